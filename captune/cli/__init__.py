@@ -1,0 +1,64 @@
+"""The command line: one small module a command, heavy imports inside the command.
+
+Data goes to stdout or `--out`, progress and messages to stderr. Exit code 0 = done, 1 = captune or the
+machine failed, 2 = the input is wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from captune.errors import CaptuneError
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="captune",
+    help="Instruction-tune vision-language captioners, and know whether they got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Call `command` and turn what it raises into one sentence on stderr and an exit code.
+
+    Args:
+        command: what to do; an integer that it returns is the exit code.
+
+    Returns:
+        0 when done, 1 when captune or the machine failed, 2 when the input is wrong, 130 after Ctrl-C.
+    """
+    try:
+        result = command()
+    except CaptuneError as error:
+        print(f"captune: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("captune: stopped by Ctrl-C; what was finished is kept.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except MemoryError:
+        print("captune: the machine ran out of memory; use a smaller batch or fewer images.", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"captune: {error.strerror}{where}; nothing half-written was left under a final name.", file=sys.stderr)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `captune` program."""
+    sys.exit(run(lambda: app(standalone_mode=True)))

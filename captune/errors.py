@@ -1,0 +1,85 @@
+"""The exception tree of captune.
+
+    CaptuneError
+    ├── InputError                what the user gave is wrong; the command line exits with code 2
+    │   ├── ConfigError           a YAML or an override that does not make a `RunConfig`
+    │   ├── DataError             annotations, manifests or images that cannot be used
+    │   ├── MetricInputError      predictions and references that cannot be scored
+    │   ├── WeightsError          a checkpoint that is broken or belongs to another model
+    │   └── MissingExtraError     an optional part of captune is not installed
+    └── ToolError                 captune or the machine failed; the command line exits with code 1
+        ├── ExternalToolError     a subprocess (Java, ...) failed or ran out of time
+        └── TrainingError         a run that cannot go on
+
+Every message says what was given, what was expected and what to do, and reads as a sentence on its own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CaptuneError",
+    "ConfigError",
+    "DataError",
+    "ExternalToolError",
+    "InputError",
+    "MetricInputError",
+    "MissingExtraError",
+    "ToolError",
+    "TrainingError",
+    "WeightsError",
+]
+
+
+class CaptuneError(Exception):
+    """Base of every error that captune raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(CaptuneError):
+    """What the user gave is wrong."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(InputError):
+    """A YAML file or a `key=value` override that does not make a valid configuration."""
+
+
+class DataError(InputError):
+    """Annotations, manifests or images that cannot be used."""
+
+
+class MetricInputError(InputError):
+    """Predictions and references that cannot be scored together."""
+
+
+class WeightsError(InputError):
+    """A checkpoint that is broken, incomplete or made for another model."""
+
+
+class MissingExtraError(InputError):
+    """An optional part of captune is not installed.
+
+    Args:
+        what: the thing that was asked for, as the subject of a sentence ("captune train").
+        extra: the name of the extra that brings it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the extra '{extra}'; install it with: pip install 'captune[{extra}]'")
+        self.extra = extra
+
+
+class ToolError(CaptuneError):
+    """captune or the machine under it failed."""
+
+
+class ExternalToolError(ToolError):
+    """A subprocess that captune calls failed or ran out of time."""
+
+
+class TrainingError(ToolError):
+    """A training run that cannot go on."""
