@@ -1,0 +1,1 @@
+"""Samples, the JSON Lines manifest, importers of caption files, and image decoding."""

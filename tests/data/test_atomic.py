@@ -1,0 +1,200 @@
+"""Files and folders that appear whole or not at all: faults are caused, not imagined."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captune.data.atomic import atomic_file, atomic_folder
+from captune.errors import InputError
+
+FULL = Path("/dev/full")  # a device of Linux on which every write fails with "no space left"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def write_half_and_raise(target: Path, fault: BaseException) -> None:
+    with atomic_file(target) as stream:
+        stream.write("half")
+        raise fault
+
+
+def fill_half_and_raise(target: Path, fault: BaseException) -> None:
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("half")
+        raise fault
+
+
+def test_a_file_appears_at_the_end_of_the_block_with_parents_made(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "a.txt"
+    with atomic_file(target) as stream:
+        stream.write("über\n")
+        assert not target.exists()
+    assert target.read_bytes() == "über\n".encode()
+    assert names(target.parent) == ["a.txt"]
+
+
+def test_bytes(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "b", "wb") as stream:
+        stream.write(b"\r\n\0")
+    assert (tmp_path / "b").read_bytes() == b"\r\n\0"
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), OSError(errno.ENOSPC, "full")]
+)
+def test_a_fault_in_the_block_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, fault: BaseException
+) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(type(fault)):
+        write_half_and_raise(target, fault)
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_names_the_final_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OSError, match="No space") as caught, atomic_file(tmp_path / "a.txt") as stream:
+        stream.write("x")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert names(tmp_path) == []
+
+
+def test_permissions_follow_the_umask_and_the_replaced_file(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "a") as stream:
+            stream.write("x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    (tmp_path / "a").chmod(0o600)
+    with atomic_file(tmp_path / "a") as stream:
+        stream.write("y")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "a")
+    with atomic_file(tmp_path / "link") as stream:
+        stream.write("x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "a").read_text() == "x"
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:
+    script = (
+        "from captune.data.atomic import atomic_file\n"
+        "with atomic_file('/dev/stdout') as stream: stream.write('through')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "through"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs the device /dev/full of Linux")
+def test_a_device_is_written_and_not_replaced() -> None:
+    with pytest.raises(OSError, match="No space"), atomic_file(FULL) as stream:
+        stream.write("x")
+    assert stat.S_ISCHR(FULL.stat().st_mode)
+
+
+def test_a_folder_in_place_of_a_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"), atomic_file(tmp_path):
+        pass
+
+
+def test_a_very_long_name_fits(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / ("x" * 250)) as stream:
+        stream.write("x")
+    assert names(tmp_path) == ["x" * 250]
+
+
+def test_a_wrong_mode_is_our_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mode"), atomic_file(tmp_path / "a", "a"):  # type: ignore[call-overload]
+        pass
+
+
+def test_a_folder_replaces_the_one_that_stood_there(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "run") as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / content).write_text(content)
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run" / "sub") == ["second"]
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_fault_while_a_folder_is_filled_leaves_the_old_one(
+    tmp_path: Path, fault: type[BaseException]
+) -> None:
+    with atomic_folder(tmp_path / "run") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(fault):
+        fill_half_and_raise(tmp_path / "run", fault())
+    assert names(tmp_path) == ["run"]
+    assert (tmp_path / "run" / "a").read_text() == "old"
+
+
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_text("old")
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if str(source).endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="No space"), atomic_folder(tmp_path / "run") as folder:
+        (folder / "a").write_text("new")
+    assert names(tmp_path) == ["run"]
+    assert (tmp_path / "run" / "a").read_text() == "old"
+
+
+def test_a_folder_is_not_put_over_a_file_or_an_existing_folder_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"), atomic_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(InputError, match="exists already"), atomic_folder(tmp_path, replace=False):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: int) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    script = (
+        "import sys, time\nfrom captune.data.atomic import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as s:\n    s.write('half'); s.flush(); print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(target)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        process.wait(timeout=20)
+    assert target.read_text() == "old"
+    left = [name for name in names(tmp_path) if name != "a.txt"]
+    assert left == [] if number == signal.SIGINT else all(name.startswith(".") for name in left)
