@@ -1,0 +1,22 @@
+"""The captioner: MiniGPT-4, its prompt layout, and its weights in and out."""
+
+from __future__ import annotations
+
+from captune.model.configuration import MiniGPT4Config
+from captune.model.minigpt4 import MiniGPT4
+from captune.model.processor import MiniGPT4Processor
+from captune.model.prompt import CONVERSATIONS, IMAGE_SLOT, Conversation, PromptLayout, TokenSequence
+from captune.model.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "CONVERSATIONS",
+    "IMAGE_SLOT",
+    "Conversation",
+    "MiniGPT4",
+    "MiniGPT4Config",
+    "MiniGPT4Processor",
+    "PromptLayout",
+    "TokenSequence",
+    "Tokenizer",
+    "load_tokenizer",
+]

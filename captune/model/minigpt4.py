@@ -1,0 +1,235 @@
+"""MiniGPT-4 on transformers' own parts.
+
+Shape letters: B rows, T tokens of a row, I images, Q tokens of an image, F width of the frozen features, D width of the
+language model, V vocabulary, S side of an image in pixels.
+
+    pixels (I, 3, S, S) ─vision tower─> ─Q-Former─> features (I, Q, F) ─projection─> image tokens (I, Q, D)
+                        '--------- frozen, deterministic --------'      trained      spliced into the text's embeddings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from captune.model.configuration import MiniGPT4Config
+from captune.model.processor import MiniGPT4Processor
+from captune.model.prompt import IMAGE_SLOT
+
+__all__ = ["MiniGPT4"]
+
+IGNORED = -100
+"""Label of a position that is no target, as everywhere in transformers."""
+
+
+class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no types here
+    """A frozen vision tower and language model, joined by one trained linear projection.
+
+    Args:
+        config: what the parts are.
+    """
+
+    config_class = MiniGPT4Config
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = ["Blip2EncoderLayer", "LlamaDecoderLayer"]
+
+    def __init__(self, config: MiniGPT4Config) -> None:
+        super().__init__(config)
+        self.vision = Blip2VisionModel._from_config(config.vision_config)
+        self.vision.post_layernorm.eps = config.vision_norm_eps
+        self.qformer: nn.Module | None = None
+        if config.qformer_config is not None:
+            self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+            self.query_tokens = nn.Parameter(torch.zeros(1, config.query_tokens, config.feature_size))
+        self.projection = nn.Linear(config.feature_size, config.text_config.hidden_size)
+        self.llm = AutoModelForCausalLM.from_config(config.text_config)
+        self.processor: MiniGPT4Processor | None = None
+        self.post_init()
+        self.freeze()
+
+    def freeze(self) -> Self:
+        """Leave the projection as the only part that is trained, every other part in eval mode for good."""
+        self.requires_grad_(False)
+        self.projection.requires_grad_(True)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the trained parts; a frozen part stays in eval mode, so that its dropout never acts."""
+        super().train(mode)
+        for part in self.children():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors of what is trained."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
+        embedding: nn.Module = self.llm.get_input_embeddings()
+        return embedding
+
+    def encode_features(self, pixel_values: Tensor) -> Tensor:
+        """Run the frozen part in front of the projection.
+
+        Args:
+            pixel_values: (I, 3, S, S) normalised pixels.
+
+        Returns:
+            (I, Q, F) features: the Q-Former's output, or neighbouring patch tokens concatenated in raster order.
+        """
+        states = self.vision(pixel_values=pixel_values).last_hidden_state
+        if self.qformer is None:
+            patches = states[:, 1:]
+            return patches.reshape(patches.shape[0], self.config.image_tokens, self.config.feature_size)
+        queries = self.query_tokens.expand(pixel_values.shape[0], -1, -1)
+        features: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Carry frozen features (I, Q, F) into the language model's space, (I, Q, D)."""
+        return F.linear(features.to(self.projection.weight.dtype), self.projection.weight, self.projection.bias)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Image tokens of pixels.
+
+        Args:
+            pixel_values: (I, 3, S, S) normalised pixels.
+
+        Returns:
+            (I, Q, D) image tokens in the language model's space.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._towers_are_trained()):
+            features = self.encode_features(pixel_values)
+        return self.project(features)
+
+    def _towers_are_trained(self) -> bool:
+        towers = [self.vision] if self.qformer is None else [self.vision, self.qformer]
+        return any(parameter.requires_grad for tower in towers for parameter in tower.parameters())
+
+    def embed(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
+        """Embeddings of rows of ids, with image tokens spliced into their slots in order.
+
+        Args:
+            input_ids: (B, T) token ids, `IMAGE_SLOT` where an image token goes.
+            image_tokens: (I, Q, D) image tokens; I * Q must be the number of slots.
+
+        Returns:
+            (B, T, D) embeddings in the language model's dtype.
+
+        Raises:
+            ValueError: slots and image tokens do not agree in number.
+        """
+        embeddings: Tensor = self.get_input_embeddings()(input_ids.clamp(min=0))
+        slots = input_ids == IMAGE_SLOT
+        given = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
+        if int(slots.sum()) != given:
+            raise ValueError(f"The rows have {int(slots.sum())} image slots, but {given} image tokens were given.")
+        if image_tokens is None:
+            return embeddings
+        return embeddings.masked_scatter(slots.unsqueeze(-1), image_tokens.to(embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Negative log-likelihood of the targets given image and instruction.
+
+        Args:
+            input_ids: (B, T) token ids, `IMAGE_SLOT` where an image token goes.
+            attention_mask: (B, T), 1 where a token is, 0 where padding is.
+            labels: (B, T) target ids, -100 at every other position.
+            pixel_values: (I, 3, S, S) images in the order of their slots, or
+            features: (I, Q, F) stored output of the frozen part for them.
+            inputs_embeds: (B, T, D) instead of `input_ids`.
+            num_items_in_batch: divisor of the loss; by default the number of targets in these rows. Give the global
+                count when several micro-batches or processes make one step.
+            kwargs: passed to the language model.
+
+        Returns:
+            Output with `loss` (None without labels) and `logits` (B, T, V).
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("Give input_ids or inputs_embeds.")
+            image_tokens = None
+            if features is not None:
+                image_tokens = self.project(features)
+            elif pixel_values is not None:
+                image_tokens = self.encode_images(pixel_values)
+            inputs_embeds = self.embed(input_ids, image_tokens)
+        output: CausalLMOutputWithPast = self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        if labels is not None:
+            targets = labels[:, 1:].reshape(-1)
+            logits = output.logits[:, :-1].reshape(-1, output.logits.shape[-1]).float()
+            total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+            count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            output.loss = total / count
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Continue left-padded prompts with transformers' own `generate`, the reference for faster paths.
+
+        Args:
+            input_ids: (B, T) prompts, `IMAGE_SLOT` where an image token goes, padded on the left.
+            attention_mask: (B, T), 1 where a token is; everything by default.
+            pixel_values: (I, 3, S, S) images in the order of their slots, or
+            features: (I, Q, F) stored output of the frozen part for them.
+            kwargs: passed to `generate` of the language model.
+
+        Returns:
+            (B, N) new ids, without the prompt.
+        """
+        if features is not None:
+            image_tokens = self.project(features)
+        else:
+            image_tokens = None if pixel_values is None else self.encode_images(pixel_values)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        new_ids: Tensor = self.llm.generate(
+            inputs_embeds=self.embed(input_ids, image_tokens), attention_mask=attention_mask, **kwargs
+        )
+        return new_ids
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:
+        """Load a model and its processor from a folder that `save_pretrained` wrote, or from the hub."""
+        model = super().from_pretrained(str(pretrained_model_name_or_path), *args, **kwargs)
+        model = model[0] if isinstance(model, tuple) else model
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        model.processor = MiniGPT4Processor.from_pretrained(pretrained_model_name_or_path, model.config, **hub)
+        loaded: Self = model.freeze().eval()
+        return loaded
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write config, weights (safetensors) and the processor's files into a folder."""
+        super().save_pretrained(str(save_directory), *args, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(Path(save_directory))
