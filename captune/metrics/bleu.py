@@ -1,0 +1,105 @@
+"""BLEU-1 to BLEU-4 as coco-caption computes them.
+
+Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation" (ACL 2002), with the reference
+length closest to the prediction's, and a tiny number in place of zero matches, so that a single caption has a score.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captune.metrics.matching import Matches
+from captune.metrics.ngrams import ORDERS
+
+__all__ = ["Bleu", "clipped_counts", "closest_lengths"]
+
+# Added to numerators and denominators, so that an image without a match has a score, and an empty one has 0.
+_TINY = 1e-15
+_SMALL = 1e-9
+
+
+class Bleu:
+    """BLEU from the statistics of each image.
+
+    The statistics are (N, 6) int64: words of the prediction, words of the closest reference, and the clipped counts
+    of the four orders. The number of n-grams of an image follows from its words.
+    """
+
+    key: ClassVar[str] = "bleu"
+    names: ClassVar[tuple[str, ...]] = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+
+    @staticmethod
+    def statistics(
+        lengths: NDArray[np.int64], closest: NDArray[np.int64], clipped: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Put together what `per_image` and `totals` read, (N, 10) int64.
+
+        Args:
+            lengths: (N,) words of each prediction.
+            closest: (N,) words of the reference closest in length.
+            clipped: (N, 4) matched n-grams of each order.
+        """
+        guesses = np.maximum(0, lengths[:, None] - np.arange(ORDERS))
+        return np.column_stack((lengths, closest, guesses, clipped))
+
+    def per_image(self, statistics: NDArray[np.int64]) -> NDArray[np.float64]:
+        """BLEU-1 to BLEU-4 of each image, (N, 4)."""
+        return _bleu(statistics)
+
+    def corpus(self, statistics: NDArray[np.int64]) -> NDArray[np.float64]:
+        """BLEU-1 to BLEU-4 of the summed statistics, (4,)."""
+        return _bleu(statistics.sum(axis=0)[None])[0]
+
+    def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
+        """BLEU of resampled sets, from (B, 10) summed statistics to (B, 4)."""
+        return _bleu(sums)
+
+
+def _bleu(statistics: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """BLEU of every row of statistics, (N, 10) to (N, 4).
+
+    Powers and exponentials go through `math`, whose last digit does not depend on the processor.
+    """
+    length, closest = statistics[:, 0], statistics[:, 1]
+    ratio = (length + _TINY) / (closest + _SMALL)
+    penalty = np.array([math.exp(1 - 1 / r) if r < 1 else 1.0 for r in ratio.tolist()])
+    scores = np.empty((len(statistics), ORDERS))
+    product = np.ones(len(statistics))
+    for order in range(ORDERS):
+        product = product * ((statistics[:, 6 + order] + _TINY) / (statistics[:, 2 + order] + _SMALL))
+        exponent = 1.0 / (order + 1)
+        scores[:, order] = [value**exponent for value in product.tolist()]
+    return scores * penalty[:, None]
+
+
+def clipped_counts(matches: Matches, images: int) -> NDArray[np.int64]:
+    """How many n-grams of each prediction stand in its references, each at most as often as in one of them.
+
+    Returns:
+        (N,) int64.
+    """
+    if not len(matches.predicted):
+        return np.zeros(images, np.int64)
+    most = np.maximum.reduceat(matches.reference_count, matches.group)
+    clipped = np.minimum(most, matches.prediction_count[matches.group])
+    return np.bincount(matches.predicted[matches.group], clipped, images).astype(np.int64)
+
+
+def closest_lengths(
+    lengths: NDArray[np.int64], reference_lengths: NDArray[np.int64], image_offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each prediction the reference length nearest to its own, the shorter of two equally near.
+
+    Args:
+        lengths: (N,) words of the predictions.
+        reference_lengths: (C,) words of the references.
+        image_offsets: (N + 1,) where each image's references begin.
+    """
+    own = np.repeat(lengths, np.diff(image_offsets))
+    # The smallest (distance, length) pair in one number.
+    rank = (np.abs(reference_lengths - own) << 32) | reference_lengths
+    return np.minimum.reduceat(rank, image_offsets[:-1]) & 0xFFFFFFFF

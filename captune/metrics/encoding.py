@@ -1,0 +1,224 @@
+"""Captions as integers: every token and every word gets a number once, and all later work is numpy.
+
+C captions, T tokens, W words. A *token* is what the tokenizer returns and what ROUGE-L compares; a *word* is what
+`str.split` makes of the tokenized caption and what BLEU and CIDEr count. The two differ only where a token holds
+white space of its own (the tokenizer's no-break space of "1 1/2") or is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captune.metrics.tokenizers import Tokenizer
+
+__all__ = ["Encoder", "Rows"]
+
+_BATCH = 2048
+_LONGEST_CACHED_CHUNK = 64
+_MOST_CACHED_CHUNKS = 1 << 20
+
+_NEEDS_CONTEXT = 0
+_NOTHING = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sequences of unequal length, one after the other in one array.
+
+    Attributes:
+        values: (T,) int32, all sequences on end.
+        offsets: (C + 1,) int64; sequence c is `values[offsets[c]:offsets[c + 1]]`.
+    """
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(C,) int64, how long each sequence is."""
+        return np.diff(self.offsets)
+
+    def take(self, places: Sequence[int]) -> Rows:
+        """The rows of these places, in their order."""
+        parts = [self.values[self.offsets[place] : self.offsets[place + 1]] for place in places]
+        return _rows(parts, [np.array([len(part) for part in parts], np.int64)])
+
+
+class _Chunks(dict[str, int]):
+    """From a white-space-delimited chunk to its code; an unseen chunk asks the encoder."""
+
+    __slots__ = ("_learn",)
+
+    def __init__(self, learn: Encoder) -> None:
+        self._learn = learn
+
+    def __missing__(self, chunk: str) -> int:
+        return self._learn.code_of_new_chunk(chunk)
+
+
+class Encoder:
+    """Turns captions into rows of token numbers, with one vocabulary for references and all predictions.
+
+    Most chunks between white space have the same tokens wherever they stand, so the tokenizer sees each such chunk
+    once and the rest is a look-up. A caption with any other chunk goes to the tokenizer whole.
+
+    Args:
+        tokenizer: what makes tokens of a caption.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._token_ids: dict[str, int] = {"": 0}
+        self._words_of_token: dict[int, tuple[int, ...]] = {0: ()}
+        self._chunks = _Chunks(self)
+        # Code k stands for the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
+        self._code_start: list[int] = [0, 0, 0]
+        self._code_tokens: list[int] = []
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many numbers have been given out so far."""
+        return len(self._token_ids)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The tokens in the order of their numbers."""
+        return list(self._token_ids)
+
+    def token_id(self, token: str) -> int:
+        """The number of a token, a new one if it has none."""
+        known = self._token_ids.get(token)
+        if known is not None:
+            return known
+        number = self._token_ids[token] = len(self._token_ids)
+        words = token.split()
+        if words != [token]:
+            self._words_of_token[number] = tuple(map(self.token_id, words))
+        return number
+
+    def code_of_new_chunk(self, chunk: str) -> int:
+        """The code of a chunk that is not in the cache; it is kept there unless it is very long."""
+        tokens = None
+        if self.tokenizer.chunk_tokens is not None and len(chunk) <= _LONGEST_CACHED_CHUNK:
+            tokens = self.tokenizer.chunk_tokens(chunk)
+        code = _NEEDS_CONTEXT if tokens is None else self._new_code(tokens)
+        if len(chunk) <= _LONGEST_CACHED_CHUNK:
+            self._chunks[chunk] = code
+        return code
+
+    def _new_code(self, tokens: Iterable[str]) -> int:
+        self._code_tokens.extend(map(self.token_id, tokens))
+        self._code_start.append(len(self._code_tokens))
+        return len(self._code_start) - 2
+
+    def encode(self, captions: Iterable[str]) -> Rows:
+        """Encode captions one by one, so that no caption's tokens depend on another's.
+
+        Args:
+            captions: C captions; consumed in batches.
+
+        Returns:
+            Token numbers; a caption without tokens is an empty row.
+        """
+        iterator = iter(captions)
+        values: list[NDArray[np.int32]] = []
+        lengths: list[NDArray[np.int64]] = []
+        while batch := list(islice(iterator, _BATCH)):
+            if self.tokenizer.chunk_tokens is None:
+                tokens, counts = self._number(map(self.tokenizer.tokenize, batch))
+            else:
+                tokens, counts = self._encode_by_chunk(batch)
+            values.append(tokens)
+            lengths.append(counts)
+        return _rows(values, lengths)
+
+    def encode_tokens(self, tokenized: Iterable[Sequence[str]]) -> Rows:
+        """Encode captions that are tokenized already, C lists of tokens."""
+        values, lengths = self._number(tokenized)
+        return _rows([values], [lengths])
+
+    def _number(self, tokenized: Iterable[Sequence[str]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        numbers: list[int] = []
+        lengths: list[int] = []
+        for tokens in tokenized:
+            # One empty token is how str.split shows an empty caption.
+            kept = () if list(tokens) == [""] else tokens
+            numbers.extend(map(self.token_id, kept))
+            lengths.append(len(kept))
+        return np.array(numbers, np.int32), np.array(lengths, np.int64)
+
+    def _encode_by_chunk(self, batch: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        separator = self.tokenizer.separator
+        split = [caption.split(separator) for caption in batch]
+        chunk_counts = np.fromiter(map(len, split), np.int64, len(split))
+        total = int(chunk_counts.sum())
+        codes = np.fromiter(map(self._chunks.__getitem__, chain.from_iterable(split)), np.int64, total)
+        chunk_offsets = np.zeros(len(batch) + 1, np.int64)
+        np.cumsum(chunk_counts, out=chunk_offsets[1:])
+        kept_codes, kept_tokens = len(self._code_start), len(self._code_tokens)
+        in_context = np.flatnonzero(codes == _NEEDS_CONTEXT)
+        if len(in_context):
+            # The tokens of the whole caption stand in its first chunk, and nothing in the others.
+            for caption in np.unique(np.searchsorted(chunk_offsets, in_context, side="right") - 1).tolist():
+                first, end = chunk_offsets[caption], chunk_offsets[caption + 1]
+                codes[first:end] = _NOTHING
+                codes[first] = self._new_code(self.tokenizer.tokenize(batch[caption]))
+        starts = np.array(self._code_start, np.int64)
+        tokens, counts = _expand(codes, starts, np.array(self._code_tokens, np.int32))
+        del self._code_start[kept_codes:], self._code_tokens[kept_tokens:]
+        if len(self._chunks) > _MOST_CACHED_CHUNKS:
+            self._forget()
+        token_offsets = np.zeros(total + 1, np.int64)
+        np.cumsum(counts, out=token_offsets[1:])
+        return tokens, np.diff(token_offsets[chunk_offsets])
+
+    def _forget(self) -> None:
+        """Empty the cache, so that a stream of ever new chunks does not fill the memory."""
+        self._chunks = _Chunks(self)
+        self._code_start = [0, 0, 0]
+        self._code_tokens = []
+
+    def words(self, tokens: Rows) -> Rows:
+        """The words of encoded captions: the same rows, unless some token is not exactly one word."""
+        special = np.zeros(self.vocabulary_size, np.bool_)
+        special[list(self._words_of_token)] = True
+        hits = np.flatnonzero(special[tokens.values])
+        if not len(hits):
+            return tokens
+        word_lists = [self._words_of_token[token] for token in tokens.values[hits].tolist()]
+        counts = np.ones(len(tokens.values), np.int64)
+        counts[hits] = np.fromiter(map(len, word_lists), np.int64, len(hits))
+        ends = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=ends[1:])
+        words = np.repeat(tokens.values, counts)
+        for hit, word_list in zip(hits.tolist(), word_lists, strict=True):
+            words[ends[hit] : ends[hit + 1]] = word_list
+        return Rows(words, ends[tokens.offsets])
+
+
+def _expand(
+    codes: NDArray[np.int64], starts: NDArray[np.int64], table: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Replace each code by its tokens; also returns how many tokens each code had."""
+    begin = starts[codes]
+    counts = starts[codes + 1] - begin
+    if counts.max(initial=0) <= 1:
+        return table[begin[counts == 1]], counts
+    ends = np.cumsum(counts)
+    within = np.arange(int(ends[-1])) - np.repeat(ends - counts, counts)
+    return table[np.repeat(begin, counts) + within], counts
+
+
+def _rows(values: list[NDArray[np.int32]], lengths: list[NDArray[np.int64]]) -> Rows:
+    counts = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return Rows(np.concatenate(values) if values else np.zeros(0, np.int32), offsets)

@@ -1,0 +1,188 @@
+"""Document frequencies: in how many images' references an n-gram stands, and the weight that follows for CIDEr."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captune.errors import MetricInputError
+from captune.metrics.encoding import Encoder
+from captune.metrics.ngrams import ORDERS, NgramCounts, count_ngrams, find_sorted
+from captune.metrics.tokenizers import tokenizer
+
+__all__ = ["DocumentFrequencies", "NgramTable", "image_counts"]
+
+_FORMAT = "captune document frequencies 1"
+
+
+@dataclass(frozen=True, slots=True)
+class NgramTable:
+    """The distinct n-grams of a corpus, numbered per order.
+
+    Attributes:
+        keys: for each order the keys of `NgramCounts`, (G,) int64 ascending.
+        vocabulary: the base of the keys; words at or above it are unknown.
+    """
+
+    keys: tuple[NDArray[np.int64], ...]
+    vocabulary: int
+
+    def locate(
+        self,
+        counts: NgramCounts,
+        order: int,
+        base: int,
+        previous: NDArray[np.int32],
+        words: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        """Number another corpus's n-grams by this table.
+
+        Args:
+            counts: the other corpus's n-grams of this order.
+            order: 1 to 4.
+            base: the base of the other corpus's keys.
+            previous: what this method returned for the order before; ignored for order 1.
+            words: (base,) int32, from the other corpus's words to this table's, -1 for unknown ones; None where
+                both have the same encoder.
+
+        Returns:
+            (G,) int32, the number of each of `counts.keys` here, -1 if it is unknown.
+        """
+        last = counts.keys % base
+        if words is not None:
+            last = words[last].astype(np.int64)
+        known = (last >= 0) & (last < self.vocabulary)
+        wanted = last
+        if order > 1:
+            start = previous[counts.keys // base].astype(np.int64)
+            known &= start >= 0
+            wanted = start * self.vocabulary + last
+        found = np.full(len(wanted), -1, np.int32)
+        found[known] = find_sorted(self.keys[order - 1], wanted[known])
+        return found
+
+
+def image_counts(counts: NgramCounts, image_of: NDArray[np.int32]) -> NDArray[np.int32]:
+    """In how many images each n-gram stands.
+
+    Args:
+        counts: the n-grams of all references.
+        image_of: (C,) int32 ascending, the image of each reference.
+
+    Returns:
+        (G,) int32.
+    """
+    image = image_of[counts.caption]
+    first = np.ones(len(image), np.bool_)
+    first[1:] = (image[1:] != image[:-1]) | (counts.gram[1:] != counts.gram[:-1])
+    return np.bincount(counts.gram[first], minlength=len(counts.keys)).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentFrequencies:
+    """How many images of some corpus have an n-gram among their references.
+
+    CIDEr weighs n-grams by these. Kept in a file they make scores of small or different sets comparable, and give
+    a single image a CIDEr.
+
+    Attributes:
+        source: the corpus's name, which the signature shows.
+        tokenizer: the tokenizer's name in signatures.
+        images: how many images the corpus has.
+        words: the vocabulary.
+        table: the n-grams over that vocabulary.
+        counts: for each order (G,) int32.
+    """
+
+    source: str
+    tokenizer: str
+    images: int
+    words: tuple[str, ...]
+    table: NgramTable
+    counts: tuple[NDArray[np.int32], ...]
+
+    @classmethod
+    def from_references(
+        cls, references: Mapping[Any, Sequence[str]], source: str, tokenize: str = "ptb"
+    ) -> DocumentFrequencies:
+        """Count the references of a corpus.
+
+        Args:
+            references: the reference captions of each image.
+            source: the corpus's name, for signatures: letters, digits and `-_.`.
+            tokenize: as in `score_captions`.
+
+        Raises:
+            MetricInputError: the name cannot stand in a signature, or there is nothing to count.
+        """
+        if not source or not all(c.isalnum() or c in "-_." for c in source):
+            raise MetricInputError(
+                f"document frequencies need a name of letters, digits, '-', '_' and '.', and {source!r} is none"
+            )
+        chosen = tokenizer(tokenize)
+        encoder = Encoder(chosen)
+        words = encoder.words(encoder.encode(caption for captions in references.values() for caption in captions))
+        if not len(words.values):
+            raise MetricInputError(f"the references of {source!r} hold no words, so nothing can be counted")
+        captions_per_image = [len(captions) for captions in references.values()]
+        image_of = np.repeat(np.arange(len(references), dtype=np.int32), captions_per_image)
+        base = encoder.vocabulary_size
+        keys, counts = [], []
+        for order in count_ngrams(words, base):
+            keys.append(order.keys)
+            counts.append(image_counts(order, image_of))
+        return cls(
+            source,
+            chosen.name,
+            len(references),
+            tuple(encoder.vocabulary),
+            NgramTable(tuple(keys), base),
+            tuple(counts),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to a file that `load` reads: a compressed numpy archive without pickled objects."""
+        text = "\n".join((_FORMAT, self.source, self.tokenizer, str(self.images), *self.words))
+        arrays: dict[str, NDArray[Any]] = {"text": np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)}
+        for order in range(ORDERS):
+            arrays[f"keys{order + 1}"] = self.table.keys[order]
+            arrays[f"counts{order + 1}"] = self.counts[order]
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        Path(path).write_bytes(buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> DocumentFrequencies:
+        """Read what `save` wrote.
+
+        Raises:
+            MetricInputError: the file is not there or is something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                lines = archive["text"].tobytes().decode("utf-8", "surrogatepass").split("\n")
+                keys = tuple(archive[f"keys{order + 1}"] for order in range(ORDERS))
+                counts = tuple(archive[f"counts{order + 1}"] for order in range(ORDERS))
+            header, source, tokenizer_name, images = lines[:4]
+            if header != _FORMAT:
+                raise ValueError(header)
+            words = tuple(lines[4:])
+            return cls(source, tokenizer_name, int(images), words, NgramTable(keys, len(words)), counts)
+        except FileNotFoundError as error:
+            raise MetricInputError(f"there is no file {str(path)!r} with document frequencies") from error
+        except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+            raise MetricInputError(
+                f"{str(path)!r} holds no document frequencies; write such a file with DocumentFrequencies.save"
+            ) from error
+
+    def words_of(self, vocabulary: Iterable[str]) -> NDArray[np.int32]:
+        """(V,) int32, the number here of each word of an encoder's vocabulary, -1 for unknown ones."""
+        number = {word: index for index, word in enumerate(self.words)}
+        return np.array([number.get(word, -1) for word in vocabulary], np.int32)
