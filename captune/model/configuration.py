@@ -32,9 +32,9 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         "text_config": AutoConfig,
     }
 
-    vision_config: dict[str, Any] | PretrainedConfig | None = None
-    qformer_config: dict[str, Any] | PretrainedConfig | None = None
-    text_config: dict[str, Any] | PretrainedConfig | None = None
+    vision_config: Any = None
+    qformer_config: Any = None
+    text_config: Any = None
     query_tokens: int = 32
     patches_per_token: int = 4
     conversation: str = "vicuna-v0"
@@ -61,12 +61,12 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         """Q, how many tokens of the language model an image takes."""
         if self.qformer_config is not None:
             return self.query_tokens
-        side = self.vision_config.image_size // self.vision_config.patch_size  # type: ignore[union-attr]
+        side = self.vision_config.image_size // self.vision_config.patch_size
         return int(side * side // self.patches_per_token)
 
     @property
     def feature_size(self) -> int:
         """F, width of the frozen features that the projection reads."""
         if self.qformer_config is not None:
-            return int(self.qformer_config.hidden_size)  # type: ignore[union-attr]
-        return int(self.vision_config.hidden_size * self.patches_per_token)  # type: ignore[union-attr]
+            return int(self.qformer_config.hidden_size)
+        return int(self.vision_config.hidden_size * self.patches_per_token)

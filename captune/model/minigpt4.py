@@ -90,10 +90,11 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         """
         states = self.vision(pixel_values=pixel_values).last_hidden_state
         if self.qformer is None:
-            patches = states[:, 1:]
-            return patches.reshape(patches.shape[0], self.config.image_tokens, self.config.feature_size)
-        queries = self.query_tokens.expand(pixel_values.shape[0], -1, -1)
-        features: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
+            # The class token is dropped; what is left is grouped as it lies in memory, a row fragment a token.
+            features: Tensor = states[:, 1:].reshape(len(states), self.config.image_tokens, self.config.feature_size)
+            return features
+        queries = self.query_tokens.expand(len(states), -1, -1)
+        features = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
         return features
 
     def project(self, features: Tensor) -> Tensor:
@@ -112,6 +113,11 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._towers_are_trained()):
             features = self.encode_features(pixel_values)
         return self.project(features)
+
+    def _image_tokens(self, pixel_values: Tensor | None, features: Tensor | None) -> Tensor | None:
+        if features is not None:
+            return self.project(features)
+        return None if pixel_values is None else self.encode_images(pixel_values)
 
     def _towers_are_trained(self) -> bool:
         towers = [self.vision] if self.qformer is None else [self.vision, self.qformer]
@@ -170,12 +176,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
-            image_tokens = None
-            if features is not None:
-                image_tokens = self.project(features)
-            elif pixel_values is not None:
-                image_tokens = self.encode_images(pixel_values)
-            inputs_embeds = self.embed(input_ids, image_tokens)
+            inputs_embeds = self.embed(input_ids, self._image_tokens(pixel_values, features))
         output: CausalLMOutputWithPast = self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if labels is not None:
             targets = labels[:, 1:].reshape(-1)
@@ -207,10 +208,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         Returns:
             (B, N) new ids, without the prompt.
         """
-        if features is not None:
-            image_tokens = self.project(features)
-        else:
-            image_tokens = None if pixel_values is None else self.encode_images(pixel_values)
+        image_tokens = self._image_tokens(pixel_values, features)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         new_ids: Tensor = self.llm.generate(

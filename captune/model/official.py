@@ -115,11 +115,11 @@ def load_official(
     parts = _qformer_parts(config, qformer, qformer_heads) if qformer is not None else None
     with torch.device("meta"):
         model = MiniGPT4(config)
-    grid = config.vision_config.image_size // config.vision_config.patch_size  # type: ignore[union-attr,operator]
-    depth = config.vision_config.num_hidden_layers  # type: ignore[union-attr]
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    depth = config.vision_config.num_hidden_layers
     vision_state = map_vision(tower, depth=depth, grid=grid, file=str(vision))
     # Without BLIP-2's file the original leaves this LayerNorm as it was made.
-    width = config.vision_config.hidden_size  # type: ignore[union-attr]
+    width = config.vision_config.hidden_size
     norm = {"weight": torch.ones(width), "bias": torch.zeros(width)}
     if parts is not None:
         norm, qformer_state, queries = parts
@@ -132,7 +132,8 @@ def load_official(
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint, lora_alpha)
     model.processor = MiniGPT4Processor(load_tokenizer(llm), config)
-    return model.freeze().eval()
+    model.freeze().eval()
+    return model
 
 
 def _is_zip(path: str | Path) -> bool:

@@ -1,8 +1,8 @@
 """Which tensor of the original files is which tensor here.
 
 Every key of a file is either mapped, or on the short list of keys that the original code ignores as well; any other
-key is an error. Sources: the original `eva_vit.py`, `Qformer.py` and `mini_gpt4.py`, and transformers' `Blip2VisionModel`
-and `Blip2QFormerModel`, whose parts these are.
+key is an error. Sources: the original `eva_vit.py`, `Qformer.py` and `mini_gpt4.py`, and transformers'
+`Blip2VisionModel` and `Blip2QFormerModel`, whose parts these are.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class MiniGPT4Processor:
 
     def __init__(self, tokenizer: Tokenizer, config: MiniGPT4Config) -> None:
         self.tokenizer = tokenizer
-        self.image_size = int(config.vision_config.image_size)  # type: ignore[union-attr,arg-type]
+        self.image_size = int(config.vision_config.image_size)
         self.layout = PromptLayout(
             tokenizer,
             config.conversation,
