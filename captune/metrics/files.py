@@ -1,0 +1,257 @@
+"""References and predictions from the files that people have, each defect told in one sentence with its place.
+
+Understood without being told which it is, plain or gzip-compressed, `-` for standard input:
+
+- coco-caption annotations `{"images": [...], "annotations": [{"image_id": 1, "caption": "..."}]}`
+- coco-caption results `[{"image_id": 1, "caption": "..."}]`
+- Karpathy's JSON `{"images": [{"filename": ..., "split": ..., "sentences": [{"raw": "..."}]}]}`
+- the captune manifest and any JSON Lines with an id and a caption or captions
+- a plain object `{"1": "..."}` or `{"1": ["...", "..."]}`
+
+Ids are text: 1 and "1" are the same image, "001" is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from captune.errors import MetricInputError
+from captune.metrics.jsontext import parse_json, read_text
+
+__all__ = ["Predictions", "References", "read_predictions", "read_references"]
+
+ID_KEYS = ("image_id", "id", "image", "file_name", "filename")
+REFERENCE_KEYS = ("captions", "references", "refs", "caption", "reference", "text")
+PREDICTION_KEYS = ("caption", "prediction", "text", "captions", "output")
+SWAPPED = "perhaps --references and --predictions are swapped"
+
+
+@dataclass(frozen=True)
+class References:
+    """What people wrote of each image.
+
+    Args:
+        captions: image id to its references; an image that a file lists without a caption has none.
+        images: image id to the path of its picture, where the file names one.
+        splits: how many images of each split the file holds, before `--split`.
+        source: name of the file.
+    """
+
+    captions: dict[str, list[str]]
+    images: dict[str, Path] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model wrote of each image.
+
+    Args:
+        captions: image id to its caption.
+        finished: image id to whether generation ended at the stop symbol, where the file tells.
+        repeated: ids that stand in the file more than once, with the same caption each time.
+        source: name of the file.
+    """
+
+    captions: dict[str, str]
+    finished: dict[str, bool] = field(default_factory=dict)
+    repeated: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One entry of a file: where it stands ("line 7", "entry 12"), its id and its fields."""
+
+    place: str
+    image: str
+    fields: dict[str, Any]
+    captions: object
+    split: str | None = None
+
+
+def read_references(path: str | PathLike[str], split: str | None = None) -> References:
+    """Read the references of a set of images.
+
+    Args:
+        path: the file, or `-` for standard input.
+        split: keep the images of this split only ("test"); the file has to tell splits.
+
+    Raises:
+        MetricInputError: the file cannot be used; the sentence names file and place.
+    """
+    name = str(path)
+    captions: dict[str, list[str]] = {}
+    images: dict[str, Path] = {}
+    splits: dict[str, int] = {}
+    grouped: set[str] = set()
+    for row in _rows(name, REFERENCE_KEYS):
+        if row.split is not None and row.image not in captions:
+            splits[row.split] = splits.get(row.split, 0) + 1
+        if split is not None and row.split is not None and row.split != split:
+            continue
+        if isinstance(row.captions, str):
+            captions.setdefault(row.image, []).append(row.captions)
+        else:
+            if row.image in grouped:
+                raise MetricInputError(f"{name}, {row.place}: image '{row.image}' stands in the file twice.")
+            grouped.add(row.image)
+            captions.setdefault(row.image, []).extend(_texts(row.captions, name, row))
+        if isinstance(picture := row.fields.get("image"), str):
+            images[row.image] = Path(name).parent / picture
+    _check_split(name, split, splits)
+    if not any(captions.values()):
+        raise MetricInputError(f"{name} holds no references; expected captions for at least one image.")
+    return References(captions, images, splits, name)
+
+
+def read_predictions(path: str | PathLike[str]) -> Predictions:
+    """Read one caption for each image.
+
+    Args:
+        path: the file, or `-` for standard input.
+
+    Raises:
+        MetricInputError: the file cannot be used; the sentence names file and place.
+    """
+    name = str(path)
+    captions: dict[str, str] = {}
+    finished: dict[str, bool] = {}
+    repeated: list[str] = []
+    for row in _rows(name, PREDICTION_KEYS):
+        texts = [row.captions] if isinstance(row.captions, str) else _texts(row.captions, name, row)
+        if len(texts) != 1:
+            raise MetricInputError(
+                f"{name}, {row.place}: image '{row.image}' has {len(texts)} captions where one prediction is expected; "
+                f"{SWAPPED}."
+            )
+        if row.image not in captions:
+            captions[row.image] = texts[0]
+        elif captions[row.image] == texts[0]:
+            repeated.append(row.image)
+        else:
+            raise MetricInputError(
+                f"{name}, {row.place}: image '{row.image}' has a second, different caption; keep one prediction an "
+                f"image, or {SWAPPED}."
+            )
+        if isinstance(reason := row.fields.get("finish_reason"), str):
+            finished[row.image] = reason != "length"
+    if not captions:
+        raise MetricInputError(f"{name} holds no predictions; expected one caption for each image.")
+    return Predictions(captions, finished, tuple(repeated), name)
+
+
+def _check_split(name: str, split: str | None, splits: dict[str, int]) -> None:
+    if split is None or splits.get(split):
+        return
+    if splits:
+        known = ", ".join(f"{key} ({count})" for key, count in splits.items())
+        raise MetricInputError(f"{name} has no image in the split '{split}'; its splits are {known}.")
+    raise MetricInputError(f"{name} does not tell splits, so '--split {split}' cannot be chosen; leave it out.")
+
+
+def _rows(name: str, keys: tuple[str, ...]) -> Iterator[_Row]:
+    """The entries of a file of any of the formats."""
+    document = parse_json(read_text(name), name)
+    if document.lines:
+        for number, entry in document.lines:
+            yield _row(name, f"line {number}", entry, keys)
+    elif isinstance(document.value, list):
+        for number, entry in enumerate(document.value, 1):
+            yield _row(name, f"entry {number}", entry, keys)
+    elif isinstance(document.value, dict):
+        yield from _rows_of_object(name, document.value, keys)
+    else:
+        raise MetricInputError(f"{name} holds a single {_kind(document.value)}; expected captions of images.")
+
+
+def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> Iterator[_Row]:
+    if isinstance(annotations := value.get("annotations"), list):
+        if keys is PREDICTION_KEYS:
+            raise MetricInputError(
+                f"{name} is an annotation file, which holds references; {SWAPPED}, or give a list of "
+                '{"image_id": ..., "caption": ...}.'
+            )
+        for number, entry in enumerate(_list(value.get("images", []), name, "images"), 1):
+            if isinstance(entry, dict) and "id" in entry:
+                yield _Row(f"image {number}", _image_id(entry["id"], name, f"image {number}"), {}, [])
+        for number, entry in enumerate(annotations, 1):
+            row = _row(name, f"annotation {number}", entry, ("caption",))
+            yield _Row(row.place, row.image, {}, _text(row.captions, name, row))
+    elif isinstance(pictures := value.get("images"), list):
+        for number, entry in enumerate(pictures, 1):
+            yield _karpathy_row(name, f"image {number}", entry)
+    elif any(key in value for key in ID_KEYS) and any(key in value for key in keys):
+        yield _row(name, "line 1", value, keys)
+    else:
+        for key, captions in value.items():
+            yield _Row(f"key '{key}'", key, {}, captions)
+
+
+def _karpathy_row(name: str, place: str, entry: object) -> _Row:
+    if not isinstance(entry, dict) or not isinstance(sentences := entry.get("sentences"), list):
+        raise MetricInputError(
+            f'{name}, {place}: has no "sentences"; a file with "images" needs "annotations" or sentences.'
+        )
+    picture = entry.get("filename")
+    image = entry.get("cocoid", PurePosixPath(picture).stem if isinstance(picture, str) else entry.get("imgid"))
+    captions = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
+    split = entry.get("split")
+    return _Row(place, _image_id(image, name, place), {}, captions, split if isinstance(split, str) else None)
+
+
+def _row(name: str, place: str, entry: object, keys: tuple[str, ...]) -> _Row:
+    if not isinstance(entry, dict):
+        raise MetricInputError(f"{name}, {place}: holds a {_kind(entry)} where an object with an id and a caption is.")
+    id_key = next((key for key in ID_KEYS if key in entry), None)
+    if id_key is None:
+        raise MetricInputError(f'{name}, {place}: has no image id; expected "image_id" or "id"{_found(entry)}.')
+    caption_key = next((key for key in keys if key in entry), None)
+    if caption_key is None:
+        raise MetricInputError(f'{name}, {place}: has no caption; expected "{keys[0]}"{_found(entry)}.')
+    split = entry.get("split")
+    image = _image_id(entry[id_key], name, place)
+    return _Row(place, image, entry, entry[caption_key], split if isinstance(split, str) else None)
+
+
+def _image_id(value: object, name: str, place: str) -> str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise MetricInputError(f"{name}, {place}: the image id is {_kind(value)}; expected text or a whole number.")
+
+
+def _texts(value: object, name: str, row: _Row) -> list[str]:
+    if not isinstance(value, list):
+        return [_text(value, name, row)]
+    return [_text(entry, name, row) for entry in value]
+
+
+def _text(value: object, name: str, row: _Row) -> str:
+    if isinstance(value, str):
+        return value
+    raise MetricInputError(f"{name}, {row.place}: the caption of image '{row.image}' is {_kind(value)}; expected text.")
+
+
+def _list(value: object, name: str, key: str) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    raise MetricInputError(f'{name}: "{key}" is {_kind(value)}; expected a list.')
+
+
+def _found(entry: dict[str, Any]) -> str:
+    keys = ", ".join(f'"{key}"' for key in list(entry)[:6])
+    return f", found {keys}" if keys else ", found nothing"
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)

@@ -1,0 +1,149 @@
+"""JSON and JSON Lines from a file, with every way such a file can be broken told in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captune.errors import MetricInputError
+
+__all__ = ["Document", "parse_json", "read_text"]
+
+GZIP_MAGIC = b"\x1f\x8b"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a file says.
+
+    Args:
+        value: the value of a JSON file.
+        lines: line number and value of each line of a JSON Lines file; empty for JSON.
+    """
+
+    value: Any = None
+    lines: list[tuple[int, Any]] = field(default_factory=list)
+
+
+class _DuplicateKeyError(ValueError):
+    """An object that has a key twice; JSON readers would silently keep the last."""
+
+
+def read_text(name: str) -> str:
+    """The text of a file, decompressed where it is gzip, without a byte order mark.
+
+    Args:
+        name: path, or `-` for standard input.
+
+    Raises:
+        MetricInputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except FileNotFoundError:
+        raise MetricInputError(f"There is no file '{name}'.") from None
+    except IsADirectoryError:
+        raise MetricInputError(f"'{name}' is a folder; expected a file with captions.") from None
+    except (OSError, ValueError) as error:
+        raise MetricInputError(f"'{name}' cannot be read ({error}).") from None
+    if raw.startswith(GZIP_MAGIC):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise MetricInputError(f"{name} is not a whole gzip file ({error}); copy it again.") from None
+    if raw.startswith(UTF16_MARKS):
+        raise MetricInputError(f"{name} is UTF-16 text; save it as UTF-8.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise MetricInputError(
+            f"{name}, line {line}: is not UTF-8 text (byte 0x{raw[error.start]:02X}); save the file as UTF-8."
+        ) from None
+
+
+def parse_json(text: str, name: str) -> Document:
+    """Parse a file that holds JSON or JSON Lines, whichever it is.
+
+    Args:
+        text: the whole file.
+        name: what to call the file in messages.
+
+    Raises:
+        MetricInputError: it is empty, cut off, or not JSON; a key stands twice in an object.
+    """
+    if not text.strip():
+        raise MetricInputError(f"{name} is empty; expected captions as JSON or JSON Lines.")
+    if Path(name).name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        return Document(lines=_lines(text, name))
+    try:
+        return Document(value=_loads(text))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return Document(lines=_lines(text, name))
+        raise _complaint(error, text, name) from None
+    except (RecursionError, ValueError) as error:
+        raise _complaint(error, text, name) from None
+
+
+def _lines(text: str, name: str) -> list[tuple[int, Any]]:
+    """JSON Lines; blank lines are skipped, `\\r\\n` is a line end, U+2028 is not."""
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            lines.append((number, _loads(line)))
+        except (RecursionError, ValueError) as error:
+            raise _complaint(error, line, name, number) from None
+    return lines
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return entry
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _complaint(error: Exception, text: str, name: str, line: int | None = None) -> MetricInputError:
+    """The sentence for a text that is no JSON; `line` is set where `text` is that one line of a file."""
+    if isinstance(error, _DuplicateKeyError):
+        key = str(error)
+        return MetricInputError(
+            f"{name}, line {line or _line_of_second(key, text)}: the key '{key}' stands twice in one object; keep one."
+        )
+    if isinstance(error, RecursionError):
+        return MetricInputError(f"{name} is nested too deeply to be captions.")
+    if not isinstance(error, json.JSONDecodeError):  # a number of thousands of digits
+        return MetricInputError(f"{name} holds something that is no caption ({error}).")
+    place = f"line {line or error.lineno}, column {error.colno}"
+    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+        return MetricInputError(f"{name} ends in the middle of an entry ({place}); it was cut off, write it again.")
+    if error.msg.startswith("Invalid control character"):
+        code = f"U+{ord(text[error.pos]):04X}"
+        return MetricInputError(f"{name}, {place}: a raw control character {code} stands in text; escape or drop it.")
+    return MetricInputError(f"{name}, {place}: is not JSON ({error.msg}).")
+
+
+def _line_of_second(key: str, text: str) -> int:
+    pattern = re.compile(
+        re.escape(json.dumps(key)) + r"\s*:|" + re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:"
+    )
+    places = [match.start() for match in pattern.finditer(text)]
+    return text.count("\n", 0, places[1] if len(places) > 1 else 0) + 1
