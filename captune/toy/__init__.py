@@ -1,0 +1,17 @@
+"""The embedded default: drawn scenes laid out as Flickr30k, and a tiny pretrained MiniGPT-4 that can look at them.
+
+scenes.py      what is in a scene: typed records sampled from a seed
+pen.py         an outlined pen in hundredths of the picture's width
+people.py      men, women, boys and girls in action
+figures.py     animals, vehicles, houses, trees, sun, moon and clouds
+drawing.py     the picture of a scene
+captions.py    five captions of a scene, and the terse notes of pretraining
+agreement.py   whether a caption names the right things
+flickr30k.py   all of it in the exact layout of Flickr30k
+"""
+
+from __future__ import annotations
+
+from captune.toy.flickr30k import Flickr30kFolder, ToyRow, plan_rows, write_flickr30k
+
+__all__ = ["Flickr30kFolder", "ToyRow", "plan_rows", "write_flickr30k"]
