@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,15 @@ from torch import Tensor
 from captune.errors import WeightsError
 from captune.model.minigpt4 import MiniGPT4
 
-__all__ = ["CheckpointRecord", "fingerprint", "load_trained", "read_record", "save_trained", "trained_state"]
+__all__ = [
+    "CheckpointRecord",
+    "fingerprint",
+    "frozen_fingerprint",
+    "load_trained",
+    "read_record",
+    "save_trained",
+    "trained_state",
+]
 
 FORMAT = 1
 SAMPLED = 64
@@ -56,6 +64,10 @@ class CheckpointRecord:
     seed: int
     captune: str
     format: int = FORMAT
+
+    def at(self, epoch: int, step: int) -> CheckpointRecord:
+        """The same record at another point of the run."""
+        return replace(self, epoch=epoch, step=step)
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

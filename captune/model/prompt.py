@@ -109,6 +109,7 @@ class PromptLayout:
         self.conversation = conversation
         self.image_tokens = image_tokens
         self.max_target_tokens = max_target_tokens
+        self._prompts: dict[str, TokenSequence] = {}
         # As it comes out behind a word: "###" has another id there than at the start of a text.
         word = tokenizer.encode("a")
         self.stop_ids: tuple[int, ...] = tuple(tokenizer.encode("a" + conversation.stop_symbol)[len(word) :])
@@ -133,8 +134,10 @@ class PromptLayout:
 
     def prompt(self, instruction: str) -> TokenSequence:
         """What generation starts from: `instruction` asked of one image."""
-        ids = self.text_ids(self.conversation.wrap(instruction))
-        return TokenSequence(ids, prompt_length=len(ids))
+        if instruction not in self._prompts:
+            ids = self.text_ids(self.conversation.wrap(instruction))
+            self._prompts[instruction] = TokenSequence(ids, prompt_length=len(ids))
+        return self._prompts[instruction]
 
     def target_ids(self, caption: str) -> tuple[tuple[int, ...], bool]:
         """Ids of a caption and its stop symbol, and whether the caption had to be cut."""

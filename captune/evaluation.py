@@ -1,0 +1,157 @@
+"""Captions and scores of any number of checkpoints, with one load of the model.
+
+The language model and the images' features stay where they are; from one checkpoint to the next only the trained
+tensors are swapped. Every checkpoint captions the same images, and the references are prepared once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from captune.config import RunConfig
+from captune.data.atomic import atomic_file
+from captune.data.manifest import resolve_image
+from captune.decoding import Caption, DecodingOptions, generate_captions
+from captune.metrics import Scorer, Scores
+from captune.model import MiniGPT4
+from captune.protocols import EvaluationSet
+from captune.report.record import CheckpointScores, RunScores, write_scores
+
+__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options"]
+
+PRETRAINED = "pretrained"
+
+
+def checkpoint_name(epoch: int | None) -> str:
+    """What a checkpoint is called in tables: `pretrained`, `epoch0`, `epoch1`, ..."""
+    return PRETRAINED if epoch is None else f"epoch{epoch}"
+
+
+def decoding_options(config: RunConfig) -> DecodingOptions:
+    """How a run decodes."""
+    return DecodingOptions(
+        max_new_tokens=config.evaluate.max_new_tokens,
+        beams=config.evaluate.beams,
+        length_penalty=config.evaluate.length_penalty,
+        repetition_penalty=config.evaluate.repetition_penalty,
+        batch_size=config.evaluate.batch_size,
+    )
+
+
+class Evaluation:
+    """One set of images on which any number of checkpoints is captioned and scored.
+
+    Args:
+        config: of the run; its output folder receives captions and scores.
+        chosen: the images and their references.
+
+    Attributes:
+        rows: what was scored so far, in order.
+    """
+
+    def __init__(self, config: RunConfig, chosen: EvaluationSet) -> None:
+        self.chosen = chosen
+        self.rows: list[CheckpointScores] = []
+        self._config = config
+        self._options = decoding_options(config)
+        self._scores: list[Scores] = []
+        self._scorer = Scorer(
+            chosen.references,
+            data=chosen.name,
+            split=chosen.split,
+            prompt=config.model.instruction,
+            decoding=str(self._options),
+            protocol=chosen.protocol,
+            leak=chosen.leak is not None,
+        )
+
+    @property
+    def output(self) -> Path:
+        """Folder of the run."""
+        return self._config.output
+
+    @property
+    def image_files(self) -> list[Path]:
+        """The image files, in the set's order."""
+        manifest = self.chosen.manifest
+        return [resolve_image(manifest, image.image) for image in self.chosen.images]
+
+    def caption(
+        self, model: MiniGPT4, features: Tensor, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Caption]:
+        """Caption N images from their features, as the run's configuration says."""
+        instruction = self._config.model.instruction
+        return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
+
+    def add(self, epoch: int | None, captions: Sequence[Caption]) -> CheckpointScores:
+        """Score one checkpoint's captions and write them into the run.
+
+        Args:
+            epoch: which epoch ended with this checkpoint, or None for the pretrained model.
+            captions: one for each image, in the set's order.
+
+        Returns:
+            The row that `scores.json` now ends with.
+        """
+        texts = {
+            image.id: self.chosen.reply(caption.text)
+            for image, caption in zip(self.chosen.images, captions, strict=True)
+        }
+        scores = self._scorer.score(texts)
+        row = CheckpointScores(
+            name=checkpoint_name(epoch),
+            epoch=epoch,
+            signature=scores.signature,
+            leak=self.chosen.leak,
+            corpus=scores.corpus,
+            per_image={str(image): values for image, values in scores.per_image.items()},
+            captions=texts,
+        )
+        self.rows.append(row)
+        self._scores.append(scores)
+        self._write(row)
+        return row
+
+    def _write(self, row: CheckpointScores) -> None:
+        folder = self.output
+        results = [{"image_id": image, "caption": text} for image, text in row.captions.items()]
+        _write_json(folder / "captions" / f"{self.chosen.name}-{row.name}.json", results)
+        if len(self.rows) == 1:
+            _write_json(folder / "captions" / f"{self.chosen.name}-references.json", self._annotations())
+        write_scores(self.run_scores(), folder)
+
+    def run_scores(self) -> RunScores:
+        """All rows so far, as `scores.json` holds them."""
+        return RunScores(
+            data=self.chosen.name,
+            split=self.chosen.split,
+            protocol=self.chosen.protocol,
+            images=len(self.chosen.images),
+            references={image: tuple(captions) for image, captions in self.chosen.references.items()},
+            checkpoints=tuple(self.rows),
+        )
+
+    def _annotations(self) -> dict[str, Any]:
+        """The references as coco-caption reads them, so that its own tools can check every number."""
+        pairs = [(image, caption) for image, captions in self.chosen.references.items() for caption in captions]
+        return {
+            "info": {},
+            "licenses": [],
+            "type": "captions",
+            "images": [{"id": image.id, "file_name": image.image} for image in self.chosen.images],
+            "annotations": [
+                {"id": number, "image_id": image, "caption": caption} for number, (image, caption) in enumerate(pairs)
+            ],
+        }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, "w") as stream:
+        json.dump(content, stream, ensure_ascii=False)
+        stream.write("\n")

@@ -1,0 +1,129 @@
+"""One optimiser step: the gradient of a global batch, whatever it is divided into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captune.config import RunConfig, TrainConfig
+from captune.errors import TrainingError
+from captune.model import MiniGPT4, MiniGPT4Processor
+from captune.training.distributed import World
+from captune.training.samples import TrainingSample, TrainingSamples
+from captune.training.schedule import learning_rate
+
+__all__ = ["StepResult", "Stepper"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step gave.
+
+    Attributes:
+        loss: mean negative log-likelihood of the step's targets, in nats.
+        learning_rate: with which the step was taken.
+        targets: number of target tokens over all processes.
+        samples: number of samples over all processes.
+        gradient_norm: length of the gradient before clipping.
+    """
+
+    loss: float
+    learning_rate: float
+    targets: int
+    samples: int
+    gradient_norm: float
+
+
+class Stepper:
+    """Takes optimiser steps.
+
+    The loss of a step is the sum over all its target tokens divided by their number over all processes and
+    micro-batches, so that neither changes the gradient.
+
+    Args:
+        model: its projection is trained.
+        features: (I, Q, F) of all training images.
+        samples: what is learnt in which step.
+        config: of the run.
+        place: this process among the others.
+    """
+
+    def __init__(
+        self, model: MiniGPT4, features: Tensor, samples: TrainingSamples, config: RunConfig, place: World
+    ) -> None:
+        assert model.processor is not None
+        self._model = model
+        self._processor: MiniGPT4Processor = model.processor
+        self._features = features
+        self._samples = samples
+        self._config = config
+        self._place = place
+        self._parameters = [parameter for _, parameter in model.trained_parameters()]
+        self._optimizer = _optimizer(self._parameters, config.train)
+        self.skipped = 0
+
+    def take(self, step: int) -> StepResult:
+        """Take optimiser step number `step`.
+
+        Raises:
+            TrainingError: the loss was infinite or undefined in too many steps; names the captions of this one.
+        """
+        batch = self._samples.batch(step)
+        rate = learning_rate(step, self._samples.total_steps, self._config.train)
+        mine = self._place.share(batch)
+        rows = [self._processor.layout.sample(self._config.model.instruction, sample.caption) for sample in mine]
+        targets = int(self._place.sum(sum(row.target_count for row in rows)))
+        total = 0.0
+        self._optimizer.zero_grad(set_to_none=True)
+        size = self._config.train.micro_batch_size or max(len(rows), 1)
+        for start in range(0, len(rows), size):
+            tensors = self._processor.pad(rows[start : start + size])
+            images = torch.tensor([sample.image for sample in mine[start : start + size]])
+            loss = self._loss(tensors, self._features[images], targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        self._place.sum_gradients(self._parameters)
+        loss_of_step = self._place.sum(total)
+        norm = self._apply(rate, loss_of_step, batch)
+        return StepResult(loss_of_step, rate, targets, len(batch), norm)
+
+    def _loss(self, tensors: dict[str, Tensor], features: Tensor, targets: int) -> Tensor:
+        device = self._place.device
+        output = self._model(
+            **{name: tensor.to(device) for name, tensor in tensors.items()},
+            features=features.to(device),
+            num_items_in_batch=targets,
+        )
+        loss: Tensor = output.loss
+        return loss
+
+    def _apply(self, rate: float, loss: float, batch: Sequence[TrainingSample]) -> float:
+        """Clip and apply the gradient, unless it is of no use; returns its length."""
+        limit = self._config.train.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.skipped += 1
+            if self.skipped > self._config.train.max_nonfinite_steps:
+                named = "; ".join(repr(sample.caption[:60]) for sample in batch[:3])
+                raise TrainingError(
+                    f"The loss was infinite or undefined in {self.skipped} steps, last on {named}; lower "
+                    "train.learning_rate, or look at these captions."
+                )
+            return norm
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return norm
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves biases and gains alone, as the original groups them."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
