@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, overload
 
 from captune.errors import InputError
 
-__all__ = ["atomic_file", "atomic_folder"]
+__all__ = ["atomic_file", "atomic_folder", "is_stream"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 _NAME_LIMIT = 200  # bytes of a file name kept in the hidden one; file systems stop at 255
@@ -67,7 +67,7 @@ def atomic_file(
     options: dict[str, Any] = {} if mode == "wb" else {"encoding": encoding, "newline": newline}
     if os.path.isdir(path):
         raise InputError(f"'{path}' is a folder, and a file is to be written there; give the name of a file.")
-    if _is_stream(path):
+    if is_stream(path):
         with open(path, mode, **options) as stream:
             yield stream
         return
@@ -124,6 +124,13 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iter
         _sync_folder(target.parent)
 
 
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a terminal, pipe or device; renaming a file over one would break the machine."""
+    if os.fspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
+        return True
+    return os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
+
+
 def _move_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`; a folder that stands there is moved aside, and back if that fails."""
     if not target.exists():
@@ -137,13 +144,6 @@ def _move_folder(source: Path, target: Path) -> None:
         os.rename(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a terminal, pipe or device; renaming a file over one would break the machine."""
-    if os.fspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
-        return True
-    return os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
 
 
 def _hidden_sibling(target: Path, ending: str) -> Path:

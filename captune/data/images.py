@@ -155,9 +155,7 @@ def _decode(stream: IO[bytes], name: str, *, draft: bool) -> tuple[Image.Image, 
         image = Image.open(stream)
         width, height = image.size
         if image.format in _INTERPRETED:
-            raise DataError(
-                f"the image '{name}' is of type {image.format}, which is not read; make it a PNG."
-            )
+            raise DataError(f"the image '{name}' is of type {image.format}, which is not read; make it a PNG.")
         if width * height > MAX_PIXELS:
             raise _too_large(name, f"{width} x {height} pixels")
         if draft and image.format == "JPEG":

@@ -1,0 +1,122 @@
+"""Importer of Flickr30k in its two layouts: the Hugging Face CSV and Kaggle's `results.csv`.
+
+Hugging Face (nlphuji/flickr30k, `flickr_annotations_30k.csv`): a row an image, columns
+`raw,sentids,split,filename,img_id`; `raw` is a JSON list of five captions, `split` Karpathy's.
+
+Kaggle (`results.csv`): a row a caption, `image_name| comment_number| comment`, and no splits. One row of the
+published file lacks its second bar (`2199200615.jpg| 4   A dog runs ...`); where it continues the captions of its
+image it is repaired, and that is said.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from textwrap import shorten
+
+from captune.data.importing import Row
+from captune.data.problems import Problem, plural
+from captune.data.text import Reading, csv_rows, parse_json, text_lines
+from captune.errors import DataError
+
+__all__ = ["flickr30k_rows"]
+
+_COLUMNS = ("raw", "split", "filename")
+_LAYOUT = "raw,sentids,split,filename,img_id"
+_KAGGLE = ["image_name", "comment_number", "comment"]
+_MISSING_BAR = re.compile(r"\s*(\d+)\s{2,}(\S.*)")
+
+
+def flickr30k_rows(reading: Reading, *, split: str = "train") -> Iterator[Row | Problem]:
+    """The images of Flickr30k from either layout, told apart by the header.
+
+    Args:
+        reading: the open CSV.
+        split: what images of Kaggle's layout, which has no splits, are given.
+
+    Returns:
+        an iterator over the images, and over what is wrong with a line.
+
+    Raises:
+        DataError: the columns are those of neither layout, or the file is no UTF-8 text.
+    """
+    lines = text_lines(reading)
+    header = next(lines, "")
+    if [name.strip() for name in header.split("|")] == _KAGGLE:
+        return _kaggle_rows(lines, reading.name, split)
+    return _hugging_face_rows(chain([header], lines), reading.name)
+
+
+def _hugging_face_rows(lines: Iterable[str], name: str) -> Iterator[Row | Problem]:
+    """A row an image; columns are found by name, and further ones are passed over."""
+    rows = csv_rows(lines)
+    _, header = next(rows, (1, [""]))
+    columns = header if isinstance(header, list) else []
+    columns = [column.strip() for column in columns]
+    absent = [column for column in _COLUMNS if columns.count(column) != 1]
+    if absent:
+        raise DataError(
+            f"{name}:1: the columns {_LAYOUT} are expected (or Kaggle's {'|'.join(_KAGGLE)}), and "
+            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not there exactly once; "
+            f"the first line reads {_shown(','.join(columns))}."
+        )
+    raw, split, filename = (columns.index(column) for column in _COLUMNS)
+    for line, row in rows:
+        if isinstance(row, DataError):
+            yield Problem(name, line, "malformed", str(row))
+            continue
+        if len(row) != len(columns):
+            message = f"the row has {plural(len(row), 'column')}, and {len(columns)} are expected."
+            yield Problem(name, line, "malformed", message)
+            continue
+        try:
+            captions = _caption_list(row[raw])
+        except ValueError as error:
+            message = f"the captions of '{row[filename]}' cannot be read: {error}."
+            yield Problem(name, line, "malformed", message)
+            continue
+        yield Row(line, row[filename], captions, row[split])
+
+
+def _caption_list(text: str) -> tuple[str, ...]:
+    """A JSON list of strings; also Python's spelling, which pandas leaves when it saves the file again."""
+    try:
+        captions = parse_json(text)
+    except ValueError as error:
+        try:
+            captions = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise error from None
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError("a JSON list of strings is expected")
+    return tuple(captions)
+
+
+def _kaggle_rows(lines: Iterable[str], name: str, split: str) -> Iterator[Row | Problem]:
+    """Gathers the neighbouring rows of an image; the quotation marks of this layout mean nothing."""
+    image, first, captions = "", 0, list[str]()
+    for line, text in enumerate(lines, 2):
+        if not text.strip():
+            continue
+        fields = [field.strip() for field in text.split("|", 2)]
+        unbarred = _MISSING_BAR.fullmatch(fields[1]) if len(fields) == 2 else None
+        if unbarred and fields[0] == image and unbarred[1] == str(len(captions)):
+            fields[1:] = unbarred.groups()
+            yield Problem(name, line, "repaired", "the row lacks its second bar; its caption is kept.")
+        if len(fields) != 3 or not fields[1].isdecimal():
+            yield Problem(name, line, "malformed", f"{'| '.join(_KAGGLE)} is expected, not {_shown(text)}.")
+            continue
+        if fields[0] != image:
+            if captions:
+                yield Row(first, image, tuple(captions), split)
+            image, first, captions = fields[0], line, []
+        captions.append(fields[2])
+    if captions:
+        yield Row(first, image, tuple(captions), split)
+
+
+def _shown(text: str) -> str:
+    """A line as far as a message should repeat it."""
+    return repr(shorten(text, 80, placeholder=" ..."))

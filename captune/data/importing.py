@@ -1,0 +1,280 @@
+"""From an annotation file to a manifest: the way that all importers share.
+
+An importer (`captune.data.flickr30k`, ...) is a generator that knows one format and nothing else: for every image
+it yields a `Row`, or a `Problem` with its line for what it could not read. Everything that is the same for all
+formats happens here, in one pass: ids, unsafe names, blank captions, duplicates, missing and broken images, the
+paths of the manifest, and the summary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from captune.data.atomic import is_stream
+from captune.data.images import check_image
+from captune.data.manifest import Sample, check_image_name, text_fault, write_manifest
+from captune.data.problems import Problem, Problems, plural
+from captune.errors import DataError
+
+__all__ = ["ImageCheck", "Row", "Summary", "prepare"]
+
+ImageCheck: TypeAlias = Literal["none", "exist", "decode"]
+"""How far images are looked at: not at all, whether the file is there, or decoded to the last byte."""
+
+_SAMPLES_SHOWN = 5
+_IN_FLIGHT = 256  # images being decoded ahead of the row that is written
+_PROGRESS_EVERY = 32  # rows
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image as an annotation file tells of it, before anything is checked.
+
+    Attributes:
+        line: where it begins in the file, counted from 1; 0 where the format has no lines.
+        image: name of the file, relative to the image folder.
+        captions: as they stand in the file.
+        split: as it stands in the file.
+        id: unique name; the image's name without folder and ending where the format has none.
+    """
+
+    line: int
+    image: str
+    captions: tuple[str, ...]
+    split: str
+    id: str | None = None
+
+
+@dataclass
+class Summary:
+    """What an import found and wrote.
+
+    Attributes:
+        images: number written.
+        captions: number written.
+        splits: images written per split, in the order of first appearance.
+        captions_per_image: how many images have how many captions.
+        words_per_caption: how many captions have how many words, split at white space.
+        problems: all that was wrong.
+        samples: five images drawn evenly, the same ones in every run.
+    """
+
+    images: int = 0
+    captions: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+    captions_per_image: Counter[int] = field(default_factory=Counter)
+    words_per_caption: Counter[int] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
+    samples: list[Sample] = field(default_factory=list)
+
+    def add(self, sample: Sample, dice: random.Random) -> None:
+        """Count a sample; keep it among the five with the chance that makes the draw even (Vitter's R)."""
+        self.images += 1
+        self.captions += len(sample.captions)
+        self.splits[sample.split] += 1
+        self.captions_per_image[len(sample.captions)] += 1
+        for caption in sample.captions:
+            self.words_per_caption[len(caption.split())] += 1
+        if len(self.samples) < _SAMPLES_SHOWN:
+            self.samples.append(sample)
+        elif (place := dice.randrange(self.images)) < _SAMPLES_SHOWN:
+            self.samples[place] = sample
+
+
+def prepare(
+    rows: Iterable[Row | Problem],
+    *,
+    source: str,
+    images: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    check: ImageCheck = "decode",
+    strict: bool = False,
+    progress: Callable[[int], None] | None = None,
+    on_problem: Callable[[Problem], None] | None = None,
+    workers: int | None = None,
+) -> Summary:
+    """Write the manifest of an import.
+
+    Args:
+        rows: what an importer yields.
+        source: name of the annotation file, for messages.
+        images: the folder that the rows' image names are relative to.
+        out: the manifest; it appears whole or not at all.
+        check: how far images are looked at.
+        strict: write nothing if anything is wrong; otherwise bad rows are left out and counted.
+        progress: called now and then with the number of rows done.
+        on_problem: called with every problem as it is met.
+        workers: threads that decode images; as many as processors by default, at most eight.
+
+    Returns:
+        what was written and what was left out.
+
+    Raises:
+        DataError: the image folder is absent, no image is left, or `strict` and anything is wrong; the message
+            lists the bad rows.
+        OSError: from the file system, with the name of the manifest.
+    """
+    folder = Path(images)
+    if check != "none" and not folder.is_dir():
+        raise DataError(
+            f"the image folder '{images}' is not there; give it with --images, "
+            "or pass --check-images none to prepare without the image files."
+        )
+    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
+        raise DataError(f"'{out}' is the annotation file itself; give the manifest another name.")
+    summary = Summary(problems=Problems(on_problem=on_problem))
+    with contextlib.ExitStack() as stack:
+        found = _cleaned(rows, source)
+        if check == "exist":
+            found = _present(found, source, folder)
+        elif check == "decode":
+            pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            found = _decodable(found, source, folder, pool)
+        samples = _counted(found, summary, _image_prefix(folder, Path(out)), progress)
+        write_manifest(out, _accepted(samples, summary, source, strict))
+    return summary
+
+
+def _cleaned(rows: Iterable[Row | Problem], source: str) -> Iterator[Row | Problem]:
+    """Rows with an id, a safe image name and no blank captions; a second row of an id becomes a problem."""
+    seen: dict[str, int] = {}
+    for row in rows:
+        if isinstance(row, Problem):
+            yield row
+            continue
+        try:
+            check_image_name(row.image)
+        except DataError as error:
+            yield Problem(source, row.line, "path", str(error))
+            continue
+        captions, problems = _cleaned_captions(row, source)
+        yield from problems
+        name = posixpath.splitext(posixpath.basename(row.image))[0] if row.id is None else row.id
+        if not captions:
+            continue
+        if fault := text_fault(name):
+            yield Problem(source, row.line, "malformed", f"the id of '{row.image}' {fault}.")
+        elif fault := text_fault(row.split):
+            yield Problem(source, row.line, "malformed", f"the split of '{row.image}' {fault}.")
+        elif name in seen:
+            where = f"stands on line {seen[name]} already" if seen[name] else "is given twice"
+            yield Problem(source, row.line, "duplicate", f"the id '{name}' {where}.")
+        else:
+            seen[name] = row.line
+            yield Row(row.line, row.image, captions, row.split, name)
+
+
+def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Problem]]:
+    """The captions that are text, unchanged, and a problem for each of the others."""
+    good: list[str] = []
+    problems = []
+    for place, caption in enumerate(row.captions, 1):
+        fault = text_fault(caption)
+        if fault is None:
+            good.append(caption)
+            continue
+        kind = "malformed" if caption.strip() else "empty"
+        message = f"caption {place} of {len(row.captions)} of '{row.image}' {fault}."
+        problems.append(Problem(source, row.line, kind, message))
+    if not good:
+        message = f"'{row.image}' has no caption with text in it."
+        problems = [Problem(source, row.line, "empty", message)]
+    return tuple(good), problems
+
+
+def _present(found: Iterator[Row | Problem], source: str, folder: Path) -> Iterator[Row | Problem]:
+    """Rows whose image file is there."""
+    for row in found:
+        if isinstance(row, Row) and not os.path.isfile(folder / row.image):
+            yield _missing(row, source, folder)
+        else:
+            yield row
+
+
+def _decodable(
+    found: Iterator[Row | Problem], source: str, folder: Path, pool: ThreadPoolExecutor
+) -> Iterator[Row | Problem]:
+    """Rows whose image decodes to the last byte, in their order; a bounded number is decoded ahead."""
+    waiting: deque[tuple[Row | Problem, Future[Problem | None] | None]] = deque()
+
+    def finished() -> Row | Problem:
+        row, verdict = waiting.popleft()
+        return (verdict and verdict.result()) or row
+
+    for row in found:
+        verdict = pool.submit(_image_problem, row, source, folder) if isinstance(row, Row) else None
+        waiting.append((row, verdict))
+        if len(waiting) > _IN_FLIGHT:
+            yield finished()
+    while waiting:
+        yield finished()
+
+
+def _image_problem(row: Row, source: str, folder: Path) -> Problem | None:
+    """What is wrong with the image of a row; runs in a thread (Pillow decodes outside of Python's lock)."""
+    path = folder / row.image
+    if not path.is_file():
+        return _missing(row, source, folder)
+    try:
+        check_image(path)
+    except DataError as error:
+        return Problem(source, row.line, "undecodable", str(error))
+    return None
+
+
+def _missing(row: Row, source: str, folder: Path) -> Problem:
+    return Problem(source, row.line, "missing", f"the image '{folder / row.image}' is not there.")
+
+
+def _image_prefix(images: Path, out: Path) -> str:
+    """What stands before an image name in the manifest: the way from the manifest to the image folder."""
+    base = Path.cwd() if is_stream(out) else Path(os.path.abspath(out)).parent
+    try:
+        way = os.path.relpath(os.path.abspath(images), base)
+        if way.startswith(os.pardir):  # `..` after a symbolic link means its target's parent
+            way = os.path.relpath(os.path.realpath(images), os.path.realpath(base))
+    except ValueError:  # another drive of Windows
+        way = os.path.abspath(images)
+    return "" if way == os.curdir else Path(way).as_posix() + "/"
+
+
+def _counted(
+    found: Iterator[Row | Problem], summary: Summary, prefix: str, progress: Callable[[int], None] | None
+) -> Iterator[Sample]:
+    """The good rows as samples of the manifest; everything is counted."""
+    dice = random.Random(0)
+    for done, row in enumerate(found, 1):
+        if isinstance(row, Problem):
+            summary.problems.add(row)
+        else:
+            sample = Sample(str(row.id), prefix + row.image, row.captions, row.split)
+            summary.add(sample, dice)
+            yield sample
+        if progress is not None and done % _PROGRESS_EVERY == 0:
+            progress(done)
+
+
+def _accepted(samples: Iterator[Sample], summary: Summary, source: str, strict: bool) -> Iterator[Sample]:
+    """The samples, and after the last an error if they must not become a manifest."""
+    yield from samples
+    problems = summary.problems
+    if strict and problems.fatal:
+        raise DataError(
+            f"'{source}' has {plural(problems.fatal, 'problem')} ({problems.in_words()}); "
+            f"with --strict nothing is written:\n{problems.listing()}"
+        )
+    if not summary.images and problems:
+        hint = " Is the image folder the right one (--images)?" if problems.counts["missing"] else ""
+        raise DataError(f"no image of '{source}' can be used ({problems.in_words()}).{hint}\n{problems.listing()}")
+    if not summary.images:
+        raise DataError(f"'{source}' holds no images.")

@@ -1,0 +1,292 @@
+"""The manifest: JSON Lines, one image a line, the one form of data that the rest of captune reads.
+
+    {"id": "36979", "image": "flickr30k-images/36979.jpg", "captions": ["A dog .", ...], "split": "train"}
+
+All four keys are needed and no others are known: a misspelt one is an error with a suggestion, never silently
+dropped. `id` is a string ("0036979" is not 36979) and stands once in a file, `image` is a path relative to the
+manifest (an absolute path is taken as it is), `captions` holds at least one caption, none of them blank.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captune.data.atomic import atomic_file
+from captune.data.problems import Problem, Problems, plural
+from captune.data.text import Reading, decode_line, parse_json, raw_lines
+from captune.errors import DataError
+
+__all__ = [
+    "Sample",
+    "check_image_name",
+    "iter_manifest",
+    "manifest_hash",
+    "read_manifest",
+    "resolve_image",
+    "safe_join",
+    "scan_manifest",
+    "text_fault",
+    "write_manifest",
+]
+
+_KEYS = ("id", "image", "captions", "split")
+_DRIVE = re.compile("[A-Za-z]:")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and what people said of it.
+
+    Attributes:
+        id: unique in its manifest.
+        image: path relative to the manifest, with `/`, or absolute.
+        captions: at least one.
+        split: "train", "val", "test" or any other name.
+    """
+
+    id: str
+    image: str
+    captions: tuple[str, ...]
+    split: str
+
+
+def scan_manifest(path: str | os.PathLike[str]) -> Iterator[tuple[int, Sample | Problem]]:
+    """Every row of a manifest, good or bad, with its line; in bounded memory but for the ids.
+
+    Args:
+        path: the manifest; `.gz` is unpacked.
+
+    Yields:
+        the line, counted from 1, and a sample or what is wrong with the row. Blank lines are passed over.
+
+    Raises:
+        DataError: no such file, or no text at all; see `captune.data.text.raw_lines`.
+    """
+    reading = Reading(path)
+    seen: dict[str, int] = {}
+    for number, line in enumerate(raw_lines(reading), 1):
+        text = decode_line(line)
+        if isinstance(text, DataError):
+            yield number, Problem(reading.name, number, "encoding", str(text))
+            continue
+        if not text.strip():
+            continue
+        try:
+            sample = _parse(text)
+        except ValueError as error:
+            yield number, Problem(reading.name, number, "malformed", _sentence(error))
+            continue
+        first = seen.setdefault(sample.id, number)
+        if first != number:
+            message = f"the id '{sample.id}' stands on line {first} already."
+            yield number, Problem(reading.name, number, "duplicate", message)
+        else:
+            yield number, sample
+
+
+def iter_manifest(path: str | os.PathLike[str], split: str | None = None) -> Iterator[Sample]:
+    """The samples of a manifest, one at a time; the error for bad rows comes after the last good one.
+
+    Args:
+        path: the manifest.
+        split: give only samples of this split.
+
+    Yields:
+        the samples in the order of the file.
+
+    Raises:
+        DataError: bad rows (all of them in one error, with their lines), or no sample in `split`; the message
+            names the splits that there are.
+    """
+    problems = Problems()
+    splits: Counter[str] = Counter()
+    for _, row in scan_manifest(path):
+        if isinstance(row, Problem):
+            problems.add(row)
+            continue
+        splits[row.split] += 1
+        if split is None or row.split == split:
+            yield row
+    if problems:
+        raise DataError(f"the manifest '{path}' has {plural(len(problems), 'bad row')}:\n{problems.listing()}")
+    if not splits:
+        raise DataError(f"the manifest '{path}' holds no images.")
+    if split is not None and not splits[split]:
+        there = ", ".join(f"{name} ({count:,})" for name, count in splits.most_common(20))
+        raise DataError(f"the manifest '{path}' has no images of the split '{split}'; it has {there}.")
+
+
+def read_manifest(path: str | os.PathLike[str], split: str | None = None) -> list[Sample]:
+    """Read a whole manifest; see `iter_manifest`.
+
+    Args:
+        path: the manifest.
+        split: keep only samples of this split.
+
+    Returns:
+        the samples in the order of the file, at least one.
+
+    Raises:
+        DataError: bad rows, all of them in one error, or no sample in `split`.
+    """
+    return list(iter_manifest(path, split))
+
+
+def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample]) -> int:
+    """Write a manifest that appears under its name whole or not at all.
+
+    Args:
+        path: the manifest; parents are made.
+        samples: may be a generator; an exception of it leaves what stood under `path`.
+
+    Returns:
+        how many were written.
+
+    Raises:
+        OSError: from the file system, with the name of the manifest.
+    """
+    count = 0
+    with atomic_file(path) as stream:
+        for sample in samples:
+            row = {"id": sample.id, "image": sample.image, "captions": sample.captions, "split": sample.split}
+            stream.write(_encode(row) + "\n")
+            count += 1
+    return count
+
+
+def manifest_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the bytes of a manifest, in hexadecimal: equal hashes mean the same data in the same order.
+
+    Raises:
+        DataError: no such file.
+    """
+    reading = Reading(path)
+    try:
+        return hashlib.file_digest(reading.file, "sha256").hexdigest()
+    finally:
+        reading.close()
+
+
+def resolve_image(manifest: str | os.PathLike[str], image: str) -> Path:
+    """Where the image of a sample lies: relative to the manifest, or as it stands where absolute.
+
+    Args:
+        manifest: path of the manifest that names the image.
+        image: `Sample.image`.
+
+    Returns:
+        a path to open; nothing is checked.
+    """
+    return Path(manifest).parent / image
+
+
+def safe_join(folder: str | os.PathLike[str], name: str) -> Path:
+    """A file below `folder` by a name that came with somebody else's data.
+
+    Args:
+        folder: the folder that must not be left.
+        name: relative path as it stands in the annotation file.
+
+    Returns:
+        the path, not checked to exist. Symbolic links inside the folder are its owner's and are followed.
+
+    Raises:
+        DataError: the name is empty, absolute, has a `..` or a NUL, or cannot be written as UTF-8.
+    """
+    check_image_name(name)
+    return Path(folder) / name
+
+
+def check_image_name(name: str) -> None:
+    """Refuse an image name that leads out of its folder on any system, or that is no file name.
+
+    Raises:
+        DataError: see `safe_join`.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or not parts[0] or _DRIVE.match(name):
+        raise DataError(f"the image name {name!r} leads out of the image folder.")
+    if parts[-1] in ("", ".") or "\0" in name or not _is_unicode(name):
+        raise DataError(f"the image name {name!r} is no file name.")
+
+
+def text_fault(text: str) -> str | None:
+    """Why a string can be no caption, id or split; None if it can.
+
+    Args:
+        text: as it came out of a file.
+
+    Returns:
+        the predicate of a sentence ("is empty", "holds a NUL character", ...).
+    """
+    if not text or text.isspace():
+        return "is empty"
+    if "\0" in text:
+        return "holds a NUL character"
+    if not _is_unicode(text):
+        return "holds half of a surrogate pair, which is no text"
+    return None
+
+
+def _parse(text: str) -> Sample:
+    """A line as a sample; the message of its ValueError has no full stop."""
+    row = parse_json(text)
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object with the keys {', '.join(_KEYS)} is expected")
+    for key in row:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_KEYS)}"
+            raise ValueError(f"the key '{key}' is unknown; {hint}")
+    for key in _KEYS:
+        if key not in row:
+            raise ValueError(f"the key '{key}' is missing")
+    captions = row["captions"]
+    for key in ("id", "image", "split"):
+        _check_text(key, row[key])
+    if not isinstance(captions, list):
+        raise ValueError(f"captions must be a list of strings, not {_kind(captions)}")
+    if not captions:
+        raise ValueError("captions is empty; at least one caption is expected")
+    for place, caption in enumerate(captions, 1):
+        _check_text(f"caption {place} of {len(captions)}", caption)
+    return Sample(row["id"], row["image"], tuple(captions), row["split"])
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error with a mark at its end."""
+    return str(error) if str(error).endswith("?") else f"{error}."
+
+
+def _check_text(what: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be a string, not {_kind(value)}")
+    if fault := text_fault(value):
+        raise ValueError(f"{what} {fault}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written: JSON can smuggle in halves of surrogate pairs, which no encoding takes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), f"the number {value}")

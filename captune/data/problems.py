@@ -1,0 +1,91 @@
+"""Bad rows: gathered over a whole file, shown with file and line all at once, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["KINDS", "Problem", "Problems", "plural"]
+
+KINDS: Final = {
+    "malformed": "malformed row",
+    "encoding": "non-UTF-8 row",
+    "path": "unsafe image name",
+    "duplicate": "duplicate id",
+    "empty": "empty caption",
+    "missing": "missing image",
+    "undecodable": "undecodable image",
+    "repaired": "repaired row",
+}
+"""Each kind of problem and what one of it is called."""
+
+_SHOWN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong at one place.
+
+    Attributes:
+        file: the file that says it.
+        line: its line, counted from 1; 0 where the format has no lines.
+        kind: a key of `KINDS`.
+        message: what is wrong, without the place.
+    """
+
+    file: str
+    line: int
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+class Problems:
+    """Counts every problem and keeps the first ones, so that memory is bounded on a file of bad rows.
+
+    Args:
+        shown: how many are kept to be listed.
+        on_problem: called with every problem, also with those that are not kept.
+    """
+
+    def __init__(self, shown: int = _SHOWN, on_problem: Callable[[Problem], None] | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: list[Problem] = []
+        self._shown = shown
+        self._on_problem = on_problem
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem."""
+        self.counts[problem.kind] += 1
+        if len(self.first) < self._shown:
+            self.first.append(problem)
+        if self._on_problem is not None:
+            self._on_problem(problem)
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    @property
+    def fatal(self) -> int:
+        """How many there are, without the rows that could be repaired."""
+        return len(self) - self.counts["repaired"]
+
+    def in_words(self) -> str:
+        """Numbers per kind: "2 missing images, 1 malformed row"."""
+        return ", ".join(plural(self.counts[kind], name) for kind, name in KINDS.items() if self.counts[kind])
+
+    def listing(self) -> str:
+        """One line a problem, each with file and line, and a last line that counts those not shown."""
+        lines = [f"  {problem}" for problem in self.first]
+        if len(self) > len(self.first):
+            lines.append(f"  ... and {len(self) - len(self.first)} more")
+        return "\n".join(lines)
+
+
+def plural(count: int, name: str) -> str:
+    """A number and its noun: "1 image", "2,000 images"."""
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
