@@ -27,6 +27,11 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _program() -> None:
+    """Keep `captune COMMAND` as the way of calling even where a single command is registered."""
+
+
 def run(command: Callable[[], Any]) -> int:
     """Call `command` and turn what it raises into one sentence on stderr and an exit code.
 
@@ -54,7 +59,10 @@ def run(command: Callable[[], Any]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(f"captune: {error.strerror}{where}; nothing half-written was left under a final name.", file=sys.stderr)
+        print(
+            f"captune: {error.strerror}{where}; nothing half-written was left under a final name.",
+            file=sys.stderr,
+        )
         return 1
     return result if isinstance(result, int) else 0
 
@@ -62,3 +70,8 @@ def run(command: Callable[[], Any]) -> int:
 def main() -> None:
     """Entry point of the `captune` program."""
     sys.exit(run(lambda: app(standalone_mode=True)))
+
+
+from captune.cli import report as _report  # noqa: E402
+
+_report.register(app)

@@ -1,0 +1,33 @@
+"""What came out of a run: table, chart and an analysis in words, from one file of scores.
+
+`write_report` does everything; the other names are its parts. Only what an evaluation wrote is read, no model
+and no data set is touched, and nothing here is estimated by eye.
+"""
+
+from __future__ import annotations
+
+from captune.report.analysis import Analysis, analyse
+from captune.report.bare_table import csv_table, read_csv
+from captune.report.chart import draw_chart
+from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
+from captune.report.sentences import sentences
+from captune.report.table import latex_table, markdown_table
+from captune.report.terminal import terminal_table
+from captune.report.write import write_report
+
+__all__ = [
+    "Analysis",
+    "CheckpointScores",
+    "RunScores",
+    "analyse",
+    "csv_table",
+    "draw_chart",
+    "latex_table",
+    "markdown_table",
+    "read_csv",
+    "read_scores",
+    "sentences",
+    "terminal_table",
+    "write_report",
+    "write_scores",
+]

@@ -1,0 +1,279 @@
+"""What the table says, computed: gains, jumps, plateaus and metrics that disagree.
+
+Rules, so that every sentence of the report can be checked by hand:
+
+- A gain goes from the first row to the last; relative to the first row where that is not 0 as shown.
+- The pace of a metric is its range over all rows divided by the number of steps.
+- The trend of the last three checkpoints is the slope of the least-squares line through them: rising or
+  falling when it is at least a quarter of the pace, else flat.
+- Where confidence intervals are given, a rise or fall over the last three that is smaller than half the width of
+  the last interval, and that no paired test supports, counts as unclear: it may be noise.
+- Swinging: the last three steps change sign twice and each is at least a quarter of the range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from captune.report.axis import positions
+from captune.report.columns import DECIMALS, SLIDES_METRICS, column
+from captune.report.record import RunScores
+from captune.report.table import SIGNIFICANT
+
+__all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "Trend", "analyse"]
+
+TREND_WINDOW = 3
+"""How many of the last checkpoints a trend is fitted through."""
+
+TREND_SHARE = 0.25
+"""Which share of the average pace a slope must reach to count as rising or falling."""
+
+VISIBLE = 0.5 * 10**-DECIMALS
+"""Below this a score shows as 0.0000."""
+
+Trend = Literal["rising", "flat", "falling", "unclear", "swinging"]
+Advice = Literal["go on", "stop", "lower lr", "more images"]
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A change between two neighbouring rows."""
+
+    before: str
+    after: str
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricAnalysis:
+    """What one column says.
+
+    Attributes:
+        metric: its name.
+        first, last: scores of the first and the last row; NaN where there is none.
+        gain: last - first.
+        relative_gain: gain / first; None where the first score is 0 as shown, or one of them is missing.
+        relative_interval: bounds of the relative gain, or None where no statistics are given.
+        paired: whether these bounds come from the paired difference; else they combine the intervals of both rows
+            and are wider than they need be, for both rows are on the same images.
+        p_value: of the paired test of the last row against the pretrained one, or None.
+        best, best_value: the row with the best score and that score; None and NaN without any score.
+        largest_jump: the step that improved the metric most, or None.
+        drops: the steps on which it got worse by something visible.
+        missing: rows without a finite score.
+        trend: of the last three checkpoints; None when there are too few rows to tell.
+        slope: of the last three checkpoints, per epoch; NaN without a trend.
+        pace: range over all rows per epoch; NaN without a trend.
+    """
+
+    metric: str
+    first: float
+    last: float
+    gain: float
+    relative_gain: float | None
+    relative_interval: tuple[float, float] | None
+    paired: bool
+    p_value: float | None
+    best: str | None
+    best_value: float
+    largest_jump: Jump | None
+    drops: tuple[Jump, ...]
+    missing: tuple[str, ...]
+    trend: Trend | None
+    slope: float
+    pace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What the whole table says.
+
+    Attributes:
+        rows: names of the rows, in the order of training.
+        metrics: one entry a column, in the order of the table.
+        ranking: metrics with a relative gain, largest gain first.
+        disagreements: (before, after, metrics that improved, metrics that got worse), for every step on which
+            they part, then for the whole road when they part there.
+        advice: what the trends of most metrics recommend; None with too few rows.
+        advised_by: the metrics whose trend led to the advice.
+        best: the row that is best on most metrics, ties to CIDEr's best; None with a single row.
+    """
+
+    rows: tuple[str, ...]
+    metrics: tuple[MetricAnalysis, ...]
+    ranking: tuple[str, ...]
+    disagreements: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]
+    advice: Advice | None
+    advised_by: tuple[str, ...]
+    best: str | None
+
+    def __getitem__(self, metric: str) -> MetricAnalysis:
+        return next(entry for entry in self.metrics if entry.metric == metric)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The analysis as JSON values; null stands for not a number."""
+        tree = asdict(self)
+        for entry in tree["metrics"]:
+            entry.update({k: None for k, v in entry.items() if isinstance(v, float) and not math.isfinite(v)})
+        return tree
+
+
+def analyse(run: RunScores) -> Analysis:
+    """Compute everything that the report says in words.
+
+    Args:
+        run: at least one row, from `scores.json` or a bare table.
+    """
+    entries = tuple(_analyse_metric(run, metric) for metric in run.metrics)
+    ranked = [entry for entry in entries if entry.relative_gain is not None and column(entry.metric).direction]
+    ranked.sort(key=lambda entry: -_better(entry.metric, entry.relative_gain or 0.0))
+    advice, advised_by = _advise(entries)
+    return Analysis(
+        rows=tuple(row.name for row in run.checkpoints),
+        metrics=entries,
+        ranking=tuple(entry.metric for entry in ranked),
+        disagreements=tuple(_disagreements(run)),
+        advice=advice,
+        advised_by=advised_by,
+        best=_best_row(entries) if len(run.checkpoints) > 1 else None,
+    )
+
+
+def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
+    """Everything about one column."""
+    names = [row.name for row in run.checkpoints]
+    values = [math.nan if value is None else value for value in run.values(metric)]
+    present = [index for index, value in enumerate(values) if math.isfinite(value)]
+    best = max(present, key=lambda index: _better(metric, values[index]), default=None)
+    steps = [Jump(names[before], names[after], values[after] - values[before]) for before, after in pairwise(present)]
+    top = max(steps, key=lambda step: _better(metric, step.change), default=None)
+    first, last = values[0], values[-1]
+    several = len(values) > 1
+    defined = several and math.isfinite(first) and math.isfinite(last) and abs(first) >= VISIBLE
+    trend, slope, pace = _trend(run, metric, values)
+    return MetricAnalysis(
+        metric=metric,
+        first=first,
+        last=last,
+        gain=last - first if several else math.nan,
+        relative_gain=(last - first) / abs(first) if defined else None,
+        relative_interval=_relative_interval(run, metric) if defined else None,
+        paired="pretrained" in run.checkpoints[-1].differences.get(metric, {}),
+        p_value=run.checkpoints[-1].p_values.get(metric, {}).get("pretrained"),
+        best=None if best is None else names[best],
+        best_value=math.nan if best is None else values[best],
+        largest_jump=top if top and _better(metric, top.change) >= VISIBLE else None,
+        drops=tuple(step for step in steps if _better(metric, step.change) <= -VISIBLE),
+        missing=tuple(name for name, value in zip(names, values, strict=True) if not math.isfinite(value)),
+        trend=trend,
+        slope=slope,
+        pace=pace,
+    )
+
+
+def _better(metric: str, change: float) -> float:
+    """The change, turned so that larger is better (an unknown metric is taken as higher is better)."""
+    return -change if column(metric).direction < 0 else change
+
+
+def _relative_interval(run: RunScores, metric: str) -> tuple[float, float] | None:
+    """Bounds of the relative gain, with the first row's score as the fixed measure.
+
+    From the paired difference of the last row where it is given, else the widest that both rows' intervals allow.
+    """
+    start, end = run.checkpoints[0], run.checkpoints[-1]
+    first = start.corpus[metric]
+    if paired := end.differences.get(metric, {}).get("pretrained"):
+        return paired[0] / abs(first), paired[1] / abs(first)
+    before, after = start.intervals.get(metric), end.intervals.get(metric)
+    if before is None or after is None:
+        return None
+    return (after[0] - before[1]) / abs(first), (after[1] - before[0]) / abs(first)
+
+
+def _trend(run: RunScores, metric: str, values: Sequence[float]) -> tuple[Trend | None, float, float]:
+    """Trend, slope and pace of the last three checkpoints by the rules at the top of this file."""
+    if len(values) <= TREND_WINDOW or not all(map(math.isfinite, values)):
+        return None, math.nan, math.nan
+    places, _ = positions(run)
+    span = max(values) - min(values)
+    pace = span / (places[-1] - places[0])
+    slope = _slope(places[-TREND_WINDOW:], values[-TREND_WINDOW:])
+    if span < VISIBLE:
+        return "flat", slope, pace
+    steps = [after - before for before, after in zip(values[-4:], values[-3:], strict=False)]
+    signs = [math.copysign(1, step) for step in steps]
+    if signs[0] != signs[1] != signs[2] and min(map(abs, steps)) >= TREND_SHARE * span:
+        return "swinging", slope, pace
+    if abs(slope) < TREND_SHARE * pace:
+        return "flat", slope, pace
+    if _maybe_noise(run, metric, values[-1] - values[-TREND_WINDOW]):
+        return "unclear", slope, pace
+    return ("rising" if _better(metric, slope) > 0 else "falling"), slope, pace
+
+
+def _slope(places: Sequence[float], values: Sequence[float]) -> float:
+    """Slope of the least-squares line."""
+    x = math.fsum(places) / len(places)
+    y = math.fsum(values) / len(values)
+    spread = math.fsum((a - x) ** 2 for a in places)
+    return math.fsum((a - x) * (b - y) for a, b in zip(places, values, strict=True)) / spread
+
+
+def _maybe_noise(run: RunScores, metric: str, change: float) -> bool:
+    """Whether a change over the last three rows is smaller than what their statistics can tell apart."""
+    window = run.checkpoints[-TREND_WINDOW + 1 :]
+    tests = [row.p_values.get(metric, {}).get("previous") for row in window]
+    if any(p is not None and p < SIGNIFICANT for p in tests):
+        return False
+    bounds = run.checkpoints[-1].intervals.get(metric)
+    return bounds is not None and abs(change) < (bounds[1] - bounds[0]) / 2
+
+
+def _disagreements(run: RunScores) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+    """The steps, and the whole road, on which some metrics improved visibly and others got worse."""
+    rows = run.checkpoints
+    pairs = list(pairwise(rows))
+    if len(rows) > 2:
+        pairs.append((rows[0], rows[-1]))
+    found = []
+    for before, after in pairs:
+        changes = {
+            name: _better(name, after.corpus[name] - before.corpus[name])
+            for name in run.metrics
+            if name in before.corpus and name in after.corpus and column(name).direction
+        }
+        up = tuple(name for name, change in changes.items() if change >= VISIBLE)
+        down = tuple(name for name, change in changes.items() if change <= -VISIBLE)
+        if up and down:
+            found.append((before.name, after.name, up, down))
+    return found
+
+
+def _advise(entries: Sequence[MetricAnalysis]) -> tuple[Advice | None, tuple[str, ...]]:
+    """Follow the trend of most metrics of the slides; where two trends are equally frequent, CIDEr's."""
+    trends = {entry.metric: entry.trend for entry in entries if entry.metric in SLIDES_METRICS and entry.trend}
+    if not trends:
+        return None, ()
+    counts = Counter(trends.values())
+    winner = max(counts, key=lambda trend: (counts[trend], trends.get("CIDEr") == trend))
+    advice: dict[Trend, Advice] = {
+        "rising": "go on",
+        "flat": "stop",
+        "falling": "lower lr",
+        "swinging": "lower lr",
+        "unclear": "more images",
+    }
+    return advice[winner], tuple(metric for metric, trend in trends.items() if trend == winner)
+
+
+def _best_row(entries: Sequence[MetricAnalysis]) -> str | None:
+    """The row that is best on most metrics; ties go to CIDEr's best, then to the earlier metric's."""
+    wins = Counter(entry.best for entry in entries if entry.best and column(entry.metric).direction)
+    cider = next((entry.best for entry in entries if entry.metric == "CIDEr"), None)
+    return max(wins, key=lambda name: (wins[name], name == cider), default=None)

@@ -1,0 +1,171 @@
+"""Where checkpoints stand on the axis of training, which of them get a label, and where labels fit."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from captune.report.record import RunScores
+from captune.report.text import one_line
+
+__all__ = ["Axis", "checkpoint_axis", "positions", "spread_labels"]
+
+LONGEST = 16
+"""Characters of a checkpoint's name that a chart shows."""
+
+ROTATION = 35
+"""Degrees by which labels are turned that do not fit side by side."""
+
+INCHES_PER_CHARACTER = 0.068
+"""Width of an average character at 8 points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The horizontal axis of a chart.
+
+    Attributes:
+        positions: where every row stands.
+        labels: what every row is called there.
+        title: what the numbers are; empty where the labels are names.
+        rotation: angle of the labels in degrees.
+        label_height: inches that the labels need below the axis beyond one line.
+        overhang: inches that the first label reaches to the left of its row.
+    """
+
+    positions: tuple[float, ...]
+    labels: tuple[str, ...]
+    title: str
+    rotation: float
+    label_height: float
+    overhang: float
+
+    def ticks(self, width: float) -> tuple[list[float], list[str]]:
+        """The rows that get a label: the first, the last and as many between as fit side by side.
+
+        Args:
+            width: of the axis, in inches.
+        """
+        span = self.positions[-1] - self.positions[0]
+        if not span:
+            return list(self.positions), list(self.labels)
+        inch = width * 0.92 / span
+        sizes = [0.2 if self.rotation else _inches(label) + 0.08 for label in self.labels]
+        places = [position * inch for position in self.positions]
+        kept = [0]
+        last = len(places) - 1
+        # Round numbers of epochs where every epoch has a row; where they have gaps, whatever fits.
+        step = _step(places, sizes) if self.title and span == last else 1
+        for index in range(1, last):
+            if step > 1 and round(self.positions[index]) % step:
+                continue
+            if _apart(places, sizes, kept[-1], index) and _apart(places, sizes, index, last):
+                kept.append(index)
+        if last and _apart(places, sizes, kept[-1], last):
+            kept.append(last)
+        return [self.positions[index] for index in kept], [self.labels[index] for index in kept]
+
+
+def positions(run: RunScores) -> tuple[tuple[float, ...], bool]:
+    """Where the rows stand: at their epochs, or by their order where epochs are not known.
+
+    Returns:
+        The places, and whether they are epochs. The pretrained model, which has seen no epoch, stands at -1:
+        one before the checkpoint that ended epoch 0.
+    """
+    epochs = [-1 if row.epoch is None and index == 0 else row.epoch for index, row in enumerate(run.checkpoints)]
+    known = [float(epoch) for epoch in epochs if epoch is not None]
+    ordered = all(before < after for before, after in pairwise(known))
+    if len(known) == len(epochs) > 1 and ordered:
+        return tuple(known), True
+    return tuple(float(index) for index in range(len(epochs))), False
+
+
+def checkpoint_axis(run: RunScores, width: float) -> Axis:
+    """Lay out the axis for the rows of a run.
+
+    Args:
+        run: the rows.
+        width: of the narrower panel that shares the axis, in inches.
+    """
+    places, epochs = positions(run)
+    names = [_shortened(one_line(row.name)) for row in run.checkpoints]
+    if epochs:
+        # On two lines it leaves room for the label of epoch 0 beside it.
+        first = [names[0].replace("pretrained", "pre-\ntrained")] if run.checkpoints[0].epoch is None else []
+        labels = (*first, *(str(row.epoch) for row in run.checkpoints[len(first) :]))
+        return Axis(places, labels, "epoch", 0, 0.11 if "\n" in labels[0] else 0.0, _inches(labels[0]) / 2)
+    widths = [_inches(name) for name in names]
+    if sum(widths) + 0.12 * len(names) <= width or len(names) == 1:
+        return Axis(places, tuple(names), "", 0, 0.0, widths[0] / 2)
+    angle = math.radians(ROTATION)
+    return Axis(places, tuple(names), "", ROTATION, max(widths) * math.sin(angle) - 0.1, widths[0] * math.cos(angle))
+
+
+def spread_labels(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Places for labels as near to their values as may be, at least `gap` apart and inside [low, high].
+
+    Groups of labels that touch are merged and centred on the mean of their values, lowest first, until none touch.
+
+    Args:
+        values: where the labels would like to stand.
+        gap: the least distance between two of them.
+        low: the lowest place.
+        high: the highest place.
+    """
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    groups: list[list[int]] = []
+    starts: list[float] = []
+    for index in order:
+        group = [index]
+        start = _start(values, group, gap, low, high)
+        while groups and starts[-1] + len(groups[-1]) * gap > start:
+            group = groups.pop() + group
+            starts.pop()
+            start = _start(values, group, gap, low, high)
+        groups.append(group)
+        starts.append(start)
+    places = [0.0] * len(values)
+    for group, start in zip(groups, starts, strict=True):
+        for rank, index in enumerate(group):
+            places[index] = start + rank * gap
+    return places
+
+
+def _start(values: Sequence[float], group: Sequence[int], gap: float, low: float, high: float) -> float:
+    """Place of the lowest label of a group that is centred on its values, as far as the bounds allow."""
+    centred = math.fsum(values[index] for index in group) / len(group) - (len(group) - 1) * gap / 2
+    return max(low, min(centred, high - (len(group) - 1) * gap))
+
+
+def _step(places: Sequence[float], sizes: Sequence[float]) -> int:
+    """Every how many rows a label fits: 1, 2, 5, 10, 20, ..."""
+    nearest = min(after - before for before, after in pairwise(places))
+    typical = sorted(sizes)[len(sizes) // 2]
+    for power in range(9):
+        for digit in (1, 2, 5):
+            step = int(digit * 10**power)
+            if nearest * step >= typical:
+                return step
+    return 10**9
+
+
+def _apart(places: Sequence[float], sizes: Sequence[float], before: int, after: int) -> bool:
+    """Whether the labels of two rows leave each other room."""
+    return places[after] - places[before] >= (sizes[before] + sizes[after]) / 2
+
+
+def _inches(label: str) -> float:
+    """Estimated width of a label's widest line; characters of East Asia count twice."""
+    return INCHES_PER_CHARACTER * max(
+        sum(2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in line) for line in label.split("\n")
+    )
+
+
+def _shortened(name: str) -> str:
+    """The name, without its middle when it is long: names of one run often differ at their end."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}"

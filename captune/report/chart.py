@@ -1,0 +1,285 @@
+"""The line chart of a run: two panels, readable in black and white, the same bytes for the same scores."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from captune.errors import InputError, MissingExtraError
+from captune.report.axis import Axis, checkpoint_axis, spread_labels
+from captune.report.columns import column
+from captune.report.record import RunScores
+from captune.report.table import leak_reasons, provenance, signatures
+from captune.report.text import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["CHART_FORMATS", "draw_chart"]
+
+CHART_FORMATS = ("png", "svg", "pdf")
+
+WIDTH, HEIGHT = 7.2, 3.4
+"""Inches: the width of a text page set in one column."""
+
+MARGIN, LEFT_WIDTH, RIGHT_WIDTH, FULL_WIDTH = 0.6, 2.75, 2.1, 5.5
+"""Inches: left of the left panel, and the widths of two panels or of a single one."""
+
+DOTS_PER_INCH = 200
+
+
+class Style(NamedTuple):
+    """How one metric is drawn: told apart by colour, marker and dashes, any one of which is enough."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+
+# Colours of Okabe and Ito (2008), which colour-blind readers tell apart; yellow is too pale for a line on white.
+_STYLES = {
+    "BLEU-1": Style("#0072B2", "o", "-"),
+    "BLEU-2": Style("#E69F00", "s", (0, (6, 1.5))),
+    "BLEU-3": Style("#009E73", "^", (0, (4, 1.5, 1, 1.5))),
+    "BLEU-4": Style("#D55E00", "D", (0, (1.5, 1.2))),
+    "ROUGE-L": Style("#000000", "v", (0, (8, 2, 1, 2, 1, 2))),
+    "CIDEr": Style("#AA4488", "o", "-"),
+    "CIDEr-D": Style("#666666", "d", (0, (4, 2))),
+    "METEOR": Style("#56B4E9", ">", (0, (3, 1))),
+    "SPICE": Style("#7F7F7F", "p", (0, (5, 1, 1, 1))),
+    "CLIPScore": Style("#8C564B", "8", (0, (2, 2))),
+    "RefCLIPScore": Style("#5D3A9B", "<", (0, (7, 3))),
+}
+
+_LINE: dict[str, Any] = {"linewidth": 1.4, "markersize": 4.2, "markerfacecolor": "white", "markeredgewidth": 1.2}
+
+_RC = {
+    # Chinese names are drawn where such a font is installed; DejaVu comes with matplotlib and serves the rest.
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": "#444444",
+    "text.parse_math": False,  # A name with two dollar signs is a name, not a formula.
+    "svg.hashsalt": "captune",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+_CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+)
+
+
+def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+    """Draw the scores over training: metrics from 0 to 1 on the left, CIDEr (0-10) on a panel of its own.
+
+    Intervals, where given, are bands. A row marked LEAK is told in the title. Metrics whose scale the report does
+    not know are left to the table.
+
+    Args:
+        run: the rows.
+        formats: of "png", "svg" and "pdf".
+
+    Returns:
+        format -> the file's bytes, equal for equal scores and one version of matplotlib.
+
+    Raises:
+        InputError: an unknown format.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if unknown := next((name for name in formats if name not in CHART_FORMATS), None):
+        raise InputError(f"No chart can be written as {unknown!r}; choose of {', '.join(CHART_FORMATS)}.")
+    with _plain_matplotlib():
+        figure = _figure(run)
+        return {name: _save(figure, name) for name in formats}
+
+
+@contextmanager
+def _plain_matplotlib() -> Iterator[None]:
+    """matplotlib with the report's settings, whatever the user's own say, and quiet about missing glyphs."""
+    try:
+        import matplotlib
+        from matplotlib import font_manager
+    except ImportError:
+        raise MissingExtraError("the chart of a report", "train") from None
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    family = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC | {"font.family": family})
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        yield
+
+
+def _save(figure: Figure, name: str) -> bytes:
+    """The figure's bytes without the date and the version that would make two equal charts differ."""
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": "captune"},
+        "pdf": {"CreationDate": None, "Creator": "captune", "Producer": None},
+    }
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=name, dpi=DOTS_PER_INCH, metadata=metadata[name])
+    return buffer.getvalue()
+
+
+def _figure(run: RunScores) -> Figure:
+    """The whole figure; all places are in inches, so that nothing depends on what a name's width happens to be."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [name for name in run.metrics if column(name).top is not None and run.finite(name)]
+    left = [name for name in drawn if not name.startswith("CIDEr")]
+    right = [name for name in drawn if name.startswith("CIDEr")]
+    axis = checkpoint_axis(run, width=RIGHT_WIDTH if left and right else FULL_WIDTH)
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    FigureCanvasAgg(figure)
+    top, bottom = _write_around(figure, run)
+    bottom += 0.53 + axis.label_height
+    height = HEIGHT - bottom - top
+    start = max(MARGIN, axis.overhang - 0.05)
+    panels = [
+        (left, start, (LEFT_WIDTH if right else FULL_WIDTH) + MARGIN - start, "score (0–1)"),
+        (right, WIDTH - 0.15 - RIGHT_WIDTH, RIGHT_WIDTH, "CIDEr (0–10)")
+        if left
+        else (right, start, WIDTH - start - 0.2, "CIDEr (0–10)"),
+    ]
+    for metrics, edge, width, label in panels:
+        if metrics:
+            panel = figure.add_axes((edge / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))
+            _draw_panel(panel, run, metrics, axis, label=label, size=(width, height))
+    if not drawn:
+        figure.text(0.5, 0.5, "There is no score to draw.", ha="center", va="center")
+    return figure
+
+
+def _draw_panel(
+    panel: Axes, run: RunScores, metrics: Sequence[str], axis: Axis, *, label: str, size: tuple[float, float]
+) -> None:
+    """Lines, bands, end labels and both axes of one panel; `size` in inches."""
+    for metric in metrics:
+        _draw_metric(panel, run, metric, axis.positions)
+    low, high = _limits(run, metrics)
+    panel.set_ylim(low, high)
+    margin = max(0.04 * (axis.positions[-1] - axis.positions[0]), 0.15 if len(axis.positions) > 1 else 0.5)
+    panel.set_xlim(axis.positions[0] - margin, axis.positions[-1] + margin)
+    ticks, names = axis.ticks(size[0])
+    panel.set_xticks(ticks, names, rotation=axis.rotation, ha="right" if axis.rotation else "center")
+    if axis.rotation:
+        for text in panel.get_xticklabels():
+            text.set_rotation_mode("anchor")
+    panel.set_xlabel(axis.title)
+    panel.set_ylabel(label)
+    panel.tick_params(width=0.8, color="#444444")
+    panel.grid(axis="y", color="#D9D9D9", linewidth=0.6)
+    panel.set_axisbelow(True)
+    if len(metrics) > 1 and label.startswith("CIDEr"):
+        panel.legend(frameon=False, fontsize=7.5)
+    elif len(metrics) > 1:
+        _label_ends(panel, run, metrics, size=size)
+
+
+def _draw_metric(panel: Axes, run: RunScores, metric: str, positions: Sequence[float]) -> None:
+    """One line with its markers, and its intervals as a band with thin bounds."""
+    style = _STYLES[metric]
+    values = [math.nan if value is None else value for value in run.values(metric)]
+    bounds = [row.intervals.get(metric, (math.nan, math.nan)) for row in run.checkpoints]
+    low, high = [pair[0] for pair in bounds], [pair[1] for pair in bounds]
+    if not all(map(math.isnan, low)):
+        panel.fill_between(positions, low, high, color=style.colour, alpha=0.13, linewidth=0, zorder=1)
+        # Bars as well while there is room: overlapping bands cannot be told apart in black and white.
+        if len(positions) <= 12:
+            errors = [
+                [v - a for v, a in zip(values, low, strict=True)],
+                [b - v for v, b in zip(values, high, strict=True)],
+            ]
+            panel.errorbar(
+                positions,
+                values,
+                yerr=[[max(0.0, error) if math.isfinite(error) else 0.0 for error in side] for side in errors],
+                fmt="none",
+                ecolor=style.colour,
+                elinewidth=0.7,
+                capsize=1.8,
+                capthick=0.7,
+                zorder=2,
+            )
+    panel.plot(
+        positions,
+        values,
+        color=style.colour,
+        marker=style.marker,
+        linestyle=style.dashes,
+        markevery=max(1, math.ceil(len(positions) / 15)),
+        zorder=3,
+        label=metric,
+        **_LINE,
+    )
+
+
+def _limits(run: RunScores, metrics: Sequence[str]) -> tuple[float, float]:
+    """Limits of the upright axis: all scores and intervals with some air, never a magnified rounding error."""
+    values = [value for metric in metrics for value in run.finite(metric)]
+    values += [bound for row in run.checkpoints for metric in metrics for bound in row.intervals.get(metric, ())]
+    low, high = min(values), max(values)
+    air = max(0.08 * (high - low), 0.01 * max(abs(low), abs(high)), 0.005)
+    return (max(0.0, low - air) if low >= 0 else low - air), high + air
+
+
+def _label_ends(panel: Axes, run: RunScores, metrics: Sequence[str], *, size: tuple[float, float]) -> None:
+    """Write every metric's name beside the end of its line, with its marker, none over another."""
+    ends = {metric: run.finite(metric)[-1] for metric in metrics}
+    low, high = panel.get_ylim()
+    places = spread_labels(list(ends.values()), gap=0.155 / size[1] * (high - low), low=low, high=high)
+    transform = panel.get_yaxis_transform()  # x in widths of the panel, y in data
+    right = [1 + inches / size[0] for inches in (0.02, 0.12, 0.13, 0.245, 0.36, 0.42)]
+    for (metric, value), place in zip(ends.items(), places, strict=True):
+        style = _STYLES[metric]
+        outside: dict[str, Any] = {"transform": transform, "clip_on": False}
+        panel.plot(right[:2], [value, place], color="#999999", linewidth=0.6, **outside)
+        key: dict[str, Any] = {
+            "color": style.colour,
+            "marker": style.marker,
+            "linestyle": style.dashes,
+            "markevery": [1],
+        }
+        panel.plot(right[2:5], [place] * 3, **key, **_LINE, **outside)
+        panel.text(right[5], place, metric, transform=transform, va="center", ha="left", fontsize=7.5)
+
+
+def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:
+    """Title with the mark LEAK, and the signature small at the foot; returns the inches both take."""
+    left = 0.15 / WIDTH
+    title = _shortened(one_line(provenance(run)), 88)
+    figure.text(left, 1 - 0.12 / HEIGHT, title, va="top", fontsize=9, fontweight="bold")
+    top = 0.42
+    if leaks := "; ".join(f"{mark}: {reason}" for reason, mark in leak_reasons(run).items()):
+        text = _shortened(one_line(leaks), 110)
+        figure.text(left, 1 - 0.31 / HEIGHT, text, va="top", fontsize=7.5, color="#B00020", fontweight="bold")
+        top += 0.2
+    given = signatures(run)[:1]
+    signature = _folded(one_line("; ".join(f"{label}: {text}" if text else label for label, text in given)), 165)
+    figure.text(left, 0.07 / HEIGHT, signature, va="bottom", fontsize=5.5, color="#555555")
+    return top, 0.1 * (1 + signature.count("\n")) if signature else 0.0
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _folded(text: str, width: int) -> str:
+    """A signature on at most two lines, as much of it as they hold."""
+    return text if len(text) <= width else f"{text[:width]}\n{_shortened(text[width:], width)}"

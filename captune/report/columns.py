@@ -1,0 +1,91 @@
+"""What the report knows about metrics: their order, their scale and which way is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["SLIDES_METRICS", "Column", "column", "format_value", "order_metrics", "scale_sentence"]
+
+DECIMALS = 4
+"""Decimals that tables show; two values that look equal count as a tie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One metric as the report sees it.
+
+    Attributes:
+        name: the metric's name, as in `Scores.corpus`.
+        top: upper end of its scale (10 for CIDEr), or None when the report does not know the metric.
+        direction: +1 when higher is better, -1 when lower is better, 0 when neither is known.
+    """
+
+    name: str
+    top: float | None = None
+    direction: int = 0
+
+
+SLIDES_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
+"""The columns that every table starts with, in the order of the slides."""
+
+_KNOWN = {
+    **{name: Column(name, 10.0 if name == "CIDEr" else 1.0, +1) for name in SLIDES_METRICS},
+    "CIDEr-D": Column("CIDEr-D", 10.0, +1),
+    "METEOR": Column("METEOR", 1.0, +1),
+    "SPICE": Column("SPICE", 1.0, +1),
+    "RefCLIPScore": Column("RefCLIPScore", 1.0, +1),
+    # 2.5 * max(cos, 0): Hessel et al. 2021, equation 1.
+    "CLIPScore": Column("CLIPScore", 2.5, +1),
+}
+
+
+def column(name: str) -> Column:
+    """What is known about the metric `name`; an unknown one has neither a scale nor a better direction."""
+    return _KNOWN.get(name, Column(name))
+
+
+def order_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """Metric names without repetition: those of the slides first, then the others as they came."""
+    present = dict.fromkeys(names)
+    first = [name for name in SLIDES_METRICS if name in present]
+    return tuple(first + [name for name in present if name not in SLIDES_METRICS])
+
+
+def format_value(value: float | None) -> str:
+    """A score as a table cell: four decimals, `nan` for not a number, a dash where there is none."""
+    if value is None:
+        return "–"
+    return "nan" if math.isnan(value) else f"{value:.{DECIMALS}f}"
+
+
+def scale_sentence(values: dict[str, list[float]]) -> str:
+    """Say on which scale the scores stand, or that they leave the scale they should be on.
+
+    Args:
+        values: the finite scores of every metric.
+
+    Returns:
+        One sentence without line breaks, such as "Scale: CIDEr 0-10, others 0-1."
+    """
+    tops: dict[float, list[str]] = {}
+    outside = []
+    for name, scores in values.items():
+        top = column(name).top
+        if top is None:
+            continue
+        tops.setdefault(top, []).append(name)
+        if any(not 0 <= score <= top for score in scores):
+            outside.append(f"{name} (0-{top:g})")
+    if outside:
+        return f"Scale: unknown, because values lie outside the usual range of {', '.join(outside)}."
+    unit = tops.pop(1.0, [])
+    parts = [f"{', '.join(names)} 0-{top:g}" for top, names in sorted(tops.items(), reverse=True)]
+    unknown = [name for name in values if column(name).top is None]
+    if unit:
+        # "others" would be false beside a metric whose scale is not known.
+        parts.append(f"{', '.join(unit) if unknown or not parts else 'others'} 0-1")
+    if unknown:
+        parts.append(f"{', '.join(unknown)} not known")
+    return f"Scale: {', '.join(parts)}." if parts else ""

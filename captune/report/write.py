@@ -1,0 +1,49 @@
+"""All files of a report, written into the run they tell of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from captune.report.analysis import analyse
+from captune.report.bare_table import csv_table
+from captune.report.chart import draw_chart
+from captune.report.files import write_whole
+from captune.report.record import RunScores, read_scores
+from captune.report.sentences import analysis_markdown
+from captune.report.table import latex_table, markdown_table
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    run_dir: Path,
+    run: RunScores | None = None,
+    *,
+    intervals: bool = False,
+    chart_formats: tuple[str, ...] = ("png", "svg"),
+) -> list[Path]:
+    """Write table, chart and analysis; to be called after every evaluation.
+
+    Args:
+        run_dir: where `table.{md,csv,tex}`, `metrics.*` and `analysis.md` go.
+        run: the scores; by default those in `run_dir/scores.json`.
+        intervals: write confidence intervals into the Markdown and LaTeX tables.
+        chart_formats: of "png", "svg" and "pdf".
+
+    Returns:
+        The files, in the order they were written; each is whole under its name.
+
+    Raises:
+        InputError: `scores.json` is missing or not as its format says.
+        MissingExtraError: a chart is asked for and matplotlib is not installed.
+        ToolError: a file cannot be written.
+    """
+    scores = read_scores(run_dir) if run is None else run
+    contents: dict[str, bytes | str] = {
+        "table.md": markdown_table(scores, intervals=intervals),
+        "table.csv": csv_table(scores),
+        "table.tex": latex_table(scores, intervals=intervals),
+        "analysis.md": analysis_markdown(scores, analyse(scores)),
+    }
+    contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
+    return [write_whole(run_dir / name, content) for name, content in contents.items()]

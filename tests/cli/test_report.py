@@ -1,0 +1,141 @@
+"""`captune report`: what goes to stdout, what to stderr, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captune.cli import app, run
+from captune.report import read_csv, write_scores
+from captune.report.record import RunScores
+
+TABLE = """checkpoint,BLEU-4,CIDEr,ROUGE-L
+pretrained,0.1529,0.4361,0.5758
+epoch0,0.2002,0.4502,0.6101
+epoch1,0.2320,0.4753,0.6469
+epoch2,0.2807,0.5115,0.6803
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    path.write_text(TABLE)
+    return path
+
+
+@pytest.fixture
+def run_dir(table: Path) -> Path:
+    bare = read_csv(table)
+    folder = table.parent / "run"
+    folder.mkdir()
+    scores = RunScores(data="toy", split="test", protocol="karpathy", images=200, checkpoints=bare.checkpoints)
+    write_scores(scores, folder)
+    return folder
+
+
+def _call(*arguments: object) -> int:
+    return run(lambda: app([str(argument) for argument in arguments], standalone_mode=False))
+
+
+def test_run_directory(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("report", run_dir) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["checkpoint", "BLEU-4", "CIDEr", "ROUGE-L"]
+    assert "epoch2" in out
+    assert "0.2807*" in out
+    assert "BLEU-4 rose fastest (+84 %)" in out
+    assert "\x1b" not in out
+    assert [Path(line).name for line in err.splitlines()] == [
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "analysis.md",
+        "metrics.png",
+        "metrics.svg",
+    ]
+    assert (run_dir / "table.csv").read_text() == TABLE.replace("0.2320", "0.232")
+
+
+def test_scores_file_itself_and_pdf(run_dir: Path, tmp_path: Path) -> None:
+    assert _call("report", run_dir / "scores.json", "--out", tmp_path / "out", "--pdf") == 0
+    assert (tmp_path / "out" / "metrics.pdf").exists()
+    assert not (run_dir / "table.md").exists()
+
+
+def test_bare_table_is_only_printed(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("report", table) == 0
+    out, err = capsys.readouterr()
+    assert "Data: table." in out
+    assert err == ""
+    assert [file.name for file in table.parent.iterdir()] == ["table.csv"]
+
+
+def test_slides_table_of_the_shared_folder(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("report", shared / "slides_table.csv") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for claim in ("BLEU-1 +23 %", "BLEU-2 +42 %", "BLEU-3 +63 %", "BLEU-4 +84 %", "CIDEr +17 %", "ROUGE-L +18 %"):
+        assert claim in out
+
+
+def test_json_is_one_object(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("report", run_dir, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["checkpoints"][0]["corpus"] == {"BLEU-4": 0.1529, "CIDEr": 0.4361, "ROUGE-L": 0.5758}
+    assert answer["analysis"]["advice"] == "go on"
+    assert answer["images"] == 200
+    assert len(answer["files"]) == 6
+
+
+def test_no_line_of_the_table_is_cut_in_a_narrow_pipe(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert _call("report", run_dir, "--intervals") == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "pretrained   0.1529   0.4361   0.5758" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "does not exist"), ("{", "is not JSON (line 1"), ('{"format": 9}', "format 9")],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(
+    content: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "scores.json").write_text(content)
+    assert _call("report", tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+def test_unwritable_place_is_one_sentence_and_exit_code_1(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("report", run_dir, "--out", run_dir / "scores.json") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cannot be written" in err
+
+
+def test_a_closed_pipe_is_no_traceback(run_dir: Path, repository: Path) -> None:
+    program = "import sys; from captune.cli import main; sys.argv = ['captune', 'report', sys.argv[1]]; main()"
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(run_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert "Traceback" not in err

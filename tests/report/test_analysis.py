@@ -1,0 +1,208 @@
+"""The analysis: true on the slides' own table, and on every odd shape a run can have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
+from captune.report.sentences import analysis_markdown, percent
+
+
+def _said(run: RunScores) -> dict[str, str]:
+    return {item.topic: item.text for item in sentences(run, analyse(run))}
+
+
+def test_slides_gains_are_stated_as_they_are(shared: Any) -> None:
+    run = read_csv(shared / "slides_table.csv")
+    said = _said(run)
+    for claim in ("BLEU-1 +23 %", "BLEU-2 +42 %", "BLEU-3 +63 %", "BLEU-4 +84 %", "CIDEr +17 %", "ROUGE-L +18 %"):
+        assert claim in said["Gain"]
+    assert said["Fastest and slowest"] == (
+        "Relative to the first row, BLEU-4 rose fastest (+84 %), CIDEr (+17 %) and ROUGE-L (+18 %) least."
+    )
+    assert said["Best checkpoint"] == "epoch4 is best on all 6 metrics."
+
+
+def test_slides_jumps_trend_and_advice(make_run: Any, slides: Any) -> None:
+    analysis = analyse(make_run(slides))
+    jumps = {
+        e.metric: (e.largest_jump.after, round(e.largest_jump.change, 4)) for e in analysis.metrics if e.largest_jump
+    }
+    assert jumps == {
+        "BLEU-1": ("epoch0", 0.0252),
+        "BLEU-2": ("epoch0", 0.0352),
+        "BLEU-3": ("epoch0", 0.0361),
+        "BLEU-4": ("epoch0", 0.0473),
+        "CIDEr": ("epoch1", 0.0251),
+        "ROUGE-L": ("epoch1", 0.0368),
+    }
+    assert {entry.trend for entry in analysis.metrics} == {"rising"}
+    assert analysis["CIDEr"].slope == pytest.approx((0.5115 - 0.4829) / 2)
+    assert analysis["CIDEr"].pace == pytest.approx((0.5115 - 0.4361) / 5)
+    assert (analysis.advice, analysis.best, analysis.disagreements) == ("go on", "epoch4", ())
+    assert analysis.ranking == ("BLEU-4", "BLEU-3", "BLEU-2", "BLEU-1", "ROUGE-L", "CIDEr")
+
+
+@pytest.mark.parametrize(
+    ("values", "trend", "advice"),
+    [
+        ((0.1, 0.2, 0.3, 0.4, 0.5), "rising", "go on"),
+        ((0.1, 0.5, 0.6, 0.6, 0.6), "flat", "stop"),
+        ((0.1, 0.5, 0.7, 0.6, 0.5), "falling", "lower lr"),
+        ((0.1, 0.6, 0.3, 0.6, 0.3), "swinging", "lower lr"),
+        ((0.5, 0.5, 0.5, 0.5, 0.5), "flat", "stop"),
+        ((0.1, 0.2, 0.3), None, None),
+        ((0.1, math.nan, 0.3, 0.4, 0.5), None, None),
+    ],
+)
+def test_trend_and_advice(make_run: Any, values: tuple[float, ...], trend: str | None, advice: str | None) -> None:
+    analysis = analyse(make_run({"CIDEr": values}))
+    assert analysis["CIDEr"].trend == trend
+    assert analysis.advice == advice
+
+
+def test_a_quarter_of_the_pace_separates_flat_from_rising(make_run: Any) -> None:
+    # Range 0.4 over 4 steps is a pace of 0.1; the last slope is exactly the wanted share of it.
+    assert analyse(make_run({"CIDEr": (0.0, 0.2, 0.348, 0.374, 0.4)}))["CIDEr"].trend == "rising"
+    assert analyse(make_run({"CIDEr": (0.0, 0.2, 0.352, 0.376, 0.4)}))["CIDEr"].trend == "flat"
+
+
+def test_epochs_that_are_far_apart_count_as_such(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.1, 0.3, 0.32, 0.34, 0.36)})
+    rows = [
+        dataclasses.replace(row, epoch=epoch) for row, epoch in zip(run.checkpoints, (None, 0, 20, 40, 60), strict=True)
+    ]
+    analysis = analyse(dataclasses.replace(run, checkpoints=tuple(rows)))
+    assert analysis["CIDEr"].slope == pytest.approx(0.001)
+    assert analysis["CIDEr"].pace == pytest.approx(0.26 / 61)
+
+
+def test_a_rise_within_noise_is_called_so_unless_a_paired_test_supports_it(make_run: Any) -> None:
+    values = {"CIDEr": (0.40, 0.42, 0.44, 0.46, 0.48)}
+    assert analyse(make_run(values, half_width=0.1)).advice == "more images"
+    assert analyse(make_run(values, half_width=0.03)).advice == "go on"
+    sure = make_run(values, half_width=0.1, p_values={"previous": 0.01})
+    assert analyse(sure).advice == "go on"
+    assert "within noise" in _said(make_run(values, half_width=0.1))["Advice"]
+
+
+def test_most_metrics_decide_and_cider_breaks_a_tie(make_run: Any) -> None:
+    rising, flat = (0.1, 0.2, 0.3, 0.4), (0.1, 0.4, 0.4, 0.4)
+    assert analyse(make_run({"BLEU-1": rising, "CIDEr": flat})).advice == "stop"
+    assert analyse(make_run({"BLEU-1": flat, "CIDEr": rising})).advice == "go on"
+    three = make_run({"BLEU-1": rising, "BLEU-2": rising, "CIDEr": flat})
+    assert (analyse(three).advice, analyse(three).advised_by) == ("go on", ("BLEU-1", "BLEU-2"))
+
+
+def test_a_first_value_of_zero_has_no_relative_gain(make_run: Any) -> None:
+    run = make_run({"BLEU-4": (0.00004, 0.38), "CIDEr": (0.7, 1.3)})
+    analysis = analyse(run)
+    assert analysis["BLEU-4"].relative_gain is None
+    assert analysis.ranking == ("CIDEr",)
+    assert "BLEU-4 +0.3800 (0.0000 to 0.3800; no relative gain, for it starts at 0)" in _said(run)["Gain"]
+    assert "inf" not in analysis_markdown(run, analysis)
+
+
+def test_one_checkpoint_is_not_compared(make_run: Any) -> None:
+    said = _said(make_run({"CIDEr": (0.7,)}))
+    assert said == {"Gain": "There is only one checkpoint, pretrained, so nothing can be compared yet."}
+
+
+def test_equal_rows_are_said_to_be_equal(make_run: Any) -> None:
+    said = _said(make_run({"CIDEr": (0.7, 0.7, 0.70001), "BLEU-4": (0.2, 0.2, 0.2)}))
+    assert said["Gain"].startswith("All 3 rows show the same scores")
+    assert "Advice" not in said
+
+
+def test_missing_scores_are_listed_and_never_computed_with(make_run: Any) -> None:
+    run = make_run({"CIDEr": (math.nan, 0.5, 0.6), "BLEU-4": (0.1, 0.2, 0.3), "ROUGE-L": (math.nan,) * 3})
+    said = _said(run)
+    assert said["Missing"] == "There is no value at pretrained for CIDEr; at any row for ROUGE-L."
+    assert "CIDEr unknown (nan to 0.6000)" in said["Gain"]
+    assert analyse(run)["CIDEr"].largest_jump.change == pytest.approx(0.1)  # type: ignore[union-attr]
+
+
+def test_drops_and_disagreements_are_named(make_run: Any) -> None:
+    run = make_run({"BLEU-4": (0.10, 0.20, 0.15), "CIDEr": (0.5, 0.4, 0.45), "ROUGE-L": (0.5, 0.6, 0.7)})
+    said = _said(run)
+    assert "BLEU-4 -0.0500 from epoch0 to epoch1" in said["Drops"]
+    assert "CIDEr -0.1000 from pretrained to epoch0" in said["Drops"]
+    # The whole road first, then step by step.
+    assert said["Agreement"].startswith("From pretrained to epoch1, CIDEr gets worse while BLEU-4 and ROUGE-L improve")
+    assert said["Best checkpoint"].startswith("epoch0 is best on BLEU-4; pretrained is best on CIDEr")
+    assert said["Fastest and slowest"].endswith("BLEU-4 rose fastest (+50 %); CIDEr (-10 %) got worse.")
+
+
+def test_when_nothing_improves_no_metric_is_called_fastest(make_run: Any) -> None:
+    said = _said(make_run({"BLEU-4": (0.2, 0.1), "CIDEr": (0.5, 0.5)}))
+    assert said["Fastest and slowest"] == "Relative to the first row, no metric improved; BLEU-4 (-50 %) got worse."
+
+
+def test_bounds_of_the_gain_come_from_the_paired_difference_where_given(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.5, 0.6)}, half_width=0.05)
+    assert analyse(run)["CIDEr"].relative_interval == pytest.approx((0.0, 0.4))
+    assert "paired on the same images they would be narrower" in _said(run)["Gain"]
+    last = dataclasses.replace(run.checkpoints[-1], differences={"CIDEr": {"pretrained": (0.075, 0.125)}})
+    paired = dataclasses.replace(run, checkpoints=(run.checkpoints[0], last))
+    assert analyse(paired)["CIDEr"].relative_interval == pytest.approx((0.15, 0.25))
+    assert _said(paired)["Gain"].endswith("CIDEr +20 % (0.5000 to 0.6000, between +15 % and +25 %).")
+
+
+def test_significance_of_the_last_row(make_run: Any) -> None:
+    run = make_run({"BLEU-4": (0.1, 0.2), "CIDEr": (0.5, 0.6)})
+    tests = {"BLEU-4": {"pretrained": 0.002}, "CIDEr": {"pretrained": 0.4}}
+    last = dataclasses.replace(run.checkpoints[-1], p_values=tests)
+    said = _said(dataclasses.replace(run, checkpoints=(run.checkpoints[0], last)))
+    assert said["Significance"] == (
+        "epoch0 differs from pretrained by more than chance on BLEU-4 (p <= 0.002) "
+        "but the difference may be chance on CIDEr (p = 0.40)."
+    )
+
+
+def test_a_leak_is_said_first(make_run: Any, slides: Any) -> None:
+    found = sentences(make_run(slides, leak="test in training."), analyse(make_run(slides)))
+    assert found[0].topic == "Leak"
+    assert found[0].text == ("All rows are marked LEAK (test in training): not to be compared with published scores.")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.2321, "+23 %"),
+        (0.0949, "+9.5 %"),
+        (0.0996, "+10 %"),
+        (0.0042, "+0.42 %"),
+        (0.0, "+0 %"),
+        (-0.5, "-50 %"),
+        (12.3456, "+1,235 %"),
+    ],
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+scores = st.none() | st.floats(0, 10) | st.just(math.nan) | st.sampled_from([0.0, 1e-9, 1e308, -1.0])
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["BLEU-4", "CIDEr", "new"]), scores, min_size=1), min_size=1, max_size=7)
+)
+def test_any_table_can_be_put_into_words(table: list[dict[str, float | None]]) -> None:
+    rows = tuple(
+        CheckpointScores(name=f"r{index}", corpus={name: value for name, value in row.items() if value is not None})
+        for index, row in enumerate(table)
+    )
+    run = RunScores(data="any", checkpoints=rows)
+    analysis = analyse(run)
+    json.dumps(analysis.to_dict(), allow_nan=False)
+    for item in sentences(run, analysis):
+        assert item.text.endswith(".")
+        assert "\n" not in item.text
+        assert "inf" not in item.text
