@@ -16,13 +16,18 @@ from torch import Tensor
 from captune.config import RunConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
-from captune.decoding import Caption, DecodingOptions, generate_captions
+from captune.decoding import Caption, DecodingOptions, encode_images, generate_captions
+from captune.events import Listener
 from captune.metrics import Scorer, Scores
+from captune.metrics.significance import confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
-from captune.protocols import EvaluationSet
+from captune.model.adapter import load_trained, read_record
+from captune.model.loading import load_model, pick_device
+from captune.protocols import EvaluationSet, evaluation_set
+from captune.report import write_report
 from captune.report.record import CheckpointScores, RunScores, write_scores
 
-__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options"]
+__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "evaluate_checkpoints"]
 
 PRETRAINED = "pretrained"
 
@@ -111,11 +116,19 @@ class Evaluation:
             corpus=scores.corpus,
             per_image={str(image): values for image, values in scores.per_image.items()},
             captions=texts,
+            intervals={name: (interval.low, interval.high) for name, interval in confidence_intervals(scores).items()},
+            p_values=self._p_values(scores),
         )
         self.rows.append(row)
         self._scores.append(scores)
         self._write(row)
         return row
+
+    def _p_values(self, scores: Scores) -> dict[str, dict[str, float]]:
+        """Paired tests of a checkpoint against the first one and against the one before."""
+        rivals = {PRETRAINED: self._scores[0], "previous": self._scores[-1]} if self._scores else {}
+        compared = {rival: paired_bootstrap(scores, other) for rival, other in rivals.items()}
+        return {name: {rival: tests[name].p_value for rival, tests in compared.items()} for name in scores.corpus}
 
     def _write(self, row: CheckpointScores) -> None:
         folder = self.output
@@ -148,6 +161,47 @@ class Evaluation:
                 {"id": number, "image_id": image, "caption": caption} for number, (image, caption) in enumerate(pairs)
             ],
         }
+
+
+def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listener: Listener | None = None) -> RunScores:
+    """Caption and score the pretrained model and every checkpoint, with one load of the model.
+
+    Args:
+        config: of the run; its output folder receives captions, scores, table and chart.
+        checkpoints: folders that training wrote.
+        listener: is told how far it is.
+
+    Returns:
+        All rows, the pretrained model first.
+
+    Raises:
+        InputError: data, model or a checkpoint cannot be used.
+    """
+    tell = listener or (lambda event: None)
+    evaluation = Evaluation(config, evaluation_set(config))
+    records = [read_record(folder) for folder in checkpoints]
+    model = load_model(config.model, pick_device())
+    features = encode_images(
+        model,
+        evaluation.image_files,
+        batch_size=config.evaluate.batch_size,
+        on_progress=lambda done, count: tell(
+            {"event": "features", "what": "evaluation images", "done": done, "count": count}
+        ),
+    )
+    for folder, record in [(None, None), *zip(checkpoints, records, strict=True)]:
+        epoch = None
+        if folder is not None and record is not None:
+            epoch = load_trained(model, folder).epoch
+        captions = evaluation.caption(
+            model,
+            features,
+            lambda done, count, epoch=epoch: tell({"event": "captions", "epoch": epoch, "done": done, "count": count}),
+        )
+        row = evaluation.add(epoch, captions)
+        tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
+    write_report(config.output, evaluation.run_scores())
+    return evaluation.run_scores()
 
 
 def _write_json(path: Path, content: Any) -> None:

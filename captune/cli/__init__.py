@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+from typer.exceptions import TyperException
 
 from captune.errors import CaptuneError
 
@@ -46,7 +47,7 @@ def run(command: Callable[[], Any]) -> int:
     except CaptuneError as error:
         print(f"captune: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("captune: stopped by Ctrl-C; what was finished is kept.", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -69,9 +70,38 @@ def run(command: Callable[[], Any]) -> int:
 
 def main() -> None:
     """Entry point of the `captune` program."""
-    sys.exit(run(lambda: app(standalone_mode=True)))
+    sys.exit(run(lambda: call(app)))
 
 
+def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments and call the command they name.
+
+    Args:
+        program: the commands.
+        arguments: by default those of this process.
+
+    Returns:
+        The exit code; 2 when the arguments are wrong, which is said on stderr.
+    """
+    try:
+        result = program(args=arguments, standalone_mode=False)
+    except TyperException as error:
+        message = error.format_message()
+        # Called without a command, the message is the help itself.
+        is_help = message.startswith("Usage:")
+        print(message if is_help else f"captune: {message} See captune --help.", file=sys.stderr)
+        return error.exit_code
+    return result if isinstance(result, int) else 0
+
+
+from captune.cli.evaluate import evaluate  # noqa: E402  # the commands import nothing heavy until they are called
+from captune.cli.train import train  # noqa: E402
+
+app.command()(train)
+app.command()(evaluate)
+
+from captune.cli import prepare as _prepare  # noqa: E402
 from captune.cli import report as _report  # noqa: E402
 
+_prepare.register(app)
 _report.register(app)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from captune.errors import MissingExtraError
+from captune.events import Event, Listener
 
-__all__ = ["Event", "Journal", "Listener"]
-
-Event = dict[str, Any]
-"""One thing that happened: `event` names it, the rest are its figures."""
-
-Listener = Callable[[Event], None]
-"""Is told every event, as a progress bar is."""
+__all__ = ["Journal"]
 
 PASSING = frozenset({"features", "captions", "progress"})
 """Events that only say how far something is; they are shown and not kept."""

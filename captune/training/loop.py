@@ -5,7 +5,6 @@ Once: load, encode every image, evaluate the pretrained model. For every epoch: 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,47 +13,51 @@ from pathlib import Path
 from torch import Tensor
 
 from captune import __version__
-from captune.config import RunConfig, commented_yaml
-from captune.data.atomic import atomic_file, atomic_folder
+from captune.config import RunConfig
+from captune.data.atomic import atomic_folder
 from captune.data.manifest import manifest_hash, resolve_image
 from captune.decoding import encode_images
 from captune.evaluation import Evaluation
+from captune.events import Listener
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.model.loading import load_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import write_report
 from captune.training.distributed import World, world
-from captune.training.journal import Journal, Listener
+from captune.training.journal import Journal
+from captune.training.run_folder import checkpoint_folder, is_finished, open_run_folder
 from captune.training.samples import TrainingSamples
 from captune.training.step import Stepper
 
-__all__ = ["checkpoint_folder", "train"]
+__all__ = ["train"]
 
 
-def checkpoint_folder(output: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies in a run."""
-    return output / "checkpoints" / f"epoch-{epoch:03d}"
-
-
-def train(config: RunConfig, listener: Listener | None = None) -> None:
+def train(config: RunConfig, listener: Listener | None = None, *, overwrite: bool = False) -> None:
     """Run a training from start to end, alone or as one of torchrun's processes.
+
+    A run that is already there, finished, with the same configuration and data, is left as it is.
 
     Args:
         config: everything that decides the run; its output folder receives all that comes out.
         listener: is told every event, for a progress bar.
+        overwrite: replace another run that lies in the output folder.
 
     Raises:
         InputError: the configuration, the data or the model cannot be used.
         TrainingError: too many steps had an infinite or undefined loss.
     """
+    if is_finished(config):
+        if listener is not None:
+            listener({"event": "reused", "folder": str(config.output)})
+        return
     # Everything that can be wrong with the data is found before the model is loaded.
     images = training_images(config)
     evaluation = Evaluation(config, evaluation_set(config))
     samples = TrainingSamples(images, config.train, config.seed)
     image_files = [resolve_image(config.data.train, image.image) for image in images]
 
-    with world() as place, _open_journal(config, place, listener) as journal:
+    with world() as place, _open_journal(config, place, listener, overwrite) as journal:
         model = load_model(config.model, place.device)
         record = _describe(model, config)
         journal.tell(
@@ -126,16 +129,11 @@ def _encode(model: MiniGPT4, files: Sequence[Path], place: World, journal: Journ
     return place.merge_rows(encode_images(model, place.share(files), on_progress=report), len(files))
 
 
-def _open_journal(config: RunConfig, place: World, listener: Listener | None) -> Journal:
-    """Make the run's folder, free of what an earlier run of the same name left there, and open its log."""
+def _open_journal(config: RunConfig, place: World, listener: Listener | None, overwrite: bool) -> Journal:
+    """The first process makes the run's folder and keeps its log; the others keep silent."""
     if not place.is_main:
         return Journal(None)
-    config.output.mkdir(parents=True, exist_ok=True)
-    for left in ("checkpoints", "captions"):
-        shutil.rmtree(config.output / left, ignore_errors=True)
-    (config.output / "log.jsonl").unlink(missing_ok=True)
-    with atomic_file(config.output / "config.yaml", "w") as stream:
-        stream.write(commented_yaml(config, "The configuration of this run, with every default filled in."))
+    open_run_folder(config, overwrite=overwrite)
     return Journal(config.output, config.track, config.model_dump(mode="json"), listener)
 
 

@@ -1,0 +1,103 @@
+"""Events as a person sees them: a progress bar on a terminal, one line an event anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from captune.events import Event, Listener
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+__all__ = ["show_progress"]
+
+
+@contextmanager
+def show_progress() -> Iterator[Listener]:
+    """Show events on stderr while the block runs.
+
+    Yields:
+        The listener to give to training or evaluation.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    quiet_libraries()
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield _Display(console, bars)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and notes out of the way of ours."""
+    if "transformers" not in sys.modules:
+        import os
+
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+class _Display:
+    """Keeps one bar for what is going on and writes a line for what is over."""
+
+    def __init__(self, console: Console, bars: Progress) -> None:
+        self._console = console
+        self._bars = bars
+        self._running: tuple[str, TaskID] | None = None
+
+    def __call__(self, event: Event) -> None:
+        name = event["event"]
+        if name == "features":
+            self._advance(f"Encoding {event['what']}", event["done"], event["count"])
+        elif name == "captions":
+            self._advance(f"Captioning, {_checkpoint(event)}", event["done"], event["count"])
+        elif name == "progress":
+            figures = f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {event['samples_per_s']:.0f}/s"
+            self._advance(f"Training, epoch {event['epoch']}", event["step"] + 1, event["steps"], figures)
+        elif name == "run":
+            self._say(
+                f"Training {event['model']} on {event['images']:,} images: {event['samples']:,} samples an epoch, "
+                f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."
+            )
+        elif name == "evaluation":
+            scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
+            self._say(f"{_checkpoint(event):<11} {scores}")
+        elif name == "reused":
+            self._say(f"Reusing the finished run in {event['folder']}: same configuration, same data.")
+        elif name == "done" and event["skipped_steps"]:
+            self._say(f"{event['skipped_steps']} steps were skipped: their loss was infinite or undefined.")
+
+    def _advance(self, what: str, done: int, count: int, figures: str = "") -> None:
+        if self._running is None or self._running[0] != what:
+            if self._running is not None:
+                self._bars.remove_task(self._running[1])
+            self._running = (what, self._bars.add_task(what, total=count, figures=figures))
+        self._bars.update(self._running[1], completed=done, total=count, figures=figures)
+
+    def _say(self, line: str) -> None:
+        if self._console.is_terminal:
+            self._console.print(line)
+        else:
+            # A pipe or a log file gets the line as it is, not wrapped at 80 columns.
+            print(line, file=sys.stderr, flush=True)
+
+
+def _checkpoint(event: Event) -> str:
+    return "pretrained" if event["epoch"] is None else f"epoch{event['epoch']}"

@@ -1,0 +1,51 @@
+"""`captune train`: tune the projection, evaluate before the first epoch and after each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["run_training", "train"]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the output folder.")] = False,
+) -> None:
+    """Tune a model as a YAML file says; every epoch is saved and scored."""
+    run_training(config, overrides or [], overwrite=overwrite)
+
+
+def run_training(config: Path, overrides: list[str], *, overwrite: bool = False) -> None:
+    """Train and print what came out: the table, the analysis, where the files are.
+
+    Raises:
+        CaptuneError: as `captune.training.train`.
+    """
+    import os
+
+    from captune.config import load_config
+
+    settings = load_config(config, overrides)
+    from captune.cli.extras import needs
+    from captune.cli.progress import show_progress
+
+    with needs("captune train", "train"):
+        from captune.training import train as start
+
+    if os.environ.get("RANK", "0") != "0":
+        start(settings)
+        return
+    with show_progress() as listener:
+        start(settings, listener, overwrite=overwrite)
+    from captune.cli.report import print_report
+    from captune.report import analyse, read_scores
+
+    scores = read_scores(settings.output)
+    print_report(scores, analyse(scores))
+    typer.echo(f"\nTable, chart, captions and checkpoints are in {settings.output}", err=True)

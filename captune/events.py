@@ -1,0 +1,27 @@
+"""What long work tells while it goes, to whoever listens: a progress bar, a log.
+
+An event is a plain dictionary; `event` names it, the rest are its figures:
+
+    run         model, images, samples, steps, processes, device
+    reused      folder                                      the run was already there
+    features    what, done, count                           images encoded
+    captions    epoch, done, count                          images captioned
+    progress    step, steps, epoch, samples_per_s, loss, ...      after every optimiser step
+    step        the same, every `log_every` steps
+    checkpoint  epoch, folder
+    evaluation  epoch, scores
+    done        skipped_steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Event", "Listener"]
+
+Event = dict[str, Any]
+"""One thing that happened."""
+
+Listener = Callable[[Event], None]
+"""Is told every event."""

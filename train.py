@@ -1,0 +1,27 @@
+"""Tune as a configuration says: python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml.
+
+Runs alone or under torchrun --nproc-per-node N. The same as `captune train CONFIG`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from captune.cli import run
+from captune.cli.train import run_training
+
+
+def main() -> None:
+    """Read the original's arguments and train."""
+    parser = argparse.ArgumentParser(description="Tune a captioner as a YAML configuration says.")
+    parser.add_argument("--cfg-path", required=True, type=Path, help="YAML configuration")
+    parser.add_argument("--options", nargs="+", default=[], metavar="section.key=value", help="settings that win")
+    parser.add_argument("--overwrite", action="store_true", help="replace another run in the output folder")
+    given = parser.parse_args()
+    sys.exit(run(lambda: run_training(given.cfg_path, given.options, overwrite=given.overwrite)))
+
+
+if __name__ == "__main__":
+    main()
