@@ -104,11 +104,14 @@ def score(
         for sentence in system.warnings:
             scoring.warn(sentence)
     if as_json:
-        text = _json(scores, intervals, extras, system, metric, per_image)
+        text = _json(scores, intervals, extras, system, metric, per_image, _about_intervals(resamples, seed))
     elif quiet:
         text = "\n".join(f"{value:.{digits}f}" for value in _chosen(scores, extras, metric).values())
     else:
-        text = _table(scores, intervals, extras, metric, form.value, digits)
+        notes = [scores.signature]
+        if intervals:
+            notes.insert(0, _about_intervals(resamples, seed))
+        text = _table(scores, intervals, extras, metric, form.value, digits, notes)
     scoring.write(text, out)
 
 
@@ -185,6 +188,7 @@ def _table(
     metric: str | None,
     form: str,
     digits: int,
+    notes: list[str],
 ) -> str:
     from captune.cli.tables import table
 
@@ -198,7 +202,16 @@ def _table(
             interval = intervals.get(name)
             row.append("" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]")
         rows.append(row)
-    return table(form, header, rows, [scores.signature])
+    return table(form, header, rows, notes)
+
+
+def _about_intervals(resamples: int, seed: int) -> str:
+    from captune.metrics.significance import FREQUENCIES
+
+    return (
+        f"95 % interval: bootstrap of {resamples:,} resamples of the images, seed {seed}; CIDEr's document frequencies "
+        f"are {FREQUENCIES}."
+    )
 
 
 def _json(
@@ -208,6 +221,7 @@ def _json(
     system: System,
     metric: str | None,
     per_image: bool,
+    about_intervals: str,
 ) -> str:
     chosen = _chosen(scores, extras, metric)
     answer: dict[str, Any] = {
@@ -217,6 +231,7 @@ def _json(
         "scales": {name: SCALES[name] for name in chosen if name in scores.corpus},
     }
     if intervals:
+        answer["resampling"] = about_intervals
         answer["intervals"] = {
             name: {"low": interval.low, "high": interval.high, "deviation": interval.deviation}
             for name, interval in intervals.items()

@@ -1,0 +1,234 @@
+"""`captune compare`: systems on the same images, with tests of whether they differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captune.cli import scoring
+from captune.cli.scoring import Options
+
+if TYPE_CHECKING:
+    from captune.metrics import Scores
+    from captune.metrics.files import Predictions, References
+    from captune.metrics.significance import Comparison
+
+__all__ = ["compare", "register"]
+
+LEVELS = ((0.01, "**"), (0.05, "*"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("compare")(compare)
+
+
+def compare(
+    references: scoring.ReferencesFile,
+    predictions: Annotated[
+        list[Path],
+        typer.Option(
+            "--predictions",
+            "-p",
+            help="Captions of a system, once for each; the first is what the others are compared with.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of a system, in the same order.", show_default="names of the files")
+    ] = None,
+    metrics: scoring.Metrics = "bleu,cider,rouge-l",
+    as_json: scoring.Json = False,
+    form: scoring.OutputFormat = scoring.Format.TEXT,
+    confidence: Annotated[float, typer.Option(help="Confidence of the intervals of differences.")] = 0.95,
+    resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
+    trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
+    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
+    split: scoring.Split = None,
+    tokenize: scoring.Tokenizer = scoring.Tokenize.PTB,
+    compat: scoring.Compatibility = scoring.Compat.CAPTION,
+    subset: scoring.Subset = False,
+    jobs: scoring.Jobs = 1,
+    data: scoring.Data = None,
+    prompt: scoring.Prompt = None,
+    decoding: scoring.Decoding = None,
+    protocol: scoring.Protocol = None,
+    document_frequencies: scoring.Frequencies = None,
+    images: scoring.Images = None,
+    clip: scoring.Clip = scoring.DEFAULT_CLIP,
+    java: scoring.Java = None,
+    java_memory: scoring.JavaMemory = None,
+    time_limit: scoring.TimeLimit = 600.0,
+    spice_models: scoring.SpiceModels = None,
+) -> None:
+    """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
+    from captune.errors import MetricInputError
+    from captune.metrics.files import read_predictions, read_references
+
+    keys = scoring.metric_keys(metrics)
+    if wrong := [key for key in keys if key in scoring.REPORTED]:
+        raise MetricInputError(f"{wrong[0]} is not compared; see it for each system with captune score.")
+    if len(predictions) < 2:
+        raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")
+    options = Options(
+        metrics=keys,
+        tokenize=tokenize.value,
+        compat=compat.value,
+        subset=subset,
+        jobs=jobs,
+        data=data,
+        split=split,
+        prompt=prompt,
+        decoding=decoding,
+        protocol=protocol,
+        document_frequencies=document_frequencies,
+        java=java,
+        java_memory=java_memory,
+        time_limit=time_limit,
+        spice_models=spice_models,
+        clip=clip,
+        images=images,
+    )
+    names = _names(predictions, name)
+    read = read_references(references, split)
+    scored = _score_all(read, [read_predictions(path) for path in predictions], names, options)
+    tests = _test_all(scored, confidence, resamples, trials, seed)
+    report = _json if as_json else _tables
+    text = report(scored, tests, form=form.value, digits=digits, confidence=confidence)
+    scoring.write(text, out)
+
+
+def _names(paths: list[Path], given: list[str] | None) -> list[str]:
+    """A different name for each system: its file's, with folders in front where files are called alike."""
+    from captune.errors import MetricInputError
+
+    if given:
+        if len(given) != len(paths):
+            raise MetricInputError(f"There are {len(given)} --name for {len(paths)} --predictions; give one for each.")
+        names = given
+    else:
+        names = [path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name for path in paths]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise MetricInputError(
+            f"The name '{max(names, key=names.count)}' stands for two systems; give each its --name."
+        )
+    return names
+
+
+def _score_all(
+    references: References, predictions: list[Predictions], names: list[str], options: Options
+) -> dict[str, Scores]:
+    """Scores of every system, all on the same images with the references prepared once."""
+    if options.subset:
+        common = set(references.captions).intersection(*(system.captions for system in predictions))
+        kept = {image: captions for image, captions in references.captions.items() if image in common}
+        references = replace(references, captions=kept)
+    scored: dict[str, Scores] = {}
+    scorer, shown = None, ()
+    for name, captions in zip(names, predictions, strict=True):
+        system = scoring.load_system(references, captions, name, options)
+        if scorer is None:
+            scorer, shown = scoring.make_scorer(system, options)
+        scored[name] = scoring.score_system(system, scorer, shown, options)
+        for sentence in system.warnings:
+            scoring.warn(f"{name}: {sentence}")
+    return scored
+
+
+def _test_all(
+    scored: dict[str, Scores], confidence: float, resamples: int, trials: int, seed: int
+) -> dict[str, dict[str, tuple[Comparison, Comparison]]]:
+    """Both tests of every system against the first: system to score to (bootstrap, randomisation)."""
+    from captune.metrics.significance import approximate_randomization, paired_bootstrap
+
+    (_, baseline), *others = scored.items()
+    results = {}
+    for name, scores in others:
+        drawn = paired_bootstrap(scores, baseline, confidence, resamples, seed)
+        swapped = approximate_randomization(scores, baseline, trials, seed)
+        results[name] = {score: (drawn[score], swapped[score]) for score in drawn}
+    return results
+
+
+def _mark(bootstrap: Comparison, randomization: Comparison) -> str:
+    """Stars for a difference that both tests find and whose interval leaves out 0."""
+    if bootstrap.low <= 0 <= bootstrap.high:
+        return ""
+    larger = max(bootstrap.p_value, randomization.p_value)
+    return next((stars for level, stars in LEVELS if larger < level), "")
+
+
+def _tables(
+    scored: dict[str, Scores],
+    tests: dict[str, dict[str, tuple[Comparison, Comparison]]],
+    *,
+    form: str,
+    digits: int,
+    confidence: float,
+) -> str:
+    from captune.cli.tables import table
+    from captune.metrics.significance import FREQUENCIES
+
+    baseline, *_ = scored
+    signature = scored[baseline].signature
+    scores = list(scored[baseline].corpus)
+    rows = []
+    for name, system in scored.items():
+        marks = {score: _mark(*pair) for score, pair in tests.get(name, {}).items()}
+        rows.append([name, *(f"{system.corpus[score]:.{digits}f}{marks.get(score, '')}" for score in scores)])
+    scales = [f"{score} ({scoring.SCALES[score]})" for score in scores]
+    parts = [table(form, ["System", *scales], rows)]
+    for name, results in tests.items():
+        lines = []
+        for score, (drawn, swapped) in results.items():
+            lines.append(
+                [
+                    score,
+                    f"{drawn.difference:+.{digits}f}{_mark(drawn, swapped)}",
+                    f"[{drawn.low:+.{digits}f}, {drawn.high:+.{digits}f}]",
+                    f"{drawn.p_value:.4f}",
+                    f"{swapped.p_value:.4f}",
+                    f"{drawn.smallest:.{digits}f}",
+                ]
+            )
+        header = [f"{name} - {baseline}", "Difference", f"{confidence:.0%} interval", "p boot", "p random", "Smallest"]
+        parts.append(table(form, header, lines))
+    notes = [
+        "* p < 0.05, ** p < 0.01 in both tests, with 0 outside the interval: paired bootstrap (p boot) and approximate",
+        f"randomisation (p random). In both, CIDEr's document frequencies are {FREQUENCIES}.",
+        "Smallest: the true difference that this set of images shows four times out of five at p < 0.05.",
+    ]
+    if len(tests) > 1:
+        notes.append("Each system is tested against the first alone; p is not corrected for their number.")
+    prefix = "% " if form == "latex" else ""
+    mark = "`" if form == "markdown" else ""
+    parts += ["\n".join(prefix + note for note in notes), f"{prefix}{mark}{signature}{mark}"]
+    return "\n\n".join(parts)
+
+
+def _json(scored: dict[str, Scores], tests: dict[str, dict[str, tuple[Comparison, Comparison]]], **_: Any) -> str:
+    baseline, *_others = scored
+    systems = {name: {"signature": scores.signature, "scores": scores.corpus} for name, scores in scored.items()}
+    differences = {
+        name: {
+            score: {
+                "difference": drawn.difference,
+                "low": drawn.low,
+                "high": drawn.high,
+                "p_bootstrap": drawn.p_value,
+                "p_randomization": swapped.p_value,
+                "smallest_detectable": drawn.smallest,
+            }
+            for score, (drawn, swapped) in results.items()
+        }
+        for name, results in tests.items()
+    }
+    scales = {score: scoring.SCALES[score] for score in scored[baseline].corpus}
+    return scoring.to_json({"baseline": baseline, "systems": systems, "scales": scales, "differences": differences})

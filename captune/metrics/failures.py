@@ -1,0 +1,161 @@
+"""Captions that went wrong in ways a score hides: empty, run-on, looping, cut off, with a stop symbol in the text.
+
+| failure | a caption is flagged when |
+|---|---|
+| empty | it has no word after tokenizing |
+| run-on | it has more than twice as many words as the longest reference of its image, and at least 20 |
+| repetition | some 1 to 10 words stand three times in a row (a single word four times), or it has 16 words or more and at \
+least half of its runs of four words have been there before |
+| stop symbol | a mark of a chat template or tokenizer stands in it: "###", "</s>", "[INST]", "<|im_end|>", ... |
+| unfinished | the model was stopped by the length limit; known only where the file of predictions tells so |
+
+The limits are set so that people are hardly ever flagged: of 155,070 Flickr30k captions, 4 loop and none has a mark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captune.metrics.encoding import Encoder, Rows
+from captune.metrics.tokenizers import tokenizer
+
+__all__ = ["FAILURES", "STOP_MARKS", "Failures", "find_failures"]
+
+FAILURES = ("empty", "run-on", "repetition", "stop symbol", "unfinished")
+
+STOP_MARKS = (
+    "###",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<eos>",
+    "[SEP]",
+    "[CLS]",
+    "[EOS]",
+    "<image>",
+    "<Img>",
+    "</Img>",
+    "<ImageHere>",
+    "ASSISTANT:",
+    "Assistant:",
+    "USER:",
+    "Human:",
+)
+_MARKS = re.compile("|".join(map(re.escape, STOP_MARKS)))
+
+RUN_ON_FACTOR, RUN_ON_WORDS = 2, 20
+LONGEST_PERIOD = 10
+LOOP_TIMES, LOOP_TIMES_OF_ONE_WORD = 3, 4
+FEW_NEW_SHARE, FEW_NEW_WORDS = 0.5, 16
+
+
+@dataclass(frozen=True, eq=False)
+class Failures:
+    """Which of N captions failed, and how.
+
+    Attributes:
+        flags: for each failure that could be looked for, (N,) bool.
+    """
+
+    flags: Mapping[str, NDArray[np.bool_]]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The share of captions with each failure, and with any of them, 0 to 1."""
+        any_failure = np.logical_or.reduce(list(self.flags.values()))
+        columns = {**self.flags, "any": any_failure}
+        return {name: float(flags.mean()) if len(flags) else 0.0 for name, flags in columns.items()}
+
+    def of(self, image: int) -> list[str]:
+        """The failures of the caption in place `image`."""
+        return [name for name, flags in self.flags.items() if flags[image]]
+
+
+def find_failures(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+    *,
+    finished: Sequence[bool] | None = None,
+    tokenize: str = "ptb",
+) -> Failures:
+    """Flag captions that went wrong. Time is linear in the text.
+
+    Args:
+        captions: one for an image, N of them.
+        references: the references of each image; without them run-on captions are not looked for.
+        finished: for each caption whether the model ended it at the stop symbol itself; without it unfinished
+            captions are not looked for.
+        tokenize: name of the tokenizer that finds the words.
+    """
+    encoder = Encoder(tokenizer(tokenize))
+    words = encoder.words(encoder.encode(captions))
+    lengths = words.lengths
+    flags = {"empty": lengths == 0}
+    if references is not None:
+        longest = _longest(encoder, references)
+        flags["run-on"] = (lengths > RUN_ON_FACTOR * longest) & (lengths >= RUN_ON_WORDS)
+    flags["repetition"] = _loops(words) | _few_new(words)
+    flags["stop symbol"] = np.array([_MARKS.search(caption) is not None for caption in captions], np.bool_)
+    if finished is not None:
+        flags["unfinished"] = ~np.array(finished, np.bool_)
+    return Failures(flags)
+
+
+def _longest(encoder: Encoder, references: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    """(N,) words of each image's longest reference, 0 where it has none."""
+    counts = np.array([len(group) for group in references], np.int64)
+    lengths = encoder.words(encoder.encode([caption for group in references for caption in group])).lengths
+    longest = np.zeros(len(counts), np.int64)
+    np.maximum.at(longest, np.repeat(np.arange(len(counts)), counts), lengths)
+    return longest
+
+
+def _caption_of(words: Rows) -> NDArray[np.int64]:
+    """(T,) the place of the caption that each word belongs to."""
+    return np.repeat(np.arange(len(words)), words.lengths)
+
+
+def _loops(words: Rows) -> NDArray[np.bool_]:
+    """(N,) whether some block of words follows itself often enough."""
+    flags = np.zeros(len(words), np.bool_)
+    caption_of = _caption_of(words)
+    for period in range(1, min(LONGEST_PERIOD, len(caption_of) - 1) + 1):
+        times = LOOP_TIMES_OF_ONE_WORD if period == 1 else LOOP_TIMES
+        same = words.values[period:] == words.values[:-period]
+        same &= caption_of[period:] == caption_of[:-period]
+        places = np.arange(1, len(same) + 1)
+        run = places - np.maximum.accumulate(np.where(same, 0, places))  # how many words in a row repeat
+        flags[caption_of[period:][run >= (times - 1) * period]] = True
+    return flags
+
+
+def _few_new(words: Rows) -> NDArray[np.bool_]:
+    """(N,) whether at most half of a long caption's runs of four words are new."""
+    values, caption_of = words.values.astype(np.int64), _caption_of(words)
+    flags = np.zeros(len(words), np.bool_)
+    if len(values) < FEW_NEW_WORDS:
+        return flags
+    pairs = np.unique(values[:-1] << 32 | values[1:], return_inverse=True)[1].astype(np.int64)
+    fours = np.unique(pairs[:-2] << 32 | pairs[2:], return_inverse=True)[1].astype(np.int64)
+    inside = caption_of[:-3] == caption_of[3:]
+    owner = caption_of[:-3][inside]
+    different = np.unique(owner << 32 | fours[inside]) >> 32
+    new = np.bincount(different, minlength=len(words))
+    total = np.bincount(owner, minlength=len(words))
+    flags |= (words.lengths >= FEW_NEW_WORDS) & (new <= FEW_NEW_SHARE * total)
+    return flags
