@@ -7,13 +7,15 @@ length closest to the prediction's, and a tiny number in place of zero matches, 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.metrics.matching import Matches
 from captune.metrics.ngrams import ORDERS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Bleu", "clipped_counts", "closest_lengths"]
 
@@ -73,7 +75,8 @@ def _bleu(statistics: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.flo
         product = product * ((statistics[:, 6 + order] + _TINY) / (statistics[:, 2 + order] + _SMALL))
         exponent = 1.0 / (order + 1)
         scores[:, order] = [value**exponent for value in product.tolist()]
-    return scores * penalty[:, None]
+    scores *= penalty[:, None]
+    return scores
 
 
 def clipped_counts(matches: Matches, images: int) -> NDArray[np.int64]:
@@ -84,8 +87,8 @@ def clipped_counts(matches: Matches, images: int) -> NDArray[np.int64]:
     """
     if not len(matches.predicted):
         return np.zeros(images, np.int64)
-    most = np.maximum.reduceat(matches.reference_count, matches.group)
-    clipped = np.minimum(most, matches.prediction_count[matches.group])
+    most = np.maximum.reduceat(matches.reference_times, matches.group)
+    clipped = np.minimum(most, matches.prediction_times[matches.group])
     return np.bincount(matches.predicted[matches.group], clipped, images).astype(np.int64)
 
 
@@ -102,4 +105,5 @@ def closest_lengths(
     own = np.repeat(lengths, np.diff(image_offsets))
     # The smallest (distance, length) pair in one number.
     rank = (np.abs(reference_lengths - own) << 32) | reference_lengths
-    return np.minimum.reduceat(rank, image_offsets[:-1]) & 0xFFFFFFFF
+    nearest: NDArray[np.int64] = np.minimum.reduceat(rank, image_offsets[:-1])
+    return nearest & 0xFFFFFFFF

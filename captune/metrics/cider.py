@@ -8,15 +8,17 @@ weights to the reference's, and takes off for a difference in length.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.metrics.matching import Matches
 from captune.metrics.ngrams import NgramCounts
 
-__all__ = ["Cider", "CiderD", "inverse_document_frequencies", "norms", "overlaps", "scores_of_images"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Cider", "CiderD", "Weights", "norms", "overlaps", "scores_of_images"]
 
 _SIGMA = 6.0
 # From this difference on the length penalty is 0 in double precision.
@@ -42,7 +44,8 @@ class Cider:
 
     def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
         """The mean of resampled sets, from (B, 1) sums; every image keeps its document frequencies."""
-        return sums / images
+        scores: NDArray[np.float64] = sums / images
+        return scores
 
 
 class CiderD(Cider):
@@ -52,50 +55,66 @@ class CiderD(Cider):
     names: ClassVar[tuple[str, ...]] = ("CIDEr-D",)
 
 
-def inverse_document_frequencies(counts: NDArray[np.int32], images: int) -> NDArray[np.float64]:
-    """ln(images) - ln(max(1, count)), (G,) float64."""
-    logarithms = np.log(np.maximum(1.0, np.arange(counts.max(initial=0) + 1, dtype=np.float64)))
-    table = np.log(float(images)) - logarithms
-    return table[counts]
+class Weights:
+    """The weights of n-grams by their document frequency: ln(images) - ln(max(1, frequency)).
+
+    Args:
+        images: how many images the corpus has.
+    """
+
+    def __init__(self, images: int) -> None:
+        frequencies = np.maximum(1.0, np.arange(images + 1, dtype=np.float64))
+        self._values = np.log(float(images)) - np.log(frequencies)
+        self._squares = _squares(self._values)
+
+    def of(self, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
+        """The weight of each n-gram, (G,), from its document frequency."""
+        return self._values[frequencies]
+
+    def vector_squares(self, counts: NgramCounts, frequencies: NDArray[np.int32], squares: NDArray[np.float64]) -> None:
+        """Write the squared components of all captions' vectors to the places where their n-grams first stand.
+
+        Args:
+            counts: n-grams of one order.
+            frequencies: (G,) document frequencies of `counts.keys`.
+            squares: (P,) float64; places where no n-gram stands first are left alone.
+        """
+        entries_of_gram = np.diff(counts.starts, append=len(counts.gram))
+        squares[counts.first] = np.repeat(self._squares[frequencies], entries_of_gram)
+        repeated = np.flatnonzero(counts.times > 1)
+        if len(repeated):
+            frequency = frequencies[counts.gram[repeated] - counts.gram[0]]
+            squares[counts.first[repeated]] = _squares(counts.times[repeated] * self._values[frequency])
 
 
-def _square(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The squares by `pow`, as in the original; a product differs in the last digit once in a thousand."""
     distinct, place = np.unique(weights, return_inverse=True)
     return np.array([pow(weight, 2) for weight in distinct.tolist()], np.float64)[place]
 
 
-def norms(counts: NgramCounts, weights: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The length of each caption's vector of one order.
+def norms(squares: NDArray[np.float64], caption_of: NDArray[np.int64], captions: int) -> NDArray[np.float64]:
+    """The length of each caption's vector of one order, (C,) float64.
 
     Args:
-        counts: the n-grams, G distinct ones, of C captions.
-        weights: (G,) inverse document frequencies.
-        offsets: (C + 1,) where each caption's words begin.
-
-    Returns:
-        (C,) float64.
+        squares: (P,) squared components in the order of the words.
+        caption_of: (P,) int64, the caption of each word.
+        captions: how many there are, C.
     """
-    squares = np.zeros(int(offsets[-1]))
-    squares[counts.first] = _square(weights)[counts.gram]
-    repeated = np.flatnonzero(counts.count > 1)
-    squares[counts.first[repeated]] = _square(counts.count[repeated] * weights[counts.gram[repeated]])
-    caption_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     # bincount adds in the order of the words, and so does the original.
-    return np.sqrt(np.bincount(caption_of, squares, len(offsets) - 1))
+    return np.sqrt(np.bincount(caption_of, squares, captions))
 
 
-def overlaps(matches: Matches, weights: NDArray[np.float64], references: int) -> NDArray[np.float64]:
+def overlaps(matches: Matches, weight: NDArray[np.float64], references: int) -> NDArray[np.float64]:
     """Clipped dot product of each reference's vector with its prediction's, (C,) float64.
 
     Args:
         matches: shared n-grams of one order.
-        weights: (G,) inverse document frequencies of the references' n-grams.
+        weight: (M,) the weights of the shared n-grams.
         references: how many references there are, C.
     """
-    weight = weights[matches.gram]
-    own = matches.prediction_count * weight
-    theirs = matches.reference_count * weight
+    own = matches.prediction_times * weight
+    theirs = matches.reference_times * weight
     return np.bincount(matches.reference, np.minimum(own, theirs) * theirs, references)
 
 

@@ -7,14 +7,17 @@ white space of its own (the tokenizer's no-break space of "1 1/2") or is empty.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.metrics.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Encoder", "Rows"]
 
@@ -26,7 +29,6 @@ _NEEDS_CONTEXT = 0
 _NOTHING = 1
 
 
-@dataclass(frozen=True, slots=True)
 class Rows:
     """Sequences of unequal length, one after the other in one array.
 
@@ -35,8 +37,11 @@ class Rows:
         offsets: (C + 1,) int64; sequence c is `values[offsets[c]:offsets[c + 1]]`.
     """
 
-    values: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    __slots__ = ("offsets", "values")
+
+    def __init__(self, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        self.values = values
+        self.offsets = offsets
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -80,8 +85,8 @@ class Encoder:
         self._words_of_token: dict[int, tuple[int, ...]] = {0: ()}
         self._chunks = _Chunks(self)
         # Code k stands for the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
-        self._code_start: list[int] = [0, 0, 0]
-        self._code_tokens: list[int] = []
+        self._code_start = array("q", [0, 0, 0])
+        self._code_tokens = array("i")
 
     @property
     def vocabulary_size(self) -> int:
@@ -171,8 +176,8 @@ class Encoder:
                 first, end = chunk_offsets[caption], chunk_offsets[caption + 1]
                 codes[first:end] = _NOTHING
                 codes[first] = self._new_code(self.tokenizer.tokenize(batch[caption]))
-        starts = np.array(self._code_start, np.int64)
-        tokens, counts = _expand(codes, starts, np.array(self._code_tokens, np.int32))
+        # The arrays cannot grow while numpy looks into them, which it does inside this call only.
+        tokens, counts = _expand(codes, np.frombuffer(self._code_start, np.int64), _view(self._code_tokens))
         del self._code_start[kept_codes:], self._code_tokens[kept_tokens:]
         if len(self._chunks) > _MOST_CACHED_CHUNKS:
             self._forget()
@@ -183,8 +188,8 @@ class Encoder:
     def _forget(self) -> None:
         """Empty the cache, so that a stream of ever new chunks does not fill the memory."""
         self._chunks = _Chunks(self)
-        self._code_start = [0, 0, 0]
-        self._code_tokens = []
+        self._code_start = array("q", [0, 0, 0])
+        self._code_tokens = array("i")
 
     def words(self, tokens: Rows) -> Rows:
         """The words of encoded captions: the same rows, unless some token is not exactly one word."""
@@ -215,6 +220,10 @@ def _expand(
     ends = np.cumsum(counts)
     within = np.arange(int(ends[-1])) - np.repeat(ends - counts, counts)
     return table[np.repeat(begin, counts) + within], counts
+
+
+def _view(numbers: array[int]) -> NDArray[np.int32]:
+    return np.frombuffer(numbers, np.int32) if numbers else np.zeros(0, np.int32)
 
 
 def _rows(values: list[NDArray[np.int32]], lengths: list[NDArray[np.int64]]) -> Rows:

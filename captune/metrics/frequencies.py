@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder
 from captune.metrics.ngrams import ORDERS, NgramCounts, count_ngrams, find_sorted
 from captune.metrics.tokenizers import tokenizer
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
 __all__ = ["DocumentFrequencies", "NgramTable", "image_counts"]
 
 _FORMAT = "captune document frequencies 1"
 
 
-@dataclass(frozen=True, slots=True)
-class NgramTable:
+class NgramTable(NamedTuple):
     """The distinct n-grams of a corpus, numbered per order.
 
     Attributes:
@@ -73,16 +73,20 @@ def image_counts(counts: NgramCounts, image_of: NDArray[np.int32]) -> NDArray[np
     """In how many images each n-gram stands.
 
     Args:
-        counts: the n-grams of all references.
+        counts: n-grams of references.
         image_of: (C,) int32 ascending, the image of each reference.
 
     Returns:
         (G,) int32.
     """
     image = image_of[counts.caption]
-    first = np.ones(len(image), np.bool_)
-    first[1:] = (image[1:] != image[:-1]) | (counts.gram[1:] != counts.gram[:-1])
-    return np.bincount(counts.gram[first], minlength=len(counts.keys)).astype(np.int32)
+    begins = np.ones(len(image), np.bool_)
+    np.not_equal(image[1:], image[:-1], out=begins[1:])
+    begins[counts.starts] = True
+    new_gram = np.zeros(len(image), np.bool_)
+    new_gram[counts.starts] = True
+    pairs = new_gram[begins]
+    return np.diff(np.flatnonzero(pairs), append=len(pairs)).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +140,9 @@ class DocumentFrequencies:
         base = encoder.vocabulary_size
         keys, counts = [], []
         for order in count_ngrams(words, base):
-            keys.append(order.keys)
-            counts.append(image_counts(order, image_of))
+            blocks = [(block.keys, image_counts(block, image_of)) for block in order]
+            keys.append(np.concatenate([block[0] for block in blocks] or [np.zeros(0, np.int64)]))
+            counts.append(np.concatenate([block[1] for block in blocks] or [np.zeros(0, np.int32)]))
         return cls(
             source,
             chosen.name,
@@ -154,9 +159,8 @@ class DocumentFrequencies:
         for order in range(ORDERS):
             arrays[f"keys{order + 1}"] = self.table.keys[order]
             arrays[f"counts{order + 1}"] = self.counts[order]
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        Path(path).write_bytes(buffer.getvalue())
+        with open(path, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> DocumentFrequencies:
@@ -165,6 +169,8 @@ class DocumentFrequencies:
         Raises:
             MetricInputError: the file is not there or is something else.
         """
+        from zipfile import BadZipFile  # nobody who only scores should wait for it
+
         try:
             with np.load(path, allow_pickle=False) as archive:
                 lines = archive["text"].tobytes().decode("utf-8", "surrogatepass").split("\n")
@@ -177,7 +183,7 @@ class DocumentFrequencies:
             return cls(source, tokenizer_name, int(images), words, NgramTable(keys, len(words)), counts)
         except FileNotFoundError as error:
             raise MetricInputError(f"there is no file {str(path)!r} with document frequencies") from error
-        except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        except (KeyError, OSError, ValueError, BadZipFile) as error:
             raise MetricInputError(
                 f"{str(path)!r} holds no document frequencies; write such a file with DocumentFrequencies.save"
             ) from error

@@ -5,43 +5,62 @@ C captions, P positions (words), V vocabulary, G distinct n-grams of one order, 
 An n-gram of order n is the number of its first n - 1 words, taken as an (n - 1)-gram, and its last word: one 64-bit
 key. The keys are sorted together with their positions; equal n-grams are then neighbours, and among them the
 positions ascend, so that counts, captions and document frequencies are differences between neighbours.
+
+Apart from the sort everything is done in blocks that stay in the processor's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.metrics.encoding import Rows
 
-__all__ = ["ORDERS", "NgramCounts", "count_ngrams", "find_sorted"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ORDERS", "NgramCounts", "count_ngrams", "find_sorted", "join"]
 
 ORDERS = 4
 
+_BLOCK = 1 << 15
 
-@dataclass(frozen=True, slots=True)
-class NgramCounts:
-    """The n-grams of one order in a set of captions.
+
+class NgramCounts(NamedTuple):
+    """Some n-grams of one order, with all captions that hold them.
 
     Attributes:
-        keys: (G,) int64 ascending, `previous * vocabulary + last word`; an n-gram's number is its place in here.
-        gram: (E,) int32 ascending, the n-gram of an entry.
+        keys: (G,) int64 ascending, `previous * vocabulary + last word`.
+        starts: (G,) int64, the first entry of each n-gram.
+        gram: (E,) int32 ascending, the n-gram of an entry: its place among all keys of its order.
         caption: (E,) int32, the caption of an entry, ascending within an n-gram.
-        count: (E,) int32, how often the n-gram stands in the caption.
+        times: (E,) int32, how often the n-gram stands in the caption.
         first: (E,) int32, the position of its first occurrence there.
     """
 
     keys: NDArray[np.int64]
+    starts: NDArray[np.int64]
     gram: NDArray[np.int32]
     caption: NDArray[np.int32]
-    count: NDArray[np.int32]
+    times: NDArray[np.int32]
     first: NDArray[np.int32]
 
 
-def count_ngrams(words: Rows, vocabulary: int) -> Iterator[NgramCounts]:
+def join(blocks: Iterable[NgramCounts]) -> NgramCounts:
+    """All n-grams of an order in one record."""
+    parts = list(blocks)
+    if not parts:
+        none = np.zeros(0, np.int32)
+        return NgramCounts(none.astype(np.int64), none.astype(np.int64), none, none, none, none)
+    entries_before = np.cumsum([0] + [len(part.gram) for part in parts[:-1]]).tolist()
+    starts = [part.starts + before for part, before in zip(parts, entries_before, strict=True)]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in NgramCounts._fields}
+    return NgramCounts(**(joined | {"starts": np.concatenate(starts)}))
+
+
+def count_ngrams(words: Rows, vocabulary: int) -> Iterator[Iterator[NgramCounts]]:
     """Count the n-grams of order 1 to 4, one order after the other.
 
     Args:
@@ -49,53 +68,129 @@ def count_ngrams(words: Rows, vocabulary: int) -> Iterator[NgramCounts]:
         vocabulary: the base of the keys, V.
 
     Yields:
-        The counts of order 1, 2, 3 and 4.
+        For order 1, 2, 3 and 4 the blocks of its n-grams, which must be taken before the next order is asked for.
     """
-    lengths = words.lengths
+    ends, lengths = words.offsets[1:], words.lengths
     caption_of = np.repeat(np.arange(len(words), dtype=np.int32), lengths)
-    # How many words are left in the caption from this position on, this one included.
-    left = np.repeat(words.offsets[1:], lengths) - np.arange(len(words.values))
-    gram_at = words.values
-    starts = np.arange(len(words.values), dtype=np.int32)
+    begins = np.ones(len(words.values), np.bool_)
+    gram_at = words.values.copy()
+    room = np.empty(len(words.values), np.int64)
+    grams = vocabulary
     for order in range(1, ORDERS + 1):
-        if order == 1:
-            keys = words.values.astype(np.int64)
-        else:
-            starts = np.flatnonzero(left >= order).astype(np.int32)
-            keys = gram_at[starts].astype(np.int64) * vocabulary + words.values[starts + (order - 1)]
-        keys, position = _sort_with_positions(keys, starts)
-        yield (counts := _count_sorted(keys, position, caption_of))
-        if order < ORDERS:
-            gram_at = np.zeros(len(words.values), np.int32)
-            gram_at[position] = np.repeat(counts.gram, counts.count)
+        if order > 1:
+            # An n-gram begins where a shorter one does, except at the last place in a caption where that one can.
+            begins[ends[lengths >= order - 1] - (order - 1)] = False
+        runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room)
+        blocks = _Blocks(runs, caption_of, gram_at)
+        yield iter(blocks)
+        grams = blocks.grams
 
 
-def _sort_with_positions(
-    keys: NDArray[np.int64], positions: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Sort keys, and the ascending positions of equal keys stay ascending."""
-    if not len(keys):
-        return keys, positions
-    bits = int(positions[-1]).bit_length()
-    if int(keys.max()).bit_length() + bits < 64:
-        # Key and position in one number: sorting values is several times faster than sorting indices.
-        packed = (keys << bits) | positions
-        packed.sort()
-        return packed >> bits, (packed & ((1 << bits) - 1)).astype(np.int32)
-    order = np.argsort(keys, kind="stable")
-    return keys[order], positions[order]
+class _Blocks:
+    """The blocks of one order; while they are taken the positions learn the numbers of their n-grams."""
+
+    def __init__(
+        self,
+        runs: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        caption_of: NDArray[np.int32],
+        gram_at: NDArray[np.int32],
+    ) -> None:
+        self._runs, self._caption_of, self._gram_at = runs, caption_of, gram_at
+        self.grams = 0
+
+    def __iter__(self) -> Iterator[NgramCounts]:
+        for keys, position in self._runs:
+            caption = self._caption_of[position]
+            new_gram = np.ones(len(keys), np.bool_)
+            np.not_equal(keys[1:], keys[:-1], out=new_gram[1:])
+            new_entry = np.ones(len(keys), np.bool_)
+            np.not_equal(caption[1:], caption[:-1], out=new_entry[1:])
+            new_entry |= new_gram
+            entry = np.flatnonzero(new_entry)
+            gram = np.cumsum(new_gram, dtype=np.int32)
+            gram += np.int32(self.grams - 1)
+            self._gram_at[position] = gram
+            keys = keys[new_gram]
+            self.grams += len(keys)
+            yield NgramCounts(
+                keys=keys,
+                starts=np.flatnonzero(new_gram[entry]),
+                gram=gram[entry],
+                caption=caption[entry],
+                times=np.diff(entry, append=len(new_gram)).astype(np.int32),
+                first=position[entry].astype(np.int32),
+            )
 
 
-def _count_sorted(keys: NDArray[np.int64], position: NDArray[np.int32], caption_of: NDArray[np.int32]) -> NgramCounts:
-    caption = caption_of[position]
-    new_gram = np.ones(len(keys), np.bool_)
-    np.not_equal(keys[1:], keys[:-1], out=new_gram[1:])
-    new_entry = new_gram.copy()
-    new_entry[1:] |= caption[1:] != caption[:-1]
-    entry = np.flatnonzero(new_entry)
-    count = np.diff(entry, append=len(keys)).astype(np.int32)
-    gram = np.cumsum(new_gram[entry], dtype=np.int32) - np.int32(1)
-    return NgramCounts(keys[new_gram], gram, caption[entry], count, position[entry])
+def _sorted_runs(
+    values: NDArray[np.int32],
+    gram_at: NDArray[np.int32],
+    begins: NDArray[np.bool_],
+    order: int,
+    vocabulary: int,
+    grams: int,
+    room: NDArray[np.int64],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Keys and positions of an order's n-grams, sorted, in runs of whole n-grams.
+
+    Args:
+        values: (P,) the words.
+        gram_at: (P,) the (n - 1)-gram of each position; read before the first run is given out.
+        begins: (P,) where an n-gram begins.
+        order: 1 to 4.
+        vocabulary: the base of the keys.
+        grams: what `gram_at` is below.
+        room: (P,) memory to sort in.
+    """
+    bits = len(values).bit_length()
+    if ((grams * vocabulary) if order > 1 else vocabulary).bit_length() + bits > 63:
+        yield from _long_runs(values, gram_at, begins, order, vocabulary)
+        return
+    # Key and position in one number: sorting values is several times faster than sorting indices.
+    filled = 0
+    for start in range(0, len(values), _BLOCK):
+        position = np.flatnonzero(begins[start : start + _BLOCK]) + start
+        packed = _keys(values, gram_at, position, order, vocabulary)
+        packed <<= bits
+        packed |= position
+        room[filled : filled + len(packed)] = packed
+        filled += len(packed)
+    ordered = room[:filled]
+    ordered.sort()
+    start = 0
+    while start < filled:
+        end = min(start + _BLOCK, filled)
+        if end < filled:
+            end = int(np.searchsorted(ordered, ((ordered[end - 1] >> bits) + 1) << bits))
+        run = ordered[start:end]
+        yield run >> bits, run & ((1 << bits) - 1)
+        start = end
+
+
+def _long_runs(
+    values: NDArray[np.int32], gram_at: NDArray[np.int32], begins: NDArray[np.bool_], order: int, vocabulary: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The same where key and position together are longer than 63 bits."""
+    position = np.flatnonzero(begins)
+    keys = _keys(values, gram_at, position, order, vocabulary)
+    ascending = np.argsort(keys, kind="stable")
+    keys, position = keys[ascending], position[ascending]
+    start = 0
+    while start < len(keys):
+        end = min(start + _BLOCK, len(keys))
+        end = int(np.searchsorted(keys, keys[end - 1], side="right"))
+        yield keys[start:end], position[start:end]
+        start = end
+
+
+def _keys(
+    values: NDArray[np.int32], gram_at: NDArray[np.int32], position: NDArray[np.int64], order: int, vocabulary: int
+) -> NDArray[np.int64]:
+    keys = gram_at[position].astype(np.int64)
+    if order > 1:
+        keys *= vocabulary
+        keys += values[position + (order - 1)]
+    return keys
 
 
 def find_sorted(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:

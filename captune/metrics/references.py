@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.errors import MetricInputError
 from captune.metrics import bleu, cider, rouge
-from captune.metrics.bleu import Bleu
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.frequencies import DocumentFrequencies, NgramTable, image_counts
 from captune.metrics.inputs import ImageId
-from captune.metrics.matching import OrderIndex
-from captune.metrics.ngrams import NgramCounts, count_ngrams
+from captune.metrics.matching import IndexBuilder
+from captune.metrics.ngrams import NgramCounts, count_ngrams, join
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ReferenceIndex"]
 
 _CIDERS = frozenset(("cider", "cider-d"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """CIDEr's view of the references.
-
-    Attributes:
-        grams: for each order (G,) float64, the weights of the references' n-grams.
-        norms: (4, C) float64.
-        unknown: the weight of an n-gram that stands in no reference of the corpus.
-    """
-
-    grams: tuple[NDArray[np.float64], ...]
-    norms: NDArray[np.float64]
-    unknown: float
 
 
 class ReferenceIndex:
@@ -50,7 +35,7 @@ class ReferenceIndex:
         frequencies: document frequencies of another corpus for CIDEr; None for those of these references.
 
     Raises:
-        MetricInputError: CIDEr is asked for and no reference has a word.
+        MetricInputError: CIDEr is asked for, and no reference has a word or there is one image only.
     """
 
     def __init__(
@@ -59,39 +44,60 @@ class ReferenceIndex:
         tokens: Rows,
         offsets: NDArray[np.int64],
         ids: Sequence[ImageId],
-        metrics: Collection[str],
+        metrics: Sequence[str],
         frequencies: DocumentFrequencies | None,
     ) -> None:
         self._encoder, self._tokens, self._offsets, self._ids = encoder, tokens, offsets, ids
         self._metrics, self._frequencies = metrics, frequencies
-        self._weights: _Weights | None = None
+        self._weights: cider.Weights | None = None
         words = encoder.words(tokens)
         self._lengths = words.lengths
-        if _CIDERS.intersection(metrics) and not len(words.values):
-            raise MetricInputError("no reference has a word, so CIDEr has nothing to weigh; look at the references")
-        if _CIDERS.intersection(metrics) or "bleu" in metrics:
+        if _CIDERS.intersection(metrics):
+            if frequencies is None and len(ids) == 1:
+                raise MetricInputError(
+                    "CIDEr of one image alone is undefined, since every n-gram is in every image; give the document "
+                    "frequencies of a corpus (DocumentFrequencies) or leave CIDEr out of the metrics"
+                )
+            if not len(words.values):
+                raise MetricInputError("no reference has a word, so CIDEr has nothing to weigh; look at the references")
+            self._weights = cider.Weights(len(ids) if frequencies is None else frequencies.images)
+        if self._weights is not None or "bleu" in metrics:
             self._index(words)
 
     def _index(self, words: Rows) -> None:
         """Count the references' n-grams and, for CIDEr, weigh them."""
-        weigh = bool(_CIDERS.intersection(self._metrics))
-        images = len(self._offsets) - 1
-        image_of = np.repeat(np.arange(images, dtype=np.int32), np.diff(self._offsets))
+        image_of = np.repeat(np.arange(len(self._ids), dtype=np.int32), np.diff(self._offsets))
+        caption_of = np.repeat(np.arange(len(words)), self._lengths)
         base = self._encoder.vocabulary_size
-        foreign = _ForeignCounts(self._frequencies, self._encoder) if self._frequencies is not None else None
-        size = images if self._frequencies is None else self._frequencies.images
-        keys, orders, weights, norms = [], [], [], []
-        for order, counts in enumerate(count_ngrams(words, base), start=1):
-            keys.append(counts.keys)
-            orders.append(OrderIndex.of(counts, len(words)))
-            if weigh:
-                known = foreign.of(counts, order, base) if foreign is not None else image_counts(counts, image_of)
-                weights.append(cider.inverse_document_frequencies(known, size))
-                norms.append(cider.norms(counts, weights[-1], words.offsets))
+        foreign = self._foreign_counts()
+        squares = np.zeros(len(words.values))
+        keys, orders, frequencies, norms = [], [], [], []
+        for blocks in count_ngrams(words, base):
+            index = IndexBuilder(len(words.values), len(words), int(self._lengths.max()))
+            keys_of_blocks, frequencies_of_blocks = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+            squares[:] = 0.0
+            for block in blocks:
+                index.add(block)
+                keys_of_blocks.append(block.keys)
+                if self._weights is not None:
+                    known = image_counts(block, image_of) if foreign is None else foreign.of(block, base)
+                    self._weights.vector_squares(block, known, squares)
+                    frequencies_of_blocks.append(known)
+            keys.append(np.concatenate(keys_of_blocks))
+            orders.append(index.finish())
+            if self._weights is not None:
+                # The number -1 of an unknown n-gram finds the 0 at the end.
+                frequencies.append(np.concatenate([*frequencies_of_blocks, np.zeros(1, np.int32)]))
+                norms.append(cider.norms(squares, caption_of, len(words)))
+            if foreign is not None:
+                foreign.next_order()
         self._table = NgramTable(tuple(keys), base)
-        self._orders = tuple(orders)
-        if weigh:
-            self._weights = _Weights(tuple(weights), np.array(norms), float(np.log(float(size))))
+        self._orders, self._counts, self._norms = tuple(orders), tuple(frequencies), np.array(norms)
+
+    def _foreign_counts(self) -> _ForeignCounts | None:
+        if self._weights is None or self._frequencies is None:
+            return None
+        return _ForeignCounts(self._frequencies, self._encoder)
 
     def statistics(self, tokens: Rows) -> dict[str, NDArray[Any]]:
         """Score one prediction for each image.
@@ -103,57 +109,66 @@ class ReferenceIndex:
             For each metric its statistics, (N, K).
         """
         words = self._encoder.words(tokens)
-        clipped, scores = self._match(words) if self._metrics != ("rouge-l",) else (None, None)
         result: dict[str, NDArray[Any]] = {}
+        if self._weights is not None or "bleu" in self._metrics:
+            clipped, scores = self._match(words)
         for key in self._metrics:
-            if key == "bleu" and clipped is not None:
+            if key == "bleu":
                 closest = bleu.closest_lengths(words.lengths, self._lengths, self._offsets)
-                result[key] = Bleu.statistics(words.lengths, closest, clipped)
-            elif key in _CIDERS and scores is not None:
+                result[key] = bleu.Bleu.statistics(words.lengths, closest, clipped)
+            elif key in _CIDERS:
                 result[key] = scores[:, None]
             elif key == "rouge-l":
-                rouge_l = rouge.scores_of_images(tokens, self._tokens, self._offsets, self._ids)
-                result[key] = rouge_l[:, None]
+                result[key] = rouge.scores_of_images(tokens, self._tokens, self._offsets, self._ids)[:, None]
         return result
 
-    def _match(self, words: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-        """Clipped counts of each image and order, (N, 4), and CIDEr of each image, (N,), if it is weighed."""
+    def _match(self, words: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Clipped counts of each image and order, (N, 4), and CIDEr of each image, (N,); empty if it is not weighed."""
         base = self._encoder.vocabulary_size
-        weights = self._weights
-        foreign = _ForeignCounts(self._frequencies, self._encoder) if self._frequencies is not None else None
+        foreign = self._foreign_counts()
+        caption_of = np.repeat(np.arange(len(words)), words.lengths)
         clipped, overlap, norms = [], [], []
         located = np.zeros(0, np.int32)
-        for order, counts in enumerate(count_ngrams(words, base), start=1):
-            located = self._table.locate(counts, order, base, located)
-            matches = self._orders[order - 1].match(counts, located, self._offsets)
+        for order, blocks in enumerate(count_ngrams(words, base)):
+            counts = join(blocks)
+            located = self._table.locate(counts, order + 1, base, located)
+            matches = self._orders[order].match(counts, located, self._offsets)
             clipped.append(bleu.clipped_counts(matches, len(words)))
-            if weights is None:
+            if self._weights is None:
                 continue
-            grams = weights.grams[order - 1]
-            overlap.append(cider.overlaps(matches, grams, len(self._lengths)))
+            weights = self._weights.of(self._counts[order][matches.gram])
+            overlap.append(cider.overlaps(matches, weights, len(self._lengths)))
+            squares = np.zeros(len(words.values))
+            known = self._counts[order][located] if foreign is None else foreign.of(counts, base)
+            self._weights.vector_squares(counts, known, squares)
+            norms.append(cider.norms(squares, caption_of, len(words)))
             if foreign is not None:
-                size = foreign.frequencies.images
-                own = cider.inverse_document_frequencies(foreign.of(counts, order, base), size)
-            else:
-                own = np.append(grams, weights.unknown)[located]
-            norms.append(cider.norms(counts, own, words.offsets))
-        if weights is None:
-            return np.column_stack(clipped), None
-        scores = cider.scores_of_images(
-            np.array(overlap), np.array(norms), weights.norms, words.lengths, self._lengths, self._offsets
+                foreign.next_order()
+        if self._weights is None:
+            return np.column_stack(clipped), np.zeros(0)
+        return np.column_stack(clipped), cider.scores_of_images(
+            np.array(overlap), np.array(norms), self._norms, words.lengths, self._lengths, self._offsets
         )
-        return np.column_stack(clipped), scores
 
 
 class _ForeignCounts:
-    """Another corpus's document frequencies for n-grams of this encoder, order by order."""
+    """Another corpus's document frequencies for this encoder's n-grams, order by order and block by block."""
 
     def __init__(self, frequencies: DocumentFrequencies, encoder: Encoder) -> None:
-        self.frequencies = frequencies
+        self._frequencies = frequencies
         self._words = frequencies.words_of(encoder.vocabulary)
-        self._located = np.zeros(0, np.int32)
+        self._order = 1
+        self._shorter = np.zeros(0, np.int32)
+        self._located: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
 
-    def of(self, counts: NgramCounts, order: int, base: int) -> NDArray[np.int32]:
-        """(G,) int32, in how many of the corpus's images each n-gram stands; to be asked in ascending order."""
-        self._located = self.frequencies.table.locate(counts, order, base, self._located, self._words)
-        return np.append(self.frequencies.counts[order - 1], np.int32(0))[self._located]
+    def of(self, counts: NgramCounts, base: int) -> NDArray[np.int32]:
+        """(G,) int32, in how many of the corpus's images each n-gram of a block stands."""
+        located = self._frequencies.table.locate(counts, self._order, base, self._shorter, self._words)
+        self._located.append(located)
+        return np.append(self._frequencies.counts[self._order - 1], np.int32(0))[located]
+
+    def next_order(self) -> None:
+        """All blocks of an order have been asked for."""
+        self._shorter = np.concatenate(self._located)
+        self._located = [np.zeros(0, np.int32)]
+        self._order += 1

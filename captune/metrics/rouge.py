@@ -7,13 +7,15 @@ reference, as an F-score with beta 1.2 of the best precision and the best recall
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["RougeL", "common_subsequences", "scores_of_images"]
 
@@ -39,7 +41,8 @@ class RougeL:
 
     def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
         """The mean of resampled sets, from (B, 1) sums."""
-        return sums / images
+        scores: NDArray[np.float64] = sums / images
+        return scores
 
 
 def scores_of_images(

@@ -13,13 +13,14 @@ from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.frequencies import DocumentFrequencies
 from captune.metrics.inputs import ImageId, check_predictions, check_references, in_order
 from captune.metrics.references import ReferenceIndex
-from captune.metrics.scores import METRICS, Scores
+from captune.metrics.scores import Scores
 from captune.metrics.signature import Signature, prompt_hash
 from captune.metrics.tokenizers import tokenizer
 
 __all__ = ["DEFAULT_METRICS", "Scorer", "score_captions"]
 
 DEFAULT_METRICS = ("bleu", "cider", "rouge-l")
+_COMPUTED = ("bleu", "cider", "cider-d", "rouge-l")
 _COMPATIBILITIES = ("caption", "coco-caption")
 
 
@@ -92,10 +93,10 @@ class Scorer:
     def _check_options(self) -> None:
         metrics = self._options["metrics"]
         if isinstance(metrics, str) or not metrics:
-            raise MetricInputError(f"metrics are {metrics!r}; give a list of names out of {', '.join(METRICS)}")
+            raise MetricInputError(f"metrics are {metrics!r}; give a list of names out of {', '.join(_COMPUTED)}")
         for metric in metrics:
-            if metric not in METRICS:
-                raise MetricInputError(f"the metric {metric!r} is not known; choose out of {', '.join(METRICS)}")
+            if metric not in _COMPUTED:
+                raise MetricInputError(f"the metric {metric!r} is not known; choose out of {', '.join(_COMPUTED)}")
         if self._options["compat"] not in _COMPATIBILITIES:
             raise MetricInputError(
                 f"compat is {self._options['compat']!r}; choose one of {', '.join(_COMPATIBILITIES)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from captune.errors import MetricInputError
 
@@ -12,8 +12,7 @@ __all__ = ["TOKENIZERS", "Tokenizer", "tokenizer"]
 TOKENIZERS = ("ptb", "zh-char", "zh-jieba", "13a", "none")
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenizer:
+class Tokenizer(NamedTuple):
     """How captions become tokens.
 
     Attributes:
@@ -57,4 +56,8 @@ def tokenizer(name: str) -> Tokenizer:
         return Tokenizer("ptb3.4.1", ptb.tokenize, ptb.chunk_tokens, None, ptb.tokenize_call)
     if name == "none":
         return Tokenizer("none", _split_on_spaces, _chunk_itself, " ")
+    if name in TOKENIZERS:
+        from captune.metrics.languages import language_tokenizer
+
+        return Tokenizer(*language_tokenizer(name))
     raise MetricInputError(f"the tokenizer {name!r} is not known; choose one of {', '.join(TOKENIZERS)}")

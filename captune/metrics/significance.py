@@ -1,0 +1,253 @@
+"""Error bars of corpus scores, and whether two systems differ.
+
+N images, B resamples, K statistics. Every test works on the statistics of images and never on captions: a resampled
+corpus is a row of N weights, its statistics are one matrix product, and the metric makes scores of their sums.
+
+In all of them the images' CIDEr keeps the document frequencies of the whole set: they are not estimated again for
+each resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captune.errors import MetricInputError
+from captune.metrics.scores import METRICS, Scores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "FREQUENCIES",
+    "Comparison",
+    "Interval",
+    "approximate_randomization",
+    "confidence_intervals",
+    "paired_bootstrap",
+]
+
+FREQUENCIES = "kept from the whole set"
+"""What happens to CIDEr's document frequencies in resampling."""
+
+_SEED = 12345
+_CELLS = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A corpus score and the interval in which it lies with some confidence.
+
+    Attributes:
+        score: of the whole set.
+        low: the lower end.
+        high: the upper end.
+        deviation: the standard deviation over resamples.
+    """
+
+    score: float
+    low: float
+    high: float
+    deviation: float
+
+    def __str__(self) -> str:
+        return f"{self.score:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How two systems differ in one score on the same images.
+
+    Attributes:
+        score: of the system in question.
+        baseline: of the other.
+        p_value: the chance of a difference at least this large, in either direction, between equal systems.
+        low: lower end of the difference's confidence interval (bootstrap only, else nan).
+        high: its upper end.
+        smallest: the smallest true difference that this test set shows four times out of five, at the level of 5 %
+            (bootstrap only, else nan).
+    """
+
+    score: float
+    baseline: float
+    p_value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    smallest: float = float("nan")
+
+    @property
+    def difference(self) -> float:
+        """How much higher the score is than the baseline's."""
+        return self.score - self.baseline
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.4f} (p = {self.p_value:.4f})"
+
+
+def confidence_intervals(
+    scores: Scores, confidence: float = 0.95, resamples: int = 1000, seed: int = _SEED
+) -> dict[str, Interval]:
+    """Percentile bootstrap of every corpus score (Efron 1979; Koehn, EMNLP 2004).
+
+    Images are drawn with replacement. BLEU is computed again from the summed statistics of the drawn images; CIDEr
+    keeps its document frequencies.
+
+    Args:
+        scores: of one system.
+        confidence: the share of resamples inside the interval, between 0 and 1.
+        resamples: how many corpora to draw.
+        seed: of the random numbers; the same seed gives the same interval.
+
+    Raises:
+        MetricInputError: an argument is out of range.
+    """
+    _check(resamples, confidence)
+    drawn = _concatenate(_resampled([scores], resamples, seed))
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    return {
+        name: Interval(
+            scores.corpus[name], *np.quantile(values[0], tails).tolist(), deviation=float(values[0].std(ddof=1))
+        )
+        for name, values in drawn.items()
+    }
+
+
+def paired_bootstrap(
+    system: Scores, baseline: Scores, confidence: float = 0.95, resamples: int = 1000, seed: int = _SEED
+) -> dict[str, Comparison]:
+    """Bootstrap of the difference of two systems on the same drawn images (Koehn, EMNLP 2004).
+
+    The p-value shifts the differences to a mean of zero, the null hypothesis, and counts those at least as far from
+    it as the difference observed.
+
+    Args:
+        system: the scores in question.
+        baseline: what they are compared with; the same images and references.
+        confidence: of the difference's interval.
+        resamples: how many corpora to draw.
+        seed: of the random numbers.
+
+    Raises:
+        MetricInputError: the scores are not of the same images or have no score in common.
+    """
+    _check(resamples, confidence)
+    system, baseline = _paired(system, baseline)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    normal = NormalDist()
+    reach = normal.inv_cdf(0.975) + normal.inv_cdf(0.8)
+    result = {}
+    for name, (own, other) in _concatenate(_resampled([system, baseline], resamples, seed)).items():
+        differences = own - other
+        observed = abs(system.corpus[name] - baseline.corpus[name])
+        extreme = int(np.count_nonzero(np.abs(differences - differences.mean()) >= observed))
+        low, high = np.quantile(differences, tails).tolist()
+        result[name] = Comparison(
+            system.corpus[name],
+            baseline.corpus[name],
+            (extreme + 1) / (resamples + 1),
+            low,
+            high,
+            smallest=reach * float(differences.std(ddof=1)),
+        )
+    return result
+
+
+def approximate_randomization(
+    system: Scores, baseline: Scores, trials: int = 10_000, seed: int = _SEED
+) -> dict[str, Comparison]:
+    """Swap the two systems' captions of every image with a chance of one half (Riezler & Maxwell 2005).
+
+    The p-value is the share of trials whose difference is at least as large as the one observed.
+
+    Args:
+        system: the scores in question.
+        baseline: what they are compared with; the same images and references.
+        trials: how many times to swap.
+        seed: of the random numbers.
+
+    Raises:
+        MetricInputError: the scores are not of the same images or have no score in common.
+    """
+    _check(trials, 0.95)
+    system, baseline = _paired(system, baseline)
+    images = len(system.ids)
+    random = np.random.default_rng(seed)
+    extreme = dict.fromkeys(system.corpus, 0)
+    for size in _portions(trials, images):
+        swap = random.integers(0, 2, (size, images), np.int8).astype(np.float64)
+        for key in system.statistics:
+            own, other = _as_floats(system, key), _as_floats(baseline, key)
+            moved = swap @ (other - own)
+            ours = METRICS[key].from_sums(own.sum(axis=0) + moved, images)
+            theirs = METRICS[key].from_sums(other.sum(axis=0) - moved, images)
+            observed = np.array([abs(system.corpus[name] - baseline.corpus[name]) for name in METRICS[key].names])
+            # A trial that swaps nothing must count although its sum has another last digit.
+            hits = np.count_nonzero(np.abs(ours - theirs) >= observed * (1 - 1e-12), axis=0)
+            for name, count in zip(METRICS[key].names, hits.tolist(), strict=True):
+                extreme[name] += count
+    return {
+        name: Comparison(system.corpus[name], baseline.corpus[name], (count + 1) / (trials + 1))
+        for name, count in extreme.items()
+    }
+
+
+def _check(resamples: int, confidence: float) -> None:
+    if resamples < 2:
+        raise MetricInputError(f"{resamples} resamples say nothing; take 1,000")
+    if not 0 < confidence < 1:
+        raise MetricInputError(f"a confidence of {confidence} is not between 0 and 1; take 0.95")
+
+
+def _paired(system: Scores, baseline: Scores) -> tuple[Scores, Scores]:
+    """The two systems with the metrics that both have, their images in the same order."""
+    if system.ids != baseline.ids:
+        place = {str(image): row for row, image in enumerate(baseline.ids)}
+        if len(system.ids) != len(baseline.ids) or not all(str(image) in place for image in system.ids):
+            raise MetricInputError(
+                f"the two systems were not scored on the same images ({len(system.ids):,} and {len(baseline.ids):,}); "
+                "score both on the same references"
+            )
+        rows = [place[str(image)] for image in system.ids]
+        statistics = {key: values[rows] for key, values in baseline.statistics.items()}
+        baseline = Scores(system.ids, statistics, baseline.details)
+    common = [key for key in system.statistics if key in baseline.statistics]
+    if not common:
+        raise MetricInputError("the two systems have no score in common; score both with the same metrics")
+    first, second = (Scores(s.ids, {key: s.statistics[key] for key in common}, s.details) for s in (system, baseline))
+    return first, second
+
+
+def _as_floats(scores: Scores, key: str) -> NDArray[np.float64]:
+    return np.asarray(scores.statistics[key], np.float64)
+
+
+def _portions(total: int, images: int) -> Iterator[int]:
+    """Sizes that add up to `total`, each small enough for a (size, N) array to take little memory."""
+    size = max(1, _CELLS // images)
+    for start in range(0, total, size):
+        yield min(size, total - start)
+
+
+def _resampled(systems: list[Scores], resamples: int, seed: int) -> Iterator[dict[str, NDArray[np.float64]]]:
+    """Corpus scores of resampled sets, portion by portion: from a score's name to (systems, size)."""
+    images = len(systems[0].ids)
+    random = np.random.default_rng(seed)
+    for size in _portions(resamples, images):
+        drawn = random.integers(0, images, (size, images), np.int64)
+        drawn += np.arange(size)[:, None] * images
+        weights = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float64)
+        portion: dict[str, NDArray[np.float64]] = {}
+        for key in systems[0].statistics:
+            metric = METRICS[key]
+            columns = np.array([metric.from_sums(weights @ _as_floats(s, key), images) for s in systems])
+            portion |= {name: columns[:, :, place] for place, name in enumerate(metric.names)}
+        yield portion
+
+
+def _concatenate(portions: Iterator[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    parts = list(portions)
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
