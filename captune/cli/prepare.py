@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -42,6 +43,7 @@ ProblemsFile = Annotated[
 ]
 
 _FLICKR30K_FILES = ("flickr_annotations_30k.csv", "results.csv")
+_FLICKR30K_ORIGIN = "it and flickr30k-images.zip are files of the data set nlphuji/flickr30k on Hugging Face"
 _FLICKR30K_IMAGES = ("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images")
 
 
@@ -84,7 +86,7 @@ def flickr30k(
     from captune.data.flickr30k import flickr30k_rows
     from captune.data.text import Reading
 
-    file = find_file(source, _FLICKR30K_FILES)
+    file = find_file(source, _FLICKR30K_FILES, _FLICKR30K_ORIGIN)
     reading = Reading(file)
     folder = images or find_folder(file.parent, _FLICKR30K_IMAGES)
     import_rows(
@@ -100,14 +102,21 @@ def flickr30k(
     )
 
 
-def find_file(source: Path, names: Iterable[str]) -> Path:
+def find_file(source: Path, names: Iterable[str], origin: str) -> Path:
     """The annotation file: SOURCE itself, or the one of the usual names in a folder.
 
+    Args:
+        source: what the user gave.
+        names: usual names of the file.
+        origin: where it comes from, as a clause, for those who do not have it.
+
     Raises:
-        DataError: the folder holds none of them.
+        DataError: SOURCE is not there, or a folder that holds none of the names.
     """
     from captune.errors import DataError
 
+    if not source.exists():
+        raise DataError(f"there is no '{source}'; {origin}.")
     if not source.is_dir():
         return source
     for name in names:
@@ -155,17 +164,25 @@ def import_rows(
     """
     from captune.data.importing import prepare
 
-    with _problem_log(problems) as on_problem, _progress_bar(source.name, share) as progress:
-        summary = prepare(
-            rows,
-            source=str(source),
-            images=images,
-            out=out,
-            check=check,
-            strict=strict,
-            progress=progress,
-            on_problem=on_problem,
-        )
+    with (
+        warnings.catch_warnings(),
+        _problem_log(problems) as on_problem,
+        _progress_bar(source.name, share) as progress,
+    ):
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
+        try:
+            summary = prepare(
+                rows,
+                source=str(source),
+                images=images,
+                out=out,
+                check=check,
+                strict=strict,
+                progress=progress,
+                on_problem=on_problem,
+            )
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
     if as_json:
         print(json.dumps(_summary_as_json(summary, out), ensure_ascii=False))
     else:

@@ -11,17 +11,21 @@ image it is repaired, and that is said.
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from textwrap import shorten
 
+from captune.data.atomic import atomic_file
 from captune.data.importing import Row
+from captune.data.manifest import Sample
 from captune.data.problems import Problem, plural
 from captune.data.text import Reading, csv_rows, parse_json, text_lines
 from captune.errors import DataError
 
-__all__ = ["flickr30k_rows"]
+__all__ = ["flickr30k_rows", "write_grounded_detail"]
 
 _COLUMNS = ("raw", "split", "filename")
 _LAYOUT = "raw,sentids,split,filename,img_id"
@@ -47,6 +51,28 @@ def flickr30k_rows(reading: Reading, *, split: str = "train") -> Iterator[Row | 
     if [name.strip() for name in header.split("|")] == _KAGGLE:
         return _kaggle_rows(lines, reading.name, split)
     return _hugging_face_rows(chain([header], lines), reading.name)
+
+
+def write_grounded_detail(path: str | os.PathLike[str], samples: Iterable[Sample]) -> int:
+    """Write the JSON that the original `prepare_flickr30k.py` made: all captions of an image joined by a space.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        samples: the images, of all splits, as the original mixed them.
+
+    Returns:
+        how many images were written.
+
+    Raises:
+        OSError: from the file system, with the name of the file.
+    """
+    count = 0
+    with atomic_file(path) as stream:
+        for count, sample in enumerate(samples, 1):
+            row = {"image_id": sample.id, "grounded_caption": " ".join(sample.captions)}
+            stream.write(("[\n" if count == 1 else ",\n") + json.dumps(row, ensure_ascii=False))
+        stream.write("\n]\n" if count else "[]\n")
+    return count
 
 
 def _hugging_face_rows(lines: Iterable[str], name: str) -> Iterator[Row | Problem]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["KINDS", "Problem", "Problems", "plural"]
+__all__ = ["KINDS", "Problem", "Problems", "plural", "printable"]
 
 KINDS: Final = {
     "malformed": "malformed row",
@@ -41,7 +41,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return printable(f"{place}: {self.message}")
 
 
 class Problems:
@@ -89,3 +90,8 @@ class Problems:
 def plural(count: int, name: str) -> str:
     """A number and its noun: "1 image", "2,000 images"."""
     return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+
+
+def printable(text: str) -> str:
+    """Text that a terminal can show: control characters, which could drive it, become U+FFFD."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -49,12 +49,8 @@ def test_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == b"\r\n\0"
 
 
-@pytest.mark.parametrize(
-    "fault", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), OSError(errno.ENOSPC, "full")]
-)
-def test_a_fault_in_the_block_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, fault: BaseException
-) -> None:
+@pytest.mark.parametrize("fault", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), OSError(errno.ENOSPC, "full")])
+def test_a_fault_in_the_block_leaves_the_old_file_and_nothing_else(tmp_path: Path, fault: BaseException) -> None:
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(type(fault)):
@@ -139,9 +135,7 @@ def test_a_folder_replaces_the_one_that_stood_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_a_fault_while_a_folder_is_filled_leaves_the_old_one(
-    tmp_path: Path, fault: type[BaseException]
-) -> None:
+def test_a_fault_while_a_folder_is_filled_leaves_the_old_one(tmp_path: Path, fault: type[BaseException]) -> None:
     with atomic_folder(tmp_path / "run") as folder:
         (folder / "a").write_text("old")
     with pytest.raises(fault):

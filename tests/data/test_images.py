@@ -33,9 +33,7 @@ def test_pixels_are_bit_equal_to_the_original(shared: Path, variant: str) -> Non
     numpy_files = pytest.importorskip("safetensors.numpy", reason="needs the extra 'train'")
     goldens = shared / "goldens"
     expected = numpy_files.load_file(goldens / variant / "expected" / "vision.safetensors")["pixel_values"]
-    got = np.stack(
-        [to_pixels(load_image(goldens / f"images/img_{i}.png"), expected.shape[-1]) for i in range(6)]
-    )
+    got = np.stack([to_pixels(load_image(goldens / f"images/img_{i}.png"), expected.shape[-1]) for i in range(6)])
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, expected)
 
@@ -171,9 +169,7 @@ def test_a_postscript_file_is_not_run(tmp_path: Path) -> None:
         load_image(tmp_path / "a.eps")
 
 
-def test_a_fault_of_the_machine_is_not_blamed_on_the_file(
-    jpeg: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_the_machine_is_not_blamed_on_the_file(jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_descriptor(self: Image.Image) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 

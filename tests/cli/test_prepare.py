@@ -1,0 +1,191 @@
+"""`captune prepare` and `prepare_flickr30k.py` as a user meets them: real processes, real faults."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captune.data.manifest import read_manifest
+
+CAPTUNE = [sys.executable, "-c", "from captune.cli import main; main()"]
+FULL = Path("/dev/full")  # a device of Linux on which every write fails with "no space left"
+
+
+@pytest.fixture
+def flickr30k(tmp_path: Path) -> Path:
+    """Three images in the layout of Flickr30k, and rows for them."""
+    folder = tmp_path / "flickr30k"
+    (folder / "flickr30k-images").mkdir(parents=True)
+    with (folder / "flickr_annotations_30k.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["raw", "sentids", "split", "filename", "img_id"])
+        for number, split in enumerate(["train", "val", "test"]):
+            Image.effect_noise((64, 48), 40).save(folder / "flickr30k-images" / f"{number}.jpg")
+            captions = json.dumps([f"A dog {number} .", "It runs ."])
+            writer.writerow([captions, "[0, 1]", split, f"{number}.jpg", number])
+    return folder
+
+
+def run(
+    repository: Path, cwd: Path, *arguments: str | Path, program: list[str] = CAPTUNE
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*program, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def add_row(folder: Path, text: str) -> None:
+    with (folder / "flickr_annotations_30k.csv").open("a") as stream:
+        stream.write(text + "\n")
+
+
+def test_a_folder_becomes_a_manifest_with_a_summary_and_samples(repository: Path, flickr30k: Path) -> None:
+    done = run(repository, flickr30k, "prepare", "flickr30k", ".", "--out", "manifest.jsonl")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "train 1, val 1, test 1" in done.stderr
+    assert "2 an image, 3-4 words, mean 3.5" in done.stderr
+    for sample in read_manifest(flickr30k / "manifest.jsonl"):
+        assert f"{sample.id} ({sample.split})  {sample.image}\n        {sample.captions[0]}" in done.stderr
+
+
+def test_the_summary_for_programs(repository: Path, flickr30k: Path) -> None:
+    add_row(flickr30k, "[],[],train,9.jpg,9")
+    arguments = ["prepare", "flickr30k", ".", "-o", "m.jsonl", "--json", "--problems", "bad.jsonl"]
+    done = run(repository, flickr30k, *arguments)
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert answer["splits"] == {"train": 1, "val": 1, "test": 1}
+    assert answer["problems"] == {"empty": 1}
+    (problem,) = map(json.loads, (flickr30k / "bad.jsonl").read_text().splitlines())
+    assert (problem["line"], problem["kind"]) == (5, "empty")
+
+
+def test_strict_exits_with_two_and_writes_the_problems_but_no_manifest(repository: Path, flickr30k: Path) -> None:
+    cut = flickr30k / "flickr30k-images" / "1.jpg"
+    cut.write_bytes(cut.read_bytes()[:900])
+    (flickr30k / "flickr30k-images" / "2.jpg").unlink()
+    arguments = ["prepare", "flickr30k", "flickr_annotations_30k.csv", "--out", "m.jsonl", "--problems", "bad.jsonl"]
+    done = run(repository, flickr30k, *arguments, "--strict")
+    assert done.returncode == 2
+    assert "has 2 problems (1 missing image, 1 undecodable image); with --strict nothing is written" in done.stderr
+    assert "flickr_annotations_30k.csv:3: cannot decode the image" in done.stderr
+    assert "flickr_annotations_30k.csv:4: the image" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (flickr30k / "m.jsonl").exists()
+    assert len((flickr30k / "bad.jsonl").read_text().splitlines()) == 2
+    done = run(repository, flickr30k, *arguments)
+    assert done.returncode == 0
+    assert "1 missing image, 1 undecodable image" in done.stderr
+    assert len(read_manifest(flickr30k / "m.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.csv", "--out", "m.jsonl"], "there is no 'none.csv'"),
+        (["flickr30k-images", "--out", "m.jsonl"], "holds no flickr_annotations_30k.csv or results.csv"),
+        ([".", "--images", "none", "--out", "m.jsonl"], "the image folder 'none' is not there"),
+        ([".", "--out", "flickr30k-images"], "'flickr30k-images' is a folder"),
+        (["."], "--out"),
+        ([".", "--out", "m.jsonl", "--check-images", "all"], "'all' is not one of"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(repository: Path, flickr30k: Path, arguments: list[str], words: str) -> None:
+    done = run(repository, flickr30k, "prepare", "flickr30k", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (flickr30k / "m.jsonl").exists()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_one_sentence(repository: Path, flickr30k: Path, encoding: str) -> None:
+    file = flickr30k / "flickr_annotations_30k.csv"
+    add_row(flickr30k, "\"['café']\",[],train,0.jpg,0")
+    file.write_bytes(file.read_text().encode(encoding))
+    done = run(repository, flickr30k, "prepare", "flickr30k", ".", "--out", "m.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "UTF-8" in done.stderr
+    assert not (flickr30k / "m.jsonl").exists()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs the device /dev/full of Linux")
+def test_a_full_disk_is_one_sentence(repository: Path, flickr30k: Path) -> None:
+    done = run(repository, flickr30k, "prepare", "flickr30k", ".", "--out", FULL)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_manifest_goes_through_a_pipe(repository: Path, flickr30k: Path) -> None:
+    done = run(repository, flickr30k, "prepare", "flickr30k", ".", "--out", "/dev/stdout")
+    assert done.returncode == 0
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [
+        f"flickr30k-images/{number}.jpg" for number in range(3)
+    ]
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(repository: Path, flickr30k: Path) -> None:
+    for number in range(20_000):
+        add_row(flickr30k, f'"[""A dog .""]",[0],train,x{number}.jpg,0')
+        if number < 2000:
+            os.link(flickr30k / "flickr30k-images" / "0.jpg", flickr30k / "flickr30k-images" / f"x{number}.jpg")
+    before = sorted(os.listdir(flickr30k))
+    with subprocess.Popen(
+        [*CAPTUNE, "prepare", "flickr30k", ".", "--out", "m.jsonl"],
+        cwd=flickr30k,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not any(name.endswith(".partial") for name in os.listdir(flickr30k)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Ctrl-C" in said
+    assert "Traceback" not in said
+    assert sorted(os.listdir(flickr30k)) == before
+
+
+def test_the_script_of_the_slides_keeps_its_default_paths(repository: Path, flickr30k: Path) -> None:
+    script = [sys.executable, str(repository / "prepare_flickr30k.py")]
+    done = run(repository, flickr30k.parent, program=script)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((flickr30k / "flickr30k_grounded_detail.json").read_text()) == [
+        {"image_id": str(number), "grounded_caption": f"A dog {number} . It runs ."} for number in range(3)
+    ]
+    samples = read_manifest(flickr30k / "manifest.jsonl")
+    assert [sample.image for sample in samples] == [f"flickr30k-images/{number}.jpg" for number in range(3)]
+    assert run(repository, repository, "--help", program=script).returncode == 0
+
+
+def test_the_script_without_data_is_one_sentence(repository: Path, tmp_path: Path) -> None:
+    done = run(repository, tmp_path, program=[sys.executable, str(repository / "prepare_flickr30k.py")])
+    assert done.returncode == 2
+    assert "there is no 'flickr30k/flickr_annotations_30k.csv'; it and flickr30k-images.zip" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_help_names_every_format(repository: Path, tmp_path: Path) -> None:
+    done = run(repository, tmp_path, "prepare", "--help")
+    assert done.returncode == 0
+    assert "flickr30k" in done.stdout
+    assert '"captions": ["A dog ."]' in done.stdout
