@@ -16,7 +16,7 @@ from captune.training.distributed import World
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.schedule import learning_rate
 
-__all__ = ["StepResult", "Stepper"]
+__all__ = ["StepResult", "Stepper", "build_optimizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Stepper:
         self._config = config
         self._place = place
         self._parameters = [parameter for _, parameter in model.trained_parameters()]
-        self._optimizer = _optimizer(self._parameters, config.train)
+        self._optimizer = build_optimizer(self._parameters, config.train)
         self.skipped = 0
 
     def take(self, step: int) -> StepResult:
@@ -120,7 +120,7 @@ class Stepper:
         return norm
 
 
-def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices and leaves biases and gains alone, as the original groups them."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
