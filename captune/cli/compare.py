@@ -63,8 +63,9 @@ def compare(
     clip: scoring.Clip = scoring.DEFAULT_CLIP,
     java: scoring.Java = None,
     java_memory: scoring.JavaMemory = None,
-    time_limit: scoring.TimeLimit = 600.0,
+    time_limit: scoring.TimeLimit = None,
     spice_models: scoring.SpiceModels = None,
+    spice_cache: scoring.SpiceCache = None,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
     from captune.errors import MetricInputError
@@ -91,6 +92,7 @@ def compare(
         java_memory=java_memory,
         time_limit=time_limit,
         spice_models=spice_models,
+        spice_cache=spice_cache,
         clip=clip,
         images=images,
     )
@@ -131,7 +133,7 @@ def _score_all(
         kept = {image: captions for image, captions in references.captions.items() if image in common}
         references = replace(references, captions=kept)
     scored: dict[str, Scores] = {}
-    scorer, shown = None, ()
+    scorer, shown = None, tuple[str, ...]()
     for name, captions in zip(names, predictions, strict=True):
         system = scoring.load_system(references, captions, name, options)
         if scorer is None:

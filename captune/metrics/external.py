@@ -31,13 +31,15 @@ class Meteor:
 
     def corpus(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
         """From (N, 23) counts to the score of their sum, (1,)."""
-        return self.from_sums(statistics.sum(axis=0, keepdims=True), len(statistics))[0]
+        scores: NDArray[np.float64] = self.from_sums(statistics.sum(axis=0, keepdims=True), len(statistics))[0]
+        return scores
 
     def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
         """From (B, 23) summed counts to (B, 1) scores."""
         from captune.metrics.meteor import meteor_from_statistics
 
-        return meteor_from_statistics(sums)[:, None]
+        scores: NDArray[np.float64] = meteor_from_statistics(sums)[:, None]
+        return scores
 
 
 class _MeanOfImages:
@@ -77,17 +79,25 @@ class RefClipScore(_MeanOfImages):
     names: ClassVar[tuple[str, ...]] = ("RefCLIPScore",)
 
 
-def with_metric(scores: Scores, key: str, statistics: NDArray[Any], **signature: str) -> Scores:
+def with_metric(
+    scores: Scores,
+    key: str,
+    statistics: NDArray[Any],
+    *,
+    meteor: str | None = None,
+    spice: str | None = None,
+    clip: str | None = None,
+) -> Scores:
     """The same scores with one metric more.
 
     Args:
         scores: of one system.
         key: "meteor", "spice", "clipscore" or "refclipscore".
         statistics: one row for each image, in the order of `scores.ids`.
-        signature: fields of the signature that the metric sets ("meteor", "spice", "clip").
+        meteor: version of METEOR for the signature.
+        spice: version of SPICE for the signature.
+        clip: name of the CLIP model for the signature.
     """
-    return replace(
-        scores,
-        statistics={**scores.statistics, key: statistics},
-        details=replace(scores.details, **signature),
-    )
+    own = scores.details
+    details = replace(own, meteor=meteor or own.meteor, spice=spice or own.spice, clip=clip or own.clip)
+    return replace(scores, statistics={**scores.statistics, key: statistics}, details=details)

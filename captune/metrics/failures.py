@@ -1,15 +1,14 @@
 """Captions that went wrong in ways a score hides: empty, run-on, looping, cut off, with a stop symbol in the text.
 
-| failure | a caption is flagged when |
-|---|---|
-| empty | it has no word after tokenizing |
-| run-on | it has more than twice as many words as the longest reference of its image, and at least 20 |
-| repetition | some 1 to 10 words stand three times in a row (a single word four times), or it has 16 words or more and at \
-least half of its runs of four words have been there before |
-| stop symbol | a mark of a chat template or tokenizer stands in it: "###", "</s>", "[INST]", "<|im_end|>", ... |
-| unfinished | the model was stopped by the length limit; known only where the file of predictions tells so |
+- empty: it has no word after tokenizing.
+- run-on: it has more than twice as many words as the longest reference of its image, and at least 20.
+- repetition: some 2 to 10 words stand three times in a row, or one word four times; or it has 16 words or more, and at
+  least half of its runs of four words have been there before.
+- stop symbol: a mark of a chat template or tokenizer stands in it: "###", "</s>", "[INST]", "<|im_end|>", ...
+- unfinished: the model was stopped by the length limit; known only where the file of predictions tells so.
 
-The limits are set so that people are hardly ever flagged: of 155,070 Flickr30k captions, 4 loop and none has a mark.
+The limits are set so that people are hardly ever flagged: of 155,070 captions of Flickr30k seven repeat (they say
+"Images are missing" over and over), none is empty and none has a mark.
 """
 
 from __future__ import annotations
