@@ -94,14 +94,22 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+from captune.cli.demo import demo  # noqa: E402
 from captune.cli.evaluate import evaluate  # noqa: E402  # the commands import nothing heavy until they are called
 from captune.cli.train import train  # noqa: E402
 
+app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
 
+from captune.cli import compare as _compare  # noqa: E402
+from captune.cli import fetch as _fetch  # noqa: E402
 from captune.cli import prepare as _prepare  # noqa: E402
 from captune.cli import report as _report  # noqa: E402
+from captune.cli import score as _score  # noqa: E402
 
 _prepare.register(app)
 _report.register(app)
+_score.register(app)
+_compare.register(app)
+_fetch.register(app)

@@ -1,0 +1,102 @@
+"""`captune demo`: the whole road on the embedded default, as a newcomer would walk it on real data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from captune.config import RunConfig
+    from captune.report import RunScores
+
+__all__ = ["demo", "demo_config"]
+
+SHOWN = 3
+"""Images whose captions are printed at the end."""
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data and run; what is there already is reused.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides the drawn scenes and the training.", min=0)] = 42,
+) -> None:
+    """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download."""
+    from captune.cli.extras import needs
+    from captune.cli.prepare import flickr30k
+    from captune.cli.progress import show_progress
+    from captune.cli.report import print_report
+    from captune.report import analyse, read_scores
+
+    with needs("captune demo", "train"):
+        from captune.toy import write_flickr30k
+        from captune.training import train
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "flickr30k"
+    _headline("1. Data: drawn scenes laid out as Flickr30k")
+    written = write_flickr30k(data, seed=seed)
+    counts = ", ".join(f"{split} {count:,}" for split, count in written.counts.items())
+    _say(f"{'Reusing' if written.reused else 'Drew'} the scenes in {data}: {counts}.")
+
+    manifest = data / "manifest.jsonl"
+    _headline("2. captune prepare flickr30k")
+    if written.reused and manifest.is_file():
+        _say(f"Reusing the manifest {manifest}.")
+    else:
+        flickr30k(written.annotations, manifest, written.images)
+
+    config = demo_config(out / "run", manifest, seed)
+    _headline("3. captune train: the pretrained model is evaluated first, then every epoch")
+    with show_progress() as listener:
+        train(config, listener, overwrite=True)
+
+    scores = read_scores(config.output)
+    _headline("4. What came out")
+    print_report(scores, analyse(scores))
+    _print_captions(scores)
+    _print_places(config)
+
+
+def demo_config(output: Path, manifest: Path, seed: int) -> RunConfig:
+    """The run of the demo: the settings of train_configs/toy.yaml on its own data."""
+    from captune.config import parse_config
+    from captune.toy import TOY_SETTINGS
+
+    own = {"output": str(output), "seed": seed, "data": {"train": str(manifest)}}
+    return parse_config({**TOY_SETTINGS, **own}, source="the demo's configuration")
+
+
+def _print_captions(scores: RunScores) -> None:
+    """A few images in words: what people wrote, and what the first and the last checkpoint say."""
+    first, last = scores.checkpoints[0], scores.checkpoints[-1]
+    print("\nSome captions")
+    for image in list(last.captions)[:SHOWN]:
+        print(f"  {image}")
+        print(f"    {'reference':<11} {scores.references[image][0]}")
+        for row in (first, last):
+            print(f"    {row.name:<11} {row.captions[image]}")
+
+
+def _print_places(config: RunConfig) -> None:
+    places = {
+        "table": "table.md, table.csv, table.tex",
+        "chart": "metrics.png, metrics.svg",
+        "analysis": "analysis.md",
+        "captions": "captions/",
+        "checkpoints": "checkpoints/",
+        "log": "log.jsonl",
+    }
+    print(f"\nFiles in {config.output}")
+    for name, files in places.items():
+        print(f"  {name:<12} {files}")
+
+
+def _headline(text: str) -> None:
+    _say(f"\n== {text}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,113 @@
+"""The walls of the house: who may import whom, and what a light command may not drag in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Room -> the rooms it may import, beside itself and `errors`. What is not listed may not be imported.
+WALLS: dict[str, set[str]] = {
+    "errors": set(),
+    "events": set(),
+    "metrics": set(),
+    "data": set(),
+    "config": set(),
+    "model": {"config", "data"},
+    "decoding": {"model", "data"},
+    "report": {"metrics"},
+    "protocols": {"config", "data"},
+    "evaluation": {"config", "data", "decoding", "events", "metrics", "model", "protocols", "report"},
+    "training": {"config", "data", "decoding", "evaluation", "events", "metrics", "model", "protocols", "report"},
+    "toy": {"config", "data", "decoding", "metrics", "model"},
+    "apps": {"config", "data", "decoding", "metrics", "model", "report"},
+}
+WALLS["cli"] = set(WALLS)
+
+
+def modules(repository: Path) -> Iterator[Path]:
+    yield from sorted((repository / "captune").rglob("*.py"))
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms of captune that a file imports, wherever in the file the import stands."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "captune" else [node.module]
+        rooms |= {name.split(".")[1] for name in names if name and name.startswith("captune.")}
+    # `from captune import __version__` crosses no wall.
+    return rooms - {"__version__"}
+
+
+def room_of(path: Path, repository: Path) -> str:
+    parts = path.relative_to(repository / "captune").parts
+    return parts[0].removesuffix(".py")
+
+
+def test_every_room_is_known_and_no_wall_is_crossed(repository: Path) -> None:
+    crossed = []
+    for path in modules(repository):
+        room = room_of(path, repository)
+        if room == "__init__":
+            continue
+        assert room in WALLS, f"{path}: a new room needs a line in WALLS"
+        crossed += [
+            f"{path.relative_to(repository)} imports captune.{other}"
+            for other in imported_rooms(path) - WALLS[room] - {room, "errors"}
+        ]
+    assert not crossed
+
+
+def test_walls_have_no_circles() -> None:
+    order: list[str] = []
+    open_rooms = {room: set(others) - {room} for room, others in WALLS.items()}
+    while open_rooms:
+        free = [room for room, others in open_rooms.items() if not others - set(order)]
+        assert free, f"these rooms need each other: {sorted(open_rooms)}"
+        order += free
+        open_rooms = {room: others for room, others in open_rooms.items() if room not in free}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("captune", {"torch", "numpy", "transformers"}),
+        ("captune.cli", {"torch", "numpy", "transformers", "rich", "matplotlib", "pydantic"}),
+        ("captune.metrics", {"torch", "transformers", "matplotlib"}),
+        ("captune.data", {"torch", "transformers"}),
+        ("captune.config", {"torch", "transformers"}),
+        ("captune.report", {"torch", "transformers", "matplotlib"}),
+        ("captune.toy", {"torch", "transformers"}),
+    ],
+)
+def test_light_imports(module: str, absent: set[str]) -> None:
+    program = f"import {module}, sys; print(*sorted({absent!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_public_names_exist(repository: Path) -> None:
+    """Every name in an `__all__` is defined in its file or importable from its package."""
+    for path in modules(repository):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        listed = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+        ]
+        if path.name != "__init__.py":
+            assert listed or path.name == "__main__.py", f"{path}: no __all__"
+        for names in listed:
+            assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name)), path
+            text = path.read_text(encoding="utf-8")
+            for name in names:
+                assert text.count(name) > 1, f"{path}: {name} is in __all__ only"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from captune.config import RunConfig, commented_yaml, load_config, parse_config
+from captune.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["trian.epochs=3"], "there is no key 'trian'; did you mean 'train'?"),
+        (["train.lerning_rate=1e-3"], "there is no key 'train.lerning_rate'; did you mean 'learning_rate'?"),
+        (["train.epochs=many"], "train.epochs is 'many'"),
+        (["train.targets=all"], "train.targets is 'all': input should be 'each', 'one' or 'joined'"),
+        (["train.epochs=0"], "train.epochs is 0: input should be greater than 0"),
+        (["train.min_learning_rate=1"], "above train.learning_rate 3e-05"),
+        (["train=3"], "train is 3"),
+        (["train.epochs"], "'train.epochs' is not an override"),
+        (["model.path="], "model.path is None"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({}, overrides)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"train: [1, 2", "is not valid YAML"),
+        (b"- 1\n- 2\n", "holds a list"),
+        (b"\xff\xfet\x00", "cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(path)
+
+
+def test_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no configuration"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_overrides_win_and_reach_every_section() -> None:
+    config = parse_config({"train": {"epochs": 3, "batch_size": 4}}, ["train.epochs=7", "seed=1", "data.train=a.jsonl"])
+    assert (config.train.epochs, config.train.batch_size, config.seed) == (7, 4, 1)
+    assert config.data.train == Path("a.jsonl")
+    assert config.evaluation_manifest == Path("a.jsonl")
+
+
+def test_scientific_notation_without_a_point_is_a_number() -> None:
+    """YAML 1.1 reads 3e-5 as text; a person means a number."""
+    assert parse_config({}, ["train.learning_rate=3e-5"]).train.learning_rate == 3e-5
+
+
+def test_written_yaml_reads_back_and_explains_every_field() -> None:
+    config = parse_config({}, ["train.epochs=9", "evaluate.beams=3", "train.clip_norm=null"])
+    text = commented_yaml(config, "A heading")
+    assert parse_config(yaml.safe_load(text)) == config
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip() and not line.lstrip().startswith("#"):
+            assert lines[number - 1].lstrip().startswith("#"), line
+
+
+def test_shipped_configurations_parse_and_are_complete(repository: Path) -> None:
+    shipped = sorted((repository / "train_configs").glob("*.yaml"))
+    assert shipped
+    for path in shipped:
+        config = load_config(path)
+        heading = [line.removeprefix("#").strip() for line in path.read_text().split("\n# Folder of the run")[0].splitlines()]
+        assert path.read_text() == commented_yaml(config, "\n".join(heading)), f"{path.name}: a field or its help is stale"
+
+
+def test_slides_hyper_parameters(repository: Path) -> None:
+    config = load_config(repository / "train_configs" / "minigpt4_flickr_finetune.yaml")
+    train = config.train
+    assert (train.learning_rate, train.min_learning_rate, train.warmup_learning_rate) == (3e-5, 1e-5, 1e-6)
+    assert (train.weight_decay, config.seed, train.epochs, train.warmup_steps) == (0.05, 42, 5, 200)
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().seed = 1  # type: ignore[misc]

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from captune.config import TrainConfig
+from captune.data.manifest import Sample
+from captune.errors import DataError
+from captune.training.samples import TrainingSamples
+
+
+def images(count: int, captions: int = 3) -> list[Sample]:
+    return [Sample(str(i), f"{i}.jpg", tuple(f"caption {i} {c}" for c in range(captions)), "train") for i in range(count)]
+
+
+def captions_of(samples: TrainingSamples, epoch: int) -> list[str]:
+    first = epoch * samples.steps_per_epoch
+    return [s.caption for step in range(first, first + samples.steps_per_epoch) for s in samples.batch(step)]
+
+
+def test_an_epoch_of_each_is_every_caption_once_in_a_new_order() -> None:
+    samples = TrainingSamples(images(7), TrainConfig(batch_size=4, epochs=2), seed=1)
+    assert samples.steps_per_epoch == 6  # 21 captions in batches of 4, the last of 1
+    first, second = captions_of(samples, 0), captions_of(samples, 1)
+    assert sorted(first) == sorted(second) == sorted(c for image in images(7) for c in image.captions)
+    assert first != second
+
+
+def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
+    samples = TrainingSamples(images(50), TrainConfig(batch_size=8, targets="one", epochs=3), seed=1)
+    drawn = [captions_of(samples, epoch) for epoch in range(3)]
+    for captions in drawn:
+        assert len({caption.split()[1] for caption in captions}) == 50
+    assert len({tuple(sorted(captions)) for captions in drawn}) == 3
+    chosen = Counter(caption.split()[2] for captions in drawn for caption in captions)
+    assert min(chosen.values()) > 25  # of 150 draws of 3
+
+
+def test_joined_is_one_target_an_image() -> None:
+    samples = TrainingSamples(images(2), TrainConfig(batch_size=2, targets="joined"), seed=1)
+    assert "caption 0 0 caption 0 1 caption 0 2" in captions_of(samples, 0)
+
+
+def test_counted_epochs_go_on_where_the_last_stopped() -> None:
+    config = TrainConfig(batch_size=4, steps_per_epoch=2, epochs=9)
+    samples = TrainingSamples(images(6, captions=1), config, seed=3)
+    dealt = [s.image for step in range(samples.total_steps) for s in samples.batch(step)]
+    assert len(dealt) == 72
+    for start in range(0, 72, 6):
+        assert sorted(dealt[start : start + 6]) == list(range(6))
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
+    config = TrainConfig(batch_size=4)
+    one, other = TrainingSamples(images(9), config, seed=5), TrainingSamples(images(9), config, seed=5)
+    backwards = [other.batch(step) for step in reversed(range(other.total_steps))]
+    assert [one.batch(step) for step in range(one.total_steps)] == backwards[::-1]
+    assert TrainingSamples(images(9), config, seed=6).batch(0) != one.batch(0)
+
+
+def test_no_captions() -> None:
+    with pytest.raises(DataError, match="no captions"):
+        TrainingSamples(images(2, captions=0), TrainConfig(), seed=0)
