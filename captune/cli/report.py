@@ -37,18 +37,22 @@ def report(
     ] = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="Show confidence intervals in the tables.")] = False,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also write metrics.pdf.")] = False,
+    lang: Annotated[str, typer.Option(help="Language in which the page opens: en or zh.")] = "en",
     as_json: Annotated[bool, typer.Option("--json", help="Print table and analysis as one JSON object.")] = False,
 ) -> None:
-    """Write table.{md,csv,tex}, metrics.{png,svg} and analysis.md of a run, and print table and analysis."""
-    from captune.report import analyse, read_csv, read_scores, write_report
+    """Write table, chart, analysis and report.html of a run, and print table and analysis."""
+    from captune.errors import InputError
+    from captune.report import LANGUAGES, analyse, read_csv, read_scores, write_report
 
+    if lang not in LANGUAGES:
+        raise InputError(f"--lang is {lang!r}, expected {' or '.join(LANGUAGES)}.")
     bare = source.suffix.lower() in (".csv", ".tsv") and not source.is_dir()
     run = read_csv(source) if bare else read_scores(source)
     folder = out or (None if bare else source if source.is_dir() else source.parent)
     files = []
     if folder is not None:
         formats = ("png", "svg", "pdf") if pdf else ("png", "svg")
-        files = write_report(folder, run, intervals=intervals, chart_formats=formats)
+        files = write_report(folder, run, intervals=intervals, chart_formats=formats, language=lang)
     analysis = analyse(run)
     if as_json:
         _print_json(run, analysis, files)

@@ -1,4 +1,4 @@
-"""What came out of a run: table, chart and an analysis in words, from one file of scores.
+"""What came out of a run: table, chart, analysis in words and a page to look through, from one file of scores.
 
 `write_report` does everything; the other names are its parts. Only what an evaluation wrote is read, no model
 and no data set is touched, and nothing here is estimated by eye.
@@ -9,25 +9,33 @@ from __future__ import annotations
 from captune.report.analysis import Analysis, analyse
 from captune.report.bare_table import csv_table, read_csv
 from captune.report.chart import draw_chart
+from captune.report.page import LANGUAGES, build_page
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.sentences import sentences
 from captune.report.table import latex_table, markdown_table
 from captune.report.terminal import terminal_table
+from captune.report.thumbnails import write_thumbnails
+from captune.report.training_log import TrainingLog, read_log
 from captune.report.write import write_report
 
 __all__ = [
+    "LANGUAGES",
     "Analysis",
     "CheckpointScores",
     "RunScores",
+    "TrainingLog",
     "analyse",
+    "build_page",
     "csv_table",
     "draw_chart",
     "latex_table",
     "markdown_table",
     "read_csv",
+    "read_log",
     "read_scores",
     "sentences",
     "terminal_table",
     "write_report",
     "write_scores",
+    "write_thumbnails",
 ]

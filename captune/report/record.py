@@ -12,14 +12,17 @@ The file is one JSON object:
          "captions":  {"<image id>": "a dog runs"},
          "intervals": {"CIDEr": [0.40, 0.47]},                                optional
          "p_values":  {"CIDEr": {"pretrained": 0.001, "previous": 0.2}},      optional
-         "differences": {"CIDEr": {"pretrained": [0.05, 0.11]}}},             optional
+         "differences": {"CIDEr": {"pretrained": [0.05, 0.11]}},              optional
+         "unfinished": ["<image id>", ...],                                   optional
+         "train_slice": {"CIDEr": 0.9}},                                      optional
         ...]}
 
 Rows stand in the order of training, the pretrained model first. `epoch` counts from 0 and is null for the
 pretrained model; `leak` is null or says why the row must carry the mark LEAK; scores are on coco-caption's
 scale (CIDEr 0-10, others 0-1), and null stands for not a number. An interval holds the confidence bounds of a
 corpus score; a p-value and the bounds of a difference belong to the paired test of this row against the
-pretrained one or the one before.
+pretrained one or the one before. `unfinished` lists images whose caption ended at the length limit, without the
+stop symbol; `train_slice` holds the row's scores on a fixed slice of the training images, which tell over-fitting.
 """
 
 from __future__ import annotations
@@ -70,6 +73,8 @@ class CheckpointScores:
         p_values: metric -> {"pretrained": p, "previous": p}, either may be missing.
         differences: metric -> {"pretrained": (low, high), "previous": (low, high)} of this row's score minus the
             other's, paired on the same images.
+        unfinished: images whose caption ended at the length limit; None when that is not known.
+        train_slice: metric -> corpus score on a fixed slice of the training images.
     """
 
     name: str
@@ -82,6 +87,8 @@ class CheckpointScores:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     p_values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     differences: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    unfinished: tuple[str, ...] | None = None
+    train_slice: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +232,8 @@ def _checkpoint(fields: Fields) -> CheckpointScores:
         intervals=fields.mapping("intervals", Fields.interval) if "intervals" in fields else {},
         p_values=fields.mapping("p_values", Fields.probabilities) if "p_values" in fields else {},
         differences=fields.mapping("differences", Fields.named_intervals) if "differences" in fields else {},
+        unfinished=fields.texts("unfinished", fields.get("unfinished")) if "unfinished" in fields else None,
+        train_slice=fields.mapping("train_slice", Fields.score) if "train_slice" in fields else {},
     )
     if not row.corpus:
         raise fields.wrong("corpus", "at least one metric")
@@ -257,6 +266,10 @@ def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
         tree["differences"] = {
             name: {rival: list(bounds) for rival, bounds in tests.items()} for name, tests in row.differences.items()
         }
+    if row.unfinished is not None:
+        tree["unfinished"] = list(row.unfinished)
+    if row.train_slice:
+        tree["train_slice"] = _numbers(row.train_slice)
     return tree
 
 

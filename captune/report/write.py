@@ -8,9 +8,11 @@ from captune.report.analysis import analyse
 from captune.report.bare_table import csv_table
 from captune.report.chart import draw_chart
 from captune.report.files import write_whole
+from captune.report.page import build_page
 from captune.report.record import RunScores, read_scores
 from captune.report.sentences import analysis_markdown
 from captune.report.table import latex_table, markdown_table
+from captune.report.training_log import read_log
 
 __all__ = ["write_report"]
 
@@ -21,14 +23,17 @@ def write_report(
     *,
     intervals: bool = False,
     chart_formats: tuple[str, ...] = ("png", "svg"),
+    language: str = "en",
 ) -> list[Path]:
-    """Write table, chart and analysis; to be called after every evaluation.
+    """Write table, chart, analysis and page; to be called after every evaluation.
 
     Args:
-        run_dir: where `table.{md,csv,tex}`, `metrics.*` and `analysis.md` go.
+        run_dir: where `table.{md,csv,tex}`, `metrics.*`, `analysis.md` and `report.html` go. Small pictures are
+            looked for in its `thumbnails/`, the training's loss in its `log.jsonl`; both may be missing.
         run: the scores; by default those in `run_dir/scores.json`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         chart_formats: of "png", "svg" and "pdf".
+        language: "en" or "zh", in which the page opens.
 
     Returns:
         The files, in the order they were written; each is whole under its name.
@@ -46,4 +51,5 @@ def write_report(
         "analysis.md": analysis_markdown(scores, analyse(scores)),
     }
     contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
+    contents["report.html"] = build_page(scores, read_log(run_dir / "log.jsonl"), run_dir=run_dir, language=language)
     return [write_whole(run_dir / name, content) for name, content in contents.items()]

@@ -58,6 +58,7 @@ def test_run_directory(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "analysis.md",
         "metrics.png",
         "metrics.svg",
+        "report.html",
     ]
     assert (run_dir / "table.csv").read_text() == TABLE.replace("0.2320", "0.232")
 
@@ -89,7 +90,7 @@ def test_json_is_one_object(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
     assert answer["checkpoints"][0]["corpus"] == {"BLEU-4": 0.1529, "CIDEr": 0.4361, "ROUGE-L": 0.5758}
     assert answer["analysis"]["advice"] == "go on"
     assert answer["images"] == 200
-    assert len(answer["files"]) == 6
+    assert len(answer["files"]) == 7
 
 
 def test_no_line_of_the_table_is_cut_in_a_narrow_pipe(

@@ -10,7 +10,7 @@ import pytest
 from captune.errors import InputError, ToolError
 from captune.report import read_scores, write_report, write_scores
 
-FILES = ["table.md", "table.csv", "table.tex", "analysis.md", "metrics.png", "metrics.svg"]
+FILES = ["table.md", "table.csv", "table.tex", "analysis.md", "metrics.png", "metrics.svg", "report.html"]
 
 
 def test_writes_everything_beside_the_scores(make_run: Any, slides: Any, tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_writing_again_changes_no_byte(make_run: Any, slides: Any, tmp_path: Pat
 
 def test_pdf_and_a_folder_that_is_not_there_yet(make_run: Any, slides: Any, tmp_path: Path) -> None:
     files = write_report(tmp_path / "a" / "b", make_run(slides), chart_formats=("pdf",))
-    assert files[-1].read_bytes().startswith(b"%PDF")
+    assert files[-2].read_bytes().startswith(b"%PDF")
 
 
 def test_missing_scores(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""`report.html`: one self-contained page that shows what training did, image by image.
+
+The page is built from `page_files/` (a skeleton, a style sheet, a script, a dictionary) and what a run holds. It
+needs no network, forbids itself any by its content security policy, and opens from a mail attachment years later.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from captune.report.captions import CaptionStatistics, caption_statistics
+from captune.report.explorer import explorer_data, select_images
+from captune.report.page_parts import (
+    analysis_part,
+    distributions_part,
+    facts_part,
+    leak_part,
+    notes_part,
+    score_charts,
+    table_part,
+    training_part,
+)
+from captune.report.record import RunScores
+from captune.report.table import provenance
+from captune.report.text import one_line
+from captune.report.thumbnails import embedded_thumbnails
+from captune.report.training_log import TrainingLog
+
+__all__ = ["LANGUAGES", "build_page"]
+
+LANGUAGES = ("en", "zh")
+
+
+def build_page(run: RunScores, log: TrainingLog, *, run_dir: Path | None = None, language: str = "en") -> str:
+    """Build the page of a run.
+
+    Args:
+        run: the scores, with captions and references where there are some.
+        log: what the training log tells; an empty one leaves its parts out.
+        run_dir: where the small pictures lie (`captune.report.thumbnails`); None for a page without any.
+        language: "en" or "zh", in which the page opens; a reader can switch.
+
+    Returns:
+        The whole HTML document, the same for the same run.
+    """
+    words = _dictionary()
+    images = select_images(run)
+    pictures = embedded_thumbnails(run_dir, images) if run_dir is not None else {}
+    statistics, references = caption_statistics(run)
+    script = _page_file("page.js")
+    document = _fill(
+        _page_file("page.html"),
+        {
+            "lang": language,
+            "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "title": escape(one_line(f"{run.data} – captune")),
+            "css": _page_file("page.css"),
+            "heading": escape(one_line(provenance(run))),
+            "leaks": leak_part(run),
+            "facts": facts_part(run, log),
+            "table": table_part(run),
+            "notes": notes_part(run),
+            "score_charts": score_charts(run),
+            "analysis": analysis_part(run),
+            "training": training_part(log),
+            "distributions": distributions_part(run, statistics, references),
+            "citation": escape(_citation(run)),
+            "data": _json(_data(run, images, pictures, statistics, words, language)),
+            "script": script,
+        },
+    )
+    return _translated(document, words[language])
+
+
+def _data(
+    run: RunScores,
+    images: list[str],
+    pictures: Mapping[str, str],
+    statistics: list[CaptionStatistics],
+    words: Mapping[str, Mapping[str, str]],
+    language: str,
+) -> dict[str, Any]:
+    """Everything that the script shows and sorts."""
+    tree = explorer_data(run, images, pictures, [row.failures for row in statistics])
+    return {"language": language, "words": words, **tree}
+
+
+def _json(tree: Any) -> str:
+    """JSON that may stand inside a script element whatever text it holds."""
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _citation(run: RunScores) -> str:
+    """A sentence that a paper can quote, with the signature."""
+    given = list(dict.fromkeys(row.signature for row in run.checkpoints if row.signature))
+    signature = f", signature {given[0]}" if len(given) == 1 else ""
+    return one_line(f"Scored with captune on {provenance(run)}{signature}.")
+
+
+def _page_file(name: str) -> str:
+    return (files("captune.report") / "page_files" / name).read_text(encoding="utf-8")
+
+
+def _dictionary() -> dict[str, dict[str, str]]:
+    words: dict[str, dict[str, str]] = json.loads(_page_file("words.json"))
+    return words
+
+
+def _fill(skeleton: str, parts: Mapping[str, str]) -> str:
+    """Put every part in its place, in one pass: what a part holds is never taken for a place."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], skeleton)
+
+
+def _translated(document: str, words: Mapping[str, str]) -> str:
+    """Write the words of one language into the elements that ask for them, so that no script is needed to read."""
+    head, mark, rest = document.partition('<script type="application/json"')
+    filled = re.sub(
+        r'(data-t="([^"]*)"[^>]*>)[^<]*(?=</)',
+        lambda match: match[1] + escape(words.get(match[2], match[2])),
+        head,
+    )
+    return filled + mark + rest

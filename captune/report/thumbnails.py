@@ -1,0 +1,116 @@
+"""Small pictures of the evaluated images, kept in the run so that its page can be made without the data set."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from captune.report.files import write_whole
+
+__all__ = ["embedded_thumbnails", "thumbnail_path", "write_thumbnails"]
+
+FOLDER = "thumbnails"
+
+LONGEST_SIDE, QUALITY = 256, 78
+"""Pixels and JPEG quality of the pictures in the run; the page makes them smaller when they are many."""
+
+EMBEDDED_BYTES = 3_200_000
+"""What all pictures of a page may take together, as base64."""
+
+_STEPS = ((256, 78), (224, 72), (192, 68), (160, 62), (128, 58), (112, 52), (96, 46), (80, 40), (64, 36), (48, 30))
+"""Sides and qualities that the page tries, best first."""
+
+
+def thumbnail_path(run_dir: Path, image: str) -> Path:
+    """Where the small picture of an image lies; any id makes a safe file name of its own."""
+    name = quote(image, safe="", errors="surrogatepass")
+    if len(name) > 120 or name in (".", ".."):
+        name = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
+    return run_dir / FOLDER / f"{name}.jpg"
+
+
+def write_thumbnails(run_dir: Path, images: Mapping[str, Path]) -> int:
+    """Make the small pictures that are not there yet; images that cannot be read are left out.
+
+    Args:
+        run_dir: the run.
+        images: image id -> its file.
+
+    Returns:
+        How many were made.
+
+    Raises:
+        ToolError: a picture cannot be written.
+    """
+    made = 0
+    for image, file in images.items():
+        path = thumbnail_path(run_dir, image)
+        if path.exists():
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            picture = _small(file.read_bytes(), LONGEST_SIDE, QUALITY)
+            write_whole(path, picture)
+            made += 1
+    return made
+
+
+def embedded_thumbnails(run_dir: Path, images: Iterable[str], budget: int = EMBEDDED_BYTES) -> dict[str, str]:
+    """The small pictures of a run as base64, in the best size in which all of them stay within the budget.
+
+    Args:
+        run_dir: the run.
+        images: ids of the images on the page.
+        budget: bytes that all pictures together may take.
+
+    Returns:
+        Image id -> base64 of a JPEG; images without a readable picture are absent, and so are the last ones when
+        even the smallest size is too large.
+    """
+    sources = {}
+    for image in images:
+        with contextlib.suppress(OSError):
+            sources[image] = thumbnail_path(run_dir, image).read_bytes()
+    if not sources:
+        return {}
+    sample = list(sources.values())[:: max(1, len(sources) // 24)]
+    side, quality = next(
+        (step for step in _STEPS if _mean_size(sample, *step) * len(sources) * 4 / 3 <= 0.95 * budget), _STEPS[-1]
+    )
+    embedded, used = {}, 0
+    for image, data in sources.items():
+        with contextlib.suppress(OSError, ValueError):
+            text = base64.b64encode(_small(data, side, quality)).decode("ascii")
+            used += len(text)
+            if used > budget:
+                break
+            embedded[image] = text
+    return embedded
+
+
+def _mean_size(sample: Iterable[bytes], side: int, quality: int) -> float:
+    """Mean bytes of sample pictures at one size."""
+    sizes = []
+    for data in sample:
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(len(_small(data, side, quality)))
+    return sum(sizes) / len(sizes) if sizes else 0.0
+
+
+def _small(data: bytes, side: int, quality: int) -> bytes:
+    """The picture as an RGB JPEG no side of which is longer than `side` pixels."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        if max(opened.size) <= side and opened.format == "JPEG" and len(data) < 200 * side:
+            return data
+        opened.draft("RGB", (side, side))
+        picture = opened.convert("RGB")
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=quality, optimize=True)
+        return out.getvalue()

@@ -1,0 +1,258 @@
+"""The page as a document: whole, small, the same twice, and nothing in it that came from a caption is markup."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from captune.report import RunScores, TrainingLog, build_page, read_log, write_thumbnails
+from captune.report.captions import caption_statistics, most_changed_words, word_classes
+from captune.report.explorer import MOST_CHARACTERS, MOST_IMAGES, explorer_data, select_images
+from captune.report.page import _dictionary
+from captune.report.svg import Series, line_chart, nice_ticks
+from captune.report.thumbnails import embedded_thumbnails, thumbnail_path
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x00\u202e&amp;{{data}}"
+
+
+@pytest.fixture
+def run(make_run: Any, slides: Any) -> RunScores:
+    """Two images with captions, references and scores, one of them hostile everywhere."""
+    base: RunScores = make_run(slides, half_width=0.01)
+    rows = [
+        dataclasses.replace(
+            row,
+            captions={"1": f"a dog runs {index}", HOSTILE: HOSTILE},
+            per_image={"1": {"CIDEr": 0.1 * index, "BLEU-4": 0.5}, HOSTILE: {"CIDEr": 0.2}},
+        )
+        for index, row in enumerate(base.checkpoints)
+    ]
+    references = {"1": ("A dog runs.", "The dog is running."), HOSTILE: (HOSTILE,)}
+    return dataclasses.replace(base, checkpoints=tuple(rows), references=references)
+
+
+class _Reader(HTMLParser):
+    """Collects elements and the text of the data block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data = ""
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag == "script" and dict(attrs).get("id") == "data"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.data += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+
+def _read(page: str) -> _Reader:
+    reader = _Reader()
+    reader.feed(page)
+    return reader
+
+
+def test_hostile_text_never_becomes_markup(run: RunScores) -> None:
+    hostile = dataclasses.replace(run, data=HOSTILE, protocol=HOSTILE, split=HOSTILE)
+    rows = [
+        dataclasses.replace(row, name=f"{i}{HOSTILE}", leak=HOSTILE, signature=HOSTILE)
+        for i, row in enumerate(run.checkpoints)
+    ]
+    page = build_page(
+        dataclasses.replace(hostile, checkpoints=tuple(rows)), TrainingLog(facts={"model": HOSTILE, "device": HOSTILE})
+    )
+    reader = _read(page)
+    assert [tag for tag, _ in reader.tags].count("script") == 2
+    assert not any(tag == "img" for tag, _ in reader.tags)
+    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    assert "\x00" not in page
+    data = json.loads(reader.data)
+    assert data["images"][1]["c"][0] == HOSTILE
+    assert data["checkpoints"][0] == f"0{HOSTILE}"
+
+
+def test_nothing_is_loaded_from_anywhere(run: RunScores) -> None:
+    page = build_page(run, TrainingLog())
+    for _, attributes in _read(page).tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert not re.search(r"@import|url\(", page)
+    policy = next(a["content"] for t, a in _read(page).tags if t == "meta" and "http-equiv" in a)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert policy is not None
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_the_same_run_gives_the_same_page(run: RunScores) -> None:
+    assert build_page(run, TrainingLog()) == build_page(run, TrainingLog())
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "Image by image"), ("zh", "逐图查看")])
+def test_both_languages_are_readable_without_a_script(run: RunScores, language: str, word: str) -> None:
+    page = build_page(run, TrainingLog(), language=language)
+    head = page.partition('<script type="application/json"')[0]
+    assert f'<html lang="{language}">' in page
+    assert f">{word}</h2>" in head
+    assert not re.search(r'data-t="[^"]+"[^>]*></', head)
+    assert "BLEU-4 rose fastest (+84 %)" in head
+    assert "BLEU-4(+84 %) 提升最快" in head
+
+
+def test_every_word_of_the_page_is_in_both_dictionaries(run: RunScores, repository: Path) -> None:
+    words = _dictionary()
+    assert words["en"].keys() == words["zh"].keys()
+    page = build_page(run, TrainingLog(steps=(0.0, 1.0), loss=(2.0, 1.0), lr=(1e-5, 1e-5)))
+    head = page.partition('<script type="application/json"')[0]
+    script = (repository / "captune/report/page_files/page.js").read_text()
+    used = set(re.findall(r'data-t(?:-label)?="([^"]+)"', head)) | set(re.findall(r'say\("(\w+)"\)', script))
+    assert used <= words["en"].keys()
+
+
+def test_a_bare_table_makes_a_page_too(make_run: Any, slides: Any) -> None:
+    page = build_page(make_run(slides), TrainingLog())
+    assert "There are no captions in this run." in page
+    assert "There is no log of the training in this run." in page
+
+
+def test_long_captions_and_many_images_are_limited(run: RunScores) -> None:
+    row = run.checkpoints[0]
+    many = {str(index): "x" * 10_000 for index in range(MOST_IMAGES + 200)}
+    first = dataclasses.replace(row, captions=many, per_image={i: {"CIDEr": 0.5} for i in many})
+    last = dataclasses.replace(first, name="epoch0", per_image={i: {"CIDEr": int(i) / 1000} for i in many})
+    big = dataclasses.replace(run, checkpoints=(first, last), references={})
+    images = select_images(big)
+    assert len(images) == MOST_IMAGES
+    assert {"0", str(MOST_IMAGES + 199)} <= set(images)
+    assert "500" in images or "700" in images
+    assert images == sorted(images, key=int)
+    data = explorer_data(big, images, {}, [{}, {}])
+    assert data["left_out"] == 200
+    assert data["images"][0]["c"][0] == "x" * MOST_CHARACTERS + "… (10,000 characters)"
+
+
+def test_failures_are_flagged_per_caption(run: RunScores) -> None:
+    row = dataclasses.replace(
+        run.checkpoints[0],
+        captions={"1": "a dog ###", HOSTILE: ""},
+        unfinished=("1",),
+    )
+    rows, _ = caption_statistics(dataclasses.replace(run, checkpoints=(row,)))
+    assert rows[0].failures == {"1": ("stop symbol", "unfinished"), HOSTILE: ("empty",)}
+    data = explorer_data(run, ["1"], {}, [r.failures for r in rows] + [{}] * 5)
+    assert [data["failures"][index] for index in data["images"][0]["f"][0]] == ["stop symbol", "unfinished"]
+
+
+def test_lengths_words_and_classes(run: RunScores) -> None:
+    rows, references = caption_statistics(run)
+    assert rows[0].lengths[0] == 4
+    assert rows[0].words["dog"] == 1
+    assert references.lengths[:2] == (3, 4)
+    gained, lost = most_changed_words(rows[0].words, rows[-1].words)
+    assert (gained, lost) == (["5"], ["0"])
+    shares = word_classes(rows[0].words)
+    assert shares["articles"] == pytest.approx(1 / rows[0].words.total())
+    assert word_classes(references.words)["actions"] > 0
+
+
+def test_chinese_captions_are_counted_by_character(make_run: Any) -> None:
+    base = make_run({"CIDEr": (0.5,)})
+    row = dataclasses.replace(base.checkpoints[0], captions={"1": "一只狗在跑。"})
+    rows, _ = caption_statistics(dataclasses.replace(base, checkpoints=(row,), references={"1": ("一只狗。",)}))
+    assert rows[0].lengths == (5,)
+
+
+def _picture(path: Path, size: tuple[int, int] = (400, 300), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 80).convert(mode).save(path, "PNG" if mode != "RGB" else "JPEG")
+    return path
+
+
+def test_thumbnails_fit_the_budget_and_survive_broken_files(tmp_path: Path) -> None:
+    pictures = {str(index): _picture(tmp_path / f"{index}.jpg") for index in range(20)}
+    pictures["transparent"] = _picture(tmp_path / "t.png", mode="RGBA")
+    pictures["broken"] = tmp_path / "broken.jpg"
+    pictures["broken"].write_bytes(b"\xff\xd8 not a picture")
+    pictures["missing"] = tmp_path / "missing.jpg"
+    assert write_thumbnails(tmp_path / "run", pictures) == 21
+    assert write_thumbnails(tmp_path / "run", pictures) == 0
+    embedded = embedded_thumbnails(tmp_path / "run", pictures, budget=60_000)
+    assert set(embedded) == set(pictures) - {"broken", "missing"}
+    assert sum(map(len, embedded.values())) <= 60_000
+    with Image.open(io.BytesIO(base64.b64decode(embedded["transparent"]))) as image:
+        assert image.format == "JPEG"
+    large = embedded_thumbnails(tmp_path / "run", pictures)
+    with Image.open(io.BytesIO(base64.b64decode(large["0"]))) as image:
+        assert max(image.size) == 256
+
+
+@pytest.mark.parametrize("image", ["../../etc/passwd", "a/b", "..", ".", "x" * 5000, "\ud800", "\x00", "图", "a\\b"])
+def test_a_thumbnail_never_leaves_its_folder(image: str, tmp_path: Path) -> None:
+    path = thumbnail_path(tmp_path, image)
+    assert path.resolve().parent == (tmp_path / "thumbnails").resolve()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    assert thumbnail_path(tmp_path, image + "2") != path
+
+
+def test_the_log_is_read_with_all_its_defects(tmp_path: Path) -> None:
+    lines = [
+        '{"time": 0, "event": "run", "model": "toy", "images": 5}',
+        '{"time": 2, "event": "step", "step": 10, "loss": 2.0, "lr": 3e-5, "samples_per_s": 40}',
+        '{"time": 4, "event": "step", "step": 20, "loss": NaN, "lr": "high", "samples_per_s": 20}',
+        '{"time": 5, "event": "step", "step": 10, "loss": 1.0, "lr": 1e-5}',
+        '{"event": "step", "step": true}',
+        "[]",
+        "\x00garbage",
+        '{"time": 9, "event": "st',
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    log = read_log(tmp_path / "log.jsonl")
+    assert log.steps == (10.0, 20.0)
+    assert log.loss[0] == 1.0  # A resumed run writes a step again; the later line counts.
+    assert log.facts == {"model": "toy", "images": 5}
+    assert (log.seconds, log.samples_per_s) == (5.0, 20.0)
+    assert read_log(tmp_path / "missing.jsonl") == TrainingLog()
+
+
+def test_a_long_log_is_thinned(tmp_path: Path) -> None:
+    lines = [json.dumps({"event": "step", "step": step, "loss": 1.0}) for step in range(5000)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    log = read_log(tmp_path / "log.jsonl")
+    assert 300 < len(log.steps) <= 400
+    assert set(log.loss) == {1.0}
+
+
+def test_ticks_are_round() -> None:
+    assert nice_ticks(0.13, 0.71) == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    assert nice_ticks(0, 3000) == pytest.approx([0, 500, 1000, 1500, 2000, 2500, 3000])
+    assert nice_ticks(2.0, 2.0) == [2.0]
+
+
+def test_a_drawing_is_valid_xml_and_leaves_gaps() -> None:
+    from xml.etree import ElementTree
+
+    nan = float("nan")
+    series = [Series("a<b>&", [0.1, nan, 0.3, 0.4], 0, [(0.0, 0.2), (nan, nan), (0.2, 0.4), (0.3, 0.5)])]
+    drawing = line_chart([0, 1, 2, 3], series, title='"<t>"', x_label="epoch", y_label="score")
+    tree = ElementTree.fromstring(drawing)
+    assert len(tree.findall("polyline")) == len(tree.findall("polygon")) == 2
+    assert line_chart([0, 1], [Series("x", [nan, nan], 0)], title="", x_label="", y_label="") == ""
