@@ -54,7 +54,8 @@ class Bleu:
 
     def corpus(self, statistics: NDArray[np.int64]) -> NDArray[np.float64]:
         """BLEU-1 to BLEU-4 of the summed statistics, (4,)."""
-        return _bleu(statistics.sum(axis=0)[None])[0]
+        scores: NDArray[np.float64] = _bleu(statistics.sum(axis=0)[None])[0]
+        return scores
 
     def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
         """BLEU of resampled sets, from (B, 10) summed statistics to (B, 4)."""

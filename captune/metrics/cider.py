@@ -66,10 +66,12 @@ class Weights:
         frequencies = np.maximum(1.0, np.arange(images + 1, dtype=np.float64))
         self._values = np.log(float(images)) - np.log(frequencies)
         self._squares = _squares(self._values)
+        self._squares_of_two = _squares(2 * self._values)
 
     def of(self, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
         """The weight of each n-gram, (G,), from its document frequency."""
-        return self._values[frequencies]
+        weights: NDArray[np.float64] = self._values[frequencies]
+        return weights
 
     def vector_squares(self, counts: NgramCounts, frequencies: NDArray[np.int32], squares: NDArray[np.float64]) -> None:
         """Write the squared components of all captions' vectors to the places where their n-grams first stand.
@@ -81,16 +83,18 @@ class Weights:
         """
         entries_of_gram = np.diff(counts.starts, append=len(counts.gram))
         squares[counts.first] = np.repeat(self._squares[frequencies], entries_of_gram)
-        repeated = np.flatnonzero(counts.times > 1)
-        if len(repeated):
-            frequency = frequencies[counts.gram[repeated] - counts.gram[0]]
-            squares[counts.first[repeated]] = _squares(counts.times[repeated] * self._values[frequency])
+        for times, table in ((2, self._squares_of_two), (3, None)):
+            several = np.flatnonzero(counts.times == times if table is not None else counts.times >= times)
+            if len(several):
+                frequency = frequencies[counts.gram[several] - counts.gram[0]]
+                squares[counts.first[several]] = (
+                    _squares(counts.times[several] * self._values[frequency]) if table is None else table[frequency]
+                )
 
 
 def _squares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The squares by `pow`, as in the original; a product differs in the last digit once in a thousand."""
-    distinct, place = np.unique(weights, return_inverse=True)
-    return np.array([pow(weight, 2) for weight in distinct.tolist()], np.float64)[place]
+    return np.array([pow(weight, 2) for weight in weights.tolist()], np.float64)
 
 
 def norms(squares: NDArray[np.float64], caption_of: NDArray[np.int64], captions: int) -> NDArray[np.float64]:
@@ -115,7 +119,7 @@ def overlaps(matches: Matches, weight: NDArray[np.float64], references: int) -> 
     """
     own = matches.prediction_times * weight
     theirs = matches.reference_times * weight
-    return np.bincount(matches.reference, np.minimum(own, theirs) * theirs, references)
+    return np.bincount(matches.reference, np.minimum(own, theirs) * theirs, references).astype(np.float64, copy=False)
 
 
 def scores_of_images(

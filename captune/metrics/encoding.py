@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "Rows"]
 
-_BATCH = 2048
+_BATCH = 512
 _LONGEST_CACHED_CHUNK = 64
 _MOST_CACHED_CHUNKS = 1 << 20
 
@@ -50,6 +50,10 @@ class Rows:
     def lengths(self) -> NDArray[np.int64]:
         """(C,) int64, how long each sequence is."""
         return np.diff(self.offsets)
+
+    def row(self, place: int) -> NDArray[np.int32]:
+        """One sequence."""
+        return self.values[self.offsets[place] : self.offsets[place + 1]]
 
     def take(self, places: Sequence[int]) -> Rows:
         """The rows of these places, in their order."""

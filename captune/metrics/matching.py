@@ -101,7 +101,7 @@ class IndexBuilder:
         self._captions = captions
         # Memory that is never written is never taken.
         self._entries = np.empty(positions, np.int64)
-        self._times = np.empty(positions, np.int16 if longest < 1 << 15 else np.int32)
+        self._times: NDArray[np.signedinteger] = np.empty(positions, np.int16 if longest < 1 << 15 else np.int32)
         self._filled = 0
 
     def add(self, counts: NgramCounts) -> None:

@@ -22,7 +22,9 @@ __all__ = ["RougeL", "common_subsequences", "scores_of_images"]
 _BETA = 1.2
 # Tokens of a prediction times tokens of all its references; beyond this the table takes more than seconds.
 _MOST_CELLS = 2 * 10**10
-_LONG = 1024
+_BITS = 64
+_LONGEST_STEPS = 512
+_BLOCK = 1 << 15
 
 
 class RougeL:
@@ -68,7 +70,8 @@ def scores_of_images(
     beta_squared = _BETA**2
     denominator = recall + beta_squared * precision
     denominator[denominator == 0] = 1.0
-    return ((1 + beta_squared) * precision * recall) / denominator
+    scores: NDArray[np.float64] = ((1 + beta_squared) * precision * recall) / denominator
+    return scores
 
 
 def common_subsequences(
@@ -76,49 +79,91 @@ def common_subsequences(
 ) -> NDArray[np.int64]:
     """The length of the longest common subsequence of each reference with its image's prediction, (C,) int64.
 
-    Bit-parallel (Hyyrö 2004): bit i of a Python integer stands for the prediction's token i.
+    Bit-parallel (Hyyrö 2004): bit i of a number stands for the prediction's token i. Where 64 bits are enough numpy
+    works on many references at once; long captions take Python's integers.
+
+    Raises:
+        MetricInputError: see `scores_of_images`.
     """
-    result: list[int] = []
-    tokens = references.values.tolist()
-    ends = references.offsets.tolist()
-    borders = image_offsets.tolist()
-    own_ends = predictions.offsets.tolist()
-    own_tokens = predictions.values
-    for image in range(len(predictions)):
-        first, last = borders[image], borders[image + 1]
-        own = own_tokens[own_ends[image] : own_ends[image + 1]]
-        if len(own) * (ends[last] - ends[first]) > _MOST_CELLS:
-            name = repr(ids[image]) if ids else f"number {image + 1}"
-            raise MetricInputError(
-                f"ROUGE-L of image {name} would compare {len(own):,} tokens with {ends[last] - ends[first]:,}; "
-                "shorten these captions or leave ROUGE-L out"
-            )
-        if not len(own):
-            result.extend(int(ends[c] == ends[c + 1]) for c in range(first, last))
-            continue
-        masks = _masks(own, tokens[ends[first] : ends[last]])
-        everything = (1 << len(own)) - 1
-        for caption in range(first, last):
-            free = everything
-            for token in tokens[ends[caption] : ends[caption + 1]]:
-                mask = masks.get(token)
-                if mask is not None:
-                    hit = free & mask
-                    free = (free + hit) | (free - hit)
-            result.append(len(own) - (free & everything).bit_count())
-    return np.array(result, np.int64)
+    image_of = np.repeat(np.arange(len(predictions)), np.diff(image_offsets))
+    own, theirs = predictions.lengths[image_of], references.lengths
+    # The original splits an empty caption into one empty token, which two empty captions share.
+    result = ((own == 0) & (theirs == 0)).astype(np.int64)
+    short = (own <= _BITS) & (theirs <= _LONGEST_STEPS)
+    chosen = np.flatnonzero(short & (own > 0) & (theirs > 0))
+    # Captions of like lengths go together, so that few steps are in vain.
+    chosen = chosen[np.argsort(own[chosen] * (_LONGEST_STEPS + 1) + theirs[chosen])]
+    ends = np.cumsum(theirs[chosen])
+    start = 0
+    while start < len(chosen):
+        tokens_before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, tokens_before + _BLOCK, side="right")))
+        block = chosen[start:end]
+        result[block] = _common_of_short(predictions, references, image_of[block], block)
+        start = end
+    _check_cells(predictions, references, image_offsets, ids)
+    long = np.flatnonzero(~short & (own > 0))
+    for image in np.unique(image_of[long]).tolist():
+        captions = long[image_of[long] == image]
+        result[captions] = _common_of_long(predictions.row(image), [references.row(c) for c in captions.tolist()])
+    return result
 
 
-def _masks(own: NDArray[np.int32], others: list[int]) -> dict[int, int]:
-    """For each token the bits of its places among `own`."""
-    masks: dict[int, int] = {}
-    if len(own) <= _LONG:
-        for place, token in enumerate(own.tolist()):
-            masks[token] = masks.get(token, 0) | (1 << place)
-        return masks
-    # Shifting a long integer for every token would be quadratic.
-    for token in set(others):
-        places = np.packbits(own == token, bitorder="little")
-        if places.any():
-            masks[token] = int.from_bytes(places.tobytes(), "little")
-    return masks
+def _common_of_short(
+    predictions: Rows, references: Rows, images: NDArray[np.int64], captions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The lengths for some captions, (B,), whose predictions, (B,) `images`, ascend in length."""
+    begin, own = predictions.offsets[images], predictions.lengths[images]
+    steps = references.lengths[captions]
+    owner = np.repeat(np.arange(len(captions)), steps)
+    ends = np.cumsum(steps)
+    place = np.arange(int(ends[-1])) + np.repeat(references.offsets[captions] - (ends - steps), steps)
+    tokens = references.values[place]
+    # masks[t] has bit i set where token t of a reference is token i of its prediction.
+    masks = np.zeros(len(tokens), np.uint64)
+    for bit in range(int(own[-1])):
+        column = np.where(own > bit, predictions.values.take(begin + bit, mode="clip"), -1)
+        masks |= (column[owner] == tokens).astype(np.uint64) << np.uint64(bit)
+    longest_first = np.argsort(-steps, kind="stable")
+    place = (ends - steps)[longest_first]
+    active = np.searchsorted(-steps[longest_first], -np.arange(int(steps.max())), side="left").tolist()
+    free = np.full(len(captions), ~np.uint64(0))
+    for step, count in enumerate(active):
+        left = free[:count]
+        hit = left & masks[place[:count] + step]
+        free[:count] = (left + hit) | (left - hit)
+    inside = ~np.uint64(0) >> (_BITS - own[longest_first]).astype(np.uint64)
+    result = np.empty(len(captions), np.int64)
+    result[longest_first] = np.bitwise_count(~free & inside)
+    return result
+
+
+def _common_of_long(own: NDArray[np.int32], references: list[NDArray[np.int32]]) -> list[int]:
+    """The lengths for references of one image."""
+    # Shifting a long integer for every token would be quadratic: the masks are packed token by token instead.
+    masks = {}
+    for token in np.intersect1d(own, np.concatenate(references)).tolist():
+        masks[token] = int.from_bytes(np.packbits(own == token, bitorder="little").tobytes(), "little")
+    everything = (1 << len(own)) - 1
+    result = []
+    for reference in references:
+        free = everything
+        for token in reference.tolist():
+            mask = masks.get(token)
+            if mask is not None:
+                hit = free & mask
+                free = (free + hit) | (free - hit)
+        result.append(len(own) - (free & everything).bit_count())
+    return result
+
+
+def _check_cells(predictions: Rows, references: Rows, image_offsets: NDArray[np.int64], ids: Sequence[object]) -> None:
+    theirs = np.diff(references.offsets[image_offsets])
+    too_many = np.flatnonzero(predictions.lengths.astype(np.float64) * theirs > _MOST_CELLS)
+    if len(too_many):
+        image = int(too_many[0])
+        name = repr(ids[image]) if ids else f"number {image + 1}"
+        raise MetricInputError(
+            f"ROUGE-L of image {name} would compare {predictions.lengths[image]:,} tokens with {theirs[image]:,}; "
+            "shorten these captions or leave ROUGE-L out"
+        )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "FREQUENCIES",
     "Comparison",
     "Interval",
     "approximate_randomization",
@@ -31,9 +30,7 @@ __all__ = [
     "paired_bootstrap",
 ]
 
-FREQUENCIES = "kept from the whole set"
-"""What happens to CIDEr's document frequencies in resampling."""
-
+_KEPT = "kept from the whole set"
 _SEED = 12345
 _CELLS = 1 << 22
 
@@ -47,12 +44,14 @@ class Interval:
         low: the lower end.
         high: the upper end.
         deviation: the standard deviation over resamples.
+        frequencies: for CIDEr what happened to its document frequencies in resampling, else None.
     """
 
     score: float
     low: float
     high: float
     deviation: float
+    frequencies: str | None = None
 
     def __str__(self) -> str:
         return f"{self.score:.4f} [{self.low:.4f}, {self.high:.4f}]"
@@ -70,6 +69,7 @@ class Comparison:
         high: its upper end.
         smallest: the smallest true difference that this test set shows four times out of five, at the level of 5 %
             (bootstrap only, else nan).
+        frequencies: for CIDEr what happened to its document frequencies in resampling, else None.
     """
 
     score: float
@@ -78,6 +78,7 @@ class Comparison:
     low: float = float("nan")
     high: float = float("nan")
     smallest: float = float("nan")
+    frequencies: str | None = None
 
     @property
     def difference(self) -> float:
@@ -108,12 +109,11 @@ def confidence_intervals(
     _check(resamples, confidence)
     drawn = _concatenate(_resampled([scores], resamples, seed))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    return {
-        name: Interval(
-            scores.corpus[name], *np.quantile(values[0], tails).tolist(), deviation=float(values[0].std(ddof=1))
-        )
-        for name, values in drawn.items()
-    }
+    intervals = {}
+    for name, (values,) in drawn.items():
+        low, high = np.quantile(values, tails).tolist()
+        intervals[name] = Interval(scores.corpus[name], low, high, float(values.std(ddof=1)), _frequencies(name))
+    return intervals
 
 
 def paired_bootstrap(
@@ -152,6 +152,7 @@ def paired_bootstrap(
             low,
             high,
             smallest=reach * float(differences.std(ddof=1)),
+            frequencies=_frequencies(name),
         )
     return result
 
@@ -190,9 +191,15 @@ def approximate_randomization(
             for name, count in zip(METRICS[key].names, hits.tolist(), strict=True):
                 extreme[name] += count
     return {
-        name: Comparison(system.corpus[name], baseline.corpus[name], (count + 1) / (trials + 1))
+        name: Comparison(
+            system.corpus[name], baseline.corpus[name], (count + 1) / (trials + 1), frequencies=_frequencies(name)
+        )
         for name, count in extreme.items()
     }
+
+
+def _frequencies(name: str) -> str | None:
+    return _KEPT if name.startswith("CIDEr") else None
 
 
 def _check(resamples: int, confidence: float) -> None:

@@ -1,0 +1,282 @@
+"""BLEU, CIDEr and ROUGE-L: captune against pycocoevalcap on this machine, in one run.
+
+    python benchmarks/score.py [--images 1000 5000 40000] [--rounds 3] [--jobs 2] [--json]
+
+Both tools run as whole processes, in turns, on one thread: from the start of the interpreter to the last number, with
+reading the file, importing and tokenizing included. METEOR and SPICE are left out. A prediction is the first half of a
+reference and the second half of another image's, so that few n-grams and some long ones match. Memory is the peak of
+the process and its children together. Needs pycocoevalcap, a `java` on the path and the folder `../shared`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPTIONS = ROOT.parent / "shared" / "captions"
+TARGETS = {1000: 10, 5000: 15, 40000: 20}
+NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
+
+
+def corpus(images: int) -> dict[str, Any]:
+    """References and predictions of Flickr30k, COCO val2017 and Flickr8k, in this order."""
+    references: dict[str, list[str]] = {}
+    with open(CAPTIONS / "flickr30k/flickr_annotations_30k.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            references[row["filename"]] = json.loads(row["raw"])
+    with gzip.open(CAPTIONS / "coco/captions_val2017.json.gz", "rt", encoding="utf-8") as file:
+        for annotation in json.load(file)["annotations"]:
+            references.setdefault(f"coco-{annotation['image_id']}", []).append(annotation["caption"])
+    with open(CAPTIONS / "flickr8k/Flickr8k.token.txt", encoding="utf-8") as file:
+        for line in file:
+            name, tab, caption = line.rstrip("\n").partition("\t")
+            if tab:
+                references.setdefault(f"flickr8k-{name.partition('#')[0]}", []).append(caption)
+    five = [(image, captions[:5]) for image, captions in references.items() if len(captions) >= 5][:images]
+    predictions = {}
+    for place, (image, captions) in enumerate(five):
+        first, second = captions[3].rstrip(" .").split(), five[place - 1][1][4].split()
+        predictions[image] = " ".join(first[: len(first) // 2] + second[len(second) // 2 :])
+    return {"references": dict(five), "predictions": predictions}
+
+
+def score_with_captune(data: dict[str, Any], jobs: int, compat: str) -> tuple[dict[str, float], Any]:
+    from captune.metrics import score_captions
+
+    scores = score_captions(data["predictions"], data["references"], jobs=jobs, compat=compat)
+    # The corpus scores and the scores of every image are there when the clock stops.
+    return scores.corpus, scores.image_scores
+
+
+def score_with_pycocoevalcap(data: dict[str, Any]) -> tuple[dict[str, float], Any]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    references = {image: [{"caption": text} for text in texts] for image, texts in data["references"].items()}
+    predictions = {image: [{"caption": text}] for image, text in data["predictions"].items()}
+    references, predictions = PTBTokenizer().tokenize(references), PTBTokenizer().tokenize(predictions)
+    bleu, bleus = Bleu(4).compute_score(references, predictions, verbose=0)
+    cider, ciders = Cider().compute_score(references, predictions)
+    rouge, rouges = Rouge().compute_score(references, predictions)
+    totals = [*bleu, cider, rouge]
+    return dict(zip(NAMES, map(float, totals), strict=True)), dict(zip(NAMES, [*bleus, ciders, rouges], strict=True))
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """One tool in a process of its own; writes what it found and when."""
+    data = json.loads(Path(arguments.data).read_bytes())
+    if arguments.child == "captune":
+        totals, images = score_with_captune(data, arguments.jobs, arguments.compat)
+    else:
+        totals, images = score_with_pycocoevalcap(data)
+    done = time.monotonic()
+    per_image = {name: list(map(float, images[name])) for name in NAMES}
+    Path(arguments.result).write_text(json.dumps({"done": done, "corpus": totals, "per_image": per_image}))
+
+
+def _tree(root: int) -> list[int]:
+    found = [root]
+    for process in found:
+        try:
+            for task in Path(f"/proc/{process}/task").iterdir():
+                found.extend(map(int, (task / "children").read_text().split()))
+        except OSError:
+            continue
+    return found
+
+
+def _resident(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def run(tool: str, data: Path, folder: Path, jobs: int = 1, compat: str = "caption") -> dict[str, Any]:
+    """Run one tool: seconds to its numbers, peak memory in MiB, and the numbers."""
+    result = folder / "result.json"
+    command = [sys.executable, __file__, "--child", tool, "--data", str(data), "--result", str(result)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # Both tools run from compiled modules, as an installed package does.
+    environment |= {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+    peak, over = 0, threading.Event()
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [*command, "--jobs", str(jobs), "--compat", compat],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.01):
+            if not result.exists():  # what comes after the numbers is not counted
+                peak = max(peak, sum(map(_resident, _tree(process.pid))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    over.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"{tool} failed with exit code {code}")
+    found = json.loads(result.read_bytes())
+    result.unlink()
+    return {"seconds": found["done"] - start, "mib": peak / 2**20, **found}
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest difference of any corpus score and any image's score."""
+    totals = [abs(ours["corpus"][name] - theirs["corpus"][name]) for name in NAMES]
+    images = [
+        abs(a - b) for name in NAMES for a, b in zip(ours["per_image"][name], theirs["per_image"][name], strict=True)
+    ]
+    return max(totals + images)
+
+
+def stages(data: Path) -> dict[str, float]:
+    """Where captune's time goes, in this process, and the least that Python and numpy need for the same."""
+    from itertools import chain
+
+    import numpy as np
+
+    from captune.metrics.encoding import Encoder
+    from captune.metrics.references import ReferenceIndex
+    from captune.metrics.tokenizers import tokenizer
+
+    loaded = json.loads(data.read_bytes())
+    references, predictions = loaded["references"], list(loaded["predictions"].values())
+    captions = list(chain.from_iterable(references.values()))
+    offsets = np.cumsum([0, *map(len, references.values())])
+    times: dict[str, float] = {}
+
+    def clock(name: str, work: Any) -> Any:
+        start = time.perf_counter()
+        result = work()
+        times[name] = time.perf_counter() - start
+        return result
+
+    encoder = Encoder(tokenizer("ptb"))
+    tokens = clock("tokenize and number references", lambda: encoder.encode(captions))
+    own = clock("tokenize and number predictions", lambda: encoder.encode(predictions))
+    ids = list(references)
+    index = clock(
+        "count and weigh references", lambda: ReferenceIndex(encoder, tokens, offsets, ids, ("bleu", "cider"), None)
+    )
+    clock("BLEU and CIDEr of predictions", lambda: index.statistics(own))
+    plain = ReferenceIndex(encoder, tokens, offsets, ids, ("rouge-l",), None)
+    clock("ROUGE-L of predictions", lambda: plain.statistics(own))
+    known = dict.fromkeys(chain.from_iterable(map(str.split, captions)), 1)
+    random = np.random.default_rng(0).integers(0, 1 << 60, len(tokens.values))
+
+    def least() -> None:
+        for caption in chain(captions, predictions):
+            list(map(known.get, caption.split()))
+        for _ in range(4):
+            random.copy().sort()
+
+    clock("floor: split, look up, sort four times", least)
+    return times
+
+
+def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dict[str, Any]:
+    """All measurements at one size."""
+    data = folder / f"{images}.json"
+    data.write_text(json.dumps(corpus(images)))
+    ours, theirs, several = [], [], []
+    for _ in range(rounds):
+        ours.append(run("captune", data, folder))
+        theirs.append(run("pycocoevalcap", data, folder))
+        several.append(run("captune", data, folder, jobs=jobs))
+    call = run("captune", data, folder, compat="coco-caption")
+
+    def median(runs: list[dict[str, Any]], key: str) -> float:
+        return statistics.median(run[key] for run in runs)
+
+    record = {
+        "images": images,
+        "captune_seconds": median(ours, "seconds"),
+        "pycocoevalcap_seconds": median(theirs, "seconds"),
+        "ratio": median(theirs, "seconds") / median(ours, "seconds"),
+        "target": TARGETS.get(images),
+        "jobs": jobs,
+        "jobs_seconds": median(several, "seconds"),
+        "jobs_ratio": median(theirs, "seconds") / median(several, "seconds"),
+        "captune_mib": median(ours, "mib"),
+        "pycocoevalcap_mib": median(theirs, "mib"),
+        "memory_ratio": median(theirs, "mib") / median(ours, "mib"),
+        "score_difference": difference(ours[0], theirs[0]),
+        "score_difference_coco_caption": difference(call, theirs[0]),
+        "coco_caption_seconds": call["seconds"],
+        "stages": stages(data),
+    }
+    data.unlink()
+    show(record)
+    return record
+
+
+def print_record(record: dict[str, Any]) -> None:
+    print(f"{record['images']:,} images x 5 references")
+    print(f"  pycocoevalcap      {record['pycocoevalcap_seconds']:8.3f} s {record['pycocoevalcap_mib']:8.0f} MiB")
+    print(f"  captune            {record['captune_seconds']:8.3f} s {record['captune_mib']:8.0f} MiB")
+    print(f"  captune, {record['jobs']} jobs    {record['jobs_seconds']:8.3f} s")
+    target = f" (wanted: {record['target']})" if record["target"] else ""
+    print(f"  ratio {record['ratio']:.1f}{target}, with {record['jobs']} jobs {record['jobs_ratio']:.1f}")
+    print(f"  memory ratio {record['memory_ratio']:.2f} (wanted: 2)")
+    print(f"  largest score difference {record['score_difference']:.1e}")
+    print(f"  largest with compat='coco-caption' {record['score_difference_coco_caption']:.1e}")
+    for name, seconds in record["stages"].items():
+        print(f"    {name:42s} {seconds:7.3f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=list(TARGETS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    for hidden in ("--child", "--data", "--result"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--compat", default="caption", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments)
+        return
+    if not CAPTIONS.is_dir():
+        raise SystemExit("needs the folder '../shared' with real captions beside this checkout")
+    if not arguments.json:
+        print(f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        warm = folder / "warm.json"
+        warm.write_text(json.dumps(corpus(50)))
+        for tool in ("captune", "pycocoevalcap"):
+            run(tool, warm, folder)
+        for images in arguments.images:
+            compare(
+                images,
+                arguments.rounds,
+                arguments.jobs,
+                folder,
+                (lambda record: print(json.dumps(record), flush=True)) if arguments.json else print_record,
+            )
+
+
+if __name__ == "__main__":
+    main()
