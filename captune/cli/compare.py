@@ -129,9 +129,7 @@ def _score_all(
 ) -> dict[str, Scores]:
     """Scores of every system, all on the same images with the references prepared once."""
     if options.subset:
-        common = set(references.captions).intersection(*(system.captions for system in predictions))
-        kept = {image: captions for image, captions in references.captions.items() if image in common}
-        references = replace(references, captions=kept)
+        references, predictions = _common(references, predictions)
     scored: dict[str, Scores] = {}
     scorer, shown = None, tuple[str, ...]()
     for name, captions in zip(names, predictions, strict=True):
@@ -142,6 +140,24 @@ def _score_all(
         for sentence in system.warnings:
             scoring.warn(f"{name}: {sentence}")
     return scored
+
+
+def _common(references: References, predictions: list[Predictions]) -> tuple[References, list[Predictions]]:
+    """Keep the images that have references and a caption of every system, and say how many are left out."""
+    described = {image: captions for image, captions in references.captions.items() if captions}
+    common = set(described).intersection(*(system.captions for system in predictions))
+    if 0 < len(common) < len(described):
+        scoring.warn(
+            f"{len(described) - len(common):,} of {len(described):,} images lack a prediction of some system and are "
+            "left out (--subset); scores of other subsets cannot be compared with these."
+        )
+    if common:
+        references = replace(references, captions={i: texts for i, texts in described.items() if i in common})
+        predictions = [
+            replace(system, captions={i: text for i, text in system.captions.items() if i in common})
+            for system in predictions
+        ]
+    return references, predictions
 
 
 def _test_all(
@@ -176,7 +192,6 @@ def _tables(
     confidence: float,
 ) -> str:
     from captune.cli.tables import table
-    from captune.metrics.significance import FREQUENCIES
 
     baseline, *_ = scored
     signature = scored[baseline].signature
@@ -202,9 +217,13 @@ def _tables(
             )
         header = [f"{name} - {baseline}", "Difference", f"{confidence:.0%} interval", "p boot", "p random", "Smallest"]
         parts.append(table(form, header, lines))
+    kept = next(
+        (drawn.frequencies for results in tests.values() for drawn, _ in results.values() if drawn.frequencies), ""
+    )
+    weights = f"; CIDEr's document frequencies are {kept}" if kept else ""
     notes = [
         "* p < 0.05, ** p < 0.01 in both tests, with 0 outside the interval: paired bootstrap (p boot) and approximate",
-        f"randomisation (p random). In both, CIDEr's document frequencies are {FREQUENCIES}.",
+        f"randomisation (p random){weights}.",
         "Smallest: the true difference that this set of images shows four times out of five at p < 0.05.",
     ]
     if len(tests) > 1:

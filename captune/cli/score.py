@@ -106,13 +106,13 @@ def score(
         for sentence in system.warnings:
             scoring.warn(sentence)
     if as_json:
-        text = _json(scores, intervals, extras, system, metric, per_image, _about_intervals(resamples, seed))
+        text = _json(scores, intervals, extras, system, metric, per_image, _about_intervals(intervals, resamples, seed))
     elif quiet:
         text = "\n".join(f"{value:.{digits}f}" for value in _chosen(scores, extras, metric).values())
     else:
         notes = [scores.signature]
         if intervals:
-            notes.insert(0, _about_intervals(resamples, seed))
+            notes.insert(0, _about_intervals(intervals, resamples, seed))
         text = _table(scores, intervals, extras, metric, form.value, digits, notes)
     scoring.write(text, out)
 
@@ -207,13 +207,10 @@ def _table(
     return table(form, header, rows, notes)
 
 
-def _about_intervals(resamples: int, seed: int) -> str:
-    from captune.metrics.significance import FREQUENCIES
-
-    return (
-        f"95 % interval: bootstrap of {resamples:,} resamples of the images, seed {seed}; CIDEr's document frequencies "
-        f"are {FREQUENCIES}."
-    )
+def _about_intervals(intervals: dict[str, Interval], resamples: int, seed: int) -> str:
+    kept = next((interval.frequencies for interval in intervals.values() if interval.frequencies), None)
+    weights = f"; CIDEr's document frequencies are {kept}" if kept else ""
+    return f"95 % interval: bootstrap of {resamples:,} resamples of the images, seed {seed}{weights}."
 
 
 def _json(

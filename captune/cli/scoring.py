@@ -341,6 +341,7 @@ def _add_clipscore(scores: Scores, system: System, options: Options) -> Scores:
     result = model.score(pictures, list(system.predictions.values()), list(system.references.values()))
     name = Path(options.clip).name if Path(options.clip).is_dir() else options.clip
     scores = with_metric(scores, "clipscore", result.clip_score[:, None], clip=name)
+    assert result.ref_clip_score is not None
     return with_metric(scores, "refclipscore", result.ref_clip_score[:, None])
 
 

@@ -148,7 +148,8 @@ def _download(url: str, part: Path, progress: Progress | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # more is here than there: not the same file
             _discard(part)
-            return _download(url, part, progress)
+            _download(url, part, progress)
+            return
         raise ExternalToolError(f"{url} answered {error.code} {error.reason}; try again later.") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise ExternalToolError(

@@ -167,7 +167,7 @@ def _rows(name: str, keys: tuple[str, ...]) -> Iterator[_Row]:
     elif isinstance(document.value, dict):
         yield from _rows_of_object(name, document.value, keys)
     else:
-        raise MetricInputError(f"{name} holds a single {_kind(document.value)}; expected captions of images.")
+        raise MetricInputError(f"{name} holds {_kind(document.value)} alone; expected captions of images.")
 
 
 def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> Iterator[_Row]:
@@ -207,7 +207,9 @@ def _karpathy_row(name: str, place: str, entry: object) -> _Row:
 
 def _row(name: str, place: str, entry: object, keys: tuple[str, ...]) -> _Row:
     if not isinstance(entry, dict):
-        raise MetricInputError(f"{name}, {place}: holds a {_kind(entry)} where an object with an id and a caption is.")
+        raise MetricInputError(
+            f"{name}, {place}: holds {_kind(entry)} where an object with an id and a caption is expected."
+        )
     id_key = next((key for key in ID_KEYS if key in entry), None)
     if id_key is None:
         raise MetricInputError(f'{name}, {place}: has no image id; expected "image_id" or "id"{_found(entry)}.')

@@ -1,0 +1,196 @@
+"""CLIPScore and RefCLIPScore (Hessel et al., EMNLP 2021) with any CLIP of transformers.
+
+    CLIPScore(caption, picture)                = 2.5 * max(cos(caption, picture), 0)
+    RefCLIPScore(caption, references, picture) = harmonic mean of CLIPScore and max(max over references cos, 0)
+
+Every caption, references too, is put behind "A photo depicts " as in the original. Numbers of different CLIP models
+cannot be compared; the published ones are of `openai/clip-vit-base-patch32`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captune.errors import MetricInputError, MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+__all__ = ["PROMPT", "WEIGHT", "ClipScoreResult", "ClipScorer"]
+
+WEIGHT = 2.5
+PROMPT = "A photo depicts "
+DECODERS = 4
+
+
+@dataclass(frozen=True)
+class ClipScoreResult:
+    """Scores of N images.
+
+    Attributes:
+        clip_score: (N,) float64, 0 to 2.5; in practice 0.5 to 1.
+        ref_clip_score: (N,) float64, 0 to 1.43, or None without references.
+    """
+
+    clip_score: NDArray[np.float64]
+    ref_clip_score: NDArray[np.float64] | None
+
+
+class ClipScorer:
+    """A CLIP model with its tokenizer and image processor.
+
+    Args:
+        model: has `get_image_features` and `get_text_features`, as CLIP, SigLIP, ChineseCLIP and AltCLIP do.
+        tokenizer: of the model.
+        image_processor: of the model.
+        batch_size: pictures or captions in one forward pass; it does not change a score.
+        device: where to compute; the first GPU if there is one, else the CPU.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        batch_size: int = 64,
+        device: str | None = None,
+    ) -> None:
+        import torch
+
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device).float().eval()
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> ClipScorer:
+        """Load a model with its parts.
+
+        Args:
+            name: folder or Hugging Face id.
+            options: `batch_size` and `device` of the scorer.
+
+        Raises:
+            MissingExtraError: transformers or torch is not installed.
+            MetricInputError: there is no such model, or it is no CLIP.
+        """
+        try:
+            from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise MissingExtraError("CLIPScore", "train") from error
+        try:
+            model = AutoModel.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            image_processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError, ImportError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise MetricInputError(f"The CLIP model '{name}' cannot be loaded ({first}).") from error
+        if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+            raise MetricInputError(f"'{name}' is a {type(model).__name__}, which does not compare pictures with text.")
+        return cls(model, tokenizer, image_processor, **options)
+
+    def score(
+        self,
+        pictures: Sequence[str | os.PathLike[str] | Image],
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> ClipScoreResult:
+        """Score one caption for each picture.
+
+        Args:
+            pictures: paths or PIL images, N of them.
+            predictions: N captions.
+            references: the references of each picture, at least one; without them there is no RefCLIPScore.
+
+        Raises:
+            MetricInputError: the lengths differ, an image has no reference, or a picture cannot be read.
+        """
+        if not len(pictures) == len(predictions) == len(references if references is not None else predictions):
+            raise MetricInputError(f"CLIPScore got {len(predictions)} predictions for {len(pictures)} pictures.")
+        if references is not None and any(not group for group in references):
+            raise MetricInputError("RefCLIPScore needs at least one reference for every image.")
+        seen = self._encode(pictures, self._image_features)
+        texts = list(predictions) + [caption for group in references or () for caption in group]
+        told = self._encode([PROMPT + text for text in texts], self._text_features)
+        own = told[: len(predictions)]
+        clip_score = WEIGHT * np.maximum((seen * own).sum(axis=1), 0.0)
+        if references is None:
+            return ClipScoreResult(clip_score, None)
+        owner = np.repeat(np.arange(len(references)), [len(group) for group in references])
+        closest = np.zeros(len(references))
+        np.maximum.at(closest, owner, (own[owner] * told[len(predictions) :]).sum(axis=1))
+        total = clip_score + closest
+        mean = np.divide(2 * clip_score * closest, total, out=np.zeros_like(total), where=total > 0)
+        return ClipScoreResult(clip_score, mean)
+
+    def _encode(self, things: Sequence[Any], features: Callable[[list[Any]], torch.Tensor]) -> NDArray[np.float64]:
+        """Unit vectors of things, (things, D); each different thing is encoded once."""
+        import torch
+
+        number: dict[Any, int] = {}
+        distinct: list[Any] = []
+        index = np.zeros(len(things), np.int64)
+        for place, thing in enumerate(things):
+            key = thing if isinstance(thing, str | os.PathLike) else id(thing)
+            if key not in number:
+                number[key] = len(distinct)
+                distinct.append(thing)
+            index[place] = number[key]
+        vectors = [np.zeros((0, 1))] if not distinct else []
+        with torch.inference_mode():
+            for start in range(0, len(distinct), self.batch_size):
+                vectors.append(features(distinct[start : start + self.batch_size]).double().cpu().numpy())
+        encoded = np.concatenate(vectors)
+        encoded /= np.linalg.norm(encoded, axis=1, keepdims=True)
+        result: NDArray[np.float64] = encoded[index]
+        return result
+
+    def _image_features(self, pictures: list[Any]) -> torch.Tensor:
+        with ThreadPoolExecutor(DECODERS) as pool:
+            decoded = list(pool.map(_decode, pictures))
+        inputs = self.image_processor(images=decoded, return_tensors="pt").to(self.device)
+        return _tensor(self.model.get_image_features(pixel_values=inputs["pixel_values"]))
+
+    def _text_features(self, texts: list[str]) -> torch.Tensor:
+        config = getattr(self.model.config, "text_config", self.model.config)
+        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 77))
+        # SigLIP was trained on texts of one length; for CLIP the padding behind the end is never seen.
+        padding = "max_length" if "siglip" in self.model.config.model_type else "longest"
+        inputs = self.tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = inputs.to(self.device)
+        mask = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+        return _tensor(self.model.get_text_features(input_ids=inputs["input_ids"], **mask))
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    """Features as transformers returns them, by itself or inside an output."""
+    import torch
+
+    features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
+    return features
+
+
+def _decode(picture: str | os.PathLike[str] | Image) -> Image:
+    from PIL import Image as PillowImage
+    from PIL import UnidentifiedImageError
+
+    if isinstance(picture, PillowImage.Image):
+        return picture.convert("RGB")
+    try:
+        with PillowImage.open(Path(picture)) as opened:
+            return opened.convert("RGB")  # as stored: the original does not turn pictures either
+    except FileNotFoundError:
+        raise MetricInputError(f"There is no picture '{picture}'.") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise MetricInputError(f"The picture '{picture}' cannot be read ({error}).") from None

@@ -1,0 +1,88 @@
+"""Which images are scored, and what is said about the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from captune.errors import MetricInputError
+from captune.metrics.alignment import align, caption_warnings
+from captune.metrics.files import Predictions, References
+
+REFERENCES = References({"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}, source="refs.json")
+
+
+def predictions(*images: str, **more: tuple[str, ...]) -> Predictions:
+    return Predictions(dict.fromkeys(images, "a dog"), source="preds.json", **more)  # type: ignore[arg-type]
+
+
+def test_the_references_order_is_kept() -> None:
+    aligned = align(predictions("3", "1", "2"), REFERENCES)
+    assert list(aligned.predictions) == list(aligned.references) == ["1", "2", "3"]
+    assert aligned.warnings == ()
+
+
+def test_a_gap_is_an_error_unless_it_is_meant() -> None:
+    with pytest.raises(MetricInputError, match=r"2 of 3 images have no prediction in preds.json.*'2', '3'.*--subset"):
+        align(predictions("1"), REFERENCES)
+    aligned = align(predictions("1"), REFERENCES, subset=True)
+    assert list(aligned.references) == ["1"]
+    assert "2 of 3 images have no prediction and are left out" in aligned.warnings[0]
+
+
+def test_an_extra_prediction_is_left_out_and_told() -> None:
+    aligned = align(predictions("1", "2", "3", "4"), REFERENCES)
+    assert "4" not in aligned.predictions
+    assert "1 prediction of preds.json belongs to an image without references and was left out" in aligned.warnings[0]
+
+
+def test_an_image_without_references_needs_no_prediction() -> None:
+    references = References({"1": ["a dog"], "2": []}, source="refs.json")
+    assert align(predictions("1"), references).warnings == ()
+    assert "left out" in align(predictions("1", "2"), references).warnings[0]
+
+
+@pytest.mark.parametrize("odd", ["001", "1.jpg", "COCO_val2014_000000000001", "images/1.png"])
+def test_ids_that_nearly_match_are_explained(odd: str) -> None:
+    with pytest.raises(MetricInputError, match="may be the same image"):
+        align(predictions(odd, "2", "3"), REFERENCES)
+
+
+def test_nothing_in_common() -> None:
+    with pytest.raises(MetricInputError, match=r"No id of preds\.json is in refs\.json"):
+        align(predictions("a", "b"), REFERENCES, subset=True)
+
+
+def test_splits_are_hinted_at() -> None:
+    references = References({"1": ["a"], "2": ["b"]}, splits={"train": 1, "test": 1}, source="m.jsonl")
+    with pytest.raises(MetricInputError, match=r"holds the splits train \(1\), test \(1\), of which --split"):
+        align(predictions("1"), references)
+
+
+def test_repeated_predictions_are_told() -> None:
+    aligned = align(predictions("1", "2", "3", repeated=("2",)), REFERENCES)
+    assert "1 image stands more than once" in aligned.warnings[0]
+
+
+def test_empty_captions_are_told() -> None:
+    (warning,) = caption_warnings({"1": "a dog", "2": " "}, {"1": ["a dog"], "2": ["a cat"]})
+    assert "1 caption is empty and scores 0, for example of '2'" in warning
+
+
+@pytest.mark.parametrize(("words", "how"), [(40, "longer"), (1, "shorter")])
+def test_a_length_far_from_the_references_shows_three(words: int, how: str) -> None:
+    images = [str(number) for number in range(10)]
+    references = {image: ["one two three four five"] for image in images}
+    (warning,) = caption_warnings({image: f"word{image} " * words for image in images}, references)
+    assert f"that much {how}" in warning
+    assert len(warning.split("\n")) == 4
+    assert max(map(len, warning.split("\n"))) < 200
+
+
+def test_an_ordinary_length_is_not_mentioned() -> None:
+    assert caption_warnings({"1": "a dog runs fast"}, {"1": ["a dog", "a dog runs in the long grass"]}) == []
+
+
+def test_hostile_samples_stay_on_their_line() -> None:
+    (warning,) = caption_warnings({"1": "x \x1b[31m\n\r\u2028y " * 50}, {"1": ["a dog"]})
+    assert len(warning.splitlines()) == 2
+    assert "\x1b" not in warning

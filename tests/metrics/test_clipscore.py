@@ -1,0 +1,153 @@
+"""CLIPScore against an independent computation, on a small random CLIP with a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captune.errors import MetricInputError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from PIL import Image  # noqa: E402
+
+from captune.metrics.clipscore import ClipScorer  # noqa: E402
+
+PREDICTIONS = ["a dog runs", "two men sit on a bench", "a dog runs", "", "red " * 100]
+REFERENCES = [["the dog runs fast", "a dog"], ["two men"], ["a dog runs"], ["sky"], ["a red thing", "red"]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of two layers, its byte-level tokenizer and its image processor, saved as people have them."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny clip")
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(letter + "</w>" for letter in letters)]
+    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    end = len(vocabulary) - 1
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
+    text = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "bos_token_id": end - 1,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> list[Path]:
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(len(PREDICTIONS)):
+        pixels = random.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        path = folder / f"picture {number}.png"
+        Image.fromarray(pixels).save(path)
+        paths.append(path)
+    return paths
+
+
+def cosine(first: Any, second: Any) -> float:
+    return float(torch.nn.functional.cosine_similarity(first.double(), second.double())[0])
+
+
+def expected(folder: Path, pictures: list[Path]) -> tuple[list[float], list[float]]:
+    """The formulas of the paper, one caption at a time, on the model's forward pass."""
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    plain, with_references = [], []
+    for path, prediction, group in zip(pictures, PREDICTIONS, REFERENCES, strict=True):
+        pixels = processor(images=Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]
+        embedded = []
+        with torch.no_grad():
+            for caption in [prediction, *group]:
+                tokens = tokenizer("A photo depicts " + caption, truncation=True, max_length=32, return_tensors="pt")
+                output = model(input_ids=tokens["input_ids"], pixel_values=pixels)
+                embedded.append(output.text_embeds)
+        score = 2.5 * max(cosine(output.image_embeds, embedded[0]), 0.0)
+        closest = max(0.0, *(cosine(embedded[0], other) for other in embedded[1:]))
+        plain.append(score)
+        with_references.append(2 / (1 / score + 1 / closest) if score > 0 and closest > 0 else 0.0)
+    return plain, with_references
+
+
+def test_equals_the_formulas(folder: Path, pictures: list[Path]) -> None:
+    result = ClipScorer.from_pretrained(str(folder), device="cpu").score(pictures, PREDICTIONS, REFERENCES)
+    plain, with_references = expected(folder, pictures)
+    assert result.ref_clip_score is not None
+    np.testing.assert_allclose(result.clip_score, plain, atol=1e-6)
+    np.testing.assert_allclose(result.ref_clip_score, with_references, atol=1e-6)
+    assert max(plain) > 0.1
+    assert len(set(plain)) > 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_the_batch_does_not_change_a_score(folder: Path, pictures: list[Path], batch_size: int) -> None:
+    scorer = ClipScorer.from_pretrained(str(folder), device="cpu", batch_size=batch_size)
+    together = scorer.score(pictures, PREDICTIONS)
+    alone = [
+        scorer.score([picture], [caption]).clip_score[0] for picture, caption in zip(pictures, PREDICTIONS, strict=True)
+    ]
+    np.testing.assert_allclose(together.clip_score, alone, atol=1e-6)
+    assert together.ref_clip_score is None
+
+
+def test_open_pictures_are_the_same_as_files(folder: Path, pictures: list[Path]) -> None:
+    scorer = ClipScorer.from_pretrained(str(folder), device="cpu")
+    opened = [Image.open(path).convert("RGB") for path in pictures]
+    from_files = scorer.score(pictures, PREDICTIONS).clip_score
+    np.testing.assert_allclose(scorer.score(opened, PREDICTIONS).clip_score, from_files, atol=1e-6)
+
+
+def test_nothing_is_scored_as_nothing(folder: Path) -> None:
+    result = ClipScorer.from_pretrained(str(folder), device="cpu").score([], [], [])
+    assert result.clip_score.shape == (0,)
+
+
+def test_defects_are_one_sentence(folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+    scorer = ClipScorer.from_pretrained(str(folder), device="cpu")
+    with pytest.raises(MetricInputError, match="1 predictions for 2 pictures"):
+        scorer.score(pictures[:2], ["a"])
+    with pytest.raises(MetricInputError, match="at least one reference"):
+        scorer.score(pictures[:1], ["a"], [[]])
+    with pytest.raises(MetricInputError, match="There is no picture"):
+        scorer.score([tmp_path / "absent.jpg"], ["a"])
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(MetricInputError, match="cannot be read"):
+        scorer.score([tmp_path / "bad.jpg"], ["a"])
+    with pytest.raises(MetricInputError, match="cannot be loaded"):
+        ClipScorer.from_pretrained(str(tmp_path))

@@ -1,0 +1,226 @@
+"""Every format that people have, and every way in which such a file is broken."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captune.errors import MetricInputError
+from captune.metrics.files import read_predictions, read_references
+
+EXPECTED = {"1": ["a dog", "the dog"], "x": ["a cat"]}
+PREDICTED = {"1": "a dog", "x": "a cat"}
+
+
+def put(folder: Path, text: str | bytes, name: str = "file.json") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+REFERENCE_FORMS: dict[str, tuple[str, Any]] = {
+    "annotations": (
+        "json",
+        {
+            "images": [{"id": 1}, {"id": "x"}],
+            "annotations": [
+                {"image_id": 1, "id": 5, "caption": "a dog"},
+                {"image_id": "x", "id": 6, "caption": "a cat"},
+                {"image_id": "1", "id": 7, "caption": "the dog"},
+            ],
+        },
+    ),
+    "rows": (
+        "json",
+        [
+            {"image_id": 1, "caption": "a dog"},
+            {"image_id": 1.0, "caption": "the dog"},
+            {"image_id": "x", "caption": "a cat"},
+        ],
+    ),
+    "manifest": (
+        "jsonl",
+        [
+            {"id": "1", "image": "1.jpg", "captions": ["a dog", "the dog"], "split": "test"},
+            {"id": "x", "image": "x.jpg", "captions": ["a cat"], "split": "test"},
+        ],
+    ),
+    "lines": ("jsonl", [{"image_id": 1, "references": ["a dog", "the dog"]}, {"id": "x", "references": "a cat"}]),
+    "object": ("json", {"1": ["a dog", "the dog"], "x": "a cat"}),
+    "karpathy": (
+        "json",
+        {
+            "dataset": "coco",
+            "images": [
+                {"cocoid": 1, "split": "test", "sentences": [{"raw": "a dog"}, {"raw": "the dog"}]},
+                {"filename": "folder/x.jpg", "split": "test", "sentences": [{"raw": "a cat", "tokens": []}]},
+            ],
+        },
+    ),
+}
+
+
+def written(form: str, content: Any) -> str:
+    return "\r\n".join(json.dumps(row) for row in content) + "\r\n" if form == "jsonl" else json.dumps(content)
+
+
+@pytest.mark.parametrize("name", REFERENCE_FORMS)
+@pytest.mark.parametrize("disguise", ["plain", "gzip", "mark", "name"])
+def test_references(tmp_path: Path, name: str, disguise: str) -> None:
+    form, content = REFERENCE_FORMS[name]
+    data = written(form, content).encode()
+    if disguise == "mark":
+        data = b"\xef\xbb\xbf" + data
+    if disguise == "gzip":
+        data = gzip.compress(data)
+    path = put(tmp_path, data, f"file.{form}" + (".gz" if disguise == "gzip" else "") if disguise != "name" else "file")
+    assert read_references(path).captions == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("json", [{"image_id": 1, "caption": "a dog"}, {"image_id": "x", "id": 9, "caption": "a cat"}]),
+        ("jsonl", [{"id": 1, "caption": "a dog"}, {"id": "x", "caption": ["a cat"]}]),
+        ("jsonl", [{"image": "1", "prediction": "a dog"}, {"filename": "x", "text": "a cat"}]),
+        ("json", {"1": "a dog", "x": ["a cat"]}),
+    ],
+)
+def test_predictions(tmp_path: Path, form: str, content: Any) -> None:
+    assert read_predictions(put(tmp_path, written(form, content), f"p.{form}")).captions == PREDICTED
+
+
+def test_a_single_line_is_a_row(tmp_path: Path) -> None:
+    assert read_predictions(put(tmp_path, '{"id": 7, "caption": "a dog"}\n')).captions == {"7": "a dog"}
+
+
+def test_paths_of_pictures_are_relative_to_the_manifest(tmp_path: Path) -> None:
+    form, content = REFERENCE_FORMS["manifest"]
+    read = read_references(put(tmp_path, written(form, content), "m.jsonl"))
+    assert read.images == {"1": tmp_path / "1.jpg", "x": tmp_path / "x.jpg"}
+
+
+def test_split_chooses(tmp_path: Path) -> None:
+    rows = [
+        {"id": "1", "captions": ["a"], "split": "train"},
+        {"id": "2", "captions": ["b"], "split": "test"},
+        {"id": "3", "captions": ["c"], "split": "train"},
+    ]
+    path = put(tmp_path, written("jsonl", rows), "m.jsonl")
+    assert read_references(path, "test").captions == {"2": ["b"]}
+    assert read_references(path).splits == {"train": 2, "test": 1}
+    with pytest.raises(MetricInputError, match=r"its splits are train \(2\), test \(1\)"):
+        read_references(path, "val")
+    with pytest.raises(MetricInputError, match="does not tell splits"):
+        read_references(put(tmp_path, '{"1": ["a"]}'), "val")
+
+
+def test_finish_reasons_are_kept(tmp_path: Path) -> None:
+    rows = [{"id": 1, "caption": "a", "finish_reason": "length"}, {"id": 2, "caption": "b", "finish_reason": "stop"}]
+    assert read_predictions(put(tmp_path, json.dumps(rows))).finished == {"1": False, "2": True}
+
+
+def test_leading_zeros_are_kept(tmp_path: Path) -> None:
+    assert read_predictions(put(tmp_path, '{"007": "a", "7": "b"}')).captions == {"007": "a", "7": "b"}
+
+
+def test_the_same_prediction_twice_counts_once(tmp_path: Path) -> None:
+    rows = [{"id": 1, "caption": "a"}, {"id": "1", "caption": "a"}]
+    read = read_predictions(put(tmp_path, json.dumps(rows)))
+    assert read.captions == {"1": "a"}
+    assert read.repeated == ("1",)
+
+
+def test_odd_text_survives(tmp_path: Path) -> None:
+    caption = "a\u0000b \ud800 \u2028 \U0001f600"
+    path = put(tmp_path, json.dumps({"id": 1, "caption": caption}) + '\n{"id": 2, "caption": "c\u2028d"}\n', "p.jsonl")
+    assert read_predictions(path).captions == {"1": caption, "2": "c\u2028d"}
+
+
+BROKEN: list[tuple[str, str | bytes, str]] = [
+    ("empty", b"", "is empty"),
+    ("blank", b" \n\n", "is empty"),
+    ("no json", b"image,caption\n1,a dog\n", r"line 1, column 1: is not JSON"),
+    ("cut off", b'[{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "capt', "ends in the middle of an entry"),
+    ("cut between", b'[{"image_id": 1, "caption": "a dog"},\n', r"ends in the middle of an entry \(line 2"),
+    ("latin-1", b'{"1": "a dog",\n"2": "a caf\xe9"}', r"line 2: is not UTF-8 text \(byte 0xE9\)"),
+    ("utf-16", '{"1": "a"}'.encode("utf-16"), "is UTF-16 text"),
+    ("nul", b'{"1": "a dog",\n"2": "a\x00b"}', r"line 2, column \d+: a raw control character U\+0000"),
+    ("newline in text", b'{"1": "a dog\nruns"}', r"control character U\+000A"),
+    ("key twice", b'{"1": "a",\n"2": "b",\n"1": "c"}', r"line 3: the key '1' stands twice"),
+    ("number", b"7", "holds a number alone"),
+    ("empty list", b"[]", "holds no"),
+    ("empty object", b"{}", "holds no"),
+    ("list of text", b'["a dog"]', r"entry 1: holds text where an object"),
+    ("no id", b'[{"caption": "a"}]', r'entry 1: has no image id; expected "image_id" or "id", found "caption"'),
+    ("no caption", b'[{"image_id": 1}]', r"entry 1: has no caption"),
+    ("null caption", b'[{"image_id": 1, "caption": null}]', r"the caption of image '1' is null"),
+    ("number as caption", b'{"1": 5}', r"the caption of image '1' is a number"),
+    ("id null", b'[{"image_id": null, "caption": "a"}]', r"the image id is null"),
+    ("id true", b'[{"image_id": true, "caption": "a"}]', r"the image id is true or false"),
+    ("id fraction", b'[{"image_id": 1.5, "caption": "a"}]', r"the image id is a number"),
+    ("id empty", b'[{"image_id": "", "caption": "a"}]', r"the image id is text"),
+    ("deep", b"[" * 100_000, "nested too deeply|ends in the middle"),
+    ("long number", b'{"1": ' + b"9" * 5_000 + b"}", "is no caption"),
+    ("bad gzip", gzip.compress(b'{"1": "a"}' * 50)[:-9], "is not a whole gzip file"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+@pytest.mark.parametrize("read", [read_references, read_predictions])
+def test_broken_files_are_one_sentence(tmp_path: Path, read: Any, data: str | bytes, message: str) -> None:
+    path = put(tmp_path, data, "broken.json")
+    with pytest.raises(MetricInputError, match=message) as caught:
+        read(path)
+    assert "broken.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_line_of_json_lines_is_told(tmp_path: Path) -> None:
+    path = put(tmp_path, '{"id": 1, "caption": "a"}\n\n{"id": 2, "caption": \n', "p.jsonl")
+    with pytest.raises(MetricInputError, match=r"\(line 3, column"):
+        read_predictions(path)
+    path = put(tmp_path, '{"id": 1, "caption": "a"}\n{"id": 2, "caption": "b", "id": 3}\n', "p.jsonl")
+    with pytest.raises(MetricInputError, match="line 2: the key 'id' stands twice"):
+        read_predictions(path)
+
+
+def test_places_that_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(MetricInputError, match="There is no file"):
+        read_references(tmp_path / "absent.json")
+    with pytest.raises(MetricInputError, match="is a folder"):
+        read_references(tmp_path)
+    with pytest.raises(MetricInputError, match="cannot be read"):
+        read_references("a\0b")
+
+
+def test_swapped_files_are_noticed(tmp_path: Path) -> None:
+    form, annotations = REFERENCE_FORMS["annotations"]
+    for content in (annotations, REFERENCE_FORMS["object"][1], REFERENCE_FORMS["rows"][1]):
+        with pytest.raises(MetricInputError, match="--references and --predictions are swapped"):
+            read_predictions(put(tmp_path, written(form, content)))
+
+
+def test_an_image_twice_in_a_manifest(tmp_path: Path) -> None:
+    rows = [{"id": "1", "captions": ["a"]}, {"id": "1", "captions": ["b"]}]
+    with pytest.raises(MetricInputError, match="line 2: image '1' stands in the file twice"):
+        read_references(put(tmp_path, written("jsonl", rows), "m.jsonl"))
+
+
+def test_coco_itself(shared: Path) -> None:
+    references = read_references(shared / "captions" / "coco" / "captions_val2017.json.gz")
+    predictions = read_predictions(shared / "captions" / "coco" / "captions_val2017_fakecap_results.json")
+    assert len(references.captions) == 5000
+    assert sum(map(len, references.captions.values())) == 25_014
+    assert len(predictions.captions) == 4989
+
+
+def test_karpathys_own_file(shared: Path) -> None:
+    path = shared / "captions" / "karpathy" / "dataset_flickr8k_like.json.gz"
+    whole = read_references(path)
+    assert sum(whole.splits.values()) == len(whole.captions)
+    assert len(read_references(path, "train").captions) == whole.splits["train"] == 6000
