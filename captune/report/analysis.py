@@ -8,6 +8,8 @@ Rules, so that every sentence of the report can be checked by hand:
   falling when it is at least a quarter of the pace, else flat.
 - Where confidence intervals are given, a rise or fall over the last three that is smaller than half the width of
   the last interval, and that no paired test supports, counts as unclear: it may be noise.
+- Over-fitting: from a metric's best row to the last, it falls visibly on the evaluated images while it rises visibly
+  on the slice of training images.
 - Swinging: the last three steps change sign twice and each is at least a quarter of the range.
 """
 
@@ -21,11 +23,12 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from captune.report.axis import positions
+from captune.report.captions import mean_lengths
 from captune.report.columns import DECIMALS, SLIDES_METRICS, column
 from captune.report.record import RunScores
 from captune.report.table import SIGNIFICANT
 
-__all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "Trend", "analyse"]
+__all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "Overfit", "Trend", "analyse"]
 
 TREND_WINDOW = 3
 """How many of the last checkpoints a trend is fitted through."""
@@ -90,6 +93,23 @@ class MetricAnalysis:
 
 
 @dataclass(frozen=True, slots=True)
+class Overfit:
+    """A metric that goes on rising on training images only.
+
+    Attributes:
+        metric: its name.
+        since: the row that was best on the evaluated images.
+        evaluated: change from there to the last row on the evaluated images, below 0.
+        trained: the same on the slice of training images, above 0.
+    """
+
+    metric: str
+    since: str
+    evaluated: float
+    trained: float
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
     """What the whole table says.
 
@@ -102,6 +122,9 @@ class Analysis:
         advice: what the trends of most metrics recommend; None with too few rows.
         advised_by: the metrics whose trend led to the advice.
         best: the row that is best on most metrics, ties to CIDEr's best; None with a single row.
+        overfit: metrics that rise on training images and fall on the others; None where no row has a training slice.
+        lengths: words a caption in every row, NaN for a row without captions.
+        reference_length: words a reference; NaN without references.
     """
 
     rows: tuple[str, ...]
@@ -111,15 +134,16 @@ class Analysis:
     advice: Advice | None
     advised_by: tuple[str, ...]
     best: str | None
+    overfit: tuple[Overfit, ...] | None
+    lengths: tuple[float, ...]
+    reference_length: float
 
     def __getitem__(self, metric: str) -> MetricAnalysis:
         return next(entry for entry in self.metrics if entry.metric == metric)
 
     def to_dict(self) -> dict[str, Any]:
         """The analysis as JSON values; null stands for not a number."""
-        tree = asdict(self)
-        for entry in tree["metrics"]:
-            entry.update({k: None for k, v in entry.items() if isinstance(v, float) and not math.isfinite(v)})
+        tree: dict[str, Any] = _without_nan(asdict(self))
         return tree
 
 
@@ -133,6 +157,7 @@ def analyse(run: RunScores) -> Analysis:
     ranked = [entry for entry in entries if entry.relative_gain is not None and column(entry.metric).direction]
     ranked.sort(key=lambda entry: -_better(entry.metric, entry.relative_gain or 0.0))
     advice, advised_by = _advise(entries)
+    lengths, reference_length = mean_lengths(run)
     return Analysis(
         rows=tuple(row.name for row in run.checkpoints),
         metrics=entries,
@@ -141,6 +166,9 @@ def analyse(run: RunScores) -> Analysis:
         advice=advice,
         advised_by=advised_by,
         best=_best_row(entries) if len(run.checkpoints) > 1 else None,
+        overfit=_overfit(run, entries) if any(row.train_slice for row in run.checkpoints) else None,
+        lengths=tuple(lengths),
+        reference_length=reference_length,
     )
 
 
@@ -277,3 +305,28 @@ def _best_row(entries: Sequence[MetricAnalysis]) -> str | None:
     wins = Counter(entry.best for entry in entries if entry.best and column(entry.metric).direction)
     cider = next((entry.best for entry in entries if entry.metric == "CIDEr"), None)
     return max(wins, key=lambda name: (wins[name], name == cider), default=None)
+
+
+def _overfit(run: RunScores, entries: Sequence[MetricAnalysis]) -> tuple[Overfit, ...]:
+    """Metrics that rise on training images while they fall on the evaluated ones."""
+    rows = {row.name: row for row in run.checkpoints}
+    last = run.checkpoints[-1]
+    found = []
+    for entry in entries:
+        name, best = entry.metric, rows.get(entry.best or "")
+        if best is None or name not in best.train_slice or name not in last.train_slice or name not in last.corpus:
+            continue
+        evaluated = last.corpus[name] - best.corpus[name]
+        trained = last.train_slice[name] - best.train_slice[name]
+        if _better(name, evaluated) <= -VISIBLE and _better(name, trained) >= VISIBLE:
+            found.append(Overfit(name, best.name, evaluated, trained))
+    return tuple(found)
+
+
+def _without_nan(tree: Any) -> Any:
+    """The same tree with None for every float that is not finite."""
+    if isinstance(tree, dict):
+        return {name: _without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

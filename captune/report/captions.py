@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,14 @@ from dataclasses import dataclass
 
 from captune.report.record import RunScores
 
-__all__ = ["WORD_CLASSES", "CaptionStatistics", "caption_statistics", "most_changed_words", "word_classes"]
+__all__ = [
+    "WORD_CLASSES",
+    "CaptionStatistics",
+    "caption_statistics",
+    "mean_lengths",
+    "most_changed_words",
+    "word_classes",
+]
 
 _CLASSES = """
 people: man men woman women boy boys girl girls child children kid kids baby people person lady ladies guy guys crowd
@@ -64,16 +72,23 @@ def caption_statistics(run: RunScores) -> tuple[list[CaptionStatistics], Caption
     Returns:
         One entry a row, and one for all references.
     """
-    from captune.metrics.tokenizers import tokenizer
-
-    tokenize = tokenizer("zh-char" if _is_chinese(run) else "ptb").tokenize
-    name = "zh-char" if _is_chinese(run) else "ptb"
+    name, tokenize = _tokenizer(run)
     rows = []
     for row in run.checkpoints:
         lengths, words = _count(row.captions.values(), tokenize)
         rows.append(CaptionStatistics(lengths, words, _failures(run, row.captions, row.unfinished, name)))
     lengths, words = _count((text for texts in run.references.values() for text in texts), tokenize)
     return rows, CaptionStatistics(lengths, words, {})
+
+
+def mean_lengths(run: RunScores) -> tuple[list[float], float]:
+    """Words a caption in every row, and in the references; NaN where there are none."""
+    _, tokenize = _tokenizer(run)
+    groups = [list(row.captions.values()) for row in run.checkpoints]
+    groups.append([text for texts in run.references.values() for text in texts])
+    *rows, references = [_count(group, tokenize)[0] for group in groups]
+    means = [statistics.fmean(lengths) if lengths else math.nan for lengths in rows]
+    return means, statistics.fmean(references) if references else math.nan
 
 
 def word_classes(words: Counter[str]) -> dict[str, float]:
@@ -130,6 +145,14 @@ def _failures(
     )
     flagged = {image: tuple(found.of(index)) for index, image in enumerate(images)}
     return {image: failures for image, failures in flagged.items() if failures}
+
+
+def _tokenizer(run: RunScores) -> tuple[str, Callable[[str], Sequence[str]]]:
+    """Name and function of the tokenizer that finds the words of the run's language."""
+    from captune.metrics.tokenizers import tokenizer
+
+    name = "zh-char" if _is_chinese(run) else "ptb"
+    return name, tokenizer(name).tokenize
 
 
 def _is_chinese(run: RunScores) -> bool:

@@ -42,6 +42,8 @@ def sentences(run: RunScores, analysis: Analysis) -> list[Sentence]:
         *_leaks(run),
         *_missing(analysis),
         *(_several_rows(run, analysis) if len(analysis.rows) > 1 else _single_row(analysis)),
+        *_overfit(analysis),
+        *_lengths(analysis),
     ]
     return [Sentence(topic, one_line(text)) for topic, text in found]
 
@@ -285,6 +287,33 @@ def _significance(analysis: Analysis) -> list[tuple[str, str]]:
     if unsure:
         parts.append(f"the difference may be chance on {_listed(unsure)}")
     return [("Significance", f"{analysis.rows[-1]} {' but '.join(parts)}.")]
+
+
+def _overfit(analysis: Analysis) -> list[tuple[str, str]]:
+    """Whether training images improve at the cost of the others."""
+    if analysis.overfit is None:
+        return []
+    if not analysis.overfit:
+        return [("Over-fitting", "No metric rises on the training images while it falls on the evaluated ones.")]
+    parts = [
+        f"since {item.since}, {item.metric} rises on training images ({item.trained:+.4f}) and falls on the evaluated "
+        f"ones ({item.evaluated:+.4f})"
+        for item in analysis.overfit
+    ]
+    return [("Over-fitting", f"{_capital('; '.join(parts))}.")]
+
+
+def _lengths(analysis: Analysis) -> list[tuple[str, str]]:
+    """How the length of captions drifts."""
+    first, last = analysis.lengths[0], analysis.lengths[-1]
+    if not math.isfinite(last):
+        return []
+    text = f"{analysis.rows[-1]} writes {last:.1f} words a caption"
+    if len(analysis.rows) > 1 and math.isfinite(first):
+        text += f", {analysis.rows[0]} wrote {first:.1f}"
+    if math.isfinite(analysis.reference_length):
+        text += f"; references have {analysis.reference_length:.1f}"
+    return [("Length", f"{text}.")]
 
 
 def _capital(text: str) -> str:

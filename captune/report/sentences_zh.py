@@ -55,6 +55,7 @@ def chinese_sentences(run: RunScores, analysis: Analysis) -> list[Sentence]:
             ("一致性", _agreement(analysis)),
             *_significance(analysis),
         ]
+    found += [*_overfit(analysis), *_lengths(analysis)]
     return [Sentence(topic, one_line(text)) for topic, text in found]
 
 
@@ -190,6 +191,28 @@ def _significance(analysis: Analysis) -> list[tuple[str, str]]:
     if unsure:
         parts.append(f"{_listed(unsure)} 上的差异可能出于偶然")
     return [("显著性", f"{';'.join(parts)}。")] if parts else []
+
+
+def _overfit(analysis: Analysis) -> list[tuple[str, str]]:
+    if analysis.overfit is None:
+        return []
+    parts = [
+        f"自 {item.since} 起,{item.metric} 在训练图像上升({item.trained:+.4f}),在评测图像上降({item.evaluated:+.4f})"
+        for item in analysis.overfit
+    ]
+    return [("过拟合", f"{';'.join(parts) or '没有指标在训练图像上升而在评测图像上降'}。")]
+
+
+def _lengths(analysis: Analysis) -> list[tuple[str, str]]:
+    first, last = analysis.lengths[0], analysis.lengths[-1]
+    if not math.isfinite(last):
+        return []
+    text = f"{analysis.rows[-1]} 每条描述 {last:.1f} 词"
+    if len(analysis.rows) > 1 and math.isfinite(first):
+        text += f",{analysis.rows[0]} 为 {first:.1f} 词"
+    if math.isfinite(analysis.reference_length):
+        text += f";参考描述为 {analysis.reference_length:.1f} 词"
+    return [("长度", f"{text}。")]
 
 
 def _listed(items: Iterable[str]) -> str:

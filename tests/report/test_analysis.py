@@ -206,3 +206,23 @@ def test_any_table_can_be_put_into_words(table: list[dict[str, float | None]]) -
         assert item.text.endswith(".")
         assert "\n" not in item.text
         assert "inf" not in item.text
+
+
+def test_overfitting_is_seen_on_the_training_slice(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.5, 0.8, 0.7), "BLEU-4": (0.1, 0.2, 0.3)})
+    assert analyse(run).overfit is None
+    slices = ({"CIDEr": 0.5, "BLEU-4": 0.1}, {"CIDEr": 0.9, "BLEU-4": 0.2}, {"CIDEr": 1.2, "BLEU-4": 0.3})
+    rows = [dataclasses.replace(row, train_slice=s) for row, s in zip(run.checkpoints, slices, strict=True)]
+    said = _said(dataclasses.replace(run, checkpoints=tuple(rows)))
+    assert said["Over-fitting"] == (
+        "Since epoch0, CIDEr rises on training images (+0.3000) and falls on the evaluated ones (-0.1000)."
+    )
+    assert _said(dataclasses.replace(run, checkpoints=tuple(rows[:2])))["Over-fitting"].startswith("No metric rises")
+
+
+def test_length_drift(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.5, 0.8)})
+    captions = ("A dog runs over the green grass .", "A dog.")
+    rows = [dataclasses.replace(row, captions={"1": c}) for row, c in zip(run.checkpoints, captions, strict=True)]
+    run = dataclasses.replace(run, checkpoints=tuple(rows), references={"1": ("A dog runs.", "One dog is running.")})
+    assert _said(run)["Length"] == "epoch0 writes 2.0 words a caption, pretrained wrote 7.0; references have 3.5."
