@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from captune.metrics.ptb.lexer import lex
+
 __all__ = ["PUNCTUATION", "chunk_tokens", "tokenize", "tokenize_all", "tokenize_batch", "tokenize_call"]
 
 #: The tokens that pycocoevalcap drops after tokenising.
 PUNCTUATION = frozenset(
-    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+    ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 
 _PLAIN = re.compile(r"([a-z]+(?:-[a-z]+)*+)([.,!?;:]?)")
-_ROUGH = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[^\s\w]|_")
+_LINE_BREAKS = re.compile("[\n\v\f\r\u2028\u2029]")
 
 
 def chunk_tokens(chunk: str) -> tuple[str, ...] | None:
@@ -30,7 +32,7 @@ def chunk_tokens(chunk: str) -> tuple[str, ...] | None:
 
 def tokenize_all(caption: str) -> list[str]:
     """Every token of a caption, lower case, punctuation included."""
-    return _ROUGH.findall(caption.lower())
+    return lex(_LINE_BREAKS.sub(" ", caption))
 
 
 def tokenize(caption: str) -> list[str]:

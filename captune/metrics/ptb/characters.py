@@ -1,0 +1,69 @@
+"""What every character outside ASCII is to the lexer.
+
+A caption is looked at through its *shape*: the same string, letter for letter, in which each character outside ASCII is
+replaced by the one that stands for its class (any accented letter by "é", any Arabic or Thai digit by "٠", ...). The
+patterns of `rules` are written for shapes, so they stay short; tokens are cut out of the caption itself.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.resources import files
+
+__all__ = ["from_utf16_units", "shape_of", "to_utf16_units"]
+
+_NATIVE_UTF16 = f"utf-16-{sys.byteorder[0]}e"
+_DROPPED = 0
+_UPPER_CASE = ord("É")
+_LETTER = ord("é")
+# As wide as what they replace: an accented letter spelt out continues a word and joins nothing, like a modifier.
+_LETTER_ENTITY = re.compile(r"&[aeiou](?:acute|grave|uml);", re.ASCII | re.IGNORECASE)
+
+
+class _Classes(dict[int, int]):
+    """Code point to the code point of its class; filled from the table for the characters that occur."""
+
+    def __init__(self) -> None:
+        super().__init__({code: code for code in range(128)})
+        table = files(__package__).joinpath("characters.txt").read_text(encoding="utf-8")
+        self._ranges: list[tuple[int, int, int]] = []
+        for line in table.splitlines():
+            if line.startswith("#"):
+                continue
+            stands_for, _, ranges = line.split("\t")
+            for span in ranges.split():
+                first, _, last = span.partition("-")
+                self._ranges.append((int(first, 16), int(last or first, 16), int(stands_for, 16)))
+
+    def __missing__(self, code: int) -> int:
+        found = next((name for first, last, name in self._ranges if first <= code <= last), _DROPPED)
+        if found == _LETTER and chr(code).isupper():
+            found = _UPPER_CASE
+        self[code] = found
+        return found
+
+
+_classes: _Classes | None = None
+
+
+def shape_of(text: str) -> str:
+    """The shape of a text: of the same length, characters outside ASCII replaced by their class."""
+    global _classes
+    if not text.isascii():
+        if _classes is None:
+            _classes = _Classes()
+        text = text.translate(_classes)
+    if "&" in text:
+        text = _LETTER_ENTITY.sub(lambda match: "˂" * len(match[0]), text)
+    return text
+
+
+def to_utf16_units(text: str) -> str:
+    """The text as Java sees it: a character beyond U+FFFF is two surrogates."""
+    return "".join(map(chr, memoryview(text.encode(_NATIVE_UTF16, "surrogatepass")).cast("H")))
+
+
+def from_utf16_units(text: str) -> str:
+    """The inverse of `to_utf16_units`; a lone surrogate stays what it is."""
+    return text.encode(_NATIVE_UTF16, "surrogatepass").decode(_NATIVE_UTF16, "surrogatepass")
