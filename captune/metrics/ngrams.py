@@ -26,6 +26,7 @@ __all__ = ["ORDERS", "NgramCounts", "count_ngrams", "find_sorted", "join"]
 ORDERS = 4
 
 _BLOCK = 1 << 15
+_PACKED_BITS = 63
 
 
 class NgramCounts(NamedTuple):
@@ -143,7 +144,7 @@ def _sorted_runs(
         room: (P,) memory to sort in.
     """
     bits = len(values).bit_length()
-    if ((grams * vocabulary) if order > 1 else vocabulary).bit_length() + bits > 63:
+    if ((grams * vocabulary) if order > 1 else vocabulary).bit_length() + bits > _PACKED_BITS:
         yield from _long_runs(values, gram_at, begins, order, vocabulary)
         return
     # Key and position in one number: sorting values is several times faster than sorting indices.

@@ -97,6 +97,8 @@ class Scorer:
         for metric in metrics:
             if metric not in _COMPUTED:
                 raise MetricInputError(f"the metric {metric!r} is not known; choose out of {', '.join(_COMPUTED)}")
+        if not isinstance(self._options["jobs"], int) or self._options["jobs"] < 1:
+            raise MetricInputError(f"jobs is {self._options['jobs']!r}; give a number of processes from 1 on")
         if self._options["compat"] not in _COMPATIBILITIES:
             raise MetricInputError(
                 f"compat is {self._options['compat']!r}; choose one of {', '.join(_COMPATIBILITIES)}"
@@ -106,6 +108,10 @@ class Scorer:
         whole_call = self._encoder.tokenizer.tokenize_call
         if self._options["compat"] == "coco-caption" and whole_call is not None:
             return self._encoder.encode_tokens(whole_call(captions))
+        if self._options["jobs"] > 1:
+            from captune.metrics.parallel import encode_in_processes
+
+            return encode_in_processes(self._encoder, self._options["tokenize"], captions, self._options["jobs"])
         return self._encoder.encode(captions)
 
     def _sign(self, refs: str) -> Signature:
