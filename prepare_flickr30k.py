@@ -35,7 +35,7 @@ def prepare(
     from captune.data.flickr30k import write_grounded_detail
     from captune.data.manifest import iter_manifest
 
-    flickr30k(annotations, manifest, images, check_images, strict, problems=problems)
+    flickr30k(annotations, manifest, images, None, check_images, strict, problems=problems)
     count = write_grounded_detail(out, iter_manifest(manifest))
     print(f"{manifest} -> {out}: {count:,} images, the captions of each joined to one", file=sys.stderr)
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from captune.cli.importing import Options, find_file, import_rows, resplit
+
 if TYPE_CHECKING:
-    from captune.data.importing import Row, Summary
+    from captune.data.importing import Row
     from captune.data.problems import Problem
 
-__all__ = ["app", "import_rows", "register", "summary_in_words"]
+__all__ = ["app", "register"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,12 +33,16 @@ Check = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if anything is wrong.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
+Splits = Annotated[
+    Path | None,
+    typer.Option(help="Karpathy's dataset_*.json; images that it does not name become 'unlisted'.", show_default=False),
+]
 ProblemsFile = Annotated[
     Path | None,
     typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
 ]
 
-_FLICKR30K_FILES = ("flickr_annotations_30k.csv", "results.csv")
+_FLICKR30K_FILES = ("flickr_annotations_30k.csv", "results.csv", "results_20130124.token")
 _FLICKR30K_ORIGIN = "it and flickr30k-images.zip are files of the data set nlphuji/flickr30k on Hugging Face"
 _FLICKR30K_IMAGES = ("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images")
 
@@ -66,12 +66,73 @@ def formats() -> None:
     """
 
 
-@app.command(short_help="Flickr30k: Hugging Face's or Kaggle's CSV.")
+@app.command(short_help="Flickr30k: Hugging Face's CSV, Kaggle's CSV, or the token file.")
 def flickr30k(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="flickr_annotations_30k.csv, results.csv, or the folder that holds one."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="flickr_annotations_30k.csv, results.csv, results_20130124.token, or the folder that holds one.",
+        ),
     ],
+    out: Out,
+    images: Images = None,
+    splits: Splits = None,
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """Flickr30k from the Hugging Face CSV (all splits), Kaggle's results.csv or the token file (no splits).
+
+    Images are looked for in flickr30k-images, flickr30k_images or images beside SOURCE.
+    """
+    from captune.data.flickr30k import flickr30k_rows
+    from captune.data.text import Reading
+    from captune.data.token_lines import token_rows
+
+    file = find_file(source, _FLICKR30K_FILES, _FLICKR30K_ORIGIN)
+    reading = Reading(file)
+    rows = token_rows(reading) if ".token" in file.suffixes else flickr30k_rows(reading)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(resplit(rows, splits), file, reading, _FLICKR30K_IMAGES, options)
+
+
+@app.command(short_help="Flickr8k, Flickr30k-CN, COCO-CN: lines 'image#n<TAB>caption', or captions.txt.")
+def flickr8k(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="Flickr8k.token.txt, captions.txt, or the folder that holds one."),
+    ],
+    out: Out,
+    images: Images = None,
+    splits: Splits = None,
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """Flickr8k, and every file of lines 'image#n<TAB>caption' (Flickr30k-CN, COCO-CN), or Kaggle's captions.txt.
+
+    The lists Flickr_8k.{train,dev,test}Images.txt beside SOURCE give the splits; images that none of them names
+    become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
+    """
+    from captune.data.karpathy import with_splits
+    from captune.data.text import Reading
+    from captune.data.token_lines import listed_splits, token_rows
+
+    file = find_file(source, ("Flickr8k.token.txt", "captions.txt"), "Flickr8k's captions are Flickr8k.token.txt")
+    reading = Reading(file)
+    rows: Iterable[Row | Problem] = token_rows(reading)
+    listed = {} if splits else listed_splits(file.parent)
+    rows = with_splits(rows, listed) if listed else resplit(rows, splits)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(rows, file, reading, ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset"), options)
+
+
+@app.command(short_help="Karpathy's dataset_{flickr8k,flickr30k,coco}.json, splits and captions.")
+def karpathy(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="dataset_flickr30k.json or one of its kind.")],
     out: Out,
     images: Images = None,
     check_images: Check = "decode",
@@ -79,203 +140,88 @@ def flickr30k(
     as_json: AsJson = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """Flickr30k from the Hugging Face CSV (all splits), or Kaggle's results.csv (no splits: all become train).
+    """Karpathy's JSON of Flickr8k, Flickr30k or COCO; 'restval' stays a split of its own.
 
-    Images are looked for in flickr30k-images, flickr30k_images or images beside the CSV.
+    Images are looked for in images or flickr30k-images beside SOURCE, COCO's in their folders train2014 and val2014.
     """
-    from captune.data.flickr30k import flickr30k_rows
+    from captune.data.karpathy import karpathy_rows
     from captune.data.text import Reading
 
-    file = find_file(source, _FLICKR30K_FILES, _FLICKR30K_ORIGIN)
-    reading = Reading(file)
-    folder = images or find_folder(file.parent, _FLICKR30K_IMAGES)
-    import_rows(
-        flickr30k_rows(reading),
-        source=file,
-        share=lambda: reading.share,
-        images=folder,
-        out=out,
-        check=check_images,
-        strict=strict,
-        as_json=as_json,
-        problems=problems,
-    )
+    reading = Reading(source)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(karpathy_rows(reading), source, reading, ("images", "flickr30k-images", ""), options)
 
 
-def find_file(source: Path, names: Iterable[str], origin: str) -> Path:
-    """The annotation file: SOURCE itself, or the one of the usual names in a folder.
+@app.command(short_help="COCO captions 2014 or 2017, NoCaps, and what follows their layout.")
+def coco(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="captions_val2017.json or one of its kind.")],
+    out: Out,
+    images: Images = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the images; by default told by the name of SOURCE.")
+    ] = None,
+    splits: Splits = None,
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """COCO's caption files; ids are COCO's numbers. NoCaps' domains become splits ('val/near-domain').
 
-    Args:
-        source: what the user gave.
-        names: usual names of the file.
-        origin: where it comes from, as a clause, for those who do not have it.
-
-    Raises:
-        DataError: SOURCE is not there, or a folder that holds none of the names.
+    Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it.
     """
-    from captune.errors import DataError
+    from captune.data.coco import coco_rows, split_of_name
+    from captune.data.text import Reading
 
-    if not source.exists():
-        raise DataError(f"there is no '{source}'; {origin}.")
-    if not source.is_dir():
-        return source
-    for name in names:
-        if (source / name).is_file():
-            return source / name
-    raise DataError(f"the folder '{source}' holds no {' or '.join(names)}; give the annotation file itself.")
+    reading = Reading(source)
+    name = source.name.split(".")[0].rsplit("_", 1)[-1]
+    rows = coco_rows(reading, split=split or split_of_name(source.name))
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(resplit(rows, splits), source, reading, (name, f"../{name}", "images"), options)
 
 
-def find_folder(base: Path, names: Iterable[str]) -> Path:
-    """The image folder beside an annotation file: the first of the usual names that is there, or the first."""
-    folders = [base / name for name in names]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+@app.command(short_help="CSV, TSV or JSON Lines with named columns.")
+def table(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv or .jsonl file.")],
+    out: Out,
+    images: Images = None,
+    image_column: Annotated[str, typer.Option(help="Column of the image's file name.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of a caption, or of a JSON list.")] = "caption",
+    split_column: Annotated[str | None, typer.Option(help="Column of the split.", show_default=False)] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of the id; by default the file name.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of all images where there is no column for it.")] = "train",
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """A table with a caption or an image a row; rows of the same image are brought together.
 
-
-def import_rows(
-    rows: Iterable[Row | Problem],
-    *,
-    source: Path,
-    share: Callable[[], float],
-    images: Path,
-    out: Path,
-    check: Literal["none", "exist", "decode"],
-    strict: bool,
-    as_json: bool = False,
-    problems: Path | None = None,
-) -> Summary:
-    """Run an import with a progress bar on a terminal, and tell on stderr what came of it.
-
-    Args:
-        rows: what an importer yields.
-        source: the annotation file, for messages.
-        share: how much of it is read, from 0 to 1.
-        images: the folder of images.
-        out: the manifest.
-        check: how far images are looked at.
-        strict: whether anything wrong is fatal.
-        as_json: print the summary as JSON on stdout instead.
-        problems: a file for every problem.
-
-    Returns:
-        the summary.
-
-    Raises:
-        DataError: see `captune.data.importing.prepare`.
+    Images are looked for in images beside SOURCE, or beside it.
     """
-    from captune.data.importing import prepare
+    from captune.data.table import Columns, table_rows
+    from captune.data.text import Reading
 
-    with (
-        warnings.catch_warnings(),
-        _problem_log(problems) as on_problem,
-        _progress_bar(source.name, share) as progress,
-    ):
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
-        try:
-            summary = prepare(
-                rows,
-                source=str(source),
-                images=images,
-                out=out,
-                check=check,
-                strict=strict,
-                progress=progress,
-                on_problem=on_problem,
-            )
-        except KeyboardInterrupt as error:
-            raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
-    if as_json:
-        print(json.dumps(_summary_as_json(summary, out), ensure_ascii=False))
-    else:
-        print(summary_in_words(summary, source, out), file=sys.stderr)
-    return summary
+    reading = Reading(source)
+    columns = Columns(image_column, caption_column, split_column, id_column)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(table_rows(reading, columns, split=split), source, reading, ("images", ""), options)
 
 
-def summary_in_words(summary: Summary, source: Path, out: Path) -> str:
-    """What an import wrote and left out, and five of the images, in a few lines."""
-    from captune.data.problems import plural, printable
+@app.command(short_help="Images with a .txt of the same name beside each.")
+def folder(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, searched with its subfolders.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="Split of all images.")] = "train",
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """A folder of images with a text file of the same name beside each, one caption a line."""
+    from captune.data.folder import FolderReading
 
-    words = summary.words_per_caption
-    mean = sum(length * count for length, count in words.items()) / max(1, summary.captions)
-    per_image = sorted(summary.captions_per_image)
-    each = f"{per_image[0]}" if len(per_image) == 1 else f"{per_image[0]}-{per_image[-1]}"
-    splits = ", ".join(f"{printable(name)} {count:,}" for name, count in summary.splits.items())
-    lines = [
-        f"{source} -> {out}",
-        f"  images    {summary.images:>9,}   {splits}",
-        f"  captions  {summary.captions:>9,}   {each} an image, {min(words)}-{max(words)} words, mean {mean:.1f}",
-    ]
-    if summary.problems:
-        lines.append(f"  problems  {len(summary.problems):>9,}   {summary.problems.in_words()}")
-        lines.append(summary.problems.listing())
-    lines.append(f"  {plural(len(summary.samples), 'image')} of them:")
-    for sample in summary.samples:
-        lines.append(f"    {printable(sample.id)} ({printable(sample.split)})  {printable(sample.image)}")
-        lines += [f"        {printable(caption)}" for caption in sample.captions[:5]]
-    return "\n".join(lines)
-
-
-def _summary_as_json(summary: Summary, out: Path) -> dict[str, object]:
-    from captune.data.manifest import manifest_hash
-
-    return {
-        "manifest": str(out),
-        "sha256": manifest_hash(out) if out.is_file() else None,
-        "images": summary.images,
-        "captions": summary.captions,
-        "splits": dict(summary.splits),
-        "captions_per_image": dict(sorted(summary.captions_per_image.items())),
-        "words_per_caption": dict(sorted(summary.words_per_caption.items())),
-        "problems": dict(summary.problems.counts),
-    }
-
-
-@contextlib.contextmanager
-def _problem_log(path: Path | None) -> Iterator[Callable[[Problem], None] | None]:
-    """A callback that writes every problem to a file; the file is kept when the import fails for its data."""
-    from captune.data.atomic import atomic_file
-    from captune.errors import DataError
-
-    if path is None:
-        yield None
-        return
-    failure: DataError | None = None
-    with atomic_file(path) as stream:
-
-        def write(problem: Problem) -> None:
-            stream.write(json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n")
-
-        try:
-            yield write
-        except DataError as error:
-            failure = error
-    if failure is not None:
-        raise failure
-
-
-@contextlib.contextmanager
-def _progress_bar(title: str, share: Callable[[], float]) -> Iterator[Callable[[int], None] | None]:
-    """A bar with images, rate and time left; only where someone watches."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    started = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images, {task.fields[rate]:,.0f}/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(escape(title), total=1.0, images=0, rate=0.0)
-
-        def update(done: int) -> None:
-            rate = done / max(time.monotonic() - started, 1e-6)
-            bar.update(task, completed=share(), images=done, rate=rate)
-
-        yield update
+    reading = FolderReading(source, split=split)
+    import_rows(reading.rows(), source, reading, (), Options(out, source, check_images, strict, as_json, problems))

@@ -19,6 +19,7 @@ from itertools import chain
 from textwrap import shorten
 
 from captune.data.atomic import atomic_file
+from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
 from captune.data.manifest import Sample
 from captune.data.problems import Problem, plural
@@ -49,7 +50,7 @@ def flickr30k_rows(reading: Reading, *, split: str = "train") -> Iterator[Row | 
     lines = text_lines(reading)
     header = next(lines, "")
     if [name.strip() for name in header.split("|")] == _KAGGLE:
-        return _kaggle_rows(lines, reading.name, split)
+        return gathered(_kaggle_captions(lines, reading.name, split), reading.name)
     return _hugging_face_rows(chain([header], lines), reading.name)
 
 
@@ -120,27 +121,22 @@ def _caption_list(text: str) -> tuple[str, ...]:
     return tuple(captions)
 
 
-def _kaggle_rows(lines: Iterable[str], name: str, split: str) -> Iterator[Row | Problem]:
-    """Gathers the neighbouring rows of an image; the quotation marks of this layout mean nothing."""
-    image, first, captions = "", 0, list[str]()
+def _kaggle_captions(lines: Iterable[str], name: str, split: str) -> Iterator[CaptionRow | Problem]:
+    """A caption a row; the quotation marks of this layout mean nothing."""
+    image, expected = "", 0
     for line, text in enumerate(lines, 2):
         if not text.strip():
             continue
         fields = [field.strip() for field in text.split("|", 2)]
         unbarred = _MISSING_BAR.fullmatch(fields[1]) if len(fields) == 2 else None
-        if unbarred and fields[0] == image and unbarred[1] == str(len(captions)):
+        if unbarred and fields[0] == image and unbarred[1] == str(expected):
             fields[1:] = unbarred.groups()
             yield Problem(name, line, "repaired", "the row lacks its second bar; its caption is kept.")
         if len(fields) != 3 or not fields[1].isdecimal():
             yield Problem(name, line, "malformed", f"{'| '.join(_KAGGLE)} is expected, not {_shown(text)}.")
             continue
-        if fields[0] != image:
-            if captions:
-                yield Row(first, image, tuple(captions), split)
-            image, first, captions = fields[0], line, []
-        captions.append(fields[2])
-    if captions:
-        yield Row(first, image, tuple(captions), split)
+        image, expected = fields[0], int(fields[1]) + 1
+        yield CaptionRow(line, image, fields[2], split)
 
 
 def _shown(text: str) -> str:

@@ -17,13 +17,10 @@ from typing import Any
 
 from captune.errors import DataError
 
-__all__ = ["MAX_LINE", "Reading", "csv_rows", "decode_line", "parse_json", "raw_lines", "read_json", "text_lines"]
+__all__ = ["MAX_LINE", "Reading", "csv_rows", "decode_line", "parse_json", "raw_lines", "text_lines", "without_mark"]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
-
-MAX_JSON = 4 * 1024**3
-"""Largest file in bytes, unpacked, that is read in one piece because it is one JSON document."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _OTHER_MARKS = {
@@ -89,7 +86,7 @@ def raw_lines(reading: Reading) -> Iterator[bytes]:
         while line := reading.stream.readline(MAX_LINE + 1):
             number += 1
             if number == 1:
-                line = _without_mark(line, reading.name)
+                line = without_mark(line, reading.name)
             if len(line) > MAX_LINE:
                 raise DataError(
                     f"{reading.name}:{number}: the line is longer than {MAX_LINE // 2**20} MB; "
@@ -170,35 +167,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("not valid JSON: it is nested too deeply") from error
 
 
-def read_json(reading: Reading) -> Any:
-    """Read a file that is one JSON document.
-
-    Raises:
-        DataError: not UTF-8, not JSON, too large or broken gzip data; says where.
-    """
-    try:
-        data = reading.stream.read(MAX_JSON + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"'{reading.name}' cannot be unpacked: {error}.") from error
-    finally:
-        reading.close()
-    if len(data) > MAX_JSON:
-        raise DataError(f"'{reading.name}' is larger than {MAX_JSON // 2**30} GB; give it as JSON Lines.")
-    data = _without_mark(data, reading.name)
-    try:
-        return json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{reading.name}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}).") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{reading.name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"'{reading.name}' is not valid JSON: {error}.") from error
-
-
-def _without_mark(data: bytes, name: str) -> bytes:
+def without_mark(data: bytes, name: str) -> bytes:
     """Drop a UTF-8 byte order mark; refuse the marks of other encodings."""
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):

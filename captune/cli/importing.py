@@ -1,0 +1,213 @@
+"""What every `captune prepare` command does: find the files, run the import, tell what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from captune.data.importing import Row, Summary
+    from captune.data.problems import Problem
+
+__all__ = ["Options", "find_file", "import_rows", "resplit", "summary_in_words"]
+
+
+class HasShare(Protocol):
+    """Something being read that knows how far it is."""
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every format is asked alike: out, images, check, strict, JSON summary, file for the problems."""
+
+    out: Path
+    images: Path | None
+    check: Literal["none", "exist", "decode"]
+    strict: bool
+    as_json: bool
+    problems: Path | None
+
+
+def find_file(source: Path, names: Iterable[str], origin: str) -> Path:
+    """The annotation file: SOURCE itself, or the one of the usual names in a folder.
+
+    Args:
+        source: what the user gave.
+        names: usual names of the file.
+        origin: where it comes from, as a clause, for those who do not have it.
+
+    Raises:
+        DataError: SOURCE is not there, or a folder that holds none of the names.
+    """
+    from captune.errors import DataError
+
+    if not source.exists():
+        raise DataError(f"there is no '{source}'; {origin}.")
+    if not source.is_dir():
+        return source
+    for name in names:
+        if (source / name).is_file():
+            return source / name
+    raise DataError(f"the folder '{source}' holds no {' or '.join(names)}; give the annotation file itself.")
+
+
+def find_folder(base: Path, names: Iterable[str]) -> Path:
+    """The image folder beside an annotation file: the first of the usual names that is there, or the first."""
+    folders = [base / name for name in names]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def resplit(rows: Iterable[Row | Problem], splits: Path | None) -> Iterable[Row | Problem]:
+    """Rows with the splits of Karpathy's JSON, where one is given."""
+    if splits is None:
+        return rows
+    from captune.data.karpathy import read_splits, with_splits
+    from captune.data.text import Reading
+
+    return with_splits(rows, read_splits(Reading(splits)))
+
+
+def import_rows(
+    rows: Iterable[Row | Problem], source: Path, reading: HasShare, folders: Iterable[str], options: Options
+) -> None:
+    """Run an import with a progress bar on a terminal, and tell on stderr what came of it.
+
+    Args:
+        rows: what an importer yields.
+        source: the annotation file, for messages.
+        reading: knows how much of it is read.
+        folders: usual names of the image folder beside the annotation file.
+        options: what the user asked for.
+
+    Raises:
+        DataError: see `captune.data.importing.prepare`.
+    """
+    from captune.data.importing import prepare
+
+    with (
+        warnings.catch_warnings(),
+        _problem_log(options.problems) as on_problem,
+        _progress_bar(source.name, reading) as progress,
+    ):
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
+        try:
+            summary = prepare(
+                rows,
+                source=str(source),
+                images=options.images or find_folder(source.parent, folders),
+                out=options.out,
+                check=options.check,
+                strict=options.strict,
+                progress=progress,
+                on_problem=on_problem,
+            )
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
+    if options.as_json:
+        print(json.dumps(_summary_as_json(summary, options.out), ensure_ascii=False))
+    else:
+        print(summary_in_words(summary, source, options.out), file=sys.stderr)
+
+
+def summary_in_words(summary: Summary, source: Path, out: Path) -> str:
+    """What an import wrote and left out, and five of the images, in a few lines."""
+    from captune.data.problems import plural, printable
+
+    words = summary.words_per_caption
+    mean = sum(length * count for length, count in words.items()) / max(1, summary.captions)
+    per_image = sorted(summary.captions_per_image)
+    each = f"{per_image[0]}" if len(per_image) == 1 else f"{per_image[0]}-{per_image[-1]}"
+    splits = ", ".join(f"{printable(name)} {count:,}" for name, count in summary.splits.items())
+    lines = [
+        f"{source} -> {out}",
+        f"  images    {summary.images:>9,}   {splits}",
+        f"  captions  {summary.captions:>9,}   {each} an image, {min(words)}-{max(words)} words, mean {mean:.1f}",
+    ]
+    if summary.problems:
+        lines.append(f"  problems  {len(summary.problems):>9,}   {summary.problems.in_words()}")
+        lines.append(summary.problems.listing())
+    lines.append(f"  {plural(len(summary.samples), 'image')} of them:")
+    for sample in summary.samples:
+        lines.append(f"    {printable(sample.id)} ({printable(sample.split)})  {printable(sample.image)}")
+        lines += [f"        {printable(caption)}" for caption in sample.captions[:5]]
+    return "\n".join(lines)
+
+
+def _summary_as_json(summary: Summary, out: Path) -> dict[str, object]:
+    from captune.data.manifest import manifest_hash
+
+    return {
+        "manifest": str(out),
+        "sha256": manifest_hash(out) if out.is_file() else None,
+        "images": summary.images,
+        "captions": summary.captions,
+        "splits": dict(summary.splits),
+        "captions_per_image": dict(sorted(summary.captions_per_image.items())),
+        "words_per_caption": dict(sorted(summary.words_per_caption.items())),
+        "problems": dict(summary.problems.counts),
+    }
+
+
+@contextlib.contextmanager
+def _problem_log(path: Path | None) -> Iterator[Callable[[Problem], None] | None]:
+    """A callback that writes every problem to a file; the file is kept when the import fails for its data."""
+    from captune.data.atomic import atomic_file
+    from captune.errors import DataError
+
+    if path is None:
+        yield None
+        return
+    failure: DataError | None = None
+    with atomic_file(path) as stream:
+
+        def write(problem: Problem) -> None:
+            stream.write(json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n")
+
+        try:
+            yield write
+        except DataError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+@contextlib.contextmanager
+def _progress_bar(title: str, reading: HasShare) -> Iterator[Callable[[int], None] | None]:
+    """A bar with images, rate and time left; only where someone watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    started = time.monotonic()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images, {task.fields[rate]:,.0f}/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(escape(title), total=1.0, images=0, rate=0.0)
+
+        def update(done: int) -> None:
+            rate = done / max(time.monotonic() - started, 1e-6)
+            bar.update(task, completed=reading.share, images=done, rate=rate)
+
+        yield update

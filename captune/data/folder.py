@@ -1,0 +1,69 @@
+"""Importer of a folder of images with a text file of the same name beside each, one caption a line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from captune.data.images import IMAGE_SUFFIXES
+from captune.data.importing import Row
+from captune.data.problems import Problem
+from captune.data.text import Reading, text_lines
+from captune.errors import DataError
+
+__all__ = ["FolderReading"]
+
+
+class FolderReading:
+    """The images below a folder, and how many of them are done.
+
+    Args:
+        folder: searched with its subfolders; links to folders are not followed, so loops cannot arise.
+        split: what the images are given.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, split: str = "train") -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError(f"there is no folder '{folder}'.")
+        self._split = split
+        self._done = 0
+        self._total = 1
+
+    @property
+    def share(self) -> float:
+        """How much is read, from 0 to 1."""
+        return min(1.0, self._done / self._total)
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """The images in the order of their names; the id is the path without ending.
+
+        Yields:
+            a row an image, or what is wrong with it.
+        """
+        images = sorted(self._images())
+        self._total = max(1, len(images))
+        for self._done, name in enumerate(images, 1):
+            text = (self.folder / name).with_suffix(".txt")
+            if not text.exists():
+                yield Problem(
+                    str(self.folder / name), 0, "empty", f"there is no '{text.name}' with captions beside it."
+                )
+                continue
+            try:
+                captions = tuple(line.strip() for line in text_lines(Reading(text)) if line.strip())
+            except DataError as error:
+                yield Problem(str(text), 0, "malformed", str(error))
+                continue
+            yield Row(0, name, captions, self._split, os.path.splitext(name)[0])
+
+    def _images(self) -> Iterator[str]:
+        """Paths of the images relative to the folder, with `/`."""
+        for parent, _, names in os.walk(self.folder):
+            for name in names:
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                    yield (Path(parent) / name).relative_to(self.folder).as_posix()

@@ -1,0 +1,138 @@
+"""From one caption a row to one image a row, in bounded memory, whatever the order of the file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from captune.data.importing import Row
+from captune.data.problems import Problem
+
+__all__ = ["CaptionRow", "gathered"]
+
+_BATCH = 5000  # runs inserted at once
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """One caption as a file tells of it.
+
+    Attributes:
+        line: its line, counted from 1.
+        image: name of the image file, relative to the image folder.
+        caption: as it stands in the file.
+        split: as it stands in the file.
+        id: unique name of the image, or None to take it from the name of the file.
+    """
+
+    line: int
+    image: str
+    caption: str
+    split: str
+    id: str | None = None
+
+
+def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[Row | Problem]:
+    """Bring the captions of each image together.
+
+    Neighbouring captions of an image are joined on the way; the runs go through a temporary database on the disk,
+    so that a shuffled file of any size needs no more memory than a sorted one.
+
+    Args:
+        captions: in the order of the file; problems are passed on at once.
+        source: name of the file, for messages.
+
+    Yields:
+        a row an image, in the order of first appearance, with its captions in the order of the file.
+
+    Raises:
+        OSError: no room for the temporary database.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="captune-", ignore_cleanup_errors=True) as folder,
+        contextlib.closing(sqlite3.connect(os.path.join(folder, "runs.sqlite"))) as database,
+        _disk_errors(folder),
+    ):
+        database.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
+            "CREATE TABLE run (image BLOB, id BLOB, line INTEGER, split BLOB, captions TEXT);"
+        )
+        batch = []
+        for row in _runs(captions):
+            if isinstance(row, Problem):
+                yield row
+                continue
+            name = None if row.id is None else _packed(row.id)
+            batch.append((_packed(row.image), name, row.line, _packed(row.split), json.dumps(row.captions)))
+            if len(batch) == _BATCH:
+                database.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?)", batch)
+                batch.clear()
+        database.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?)", batch)
+        yield from _joined(database, source)
+
+
+def _runs(captions: Iterable[CaptionRow | Problem]) -> Iterator[Row | Problem]:
+    """Neighbouring captions of one image and split as one row; problems in between do not part them."""
+    first: CaptionRow | None = None
+    texts: list[str] = []
+    for row in captions:
+        if isinstance(row, Problem):
+            yield row
+        elif first is not None and (row.image, row.split) == (first.image, first.split):
+            texts.append(row.caption)
+        else:
+            if first is not None:
+                yield Row(first.line, first.image, tuple(texts), first.split, first.id)
+            first, texts = row, [row.caption]
+    if first is not None:
+        yield Row(first.line, first.image, tuple(texts), first.split, first.id)
+
+
+def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Problem]:
+    """The runs of each image as one row; a run with another split than the first is a problem."""
+    database.execute("CREATE INDEX by_image ON run (image)")
+    runs = database.execute(
+        "SELECT image, id, line, split, captions FROM run "
+        "JOIN (SELECT image AS name, MIN(rowid) AS first FROM run GROUP BY image) ON image = name "
+        "ORDER BY first, run.rowid"
+    )
+    row: Row | None = None
+    for image, name, line, split, captions in runs:
+        texts = tuple(json.loads(captions))
+        if row is None or _packed(row.image) != image:
+            if row is not None:
+                yield row
+            row = Row(line, _text(image), texts, _text(split), None if name is None else _text(name))
+        elif _text(split) == row.split:
+            row = replace(row, captions=row.captions + texts)
+        else:
+            message = f"'{row.image}' is of the split '{_text(split)}' here, of '{row.split}' on line {row.line}."
+            yield Problem(source, line, "malformed", message)
+    if row is not None:
+        yield row
+
+
+def _packed(text: str) -> bytes:
+    """Text as bytes; halves of surrogate pairs, which are refused later on, get through."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(packed: bytes) -> str:
+    return packed.decode("utf-8", "surrogatepass")
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: str) -> Iterator[None]:
+    """Give SQLite's full disk the type that every other full disk has."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from error

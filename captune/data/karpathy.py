@@ -1,0 +1,86 @@
+"""Importer of Karpathy's `dataset_{flickr8k,flickr30k,coco}.json`, and of the splits in them.
+
+Layout: `{"images": [{"filename", "split", "sentences": [{"raw", "tokens", ...}], "filepath"?, "cocoid"?}, ...]}`;
+COCO's file adds the folder (`filepath`, "val2014") and COCO's own id. The split `restval` is kept as it is.
+Source: https://cs.stanford.edu/people/karpathy/deepimagesent/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from captune.data.importing import Row
+from captune.data.json_stream import json_items, string_field
+from captune.data.problems import Problem
+from captune.data.text import Reading
+from captune.errors import DataError
+
+__all__ = ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"]
+
+UNLISTED = "unlisted"
+"""The split of images that a list of splits does not name."""
+
+
+def karpathy_rows(reading: Reading) -> Iterator[Row | Problem]:
+    """The images of Karpathy's JSON, one at a time.
+
+    Args:
+        reading: the open file; `.gz` is unpacked.
+
+    Yields:
+        a row an image, or what is wrong with an entry.
+
+    Raises:
+        DataError: not JSON, or no list "images" in it.
+    """
+    number = 0
+    for key, entry in json_items(reading):
+        if key != "images":
+            continue
+        number += 1
+        try:
+            yield _row(entry)
+        except (KeyError, TypeError) as error:
+            what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+            yield Problem(reading.name, 0, "malformed", f"image {number} cannot be read: {what}.")
+    if not number:
+        raise DataError(f"'{reading.name}' is not Karpathy's JSON: there is no list \"images\" with entries in it.")
+
+
+def read_splits(reading: Reading) -> dict[str, str]:
+    """The split of every image that Karpathy's JSON names, by the name of the file without folder.
+
+    Raises:
+        DataError: see `karpathy_rows`; or an entry is malformed.
+    """
+    splits = {}
+    for row in karpathy_rows(reading):
+        if isinstance(row, Problem):
+            raise DataError(str(row))
+        splits[_file_name(row.image)] = row.split
+    return splits
+
+
+def with_splits(rows: Iterable[Row | Problem], splits: dict[str, str]) -> Iterator[Row | Problem]:
+    """Rows of any importer with the splits of a list; images that it does not name become `unlisted`."""
+    for row in rows:
+        if isinstance(row, Problem):
+            yield row
+        else:
+            yield replace(row, split=splits.get(_file_name(row.image), UNLISTED))
+
+
+def _row(entry: Any) -> Row:
+    """One entry; raises KeyError or TypeError where the layout is another."""
+    name, split = string_field(entry, "filename"), string_field(entry, "split")
+    folder = entry.get("filepath")
+    image = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+    captions = tuple(string_field(sentence, "raw") for sentence in entry["sentences"])
+    own = entry.get("cocoid")
+    return Row(0, image, captions, split, str(own) if isinstance(own, int) else None)
+
+
+def _file_name(image: str) -> str:
+    return image.rsplit("/", 1)[-1]

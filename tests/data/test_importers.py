@@ -1,0 +1,376 @@
+"""Every importer but Flickr30k's: small files of each layout with their faults, and the counts of the real ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from captune.data.coco import coco_rows, split_of_name
+from captune.data.folder import FolderReading
+from captune.data.gathering import CaptionRow, gathered
+from captune.data.importing import Row, Summary, prepare
+from captune.data.json_stream import json_items
+from captune.data.karpathy import karpathy_rows, read_splits, with_splits
+from captune.data.manifest import Sample, read_manifest
+from captune.data.problems import Problem
+from captune.data.table import Columns, table_rows
+from captune.data.text import Reading
+from captune.data.token_lines import listed_splits, token_rows
+from captune.errors import DataError
+
+
+def written(path: Path, text: str | bytes) -> Reading:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return Reading(path)
+
+
+def run(rows: Iterable[Row | Problem], folder: Path) -> tuple[Summary, list[Sample]]:
+    out = folder / "m.jsonl"
+    summary = prepare(rows, source="source", images=folder, out=out, check="none")
+    return summary, read_manifest(out)
+
+
+def split_up(rows: Iterable[Row | Problem]) -> tuple[list[Row], list[Problem]]:
+    found = list(rows)
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Problem)]
+
+
+# Streaming JSON
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"a": [1, 23.5, "x]", {"b": [1, 2]}], "c": {"d": None}, 'é"': [], "n": -12, "t": True},
+        [{"a": '😀 \\ " ,'}, [], 5],
+        {},
+        [],
+    ],
+)
+def test_a_document_streams_as_json_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, document: object
+) -> None:
+    monkeypatch.setattr("captune.data.json_stream._CHUNK", chunk)
+    for number, text in enumerate(
+        [json.dumps(document, ensure_ascii=False), " " + json.dumps(document, indent=2) + "\n"]
+    ):
+        found = list(json_items(written(tmp_path / f"{number}.json", text)))
+        if isinstance(document, list):
+            assert found == [("", item) for item in document]
+        else:
+            expected: list[tuple[str, object]] = []
+            for key, value in document.items():
+                expected += [(key, item) for item in value] if isinstance(value, list) else [(key, value)]
+            assert found == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "'{' is expected at character 1"),
+        ("x", "'{' is expected at character 1"),
+        ('{"a": [1, 2', "',' is expected|']'|expected"),
+        ('{"a": [1 2]}', "',' is expected at character 10"),
+        ('{"a" [1]}', "':' is expected at character 6"),
+        ("{1: 2}", "a key is expected"),
+        ('{"a": nul}', "expecting value at character 7"),
+        ('{"a": "x}', "unterminated string"),
+        ("[1] [2]", "something follows the end at character 5"),
+        ("[" + "[" * 100_000, "recursion|nested"),
+        (b'["\xe9"]', "is not UTF-8 .byte 0xe9 near character 3"),
+        ('["a"]'.encode("utf-16"), "is encoded in UTF-16"),
+    ],
+)
+def test_broken_documents_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, text: str | bytes, words: str
+) -> None:
+    small = isinstance(text, str) and len(text) < 1000  # an item is parsed again with every chunk
+    monkeypatch.setattr("captune.data.json_stream._CHUNK", chunk if small else 1 << 20)
+    with pytest.raises(DataError, match=words) as caught:
+        list(json_items(written(tmp_path / "a.json", text)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_endless_item_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.data.json_stream._CHUNK", 1000)
+    monkeypatch.setattr("captune.data.json_stream.MAX_LINE", 10_000)
+    with pytest.raises(DataError, match="longer than 0 MB, or broken, begins at character 2"):
+        list(json_items(written(tmp_path / "a.json", '["' + "x" * 50_000)))
+
+
+# Gathering
+
+
+def test_shuffled_captions_are_brought_together() -> None:
+    captions = [CaptionRow(n + 1, f"{n // 5}.jpg", f"caption {n}", "train") for n in range(500)]
+    sorted_rows, _ = split_up(gathered(iter(captions), "f"))
+    assert [row.captions for row in sorted_rows] == [
+        tuple(f"caption {5 * n + k}" for k in range(5)) for n in range(100)
+    ]
+    random.Random(0).shuffle(captions)
+    rows, problems = split_up(gathered(iter(captions), "f"))
+    assert not problems
+    assert {row.image: sorted(row.captions) for row in rows} == {row.image: sorted(row.captions) for row in sorted_rows}
+    first_seen = list(dict.fromkeys(caption.image for caption in captions))
+    assert [row.image for row in rows] == first_seen
+
+
+def test_one_image_in_two_splits_is_a_problem() -> None:
+    captions = [
+        CaptionRow(1, "a.jpg", "x", "train"),
+        Problem("f", 2, "malformed", "y"),
+        CaptionRow(3, "a.jpg", "z", "val"),
+        CaptionRow(4, "a.jpg", "w", "train"),
+    ]
+    rows, problems = split_up(gathered(iter(captions), "f"))
+    assert rows == [Row(1, "a.jpg", ("x", "w"), "train")]
+    assert [problem.line for problem in problems] == [2, 3]
+    assert problems[1].message == "'a.jpg' is of the split 'val' here, of 'train' on line 1."
+
+
+# Karpathy
+
+
+def karpathy_entry(name: str, split: str = "test", **more: object) -> dict[str, object]:
+    return {"filename": name, "split": split, "sentences": [{"raw": "A dog .", "tokens": []}], **more}
+
+
+def test_karpathy(tmp_path: Path) -> None:
+    entries: list[object] = [
+        karpathy_entry("a.jpg"),
+        karpathy_entry("COCO_val2014_000000000042.jpg", "restval", filepath="val2014", cocoid=42),
+        {"filename": "b.jpg", "split": "val"},
+        {**karpathy_entry("c.jpg"), "sentences": [{"raw": 3}]},
+        "d.jpg",
+    ]
+    reading = written(tmp_path / "k.json", json.dumps({"images": entries, "dataset": "x"}))
+    rows, problems = split_up(karpathy_rows(reading))
+    assert rows == [
+        Row(0, "a.jpg", ("A dog .",), "test"),
+        Row(0, "val2014/COCO_val2014_000000000042.jpg", ("A dog .",), "restval", "42"),
+    ]
+    assert [problem.message for problem in problems] == [
+        "image 3 cannot be read: 'sentences' is missing.",
+        "image 4 cannot be read: 'raw' must be a string.",
+        "image 5 cannot be read: an object with 'filename' is expected.",
+    ]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"images": []}', '{"image": [1]}', '{"images": {"a": 1}}', "[1]"])
+def test_not_karpathy(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"Karpathy's JSON|cannot be read"):
+        read_splits(written(tmp_path / "k.json", text))
+
+
+def test_splits_of_karpathy_for_other_files(tmp_path: Path) -> None:
+    text = json.dumps({"images": [karpathy_entry("a.jpg", "val", filepath="x")]})
+    splits = read_splits(written(tmp_path / "k.json", text))
+    problem = Problem("f", 3, "malformed", "z")
+    rows = with_splits([Row(1, "y/a.jpg", ("x",), "train"), Row(2, "b.jpg", ("x",), "train"), problem], splits)
+    assert list(rows) == [Row(1, "y/a.jpg", ("x",), "val"), Row(2, "b.jpg", ("x",), "unlisted"), problem]
+
+
+# Lines 'image#n<TAB>caption'
+
+
+def test_token_lines(tmp_path: Path) -> None:
+    text = (
+        "a.jpg#0\tA dog .\n"
+        "a.jpg#1 A space .\n"
+        "\n"
+        "b.jpg.1#0\tNumbered .\n"
+        "b.jpg.1#1\tNumbered too .\n"
+        "COCO_val2014_000000217153#0\t一个男人\n"
+        "c.jpg#zhm#0\t一只狗\n"
+        "no key\n"
+        "d.jpg#0\t\n"
+    )
+    summary, samples = run(token_rows(written(tmp_path / "t.token.txt", text)), tmp_path)
+    assert [(sample.image, sample.captions) for sample in samples] == [
+        ("a.jpg", ("A dog .", "A space .")),
+        ("b.jpg", ("Numbered .", "Numbered too .")),
+        ("COCO_val2014_000000217153.jpg", ("一个男人",)),
+        ("c.jpg", ("一只狗",)),
+    ]
+    found = [(problem.line, problem.kind) for problem in summary.problems.first]
+    assert found == [(2, "repaired"), (4, "repaired"), (8, "malformed"), (9, "empty")]
+
+
+def test_captions_of_kaggle(tmp_path: Path) -> None:
+    text = 'image,caption\na.jpg,"A dog , ""x"" ."\na.jpg,Two .\nb.jpg\n'
+    summary, samples = run(token_rows(written(tmp_path / "captions.txt", text)), tmp_path)
+    assert [sample.captions for sample in samples] == [('A dog , "x" .', "Two .")]
+    assert [problem.line for problem in summary.problems.first] == [4]
+
+
+def test_lists_beside_the_token_file_give_the_splits(tmp_path: Path) -> None:
+    assert listed_splits(tmp_path) == {}
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\n")
+    (tmp_path / "Flickr_8k.testImages.txt").write_text("b.jpg\r\n\n")
+    assert listed_splits(tmp_path) == {"a.jpg": "train", "b.jpg": "test"}
+    (tmp_path / "Flickr_8k.devImages.txt").touch()
+    with pytest.raises(DataError, match="is empty"):
+        listed_splits(tmp_path)
+
+
+# COCO
+
+
+@pytest.mark.parametrize("order", [["images", "annotations"], ["annotations", "images"]])
+def test_coco_in_either_order(tmp_path: Path, order: list[str]) -> None:
+    lists: dict[str, list[object]] = {
+        "images": [
+            {"id": 7, "file_name": "000000000007.jpg"},
+            {"id": 8, "file_name": "8.jpg", "domain": "near-domain"},
+            {"id": 9, "file_name": "9.jpg"},
+            {"id": True, "file_name": "10.jpg"},
+        ],
+        "annotations": [
+            {"image_id": 8, "caption": "A cat ."},
+            {"image_id": 7, "caption": "A dog ."},
+            {"image_id": 8, "caption": "Two ."},
+            {"image_id": 99, "caption": "Nothing ."},
+            {"image_id": 7},
+        ],
+    }
+    text = json.dumps({"info": {"year": 2017}, **{key: lists[key] for key in order}})
+    summary, samples = run(coco_rows(written(tmp_path / "c.json", text), split="val"), tmp_path)
+    assert samples == [
+        Sample("8", "8.jpg", ("A cat .", "Two ."), "val/near-domain"),
+        Sample("7", "000000000007.jpg", ("A dog .",), "val"),
+    ]
+    messages = sorted(problem.message for problem in summary.problems.first)
+    assert messages == [
+        "captions are given for the image 99, which is not in the list of images.",
+        "entry 4 of images cannot be read: 'id' must be a number or a string.",
+        "entry 5 of annotations cannot be read: 'caption' is missing.",
+        "the image 9 ('9.jpg') has no caption.",
+    ]
+
+
+def test_not_coco(tmp_path: Path) -> None:
+    reading = written(tmp_path / "r.json", '[{"image_id": 1, "caption": "a"}]')
+    with pytest.raises(DataError, match='no list "images" and "annotations"'):
+        list(coco_rows(reading, split="val"))
+
+
+def test_the_split_in_a_name() -> None:
+    names = ["captions_val2017.json", "captions_train2014.json.gz", "image_info_test2014.json", "mine.json"]
+    assert [split_of_name(name) for name in names] == ["val", "train", "test", "train"]
+
+
+# Tables
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "csv.gz"])
+def test_tables(tmp_path: Path, ending: str) -> None:
+    rows = [("a.jpg", "A dog , x .", "val"), ("b.jpg", '["One .", "Two ."]', "train"), ("a.jpg", "[sic] dog", "val")]
+    if ending == "jsonl":
+        text = "".join(json.dumps({"file": a, "text": b, "part": c, "more": 1}) + "\n" for a, b, c in rows)
+    else:
+        comma = "\t" if ending == "tsv" else ","
+        cells = [("file", "text", "part"), *rows]
+        text = "".join(comma.join('"' + cell.replace('"', '""') + '"' for cell in row) + "\r\n" for row in cells)
+    data = gzip.compress(text.encode()) if ending.endswith("gz") else text.encode()
+    reading = written(tmp_path / f"t.{ending}", data)
+    _, samples = run(table_rows(reading, Columns("file", "text", "part")), tmp_path)
+    assert samples == [
+        Sample("a", "a.jpg", ("A dog , x .", "[sic] dog"), "val"),
+        Sample("b", "b.jpg", ("One .", "Two ."), "train"),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_column_that_is_not_there(tmp_path: Path, ending: str) -> None:
+    text = "images,caption\n" if ending == "csv" else '{"images": "a.jpg", "caption": "x"}\n'
+    with pytest.raises(DataError, match=r":1: there is not one column 'image'; did you mean 'images'\?"):
+        run(table_rows(written(tmp_path / f"t.{ending}", text), Columns()), tmp_path)
+
+
+def test_bad_rows_of_tables(tmp_path: Path) -> None:
+    lines = ['{"image": "a.jpg", "caption": "x", "n": 1}', '{"image": 3, "caption": "x", "n": 2}', "{", "[]"]
+    lines += ['{"image": "b.jpg", "n": 3}', '{"image": "c.jpg", "caption": [1], "n": 4}']
+    reading = written(tmp_path / "t.jsonl", "\n".join(lines))
+    summary, samples = run(table_rows(reading, Columns(id="n"), split="all"), tmp_path)
+    assert samples == [Sample("1", "a.jpg", ("x",), "all")]
+    assert [problem.line for problem in summary.problems.first] == [2, 3, 4, 5, 6]
+    reading = written(tmp_path / "t.csv", 'image,caption\na.jpg\nb.jpg,"x" y\nc.jpg,z\n')
+    summary, samples = run(table_rows(reading, Columns()), tmp_path)
+    assert [sample.id for sample in samples] == ["c"]
+    assert [problem.line for problem in summary.problems.first] == [2, 3]
+
+
+# Folders
+
+
+def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    for name in ("b.JPG", "sub/b.png", "alone.webp", "bad.jpg", "notes.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "b.txt").write_text("A dog .\n\n Two . \n")
+    (tmp_path / "sub" / "b.txt").write_text("一只狗")
+    (tmp_path / "bad.txt").write_bytes(b"\xe9")
+    reading = FolderReading(tmp_path)
+    summary, samples = run(reading.rows(), tmp_path)
+    assert samples == [
+        Sample("b", "b.JPG", ("A dog .", "Two ."), "train"),
+        Sample("sub/b", "sub/b.png", ("一只狗",), "train"),
+    ]
+    assert [Path(problem.file).name for problem in summary.problems.first] == ["alone.webp", "bad.txt"]
+    assert reading.share == 1.0
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        FolderReading(tmp_path / "none")
+
+
+# Real files
+
+
+def real_rows(captions: Path, name: str) -> Iterator[Row | Problem]:
+    reading = Reading(captions / name)
+    if name.startswith("karpathy"):
+        return karpathy_rows(reading)
+    if name.startswith("coco"):
+        return coco_rows(reading, split="val")
+    return token_rows(reading)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "captions", "repaired"),
+    [
+        ("flickr8k/Flickr8k.token.txt", 8_092, 40_460, 4),
+        ("flickr8k/captions.txt", 300, 1_500, 0),
+        ("karpathy/dataset_flickr8k_like.json.gz", 8_092, 40_460, 0),
+        ("coco/captions_val2017.json.gz", 5_000, 25_014, 0),
+        ("chinese/coco-cn_ext.icap2020.txt", 4_573, 4_712, 0),
+    ],
+)
+def test_the_real_files(shared: Path, tmp_path: Path, name: str, images: int, captions: int, repaired: int) -> None:
+    summary, samples = run(real_rows(shared / "captions", name), tmp_path)
+    assert (len(samples), summary.captions) == (images, captions)
+    assert summary.problems.counts == ({"repaired": repaired} if repaired else {})
+
+
+def test_real_photographs_with_their_captions(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "captions" / "flickr8k"
+    rows = token_rows(Reading(folder / "captions.txt"))
+    out = tmp_path / "m.jsonl"
+    summary = prepare(rows, source="captions.txt", images=folder / "images", out=out, strict=True)
+    assert summary.images == 300
+
+
+def test_the_real_lists(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "captions" / "flickr8k"
+    rows = with_splits(token_rows(Reading(folder / "Flickr8k.token.txt")), listed_splits(folder))
+    summary, _ = run(rows, tmp_path)
+    assert summary.splits == {"train": 6_000, "unlisted": 2_092}
