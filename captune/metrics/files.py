@@ -53,7 +53,8 @@ class Predictions:
 
     Args:
         captions: image id to its caption.
-        finished: image id to whether generation ended at the stop symbol, where the file tells.
+        finished: image id to whether generation ended at the stop symbol, where the file tells by "stopped" or by
+            "finish_reason".
         repeated: ids that stand in the file more than once, with the same caption each time.
         source: name of the file.
     """
@@ -139,7 +140,9 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
                 f"{name}, {row.place}: image '{row.image}' has a second, different caption; keep one prediction an "
                 f"image, or {SWAPPED}."
             )
-        if isinstance(reason := row.fields.get("finish_reason"), str):
+        if isinstance(stopped := row.fields.get("stopped"), bool):
+            finished[row.image] = stopped
+        elif isinstance(reason := row.fields.get("finish_reason"), str):
             finished[row.image] = reason != "length"
     if not captions:
         raise MetricInputError(f"{name} holds no predictions; expected one caption for each image.")

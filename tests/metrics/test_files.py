@@ -121,7 +121,8 @@ def test_split_chooses(tmp_path: Path) -> None:
 
 def test_finish_reasons_are_kept(tmp_path: Path) -> None:
     rows = [{"id": 1, "caption": "a", "finish_reason": "length"}, {"id": 2, "caption": "b", "finish_reason": "stop"}]
-    assert read_predictions(put(tmp_path, json.dumps(rows))).finished == {"1": False, "2": True}
+    rows.append({"id": 3, "caption": "c", "stopped": False})
+    assert read_predictions(put(tmp_path, json.dumps(rows))).finished == {"1": False, "2": True, "3": False}
 
 
 def test_leading_zeros_are_kept(tmp_path: Path) -> None:
