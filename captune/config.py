@@ -20,6 +20,7 @@ from captune.errors import ConfigError
 __all__ = [
     "DataConfig",
     "EvaluateConfig",
+    "FastConfig",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
@@ -61,6 +62,19 @@ class DataConfig(_Section):
     """Evaluate on the first so many images only; null is all."""
 
 
+class FastConfig(_Section):
+    """What makes training cheaper without changing a gradient; each can be turned off."""
+
+    shared_prefix: bool = True
+    """Put the captions of an image behind one image and prompt, instead of repeating these for each caption."""
+    constant_prefix: bool = True
+    """Compute the text in front of the image once for the run; off by itself where anything before it is trained."""
+    target_logits: bool = True
+    """Compute logits where a target is, instead of at every position; the two above need it."""
+    length_buckets: bool = True
+    """Bring samples of similar length together, within shuffled pools, so that less padding is computed."""
+
+
 class TrainConfig(_Section):
     """The optimisation."""
 
@@ -70,10 +84,12 @@ class TrainConfig(_Section):
     """Passes over the samples; after each one a checkpoint is saved and evaluated."""
     steps_per_epoch: int | None = Field(None, gt=0)
     """Optimiser steps of an epoch; null is one pass over all samples."""
-    batch_size: int = Field(32, gt=0)
-    """Samples of an optimiser step, over all processes together."""
+    captions_per_image: int = Field(5, gt=0)
+    """Captions of an image that one step learns together, with targets each."""
+    batch_size: int = Field(40, gt=0)
+    """Captions of an optimiser step, over all processes together."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Samples that a process works on at once; smaller ones save memory and change nothing else. null is its share."""
+    """Captions that a process works on at once; fewer save memory and change nothing else. null is its share."""
     learning_rate: float = Field(3e-5, gt=0)
     """Highest learning rate, reached at the end of the warm-up."""
     min_learning_rate: float = Field(1e-5, ge=0)
@@ -90,6 +106,7 @@ class TrainConfig(_Section):
     """Longest gradient that is applied as it is; longer ones are scaled down to it. null is no clipping."""
     max_nonfinite_steps: int = Field(20, ge=0)
     """Steps with an infinite or undefined loss that are skipped before the run is given up."""
+    fast: FastConfig = FastConfig()
 
 
 class EvaluateConfig(_Section):
@@ -131,6 +148,11 @@ class RunConfig(_Section):
             raise ValueError(
                 f"train.min_learning_rate is {self.train.min_learning_rate:g}, above train.learning_rate "
                 f"{self.train.learning_rate:g}; the cosine goes down from the latter to the former"
+            )
+        fast = self.train.fast
+        if not fast.target_logits and (fast.shared_prefix or fast.constant_prefix):
+            raise ValueError(
+                "train.fast.target_logits is off, which shared_prefix and constant_prefix need; turn these off as well"
             )
         return self
 

@@ -2,12 +2,13 @@
 
 An event is a plain dictionary; `event` names it, the rest are its figures:
 
-    run         model, images, samples, steps, processes, device
+    run         model, images, captions, steps, processes, device
     reused      folder                                      the run was already there
     features    what, done, count                           images encoded
     captions    epoch, done, count                          images captioned
-    progress    step, steps, epoch, samples_per_s, loss, ...      after every optimiser step
+    progress    step, steps, epoch, captions_per_s, loss, ...      after every optimiser step
     step        the same, every `log_every` steps
+    unpacked    reason                                      packed rows would change the gradient
     checkpoint  epoch, folder
     evaluation  epoch, scores
     done        skipped_steps

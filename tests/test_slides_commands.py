@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from conftest import run_program
+from programs import run_program
 
 SCRIPTS = ("prepare_flickr30k.py", "train.py", "eval_scripts", "evaluate.sh", "train_configs")
 RUN = Path("runs/minigpt4_flickr")
@@ -96,8 +96,9 @@ def test_one_process_gives_the_losses_of_two(trained: Path) -> None:
     alone, together = losses(trained / "runs/alone"), losses(trained / RUN)
     assert len(alone) == len(together) == 5
     assert alone == pytest.approx(together, abs=1e-5)
-    assert json.loads((trained / "runs/alone/scores.json").read_text())["checkpoints"][-1]["captions"] == (
-        json.loads((trained / RUN / "scores.json").read_text())["checkpoints"][-1]["captions"]
+    assert (
+        json.loads((trained / "runs/alone/scores.json").read_text())["checkpoints"][-1]["captions"]
+        == (json.loads((trained / RUN / "scores.json").read_text())["checkpoints"][-1]["captions"])
     )
 
 
@@ -114,9 +115,7 @@ def test_evaluation_scripts_repeat_the_runs_own_numbers(trained: Path, command: 
 
 
 def test_a_second_training_reuses_the_finished_run(trained: Path) -> None:
-    done = run_program(
-        "python", "train.py", "--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml", cwd=trained
-    )
+    done = run_program("python", "train.py", "--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml", cwd=trained)
     assert done.code == 0
     assert "Reusing the finished run" in done.err
 

@@ -69,13 +69,17 @@ class _Display:
         elif name == "captions":
             self._advance(f"Captioning, {_checkpoint(event)}", event["done"], event["count"])
         elif name == "progress":
-            figures = f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {event['samples_per_s']:.0f}/s"
+            figures = (
+                f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {event['captions_per_s']:.0f} captions/s"
+            )
             self._advance(f"Training, epoch {event['epoch']}", event["step"] + 1, event["steps"], figures)
         elif name == "run":
             self._say(
-                f"Training {event['model']} on {event['images']:,} images: {event['samples']:,} samples an epoch, "
+                f"Training {event['model']} on {event['images']:,} images: {event['captions']:,} captions an epoch, "
                 f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."
             )
+        elif name == "unpacked":
+            self._say(f"Training with one row a caption, which is slower: {event['reason']}.")
         elif name == "evaluation":
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
             self._say(f"{_checkpoint(event):<11} {scores}")

@@ -62,7 +62,7 @@ class World:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
-        for parameter, summed in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
+        for parameter, summed in zip(parameters, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             parameter.grad = summed.reshape(parameter.shape).clone()
 
     def gather(self, item: Item) -> list[Item]:

@@ -64,7 +64,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, overwrite: boo
             "run",
             model=config.model.path,
             images=len(images),
-            samples=len(samples),
+            captions=samples.captions,
             steps=samples.total_steps,
             processes=place.size,
             device=str(place.device),
@@ -74,6 +74,9 @@ def train(config: RunConfig, listener: Listener | None = None, *, overwrite: boo
 
         _evaluate(None, model, test_features, evaluation, place, journal)
         stepper = Stepper(model, features, samples, config, place)
+        unpacked = stepper.probe()
+        if unpacked is not None:
+            journal.tell("unpacked", reason=unpacked)
         model.train()
         for epoch in range(config.train.epochs):
             _epoch(epoch, stepper, samples, config, journal)
@@ -90,13 +93,13 @@ def _epoch(epoch: int, stepper: Stepper, samples: TrainingSamples, config: RunCo
     started, seen, trained = time.monotonic(), 0, 0
     for step in range(first, first + samples.steps_per_epoch):
         result = stepper.take(step)
-        seen, trained = seen + 1, trained + result.samples
+        seen, trained = seen + 1, trained + result.captions
         rate = trained / (time.monotonic() - started)
         journal.tell(
-            "progress", step=step, steps=samples.total_steps, epoch=epoch, samples_per_s=rate, **asdict(result)
+            "progress", step=step, steps=samples.total_steps, epoch=epoch, captions_per_s=rate, **asdict(result)
         )
         if (step + 1) % config.log_every == 0 or seen == samples.steps_per_epoch:
-            journal.tell("step", step=step, epoch=epoch, samples_per_s=round(rate, 2), **asdict(result))
+            journal.tell("step", step=step, epoch=epoch, captions_per_s=round(rate, 2), **asdict(result))
 
 
 def _evaluate(

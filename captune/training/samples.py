@@ -15,18 +15,21 @@ from captune.errors import DataError
 
 __all__ = ["TrainingSample", "TrainingSamples"]
 
+POOL = 1024
+"""Samples of similar length are brought together within shuffled pools of about this many."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """One image with one target.
+    """One image with what a step learns to say of it.
 
     Attributes:
         image: index of the image among the training images.
-        caption: what is learnt to say of it.
+        captions: one or more targets, each learnt as an answer of its own.
     """
 
     image: int
-    caption: str
+    captions: tuple[str, ...]
 
 
 class TrainingSamples:
@@ -44,13 +47,22 @@ class TrainingSamples:
     def __init__(self, images: Sequence[Sample], config: TrainConfig, seed: int) -> None:
         self._images = images
         self._targets = config.targets
-        self._batch = config.batch_size
         self._seed = seed
-        captions = [(i, c) for i, image in enumerate(images) for c in range(len(image.captions))]
-        self._slots = captions if config.targets == "each" else [(i, 0) for i, s in enumerate(images) if s.captions]
+        together = config.captions_per_image if config.targets == "each" else 1
+        self._together = together
+        # A slot is an image and which of its captions: `together` of them from the first one named.
+        self._slots = [
+            (index, first)
+            for index, image in enumerate(images)
+            for first in range(
+                0, len(image.captions) if config.targets == "each" else min(1, len(image.captions)), together
+            )
+        ]
         if not self._slots:
             raise DataError("The training images have no captions; there is nothing to learn from.")
-        whole_pass = -(-len(self._slots) // config.batch_size)
+        self._batch = max(1, config.batch_size // together)
+        self._lengths = self._characters() if config.fast.length_buckets else None
+        whole_pass = -(-len(self._slots) // self._batch)
         self.steps_per_epoch = config.steps_per_epoch or whole_pass
         self.total_steps = self.steps_per_epoch * config.epochs
         self._counted = config.steps_per_epoch is not None
@@ -58,6 +70,18 @@ class TrainingSamples:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    @property
+    def captions(self) -> int:
+        """Targets of one pass."""
+        if self._targets != "each":
+            return len(self._slots)
+        return sum(len(image.captions) for image in self._images)
+
+    def longest(self, count: int) -> list[TrainingSample]:
+        """The samples with the most characters, with which limits are tried before they are met."""
+        order = np.argsort(-self._characters(), kind="stable")[:count]
+        return [self._pick(int(slot), 0) for slot in order]
 
     def batch(self, step: int) -> list[TrainingSample]:
         """The samples of optimiser step `step`, over all processes together.
@@ -73,20 +97,44 @@ class TrainingSamples:
         return [self._sample(epoch, place) for place in places]
 
     def _sample(self, passed: int, place: int) -> TrainingSample:
-        image, caption = self._slots[self._order(passed)[place]]
+        return self._pick(int(self._order(passed)[place]), passed)
+
+    def _pick(self, slot: int, passed: int) -> TrainingSample:
+        image, first = self._slots[slot]
         captions = self._images[image].captions
         if self._targets == "joined":
-            return TrainingSample(image, " ".join(captions))
+            return TrainingSample(image, (" ".join(captions),))
         if self._targets == "one":
-            caption = self._draw(self._images[image].id, passed, len(captions))
-        return TrainingSample(image, captions[caption])
+            return TrainingSample(image, (captions[self._draw(self._images[image].id, passed, len(captions))],))
+        return TrainingSample(image, captions[first : first + self._together])
 
     def _order(self, passed: int) -> NDArray[np.int64]:
-        """The shuffled order of a pass; the last one is kept, since steps ask for it one after the other."""
+        """The order of a pass; the last one is kept, since steps ask for it one after the other."""
         if self._ordered is None or self._ordered[0] != passed:
-            shuffled = np.random.default_rng([self._seed, passed]).permutation(len(self._slots))
+            random = np.random.default_rng([self._seed, passed])
+            shuffled = random.permutation(len(self._slots))
+            if self._lengths is not None:
+                shuffled = self._bucketed(shuffled, self._lengths, random)
             self._ordered = (passed, shuffled)
         return self._ordered[1]
+
+    def _bucketed(
+        self, shuffled: NDArray[np.int64], lengths: NDArray[np.int64], random: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Sort every pool by length, then shuffle its batches; an incomplete batch stays at the very end."""
+        pool = self._batch * max(1, POOL // self._batch)
+        arranged = []
+        for start in range(0, len(shuffled), pool):
+            chosen = shuffled[start : start + pool]
+            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+            whole = len(chosen) // self._batch * self._batch
+            batches = random.permutation(chosen[:whole].reshape(-1, self._batch))
+            arranged += [batches.reshape(-1), chosen[whole:]]
+        return np.concatenate(arranged)
+
+    def _characters(self) -> NDArray[np.int64]:
+        """Characters of each sample, which stand for its tokens without asking a vocabulary."""
+        return np.array([sum(map(len, self._pick(slot, 0).captions)) for slot in range(len(self._slots))], np.int64)
 
     def _draw(self, image: str, passed: int, captions: int) -> int:
         """One caption of an image in a pass, the same whatever else is in the data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from captune.config import RunConfig, TrainConfig
 from captune.errors import TrainingError
-from captune.model import MiniGPT4, MiniGPT4Processor
+from captune.model import MiniGPT4
 from captune.training.distributed import World
+from captune.training.objective import Objective
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.schedule import learning_rate
 
@@ -27,14 +28,14 @@ class StepResult:
         loss: mean negative log-likelihood of the step's targets, in nats.
         learning_rate: with which the step was taken.
         targets: number of target tokens over all processes.
-        samples: number of samples over all processes.
+        captions: number of captions over all processes.
         gradient_norm: length of the gradient before clipping.
     """
 
     loss: float
     learning_rate: float
     targets: int
-    samples: int
+    captions: int
     gradient_norm: float
 
 
@@ -55,9 +56,7 @@ class Stepper:
     def __init__(
         self, model: MiniGPT4, features: Tensor, samples: TrainingSamples, config: RunConfig, place: World
     ) -> None:
-        assert model.processor is not None
-        self._model = model
-        self._processor: MiniGPT4Processor = model.processor
+        self._objective = Objective(model, config.model.instruction, config.train.fast)
         self._features = features
         self._samples = samples
         self._config = config
@@ -75,31 +74,33 @@ class Stepper:
         batch = self._samples.batch(step)
         rate = learning_rate(step, self._samples.total_steps, self._config.train)
         mine = self._place.share(batch)
-        rows = [self._processor.layout.sample(self._config.model.instruction, sample.caption) for sample in mine]
-        targets = int(self._place.sum(sum(row.target_count for row in rows)))
+        targets = int(self._place.sum(self._objective.target_count(mine)))
         total = 0.0
         self._optimizer.zero_grad(set_to_none=True)
-        size = self._config.train.micro_batch_size or max(len(rows), 1)
-        for start in range(0, len(rows), size):
-            tensors = self._processor.pad(rows[start : start + size])
-            images = torch.tensor([sample.image for sample in mine[start : start + size]])
-            loss = self._loss(tensors, self._features[images], targets)
+        for part in self._micro_batches(mine):
+            loss = self._objective.loss(part, self._images(part)) / targets
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         self._place.sum_gradients(self._parameters)
         loss_of_step = self._place.sum(total)
         norm = self._apply(rate, loss_of_step, batch)
-        return StepResult(loss_of_step, rate, targets, len(batch), norm)
+        captions = sum(len(sample.captions) for sample in batch)
+        return StepResult(loss_of_step, rate, targets, captions, norm)
 
-    def _loss(self, tensors: dict[str, Tensor], features: Tensor, targets: int) -> Tensor:
-        device = self._place.device
-        output = self._model(
-            **{name: tensor.to(device) for name, tensor in tensors.items()},
-            features=features.to(device),
-            num_items_in_batch=targets,
-        )
-        loss: Tensor = output.loss
-        return loss
+    def probe(self) -> str | None:
+        """Try packed rows on the two longest samples; returns why they are off from now on, or None."""
+        longest = self._samples.longest(2)
+        return self._objective.probe(longest, self._images(longest))
+
+    def _micro_batches(self, samples: Sequence[TrainingSample]) -> Iterator[Sequence[TrainingSample]]:
+        limit = self._config.train.micro_batch_size
+        captions = max((len(sample.captions) for sample in samples), default=1)
+        size = len(samples) if limit is None else max(1, limit // captions)
+        for start in range(0, len(samples), size):
+            yield samples[start : start + size]
+
+    def _images(self, samples: Sequence[TrainingSample]) -> Tensor:
+        return self._features[[sample.image for sample in samples]].to(self._place.device)
 
     def _apply(self, rate: float, loss: float, batch: Sequence[TrainingSample]) -> float:
         """Clip and apply the gradient, unless it is of no use; returns its length."""
@@ -108,7 +109,7 @@ class Stepper:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skipped += 1
             if self.skipped > self._config.train.max_nonfinite_steps:
-                named = "; ".join(repr(sample.caption[:60]) for sample in batch[:3])
+                named = "; ".join(repr(sample.captions[0][:60]) for sample in batch[:3])
                 raise TrainingError(
                     f"The loss was infinite or undefined in {self.skipped} steps, last on {named}; lower "
                     "train.learning_rate, or look at these captions."

@@ -4,27 +4,53 @@ from collections import Counter
 
 import pytest
 
-from captune.config import TrainConfig
+from captune.config import FastConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.errors import DataError
 from captune.training.samples import TrainingSamples
 
 
 def images(count: int, captions: int = 3) -> list[Sample]:
-    return [Sample(str(i), f"{i}.jpg", tuple(f"caption {i} {c}" for c in range(captions)), "train") for i in range(count)]
+    return [
+        Sample(str(i), f"{i}.jpg", tuple(f"caption {i} {c}" for c in range(captions)), "train") for i in range(count)
+    ]
 
 
 def captions_of(samples: TrainingSamples, epoch: int) -> list[str]:
     first = epoch * samples.steps_per_epoch
-    return [s.caption for step in range(first, first + samples.steps_per_epoch) for s in samples.batch(step)]
+    return [
+        c for step in range(first, first + samples.steps_per_epoch) for s in samples.batch(step) for c in s.captions
+    ]
 
 
 def test_an_epoch_of_each_is_every_caption_once_in_a_new_order() -> None:
-    samples = TrainingSamples(images(7), TrainConfig(batch_size=4, epochs=2), seed=1)
+    samples = TrainingSamples(images(7), TrainConfig(batch_size=4, captions_per_image=1, epochs=2), seed=1)
     assert samples.steps_per_epoch == 6  # 21 captions in batches of 4, the last of 1
     first, second = captions_of(samples, 0), captions_of(samples, 1)
     assert sorted(first) == sorted(second) == sorted(c for image in images(7) for c in image.captions)
     assert first != second
+
+
+def test_captions_of_an_image_come_together() -> None:
+    config = TrainConfig(batch_size=6, captions_per_image=2)
+    samples = TrainingSamples(images(4), config, seed=1)
+    dealt = [sample for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
+    assert sorted(len(sample.captions) for sample in dealt) == [1] * 4 + [2] * 4
+    assert sorted(captions_of(samples, 0)) == sorted(c for image in images(4) for c in image.captions)
+    assert max(len(samples.batch(step)) for step in range(samples.steps_per_epoch)) == 3
+
+
+def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
+    rows = [Sample(str(i), f"{i}.jpg", ("word " * (1 + i % 50),), "train") for i in range(1000)]
+    spread = {}
+    for buckets in (True, False):
+        config = TrainConfig(batch_size=10, captions_per_image=1, fast=FastConfig(length_buckets=buckets))
+        samples = TrainingSamples(rows, config, seed=1)
+        batches = [[len(s.captions[0]) for s in samples.batch(step)] for step in range(samples.steps_per_epoch)]
+        assert sorted(s.image for step in range(100) for s in samples.batch(step)) == list(range(1000))
+        spread[buckets] = sum(max(batch) - min(batch) for batch in batches)
+        assert batches[:10] != sorted(batches[:10])
+    assert spread[True] < spread[False] / 20
 
 
 def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
@@ -43,7 +69,7 @@ def test_joined_is_one_target_an_image() -> None:
 
 
 def test_counted_epochs_go_on_where_the_last_stopped() -> None:
-    config = TrainConfig(batch_size=4, steps_per_epoch=2, epochs=9)
+    config = TrainConfig(batch_size=4, captions_per_image=1, steps_per_epoch=2, epochs=9)
     samples = TrainingSamples(images(6, captions=1), config, seed=3)
     dealt = [s.image for step in range(samples.total_steps) for s in samples.batch(step)]
     assert len(dealt) == 72

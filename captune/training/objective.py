@@ -1,0 +1,175 @@
+"""The loss of some samples: packed, or plainly one row a caption, and the check that both are the same.
+
+Packed, logits are computed at the N target states only. The language model's own forward is used all the same, so that
+what a family does to its logits (a soft cap, a scale) is done here too: a hook on its head lets the target states
+through and drops the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from captune.config import FastConfig
+from captune.model import MiniGPT4, TokenSequence
+from captune.training.packing import PackedBatch, constant_prefix_length, pack
+from captune.training.samples import TrainingSample
+
+__all__ = ["Objective", "target_loss"]
+
+logger = logging.getLogger(__name__)
+
+EXACT = 1e-4
+"""Largest relative difference of gradients that rounding in float32 explains."""
+EXACT_IN_HALF = 0.1
+"""The same for 16-bit formats, whose own noise is several percent."""
+
+
+class Objective:
+    """Negative log-likelihood of samples' captions, summed over target tokens.
+
+    Args:
+        model: its processor attached.
+        instruction: what is asked of every image.
+        fast: how to compute it.
+    """
+
+    def __init__(self, model: MiniGPT4, instruction: str, fast: FastConfig) -> None:
+        assert model.processor is not None
+        self._model = model
+        self._processor = model.processor
+        self._prompt = model.processor.layout.prompt(instruction)
+        self.packed = fast.target_logits
+        self.shared = fast.shared_prefix
+        self._cached = constant_prefix_length(self._prompt.ids) if fast.constant_prefix else 0
+        if any(parameter.requires_grad for parameter in model.llm.parameters()):
+            self._cached = 0
+        self._prefix: list[tuple[Tensor, Tensor]] | None = None
+
+    def target_count(self, samples: Sequence[TrainingSample]) -> int:
+        """Number of target tokens, stop symbols included."""
+        return sum(len(ids) for sample in samples for ids in self._target_ids(sample))
+
+    def loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
+        """Summed loss, in nats.
+
+        Args:
+            samples: B samples.
+            features: (B, Q, F), their images, on the model's device.
+        """
+        if not self.packed:
+            return self.plain_loss(samples, features)
+        rows = [self._target_ids(sample) for sample in samples]
+        if not self.shared:
+            features = features.repeat_interleave(torch.tensor([len(row) for row in rows], device=features.device), 0)
+            rows = [[caption] for row in rows for caption in row]
+        batch = pack(self._prompt.ids, rows, cached=self._cached).to(features.device)
+        return target_loss(self._model, batch, features, self._cache(len(rows)))
+
+    def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
+        """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
+        prompt = self._prompt
+        rows = [
+            TokenSequence(prompt.ids + ids, prompt.prompt_length)
+            for sample in samples
+            for ids in self._target_ids(sample)
+        ]
+        counts = torch.tensor([len(sample.captions) for sample in samples], device=features.device)
+        tensors = {name: tensor.to(features.device) for name, tensor in self._processor.pad(rows).items()}
+        loss: Tensor = self._model(**tensors, features=features.repeat_interleave(counts, 0), num_items_in_batch=1).loss
+        return loss
+
+    def probe(self, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
+        """Compare the packed gradient with the plain one; on a difference go the plain way from now on.
+
+        Sliding windows, linear attention and positions that are no position ids make packing wrong, some without a
+        word, so no list of families is trusted.
+
+        Args:
+            samples: a few, the longest best.
+            features: their images.
+
+        Returns:
+            Why packing is off, or None where it is exact.
+        """
+        if not self.packed:
+            return None
+        half = self._model.llm.dtype in (torch.bfloat16, torch.float16)
+        wanted = self._gradient(self.plain_loss(samples, features))
+        try:
+            difference = float((self._gradient(self.loss(samples, features)) - wanted).norm() / wanted.norm())
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            reason = f"this language model does not take packed rows ({' '.join(str(error).split())[:120]})"
+        else:
+            if difference <= (EXACT_IN_HALF if half else EXACT):
+                return None
+            reason = f"packed rows change this language model's gradient by {difference:.1e}"
+        self.packed = self.shared = False
+        return reason
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        parameters = [parameter for _, parameter in self._model.trained_parameters()]
+        return torch.cat([part.reshape(-1).double() for part in torch.autograd.grad(loss, parameters)])
+
+    def _target_ids(self, sample: TrainingSample) -> list[tuple[int, ...]]:
+        return [self._processor.layout.target_ids(caption)[0] for caption in sample.captions]
+
+    def _cache(self, rows: int) -> DynamicCache | None:
+        """Keys and values of the constant text for `rows` rows; computed once, without gradient."""
+        if not self._cached:
+            return None
+        if self._prefix is None:
+            ids = torch.tensor([self._prompt.ids[: self._cached]], device=self._model.projection.weight.device)
+            with torch.no_grad():
+                output = self._model.llm(input_ids=ids, use_cache=True)
+            self._prefix = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self._prefix):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        return cache
+
+
+def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    """Sum of the negative log-likelihood over all targets of a packed batch, in nats.
+
+    Args:
+        model: on the batch's device.
+        batch: B rows.
+        features: (B, Q, F), the rows' images.
+        cache: keys and values of the leading text that the batch leaves out.
+
+    Returns:
+        A scalar in float32, or in float64 for a model in float64.
+    """
+    settings: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    embeddings = model.embed(batch.input_ids, model.project(features))
+    with _states_at(model.llm.get_output_embeddings(), batch.rows, batch.columns):
+        logits = model.llm(
+            inputs_embeds=embeddings,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            **settings,
+        ).logits[0]
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(precise, batch.targets, reduction="sum")
+
+
+@contextmanager
+def _states_at(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Let only the states (B, S, D) at N places reach the head, as (1, N, D)."""
+
+    def pick(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (states[0][rows, columns].unsqueeze(0), *states[1:])
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()

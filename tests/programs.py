@@ -1,0 +1,30 @@
+"""Running captune's programs as a person would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a program left behind: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_program(*command: object, cwd: Path | None = None, timeout: float = 300, **environment: str) -> Finished:
+    """Run a program as a person would, with one thread, and wait for it."""
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
+    # The programs of this environment come first: `python`, `torchrun`, `captune`.
+    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{settings['PATH']}"
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words, cwd=cwd, env=settings, capture_output=True, text=True, timeout=timeout, check=False, encoding="utf-8"
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)

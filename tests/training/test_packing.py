@@ -1,0 +1,164 @@
+"""Packed rows give the loss and the gradient of plain rows, or are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import SIZES, tiny_minigpt4
+from transformers import AutoConfig
+
+from captune.config import FastConfig
+from captune.model import MiniGPT4
+from captune.training.objective import Objective
+from captune.training.packing import pack
+from captune.training.samples import TrainingSample
+
+SAMPLES = [
+    TrainingSample(0, ("a dog runs", "two dogs run on the grass", "a brown dog")),
+    TrainingSample(1, ("a red car", "one car stands in front of a house")),
+    TrainingSample(2, ("x",)),
+]
+INSTRUCTION = "Describe this image."
+PIECES = {
+    "separate rows": FastConfig(shared_prefix=False, constant_prefix=False),
+    "shared prefix": FastConfig(constant_prefix=False),
+    "shared prefix behind cached text": FastConfig(),
+    "separate rows behind cached text": FastConfig(shared_prefix=False),
+}
+PLAIN = FastConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
+
+EXACT_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None, "num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    "phi3": {"pad_token_id": 0},
+    "granite": {"logits_scaling": 4.0, "num_key_value_heads": 2},
+    "cohere": {"logit_scale": 0.25},
+    "gpt_neox": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 48},
+}
+WRONG_FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 24, "num_key_value_heads": 2},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "expansion_ratio": 2},
+    "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 32},
+}
+
+
+def family(name: str, settings: dict[str, Any]) -> MiniGPT4:
+    return tiny_minigpt4(AutoConfig.for_model(name, **{**SIZES, **settings}))
+
+
+def features(model: MiniGPT4) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(len(SAMPLES), 4, 24, dtype=model.projection.weight.dtype)
+
+
+def loss_and_gradient(model: MiniGPT4, fast: FastConfig) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    loss = Objective(model, INSTRUCTION, fast).loss(SAMPLES, features(model))
+    loss.backward()
+    gradient = torch.cat([p.grad.reshape(-1) for _, p in model.trained_parameters()])
+    return loss.item(), gradient
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture
+def strict_float64() -> Iterator[None]:
+    """RMSNorm as its formula says, in the precision of its input; transformers casts to float32 there."""
+    from transformers.models.llama import modeling_llama
+
+    def norm(self: Any, states: torch.Tensor) -> torch.Tensor:
+        variance = states.pow(2).mean(-1, keepdim=True)
+        return self.weight * states * torch.rsqrt(variance + self.variance_epsilon)
+
+    original = modeling_llama.LlamaRMSNorm.forward
+    modeling_llama.LlamaRMSNorm.forward = norm
+    yield
+    modeling_llama.LlamaRMSNorm.forward = original
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("name", EXACT_FAMILIES)
+def test_packing_changes_nothing(name: str, pieces: FastConfig) -> None:
+    model = family(name, EXACT_FAMILIES[name])
+    loss, gradient = loss_and_gradient(model, PLAIN)
+    packed_loss, packed_gradient = loss_and_gradient(model, pieces)
+    assert packed_loss == pytest.approx(loss, rel=1e-6)
+    assert relative(packed_gradient, gradient) < 1e-5
+
+
+@pytest.mark.usefixtures("strict_float64")
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+def test_packing_is_exact_in_float64(pieces: FastConfig) -> None:
+    model = tiny_minigpt4().double()
+    # The plain path computes its cross-entropy in float32; one packed row a caption is its float64 form.
+    loss, gradient = loss_and_gradient(model, PIECES["separate rows"])
+    packed_loss, packed_gradient = loss_and_gradient(model, pieces)
+    assert packed_loss == pytest.approx(loss, rel=1e-13)
+    assert relative(packed_gradient, gradient) < 1e-12
+
+
+def test_lora_gradients_are_the_same() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_minigpt4()
+    model.llm = get_peft_model(model.llm, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith("projection."))
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    loss, gradient = loss_and_gradient(model, PLAIN)
+    packed_loss, packed_gradient = loss_and_gradient(model, FastConfig())
+    assert packed_loss == pytest.approx(loss, rel=1e-6)
+    assert relative(packed_gradient, gradient) < 1e-5
+
+
+@pytest.mark.parametrize("name", EXACT_FAMILIES)
+def test_probe_trusts_exact_families(name: str) -> None:
+    model = family(name, EXACT_FAMILIES[name])
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    assert objective.probe(SAMPLES, features(model)) is None
+    assert objective.shared
+
+
+@pytest.mark.parametrize("name", WRONG_FAMILIES)
+def test_probe_catches_wrong_families(name: str) -> None:
+    """Silently wrong or raising, training goes on with plain rows and their gradient."""
+    model = family(name, WRONG_FAMILIES[name])
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    reason = objective.probe(SAMPLES, features(model))
+    assert reason is not None
+    assert not objective.packed
+    plain = Objective(model, INSTRUCTION, PLAIN).loss(SAMPLES, features(model))
+    assert torch.equal(objective.loss(SAMPLES, features(model)), plain)
+
+
+def test_layout_of_a_row() -> None:
+    batch = pack([1, -1, -1, 5], [[[7, 8, 2], [9, 2]]], cached=1)
+    assert batch.input_ids[0, :6].tolist() == [-1, -1, 5, 7, 8, 9]
+    assert batch.position_ids[0, :6].tolist() == [1, 2, 3, 4, 5, 4]
+    assert batch.targets.tolist() == [7, 8, 2, 9, 2]
+    assert batch.columns.tolist() == [2, 3, 4, 2, 5]
+    sees = batch.attention_mask[0, 0].int().tolist()
+    assert sees[4][:7] == [1, 1, 1, 1, 1, 1, 0]  # the second token of caption one
+    assert sees[5][:7] == [1, 1, 1, 1, 0, 0, 1]  # the second caption does not see the first
+    assert sees[7][:3] == [1, 1, 0]  # padding sees something, so that nothing is undefined
+
+
+def test_tokens_are_saved() -> None:
+    """The packed batch feeds the prompt once an image and leaves out every last token."""
+    model = tiny_minigpt4()
+    layout = model.processor.layout
+    prompt = layout.prompt(INSTRUCTION).ids
+    rows = [[layout.target_ids(caption)[0] for caption in sample.captions] for sample in SAMPLES]
+    fed = (pack(prompt, rows).attention_mask.sum(-1) > 0).sum()
+    plain = sum(len(prompt) + len(caption) for row in rows for caption in row)
+    assert fed < plain
