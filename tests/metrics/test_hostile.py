@@ -17,10 +17,10 @@ LONG = "a man rides a horse on the beach and " * 280_000  # 10 MB
 
 @pytest.fixture(autouse=True)
 def bounded() -> object:
-    """Every test here takes less than half a minute and less than 3 GiB."""
-    start = time.perf_counter()
+    """Every test here takes less than half a minute of a processor and less than 3 GiB."""
+    start = time.process_time()
     yield
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20
 
 
@@ -73,5 +73,5 @@ def test_odd_characters(caption: str) -> None:
 
 def test_ever_new_words_do_not_fill_the_memory() -> None:
     captions = [f"word{place} other{place}" for place in range(50_000)]
-    scores = score_captions(OWN | {"1": "word1"}, OTHER | {"1": captions})
-    assert scores.per_image["1"]["BLEU-1"] > 0.9
+    scores = score_captions(OWN | {"1": "word1 other1"}, OTHER | {"1": captions})
+    assert scores.per_image["1"]["BLEU-2"] > 0.9
