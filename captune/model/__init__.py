@@ -5,7 +5,7 @@ from __future__ import annotations
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
-from captune.model.prompt import CONVERSATIONS, IMAGE_SLOT, Conversation, PromptLayout, TokenSequence
+from captune.model.prompt import CONVERSATIONS, IMAGE_SLOT, Conversation, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "MiniGPT4",
     "MiniGPT4Config",
     "MiniGPT4Processor",
+    "OriginalFaults",
     "PromptLayout",
     "TokenSequence",
     "Tokenizer",

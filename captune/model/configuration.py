@@ -19,7 +19,8 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         query_tokens: Q, the number of queries; not used without a Q-Former.
         patches_per_token: how many neighbouring patch tokens are concatenated into one image token; not used with a
             Q-Former.
-        conversation: name of the prompt's wrapping (`captune.model.prompt.CONVERSATIONS`).
+        conversation: name of the prompt's wrapping (`captune.model.prompt.CONVERSATIONS`), or what it is called here.
+        wrapping: the fields of a `Conversation` that stands in no list, such as a chat model's own; None otherwise.
         max_target_tokens: longest caption in tokens, stop symbol included.
         vision_norm_eps: epsilon of the LayerNorm behind the vision tower (`ln_vision`). The original uses torch's
             default there, which is not the tower's own.
@@ -38,6 +39,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     query_tokens: int = 32
     patches_per_token: int = 4
     conversation: str = "vicuna-v0"
+    wrapping: dict[str, Any] | None = None
     max_target_tokens: int = 160
     vision_norm_eps: float = 1e-5
 

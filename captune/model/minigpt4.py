@@ -9,7 +9,8 @@ language model, V vocabulary, S side of an image in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from captune.model.captioning import caption_images
 from captune.model.configuration import MiniGPT4Config
-from captune.model.processor import MiniGPT4Processor
+from captune.model.processor import ImageLike, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
 
 __all__ = ["MiniGPT4"]
@@ -57,9 +59,9 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         self.freeze()
 
     def freeze(self) -> Self:
-        """Leave the projection as the only part that is trained, every other part in eval mode for good."""
-        self.requires_grad_(False)
-        self.projection.requires_grad_(True)
+        """Train the projection, and LoRA where there is one, alone; every other part stays in eval mode for good."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("projection.") or ".lora_" in name)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -138,6 +140,10 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         """
         embeddings: Tensor = self.get_input_embeddings()(input_ids.clamp(min=0))
         slots = input_ids == IMAGE_SLOT
+        if image_tokens is not None and self.processor is not None and self.processor.layout.faults.clip_image:
+            # The original's fault: a prompt that was cut has slots for the first of an image's tokens only.
+            pairs = zip(image_tokens, slots.sum(dim=1).tolist(), strict=True)
+            image_tokens = torch.cat([tokens[:count] for tokens, count in pairs]).unsqueeze(0)
         given = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
         if int(slots.sum()) != given:
             raise ValueError(f"The rows have {int(slots.sum())} image slots, but {given} image tokens were given.")
@@ -211,10 +217,59 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         image_tokens = self._image_tokens(pixel_values, features)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        new_ids: Tensor = self.llm.generate(
-            inputs_embeds=self.embed(input_ids, image_tokens), attention_mask=attention_mask, **kwargs
-        )
+        if self.processor is not None and "eos_token_id" not in kwargs:
+            kwargs["eos_token_id"] = self.processor.tokenizer.eos_id
+        kwargs.setdefault("pad_token_id", _first(kwargs.get("eos_token_id")) or 0)
+        with warnings.catch_warnings():
+            # As in the original, a penalty on repetition concerns what was generated, not the prompt.
+            warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
+            new_ids: Tensor = self.llm.generate(
+                inputs_embeds=self.embed(input_ids, image_tokens), attention_mask=attention_mask, **kwargs
+            )
         return new_ids
+
+    def caption(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        instruction: str | None = None,
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = 40,
+        num_beams: int = 1,
+        **settings: Any,
+    ) -> list[str]:
+        """Caption images.
+
+        Args:
+            images: one image or N: paths, Pillow images, or (H, W, 3) uint8 arrays.
+            instruction: what is asked of every image; by default what the model was tuned with.
+            batch_size: images captioned at once.
+            max_new_tokens: longest caption in tokens; decoding ends earlier at the stop symbol.
+            num_beams: beams of beam search; 1 is greedy.
+            settings: passed to transformers' `generate`.
+
+        Returns:
+            N captions, stop symbol removed, in the order of the images.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+        """
+        processor = self._ready()
+        return caption_images(
+            self,
+            processor.listed(images),
+            instruction,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            **settings,
+        )
+
+    def _ready(self) -> MiniGPT4Processor:
+        """The processor, or a sentence where there is none."""
+        if self.processor is None:
+            raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
+        return self.processor
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:
@@ -231,3 +286,8 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         super().save_pretrained(str(save_directory), *args, **kwargs)
         if self.processor is not None:
             self.processor.save_pretrained(Path(save_directory))
+
+
+def _first(ids: int | Sequence[int] | None) -> int | None:
+    """One of several end tokens, as filler."""
+    return ids[0] if isinstance(ids, Sequence) and ids else ids if isinstance(ids, int) else None

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
-from captune.model.prompt import PromptLayout, TokenSequence
+from captune.data.images import load_image, to_pixels
+from captune.errors import DataError
+from captune.model.prompt import Conversation, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from captune.model.configuration import MiniGPT4Config
 
-__all__ = ["MiniGPT4Processor"]
+__all__ = ["DEFAULT_INSTRUCTION", "ImageLike", "MiniGPT4Processor"]
 
 IGNORED = -100
+DEFAULT_INSTRUCTION = "Describe this image in detail."
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+"""An image: a path, a Pillow image, or (H, W, 3) or (H, W) uint8 values."""
 
 
 class MiniGPT4Processor:
@@ -27,26 +37,132 @@ class MiniGPT4Processor:
     Args:
         tokenizer: vocabulary of the language model.
         config: the model's configuration.
+
+    Attributes:
+        layout: lays out prompts, for training and generation alike.
+        instruction: what is asked where nobody says otherwise; a tuned adapter brings its own.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: MiniGPT4Config) -> None:
         self.tokenizer = tokenizer
+        self.instruction = DEFAULT_INSTRUCTION
         self.image_size = int(config.vision_config.image_size)
+        wrapping = config.wrapping
         self.layout = PromptLayout(
             tokenizer,
-            config.conversation,
+            config.conversation if wrapping is None else Conversation(**wrapping),
             image_tokens=config.image_tokens,
             max_target_tokens=config.max_target_tokens,
         )
+        if len(self.layout.stop_ids) == 1 and not tokenizer.decode(self.layout.stop_ids):
+            # A special token such as <end_of_turn> has no text to be found by; it ends decoding by its id.
+            tokenizer.eos_id = self.layout.stop_ids[0]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: MiniGPT4Config, **hub_options: Any) -> Self:
-        """Read the vocabulary that lies beside a model's weights."""
+    def from_pretrained(cls, folder: str | Path, config: MiniGPT4Config | None = None, **hub_options: Any) -> Self:
+        """Read the vocabulary that lies beside a model's weights.
+
+        Args:
+            folder: of the model, or its hub id.
+            config: the model's configuration; by default it is read from there, too.
+            hub_options: `revision`, `token`, `cache_dir`, ... for a hub id.
+        """
+        if config is None:
+            from captune.model.configuration import MiniGPT4Config
+
+            config = MiniGPT4Config.from_pretrained(str(folder), **hub_options)
         return cls(load_tokenizer(folder, **hub_options), config)
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write the vocabulary's files beside a model's weights."""
-        self.tokenizer.save(folder)
+        self.tokenizer.save(Path(folder))
+
+    def use(
+        self,
+        *,
+        faults: OriginalFaults | None = None,
+        max_target_tokens: int | None = None,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
+        """Lay out prompts anew, with other limits or with faults of the original switched on.
+
+        Args:
+            faults: to be repeated; None is none.
+            max_target_tokens: longest caption in tokens; by default as before.
+            max_prompt_tokens: longest prompt in tokens, image included; None is no limit.
+        """
+        self.layout = PromptLayout(
+            self.tokenizer,
+            self.layout.conversation,
+            image_tokens=self.layout.image_tokens,
+            max_target_tokens=max_target_tokens or self.layout.max_target_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            faults=faults,
+        )
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        text: str | Sequence[str] | None = None,
+        answers: str | Sequence[str] | None = None,
+        *,
+        literal: bool = False,
+    ) -> BatchFeature:
+        """A batch that `MiniGPT4.forward` (with answers) or `generate` (without) takes.
+
+        Args:
+            images: I images, or None for text alone.
+            text: what is asked: one instruction for all rows or one a row; by default `instruction`.
+            answers: B captions to be learnt; without them the rows are prompts, padded on the left.
+            literal: take `text` word for word as whole prompts, `<ImageHere>` where the image goes, instead of
+                wrapping it in the model's conversation.
+
+        Returns:
+            `input_ids`, `attention_mask` (B, T), with answers `labels` (B, T), with images `pixel_values` (I, 3, S, S).
+
+        Raises:
+            DataError: the numbers of images, texts and answers do not agree, or an image cannot be read.
+        """
+        pictures = None if images is None else self.listed(images)
+        asked = [self.instruction] if text is None else self.listed(text)
+        told = None if answers is None else self.listed(answers)
+        counts = {len(given) for given in (pictures, told) if given is not None} | ({len(asked)} - {1})
+        if len(counts) > 1:
+            raise DataError(f"There are {sorted(counts)} images, texts and answers; expected as many of each.")
+        asked = asked * max(counts, default=1) if len(asked) == 1 else asked
+        prompts = [self._prompt_ids(question, literal, pictures is not None) for question in asked]
+        if told is None:
+            rows = [TokenSequence(ids, len(ids)) for ids in prompts]
+        else:
+            rows = [self.layout.answered(ids, answer) for ids, answer in zip(prompts, told, strict=True)]
+        batch: dict[str, Tensor] = self.pad(rows, left=told is None)
+        if told is None:
+            del batch["labels"]
+        if pictures is not None:
+            batch["pixel_values"] = self.pixels(pictures)
+        return BatchFeature(batch)
+
+    def _prompt_ids(self, question: str, literal: bool, with_image: bool) -> tuple[int, ...]:
+        if literal:
+            return self.layout.text_ids(question)
+        if with_image:
+            return self.layout.prompt(question).ids
+        return self.layout.text_ids(self.layout.conversation.template.replace("{}", question, 1))
+
+    def pixels(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+        """Images as the original's deterministic transform makes them, (I, 3, S, S) float32.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+        """
+        return torch.from_numpy(np.stack([to_pixels(_open(image), self.image_size) for image in self.listed(images)]))
+
+    @staticmethod
+    def listed(given: Any) -> list[Any]:
+        """One thing as a list of one; an array is one image unless it has a fourth dimension."""
+        if isinstance(given, (str, os.PathLike, Image.Image)) or (isinstance(given, np.ndarray) and given.ndim < 4):
+            return [given]
+        return list(given)
 
     def pad(self, rows: Sequence[TokenSequence], *, left: bool = False) -> dict[str, Tensor]:
         """Rows of different length as one batch.
@@ -59,7 +175,11 @@ class MiniGPT4Processor:
             `input_ids`, `attention_mask` and `labels`, each (B, T) int64; labels are -100 where nothing is learnt.
         """
         length = max(len(row.ids) for row in rows)
-        input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
+        if self.layout.faults.dollars_are_padding and not left:
+            # The original pads prompts and answers apart from each other.
+            prompt_length = max(row.prompt_length for row in rows)
+            length = prompt_length + max(len(row.ids) - row.prompt_length for row in rows)
+        input_ids = torch.full((len(rows), length), self.layout.pad_id, dtype=torch.int64)
         attention_mask = torch.zeros_like(input_ids)
         labels = torch.full_like(input_ids, IGNORED)
         for index, row in enumerate(rows):
@@ -69,4 +189,23 @@ class MiniGPT4Processor:
             input_ids[index, start:end] = ids
             attention_mask[index, start:end] = 1
             labels[index, start + row.prompt_length : end] = ids[row.prompt_length :]
+            labels[index, [start + place for place in row.unlearnt]] = IGNORED
+            attention_mask[index, [start + place for place in row.unseen]] = 0
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def batch_decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Rows of generated ids as captions, cut at the stop symbol."""
+        rows = ids.tolist() if isinstance(ids, Tensor) else ids
+        return [self.layout.cut(self.layout.decode(row)) for row in rows]
+
+
+def _open(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            raise DataError(
+                f"An image array has shape {image.shape} and type {image.dtype}; expected (height, width, 3) uint8."
+            )
+        return Image.fromarray(image)
+    return load_image(image)

@@ -11,7 +11,9 @@ code each stretch of text is tokenised by itself, so that the ids do not depend 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 from captune.errors import ConfigError
 from captune.model.tokenizer import Tokenizer
@@ -21,6 +23,7 @@ __all__ = [
     "IMAGE_PLACEHOLDER",
     "IMAGE_SLOT",
     "Conversation",
+    "OriginalFaults",
     "PromptLayout",
     "TokenSequence",
 ]
@@ -39,10 +42,12 @@ class Conversation:
     Attributes:
         template: text with one `{}` for the instruction.
         stop_symbol: text that ends every answer; it is trained as part of the answer and ends decoding.
+        bos: whether a prompt begins with the vocabulary's BOS, where it has one.
     """
 
     template: str
     stop_symbol: str
+    bos: bool = True
 
     def wrap(self, instruction: str) -> str:
         """Text of a prompt that asks `instruction` of one image."""
@@ -55,8 +60,45 @@ CONVERSATIONS = {
     "vicuna-v0": Conversation("###Human: {} ###Assistant: ", "###"),
     "llama-2": Conversation("[INST] {} [/INST] ", "</s>"),
     "minigpt-v2": Conversation("[INST] {} [/INST]", "</s>"),
+    "alignment": Conversation("{}", "\n"),
 }
-"""The conversations of MiniGPT-4 (Vicuna), MiniGPT-4 (Llama-2) and MiniGPT-v2."""
+"""The conversations of MiniGPT-4 (Vicuna), MiniGPT-4 (Llama-2) and MiniGPT-v2, and that of stage-1 alignment."""
+
+
+@dataclass(frozen=True)
+class OriginalFaults:
+    """Faults of the original code, each of which can be switched on to repeat what it did; all are off.
+
+    Attributes:
+        cut_stop_symbol: a caption that is too long loses its stop symbol, so that its end is never learnt.
+        clip_image: a prompt that is too long is cut from the right, into the image if need be.
+        double_bos: a prompt that spells out its BOS gets a second one.
+        dollars_are_padding: padding is the word "$$"; a caption's own "$$" is not learnt, and is lost in decoding.
+    """
+
+    cut_stop_symbol: bool = False
+    clip_image: bool = False
+    double_bos: bool = False
+    dollars_are_padding: bool = False
+
+    @classmethod
+    def under(cls, protocol: str, names: Sequence[str] = ()) -> Self:
+        """The faults that are switched on by name.
+
+        Args:
+            protocol: of the run; only `slides`, which repeats the original project, may have any.
+            names: of the attributes above.
+
+        Raises:
+            ConfigError: a name is unknown, or the protocol is another one.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ConfigError(f"There is no original fault '{unknown[0]}'; expected some of: {', '.join(known)}.")
+        if names and protocol != "slides":
+            raise ConfigError(f"The original's faults are for protocol 'slides' only, and this one is '{protocol}'.")
+        return cls(**dict.fromkeys(names, True))
 
 
 @dataclass(frozen=True)
@@ -65,18 +107,22 @@ class TokenSequence:
 
     Attributes:
         ids: T token ids, `IMAGE_SLOT` where an image token goes.
-        prompt_length: how many of them are prompt; the rest are targets.
+        prompt_length: how many of them are prompt; the rest are targets, but for those in `unlearnt`.
         truncated: whether the caption was too long and its end was left out (the stop symbol never is).
+        unlearnt: positions behind the prompt that are no targets, such as later questions of a dialogue.
+        unseen: positions that attention leaves out; only an original fault makes any.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
     truncated: bool = False
+    unlearnt: tuple[int, ...] = ()
+    unseen: tuple[int, ...] = ()
 
     @property
     def target_count(self) -> int:
         """Number of target tokens, stop symbol included."""
-        return len(self.ids) - self.prompt_length
+        return len(self.ids) - self.prompt_length - len(self.unlearnt)
 
 
 class PromptLayout:
@@ -87,6 +133,8 @@ class PromptLayout:
         conversation: a name in `CONVERSATIONS`, or a `Conversation`.
         image_tokens: Q, how many tokens an image takes.
         max_target_tokens: longest caption in tokens, stop symbol included.
+        max_prompt_tokens: longest prompt in tokens, image included and BOS not; None is no limit.
+        faults: of the original code, to be repeated.
 
     Raises:
         ConfigError: the conversation is unknown, or `max_target_tokens` leaves no room for a caption.
@@ -99,6 +147,8 @@ class PromptLayout:
         *,
         image_tokens: int,
         max_target_tokens: int = 160,
+        max_prompt_tokens: int | None = None,
+        faults: OriginalFaults | None = None,
     ) -> None:
         if isinstance(conversation, str):
             if conversation not in CONVERSATIONS:
@@ -109,6 +159,12 @@ class PromptLayout:
         self.conversation = conversation
         self.image_tokens = image_tokens
         self.max_target_tokens = max_target_tokens
+        self.max_prompt_tokens = max_prompt_tokens
+        self.faults = faults or OriginalFaults()
+        # What stands in padding is never seen; the original puts this word there.
+        dollars = tokenizer.piece_id("$$")
+        self.pad_id: int = dollars or 0
+        self._dollars = dollars if self.faults.dollars_are_padding else None
         self._prompts: dict[str, TokenSequence] = {}
         # As it comes out behind a word: "###" has another id there than at the start of a text.
         word = tokenizer.encode("a")
@@ -120,17 +176,29 @@ class PromptLayout:
             )
 
     def text_ids(self, prompt: str) -> tuple[int, ...]:
-        """Ids of a literal prompt text, Q slots for each `<ImageHere>`, BOS first."""
+        """Ids of a literal prompt text, Q slots for each `<ImageHere>`, BOS first.
+
+        Raises:
+            ConfigError: the prompt is longer than `max_prompt_tokens`.
+        """
         ids: list[int] = []
-        # Some prompts spell out the BOS; the tokenizer turns that into its id, and one BOS is enough.
         for position, stretch in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
             if position:
                 ids.extend([IMAGE_SLOT] * self.image_tokens)
             ids.extend(self.tokenizer.encode(stretch))
-        bos = self.tokenizer.bos_id
-        if bos is not None and (not ids or ids[0] != bos):
-            ids.insert(0, bos)
-        return tuple(ids)
+        bos = self.tokenizer.bos_id if self.conversation.bos else None
+        # Some prompts spell out the BOS; the tokenizer turns that into its id, and one BOS is enough.
+        if bos is not None and ids[:1] == [bos] and not self.faults.double_bos:
+            ids.pop(0)
+        limit = self.max_prompt_tokens
+        if limit is not None and len(ids) > limit:
+            if not self.faults.clip_image:
+                raise ConfigError(
+                    f"The prompt {prompt!r} takes {len(ids)} tokens, {self.image_tokens} of them the image's, and "
+                    f"max_prompt_tokens is {limit}; shorten the instruction."
+                )
+            ids = ids[:limit]
+        return tuple(ids) if bos is None else (bos, *ids)
 
     def prompt(self, instruction: str) -> TokenSequence:
         """What generation starts from: `instruction` asked of one image."""
@@ -144,13 +212,64 @@ class PromptLayout:
         ids = tuple(self.tokenizer.encode(caption + self.conversation.stop_symbol))
         if len(ids) <= self.max_target_tokens:
             return ids, False
+        if self.faults.cut_stop_symbol:
+            return ids[: self.max_target_tokens], True
         return ids[: self.max_target_tokens - len(self.stop_ids)] + self.stop_ids, True
 
     def sample(self, instruction: str, caption: str) -> TokenSequence:
         """What training sees: the generation prompt, then `caption` and the stop symbol as targets."""
-        prompt = self.prompt(instruction)
+        return self.answered(self.prompt(instruction).ids, caption)
+
+    def answered(self, prompt_ids: tuple[int, ...], caption: str) -> TokenSequence:
+        """A prompt's ids followed by `caption` and the stop symbol as targets."""
         targets, truncated = self.target_ids(caption)
-        return TokenSequence(prompt.ids + targets, prompt.prompt_length, truncated)
+        row = TokenSequence(prompt_ids + targets, len(prompt_ids), truncated)
+        return TokenSequence(row.ids, row.prompt_length, truncated, unlearnt=self._dollar_places(row))
+
+    def dialogue(self, turns: Sequence[tuple[str, str]]) -> TokenSequence:
+        """Several questions about one image, every answer a target.
+
+        Args:
+            turns: questions with their answers. The image goes where the first question has `<ImageHere>`.
+
+        Returns:
+            The row. As in the original each later question is wrapped like the first and starts with a BOS.
+            When the turns take more than `max_target_tokens`, the last answer that is begun is cut.
+        """
+        bos = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+        prompt = self.text_ids(self.conversation.template.replace("{}", turns[0][0], 1))
+        ids: list[int] = []
+        learnt: list[bool] = []
+        for number, (question, answer) in enumerate(turns):
+            asked: Sequence[int] = ()
+            if number:
+                asked = (*bos, *self.tokenizer.encode(self.conversation.template.replace("{}", question, 1)))
+            told = self.tokenizer.encode(answer + self.conversation.stop_symbol)
+            ids.extend([*asked, *told])
+            learnt.extend([False] * len(asked) + [True] * len(told))
+        limit = self.max_target_tokens
+        truncated = len(ids) > limit
+        if truncated and not self.faults.cut_stop_symbol:
+            limit -= len(self.stop_ids)
+            while limit and not learnt[limit - 1]:
+                limit -= 1
+            ids, learnt = [*ids[:limit], *self.stop_ids], [*learnt[:limit], *[True] * len(self.stop_ids)]
+        row = TokenSequence(prompt + tuple(ids[: self.max_target_tokens]), len(prompt), truncated)
+        questions = [len(prompt) + i for i, is_target in enumerate(learnt[: self.max_target_tokens]) if not is_target]
+        dollars = self._dollar_places(row)
+        return TokenSequence(
+            row.ids, row.prompt_length, truncated, tuple(sorted({*questions, *dollars})), unseen=dollars
+        )
+
+    def _dollar_places(self, row: TokenSequence) -> tuple[int, ...]:
+        """Positions behind the prompt of the word that the original takes for padding."""
+        if self._dollars is None:
+            return ()
+        return tuple(i for i in range(row.prompt_length, len(row.ids)) if row.ids[i] == self._dollars)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return self.tokenizer.decode([i for i in ids if i != self._dollars])
 
     def cut(self, text: str) -> str:
         """A generated text as a caption: everything from the stop symbol on is left out."""

@@ -41,6 +41,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
 
+    def piece_id(self, piece: str) -> int | None:
+        """Id of one piece of the vocabulary, or None where there is no such piece."""
+
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` reads."""
 
@@ -97,6 +100,11 @@ class SentencePieceTokenizer:
         kept = [int(i) for i in ids if int(i) not in self._special_ids and 0 <= int(i) < known]
         return str(self._pieces.decode(kept))
 
+    def piece_id(self, piece: str) -> int | None:
+        """Id of one piece of the vocabulary, or None where there is no such piece."""
+        found = int(self._special.get(piece, self._pieces.piece_to_id(piece)))
+        return None if found == self._pieces.unk_id() else found
+
     def save(self, folder: Path) -> None:
         """Copy the vocabulary's files into `folder`."""
         for name in SENTENCEPIECE_FILES:
@@ -126,6 +134,11 @@ class HuggingFaceTokenizer:
         """Text of `ids`, special tokens left out."""
         kept: Sequence[int] = [int(i) for i in ids]
         return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def piece_id(self, piece: str) -> int | None:
+        """Id of one piece of the vocabulary, or None where there is no such piece."""
+        found: int | None = self._tokenizer.get_vocab().get(piece)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary's files into `folder`."""

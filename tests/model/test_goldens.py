@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from captune.config import TrainConfig
-from captune.model import MiniGPT4, TokenSequence
+from captune.data.images import load_image
+from captune.errors import ConfigError
+from captune.model import MiniGPT4, OriginalFaults
 from captune.model.official import load_official
 from captune.training.schedule import learning_rate
 from captune.training.step import build_optimizer
 
 VARIANTS = ("minigpt4_vicuna", "minigpt4_llama2", "minigpt_v2")
-FORWARD_CASES = [(variant, case) for variant in VARIANTS[:2] for case in ("main", "student_grounding", "no_prompt")]
-FORWARD_CASES += [("minigpt_v2", "main"), ("minigpt_v2", "text_only")]
+MINIGPT4_CASES = ("main", "student_grounding", "no_prompt", "context_clip", "truncated")
+MINIGPT_V2_CASES = ("main", "text_only", "conversation", "truncated")
+FORWARD_CASES = [(variant, case) for variant in VARIANTS[:2] for case in MINIGPT4_CASES]
+FORWARD_CASES += [("minigpt_v2", case) for case in MINIGPT_V2_CASES]
+FAULTS = OriginalFaults(cut_stop_symbol=True, clip_image=True, double_bos=True, dollars_are_padding=True)
 HEADS = 4
 LORA_ALPHA = 8
 
@@ -38,16 +46,34 @@ class Golden:
     def tensors(self, name: str) -> dict[str, Tensor]:
         return load_file(self.folder / "expected" / f"{name}.safetensors")
 
-    def rows(self, prompts: list[str], answers: list[str]) -> list[TokenSequence]:
-        layout = self.model.processor.layout
-        rows = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            ids = layout.text_ids(prompt)
-            rows.append(TokenSequence(ids + layout.target_ids(answer)[0], len(ids)))
-        return rows
-
     def batch(self, prompts: list[str], answers: list[str]) -> dict[str, Tensor]:
-        return self.model.processor.pad(self.rows(prompts, answers))
+        return dict(self.model.processor(None, prompts, answers, literal=True))
+
+    @contextmanager
+    def faulty(self, case: dict[str, Any]) -> Iterator[None]:
+        """The original's limits and faults while one case is repeated."""
+        processor, before = self.model.processor, self.model.processor.layout
+        attributes = case["attrs"]
+        processor.use(
+            faults=FAULTS,
+            max_target_tokens=attributes.get("max_txt_len"),
+            max_prompt_tokens=attributes.get("max_context_len"),
+        )
+        yield
+        processor.layout = before
+
+    def forward_batch(self, case: dict[str, Any]) -> dict[str, Tensor]:
+        """A recorded forward case as a batch."""
+        processor = self.model.processor
+        if "conv_q" in case:
+            turns = (
+                [q.split(case["connect_sym"]) for q in case["conv_q"]],
+                [a.split(case["connect_sym"]) for a in case["conv_a"]],
+            )
+            pairs = [list(zip(q, a, strict=True)) for q, a in zip(*turns, strict=True)]
+            return processor.pad([processor.layout.dialogue(pair) for pair in pairs])
+        prompts = case["prompts_passed_to_prompt_wrap"] or "<ImageHere>"
+        return self.batch([prompts] * len(case["answers"]) if isinstance(prompts, str) else prompts, case["answers"])
 
 
 def load(shared: Path, variant: str) -> Golden:
@@ -107,60 +133,91 @@ def test_token_ids(golden: Golden) -> None:
 
 @pytest.mark.parametrize(("variant", "name"), FORWARD_CASES)
 def test_loss_and_gradients(shared: Path, variant: str, name: str) -> None:
+    """The original's numbers at every position, padding included, with its faults switched on."""
     golden = loaded(shared, variant)
+    model = golden.model
     case, expected = golden.json("forward_cases")[name], golden.tensors(f"forward_{name}")
-    prompts = case["prompts_passed_to_prompt_wrap"]
-    if prompts is None:
-        prompts = "<ImageHere>"
-    if isinstance(prompts, str):
-        prompts = [prompts] * len(case["answers"])
     pixels = None if case["images"] is None else golden.vision["pixel_values"][case["images"]]
-    tensors = golden.batch(prompts, case["answers"])
+    with golden.faulty(case):
+        tensors = golden.forward_batch(case)
+        model.zero_grad()
+        output = model(**tensors, pixel_values=pixels)
+        image_tokens = None if pixels is None else model.encode_images(pixels)
+        embeddings = model.embed(tensors["input_ids"], image_tokens)
     assert int((tensors["labels"] >= 0).sum()) == case["n_target_tokens"]
-    golden.model.zero_grad()
-    output = golden.model(**tensors, pixel_values=pixels)
+    assert torch.equal(tensors["attention_mask"], expected["attention_mask"].long())
+    assert torch.equal(tensors["labels"], expected["targets"])
+    torch.testing.assert_close(embeddings, expected["inputs_embeds"], atol=2e-5, rtol=0)
     assert output.loss.item() == pytest.approx(case["loss"], abs=2e-5)
-    # Where prompts differ in length the original pads longer than needed.
-    width = tensors["input_ids"].shape[1]
-    assert not expected["attention_mask"][:, width:].any()
-    assert torch.equal(tensors["attention_mask"], expected["attention_mask"][:, :width].long())
-    assert torch.equal(tensors["labels"], expected["targets"][:, :width])
-    kept = tensors["attention_mask"].bool()
-    image_tokens = None if pixels is None else golden.model.encode_images(pixels)
-    embeddings = golden.model.embed(tensors["input_ids"], image_tokens)
-    torch.testing.assert_close(embeddings[kept], expected["inputs_embeds"][:, :width][kept], atol=2e-5, rtol=0)
     if name == "main":
-        logits = expected["logits_rows_0_1"][:, :width]
-        torch.testing.assert_close(output.logits[:2][kept[:2]], logits[kept[:2]], atol=2e-4, rtol=0)
+        sound = model(**golden.forward_batch(case), pixel_values=pixels)
+        assert sound.loss.item() == pytest.approx(case["loss"], abs=2e-5)
+        kept = tensors["attention_mask"][:2].bool()
+        torch.testing.assert_close(output.logits[:2][kept], expected["logits_rows_0_1"][kept], atol=2e-4, rtol=0)
         output.loss.backward()
-        for kind in ("weight", "bias"):
-            wanted = expected[f"grad.llama_proj.{kind}"]
-            gradient = golden.model.get_parameter(f"projection.{kind}").grad
-            assert ((gradient - wanted).abs().max() / wanted.abs().max()).item() < 1e-4
+        trained = dict(model.trained_parameters())
+        assert {f"grad.{original_name(key)}" for key in trained} == {key for key in expected if "grad." in key}
+        for key, parameter in trained.items():
+            wanted = expected[f"grad.{original_name(key)}"]
+            assert ((parameter.grad - wanted).abs().max() / wanted.abs().max()).item() < 1e-4
+
+
+def test_the_faults_are_not_ours(shared: Path) -> None:
+    """Without the switches the stop symbol and the image survive every limit."""
+    processor = load(shared, "minigpt4_vicuna").model.processor
+    processor.use(max_target_tokens=9)
+    row = processor.layout.sample("What is this?", "A man in a blue shirt is sleeping on the grass on a sunny day.")
+    assert row.truncated
+    assert row.target_count == 9
+    assert row.ids[-len(processor.layout.stop_ids) :] == processor.layout.stop_ids
+    assert processor.layout.text_ids("<s>[INST] a [/INST]").count(1) == 1
+    processor.use(max_prompt_tokens=12)
+    with pytest.raises(ConfigError, match="shorten the instruction"):
+        processor.layout.prompt("What is this?")
+    with pytest.raises(ConfigError, match="for protocol 'slides' only"):
+        OriginalFaults.under("karpathy", ["double_bos"])
+    with pytest.raises(ConfigError, match="no original fault 'two_bos'"):
+        OriginalFaults.under("slides", ["two_bos"])
+    assert OriginalFaults.under("slides", ["double_bos"]) == OriginalFaults(double_bos=True)
+
+
+def test_dollars(shared: Path) -> None:
+    """The word "$$" is a word here; the original took it for padding and dropped it."""
+    processor = load(shared, "minigpt4_vicuna").model.processor
+    cases = json.loads((shared / "goldens/minigpt4_vicuna/expected/tokenization.json").read_text())
+    dollars = [case for case in cases if "$$" in case["text"]]
+    assert dollars
+    for faults, key in ((OriginalFaults(), "text"), (FAULTS, "decoded_skip_special")):
+        processor.use(faults=faults)
+        for case in dollars:
+            assert processor.layout.decode(case["ids"]).split() == case[key].split()
+
+
+def test_images_in_captions_out(golden: Golden, shared: Path) -> None:
+    """The way of a stranger: files in, the same pixels and the same first words as the original."""
+    files = [shared / "goldens" / "images" / f"img_{index}.png" for index in range(6)]
+    processor = golden.model.processor
+    assert torch.equal(processor.pixels(files), golden.vision["pixel_values"])
+    assert torch.equal(processor.pixels(np.array(load_image(files[0])))[0], golden.vision["pixel_values"][0])
+    case = golden.json("generation")["correct.greedy"]
+    with golden.faulty({"attrs": {}}):
+        batch = processor(files, case["prompts"], literal=True)
+        new_ids = golden.model.generate(**batch, max_new_tokens=20, do_sample=False)
+        assert processor.batch_decode(new_ids) == case["text_cut_like_Chat_answer"]
+    captions = golden.model.caption(files, "What is this?", max_new_tokens=5, batch_size=4)
+    assert captions == [golden.model.caption(load_image(file), "What is this?", max_new_tokens=5)[0] for file in files]
 
 
 def test_generated_ids(golden: Golden) -> None:
     portable = golden.json("generation_portability")["5.23.0"]
-    layout = golden.model.processor.layout
+    processor = golden.model.processor
     for name, case in golden.json("generation").items():
-        rows = []
-        for prompt in case["prompts"]:
-            ids = layout.text_ids(prompt)
-            # The original's evaluation prompt carries a second BOS.
-            rows.append(TokenSequence((1, *ids) if prompt.startswith("<s>") else ids, 0))
-        tensors = golden.model.processor.pad(rows, left=True)
+        # The original's evaluation prompts carry a second BOS.
+        with golden.faulty({"attrs": {}}):
+            batch = processor(None, case["prompts"], literal=True)
         settings = {key: value for key, value in case["kwargs"].items() if key != "min_length"}
-        if "repetition_penalty" in settings:
-            continue
-        new_ids = golden.model.generate(
-            tensors["input_ids"],
-            tensors["attention_mask"],
-            pixel_values=golden.vision["pixel_values"],
-            eos_token_id=2,
-            pad_token_id=0,
-            **settings,
-        ).tolist()
-        for row, (ids, wanted) in enumerate(zip(new_ids, case["new_ids"], strict=True)):
+        output = golden.model.generate(**batch, pixel_values=golden.vision["pixel_values"], **settings)
+        for row, (ids, wanted) in enumerate(zip(output.tolist(), case["new_ids"], strict=True)):
             if portable[name]["same_as_reference"][row]:
                 assert ids[: len(wanted)] == wanted, (name, row)
 
