@@ -1,17 +1,21 @@
-"""`captune report`: table, chart and analysis of a run, or of a bare CSV table."""
+"""`captune report`: table, chart, analysis and page of a run, of several runs, or of a bare CSV table."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from captune.report import Analysis, RunScores
+from captune.cli.report_output import print_comparison, print_examples, print_json, print_report, run_as_json
+from captune.errors import InputError
 
-__all__ = ["register", "report"]
+if TYPE_CHECKING:
+    from captune.report import RunScores
+
+__all__ = ["print_report", "register", "report"]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,98 +24,99 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    source: Annotated[
-        Path,
+    sources: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="RUN_DIR|TABLE.csv",
-            help="A run directory with scores.json, that file, or a CSV table 'checkpoint,BLEU-1,...'.",
+            metavar="RUN_DIR...|TABLE.csv",
+            help="A run directory with scores.json, that file, or a CSV table 'checkpoint,BLEU-1,...'. "
+            "Several runs are compared by their last checkpoints.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where the files go; by default into the run directory. A CSV table is only printed without it.",
+            help="Where the files go; by default into the run directory. A CSV table and a comparison of runs "
+            "are only printed without it.",
             show_default=False,
         ),
     ] = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="Show confidence intervals in the tables.")] = False,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also write metrics.pdf.")] = False,
-    lang: Annotated[str, typer.Option(help="Language in which the page opens: en or zh.")] = "en",
+    terminal: Annotated[
+        bool,
+        typer.Option("--terminal", help="Write nothing; print table, sparklines and the captions that changed most."),
+    ] = False,
+    lang: Annotated[str, typer.Option(help="Language in which report.html opens: en or zh.")] = "en",
     as_json: Annotated[bool, typer.Option("--json", help="Print table and analysis as one JSON object.")] = False,
 ) -> None:
     """Write table, chart, analysis and report.html of a run, and print table and analysis."""
-    from captune.errors import InputError
-    from captune.report import LANGUAGES, analyse, read_csv, read_scores, write_report
+    from captune.report import LANGUAGES
 
     if lang not in LANGUAGES:
         raise InputError(f"--lang is {lang!r}, expected {' or '.join(LANGUAGES)}.")
-    bare = source.suffix.lower() in (".csv", ".tsv") and not source.is_dir()
-    run = read_csv(source) if bare else read_scores(source)
-    folder = out or (None if bare else source if source.is_dir() else source.parent)
-    files = []
-    if folder is not None:
-        formats = ("png", "svg", "pdf") if pdf else ("png", "svg")
-        files = write_report(folder, run, intervals=intervals, chart_formats=formats, language=lang)
-    analysis = analyse(run)
-    if as_json:
-        _print_json(run, analysis, files)
+    if len(sources) > 1:
+        files = _report_several(sources, out, intervals=intervals, lang=lang, as_json=as_json)
     else:
-        print_report(run, analysis, intervals=intervals)
+        files = _report_one(
+            sources[0], out, intervals=intervals, pdf=pdf, terminal=terminal, lang=lang, as_json=as_json
+        )
     for file in files:
         print(file, file=sys.stderr)
 
 
-def print_report(run: RunScores, analysis: Analysis, *, intervals: bool = False) -> None:
-    """Print table, notes and analysis to stdout, in colour and bold only on a terminal."""
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.text import Text
+def _report_one(
+    source: Path, out: Path | None, *, intervals: bool, pdf: bool, terminal: bool, lang: str, as_json: bool
+) -> list[Path]:
+    """Report on one run or table and return the files written."""
+    from captune.report import analyse, write_report
 
-    from captune.report import sentences, terminal_table
-    from captune.report.terminal import table_notes, wrapped
+    run, folder = _read(source)
+    folder = None if terminal else out or folder
+    files = []
+    if folder is not None:
+        formats = ("png", "svg", "pdf") if pdf else ("png", "svg")
+        files = write_report(folder, run, intervals=intervals, chart_formats=formats, language=lang)
+    if as_json:
+        print_json(run_as_json(run, analyse(run)), files)
+    elif terminal:
+        print_examples(run, intervals=intervals)
+    else:
+        print_report(run, analyse(run), intervals=intervals)
+    return files
 
-    console = Console(file=sys.stdout, highlight=False, emoji=False)
-    table = terminal_table(run, intervals=intervals)
-    # A table wider than the terminal is printed whole: a wider window or a program may read it.
-    widest = console.options.update(max_width=10_000)
-    needed = Measurement.get(console, widest, table).maximum
-    Console(file=sys.stdout, highlight=False, emoji=False, width=max(console.width, needed)).print(table)
-    for note in table_notes(run):
-        console.print(Text(note), soft_wrap=True)
-    for item in sentences(run, analysis):
-        console.print(Text(f"\n{item.topic}", style="bold"), soft_wrap=True)
-        console.print(Text(wrapped(item.text, console.width)), soft_wrap=True)
+
+def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, lang: str, as_json: bool) -> list[Path]:
+    """Compare several runs and return the files written."""
+    from captune.report import compare_runs, write_comparison
+
+    read = {name: _read(source) for name, source in zip(_names(sources), sources, strict=True)}
+    comparison = compare_runs({name: run for name, (run, _) in read.items()})
+    files = []
+    if out is not None:
+        _, pictures_of = next(iter(read.values()))
+        files = write_comparison(out, comparison, pictures_of, intervals=intervals, language=lang)
+    if as_json:
+        print_json(comparison.to_dict(), files)
+    else:
+        print_comparison(comparison, intervals=intervals)
+    return files
 
 
-def _print_json(run: RunScores, analysis: Analysis, files: list[Path]) -> None:
-    """Print everything that a program may want; null stands for not a number."""
-    import json
-    import math
+def _read(source: Path) -> tuple[RunScores, Path | None]:
+    """The scores of a source, and the run directory that they came from; None for a bare table."""
+    from captune.report import read_csv, read_scores
 
-    from captune.report import sentences
+    if source.suffix.lower() in (".csv", ".tsv") and not source.is_dir():
+        return read_csv(source), None
+    return read_scores(source), source if source.is_dir() else source.parent
 
-    def score(value: float) -> float | None:
-        return value if math.isfinite(value) else None
 
-    rows: list[dict[str, Any]] = [
-        {
-            "checkpoint": row.name,
-            "epoch": row.epoch,
-            "signature": row.signature,
-            "leak": row.leak,
-            "corpus": {name: score(value) for name, value in row.corpus.items()},
-        }
-        for row in run.checkpoints
-    ]
-    answer = {
-        "data": run.data,
-        "split": run.split,
-        "protocol": run.protocol,
-        "images": run.images,
-        "checkpoints": rows,
-        "analysis": analysis.to_dict(),
-        "sentences": [{"topic": item.topic, "text": item.text} for item in sentences(run, analysis)],
-        "files": [str(file) for file in files],
-    }
-    print(json.dumps(answer, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace").decode())
+def _names(sources: list[Path]) -> list[str]:
+    """A name for every source: as much of the end of its path as tells it from the others."""
+    folders = [os.path.abspath(source.parent if source.name == "scores.json" else source) for source in sources]
+    if len(set(folders)) != len(folders):
+        raise InputError("The same run was given twice; give every run once.")
+    parts = [Path(folder).parts for folder in folders]
+    depth = next(depth for depth in range(1, 1000) if len({part[-depth:] for part in parts}) == len(parts))
+    return ["/".join(part[-depth:]) for part in parts]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from captune.report.analysis import Analysis, analyse
 from captune.report.bare_table import csv_table, read_csv
 from captune.report.chart import draw_chart
+from captune.report.comparison import Comparison, compare_runs
 from captune.report.page import LANGUAGES, build_page
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.sentences import sentences
@@ -16,16 +17,18 @@ from captune.report.table import latex_table, markdown_table
 from captune.report.terminal import terminal_table
 from captune.report.thumbnails import write_thumbnails
 from captune.report.training_log import TrainingLog, read_log
-from captune.report.write import write_report
+from captune.report.write import write_comparison, write_report
 
 __all__ = [
     "LANGUAGES",
     "Analysis",
     "CheckpointScores",
+    "Comparison",
     "RunScores",
     "TrainingLog",
     "analyse",
     "build_page",
+    "compare_runs",
     "csv_table",
     "draw_chart",
     "latex_table",
@@ -35,6 +38,7 @@ __all__ = [
     "read_scores",
     "sentences",
     "terminal_table",
+    "write_comparison",
     "write_report",
     "write_scores",
     "write_thumbnails",

@@ -151,13 +151,14 @@ def _tokenizer(run: RunScores) -> tuple[str, Callable[[str], Sequence[str]]]:
     """Name and function of the tokenizer that finds the words of the run's language."""
     from captune.metrics.tokenizers import tokenizer
 
-    name = "zh-char" if _is_chinese(run) else "ptb"
+    name = tokenizer_name(run)
     return name, tokenizer(name).tokenize
 
 
-def _is_chinese(run: RunScores) -> bool:
-    """Whether the references (or captions, without any) are mostly written in Chinese characters."""
+def tokenizer_name(run: RunScores) -> str:
+    """The tokenizer that fits: "zh-char" where references (or captions) are mostly Chinese characters, else "ptb"."""
     texts: list[str] = [text for texts in run.references.values() for text in texts][:200]
     texts = texts or list(run.checkpoints[-1].captions.values())[:200]
     letters = [mark for text in texts for mark in text[:500] if mark.isalpha()]
-    return sum("\u4e00" <= mark <= "\u9fff" for mark in letters) * 2 > len(letters) > 0
+    chinese = sum("\u4e00" <= mark <= "\u9fff" for mark in letters)
+    return "zh-char" if chinese * 2 > len(letters) else "ptb"

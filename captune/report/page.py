@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from captune.report.captions import CaptionStatistics, caption_statistics
+from captune.report.comparison import Comparison
 from captune.report.explorer import explorer_data, select_images
 from captune.report.page_parts import (
     analysis_part,
+    comparison_part,
     distributions_part,
     facts_part,
     leak_part,
@@ -39,7 +41,14 @@ __all__ = ["LANGUAGES", "build_page"]
 LANGUAGES = ("en", "zh")
 
 
-def build_page(run: RunScores, log: TrainingLog, *, run_dir: Path | None = None, language: str = "en") -> str:
+def build_page(
+    run: RunScores,
+    log: TrainingLog,
+    *,
+    run_dir: Path | None = None,
+    language: str = "en",
+    comparison: Comparison | None = None,
+) -> str:
     """Build the page of a run.
 
     Args:
@@ -47,6 +56,8 @@ def build_page(run: RunScores, log: TrainingLog, *, run_dir: Path | None = None,
         log: what the training log tells; an empty one leaves its parts out.
         run_dir: where the small pictures lie (`captune.report.thumbnails`); None for a page without any.
         language: "en" or "zh", in which the page opens; a reader can switch.
+        comparison: when the rows are several runs and not the checkpoints of one; their tests then stand in the
+            place of the analysis of a course, and there is no chart of one.
 
     Returns:
         The whole HTML document, the same for the same run.
@@ -68,8 +79,8 @@ def build_page(run: RunScores, log: TrainingLog, *, run_dir: Path | None = None,
             "facts": facts_part(run, log),
             "table": table_part(run),
             "notes": notes_part(run),
-            "score_charts": score_charts(run),
-            "analysis": analysis_part(run),
+            "score_charts": score_charts(run) if comparison is None else "",
+            "analysis": analysis_part(run) if comparison is None else comparison_part(comparison),
             "training": training_part(log),
             "distributions": distributions_part(run, statistics, references),
             "citation": escape(_citation(run)),

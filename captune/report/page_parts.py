@@ -10,6 +10,7 @@ from captune.report.analysis import analyse
 from captune.report.axis import checkpoint_axis, positions
 from captune.report.captions import CaptionStatistics, most_changed_words, word_classes
 from captune.report.columns import column
+from captune.report.comparison import Comparison, matrices
 from captune.report.record import RunScores
 from captune.report.sentences import sentences
 from captune.report.sentences_zh import chinese_notes, chinese_sentences
@@ -20,6 +21,7 @@ from captune.report.training_log import TrainingLog
 
 __all__ = [
     "analysis_part",
+    "comparison_part",
     "distributions_part",
     "facts_part",
     "leak_part",
@@ -114,6 +116,24 @@ def analysis_part(run: RunScores) -> str:
     for language, found in (("en", sentences(run, analysis)), ("zh", chinese_sentences(run, analysis))):
         items = "".join(f"<dt>{_safe(item.topic)}</dt><dd>{_safe(item.text)}</dd>" for item in found)
         parts.append(f'<dl class="analysis" lang="{language}" data-only="{language}">{items}</dl>')
+    return "".join(parts)
+
+
+def comparison_part(comparison: Comparison) -> str:
+    """Tests between runs and their agreement, as tables."""
+    names = [f"<bdi>{_safe(row.name)}</bdi>" for row in comparison.table.checkpoints]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    parts = []
+    for number, (heading, rows) in enumerate(matrices(comparison)):
+        body = "".join(
+            f'<tr><th scope="row">{name}</th>{"".join(f"<td>{_safe(cell)}</td>" for cell in row)}</tr>'
+            for name, row in zip(names, rows, strict=True)
+        )
+        parts.append(
+            f'<h3 id="matrix-{number}">{_safe(heading)}</h3>'
+            f'<div class="wide" role="region" tabindex="0" aria-labelledby="matrix-{number}"><table><thead><tr>'
+            f'<th scope="col" data-t="checkpoint"></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
     return "".join(parts)
 
 

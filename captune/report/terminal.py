@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from captune.report.columns import format_value, order_metrics
 from captune.report.record import RunScores
 from captune.report.table import cells, daggers, leak_reasons, notes, signatures
 from captune.report.text import one_line
 
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+LONGEST_LINE = 300
+"""Characters of a caption that a terminal is shown."""
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["table_notes", "terminal_table", "wrapped"]
+__all__ = ["examples", "sparkline", "sparklines", "table_notes", "terminal_table", "wrapped"]
 
 
 def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
@@ -54,6 +62,82 @@ def table_notes(run: RunScores) -> list[str]:
     if any(cell.best for line in cells(run) for cell in line):
         lines.insert(0, "* best of its column.")
     return lines + [one_line(f"{label}: {text}" if text else f"{label}.") for label, text in signatures(run)]
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """Values as a row of blocks, the lowest and the highest of them the smallest and the largest block.
+
+    A value that is absent or not a number is a blank; equal values are all of the middle size.
+    """
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
+        return " " * len(values)
+    low, span = min(finite), max(finite) - min(finite)
+
+    def block(value: float | None) -> str:
+        if value is None or not math.isfinite(value):
+            return " "
+        return _BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1)) if span else len(_BLOCKS) // 2]
+
+    return "".join(map(block, values))
+
+
+def sparklines(run: RunScores) -> list[str]:
+    """A line a metric: its name, its course over the rows, and its first and last score."""
+    width = max(map(cell_width, map(one_line, run.metrics)))
+    lines = []
+    for metric in run.metrics:
+        values = run.values(metric)
+        name = one_line(metric)
+        ends = f"{format_value(values[0])} to {format_value(values[-1])}"
+        lines.append(f"{name}{' ' * (width - cell_width(name))}  {sparkline(values)}  {ends}")
+    return lines
+
+
+def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
+    """The images whose caption improved and regressed most from the first row to the last.
+
+    Args:
+        run: rows with captions and scores per image.
+        count: how many of each.
+
+    Returns:
+        A heading and its lines for "improved" and for "regressed"; nothing without scores per image. Images are
+        compared by CIDEr, or by the first metric that is given for every image.
+    """
+    first, last = run.checkpoints[0], run.checkpoints[-1]
+    metrics = order_metrics(name for scores in last.per_image.values() for name in scores)
+    metric = "CIDEr" if "CIDEr" in metrics else next(iter(metrics), "")
+    changes = {
+        image: scores[metric] - first.per_image[image][metric]
+        for image, scores in last.per_image.items()
+        if metric in scores and metric in first.per_image.get(image, {})
+    }
+    ranked = sorted((image for image in changes if math.isfinite(changes[image])), key=lambda image: changes[image])
+    groups = [
+        (f"Most improved ({metric}, {first.name} to {last.name})", [i for i in ranked[::-1] if changes[i] > 0]),
+        (f"Most regressed ({metric}, {first.name} to {last.name})", [i for i in ranked if changes[i] < 0]),
+    ]
+    found = []
+    for heading, images in groups:
+        lines = []
+        for image in images[:count]:
+            lines.append(f"{image}  {changes[image]:+.3f}")
+            lines += [f"  {row.name}: {row.captions.get(image, '')}" for row in (first, last)]
+        if lines:
+            found.append((one_line(heading), [_cut(one_line(line)) for line in lines]))
+    return found
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+
+
+def cell_width(text: str) -> int:
+    """Columns that a text takes in a terminal."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def wrapped(text: str, width: int) -> str:

@@ -7,14 +7,15 @@ from pathlib import Path
 from captune.report.analysis import analyse
 from captune.report.bare_table import csv_table
 from captune.report.chart import draw_chart
+from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
 from captune.report.page import build_page
 from captune.report.record import RunScores, read_scores
 from captune.report.sentences import analysis_markdown
 from captune.report.table import latex_table, markdown_table
-from captune.report.training_log import read_log
+from captune.report.training_log import TrainingLog, read_log
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]
 
 
 def write_report(
@@ -53,3 +54,38 @@ def write_report(
     contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
     contents["report.html"] = build_page(scores, read_log(run_dir / "log.jsonl"), run_dir=run_dir, language=language)
     return [write_whole(run_dir / name, content) for name, content in contents.items()]
+
+
+def write_comparison(
+    folder: Path,
+    comparison: Comparison,
+    pictures_of: Path | None = None,
+    *,
+    intervals: bool = False,
+    language: str = "en",
+) -> list[Path]:
+    """Write table, tests and page of several runs.
+
+    Args:
+        folder: where `table.{md,csv,tex}`, `comparison.md` and `report.html` go.
+        comparison: the runs.
+        pictures_of: a run directory whose `thumbnails/` hold the images; by default `folder`.
+        intervals: write confidence intervals into the Markdown and LaTeX tables.
+        language: "en" or "zh", in which the page opens.
+
+    Returns:
+        The files, in the order they were written; each is whole under its name.
+
+    Raises:
+        ToolError: a file cannot be written.
+    """
+    table = comparison.table
+    page = build_page(table, TrainingLog(), run_dir=pictures_of or folder, language=language, comparison=comparison)
+    contents: dict[str, str] = {
+        "table.md": markdown_table(table, intervals=intervals),
+        "table.csv": csv_table(table),
+        "table.tex": latex_table(table, intervals=intervals),
+        "comparison.md": comparison_markdown(comparison),
+        "report.html": page,
+    }
+    return [write_whole(folder / name, content) for name, content in contents.items()]

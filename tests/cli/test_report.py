@@ -12,7 +12,7 @@ import pytest
 
 from captune.cli import app, run
 from captune.report import read_csv, write_scores
-from captune.report.record import RunScores
+from captune.report.record import CheckpointScores, RunScores
 
 TABLE = """checkpoint,BLEU-4,CIDEr,ROUGE-L
 pretrained,0.1529,0.4361,0.5758
@@ -140,3 +140,41 @@ def test_a_closed_pipe_is_no_traceback(run_dir: Path, repository: Path) -> None:
     process.stdout.close()
     _, err = process.communicate()
     assert "Traceback" not in err
+
+
+def _with_captions(folder: Path, caption: str) -> Path:
+    references = {str(number): (f"A dog runs at place {number}.",) for number in range(8)}
+    captions = {image: caption or texts[0] for image, texts in references.items()}
+    scores = {image: {"CIDEr": 0.5 if caption else 2.0} for image in captions}
+    first = CheckpointScores("pretrained", {"CIDEr": 0.1}, per_image={key: {"CIDEr": 1.0} for key in captions})
+    last = CheckpointScores("epoch0", {"CIDEr": 0.5}, epoch=0, captions=captions, per_image=scores)
+    folder.mkdir(parents=True)
+    write_scores(RunScores("toy", (first, last), "test", "karpathy", 8, references), folder)
+    return folder
+
+
+def test_several_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = _with_captions(tmp_path / "x" / "run", ""), _with_captions(tmp_path / "y" / "run", "a dog")
+    assert _call("report", one, other, "--out", tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert "x/run" in out
+    assert "CIDEr: row minus column" in out
+    assert [Path(line).name for line in err.splitlines()][-1] == "report.html"
+    assert _call("report", one, other / "scores.json", "--json") == 0
+    assert {test["metric"] for test in json.loads(capsys.readouterr().out)["tests"]} >= {"CIDEr", "BLEU-4"}
+    assert _call("report", one, one) == 2
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_terminal_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _with_captions(tmp_path / "run", "")
+    assert _call("report", folder, "--terminal") == 0
+    out = capsys.readouterr().out
+    assert "▁█" in out
+    assert "Most improved (CIDEr, pretrained to epoch0)" in out
+    assert [file.name for file in folder.iterdir()] == ["scores.json"]
+
+
+def test_unknown_language(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("report", run_dir, "--lang", "de") == 2
+    assert "--lang is 'de', expected en or zh." in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""Several runs on the same images: paired tests, agreement, and the images that tell the runs apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from captune.errors import InputError
+from captune.report.captions import tokenizer_name
+from captune.report.columns import SLIDES_METRICS
+from captune.report.record import CheckpointScores, RunScores
+from captune.report.text import markdown, one_line
+
+if TYPE_CHECKING:
+    from captune.metrics import Scores
+
+__all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "telling_lines"]
+
+TELLING = 10
+"""How many images are shown that tell the runs apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs side by side, each by its last checkpoint.
+
+    Attributes:
+        table: one row a run, with scores computed anew from the captions, intervals, captions and references.
+        differences: metric -> (i, j) -> score of row i minus row j, for every i below j in the table.
+        p_values: metric -> (i, j) -> probability of so large a difference between equal runs.
+        agreement: (i, j) -> Spearman's rank correlation of both rows' CIDEr over the images; NaN where it has none.
+        telling: images whose CIDEr differs most between two of the rows, the most telling first.
+    """
+
+    table: RunScores
+    differences: Mapping[str, Mapping[tuple[int, int], float]]
+    p_values: Mapping[str, Mapping[tuple[int, int], float]]
+    agreement: Mapping[tuple[int, int], float]
+    telling: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON values; null stands for not a number."""
+        names = [row.name for row in self.table.checkpoints]
+        tests = [
+            {
+                "metric": metric,
+                "run": names[i],
+                "other": names[j],
+                "difference": difference,
+                "p_value": self.p_values[metric][i, j],
+            }
+            for metric, pairs in self.differences.items()
+            for (i, j), difference in pairs.items()
+        ]
+        agreement = [
+            {"run": names[i], "other": names[j], "spearman": None if math.isnan(rho) else rho}
+            for (i, j), rho in self.agreement.items()
+        ]
+        return {
+            "runs": [{"run": row.name, "corpus": dict(row.corpus)} for row in self.table.checkpoints],
+            "tests": tests,
+            "agreement": agreement,
+            "telling_images": list(self.telling),
+        }
+
+
+def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Comparison:
+    """Compare the last checkpoints of several runs on the images that all of them captioned.
+
+    Scores are computed anew from captions and references, all with the same metrics, so that tests are paired over
+    images (Koehn, EMNLP 2004) whatever the runs were scored with.
+
+    Args:
+        runs: name -> its scores, with captions and references; two or more.
+        resamples: of the bootstrap.
+
+    Raises:
+        InputError: a run has no captions or no references, or the runs are not on the same images and references.
+    """
+    from captune.metrics import Scorer
+    from captune.metrics.significance import confidence_intervals, paired_bootstrap
+
+    names, (first, *_) = list(runs), list(runs.values())
+    for name, run in runs.items():
+        _check(name, run, names[0], first)
+    scorer = Scorer(dict(first.references.items()), tokenize=tokenizer_name(first))
+    scores = [scorer.score(dict(run.checkpoints[-1].captions.items())) for run in runs.values()]
+    rows = tuple(
+        _row(name, run, own, confidence_intervals(own, resamples=resamples))
+        for (name, run), own in zip(runs.items(), scores, strict=True)
+    )
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i + 1, len(rows))]
+    tests = {(i, j): paired_bootstrap(scores[i], scores[j], resamples=resamples) for i, j in pairs}
+    metrics = [metric for metric in SLIDES_METRICS if metric in rows[0].corpus]
+    table = replace(first, checkpoints=rows, images=len(first.references))
+    return Comparison(
+        table=table,
+        differences={m: {pair: found[m].difference for pair, found in tests.items()} for m in metrics},
+        p_values={m: {pair: found[m].p_value for pair, found in tests.items()} for m in metrics},
+        agreement={(i, j): _spearman(*_columns(scores[i], scores[j])) for i, j in pairs},
+        telling=_telling(rows),
+    )
+
+
+def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
+    """The tests of every metric and the agreement, as headings with square tables of cells.
+
+    A cell of a test reads "+0.0123 (p = 0.004)": the row's score minus the column's.
+    """
+    count = len(comparison.table.checkpoints)
+
+    def square(cell: Mapping[tuple[int, int], str]) -> list[list[str]]:
+        return [[cell.get((i, j), "–" if i == j else "") for j in range(count)] for i in range(count)]
+
+    found = []
+    for metric, pairs in comparison.differences.items():
+        cells = {}
+        for (i, j), difference in pairs.items():
+            p = comparison.p_values[metric][i, j]
+            cells[i, j] = f"{difference:+.4f} (p = {p:.3f})"
+            cells[j, i] = f"{-difference:+.4f} (p = {p:.3f})"
+        found.append((f"{metric}: row minus column", square(cells)))
+    rho = {pair: "nan" if math.isnan(value) else f"{value:.2f}" for pair, value in comparison.agreement.items()}
+    rho |= {(j, i): text for (i, j), text in rho.items()}
+    return [*found, ("Agreement: rank correlation of CIDEr over images", square(rho))]
+
+
+def telling_lines(comparison: Comparison) -> list[str]:
+    """The images that tell the runs apart, with every run's CIDEr and caption, one line each."""
+    lines = []
+    for image in comparison.telling:
+        lines.append(one_line(image))
+        for row in comparison.table.checkpoints:
+            score = row.per_image[image].get("CIDEr", math.nan)
+            lines.append(one_line(f"  {row.name}: {row.captions[image][:300]} ({score:.3f})"))
+    return lines
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Tests, agreement and telling images as Markdown, to stand below the table."""
+    names = [markdown(row.name) for row in comparison.table.checkpoints]
+    lines = ["# Comparison", ""]
+    for heading, rows in matrices(comparison):
+        lines += [f"## {markdown(heading)}", "", f"| | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
+        lines += [f"| {name} | {' | '.join(row)} |" for name, row in zip(names, rows, strict=True)]
+        lines.append("")
+    lines += ["## Images that tell the runs apart (CIDEr)", ""]
+    for line in telling_lines(comparison):
+        indent = "  " if line.startswith(" ") else ""
+        lines.append(f"{indent}- {markdown(line.strip())}")
+    return "\n".join([*lines, ""])
+
+
+def _check(name: str, run: RunScores, first_name: str, first: RunScores) -> None:
+    """Refuse runs that cannot be compared image by image."""
+    row = run.checkpoints[-1]
+    if not row.captions or not run.references:
+        raise InputError(f"{name} holds no captions or no references, so it cannot be compared; evaluate it again.")
+    if set(row.captions) != set(run.references):
+        raise InputError(f"{name} has captions of other images than references; evaluate it again.")
+    if dict(run.references) != dict(first.references):
+        raise InputError(
+            f"{name} and {first_name} were not evaluated on the same images and references "
+            f"({len(run.references):,} and {len(first.references):,} images); evaluate both on the same data."
+        )
+
+
+def _row(name: str, run: RunScores, scores: Scores, intervals: Mapping[str, Any]) -> CheckpointScores:
+    """A run's last checkpoint as a row of the comparison's table."""
+    row = run.checkpoints[-1]
+    return CheckpointScores(
+        name=name,
+        corpus=dict(scores.corpus),
+        signature=scores.signature,
+        leak=row.leak,
+        per_image={str(image): values for image, values in scores.per_image.items()},
+        captions=row.captions,
+        intervals={metric: (interval.low, interval.high) for metric, interval in intervals.items()},
+        unfinished=row.unfinished,
+    )
+
+
+def _columns(one: Scores, other: Scores) -> tuple[list[float], list[float]]:
+    """CIDEr of both, image by image."""
+    return [v["CIDEr"] for v in one.per_image.values()], [other.per_image[i]["CIDEr"] for i in one.per_image]
+
+
+def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Rank correlation, ties at their mean rank; NaN where one side is constant."""
+    import numpy as np
+
+    def ranks(values: Sequence[float]) -> Any:
+        _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        ends = np.cumsum(counts)
+        return (ends - (counts - 1) / 2)[inverse]
+
+    x, y = ranks(one), ranks(other)
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    return float((x * y).sum()) / scale if scale else math.nan
+
+
+def _telling(rows: Sequence[CheckpointScores]) -> tuple[str, ...]:
+    """Images by the largest difference of CIDEr between any two rows, equal ones in the order of the data."""
+
+    def spread(image: str) -> float:
+        values = [row.per_image[image]["CIDEr"] for row in rows]
+        return max(values) - min(values)
+
+    return tuple(sorted(rows[0].per_image, key=lambda image: -spread(image))[:TELLING])
