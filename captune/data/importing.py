@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from captune.data.atomic import is_stream
+from captune.data.first_seen import FirstSeen
 from captune.data.images import check_image
 from captune.data.manifest import Sample, check_image_name, text_fault, write_manifest
 from captune.data.problems import Problem, Problems, plural
@@ -147,7 +148,7 @@ def prepare(
 
 def _cleaned(rows: Iterable[Row | Problem], source: str) -> Iterator[Row | Problem]:
     """Rows with an id, a safe image name and no blank captions; a second row of an id becomes a problem."""
-    seen: dict[str, int] = {}
+    seen = FirstSeen()
     for row in rows:
         if isinstance(row, Problem):
             yield row
@@ -166,11 +167,11 @@ def _cleaned(rows: Iterable[Row | Problem], source: str) -> Iterator[Row | Probl
             yield Problem(source, row.line, "malformed", f"the id of '{row.image}' {fault}.")
         elif fault := text_fault(row.split):
             yield Problem(source, row.line, "malformed", f"the split of '{row.image}' {fault}.")
-        elif name in seen:
-            where = f"stands on line {seen[name]} already" if seen[name] else "is given twice"
+        elif (first := seen.line_of(name)) is not None:
+            where = f"stands on line {first} already" if first else "is given twice"
             yield Problem(source, row.line, "duplicate", f"the id '{name}' {where}.")
         else:
-            seen[name] = row.line
+            seen.add(name, row.line)
             yield Row(row.line, row.image, captions, row.split, name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
@@ -66,36 +66,45 @@ def table_rows(reading: Reading, columns: Columns, *, split: str = "train") -> I
     return gathered(_captions(records, reading.name, columns, split), reading.name)
 
 
+# What a row holds, in the order of `Columns`; None where there is no such column.
+_Values: TypeAlias = tuple[Any, Any, Any, Any]
+
+
 def _captions(
-    records: Iterator[tuple[int, dict[str, Any]] | Problem], source: str, columns: Columns, split: str
+    records: Iterator[tuple[int, _Values] | Problem], source: str, columns: Columns, split: str
 ) -> Iterator[CaptionRow | Problem]:
     for record in records:
         if isinstance(record, Problem):
             yield record
             continue
-        line, values = record
+        line, (image, caption, own_split, name) = record
+        own_split = split if columns.split is None else own_split
         try:
-            image = _text(values[columns.image], columns.image)
-            own_split = split if columns.split is None else _text(values[columns.split], columns.split)
-            name = None if columns.id is None else _text(values[columns.id], columns.id, number=True)
-            captions = _caption_list(values[columns.caption], columns.caption)
+            if type(image) is not str:
+                raise ValueError(f"'{columns.image}' must be a string")
+            if type(own_split) is not str:
+                raise ValueError(f"'{columns.split}' must be a string")
+            if name is not None and type(name) not in (str, int):
+                raise ValueError(f"'{columns.id}' must be a string or a number")
+            captions = _caption_list(caption, columns.caption)
         except ValueError as error:
             yield Problem(source, line, "malformed", f"{error}.")
             continue
-        for caption in captions:
-            yield CaptionRow(line, image, caption, own_split, name)
+        for text in captions:
+            yield CaptionRow(line, image, text, own_split, None if name is None else str(name))
 
 
-def _delimited_records(
-    reading: Reading, columns: Columns, delimiter: str
-) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
+def _delimited_records(reading: Reading, columns: Columns, delimiter: str) -> Iterator[tuple[int, _Values] | Problem]:
     rows = csv_rows(text_lines(reading), delimiter=delimiter)
     _, header = next(rows, (1, [""]))
     if isinstance(header, DataError):
         raise DataError(f"{reading.name}:1: {header}")
     header = [name.strip() for name in header]
     _require(columns, header, f"{reading.name}:1")
-    places = [(name, header.index(name)) for name in columns.names()]
+    image, caption = header.index(columns.image), header.index(columns.caption)
+    # A column that is not asked for reads the None put behind the last cell.
+    split = -1 if columns.split is None else header.index(columns.split)
+    name = -1 if columns.id is None else header.index(columns.id)
     for line, row in rows:
         if isinstance(row, DataError):
             yield Problem(reading.name, line, "malformed", str(row))
@@ -103,10 +112,13 @@ def _delimited_records(
             message = f"the row has {plural(len(row), 'column')}, and {len(header)} are expected."
             yield Problem(reading.name, line, "malformed", message)
         else:
-            yield line, {name: row[place] for name, place in places}
+            cells = [*row, None]
+            yield line, (cells[image], cells[caption], cells[split], cells[name])
 
 
-def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
+def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, _Values] | Problem]:
+    image, caption, split, name = columns.image, columns.caption, columns.split, columns.id
+    needed = columns.names()
     for line, text in enumerate(text_lines(reading), 1):
         if not text.strip():
             continue
@@ -116,13 +128,21 @@ def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, dic
                 raise ValueError("a JSON object is expected")
             if line == 1:
                 _require(columns, list(record), f"{reading.name}:1")
-            absent = [name for name in columns.names() if name not in record]
+            absent = [column for column in needed if column not in record]
             if absent:
                 raise ValueError(f"'{absent[0]}' is missing")
         except ValueError as error:
             yield Problem(reading.name, line, "malformed", f"{error}.")
-        else:
-            yield line, record
+            continue
+        yield (
+            line,
+            (
+                record[image],
+                record[caption],
+                None if split is None else record[split],
+                None if name is None else record[name],
+            ),
+        )
 
 
 def _require(columns: Columns, there: Sequence[str], place: str) -> None:
@@ -136,14 +156,6 @@ def _require(columns: Columns, there: Sequence[str], place: str) -> None:
                 f"{place}: there is not one column '{name}';{hint} the columns are: {listed}. "
                 "Name them with --image-column, --caption-column, --split-column and --id-column."
             )
-
-
-def _text(value: Any, column: str, *, number: bool = False) -> str:
-    if number and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"'{column}' must be a string")
-    return value
 
 
 def _caption_list(value: Any, column: str) -> list[str]:
