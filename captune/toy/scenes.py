@@ -20,6 +20,8 @@ Setting = Literal["grass", "snow", "beach", "street", "lake"]
 Sky = Literal["sunny", "cloudy", "night"]
 Side = Literal["left", "right"]
 
+SETTINGS: tuple[Setting, ...] = ("grass", "snow", "beach", "street", "lake")
+SKIES: tuple[Sky, ...] = ("sunny", "cloudy", "night")
 PEOPLE = ("man", "woman", "boy", "girl")
 ANIMALS = ("dog", "cat", "horse", "sheep", "bird", "duck")
 VEHICLES = ("car", "bus", "truck", "boat", "plane")
