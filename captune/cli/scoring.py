@@ -216,6 +216,9 @@ def load_system(references: References, predictions: Predictions, name: str, opt
             if sentence := language_warning(captions):
                 warnings.append(f"In the {whose}: {sentence}")
                 break
+    for key in ("meteor", "spice"):
+        if key in options.metrics and options.tokenize != "ptb":
+            warnings.append(f"{key.upper()} knows English only, whatever --tokenize says.")
     finished = {image: predictions.finished[image] for image in aligned.predictions if image in predictions.finished}
     pictures = {image: references.images[image] for image in aligned.predictions if image in references.images}
     return System(name, aligned.predictions, aligned.references, finished, pictures, warnings)

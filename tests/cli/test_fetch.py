@@ -48,7 +48,7 @@ def test_only_known_things_are_fetched(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_progress_is_one_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     show = _progress()
-    for done in range(0, 1001):
+    for done in range(1001):
         show(done * 1_000_000, 1_000_000_000)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11
