@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
-from captune.cli.scoring import Options
+from captune.cli import scoring_options as given
+from captune.cli.scoring_options import Options
 
 if TYPE_CHECKING:
     from captune.metrics import Scores
@@ -27,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    references: scoring.ReferencesFile,
+    references: given.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -40,39 +41,39 @@ def compare(
     name: Annotated[
         list[str] | None, typer.Option(help="Name of a system, in the same order.", show_default="names of the files")
     ] = None,
-    metrics: scoring.Metrics = "bleu,cider,rouge-l",
-    as_json: scoring.Json = False,
-    form: scoring.OutputFormat = scoring.Format.TEXT,
+    metrics: given.Metrics = "bleu,cider,rouge-l",
+    as_json: given.Json = False,
+    form: given.OutputFormat = given.Format.TEXT,
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals of differences.")] = 0.95,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
     trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
     digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
-    split: scoring.Split = None,
-    tokenize: scoring.Tokenizer = scoring.Tokenize.PTB,
-    compat: scoring.Compatibility = scoring.Compat.CAPTION,
-    subset: scoring.Subset = False,
-    jobs: scoring.Jobs = 1,
-    data: scoring.Data = None,
-    prompt: scoring.Prompt = None,
-    decoding: scoring.Decoding = None,
-    protocol: scoring.Protocol = None,
-    document_frequencies: scoring.Frequencies = None,
-    images: scoring.Images = None,
-    clip: scoring.Clip = scoring.DEFAULT_CLIP,
-    java: scoring.Java = None,
-    java_memory: scoring.JavaMemory = None,
-    time_limit: scoring.TimeLimit = None,
-    spice_models: scoring.SpiceModels = None,
-    spice_cache: scoring.SpiceCache = None,
+    split: given.Split = None,
+    tokenize: given.Tokenizer = given.Tokenize.PTB,
+    compat: given.Compatibility = given.Compat.CAPTION,
+    subset: given.Subset = False,
+    jobs: given.Jobs = 1,
+    data: given.Data = None,
+    prompt: given.Prompt = None,
+    decoding: given.Decoding = None,
+    protocol: given.Protocol = None,
+    document_frequencies: given.Frequencies = None,
+    images: given.Images = None,
+    clip: given.Clip = given.DEFAULT_CLIP,
+    java: given.Java = None,
+    java_memory: given.JavaMemory = None,
+    time_limit: given.TimeLimit = None,
+    spice_models: given.SpiceModels = None,
+    spice_cache: given.SpiceCache = None,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
     from captune.errors import MetricInputError
     from captune.metrics.files import read_predictions, read_references
 
-    keys = scoring.metric_keys(metrics)
-    if wrong := [key for key in keys if key in scoring.REPORTED]:
+    keys = given.metric_keys(metrics)
+    if wrong := [key for key in keys if key in given.REPORTED]:
         raise MetricInputError(f"{wrong[0]} is not compared; see it for each system with captune score.")
     if len(predictions) < 2:
         raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")
@@ -200,7 +201,7 @@ def _tables(
     for name, system in scored.items():
         marks = {score: _mark(*pair) for score, pair in tests.get(name, {}).items()}
         rows.append([name, *(f"{system.corpus[score]:.{digits}f}{marks.get(score, '')}" for score in scores)])
-    scales = [f"{score} ({scoring.SCALES[score]})" for score in scores]
+    scales = [f"{score} ({given.SCALES[score]})" for score in scores]
     parts = [table(form, ["System", *scales], rows)]
     for name, results in tests.items():
         lines = []
@@ -251,5 +252,5 @@ def _json(scored: dict[str, Scores], tests: dict[str, dict[str, tuple[Comparison
         }
         for name, results in tests.items()
     }
-    scales = {score: scoring.SCALES[score] for score in scored[baseline].corpus}
+    scales = {score: given.SCALES[score] for score in scored[baseline].corpus}
     return scoring.to_json({"baseline": baseline, "systems": systems, "scales": scales, "differences": differences})

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
-from captune.cli.scoring import SCALES, Options, System
+from captune.cli import scoring_options as given
+from captune.cli.scoring import System
+from captune.cli.scoring_options import SCALES, Options
 
 if TYPE_CHECKING:
     from captune.metrics import Scores
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    references: scoring.ReferencesFile,
+    references: given.ReferencesFile,
     predictions: Annotated[
         Path,
         typer.Option(
@@ -33,45 +35,45 @@ def score(
             show_default=False,
         ),
     ],
-    metrics: scoring.Metrics = "bleu,cider,rouge-l",
+    metrics: given.Metrics = "bleu,cider,rouge-l",
     metric: Annotated[
         str | None, typer.Option(help="Show this one number only, for example CIDEr.", show_default=False)
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print numbers without names, no warnings.")] = False,
-    as_json: scoring.Json = False,
+    as_json: given.Json = False,
     per_image: Annotated[bool, typer.Option("--per-image", help="With --json: scores of every image too.")] = False,
-    form: scoring.OutputFormat = scoring.Format.TEXT,
+    form: given.OutputFormat = given.Format.TEXT,
     confidence: Annotated[bool, typer.Option("--confidence", help="Show 95 % bootstrap intervals.")] = False,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 12345,
     digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
-    split: scoring.Split = None,
-    tokenize: scoring.Tokenizer = scoring.Tokenize.PTB,
-    compat: scoring.Compatibility = scoring.Compat.CAPTION,
-    subset: scoring.Subset = False,
-    jobs: scoring.Jobs = 1,
+    split: given.Split = None,
+    tokenize: given.Tokenizer = given.Tokenize.PTB,
+    compat: given.Compatibility = given.Compat.CAPTION,
+    subset: given.Subset = False,
+    jobs: given.Jobs = 1,
     training: Annotated[
         Path | None,
         typer.Option(help="Captions of the training set, for the share of novel captions.", show_default=False),
     ] = None,
-    data: scoring.Data = None,
-    prompt: scoring.Prompt = None,
-    decoding: scoring.Decoding = None,
-    protocol: scoring.Protocol = None,
-    document_frequencies: scoring.Frequencies = None,
-    images: scoring.Images = None,
-    clip: scoring.Clip = scoring.DEFAULT_CLIP,
-    java: scoring.Java = None,
-    java_memory: scoring.JavaMemory = None,
-    time_limit: scoring.TimeLimit = None,
-    spice_models: scoring.SpiceModels = None,
-    spice_cache: scoring.SpiceCache = None,
+    data: given.Data = None,
+    prompt: given.Prompt = None,
+    decoding: given.Decoding = None,
+    protocol: given.Protocol = None,
+    document_frequencies: given.Frequencies = None,
+    images: given.Images = None,
+    clip: given.Clip = given.DEFAULT_CLIP,
+    java: given.Java = None,
+    java_memory: given.JavaMemory = None,
+    time_limit: given.TimeLimit = None,
+    spice_models: given.SpiceModels = None,
+    spice_cache: given.SpiceCache = None,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is asked for."""
     from captune.metrics.files import read_predictions, read_references
 
-    keys = scoring.metric_keys(metrics) if metric is None else (_key_of(metric),)
+    keys = given.metric_keys(metrics) if metric is None else (_key_of(metric),)
     options = Options(
         metrics=keys,
         tokenize=tokenize.value,
