@@ -102,6 +102,7 @@ app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
 
+from captune.cli import check as _check  # noqa: E402
 from captune.cli import compare as _compare  # noqa: E402
 from captune.cli import fetch as _fetch  # noqa: E402
 from captune.cli import prepare as _prepare  # noqa: E402
@@ -109,6 +110,7 @@ from captune.cli import report as _report  # noqa: E402
 from captune.cli import score as _score  # noqa: E402
 
 _prepare.register(app)
+_check.register(app)
 _report.register(app)
 _score.register(app)
 _compare.register(app)

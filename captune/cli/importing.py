@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from captune.data.importing import Row, Summary
     from captune.data.problems import Problem
 
-__all__ = ["Options", "find_file", "import_rows", "resplit", "summary_in_words"]
+__all__ = [
+    "Options",
+    "counts_in_words",
+    "find_file",
+    "import_rows",
+    "resplit",
+    "samples_in_words",
+    "summary_as_json",
+    "watched",
+]
 
 
 class HasShare(Protocol):
@@ -97,61 +106,62 @@ def import_rows(
     """
     from captune.data.importing import prepare
 
-    with (
-        warnings.catch_warnings(),
-        _problem_log(options.problems) as on_problem,
-        _progress_bar(source.name, reading) as progress,
-    ):
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
-        try:
-            summary = prepare(
-                rows,
-                source=str(source),
-                images=options.images or find_folder(source.parent, folders),
-                out=options.out,
-                check=options.check,
-                strict=options.strict,
-                progress=progress,
-                on_problem=on_problem,
-            )
-        except KeyboardInterrupt as error:
-            raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
+    with watched(source.name, reading, options.problems) as callbacks:
+        summary = prepare(
+            rows,
+            source=str(source),
+            images=options.images or find_folder(source.parent, folders),
+            out=options.out,
+            check=options.check,
+            strict=options.strict,
+            progress=callbacks.progress,
+            on_problem=callbacks.on_problem,
+        )
     if options.as_json:
-        print(json.dumps(_summary_as_json(summary, options.out), ensure_ascii=False))
-    else:
-        print(summary_in_words(summary, source, options.out), file=sys.stderr)
+        print(json.dumps(summary_as_json(summary, options.out), ensure_ascii=False))
+        return
+    lines = [f"{source} -> {options.out}", *counts_in_words(summary), *samples_in_words(summary)]
+    print("\n".join(lines), file=sys.stderr)
 
 
-def summary_in_words(summary: Summary, source: Path, out: Path) -> str:
-    """What an import wrote and left out, and five of the images, in a few lines."""
-    from captune.data.problems import plural, printable
+def counts_in_words(summary: Summary) -> list[str]:
+    """Images, captions and problems, a line each, and the list of problems."""
+    from captune.data.problems import printable
 
     words = summary.words_per_caption
     mean = sum(length * count for length, count in words.items()) / max(1, summary.captions)
-    per_image = sorted(summary.captions_per_image)
+    per_image = sorted(summary.captions_per_image) or [0]
     each = f"{per_image[0]}" if len(per_image) == 1 else f"{per_image[0]}-{per_image[-1]}"
+    shortest, longest = min(words, default=0), max(words, default=0)
     splits = ", ".join(f"{printable(name)} {count:,}" for name, count in summary.splits.items())
     lines = [
-        f"{source} -> {out}",
-        f"  images    {summary.images:>9,}   {splits}",
-        f"  captions  {summary.captions:>9,}   {each} an image, {min(words)}-{max(words)} words, mean {mean:.1f}",
+        f"  images    {summary.images:>10,}   {splits}",
+        f"  captions  {summary.captions:>10,}   {each} an image, {shortest}-{longest} words, mean {mean:.1f}",
     ]
     if summary.problems:
-        lines.append(f"  problems  {len(summary.problems):>9,}   {summary.problems.in_words()}")
+        lines.append(f"  problems  {len(summary.problems):>10,}   {summary.problems.in_words()}")
         lines.append(summary.problems.listing())
-    lines.append(f"  {plural(len(summary.samples), 'image')} of them:")
+    return lines
+
+
+def samples_in_words(summary: Summary) -> list[str]:
+    """Five of the images with their captions."""
+    from captune.data.problems import plural, printable
+
+    lines = [f"  {plural(len(summary.samples), 'image')} of them:"]
     for sample in summary.samples:
         lines.append(f"    {printable(sample.id)} ({printable(sample.split)})  {printable(sample.image)}")
         lines += [f"        {printable(caption)}" for caption in sample.captions[:5]]
-    return "\n".join(lines)
+    return lines
 
 
-def _summary_as_json(summary: Summary, out: Path) -> dict[str, object]:
+def summary_as_json(summary: Summary, manifest: Path) -> dict[str, object]:
+    """Counts, lengths and problems for programs."""
     from captune.data.manifest import manifest_hash
 
     return {
-        "manifest": str(out),
-        "sha256": manifest_hash(out) if out.is_file() else None,
+        "manifest": str(manifest),
+        "sha256": manifest_hash(manifest) if manifest.is_file() else None,
         "images": summary.images,
         "captions": summary.captions,
         "splits": dict(summary.splits),
@@ -159,6 +169,38 @@ def _summary_as_json(summary: Summary, out: Path) -> dict[str, object]:
         "words_per_caption": dict(sorted(summary.words_per_caption.items())),
         "problems": dict(summary.problems.counts),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Callbacks:
+    """What the library calls while it works; None where nobody watches."""
+
+    progress: Callable[[int], None] | None
+    on_problem: Callable[[Problem], None] | None
+
+
+@contextlib.contextmanager
+def watched(title: str, reading: HasShare, problems: Path | None) -> Iterator[Callbacks]:
+    """Show a progress bar on a terminal and write problems to a file while the block runs.
+
+    Args:
+        title: what the bar is called.
+        reading: knows how much is read.
+        problems: a file for every problem, or None.
+
+    Yields:
+        the callbacks to give to the library.
+    """
+    with (
+        warnings.catch_warnings(),
+        _problem_log(problems) as on_problem,
+        _progress_bar(title, reading) as progress,
+    ):
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
+        try:
+            yield Callbacks(progress, on_problem)
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
 
 
 @contextlib.contextmanager

@@ -12,9 +12,8 @@ import contextlib
 import os
 import posixpath
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,6 +21,7 @@ from typing import Literal, TypeAlias
 from captune.data.atomic import is_stream
 from captune.data.first_seen import FirstSeen
 from captune.data.images import check_image
+from captune.data.lookahead import in_order
 from captune.data.manifest import Sample, check_image_name, text_fault, write_manifest
 from captune.data.problems import Problem, Problems, plural
 from captune.errors import DataError
@@ -32,7 +32,6 @@ ImageCheck: TypeAlias = Literal["none", "exist", "decode"]
 """How far images are looked at: not at all, whether the file is there, or decoded to the last byte."""
 
 _SAMPLES_SHOWN = 5
-_IN_FLIGHT = 256  # images being decoded ahead of the row that is written
 _PROGRESS_EVERY = 32  # rows
 
 
@@ -76,8 +75,9 @@ class Summary:
     words_per_caption: Counter[int] = field(default_factory=Counter)
     problems: Problems = field(default_factory=Problems)
     samples: list[Sample] = field(default_factory=list)
+    _dice: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
-    def add(self, sample: Sample, dice: random.Random) -> None:
+    def add(self, sample: Sample) -> None:
         """Count a sample; keep it among the five with the chance that makes the draw even (Vitter's R)."""
         self.images += 1
         self.captions += len(sample.captions)
@@ -87,7 +87,7 @@ class Summary:
             self.words_per_caption[len(caption.split())] += 1
         if len(self.samples) < _SAMPLES_SHOWN:
             self.samples.append(sample)
-        elif (place := dice.randrange(self.images)) < _SAMPLES_SHOWN:
+        elif (place := self._dice.randrange(self.images)) < _SAMPLES_SHOWN:
             self.samples[place] = sample
 
 
@@ -133,20 +133,16 @@ def prepare(
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
         raise DataError(f"'{out}' is the annotation file itself; give the manifest another name.")
     summary = Summary(problems=Problems(on_problem=on_problem))
-    with contextlib.ExitStack() as stack:
-        found = _cleaned(rows, source)
-        if check == "exist":
-            found = _present(found, source, folder)
-        elif check == "decode":
-            pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            found = _decodable(found, source, folder, pool)
+    found = _cleaned(rows, source)
+    if check != "none":
+        found = _with_images(found, source, folder, check, workers)
+    with contextlib.closing(found):
         samples = _counted(found, summary, _image_prefix(folder, Path(out)), progress)
         write_manifest(out, _accepted(samples, summary, source, strict))
     return summary
 
 
-def _cleaned(rows: Iterable[Row | Problem], source: str) -> Iterator[Row | Problem]:
+def _cleaned(rows: Iterable[Row | Problem], source: str) -> Generator[Row | Problem, None, None]:
     """Rows with an id, a safe image name and no blank captions; a second row of an id becomes a problem."""
     seen = FirstSeen()
     for row in rows:
@@ -193,48 +189,27 @@ def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Prob
     return tuple(good), problems
 
 
-def _present(found: Iterator[Row | Problem], source: str, folder: Path) -> Iterator[Row | Problem]:
-    """Rows whose image file is there."""
-    for row in found:
-        if isinstance(row, Row) and not os.path.isfile(folder / row.image):
-            yield _missing(row, source, folder)
-        else:
+def _with_images(
+    found: Iterator[Row | Problem], source: str, folder: Path, check: ImageCheck, workers: int | None
+) -> Generator[Row | Problem, None, None]:
+    """Rows whose image is there, and decodes to the last byte if that is asked; the order is kept."""
+
+    def verdict(row: Row | Problem) -> Row | Problem:
+        if isinstance(row, Problem):
+            return row
+        path = folder / row.image
+        if not path.is_file():
+            return Problem(source, row.line, "missing", f"the image '{path}' is not there.")
+        if check == "decode":
+            try:
+                check_image(path)
+            except DataError as error:
+                return Problem(source, row.line, "undecodable", str(error))
+        return row
+
+    with contextlib.closing(in_order(found, verdict, workers)) as verdicts:
+        for _, row in verdicts:
             yield row
-
-
-def _decodable(
-    found: Iterator[Row | Problem], source: str, folder: Path, pool: ThreadPoolExecutor
-) -> Iterator[Row | Problem]:
-    """Rows whose image decodes to the last byte, in their order; a bounded number is decoded ahead."""
-    waiting: deque[tuple[Row | Problem, Future[Problem | None] | None]] = deque()
-
-    def finished() -> Row | Problem:
-        row, verdict = waiting.popleft()
-        return (verdict and verdict.result()) or row
-
-    for row in found:
-        verdict = pool.submit(_image_problem, row, source, folder) if isinstance(row, Row) else None
-        waiting.append((row, verdict))
-        if len(waiting) > _IN_FLIGHT:
-            yield finished()
-    while waiting:
-        yield finished()
-
-
-def _image_problem(row: Row, source: str, folder: Path) -> Problem | None:
-    """What is wrong with the image of a row; runs in a thread (Pillow decodes outside of Python's lock)."""
-    path = folder / row.image
-    if not path.is_file():
-        return _missing(row, source, folder)
-    try:
-        check_image(path)
-    except DataError as error:
-        return Problem(source, row.line, "undecodable", str(error))
-    return None
-
-
-def _missing(row: Row, source: str, folder: Path) -> Problem:
-    return Problem(source, row.line, "missing", f"the image '{folder / row.image}' is not there.")
 
 
 def _image_prefix(images: Path, out: Path) -> str:
@@ -253,13 +228,12 @@ def _counted(
     found: Iterator[Row | Problem], summary: Summary, prefix: str, progress: Callable[[int], None] | None
 ) -> Iterator[Sample]:
     """The good rows as samples of the manifest; everything is counted."""
-    dice = random.Random(0)
     for done, row in enumerate(found, 1):
         if isinstance(row, Problem):
             summary.problems.add(row)
         else:
             sample = Sample(str(row.id), prefix + row.image, row.captions, row.split)
-            summary.add(sample, dice)
+            summary.add(sample)
             yield sample
         if progress is not None and done % _PROGRESS_EVERY == 0:
             progress(done)

@@ -60,11 +60,11 @@ class Sample:
     split: str
 
 
-def scan_manifest(path: str | os.PathLike[str]) -> Iterator[tuple[int, Sample | Problem]]:
+def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[int, Sample | Problem]]:
     """Every row of a manifest, good or bad, with its line; in bounded memory but for the ids.
 
     Args:
-        path: the manifest; `.gz` is unpacked.
+        manifest: its path, or the open file where somebody wants to know how much is read; `.gz` is unpacked.
 
     Yields:
         the line, counted from 1, and a sample or what is wrong with the row. Blank lines are passed over.
@@ -72,7 +72,7 @@ def scan_manifest(path: str | os.PathLike[str]) -> Iterator[tuple[int, Sample | 
     Raises:
         DataError: no such file, or no text at all; see `captune.data.text.raw_lines`.
     """
-    reading = Reading(path)
+    reading = manifest if isinstance(manifest, Reading) else Reading(manifest)
     seen: dict[str, int] = {}
     for number, line in enumerate(raw_lines(reading), 1):
         text = decode_line(line)

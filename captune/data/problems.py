@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["KINDS", "Problem", "Problems", "plural", "printable"]
+__all__ = ["KINDS", "NOTES", "Problem", "Problems", "plural", "printable"]
 
 KINDS: Final = {
     "malformed": "malformed row",
@@ -17,9 +17,18 @@ KINDS: Final = {
     "empty": "empty caption",
     "missing": "missing image",
     "undecodable": "undecodable image",
+    "split": "missing split",
     "repaired": "repaired row",
+    "small": "small image",
+    "shared": "image under two ids",
+    "repeated": "repeated caption",
+    "long": "over-long caption",
+    "truncated": "truncated target",
 }
 """Each kind of problem and what one of it is called."""
+
+NOTES: Final = frozenset({"repaired", "small", "shared", "repeated", "long", "truncated"})
+"""The kinds that are worth knowing and stop nothing."""
 
 _SHOWN = 50
 
@@ -72,8 +81,8 @@ class Problems:
 
     @property
     def fatal(self) -> int:
-        """How many there are, without the rows that could be repaired."""
-        return len(self) - self.counts["repaired"]
+        """How many there are that are more than notes."""
+        return sum(count for kind, count in self.counts.items() if kind not in NOTES)
 
     def in_words(self) -> str:
         """Numbers per kind: "2 missing images, 1 malformed row"."""
@@ -88,8 +97,9 @@ class Problems:
 
 
 def plural(count: int, name: str) -> str:
-    """A number and its noun: "1 image", "2,000 images"."""
-    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+    """A number and its noun: "1 image", "2,000 images", "2 images under two ids"."""
+    noun, under, rest = name.partition(" under ")
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{under}{rest}"
 
 
 def printable(text: str) -> str:

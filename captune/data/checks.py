@@ -1,0 +1,120 @@
+"""Everything that can be wrong with a manifest, found before a run fails on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from captune.data.images import check_image
+from captune.data.importing import ImageCheck, Summary
+from captune.data.lookahead import in_order
+from captune.data.manifest import Sample, resolve_image, scan_manifest
+from captune.data.problems import Problem, Problems
+from captune.data.text import Reading
+from captune.errors import DataError
+
+__all__ = ["check_manifest"]
+
+
+def check_manifest(
+    manifest: str | os.PathLike[str] | Reading,
+    *,
+    needed_splits: Sequence[str] = ("train",),
+    check: ImageCheck = "decode",
+    min_side: int = 32,
+    max_words: int = 100,
+    is_truncated: Callable[[str], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+    on_problem: Callable[[Problem], None] | None = None,
+    workers: int | None = None,
+) -> Summary:
+    """Look at every row, caption and image of a manifest.
+
+    What makes training fail (`Summary.problems.fatal` counts it): malformed and non-UTF-8 rows, duplicate ids,
+    missing and undecodable images, and a needed split without images. What is only worth knowing: images smaller
+    than `min_side`, an image under two ids, a caption twice at one image, captions of more than `max_words` words,
+    and targets that training would cut.
+
+    Args:
+        manifest: its path, or the open file where somebody wants to know how much is read.
+        needed_splits: splits that a run will ask for.
+        check: how far images are looked at; sizes are known only when they are decoded.
+        min_side: least width and height in pixels that is not noted.
+        max_words: longest caption, in words between white space, that is not noted.
+        is_truncated: whether training would cut a caption; None leaves this question out.
+        progress: called now and then with the number of rows done.
+        on_problem: called with every problem as it is met.
+        workers: threads that decode images; as many as processors by default, at most eight.
+
+    Returns:
+        counts, lengths and problems; good rows are counted, also those with notes.
+
+    Raises:
+        DataError: there is no such file, or it is no text; bad rows are no exception here.
+    """
+    reading = manifest if isinstance(manifest, Reading) else Reading(manifest)
+    name = reading.name
+    summary = Summary(problems=Problems(on_problem=on_problem))
+
+    def image_problems(row: tuple[int, Sample | Problem]) -> list[Problem]:
+        line, sample = row
+        if isinstance(sample, Problem) or check == "none":
+            return []
+        return _image_problems(name, line, resolve_image(reading.path, sample.image), check, min_side)
+
+    paths: dict[str, int] = {}
+    with contextlib.closing(in_order(scan_manifest(reading), image_problems, workers)) as rows:
+        for done, ((line, sample), problems) in enumerate(rows, 1):
+            if isinstance(sample, Problem):
+                summary.problems.add(sample)
+                continue
+            summary.add(sample)
+            first = paths.setdefault(os.path.normpath(sample.image), line)
+            if first != line:
+                message = f"the image '{sample.image}' of '{sample.id}' stands on line {first} under another id."
+                problems.append(Problem(name, line, "shared", message))
+            problems += _caption_problems(name, line, sample, max_words, is_truncated)
+            for problem in problems:
+                summary.problems.add(problem)
+            if progress is not None and done % 32 == 0:
+                progress(done)
+    for split in needed_splits:
+        if not summary.splits[split]:
+            there = ", ".join(f"{split} ({count:,})" for split, count in summary.splits.most_common(20))
+            message = f"no image is of the split '{split}'; there is {there or 'none'}."
+            summary.problems.add(Problem(name, 0, "split", message))
+    return summary
+
+
+def _image_problems(name: str, line: int, path: Path, check: ImageCheck, min_side: int) -> list[Problem]:
+    """What is wrong with an image; runs in a thread."""
+    if not path.is_file():
+        return [Problem(name, line, "missing", f"the image '{path}' is not there.")]
+    if check == "exist":
+        return []
+    try:
+        width, height = check_image(path)
+    except DataError as error:
+        return [Problem(name, line, "undecodable", str(error))]
+    if min(width, height) < min_side:
+        message = f"the image '{path}' has {width} x {height} pixels, less than {min_side} on a side."
+        return [Problem(name, line, "small", message)]
+    return []
+
+
+def _caption_problems(
+    name: str, line: int, sample: Sample, max_words: int, is_truncated: Callable[[str], bool] | None
+) -> Iterator[Problem]:
+    """What is remarkable about the captions of an image."""
+    for place, caption in enumerate(sample.captions, 1):
+        which = f"caption {place} of '{sample.id}'"
+        first = sample.captions.index(caption) + 1
+        if first < place:
+            yield Problem(name, line, "repeated", f"{which} is the same as caption {first}.")
+        words = len(caption.split())
+        if words > max_words:
+            yield Problem(name, line, "long", f"{which} has {words} words, more than {max_words}.")
+        if is_truncated is not None and is_truncated(caption):
+            yield Problem(name, line, "truncated", f"{which} is longer than a target may be; training cuts its end.")

@@ -1,0 +1,80 @@
+"""`captune check` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captune.cli import app, call, run
+from captune.cli.check import histogram
+from captune.data.manifest import Sample, write_manifest
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    Image.effect_noise((64, 48), 40).save(tmp_path / "a.jpg")
+    write_manifest(tmp_path / "m.jsonl", [Sample("a", "a.jpg", ("A dog .", "It runs far ."), "train")])
+    return tmp_path / "m.jsonl"
+
+
+def check(*arguments: str | Path) -> int:
+    return run(lambda: call(app, ["check", *map(str, arguments)]))
+
+
+def test_a_good_manifest(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(manifest) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{manifest}: training can read it\n")
+    assert "train 1" in said
+    assert "3          1 ####" in said
+
+
+def test_a_manifest_that_training_would_fail_on(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (manifest.parent / "a.jpg").unlink()
+    assert check(manifest, "--split", "train", "--split", "test") == 2
+    said = capsys.readouterr().out
+    assert "training would fail (2 problems)" in said
+    assert f"{manifest}:1: the image '{manifest.parent / 'a.jpg'}' is not there." in said
+    assert f"{manifest}: no image is of the split 'test'; there is train (1)." in said
+
+
+def test_notes_fail_only_when_asked(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(manifest, "--min-side", "50") == 0
+    assert "1 small image" in capsys.readouterr().out
+    assert check(manifest, "--min-side", "50", "--strict") == 2
+
+
+def test_json_for_programs(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(manifest, "--json", "--max-words", "3", "--problems", manifest.parent / "p.jsonl") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is True
+    assert answer["fatal"] == 0
+    assert answer["problems"] == {"long": 1}
+    assert answer["words_per_caption"] == {"3": 1, "4": 1}
+    assert len(answer["sha256"]) == 64
+    assert json.loads((manifest.parent / "p.jsonl").read_text())["kind"] == "long"
+
+
+def test_targets_that_training_would_cut(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="needs the extra 'train'")
+    write_manifest(manifest, [Sample("a", "a.jpg", ("A dog .", "dog " * 500), "train")])
+    assert check(manifest, "--model", "toy", "--max-words", "1000") == 0
+    assert "1 truncated target" in capsys.readouterr().out
+
+
+def test_no_manifest_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path / "none.jsonl") == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_the_histogram_holds_every_caption() -> None:
+    words = Counter({1: 5, 12: 100, 30: 1, 79: 3})
+    lines = histogram(words)[1:]
+    assert sum(int(line.split()[1]) for line in lines) == words.total()
+    assert len(lines) <= 13
+    assert max(line.count("#") for line in lines) == 40
+    assert histogram(Counter()) == []
