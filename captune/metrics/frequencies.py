@@ -83,10 +83,8 @@ def image_counts(counts: NgramCounts, image_of: NDArray[np.int32]) -> NDArray[np
     begins = np.ones(len(image), np.bool_)
     np.not_equal(image[1:], image[:-1], out=begins[1:])
     begins[counts.starts] = True
-    new_gram = np.zeros(len(image), np.bool_)
-    new_gram[counts.starts] = True
-    pairs = new_gram[begins]
-    return np.diff(np.flatnonzero(pairs), append=len(pairs)).astype(np.int32)
+    pairs = np.cumsum(begins, dtype=np.int32)
+    return np.diff(pairs[counts.starts], append=pairs[-1:] + np.int32(1))
 
 
 @dataclass(frozen=True, eq=False)

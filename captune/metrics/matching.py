@@ -53,16 +53,25 @@ class OrderIndex(NamedTuple):
     times: NDArray[np.signedinteger]
     captions: int
 
-    def match(self, predicted: NgramCounts, located: NDArray[np.int32], image_offsets: NDArray[np.int64]) -> Matches:
+    def match(
+        self,
+        predicted: NgramCounts,
+        located: NDArray[np.int32],
+        image_offsets: NDArray[np.int64],
+        possible: NDArray[np.bool_],
+    ) -> Matches:
         """Find the references of the same image that hold a prediction's n-grams.
 
         Args:
             predicted: the predictions' n-grams; caption i is the prediction of image i.
             located: (G,) int32, the references' number of each of the predictions' distinct n-grams, or -1.
             image_offsets: (N + 1,) int64, where each image's references begin.
+            possible: (P,) whether the n-gram that begins at a word may stand in a reference of the image; set to False
+                here where it does not, for the next order, since a longer n-gram holds two of these.
         """
         gram = located[predicted.gram]
-        known = np.flatnonzero(gram >= 0)
+        wanted = (gram >= 0) & possible[predicted.first]
+        known = np.flatnonzero(wanted)
         start = gram[known].astype(np.int64) * self.captions
         image = predicted.caption[known]
         low = np.searchsorted(self.entries, start + image_offsets[image])
@@ -71,6 +80,9 @@ class OrderIndex(NamedTuple):
         inside = np.flatnonzero((self.entries.take(low, mode="clip") < end) & (low < len(self.entries)))
         high = np.searchsorted(self.entries, end[inside])
         known, low = known[inside], low[inside]
+        wanted[:] = False
+        wanted[known] = True
+        possible[predicted.first[~wanted]] = False
         order = np.argsort(predicted.first[known])
         known, low, width = known[order], low[order], (high - low)[order]
         ends = np.cumsum(width)

@@ -52,6 +52,8 @@ class NgramCounts(NamedTuple):
 def join(blocks: Iterable[NgramCounts]) -> NgramCounts:
     """All n-grams of an order in one record."""
     parts = list(blocks)
+    if len(parts) == 1:
+        return parts[0]
     if not parts:
         none = np.zeros(0, np.int32)
         return NgramCounts(none.astype(np.int64), none.astype(np.int64), none, none, none, none)
@@ -61,12 +63,13 @@ def join(blocks: Iterable[NgramCounts]) -> NgramCounts:
     return NgramCounts(**(joined | {"starts": np.concatenate(starts)}))
 
 
-def count_ngrams(words: Rows, vocabulary: int) -> Iterator[Iterator[NgramCounts]]:
+def count_ngrams(words: Rows, vocabulary: int, block: int = _BLOCK) -> Iterator[Iterator[NgramCounts]]:
     """Count the n-grams of order 1 to 4, one order after the other.
 
     Args:
         words: C captions, P words in all; word numbers are below `vocabulary`.
         vocabulary: the base of the keys, V.
+        block: about how many n-grams a block holds; an n-gram is never in two blocks.
 
     Yields:
         For order 1, 2, 3 and 4 the blocks of its n-grams, which must be taken before the next order is asked for.
@@ -81,7 +84,7 @@ def count_ngrams(words: Rows, vocabulary: int) -> Iterator[Iterator[NgramCounts]
         if order > 1:
             # An n-gram begins where a shorter one does, except at the last place in a caption where that one can.
             begins[ends[lengths >= order - 1] - (order - 1)] = False
-        runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room)
+        runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room, block)
         blocks = _Blocks(runs, caption_of, gram_at)
         yield iter(blocks)
         grams = blocks.grams
@@ -131,6 +134,7 @@ def _sorted_runs(
     vocabulary: int,
     grams: int,
     room: NDArray[np.int64],
+    block: int,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Keys and positions of an order's n-grams, sorted, in runs of whole n-grams.
 
@@ -142,10 +146,11 @@ def _sorted_runs(
         vocabulary: the base of the keys.
         grams: what `gram_at` is below.
         room: (P,) memory to sort in.
+        block: about how long a run is.
     """
     bits = len(values).bit_length()
     if ((grams * vocabulary) if order > 1 else vocabulary).bit_length() + bits > _PACKED_BITS:
-        yield from _long_runs(values, gram_at, begins, order, vocabulary)
+        yield from _long_runs(values, gram_at, begins, order, vocabulary, block)
         return
     # Key and position in one number: sorting values is several times faster than sorting indices.
     filled = 0
@@ -160,7 +165,7 @@ def _sorted_runs(
     ordered.sort()
     start = 0
     while start < filled:
-        end = min(start + _BLOCK, filled)
+        end = min(start + block, filled)
         if end < filled:
             end = int(np.searchsorted(ordered, ((ordered[end - 1] >> bits) + 1) << bits))
         run = ordered[start:end]
@@ -169,7 +174,12 @@ def _sorted_runs(
 
 
 def _long_runs(
-    values: NDArray[np.int32], gram_at: NDArray[np.int32], begins: NDArray[np.bool_], order: int, vocabulary: int
+    values: NDArray[np.int32],
+    gram_at: NDArray[np.int32],
+    begins: NDArray[np.bool_],
+    order: int,
+    vocabulary: int,
+    block: int,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The same where key and position together are longer than 63 bits."""
     position = np.flatnonzero(begins)
@@ -178,7 +188,7 @@ def _long_runs(
     keys, position = keys[ascending], position[ascending]
     start = 0
     while start < len(keys):
-        end = min(start + _BLOCK, len(keys))
+        end = min(start + block, len(keys))
         end = int(np.searchsorted(keys, keys[end - 1], side="right"))
         yield keys[start:end], position[start:end]
         start = end

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceIndex"]
 
+# The predictions' n-grams are put together again: large blocks leave less to join.
+_PREDICTIONS_BLOCK = 1 << 20
 _CIDERS = frozenset(("cider", "cider-d"))
 
 
@@ -129,10 +131,13 @@ class ReferenceIndex:
         caption_of = np.repeat(np.arange(len(words)), words.lengths)
         clipped, overlap, norms = [], [], []
         located = np.zeros(0, np.int32)
-        for order, blocks in enumerate(count_ngrams(words, base)):
+        possible = np.ones(len(words.values), np.bool_)
+        for order, blocks in enumerate(count_ngrams(words, base, _PREDICTIONS_BLOCK)):
             counts = join(blocks)
+            if order:
+                possible[:-1] &= possible[1:]
             located = self._table.locate(counts, order + 1, base, located)
-            matches = self._orders[order].match(counts, located, self._offsets)
+            matches = self._orders[order].match(counts, located, self._offsets, possible)
             clipped.append(bleu.clipped_counts(matches, len(words)))
             if self._weights is None:
                 continue

@@ -88,7 +88,7 @@ def common_subsequences(
     image_of = np.repeat(np.arange(len(predictions)), np.diff(image_offsets))
     own, theirs = predictions.lengths[image_of], references.lengths
     # The original splits an empty caption into one empty token, which two empty captions share.
-    result = ((own == 0) & (theirs == 0)).astype(np.int64)
+    result: NDArray[np.int64] = ((own == 0) & (theirs == 0)).astype(np.int64)
     short = (own <= _BITS) & (theirs <= _LONGEST_STEPS)
     chosen = np.flatnonzero(short & (own > 0) & (theirs > 0))
     # Captions of like lengths go together, so that few steps are in vain.
@@ -103,9 +103,9 @@ def common_subsequences(
         start = end
     _check_cells(predictions, references, image_offsets, ids)
     long = np.flatnonzero(~short & (own > 0))
-    for image in np.unique(image_of[long]).tolist():
-        captions = long[image_of[long] == image]
-        result[captions] = _common_of_long(predictions.row(image), [references.row(c) for c in captions.tolist()])
+    for captions in np.split(long, np.flatnonzero(np.diff(image_of[long])) + 1) if len(long) else ():
+        prediction = predictions.row(int(image_of[captions[0]]))
+        result[captions] = _common_of_long(prediction, [references.row(c) for c in captions.tolist()])
     return result
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captune.errors import MetricInputError
 from captune.metrics.bleu import Bleu
 from captune.metrics.cider import Cider, CiderD
+from captune.metrics.external import ClipScore, Meteor, RefClipScore, Spice
 from captune.metrics.inputs import ImageId
 from captune.metrics.rouge import RougeL
 from captune.metrics.signature import Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["METRICS", "Metric", "Scores"]
 
@@ -44,7 +47,10 @@ class Metric(Protocol):
         """From (B, K) sums over `images` images to (B, len(names)) scores of B resampled corpora."""
 
 
-METRICS: dict[str, Metric] = {metric.key: metric for metric in (Bleu(), Cider(), CiderD(), RougeL())}
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (Bleu(), Cider(), CiderD(), RougeL(), Meteor(), Spice(), ClipScore(), RefClipScore())
+}
 
 _FORMAT = "captune scores 1"
 
@@ -91,7 +97,10 @@ class Scores:
         """Every score of every image, by image."""
         names = tuple(self.image_scores)
         columns = [values.tolist() for values in self.image_scores.values()]
-        return {image: dict(zip(names, row, strict=True)) for image, row in zip(self.ids, zip(*columns), strict=True)}
+        return {
+            image: dict(zip(names, row, strict=True))
+            for image, row in zip(self.ids, zip(*columns, strict=True), strict=True)
+        }
 
     def __str__(self) -> str:
         return f"{self.format()}\n{self.signature}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, fields, replace
 
 from captune import __version__
@@ -13,6 +12,8 @@ __all__ = ["Signature", "prompt_hash"]
 
 def prompt_hash(prompt: str) -> str:
     """The first 8 hexadecimal digits of a prompt's SHA-256, which stand for it in a signature."""
+    import hashlib  # nobody who only scores should wait for it
+
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
@@ -29,6 +30,9 @@ class Signature:
         refs: references per image, "5" or "4-6".
         tok: the tokenizer with its version; "+call" is added when a whole call was tokenized together.
         cider: the variant of CIDEr and where its document frequencies come from: "D,df=corpus" is coco-caption's.
+        meteor: the version of METEOR.
+        spice: the version of SPICE and of its parser.
+        clip: the CLIP model of CLIPScore.
         prompt: `prompt_hash` of the prompt.
         dec: how captions were decoded, as in "beam5" or "greedy".
         proto: the evaluation protocol.
@@ -42,6 +46,9 @@ class Signature:
     data: str | None = None
     split: str | None = None
     cider: str | None = None
+    meteor: str | None = None
+    spice: str | None = None
+    clip: str | None = None
     prompt: str | None = None
     dec: str | None = None
     proto: str | None = None
@@ -57,7 +64,7 @@ class Signature:
                 )
 
     def __str__(self) -> str:
-        order = ("data", "split", "n", "refs", "tok", "cider", "prompt", "dec", "proto", "v")
+        order = ("data", "split", "n", "refs", "tok", "cider", "meteor", "spice", "clip", "prompt", "dec", "proto", "v")
         parts = [f"{name}:{getattr(self, name)}" for name in order if getattr(self, name) is not None]
         return "|".join([*parts, "LEAK"] if self.leak else parts)
 
