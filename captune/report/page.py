@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from captune.report.captions import CaptionStatistics, caption_statistics
 from captune.report.comparison import Comparison
-from captune.report.explorer import explorer_data, select_images
+from captune.report.explorer import MOST_CHARACTERS, MOST_IMAGES, explorer_data, select_images
 from captune.report.page_parts import (
     analysis_part,
     comparison_part,
@@ -33,12 +33,21 @@ from captune.report.page_parts import (
 from captune.report.record import RunScores
 from captune.report.table import provenance
 from captune.report.text import one_line
-from captune.report.thumbnails import embedded_thumbnails
+from captune.report.thumbnails import EMBEDDED_BYTES, embedded_thumbnails
 from captune.report.training_log import TrainingLog
 
 __all__ = ["LANGUAGES", "build_page"]
 
 LANGUAGES = ("en", "zh")
+
+PAGE_BYTES = 4_700_000
+"""What texts, scores and pictures of a page may take together, so that it can be sent by mail."""
+
+TEXT_CHARACTERS = 3_000_000
+"""What texts and scores may take of that before less of them is shown."""
+
+_LIMITS = ((MOST_IMAGES, MOST_CHARACTERS), (MOST_IMAGES, 300), (500, 300), (200, 200), (50, 200), (20, 100))
+"""Images and characters of a caption on the page, tried in turn."""
 
 
 def build_page(
@@ -63,9 +72,8 @@ def build_page(
         The whole HTML document, the same for the same run.
     """
     words = _dictionary()
-    images = select_images(run)
-    pictures = embedded_thumbnails(run_dir, images) if run_dir is not None else {}
     statistics, references = caption_statistics(run)
+    data = _data(run, run_dir, statistics, words, language)
     script = _page_file("page.js")
     document = _fill(
         _page_file("page.html"),
@@ -84,7 +92,7 @@ def build_page(
             "training": training_part(log),
             "distributions": distributions_part(run, statistics, references),
             "citation": escape(_citation(run)),
-            "data": _json(_data(run, images, pictures, statistics, words, language)),
+            "data": data,
             "script": script,
         },
     )
@@ -93,15 +101,25 @@ def build_page(
 
 def _data(
     run: RunScores,
-    images: list[str],
-    pictures: Mapping[str, str],
-    statistics: list[CaptionStatistics],
+    run_dir: Path | None,
+    statistics: Sequence[CaptionStatistics],
     words: Mapping[str, Mapping[str, str]],
     language: str,
-) -> dict[str, Any]:
-    """Everything that the script shows and sorts."""
-    tree = explorer_data(run, images, pictures, [row.failures for row in statistics])
-    return {"language": language, "words": words, **tree}
+) -> str:
+    """Everything that the script shows and sorts, as JSON, with as many images and as much text as a page may hold."""
+    failures = [row.failures for row in statistics]
+    for most, longest in _LIMITS:
+        tree = explorer_data(run, select_images(run, most), failures, longest)
+        text = _json(tree)
+        if len(text) <= TEXT_CHARACTERS:
+            break
+    if run_dir is not None:
+        room = min(EMBEDDED_BYTES, PAGE_BYTES - len(text.encode("utf-8")))
+        pictures = embedded_thumbnails(run_dir, [image["i"] for image in tree["images"]], room)
+        for image in tree["images"]:
+            if image["i"] in pictures:
+                image["t"] = pictures[image["i"]]
+    return _json({"language": language, "words": words, **tree})
 
 
 def _json(tree: Any) -> str:

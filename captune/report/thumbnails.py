@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from captune.report.files import write_whole
 
-__all__ = ["embedded_thumbnails", "thumbnail_path", "write_thumbnails"]
+__all__ = ["EMBEDDED_BYTES", "embedded_thumbnails", "thumbnail_path", "write_thumbnails"]
 
 FOLDER = "thumbnails"
 

@@ -144,9 +144,25 @@ def test_long_captions_and_many_images_are_limited(run: RunScores) -> None:
     assert {"0", str(MOST_IMAGES + 199)} <= set(images)
     assert "500" in images or "700" in images
     assert images == sorted(images, key=int)
-    data = explorer_data(big, images, {}, [{}, {}])
+    data = explorer_data(big, images, [{}, {}])
     assert data["left_out"] == 200
     assert data["images"][0]["c"][0] == "x" * MOST_CHARACTERS + "… (10,000 characters)"
+
+
+def test_a_model_that_never_stops_does_not_make_the_page_too_large(run: RunScores, tmp_path: Path) -> None:
+    images = [str(index) for index in range(1500)]
+    rows = [
+        dataclasses.replace(
+            row, captions=dict.fromkeys(images, "and then " * 300), per_image={i: {"CIDEr": 0.1} for i in images}
+        )
+        for row in run.checkpoints
+    ]
+    page = build_page(dataclasses.replace(run, checkpoints=tuple(rows), references={}), TrainingLog(), run_dir=tmp_path)
+    data = json.loads(_read(page).data)
+    assert len(page.encode()) < 5_000_000
+    assert len(data["images"]) == 1000
+    assert data["left_out"] == 500
+    assert data["images"][0]["c"][0].endswith("… (2,700 characters)")
 
 
 def test_failures_are_flagged_per_caption(run: RunScores) -> None:
@@ -157,7 +173,7 @@ def test_failures_are_flagged_per_caption(run: RunScores) -> None:
     )
     rows, _ = caption_statistics(dataclasses.replace(run, checkpoints=(row,)))
     assert rows[0].failures == {"1": ("stop symbol", "unfinished"), HOSTILE: ("empty",)}
-    data = explorer_data(run, ["1"], {}, [r.failures for r in rows] + [{}] * 5)
+    data = explorer_data(run, ["1"], [r.failures for r in rows] + [{}] * 5)
     assert [data["failures"][index] for index in data["images"][0]["f"][0]] == ["stop symbol", "unfinished"]
 
 
