@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +259,12 @@ def test_a_thousand_images_are_quick(tmp_path: Path) -> None:
     files = tmp_path / "r.json", tmp_path / "p.json"
     files[0].write_text(json.dumps(references))
     files[1].write_text(json.dumps({str(i): f"a dog number {i} runs" for i in range(1000)}))
-    started = time.perf_counter()
+    before = os.times()
     done = program("score", "-r", files[0], "-p", files[1])
+    after = os.times()
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - started < 4  # 0.4 s on a quiet machine
+    # The processor's time: neighbours on the machine count less than on the clock.
+    assert after.children_user - before.children_user + after.children_system - before.children_system < 2
 
 
 def answers(text: str) -> Any:
