@@ -17,7 +17,9 @@ _NATIVE_UTF16 = f"utf-16-{sys.byteorder[0]}e"
 _DROPPED = 0
 _UPPER_CASE = ord("É")
 _LETTER = ord("é")
-# As wide as what they replace: an accented letter spelt out continues a word and joins nothing, like a modifier.
+# As wide as what it stands for: an accented letter spelt out as an entity continues a word, joins nothing, and is in no
+# name of a site.
+_SPELT_OUT = "\ue000"
 _LETTER_ENTITY = re.compile(r"&[aeiou](?:acute|grave|uml);", re.ASCII | re.IGNORECASE)
 
 
@@ -55,7 +57,7 @@ def shape_of(text: str) -> str:
             _classes = _Classes()
         text = text.translate(_classes)
     if "&" in text:
-        text = _LETTER_ENTITY.sub(lambda match: "˂" * len(match[0]), text)
+        text = _LETTER_ENTITY.sub(lambda match: _SPELT_OUT * len(match[0]), text)
     return text
 
 

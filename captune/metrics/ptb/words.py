@@ -1,36 +1,50 @@
-"""Which words keep their full stop, which are two tokens, which begin a sentence: all observed, none copied."""
+"""Which words keep their full stop, which are two tokens, which begin a sentence: all of it observed.
+
+The lists of abbreviations are complete for words of up to five letters; longer ones were tried from a vocabulary.
+"""
 
 from __future__ import annotations
 
-__all__ = ["ENDING_ABBREVIATIONS", "FIRST_WORDS", "INNER_ABBREVIATIONS", "NUMBER_ABBREVIATIONS", "SPLIT_WORDS"]
+__all__ = ["CASE_RULES", "ENDING_ABBREVIATIONS", "FIRST_WORDS", "INNER_ABBREVIATIONS", "NUMBER_ABBREVIATIONS", "SPLIT_WORDS"]
 
-# A small letter is either case, a capital is a capital, and what stands after "=" is that very letter.
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 #: The full stop is theirs and never ends a sentence.
-INNER_ABBREVIATIONS = """
+INNER_ABBREVIATIONS = _words("""
     cf dr ft lt mr ms mt ph st vs wm
-    adj adm adv ave brig capt cie cmdr col cpl dept det drs elec ens gen gov govs hon insp invt jos maj mme mrs
-    alex asst atty assoc attys comdr lieut messrs mlle msgr natl pfc pres prof profs pvt rep reps rev
-    sen sens sfc sgt spc ste supt supts treas m=fg m=tg
-""".split()
+    adj adm adv ave cie col cpl det drs ens gen gov hon jos maj mfg mme mrs mtg pfc pvt rep rev sen sfc sgt spc ste
+    alex asst atty brig capt cmdr dept elec govs insp invt mlle msgr natl pres prof reps sens supt
+    assoc attys comdr lieut profs supts treas messrs
+""")
 
-#: Before a capital letter and at the end the full stop is theirs and ends the sentence too.
-ENDING_ABBREVIATIONS = """
-    al co ct ga jr ky md mo rd rt sq sr va vt
-    ala apr aug bhd cos dak dec esq est etc ext feb fla fri inc ind jan jul jun kan ltd mar mon neb nev nov oct plc
-    sep seq sys tel thu tue wed wis wyo
-    ariz assn bldg blvd bros calif colo conn corp intl kans mich minn mont okla penn sept tenn thurs tues univ wisc
-    Az La Pa Ark Del Ill Ore Tex Mass Miss Wash
-    pt=e pt=y ppt=e ppt=y pt=es pt=ys ppt=es ppt=ys ed.d ph.d
-""".split()
+#: Before a capital letter and at the end the full stop is theirs and ends the sentence as well.
+ENDING_ABBREVIATIONS = _words("""
+    al az co ct ga jr ky la md mo pa rd rt sq sr va vt
+    ala apr ark aug bhd cos dak dec del esq est etc ext feb fla fri ill inc ind jan jul jun kan ltd mar mon neb nev
+    nov oct ore plc pte pty sep seq sys tel tex thu tue wed wis wyo
+    ariz assn bldg blvd bros colo conn corp intl kans mass mich minn miss mont okla penn ppte ppty ptes ptys sept
+    tenn tues univ wash wisc
+    calif pptes pptys thurs ed.d ph.d
+""")
 
 #: They keep their full stop before a number.
-NUMBER_ABBREVIATIONS = "ca no op pp art fig nos figs prop".split()
+NUMBER_ABBREVIATIONS = _words("ca no op pp art fig nos figs prop")
 
-#: One word, two tokens: the length of the first.
-SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}
+#: Which letter of an abbreviation must be what, where not every spelling in capitals and small letters counts.
+CASE_RULES = {
+    **{name: (0, name[0].upper()) for name in "az la pa ark del ill ore tex mass miss wash".split()},
+    **{name: (1, name[1]) for name in ("mfg", "mtg")},
+    **{name: (2, name[2]) for name in ("pte", "pty", "ptes", "ptys")},
+    **{name: (3, name[3]) for name in ("ppte", "ppty", "pptes", "pptys")},
+}
 
-#: After "p. " and "U.S. " these begin a new sentence.
+#: One word, two tokens: how long the first is.
+SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3}
+
+#: After "p. " and "U.S. " they begin a new sentence.
 FIRST_WORDS = """
     A About According After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our
     She Since So Some Such That The Their Then There These They This We What When While Yet You
