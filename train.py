@@ -18,9 +18,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tune a captioner as a YAML configuration says.")
     parser.add_argument("--cfg-path", required=True, type=Path, help="YAML configuration")
     parser.add_argument("--options", nargs="+", default=[], metavar="section.key=value", help="settings that win")
+    parser.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with an unfinished run")
     parser.add_argument("--overwrite", action="store_true", help="replace another run in the output folder")
     given = parser.parse_args()
-    sys.exit(run(lambda: run_training(given.cfg_path, given.options, overwrite=given.overwrite)))
+    resume = given.resume == "auto"
+    sys.exit(run(lambda: run_training(given.cfg_path, given.options, resume=resume, overwrite=given.overwrite)))
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ class RunConfig(_Section):
     """Decides the order of samples and every other draw."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of the log."""
+    save_every: int = Field(200, gt=0)
+    """Steps between two saved states, from which a killed run goes on; the end of an epoch is saved as well."""
     track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Where curves are sent besides log.jsonl; needs the extra `track`, never an account for none or tensorboard."""
     model: ModelConfig = ModelConfig()

@@ -9,14 +9,13 @@
     │   └── MissingExtraError     an optional part of captune is not installed
     └── ToolError                 captune or the machine failed; the command line exits with code 1
         ├── ExternalToolError     a subprocess (Java, ...) failed or ran out of time
-        └── TrainingError         a run that cannot go on
+        ├── TrainingError         a run that cannot go on
+        └── StoppedError          a run that was told to stop; the command line exits as the signal asks
 
 Every message says what was given, what was expected and what to do, and reads as a sentence on its own.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 __all__ = [
     "CaptuneError",
@@ -26,6 +25,7 @@ __all__ = [
     "InputError",
     "MetricInputError",
     "MissingExtraError",
+    "StoppedError",
     "ToolError",
     "TrainingError",
     "WeightsError",
@@ -35,13 +35,13 @@ __all__ = [
 class CaptuneError(Exception):
     """Base of every error that captune raises on purpose."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class InputError(CaptuneError):
     """What the user gave is wrong."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class ConfigError(InputError):
@@ -83,3 +83,16 @@ class ExternalToolError(ToolError):
 
 class TrainingError(ToolError):
     """A training run that cannot go on."""
+
+
+class StoppedError(ToolError):
+    """A training run that was told to stop and saved where it was.
+
+    Args:
+        message: where it stopped and how to go on.
+        signal_number: what told it; the exit code is 128 more, as shells count.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -107,6 +107,20 @@ class Evaluation:
             image.id: self.chosen.reply(caption.text)
             for image, caption in zip(self.chosen.images, captions, strict=True)
         }
+        row = self._append(epoch, texts)
+        self._write(row)
+        return row
+
+    def restore(self, rows: Sequence[CheckpointScores]) -> None:
+        """Take up rows of an earlier part of the same run; their captions are scored again."""
+        for row in rows:
+            self._append(row.epoch, dict(row.captions))
+
+    def has(self, epoch: int | None) -> bool:
+        """Whether the checkpoint of this epoch is scored already."""
+        return any(row.epoch == epoch for row in self.rows)
+
+    def _append(self, epoch: int | None, texts: dict[str, str]) -> CheckpointScores:
         scores = self._scorer.score(texts)
         row = CheckpointScores(
             name=checkpoint_name(epoch),
@@ -121,7 +135,6 @@ class Evaluation:
         )
         self.rows.append(row)
         self._scores.append(scores)
-        self._write(row)
         return row
 
     def _p_values(self, scores: Scores) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 An event is a plain dictionary; `event` names it, the rest are its figures:
 
-    run         model, images, captions, steps, processes, device
+    run         model, images, captions, step, steps, processes, device
     reused      folder                                      the run was already there
     features    what, done, count                           images encoded
     captions    epoch, done, count                          images captioned

@@ -38,6 +38,9 @@ class Characters:
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(chr(i - 3 + 32) for i in ids if i >= 3)
 
+    def piece_id(self, piece: str) -> int | None:
+        return self.encode(piece)[0] if len(piece) == 1 else None
+
     def save(self, folder: Path) -> None:
         (folder / "characters.txt").write_text("printable ASCII", encoding="utf-8")
 

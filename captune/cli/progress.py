@@ -74,6 +74,8 @@ class _Display:
             )
             self._advance(f"Training, epoch {event['epoch']}", event["step"] + 1, event["steps"], figures)
         elif name == "run":
+            if event["step"]:
+                self._say(f"Going on after step {event['step']:,}.")
             self._say(
                 f"Training {event['model']} on {event['images']:,} images: {event['captions']:,} captions an epoch, "
                 f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,13 +15,16 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
     ] = None,
+    resume: Annotated[
+        Literal["auto", "never"], typer.Option(help="auto goes on with an unfinished run; never starts it over.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the output folder.")] = False,
 ) -> None:
     """Tune a model as a YAML file says; every epoch is saved and scored."""
-    run_training(config, overrides or [], overwrite=overwrite)
+    run_training(config, overrides or [], resume=resume == "auto", overwrite=overwrite)
 
 
-def run_training(config: Path, overrides: list[str], *, overwrite: bool = False) -> None:
+def run_training(config: Path, overrides: list[str], *, resume: bool = True, overwrite: bool = False) -> None:
     """Train and print what came out: the table, the analysis, where the files are.
 
     Raises:
@@ -39,10 +42,10 @@ def run_training(config: Path, overrides: list[str], *, overwrite: bool = False)
         from captune.training import train as start
 
     if os.environ.get("RANK", "0") != "0":
-        start(settings)
+        start(settings, resume=resume, overwrite=overwrite)
         return
     with show_progress() as listener:
-        start(settings, listener, overwrite=overwrite)
+        start(settings, listener, resume=resume, overwrite=overwrite)
     from captune.cli.report import print_report
     from captune.report import analyse, read_scores
 

@@ -47,6 +47,14 @@ class World:
         """This process's part of `items`; together the parts are all of them, each once."""
         return items[self.rank :: self.size]
 
+    def share_rows(self, tensor: Tensor) -> Tensor:
+        """This process's part of a tensor's rows."""
+        return tensor[self.rank :: self.size]
+
+    def any(self, here: bool) -> bool:
+        """Whether something is so in at least one process."""
+        return self.sum(float(here)) > 0
+
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
         if self.size == 1:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
+from captune.data.atomic import atomic_file
 from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 
@@ -30,6 +31,8 @@ class Journal:
         tracker: "none", "tensorboard", "trackio" or "wandb".
         settings: the resolved configuration, for the tracker.
         listener: is told every event.
+        resumed_at: optimiser steps of an earlier part of the run that are kept; what its log says of later ones is
+            dropped, for they are taken again.
 
     Raises:
         MissingExtraError: the tracker is not installed.
@@ -41,12 +44,14 @@ class Journal:
         tracker: str = "none",
         settings: Event | None = None,
         listener: Listener | None = None,
+        resumed_at: int = 0,
     ) -> None:
         self._listener = listener
         self._started = time.monotonic()
         self._file: IO[str] | None = None
         self._tracker: _Tracker | None = None
         if folder is not None:
+            _drop_later(folder / "log.jsonl", resumed_at)
             self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
             self._tracker = _open_tracker(tracker, folder, settings or {})
 
@@ -79,6 +84,23 @@ class Journal:
                 f"{event}/{key}": float(value) for key, value in figures.items() if isinstance(value, int | float)
             }
             self._tracker.log(numbers, int(figures["step"]))
+
+
+def _drop_later(log: Path, steps: int) -> None:
+    """Keep what a log says of the first `steps` optimiser steps; a half-written last line goes as well."""
+    if not log.is_file():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if entry.get("event") == "step" and entry["step"] >= steps:
+            break
+        kept.append(line + "\n")
+    with atomic_file(log, "w") as stream:
+        stream.writelines(kept)
 
 
 class _TensorBoard:

@@ -1,13 +1,15 @@
 """The training run, from top to bottom.
 
-Once: load, encode every image, evaluate the pretrained model. For every epoch: steps, checkpoint, evaluation.
+Once: load, encode every image, evaluate the pretrained model. For every epoch: steps, checkpoint, evaluation. A run
+that was killed anywhere goes on from its newest saved state with the same numbers.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -17,127 +19,195 @@ from captune.config import RunConfig
 from captune.data.atomic import atomic_folder
 from captune.data.manifest import manifest_hash, resolve_image
 from captune.decoding import encode_images
+from captune.errors import StoppedError
 from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.model.loading import load_model
 from captune.protocols import evaluation_set, training_images
-from captune.report import write_report
+from captune.report import CheckpointScores, read_scores, write_report
 from captune.training.distributed import World, world
 from captune.training.journal import Journal
-from captune.training.run_folder import checkpoint_folder, is_finished, open_run_folder
+from captune.training.run_folder import RunStatus, checkpoint_folder, open_run_folder, run_status
 from captune.training.samples import TrainingSamples
+from captune.training.state import Position
 from captune.training.step import Stepper
+from captune.training.stopping import listen_for_stop
 
 __all__ = ["train"]
 
 
-def train(config: RunConfig, listener: Listener | None = None, *, overwrite: bool = False) -> None:
+def train(config: RunConfig, listener: Listener | None = None, *, resume: bool = True, overwrite: bool = False) -> None:
     """Run a training from start to end, alone or as one of torchrun's processes.
 
-    A run that is already there, finished, with the same configuration and data, is left as it is.
+    A run of the same configuration and data that is finished is left as it is; one that is not goes on.
 
     Args:
         config: everything that decides the run; its output folder receives all that comes out.
         listener: is told every event, for a progress bar.
+        resume: go on with an unfinished run; otherwise it starts over.
         overwrite: replace another run that lies in the output folder.
 
     Raises:
         InputError: the configuration, the data or the model cannot be used.
         TrainingError: too many steps had an infinite or undefined loss.
+        StoppedError: a signal asked to stop; where the run is was saved.
     """
-    if is_finished(config):
+    # Everything that can be wrong with the data is found before the model is loaded.
+    status = run_status(config)
+    if status is RunStatus.FINISHED:
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
         return
-    # Everything that can be wrong with the data is found before the model is loaded.
     images = training_images(config)
-    evaluation = Evaluation(config, evaluation_set(config))
     samples = TrainingSamples(images, config.train, config.seed)
+    evaluation = Evaluation(config, evaluation_set(config))
     image_files = [resolve_image(config.data.train, image.image) for image in images]
 
-    with world() as place, _open_journal(config, place, listener, overwrite) as journal:
+    with world() as place:
+        resuming = resume and status is RunStatus.UNFINISHED
+        if place.is_main and not resuming:
+            open_run_folder(config, status, overwrite=overwrite)
+        place.wait()
         model = load_model(config.model, place.device)
         record = _describe(model, config)
-        journal.tell(
-            "run",
-            model=config.model.path,
-            images=len(images),
-            captions=samples.captions,
-            steps=samples.total_steps,
-            processes=place.size,
-            device=str(place.device),
-        )
-        features = _encode(model, image_files, place, journal, "training images")
-        test_features = _encode(model, evaluation.image_files, place, journal, "evaluation images")
-
-        _evaluate(None, model, test_features, evaluation, place, journal)
+        features = _encode(model, image_files, "training images", place, listener)
+        test_features = _encode(model, evaluation.image_files, "evaluation images", place, listener)
         stepper = Stepper(model, features, samples, config, place)
-        unpacked = stepper.probe()
+        start = Position(0, 0, record.manifest_hash)
+        if resuming:
+            # The pretrained model was scored before the first state was saved, so its row is among these.
+            start = stepper.restore(config.output) or start
+            evaluation.restore(_finished_rows(config, samples, start))
+        with _open_journal(config, place, listener, start) as journal:
+            journal.tell(
+                "run",
+                model=config.model.path,
+                images=len(images),
+                captions=samples.captions,
+                step=start.step,
+                steps=samples.total_steps,
+                processes=place.size,
+                device=str(place.device),
+            )
+            run = _Run(config, model, test_features, samples, evaluation, stepper, place, journal, record)
+            run.go(start)
+
+
+def _open_journal(config: RunConfig, place: World, listener: Listener | None, start: Position) -> Journal:
+    """The first process keeps the log and talks; the others are silent."""
+    if not place.is_main:
+        return Journal(None)
+    return Journal(config.output, config.track, config.model_dump(mode="json"), listener, resumed_at=start.step)
+
+
+@dataclass
+class _Run:
+    """A run whose parts are loaded."""
+
+    config: RunConfig
+    model: MiniGPT4
+    test_features: Tensor
+    samples: TrainingSamples
+    evaluation: Evaluation
+    stepper: Stepper
+    place: World
+    journal: Journal
+    record: CheckpointRecord
+
+    def go(self, start: Position) -> None:
+        """Train from `start` to the end."""
+        if not self.evaluation.has(None):
+            self._evaluate(None)
+        unpacked = self.stepper.probe()
         if unpacked is not None:
-            journal.tell("unpacked", reason=unpacked)
-        model.train()
-        for epoch in range(config.train.epochs):
-            _epoch(epoch, stepper, samples, config, journal)
-            if place.is_main:
-                _save(epoch, model, record, samples, config.output)
-                journal.tell("checkpoint", epoch=epoch, folder=str(checkpoint_folder(config.output, epoch)))
-            _evaluate(epoch, model, test_features, evaluation, place, journal)
-        journal.tell("done", skipped_steps=stepper.skipped)
+            self.journal.tell("unpacked", reason=unpacked)
+        self.model.train()
+        steps = self.samples.steps_per_epoch
+        # A state that was saved at the very end of an epoch belongs to it until it is evaluated.
+        for epoch in range(max(start.step - 1, 0) // steps, self.config.train.epochs):
+            self._steps(epoch, range(max(epoch * steps, start.step), (epoch + 1) * steps))
+            if not self.evaluation.has(epoch):
+                self._save_checkpoint(epoch)
+                self._evaluate(epoch)
+        self.journal.tell("done", skipped_steps=self.stepper.skipped)
 
+    def _steps(self, epoch: int, steps: range) -> None:
+        """Optimiser steps of one epoch; some and the last are logged, some and the last are saved."""
+        started, trained = time.monotonic(), 0
+        with listen_for_stop() as stop:
+            for step in steps:
+                result = self.stepper.take(step)
+                trained += result.captions
+                figures = {"captions_per_s": round(trained / (time.monotonic() - started), 2), **asdict(result)}
+                self.journal.tell("progress", step=step, steps=self.samples.total_steps, epoch=epoch, **figures)
+                last = step + 1 == steps.stop
+                if last or (step + 1) % self.config.log_every == 0:
+                    self.journal.tell("step", step=step, epoch=epoch, **figures)
+                asked = self.place.any(stop.asked)
+                if asked or last or (step + 1) % self.config.save_every == 0:
+                    self._save_state(step + 1)
+                if asked:
+                    # Another process may have been told before this one.
+                    self._leave(step + 1, stop.signal or signal.SIGTERM)
 
-def _epoch(epoch: int, stepper: Stepper, samples: TrainingSamples, config: RunConfig, journal: Journal) -> None:
-    """The steps of one epoch; every `log_every`-th and the last are written to the log."""
-    first = epoch * samples.steps_per_epoch
-    started, seen, trained = time.monotonic(), 0, 0
-    for step in range(first, first + samples.steps_per_epoch):
-        result = stepper.take(step)
-        seen, trained = seen + 1, trained + result.captions
-        rate = trained / (time.monotonic() - started)
-        journal.tell(
-            "progress", step=step, steps=samples.total_steps, epoch=epoch, captions_per_s=rate, **asdict(result)
+    def _leave(self, step: int, number: signal.Signals) -> None:
+        raise StoppedError(
+            f"stopped by {number.name} after step {step} of {self.samples.total_steps}, which is saved; the same "
+            "command goes on from there.",
+            number,
         )
-        if (step + 1) % config.log_every == 0 or seen == samples.steps_per_epoch:
-            journal.tell("step", step=step, epoch=epoch, captions_per_s=round(rate, 2), **asdict(result))
+
+    def _evaluate(self, epoch: int | None) -> None:
+        """Caption every evaluation image once over all processes; the first one scores and reports."""
+        training = self.model.training
+        self.model.eval()
+        started = time.monotonic()
+
+        def report(done: int, count: int) -> None:
+            self.journal.tell("captions", epoch=epoch, done=done, count=count)
+
+        mine = self.evaluation.caption(self.model, self.place.share_rows(self.test_features), report)
+        captions = self.place.merge(mine, len(self.test_features))
+        if self.place.is_main:
+            row = self.evaluation.add(epoch, captions)
+            write_report(self.config.output, self.evaluation.run_scores())
+            seconds = round(time.monotonic() - started, 3)
+            self.journal.tell("evaluation", epoch=epoch, seconds=seconds, scores=dict(row.corpus))
+        self.place.wait()
+        self.model.train(training)
+
+    def _save_state(self, step: int) -> None:
+        if self.place.is_main:
+            at = Position(step, self.stepper.skipped, self.record.manifest_hash)
+            self.stepper.save(self.config.output, at)
+
+    def _save_checkpoint(self, epoch: int) -> None:
+        if not self.place.is_main:
+            return
+        target = checkpoint_folder(self.config.output, epoch)
+        with atomic_folder(target) as folder:
+            save_trained(
+                folder, trained_state(self.model), self.record.at(epoch, (epoch + 1) * self.samples.steps_per_epoch)
+            )
+        self.journal.tell("checkpoint", epoch=epoch, folder=str(target))
 
 
-def _evaluate(
-    epoch: int | None, model: MiniGPT4, features: Tensor, evaluation: Evaluation, place: World, journal: Journal
-) -> None:
-    """Caption every evaluation image once over all processes; the first one scores and reports."""
-    training = model.training
-    model.eval()
-    started = time.monotonic()
-    mine = evaluation.caption(
-        model,
-        features[place.rank :: place.size],
-        lambda done, count: journal.tell("captions", epoch=epoch, done=done, count=count),
-    )
-    captions = place.merge(mine, len(features))
-    if place.is_main:
-        row = evaluation.add(epoch, captions)
-        write_report(evaluation.output, evaluation.run_scores())
-        journal.tell("evaluation", epoch=epoch, seconds=round(time.monotonic() - started, 3), scores=dict(row.corpus))
-    place.wait()
-    model.train(training)
+def _finished_rows(config: RunConfig, samples: TrainingSamples, start: Position) -> list[CheckpointScores]:
+    """What was scored of the epochs that the saved state has behind it."""
+    rows = read_scores(config.output).checkpoints
+    return [row for row in rows if row.epoch is None or (row.epoch + 1) * samples.steps_per_epoch <= start.step]
 
 
-def _encode(model: MiniGPT4, files: Sequence[Path], place: World, journal: Journal, what: str) -> Tensor:
+def _encode(model: MiniGPT4, files: Sequence[Path], what: str, place: World, listener: Listener | None) -> Tensor:
     """Features of all files on every process; each runs the towers on its share."""
 
     def report(done: int, count: int) -> None:
-        journal.tell("features", what=what, done=done, count=count)
+        if listener is not None and place.is_main:
+            listener({"event": "features", "what": what, "done": done, "count": count})
 
     return place.merge_rows(encode_images(model, place.share(files), on_progress=report), len(files))
-
-
-def _open_journal(config: RunConfig, place: World, listener: Listener | None, overwrite: bool) -> Journal:
-    """The first process makes the run's folder and keeps its log; the others keep silent."""
-    if not place.is_main:
-        return Journal(None)
-    open_run_folder(config, overwrite=overwrite)
-    return Journal(config.output, config.track, config.model_dump(mode="json"), listener)
 
 
 def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:
@@ -155,9 +225,3 @@ def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:
         seed=config.seed,
         captune=__version__,
     )
-
-
-def _save(epoch: int, model: MiniGPT4, record: CheckpointRecord, samples: TrainingSamples, output: Path) -> None:
-    finished = (epoch + 1) * samples.steps_per_epoch
-    with atomic_folder(checkpoint_folder(output, epoch)) as folder:
-        save_trained(folder, trained_state(model), record.at(epoch, finished))

@@ -1,9 +1,10 @@
-"""The folder of a run: what lies where, and whether a run may write there."""
+"""The folder of a run: what lies where, and whether a run may begin, go on or rest there."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from enum import Enum
 from pathlib import Path
 
 from captune.config import RunConfig, commented_yaml
@@ -13,11 +14,22 @@ from captune.errors import ConfigError, InputError
 from captune.evaluation import checkpoint_name
 from captune.model.adapter import read_record
 from captune.report import read_scores
+from captune.training.state import FOLDER as RESUME
+from captune.training.state import newest_position
 
-__all__ = ["checkpoint_folder", "checkpoint_folders", "is_finished", "open_run_folder"]
+__all__ = ["RunStatus", "checkpoint_folder", "checkpoint_folders", "open_run_folder", "run_status"]
 
 HEADING = "The configuration of this run, with every default filled in."
-PARTS = ("checkpoints", "captions", "log.jsonl", "scores.json", "config.yaml")
+PARTS = ("checkpoints", "captions", RESUME, "log.jsonl", "scores.json", "config.yaml")
+
+
+class RunStatus(Enum):
+    """What the output folder of a configuration holds."""
+
+    EMPTY = "nothing of a run that could go on"
+    UNFINISHED = "this very run, saved somewhere on its way"
+    FINISHED = "this very run, with its last epoch scored"
+    OTHER = "a run with another configuration or on other data"
 
 
 def checkpoint_folder(output: Path, epoch: int) -> Path:
@@ -31,36 +43,55 @@ def checkpoint_folders(output: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether the run's folder already holds all that this configuration would make of the same data."""
-    last = config.train.epochs - 1
-    try:
-        same = _own_config(config.output) == commented_yaml(config, HEADING)
-        trained_on = read_record(checkpoint_folder(config.output, last)).manifest_hash
-        scored = read_scores(config.output).checkpoints[-1].name
-    except (InputError, OSError):
-        return False
-    return same and trained_on == manifest_hash(config.data.train) and scored == checkpoint_name(last)
-
-
-def open_run_folder(config: RunConfig, *, overwrite: bool) -> None:
-    """Make the run's folder and write the resolved configuration into it.
-
-    Args:
-        config: of the run.
-        overwrite: remove another run that the folder holds.
+def run_status(config: RunConfig) -> RunStatus:
+    """What the run's folder holds, seen from this configuration and its training data.
 
     Raises:
-        ConfigError: the folder holds another run, or is a file.
+        ConfigError: the output is a file.
+        DataError: the training manifest cannot be read.
     """
     output = config.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output is {output}, which is a file; give the name of a folder.")
-    other = _own_config(output)
-    if other is not None and other != commented_yaml(config, HEADING) and not overwrite:
+    written = output / "config.yaml"
+    if not written.is_file():
+        return RunStatus.EMPTY
+    if written.read_text(encoding="utf-8") != commented_yaml(config, HEADING):
+        return RunStatus.OTHER
+    data = manifest_hash(config.data.train)
+    last = config.train.epochs - 1
+    try:
+        rows = [row.name for row in read_scores(output).checkpoints]
+    except InputError:
+        return RunStatus.EMPTY
+    if rows[-1] == checkpoint_name(last):
+        try:
+            trained_on = read_record(checkpoint_folder(output, last)).manifest_hash
+        except InputError:
+            return RunStatus.EMPTY
+        return RunStatus.FINISHED if trained_on == data else RunStatus.OTHER
+    position = newest_position(output)
+    if position is None:
+        return RunStatus.EMPTY
+    return RunStatus.UNFINISHED if position.manifest_hash == data else RunStatus.OTHER
+
+
+def open_run_folder(config: RunConfig, status: RunStatus, *, overwrite: bool) -> None:
+    """Make the run's folder ready for a new run.
+
+    Args:
+        config: of the run; written into the folder with every default filled in.
+        status: what the folder holds.
+        overwrite: remove another run that the folder holds.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    output = config.output
+    if status is RunStatus.OTHER and not overwrite:
         raise ConfigError(
-            f"{output} already holds a run with another configuration; give another one with output=..., or replace it "
-            "with --overwrite."
+            f"{output} already holds a run with another configuration or on other data; give another folder with "
+            "output=..., or replace it with --overwrite."
         )
     output.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
@@ -71,8 +102,3 @@ def open_run_folder(config: RunConfig, *, overwrite: bool) -> None:
             path.unlink(missing_ok=True)
     with atomic_file(output / "config.yaml", "w") as stream:
         stream.write(commented_yaml(config, HEADING))
-
-
-def _own_config(output: Path) -> str | None:
-    path = output / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else None

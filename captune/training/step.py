@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from captune.training.distributed import World
 from captune.training.objective import Objective
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.schedule import learning_rate
+from captune.training.state import Position, load_newest, save_state
 
 __all__ = ["StepResult", "Stepper", "build_optimizer"]
 
@@ -61,7 +63,7 @@ class Stepper:
         self._samples = samples
         self._config = config
         self._place = place
-        self._parameters = [parameter for _, parameter in model.trained_parameters()]
+        self._names, self._parameters = map(list, zip(*model.trained_parameters(), strict=True))
         self._optimizer = build_optimizer(self._parameters, config.train)
         self.skipped = 0
 
@@ -86,6 +88,17 @@ class Stepper:
         norm = self._apply(rate, loss_of_step, batch)
         captions = sum(len(sample.captions) for sample in batch)
         return StepResult(loss_of_step, rate, targets, captions, norm)
+
+    def save(self, output: Path, at: Position) -> None:
+        """Write all that is needed to go on from here."""
+        save_state(output, self._names, self._parameters, self._optimizer, at)
+
+    def restore(self, output: Path) -> Position | None:
+        """Go back to the newest whole state of a run; None where there is none."""
+        at = load_newest(output, self._names, self._parameters, self._optimizer)
+        if at is not None:
+            self.skipped = at.skipped
+        return at
 
     def probe(self) -> str | None:
         """Try packed rows on the two longest samples; returns why they are off from now on, or None."""

@@ -1,0 +1,325 @@
+"""Watches what one training step and one generation really feed to the language model.
+
+The model's own classes run, `Stepper` and `Evaluation` as they are; only the sizes are small (the language model is a
+random one-layer LLaMA over the same vocabulary), so that a 70B configuration is explained in a second and without its
+weights. Everything is read off at the language model's door:
+
+- which tokens: the vectors that come in are looked up among the embeddings and the image's tokens;
+- what a target depends on: the gradient of its logit, which is zero wherever masks and padding forbid to look;
+- where decoding ends: the model is made to say the targets and then to go on talking.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import LlamaConfig
+
+from captune.config import RunConfig
+from captune.data.manifest import Sample
+from captune.errors import DataError, ToolError
+from captune.evaluation import Evaluation
+from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
+from captune.model.explain import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
+from captune.protocols import EvaluationSet
+from captune.training.distributed import World
+from captune.training.samples import TrainingSamples
+from captune.training.step import Stepper
+
+__all__ = ["Explanation", "explain", "stand_in"]
+
+WIDTH = 32
+"""Width of the stand-in's language model: wide enough that no two embeddings are equal."""
+CERTAIN = 1e4
+"""Logit of the token that the model is made to say."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One training sample and the generation for its image.
+
+    Attributes:
+        image: id of the image.
+        caption: what is learnt.
+        taught: what training feeds and asks for.
+        prompt: what generation feeds before its first new token.
+        stop_symbol: text that ends an answer.
+        checks: what has to hold, and whether it does.
+        tokenizer: vocabulary of the language model.
+    """
+
+    image: str
+    caption: str
+    taught: Taught
+    prompt: tuple[FedToken, ...]
+    stop_symbol: str
+    checks: tuple[Check, ...]
+    tokenizer: Tokenizer
+
+    @property
+    def holds(self) -> bool:
+        """Whether no check failed."""
+        return all(check.status != "FAIL" for check in self.checks)
+
+
+def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0) -> Explanation:
+    """Explain one caption of one image.
+
+    Args:
+        config: of the run.
+        model: small enough to run here, such as `stand_in` gives; its processor attached.
+        image: the image with its captions.
+        caption: which of them, from 0; not used where a run draws or joins captions itself.
+
+    Returns:
+        Both sides, and what holds of them.
+
+    Raises:
+        DataError: the image has no such caption.
+        ToolError: training asked for other captions than the data has.
+    """
+    processor = model.processor
+    assert processor is not None
+    if not 0 <= caption < len(image.captions):
+        raise DataError(f"Image '{image.id}' has {len(image.captions)} captions; there is none with number {caption}.")
+    features = torch.randn(1, model.config.image_tokens, model.config.feature_size)
+    texts, taught = _watch_training(config, model, image, features)
+    if len(texts) != len(taught):
+        raise ToolError(f"Training was given {len(texts)} captions of image '{image.id}' and taught {len(taught)}.")
+    chosen = texts.index(image.captions[caption]) if image.captions[caption] in texts else 0
+    lesson = taught[chosen]
+    prompt = _watch_prompt(config, model, image, features)
+    decoded = _say(lesson.targets, len(prompt), config, model, image, features)
+    layout = processor.layout
+    expected = Expected(
+        caption=texts[chosen],
+        image_tokens=model.config.image_tokens,
+        stop_symbol=layout.conversation.stop_symbol,
+        stop_ids=layout.stop_ids,
+        max_new_tokens=config.evaluate.max_new_tokens,
+    )
+    results = checks(lesson, prompt, decoded, expected, processor.tokenizer)
+    return Explanation(
+        image.id, texts[chosen], lesson, prompt, expected.stop_symbol, tuple(results), processor.tokenizer
+    )
+
+
+def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
+    """A model of the same layout, vocabulary and image tokens, but tiny.
+
+    Args:
+        config: of the real model, which is not needed itself.
+        processor: of the real model.
+    """
+    small = copy.deepcopy(config)
+    vocabulary = max(int(getattr(config.text_config, "vocab_size", 0)), processor.tokenizer.vocabulary_size)
+    small.text_config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8192,
+    )
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    for name, size in sizes.items():
+        setattr(small.vision_config, name, size)
+        if small.qformer_config is not None:
+            setattr(small.qformer_config, name, size)
+    if small.qformer_config is not None:
+        small.qformer_config.encoder_hidden_size = sizes["hidden_size"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MiniGPT4(small)
+    model.processor = processor
+    model.eval()
+    return model
+
+
+@dataclass(eq=False)
+class _Call:
+    """One forward of the language model: (B, T, D) vectors, (B, T) positions and mask, and the cache's keys."""
+
+    embeddings: Tensor
+    positions: Tensor
+    kept: Tensor
+    past: int
+    keys: Tensor | None
+
+
+class _Door:
+    """Records what goes into the language model."""
+
+    def __init__(self, model: MiniGPT4, features: Tensor) -> None:
+        self._model = model
+        self.calls: list[_Call] = []
+        weights = model.get_input_embeddings().weight
+        assert isinstance(weights, Tensor)
+        self._words = {row.tobytes(): index for index, row in enumerate(weights.detach().numpy())}
+        with torch.no_grad():
+            self._image = model.project(features)[0]
+
+    def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook before the language model's forward."""
+        embeddings = kwargs.get("inputs_embeds")
+        if embeddings is None:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            embeddings = self._model.get_input_embeddings()(ids)
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        keys = None
+        if cache is not None and past and torch.is_grad_enabled():
+            layer = cache.layers[0]
+            keys = layer.keys = layer.keys.detach().clone().requires_grad_()
+        length = embeddings.shape[1]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + length).expand(len(embeddings), -1)
+        mask = kwargs.get("attention_mask")
+        kept = torch.ones(embeddings.shape[:2], dtype=torch.bool)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            kept = mask[:, -length:].bool()
+        self.calls.append(_Call(embeddings, positions.expand(len(embeddings), -1), kept, past, keys))
+
+    def tokens(self, call: _Call, row: int, columns: Sequence[int]) -> list[FedToken]:
+        """What came in at some columns of a row."""
+        vectors = call.embeddings[row].detach()
+        return [self._token(vectors[column], int(call.positions[row, column])) for column in columns]
+
+    def _token(self, vector: Tensor, position: int) -> FedToken:
+        word = self._words.get(vector.numpy().tobytes())
+        if word is not None:
+            return FedToken(word, None, position)
+        distances = (self._image - vector).abs().amax(dim=1)
+        slot = int(distances.argmin())
+        # The same product over another batch may round otherwise.
+        return FedToken(None, slot if float(distances[slot]) < 1e-5 else None, position)
+
+    def before(self, call: _Call) -> list[FedToken]:
+        """What the cache of a call holds, from the calls that filled it."""
+        if not call.past:
+            return []
+        earlier = self.calls[: self.calls.index(call)]
+        filling = next((c for c in reversed(earlier) if c.past == 0 and c.embeddings.shape[1] == call.past), None)
+        if filling is None:
+            return [FedToken(None, None, position) for position in range(call.past)]
+        return self.tokens(filling, 0, range(call.past))
+
+
+class _LossSpy(TorchFunctionMode):
+    """Sees the very targets of the loss, and what each one's logit depends on."""
+
+    def __init__(self, door: _Door) -> None:
+        super().__init__()
+        self._door = door
+        self.steps: list[TaughtStep] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        settings = kwargs or {}
+        if func is F.cross_entropy:
+            ignored = settings.get("ignore_index", -100)
+            for logits, target in zip(args[0], args[1].tolist(), strict=True):
+                if target != ignored:
+                    self.steps.append(TaughtStep(self._seen(logits[target]), target))
+        return func(*args, **settings)
+
+    def _seen(self, logit: Tensor) -> tuple[FedToken, ...]:
+        """The tokens that a logit has a gradient to, the cached ones first."""
+        call = self._door.calls[-1]
+        inputs = [call.embeddings] if call.keys is None else [call.embeddings, call.keys]
+        gradients = torch.autograd.grad(logit, inputs, retain_graph=True)
+        touched = gradients[0].abs().amax(dim=2) > 0
+        row = int(touched.any(dim=1).nonzero()[0])
+        seen = self._door.tokens(call, row, touched[row].nonzero().flatten().tolist())
+        if call.keys is None:
+            return tuple(seen)
+        cached = self._door.before(call)
+        looked_at = gradients[1][row].abs().amax(dim=(0, 2)) > 0
+        return (*(token for token, yes in zip(cached, looked_at.tolist(), strict=True) if yes), *seen)
+
+
+@contextmanager
+def _watched(model: MiniGPT4, features: Tensor) -> Iterator[_Door]:
+    door = _Door(model, features)
+    handle = model.llm.register_forward_pre_hook(door.record, with_kwargs=True)
+    try:
+        yield door
+    finally:
+        handle.remove()
+
+
+def _watch_training(
+    config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor
+) -> tuple[list[str], list[Taught]]:
+    """Take one optimiser step on all captions of an image; gives their texts and what was taught of each."""
+    once = {"batch_size": max(len(image.captions), config.train.captions_per_image), "steps_per_epoch": None}
+    settings = config.model_copy(update={"train": config.train.model_copy(update=once)})
+    samples = TrainingSamples([image], settings.train, settings.seed)
+    trained = copy.deepcopy(model)
+    trained.processor = model.processor
+    trained.train()
+    texts = [text for sample in samples.batch(0) for text in sample.captions]
+    with _watched(trained, features) as door, _LossSpy(door) as spy:
+        Stepper(trained, features, samples, settings, World(0, 1, torch.device("cpu"))).take(0)
+    return texts, _captions(spy.steps)
+
+
+def _captions(steps: Sequence[TaughtStep]) -> list[Taught]:
+    """Targets as captions: what a caption's first target sees is shorter than what the target before it saw."""
+    captions: list[list[TaughtStep]] = []
+    for step in steps:
+        if not captions or len(step.seen) <= len(captions[-1][-1].seen):
+            captions.append([])
+        captions[-1].append(step)
+    return [Taught(tuple(caption)) for caption in captions]
+
+
+def _evaluation(config: RunConfig, image: Sample, max_new_tokens: int) -> Evaluation:
+    """The run's evaluation of one image, decoding greedily."""
+    decoding = {"max_new_tokens": max_new_tokens, "beams": 1, "repetition_penalty": 1.0}
+    settings = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=decoding)})
+    # Nothing is scored here, but CIDEr refuses a single image.
+    references = {name: list(image.captions) for name in (image.id, f"{image.id} again")}
+    chosen = EvaluationSet("explain", image.split, settings.evaluate.protocol, Path(), (image,), references)
+    return Evaluation(settings, chosen)
+
+
+def _watch_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor) -> tuple[FedToken, ...]:
+    """All that generation feeds for one new token: the prompt."""
+    with _watched(model, features) as door:
+        _evaluation(config, image, max_new_tokens=1).caption(model, features)
+    return tuple(
+        token for call in door.calls for token in door.tokens(call, 0, call.kept[0].nonzero().flatten().tolist())
+    )
+
+
+def _say(
+    targets: Sequence[int], prompt_length: int, config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor
+) -> Decoded:
+    """Decode with a model that says the targets and then repeats the first of them for ever."""
+
+    def script(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        said = int(output.past_key_values.get_seq_length()) - prompt_length
+        token = targets[said] if 0 <= said < len(targets) else targets[0]
+        output.logits = torch.zeros_like(output.logits)
+        output.logits[..., token] = CERTAIN
+        return output
+
+    handle = model.llm.register_forward_hook(script, with_kwargs=True)
+    try:
+        evaluation = _evaluation(config, image, max_new_tokens=len(targets) + len(targets) // 2 + 8)
+        said = evaluation.caption(model, features)[0]
+    finally:
+        handle.remove()
+    return Decoded(said.text, said.tokens, said.stopped)

@@ -1,0 +1,169 @@
+"""A run that is killed at any moment and started again ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_minigpt4
+
+from captune.config import RunConfig, parse_config
+from captune.errors import StoppedError
+from captune.events import Event
+from captune.training import loop, train
+from captune.training.run_folder import RunStatus, run_status
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_model() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "load_model", lambda config, device: tiny_minigpt4())
+        torch.set_num_threads(1)
+        yield
+
+
+def settings(toy_data: Path, output: Path) -> RunConfig:
+    return parse_config(
+        {
+            "output": str(output),
+            "log_every": 1,
+            "save_every": 2,
+            "model": {"path": "tiny"},
+            "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 16, "evaluate_images": 4},
+            "train": {"epochs": 2, "batch_size": 20, "learning_rate": 0.01, "warmup_steps": 2},
+            "evaluate": {"max_new_tokens": 4},
+        }
+    )
+
+
+def steps_of(output: Path) -> list[tuple[int, float]]:
+    entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["loss"]) for entry in entries if entry["event"] == "step"]
+
+
+def final(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "checkpoints" / "epoch-001" / "trained.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy_data: Path, tmp_path_factory: pytest.TempPathFactory, tiny_model: None) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed")
+    train(settings(toy_data, output))
+    return output
+
+
+class PowerFailure(Exception):  # noqa: N818  # it is no error of the program
+    """Ends a run at once, wherever it is."""
+
+
+@pytest.mark.parametrize("moment", [0, 3, 6, 10, 13])
+def test_dying_at_any_event_changes_nothing(toy_data: Path, tmp_path: Path, undisturbed: Path, moment: int) -> None:
+    output = tmp_path / "disturbed"
+    told = 0
+
+    def die(event: Event) -> None:
+        nonlocal told
+        if event["event"] in ("progress", "checkpoint", "evaluation", "captions"):
+            told += 1
+            if told == moment + 1:
+                raise PowerFailure
+
+    with pytest.raises(PowerFailure):
+        train(settings(toy_data, output), die)
+    train(settings(toy_data, output))
+    assert steps_of(output) == steps_of(undisturbed)
+    wanted, found = final(undisturbed), final(output)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert (output / "scores.json").read_text() == (undisturbed / "scores.json").read_text()
+
+
+def test_sigterm_saves_and_says_how_to_go_on(toy_data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    output = tmp_path / "stopped"
+
+    def send(event: Event) -> None:
+        if event["event"] == "progress" and event["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="after step 3 of 8, which is saved") as caught:
+        train(settings(toy_data, output), send)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert run_status(settings(toy_data, output)) is RunStatus.UNFINISHED
+    events: list[Event] = []
+    train(settings(toy_data, output), events.append)
+    assert next(event for event in events if event["event"] == "run")["step"] == 3
+    assert steps_of(output) == steps_of(undisturbed)
+
+
+def test_a_broken_newest_state_is_passed_over(toy_data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    output = tmp_path / "broken"
+
+    def die(event: Event) -> None:
+        if event["event"] == "progress" and event["step"] == 6:
+            raise PowerFailure
+
+    with pytest.raises(PowerFailure):
+        train(settings(toy_data, output), die)
+    newest = sorted((output / "resume").iterdir())[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    train(settings(toy_data, output))
+    assert steps_of(output) == steps_of(undisturbed)
+
+
+def test_finished_runs_rest_and_others_are_not_overwritten(toy_data: Path, undisturbed: Path) -> None:
+    config = settings(toy_data, undisturbed)
+    events: list[Event] = []
+    train(config, events.append)
+    assert [event["event"] for event in events] == ["reused"]
+    assert run_status(config.model_copy(update={"seed": 1})) is RunStatus.OTHER
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from tiny import tiny_minigpt4
+from captune.config import load_config
+from captune.training import loop, train
+import torch
+torch.set_num_threads(1)
+loop.load_model = lambda config, device: tiny_minigpt4()
+train(load_config({config!r}))
+"""
+
+
+@pytest.mark.slow
+def test_sigkill(toy_data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """The real thing: processes killed at random times until one gets through."""
+    from captune.config import commented_yaml
+
+    output = tmp_path / "killed"
+    config = tmp_path / "run.yaml"
+    config.write_text(commented_yaml(settings(toy_data, output)))
+    program = KILLED.format(path=[str(Path(__file__).parent.parent)], config=str(config))
+    chance = random.Random(0)
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+        try:
+            # A process needs some seconds to begin; what it gets beyond them is up to chance.
+            _, errors = process.communicate(timeout=6 + 6 * chance.random())
+            assert process.returncode == 0, errors.decode()
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    else:
+        train(settings(toy_data, output))
+    assert kills
+    assert steps_of(output) == steps_of(undisturbed)
+    wanted, found = final(undisturbed), final(output)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
