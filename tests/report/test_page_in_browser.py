@@ -143,7 +143,7 @@ def test_cards_come_as_one_scrolls(page: Any) -> None:
     assert before < 100
     for _ in range(3):
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_function(f"document.querySelectorAll('.card').length > {before}")
+        page.locator(".card").nth(before).wait_for(state="attached")
         before = page.locator(".card").count()
     loaded = page.evaluate("[...document.images].filter(i => i.complete && i.naturalWidth > 0).length")
     assert loaded > 5
