@@ -104,6 +104,7 @@ app.command()(evaluate)
 
 from captune.cli import check as _check  # noqa: E402
 from captune.cli import compare as _compare  # noqa: E402
+from captune.cli import explain as _explain  # noqa: E402
 from captune.cli import fetch as _fetch  # noqa: E402
 from captune.cli import prepare as _prepare  # noqa: E402
 from captune.cli import report as _report  # noqa: E402
@@ -115,3 +116,4 @@ _report.register(app)
 _score.register(app)
 _compare.register(app)
 _fetch.register(app)
+_explain.register(app)

@@ -1,0 +1,225 @@
+"""`captune explain`: one training sample and the generation for its image, token by token, side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from captune.config import RunConfig
+    from captune.data.manifest import Sample
+    from captune.model.explain import FedToken
+    from captune.training.explain import Explanation
+
+__all__ = ["explain", "register"]
+
+STYLES = {
+    "ok": "green",
+    "FAIL": "bold red",
+    "note": "yellow",
+    "target": "green",
+    "image": "cyan",
+    "differs": "bold red",
+}
+GAP = "   "
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("explain")(explain)
+
+
+def explain(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Id of the image; by default the first that is trained on.")] = None,
+    caption: Annotated[int, typer.Option(help="Which of its captions, from 0.", min=0)] = 0,
+    text: Annotated[
+        str | None, typer.Option(help="A caption of your own, instead of one of the data.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Show the exact tokens, image slots, loss mask and stop of training and of generation, and check they agree.
+
+    Exit code 1 when a check fails.
+    """
+    from captune.cli.extras import needs
+    from captune.cli.progress import quiet_libraries
+    from captune.config import load_config
+
+    settings = load_config(config, overrides or [])
+    with needs("captune explain", "train"):
+        quiet_libraries()
+        from captune.model.preview import preview_model
+        from captune.training.explain import explain as watch
+        from captune.training.explain import stand_in
+    model_config, processor = preview_model(settings.model)
+    sample = _sample(settings, image, text)
+    explanation = watch(settings, stand_in(model_config, processor), sample, caption)
+    if as_json:
+        _print_json(explanation)
+    else:
+        _print(explanation)
+    return 0 if explanation.holds else 1
+
+
+def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
+    """The image that was asked for, or a made-up one with a caption of the person's own."""
+    from captune.data.manifest import Sample
+    from captune.errors import DataError, InputError
+    from captune.protocols import training_images
+
+    if text is not None:
+        if not text.strip():
+            raise InputError("--text is blank; give a caption.")
+        return Sample("text", "text", (text,), settings.data.train_split)
+    images = training_images(settings)
+    if image is None:
+        return images[0]
+    for found in images:
+        if found.id == image:
+            return found
+    raise DataError(f"{settings.data.train} has no image '{image}' among the {len(images):,} that are trained on.")
+
+
+def _sequence(explanation: Explanation) -> list[FedToken]:
+    """Training's whole sequence: what the last target is predicted from, and that target."""
+    from captune.model.explain import FedToken
+
+    last = explanation.taught.steps[-1]
+    return [*last.seen, FedToken(last.target, None, len(last.seen))]
+
+
+def _print_json(explanation: Explanation) -> None:
+    import json
+
+    from captune.model.explain import piece_text
+
+    first_target = len(explanation.taught.prompt)
+
+    def entry(place: int, token: FedToken) -> dict[str, Any]:
+        piece = None if token.slot is not None else piece_text(explanation.tokenizer, token.id)
+        named = {"place": place, "position": token.position, "id": token.id, "piece": piece, "image_token": token.slot}
+        return named
+
+    answer = {
+        "image": explanation.image,
+        "caption": explanation.caption,
+        "stop_symbol": explanation.stop_symbol,
+        "training": [
+            {**entry(place, token), "learnt": place >= first_target}
+            for place, token in enumerate(_sequence(explanation))
+        ],
+        "generation": [entry(place, token) for place, token in enumerate(explanation.prompt)],
+        "checks": [
+            {"name": check.name, "status": check.status, "reason": check.reason} for check in explanation.checks
+        ],
+        "holds": explanation.holds,
+    }
+    print(json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+
+
+def _print(explanation: Explanation) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, emoji=False, markup=False)
+    for line in _lines(explanation):
+        console.print(line, soft_wrap=True)
+
+
+def _lines(explanation: Explanation) -> Iterator[Text]:
+    from rich.text import Text
+
+    yield Text(f"image {explanation.image}: {explanation.caption!r}, answers end with {explanation.stop_symbol!r}")
+    yield Text()
+    yield from _table(explanation)
+    yield Text()
+    yield Text("marks: ! differs from generation, > is learnt")
+    yield Text()
+    width = max(len(check.name) for check in explanation.checks)
+    for check in explanation.checks:
+        line = Text(f"{check.status:<5}", STYLES[check.status])
+        yield line.append(f"{check.name:<{width}}  {check.reason}", "")
+    failed = [check.name for check in explanation.checks if check.status == "FAIL"]
+    verdict = f"{len(failed)} of {len(explanation.checks)} checks failed: {', '.join(failed)}."
+    yield Text()
+    yield (
+        Text(verdict, STYLES["FAIL"]) if failed else Text("Training and generation agree on every token.", STYLES["ok"])
+    )
+
+
+def _table(explanation: Explanation) -> Iterator[Text]:
+    """One line a token; an image that is the same on both sides is one line."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    trained, generated = _sequence(explanation), explanation.prompt
+    first_target = len(explanation.taught.prompt)
+    rows = list(_rows(explanation, trained, generated, first_target))
+    heading = ("place", "training", "", "generation", "image")
+    widths = [max(cell_len(cells[column]) for cells in [heading, *rows]) for column in range(3)]
+    for number, cells in enumerate([heading, *rows]):
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells[:3], widths, strict=True)]
+        line = Text(padded[0], "dim" if number else "bold")
+        style = STYLES.get(cells[4], "") if number else "bold"
+        line.append(GAP + padded[1], style).append(f" {padded[2]} ", style).append(GAP + cells[3], style)
+        line.rstrip()
+        yield line
+
+
+def _rows(
+    explanation: Explanation, trained: list[FedToken], generated: tuple[FedToken, ...], first_target: int
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Cells of each line and its kind: place, training, mark, generation, kind."""
+    place, length = 0, max(len(trained), len(generated))
+    while place < length:
+        ours = trained[place] if place < len(trained) else None
+        theirs = generated[place] if place < len(generated) else None
+        end = _image_end(trained, generated, place)
+        if end > place + 1:
+            image = f"{end - place} x <image>"
+            yield f"{place}-{end - 1}", image, "", image, "image"
+            place = end
+            continue
+        kind, mark = "", ""
+        if place >= first_target and ours is not None:
+            kind, mark = "target", ">"
+        if (theirs is None and place < first_target) or (
+            theirs is not None and (ours is None or ours.what != theirs.what or kind == "target")
+        ):
+            kind, mark = "differs", "!"
+        right = _cell(explanation, theirs)
+        if theirs is None and place == max(first_target, len(generated)):
+            right = "(goes on from here)"
+        yield str(place), _cell(explanation, ours), mark, right, kind
+        place += 1
+
+
+def _image_end(trained: list[FedToken], generated: tuple[FedToken, ...], start: int) -> int:
+    """Where an image ends that both sides have from `start` on; `start` itself where there is none."""
+    end = start
+    while end < min(len(trained), len(generated)):
+        ours, theirs = trained[end], generated[end]
+        if ours.slot is None or ours.what != theirs.what or ours.slot != trained[start].slot + end - start:  # type: ignore[operator]
+            break
+        end += 1
+    return end
+
+
+def _cell(explanation: Explanation, token: FedToken | None) -> str:
+    from captune.model.explain import piece_text
+
+    if token is None:
+        return ""
+    if token.slot is not None:
+        return f"<image {token.slot}>"
+    number = "?" if token.id is None else str(token.id)
+    return f"{number:>6} {piece_text(explanation.tokenizer, token.id)}"
