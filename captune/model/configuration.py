@@ -13,7 +13,8 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     """Configuration of `MiniGPT4`.
 
     Attributes:
-        vision_config: the vision tower, a `Blip2VisionConfig` or its dictionary.
+        vision_config: the vision tower: a `Blip2VisionConfig`, a SigLIP or CLIP vision configuration, or the
+            dictionary of one.
         qformer_config: the Q-Former, or None where patch tokens go to the projection directly.
         text_config: the language model, any causal language model's configuration or its dictionary.
         query_tokens: Q, the number of queries; not used without a Q-Former.
@@ -22,13 +23,16 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         conversation: name of the prompt's wrapping (`captune.model.prompt.CONVERSATIONS`), or what it is called here.
         wrapping: the fields of a `Conversation` that stands in no list, such as a chat model's own; None otherwise.
         max_target_tokens: longest caption in tokens, stop symbol included.
-        vision_norm_eps: epsilon of the LayerNorm behind the vision tower (`ln_vision`). The original uses torch's
+        vision_norm_eps: epsilon of the LayerNorm behind a BLIP-2 tower (`ln_vision`). The original uses torch's
             default there, which is not the tower's own.
+        pixel_mean, pixel_std: of a tower that was not trained on CLIP's; pixels come normalised with CLIP's and are
+            carried over in the model. None is CLIP's.
+        lora: rank `r`, `alpha`, `targets` and `dropout` of LoRA on the language model; None is no LoRA.
     """
 
     model_type = "captune_minigpt4"
     sub_configs: ClassVar[dict[str, Any]] = {
-        "vision_config": Blip2VisionConfig,
+        "vision_config": AutoConfig,
         "qformer_config": Blip2QFormerConfig,
         "text_config": AutoConfig,
     }
@@ -42,13 +46,16 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     wrapping: dict[str, Any] | None = None
     max_target_tokens: int = 160
     vision_norm_eps: float = 1e-5
+    pixel_mean: list[float] | None = None
+    pixel_std: list[float] | None = None
+    lora: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Turn dictionaries, as they stand in config.json, into configurations."""
         if self.vision_config is None:
             self.vision_config = Blip2VisionConfig()
         elif isinstance(self.vision_config, dict):
-            self.vision_config = Blip2VisionConfig(**self.vision_config)
+            self.vision_config = _vision_config(self.vision_config)
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
         if self.text_config is None:
@@ -72,3 +79,20 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         if self.qformer_config is not None:
             return int(self.qformer_config.hidden_size)
         return int(self.vision_config.hidden_size * self.patches_per_token)
+
+    @property
+    def text_width(self) -> int:
+        """D, width of the language model."""
+        return int(self.text_config.get_text_config().hidden_size)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the tower puts a token of its own before the patches; SigLIP does not."""
+        return "siglip" not in self.vision_config.model_type
+
+
+def _vision_config(settings: dict[str, Any]) -> Any:
+    kind = settings.get("model_type", Blip2VisionConfig.model_type)
+    if kind == Blip2VisionConfig.model_type:
+        return Blip2VisionConfig(**settings)
+    return AutoConfig.for_model(kind, **{key: value for key, value in settings.items() if key != "model_type"})

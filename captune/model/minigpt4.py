@@ -17,11 +17,20 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.model.captioning import caption_images
 from captune.model.configuration import MiniGPT4Config
+from captune.model.lora import wrap_with_lora
 from captune.model.processor import ImageLike, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
 
@@ -36,6 +45,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
 
     Args:
         config: what the parts are.
+        parts: the large parts that are made; the others are put in their place by who loads them.
     """
 
     config_class = MiniGPT4Config
@@ -44,16 +54,21 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["Blip2EncoderLayer", "LlamaDecoderLayer"]
 
-    def __init__(self, config: MiniGPT4Config) -> None:
+    def __init__(self, config: MiniGPT4Config, parts: Sequence[str] = ("vision", "qformer", "llm")) -> None:
         super().__init__(config)
-        self.vision = Blip2VisionModel._from_config(config.vision_config)
-        self.vision.post_layernorm.eps = config.vision_norm_eps
+        self.vision: Any = nn.Identity()
+        if "vision" in parts:
+            self.vision = _vision_tower(config)
         self.qformer: nn.Module | None = None
         if config.qformer_config is not None:
             self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
             self.query_tokens = nn.Parameter(torch.zeros(1, config.query_tokens, config.feature_size))
-        self.projection = nn.Linear(config.feature_size, config.text_config.hidden_size)
-        self.llm = AutoModelForCausalLM.from_config(config.text_config)
+        self.projection = nn.Linear(config.feature_size, config.text_width)
+        self.llm: Any = nn.Identity()
+        if "llm" in parts:
+            self.llm = AutoModelForCausalLM.from_config(config.text_config)
+            if config.lora is not None:
+                self.llm = wrap_with_lora(self.llm, config.lora)
         self.processor: MiniGPT4Processor | None = None
         self.post_init()
         self.freeze()
@@ -90,10 +105,13 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         Returns:
             (I, Q, F) features: the Q-Former's output, or neighbouring patch tokens concatenated in raster order.
         """
+        if self.config.pixel_mean is not None:
+            pixel_values = _renormalise(pixel_values, self.config.pixel_mean, self.config.pixel_std)
         states = self.vision(pixel_values=pixel_values).last_hidden_state
         if self.qformer is None:
             # The class token is dropped; what is left is grouped as it lies in memory, a row fragment a token.
-            features: Tensor = states[:, 1:].reshape(len(states), self.config.image_tokens, self.config.feature_size)
+            patches = states[:, 1:] if self.config.has_class_token else states
+            features: Tensor = patches.reshape(len(states), self.config.image_tokens, self.config.feature_size)
             return features
         queries = self.query_tokens.expand(len(states), -1, -1)
         features = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
@@ -286,6 +304,26 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         super().save_pretrained(str(save_directory), *args, **kwargs)
         if self.processor is not None:
             self.processor.save_pretrained(Path(save_directory))
+
+
+def _vision_tower(config: MiniGPT4Config) -> nn.Module:
+    """The tower, of BLIP-2's kind or another, with random weights."""
+    if not isinstance(config.vision_config, Blip2VisionConfig):
+        other: nn.Module = AutoModel.from_config(config.vision_config)
+        return other
+    tower = Blip2VisionModel._from_config(config.vision_config)
+    tower.post_layernorm.eps = config.vision_norm_eps
+    blip2: nn.Module = tower
+    return blip2
+
+
+def _renormalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Carry pixels (I, 3, S, S) from CLIP's normalisation to another one."""
+
+    def column(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+
+    return ((pixels * column(CLIP_STD) + column(CLIP_MEAN) - column(mean)) / column(std)).to(pixels.dtype)
 
 
 def _first(ids: int | Sequence[int] | None) -> int | None:

@@ -8,18 +8,33 @@ LayerNorm (`blip2_pretrained_flant5xxl.pth`), the language model's folder, and t
 from __future__ import annotations
 
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Blip2QFormerConfig, Blip2VisionConfig
+from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.configuration import MiniGPT4Config
+from captune.model.language_model import language_config, load_language_model
+from captune.model.lora import add_lora
 from captune.model.minigpt4 import MiniGPT4
-from captune.model.official_keys import map_blip2, map_projection, map_vision, strip_wrappers, vision_depth
+from captune.model.official_files import BLIP2, CHECKPOINT, TOWER, read_pth, read_state, stated_alpha
+from captune.model.official_keys import (
+    BLIP2_IGNORED,
+    LORA_KEY,
+    PROJECTION_IGNORED,
+    State,
+    Table,
+    map_keys,
+    qformer_shape,
+    qformer_table,
+    resize_positions,
+    vision_depth,
+    vision_ignored,
+    vision_table,
+)
 from captune.model.processor import MiniGPT4Processor
 from captune.model.tokenizer import load_tokenizer
 
@@ -31,37 +46,11 @@ OFFICIAL_VISION_HEADS = 16
 OFFICIAL_VISION_DEPTH = {1408: 39}
 """Blocks that the original builds for a tower of this width. BLIP-2 reads EVA-CLIP one block before its end."""
 OFFICIAL_QFORMER_HEADS = 12
+OFFICIAL_LORA = {64: 16.0}
+"""Rank and scale of the original's LoRA (`minigpt_v2.py`); for other ranks twice the rank is customary."""
 CONVERSATION = {"minigpt4": "llama-2", "minigpt_v2": "minigpt-v2"}
 ENLARGEMENT = {"minigpt4": 1, "minigpt_v2": 2}
 """MiniGPT-v2 reads images at twice the side that its tower was trained on."""
-
-
-def read_pth(path: str | Path) -> dict[str, Any]:
-    """Read a `.pth` file without running any code that it may carry.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The dictionary it holds; tensors stay on disk until they are used.
-
-    Raises:
-        WeightsError: the file is missing, truncated, or holds more than tensors and plain values.
-    """
-    if not Path(path).is_file():
-        raise WeightsError(f"{path} does not exist; give the path of the .pth file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors and plain values, or is not a torch file; it was not opened, "
-            "because that could run code. Save it again with only its state_dict."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is broken or incomplete; copy it again from its source.") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors.")
-    return content
 
 
 def load_official(
@@ -77,6 +66,7 @@ def load_official(
     image_size: int | None = None,
     lora_alpha: float | None = None,
     max_target_tokens: int = 160,
+    **llm_options: Any,
 ) -> MiniGPT4:
     """Put the original files together.
 
@@ -90,8 +80,10 @@ def load_official(
         vision_heads: attention heads of the tower, which no tensor tells.
         qformer_heads: attention heads of the Q-Former.
         image_size: side of the images in pixels; by default that of the tower's positions, doubled for minigpt_v2.
-        lora_alpha: scale of LoRA; by default the checkpoint's own, or 16 where it does not say.
+        lora_alpha: scale of LoRA; by default what the checkpoint, or a configuration or log beside it, states, else
+            the original's 16 at rank 64, and twice the rank at another.
         max_target_tokens: longest caption in tokens, stop symbol included.
+        llm_options: for the language model's `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Returns:
         The model in eval mode, its processor attached.
@@ -104,61 +96,54 @@ def load_official(
         raise ConfigError(f"There is no arch '{arch}'; expected one of: {', '.join(CONVERSATION)}.")
     if dtype is None:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    tower = read_pth(vision)
-    text_config = _language_config(llm)
+    tower, _, _ = read_state(vision, TOWER)
+    text_config = language_config(llm)
     config = MiniGPT4Config(
         vision_config=_vision_config(tower, str(vision), vision_heads, image_size, ENLARGEMENT[arch]),
         text_config=text_config,
         conversation="vicuna-v0" if qformer is not None else CONVERSATION[arch],
         max_target_tokens=max_target_tokens,
     )
-    parts = _qformer_parts(config, qformer, qformer_heads) if qformer is not None else None
+    bridge = _read_qformer(config, qformer, qformer_heads) if qformer is not None else None
+    trained = None if checkpoint is None else _read_checkpoint(checkpoint, config)
     with torch.device("meta"):
-        model = MiniGPT4(config)
+        model = MiniGPT4(config, parts=("vision", "qformer"))
     grid = config.vision_config.image_size // config.vision_config.patch_size
     depth = config.vision_config.num_hidden_layers
-    vision_state = map_vision(tower, depth=depth, grid=grid, file=str(vision))
+    state = map_keys(tower, vision_table(depth), vision_ignored(depth), file=str(vision))
+    state["embeddings.position_embedding"] = resize_positions(state["embeddings.position_embedding"], grid)
     # Without BLIP-2's file the original leaves this LayerNorm as it was made.
     width = config.vision_config.hidden_size
     norm = {"weight": torch.ones(width), "bias": torch.zeros(width)}
-    if parts is not None:
-        norm, qformer_state, queries = parts
-        _fill(model.qformer, qformer_state, str(qformer), dtype)
-        model.query_tokens = nn.Parameter(queries.to(dtype))
-    vision_state |= {f"post_layernorm.{kind}": tensor for kind, tensor in norm.items()}
-    _fill(model.vision, vision_state, str(vision), dtype)
-    model.llm = AutoModelForCausalLM.from_pretrained(str(llm), dtype=dtype)
-    model.projection = nn.Linear(config.feature_size, text_config.hidden_size, dtype=dtype)
-    if checkpoint is not None:
-        _load_checkpoint(model, checkpoint, lora_alpha)
+    if bridge is not None:
+        norm = {kind: bridge.pop(f"ln_vision.{kind}") for kind in norm}
+        if any(tensor.shape != (width,) for tensor in norm.values()):
+            raise WeightsError(f"{qformer}: 'ln_vision' is not {width} wide, as the tower is; they are of two models.")
+        model.query_tokens = nn.Parameter(bridge.pop("query_tokens").to(dtype))
+        _fill(model.qformer, bridge, str(qformer), dtype)
+    state |= {f"post_layernorm.{kind}": tensor for kind, tensor in norm.items()}
+    _fill(model.vision, state, str(vision), dtype)
+    model.llm = load_language_model(llm, dtype=dtype, **llm_options)
+    model.projection = nn.Linear(config.feature_size, config.text_width, dtype=dtype)
+    if trained is not None:
+        _fill_trained(model, *trained, str(checkpoint), lora_alpha)
     model.processor = MiniGPT4Processor(load_tokenizer(llm), config)
     model.freeze().eval()
     return model
 
 
-def _is_zip(path: str | Path) -> bool:
-    with open(path, "rb") as stream:
-        return stream.read(2) == b"PK"
-
-
-def _language_config(llm: str | Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(str(llm))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{llm} is not the folder of a language model; expected a config.json in it.") from error
-
-
-def _vision_config(
-    tower: dict[str, Any], file: str, heads: int, image_size: int | None, enlargement: int
-) -> Blip2VisionConfig:
-    for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
+def _vision_config(tower: State, file: str, heads: int, image_size: int | None, enlargement: int) -> Blip2VisionConfig:
+    for key in ("pos_embed", "blocks.0.mlp.fc1.weight"):
         if key not in tower:
-            raise WeightsError(f"{file} has no key '{key}'; expected the EVA-CLIP tower, eva_vit_g.pth.")
-    patches: Tensor = tower["patch_embed.proj.weight"]
+            raise WeightsError(f"{file} has no key '{key}'; it is incomplete.")
+    patches, positions = tower["patch_embed.proj.weight"], tower["pos_embed"]
+    side = int((positions.shape[1] - 1) ** 0.5) if positions.ndim == 3 else 0
+    if patches.ndim != 4 or side == 0 or positions.shape[1] != side * side + 1:
+        shapes = f"{tuple(patches.shape)} and {tuple(positions.shape)}"
+        raise WeightsError(f"{file}: 'patch_embed.proj.weight' and 'pos_embed' have the shapes {shapes}; it is broken.")
     width, patch = patches.shape[0], patches.shape[-1]
     if width % heads:
         raise WeightsError(f"{file} is {width} wide, which {heads} attention heads do not divide; give vision_heads.")
-    side = int((tower["pos_embed"].shape[1] - 1) ** 0.5)
     return Blip2VisionConfig(
         hidden_size=width,
         intermediate_size=tower["blocks.0.mlp.fc1.weight"].shape[0],
@@ -169,44 +154,34 @@ def _vision_config(
     )
 
 
-def _qformer_parts(
-    config: MiniGPT4Config, file: str | Path, heads: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def _read_qformer(config: MiniGPT4Config, file: str | Path, heads: int) -> State:
     """Read BLIP-2's file and complete `config` with what its tensors tell."""
-    content = read_pth(file)
-    norm, state, queries = map_blip2(content.get("model", content), file=str(file))
-    layers = {int(key.split(".")[2]) for key in state if key.startswith("encoder.layer.")}
-    crossed = sorted({int(key.split(".")[2]) for key in state if ".crossattention." in key})
+    content, _, _ = read_state(file, BLIP2)
+    layers, frequency = qformer_shape(list(content))
+    state = map_keys(content, qformer_table(layers, frequency), BLIP2_IGNORED, file=str(file))
+    width, seen = state["query_tokens"].shape[-1], state["encoder.layer.0.crossattention.attention.key.weight"].shape[1]
+    if width % heads:
+        raise WeightsError(f"{file} is {width} wide, which {heads} attention heads do not divide; give qformer_heads.")
+    if seen != config.vision_config.hidden_size:
+        raise WeightsError(
+            f"{file} reads a tower of width {seen}, but the one given is {config.vision_config.hidden_size} wide; "
+            "they do not belong together."
+        )
     config.qformer_config = Blip2QFormerConfig(
-        hidden_size=queries.shape[-1],
-        num_hidden_layers=max(layers) + 1,
+        hidden_size=width,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=state["encoder.layer.0.intermediate_query.dense.weight"].shape[0],
-        cross_attention_frequency=crossed[1] - crossed[0] if len(crossed) > 1 else len(layers),
-        encoder_hidden_size=state[f"encoder.layer.{crossed[0]}.crossattention.attention.key.weight"].shape[1],
+        cross_attention_frequency=frequency,
+        encoder_hidden_size=seen,
     )
-    config.query_tokens = queries.shape[1]
-    return norm, state, queries
+    config.query_tokens = state["query_tokens"].shape[1]
+    return state
 
 
-def _fill(module: nn.Module | None, state: dict[str, Tensor], file: str, dtype: torch.dtype) -> None:
-    """Give a module that was made on the meta device its tensors, every one of them and no other."""
-    assert module is not None
-    wanted = module.state_dict()
-    for key, tensor in wanted.items():
-        if key not in state:
-            raise WeightsError(f"{file} has no tensor for '{key}'; it is incomplete or of another model.")
-        if state[key].shape != tensor.shape:
-            raise WeightsError(f"{file}: '{key}' has shape {tuple(state[key].shape)}; expected {tuple(tensor.shape)}.")
-    unexpected = sorted(set(state) - set(wanted))
-    if unexpected:
-        raise WeightsError(f"{file} holds a tensor for '{unexpected[0]}', which this model does not have.")
-    module.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
-
-
-def _load_checkpoint(model: MiniGPT4, file: str | Path, lora_alpha: float | None) -> None:
-    content = read_pth(file)
-    state, wrappers = strip_wrappers(content.get("model", content))
+def _read_checkpoint(file: str | Path, config: MiniGPT4Config) -> tuple[State, dict[str, Any]]:
+    """Read a MiniGPT-4 checkpoint, and see that its projection fits between these parts."""
+    state, wrappers, content = read_state(file, CHECKPOINT)
     if wrappers:
         logger.warning(
             "%s: the keys carry '%s', left by data-parallel wrappers; they are read without it. The original "
@@ -214,33 +189,62 @@ def _load_checkpoint(model: MiniGPT4, file: str | Path, lora_alpha: float | None
             file,
             "module." * wrappers,
         )
-    projection, lora = map_projection(state, file=str(file))
-    weight = model.projection.weight
-    if projection["weight"].shape != weight.shape:
+    out, into = state["llama_proj.weight"].shape[0], state["llama_proj.weight"].shape[1]
+    if into != config.feature_size:
+        reason = "it was trained for another vision side"
+        if config.qformer_config is None:
+            reason = "if it was trained behind a Q-Former, give BLIP-2's file (blip2_pretrained_flant5xxl.pth) as well"
+        elif into == config.vision_config.hidden_size * config.patches_per_token:
+            reason = "it was trained without a Q-Former, so leave BLIP-2's file out"
         raise WeightsError(
-            f"{file} projects {tuple(reversed(projection['weight'].shape))}, but this vision side and language model "
-            f"need {tuple(reversed(weight.shape))}; it was trained for a language model of another size."
+            f"{file} reads features {into} wide, but this vision side gives {config.feature_size}; {reason}."
         )
+    if out != config.text_width:
+        raise WeightsError(
+            f"{file} was trained for a language model {out} wide, but the one given is {config.text_width} wide"
+            f"{_named_sizes(out, config.text_width)}; give the one that belongs to it."
+        )
+    return state, content
+
+
+def _named_sizes(*widths: int) -> str:
+    """The language models people know by these widths, in brackets."""
+    known = {4096: "7B", 5120: "13B", 8192: "70B"}
+    return f" ({known[widths[0]]} and {known[widths[1]]})" if all(width in known for width in widths) else ""
+
+
+def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype) -> None:
+    """Give a module that was made on the meta device its tensors, every one of them and no other."""
+    assert module is not None
+    wanted = module.state_dict()
+    assert set(wanted) == set(state)
+    for key, tensor in wanted.items():
+        if state[key].shape != tensor.shape:
+            raise WeightsError(f"{file}: '{key}' has shape {tuple(state[key].shape)}; expected {tuple(tensor.shape)}.")
+    module.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
+
+
+def _fill_trained(model: MiniGPT4, state: State, content: dict[str, Any], file: str, lora_alpha: float | None) -> None:
+    """Put projection and LoRA of a checkpoint into a model."""
+    lora: State = {
+        f"{match[1]}.default.weight": tensor for key, tensor in state.items() if (match := LORA_KEY.fullmatch(key))
+    }
+    rest = {key: tensor for key, tensor in state.items() if not LORA_KEY.fullmatch(key)}
+    table: Table = {kind: (f"llama_proj.{kind}",) for kind in ("weight", "bias")}
+    projection: dict[str, Tensor] = map_keys(rest, table, PROJECTION_IGNORED, file=file)
     with torch.no_grad():
-        weight.copy_(projection["weight"])
-        model.projection.bias.copy_(projection["bias"])
+        for kind, parameter in model.projection.named_parameters():
+            if projection[kind].shape != parameter.shape or not projection[kind].isfinite().all():
+                raise WeightsError(
+                    f"{file}: 'llama_proj.{kind}' has another shape than expected, or holds NaN; copy it again."
+                )
+            parameter.copy_(projection[kind])
     if lora:
-        settings = content.get("config", {}).get("model", {}) if isinstance(content.get("config"), dict) else {}
-        alpha = lora_alpha if lora_alpha is not None else settings.get("lora_alpha", 16)
-        _add_lora(model, lora, float(alpha), str(file))
-
-
-def _add_lora(model: MiniGPT4, lora: dict[str, Tensor], alpha: float, file: str) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    ranks = {tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key}
-    targets = sorted({key.split(".lora_")[0].rsplit(".", 1)[1] for key in lora})
-    settings = LoraConfig(r=ranks.pop(), lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
-    adapted = get_peft_model(model.llm, settings)
-    state = adapted.state_dict()
-    wanted = {key for key in state if ".lora_" in key}
-    if wanted != set(lora):
-        key = sorted(wanted ^ set(lora))[0]
-        raise WeightsError(f"{file}: the LoRA tensors do not fit this language model; '{key}' has no partner.")
-    adapted.load_state_dict(lora, strict=False)
-    model.llm = adapted
+        rank = min(next(iter(lora.values())).shape)
+        alpha = lora_alpha if lora_alpha is not None else stated_alpha(content, file)
+        if alpha is None:
+            alpha = OFFICIAL_LORA.get(rank, 2.0 * rank)
+            logger.warning(
+                "%s does not state lora_alpha; %g is taken for its rank %d. Give lora_alpha.", file, alpha, rank
+            )
+        add_lora(model, lora, alpha, file)

@@ -8,6 +8,8 @@ key is an error. Sources: the original `eva_vit.py`, `Qformer.py` and `mini_gpt4
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +17,38 @@ from torch.nn import functional as F
 
 from captune.errors import WeightsError
 
-__all__ = ["map_blip2", "map_projection", "map_vision", "resize_positions", "strip_wrappers", "vision_depth"]
+__all__ = [
+    "BLIP2_IGNORED",
+    "LORA_KEY",
+    "PROJECTION_IGNORED",
+    "State",
+    "Table",
+    "map_keys",
+    "qformer_shape",
+    "qformer_table",
+    "resize_positions",
+    "strip_wrappers",
+    "vision_depth",
+    "vision_ignored",
+    "vision_table",
+]
 
-State = dict[str, Tensor]
+State: TypeAlias = dict[str, Tensor]
+
+Table: TypeAlias = dict[str, tuple[str, ...]]
+"""Key here -> the original keys that are joined to make it; "" stands for zeros shaped like the first one."""
+
+BLIP2_IGNORED = re.compile(
+    r"(t5_proj|opt_proj)\..+|Qformer\.cls\..+"
+    r"|Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)"
+    r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..+|temp|(vision_proj|text_proj|itm_head)\..+"
+)
+"""The text branch of BLIP-2, its heads, and its own way into a language model."""
+
+PROJECTION_IGNORED = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
+"""Buffers that the original's training saves beside what it trains."""
+
+LORA_KEY = re.compile(r"llama_model\.(base_model\.model\..*\.lora_[AB])(\.default)?\.weight")
 
 _BLOCK_PARTS = {
     "norm1": "layer_norm1",
@@ -26,19 +57,111 @@ _BLOCK_PARTS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_VISION_IGNORED = re.compile(r"(norm|fc_norm|head)\.(weight|bias)")
-_BLIP2_IGNORED = re.compile(
-    r"(t5_proj|opt_proj)\.|Qformer\.cls\.|Qformer\.bert\.embeddings\.(position_ids|word_embeddings|position_embeddings)"
-    r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.|(temp|vision_proj|text_proj|itm_head)(\.|$)"
-)
-_CHECKPOINT_IGNORED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")
-_LORA = re.compile(r"llama_model\.(base_model\.model\..*\.lora_[AB])(\.default)?\.weight$")
+_KINDS = ("weight", "bias")
+
+
+def vision_table(depth: int) -> Table:
+    """`Blip2VisionModel` without its last LayerNorm, from `eva_vit_g.pth`.
+
+    Args:
+        depth: blocks that are used.
+    """
+    table: Table = {
+        "embeddings.class_embedding": ("cls_token",),
+        "embeddings.position_embedding": ("pos_embed",),
+    }
+    table |= {f"embeddings.patch_embedding.{kind}": (f"patch_embed.proj.{kind}",) for kind in _KINDS}
+    for i in range(depth):
+        for original, here in _BLOCK_PARTS.items():
+            table |= {f"encoder.layers.{i}.{here}.{kind}": (f"blocks.{i}.{original}.{kind}",) for kind in _KINDS}
+        attention = f"blocks.{i}.attn"
+        table[f"encoder.layers.{i}.self_attn.qkv.weight"] = (f"{attention}.qkv.weight",)
+        # The original has no bias on the keys.
+        table[f"encoder.layers.{i}.self_attn.qkv.bias"] = (f"{attention}.q_bias", "", f"{attention}.v_bias")
+    return table
+
+
+def vision_ignored(depth: int) -> re.Pattern[str]:
+    """Keys of `eva_vit_g.pth` that the original ignores: blocks behind the last one used, and what follows them."""
+    used = "|".join(map(str, range(depth)))
+    return re.compile(rf"blocks\.(?!({used})\.)\d+\..+|(norm|fc_norm|head)\.(weight|bias)")
 
 
 def vision_depth(keys: list[str]) -> int:
     """Blocks of the tower that the file holds; the original uses all but the last of 40."""
     blocks = {int(match.group(1)) for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))}
     return max(blocks) + 1 if blocks else 0
+
+
+def qformer_shape(keys: list[str]) -> tuple[int, int]:
+    """Layers of the Q-Former that the file holds, and of how many of them one looks at the image."""
+    layers = {
+        int(match.group(1)) for key in keys if (match := re.match(r"Qformer\.bert\.encoder\.layer\.(\d+)\.", key))
+    }
+    crossed = sorted({int(key.split(".")[4]) for key in keys if ".crossattention." in key})
+    count = max(layers) + 1 if layers else 0
+    return count, crossed[1] - crossed[0] if len(crossed) > 1 else max(count, 1)
+
+
+def qformer_table(layers: int, frequency: int) -> Table:
+    """`Blip2QFormerModel`, from BLIP-2's file; the queries and `ln_vision` stand under their own names.
+
+    Args:
+        layers: of the Q-Former.
+        frequency: every so many layers one looks at the image, the first one always.
+    """
+    table: Table = {"query_tokens": ("query_tokens",)}
+    table |= {f"ln_vision.{kind}": (f"ln_vision.{kind}",) for kind in _KINDS}
+    table |= {f"layernorm.{kind}": (f"Qformer.bert.embeddings.LayerNorm.{kind}",) for kind in _KINDS}
+    for i in range(layers):
+        original, here = f"Qformer.bert.encoder.layer.{i}", f"encoder.layer.{i}"
+        for attention in ("attention", "crossattention")[: 2 if i % frequency == 0 else 1]:
+            for part in ("query", "key", "value"):
+                for kind in _KINDS:
+                    table[f"{here}.{attention}.attention.{part}.{kind}"] = (
+                        f"{original}.{attention}.self.{part}.{kind}",
+                    )
+            for part in ("dense", "LayerNorm"):
+                same = [f"{attention}.output.{part}.{kind}" for kind in _KINDS]
+                table |= {f"{here}.{name}": (f"{original}.{name}",) for name in same}
+        for part in ("intermediate_query.dense", "output_query.dense", "output_query.LayerNorm"):
+            table |= {f"{here}.{part}.{kind}": (f"{original}.{part}.{kind}",) for kind in _KINDS}
+    return table
+
+
+def map_keys(state: Mapping[str, Tensor], table: Table, ignored: re.Pattern[str], *, file: str) -> State:
+    """Give the tensors of an original file the names they have here.
+
+    Args:
+        state: the file's tensors.
+        table: what is made of them; every original key in it has to be there.
+        ignored: keys that may stand in the file beside these.
+        file: the file's name, for messages.
+
+    Returns:
+        One tensor for each key of the table.
+
+    Raises:
+        WeightsError: a key is missing, or one is neither in the table nor ignored.
+    """
+    wanted = {original for originals in table.values() for original in originals if original}
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise WeightsError(f"{file} has no key '{min(missing)}' ({len(missing)} missing in all); it is incomplete.")
+    unknown = [key for key in state if key not in wanted and not ignored.fullmatch(key)]
+    if unknown:
+        raise WeightsError(
+            f"{file} holds the key '{unknown[0]}' ({len(unknown)} such in all), which this model does not have; "
+            "it is of another model."
+        )
+    mapped: State = {}
+    for key, originals in table.items():
+        first = state[originals[0]]
+        if len(originals) == 1:
+            mapped[key] = first
+        else:
+            mapped[key] = torch.cat([state[name] if name else torch.zeros_like(first) for name in originals])
+    return mapped
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:
@@ -60,104 +183,6 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
     return torch.cat([positions[:, :1].float(), patches], dim=1)
 
 
-def map_vision(state: State, *, depth: int, grid: int, file: str) -> State:
-    """Keys of `eva_vit_g.pth` to those of `Blip2VisionModel`, without its last LayerNorm.
-
-    Args:
-        state: the file's tensors.
-        depth: blocks that are used; those behind them are ignored, as in the original.
-        grid: patches per side of the images to be read.
-        file: the file's name, for messages.
-
-    Returns:
-        State of the tower.
-
-    Raises:
-        WeightsError: a key is unknown or missing.
-    """
-    mapped: State = {}
-    for key, tensor in state.items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
-        if block and int(block[1]) >= depth:
-            continue
-        if key == "cls_token":
-            mapped["embeddings.class_embedding"] = tensor
-        elif key == "pos_embed":
-            mapped["embeddings.position_embedding"] = resize_positions(tensor, grid)
-        elif key.startswith("patch_embed.proj."):
-            mapped["embeddings.patch_embedding." + key.rsplit(".", 1)[1]] = tensor
-        elif block and block[2] == "attn.qkv.weight":
-            mapped[f"encoder.layers.{block[1]}.self_attn.qkv.weight"] = tensor
-        elif block and block[2] == "attn.q_bias":
-            value = _need(state, f"blocks.{block[1]}.attn.v_bias", file)
-            # The original has no bias on the keys.
-            bias = torch.cat([tensor, torch.zeros_like(tensor), value])
-            mapped[f"encoder.layers.{block[1]}.self_attn.qkv.bias"] = bias
-        elif block and block[2] == "attn.v_bias":
-            _need(state, f"blocks.{block[1]}.attn.q_bias", file)
-        elif block and block[2].rpartition(".")[0] in _BLOCK_PARTS:
-            part, _, kind = block[2].rpartition(".")
-            mapped[f"encoder.layers.{block[1]}.{_BLOCK_PARTS[part]}.{kind}"] = tensor
-        elif not _VISION_IGNORED.fullmatch(key):
-            raise WeightsError(f"{file} holds the key '{key}', which no EVA-CLIP tower of MiniGPT-4 has.")
-    return mapped
-
-
-def map_blip2(state: State, *, file: str) -> tuple[State, State, Tensor]:
-    """Keys of a BLIP-2 file to those of the tower's last LayerNorm and of `Blip2QFormerModel`.
-
-    Args:
-        state: the file's tensors.
-        file: the file's name, for messages.
-
-    Returns:
-        State of `ln_vision` (`weight`, `bias`), state of the Q-Former, and the queries (1, Q, F).
-
-    Raises:
-        WeightsError: a key is unknown, or the queries are missing.
-    """
-    norm: State = {}
-    qformer: State = {}
-    for key, tensor in state.items():
-        if key.startswith("ln_vision."):
-            norm[key.removeprefix("ln_vision.")] = tensor
-        elif key == "query_tokens" or _BLIP2_IGNORED.match(key):
-            continue
-        elif key.startswith("Qformer.bert.embeddings.LayerNorm."):
-            qformer["layernorm." + key.rsplit(".", 1)[1]] = tensor
-        elif key.startswith("Qformer.bert.encoder.layer."):
-            name = key.removeprefix("Qformer.bert.")
-            name = name.replace(".attention.self.", ".attention.attention.")
-            qformer[name.replace(".crossattention.self.", ".crossattention.attention.")] = tensor
-        else:
-            raise WeightsError(f"{file} holds the key '{key}', which no BLIP-2 checkpoint of MiniGPT-4 has.")
-    return norm, qformer, _need(state, "query_tokens", file)
-
-
-def map_projection(state: State, *, file: str) -> tuple[State, State]:
-    """Keys of a MiniGPT-4 checkpoint to those of the projection and of LoRA adapters.
-
-    Args:
-        state: the file's tensors, wrappers stripped.
-        file: the file's name, for messages.
-
-    Returns:
-        State of the projection (`weight`, `bias`), and LoRA tensors under their peft names (empty without LoRA).
-
-    Raises:
-        WeightsError: a key is unknown, or the projection is missing.
-    """
-    projection = {kind: _need(state, f"llama_proj.{kind}", file) for kind in ("weight", "bias")}
-    lora: State = {}
-    for key, tensor in state.items():
-        match = _LORA.fullmatch(key)
-        if match:
-            lora[f"{match[1]}.default.weight"] = tensor
-        elif not key.startswith("llama_proj.") and not _CHECKPOINT_IGNORED.search(key):
-            raise WeightsError(f"{file} holds the key '{key}', which no MiniGPT-4 checkpoint has.")
-    return projection, lora
-
-
 def strip_wrappers(state: State) -> tuple[State, int]:
     """Take the `module.` prefixes off that data-parallel wrappers leave.
 
@@ -169,9 +194,3 @@ def strip_wrappers(state: State) -> tuple[State, int]:
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
         layers += 1
     return state, layers
-
-
-def _need(state: State, key: str, file: str) -> Tensor:
-    if key not in state:
-        raise WeightsError(f"{file} has no key '{key}'; it is not the file that is expected here, or is incomplete.")
-    return state[key]

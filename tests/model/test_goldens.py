@@ -31,7 +31,6 @@ FORWARD_CASES = [(variant, case) for variant in VARIANTS[:2] for case in MINIGPT
 FORWARD_CASES += [("minigpt_v2", case) for case in MINIGPT_V2_CASES]
 FAULTS = OriginalFaults(cut_stop_symbol=True, clip_image=True, double_bos=True, dollars_are_padding=True)
 HEADS = 4
-LORA_ALPHA = 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ def load(shared: Path, variant: str) -> Golden:
         dtype=torch.float32,
         vision_heads=HEADS,
         qformer_heads=HEADS,
-        lora_alpha=LORA_ALPHA,
         max_target_tokens=spec["max_txt_len"],
     )
     return Golden(folder, model, load_file(folder / "expected" / "vision.safetensors"))

@@ -1,0 +1,85 @@
+"""Loading a language model as it lies in its folder, every tensor accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from captune.errors import WeightsError
+
+__all__ = ["language_config", "load_language_model"]
+
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|attn\.(masked_)?bias$")
+"""Buffers that older releases of transformers saved and newer ones compute."""
+
+
+def language_config(llm: str | Path) -> Any:
+    """The configuration of a language model's folder or hub id.
+
+    Raises:
+        WeightsError: there is none, or it needs code of its own, which is not run.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(llm), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            raise WeightsError(
+                f"{llm} brings code of its own, which captune does not run; give another model."
+            ) from error
+        raise WeightsError(
+            f"{llm} is not the folder of a language model; expected a config.json that transformers knows in it."
+        ) from error
+    if not hasattr(config.get_text_config(), "vocab_size"):
+        raise WeightsError(f"{llm} is a {config.model_type}; expected a causal language model.")
+    return config
+
+
+def load_language_model(llm: str | Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
+    """Load a causal language model.
+
+    Args:
+        llm: folder or hub id.
+        dtype: of its weights.
+        options: `quantization_config`, `device_map`, ... of transformers' `from_pretrained`.
+
+    Raises:
+        WeightsError: files are missing or broken, a tensor is missing, has another shape, or is not of this model.
+    """
+    try:
+        with _quiet():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                str(llm), dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+            )
+    except ImportError:
+        raise
+    except Exception as error:  # broken files make the readers below transformers raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"The language model {llm} cannot be loaded: {reason}") from error
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        keys = sorted(str(key) for key in loaded.get(what, ()) if not _IGNORED.search(str(key)))
+        if keys:
+            raise WeightsError(
+                f"The language model {llm} is incomplete or of another kind than its config.json says: "
+                f"{what.replace('_', ' ')}: {keys[0]} ({len(keys)} in all)."
+            )
+    loaded_model: nn.Module = model
+    return loaded_model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' table of strange keys off the screen; what is wrong is said in one sentence."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

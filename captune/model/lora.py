@@ -1,0 +1,98 @@
+"""LoRA on the language model, through peft: matrices of low rank beside frozen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from captune.errors import MissingExtraError, WeightsError
+from captune.model.official_keys import State
+
+if TYPE_CHECKING:
+    from captune.model.minigpt4 import MiniGPT4
+
+__all__ = ["add_lora", "attach_lora", "wrap_with_lora"]
+
+
+def wrap_with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """A language model with LoRA, the second matrix of every pair zero, in the dtype of the weights they stand beside.
+
+    peft's own default of float32 adapters makes autograd keep float32 copies of every input, twice the memory; the
+    optimizer holds float32 masters instead.
+
+    Args:
+        llm: the language model.
+        settings: `r`, `alpha`, `targets` and optionally `dropout`, as they stand in the configuration.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("LoRA", "train") from error
+    config = LoraConfig(
+        r=settings["r"],
+        lora_alpha=settings["alpha"],
+        target_modules=list(settings["targets"]),
+        lora_dropout=settings.get("dropout", 0.0),
+    )
+    wrapped: nn.Module = get_peft_model(llm, config, autocast_adapter_dtype=False)
+    return wrapped
+
+
+def attach_lora(
+    model: MiniGPT4,
+    *,
+    rank: int = 64,
+    alpha: float = 16.0,
+    targets: Sequence[str] = ("q_proj", "v_proj"),
+    dropout: float = 0.0,
+) -> None:
+    """Give a model's language model LoRA, to be trained with the projection; the defaults are MiniGPT-v2's.
+
+    Args:
+        model: gets LoRA, and notes it in its configuration.
+        rank: of the matrices.
+        alpha: their product is scaled by alpha / rank.
+        targets: last part of the names of the linear layers that get one.
+        dropout: on LoRA's input; anything but 0 makes captions of one image sharing a prefix inexact.
+
+    Raises:
+        WeightsError: the language model has LoRA already, or no such layers.
+    """
+    if model.config.lora is not None:
+        raise WeightsError("The language model has LoRA already.")
+    settings = {"r": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
+    try:
+        model.llm = wrap_with_lora(model.llm, settings)
+    except ValueError as error:
+        raise WeightsError(f"LoRA finds no layers {', '.join(targets)} in the language model.") from error
+    model.config.lora = settings
+    model.freeze()
+
+
+def add_lora(model: MiniGPT4, state: State, alpha: float, file: str) -> None:
+    """Put LoRA tensors of a file into a model.
+
+    Args:
+        model: its language model has no LoRA yet.
+        state: tensors under peft's names.
+        alpha: the product of a pair is scaled by alpha / rank.
+        file: the file's name, for messages.
+
+    Raises:
+        WeightsError: the tensors do not fit the language model.
+    """
+    ranks = {tensor.shape[0] if ".lora_A." in key else tensor.shape[1] for key, tensor in state.items()}
+    if len(ranks) != 1:
+        raise WeightsError(f"{file}: the LoRA tensors have the ranks {sorted(ranks)}; expected one rank.")
+    targets = sorted({key.split(".lora_")[0].rsplit(".", 1)[1] for key in state})
+    attach_lora(model, rank=ranks.pop(), alpha=alpha, targets=targets)
+    wanted = {key: parameter for key, parameter in model.llm.named_parameters() if ".lora_" in key}
+    wrong = sorted(set(wanted) ^ set(state)) or [key for key in wanted if wanted[key].shape != state[key].shape]
+    if wrong:
+        raise WeightsError(f"{file}: the LoRA tensors do not fit this language model; see '{wrong[0]}'.")
+    with torch.no_grad():
+        for key, parameter in wanted.items():
+            parameter.copy_(state[key])
