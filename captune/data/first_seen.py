@@ -29,7 +29,7 @@ class FirstSeen:
             return self._recent[name]
         if self._hashes.size:
             key = hash(name)
-            place = int(np.searchsorted(self._hashes, key))
+            place = int(self._hashes.searchsorted(np.int64(key)))
             if place < self._hashes.size and self._hashes[place] == key:
                 return int(self._lines[place])
         return None
