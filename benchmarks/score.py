@@ -1,11 +1,13 @@
 """BLEU, CIDEr and ROUGE-L: captune against pycocoevalcap on this machine, in one run.
 
-    python benchmarks/score.py [--images 1000 5000 40000] [--rounds 3] [--jobs 2] [--json]
+    python benchmarks/score.py [--images 1000 5000 40000] [--rounds 3] [--jobs 2] [--json] [--memory]
 
 Both tools run as whole processes, in turns, on one thread: from the start of the interpreter to the last number, with
 reading the file, importing and tokenizing included. METEOR and SPICE are left out. A prediction is the first half of a
 reference and the second half of another image's, so that few n-grams and some long ones match. Memory is the peak of
-the process and its children together. Needs pycocoevalcap, a `java` on the path and the folder `../shared`.
+the process and its children together. `--memory` instead scores a million captions once and prints captune's peak.
+
+Needs pycocoevalcap, a `java` on the path and the folder `../shared`.
 """
 
 from __future__ import annotations
@@ -231,6 +233,27 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
     return record
 
 
+def million(folder: Path) -> dict[str, Any]:
+    """Memory for 166,667 images: a million captions with the predictions, read from a file and scored.
+
+    Every caption is different: each further copy of the corpus has words of its own.
+    """
+    some = corpus(40_000)
+    images = list(some["references"])
+    references, predictions = {}, {}
+    for place in range(166_667):
+        copy, source = divmod(place, len(images))
+        name = images[source]
+        references[str(place)] = [caption.replace(" a ", f" a{copy} ", 1) for caption in some["references"][name]]
+        predictions[str(place)] = some["predictions"][name]
+    data = folder / "million.json"
+    data.write_text(json.dumps({"references": references, "predictions": predictions}))
+    captions = sum(map(len, references.values())) + len(predictions)
+    del some, references, predictions
+    found = run("captune", data, folder)
+    return {"captions": captions, "captune_seconds": found["seconds"], "captune_mib": found["mib"]}
+
+
 def print_record(record: dict[str, Any]) -> None:
     print(f"{record['images']:,} images x 5 references")
     print(f"  pycocoevalcap      {record['pycocoevalcap_seconds']:8.3f} s {record['pycocoevalcap_mib']:8.0f} MiB")
@@ -251,6 +274,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     for hidden in ("--child", "--data", "--result"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--compat", default="caption", help=argparse.SUPPRESS)
@@ -268,6 +292,11 @@ def main() -> None:
         warm.write_text(json.dumps(corpus(50)))
         for tool in ("captune", "pycocoevalcap"):
             run(tool, warm, folder)
+        if arguments.memory:
+            record = million(folder)
+            text = "{captions:,} captions: {captune_seconds:.1f} s, {captune_mib:.0f} MiB (wanted: below 2,000)"
+            print(json.dumps(record) if arguments.json else text.format(**record))
+            return
         for images in arguments.images:
             compare(
                 images,
