@@ -27,6 +27,7 @@ WALLS: dict[str, set[str]] = {
     "apps": {"config", "data", "decoding", "metrics", "model", "report"},
 }
 WALLS["cli"] = set(WALLS)
+WALLS["__main__"] = {"cli"}
 
 
 def modules(repository: Path) -> Iterator[Path]:
@@ -42,7 +43,9 @@ def imported_rooms(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "captune" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "captune" else [node.module]
+            )
         rooms |= {name.split(".")[1] for name in names if name and name.startswith("captune.")}
     # `from captune import __version__` crosses no wall.
     return rooms - {"__version__"}

@@ -7,6 +7,7 @@ machine failed, 2 = the input is wrong.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,6 +92,9 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         is_help = message.startswith("Usage:")
         print(message if is_help else f"captune: {message} See captune --help.", file=sys.stderr)
         return error.exit_code
+    if result == 128 + signal.SIGINT:
+        # typer turns Ctrl-C into this exit code without a word.
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from captune.training.schedule import learning_rate
 from captune.training.state import Position, load_newest, save_state
 
 __all__ = ["StepResult", "Stepper", "build_optimizer"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Stepper:
         self._place = place
         self._names, self._parameters = map(list, zip(*model.trained_parameters(), strict=True))
         self._optimizer = build_optimizer(self._parameters, config.train)
+        self._limit: int | None = None
         self.skipped = 0
 
     def take(self, step: int) -> StepResult:
@@ -77,12 +81,7 @@ class Stepper:
         rate = learning_rate(step, self._samples.total_steps, self._config.train)
         mine = self._place.share(batch)
         targets = int(self._place.sum(self._objective.target_count(mine)))
-        total = 0.0
-        self._optimizer.zero_grad(set_to_none=True)
-        for part in self._micro_batches(mine):
-            loss = self._objective.loss(part, self._images(part)) / targets
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        total = self._accumulate(mine, targets)
         self._place.sum_gradients(self._parameters)
         loss_of_step = self._place.sum(total)
         norm = self._apply(rate, loss_of_step, batch)
@@ -105,12 +104,39 @@ class Stepper:
         longest = self._samples.longest(2)
         return self._objective.probe(longest, self._images(longest))
 
-    def _micro_batches(self, samples: Sequence[TrainingSample]) -> Iterator[Sequence[TrainingSample]]:
-        limit = self._config.train.micro_batch_size
+    def _accumulate(self, samples: Sequence[TrainingSample], targets: int) -> float:
+        """Gradients of this process's samples; when memory runs out, again in micro-batches half as large."""
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), dtype=torch.float64, device=self._place.device)
+            size = self._micro_batch(samples)
+            try:
+                for start in range(0, len(samples), size):
+                    part = samples[start : start + size]
+                    loss = self._objective.loss(part, self._images(part)) / targets
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
+                return float(total)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise TrainingError(
+                        "Not even one image with its captions fits into memory; shorten the captions, lower "
+                        "train.captions_per_image, or choose a smaller number format."
+                    ) from error
+            # Outside the handler, which keeps the failed pass's tensors alive.
+            self._limit = -(-size // 2)
+            logger.warning("out of memory: going on with micro-batches of %d image(s)", self._limit)
+            if self._place.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _micro_batch(self, samples: Sequence[TrainingSample]) -> int:
+        """How many samples are worked on at once: as set in captions, and no more than memory has shown to take."""
         captions = max((len(sample.captions) for sample in samples), default=1)
-        size = len(samples) if limit is None else max(1, limit // captions)
-        for start in range(0, len(samples), size):
-            yield samples[start : start + size]
+        wanted = self._config.train.micro_batch_size
+        size = max(len(samples), 1) if wanted is None else max(1, wanted // captions)
+        return size if self._limit is None else min(size, self._limit)
 
     def _images(self, samples: Sequence[TrainingSample]) -> Tensor:
         return self._features[[sample.image for sample in samples]].to(self._place.device)
@@ -132,6 +158,10 @@ class Stepper:
             group["lr"] = rate
         self._optimizer.step()
         return norm
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

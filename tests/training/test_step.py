@@ -1,0 +1,114 @@
+"""One optimiser step: the same whatever it is divided into, and what happens when it cannot be taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_minigpt4
+
+from captune.config import RunConfig, parse_config
+from captune.data.manifest import Sample
+from captune.errors import TrainingError
+from captune.model import MiniGPT4
+from captune.training.distributed import World
+from captune.training.objective import Objective
+from captune.training.samples import TrainingSamples
+from captune.training.step import Stepper
+
+ALONE = World(0, 1, torch.device("cpu"))
+IMAGES = [Sample(str(i), f"{i}.jpg", ("a dog", f"{'very ' * i}long", "two"), "train") for i in range(6)]
+
+
+def settings(*overrides: str) -> RunConfig:
+    return parse_config(
+        {"train": {"batch_size": 15, "learning_rate": 0.01, "warmup_steps": 0, "captions_per_image": 3}}, overrides
+    )
+
+
+def stepper(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGPT4, Stepper]:
+    model = model or tiny_minigpt4()
+    torch.manual_seed(2)
+    features = torch.randn(len(IMAGES), 4, 24)
+    return model, Stepper(model, features, TrainingSamples(IMAGES, config.train, 1), config, ALONE)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.micro_batch_size=3"],
+        ["train.fast.shared_prefix=false"],
+        ["train.fast.shared_prefix=false", "train.fast.constant_prefix=false", "train.fast.target_logits=false"],
+    ],
+    ids=["micro-batches", "separate rows", "plain rows"],
+)
+def test_what_a_step_is_divided_into_changes_nothing(overrides: list[str]) -> None:
+    one, whole = stepper(settings())
+    other, divided = stepper(settings(*overrides))
+    for step in range(3):
+        wanted, found = whole.take(step), divided.take(step)
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+        assert (found.targets, found.captions) == (wanted.targets, wanted.captions)
+    torch.testing.assert_close(other.projection.weight, one.projection.weight, atol=1e-5, rtol=0)
+
+
+def test_only_the_projection_moves() -> None:
+    model, taker = stepper(settings())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    taker.take(0)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {"projection.weight", "projection.bias"}
+
+
+def test_frozen_parts_stay_in_eval_mode() -> None:
+    model = tiny_minigpt4().train()
+    assert model.projection.training
+    assert not any(module.training for part in (model.vision, model.qformer, model.llm) for module in part.modules())
+
+
+def test_an_undefined_loss_is_skipped_and_then_ends_the_run() -> None:
+    model, taker = stepper(settings("train.max_nonfinite_steps=1"))
+    taker.take(0)
+    before = model.projection.weight.detach().clone()
+    with torch.no_grad():
+        model.projection.bias.fill_(float("nan"))
+    taker.take(1)
+    assert taker.skipped == 1
+    assert torch.equal(model.projection.weight, before)
+    with pytest.raises(TrainingError, match=r"infinite or undefined in 2 steps, last on '.*'; lower"):
+        taker.take(2)
+
+
+def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted_model, calm = stepper(settings())
+    wanted = calm.take(0)
+    model, cramped = stepper(settings())
+    sizes = []
+    loss = Objective.loss
+
+    def limited(self: Objective, samples: list, features: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(samples))
+        if len(samples) > 2:
+            raise torch.OutOfMemoryError
+        return loss(self, samples, features)
+
+    monkeypatch.setattr(Objective, "loss", limited)
+    found = cramped.take(0)
+    assert sizes == [5, 3, 2, 2, 1]
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+    torch.testing.assert_close(model.projection.weight, wanted_model.projection.weight, atol=1e-5, rtol=0)
+
+
+def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Objective, samples: list, features: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Objective, "loss", never)
+    with pytest.raises(TrainingError, match="Not even one image"):
+        stepper(settings())[1].take(0)
+
+
+def test_clipping_shortens_long_gradients_only() -> None:
+    model, free = stepper(settings("train.clip_norm=null", "train.weight_decay=0"))
+    clipped_model, clipped = stepper(settings("train.clip_norm=1e6", "train.weight_decay=0"))
+    assert free.take(0).gradient_norm == pytest.approx(clipped.take(0).gradient_norm)
+    assert torch.equal(model.projection.weight, clipped_model.projection.weight)
