@@ -13,5 +13,6 @@ flickr30k.py   all of it in the exact layout of Flickr30k
 from __future__ import annotations
 
 from captune.toy.flickr30k import Flickr30kFolder, ToyRow, plan_rows, write_flickr30k
+from captune.toy.settings import TOY_SETTINGS
 
-__all__ = ["Flickr30kFolder", "ToyRow", "plan_rows", "write_flickr30k"]
+__all__ = ["TOY_SETTINGS", "Flickr30kFolder", "ToyRow", "plan_rows", "write_flickr30k"]
