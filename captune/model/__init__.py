@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
@@ -21,3 +23,7 @@ __all__ = [
     "Tokenizer",
     "load_tokenizer",
 ]
+
+AutoConfig.register(MiniGPT4Config.model_type, MiniGPT4Config, exist_ok=True)
+AutoModel.register(MiniGPT4Config, MiniGPT4, exist_ok=True)
+AutoModelForImageTextToText.register(MiniGPT4Config, MiniGPT4, exist_ok=True)

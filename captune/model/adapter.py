@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,12 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captune.errors import WeightsError
+from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 
 __all__ = [
     "CheckpointRecord",
     "fingerprint",
     "frozen_fingerprint",
+    "is_adapter",
+    "load_adapter",
     "load_trained",
     "read_record",
     "save_trained",
@@ -51,6 +55,7 @@ class CheckpointRecord:
         seed: of the run.
         captune: version that wrote it.
         format: version of this record.
+        lora: `r`, `alpha`, `targets` and `dropout` of LoRA, where it was trained.
     """
 
     model: str
@@ -64,6 +69,7 @@ class CheckpointRecord:
     seed: int
     captune: str
     format: int = FORMAT
+    lora: dict[str, Any] | None = None
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
@@ -91,8 +97,9 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def frozen_fingerprint(model: MiniGPT4) -> str:
-    """Fingerprint of everything that is not trained."""
-    return fingerprint((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    """Fingerprint of everything that is not trained, the same whether LoRA stands beside it or not."""
+    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    return fingerprint((name.replace(".base_layer.", "."), p) for name, p in frozen)
 
 
 def trained_state(model: MiniGPT4) -> dict[str, Tensor]:
@@ -118,6 +125,7 @@ def read_record(folder: Path) -> CheckpointRecord:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
+        content.setdefault("lora", None)
         return CheckpointRecord(**{field.name: content[field.name] for field in fields(CheckpointRecord)})
     except FileNotFoundError:
         raise WeightsError(
@@ -141,6 +149,9 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
         WeightsError: the checkpoint is broken or belongs to other frozen parts.
     """
     record = read_record(folder)
+    if record.lora is not None and model.config.lora is None:
+        settings = dict(record.lora)
+        attach_lora(model, rank=settings["r"], alpha=settings["alpha"], targets=settings["targets"])
     own = frozen_fingerprint(model)
     if record.frozen != own:
         raise WeightsError(
@@ -158,4 +169,46 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
+    if model.processor is not None:
+        model.processor.instruction = record.instruction
     return record
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a path is the folder of a checkpoint, and not of a whole model."""
+    folder = Path(path)
+    return (folder / "checkpoint.json").is_file() and not (folder / "config.json").is_file()
+
+
+def load_adapter(
+    folder: Path, kind: type[MiniGPT4], *args: Any, base_model: str | Path | None = None, **options: Any
+) -> MiniGPT4:
+    """Load a checkpoint together with the model it belongs to.
+
+    Args:
+        folder: `checkpoints/epoch-NNN` of a run.
+        kind: class of the model.
+        args: of `from_pretrained`.
+        base_model: where the model is, if it has moved since.
+        options: of `from_pretrained`.
+
+    Returns:
+        The tuned model; its processor asks what it was tuned with.
+
+    Raises:
+        WeightsError: the checkpoint is broken, or its model is not where it was.
+    """
+    from captune.model.loading import resolve_model
+
+    record = read_record(folder)
+    try:
+        base = resolve_model(str(base_model or record.model))
+    except WeightsError as error:
+        raise WeightsError(
+            f"{folder} was trained on the model {record.model}, which is not there; give base_model, the folder or "
+            "hub id where it is now."
+        ) from error
+    model = kind.from_pretrained(base, *args, **options)
+    load_trained(model, folder)
+    model.eval()
+    return model

@@ -14,11 +14,13 @@ from captune.model.official_keys import State
 if TYPE_CHECKING:
     from captune.model.minigpt4 import MiniGPT4
 
-__all__ = ["add_lora", "attach_lora", "wrap_with_lora"]
+__all__ = ["add_lora", "attach_lora", "with_lora"]
 
 
-def wrap_with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """A language model with LoRA, the second matrix of every pair zero, in the dtype of the weights they stand beside.
+def with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """Give a language model LoRA, the second matrix of every pair zero, in the dtype of the weights beside them.
+
+    The layers are put in place, without peft's wrapper, so that the model keeps its class, names and tied weights.
 
     peft's own default of float32 adapters makes autograd keep float32 copies of every input, twice the memory; the
     optimizer holds float32 masters instead.
@@ -28,7 +30,7 @@ def wrap_with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
         settings: `r`, `alpha`, `targets` and optionally `dropout`, as they stand in the configuration.
     """
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtraError("LoRA", "train") from error
     config = LoraConfig(
@@ -37,8 +39,8 @@ def wrap_with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
         target_modules=list(settings["targets"]),
         lora_dropout=settings.get("dropout", 0.0),
     )
-    wrapped: nn.Module = get_peft_model(llm, config, autocast_adapter_dtype=False)
-    return wrapped
+    adapted: nn.Module = inject_adapter_in_model(config, llm)
+    return adapted
 
 
 def attach_lora(
@@ -65,7 +67,7 @@ def attach_lora(
         raise WeightsError("The language model has LoRA already.")
     settings = {"r": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
     try:
-        model.llm = wrap_with_lora(model.llm, settings)
+        model.llm = with_lora(model.llm, settings)
     except ValueError as error:
         raise WeightsError(f"LoRA finds no layers {', '.join(targets)} in the language model.") from error
     model.config.lora = settings
@@ -77,7 +79,7 @@ def add_lora(model: MiniGPT4, state: State, alpha: float, file: str) -> None:
 
     Args:
         model: its language model has no LoRA yet.
-        state: tensors under peft's names.
+        state: tensors under their names in the language model.
         alpha: the product of a pair is scaled by alpha / rank.
         file: the file's name, for messages.
 

@@ -48,7 +48,8 @@ BLIP2_IGNORED = re.compile(
 PROJECTION_IGNORED = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
 """Buffers that the original's training saves beside what it trains."""
 
-LORA_KEY = re.compile(r"llama_model\.(base_model\.model\..*\.lora_[AB])(\.default)?\.weight")
+LORA_KEY = re.compile(r"llama_model\.base_model\.model\.(.*\.lora_[AB])(\.default)?\.weight")
+"""LoRA under the names of peft 0.2, which puts two wrappers around the language model; newer peft adds `.default`."""
 
 _BLOCK_PARTS = {
     "norm1": "layer_norm1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -19,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from captune.model import MiniGPT4
+from captune.model.official import load_official
 from captune.model.official_keys import Table, qformer_table, vision_table
 
 TEXT = """A dog runs along the beach. Two girls are eating ice cream outside a cafe.
@@ -99,3 +102,17 @@ def official_files(tmp_path_factory: pytest.TempPathFactory) -> OfficialFiles:
     )
     LlamaForCausalLM(llm).half().save_pretrained(files.llm)
     return files
+
+
+def load(files: OfficialFiles, arch: str = "minigpt4", **changes: Any) -> MiniGPT4:
+    """The model that these files make."""
+    given: dict[str, Any] = {
+        "llm": files.llm,
+        "vision": files.vision,
+        "qformer": files.qformer,
+        "checkpoint": files.checkpoint,
+        "dtype": torch.float32,
+        "vision_heads": 4,
+        "qformer_heads": 4,
+    }
+    return load_official(arch, **(given | changes))

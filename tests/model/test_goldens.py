@@ -222,7 +222,8 @@ def test_generated_ids(golden: Golden) -> None:
 
 def original_name(name: str) -> str:
     """What the original calls a trained tensor."""
-    return name.replace("projection.", "llama_proj.").replace("llm.", "llama_model.", 1).replace(".default.", ".")
+    name = name.replace("projection.", "llama_proj.").replace("llm.", "llama_model.base_model.model.", 1)
+    return name.replace(".default.", ".")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

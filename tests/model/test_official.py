@@ -15,8 +15,6 @@ import torch
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
 from captune.errors import CaptuneError, ConfigError, WeightsError
-from captune.model import MiniGPT4
-from captune.model.official import load_official
 from captune.model.official_files import read_pth, stated_alpha
 from captune.model.official_keys import (
     BLIP2_IGNORED,
@@ -27,20 +25,7 @@ from captune.model.official_keys import (
     vision_table,
 )
 
-from .conftest import OfficialFiles
-
-
-def load(files: OfficialFiles, arch: str = "minigpt4", **changes: Any) -> MiniGPT4:
-    given: dict[str, Any] = {
-        "llm": files.llm,
-        "vision": files.vision,
-        "qformer": files.qformer,
-        "checkpoint": files.checkpoint,
-        "dtype": torch.float32,
-        "vision_heads": 4,
-        "qformer_heads": 4,
-    }
-    return load_official(arch, **(given | changes))
+from .conftest import OfficialFiles, load
 
 
 def refusal(files: OfficialFiles, **changes: Any) -> str:

@@ -1,0 +1,104 @@
+"""How a model presents itself on the Hugging Face hub: its card, and the way up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from captune.errors import ToolError
+
+if TYPE_CHECKING:
+    from captune.model.minigpt4 import MiniGPT4
+
+__all__ = ["model_card", "upload_folder"]
+
+
+def model_card(
+    model: MiniGPT4,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    signature: str | None = None,
+    base_model: str | None = None,
+) -> str:
+    """README.md of a model's folder.
+
+    Args:
+        model: what it is about.
+        metrics: name to value, as `captune.metrics` gives them.
+        signature: of these values: data, split, prompt, decoding, protocol, tool versions. Values without a signature
+            are not shown, since nobody could compare them.
+        base_model: where the frozen parts are from.
+
+    Returns:
+        Markdown with the hub's YAML header.
+    """
+    header: dict[str, object] = {
+        "library_name": "captune",
+        "pipeline_tag": "image-to-text",
+        "tags": ["captune", "image-captioning", "minigpt-4"],
+    }
+    if base_model is not None:
+        header["base_model"] = base_model
+    lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", "# Image captioner", ""]
+    config = model.config
+    bridge = "a Q-Former and " if config.qformer_config is not None else ""
+    lines += [
+        f"A {config.vision_config.model_type} tower and a {config.text_config.model_type} language model, joined by "
+        f"{bridge}a linear projection ({config.feature_size} to {config.text_width}). "
+        f"An image takes {config.image_tokens} tokens.",
+        "",
+        "```python",
+        "from captune import MiniGPT4",
+        "",
+        'model = MiniGPT4.from_pretrained("this/model")',
+        'model.caption(["photo.jpg"])',
+        "```",
+    ]
+    if model.processor is not None:
+        conversation = model.processor.layout.conversation
+        lines += [
+            "",
+            "## Prompt",
+            "",
+            f"- instruction: `{model.processor.instruction}`",
+            f"- wrapped as: `{json.dumps(conversation.template, ensure_ascii=False)}`",
+            f"- stop symbol: `{json.dumps(conversation.stop_symbol, ensure_ascii=False)}`",
+        ]
+    if metrics and signature:
+        lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+        lines += ["", f"Signature: `{signature}`"]
+    return "\n".join(lines) + "\n"
+
+
+def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None, message: str) -> str:
+    """Put a folder on the hub.
+
+    Args:
+        folder: all its files are uploaded.
+        repo_id: `user/name`; made when it is not there.
+        private: whether a new repository is private; None is the account's own setting.
+        token: of the hub; None takes the one that `hf auth login` stored.
+        message: of the commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ToolError: the hub refused.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    try:
+        made = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
+        commit = huggingface_hub.upload_folder(
+            repo_id=made.repo_id, folder_path=folder, commit_message=message, token=token
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        raise ToolError(f"The hub did not take {repo_id}: {' '.join(str(error).split())[:200]}") from error
+    return str(commit.commit_url)
