@@ -42,12 +42,12 @@ def language_config(llm: str | Path) -> Any:
     return config
 
 
-def load_language_model(llm: str | Path, *, dtype: torch.dtype, **options: Any) -> nn.Module:
+def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options: Any) -> nn.Module:
     """Load a causal language model.
 
     Args:
         llm: folder or hub id.
-        dtype: of its weights.
+        dtype: of its weights; "auto" is as they are stored.
         options: `quantization_config`, `device_map`, ... of transformers' `from_pretrained`.
 
     Raises:

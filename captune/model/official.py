@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def load_official(
     vision: str | Path,
     qformer: str | Path | None = None,
     checkpoint: str | Path | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     vision_heads: int = OFFICIAL_VISION_HEADS,
     qformer_heads: int = OFFICIAL_QFORMER_HEADS,
     image_size: int | None = None,
@@ -76,7 +76,8 @@ def load_official(
         vision: `eva_vit_g.pth`.
         qformer: BLIP-2's file, or None for the variants without a Q-Former.
         checkpoint: the projection (and LoRA); without it the projection is random and has to be trained first.
-        dtype: of all weights; by default bfloat16 on a machine with a GPU and float32 elsewhere.
+        dtype: of all weights; by default bfloat16 on a machine with a GPU and float32 elsewhere. "auto" leaves each
+            file's tensors as they are, for saving; such a mixture does not run.
         vision_heads: attention heads of the tower, which no tensor tells.
         qformer_heads: attention heads of the Q-Former.
         image_size: side of the images in pixels; by default that of the tower's positions, doubled for minigpt_v2.
@@ -119,12 +120,13 @@ def load_official(
         norm = {kind: bridge.pop(f"ln_vision.{kind}") for kind in norm}
         if any(tensor.shape != (width,) for tensor in norm.values()):
             raise WeightsError(f"{qformer}: 'ln_vision' is not {width} wide, as the tower is; they are of two models.")
-        model.query_tokens = nn.Parameter(bridge.pop("query_tokens").to(dtype))
+        model.query_tokens = nn.Parameter(_cast(bridge.pop("query_tokens"), dtype))
         _fill(model.qformer, bridge, str(qformer), dtype)
     state |= {f"post_layernorm.{kind}": tensor for kind, tensor in norm.items()}
     _fill(model.vision, state, str(vision), dtype)
     model.llm = load_language_model(llm, dtype=dtype, **llm_options)
-    model.projection = nn.Linear(config.feature_size, config.text_width, dtype=dtype)
+    kept = torch.float32 if dtype == "auto" else dtype
+    model.projection = nn.Linear(config.feature_size, config.text_width, dtype=kept)
     if trained is not None:
         _fill_trained(model, *trained, str(checkpoint), lora_alpha)
     model.processor = MiniGPT4Processor(load_tokenizer(llm), config)
@@ -213,7 +215,11 @@ def _named_sizes(*widths: int) -> str:
     return f" ({known[widths[0]]} and {known[widths[1]]})" if all(width in known for width in widths) else ""
 
 
-def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype) -> None:
+def _cast(tensor: Tensor, dtype: torch.dtype | Literal["auto"]) -> Tensor:
+    return tensor if dtype == "auto" else tensor.to(dtype)
+
+
+def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype | Literal["auto"]) -> None:
     """Give a module that was made on the meta device its tensors, every one of them and no other."""
     assert module is not None
     wanted = module.state_dict()
@@ -221,7 +227,7 @@ def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype)
     for key, tensor in wanted.items():
         if state[key].shape != tensor.shape:
             raise WeightsError(f"{file}: '{key}' has shape {tuple(state[key].shape)}; expected {tuple(tensor.shape)}.")
-    module.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
+    module.load_state_dict({key: _cast(tensor, dtype) for key, tensor in state.items()}, assign=True)
 
 
 def _fill_trained(model: MiniGPT4, state: State, content: dict[str, Any], file: str, lora_alpha: float | None) -> None:

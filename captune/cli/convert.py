@@ -1,0 +1,126 @@
+"""`captune convert`: the original MiniGPT-4 files to a captune model, and what was trained back again."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captune.errors import InputError
+
+__all__ = ["convert", "register"]
+
+
+class Arch(StrEnum):
+    """The original's architectures."""
+
+    MINIGPT4 = "minigpt4"
+    MINIGPT_V2 = "minigpt_v2"
+
+
+class NumberFormat(StrEnum):
+    """Number formats of the weights that are written."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("convert")(convert)
+
+
+def convert(
+    out: Annotated[Path, typer.Option(help="Folder of the captune model, or the .pth file of --to-official.")],
+    arch: Annotated[Arch, typer.Option(help="minigpt4 with or without Q-Former, or minigpt_v2.")] = Arch.MINIGPT4,
+    llm: Annotated[
+        str | None, typer.Option(help="Folder of the language model (Vicuna, Llama-2), or its hub id.")
+    ] = None,
+    vision: Annotated[Path | None, typer.Option(help="eva_vit_g.pth.")] = None,
+    qformer: Annotated[
+        Path | None, typer.Option(help="blip2_pretrained_flant5xxl.pth; leave it out for Llama-2 and minigpt_v2.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="pretrained_minigpt4_7b.pth, or a checkpoint of your own.")
+    ] = None,
+    dtype: Annotated[
+        NumberFormat, typer.Option(help="Of the weights; auto keeps each file's own.")
+    ] = NumberFormat.AUTO,
+    vision_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the vision tower.")] = 16,
+    qformer_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the Q-Former.")] = 12,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Scale of LoRA.", show_default="as stated in or beside the checkpoint")
+    ] = None,
+    to_official: Annotated[
+        Path | None,
+        typer.Option(help="The way back: a run's checkpoint or a captune model, to a .pth the original code loads."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
+) -> None:
+    """Turn the original MiniGPT-4 files into a captune model, or a captune checkpoint into an original one."""
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already; give another --out, or --overwrite.")
+    if to_official is not None:
+        if any(given is not None for given in (llm, vision, qformer, checkpoint)):
+            raise InputError("--to-official takes one checkpoint or model and no other files.")
+        _export(to_official, out)
+    elif llm is None or vision is None:
+        raise InputError("Give --llm and --vision (and --qformer, --checkpoint), or --to-official.")
+    else:
+        _import(arch, llm, vision, qformer, checkpoint, out, dtype, vision_heads, qformer_heads, lora_alpha)
+    typer.echo(out)
+
+
+def _import(
+    arch: Arch,
+    llm: str,
+    vision: Path,
+    qformer: Path | None,
+    checkpoint: Path | None,
+    out: Path,
+    dtype: NumberFormat,
+    vision_heads: int,
+    qformer_heads: int,
+    lora_alpha: float | None,
+) -> None:
+    """Read the original files and write the model's folder, whole or not at all."""
+    from captune.cli.extras import needs
+
+    with needs("captune convert", "train"):
+        import torch
+
+        from captune.data.atomic import atomic_folder
+        from captune.model.official import load_official
+    model = load_official(
+        arch.value,
+        llm=llm,
+        vision=vision,
+        qformer=qformer,
+        checkpoint=checkpoint,
+        dtype="auto" if dtype is NumberFormat.AUTO else getattr(torch, dtype.value),
+        vision_heads=vision_heads,
+        qformer_heads=qformer_heads,
+        lora_alpha=lora_alpha,
+    )
+    if checkpoint is None:
+        typer.echo("Without --checkpoint the projection is random: it has to be aligned before it is tuned.", err=True)
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder, max_shard_size="4GB")
+
+
+def _export(source: Path, out: Path) -> None:
+    """Write what was trained as a .pth file, whole or not at all."""
+    from captune.cli.extras import needs
+
+    with needs("captune convert", "train"):
+        import torch
+
+        from captune.data.atomic import atomic_file
+        from captune.model.official_export import official_checkpoint
+    content = official_checkpoint(source)
+    with atomic_file(out, "wb") as stream:
+        torch.save(content, stream)
