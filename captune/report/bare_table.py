@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from captune.errors import InputError
+from captune.report.fields import LARGEST, first_repeated
 from captune.report.record import CheckpointScores, RunScores
 
 __all__ = ["csv_table", "read_csv"]
@@ -68,8 +69,7 @@ def read_csv(path: Path) -> RunScores:
     checkpoints = [_checkpoint(cells, header, f"{path}, line {line}") for line, cells in body]
     if not checkpoints:
         raise InputError(f"{path} has a header but no row; expected one row a checkpoint.")
-    names = [row.name for row in checkpoints]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
+    if (repeated := first_repeated(row.name for row in checkpoints)) is not None:
         raise InputError(f"{path} holds two rows called {repeated!r}; names must be unique.")
     return RunScores(data=path.stem, checkpoints=tuple(checkpoints))
 
@@ -111,6 +111,6 @@ def _score(cell: str, place: str) -> float:
         value = float(cell)
     except ValueError:
         value = math.inf
-    if math.isinf(value):
+    if abs(value) > LARGEST:
         raise InputError(f"{place} is {cell[:40]!r}, expected a number such as 0.3175.")
     return value

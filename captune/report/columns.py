@@ -57,7 +57,9 @@ def format_value(value: float | None) -> str:
     """A score as a table cell: four decimals, `nan` for not a number, a dash where there is none."""
     if value is None:
         return "–"
-    return "nan" if math.isnan(value) else f"{value:.{DECIMALS}f}"
+    if math.isnan(value):
+        return "nan"
+    return f"{value:.{DECIMALS}f}" if abs(value) < 1e6 else f"{value:.{DECIMALS}g}"
 
 
 def scale_sentence(values: dict[str, list[float]]) -> str:

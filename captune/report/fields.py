@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from captune.errors import InputError
 
-__all__ = ["Fields"]
+__all__ = ["LARGEST", "Fields", "first_repeated"]
 
 T = TypeVar("T")
+
+LARGEST = 1e9
+"""No score of captions comes near it; a larger one is a defect of the file and would break every chart."""
 
 
 class Fields:
@@ -82,12 +85,12 @@ class Fields:
         return {key: check(self, f"{name}[{key!r}]", item) for key, item in value.items()}
 
     def score(self, name: str, value: object) -> float:
-        """A finite number, or null for not a number."""
+        """A number, or null for not a number."""
         if value is None:
             return math.nan
         # A bool is an int in Python; NaN is how Python's own writer spells null.
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isinf(_as_float(value)):
-            raise self.wrong(name, "a finite number or null", value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(_as_float(value)) > LARGEST:
+            raise self.wrong(name, f"null or a number of at most {LARGEST:.0e}", value)
         return float(value)
 
     def scores(self, name: str, value: object) -> dict[str, float]:
@@ -141,6 +144,16 @@ class Fields:
                 near = difflib.get_close_matches(name, self._read, n=1)
                 hint = f"; did you mean {near[0]!r}" if near else ""
                 raise InputError(f"{self._source}: {self._place} has an unknown field {name!r}{hint}.")
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that stood there before, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _as_float(value: int | float) -> float:

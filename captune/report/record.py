@@ -36,7 +36,7 @@ from typing import Any
 
 from captune.errors import InputError
 from captune.report.columns import order_metrics
-from captune.report.fields import Fields
+from captune.report.fields import Fields, first_repeated
 from captune.report.files import write_whole
 
 __all__ = [
@@ -176,8 +176,7 @@ def scores_from_json(text: str, source: str = "scores.json") -> RunScores:
     )
     if not rows:
         raise InputError(f"{source} holds no checkpoint; evaluate at least one.")
-    names = [row.name for row in rows]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
+    if (repeated := first_repeated(row.name for row in rows)) is not None:
         raise InputError(f"{source} holds two checkpoints called {repeated!r}; names must be unique.")
     run = RunScores(
         data=top.text("data"),
@@ -282,8 +281,5 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object, refusing a name that stands in it twice (JSON would keep the last in silence)."""
     built = dict(pairs)
     if len(built) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the name {next(name for name in names if names.count(name) > 1)!r} stands twice in an object"
-        )
+        raise ValueError(f"the name {first_repeated(name for name, _ in pairs)!r} stands twice in an object")
     return built

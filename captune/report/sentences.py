@@ -55,7 +55,9 @@ def analysis_markdown(run: RunScores, analysis: Analysis) -> str:
 
 
 def percent(share: float) -> str:
-    """A relative change such as "+23 %", with as many decimals as a small one needs."""
+    """A relative change such as "+23 %", with as many decimals as a small one needs; huge ones as "+2e+06-fold"."""
+    if abs(share) >= 1e4:
+        return f"{share:+.2g}-fold"
     size = abs(share) * 100
     decimals = 0 if size >= 9.95 or share == 0 else 1 if size >= 0.95 else 2
     return f"{share * 100:+,.{decimals}f} %"

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
@@ -182,6 +182,7 @@ def test_a_leak_is_said_first(make_run: Any, slides: Any) -> None:
         (0.0, "+0 %"),
         (-0.5, "-50 %"),
         (12.3456, "+1,235 %"),
+        (1e308, "+1e+308-fold"),
     ],
 )
 def test_percent(share: float, text: str) -> None:
@@ -191,6 +192,7 @@ def test_percent(share: float, text: str) -> None:
 scores = st.none() | st.floats(0, 10) | st.just(math.nan) | st.sampled_from([0.0, 1e-9, 1e308, -1.0])
 
 
+@example([{"CIDEr": 1.0}, {"CIDEr": 1e308}])
 @given(
     st.lists(st.dictionaries(st.sampled_from(["BLEU-4", "CIDEr", "new"]), scores, min_size=1), min_size=1, max_size=7)
 )
