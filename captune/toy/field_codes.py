@@ -7,7 +7,7 @@ learn without the other. The real BLIP-2 does the same in its first stage with t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -74,12 +74,27 @@ class FieldCodes:
         """Vectors (B, Q, F) of indices (B, Q), Q being the number of fields."""
         return self._vectors[ids]
 
+    def loss(self, features: Tensor, ids: Tensor) -> Tensor:
+        """How far features (B, Q, F) are from the vectors of `ids` (B, Q).
+
+        The squared distance says where to go, the cross-entropy over each field's values makes haste: with the
+        distance alone the same accuracy takes more than twice as many steps.
+        """
+        distance = F.mse_loss(features, self.vectors(ids))
+        haste = torch.stack([F.cross_entropy(*scored) for scored in self._scores(features, ids)]).sum()
+        return distance + 0.5 * haste
+
+    def _scores(self, features: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each field, scores (B, values) of all its values and the index (B,) of the right one."""
+        first = 0
+        for slot, values in enumerate(FIELDS.values()):
+            scores = features[:, slot] @ self._vectors[first : first + len(values)].T
+            yield scores / 8, ids[:, slot] - first
+            first += len(values)
+
     def accuracy(self, features: Tensor, ids: Tensor) -> dict[str, float]:
         """How often features (B, Q, F) lie nearest to the right value of their field, field by field."""
-        right: dict[str, float] = {}
-        first = 0
-        for slot, (field, values) in enumerate(FIELDS.items()):
-            scores = features[:, slot] @ self._vectors[first : first + len(values)].T
-            right[field] = float((scores.argmax(dim=1) + first == ids[:, slot]).float().mean())
-            first += len(values)
-        return right
+        return {
+            field: float((scores.argmax(dim=1) == right).float().mean())
+            for field, (scores, right) in zip(FIELDS, self._scores(features, ids), strict=True)
+        }

@@ -16,12 +16,12 @@ TYRE: Color = (44, 42, 46)
 
 # How much room one of them takes beside its neighbour, in hundredths of the picture's width.
 _WIDTHS = {
-    "man": 25, "woman": 25, "boy": 22, "girl": 22, "dog": 31, "cat": 29, "horse": 40, "sheep": 32, "bird": 31,
-    "duck": 31, "car": 43, "bus": 60, "truck": 56, "boat": 32, "plane": 37, "ball": 24, "house": 46,
+    "man": 29, "woman": 29, "boy": 25, "girl": 25, "dog": 34, "cat": 32, "horse": 40, "sheep": 33, "bird": 34,
+    "duck": 33, "car": 43, "bus": 60, "truck": 56, "boat": 32, "plane": 43, "ball": 26, "house": 46,
 }  # fmt: skip
 
 # Small things are drawn larger than life, so that an eye (or a patch of eight pixels) can tell them apart.
-_SCALES = {"dog": 1.15, "cat": 1.2, "sheep": 1.3, "bird": 1.25, "duck": 1.3, "plane": 1.2}
+_SCALES = {"dog": 1.3, "cat": 1.35, "sheep": 1.35, "bird": 1.4, "duck": 1.4, "plane": 1.35, "ball": 1.15}
 
 
 def width_of(subject: Subject) -> float:

@@ -42,7 +42,7 @@ def draw_person(pen: Pen, subject: Subject, layout: Layout) -> None:
     """
     child = subject.kind in ("boy", "girl")
     action = subject.action
-    figure = pen.moved(scale=0.92 if child else 1.28)
+    figure = pen.moved(scale=1.06 if child else 1.45)
     prop = COLORS.get(subject.prop_color, INK)
     if action == "jump":
         pen.oval(0, 0, 9, 1.6, (90, 90, 90), outline=0)

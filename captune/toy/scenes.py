@@ -165,7 +165,7 @@ def _sample_subject(random: Random) -> Subject:
         return Subject(kind, 1, color, action, random.choice(PROP_COLORS[action]))
     alone = kind in ("house", "bus", "truck")
     count = 1 if alone else random.choices((1, 2, 3), weights=(5, 3, 2))[0]
-    if kind == "car":
+    if kind in ("car", "plane"):
         count = min(count, 2)
     return Subject(kind, count, color, action)
 

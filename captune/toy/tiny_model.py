@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from captune.model import MiniGPT4, MiniGPT4Config
@@ -61,4 +63,26 @@ def build_model(vocabulary_size: int) -> MiniGPT4:
         query_tokens=QUERY_TOKENS,
         max_target_tokens=64,
     )
-    return MiniGPT4(config)
+    model = MiniGPT4(config)
+    _start_wide_awake(model)
+    return model
+
+
+@torch.no_grad()
+def _start_wide_awake(model: MiniGPT4) -> None:
+    """Weights of the towers as large as their width asks for.
+
+    The usual standard deviation of 0.02 is meant for widths of 768 and more; at 96 it leaves attention blind for the
+    first thousands of steps.
+    """
+    assert model.qformer is not None
+    for tower in (model.vision, model.qformer):
+        for name, module in tower.named_modules():
+            if isinstance(module, nn.Linear):
+                # What is added to the residual stream starts at half.
+                share = 0.5 if any(end in name for end in ("projection", "fc2", "output")) else 1.0
+                nn.init.normal_(module.weight, std=share * module.in_features**-0.5)
+    patches = model.vision.embeddings.patch_embedding.weight
+    nn.init.normal_(patches, std=patches[0].numel() ** -0.5)
+    nn.init.normal_(model.vision.embeddings.position_embedding, std=0.3)
+    nn.init.normal_(model.query_tokens, std=0.5)
