@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,18 +40,25 @@ def convert(
     llm: Annotated[
         str | None, typer.Option(help="Folder of the language model (Vicuna, Llama-2), or its hub id.")
     ] = None,
-    vision: Annotated[Path | None, typer.Option(help="eva_vit_g.pth.")] = None,
+    vision: Annotated[
+        str | None, typer.Option(help="eva_vit_g.pth; for a new captioner also a SigLIP or CLIP model.")
+    ] = None,
     qformer: Annotated[
         Path | None, typer.Option(help="blip2_pretrained_flant5xxl.pth; leave it out for Llama-2 and minigpt_v2.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="pretrained_minigpt4_7b.pth, or a checkpoint of your own.")
+        Path | None,
+        typer.Option(help="pretrained_minigpt4_7b.pth, or one of your own; without it a new projection is made."),
     ] = None,
     dtype: Annotated[
         NumberFormat, typer.Option(help="Of the weights; auto keeps each file's own.")
     ] = NumberFormat.AUTO,
     vision_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the vision tower.")] = 16,
     qformer_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the Q-Former.")] = 12,
+    conversation: Annotated[
+        str | None,
+        typer.Option(help="Prompt of a new captioner.", show_default="the language model's own chat template"),
+    ] = None,
     lora_alpha: Annotated[
         float | None, typer.Option(help="Scale of LoRA.", show_default="as stated in or beside the checkpoint")
     ] = None,
@@ -71,43 +78,49 @@ def convert(
     elif llm is None or vision is None:
         raise InputError("Give --llm and --vision (and --qformer, --checkpoint), or --to-official.")
     else:
-        _import(arch, llm, vision, qformer, checkpoint, out, dtype, vision_heads, qformer_heads, lora_alpha)
+        heads = {"vision_heads": vision_heads, "qformer_heads": qformer_heads}
+        files = {"llm": llm, "vision": vision, "qformer": qformer}
+        if checkpoint is None:
+            _build(out, dtype, {**files, **heads, "conversation": conversation})
+        else:
+            trained = {"checkpoint": checkpoint, "lora_alpha": lora_alpha}
+            _import(out, dtype, arch, {**files, **heads, **trained})
     typer.echo(out)
 
 
-def _import(
-    arch: Arch,
-    llm: str,
-    vision: Path,
-    qformer: Path | None,
-    checkpoint: Path | None,
-    out: Path,
-    dtype: NumberFormat,
-    vision_heads: int,
-    qformer_heads: int,
-    lora_alpha: float | None,
-) -> None:
-    """Read the original files and write the model's folder, whole or not at all."""
+def _import(out: Path, dtype: NumberFormat, arch: Arch, given: dict[str, Any]) -> None:
+    """Put the original files together."""
     from captune.cli.extras import needs
 
     with needs("captune convert", "train"):
         import torch
 
-        from captune.data.atomic import atomic_folder
         from captune.model.official import load_official
-    model = load_official(
-        arch.value,
-        llm=llm,
-        vision=vision,
-        qformer=qformer,
-        checkpoint=checkpoint,
-        dtype="auto" if dtype is NumberFormat.AUTO else getattr(torch, dtype.value),
-        vision_heads=vision_heads,
-        qformer_heads=qformer_heads,
-        lora_alpha=lora_alpha,
+    kept: Any = "auto" if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
+    _save(load_official(arch.value, dtype=kept, **given), out)
+
+
+def _build(out: Path, dtype: NumberFormat, given: dict[str, Any]) -> None:
+    """Join parts by a new projection, and say what it needs."""
+    from captune.cli.extras import needs
+
+    with needs("captune convert", "train"):
+        import torch
+
+        from captune.model.build import ALIGNMENT_CONFIG, build
+    kept = None if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
+    _save(build(dtype=kept, **given), out)
+    typer.echo(
+        "The projection is new and random: align it on image-text pairs first (stage 1), with the settings of "
+        f"{ALIGNMENT_CONFIG}.",
+        err=True,
     )
-    if checkpoint is None:
-        typer.echo("Without --checkpoint the projection is random: it has to be aligned before it is tuned.", err=True)
+
+
+def _save(model: Any, out: Path) -> None:
+    """Write a model's folder, whole or not at all."""
+    from captune.data.atomic import atomic_folder
+
     with atomic_folder(out) as folder:
         model.save_pretrained(folder, max_shard_size="4GB")
 

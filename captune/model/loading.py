@@ -30,7 +30,8 @@ def resolve_model(path: str) -> str:
     is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "\\" not in path
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        # A checkpoint of a run names the model it belongs to, which from_pretrained loads with it.
+        if not (folder / "config.json").is_file() and not (folder / "checkpoint.json").is_file():
             raise WeightsError(
                 f"{path} holds no config.json; expected a captune model, which `captune convert` makes of the original "
                 "files and save_pretrained writes."

@@ -55,11 +55,12 @@ def test_number_formats(official_files: OfficialFiles, tmp_path: Path) -> None:
     """By default every file's own: here a float16 language model beside float32 towers."""
     from safetensors.torch import load_file
 
-    assert convert(*sources(official_files), "--out", tmp_path / "a") == 0
+    given = [*sources(official_files), "--checkpoint", official_files.checkpoint]
+    assert convert(*given, "--out", tmp_path / "a") == 0
     state = load_file(tmp_path / "a" / "model.safetensors")
     assert state["llm.lm_head.weight"].dtype == torch.float16
     assert state["query_tokens"].dtype == torch.float32
-    assert convert(*sources(official_files), "--out", tmp_path / "b", "--dtype", "bfloat16") == 0
+    assert convert(*given, "--out", tmp_path / "b", "--dtype", "bfloat16") == 0
     assert {t.dtype for t in load_file(tmp_path / "b" / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -88,7 +89,7 @@ def test_adapter_with_lora_back(official_files: OfficialFiles, tmp_path: Path) -
         (["--out", "x", "--to-official", "nowhere/at/all"], "There is no model folder nowhere/at/all"),
         (["--out", "x", "--to-official", "a", "--llm", "b"], "takes one checkpoint or model and no other files"),
         (["--out", ".", "--llm", "a", "--vision", "b"], "exists already"),
-        (["--out", "x", "--llm", "a", "--vision", "b"], "b does not exist"),
+        (["--out", "x", "--llm", "a", "--vision", "b.pth", "--checkpoint", "c"], "b.pth does not exist"),
     ],
 )
 def test_refusals(

@@ -1,0 +1,179 @@
+"""A new captioner of parts that have never met: any language model behind any of several towers.
+
+What joins them is new and random. Until it has been aligned on image-text pairs (stage 1), captions are noise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionModel, SiglipVisionModel
+from transformers.utils import cached_file
+
+from captune.errors import ConfigError, WeightsError
+from captune.model.chat import conversation_of
+from captune.model.configuration import MiniGPT4Config
+from captune.model.language_model import language_config, load_language_model
+from captune.model.minigpt4 import MiniGPT4
+from captune.model.official import load_official
+from captune.model.processor import MiniGPT4Processor
+from captune.model.prompt import CONVERSATIONS
+from captune.model.tokenizer import load_tokenizer
+
+__all__ = ["ALIGNMENT_CONFIG", "build"]
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENT_CONFIG = "train_configs/stage1_alignment.yaml"
+"""The settings of stage 1, which a new projection has to go through before it is tuned."""
+
+_TOWERS: dict[str, Any] = {
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+    "clip": CLIPVisionModel,
+    "clip_vision_model": CLIPVisionModel,
+}
+_SIGLIP_NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+SMALLEST_GROUP = 4
+"""Patches that are joined to one image token, at least, as in MiniGPT-v2: fewer tokens for the language model."""
+
+
+def build(
+    *,
+    llm: str | Path,
+    vision: str | Path,
+    qformer: str | Path | None = None,
+    conversation: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_target_tokens: int = 160,
+    seed: int = 0,
+    vision_heads: int = 16,
+    qformer_heads: int = 12,
+    **llm_options: Any,
+) -> MiniGPT4:
+    """Join a vision tower and a language model by a new projection.
+
+    Args:
+        llm: folder or hub id of any causal language model.
+        vision: the original's `eva_vit_g.pth`, or folder or hub id of a SigLIP or CLIP model.
+        qformer: BLIP-2's file, for the original's tower; None for patches that go to the projection directly.
+        conversation: one of `CONVERSATIONS`; by default the language model's own chat template.
+        dtype: of the weights; by default bfloat16 on a machine with a GPU and float32 elsewhere. The projection,
+            which is to be trained, is float32.
+        max_target_tokens: longest caption in tokens, stop symbol included.
+        seed: of the new projection.
+        vision_heads: attention heads of the original's tower.
+        qformer_heads: attention heads of the original's Q-Former.
+        llm_options: for the language model's `from_pretrained`: `quantization_config`, `device_map`, ...
+
+    Returns:
+        The model in eval mode, its processor attached; a warning says that it needs stage 1, and the settings for it.
+
+    Raises:
+        ConfigError: the conversation is unknown, or the chat template cannot be used.
+        WeightsError: a part is missing, broken, or of a kind that is not known here.
+    """
+    if conversation is not None and conversation not in CONVERSATIONS:
+        raise ConfigError(f"There is no conversation '{conversation}'; expected one of: {', '.join(CONVERSATIONS)}.")
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if Path(vision).is_file():
+        model = load_official(
+            "minigpt4",
+            llm=llm,
+            vision=vision,
+            qformer=qformer,
+            dtype=dtype,
+            vision_heads=vision_heads,
+            qformer_heads=qformer_heads,
+            **llm_options,
+        )
+    elif qformer is not None:
+        raise WeightsError(f"{qformer} belongs to the original's tower (eva_vit_g.pth), and {vision} is another one.")
+    else:
+        model = _with_tower(llm, vision, dtype, llm_options)
+    _converse(model, llm, conversation, max_target_tokens)
+    _renew_projection(model, seed)
+    logger.warning(
+        "The projection between %s and %s is new and random: align it on image-text pairs first (stage 1), with the "
+        "settings of %s.",
+        vision,
+        llm,
+        ALIGNMENT_CONFIG,
+    )
+    return model
+
+
+def _with_tower(llm: str | Path, vision: str | Path, dtype: torch.dtype, llm_options: dict[str, Any]) -> MiniGPT4:
+    """A model of a SigLIP or CLIP tower and a language model, its processor still to come."""
+    try:
+        given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
+    if given.model_type not in _TOWERS:
+        raise WeightsError(f"{vision} is a {given.model_type}; expected eva_vit_g.pth, or a SigLIP or CLIP model.")
+    try:
+        tower, loaded = _TOWERS[given.model_type].from_pretrained(str(vision), dtype=dtype, output_loading_info=True)
+    except Exception as error:  # broken files make the readers below transformers raise nearly anything
+        raise WeightsError(
+            f"The vision tower {vision} cannot be loaded: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if loaded["missing_keys"]:
+        raise WeightsError(f"The vision tower {vision} is incomplete; it has no '{min(loaded['missing_keys'])}'.")
+    settings = tower.config
+    patches = (settings.image_size // settings.patch_size) ** 2
+    normalisation = _normalisation(vision, given.model_type)
+    config = MiniGPT4Config(
+        vision_config=settings.to_dict(),
+        text_config=language_config(llm),
+        patches_per_token=next(n for n in range(min(SMALLEST_GROUP, patches), patches + 1) if patches % n == 0),
+        pixel_mean=normalisation.get("image_mean"),
+        pixel_std=normalisation.get("image_std"),
+    )
+    with torch.device("meta"):
+        model = MiniGPT4(config, parts=())
+    model.vision = tower
+    model.llm = load_language_model(llm, dtype=dtype, **llm_options)
+    return model
+
+
+def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
+    """Mean and deviation that a tower was trained with; empty where they are CLIP's, as those of the pixels are."""
+    if "siglip" not in kind:
+        return {}
+    file = cached_file(str(vision), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    stated = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
+    return {key: list(stated.get(key, default)) for key, default in _SIGLIP_NORMALISATION.items()}
+
+
+def _converse(model: MiniGPT4, llm: str | Path, conversation: str | None, max_target_tokens: int) -> None:
+    """Attach a processor that asks as the language model wants to be asked."""
+    config = model.config
+    config.max_target_tokens = max_target_tokens
+    if conversation is not None:
+        config.conversation = conversation
+    else:
+        config.conversation = "chat"
+        config.wrapping = asdict(conversation_of(AutoTokenizer.from_pretrained(str(llm))))
+    model.processor = MiniGPT4Processor(load_tokenizer(llm), config)
+
+
+def _renew_projection(model: MiniGPT4, seed: int) -> None:
+    """A projection whose image tokens are about as long as the language model's token embeddings."""
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
+    length = float(embeddings[:1000].detach().float().square().mean().sqrt())
+    projection = nn.Linear(model.config.feature_size, model.config.text_width, device=embeddings.device)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(projection.weight.shape, generator=generator) * length / model.config.feature_size**0.5
+    with torch.no_grad():
+        projection.weight.copy_(weight)
+        projection.bias.zero_()
+    model.projection = projection
+    model.freeze().eval()
