@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from captune.config import ModelConfig
 from captune.errors import WeightsError
 from captune.model.minigpt4 import MiniGPT4
+from captune.model.quantization import (
+    GradientDeviation,
+    compare_gradients,
+    projection_gradient,
+    quantization_config,
+)
 
-__all__ = ["compute_dtype", "load_model", "pick_device", "resolve_model"]
+__all__ = ["compute_dtype", "load_checked", "load_model", "pick_device", "resolve_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,27 +67,81 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load_model(config: ModelConfig, device: torch.device) -> MiniGPT4:
+def load_model(
+    config: ModelConfig, device: torch.device, *, quantization: str | None = None, recompute: bool = False
+) -> MiniGPT4:
     """Load a captune model.
 
     Args:
         config: which one, in which number format.
         device: where it goes.
+        quantization: one of `captune.model.quantization.FORMATS` for the language model; None is none.
+        recompute: compute activations again in the backward pass instead of keeping them.
 
     Returns:
         The model in eval mode; the projection, which is trained, in float32 whatever the frozen parts have.
 
     Raises:
         WeightsError: it is not there, is broken, or is no captune model.
+        ConfigError: the quantization is unknown.
+        MissingExtraError: the quantization's library is not installed.
     """
     path = resolve_model(config.path)
     dtype = compute_dtype(config.dtype, device)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     try:
-        model = MiniGPT4.from_pretrained(path, dtype=dtype)
+        model = MiniGPT4.from_pretrained(path, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"The model {config.path} cannot be loaded: {reason}") from error
     model.projection.float()
-    model.to(device)
-    logger.info("loaded %s: %s on %s, projection in float32", config.path, str(dtype).removeprefix("torch."), device)
+    if quantization is None:
+        model.to(device)
+    model.checkpoint_activations(recompute)
+    logger.info(
+        "loaded %s: %s%s on %s, projection in float32",
+        config.path,
+        str(dtype).removeprefix("torch."),
+        f", language model in {quantization}" if quantization else "",
+        device,
+    )
     return model
+
+
+def load_checked(
+    config: ModelConfig,
+    device: torch.device,
+    quantization: str,
+    batch: Mapping[str, Tensor],
+    *,
+    recompute: bool = False,
+) -> tuple[MiniGPT4, GradientDeviation]:
+    """Load a model with a quantised language model, after a look at how far that bends the gradient.
+
+    The model as it is comes first and is let go of, so that the two are never in memory together.
+
+    Args:
+        config: which one, in which number format.
+        device: where it goes; the model without quantisation is run on the CPU where this one has no room for it.
+        quantization: one of `captune.model.quantization.FORMATS`.
+        batch: a few rows: keyword arguments of `MiniGPT4.forward`, labels included.
+        recompute: compute activations again in the backward pass.
+
+    Returns:
+        The quantised model, and how far its gradient of the projection deviates.
+
+    Raises:
+        WeightsError: as `load_model`; or the gradient deviates so far that training would lead elsewhere.
+    """
+    try:
+        reference = projection_gradient(load_model(config, device, recompute=True).train(), batch)
+    except torch.OutOfMemoryError:
+        reference = projection_gradient(load_model(config, torch.device("cpu"), recompute=True).train(), batch)
+    gc.collect()
+    model = load_model(config, device, quantization=quantization, recompute=recompute)
+    deviation = compare_gradients(projection_gradient(model.train(), batch), reference)
+    logger.info("quantization %s: %s", quantization, deviation)
+    deviation.check(quantization)
+    return model.eval(), deviation

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from captune.config import ModelConfig
 from captune.errors import ConfigError, ToolError, WeightsError
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 from captune.model.adapter import (
@@ -22,6 +23,7 @@ from captune.model.adapter import (
     save_trained,
     trained_state,
 )
+from captune.model.loading import load_checked, load_model
 from captune.model.lora import attach_lora
 from captune.model.quantization import (
     FORMATS,
@@ -206,6 +208,21 @@ def test_fewer_bits(model: MiniGPT4, tmp_path: Path, name: str) -> None:
     assert 0 < deviation.relative_difference < (0.6 if name == "nf4" else 0.1)
     if name != "nf4":  # on a CPU, bitsandbytes generates with layers of at least 64 inputs only
         assert small.caption(PICTURE, max_new_tokens=3)
+
+
+def test_start_up_check(model: MiniGPT4, tmp_path: Path) -> None:
+    """The check compares with the model as it was, and leaves the quantised one ready."""
+    pytest.importorskip("bitsandbytes")
+    model.save_pretrained(tmp_path)
+    batch = dict(model.processor(PICTURE, "What is this?", "A dog runs along the beach."))
+    config, device = ModelConfig(path=str(tmp_path), dtype="float32"), torch.device("cpu")
+    small, deviation = load_checked(config, device, "int8", batch, recompute=True)
+    assert 0.99 < deviation.cosine <= 1.0001
+    assert small.projection.weight.dtype == torch.float32
+    assert not small.training
+    assert any(getattr(layer, "gradient_checkpointing", False) for layer in small.llm.model.layers)
+    with pytest.raises(ConfigError, match="expected one of: int8"):
+        load_model(config, device, quantization="int2")
 
 
 def test_deviation() -> None:
