@@ -17,15 +17,16 @@ from captune.config import RunConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, DecodingOptions, encode_images, generate_captions
-from captune.events import Listener
+from captune.events import Event, Listener
 from captune.metrics import Scorer, Scores
-from captune.metrics.significance import confidence_intervals, paired_bootstrap
+from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
 from captune.model.adapter import load_trained, read_record
 from captune.model.loading import load_model, pick_device
 from captune.protocols import EvaluationSet, evaluation_set
 from captune.report import write_report
 from captune.report.record import CheckpointScores, RunScores, write_scores
+from captune.report.thumbnails import write_thumbnails
 
 __all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "evaluate_checkpoints"]
 
@@ -107,21 +108,25 @@ class Evaluation:
             image.id: self.chosen.reply(caption.text)
             for image, caption in zip(self.chosen.images, captions, strict=True)
         }
-        row = self._append(epoch, texts)
+        unfinished = tuple(
+            image.id for image, caption in zip(self.chosen.images, captions, strict=True) if not caption.stopped
+        )
+        row = self._append(epoch, texts, unfinished)
         self._write(row)
         return row
 
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
         """Take up rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
-            self._append(row.epoch, dict(row.captions))
+            self._append(row.epoch, dict(row.captions), row.unfinished)
 
     def has(self, epoch: int | None) -> bool:
         """Whether the checkpoint of this epoch is scored already."""
         return any(row.epoch == epoch for row in self.rows)
 
-    def _append(self, epoch: int | None, texts: dict[str, str]) -> CheckpointScores:
+    def _append(self, epoch: int | None, texts: dict[str, str], unfinished: tuple[str, ...] | None) -> CheckpointScores:
         scores = self._scorer.score(texts)
+        tests = self._paired_tests(scores)
         row = CheckpointScores(
             name=checkpoint_name(epoch),
             epoch=epoch,
@@ -131,17 +136,21 @@ class Evaluation:
             per_image={str(image): values for image, values in scores.per_image.items()},
             captions=texts,
             intervals={name: (interval.low, interval.high) for name, interval in confidence_intervals(scores).items()},
-            p_values=self._p_values(scores),
+            p_values={name: {rival: test.p_value for rival, test in of.items()} for name, of in tests.items()},
+            differences={
+                name: {rival: (test.low, test.high) for rival, test in of.items()} for name, of in tests.items()
+            },
+            unfinished=unfinished,
         )
         self.rows.append(row)
         self._scores.append(scores)
         return row
 
-    def _p_values(self, scores: Scores) -> dict[str, dict[str, float]]:
-        """Paired tests of a checkpoint against the first one and against the one before."""
+    def _paired_tests(self, scores: Scores) -> dict[str, dict[str, Comparison]]:
+        """For each metric, tests of a checkpoint against the first one and against the one before."""
         rivals = {PRETRAINED: self._scores[0], "previous": self._scores[-1]} if self._scores else {}
         compared = {rival: paired_bootstrap(scores, other) for rival, other in rivals.items()}
-        return {name: {rival: tests[name].p_value for rival, tests in compared.items()} for name in scores.corpus}
+        return {name: {rival: tests[name] for rival, tests in compared.items()} for name in scores.corpus}
 
     def _write(self, row: CheckpointScores) -> None:
         folder = self.output
@@ -149,6 +158,8 @@ class Evaluation:
         _write_json(folder / "captions" / f"{self.chosen.name}-{row.name}.json", results)
         if len(self.rows) == 1:
             _write_json(folder / "captions" / f"{self.chosen.name}-references.json", self._annotations())
+            ids = (image.id for image in self.chosen.images)
+            write_thumbnails(folder, dict(zip(ids, self.image_files, strict=True)))
         write_scores(self.run_scores(), folder)
 
     def run_scores(self) -> RunScores:
@@ -190,31 +201,32 @@ def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listene
     Raises:
         InputError: data, model or a checkpoint cannot be used.
     """
-    tell = listener or (lambda event: None)
+    tell = listener if listener is not None else _ignore
     evaluation = Evaluation(config, evaluation_set(config))
     records = [read_record(folder) for folder in checkpoints]
     model = load_model(config.model, pick_device())
-    features = encode_images(
-        model,
-        evaluation.image_files,
-        batch_size=config.evaluate.batch_size,
-        on_progress=lambda done, count: tell(
-            {"event": "features", "what": "evaluation images", "done": done, "count": count}
-        ),
-    )
-    for folder, record in [(None, None), *zip(checkpoints, records, strict=True)]:
-        epoch = None
-        if folder is not None and record is not None:
-            epoch = load_trained(model, folder).epoch
-        captions = evaluation.caption(
-            model,
-            features,
-            lambda done, count, epoch=epoch: tell({"event": "captions", "epoch": epoch, "done": done, "count": count}),
-        )
-        row = evaluation.add(epoch, captions)
+
+    def encoded(done: int, count: int) -> None:
+        tell({"event": "features", "what": "evaluation images", "done": done, "count": count})
+
+    def evaluate(epoch: int | None) -> None:
+        def captioned(done: int, count: int) -> None:
+            tell({"event": "captions", "epoch": epoch, "done": done, "count": count})
+
+        row = evaluation.add(epoch, evaluation.caption(model, features, captioned))
         tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
+
+    features = encode_images(model, evaluation.image_files, batch_size=config.evaluate.batch_size, on_progress=encoded)
+    evaluate(None)
+    for folder, record in zip(checkpoints, records, strict=True):
+        load_trained(model, folder)
+        evaluate(record.epoch)
     write_report(config.output, evaluation.run_scores())
     return evaluation.run_scores()
+
+
+def _ignore(event: Event) -> None:
+    """Listen to nothing."""
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -84,6 +84,7 @@ def _print_places(config: RunConfig) -> None:
     places = {
         "table": "table.md, table.csv, table.tex",
         "chart": "metrics.png, metrics.svg",
+        "page": "report.html, every image with every caption",
         "analysis": "analysis.md",
         "captions": "captions/",
         "checkpoints": "checkpoints/",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from captune.cli.scoring_options import CIDERS, COMPUTED, Options
 
 if TYPE_CHECKING:
     from captune.metrics import Scorer, Scores
     from captune.metrics.files import Predictions, References
-    from captune.metrics.inputs import ImageId
 
 __all__ = ["System", "load_system", "make_scorer", "score_system", "to_json", "warn", "write"]
 
@@ -89,7 +87,7 @@ def make_scorer(system: System, options: Options) -> tuple[Scorer, tuple[str, ..
             raise MetricInputError(f"{sentence}; {advice}.")
         system.warnings.append(f"{sentence}; it is left out ({advice}).")
     scorer = Scorer(
-        cast("Mapping[ImageId, Sequence[str]]", system.references),
+        system.references,
         tuple(keys) or ("rouge-l",),  # the cheapest, where only numbers from elsewhere are wanted beside a signature
         options.compat,
         options.tokenize,
@@ -108,7 +106,7 @@ def score_system(system: System, scorer: Scorer, keys: tuple[str, ...], options:
     """All scores of one system that have statistics of images; diversity and failures are reported apart."""
     from captune.cli.external_metrics import ADD_EXTERNAL
 
-    scores = scorer.score(cast("Mapping[ImageId, str]", system.predictions))
+    scores = scorer.score(system.predictions)
     scores = replace(scores, statistics={key: scores.statistics[key] for key in keys})
     for key, add in ADD_EXTERNAL.items():
         if key in options.metrics:

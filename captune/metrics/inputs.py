@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from captune.errors import MetricInputError
 
-__all__ = ["ImageId", "check_predictions", "check_references", "in_order"]
+__all__ = ["ImageId", "Predictions", "References", "check_predictions", "check_references", "in_order"]
 
 ImageId = str | int
+
+# A mapping's key type is exact to a type checker, so each kind of dictionary that a user may have is named.
+References = Mapping[str, Sequence[str]] | Mapping[int, Sequence[str]] | Mapping[ImageId, Sequence[str]]
+Predictions = Mapping[str, str] | Mapping[int, str] | Mapping[ImageId, str]
 
 
 def _by_text(images: Iterable[ImageId], what: str) -> dict[str, ImageId]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.frequencies import DocumentFrequencies
-from captune.metrics.inputs import ImageId, check_predictions, check_references, in_order
+from captune.metrics.inputs import ImageId, Predictions, References, check_predictions, check_references, in_order
 from captune.metrics.references import ReferenceIndex
 from captune.metrics.scores import Scores
 from captune.metrics.signature import Signature, prompt_hash
@@ -49,7 +49,7 @@ class Scorer:
 
     def __init__(
         self,
-        references: Mapping[ImageId, Sequence[str]],
+        references: References,
         metrics: Sequence[str] = DEFAULT_METRICS,
         compat: str = "caption",
         tokenize: str = "ptb",
@@ -77,6 +77,7 @@ class Scorer:
             "jobs": jobs,
         }
         self._check_options()
+        references = cast("Mapping[ImageId, Sequence[str]]", references)
         check_references(references)
         self._references = references
         self._ids = tuple(references)
@@ -133,7 +134,7 @@ class Scorer:
             leak=options["leak"],
         )
 
-    def score(self, predictions: Mapping[ImageId, str], *, subset: bool = False) -> Scores:
+    def score(self, predictions: Predictions, *, subset: bool = False) -> Scores:
         """Score one system.
 
         Args:
@@ -143,6 +144,7 @@ class Scorer:
         Raises:
             MetricInputError: predictions are missing, belong to no image, or cannot be compared.
         """
+        predictions = cast("Mapping[ImageId, str]", predictions)
         check_predictions(predictions)
         places, images = in_order(predictions, self._ids, subset)
         if len(places) < len(self._ids):
@@ -165,8 +167,8 @@ class Scorer:
 
 
 def score_captions(
-    predictions: Mapping[ImageId, str],
-    references: Mapping[ImageId, Sequence[str]],
+    predictions: Predictions,
+    references: References,
     metrics: Sequence[str] = DEFAULT_METRICS,
     compat: str = "caption",
     tokenize: str = "ptb",
@@ -207,6 +209,8 @@ def score_captions(
     Raises:
         MetricInputError: the input cannot be scored; the sentence says why and what to do.
     """
+    predictions = cast("Mapping[ImageId, str]", predictions)
+    references = cast("Mapping[ImageId, Sequence[str]]", references)
     check_predictions(predictions)
     check_references(references)
     if subset:
