@@ -143,7 +143,7 @@ def _blank_end(shape: str, position: int) -> int:
     return blanks.end() if blanks else position + 1
 
 
-def lex(text: str) -> list[str]:
+def lex(text: str, *, first_line_only: bool = False) -> list[str]:
     """All tokens of a text in lower case; a line end is a token of its own.
 
     Any string is taken: characters that the original drops separate words, a lone surrogate is such a character.
@@ -169,7 +169,9 @@ def lex(text: str) -> list[str]:
                 tokens.append(text[position:end].lower())
                 position = end
             continue
-        if shape[position] == "\n":
+        if shape[position] == LINE_END:
+            if first_line_only:
+                break
             tokens.append(LINE_END)
             position += 1
             continue

@@ -97,9 +97,9 @@ _COMPOUND = f"(?:[dDoOlL]{_ANY_APOS}«AN»{{2,}}|{_PART}[-_‐]{_PART})(?:[-_‐
 _DOTTED = "«L»«LN»*+(?:[.!?]«L»«LN»*+)++"
 _TAG = (
     r"<(?:/[A-Za-z][A-Za-z0-9_:.-]*+ *+"
-    r"|[A-Za-z_][A-Za-z0-9_:.-]*+(?: ++[A-Za-z_][A-Za-z0-9_:.-]*+(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+/?)>"
+    r"|[A-Za-z][A-Za-z0-9_:.-]*+(?: ++[A-Za-z][A-Za-z0-9_:.-]*+(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+(?:/ *+)?)>"
 )
-_STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{word[1:]})" for word in FIRST_WORDS) + f"|{_TAG})«B»"
+_STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in FIRST_WORDS) + f"|{_TAG})«B»"
 _NUMBER = r"(?:«N»++|[.,:٫\xad]«N»++)(?:[.,:٫\xad]«N»++)*+"
 _SLASH = r"\\?/"
 _SLASHED = f"[A-Za-z0-9]++(?:-[A-Za-z]++)*+(?:{_SLASH}[A-Za-z0-9]++(?:-[A-Za-z]++)*+){{1,2}}+"
@@ -111,7 +111,7 @@ ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 WORD = pattern(f"({_WORD})")
 
 _CONTRACTIONS = (
-    _rule(f"([A-Za-z\xad]*[A-MO-Za-mo-z\xad])[nN]{_ANY_APOS}[tT]"),  # ca|n't
+    _rule(f"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOS}[tT]"),  # ca|n't
     _rule(f"(«LN»++){_APOS}{_CLITIC}"),  # they|'ll
     _rule(f"([nN]{_ANY_APOS}[tT])", _quotes_straightened),
     Rule(WORD),
@@ -127,11 +127,11 @@ _CONTRACTIONS = (
 )
 _STOPPED = (
     _rule(rf"([A-Za-z])\.{_STARTER}"),  # p|. The
-    _rule(rf"([A-Za-z](?:\.[A-Za-z])++\.){_STARTER}", back=1),
+    _rule(rf"((?:[A-Za-z]\.){{2,}}+){_STARTER}", back=1),
     _rule(f"({_DOTTED}){_APOS}{_CLITIC}"),
     Rule(WORD),
     _rule(f"({_DOTTED})"),
-    _rule(r"([A-Za-z](?:\.[A-Za-z])*+\.)"),
+    _rule(r"((?:[A-Za-z]\.)++)"),
     _rule(rf"({_WORD}\.)[,;:]"),
     _rule(rf"({_DOTTED}\.)[,;:]"),
 )
@@ -142,17 +142,18 @@ _JOINED = (
     _rule(rf"({_HYPHENATED}\.)[,;:]"),
 )
 _CAPITALS = _rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++)", _plain_ampersands)
+_CAPITALS_STOPPED = _rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++\.)[,;:]", _plain_ampersands)
 _FACE = _rule(r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\))", _brackets_named)
 
 #: The rules for what begins as a word, by the character after the word.
 AFTER_WORD: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys("'’‘`", _CONTRACTIONS),
-    "&": (*_CONTRACTIONS, _CAPITALS),
+    "&": (*_CONTRACTIONS, _CAPITALS, _CAPITALS_STOPPED),
     ".": _STOPPED,
     **dict.fromkeys("!?", _STOPPED),
     **dict.fromkeys("-‐/\\", _JOINED),
     "_": (*_JOINED, _FACE),
-    "+": (_CAPITALS, _rule(r"([cC]\+\+)"), Rule(WORD)),
+    "+": (_CAPITALS, _CAPITALS_STOPPED, _rule(r"([cC]\+\+)"), Rule(WORD)),
     "#": (_rule("([cCfF]#)"), Rule(WORD)),
     "$": (_rule(r"([A-Z]++\$)"), Rule(WORD)),
 }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 from captune.metrics.ptb.rules import ALNUM as _ALNUM
-from captune.metrics.ptb.rules import TAG, pattern as _pattern
+from captune.metrics.ptb.rules import TAG
+from captune.metrics.ptb.rules import pattern as _pattern
 
 __all__ = ["Spans"]
 
@@ -35,7 +36,7 @@ _FILE_END = _pattern(
 )
 _LIST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.,\xad]*+").match
 _LIST_TAIL = re.compile(r"(?:-[A-Za-z0-9\xad]++)++").match
-_LIST_INITIALS = re.compile(r"(?<=-[A-Za-z])(?:\.[A-Za-z])++\.").match
+_LIST_INITIALS = re.compile(r"(?<=-[A-Za-z])\.(?:[A-Za-z]\.)++").match
 
 
 class Spans:

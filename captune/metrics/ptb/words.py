@@ -35,7 +35,7 @@ NUMBER_ABBREVIATIONS = _words("ca no op pp art fig nos figs prop")
 
 #: Which letter of an abbreviation must be what, where not every spelling in capitals and small letters counts.
 CASE_RULES = {
-    **{name: (0, name[0].upper()) for name in "az la pa ark del ill ore tex mass miss wash".split()},
+    **{name: (0, name[0].upper()) for name in ["az", "la", "pa", "ark", "del", "ill", "ore", "tex", "mass", "miss", "wash"]},
     **{name: (1, name[1]) for name in ("mfg", "mtg")},
     **{name: (2, name[2]) for name in ("pte", "pty", "ptes", "ptys")},
     **{name: (3, name[3]) for name in ("ppte", "ppty", "pptes", "pptys")},
@@ -45,7 +45,4 @@ CASE_RULES = {
 SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3}
 
 #: After "p. " and "U.S. " they begin a new sentence.
-FIRST_WORDS = """
-    A About According After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our
-    She Since So Some Such That The Their Then There These They This We What When While Yet You
-""".split()
+FIRST_WORDS = ["A", "About", "According", "After", "An", "As", "At", "But", "Earlier", "He", "Her", "Here", "However", "If", "In", "It", "Last", "Many", "More", "Mr.", "Ms.", "Now", "Once", "One", "Other", "Our", "She", "Since", "So", "Some", "Such", "That", "The", "Their", "Then", "There", "These", "They", "This", "We", "What", "When", "While", "Yet", "You"]
