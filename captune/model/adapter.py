@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from captune.errors import WeightsError
 from captune.model.lora import attach_lora
@@ -89,7 +89,10 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.is_floating_point() and not tensor.is_meta:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            # A quantised weight; what it holds can be read in its own way only.
+            digest.update(type(tensor).__name__.encode())
+        elif tensor.is_floating_point() and not tensor.is_meta:
             flat = tensor.detach().reshape(-1)
             picked = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
             digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())

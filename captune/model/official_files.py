@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from captune.errors import WeightsError
 from captune.model.official_keys import State, strip_wrappers
 
 __all__ = ["BLIP2", "CHECKPOINT", "TOWER", "FileKind", "read_pth", "read_state", "stated_alpha"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,15 @@ def stated_alpha(content: dict[str, Any], path: str | Path) -> float | None:
     if isinstance(model, Mapping) and isinstance(model.get("lora_alpha"), (int, float)):
         return float(model["lora_alpha"])
     beside = [found for pattern in _SIDECARS for found in Path(path).parent.glob(pattern) if found.is_file()]
-    texts = [file.read_bytes()[:_SIDECAR_BYTES].decode("utf-8", "replace") for file in sorted(beside)]
-    stated = {float(value) for text in texts for value in _ALPHA.findall(text)}
-    return stated.pop() if len(stated) == 1 else None
+    stated: dict[float, Path] = {}
+    for file in sorted(beside):
+        text = file.read_bytes()[:_SIDECAR_BYTES].decode("utf-8", "replace")
+        stated |= {float(value): file for value in _ALPHA.findall(text)}
+    if len(stated) != 1:
+        return None
+    alpha, source = stated.popitem()
+    logger.warning("%s does not state lora_alpha; %g is taken from %s beside it.", path, alpha, source.name)
+    return alpha
 
 
 def _is_zip(path: str | Path) -> bool:

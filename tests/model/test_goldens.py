@@ -75,7 +75,7 @@ class Golden:
         return self.batch([prompts] * len(case["answers"]) if isinstance(prompts, str) else prompts, case["answers"])
 
 
-def load(shared: Path, variant: str) -> Golden:
+def load(shared: Path, variant: str, checkpoint: str = "pretrained_minigpt4.pth") -> Golden:
     folder = shared / "goldens" / variant
     spec = json.loads((folder / "meta.json").read_text())["spec"]
     qformer = folder / "blip2_pretrained.pth"
@@ -84,7 +84,7 @@ def load(shared: Path, variant: str) -> Golden:
         llm=folder / "llama",
         vision=folder / "eva_vit.pth",
         qformer=qformer if qformer.exists() else None,
-        checkpoint=folder / "pretrained_minigpt4.pth",
+        checkpoint=folder / checkpoint,
         dtype=torch.float32,
         vision_heads=HEADS,
         qformer_heads=HEADS,
@@ -263,3 +263,14 @@ def test_training_trajectory(shared: Path, variant: str) -> None:
     assert set(final) == {original_name(name) for name in trained}
     for name, parameter in trained.items():
         torch.testing.assert_close(parameter.detach(), final[original_name(name)], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_original_trainings_checkpoint(shared: Path, variant: str) -> None:
+    """What the original's training saved after forty steps gives the loss that it had then."""
+    fresh = load(shared, variant, checkpoint="trained/checkpoint_1.pth")
+    case = fresh.json("forward_cases")["main"]
+    pixels = fresh.vision["pixel_values"][case["images"]]
+    with torch.no_grad():
+        loss = fresh.model(**fresh.forward_batch(case), pixel_values=pixels).loss.item()
+    assert loss == pytest.approx(fresh.json("train")["loss_on_forward_main_after_training"], abs=2e-4)

@@ -206,6 +206,9 @@ def test_fewer_bits(model: MiniGPT4, tmp_path: Path, name: str) -> None:
     # Four bits are coarse for layers 32 wide.
     assert (0.8 if name == "nf4" else 0.99) < deviation.cosine <= 1.0001
     assert 0 < deviation.relative_difference < (0.6 if name == "nf4" else 0.1)
+    # An adapter knows a quantised model again.
+    again = MiniGPT4.from_pretrained(tmp_path, quantization_config=quantization_config(name, torch.float32))
+    assert frozen_fingerprint(again) == frozen_fingerprint(small) != frozen_fingerprint(model)
     if name != "nf4":  # on a CPU, bitsandbytes generates with layers of at least 64 inputs only
         assert small.caption(PICTURE, max_new_tokens=3)
 
