@@ -58,7 +58,7 @@ def run(command: Callable[[], Any]) -> int:
         print("captune: the machine ran out of memory; use a smaller batch or fewer images.", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         print(
@@ -108,8 +108,10 @@ app.command()(evaluate)
 
 from captune.cli import check as _check  # noqa: E402
 from captune.cli import compare as _compare  # noqa: E402
+from captune.cli import convert as _convert  # noqa: E402
 from captune.cli import explain as _explain  # noqa: E402
 from captune.cli import fetch as _fetch  # noqa: E402
+from captune.cli import plan as _plan  # noqa: E402
 from captune.cli import prepare as _prepare  # noqa: E402
 from captune.cli import report as _report  # noqa: E402
 from captune.cli import score as _score  # noqa: E402
@@ -121,3 +123,5 @@ _score.register(app)
 _compare.register(app)
 _fetch.register(app)
 _explain.register(app)
+_plan.register(app)
+_convert.register(app)

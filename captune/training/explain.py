@@ -130,6 +130,8 @@ def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
         num_attention_heads=2,
         max_position_embeddings=8192,
     )
+    if config.lora is not None:
+        small.lora = {"r": 1, "alpha": 1, "targets": ["q_proj"]}
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     for name, size in sizes.items():
         setattr(small.vision_config, name, size)

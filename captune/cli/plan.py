@@ -1,0 +1,185 @@
+"""`captune plan`: the memory of a run, part by part, and the nearest configuration that fits a card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from captune.config import RunConfig
+    from captune.model.memory import MemoryEstimate
+    from captune.training.plan import Plan, Planner, Proposal
+    from captune.training.probe import Measured
+
+__all__ = ["card_bytes", "plan", "register"]
+
+UNITS = {
+    "": 10**9,
+    "G": 10**9,
+    "GB": 10**9,
+    "GIB": 2**30,
+    "M": 10**6,
+    "MB": 10**6,
+    "MIB": 2**20,
+    "T": 10**12,
+    "TB": 10**12,
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("plan")(plan)
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Memory of a card, such as 24GB; by default that of the card found here.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Processes that share each step.", min=1)] = 1,
+    caption_tokens: Annotated[
+        int | None, typer.Option(help="Length of the longest captions, instead of the data's own.", min=1)
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Run two steps and a generation, and count.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Predict the memory of training and of generation, from the configuration alone.
+
+    Exit code 1 when it does not fit the card.
+    """
+    from captune.cli.extras import needs
+    from captune.cli.progress import quiet_libraries
+    from captune.config import load_config
+
+    settings = load_config(config, overrides or [])
+    limit = None if gpu is None else card_bytes(gpu)
+    with needs("captune plan", "train"):
+        import torch
+
+        quiet_libraries()
+        from captune.model.loading import load_model, pick_device
+        from captune.model.preview import preview_model
+        from captune.training.plan import Planner
+        from captune.training.probe import probe as measure
+    here = pick_device()
+    if limit is None and here.type == "cuda":
+        limit = torch.cuda.get_device_properties(here).total_memory
+    # A probe counts what happens here; a size alone stands for a GPU.
+    device = here if probe or limit is None else torch.device("cuda")
+    model_config, processor = preview_model(settings.model)
+    planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
+    predicted = planner.plan()
+    fits = limit is None or predicted.peak <= limit
+    proposal = None if fits or limit is None else planner.propose(limit)
+    measured = measure(settings, load_model(settings.model, here), planner) if probe else []
+    if as_json:
+        _print_json(predicted, limit, proposal, measured)
+    else:
+        _print(settings, planner, device, predicted, limit, proposal, measured)
+    return 0 if fits else 1
+
+
+def card_bytes(text: str) -> int:
+    """Bytes of a card's size as people write it: 24GB, 24, 79.6GiB, 12000MB.
+
+    Raises:
+        InputError: it is not a size.
+    """
+    from captune.errors import InputError
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS or float(match[1]) == 0:
+        raise InputError(f"--gpu is '{text}'; expected the memory of a card, such as 24GB or 79.6GiB.")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _print_json(predicted: Plan, limit: int | None, proposal: Proposal | None, measured: list[Measured]) -> None:
+    import json
+
+    def phase(estimate: MemoryEstimate) -> dict[str, Any]:
+        parts = [{"name": part.name, "bytes": part.bytes, "why": part.why} for part in estimate.parts]
+        return {"total": estimate.total, "parts": parts}
+
+    answer = {
+        "training": phase(predicted.training),
+        "generation": phase(predicted.generation),
+        "peak": predicted.peak,
+        "card": limit,
+        "fits": None if limit is None else predicted.peak <= limit,
+        "proposal": None
+        if proposal is None
+        else {
+            "overrides": list(proposal.overrides),
+            "training": proposal.plan.training.total,
+            "generation": proposal.plan.generation.total,
+        },
+        "measured": [
+            {"name": entry.name, "predicted": entry.predicted, "measured": entry.measured} for entry in measured
+        ],
+    }
+    print(json.dumps(answer, ensure_ascii=False))
+
+
+def _print(
+    settings: RunConfig,
+    planner: Planner,
+    device: torch.device,
+    predicted: Plan,
+    limit: int | None,
+    proposal: Proposal | None,
+    measured: list[Measured],
+) -> None:
+    from captune.cli.tables import text_table
+    from captune.model.loading import compute_dtype
+
+    dtype = str(compute_dtype(settings.model.dtype, device)).removeprefix("torch.")
+    kind = "a GPU" if device.type == "cuda" else "this machine's processor, for no GPU was found or given with --gpu"
+    print(f"{settings.model.path} in {dtype} on {kind}")
+    longest = "of the data" if planner.from_data else f"made up, for there is no {settings.data.train} yet"
+    for estimate, batch in (
+        (predicted.training, f"{len(planner.micro_batch(settings))} samples at once, the longest {longest}"),
+        (predicted.generation, f"{settings.evaluate.batch_size} images at once"),
+    ):
+        print(f"\n{estimate.phase}: {batch}")
+        width = max(len(part.name) for part in estimate.parts)
+        for part in estimate.parts:
+            print(f"  {part.name:<{width}}  {_size(part.bytes):>9}   {part.why}")
+        print(f"  {'together':<{width}}  {_size(estimate.total):>9}")
+    print(f"\n{_verdict(planner, predicted, limit, proposal)}")
+    if measured:
+        rows = [[entry.name, _size(entry.predicted), _size(entry.measured), f"{entry.ratio:.3f}"] for entry in measured]
+        print("\n" + text_table(["counted in two steps", "predicted", "measured", "ratio"], rows, []))
+
+
+def _verdict(planner: Planner, predicted: Plan, limit: int | None, proposal: Proposal | None) -> str:
+    """One or two sentences."""
+    phase = max(predicted.training, predicted.generation, key=lambda estimate: estimate.total).phase
+    if limit is None:
+        return f"The peak is {_size(predicted.peak)}, in {phase}."
+    if predicted.peak <= limit:
+        return f"It fits {_size(limit)}: the peak is {_size(predicted.peak)}, in {phase}."
+    sentence = f"It does not fit {_size(limit)}: the peak is {_size(predicted.peak)}, in {phase}."
+    if proposal is None:
+        least = _size(planner.smallest().peak)
+        return f"{sentence} Even with the smallest batches it takes {least}; use a larger card or a smaller model."
+    changed = proposal.plan
+    return (
+        f"{sentence} It does with {' '.join(proposal.overrides)}: training {_size(changed.training.total)}, "
+        f"generation {_size(changed.generation.total)}."
+    )
+
+
+def _size(count: int) -> str:
+    """Bytes with a unit of a thousand's power, as cards are sold."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"

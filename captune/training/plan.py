@@ -1,0 +1,227 @@
+"""Will a run fit? Its memory from its configuration, the nearest configuration that fits, and a trial of two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from captune.config import RunConfig, parse_config
+from captune.errors import DataError
+from captune.model import MiniGPT4Config, MiniGPT4Processor, PromptLayout
+from captune.model.loading import compute_dtype
+from captune.model.memory import (
+    RESERVE,
+    GenerationLoad,
+    MemoryEstimate,
+    ModelSize,
+    TrainingLoad,
+    generation_memory,
+    measure_model,
+    training_memory,
+)
+from captune.protocols import training_images
+from captune.training.packing import constant_prefix_length, pack
+from captune.training.samples import TrainingSamples
+
+__all__ = ["Plan", "Planner", "Proposal", "caption_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a configuration takes.
+
+    Attributes:
+        training: one micro-batch of training.
+        generation: one batch of captioning.
+    """
+
+    training: MemoryEstimate
+    generation: MemoryEstimate
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the larger of the two; they come one after the other."""
+        return max(self.training.total, self.generation.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A configuration close to the given one.
+
+    Attributes:
+        overrides: `section.key=value` settings that make it.
+        plan: what it takes.
+    """
+
+    overrides: tuple[str, ...]
+    plan: Plan
+
+
+class Planner:
+    """Predicts the memory of runs of one model on one data set.
+
+    Args:
+        config: of the run.
+        model_config: of its model.
+        processor: of its model.
+        device: where it will run; its kind decides the number format and the reserve.
+        processes: that share each step.
+        caption_tokens: length of the longest captions, instead of the data's own.
+
+    Attributes:
+        captions: what the longest samples teach, longest first.
+        from_data: whether these are the data's own, and not made up.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model_config: MiniGPT4Config,
+        processor: MiniGPT4Processor,
+        device: torch.device,
+        *,
+        processes: int = 1,
+        caption_tokens: int | None = None,
+    ) -> None:
+        self._config = config
+        self._model_config = model_config
+        self._layout = processor.layout
+        self._device = device
+        self._processes = processes
+        self._sizes: dict[torch.dtype, ModelSize] = {}
+        found = None if caption_tokens else self._longest_samples()
+        self.from_data = found is not None
+        made_up = (caption_of(self._layout, caption_tokens or self._layout.max_target_tokens),)
+        together = self._together(config)
+        self.captions = found or [made_up * together] * max(1, config.train.batch_size // together)
+
+    def plan(self, config: RunConfig | None = None) -> Plan:
+        """What a configuration takes; by default the run's own."""
+        config = config or self._config
+        size = self.size(config)
+        reserve = RESERVE if self._device.type == "cuda" else 0
+        return Plan(
+            training_memory(size, self.training_load(config), reserve=reserve),
+            generation_memory(size, self.generation_load(config), reserve=reserve),
+        )
+
+    def size(self, config: RunConfig) -> ModelSize:
+        """The model in the configuration's number format."""
+        dtype = compute_dtype(config.model.dtype, self._device)
+        if dtype not in self._sizes:
+            self._sizes[dtype] = measure_model(self._model_config, dtype)
+        return self._sizes[dtype]
+
+    def training_load(self, config: RunConfig) -> TrainingLoad:
+        """The largest micro-batch: that of the longest samples."""
+        prompt = self._layout.prompt(config.model.instruction).ids
+        samples = [[len(self._layout.target_ids(text)[0]) for text in texts] for texts in self.micro_batch(config)]
+        fast = config.train.fast
+        if not fast.target_logits:
+            lengths = [length for sample in samples for length in sample]
+            tokens = len(prompt) + max(lengths)
+            # The features of an image are repeated for each of its captions.
+            return TrainingLoad(len(lengths), tokens, len(lengths) * (tokens - 1), len(lengths))
+        rows = samples if fast.shared_prefix else [[length] for sample in samples for length in sample]
+        cached = constant_prefix_length(prompt) if fast.constant_prefix and self._model_config.lora is None else 0
+        batch = pack(prompt, [[(0,) * length for length in row] for row in rows], cached=cached)
+        tokens = batch.input_ids.shape[1]
+        return TrainingLoad(len(rows), tokens, len(batch.targets), len(rows), cached)
+
+    def generation_load(self, config: RunConfig) -> GenerationLoad:
+        """A full batch whose captions all reach the longest length."""
+        prompt = self._layout.prompt(config.model.instruction).ids
+        evaluate = config.evaluate
+        return GenerationLoad(evaluate.batch_size, len(prompt), evaluate.max_new_tokens, evaluate.beams)
+
+    def propose(self, limit: int) -> Proposal | None:
+        """The nearest configuration that fits.
+
+        Args:
+            limit: bytes of the card.
+
+        Returns:
+            The one with the fewest and mildest changes, None where even the smallest batches do not fit.
+        """
+        for base in self._formats():
+            sizes = self._smaller(base, limit)
+            if sizes is not None:
+                overrides = (*base, *sizes)
+                return Proposal(overrides, self.plan(self._changed(overrides)))
+        return None
+
+    def smallest(self) -> Plan:
+        """What is left when every lever is pulled."""
+        *_, base = self._formats()
+        return self.plan(self._changed((*base, "train.micro_batch_size=1", "evaluate.batch_size=1")))
+
+    def _formats(self) -> Iterator[tuple[str, ...]]:
+        """Number formats to try: the given one, then half its bytes."""
+        yield ()
+        if compute_dtype(self._config.model.dtype, self._device) == torch.float32:
+            yield ("model.dtype=bfloat16",)
+
+    def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
+        """Batch sizes with which both phases fit, or None."""
+        found: list[str] = []
+        together = self._together(self._config)
+        samples = len(self.micro_batch(self._config))
+        for phase, key, largest, unit in (
+            ("training", "train.micro_batch_size", samples, together),
+            ("generation", "evaluate.batch_size", self._config.evaluate.batch_size, 1),
+        ):
+            for count in _halved(largest):
+                change = () if count == largest else (f"{key}={count * unit}",)
+                plan = self.plan(self._changed((*base, *change)))
+                if getattr(plan, phase).total <= limit:
+                    found.extend(change)
+                    break
+            else:
+                return None
+        return tuple(found)
+
+    def _changed(self, overrides: Sequence[str]) -> RunConfig:
+        return parse_config(self._config.model_dump(mode="json"), overrides) if overrides else self._config
+
+    def _together(self, config: RunConfig) -> int:
+        """Captions of an image that are one sample."""
+        return config.train.captions_per_image if config.train.targets == "each" else 1
+
+    def micro_batch(self, config: RunConfig) -> list[tuple[str, ...]]:
+        """The captions of the longest samples that are computed at once."""
+        together = self._together(config)
+        mine = -(-max(1, config.train.batch_size // together) // self._processes)
+        limit = config.train.micro_batch_size
+        return self.captions[: mine if limit is None else min(mine, max(1, limit // together))]
+
+    def _longest_samples(self) -> list[tuple[str, ...]] | None:
+        """What the longest samples of the data teach, or None where there is no data yet."""
+        config = self._config
+        try:
+            images = training_images(config)
+        except DataError:
+            if config.data.train.exists():
+                raise
+            return None
+        samples = TrainingSamples(images, config.train, config.seed)
+        return [
+            sample.captions for sample in samples.longest(max(1, config.train.batch_size // self._together(config)))
+        ]
+
+
+def caption_of(layout: PromptLayout, tokens: int) -> str:
+    """A caption of so many tokens, stop symbol included, or as many as the layout allows."""
+    words = ["dog"]
+    while len(layout.target_ids(" ".join(words))[0]) < min(tokens, layout.max_target_tokens):
+        words.append("dog")
+    return " ".join(words)
+
+
+def _halved(count: int) -> Iterator[int]:
+    """`count`, then half of it, and so on down to one."""
+    while count > 1:
+        yield count
+        count //= 2
+    yield 1

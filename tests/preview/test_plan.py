@@ -1,0 +1,157 @@
+"""Planning a run: loads from data and settings, proposals that fit, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captune.cli import app, call, run
+from captune.cli.plan import card_bytes
+from captune.config import parse_config
+from captune.errors import InputError
+from captune.model.preview import preview_model
+from captune.training.plan import Planner
+
+GPU = torch.device("cuda")
+
+
+def planner(config: Any, **settings: Any) -> Planner:
+    model_config, processor = preview_model(config.model)
+    return Planner(config, model_config, processor, settings.pop("device", GPU), **settings)
+
+
+def test_loads_come_from_the_data(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "train.batch_size=10")
+    plans = planner(config)
+    assert plans.from_data
+    packed = plans.training_load(config)
+    assert (packed.rows, packed.images) == (2, 2)
+    _, processor = preview_model(config.model)
+    targets = [len(processor.layout.target_ids(text)[0]) for texts in plans.captions for text in texts]
+    assert packed.logit_positions == sum(targets)
+    plain = make_config("vicuna", "train.batch_size=10", *(f"train.fast.{key}=false" for key in
+                        ("shared_prefix", "constant_prefix", "target_logits")))  # fmt: skip
+    load = plans.training_load(plain)
+    prompt = len(processor.layout.prompt(config.model.instruction).ids)
+    assert load.rows == len(targets) == 7
+    assert load.tokens == prompt + max(targets)
+    assert load.logit_positions == load.rows * (load.tokens - 1)
+
+
+def test_a_step_is_shared(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "data.train=absent.jsonl", "train.batch_size=40")
+    assert planner(config).training_load(config).rows == 8
+    assert planner(config, processes=4).training_load(config).rows == 2
+    small = make_config("vicuna", "data.train=absent.jsonl", "train.batch_size=40", "train.micro_batch_size=5")
+    assert planner(small).training_load(small).rows == 1
+
+
+def test_made_up_captions_have_the_length_that_was_asked_for(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "train.batch_size=5")
+    plans = planner(config, caption_tokens=20)
+    assert not plans.from_data
+    assert 100 <= plans.training_load(config).logit_positions <= 5 * 24
+
+
+def test_a_proposal_fits_and_nothing_else_is_changed(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "data.train=absent.jsonl")
+    plans = planner(config)
+    whole = plans.plan()
+    limit = 1_500_000_000 + 30_000_000
+    assert whole.training.total > limit > whole.generation.total
+    proposal = plans.propose(limit)
+    assert proposal is not None
+    (override,) = proposal.overrides
+    assert override.startswith("train.micro_batch_size=")
+    assert proposal.plan.peak <= limit
+    changed = parse_config(config.model_dump(mode="json"), proposal.overrides)
+    assert plans.plan(changed) == proposal.plan
+    captions = int(override.split("=")[1])
+    larger = parse_config(config.model_dump(mode="json"), [f"train.micro_batch_size={2 * captions}"])
+    assert plans.plan(larger).training.total > limit
+
+
+def test_float32_is_halved_where_nothing_else_helps(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "data.train=absent.jsonl", "model.dtype=float32")
+    plans = planner(config)
+    least = ["train.micro_batch_size=1", "evaluate.batch_size=1"]
+    whole, half = (
+        plans.plan(parse_config(config.model_dump(mode="json"), [*least, *more])).peak
+        for more in ([], ["model.dtype=bfloat16"])
+    )
+    assert half < whole
+    proposal = plans.propose((half + whole) // 2)
+    assert proposal is not None
+    assert proposal.overrides[0] == "model.dtype=bfloat16"
+    assert plans.smallest().peak == half
+
+
+def test_nothing_fits(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna")
+    assert planner(config).propose(1_500_000_000) is None
+    assert planner(config).smallest().peak > 1_500_000_000
+
+
+def test_no_reserve_on_a_processor(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna")
+    assert planner(config, device=torch.device("cpu")).plan().peak < 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GB", 24 * 10**9), ("24", 24 * 10**9), (" 79.6 GiB", int(79.6 * 2**30)), ("12000mb", 12 * 10**9)],
+)
+def test_sizes_of_cards(text: str, size: int) -> None:
+    assert card_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "-24GB", "24XB", "0GB", "24GB24", "nan"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InputError, match="expected the memory of a card"):
+        card_bytes(text)
+
+
+def command(*arguments: object) -> int:
+    return run(lambda: call(app, [str(argument) for argument in arguments]))
+
+
+def test_command_line(yaml_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("plan", yaml_file, "--gpu", "24GB") == 0
+    out = capsys.readouterr().out
+    assert "in bfloat16 on a GPU" in out
+    assert "It fits 24.0 GB: the peak is 1.5 GB" in out
+
+
+def test_command_line_proposes(yaml_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("plan", yaml_file, "data.train=absent.jsonl", "--gpu", "1530MB") == 1
+    out = capsys.readouterr().out
+    assert "It does not fit 1.5 GB" in out
+    assert "It does with train.micro_batch_size=" in out
+    assert command("plan", yaml_file, "--gpu", "1GB") == 1
+    assert "use a larger card or a smaller model" in capsys.readouterr().out
+
+
+def test_command_line_json(yaml_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("plan", yaml_file, "data.train=absent.jsonl", "--gpu", "1530MB", "--json") == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["fits"] is False
+    assert answer["card"] == 1_530_000_000
+    for phase in ("training", "generation"):
+        assert sum(part["bytes"] for part in answer[phase]["parts"]) == answer[phase]["total"]
+        assert answer["proposal"][phase] <= answer["card"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--gpu", "big"], "--gpu is 'big'"), (["model.path=./nowhere"], "There is no model folder ./nowhere")],
+)
+def test_command_line_errors(
+    yaml_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert command("plan", yaml_file, *arguments) == 2
+    assert sentence in capsys.readouterr().err
