@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from string import ascii_letters
+from collections.abc import Iterator
+from string import ascii_letters, digits
 
 from captune.metrics.ptb.characters import from_utf16_units, shape_of, to_utf16_units
-from captune.metrics.ptb.rules import AFTER_WORD, ALNUM, BY_FIRST, TAG, WORD, Rule
+from captune.metrics.ptb.rules import AFTER_WORD, BY_FIRST, LONE_BEFORE, WORD, Render, Rule
 from captune.metrics.ptb.spans import Spans
 from captune.metrics.ptb.words import (
     CASE_RULES,
@@ -24,17 +24,30 @@ LINE_END = "\n"
 #: Words after which a full stop is not simply a token of its own.
 STOPPED_WORDS = INNER_ABBREVIATIONS | ENDING_ABBREVIATIONS | NUMBER_ABBREVIATIONS | frozenset(ascii_letters)
 
-_BETWEEN = re.compile("[ \t\xa0\u2003\x00-\x08\x0b-\x1f\x7f‐]++").match
 # A word of ASCII letters in plain surroundings, which no other pattern can begin or go on.
 _PLAIN_WORD = re.compile(r" *+([A-Za-z]++)(?=([.,]?)(?:[ \n]|\Z))").match
+# Blanks, and what the original drops: both separate tokens.
+_GAP = re.compile("[ \t\xa0\u2003\x00-\x08\x0b-\x1f\x7f‐]++").match
+_BLANKS = re.compile("[ \t\xa0\u2003]++").match
 _ABBREVIATION = re.compile(r"([A-Za-z]{2,6})\.").match
 _DEGREE = re.compile(r"((?:ph|ed)\.d)\.", re.IGNORECASE | re.ASCII).match
-_BLANKS_RUN = re.compile("[ \t\xa0\u2003]++").match
 _CAPITAL_NEXT = re.compile("[ \t\xa0\u2003\n\x85][ \t\xa0\u2003\n\x85A-ZÉ]").match
+_TAG_NEXT = re.compile("[ \t\xa0\u2003\n\x85](?=<)").match
 _NUMBER_NEXT = re.compile("[ \t\xa0\u2003\n\x85]?[0-9٠]").match
-_ASCII_WORD_START = frozenset(ascii_letters)
+_INITIALS_AND_TAG = re.compile("((?:[A-Za-z]\\.)++)[ \t\xa0\u2003\n\x85]++(?=<)").match
+_BLANK = re.compile("[ \t\xa0\u2003\n\x85]").match
+
 _WORD_START = frozenset(ascii_letters + "éÉ˂\xad\ue000")
-_PLAIN: tuple[Rule, ...] = (Rule(WORD),)
+_DIGITS = frozenset(digits + "٠")
+_LIST_START = frozenset(ascii_letters + digits)
+_EMAIL_START = _LIST_START | {"<", "&"}
+_ONLY_WORD = (Rule(WORD),)
+# After a word, these begin nothing but an address or a list.
+_RULES_UNLIKELY = frozenset(":,\xad") | AFTER_WORD.keys()
+
+#: How far a pattern looked, where its token ends, how it is written out, how many characters are read again.
+_Candidate = tuple[int, int, Render | None, int]
+_NONE: _Candidate = (-1, -1, None, 0)
 
 
 def _blanks_bound(token: str) -> str:
@@ -45,31 +58,8 @@ def _as_it_is(token: str) -> str:
     return token
 
 
-class _Best:
-    """The best token found so far at one place.
-
-    Attributes:
-        reach: how far its pattern looked; decides.
-        end: where the token ends.
-        render: how it is written out (see `Rule`).
-        back: how many of its characters are read again.
-    """
-
-    __slots__ = ("back", "end", "reach", "render")
-
-    def __init__(self) -> None:
-        self.reach = -1
-        self.end = -1
-        self.render: Callable[[str], str] | None = None
-        self.back = 0
-
-    def offer(self, reach: int, end: int, render: Callable[[str], str] | None = None, back: int = 0) -> None:
-        if reach > self.reach:
-            self.reach, self.end, self.render, self.back = reach, end, render, back
-
-
-def _offer_abbreviation(shape: str, position: int, best: _Best) -> None:
-    """An abbreviation and its full stop, which at the end of a sentence is read again."""
+def _ending_candidates(shape: str, position: int, spans: Spans) -> Iterator[_Candidate]:
+    """Abbreviations and initials with their full stop, which at the end of a sentence is read again."""
     for match in (_DEGREE(shape, position), _ABBREVIATION(shape, position)):
         if match is None:
             continue
@@ -78,75 +68,111 @@ def _offer_abbreviation(shape: str, position: int, best: _Best) -> None:
         if name not in STOPPED_WORDS or (name in CASE_RULES and spelling[CASE_RULES[name][0]] != CASE_RULES[name][1]):
             continue
         if name in INNER_ABBREVIATIONS:
-            best.offer(end, end)
+            yield end, end, None, 0
         elif name in NUMBER_ABBREVIATIONS:
             if number := _NUMBER_NEXT(shape, end):
-                best.offer(number.end(), end)
+                yield number.end(), end, None, 0
         elif _CAPITAL_NEXT(shape, end):
-            best.offer(end + 2, end, back=1)
-        elif shape[end : end + 1] in _BLANKS and (tag := TAG(shape, end + 1)):
-            best.offer(tag.end(), end, back=1)
+            yield end + 2, end, None, 1
+        elif (blank := _TAG_NEXT(shape, end)) and (tag_end := spans.tag(blank.end())) > 0:
+            yield tag_end, end, None, 1
         elif end + 2 <= len(shape):
-            best.offer(end + 2, end)
+            yield end + 2, end, None, 0
         else:
-            best.offer(end, end, back=1)
+            yield end, end, None, 1
+    if initials := _INITIALS_AND_TAG(shape, position):
+        blank = _BLANK(shape, tag_end) if (tag_end := spans.tag(initials.end())) > 0 else None
+        if blank and initials.end(1) - position == 2:
+            yield blank.end(), position + 1, None, 0
+        elif blank:
+            yield blank.end(), initials.end(1), None, 1
 
 
-_BLANKS = frozenset(" \t\xa0\u2003\n\x85")
-
-
-def _offer_addresses(shape: str, position: int, spans: Spans, best: _Best) -> None:
+def _address_candidates(shape: str, position: int, spans: Spans) -> Iterator[_Candidate]:
     first = shape[position]
-    if spans.may_have_email and (first in ALNUM or first in "<&"):
+    if spans.may_have_email and first in _EMAIL_START:
         end = spans.email(position)
-        best.offer(end, end, _as_it_is)
+        yield end, end, _as_it_is, 0
     if first in "hH":
         end = spans.link(position)
-        best.offer(end, end, _as_it_is)
+        yield end, end, _as_it_is, 0
     if first in "wW":
         end = spans.www(position)
-        best.offer(end, end, _as_it_is)
+        yield end, end, _as_it_is, 0
     if spans.may_have_site:
         end = spans.site(position)
-        best.offer(end, end, _as_it_is)
+        yield end, end, _as_it_is, 0
     if first == "<":
         end = spans.tag(position)
-        best.offer(end, end, _blanks_bound)
+        yield end, end, _blanks_bound, 0
 
-def _best_at(shape: str, position: int, spans: Spans) -> _Best:
-    best = _Best()
+
+def _list_candidate(shape: str, position: int, spans: Spans) -> _Candidate:
+    end = spans.hyphenated_list(position)
+    if end > 0 and shape[end : end + 1] == "." and shape[end + 1 : end + 2] in {",", ";", ":"}:
+        return end + 2, end + 1, None, 0
+    return end, end, None, 0
+
+
+def _longest(shape: str, position: int, spans: Spans) -> _Candidate:
+    """The token at a position; a reach of -1 where there is none."""
     first = shape[position]
-    rules = BY_FIRST.get(first, ())
-    word = WORD(shape, position) if first in _WORD_START else None
-    if word:
-        rules = (*AFTER_WORD.get(shape[word.end() : word.end() + 1], _PLAIN), *rules)
+    following = ""
+    if first in _WORD_START and (word := WORD(shape, position)):
+        following = shape[word.end() : word.end() + 1]
+        if following not in _RULES_UNLIKELY and not spans.may_have_email and not spans.may_have_site:
+            rules = BY_FIRST.get(first)
+            if not rules:
+                return word.end(), word.end(), None, 0
+        rules = (*AFTER_WORD.get(following, _ONLY_WORD), *BY_FIRST.get(first, ()))
+    else:
+        rules = BY_FIRST.get(first, ())
+    best, reach = _NONE, -1
     for rule in rules:
         match = rule.match(shape, position)
-        if match and match.end() > best.reach:
-            best.offer(match.end(), match.end(1), rule.render, rule.back)
-    _offer_addresses(shape, position, spans, best)
-    if word and shape[word.end() : word.end() + 1] == ".":
-        _offer_abbreviation(shape, position, best)
-        best.offer(*spans.file(position), _as_it_is)
-    elif first in "0123456789٠":
-        best.offer(*spans.file(position), _as_it_is)
-    if spans.may_have_list and first in ALNUM:
-        end = spans.hyphenated_list(position)
-        stopped = end > 0 and shape[end : end + 1] == "." and shape[end + 1 : end + 2] in {",", ";", ":"}
-        best.offer(end + 2 if stopped else end, end + 1 if stopped else end)
+        if match and match.end() > reach:
+            reach = match.end()
+            best = reach, match.end(1), rule.render, rule.back
+    candidates = list(_address_candidates(shape, position, spans))
+    if following == ".":
+        candidates += _ending_candidates(shape, position, spans)
+    if following == "." or first in _DIGITS:
+        candidates.append((*spans.file(position), _as_it_is, 0))
+    if spans.may_have_list and first in _LIST_START:
+        candidates.append(_list_candidate(shape, position, spans))
+    for candidate in candidates:
+        if candidate[0] > best[0]:
+            best = candidate
     return best
 
 
-def _blank_end(shape: str, position: int) -> int:
-    """Where the next token can begin: behind all blanks, or behind one dropped character."""
-    blanks = _BLANKS_RUN(shape, position)
-    return blanks.end() if blanks else position + 1
+def _gap_end(shape: str, position: int, spans: Spans) -> int:
+    """Where the next token begins at the earliest; `position` itself where a token begins right here."""
+    gap = _GAP(shape, position)
+    if gap is None:
+        return position
+    if not spans.may_have_site:
+        return gap.end()
+    # Dropped characters may be part of a site's name, after which they are not dropped.
+    blanks = _BLANKS(shape, position)
+    end = blanks.end() if blanks else position + 1
+    return position if spans.site(position) > end else end
+
+
+def _rendered(token: str, render: Render | None) -> str:
+    if render:
+        return render(token)
+    return token.replace("\xad", "") or "-" if "\xad" in token else token
 
 
 def lex(text: str, *, first_line_only: bool = False) -> list[str]:
     """All tokens of a text in lower case; a line end is a token of its own.
 
-    Any string is taken: characters that the original drops separate words, a lone surrogate is such a character.
+    Any string is taken: characters that the original drops separate words, and a lone surrogate is one of them.
+
+    Args:
+        text: line feeds are its line ends.
+        first_line_only: stop at the first line end; what follows is only looked at.
     """
     astral = not text.isascii() and max(text) > "\uffff"
     if astral:
@@ -156,18 +182,20 @@ def lex(text: str, *, first_line_only: bool = False) -> list[str]:
     tokens: list[str] = []
     position, length = 0, len(shape)
     while position < length:
-        if plain := _PLAIN_WORD(shape, position):
+        if not spans.may_have_site and (plain := _PLAIN_WORD(shape, position)):
             name = plain[1].lower()
-            if name not in SPLIT_WORDS and not (plain[2] == "." and name in STOPPED_WORDS) and not spans.may_have_site:
+            if name not in SPLIT_WORDS and not (plain[2] == "." and name in STOPPED_WORDS):
                 tokens.append(name)
                 position = plain.end()
                 continue
-        if between := _BETWEEN(shape, position):
-            if not spans.may_have_site or (end := spans.site(position)) <= (gap := _blank_end(shape, position)):
-                position = between.end() if not spans.may_have_site else gap
-            else:
-                tokens.append(text[position:end].lower())
-                position = end
+        lone = LONE_BEFORE.get(shape[position])
+        if lone and not spans.may_have_site and shape[position + 1 : position + 2] in lone[0]:
+            tokens.append(lone[1])
+            position += 1
+            continue
+        end = _gap_end(shape, position, spans)
+        if end > position:
+            position = end
             continue
         if shape[position] == LINE_END:
             if first_line_only:
@@ -175,20 +203,14 @@ def lex(text: str, *, first_line_only: bool = False) -> list[str]:
             tokens.append(LINE_END)
             position += 1
             continue
-        best = _best_at(shape, position, spans)
-        if best.reach < 0:
+        reach, end, render, back = _longest(shape, position, spans)
+        if reach < 0:
             position += 1
             continue
-        token = text[position : best.end]
-        first = SPLIT_WORDS.get(token.lower())
-        if first and best.reach == best.end:
-            best.end = position + first
-            token = token[:first]
-        if best.render:
-            token = best.render(token)
-        elif "\xad" in token:
-            token = token.replace("\xad", "") or "-"
-        if token:
+        token = text[position:end].lower()
+        if reach == end and token in SPLIT_WORDS:
+            end = position + SPLIT_WORDS[token]
+        if token := _rendered(text[position:end], render):
             tokens.append(token.lower())
-        position = best.end - best.back
+        position = end - back
     return [from_utf16_units(token) for token in tokens] if astral else tokens

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from captune.metrics.ptb.words import FIRST_WORDS
 
-__all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "TAG", "WORD", "Rule", "pattern"]
+__all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "LONE_BEFORE", "TAG", "WORD", "Render", "Rule", "pattern"]
 
 
 # Written «…» in the sources below, letter by letter; every other character there stands for itself.
@@ -26,6 +26,10 @@ _CLASSES = {
     "N": "0-9٠",
     "B": " \t\xa0\u2003\n\x85",  # blanks and line ends, to what looks ahead
 }
+
+
+#: How a token is written out.
+Render = Callable[[str], str]
 
 
 class Rule(NamedTuple):
@@ -38,7 +42,7 @@ class Rule(NamedTuple):
     """
 
     match: Callable[[str, int], re.Match[str] | None]
-    render: Callable[[str], str] | None = None
+    render: Render | None = None
     back: int = 0
 
 
@@ -49,11 +53,11 @@ def pattern(source: str) -> Callable[[str, int], re.Match[str] | None]:
     return re.compile(re.sub("«([^»]*)»", characters, source)).match
 
 
-def _rule(source: str, render: Callable[[str], str] | None = None, back: int = 0) -> Rule:
+def _rule(source: str, render: Render | None = None, back: int = 0) -> Rule:
     return Rule(pattern(source), render, back)
 
 
-def _constant(token: str) -> Callable[[str], str]:
+def _constant(token: str) -> Render:
     return lambda _: token
 
 
@@ -99,7 +103,7 @@ _TAG = (
     r"<(?:/[A-Za-z][A-Za-z0-9_:.-]*+ *+"
     r"|[A-Za-z][A-Za-z0-9_:.-]*+(?: ++[A-Za-z][A-Za-z0-9_:.-]*+(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+(?:/ *+)?)>"
 )
-_STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in FIRST_WORDS) + f"|{_TAG})«B»"
+_STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in FIRST_WORDS) + ")«B»"
 _NUMBER = r"(?:«N»++|[.,:٫\xad]«N»++)(?:[.,:٫\xad]«N»++)*+"
 _SLASH = r"\\?/"
 _SLASHED = f"[A-Za-z0-9]++(?:-[A-Za-z]++)*+(?:{_SLASH}[A-Za-z0-9]++(?:-[A-Za-z]++)*+){{1,2}}+"
@@ -119,6 +123,7 @@ _CONTRACTIONS = (
     _rule(f"([A-HJ-XZdlno]{_ANY_APOS}«A»{{2,}})"),  # D'Angelo
     _rule(f"(«A»«A»++(?<=[aeiouyAEIOUY]){_ANY_APOS}[aeiouA-Z]«A»*)"),  # ma'am
     _rule(f"([dDoOlL]{_ANY_APOS}«AN»{{2,}})"),
+    _rule(f"([oO]{_ANY_APOS}[oO])"),
     _rule(f"([dDjJlL]{_APOS})"),
     _rule(f"([yY]{_APOS})«A»"),
     _rule(f"([oO][lL]{_APOS}|[dD][uU][nN][kK][iI][nN]{_APOS}|[sS][oO][mM][eE][tT][hH][iI][nN]{_APOS})"),
@@ -247,4 +252,15 @@ _SPECIAL: dict[str, tuple[Rule, ...]] = {
 BY_FIRST: dict[str, tuple[Rule, ...]] = {
     first: _SPECIAL.get(first, ()) + ((_SINGLE[first],) if first in _SINGLE else ())
     for first in {**_SPECIAL, **_SINGLE}
+}
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+#: Marks that are a token of their own before certain characters, or at the end of the text: those, and the token.
+LONE_BEFORE: dict[str, tuple[frozenset[str], str]] = {
+    ".": (frozenset(["", "\n", *_LETTERS, *'"!?,;:)]-']), "."),
+    ",": (frozenset(["", "\n", " ", *_LETTERS, *'"!?;)]-']), ","),
+    "'": (frozenset(["", "\n", " ", *'.,"!?;:)]']), "'"),
+    '"': (frozenset(["", "\n", " ", *".,!?;:)]'"]), "''"),
+    "(": (frozenset([*_LETTERS, " "]), "-lrb-"),
+    ")": (frozenset(["", "\n", " ", *_LETTERS, *".,"]), "-rrb-"),
 }
