@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from captune.errors import WeightsError
@@ -113,7 +113,8 @@ def trained_state(model: MiniGPT4) -> dict[str, Tensor]:
 def save_trained(folder: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
     """Write a checkpoint into an existing folder."""
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
-    save_file(state, folder / "trained.safetensors", metadata={"captune": text})
+    # Written by Python, so that a full disk is an OSError like any other.
+    (folder / "trained.safetensors").write_bytes(save(state, metadata={"captune": text}))
     (folder / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
 
 

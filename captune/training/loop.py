@@ -24,7 +24,7 @@ from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
-from captune.model.loading import load_model
+from captune.model.loading import load_model, resolve_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
 from captune.training.distributed import World, world
@@ -54,12 +54,13 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         TrainingError: too many steps had an infinite or undefined loss.
         StoppedError: a signal asked to stop; where the run is was saved.
     """
-    # Everything that can be wrong with the data is found before the model is loaded.
+    # Whatever can be known to be wrong is known before anything is written or loaded.
     status = run_status(config)
     if status is RunStatus.FINISHED:
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
         return
+    resolve_model(config.model.path)
     images = training_images(config)
     samples = TrainingSamples(images, config.train, config.seed)
     evaluation = Evaluation(config, evaluation_set(config))

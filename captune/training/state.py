@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from captune.data.atomic import atomic_folder
@@ -68,7 +68,8 @@ def save_state(
         for moment, value in optimizer.state[parameter].items():
             tensors[f"{name}//{moment}"] = torch.as_tensor(value).detach().cpu().contiguous()
     with atomic_folder(output / FOLDER / f"step-{at.step:08d}") as folder:
-        save_file(tensors, folder / "state.safetensors")
+        # Written by Python, so that a full disk is an OSError like any other.
+        (folder / "state.safetensors").write_bytes(save(tensors))
         (folder / "state.json").write_text(json.dumps(asdict(at)) + "\n", encoding="utf-8")
     for old in _folders(output)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
