@@ -8,7 +8,7 @@ white space of its own (the tokenizer's no-break space of "1 1/2") or is empty.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -62,15 +62,35 @@ class Rows:
 
 
 class _Chunks(dict[str, int]):
-    """From a white-space-delimited chunk to its code; an unseen chunk asks the encoder."""
+    """From a white-space-delimited chunk to its code; an unseen chunk asks the tokenizer, and is kept if it is short.
 
-    __slots__ = ("_learn",)
+    Chunks with the same tokens, such as "Dog" and "dog.", share a code.
 
-    def __init__(self, learn: Encoder) -> None:
-        self._learn = learn
+    Args:
+        chunk_tokens: the tokenizer's.
+        new_code: makes a code for tokens.
+    """
+
+    __slots__ = ("_by_tokens", "_chunk_tokens", "_new_code")
+
+    def __init__(
+        self, chunk_tokens: Callable[[str], tuple[str, ...] | None], new_code: Callable[[Sequence[str]], int]
+    ) -> None:
+        self._chunk_tokens, self._new_code = chunk_tokens, new_code
+        self._by_tokens: dict[tuple[str, ...], int] = {}
 
     def __missing__(self, chunk: str) -> int:
-        return self._learn.code_of_new_chunk(chunk)
+        if len(chunk) > _LONGEST_CACHED_CHUNK:
+            return _NEEDS_CONTEXT
+        tokens = self._chunk_tokens(chunk)
+        if tokens is None:
+            code = _NEEDS_CONTEXT
+        else:
+            code = self._by_tokens.get(tokens, _NEEDS_CONTEXT)
+            if not code:
+                code = self._by_tokens[tokens] = self._new_code(tokens)
+        self[chunk] = code
+        return code
 
 
 class Encoder:
@@ -87,10 +107,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self._token_ids: dict[str, int] = {"": 0}
         self._words_of_token: dict[int, tuple[int, ...]] = {0: ()}
-        self._chunks = _Chunks(self)
-        # Code k stands for the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
-        self._code_start = array("q", [0, 0, 0])
-        self._code_tokens = array("i")
+        self._forget()
 
     @property
     def vocabulary_size(self) -> int:
@@ -108,22 +125,11 @@ class Encoder:
         if known is not None:
             return known
         number = self._token_ids[token] = len(self._token_ids)
-        words = token.split()
-        if words != [token]:
+        if not token.isalpha() and (words := token.split()) != [token]:
             self._words_of_token[number] = tuple(map(self.token_id, words))
         return number
 
-    def code_of_new_chunk(self, chunk: str) -> int:
-        """The code of a chunk that is not in the cache; it is kept there unless it is very long."""
-        tokens = None
-        if self.tokenizer.chunk_tokens is not None and len(chunk) <= _LONGEST_CACHED_CHUNK:
-            tokens = self.tokenizer.chunk_tokens(chunk)
-        code = _NEEDS_CONTEXT if tokens is None else self._new_code(tokens)
-        if len(chunk) <= _LONGEST_CACHED_CHUNK:
-            self._chunks[chunk] = code
-        return code
-
-    def _new_code(self, tokens: Iterable[str]) -> int:
+    def _new_code(self, tokens: Sequence[str]) -> int:
         self._code_tokens.extend(map(self.token_id, tokens))
         self._code_start.append(len(self._code_tokens))
         return len(self._code_start) - 2
@@ -190,8 +196,9 @@ class Encoder:
         return tokens, np.diff(token_offsets[chunk_offsets])
 
     def _forget(self) -> None:
-        """Empty the cache, so that a stream of ever new chunks does not fill the memory."""
-        self._chunks = _Chunks(self)
+        """Begin with an empty cache; done again so that a stream of ever new chunks does not fill the memory."""
+        self._chunks = _Chunks(self.tokenizer.chunk_tokens or _in_context, self._new_code)
+        # Code k stands for the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
         self._code_start = array("q", [0, 0, 0])
         self._code_tokens = array("i")
 
@@ -211,6 +218,10 @@ class Encoder:
         for hit, word_list in zip(hits.tolist(), word_lists, strict=True):
             words[ends[hit] : ends[hit + 1]] = word_list
         return Rows(words, ends[tokens.offsets])
+
+
+def _in_context(chunk: str) -> None:
+    """Of a tokenizer without chunks: every caption is tokenized whole."""
 
 
 def _expand(

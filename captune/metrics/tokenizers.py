@@ -27,7 +27,7 @@ class Tokenizer(NamedTuple):
 
     name: str
     tokenize: Callable[[str], Sequence[str]]
-    chunk_tokens: Callable[[str], Sequence[str] | None] | None = None
+    chunk_tokens: Callable[[str], tuple[str, ...] | None] | None = None
     separator: str | None = None
     tokenize_call: Callable[[Sequence[str]], list[list[str]]] | None = None
 
