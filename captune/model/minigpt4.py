@@ -82,7 +82,7 @@ class MiniGPT4(PretrainedCaptioner):
                 part.eval()
         for name, module in self.llm.named_modules():
             # LoRA's own dropout acts in training, and a layer recomputes its activations in training only.
-            if ".lora_dropout" in name or isinstance(module, GradientCheckpointingLayer):
+            if ".lora_dropout" in name or _recomputes(module):
                 module.training = mode
         return self
 
@@ -95,6 +95,7 @@ class MiniGPT4(PretrainedCaptioner):
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = enabled
                 module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                module.training = enabled and self.training
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and tensors of what is trained."""
@@ -296,6 +297,10 @@ class MiniGPT4(PretrainedCaptioner):
         if self.processor is None:
             raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
         return self.processor
+
+
+def _recomputes(module: nn.Module) -> bool:
+    return isinstance(module, GradientCheckpointingLayer) and bool(module.gradient_checkpointing)
 
 
 def _is_trained(part: nn.Module) -> bool:

@@ -167,11 +167,9 @@ def test_adapter_of_another_model_is_refused(model: MiniGPT4, tmp_path: Path) ->
 def test_only_what_is_trained_leaves_eval_mode(model: MiniGPT4) -> None:
     attach_lora(model, rank=2, dropout=0.5)
     model.train()
-    active = {name for name, module in model.named_modules() if module.training}
+    active = {name for name, module in model.named_modules() if module.training and name}
     assert {name for name in active if ".lora_dropout" in name}
-    dropouts = [name for name in active if isinstance(model.get_submodule(name), torch.nn.Dropout)]
-    assert all(".lora_dropout" in name for name in dropouts)
-    assert not any(name.startswith(("vision", "qformer")) for name in active)
+    assert all(".lora_dropout" in name or name == "projection" for name in active)
 
 
 def test_recomputed_activations_change_nothing(model: MiniGPT4) -> None:
