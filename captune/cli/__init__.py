@@ -29,11 +29,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _program() -> None:
-    """Keep `captune COMMAND` as the way of calling even where a single command is registered."""
-
-
 def run(command: Callable[[], Any]) -> int:
     """Call `command` and turn what it raises into one sentence on stderr and an exit code.
 
@@ -98,30 +93,21 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-from captune.cli.demo import demo  # noqa: E402
-from captune.cli.evaluate import evaluate  # noqa: E402  # the commands import nothing heavy until they are called
-from captune.cli.train import train  # noqa: E402
+# The modules import nothing heavy until their command is called. Their order is that of the help.
+from captune.cli import (  # noqa: E402
+    check,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    explain,
+    fetch,
+    plan,
+    prepare,
+    report,
+    score,
+    train,
+)
 
-app.command()(demo)
-app.command()(train)
-app.command()(evaluate)
-
-from captune.cli import check as _check  # noqa: E402
-from captune.cli import compare as _compare  # noqa: E402
-from captune.cli import convert as _convert  # noqa: E402
-from captune.cli import explain as _explain  # noqa: E402
-from captune.cli import fetch as _fetch  # noqa: E402
-from captune.cli import plan as _plan  # noqa: E402
-from captune.cli import prepare as _prepare  # noqa: E402
-from captune.cli import report as _report  # noqa: E402
-from captune.cli import score as _score  # noqa: E402
-
-_prepare.register(app)
-_check.register(app)
-_report.register(app)
-_score.register(app)
-_compare.register(app)
-_fetch.register(app)
-_explain.register(app)
-_plan.register(app)
-_convert.register(app)
+for command in (demo, prepare, check, explain, plan, train, evaluate, report, score, compare, convert, fetch):
+    command.register(app)

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from captune.config import RunConfig
     from captune.report import RunScores
 
-__all__ = ["demo", "demo_config"]
+__all__ = ["demo", "demo_config", "register"]
 
 SHOWN = 3
 """Images whose captions are printed at the end."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("demo")(demo)
 
 
 def demo(

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["evaluate", "run_evaluation"]
+__all__ = ["evaluate", "register", "run_evaluation"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("evaluate")(evaluate)
 
 
 def evaluate(

@@ -7,7 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["run_training", "train"]
+__all__ = ["register", "run_training", "train"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("train")(train)
 
 
 def train(
