@@ -8,6 +8,14 @@ drawing.py     the picture of a scene
 captions.py    five captions of a scene, and the terse notes of pretraining
 agreement.py   whether a caption names the right things
 flickr30k.py   all of it in the exact layout of Flickr30k
+settings.py    what `captune demo` runs with
+
+pretrained/    the checkpoint, loaded as the model `toy`
+pretrain.py    the script that made it, lesson by lesson
+lessons.py     what is learnt in pretraining
+field_codes.py records as vectors, where seeing and speaking meet
+vocabulary.py  the SentencePiece vocabulary
+tiny_model.py  the dimensions of the model
 """
 
 from __future__ import annotations
