@@ -7,6 +7,8 @@ Every field carries its help here, once; `commented_yaml` writes it out as comme
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from captune.errors import ConfigError
+from captune.lavis import is_lavis, translate
 
 __all__ = [
     "DataConfig",
@@ -25,9 +28,12 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "commented_yaml",
+    "convert_config",
     "load_config",
     "parse_config",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 class _Section(BaseModel):
@@ -165,11 +171,11 @@ class RunConfig(_Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file.
+    """Read a YAML file, captune's own or one of the original code.
 
     Args:
         path: the file.
-        overrides: `section.key=value` strings; values are YAML.
+        overrides: `section.key=value` strings; values are YAML. For a file of the original also in its words.
 
     Returns:
         The checked configuration. Relative paths in it are relative to the working directory.
@@ -177,7 +183,46 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is not of the kind expected.
     """
-    path = Path(path)
+    content = _read_yaml(Path(path))
+    if not is_lavis(content):
+        return parse_config(content, overrides, source=str(path))
+    config, notes = _from_lavis(content, overrides, str(path), int(os.environ.get("WORLD_SIZE", "1")))
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            logger.warning("%s: %s", path, note)
+    return config
+
+
+def convert_config(
+    path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1
+) -> tuple[RunConfig, list[str]]:
+    """Read a YAML file of the original code.
+
+    Args:
+        path: the file, with `model:`, `datasets:` and `run:`.
+        overrides: `section.key=value` strings, in its words or captune's.
+        processes: with which it was run; its batch size is that of each.
+
+    Returns:
+        The same run in captune's words, and what there is to say of keys that have no counterpart.
+
+    Raises:
+        ConfigError: the file cannot be read, is none of the original's, or asks for what captune does not do.
+    """
+    content = _read_yaml(Path(path))
+    if not is_lavis(content):
+        raise ConfigError(f"{path} is no configuration of the original; expected the sections model, datasets and run.")
+    return _from_lavis(content, overrides, str(path), processes)
+
+
+def _from_lavis(
+    content: dict[str, Any], overrides: Sequence[str], source: str, processes: int
+) -> tuple[RunConfig, list[str]]:
+    translation = translate(content, overrides, source=source, processes=processes)
+    return parse_config(translation.settings, translation.overrides, source=source), translation.notes
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -190,10 +235,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {problem}.") from error
     if content is None:
-        content = {}
+        return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected sections such as 'model:' and 'train:'.")
-    return parse_config(content, overrides, source=str(path))
+    return content
 
 
 def parse_config(
