@@ -19,7 +19,7 @@ PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--
 _PLAIN = re.compile(r"([A-Za-z]++)([.,]?)").fullmatch
 _HYPHENATED = re.compile(r"([A-Za-z]++(?:-[A-Za-z]++)++)[.,]?").fullmatch
 _NUMBER = re.compile(r"([0-9]{1,2}|[0-9]{1,4}[A-Za-z]++)[.,]?").fullmatch
-# No digits, no [<@=&] anywhere, no [.:;] but at the end, where [:;] is the last; letters, quotes, dashes and other marks that stand alone.
+# Letters, quotes, dashes and other marks: no digit and none of [<@=&], stops only at the end, [:;] only as the last.
 _SAFE = re.compile(r"[^\x00-\x20\x7f-\xa00-9<@=&.:;\u2000-\u2010\u2016-\uffff]*(?:\.*+[\"')!?,\]]*+|[:;])").fullmatch
 _WORD_AND_STOP = re.compile(r"([A-Za-z]*)\.").search
 _MAY_END_A_TEXT = re.compile(r"['’](?:ll|re|ve)$", re.IGNORECASE).search
@@ -43,7 +43,7 @@ def chunk_tokens(chunk: str) -> tuple[str, ...] | None:
         return (simple[1].lower(),)
     if not _SAFE(chunk) or _MAY_END_A_TEXT(chunk):
         return None
-    stopped = _WORD_AND_STOP(chunk)
-    if stopped and (stopped[1].lower() in STOPPED_WORDS or (not stopped[1] and stopped.start() == 0 and chunk.strip("."))):
+    stop = _WORD_AND_STOP(chunk)
+    if stop and (stop[1].lower() in STOPPED_WORDS or (stop.start() == 0 and not stop[1] and chunk.strip("."))):
         return None
     return tuple([token for token in lex(chunk) if token not in PUNCTUATION])

@@ -42,8 +42,8 @@ _DIGITS = frozenset(digits + "٠")
 _LIST_START = frozenset(ascii_letters + digits)
 _EMAIL_START = _LIST_START | {"<", "&"}
 _ONLY_WORD = (Rule(WORD),)
-# After a word, these begin nothing but an address or a list.
-_RULES_UNLIKELY = frozenset(":,\xad") | AFTER_WORD.keys()
+# Behind a word, these may make more of it than a word.
+_GOES_ON = frozenset(":,") | AFTER_WORD.keys()
 
 #: How far a pattern looked, where its token ends, how it is written out, how many characters are read again.
 _Candidate = tuple[int, int, Render | None, int]
@@ -117,16 +117,12 @@ def _list_candidate(shape: str, position: int, spans: Spans) -> _Candidate:
 def _longest(shape: str, position: int, spans: Spans) -> _Candidate:
     """The token at a position; a reach of -1 where there is none."""
     first = shape[position]
-    following = ""
+    rules, following = BY_FIRST.get(first, ()), ""
     if first in _WORD_START and (word := WORD(shape, position)):
         following = shape[word.end() : word.end() + 1]
-        if following not in _RULES_UNLIKELY and not spans.may_have_email and not spans.may_have_site:
-            rules = BY_FIRST.get(first)
-            if not rules:
-                return word.end(), word.end(), None, 0
-        rules = (*AFTER_WORD.get(following, _ONLY_WORD), *BY_FIRST.get(first, ()))
-    else:
-        rules = BY_FIRST.get(first, ())
+        if not (rules or following in _GOES_ON or spans.may_have_email or spans.may_have_site):
+            return word.end(), word.end(), None, 0
+        rules = (*AFTER_WORD.get(following, _ONLY_WORD), *rules)
     best, reach = _NONE, -1
     for rule in rules:
         match = rule.match(shape, position)

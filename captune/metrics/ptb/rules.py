@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from captune.metrics.ptb.words import FIRST_WORDS
 
-__all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "LONE_BEFORE", "TAG", "WORD", "Render", "Rule", "pattern"]
+__all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "LONE_BEFORE", "WORD", "Render", "Rule", "pattern"]
 
 
-# Written «…» in the sources below, letter by letter; every other character there stands for itself.
+# Written «…» in the sources of patterns, letter by letter; every other character there stands for itself.
 _CLASSES = {
     "L": "A-Za-zéÉ˂\xad\ue000",  # what a word is made of
     "A": "A-Za-zéÉ",  # letters that join things
@@ -47,6 +47,8 @@ class Rule(NamedTuple):
 
 
 def pattern(source: str) -> Callable[[str, int], re.Match[str] | None]:
+    """The `match` of a pattern in whose source «LN-» is any character of the classes L and N, or a hyphen."""
+
     def characters(match: re.Match[str]) -> str:
         return "[" + "".join(_CLASSES.get(name, name) for name in match[1]) + "]"
 
@@ -99,17 +101,11 @@ _PART = f"(?:[dDoOlL]{_ANY_APOS}«AN»)?«AN»++"
 _HYPHENATED = f"{_PART}(?:[-_‐]{_PART})++"
 _COMPOUND = f"(?:[dDoOlL]{_ANY_APOS}«AN»{{2,}}|{_PART}[-_‐]{_PART})(?:[-_‐]{_PART})*+"
 _DOTTED = "«L»«LN»*+(?:[.!?]«L»«LN»*+)++"
-_TAG = (
-    r"<(?:/[A-Za-z][A-Za-z0-9_:.-]*+ *+"
-    r"|[A-Za-z][A-Za-z0-9_:.-]*+(?: ++[A-Za-z][A-Za-z0-9_:.-]*+(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+(?:/ *+)?)>"
-)
-_STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in FIRST_WORDS) + ")«B»"
+_STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in sorted(FIRST_WORDS)) + ")«B»"
 _NUMBER = r"(?:«N»++|[.,:٫\xad]«N»++)(?:[.,:٫\xad]«N»++)*+"
 _SLASH = r"\\?/"
 _SLASHED = f"[A-Za-z0-9]++(?:-[A-Za-z]++)*+(?:{_SLASH}[A-Za-z0-9]++(?:-[A-Za-z]++)*+){{1,2}}+"
 
-#: A mark-up tag.
-TAG = re.compile(_TAG).match
 ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 #: A word and nothing more.
 WORD = pattern(f"({_WORD})")
@@ -243,8 +239,8 @@ _SPECIAL: dict[str, tuple[Rule, ...]] = {
         _rule("(&[gG][tT];)", _constant(">")),
         _rule("(&[aA][mM][pP];)", _constant("&")),
         _rule("(&[nN][bB][sS][pP];)", _constant("")),
-        _rule("(&[mMnN][dD][aA][sS][hH];|&MD;)", _constant("--")),
-        _rule("(&(?:UR|LR|QC|QL|QR|odq|cdq|#[0-9]++);)"),
+        _rule("(&(?i:[mn]dash|md);)", _constant("--")),
+        _rule("(&(?i:ur|lr|qc|ql|qr|odq|cdq|#[0-9]++);)"),
         _rule("(&)"),
     ),
 }

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 
-from captune.metrics.ptb.rules import ALNUM as _ALNUM
-from captune.metrics.ptb.rules import TAG
-from captune.metrics.ptb.rules import pattern as _pattern
+from captune.metrics.ptb.rules import ALNUM, pattern
 
 __all__ = ["Spans"]
 
@@ -28,9 +26,13 @@ _WWW_RUN = re.compile(r'[wW]{3}\.[^ \t\n!"(),.<>?{|}]++(?:\.[^ \t\n!"(),.<>?{|}]
 _WWW_END = re.compile(r"\.[A-Za-z]{2,4}").match
 _PATH = re.compile(r'/[^ \t\n"()<>|]+[^ \t\n!"(),\-.<>?{|}]').match
 _LINK = re.compile(r'[hH][tT][tT][pP][sS]?://[^ \t\n"()<>{|}]+[^ \t\n!"(),\-.<>?{|}]').match
+_NAME = "[A-Za-z][A-Za-z0-9_:.-]*+"
+_TAG = re.compile(
+    rf"<(?:/{_NAME} *+|{_NAME}(?: ++{_NAME}(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+(?:/ *+)?)>"
+).match
 _DECLARATION = re.compile(r"<[!?][A-Za-z-][^>\n]*+").match
-_FILE_RUN = _pattern("«LN»++(?:\\.«LN»++)++")
-_FILE_END = _pattern(
+_FILE_RUN = pattern("«LN»++(?:\\.«LN»++)++")
+_FILE_END = pattern(
     r"(?i:\.(?:bat|bmp|cgi|class|cpp|c|dll|docx?|exe|gif|gz|html?|h|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql"
     r"|tar|txt|wav|xml|x|zip))[ \t\xa0\u2003\n\x85.?!,]"
 )
@@ -59,7 +61,7 @@ class Spans:
         shape = self._shape
         opening = _EMAIL_OPENING(shape, position)
         start = opening.end() if opening else position
-        if start < self._no_email_before or shape[start : start + 1] not in _ALNUM:
+        if start < self._no_email_before or shape[start : start + 1] not in ALNUM:
             return -1
         run = _EMAIL_RUN(shape, start)
         assert run is not None
@@ -116,7 +118,7 @@ class Spans:
     def tag(self, position: int) -> int:
         """A tag, comment or processing instruction of mark-up."""
         shape = self._shape
-        found = TAG(shape, position, position + _LONGEST_TAG)
+        found = _TAG(shape, position, position + _LONGEST_TAG)
         if found:
             return found.end()
         if position >= self._no_declaration_before and (found := _DECLARATION(shape, position)):

@@ -5,7 +5,14 @@ The lists of abbreviations are complete for words of up to five letters; longer 
 
 from __future__ import annotations
 
-__all__ = ["CASE_RULES", "ENDING_ABBREVIATIONS", "FIRST_WORDS", "INNER_ABBREVIATIONS", "NUMBER_ABBREVIATIONS", "SPLIT_WORDS"]
+__all__ = [
+    "CASE_RULES",
+    "ENDING_ABBREVIATIONS",
+    "FIRST_WORDS",
+    "INNER_ABBREVIATIONS",
+    "NUMBER_ABBREVIATIONS",
+    "SPLIT_WORDS",
+]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -33,16 +40,19 @@ ENDING_ABBREVIATIONS = _words("""
 #: They keep their full stop before a number.
 NUMBER_ABBREVIATIONS = _words("ca no op pp art fig nos figs prop")
 
-#: Which letter of an abbreviation must be what, where not every spelling in capitals and small letters counts.
+#: Abbreviations that do not count in every spelling: which letter must be what.
 CASE_RULES = {
-    **{name: (0, name[0].upper()) for name in ["az", "la", "pa", "ark", "del", "ill", "ore", "tex", "mass", "miss", "wash"]},
-    **{name: (1, name[1]) for name in ("mfg", "mtg")},
-    **{name: (2, name[2]) for name in ("pte", "pty", "ptes", "ptys")},
-    **{name: (3, name[3]) for name in ("ppte", "ppty", "pptes", "pptys")},
+    **{name: (0, name[0].upper()) for name in _words("az la pa ark del ill ore tex mass miss wash")},
+    **{name: (1, name[1]) for name in _words("mfg mtg")},
+    **{name: (2, name[2]) for name in _words("pte pty ptes ptys")},
+    **{name: (3, name[3]) for name in _words("ppte ppty pptes pptys")},
 }
 
 #: One word, two tokens: how long the first is.
 SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3}
 
-#: After "p. " and "U.S. " they begin a new sentence.
-FIRST_WORDS = ["A", "About", "According", "After", "An", "As", "At", "But", "Earlier", "He", "Her", "Here", "However", "If", "In", "It", "Last", "Many", "More", "Mr.", "Ms.", "Now", "Once", "One", "Other", "Our", "She", "Since", "So", "Some", "Such", "That", "The", "Their", "Then", "There", "These", "They", "This", "We", "What", "When", "While", "Yet", "You"]
+#: After "p. " and "U.S. " they begin a new sentence, with a capital and the rest in either case.
+FIRST_WORDS = _words("""
+    A About According After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms. Now Once One Other
+    Our She Since So Some Such That The Their Then There These They This We What When While Yet You
+""")
