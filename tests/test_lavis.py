@@ -226,3 +226,20 @@ def test_captunes_own_files_are_no_old_ones(tmp_path: Path, repository: Path) ->
     path.write_text("train: {}\nrun: {}\n")
     with pytest.raises(ConfigError, match="there is no key 'run'"):
         load_config(path)
+
+
+def test_captune_convert_writes_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from captune.cli import app, call, run
+
+    old, new = written(tmp_path), tmp_path / "new.yaml"
+    arguments = ["convert", "--config", str(old), "--out", str(new), "--processes", "2"]
+    assert run(lambda: call(app, arguments)) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{new}\n"
+    assert "captune: run.dist_url had no effect in the original" in err
+    assert load_config(new) == convert_config(old, processes=2)[0]
+    assert "# run.dist_url had no effect in the original" in new.read_text()
+    assert run(lambda: call(app, arguments)) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run(lambda: call(app, [*arguments, "--overwrite", "--llm", "x"])) == 2
+    assert "--config takes one YAML and no other files" in capsys.readouterr().err

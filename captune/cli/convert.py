@@ -1,4 +1,4 @@
-"""`captune convert`: the original MiniGPT-4 files to a captune model, and what was trained back again."""
+"""`captune convert`: the original MiniGPT-4 files to captune's, and what was trained back again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    out: Annotated[Path, typer.Option(help="Folder of the captune model, or the .pth file of --to-official.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the captune model, the .pth of --to-official, or the YAML of --config.")
+    ],
     arch: Annotated[Arch, typer.Option(help="minigpt4 with or without Q-Former, or minigpt_v2.")] = Arch.MINIGPT4,
     llm: Annotated[
         str | None, typer.Option(help="Folder of the language model (Vicuna, Llama-2), or its hub id.")
@@ -66,17 +68,28 @@ def convert(
         Path | None,
         typer.Option(help="The way back: a run's checkpoint or a captune model, to a .pth the original code loads."),
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML of the original (model, datasets, run), to one of captune's.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that the YAML was run with; its batch size is that of each.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
 ) -> None:
-    """Turn the original MiniGPT-4 files into a captune model, or a captune checkpoint into an original one."""
+    """Turn the original MiniGPT-4 files into captune's: a model, a checkpoint (both ways), a configuration."""
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; give another --out, or --overwrite.")
-    if to_official is not None:
-        if any(given is not None for given in (llm, vision, qformer, checkpoint)):
+    files_given = any(given is not None for given in (llm, vision, qformer, checkpoint))
+    if config is not None:
+        if files_given or to_official is not None:
+            raise InputError("--config takes one YAML and no other files; convert the weights by a call of their own.")
+        _translate(config, out, processes)
+    elif to_official is not None:
+        if files_given:
             raise InputError("--to-official takes one checkpoint or model and no other files.")
         _export(to_official, out)
     elif llm is None or vision is None:
-        raise InputError("Give --llm and --vision (and --qformer, --checkpoint), or --to-official.")
+        raise InputError("Give --llm and --vision (and --qformer, --checkpoint), --to-official, or --config.")
     else:
         heads = {"vision_heads": vision_heads, "qformer_heads": qformer_heads}
         files = {"llm": llm, "vision": vision, "qformer": qformer}
@@ -137,3 +150,15 @@ def _export(source: Path, out: Path) -> None:
     content = official_checkpoint(source)
     with atomic_file(out, "wb") as stream:
         torch.save(content, stream)
+
+
+def _translate(source: Path, out: Path, processes: int) -> None:
+    """Write the original's configuration in captune's words; what has no counterpart is said on stderr."""
+    from captune.config import commented_yaml, convert_config
+    from captune.data.atomic import atomic_file
+
+    converted, notes = convert_config(source, processes=processes)
+    with atomic_file(out, "w") as stream:
+        stream.write(commented_yaml(converted, f"Converted from {source}.\n" + "\n".join(notes)))
+    for note in notes:
+        typer.echo(f"captune: {note}", err=True)
