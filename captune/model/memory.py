@@ -32,6 +32,7 @@ from captune.model.lora import with_lora
 from captune.model.minigpt4 import MiniGPT4
 
 __all__ = [
+    "QUANTIZED",
     "RESERVE",
     "GenerationLoad",
     "MemoryEstimate",
@@ -48,8 +49,15 @@ __all__ = [
 RESERVE = 1_500_000_000
 """Bytes of a GPU that the CUDA context and the gaps of the allocator take."""
 FLOAT32 = 4
-QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
-"""Bytes of a weight: int8 has one scale a row, nf4 an 8-bit scale every 64 weights and a float32 every 256 of those."""
+QUANTIZED = {
+    "int8": 1.0,
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+    "torchao-int8": 1.0,
+    "torchao-int4": 0.5 + 4 / 128,
+    "torchao-fp8": 1.0,
+}
+"""Bytes of a weight with its share of scales: 8 bits have one a row or none, nf4 an 8-bit one every 64 weights and a
+float32 every 256 of those, int4 a bfloat16 scale and zero every 128."""
 TRACED_TOKENS = (32, 64)
 
 
@@ -174,7 +182,8 @@ def measure_model(config: MiniGPT4Config, dtype: torch.dtype, quantization: str 
     Args:
         config: of the model.
         dtype: number format of the frozen parts.
-        quantization: None, "int8" or "nf4": the language model's matrices, but for its head, in fewer bits.
+        quantization: a format of `captune.model.quantization`: the language model's matrices, but for its head, in
+            fewer bits. None is none.
 
     Raises:
         ConfigError: the quantisation is unknown, or the language model cannot be built from its configuration.

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.model.memory import (
+    QUANTIZED,
     GenerationLoad,
     MemoryEstimate,
     ModelSize,
@@ -24,6 +25,7 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.model.preview import preview_model
+from captune.model.quantization import FORMATS
 from captune.training.plan import Planner
 from captune.training.probe import probe
 
@@ -193,6 +195,11 @@ def test_whole_runs_at_true_size(
 def test_generation_at_true_size() -> None:
     load = GenerationLoad(128, 69, 16)
     assert generation_memory(vicuna("7B"), load, towers=False).total / 1e9 == pytest.approx(19.1, rel=CLOSE)
+
+
+def test_every_quantisation_that_can_be_loaded_is_known() -> None:
+    assert set(QUANTIZED) == set(FORMATS)
+    assert all(vicuna("7B", name).llm < 0.55 * vicuna("7B").llm for name in FORMATS)
 
 
 def test_unknown_quantisation() -> None:
