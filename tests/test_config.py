@@ -77,8 +77,12 @@ def test_shipped_configurations_parse_and_are_complete(repository: Path) -> None
     assert shipped
     for path in shipped:
         config = load_config(path)
-        heading = [line.removeprefix("#").strip() for line in path.read_text().split("\n# Folder of the run")[0].splitlines()]
-        assert path.read_text() == commented_yaml(config, "\n".join(heading)), f"{path.name}: a field or its help is stale"
+        heading = [
+            line.removeprefix("#").strip() for line in path.read_text().split("\n# Folder of the run")[0].splitlines()
+        ]
+        assert path.read_text() == commented_yaml(config, "\n".join(heading)), (
+            f"{path.name}: a field or its help is stale"
+        )
 
 
 def test_slides_hyper_parameters(repository: Path) -> None:

@@ -16,6 +16,26 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+__all__ = [
+    "ACTIONS",
+    "COLORS",
+    "COMPANION_WEIGHTS",
+    "FLYING",
+    "PEOPLE",
+    "PROP_COLORS",
+    "SETTINGS",
+    "SKIES",
+    "Companion",
+    "Layout",
+    "Scene",
+    "Setting",
+    "Side",
+    "Sky",
+    "Subject",
+    "sample_scene",
+    "scenes",
+]
+
 Setting = Literal["grass", "snow", "beach", "street", "lake"]
 Sky = Literal["sunny", "cloudy", "night"]
 Side = Literal["left", "right"]
