@@ -51,9 +51,9 @@ class Journal:
         self._file: IO[str] | None = None
         self._tracker: _Tracker | None = None
         if folder is not None:
+            self._tracker = _open_tracker(tracker, folder, settings or {})
             _drop_later(folder / "log.jsonl", resumed_at)
             self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
-            self._tracker = _open_tracker(tracker, folder, settings or {})
 
     def __enter__(self) -> Self:
         return self
