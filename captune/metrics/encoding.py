@@ -25,6 +25,8 @@ _BATCH = 512
 _LONGEST_CACHED_CHUNK = 64
 _MOST_CACHED_CHUNKS = 1 << 20
 
+_LINE_BREAKS = "\v\f\r\u2028\u2029"
+
 _NEEDS_CONTEXT = 0
 _NOTHING = 1
 
@@ -150,15 +152,41 @@ class Encoder:
             if self.tokenizer.chunk_tokens is None:
                 tokens, counts = self._number(map(self.tokenizer.tokenize, batch))
             else:
-                tokens, counts = self._encode_by_chunk(batch)
+                tokens, counts = self._encode_by_chunk(batch, lambda place: self.tokenizer.tokenize(batch[place]))
             values.append(tokens)
             lengths.append(counts)
         return _rows(values, lengths)
 
-    def encode_tokens(self, tokenized: Iterable[Sequence[str]]) -> Rows:
-        """Encode captions that are tokenized already, C lists of tokens."""
-        values, lengths = self._number(tokenized)
-        return _rows([values], [lengths])
+    def encode_call(self, captions: Sequence[str], after: Sequence[str] = ()) -> Rows:
+        """Encode the captions of one call of the original tool, which looks at the end of one into the next.
+
+        Args:
+            captions: C captions.
+            after: those that follow in the call, to the first that is not blank at least.
+
+        Returns:
+            Token numbers, as `encode`; the same as `encode` for tokenizers without this fault.
+        """
+        whole_call = self.tokenizer.tokenize_call
+        if whole_call is None:
+            return self.encode(captions)
+        if self.tokenizer.chunk_tokens is None or self.breaks_lines(captions):
+            values, lengths = self._number(whole_call([*captions, *after])[: len(captions)])
+            return _rows([values], [lengths])
+        lines = [*captions, *after] if after else captions
+        parts = []
+        for start in range(0, len(captions), _BATCH):
+            # With the line behind it, which the tool looks into.
+            def in_call(place: int, start: int = start) -> Sequence[str]:
+                return whole_call(_to_next(lines, start + place))[0]
+
+            parts.append(self._encode_by_chunk(captions[start : start + _BATCH], in_call))
+        return _rows([part[0] for part in parts], [part[1] for part in parts])
+
+    def breaks_lines(self, captions: Sequence[str]) -> bool:
+        """Whether some caption has a line break inside, of which the tokenizer warns when it sees the whole call."""
+        texts = ("".join(captions[start : start + _BATCH]) for start in range(0, len(captions), _BATCH))
+        return any(mark in text for text in texts for mark in _LINE_BREAKS)
 
     def _number(self, tokenized: Iterable[Sequence[str]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         numbers: list[int] = []
@@ -170,7 +198,10 @@ class Encoder:
             lengths.append(len(kept))
         return np.array(numbers, np.int32), np.array(lengths, np.int64)
 
-    def _encode_by_chunk(self, batch: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _encode_by_chunk(
+        self, batch: Sequence[str], in_context: Callable[[int], Sequence[str]]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Numbers and lengths of a batch; `in_context` gives the tokens of a caption that must be read whole."""
         separator = self.tokenizer.separator
         split = [caption.split(separator) for caption in batch]
         chunk_counts = np.fromiter(map(len, split), np.int64, len(split))
@@ -179,13 +210,13 @@ class Encoder:
         chunk_offsets = np.zeros(len(batch) + 1, np.int64)
         np.cumsum(chunk_counts, out=chunk_offsets[1:])
         kept_codes, kept_tokens = len(self._code_start), len(self._code_tokens)
-        in_context = np.flatnonzero(codes == _NEEDS_CONTEXT)
-        if len(in_context):
+        unclear = np.flatnonzero(codes == _NEEDS_CONTEXT)
+        if len(unclear):
             # The tokens of the whole caption stand in its first chunk, and nothing in the others.
-            for caption in np.unique(np.searchsorted(chunk_offsets, in_context, side="right") - 1).tolist():
+            for caption in np.unique(np.searchsorted(chunk_offsets, unclear, side="right") - 1).tolist():
                 first, end = chunk_offsets[caption], chunk_offsets[caption + 1]
                 codes[first:end] = _NOTHING
-                codes[first] = self._new_code(self.tokenizer.tokenize(batch[caption]))
+                codes[first] = self._new_code(in_context(caption))
         # The arrays cannot grow while numpy looks into them, which it does inside this call only.
         tokens, counts = _expand(codes, np.frombuffer(self._code_start, np.int64), _view(self._code_tokens))
         del self._code_start[kept_codes:], self._code_tokens[kept_tokens:]
@@ -218,6 +249,14 @@ class Encoder:
         for hit, word_list in zip(hits.tolist(), word_lists, strict=True):
             words[ends[hit] : ends[hit + 1]] = word_list
         return Rows(words, ends[tokens.offsets])
+
+
+def _to_next(lines: Sequence[str], place: int) -> Sequence[str]:
+    """A line with those behind it to the next that is not blank."""
+    end = place + 1
+    while end < len(lines) and not lines[end].strip():
+        end += 1
+    return lines[place : end + 1]
 
 
 def _in_context(chunk: str) -> None:

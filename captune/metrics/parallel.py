@@ -31,28 +31,31 @@ _FEWEST_CAPTIONS = 20_000
 # The captions are read before anything slow is imported, so that the sender does not wait.
 _CODE = """
 import json, pickle, sys
-name, captions = pickle.load(sys.stdin.buffer)
+name, captions, after = pickle.load(sys.stdin.buffer)
 sys.path[:] = json.loads(sys.argv[1])
 from captune.metrics.parallel import work
-work(name, captions)
+work(name, captions, after)
 """
 
 
-def encode_in_processes(encoder: Encoder, name: str, captions: Sequence[str], jobs: int) -> Rows:
-    """Encode captions one by one; the result is as good as `encoder.encode(captions)`.
+def encode_in_processes(
+    encoder: Encoder, name: str, captions: Sequence[str], jobs: int, whole_call: bool = False
+) -> Rows:
+    """Encode captions; the result is as good as that of `encoder.encode` or `encoder.encode_call`.
 
     Args:
         encoder: takes part itself, and gives the numbers.
         name: the tokenizer, as in `tokenizer`.
         captions: C captions.
         jobs: how many processes, this one included; fewer are used where more would not pay.
+        whole_call: whether captions look at the next one, as in `encoder.encode_call`.
 
     Raises:
         ExternalToolError: a process failed.
     """
     jobs = min(jobs, len(captions) // _FEWEST_CAPTIONS)
-    if jobs <= 1:
-        return encoder.encode(captions)
+    if jobs <= 1 or (whole_call and encoder.breaks_lines(captions)):
+        return encoder.encode_call(captions) if whole_call else encoder.encode(captions)
     bounds = [len(captions) * job // jobs for job in range(jobs + 1)]
     workers: list[subprocess.Popen[bytes]] = []
     try:
@@ -61,8 +64,10 @@ def encode_in_processes(encoder: Encoder, name: str, captions: Sequence[str], jo
                 [sys.executable, "-c", _CODE, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             workers.append(worker)
-            _send(worker, (name, captions[start:end]))
-        parts = [encoder.encode(captions[: bounds[1]])]
+            _send(worker, (name, captions[start:end], _following(captions, end) if whole_call else None))
+        own = captions[: bounds[1]]
+        after = _following(captions, bounds[1])
+        parts = [encoder.encode_call(own, after) if whole_call else encoder.encode(own)]
         parts.extend(_renumber(encoder, worker) for worker in workers)
     finally:
         for worker in workers:
@@ -76,7 +81,15 @@ def encode_in_processes(encoder: Encoder, name: str, captions: Sequence[str], jo
     return Rows(np.concatenate([part.values for part in parts]), np.concatenate(offsets))
 
 
-def _send(worker: subprocess.Popen[bytes], message: tuple[str, Sequence[str]]) -> None:
+def _following(captions: Sequence[str], end: int) -> Sequence[str]:
+    """The captions from `end` to the first that is not blank."""
+    last = end
+    while last < len(captions) and not captions[last].strip():
+        last += 1
+    return captions[end : last + 1]
+
+
+def _send(worker: subprocess.Popen[bytes], message: tuple[str, Sequence[str], Sequence[str] | None]) -> None:
     assert worker.stdin is not None
     try:
         pickle.dump(message, worker.stdin, pickle.HIGHEST_PROTOCOL)
@@ -100,9 +113,15 @@ def _failure() -> ExternalToolError:
     return ExternalToolError("a tokenizing process ended without a result; look above for its message, or use jobs=1")
 
 
-def work(name: str, captions: Sequence[str]) -> None:
-    """What a process does: encode captions and write vocabulary, numbers and offsets to its output."""
+def work(name: str, captions: Sequence[str], after: Sequence[str] | None) -> None:
+    """What a process does: encode captions and write vocabulary, numbers and offsets to its output.
+
+    Args:
+        name: the tokenizer, as in `tokenizer`.
+        captions: a part of all captions.
+        after: what follows them in the call; None where captions stand alone.
+    """
     encoder = Encoder(tokenizer(name))
-    rows = encoder.encode(captions)
+    rows = encoder.encode(captions) if after is None else encoder.encode_call(captions, after)
     pickle.dump((encoder.vocabulary, rows.values, rows.offsets), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
     sys.stdout.buffer.flush()

@@ -106,14 +106,13 @@ class Scorer:
             )
 
     def _encode(self, captions: Sequence[str]) -> Rows:
-        whole_call = self._encoder.tokenizer.tokenize_call
-        if self._options["compat"] == "coco-caption" and whole_call is not None:
-            return self._encoder.encode_tokens(whole_call(captions))
+        whole_call = self._options["compat"] == "coco-caption"
         if self._options["jobs"] > 1:
             from captune.metrics.parallel import encode_in_processes
 
-            return encode_in_processes(self._encoder, self._options["tokenize"], captions, self._options["jobs"])
-        return self._encoder.encode(captions)
+            name, jobs = self._options["tokenize"], self._options["jobs"]
+            return encode_in_processes(self._encoder, name, captions, jobs, whole_call)
+        return self._encoder.encode_call(captions) if whole_call else self._encoder.encode(captions)
 
     def _sign(self, refs: str) -> Signature:
         options, tokens = self._options, self._encoder.tokenizer

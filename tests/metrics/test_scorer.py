@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from captune.errors import ExternalToolError, MetricInputError
-from captune.metrics import DocumentFrequencies, Scorer, Scores, Signature, prompt_hash, score_captions
+from captune.metrics import DocumentFrequencies, Scorer, Scores, Signature, prompt_hash, ptb, score_captions
+from captune.metrics.encoding import Encoder
+from captune.metrics.tokenizers import tokenizer
 
 REFERENCES = {
     "1": ["a dog runs on the grass", "the dog is running"],
@@ -183,8 +185,24 @@ def test_processes_that_tokenize_change_nothing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("captune.metrics.parallel._FEWEST_CAPTIONS", 1)
     references = {str(place): [f"a dog number {place} runs", "it's \ud800 odd"] for place in range(30)}
     predictions = {image: f"dog {image} runs" for image in references}
-    alone = score_captions(predictions, references)
-    assert score_captions(predictions, references, jobs=3).per_image == alone.per_image
+    # The tokens of these depend on the next caption of the call, across processes too.
+    references |= {str(place): ["the letter p.", "", "A man ."] for place in range(30, 40)}
+    predictions |= {str(place): "the letter p" for place in range(30, 40)}
+    for compat in ("caption", "coco-caption"):
+        alone = score_captions(predictions, references, compat=compat)
+        for jobs in (2, 3, 7):
+            assert score_captions(predictions, references, compat=compat, jobs=jobs).per_image == alone.per_image
+
+
+@pytest.mark.parametrize("odd", ["", "x\u2028y."])
+def test_a_whole_call_in_batches_has_the_tokens_of_the_whole_call(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.metrics.encoding._BATCH", 2)
+    captions = ["letter p.", "A man .", "letter p.", "", " ", "The dog", "i'll", "U.S.", odd, "the end of p."] * 2
+    encoder = Encoder(tokenizer("ptb"))
+    rows, words = encoder.encode_call(captions), encoder.vocabulary
+    found = [[words[token] for token in rows.row(place)] for place in range(len(captions))]
+    assert found == ptb.tokenize_call(captions)
+    assert found != [ptb.tokenize(caption) for caption in captions]
 
 
 def test_a_process_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
