@@ -42,7 +42,11 @@ def tokenize(caption: str) -> list[str]:
 def tokenize_batch(captions: Sequence[str]) -> list[list[str]]:
     """`[tokenize(caption) for caption in captions]`, several times faster."""
     known: dict[str, tuple[str, ...] | None] = {}
-    return [_from_chunks(caption, known) or tokenize(caption) for caption in captions]
+    batch = []
+    for caption in captions:
+        tokens = _from_chunks(caption, known)
+        batch.append(tokenize(caption) if tokens is None else tokens)
+    return batch
 
 
 def tokenize_call(captions: Sequence[str]) -> list[list[str]]:
@@ -61,7 +65,11 @@ def tokenize_call(captions: Sequence[str]) -> list[list[str]]:
             broken,
         )
     known: dict[str, tuple[str, ...] | None] = {}
-    return [_from_chunks(line, known) or _kept(_before_next(lines, index)) for index, line in enumerate(lines)]
+    call = []
+    for index, line in enumerate(lines):
+        tokens = _from_chunks(line, known)
+        call.append(_kept(_before_next(lines, index)) if tokens is None else tokens)
+    return call
 
 
 def _on_one_line(caption: str) -> str:
@@ -97,8 +105,8 @@ def _before_next(lines: Sequence[str], index: int) -> list[str]:
 
 
 def _following(lines: Sequence[str], index: int) -> Iterator[str]:
-    for line in lines[index + 1 :]:
-        yield line
-        if line.strip():
+    for following in range(index + 1, len(lines)):
+        yield lines[following]
+        if lines[following].strip():
             yield ""
             return
