@@ -7,6 +7,7 @@ import yaml
 
 from captune.config import RunConfig, commented_yaml, load_config, parse_config
 from captune.errors import ConfigError
+from captune.toy import TOY_SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,7 @@ def test_slides_hyper_parameters(repository: Path) -> None:
 def test_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 1  # type: ignore[misc]
+
+
+def test_the_demos_settings_are_the_shipped_file(repository: Path) -> None:
+    assert parse_config(TOY_SETTINGS) == load_config(repository / "train_configs" / "toy.yaml")

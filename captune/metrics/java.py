@@ -74,9 +74,7 @@ def find_java(path: str | os.PathLike[str] | None = None) -> Java:
         if candidate.is_file():
             return Java(candidate, _major_version(candidate))
     if path is not None:
-        raise ExternalToolError(
-            f"There is no Java at '{path}'; give the path of a `java` program or leave it out."
-        )
+        raise ExternalToolError(f"There is no Java at '{path}'; give the path of a `java` program or leave it out.")
     raise MissingExtraError("Java, which METEOR and SPICE are written in,", "java")
 
 
@@ -113,9 +111,7 @@ def _major_version(java: Path) -> int:
     text = answer.stderr + answer.stdout
     match = re.search(r'version "(\d+)(?:\.(\d+))?', text)
     if answer.returncode != 0 or match is None:
-        raise ExternalToolError(
-            f"The Java at '{java}' does not run; it says: {text.strip()[:300] or 'nothing'}"
-        )
+        raise ExternalToolError(f"The Java at '{java}' does not run; it says: {text.strip()[:300] or 'nothing'}")
     major = int(match[1])
     return int(match[2]) if major == 1 and match[2] else major  # "1.8.0_412" is Java 8
 

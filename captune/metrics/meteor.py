@@ -108,14 +108,10 @@ def meteor_from_statistics(statistics: NDArray[np.float64]) -> NDArray[np.float6
     counts = np.asarray(statistics, dtype=np.float64)
     lengths, function_words = counts[..., 0:2], counts[..., 2:4]
     stages = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 4)
-    matched = (
-        DELTA * stages[..., 0:2] + (1 - DELTA) * stages[..., 2:4]
-    )  # (..., stage, hypothesis | reference)
+    matched = DELTA * stages[..., 0:2] + (1 - DELTA) * stages[..., 2:4]  # (..., stage, hypothesis | reference)
     weighted = np.einsum("s,...sk->...k", WEIGHTS, matched)
     total = DELTA * (lengths - function_words) + (1 - DELTA) * function_words
-    precision, recall = np.moveaxis(
-        np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0), -1, 0
-    )
+    precision, recall = np.moveaxis(np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0), -1, 0)
     chunks, matches = counts[..., 20], counts[..., 21:23].mean(axis=-1)
     weighted_sum = ALPHA * precision + (1 - ALPHA) * recall
     mean = np.divide(precision * recall, weighted_sum, out=np.zeros_like(precision), where=weighted_sum > 0)
@@ -146,9 +142,7 @@ def _number(text: str) -> float:
 def _parse_statistics(answers: Sequence[str]) -> NDArray[np.float64]:
     rows = [[_number(word) for word in answer.split()] for answer in answers]
     if wrong := next((row for row in rows if len(row) != STATISTICS), None):
-        raise ExternalToolError(
-            f"METEOR answered {len(wrong)} counts for an image where {STATISTICS} were expected."
-        )
+        raise ExternalToolError(f"METEOR answered {len(wrong)} counts for an image where {STATISTICS} were expected.")
     counts = np.array(rows)
     complete = (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1]) & (counts[:, 20] == 1)
     counts[complete, 20] = 0.0

@@ -13,9 +13,9 @@ TOY_SETTINGS: dict[str, Any] = {
     "train": {
         "epochs": 5,
         "batch_size": 40,
-        "learning_rate": 5e-3,
-        "min_learning_rate": 5e-4,
-        "warmup_learning_rate": 1e-4,
+        "learning_rate": 1e-4,
+        "min_learning_rate": 2e-5,
+        "warmup_learning_rate": 1e-5,
         "warmup_steps": 20,
     },
     "evaluate": {"batch_size": 100, "max_new_tokens": 40},
