@@ -212,6 +212,14 @@ def test_a_process_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
         score_captions(PREDICTIONS, REFERENCES, jobs=2)
 
 
+def test_every_public_name_is_there() -> None:
+    import captune.metrics
+
+    assert all(getattr(captune.metrics, name) is not None for name in captune.metrics.__all__)
+    with pytest.raises(AttributeError, match="'blue'"):
+        captune.metrics.blue  # noqa: B018
+
+
 def test_importing_brings_numpy_at_most() -> None:
     code = (
         "import sys; import captune.metrics; assert 'numpy' not in sys.modules, 'numpy';"
