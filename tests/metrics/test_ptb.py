@@ -135,6 +135,7 @@ def test_chunks_that_stand_alone(chunk: str, tokens: tuple[str, ...]) -> None:
 PIECES = """
     a A I p p. st. St. Mr. etc. U.S. The It x- -y 's 'll n't don't ' '' " ` ’ “ . , ; : ! ? ... - -- _ / \\ & &amp; ( )
     [ ] { } < > <b> @ # $ % * + = ^ ~ | 1 12 555 1/2 .5 ½ http:// www. .com .txt é ˂ \xad 🙂 :) cannot dogs. a.b
+    'em no. no c'mon
 """
 TEXTS = st.lists(st.sampled_from([*PIECES.split(), *[" "] * 12, "\xa0", "\u2003", "\x85"]), max_size=14).map("".join)
 

@@ -21,7 +21,6 @@ _HYPHENATED = re.compile(r"([A-Za-z]++(?:-[A-Za-z]++)++)[.,]?").fullmatch
 _NUMBER = re.compile(r"([0-9]{1,2}|[0-9]{1,4}[A-Za-z]++)[.,]?").fullmatch
 # Letters, quotes, dashes and other marks: no digit and none of [<@=&], stops only at the end, [:;] only as the last.
 _SAFE = re.compile(r"[^\x00-\x20\x7f-\xa00-9<@=&.:;\u2000-\u2010\u2016-\uffff]*(?:\.*+[\"')!?,\]]*+|[:;])").fullmatch
-_WORD_AND_STOP = re.compile(r"([A-Za-z]*)\.").search
 _MAY_END_A_TEXT = re.compile(r"['’](?:ll|re|ve)$", re.IGNORECASE).search
 
 
@@ -43,7 +42,9 @@ def chunk_tokens(chunk: str) -> tuple[str, ...] | None:
         return (simple[1].lower(),)
     if not _SAFE(chunk) or _MAY_END_A_TEXT(chunk):
         return None
-    stop = _WORD_AND_STOP(chunk)
-    if stop and (stop[1].lower() in STOPPED_WORDS or (stop.start() == 0 and not stop[1] and chunk.strip("."))):
+    tokens = lex(chunk)
+    if "." in chunk and (
+        chunk.lstrip(".")[:1] not in ("", chunk[0]) or any(token.rstrip(".") in STOPPED_WORDS for token in tokens)
+    ):
         return None
-    return tuple([token for token in lex(chunk) if token not in PUNCTUATION])
+    return tuple([token for token in tokens if token not in PUNCTUATION])

@@ -122,8 +122,7 @@ _CONTRACTIONS = (
     _rule(f"([oO]{_ANY_APOS}[oO])"),
     _rule(f"([dDjJlL]{_APOS})"),
     _rule(f"([yY]{_APOS})«A»"),
-    _rule(f"([oO][lL]{_APOS}|[dD][uU][nN][kK][iI][nN]{_APOS}|[sS][oO][mM][eE][tT][hH][iI][nN]{_APOS})"),
-    _rule(f"([cC]'[mM][oO][nN]|[cC]{_APOS}[eE][sS][tT])"),
+    _rule(f"((?i:(?:ol|dunkin|somethin){_APOS}|c{_APOS}est|cap{_APOS}n|c'mon|e'er|li'l|ev'ry|nat'l))"),
     _rule(f"(({_WORD}|{_COMPOUND})\\.)[,;:]"),
 )
 _STOPPED = (
@@ -144,7 +143,7 @@ _JOINED = (
 )
 _CAPITALS = _rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++)", _plain_ampersands)
 _CAPITALS_STOPPED = _rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++\.)[,;:]", _plain_ampersands)
-_FACE = _rule(r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\))", _brackets_named)
+_FACE = _rule(r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\))", _brackets_named)
 
 #: The rules for what begins as a word, by the character after the word.
 AFTER_WORD: dict[str, tuple[Rule, ...]] = {
@@ -257,6 +256,6 @@ LONE_BEFORE: dict[str, tuple[frozenset[str], str]] = {
     ",": (frozenset(["", "\n", " ", *_LETTERS, *'"!?;)]-']), ","),
     "'": (frozenset(["", "\n", " ", *'.,"!?;:)]']), "'"),
     '"': (frozenset(["", "\n", " ", *".,!?;:)]'"]), "''"),
-    "(": (frozenset([*_LETTERS, " "]), "-lrb-"),
+    "(": (frozenset(_LETTERS) - {"x"} | {" "}, "-lrb-"),
     ")": (frozenset(["", "\n", " ", *_LETTERS, *".,"]), "-rrb-"),
 }
