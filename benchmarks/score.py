@@ -57,6 +57,27 @@ def corpus(images: int) -> dict[str, Any]:
     return {"references": dict(five), "predictions": predictions}
 
 
+def write(data: dict[str, Any], path: Path) -> None:
+    """Write captions as lines, an image's prediction before its references, which both tools read equally fast."""
+    lines = [
+        "\n".join((image, str(len(captions)), data["predictions"][image], *captions)).replace("\r", " ")
+        for image, captions in ((i, [" ".join(c.split("\n")) for c in cs]) for i, cs in data["references"].items())
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    references, predictions, place = {}, {}, 0
+    while place < len(lines):
+        image, end = lines[place], place + 3 + int(lines[place + 1])
+        predictions[image] = lines[place + 2]
+        references[image] = lines[place + 3 : end]
+        place = end
+    return {"references": references, "predictions": predictions}
+
+
 def score_with_captune(data: dict[str, Any], jobs: int, compat: str) -> tuple[dict[str, float], Any]:
     from captune.metrics import score_captions
 
@@ -83,7 +104,7 @@ def score_with_pycocoevalcap(data: dict[str, Any]) -> tuple[dict[str, float], An
 
 def child(arguments: argparse.Namespace) -> None:
     """One tool in a process of its own; writes what it found and when."""
-    data = json.loads(Path(arguments.data).read_bytes())
+    data = read(Path(arguments.data))
     if arguments.child == "captune":
         totals, images = score_with_captune(data, arguments.jobs, arguments.compat)
     else:
@@ -164,7 +185,7 @@ def stages(data: Path) -> dict[str, float]:
     from captune.metrics.references import ReferenceIndex
     from captune.metrics.tokenizers import tokenizer
 
-    loaded = json.loads(data.read_bytes())
+    loaded = read(data)
     references, predictions = loaded["references"], list(loaded["predictions"].values())
     captions = list(chain.from_iterable(references.values()))
     offsets = np.cumsum([0, *map(len, references.values())])
@@ -201,8 +222,8 @@ def stages(data: Path) -> dict[str, float]:
 
 def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dict[str, Any]:
     """All measurements at one size."""
-    data = folder / f"{images}.json"
-    data.write_text(json.dumps(corpus(images)))
+    data = folder / f"{images}.txt"
+    write(corpus(images), data)
     ours, theirs, several = [], [], []
     for _ in range(rounds):
         ours.append(run("captune", data, folder))
@@ -251,8 +272,8 @@ def million(folder: Path) -> dict[str, Any]:
         name = images[source]
         references[str(place)] = [caption.replace(" a ", f" a{copy} ", 1) for caption in some["references"][name]]
         predictions[str(place)] = some["predictions"][name]
-    data = folder / "million.json"
-    data.write_text(json.dumps({"references": references, "predictions": predictions}))
+    data = folder / "million.txt"
+    write({"references": references, "predictions": predictions}, data)
     captions = sum(map(len, references.values())) + len(predictions)
     del some, references, predictions
     found = run("captune", data, folder)
@@ -297,8 +318,8 @@ def main() -> None:
         print(f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        warm = folder / "warm.json"
-        warm.write_text(json.dumps(corpus(50)))
+        warm = folder / "warm.txt"
+        write(corpus(50), warm)
         for tool in ("captune", "pycocoevalcap"):
             run(tool, warm, folder)
         if arguments.memory:

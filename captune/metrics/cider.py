@@ -81,7 +81,7 @@ class Weights:
             frequencies: (G,) document frequencies of `counts.keys`.
             squares: (P,) float64; places where no n-gram stands first are left alone.
         """
-        squares[counts.first] = self._squares[frequencies][counts.gram - counts.gram[:1]]
+        squares[counts.first] = self._squares.take(frequencies).take(counts.gram - counts.gram[:1])
         for times, table in ((2, self._squares_of_two), (3, None)):
             several = np.flatnonzero(counts.times == times if table is not None else counts.times >= times)
             if len(several):

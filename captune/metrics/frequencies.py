@@ -79,7 +79,7 @@ def image_counts(counts: NgramCounts, image_of: NDArray[np.int32]) -> NDArray[np
     Returns:
         (G,) int32.
     """
-    image = image_of[counts.caption]
+    image = image_of.take(counts.caption)
     begins = np.ones(len(image), np.bool_)
     np.not_equal(image[1:], image[:-1], out=begins[1:])
     begins[counts.starts] = True

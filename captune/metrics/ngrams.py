@@ -85,7 +85,7 @@ def count_ngrams(words: Rows, vocabulary: int, block: int = _BLOCK) -> Iterator[
             # An n-gram begins where a shorter one does, except at the last place in a caption where that one can.
             begins[ends[lengths >= order - 1] - (order - 1)] = False
         runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room, block)
-        blocks = _Blocks(runs, caption_of, gram_at)
+        blocks = _Blocks(runs, caption_of, gram_at, last=order == ORDERS)
         yield iter(blocks)
         grams = blocks.grams
 
@@ -98,13 +98,14 @@ class _Blocks:
         runs: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]],
         caption_of: NDArray[np.int32],
         gram_at: NDArray[np.int32],
+        last: bool,
     ) -> None:
-        self._runs, self._caption_of, self._gram_at = runs, caption_of, gram_at
+        self._runs, self._caption_of, self._gram_at, self._last = runs, caption_of, gram_at, last
         self.grams = 0
 
     def __iter__(self) -> Iterator[NgramCounts]:
         for keys, position in self._runs:
-            caption = self._caption_of[position]
+            caption = self._caption_of.take(position)
             new_gram = np.ones(len(keys), np.bool_)
             np.not_equal(keys[1:], keys[:-1], out=new_gram[1:])
             new_entry = np.ones(len(keys), np.bool_)
@@ -113,16 +114,17 @@ class _Blocks:
             entry = np.flatnonzero(new_entry)
             gram = np.cumsum(new_gram, dtype=np.int32)
             gram += np.int32(self.grams - 1)
-            self._gram_at[position] = gram
+            if not self._last:
+                self._gram_at[position] = gram
             keys = keys[new_gram]
             self.grams += len(keys)
             yield NgramCounts(
                 keys=keys,
-                starts=np.flatnonzero(new_gram[entry]),
-                gram=gram[entry],
-                caption=caption[entry],
+                starts=np.flatnonzero(new_gram.take(entry)),
+                gram=gram.take(entry),
+                caption=caption.take(entry),
                 times=np.diff(entry, append=len(new_gram)).astype(np.int32),
-                first=position[entry].astype(np.int32),
+                first=position.take(entry).astype(np.int32),
             )
 
 
@@ -197,10 +199,10 @@ def _long_runs(
 def _keys(
     values: NDArray[np.int32], gram_at: NDArray[np.int32], position: NDArray[np.int64], order: int, vocabulary: int
 ) -> NDArray[np.int64]:
-    keys = gram_at[position].astype(np.int64)
+    keys = gram_at.take(position).astype(np.int64)
     if order > 1:
         keys *= vocabulary
-        keys += values[position + (order - 1)]
+        keys += values.take(position + (order - 1))
     return keys
 
 
