@@ -213,7 +213,7 @@ class Encoder:
         unclear = np.flatnonzero(codes == _NEEDS_CONTEXT)
         if len(unclear):
             # The tokens of the whole caption stand in its first chunk, and nothing in the others.
-            for caption in np.unique(np.searchsorted(chunk_offsets, unclear, side="right") - 1).tolist():
+            for caption in dict.fromkeys((np.searchsorted(chunk_offsets, unclear, side="right") - 1).tolist()):
                 first, end = chunk_offsets[caption], chunk_offsets[caption + 1]
                 codes[first:end] = _NOTHING
                 codes[first] = self._new_code(in_context(caption))

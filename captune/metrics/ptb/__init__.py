@@ -8,7 +8,6 @@ The work of others that this reproduces was only observed from outside; the patt
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +16,6 @@ from captune.metrics.ptb.lexer import LINE_END, lex
 
 __all__ = ["PUNCTUATION", "chunk_tokens", "tokenize", "tokenize_all", "tokenize_batch", "tokenize_call"]
 
-_log = logging.getLogger(__name__)
 # pycocoevalcap replaces the first by a space; the others end a line for Java, which shifts all captions that follow.
 _LINE_FEED = "\n"
 _LINE_BREAKS = re.compile("[\v\f\r\u2028\u2029]")
@@ -59,7 +57,9 @@ def tokenize_call(captions: Sequence[str]) -> list[list[str]]:
     lines = [_on_one_line(caption) for caption in captions]
     broken = sum(len(_LINE_BREAKS.findall(caption)) for caption in captions)
     if broken:
-        _log.warning(
+        import logging  # as slow to import as a thousand captions are to tokenize
+
+        logging.getLogger(__name__).warning(
             "%d characters that break lines (such as a carriage return) stand inside captions and were read as spaces; "
             "the Java tool shifts all captions after one of them.",
             broken,

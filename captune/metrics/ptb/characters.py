@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.resources import files
 
 __all__ = ["from_utf16_units", "shape_of", "to_utf16_units"]
 
@@ -27,8 +26,10 @@ class _Classes(dict[int, int]):
     """Code point to the code point of its class; filled from the table for the characters that occur."""
 
     def __init__(self) -> None:
+        from pathlib import Path  # most captions are ASCII and never come here
+
         super().__init__({code: code for code in range(128)})
-        table = files(__package__).joinpath("characters.txt").read_text(encoding="utf-8")
+        table = Path(__file__).with_name("characters.txt").read_text(encoding="utf-8")
         self._ranges: list[tuple[int, int, int]] = []
         for line in table.splitlines():
             if line.startswith("#"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from string import ascii_letters, digits
 
 from captune.metrics.ptb.characters import from_utf16_units, shape_of, to_utf16_units
-from captune.metrics.ptb.rules import AFTER_WORD, BY_FIRST, LONE_BEFORE, WORD, Render, Rule
+from captune.metrics.ptb.rules import AFTER_WORD, BY_FIRST, LONE_BEFORE, WORD, Render
 from captune.metrics.ptb.spans import Spans
 from captune.metrics.ptb.words import (
     CASE_RULES,
@@ -41,7 +41,7 @@ _WORD_START = frozenset(ascii_letters + "éÉ˂\xad\ue000")
 _DIGITS = frozenset(digits + "٠")
 _LIST_START = frozenset(ascii_letters + digits)
 _EMAIL_START = _LIST_START | {"<", "&"}
-_ONLY_WORD = (Rule(WORD),)
+_ONLY_WORD = (WORD,)
 # Behind a word, these may make more of it than a word.
 _GOES_ON = frozenset(":,") | AFTER_WORD.keys()
 
@@ -118,7 +118,7 @@ def _longest(shape: str, position: int, spans: Spans) -> _Candidate:
     """The token at a position; a reach of -1 where there is none."""
     first = shape[position]
     rules, following = BY_FIRST.get(first, ()), ""
-    if first in _WORD_START and (word := WORD(shape, position)):
+    if first in _WORD_START and (word := WORD.match(shape, position)):
         following = shape[word.end() : word.end() + 1]
         if not (rules or following in _GOES_ON or spans.may_have_email or spans.may_have_site):
             return word.end(), word.end(), None, 0

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from captune.metrics.ptb.words import FIRST_WORDS
 
-__all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "LONE_BEFORE", "WORD", "Render", "Rule", "pattern"]
+__all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "LONE_BEFORE", "WORD", "Pattern", "Render", "Rule"]
 
 
 # Written «…» in the sources of patterns, letter by letter; every other character there stands for itself.
@@ -32,31 +31,43 @@ _CLASSES = {
 Render = Callable[[str], str]
 
 
-class Rule(NamedTuple):
-    """One kind of token.
+class Pattern:
+    """A pattern in whose source «LN-» is any character of the classes L and N, or a hyphen.
+
+    It is compiled when it is first tried: most captions need few of the patterns, and compiling all takes longer than
+    scoring a thousand captions.
 
     Attributes:
         match: finds it in a shape from a position on; group 1 is the token, what follows is only looked at.
+    """
+
+    __slots__ = ("_source", "match")
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self.match: Callable[[str, int], re.Match[str] | None] = self._compile
+
+    def _compile(self, shape: str, position: int) -> re.Match[str] | None:
+        def characters(match: re.Match[str]) -> str:
+            return "[" + "".join(_CLASSES.get(name, name) for name in match[1]) + "]"
+
+        self.match = re.compile(re.sub("«([^»]*)»", characters, self._source)).match
+        return self.match(shape, position)
+
+
+class Rule(Pattern):
+    """One kind of token.
+
+    Attributes:
         render: the token as it is written out; None where it only loses its soft hyphens.
         back: how many characters of the token are read again.
     """
 
-    match: Callable[[str, int], re.Match[str] | None]
-    render: Render | None = None
-    back: int = 0
+    __slots__ = ("back", "render")
 
-
-def pattern(source: str) -> Callable[[str, int], re.Match[str] | None]:
-    """The `match` of a pattern in whose source «LN-» is any character of the classes L and N, or a hyphen."""
-
-    def characters(match: re.Match[str]) -> str:
-        return "[" + "".join(_CLASSES.get(name, name) for name in match[1]) + "]"
-
-    return re.compile(re.sub("«([^»]*)»", characters, source)).match
-
-
-def _rule(source: str, render: Render | None = None, back: int = 0) -> Rule:
-    return Rule(pattern(source), render, back)
+    def __init__(self, source: str, render: Render | None = None, back: int = 0) -> None:
+        super().__init__(source)
+        self.render, self.back = render, back
 
 
 def _constant(token: str) -> Render:
@@ -108,42 +119,42 @@ _SLASHED = f"[A-Za-z0-9]++(?:-[A-Za-z]++)*+(?:{_SLASH}[A-Za-z0-9]++(?:-[A-Za-z]+
 
 ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 #: A word and nothing more.
-WORD = pattern(f"({_WORD})")
+WORD = Rule(f"({_WORD})")
 
 _CONTRACTIONS = (
-    _rule(f"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOS}[tT]"),  # ca|n't
-    _rule(f"(«LN»++){_APOS}{_CLITIC}"),  # they|'ll
-    _rule(f"([nN]{_ANY_APOS}[tT])", _quotes_straightened),
-    Rule(WORD),
-    _rule(f"({_HYPHENATED})"),
-    _rule(f"([A-HJ-XZdlno]{_ANY_APOS}«A»{{2,}})"),  # D'Angelo
-    _rule(f"(«A»«A»++(?<=[aeiouyAEIOUY]){_ANY_APOS}[aeiouA-Z]«A»*)"),  # ma'am
-    _rule(f"([dDoOlL]{_ANY_APOS}«AN»{{2,}})"),
-    _rule(f"([oO]{_ANY_APOS}[oO])"),
-    _rule(f"([dDjJlL]{_APOS})"),
-    _rule(f"([yY]{_APOS})«A»"),
-    _rule(f"((?i:(?:ol|dunkin|somethin){_APOS}|c{_APOS}est|cap{_APOS}n|c'mon|e'er|li'l|ev'ry|nat'l))"),
-    _rule(f"(({_WORD}|{_COMPOUND})\\.)[,;:]"),
+    Rule(f"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOS}[tT]"),  # ca|n't
+    Rule(f"(«LN»++){_APOS}{_CLITIC}"),  # they|'ll
+    Rule(f"([nN]{_ANY_APOS}[tT])", _quotes_straightened),
+    WORD,
+    Rule(f"({_HYPHENATED})"),
+    Rule(f"([A-HJ-XZdlno]{_ANY_APOS}«A»{{2,}})"),  # D'Angelo
+    Rule(f"(«A»«A»++(?<=[aeiouyAEIOUY]){_ANY_APOS}[aeiouA-Z]«A»*)"),  # ma'am
+    Rule(f"([dDoOlL]{_ANY_APOS}«AN»{{2,}})"),
+    Rule(f"([oO]{_ANY_APOS}[oO])"),
+    Rule(f"([dDjJlL]{_APOS})"),
+    Rule(f"([yY]{_APOS})«A»"),
+    Rule(f"((?i:(?:ol|dunkin|somethin){_APOS}|c{_APOS}est|cap{_APOS}n|c'mon|e'er|li'l|ev'ry|nat'l))"),
+    Rule(f"(({_WORD}|{_COMPOUND})\\.)[,;:]"),
 )
 _STOPPED = (
-    _rule(rf"([A-Za-z])\.{_STARTER}"),  # p|. The
-    _rule(rf"((?:[A-Za-z]\.){{2,}}+){_STARTER}", back=1),
-    _rule(f"({_DOTTED}){_APOS}{_CLITIC}"),
-    Rule(WORD),
-    _rule(f"({_DOTTED})"),
-    _rule(r"((?:[A-Za-z]\.)++)"),
-    _rule(rf"({_WORD}\.)[,;:]"),
-    _rule(rf"({_DOTTED}\.)[,;:]"),
+    Rule(rf"([A-Za-z])\.{_STARTER}"),  # p|. The
+    Rule(rf"((?:[A-Za-z]\.){{2,}}+){_STARTER}", back=1),
+    Rule(f"({_DOTTED}){_APOS}{_CLITIC}"),
+    WORD,
+    Rule(f"({_DOTTED})"),
+    Rule(r"((?:[A-Za-z]\.)++)"),
+    Rule(rf"({_WORD}\.)[,;:]"),
+    Rule(rf"({_DOTTED}\.)[,;:]"),
 )
 _JOINED = (
-    Rule(WORD),
-    _rule(f"({_HYPHENATED})"),
-    _rule(f"({_SLASHED})"),
-    _rule(rf"({_HYPHENATED}\.)[,;:]"),
+    WORD,
+    Rule(f"({_HYPHENATED})"),
+    Rule(f"({_SLASHED})"),
+    Rule(rf"({_HYPHENATED}\.)[,;:]"),
 )
-_CAPITALS = _rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++)", _plain_ampersands)
-_CAPITALS_STOPPED = _rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++\.)[,;:]", _plain_ampersands)
-_FACE = _rule(r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\))", _brackets_named)
+_CAPITALS = Rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++)", _plain_ampersands)
+_CAPITALS_STOPPED = Rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++\.)[,;:]", _plain_ampersands)
+_FACE = Rule(r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\))", _brackets_named)
 
 #: The rules for what begins as a word, by the character after the word.
 AFTER_WORD: dict[str, tuple[Rule, ...]] = {
@@ -153,94 +164,94 @@ AFTER_WORD: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys("!?", _STOPPED),
     **dict.fromkeys("-‐/\\", _JOINED),
     "_": (*_JOINED, _FACE),
-    "+": (_CAPITALS, _CAPITALS_STOPPED, _rule(r"([cC]\+\+)"), Rule(WORD)),
-    "#": (_rule("([cCfF]#)"), Rule(WORD)),
-    "$": (_rule(r"([A-Z]++\$)"), Rule(WORD)),
+    "+": (_CAPITALS, _CAPITALS_STOPPED, Rule(r"([cC]\+\+)"), WORD),
+    "#": (Rule("([cCfF]#)"), WORD),
+    "$": (Rule(r"([A-Z]++\$)"), WORD),
 }
 
-_SIGNED = _rule(f"([-+]?{_NUMBER})")
-_PHONE = _rule(
+_SIGNED = Rule(f"([-+]?{_NUMBER})")
+_PHONE = Rule(
     r"((?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
     r"|(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5})",
     _blanks_bound,
 )
 _DIGITS = (
     _SIGNED,
-    Rule(WORD),
-    _rule(f"(«N»{{1,2}}(?:-|{_SLASH})«N»{{1,2}}(?:-|{_SLASH})«N»{{2,4}})"),
-    _rule(f"((?:«N»{{1,4}}[- \xa0])?«N»{{1,4}}(?:{_SLASH}|⁄)«N»{{1,4}})", _blanks_bound),
-    _rule(f"({_HYPHENATED})"),
-    _rule(f"({_SLASHED})"),
-    _rule(rf"(({_WORD}|{_COMPOUND})\.)[,;:]"),
+    WORD,
+    Rule(f"(«N»{{1,2}}(?:-|{_SLASH})«N»{{1,2}}(?:-|{_SLASH})«N»{{2,4}})"),
+    Rule(f"((?:«N»{{1,4}}[- \xa0])?«N»{{1,4}}(?:{_SLASH}|⁄)«N»{{1,4}})", _blanks_bound),
+    Rule(f"({_HYPHENATED})"),
+    Rule(f"({_SLASHED})"),
+    Rule(rf"(({_WORD}|{_COMPOUND})\.)[,;:]"),
     _PHONE,
 )
-_SMILEY = _rule(r"([<>]?[:;=][-o*']?[()DPdpO@\[\]\\{|])[^A-Za-z0-9]", _brackets_named)
+_SMILEY = Rule(r"([<>]?[:;=][-o*']?[()DPdpO@\[\]\\{|])[^A-Za-z0-9]", _brackets_named)
 _APOSTROPHES = (
-    _rule(f"({_APOS}{_CLITIC})[^A-Za-z]", _quotes_straightened),
-    _rule(f"({_APOS}(?:[eE][mM]|[tT][iI][lL][lL]?|[cC][aA][uU][sS][eE]|[2-9]0[sS]|[nN]{_APOS}?))"),
-    _rule(f"({_APOS}[0-9][0-9])«B»"),
-    _rule("(')[A-Za-z][^ \t\xa0\n]", _constant("`")),
-    _rule(f"({_APOS}{_CLITIC})", _quotes_straightened),
+    Rule(f"({_APOS}{_CLITIC})[^A-Za-z]", _quotes_straightened),
+    Rule(f"({_APOS}(?:[eE][mM]|[tT][iI][lL][lL]?|[cC][aA][uU][sS][eE]|[2-9]0[sS]|[nN]{_APOS}?))"),
+    Rule(f"({_APOS}[0-9][0-9])«B»"),
+    Rule("(')[A-Za-z][^ \t\xa0\n]", _constant("`")),
+    Rule(f"({_APOS}{_CLITIC})", _quotes_straightened),
 )
-_CURLY = _rule("([`‘’“‚‹›]{1,2}+)", _quotes_straightened)
-_STARS = _rule(r"(\*++|(?:\\\*)++)")
+_CURLY = Rule("([`‘’“‚‹›]{1,2}+)", _quotes_straightened)
+_STARS = Rule(r"(\*++|(?:\\\*)++)")
 
 _SINGLE = {
-    **{character: _rule("(.)") for character in "%/\\|$⁄+.:;=<>^~,"},
-    "(": _rule("(.)", _constant("-LRB-")),
-    ")": _rule("(.)", _constant("-RRB-")),
-    "[": _rule("(.)", _constant("-LSB-")),
-    "]": _rule("(.)", _constant("-RSB-")),
-    "{": _rule("(.)", _constant("-LCB-")),
-    "}": _rule("(.)", _constant("-RCB-")),
-    "–": _rule("(.)", _constant("--")),
-    "…": _rule("(.)", _constant("...")),
-    "\x85": _rule("(.)", _constant("...")),
-    "¤": _rule("(.)", _constant("$")),
-    "£": _rule("(.)", _constant("#")),
-    "¢": _rule("(.)", _constant("cents")),
-    "½": _rule("(.)", lambda fraction: _FRACTIONS[fraction]),
+    **{character: Rule("(.)") for character in "%/\\|$⁄+.:;=<>^~,"},
+    "(": Rule("(.)", _constant("-LRB-")),
+    ")": Rule("(.)", _constant("-RRB-")),
+    "[": Rule("(.)", _constant("-LSB-")),
+    "]": Rule("(.)", _constant("-RSB-")),
+    "{": Rule("(.)", _constant("-LCB-")),
+    "}": Rule("(.)", _constant("-RCB-")),
+    "–": Rule("(.)", _constant("--")),
+    "…": Rule("(.)", _constant("...")),
+    "\x85": Rule("(.)", _constant("...")),
+    "¤": Rule("(.)", _constant("$")),
+    "£": Rule("(.)", _constant("#")),
+    "¢": Rule("(.)", _constant("cents")),
+    "½": Rule("(.)", lambda fraction: _FRACTIONS[fraction]),
 }
 _SPECIAL: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys("0123456789٠", _DIGITS),
     "\xad": (_SIGNED,),
     "٫": (_SIGNED,),
     "+": (_SIGNED, _PHONE),
-    "-": (_SIGNED, _FACE, _rule("(-{2,4}+)(?!-)", _constant("--")), _rule("(-++)")),
-    ".": (_SIGNED, _rule(r"(\.{3,5}+|\.(?:[ \xa0]\.){2,4}+)", _constant("..."))),
+    "-": (_SIGNED, _FACE, Rule("(-{2,4}+)(?!-)", _constant("--")), Rule("(-++)")),
+    ".": (_SIGNED, Rule(r"(\.{3,5}+|\.(?:[ \xa0]\.){2,4}+)", _constant("..."))),
     ":": (_SMILEY, _SIGNED),
     ",": (_SIGNED,),
     ";": (_SMILEY,),
     "=": (_SMILEY, _FACE),
-    "<": (_SMILEY, _FACE, _rule("(<<)")),
-    ">": (_SMILEY, _FACE, _rule("(>>)")),
+    "<": (_SMILEY, _FACE, Rule("(<<)")),
+    ">": (_SMILEY, _FACE, Rule("(>>)")),
     "^": (_FACE,),
     "~": (_FACE,),
     "(": (_FACE, _PHONE),
-    "'": (*_APOSTROPHES, _rule("('[tT])(?:[iI][sS]|[wW][aA][sS])"), _FACE, _rule("(''?)")),
+    "'": (*_APOSTROPHES, Rule("('[tT])(?:[iI][sS]|[wW][aA][sS])"), _FACE, Rule("(''?)")),
     "’": (*_APOSTROPHES, _CURLY),
     **dict.fromkeys("`‘“‚‹›", (_CURLY,)),
-    '"': (_rule('(")[A-Za-z0-9$]', _constant("``")), _rule('(")', _constant("''"))),
-    "!": (_rule("([!?]++)"),),
-    "?": (_rule("([!?]++)"),),
-    "#": (_rule("(#«L»++)", _as_it_is), _rule("(#++)")),
-    "@": (_rule("(@[A-Za-z_][A-Za-z0-9_]*+)"), _rule("(@++)")),
+    '"': (Rule('(")[A-Za-z0-9$]', _constant("``")), Rule('(")', _constant("''"))),
+    "!": (Rule("([!?]++)"),),
+    "?": (Rule("([!?]++)"),),
+    "#": (Rule("(#«L»++)", _as_it_is), Rule("(#++)")),
+    "@": (Rule("(@[A-Za-z_][A-Za-z0-9_]*+)"), Rule("(@++)")),
     "*": (_STARS,),
     "\\": (_STARS,),
-    "²": (_rule("(²++)"),),
-    "_": (_rule("(_++)"),),
+    "²": (Rule("(²++)"),),
+    "_": (Rule("(_++)"),),
     "&": (
         *_APOSTROPHES,
-        _rule("(&quot;)[A-Za-z0-9$]", _constant("``")),
-        _rule("(&quot;)", _constant("''")),
-        _rule("(&(?i:apos|quot);)", _quotes_straightened),
-        _rule("(&[lL][tT];)", _constant("<")),
-        _rule("(&[gG][tT];)", _constant(">")),
-        _rule("(&[aA][mM][pP];)", _constant("&")),
-        _rule("(&[nN][bB][sS][pP];)", _constant("")),
-        _rule("(&(?i:[mn]dash|md);)", _constant("--")),
-        _rule("(&(?i:ur|lr|qc|ql|qr|odq|cdq|#[0-9]++);)"),
-        _rule("(&)"),
+        Rule("(&quot;)[A-Za-z0-9$]", _constant("``")),
+        Rule("(&quot;)", _constant("''")),
+        Rule("(&(?i:apos|quot);)", _quotes_straightened),
+        Rule("(&[lL][tT];)", _constant("<")),
+        Rule("(&[gG][tT];)", _constant(">")),
+        Rule("(&[aA][mM][pP];)", _constant("&")),
+        Rule("(&[nN][bB][sS][pP];)", _constant("")),
+        Rule("(&(?i:[mn]dash|md);)", _constant("--")),
+        Rule("(&(?i:ur|lr|qc|ql|qr|odq|cdq|#[0-9]++);)"),
+        Rule("(&)"),
     ),
 }
 #: The rules for everything that does not begin as a word, by first character.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from captune.metrics.ptb.rules import ALNUM, pattern
+from captune.metrics.ptb.rules import ALNUM, Pattern
 
 __all__ = ["Spans"]
 
@@ -31,8 +31,8 @@ _TAG = re.compile(
     rf"<(?:/{_NAME} *+|{_NAME}(?: ++{_NAME}(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+(?:/ *+)?)>"
 ).match
 _DECLARATION = re.compile(r"<[!?][A-Za-z-][^>\n]*+").match
-_FILE_RUN = pattern("«LN»++(?:\\.«LN»++)++")
-_FILE_END = pattern(
+_FILE_RUN = Pattern("«LN»++(?:\\.«LN»++)++")
+_FILE_END = Pattern(
     r"(?i:\.(?:bat|bmp|cgi|class|cpp|c|dll|docx?|exe|gif|gz|html?|h|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql"
     r"|tar|txt|wav|xml|x|zip))[ \t\xa0\u2003\n\x85.?!,]"
 )
@@ -143,11 +143,11 @@ class Spans:
 
     def file(self, position: int) -> tuple[int, int]:
         """A file name with a known ending before a blank or [.?!,]: where that ends, and where the name ends."""
-        if position < self._no_file_before or not (run := _FILE_RUN(self._shape, position)):
+        if position < self._no_file_before or not (run := _FILE_RUN.match(self._shape, position)):
             return -1, -1
         dot = self._shape.rfind(".", position, run.end())
         while dot > 0:
-            end = _FILE_END(self._shape, dot)
+            end = _FILE_END.match(self._shape, dot)
             if end:
                 return end.end(), end.end() - 1
             dot = self._shape.rfind(".", position, dot)
