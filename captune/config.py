@@ -118,8 +118,11 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """What is measured before the first epoch and after each."""
 
-    protocol: Literal["karpathy", "slides"] = "karpathy"
-    """karpathy scores held-out images; slides does what the original scripts did and is marked LEAK."""
+    protocol: str = Field("karpathy", min_length=1)
+    """karpathy scores held-out images; slides does what the original scripts did and is marked LEAK; or the path of a
+    YAML file of your own."""
+    allow_leaks: bool = False
+    """Evaluation images that were trained on mark a result LEAK; true prints the mark without the reason."""
     batch_size: int = Field(32, gt=0)
     """Images captioned at once."""
     max_new_tokens: int = Field(40, gt=0)

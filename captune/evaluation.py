@@ -61,6 +61,7 @@ class Evaluation:
     """
 
     def __init__(self, config: RunConfig, chosen: EvaluationSet) -> None:
+        config = chosen.rules.applied(config)
         self.chosen = chosen
         self.rows: list[CheckpointScores] = []
         self._config = config
@@ -68,6 +69,7 @@ class Evaluation:
         self._scores: list[Scores] = []
         self._scorer = Scorer(
             chosen.references,
+            chosen.rules.metrics,
             data=chosen.name,
             split=chosen.split,
             prompt=config.model.instruction,
@@ -202,7 +204,7 @@ def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listene
         InputError: data, model or a checkpoint cannot be used.
     """
     tell = listener if listener is not None else _ignore
-    evaluation = Evaluation(config, evaluation_set(config))
+    evaluation = Evaluation(config, evaluation_set(config, tell))
     records = [read_record(folder) for folder in checkpoints]
     model = load_model(config.model, pick_device())
 

@@ -5,6 +5,7 @@ An event is a plain dictionary; `event` names it, the rest are its figures:
     run         model, images, captions, step, steps, processes, device
     reused      folder                                      the run was already there
     features    what, done, count                           images encoded
+    leaks       done, count                                 image files compared by the leak guard
     captions    epoch, done, count                          images captioned
     progress    step, steps, epoch, captions_per_s, loss, ...      after every optimiser step
     step        the same, every `log_every` steps

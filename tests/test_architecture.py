@@ -21,7 +21,7 @@ WALLS: dict[str, set[str]] = {
     "model": {"config", "data"},
     "decoding": {"model", "data"},
     "report": {"metrics"},
-    "protocols": {"config", "data"},
+    "protocols": {"config", "data", "events"},
     "evaluation": {"config", "data", "decoding", "events", "metrics", "model", "protocols", "report"},
     "training": {"config", "data", "decoding", "evaluation", "events", "metrics", "model", "protocols", "report"},
     "toy": {"config", "data", "decoding", "metrics", "model"},

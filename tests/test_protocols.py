@@ -4,11 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from captune.config import parse_config
 from captune.data.manifest import Sample, write_manifest
-from captune.errors import DataError
-from captune.protocols import cut_reply, evaluation_set, split_references, training_images
+from captune.errors import ConfigError, DataError
+from captune.protocols import (
+    cut_reply,
+    evaluation_set,
+    load_protocol,
+    shipped_protocols,
+    split_references,
+    training_images,
+)
 
 
 @pytest.fixture
@@ -57,3 +65,106 @@ def test_original_functions(shared: Path) -> None:
     converted = recorded["convert_to_coco_format"]
     pieces = [piece for row in converted["i"] for piece in split_references(row["grounded_caption"])]
     assert pieces == [annotation["caption"] for annotation in converted["o"]["annotations"]]
+
+
+def test_the_shipped_protocols_are_read_and_sign_with_their_name(repository: Path) -> None:
+    assert shipped_protocols() == ("karpathy", "slides")
+    for name in shipped_protocols():
+        protocol = load_protocol(name)
+        assert (protocol.name, protocol.signature) == (name, name)
+    # The shipped file that explains them names every field.
+    explained = (repository / "captune" / "protocols" / "karpathy.yaml").read_text(encoding="utf-8")
+    assert all(f"\n{field}: " in explained for field in type(load_protocol("karpathy")).model_fields)
+
+
+OWN = """
+name: short
+split: val
+share: 0.5
+instruction: Say what you see.
+decoding: {beams: 3, max_new_tokens: 12}
+metrics: [cider]
+"""
+
+
+def test_a_protocol_of_ones_own(manifest: Path, tmp_path: Path) -> None:
+    write_manifest(manifest, [Sample(f"{i}", f"{i}.jpg", ("A dog .",), "val" if i % 2 else "train") for i in range(40)])
+    (tmp_path / "own.yaml").write_text(OWN, encoding="utf-8")
+    config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={tmp_path / 'own.yaml'}"])
+    chosen = evaluation_set(config)
+    assert (chosen.split, len(chosen.images), chosen.rules.metrics) == ("val", 10, ("cider",))
+    applied = chosen.rules.applied(config)
+    assert applied.model.instruction == "Say what you see."
+    assert (applied.evaluate.beams, applied.evaluate.max_new_tokens) == (3, 12)
+    assert applied.evaluate.length_penalty == config.evaluate.length_penalty
+    # The name alone would not tell two files of the same name apart.
+    assert chosen.protocol.startswith("short@")
+    (tmp_path / "other.yaml").write_text(OWN.replace("0.5", "0.6"), encoding="utf-8")
+    assert load_protocol(str(tmp_path / "other.yaml")).signature != chosen.protocol
+
+
+def test_a_copy_under_a_shipped_name_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: karpathy\nshare: 0.1\n", encoding="utf-8")
+    assert load_protocol(str(tmp_path / "mine.yaml")).signature.startswith("karpathy@")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("name: a\nreferenses: separate\n", "no field 'referenses'; did you mean 'references'?"),
+        ("name: a\ndecoding: {beam: 3}\n", "no field 'decoding.beam'; did you mean 'beams'?"),
+        ("share: 0.1\n", "the field 'name' is missing"),
+        ("name: a\nshare: 2\n", "share is 2"),
+        ("name: a\nmetrics: [spice]\n", "'spice' is not known"),
+        ("name: 'a|b'\n", "name is 'a|b'"),
+        ("- a\n", "holds no fields"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_protocol_is_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "p.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_protocol(str(tmp_path / "p.yaml"))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("karpaty", "did you mean 'karpathy'?"), ("none.yaml", "no protocol file 'none.yaml'")]
+)
+def test_an_absent_protocol_is_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_protocol(name)
+    assert sentence in str(caught.value)
+
+
+def test_images_that_were_trained_on_mark_the_set(
+    toy_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two training images come back under other names, one of them encoded again."""
+    pytest.importorskip("imagehash", reason="needs the extra 'data'")
+    config = parse_config({}, [f"data.train={toy_data / 'manifest.jsonl'}"])
+    assert evaluation_set(config).leak is None
+    trained = training_images(config)
+    clean = [Sample(i.id, str(toy_data / i.image), i.captions, "test") for i in evaluation_set(config).images]
+    for name, image in zip(("a.jpg", "b.jpg"), trained, strict=False):
+        (tmp_path / name).write_bytes((toy_data / image.image).read_bytes())
+    Image.open(tmp_path / "b.jpg").save(tmp_path / "b.jpg", quality=70)
+    leaked = [Sample(name, f"{name}.jpg", ("A dog .",), "test") for name in ("a", "b")]
+    write_manifest(tmp_path / "other.jsonl", [*clean, *leaked])
+    other = config.model_copy(update={"data": config.data.model_copy(update={"evaluate": tmp_path / "other.jsonl"})})
+    words = "2 of 14 evaluated images were trained on (1 by file content, 1 as the same picture; 'a' is one)"
+    assert evaluation_set(other).leak == words
+    assert words in caplog.text
+    caplog.clear()
+    allowed = other.model_copy(update={"evaluate": other.evaluate.model_copy(update={"allow_leaks": True})})
+    assert evaluation_set(allowed).leak == "allowed by --allow-leaks"
+    assert not caplog.text
+
+
+def test_without_the_training_images_nobody_knows(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = parse_config({}, [f"data.train={tmp_path / 'gone.jsonl'}", f"data.evaluate={manifest}"])
+    assert evaluation_set(config).leak is None
+    assert "nobody knows whether images of" in caplog.text

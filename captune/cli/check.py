@@ -7,12 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captune.cli.importing import counts_in_words, summary_as_json, watched
+from captune.cli.importing import Callbacks, counts_in_words, summary_as_json, watched
 from captune.cli.prepare import Check, ProblemsFile
+
+if TYPE_CHECKING:
+    from captune.data.importing import Summary
 
 __all__ = ["check", "register"]
 
@@ -35,11 +38,22 @@ def check(
         str | None,
         typer.Option(help="A model (folder, hub id or toy): note captions longer than its targets may be."),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another manifest, or this one again: look for its images that are no training images here."),
+    ] = None,
+    allow_leaks: Annotated[
+        bool, typer.Option("--allow-leaks", help="Leaked images do not make it exit with 2.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 for notes, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """Look at every row, caption and image of a manifest; exit with 2 when training would fail on it."""
+    """Look at every row, caption and image of a manifest; exit with 2 when training would fail on it.
+
+    With --against, images of the other manifest that are among this one's training images (the first --split) are
+    found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
+    """
     from captune.data.checks import check_manifest
     from captune.data.problems import plural
     from captune.data.text import Reading
@@ -57,16 +71,43 @@ def check(
             progress=callbacks.progress,
             on_problem=callbacks.on_problem,
         )
-    fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
-    failed = bool(fatal or (strict and notes))
+        fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
+        leaks = [_compared(manifest, other, split[0], summary, callbacks) for other in against or []]
+    leaked = any(report["leaked"] for report in leaks)
+    failed = bool(fatal or (strict and notes) or (leaked and not allow_leaks))
     if as_json:
-        print(json.dumps({**summary_as_json(summary, manifest), "fatal": fatal, "ok": not failed}, ensure_ascii=False))
+        answer = {**summary_as_json(summary, manifest), "fatal": fatal, "leaks": leaks, "ok": not failed}
+        print(json.dumps(answer, ensure_ascii=False))
     else:
         verdict = f"training would fail ({plural(fatal, 'problem')})" if fatal else "training can read it"
         lines = [f"{manifest}: {verdict}", *counts_in_words(summary), *histogram(summary.words_per_caption)]
+        lines += [f"  {report['against']}: {report['in_words']}" for report in leaks]
         print("\n".join(lines))
     if failed:
         raise typer.Exit(2)
+
+
+def _compared(
+    manifest: Path, other: Path, train_split: str, summary: Summary, callbacks: Callbacks
+) -> dict[str, object]:
+    """Look for leaks; each one is a problem of the summary."""
+    from captune.data.leaks.manifests import compare_manifests, leak_problems
+    from captune.data.problems import plural
+
+    report = compare_manifests(manifest, other, train_split=train_split, progress=callbacks.share)
+    for problem in leak_problems(report, str(other)):
+        summary.problems.add(problem)
+    none = f"none of {plural(len(report.evaluated), 'image')} was trained on"
+    unread = f"; of {plural(report.unread, 'image')} that cannot be read only the ids were compared"
+    return {
+        "against": str(other),
+        "trained": len(report.trained),
+        "evaluated": len(report.evaluated),
+        "leaked": len(report.leaks),
+        "by": dict(report.counts),
+        "unread": report.unread,
+        "in_words": (f"LEAK, {report.reason}" if report.reason else none) + (unread if report.unread else ""),
+    }
 
 
 def histogram(words: Counter[int]) -> list[str]:

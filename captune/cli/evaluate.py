@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from captune.cli.train import ALLOW_LEAKS
+
 __all__ = ["evaluate", "register", "run_evaluation"]
 
 
@@ -25,12 +27,14 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Manifest to evaluate on, instead of the run's.")] = None,
     split: Annotated[str | None, typer.Option(help="Its split, instead of the run's.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="karpathy or slides, instead of the run's.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="karpathy, slides or a YAML file, instead of the run's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for captions, scores, table and chart.")] = None,
+    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
     """Caption and score the pretrained model and every checkpoint, with one load of the model."""
     chosen = {"data.evaluate": data, "data.evaluate_split": split, "evaluate.protocol": protocol}
     settings = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
     run_evaluation(config, [*(overrides or []), *settings], checkpoint, out)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from captune.data.problems import Problem
 
 __all__ = [
+    "Callbacks",
     "Options",
     "counts_in_words",
     "find_file",
@@ -36,6 +37,13 @@ class HasShare(Protocol):
     @property
     def share(self) -> float:
         """From 0 to 1."""
+
+
+class Update(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, count: int | None = None) -> None:
+        """So many images are done, of so many if that is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +181,16 @@ def summary_as_json(summary: Summary, manifest: Path) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
-    """What the library calls while it works; None where nobody watches."""
+    """What the library calls while it works; None where nobody watches.
+
+    Attributes:
+        progress: told the number of images done; how far the file is, the file knows.
+        share: told the number of images done and of all.
+        on_problem: told every problem.
+    """
 
     progress: Callable[[int], None] | None
+    share: Callable[[int, int], None] | None
     on_problem: Callable[[Problem], None] | None
 
 
@@ -194,11 +209,14 @@ def watched(title: str, reading: HasShare, problems: Path | None) -> Iterator[Ca
     with (
         warnings.catch_warnings(),
         _problem_log(problems) as on_problem,
-        _progress_bar(title, reading) as progress,
+        _progress_bar(title, reading) as update,
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
         try:
-            yield Callbacks(progress, on_problem)
+            if update is None:
+                yield Callbacks(None, None, on_problem)
+            else:
+                yield Callbacks(update, update, on_problem)
         except KeyboardInterrupt as error:
             raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
 
@@ -227,7 +245,7 @@ def _problem_log(path: Path | None) -> Iterator[Callable[[Problem], None] | None
 
 
 @contextlib.contextmanager
-def _progress_bar(title: str, reading: HasShare) -> Iterator[Callable[[int], None] | None]:
+def _progress_bar(title: str, reading: HasShare) -> Iterator[Update | None]:
     """A bar with images, rate and time left; only where someone watches."""
     if not sys.stderr.isatty():
         yield None
@@ -248,8 +266,9 @@ def _progress_bar(title: str, reading: HasShare) -> Iterator[Callable[[int], Non
     ) as bar:
         task = bar.add_task(escape(title), total=1.0, images=0, rate=0.0)
 
-        def update(done: int) -> None:
+        def update(done: int, count: int | None = None) -> None:
             rate = done / max(time.monotonic() - started, 1e-6)
-            bar.update(task, completed=reading.share, images=done, rate=rate)
+            share = reading.share if count is None else done / count
+            bar.update(task, completed=share, images=done, rate=rate)
 
         yield update

@@ -66,6 +66,8 @@ class _Display:
         name = event["event"]
         if name == "features":
             self._advance(f"Encoding {event['what']}", event["done"], event["count"])
+        elif name == "leaks":
+            self._advance("Looking for leaks", event["done"], event["count"])
         elif name == "captions":
             self._advance(f"Captioning, {_checkpoint(event)}", event["done"], event["count"])
         elif name == "progress":

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["register", "run_training", "train"]
+__all__ = ["ALLOW_LEAKS", "register", "run_training", "train"]
+
+ALLOW_LEAKS = "Mark results on images that were trained on with LEAK alone, without the reason."
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +26,11 @@ def train(
         Literal["auto", "never"], typer.Option(help="auto goes on with an unfinished run; never starts it over.")
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the output folder.")] = False,
+    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
     """Tune a model as a YAML file says; every epoch is saved and scored."""
-    run_training(config, overrides or [], resume=resume == "auto", overwrite=overwrite)
+    overrides = [*(overrides or []), *(["evaluate.allow_leaks=true"] if allow_leaks else [])]
+    run_training(config, overrides, resume=resume == "auto", overwrite=overwrite)
 
 
 def run_training(config: Path, overrides: list[str], *, resume: bool = True, overwrite: bool = False) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "check_image",
     "decode_image",
     "load_image",
+    "reduced_image",
     "to_pixels",
 ]
 
@@ -86,7 +87,7 @@ def decode_image(stream: IO[bytes], name: str, *, exif: bool = False) -> Image.I
     Raises:
         DataError: not an image, truncated, broken or too large.
     """
-    image, _ = _decode(stream, name, draft=False)
+    image, _ = _decode(stream, name)
     try:
         return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
     except MemoryError:
@@ -110,7 +111,30 @@ def check_image(path: PathLike) -> tuple[int, int]:
         DataError: as in `load_image`.
     """
     with _open_file(path) as stream:
-        return _decode(stream, str(path), draft=True)[1]
+        return _decode(stream, str(path), draft=1)[1]
+
+
+def reduced_image(stream: IO[bytes], name: str, least: int) -> Image.Image:
+    """Read an image for a purpose that needs few pixels: a JPEG is decoded at an eighth, quarter or half of its size.
+
+    Args:
+        stream: seekable, at its start.
+        name: what error messages call it.
+        least: pixels on a side that are enough; other formats, and smaller images, come in their own size.
+
+    Returns:
+        the image in mode RGB.
+
+    Raises:
+        DataError: as in `load_image`.
+    """
+    image, _ = _decode(stream, name, draft=least)
+    try:
+        return _to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _undecodable(name, error) from error
 
 
 def to_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
@@ -149,8 +173,8 @@ def _open_file(path: PathLike) -> IO[bytes]:
     raise DataError(f"cannot read the image '{path}': it is {what}.")
 
 
-def _decode(stream: IO[bytes], name: str, *, draft: bool) -> tuple[Image.Image, tuple[int, int]]:
-    """Load the first frame and its stored size; with `draft`, a JPEG comes out about eight times smaller."""
+def _decode(stream: IO[bytes], name: str, *, draft: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Load the first frame and its stored size; a JPEG comes out up to eight times smaller, `draft` pixels at least."""
     try:
         image = Image.open(stream)
         width, height = image.size
@@ -158,8 +182,8 @@ def _decode(stream: IO[bytes], name: str, *, draft: bool) -> tuple[Image.Image, 
             raise DataError(f"the image '{name}' is of type {image.format}, which is not read; make it a PNG.")
         if width * height > MAX_PIXELS:
             raise _too_large(name, f"{width} x {height} pixels")
-        if draft and image.format == "JPEG":
-            image.draft(image.mode, (1, 1))
+        if draft is not None and image.format == "JPEG":
+            image.draft(image.mode, (draft, draft))
         image.load()
     except (DataError, MemoryError):
         raise

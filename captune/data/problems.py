@@ -18,6 +18,7 @@ KINDS: Final = {
     "missing": "missing image",
     "undecodable": "undecodable image",
     "split": "missing split",
+    "leak": "leaked image",
     "repaired": "repaired row",
     "small": "small image",
     "shared": "image under two ids",

@@ -63,7 +63,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
     resolve_model(config.model.path)
     images = training_images(config)
     samples = TrainingSamples(images, config.train, config.seed)
-    evaluation = Evaluation(config, evaluation_set(config))
+    evaluation = Evaluation(config, evaluation_set(config, listener))
     image_files = [resolve_image(config.data.train, image.image) for image in images]
 
     with world() as place:

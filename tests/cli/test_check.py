@@ -78,3 +78,25 @@ def test_the_histogram_holds_every_caption() -> None:
     assert len(lines) <= 13
     assert max(line.count("#") for line in lines) == 40
     assert histogram(Counter()) == []
+
+
+def test_leaks_between_manifests(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("imagehash", reason="needs the extra 'data'")
+    (tmp_path / "copy.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
+    Image.effect_noise((64, 48), 90).save(tmp_path / "new.jpg")
+    rows = [Sample("x", "new.jpg", ("A cat .",), "test"), Sample("y", "copy.jpg", ("A cat .",), "test")]
+    write_manifest(tmp_path / "other.jsonl", rows)
+    other = tmp_path / "other.jsonl"
+    assert check(manifest, "--against", other) == 2
+    said = capsys.readouterr().out
+    assert said.startswith(f"{manifest}: training can read it\n")
+    assert f"{other}:2: the image '{tmp_path / 'copy.jpg'}' of 'y' has the same bytes as" in said
+    assert f"{other}: LEAK, 1 of 2 evaluated images was trained on (1 by file content; 'y' is one)" in said
+    assert check(manifest, "--against", other, "--allow-leaks", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is True
+    assert answer["leaks"][0]["by"] == {"bytes": 1}
+    assert answer["problems"] == {"leak": 1}
+    write_manifest(other, rows[:1])
+    assert check(manifest, "--against", other) == 0
+    assert f"{other}: none of 1 image was trained on" in capsys.readouterr().out

@@ -1,0 +1,291 @@
+"""The leak guard: what it finds, what it takes for a leak and is none, and how fast it is.
+
+    python benchmarks/leaks.py [--scenes 5000] [--size 64 256] [--planted 300] [--photos DIR]
+        [--speed] [--sweep] [--json]
+
+Distinct drawn scenes, and distinct photographs where a folder with some is given, are trained on. Altered copies of
+some of them are evaluated on: which are found? Every pair of distinct pictures is compared: how many are taken for the
+same? `--sweep` prints both for other radii of the hash and other limits of the difference, which is how the guard's own
+were chosen. `--speed` searches a million hashes for ten thousand, beside the loop that ImageHash's users write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captune.data.leaks import ImageFile, find_leaks
+from captune.data.leaks.fingerprints import VIEWS, WHOLE, fingerprint
+from captune.data.leaks.guard import RADIUS, candidates
+from captune.data.leaks.hamming import close_pairs
+from captune.data.leaks.pixels import LARGEST_DIFFERENCE, difference, read_thumbnail
+from captune.toy.drawing import draw_scene
+from captune.toy.scenes import scenes
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = ROOT.parent / "shared/captions/flickr8k/images"
+WIDEST_RADIUS = 16
+LIMITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0)
+
+Alteration = Callable[[Image.Image, Random], Image.Image]
+
+
+def cut(share: float) -> Alteration:
+    """Cut up to a share from each side, all of it from at least one of them."""
+
+    def altered(image: Image.Image, random: Random) -> Image.Image:
+        shares = [random.uniform(0, share) for _ in range(4)]
+        shares[random.randrange(4)] = share
+        width, height = image.size
+        left, top, right, bottom = shares
+        box = (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+        return image.crop(box)
+
+    return altered
+
+
+def scaled(factor: float, stretch: float = 1.0) -> Alteration:
+    """Another size, with other proportions where `stretch` is not 1."""
+
+    def altered(image: Image.Image, random: Random) -> Image.Image:
+        width, height = image.size
+        return image.resize((round(width * factor * stretch), round(height * factor)), Image.Resampling.LANCZOS)
+
+    return altered
+
+
+def unchanged(image: Image.Image, random: Random) -> Image.Image:
+    return image
+
+
+def cut_scaled(image: Image.Image, random: Random) -> Image.Image:
+    return scaled(0.7)(cut(0.05)(image, random), random)
+
+
+# What is done to the copy, and how it is saved: ending and quality.
+ALTERATIONS: dict[str, tuple[Alteration, str, int]] = {
+    "other name": (unchanged, "", 0),
+    "PNG": (unchanged, "png", 0),
+    "JPEG 75": (unchanged, "jpg", 75),
+    "JPEG 40": (unchanged, "jpg", 40),
+    "JPEG 20": (unchanged, "jpg", 20),
+    "WebP 60": (unchanged, "webp", 60),
+    "size x 0.5": (scaled(0.5), "jpg", 90),
+    "size x 0.75": (scaled(0.75), "jpg", 90),
+    "size x 2": (scaled(2.0), "jpg", 90),
+    "squeezed": (scaled(0.8, 0.8), "jpg", 90),
+    "cut 2 %": (cut(0.02), "jpg", 90),
+    "cut 5 %": (cut(0.05), "jpg", 90),
+    "cut 10 %": (cut(0.10), "jpg", 90),
+    "cut 5 %, size x 0.7, JPEG 60": (cut_scaled, "jpg", 60),
+}
+
+
+def draw(folder: Path, count: int, size: int) -> list[Path]:
+    """Distinct drawn scenes as files."""
+    folder.mkdir()
+    paths = []
+    both = itertools.chain.from_iterable(zip(scenes(1, held_out=False), scenes(1, held_out=True), strict=False))
+    for place, scene in enumerate(itertools.islice(both, count)):
+        paths.append(folder / f"{place}.jpg")
+        draw_scene(scene, size).save(paths[-1], quality=92, subsampling=0)
+    return paths
+
+
+def plant(originals: Sequence[Path], folder: Path) -> Iterator[tuple[str, int, Path]]:
+    """Altered copies: what was done, which original, where the copy lies."""
+    folder.mkdir()
+    for name, (alter, ending, quality) in ALTERATIONS.items():
+        for place, original in enumerate(originals):
+            target = folder / f"{name.replace(' ', '_').replace('%', '')}-{place}.{ending or 'jpg'}"
+            if not ending:
+                target.write_bytes(original.read_bytes())
+            else:
+                image = Image.open(original).convert("RGB")
+                alter(image, Random(f"{name}/{place}")).save(target, **({"quality": quality} if quality else {}))
+            yield name, place, target
+
+
+def files(paths: Sequence[Path], prefix: str) -> list[ImageFile]:
+    return [ImageFile(f"{prefix}{place}", str(path)) for place, path in enumerate(paths)]
+
+
+def recall(originals: Sequence[Path], planted: Sequence[tuple[str, int, Path]]) -> dict[str, Any]:
+    """Share of the altered copies that are found: copies evaluated, and the other way round."""
+    found: dict[str, Any] = {name: {"planted": 0, "found": 0, "found_reversed": 0} for name in ALTERATIONS}
+    copies = [path for _, _, path in planted]
+    for key, trained, evaluated in (("found", originals, copies), ("found_reversed", copies, originals)):
+        report = find_leaks(files(trained, "t"), files(evaluated, "e"), store=None)
+        if key == "found":
+            hits = {leak.evaluated: leak.trained for leak in report.leaks}
+            for index, (name, place, _) in enumerate(planted):
+                found[name]["planted"] += 1
+                found[name]["found"] += hits.get(index) == place
+    # Reversed, one copy suffices to find an original, so each kind of copy is trained on alone.
+    for name in ALTERATIONS:
+        alone = [path for kind, _, path in planted if kind == name]
+        report = find_leaks(files(alone, "t"), files(originals[: len(alone)], "e"), store=None)
+        found[name]["found_reversed"] = sum(leak.evaluated == leak.trained for leak in report.leaks)
+    return found
+
+
+def false_alarms(paths: Sequence[Path]) -> dict[str, Any]:
+    """Pairs of distinct pictures that are taken for the same."""
+    hashes = np.stack([fingerprint(str(path)).hashes for path in paths])
+    near = candidates(hashes, hashes, RADIUS)
+    near = near.at(np.flatnonzero(near.evaluated < near.trained))
+    thumbnails: dict[int, Any] = {}
+    alarms = []
+    started = time.perf_counter()
+    for pair in zip(*(column.tolist() for column in near), strict=True):
+        found = of_candidate(paths, paths, pair, thumbnails)
+        if found <= LARGEST_DIFFERENCE:
+            alarms.append((paths[pair[0]].name, paths[pair[1]].name, round(found, 2)))
+    pairs = len(paths) * (len(paths) - 1) // 2
+    return {
+        "pictures": len(paths),
+        "pairs": pairs,
+        "candidates": len(near.bits),
+        "false_alarms": len(alarms),
+        "in_10000_pairs": 1e4 * len(alarms) / pairs,
+        "seconds_a_candidate": (time.perf_counter() - started) / max(1, len(near.bits)),
+        "examples": alarms[:5],
+    }
+
+
+def of_candidate(
+    evaluated: Sequence[Path], trained: Sequence[Path], pair: tuple[int, int, int, bool, int], kept: dict[Any, Any]
+) -> float:
+    one, other, view, of_trained, _ = pair
+    for path in (evaluated[one], trained[other]):
+        if path not in kept:
+            kept[path] = read_thumbnail(str(path))
+    views = (WHOLE, VIEWS[view]) if of_trained else (VIEWS[view], WHOLE)
+    return difference(kept[evaluated[one]], kept[trained[other]], view_of_one=views[0], view_of_other=views[1])
+
+
+def sweep(distinct: Sequence[Path], originals: Sequence[Path], planted: Sequence[tuple[str, int, Path]]) -> None:
+    """Recall and false alarms for other radii and limits."""
+    own = np.stack([fingerprint(str(path)).hashes for path in distinct])
+    copies = [path for _, _, path in planted]
+    theirs = np.stack([fingerprint(str(path)).hashes for path in copies])
+    kept: dict[Any, Any] = {}
+    near = candidates(own, own, WIDEST_RADIUS)
+    near = near.at(np.flatnonzero(near.evaluated < near.trained))
+    if len(near.bits) > 20000:
+        share = np.random.default_rng(0).choice(len(near.bits), 20000, replace=False)
+        weight, near = len(near.bits) / 20000, near.at(share)
+    else:
+        weight = 1.0
+    wrong = np.array([of_candidate(distinct, distinct, pair, kept) for pair in pairs_of(near)])
+    hits = candidates(own[: len(originals)], theirs, WIDEST_RADIUS)
+    hits = hits.at(np.flatnonzero(np.array([planted[i][1] for i in hits.evaluated], int) == hits.trained))
+    right = np.array([of_candidate(copies, originals, pair, kept) for pair in pairs_of(hits)])
+    count = len(distinct) * (len(distinct) - 1) / 2
+    print(f"{'radius':>6} {'candidates':>11} | " + " ".join(f"limit {limit:<16g}" for limit in LIMITS))
+    for radius in range(4, WIDEST_RADIUS + 1, 2):
+        cells = []
+        for limit in LIMITS:
+            alarms = weight * float(np.sum((near.bits <= radius) & (wrong <= limit)))
+            share = np.sum((hits.bits <= radius) & (right <= limit)) / len(copies)
+            cells.append(f"{share:7.2%} {1e4 * alarms / count:8.4f}/10k")
+        print(f"{radius:>6} {weight * np.sum(near.bits <= radius):>11,.0f} | " + " ".join(f"{c:<22}" for c in cells))
+    print("least differences of distinct pictures:", np.round(np.sort(wrong)[:12], 1))
+    for name in ALTERATIONS:
+        mine = np.array([planted[i][0] == name for i in hits.evaluated], bool)
+        found = np.sum(mine & (hits.bits <= RADIUS) & (right <= LARGEST_DIFFERENCE))
+        quantiles = np.quantile(right[mine], (0.5, 0.9, 0.99)) if mine.any() else []
+        bits = np.quantile(hits.bits[mine], (0.5, 0.9, 0.99)) if mine.any() else []
+        print(f"  {name:<30} {found:>4}/{len(originals)} differences {np.round(quantiles, 2)} bits {bits}")
+
+
+def pairs_of(near: Any) -> Iterator[tuple[int, int, int, bool, int]]:
+    return zip(*(column.tolist() for column in near), strict=True)
+
+
+def speed(trained: int, evaluated: int) -> dict[str, Any]:
+    """All candidates of random hashes, and ImageHash's subtraction in a loop for as many pairs as a second allows."""
+    import imagehash
+
+    random = np.random.default_rng(0)
+    corpus = random.integers(0, 1 << 64, trained, dtype=np.uint64)
+    queries = random.integers(0, 1 << 64, evaluated, dtype=np.uint64)
+    queries[0] = corpus[-1] ^ np.uint64(0b111)
+    started = time.perf_counter()
+    rows, columns, _ = close_pairs(queries, corpus, RADIUS)
+    ours = time.perf_counter() - started
+    assert (0, trained - 1) in set(zip(rows.tolist(), columns.tolist(), strict=True))
+    one, *others = (imagehash.ImageHash(random.random((8, 8)) > 0.5) for _ in range(20001))
+    started = time.perf_counter()
+    close = sum(one - other <= RADIUS for other in others)
+    theirs = (time.perf_counter() - started) / len(others)
+    comparisons = 2 * len(VIEWS) - 1
+    return {
+        "pairs": trained * evaluated,
+        "seconds_one_view": ours,
+        "seconds_all_views": ours * comparisons,
+        "peer_seconds_a_pair": theirs,
+        "peer_close": close,
+        "ratio": theirs / (ours / (trained * evaluated)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=5000)
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--planted", type=int, default=300)
+    parser.add_argument("--photos", type=Path, default=PHOTOS)
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="captune-leaks-") as name:
+        folder = Path(name)
+        sets = {f"scenes of {size} px": draw(folder / f"{size}", arguments.scenes, size) for size in arguments.size}
+        if arguments.photos.is_dir():
+            sets["photographs"] = sorted(arguments.photos.glob("*.jpg"))
+        for number, (title, distinct) in enumerate(sets.items()):
+            originals = distinct[: arguments.planted]
+            planted = list(plant(originals, folder / f"planted-{number}"))
+            if arguments.sweep:
+                print(f"\n{title}: share found, false alarms in 10,000 pairs")
+                sweep(distinct, originals, planted)
+                continue
+            found, alarms = recall(originals, planted), false_alarms(distinct)
+            if arguments.json:
+                print(json.dumps({"pictures": title, "recall": found, "alarms": alarms}))
+                continue
+            print(f"\n{title}\n  {'altered copies':<30} {'planted':>8} {'found':>8} {'reversed':>9}")
+            for kind, counts in found.items():
+                print(f"  {kind:<30} {counts['planted']:>8} {counts['found']:>8} {counts['found_reversed']:>9}")
+            print(
+                f"  {alarms['pairs']:,} pairs of {alarms['pictures']:,}, {alarms['candidates']:,} candidates, "
+                f"{alarms['false_alarms']} false alarms: {alarms['in_10000_pairs']:.4f} in 10,000 pairs; "
+                f"{1e3 * alarms['seconds_a_candidate']:.1f} ms a candidate"
+            )
+            for example in alarms["examples"]:
+                print(f"    taken for the same: {example}")
+    if arguments.speed:
+        result = speed(1_000_000, 10_000)
+        if arguments.json:
+            print(json.dumps(result))
+        else:
+            print(
+                f"\n1,000,000 x 10,000 hashes: {result['seconds_one_view']:.1f} s a view, "
+                f"{result['seconds_all_views']:.0f} s for all; {result['ratio']:,.0f} times as fast as a loop"
+            )
+
+
+if __name__ == "__main__":
+    main()

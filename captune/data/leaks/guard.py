@@ -1,0 +1,305 @@
+"""Whether images that a model is evaluated on were among those it was trained on.
+
+Three questions, the cheap ones first: is the id the same, are the bytes of the file the same, is it the same picture
+(re-encoded, resized, margins cut)? For the last, hashes of views propose pairs and the pixels decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captune.data.leaks.fingerprints import VIEWS, WHOLE, Fingerprint, fingerprint
+from captune.data.leaks.hamming import Hashes, close_pairs
+from captune.data.leaks.pixels import LARGEST_DIFFERENCE, Thumbnail, difference, read_thumbnail
+from captune.data.leaks.store import FingerprintStore, default_store
+from captune.data.lookahead import in_order
+from captune.data.problems import plural, printable
+from captune.errors import DataError
+
+__all__ = [
+    "RADIUS",
+    "Candidates",
+    "ImageFile",
+    "Leak",
+    "LeakKind",
+    "LeakReport",
+    "candidates",
+    "find_leaks",
+    "looks_same",
+    "same_pictures",
+]
+
+RADIUS = 10
+"""Bits of 64 by which the hashes of a candidate pair may differ; see benchmarks/leaks.py."""
+
+_CANDIDATES = 64  # trained images whose pixels are compared with one evaluated image, the nearest hashes first
+_THUMBNAILS = 2048  # pictures kept for further pairs, 110 kB each
+_BLOCK = 2000  # evaluated images whose candidates are held at once
+_PROGRESS_EVERY = 64
+
+LeakKind: TypeAlias = Literal["id", "bytes", "picture"]
+_IN_WORDS: Final[dict[LeakKind, str]] = {"id": "by id", "bytes": "by file content", "picture": "as the same picture"}
+
+
+class ImageFile(NamedTuple):
+    """An image of a manifest.
+
+    Attributes:
+        id: its id.
+        path: where it lies.
+        line: the manifest's line, for messages; 0 where it does not matter.
+    """
+
+    id: str
+    path: str
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """An evaluated image that was trained on.
+
+    Attributes:
+        kind: how it was found.
+        evaluated: its index among the evaluated images.
+        trained: index of the image among the trained ones.
+    """
+
+    kind: LeakKind
+    evaluated: int
+    trained: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeakReport:
+    """What the guard found.
+
+    Attributes:
+        trained: the images trained on.
+        evaluated: the images evaluated on.
+        leaks: one for each leaked image, in the order of `evaluated`.
+        unread: images of either side whose file could not be read or decoded, so that only their id was compared.
+    """
+
+    trained: Sequence[ImageFile]
+    evaluated: Sequence[ImageFile]
+    leaks: tuple[Leak, ...]
+    unread: int
+
+    @property
+    def counts(self) -> Counter[LeakKind]:
+        """Leaked images by how they were found."""
+        return Counter(leak.kind for leak in self.leaks)
+
+    def in_words(self, leak: Leak) -> str:
+        """One leak as a sentence without the place."""
+        one, other = self.evaluated[leak.evaluated], self.trained[leak.trained]
+        if leak.kind == "id":
+            return f"the id '{one.id}' was trained on."
+        how = "has the same bytes as" if leak.kind == "bytes" else "shows the same picture as"
+        return f"the image '{one.path}' of '{one.id}' {how} '{other.path}' of '{other.id}', which was trained on."
+
+    @property
+    def reason(self) -> str | None:
+        """Why results on these images are marked LEAK, as the predicate of a sentence; None if nothing leaked."""
+        if not self.leaks:
+            return None
+        parts = ", ".join(f"{self.counts[kind]:,} {words}" for kind, words in _IN_WORDS.items() if self.counts[kind])
+        first = printable(self.evaluated[self.leaks[0].evaluated].id)
+        verb = "was" if len(self.leaks) == 1 else "were"
+        of = f"{len(self.leaks):,} of {plural(len(self.evaluated), 'evaluated image')}"
+        return f"{of} {verb} trained on ({parts}; '{first}' is one)"
+
+
+def find_leaks(
+    trained: Sequence[ImageFile],
+    evaluated: Sequence[ImageFile],
+    *,
+    store: Path | Literal["default"] | None = "default",
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> LeakReport:
+    """Look for every evaluated image among the trained ones.
+
+    Args:
+        trained: N images.
+        evaluated: Q images.
+        store: database that keeps fingerprints between calls; None for none.
+        progress: called now and then with the number of files done and their total.
+        workers: threads that read images, as many as processors by default, at most eight.
+
+    Returns:
+        every leaked image with how it was found; memory is about 400 bytes an image.
+
+    Raises:
+        MissingExtraError: ImageHash is not installed.
+    """
+    ids = {image.id: place for place, image in enumerate(trained)}
+    leaks = {place: Leak("id", place, ids[image.id]) for place, image in enumerate(evaluated) if image.id in ids}
+    with FingerprintStore(default_store() if store == "default" else store) as kept:
+        digests, hashes, readable = _read([*trained, *evaluated], kept, progress, workers)
+    count = len(trained)
+    known = {digest: place for place, digest in enumerate(digests[:count]) if digest is not None}
+    for place, digest in enumerate(digests[count:]):
+        if place not in leaks and digest is not None and digest in known:
+            leaks[place] = Leak("bytes", place, known[digest])
+    rest = np.array([place for place in np.flatnonzero(readable[count:]) if place not in leaks], np.int64)
+    there = np.flatnonzero(readable[:count])
+    corpus = hashes[there]
+    thumbnail = functools.lru_cache(_THUMBNAILS)(_thumbnail)
+    for start in range(0, len(rest), _BLOCK):
+        block = rest[start : start + _BLOCK]
+
+        def is_same(query: int, place: int, view: int, of_trained: bool, block: NDArray[np.int64] = block) -> bool:
+            one, other = evaluated[block[query]].path, trained[there[place]].path
+            return looks_same(thumbnail(one), thumbnail(other), view, of_trained)
+
+        near = candidates(corpus, hashes[count + block])
+        for query, place in same_pictures(near, is_same, first_only=True):
+            leaks[int(block[query])] = Leak("picture", int(block[query]), int(there[place]))
+    found = tuple(leaks[place] for place in sorted(leaks))
+    return LeakReport(trained, evaluated, found, int(len(readable) - readable.sum()))
+
+
+class Candidates(NamedTuple):
+    """Pairs whose hashes agree, nearest first within an evaluated image; four arrays and one, all of length C.
+
+    Attributes:
+        evaluated: index among the evaluated.
+        trained: index among the trained.
+        view: which of the views agrees with the whole of the other.
+        of_trained: whether it is a view of the trained image, which makes the evaluated one a part of it.
+        bits: by how many bits the hashes differ.
+    """
+
+    evaluated: NDArray[np.int64]
+    trained: NDArray[np.int64]
+    view: NDArray[np.int64]
+    of_trained: NDArray[np.bool_]
+    bits: NDArray[np.uint8]
+
+    def at(self, places: NDArray[np.intp]) -> Candidates:
+        """These of the candidates, in this order."""
+        return Candidates(
+            self.evaluated[places],
+            self.trained[places],
+            self.view[places],
+            self.of_trained[places],
+            self.bits[places],
+        )
+
+
+def candidates(trained: Hashes, evaluated: Hashes, radius: int = RADIUS) -> Candidates:
+    """The pairs of images that are worth a look at their pixels.
+
+    Args:
+        trained: (N, V) hashes of the views of each trained image.
+        evaluated: (Q, V) those of each evaluated image.
+        radius: bits by which hashes may differ.
+
+    Returns:
+        each pair once, with the view that agrees best.
+    """
+    parts = []
+    for view in range(trained.shape[1]):
+        rows, columns, bits = close_pairs(evaluated[:, 0], trained[:, view], radius)
+        parts.append((rows, columns, np.full(len(rows), view), np.full(len(rows), True), bits))
+        if view:
+            rows, columns, bits = close_pairs(evaluated[:, view], trained[:, 0], radius)
+            parts.append((rows, columns, np.full(len(rows), view), np.full(len(rows), False), bits))
+    rows, columns, views, of_trained, bits = (np.concatenate(column) for column in zip(*parts, strict=True))
+    found = Candidates(rows, columns, views, of_trained, bits)
+    # The best view of each pair, then the nearest pairs of each evaluated image first.
+    found = found.at(np.lexsort((found.bits, found.trained, found.evaluated)))
+    fresh = np.ones(len(bits), np.bool_)
+    fresh[1:] = (np.diff(found.evaluated) != 0) | (np.diff(found.trained) != 0)
+    found = found.at(np.flatnonzero(fresh))
+    return found.at(np.lexsort((found.bits, found.evaluated)))
+
+
+def same_pictures(
+    near: Candidates, is_same: Callable[[int, int, int, bool], bool], *, first_only: bool
+) -> Iterator[tuple[int, int]]:
+    """The candidates whose pixels agree.
+
+    Args:
+        near: from `candidates`.
+        is_same: told the evaluated and the trained image, the view and whose it is.
+        first_only: stop at the first one of an evaluated image, and look at the nearest 64 only.
+
+    Yields:
+        indices of the evaluated and of the trained image.
+    """
+    looked: Counter[int] = Counter()
+    done: set[int] = set()
+    for evaluated, trained, view, of_trained in zip(
+        near.evaluated.tolist(), near.trained.tolist(), near.view.tolist(), near.of_trained.tolist(), strict=True
+    ):
+        if first_only and (evaluated in done or looked[evaluated] >= _CANDIDATES):
+            continue
+        looked[evaluated] += 1
+        if is_same(evaluated, trained, view, of_trained):
+            done.add(evaluated)
+            yield evaluated, trained
+
+
+def looks_same(evaluated: Thumbnail | None, trained: Thumbnail | None, view: int, of_trained: bool) -> bool:
+    """Whether two pictures are the same; the alignment begins where their hashes agree."""
+    if evaluated is None or trained is None:
+        return False
+    view_of_evaluated, view_of_trained = (WHOLE, VIEWS[view]) if of_trained else (VIEWS[view], WHOLE)
+    found = difference(evaluated, trained, view_of_one=view_of_evaluated, view_of_other=view_of_trained)
+    return found <= LARGEST_DIFFERENCE
+
+
+def _thumbnail(path: str) -> Thumbnail | None:
+    try:
+        return read_thumbnail(path)
+    except (DataError, OSError):
+        return None
+
+
+def _read(
+    images: Sequence[ImageFile],
+    kept: FingerprintStore,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+) -> tuple[list[bytes | None], Hashes, NDArray[np.bool_]]:
+    """Digest and hashes of each file, and whether it is an image that could be read."""
+    digests: list[bytes | None] = []
+    hashes = np.zeros((len(images), len(VIEWS)), np.uint64)
+    readable = np.zeros(len(images), np.bool_)
+
+    def looked_up() -> Iterator[tuple[str, os.stat_result | None, Fingerprint | None]]:
+        for image in images:
+            try:
+                facts = os.stat(image.path)
+            except (OSError, ValueError):
+                yield image.path, None, None
+            else:
+                yield image.path, facts, kept.get(os.path.abspath(image.path), facts.st_size, facts.st_mtime_ns)
+
+    def read(item: tuple[str, os.stat_result | None, Fingerprint | None]) -> Fingerprint | None:
+        path, facts, known = item
+        return known if known is not None or facts is None else fingerprint(path)
+
+    with contextlib.closing(in_order(looked_up(), read, workers)) as results:
+        for place, ((path, facts, known), found) in enumerate(results):
+            digests.append(None if found is None else found.digest)
+            if found is not None and found.hashes is not None:
+                hashes[place], readable[place] = found.hashes, True
+            if found is not None and known is None and facts is not None:
+                kept.put(os.path.abspath(path), facts.st_size, facts.st_mtime_ns, found)
+            if progress is not None and (place + 1) % _PROGRESS_EVERY == 0:
+                progress(place + 1, len(images))
+    return digests, hashes, readable
