@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import cast
 
 from captune.errors import MetricInputError
 
@@ -17,6 +19,10 @@ Predictions = Mapping[str, str] | Mapping[int, str] | Mapping[ImageId, str]
 
 def _by_text(images: Iterable[ImageId], what: str) -> dict[str, ImageId]:
     """From an id's text to the id, so that 42 and "42" are the same image."""
+    images = list(images)
+    if set(map(type, images)) == {str}:
+        # A mapping has every text once.
+        return dict(zip(cast("list[str]", images), images, strict=True))
     by_text: dict[str, ImageId] = {}
     for image in images:
         if isinstance(image, bool) or not isinstance(image, (str, int)):
@@ -51,6 +57,10 @@ def check_references(references: Mapping[ImageId, Sequence[str]]) -> None:
         raise MetricInputError(
             f"no references for image {_some(without, len(without))}; every image needs at least one"
         )
+    if set(map(type, references.values())) <= {list, tuple} and set(
+        map(type, chain.from_iterable(references.values()))
+    ) == {str}:
+        return
     for image, captions in references.items():
         if isinstance(captions, str) or not isinstance(captions, Sequence):
             raise MetricInputError(
@@ -75,6 +85,8 @@ def check_predictions(predictions: Mapping[ImageId, str]) -> None:
         )
     if not predictions:
         raise MetricInputError("there are no predictions; give a dictionary from image id to one caption")
+    if set(map(type, predictions.values())) == {str}:
+        return
     for image, caption in predictions.items():
         if not isinstance(caption, str):
             raise MetricInputError(

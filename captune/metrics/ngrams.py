@@ -27,6 +27,7 @@ ORDERS = 4
 
 _BLOCK = 1 << 15
 _PACKED_BITS = 63
+_RADIX_VOCABULARY = 1 << 16
 
 
 class NgramCounts(NamedTuple):
@@ -80,11 +81,17 @@ def count_ngrams(words: Rows, vocabulary: int, block: int = _BLOCK) -> Iterator[
     gram_at = words.values.copy()
     room = np.empty(len(words.values), np.int64)
     grams = vocabulary
+    by_word = np.zeros(0, np.int64)
     for order in range(1, ORDERS + 1):
         if order > 1:
             # An n-gram begins where a shorter one does, except at the last place in a caption where that one can.
             begins[ends[lengths >= order - 1] - (order - 1)] = False
-        runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room, block)
+        if order <= 2 and vocabulary <= _RADIX_VOCABULARY:
+            # Words of 16 bits are sorted by their digits, last word first: five times faster.
+            position = by_word = _sorted_by_word(words.values, by_word, begins, order)
+            runs = _runs(_keys(words.values, gram_at, position, order, vocabulary), position, block)
+        else:
+            runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room, block)
         blocks = _Blocks(runs, caption_of, gram_at, last=order == ORDERS)
         yield iter(blocks)
         grams = blocks.grams
@@ -126,6 +133,17 @@ class _Blocks:
                 times=np.diff(entry, append=len(new_gram)).astype(np.int32),
                 first=position.take(entry).astype(np.int32),
             )
+
+
+def _sorted_by_word(
+    values: NDArray[np.int32], by_word: NDArray[np.int64], begins: NDArray[np.bool_], order: int
+) -> NDArray[np.int64]:
+    """Positions of an order's n-grams, 1 or 2, by their words, equal ones ascending; `by_word` are those of order 1."""
+    position = np.arange(len(values)) if order == 1 else by_word - 1
+    if order > 1:
+        position = position[position >= 0]
+        position = position[begins.take(position)]
+    return position.take(np.argsort(values.take(position).astype(np.uint16), kind="stable"))
 
 
 def _sorted_runs(
@@ -188,6 +206,13 @@ def _long_runs(
     keys = _keys(values, gram_at, position, order, vocabulary)
     ascending = np.argsort(keys, kind="stable")
     keys, position = keys[ascending], position[ascending]
+    yield from _runs(keys, position, block)
+
+
+def _runs(
+    keys: NDArray[np.int64], position: NDArray[np.int64], block: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Cut sorted keys and their positions into runs of whole n-grams."""
     start = 0
     while start < len(keys):
         end = min(start + block, len(keys))

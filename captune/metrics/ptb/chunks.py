@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from captune.metrics.ptb.lexer import STOPPED_WORDS, lex
+from captune.metrics.ptb.rules import Pattern
 from captune.metrics.ptb.words import SPLIT_WORDS
 
 __all__ = ["PUNCTUATION", "chunk_tokens"]
@@ -20,7 +21,9 @@ _PLAIN = re.compile(r"([A-Za-z]++)([.,]?)").fullmatch
 _HYPHENATED = re.compile(r"([A-Za-z]++(?:-[A-Za-z]++)++)[.,]?").fullmatch
 _NUMBER = re.compile(r"([0-9]{1,2}|[0-9]{1,4}[A-Za-z]++)[.,]?").fullmatch
 # Letters, quotes, dashes and other marks: no digit and none of [<@=&], stops only at the end, [:;] only as the last.
-_SAFE = re.compile(r"[^\x00-\x20\x7f-\xa00-9<@=&.:;\u2000-\u2010\u2016-\uffff]*(?:\.*+[\"')!?,\]]*+|[:;])").fullmatch
+_SAFE_END = r"(?:\.*+[\"')!?,\]]*+|[:;])"
+_SAFE = re.compile(r"[!-%'-\-/>?A-~]*" + _SAFE_END).fullmatch
+_SAFE_BEYOND_ASCII = Pattern(r"[!-%'-\-/>?A-~\xa1-\u1fff\u2011-\u2015\U00010000-\U0010ffff]*" + _SAFE_END + r"\Z")
 _MAY_END_A_TEXT = re.compile(r"['’](?:ll|re|ve)$", re.IGNORECASE).search
 
 
@@ -40,7 +43,8 @@ def chunk_tokens(chunk: str) -> tuple[str, ...] | None:
         return None if plain[2] == "." and word in STOPPED_WORDS else (word,)
     if simple := _HYPHENATED(chunk) or _NUMBER(chunk):
         return (simple[1].lower(),)
-    if not _SAFE(chunk) or _MAY_END_A_TEXT(chunk):
+    safe = _SAFE(chunk) if chunk.isascii() else _SAFE_BEYOND_ASCII.match(chunk, 0)
+    if not safe or _MAY_END_A_TEXT(chunk):
         return None
     tokens = lex(chunk)
     if "." in chunk and (
