@@ -104,10 +104,11 @@ from captune.cli import (  # noqa: E402
     fetch,
     plan,
     prepare,
+    rate,
     report,
     score,
     train,
 )
 
-for command in (demo, prepare, check, explain, plan, train, evaluate, report, score, compare, convert, fetch):
+for command in (demo, prepare, check, explain, plan, train, evaluate, report, score, compare, rate, convert, fetch):
     command.register(app)

@@ -17,7 +17,7 @@ from captune.report.table import latex_table, markdown_table
 from captune.report.terminal import terminal_table
 from captune.report.thumbnails import write_thumbnails
 from captune.report.training_log import TrainingLog, read_log
-from captune.report.write import write_comparison, write_report
+from captune.report.write import write_comparison, write_page, write_report
 
 __all__ = [
     "LANGUAGES",
@@ -39,6 +39,7 @@ __all__ = [
     "sentences",
     "terminal_table",
     "write_comparison",
+    "write_page",
     "write_report",
     "write_scores",
     "write_thumbnails",

@@ -30,6 +30,7 @@ from captune.report.page_parts import (
     table_part,
     training_part,
 )
+from captune.report.rating import rating_part
 from captune.report.record import RunScores
 from captune.report.table import provenance
 from captune.report.text import one_line
@@ -57,6 +58,7 @@ def build_page(
     run_dir: Path | None = None,
     language: str = "en",
     comparison: Comparison | None = None,
+    rating: Mapping[str, Any] | None = None,
 ) -> str:
     """Build the page of a run.
 
@@ -67,6 +69,7 @@ def build_page(
         language: "en" or "zh", in which the page opens; a reader can switch.
         comparison: when the rows are several runs and not the checkpoints of one; their tests then stand in the
             place of the analysis of a course, and there is no chart of one.
+        rating: what people said of the captions (`captune.report.rating`), where they were asked.
 
     Returns:
         The whole HTML document, the same for the same run.
@@ -91,6 +94,8 @@ def build_page(
             "analysis": analysis_part(run) if comparison is None else comparison_part(comparison),
             "training": training_part(log),
             "distributions": distributions_part(run, statistics, references),
+            "rating": rating_part(rating) if rating is not None else "",
+            "rating_link": '<a href="#people" data-t="people"></a>' if rating is not None else "",
             "citation": escape(_citation(run)),
             "data": data,
             "script": script,

@@ -10,12 +10,13 @@ from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
 from captune.report.page import build_page
+from captune.report.rating import read_rating
 from captune.report.record import RunScores, read_scores
 from captune.report.sentences import analysis_markdown
 from captune.report.table import latex_table, markdown_table
 from captune.report.training_log import TrainingLog, read_log
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_comparison", "write_page", "write_report"]
 
 
 def write_report(
@@ -30,7 +31,8 @@ def write_report(
 
     Args:
         run_dir: where `table.{md,csv,tex}`, `metrics.*`, `analysis.md` and `report.html` go. Small pictures are
-            looked for in its `thumbnails/`, the training's loss in its `log.jsonl`; both may be missing.
+            looked for in its `thumbnails/`, the training's loss in its `log.jsonl`, what people said in its
+            `rating.json`; all may be missing.
         run: the scores; by default those in `run_dir/scores.json`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         chart_formats: of "png", "svg" and "pdf".
@@ -40,7 +42,7 @@ def write_report(
         The files, in the order they were written; each is whole under its name.
 
     Raises:
-        InputError: `scores.json` is missing or not as its format says.
+        InputError: `scores.json` is missing or not as its format says, or `rating.json` is.
         MissingExtraError: a chart is asked for and matplotlib is not installed.
         ToolError: a file cannot be written.
     """
@@ -52,7 +54,7 @@ def write_report(
         "analysis.md": analysis_markdown(scores, analyse(scores)),
     }
     contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
-    contents["report.html"] = build_page(scores, read_log(run_dir / "log.jsonl"), run_dir=run_dir, language=language)
+    contents["report.html"] = _page(run_dir, scores, language)
     return [write_whole(run_dir / name, content) for name, content in contents.items()]
 
 
@@ -89,3 +91,13 @@ def write_comparison(
         "report.html": page,
     }
     return [write_whole(folder / name, content) for name, content in contents.items()]
+
+
+def write_page(run_dir: Path, *, language: str = "en") -> Path:
+    """Write the page alone anew, when something beside the scores has changed; see `write_report`."""
+    return write_whole(run_dir / "report.html", _page(run_dir, read_scores(run_dir), language))
+
+
+def _page(run_dir: Path, scores: RunScores, language: str) -> str:
+    log, rating = read_log(run_dir / "log.jsonl"), read_rating(run_dir)
+    return build_page(scores, log, run_dir=run_dir, language=language, rating=rating)

@@ -1,0 +1,224 @@
+"""What both servers share: limits on what comes in, headers on what goes out, and the start of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from captune.errors import InputError, ToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, MutableMapping
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+__all__ = ["LOCAL_HOSTS", "Guard", "is_local", "listening_socket", "run_server"]
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+_HEADERS = (
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    # Not `no-referrer`: with it browsers hide the origin of a form, too, and that is checked here.
+    (b"referrer-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+)
+
+Refusal = Callable[[int, str], tuple[str, bytes]]
+"""Makes content type and body of a refusal from its status and sentence."""
+
+
+def _plain(status: int, sentence: str) -> tuple[str, bytes]:
+    return "text/plain; charset=utf-8", f"{sentence}\n".encode()
+
+
+class Guard:
+    """Lets through what is small, for this host, and from this site.
+
+    A body is read before the application sees the request, so that one without a length or slower than anybody's
+    line ends here.
+
+    Args:
+        application: what is guarded.
+        max_body: bytes of one request's body; more is 413.
+        max_waiting: bytes of all bodies that are being read or answered together; more is 429.
+        hosts: names in the Host header that are answered, against DNS rebinding; None is any.
+        refusal: how a refusal is written.
+        body_seconds: time to send a body in; longer is 408.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        max_body: int,
+        max_waiting: int = 256 << 20,
+        hosts: Sequence[str] | None = LOCAL_HOSTS,
+        refusal: Refusal = _plain,
+        body_seconds: float = 30.0,
+    ) -> None:
+        self._application = application
+        self._max_body = max_body
+        self._max_waiting = max_waiting
+        self._hosts = None if hosts is None else frozenset(hosts)
+        self._refusal = refusal
+        self._body_seconds = body_seconds
+        self._waiting = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one connection event, as ASGI asks."""
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if problem := self._wrong_request(scope["method"], headers):
+            await self._refuse(send, *problem)
+            return
+        body, held = bytearray(), 0
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                more = scope["method"] not in ("GET", "HEAD")
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    chunk: bytes = message.get("body", b"")
+                    more = message.get("more_body", False)
+                    held += len(chunk)
+                    self._waiting += len(chunk)
+                    if held > self._max_body:
+                        await self._refuse(send, 413, f"The request is larger than {self._max_body:,} bytes.")
+                        return
+                    if self._waiting > self._max_waiting:
+                        await self._refuse(send, 429, "Too much is waiting to be answered; try again in a moment.")
+                        return
+                    body += chunk
+            await self._application(scope, _replaying(bytes(body), receive), _with_headers(send))
+        except TimeoutError:
+            await self._refuse(send, 408, f"The request did not arrive within {self._body_seconds:g} seconds.")
+        finally:
+            self._waiting -= held
+
+    def _wrong_request(self, method: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        """Status and sentence for a request that is refused by its headers."""
+        host = headers.get(b"host", "")
+        if self._hosts is not None and _name(host) not in self._hosts:
+            return 400, "This server answers to localhost only; start it with --host to let others in."
+        if method not in ("GET", "HEAD", "OPTIONS"):
+            # Browsers tell where a post comes from; programs that are no browser tell neither, and have no cookies.
+            origin = headers.get(b"origin")
+            if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
+                origin is not None and origin.partition("://")[2] != host
+            ):
+                return 403, "The request comes from another site and was refused."
+        length = headers.get(b"content-length", "0")
+        if length.isdecimal() and int(length) > self._max_body:
+            return 413, f"The request is larger than {self._max_body:,} bytes."
+        return None
+
+    async def _refuse(self, send: Send, status: int, sentence: str) -> None:
+        content_type, body = self._refusal(status, sentence)
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        if status in (408, 413):
+            # What is left of the body is not read.
+            headers.append((b"connection", b"close"))
+        answer = _with_headers(send)
+        await answer({"type": "http.response.start", "status": status, "headers": headers})
+        await answer({"type": "http.response.body", "body": body})
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return host in LOCAL_HOSTS or host.startswith("127.")
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a taken port is one sentence before anything is loaded.
+
+    Args:
+        host: name or address to bind to.
+        port: 0 takes a free one.
+
+    Raises:
+        InputError: the port is taken, or the host is not one of this machine.
+        ToolError: the machine does not let it listen for another reason.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"Port {port} of {host} is in use; give another one with --port.") from None
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"{host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all.") from None
+        raise ToolError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from None
+    return listener
+
+
+def run_server(application: Any, listener: socket.socket, *, connections: int | None = None) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are being answered are answered first.
+
+    Args:
+        application: an ASGI application.
+        listener: from `listening_socket`.
+        connections: so many at once; more are told 503.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=connections,
+        timeout_graceful_shutdown=20,
+        lifespan="on",
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Give the application the body that was read, then whatever comes (the client's leaving)."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *_HEADERS]
+        await send(message)
+
+    return sending

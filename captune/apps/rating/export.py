@@ -1,0 +1,94 @@
+"""A study's answers and results as files: CSV for statistics programs, JSON for the run's report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from captune.apps.rating.design import CRITERIA
+from captune.apps.rating.judgements import points
+from captune.apps.rating.results import Results
+from captune.apps.rating.store import Store
+from captune.data.atomic import atomic_file
+
+__all__ = ["answers_csv", "results_json", "write_results"]
+
+COLUMNS = (
+    "rater",
+    "position",
+    "part",
+    "kind",
+    "image",
+    "first_systems",
+    "second_systems",
+    "first_caption",
+    "second_caption",
+    "choice",
+    *CRITERIA,
+    "seconds",
+    "time",
+)
+
+
+def answers_csv(store: Store) -> str:
+    """Every answer of a study as CSV, one a line, checks and repeats included.
+
+    Several systems of one caption are joined by `|`. A text that a spreadsheet would take for a formula gets an
+    apostrophe in front.
+    """
+    captions, images = store.captions(), [name for name, _ in store.images()]
+    names = {rater.number: rater.name for rater in store.raters()}
+    trials = {number: store.trials(number) for number in names}
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(COLUMNS)
+    for answer in store.answers():
+        trial = trials[answer.rater][answer.position]
+        shown = [captions[place] for place in trial.captions]
+        texts = [caption.text for caption in shown] + [""] * (2 - len(shown))
+        systems = ["|".join(caption.systems) for caption in shown] + [""] * (2 - len(shown))
+        rubric = trial.part == "rubric"
+        cells = [
+            names[answer.rater],
+            answer.position,
+            trial.part,
+            trial.kind,
+            images[trial.image],
+            *systems,
+            *texts,
+            "" if rubric else answer.value,
+            *(points(answer) if rubric else [""] * len(CRITERIA)),
+            "" if answer.seconds is None else answer.seconds,
+            round(answer.time, 3),
+        ]
+        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+    return out.getvalue()
+
+
+def write_results(folder: Path, store: Store, results: Results) -> list[Path]:
+    """Write `results.json` and `answers.csv`.
+
+    Args:
+        folder: where to; made when it is not there.
+        store: the open study.
+        results: of it.
+
+    Returns:
+        The files.
+    """
+    contents = {"results.json": results_json(results), "answers.csv": answers_csv(store)}
+    for name, text in contents.items():
+        with atomic_file(folder / name, newline="") as stream:
+            stream.write(text)
+    return [folder / name for name in contents]
+
+
+def results_json(results: Results) -> str:
+    """The results as one JSON object."""
+    return json.dumps(results.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,0 +1,202 @@
+"""What a study can be made of: systems with their captions, references, pictures and automatic scores."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from captune.data.images import IMAGE_SUFFIXES
+from captune.data.manifest import read_manifest, resolve_image
+from captune.errors import CaptuneError, InputError
+from captune.metrics import score_captions
+from captune.metrics.files import read_predictions, read_references
+from captune.report import read_scores
+
+__all__ = ["HUMAN", "Material", "System", "choose_systems", "read_material", "with_human"]
+
+HUMAN = "human"
+"""Name of the control: one reference caption of each image, shown as if a system had written it."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One author of captions.
+
+    Attributes:
+        name: unique in the study.
+        captions: image id -> caption.
+        corpus: automatic metric -> corpus score; empty where nothing was scored.
+        per_image: image id -> automatic metric -> score.
+    """
+
+    name: str
+    captions: Mapping[str, str]
+    corpus: Mapping[str, float] = field(default_factory=dict)
+    per_image: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything that a study is drawn from.
+
+    Attributes:
+        systems: in the order they were given.
+        references: image id -> its reference captions; empty where there are none.
+        pictures: image id -> its file.
+        source: where it came from, for the results page.
+    """
+
+    systems: tuple[System, ...]
+    references: Mapping[str, Sequence[str]]
+    pictures: Mapping[str, Path]
+    source: str
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Images that every system captioned and that have a picture, in the order of the first system."""
+        first, *others = self.systems
+        return tuple(
+            image
+            for image in first.captions
+            if image in self.pictures and all(image in system.captions for system in others)
+        )
+
+
+def read_material(sources: Sequence[Path], *, references: Path | None = None, pictures: Path | None = None) -> Material:
+    """Read runs and result files.
+
+    Args:
+        sources: run directories with a `scores.json`, or result files (one caption an image). With several sources
+            the systems of a run are called `run/checkpoint`.
+        references: file with reference captions; by default those in `scores.json`. Result files are scored
+            against them.
+        pictures: a manifest, or a folder in which an image's file is named after its id; by default what the run's
+            configuration names, then the references file, then the run's small pictures.
+
+    Raises:
+        InputError: a source cannot be read, two systems have one name, or no picture was found.
+    """
+    systems: list[System] = []
+    told: dict[str, Sequence[str]] = {}
+    found: dict[str, Path] = {}
+    if references is not None:
+        read = read_references(references)
+        told = {image: captions for image, captions in read.captions.items() if captions}
+        found = {image: path for image, path in read.images.items() if path.is_file()}
+    for source in sources:
+        if source.is_dir():
+            run = read_scores(source)
+            prefix = f"{source.resolve().name}/" if len(sources) > 1 else ""
+            systems += [
+                System(f"{prefix}{row.name}", row.captions, row.corpus, row.per_image) for row in run.checkpoints
+            ]
+            told = {**run.references, **told}
+            found = {**_pictures_of_run(source, run.checkpoints[-1].captions), **found}
+        else:
+            systems.append(_scored(System(source.stem, read_predictions(source).captions), told))
+    names = [system.name for system in systems]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"Two systems are called {repeated!r}; rename a file or give a source once.")
+    if HUMAN in names:
+        raise InputError(f"A system is called {HUMAN!r}, which is the name of the control; rename the file.")
+    ids = set().union(*(system.captions for system in systems))
+    if pictures is not None:
+        found = _pictures_in(pictures, ids)
+    if not ids & found.keys():
+        raise InputError(
+            "No picture of a captioned image was found; give --pictures with a manifest, or a folder whose files are "
+            "named after the image ids."
+        )
+    return Material(tuple(systems), told, found, ", ".join(str(source) for source in sources))
+
+
+def choose_systems(material: Material, names: Sequence[str] | None) -> Material:
+    """Keep some systems.
+
+    Args:
+        material: all that were read.
+        names: which; None is the first and the last (of one run: the pretrained model and the last epoch).
+
+    Raises:
+        InputError: a name is unknown or stands twice, or a chosen system has no captions.
+    """
+    by_name = {system.name: system for system in material.systems}
+    if names is None:
+        names = list(dict.fromkeys((material.systems[0].name, material.systems[-1].name)))
+    if unknown := next((name for name in names if name not in by_name), None):
+        raise InputError(f"There is no system {unknown!r}; there are: {', '.join(by_name)}.")
+    if len(set(names)) != len(names):
+        raise InputError("A system was named twice; name every system once.")
+    chosen = tuple(by_name[name] for name in names)
+    if empty := next((system.name for system in chosen if not system.captions), None):
+        raise InputError(f"The system {empty!r} has no captions to show; evaluate it again.")
+    return replace(material, systems=chosen)
+
+
+def with_human(material: Material, seed: int) -> Material:
+    """Add one reference caption of each image as a system of its own.
+
+    Args:
+        material: with references.
+        seed: decides which of an image's references is taken.
+
+    Raises:
+        InputError: there are no references.
+    """
+    if not material.references:
+        raise InputError(
+            "The human control is a reference caption, and there are none; give --references or --no-human."
+        )
+    captions = {
+        image: random.Random(f"{seed}/human/{image}").choice(list(texts))
+        for image, texts in material.references.items()
+    }
+    return replace(material, systems=(*material.systems, System(HUMAN, captions)))
+
+
+def _scored(system: System, references: Mapping[str, Sequence[str]]) -> System:
+    """A result file with the scores of its captions against the references, where there are some for all of it."""
+    common = {image: list(references[image]) for image in system.captions if image in references}
+    if len(common) < 2 or len(common) != len(system.captions):
+        return system
+    scores = score_captions({image: system.captions[image] for image in common}, common)
+    return replace(
+        system, corpus=scores.corpus, per_image={str(image): values for image, values in scores.per_image.items()}
+    )
+
+
+def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
+    """The pictures that a run was evaluated on, or the small ones that it keeps."""
+    from captune.report.thumbnails import thumbnail_path
+
+    found = {image: path for image in images if (path := thumbnail_path(run_dir, image)).is_file()}
+    if (run_dir / "config.yaml").is_file():
+        found |= _evaluated_pictures(run_dir / "config.yaml")
+    return found
+
+
+def _evaluated_pictures(config_file: Path) -> dict[str, Path]:
+    """Image id -> file, from the manifest that a run's configuration names; empty where data has moved away."""
+    from captune.config import load_config
+
+    try:
+        config = load_config(config_file)
+        manifest = config.data.evaluate or config.data.train
+        samples = read_manifest(manifest)
+    except (CaptuneError, OSError):
+        return {}
+    paths = {sample.id: resolve_image(manifest, sample.image) for sample in samples}
+    return {image: path for image, path in paths.items() if path.is_file()}
+
+
+def _pictures_in(place: Path, images: Iterable[str]) -> dict[str, Path]:
+    """Image id -> file, from a manifest or a folder."""
+    if place.is_file():
+        return {sample.id: resolve_image(place, sample.image) for sample in read_manifest(place)}
+    if not place.is_dir():
+        raise InputError(f"{place} does not exist; --pictures takes a manifest or a folder.")
+    files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    by_name = {path.stem: path for path in reversed(files)} | {path.name: path for path in reversed(files)}
+    return {image: by_name[image] for image in images if image in by_name}

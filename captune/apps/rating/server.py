@@ -1,0 +1,266 @@
+"""The web application of a study: personal pages for raters, results behind a key."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from captune.apps.http import LOCAL_HOSTS, Guard
+from captune.apps.rating.create import picture_path
+from captune.apps.rating.design import CRITERIA
+from captune.apps.rating.export import answers_csv
+from captune.apps.rating.pages import STATIC, page, preferred_language, static_file
+from captune.apps.rating.results import Results, compute_results
+from captune.apps.rating.store import Store
+from captune.apps.rating.trials import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MAX_BODY", "rating_application"]
+
+MAX_BODY = 16 << 10
+"""Bytes of a request; an answer has a hundred."""
+
+CHOICES = ("first", "second", "tie")
+
+_LANGUAGE, _KEY = "captune_language", "captune_results"
+
+
+class _Study:
+    """What the pages need of a study that does not change, and when each rater was shown a screen."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.texts = [caption.text for caption in store.captions()]
+        self.pictures = len(store.images())
+        self.parts = store.options.parts
+        self._trials: dict[int, list[Trial]] = {}
+        self._shown: dict[int, tuple[int, float]] = {}
+        self._results: tuple[object, Results] | None = None
+        self._computing = asyncio.Lock()
+
+    def trials(self, rater: int) -> list[Trial]:
+        if rater not in self._trials:
+            self._trials[rater] = self.store.trials(rater)
+        return self._trials[rater]
+
+    def show(self, rater: int, position: int) -> None:
+        """Note when a screen was first shown."""
+        if self._shown.get(rater, (-1, 0.0))[0] != position:
+            self._shown[rater] = (position, time.monotonic())
+
+    def seconds(self, rater: int, position: int) -> float | None:
+        """How long a screen has been shown; None when this server did not show it."""
+        shown, since = self._shown.get(rater, (-1, 0.0))
+        return round(time.monotonic() - since, 3) if shown == position else None
+
+    async def results(self) -> Results:
+        """The results, computed again only when there is a new answer."""
+        async with self._computing:
+            state = self.store.state()
+            if self._results is None or self._results[0] != state:
+                self._results = (state, await run_in_threadpool(compute_results, self.store))
+            return self._results[1]
+
+
+def rating_application(store: Store, *, hosts: Sequence[str] | None = LOCAL_HOSTS) -> Guard:
+    """The application of an open study.
+
+    Args:
+        store: the study; closed when the server stops.
+        hosts: names under which the server answers; None is any.
+    """
+    study = _Study(store)
+
+    @asynccontextmanager
+    async def closing(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        store.close()
+
+    application = FastAPI(title="captune rate", openapi_url=None, docs_url=None, redoc_url=None, lifespan=closing)
+    _add_general_pages(application)
+    _add_rater_pages(application, study)
+    _add_results_pages(application, study)
+    return Guard(application, max_body=MAX_BODY, hosts=hosts)
+
+
+def _add_general_pages(application: FastAPI) -> None:
+    @application.get("/")
+    async def home(request: Request) -> Response:
+        return _html(request, "message", heading="home_title", text="home")
+
+    @application.get("/static/{name}")
+    async def static(name: str) -> Response:
+        if name not in STATIC:
+            return Response("There is no such file.\n", 404)
+        return Response(static_file(name), media_type=STATIC[name], headers={"cache-control": "max-age=3600"})
+
+
+def _add_rater_pages(application: FastAPI, study: _Study) -> None:
+    store = study.store
+
+    @application.get("/r/{token}/")
+    async def introduction(request: Request, token: str) -> Response:
+        rater = store.rater_of(token)
+        if rater is None:
+            return _unknown(request)
+        total, answered = len(study.trials(rater)), store.answered(rater)
+        return _html(request, "intro", parts=study.parts, criteria=CRITERIA, total=total, answered=answered)
+
+    @application.get("/r/{token}")
+    async def without_slash(request: Request, token: str) -> Response:
+        return _unknown(request) if store.rater_of(token) is None else RedirectResponse(f"/r/{token}/", 308)
+
+    @application.get("/r/{token}/rate")
+    async def screen(request: Request, token: str) -> Response:
+        rater = store.rater_of(token)
+        if rater is None:
+            return _unknown(request)
+        trials, position = study.trials(rater), store.answered(rater)
+        if position >= len(trials):
+            return _html(request, "done", total=len(trials))
+        trial = trials[position]
+        study.show(rater, position)
+        notice = request.query_params.get("notice")
+        return _html(
+            request,
+            "trial",
+            position=position,
+            total=len(trials),
+            part=trial.part,
+            picture=trial.image,
+            captions=[study.texts[place] for place in trial.captions],
+            criteria=CRITERIA,
+            first_of_part=position == 0 or trials[position - 1].part != trial.part,
+            notice=notice if notice in ("already", "incomplete", "undone") else None,
+        )
+
+    @application.post("/r/{token}/answer")
+    async def answer(request: Request, token: str) -> Response:
+        rater = store.rater_of(token)
+        if rater is None:
+            return _unknown(request)
+        fields = await _form(request)
+        position = _position(fields)
+        trials = study.trials(rater)
+        if position is None or position >= len(trials):
+            return _next(token, "incomplete")
+        value = _value(trials[position].part, fields)
+        if value is None:
+            return _next(token, "incomplete")
+        # In a thread: others are served while the disk writes.
+        given = await run_in_threadpool(store.give, rater, position, value, study.seconds(rater, position))
+        return _next(token, None if given else "already")
+
+    @application.post("/r/{token}/undo")
+    async def undo(request: Request, token: str) -> Response:
+        rater = store.rater_of(token)
+        if rater is None:
+            return _unknown(request)
+        position = _position(await _form(request))
+        undone = position is not None and await run_in_threadpool(store.undo, rater, position)
+        return _next(token, "undone" if undone else None)
+
+    @application.get("/r/{token}/picture/{place}")
+    async def picture(request: Request, token: str, place: str) -> Response:
+        if store.rater_of(token) is None:
+            return _unknown(request)
+        if not place.isascii() or not place.isdecimal() or len(place) > 9 or int(place) >= study.pictures:
+            return Response("There is no such picture.\n", 404)
+        headers = {"cache-control": "private, max-age=86400"}
+        return FileResponse(picture_path(store.folder, int(place)), media_type="image/jpeg", headers=headers)
+
+
+def _add_results_pages(application: FastAPI, study: _Study) -> None:
+    store = study.store
+
+    def may_see(request: Request) -> bool:
+        return store.is_results_key(request.cookies.get(_KEY, ""))
+
+    def opened(key: str) -> Response:
+        answer = RedirectResponse("/results", 303)
+        # Strict: no other site can make a browser send it.
+        answer.set_cookie(_KEY, key, httponly=True, samesite="strict", path="/results")
+        return answer
+
+    @application.get("/results")
+    async def results(request: Request) -> Response:
+        key = request.query_params.get("key")
+        if key is not None and store.is_results_key(key):
+            return opened(key)
+        if not may_see(request):
+            return _html(request, "login", status=401 if key is None else 403, wrong=key is not None)
+        found = await study.results()
+        raters = {rater.number: rater.name for rater in store.raters()}
+        return _html(request, "results", results=found, raters=raters, source=store.setting("source"))
+
+    @application.post("/results")
+    async def log_in(request: Request) -> Response:
+        key = (await _form(request)).get("key", "")
+        if not store.is_results_key(key):
+            return _html(request, "login", status=403, wrong=True)
+        return opened(key)
+
+    @application.get("/results/results.json")
+    async def results_json(request: Request) -> Response:
+        if not may_see(request):
+            return JSONResponse({"error": "Open /results with the key first."}, 401)
+        return JSONResponse((await study.results()).to_dict())
+
+    @application.get("/results/answers.csv")
+    async def answers(request: Request) -> Response:
+        if not may_see(request):
+            return Response("Open /results with the key first.\n", 401)
+        headers = {"content-disposition": 'attachment; filename="answers.csv"', "cache-control": "no-store"}
+        text = await run_in_threadpool(answers_csv, store)
+        return Response(text.encode("utf-8"), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _html(request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page in the visitor's language, which a link on it changes."""
+    chosen = request.query_params.get("lang")
+    language = preferred_language(request.headers.get("accept-language", ""), chosen or request.cookies.get(_LANGUAGE))
+    answer = HTMLResponse(page(name, language, **values), status, {"cache-control": "no-store"})
+    if chosen == language:
+        answer.set_cookie(_LANGUAGE, language, max_age=365 * 86400, httponly=True, samesite="lax")
+    return answer
+
+
+def _unknown(request: Request) -> Response:
+    return _html(request, "message", status=404, heading="no_link", text="no_link_text")
+
+
+def _next(token: str, notice: str | None) -> Response:
+    return RedirectResponse(f"/r/{token}/rate" + (f"?notice={notice}" if notice else ""), 303)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The first value of every field of a form; anything that is no form has no fields."""
+    body = (await request.body()).decode("utf-8", "replace")
+    try:
+        return {name: values[0] for name, values in parse_qs(body, max_num_fields=20).items()}
+    except ValueError:
+        return {}
+
+
+def _position(fields: Mapping[str, str]) -> int | None:
+    given = fields.get("position", "")
+    return int(given) if given.isascii() and given.isdecimal() and len(given) <= 9 else None
+
+
+def _value(part: str, fields: Mapping[str, str]) -> str | None:
+    """An answer as it is kept; None when the form is not filled."""
+    if part == "pairwise":
+        choice = fields.get("choice")
+        return choice if choice in CHOICES else None
+    points = [fields.get(criterion, "") for criterion in CRITERIA]
+    return "".join(points) if all(point in ("1", "2", "3", "4", "5") for point in points) else None
