@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from captune.cli.importing import Options, find_file, import_rows, resplit
+from captune.cli.prepare_options import AsJson, Check, Images, Out, ProblemsFile, Splits, Strict
+from captune.cli.prepare_own import folder, hf, table, webdataset
 
 if TYPE_CHECKING:
     from captune.data.importing import Row
@@ -22,33 +24,17 @@ app = typer.Typer(
     epilog="Example: captune prepare flickr30k flickr30k/flickr_annotations_30k.csv --out flickr30k/manifest.jsonl",
 )
 
-Images = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the image files; by default looked for beside SOURCE.", show_default=False),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.", show_default=False)]
-Check = Annotated[
-    Literal["none", "exist", "decode"],
-    typer.Option("--check-images", help="Look at no image, see whether each is there, or decode each fully."),
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if anything is wrong.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
-Splits = Annotated[
-    Path | None,
-    typer.Option(help="Karpathy's dataset_*.json; images that it does not name become 'unlisted'.", show_default=False),
-]
-ProblemsFile = Annotated[
-    Path | None,
-    typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
-]
-
 _FLICKR30K_FILES = ("flickr_annotations_30k.csv", "results.csv", "results_20130124.token")
 _FLICKR30K_ORIGIN = "it and flickr30k-images.zip are files of the data set nlphuji/flickr30k on Hugging Face"
 _FLICKR30K_IMAGES = ("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images")
 
 
 def register(program: typer.Typer) -> None:
-    """Add the commands to the program."""
+    """Add the commands to the program; those for one's own data come last."""
+    app.command("table", short_help="CSV, TSV, JSON Lines or parquet with named columns.")(table)
+    app.command("folder", short_help="Images with a .txt of the same name beside each.")(folder)
+    app.command("hf", short_help="A Hugging Face data set, from a folder or the hub.")(hf)
+    app.command("webdataset", short_help="Tars with an image and its captions under one key.")(webdataset)
     program.add_typer(app, name="prepare")
 
 
@@ -98,7 +84,7 @@ def flickr30k(
     import_rows(resplit(rows, splits), file, reading, _FLICKR30K_IMAGES, options)
 
 
-@app.command(short_help="Flickr8k, Flickr30k-CN, COCO-CN: lines 'image#n<TAB>caption', or captions.txt.")
+@app.command(short_help="Flickr8k: lines 'image#n<TAB>caption', or Kaggle's captions.txt.")
 def flickr8k(
     source: Annotated[
         Path,
@@ -112,7 +98,7 @@ def flickr8k(
     as_json: AsJson = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """Flickr8k, and every file of lines 'image#n<TAB>caption' (Flickr30k-CN, COCO-CN), or Kaggle's captions.txt.
+    """Flickr8k, and every file of lines 'image#n<TAB>caption', or Kaggle's captions.txt.
 
     The lists Flickr_8k.{train,dev,test}Images.txt beside SOURCE give the splits; images that none of them names
     become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
@@ -152,7 +138,7 @@ def karpathy(
     import_rows(karpathy_rows(reading), source, reading, ("images", "flickr30k-images", ""), options)
 
 
-@app.command(short_help="COCO captions 2014 or 2017, NoCaps, and what follows their layout.")
+@app.command(short_help="COCO captions 2014 or 2017, and what follows their layout.")
 def coco(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="captions_val2017.json or one of its kind.")],
     out: Out,
@@ -166,7 +152,7 @@ def coco(
     as_json: AsJson = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """COCO's caption files; ids are COCO's numbers. NoCaps' domains become splits ('val/near-domain').
+    """COCO's caption files; ids are COCO's numbers.
 
     Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it.
     """
@@ -180,48 +166,82 @@ def coco(
     import_rows(resplit(rows, splits), source, reading, (name, f"../{name}", "images"), options)
 
 
-@app.command(short_help="CSV, TSV or JSON Lines with named columns.")
-def table(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv or .jsonl file.")],
+@app.command(short_help="NoCaps, with the domain of each image.")
+def nocaps(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="nocaps_val_4500_captions.json.")],
     out: Out,
     images: Images = None,
-    image_column: Annotated[str, typer.Option(help="Column of the image's file name.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of a caption, or of a JSON list.")] = "caption",
-    split_column: Annotated[str | None, typer.Option(help="Column of the split.", show_default=False)] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of the id; by default the file name.", show_default=False)
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of all images where there is no column for it.")] = "train",
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """A table with a caption or an image a row; rows of the same image are brought together.
+    """NoCaps; in-domain, near-domain and out-domain are kept beside the split and scored apart as well.
 
-    Images are looked for in images beside SOURCE, or beside it.
+    Images are looked for in validation, val or images beside SOURCE.
     """
-    from captune.data.table import Columns, table_rows
+    from captune.data.coco import coco_rows, split_of_name
     from captune.data.text import Reading
 
     reading = Reading(source)
-    columns = Columns(image_column, caption_column, split_column, id_column)
     options = Options(out, images, check_images, strict, as_json, problems)
-    import_rows(table_rows(reading, columns, split=split), source, reading, ("images", ""), options)
+    rows = coco_rows(reading, split=split_of_name(source.name))
+    import_rows(rows, source, reading, ("validation", "val", "images"), options)
 
 
-@app.command(short_help="Images with a .txt of the same name beside each.")
-def folder(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, searched with its subfolders.")],
+@app.command(short_help="TextCaps: captions of pictures with text in them.")
+def textcaps(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="TextCaps_0.1_train.json or TextCaps_0.1_val.json.")],
     out: Out,
-    split: Annotated[str, typer.Option(help="Split of all images.")] = "train",
+    images: Images = None,
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """A folder of images with a text file of the same name beside each, one caption a line."""
-    from captune.data.folder import FolderReading
+    """TextCaps; the split is each entry's own, the id TextCaps' own.
 
-    reading = FolderReading(source, split=split)
-    import_rows(reading.rows(), source, reading, (), Options(out, source, check_images, strict, as_json, problems))
+    Images are looked for in train_images (those of val, too) or images beside SOURCE.
+    """
+    from captune.data.text import Reading
+    from captune.data.textcaps import textcaps_rows
+
+    reading = Reading(source)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(textcaps_rows(reading), source, reading, ("train_images", "images"), options)
+
+
+@app.command(short_help="Chinese captions: Flickr30k-CN and COCO-CN.")
+def chinese(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A file of lines 'image#n<TAB>caption', or COCO-CN's folder.")
+    ],
+    out: Out,
+    images: Images = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of all images; by default lists beside SOURCE, or its name, tell.")
+    ] = None,
+    splits: Splits = None,
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """Flickr30k-CN and COCO-CN; ids and images are those of the English data, so that leaks between them are seen.
+
+    Lists such as coco-cn_train.txt beside SOURCE give the splits. Images are looked for in images,
+    flickr30k-images or beside SOURCE, COCO's in their folders train2014 and val2014 there.
+    """
+    from captune.data.chinese import chinese_lists, with_coco_names
+    from captune.data.coco import split_of_name
+    from captune.data.karpathy import with_splits
+    from captune.data.text import Reading
+    from captune.data.token_lines import token_rows
+
+    file = find_file(source, ("imageid.human-written-caption.txt",), "COCO-CN's is imageid.human-written-caption.txt")
+    reading = Reading(file)
+    rows: Iterable[Row | Problem] = token_rows(reading, split=split or split_of_name(file.name))
+    listed = {} if splits or split else chinese_lists(file.parent)
+    rows = with_splits(rows, listed) if listed else resplit(rows, splits)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    import_rows(with_coco_names(rows), file, reading, ("images", "flickr30k-images", ""), options)

@@ -35,7 +35,7 @@ def coco_rows(reading: Reading, *, split: str) -> Iterator[Row | Problem]:
 
     Args:
         reading: the open file; `.gz` is unpacked.
-        split: what the images are given. NoCaps' domain of an image is added: "val/near-domain".
+        split: what the images are given. NoCaps' domain of an image is kept beside it.
 
     Yields:
         a row an image that has captions, or what is wrong with an entry.
@@ -43,7 +43,7 @@ def coco_rows(reading: Reading, *, split: str) -> Iterator[Row | Problem]:
     Raises:
         DataError: not JSON, or the lists "images" and "annotations" are not in it.
     """
-    images: dict[str, tuple[str, str]] = {}
+    images: dict[str, tuple[str, str | None]] = {}
 
     def captions() -> Iterator[CaptionRow | Problem]:
         counts = {"images": 0, "annotations": 0}
@@ -53,10 +53,10 @@ def coco_rows(reading: Reading, *, split: str) -> Iterator[Row | Problem]:
             counts[key] += 1
             try:
                 if key == "images":
-                    images[_number(entry, "id")] = (string_field(entry, "file_name"), _split(entry, split))
+                    images[_number(entry, "id")] = (string_field(entry, "file_name"), _domain(entry))
                 else:
                     number = _number(entry, "image_id")
-                    yield CaptionRow(0, number, string_field(entry, "caption"), "", number)
+                    yield CaptionRow(0, number, string_field(entry, "caption"), split, number)
             except (KeyError, TypeError) as error:
                 what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
                 message = f"entry {counts[key]} of {key} cannot be read: {what}."
@@ -70,8 +70,8 @@ def coco_rows(reading: Reading, *, split: str) -> Iterator[Row | Problem]:
         if isinstance(row, Problem):
             yield row
         elif row.image in images:
-            name, own_split = images.pop(row.image)
-            yield replace(row, image=name, split=own_split)
+            name, domain = images.pop(row.image)
+            yield replace(row, image=name, domain=domain)
         else:
             message = f"captions are given for the image {row.image}, which is not in the list of images."
             yield Problem(reading.name, 0, "malformed", message)
@@ -79,9 +79,10 @@ def coco_rows(reading: Reading, *, split: str) -> Iterator[Row | Problem]:
         yield Problem(reading.name, 0, "empty", f"the image {number} ('{name}') has no caption.")
 
 
-def _split(entry: Any, split: str) -> str:
+def _domain(entry: Any) -> str | None:
+    """NoCaps' "in-domain", "near-domain" or "out-domain"; other files have none."""
     domain = entry.get("domain")
-    return f"{split}/{domain}" if isinstance(domain, str) and domain else split
+    return domain if isinstance(domain, str) and domain else None
 
 
 def _number(entry: Any, key: str) -> str:

@@ -45,6 +45,7 @@ class Row:
         captions: as they stand in the file.
         split: as it stands in the file.
         id: unique name; the image's name without folder and ending where the format has none.
+        domain: the part of the split that it belongs to, where the format knows such parts.
     """
 
     line: int
@@ -52,6 +53,7 @@ class Row:
     captions: tuple[str, ...]
     split: str
     id: str | None = None
+    domain: str | None = None
 
 
 @dataclass
@@ -163,12 +165,14 @@ def _cleaned(rows: Iterable[Row | Problem], source: str) -> Generator[Row | Prob
             yield Problem(source, row.line, "malformed", f"the id of '{row.image}' {fault}.")
         elif fault := text_fault(row.split):
             yield Problem(source, row.line, "malformed", f"the split of '{row.image}' {fault}.")
+        elif row.domain is not None and (fault := text_fault(row.domain)):
+            yield Problem(source, row.line, "malformed", f"the domain of '{row.image}' {fault}.")
         elif (first := seen.line_of(name)) is not None:
             where = f"stands on line {first} already" if first else "is given twice"
             yield Problem(source, row.line, "duplicate", f"the id '{name}' {where}.")
         else:
             seen.add(name, row.line)
-            yield Row(row.line, row.image, captions, row.split, name)
+            yield Row(row.line, row.image, captions, row.split, name, row.domain)
 
 
 def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Problem]]:
@@ -232,7 +236,7 @@ def _counted(
         if isinstance(row, Problem):
             summary.problems.add(row)
         else:
-            sample = Sample(str(row.id), prefix + row.image, row.captions, row.split)
+            sample = Sample(str(row.id), prefix + row.image, row.captions, row.split, row.domain)
             summary.add(sample)
             yield sample
         if progress is not None and done % _PROGRESS_EVERY == 0:

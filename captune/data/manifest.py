@@ -2,9 +2,10 @@
 
     {"id": "36979", "image": "flickr30k-images/36979.jpg", "captions": ["A dog .", ...], "split": "train"}
 
-All four keys are needed and no others are known: a misspelt one is an error with a suggestion, never silently
-dropped. `id` is a string ("0036979" is not 36979) and stands once in a file, `image` is a path relative to the
-manifest (an absolute path is taken as it is), `captions` holds at least one caption, none of them blank.
+These four keys are needed, `domain` may be given too, and no others are known: a misspelt one is an error with a
+suggestion, never silently dropped. `id` is a string ("0036979" is not 36979) and stands once in a file, `image` is a
+path relative to the manifest (an absolute path is taken as it is), `captions` holds at least one caption, none of them
+blank. `domain` is a part of the split that is also scored by itself, as NoCaps' "near-domain".
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _KEYS = ("id", "image", "captions", "split")
+_KNOWN = (*_KEYS, "domain")
 _DRIVE = re.compile("[A-Za-z]:")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -52,12 +54,14 @@ class Sample:
         image: path relative to the manifest, with `/`, or absolute.
         captions: at least one.
         split: "train", "val", "test" or any other name.
+        domain: the part of the split that it belongs to, where the data set has such parts.
     """
 
     id: str
     image: str
     captions: tuple[str, ...]
     split: str
+    domain: str | None = None
 
 
 def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[int, Sample | Problem]]:
@@ -159,6 +163,8 @@ def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample]) -> i
     with atomic_file(path) as stream:
         for sample in samples:
             row = {"id": sample.id, "image": sample.image, "captions": sample.captions, "split": sample.split}
+            if sample.domain is not None:
+                row["domain"] = sample.domain
             stream.write(_encode(row) + "\n")
             count += 1
     return count
@@ -244,9 +250,9 @@ def _parse(text: str) -> Sample:
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object with the keys {', '.join(_KEYS)} is expected")
     for key in row:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_KEYS)}"
+        if key not in _KNOWN:
+            near = difflib.get_close_matches(key, _KNOWN, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_KNOWN)}"
             raise ValueError(f"the key '{key}' is unknown; {hint}")
     for key in _KEYS:
         if key not in row:
@@ -254,13 +260,16 @@ def _parse(text: str) -> Sample:
     captions = row["captions"]
     for key in ("id", "image", "split"):
         _check_text(key, row[key])
+    domain = row.get("domain")
+    if domain is not None:
+        _check_text("domain", domain)
     if not isinstance(captions, list):
         raise ValueError(f"captions must be a list of strings, not {_kind(captions)}")
     if not captions:
         raise ValueError("captions is empty; at least one caption is expected")
     for place, caption in enumerate(captions, 1):
         _check_text(f"caption {place} of {len(captions)}", caption)
-    return Sample(row["id"], row["image"], tuple(captions), row["split"])
+    return Sample(row["id"], row["image"], tuple(captions), row["split"], domain)
 
 
 def _sentence(error: Exception) -> str:

@@ -1,23 +1,26 @@
-"""Importer of tables with named columns: CSV, TSV and JSON Lines, one caption or one image a row.
+"""Importer of tables with named columns: CSV, TSV, JSON Lines and parquet, one caption or one image a row.
 
-A cell of the caption column is one caption, or a JSON list of them. Rows of the same image, wherever they stand, are
-brought together.
+A cell of the caption column is one caption, or a (JSON) list of them; there may be several such columns. Rows of the
+same image, wherever they stand, are brought together. A cell of the image column is the name of a file; in parquet it
+may be the file itself, as Hugging Face's data sets have it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from captune.data.embedded import EmbeddedImages
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
+from captune.data.parquet import parquet_columns, parquet_rows
 from captune.data.problems import Problem, plural
 from captune.data.text import Reading, csv_rows, parse_json, text_lines
 from captune.errors import DataError
 
-__all__ = ["Columns", "table_rows"]
+__all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
@@ -28,28 +31,37 @@ class Columns:
 
     Attributes:
         image: name of the image file, relative to the image folder.
-        caption: a caption, or a JSON list of captions.
+        caption: a caption, or a list of captions; several columns as a tuple.
         split: the split; None where the table has none.
         id: the unique name; None to take it from the name of the file.
     """
 
     image: str = "image"
-    caption: str = "caption"
+    caption: str | tuple[str, ...] = "caption"
     split: str | None = None
     id: str | None = None
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The columns of captions."""
+        return (self.caption,) if isinstance(self.caption, str) else self.caption
+
     def names(self) -> list[str]:
         """The columns that the table must have."""
-        return [name for name in (self.image, self.caption, self.split, self.id) if name is not None]
+        return [name for name in (self.image, *self.captions, self.split, self.id) if name is not None]
 
 
-def table_rows(reading: Reading, columns: Columns, *, split: str = "train") -> Iterator[Row | Problem]:
+def table_rows(
+    reading: Reading, columns: Columns, *, split: str = "train", embedded: EmbeddedImages | None = None
+) -> Iterator[Row | Problem]:
     """The images of a table.
 
     Args:
-        reading: the open file; its ending says the format (`.tsv`, `.jsonl`, anything else is CSV; `.gz` on top).
+        reading: the open file; its ending says the format (`.tsv`, `.jsonl`, `.parquet`, anything else is CSV; `.gz`
+            on top).
         columns: which column holds what.
         split: what images are given where the table has no column for it.
+        embedded: where images that come inside the table are written to; None refuses them.
 
     Returns:
         an iterator over the images, and over what is wrong with a row.
@@ -61,47 +73,77 @@ def table_rows(reading: Reading, columns: Columns, *, split: str = "train") -> I
     ending = endings[-1].lower() if endings else ""
     if ending in _JSON_ENDINGS:
         records = _json_records(reading, columns)
+    elif ending in (".parquet", ".pq"):
+        records = _parquet_records(reading, columns)
     else:
         records = _delimited_records(reading, columns, "\t" if ending in (".tsv", ".tab") else ",")
-    return gathered(_captions(records, reading.name, columns, split), reading.name)
+    return gathered(caption_rows(records, reading.name, columns, split, embedded), reading.name)
 
 
-# What a row holds, in the order of `Columns`; None where there is no such column.
-_Values: TypeAlias = tuple[Any, Any, Any, Any]
+Values: TypeAlias = tuple[Any, list[Any], Any, Any]
+"""What a row holds: image, a value for each caption column, split, id; None where there is no such column."""
 
 
-def _captions(
-    records: Iterator[tuple[int, _Values] | Problem], source: str, columns: Columns, split: str
+def caption_rows(
+    records: Iterable[tuple[int, Values] | Problem],
+    source: str,
+    columns: Columns,
+    split: str,
+    embedded: EmbeddedImages | None,
 ) -> Iterator[CaptionRow | Problem]:
+    """Captions of records of any format, checked for the types that they must have.
+
+    Args:
+        records: line and values, or what is wrong with a line.
+        source: name of the file, for messages.
+        columns: which column holds what.
+        split: what images are given where there is no column for it.
+        embedded: where images that come inside are written to; None refuses them.
+
+    Yields:
+        a row a caption, or what is wrong.
+    """
     for record in records:
         if isinstance(record, Problem):
             yield record
             continue
-        line, (image, caption, own_split, name) = record
+        line, (image, values, own_split, name) = record
         own_split = split if columns.split is None else own_split
         try:
-            if type(image) is not str:
-                raise ValueError(f"'{columns.image}' must be a string")
             if type(own_split) is not str:
                 raise ValueError(f"'{columns.split}' must be a string")
             if name is not None and type(name) not in (str, int):
                 raise ValueError(f"'{columns.id}' must be a string or a number")
-            captions = _caption_list(caption, columns.caption)
-        except ValueError as error:
-            yield Problem(source, line, "malformed", f"{error}.")
+            pairs = zip(columns.captions, values, strict=True)
+            captions = [text for column, value in pairs for text in _caption_list(value, column)]
+            image = _image_name(image, columns.image, embedded)
+        except (ValueError, DataError) as error:
+            yield Problem(source, line, "malformed", f"{str(error).removesuffix('.')}.")
             continue
         for text in captions:
             yield CaptionRow(line, image, text, own_split, None if name is None else str(name))
 
 
-def _delimited_records(reading: Reading, columns: Columns, delimiter: str) -> Iterator[tuple[int, _Values] | Problem]:
+def _image_name(cell: Any, column: str, embedded: EmbeddedImages | None) -> str:
+    """The name of an image file; an image that comes inside is written first."""
+    if isinstance(cell, str):
+        return cell
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if isinstance(data, bytes) and embedded is not None:
+        return embedded.add(data, path if isinstance(path, str) else None)
+    if data is None and isinstance(path, str):
+        return path
+    raise ValueError(f"'{column}' must be the name of a file, not {type(cell).__name__}")
+
+
+def _delimited_records(reading: Reading, columns: Columns, delimiter: str) -> Iterator[tuple[int, Values] | Problem]:
     rows = csv_rows(text_lines(reading), delimiter=delimiter)
     _, header = next(rows, (1, [""]))
     if isinstance(header, DataError):
         raise DataError(f"{reading.name}:1: {header}")
     header = [name.strip() for name in header]
-    _require(columns, header, f"{reading.name}:1")
-    image, caption = header.index(columns.image), header.index(columns.caption)
+    require_columns(columns, header, f"{reading.name}:1")
+    image, captions = header.index(columns.image), [header.index(name) for name in columns.captions]
     # A column that is not asked for reads the None put behind the last cell.
     split = -1 if columns.split is None else header.index(columns.split)
     name = -1 if columns.id is None else header.index(columns.id)
@@ -113,11 +155,31 @@ def _delimited_records(reading: Reading, columns: Columns, delimiter: str) -> It
             yield Problem(reading.name, line, "malformed", message)
         else:
             cells = [*row, None]
-            yield line, (cells[image], cells[caption], cells[split], cells[name])
+            yield line, (cells[image], [cells[caption] for caption in captions], cells[split], cells[name])
 
 
-def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, _Values] | Problem]:
-    image, caption, split, name = columns.image, columns.caption, columns.split, columns.id
+def _parquet_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, Values] | Problem]:
+    try:
+        require_columns(columns, parquet_columns(reading), reading.name)
+    except DataError:
+        reading.close()
+        raise
+    names = list(dict.fromkeys(columns.names()))
+    for row in parquet_rows(reading, names):
+        if isinstance(row, Problem):
+            yield row
+        else:
+            yield row[0], record_values(dict(zip(names, row[1], strict=True)), columns)
+
+
+def record_values(record: dict[str, Any], columns: Columns) -> Values:
+    """What a record with every column holds."""
+    split = None if columns.split is None else record[columns.split]
+    name = None if columns.id is None else record[columns.id]
+    return record[columns.image], [record[caption] for caption in columns.captions], split, name
+
+
+def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, Values] | Problem]:
     needed = columns.names()
     for line, text in enumerate(text_lines(reading), 1):
         if not text.strip():
@@ -127,26 +189,22 @@ def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, _Va
             if not isinstance(record, dict):
                 raise ValueError("a JSON object is expected")
             if line == 1:
-                _require(columns, list(record), f"{reading.name}:1")
+                require_columns(columns, list(record), f"{reading.name}:1")
             absent = [column for column in needed if column not in record]
             if absent:
                 raise ValueError(f"'{absent[0]}' is missing")
         except ValueError as error:
             yield Problem(reading.name, line, "malformed", f"{error}.")
             continue
-        yield (
-            line,
-            (
-                record[image],
-                record[caption],
-                None if split is None else record[split],
-                None if name is None else record[name],
-            ),
-        )
+        yield line, record_values(record, columns)
 
 
-def _require(columns: Columns, there: Sequence[str], place: str) -> None:
-    """Refuse a table without the columns, naming those that it has."""
+def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
+    """Refuse a table without the columns, naming those that it has.
+
+    Raises:
+        DataError: a column is not there, or twice.
+    """
     for name in columns.names():
         if there.count(name) != 1:
             near = difflib.get_close_matches(name, there, n=1)

@@ -36,12 +36,12 @@ def flickr30k(tmp_path: Path) -> Path:
 
 
 def run(
-    repository: Path, cwd: Path, *arguments: str | Path, program: list[str] = CAPTUNE
+    repository: Path, cwd: Path, *arguments: str | Path, program: list[str] = CAPTUNE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*program, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(repository)},
+        env={**os.environ, "PYTHONPATH": str(repository), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -187,5 +187,79 @@ def test_the_script_without_data_is_one_sentence(repository: Path, tmp_path: Pat
 def test_the_help_names_every_format(repository: Path, tmp_path: Path) -> None:
     done = run(repository, tmp_path, "prepare", "--help")
     assert done.returncode == 0
-    assert "flickr30k" in done.stdout
+    formats = ["flickr30k", "flickr8k", "karpathy", "coco", "nocaps", "textcaps", "chinese"]
+    formats += ["table", "folder", "hf", "webdataset"]
+    listed = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line[2:3].strip()]
+    assert [name for name in listed if name in formats] == formats
     assert '"captions": ["A dog ."]' in done.stdout
+
+
+def test_ones_own_data_with_images_inside(repository: Path, tmp_path: Path) -> None:
+    """A tar, a table and a folder of parquet, each in one command; the manifest points to the written images."""
+    import io
+    import tarfile
+
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(stream, "JPEG")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in {"one.jpg": stream.getvalue(), "one.txt": b"A dog ."}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    done = run(repository, tmp_path, "prepare", "webdataset", "a.tar", "--out", "out/m.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "1 image of them:" in done.stderr
+    row = json.loads((tmp_path / "out" / "m.jsonl").read_text())
+    assert row == {"id": "one", "image": "m-images/one.jpg", "captions": ["A dog ."], "split": "train"}
+    assert (tmp_path / "out" / row["image"]).read_bytes() == stream.getvalue()
+
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
+    pytest.importorskip("datasets", reason="needs the extra 'data'")
+    from pyarrow import parquet
+
+    (tmp_path / "hub").mkdir()
+    table = pyarrow.table({"photo": [{"bytes": stream.getvalue(), "path": "two.jpg"}], "text": [["A cat .", "Two ."]]})
+    parquet.write_table(table, tmp_path / "hub" / "test.parquet")
+    columns = ("--image-column", "photo", "--caption-column", "text")
+    for source in (("hf", "hub"), ("hf", "."), ("table", "hub/test.parquet", "--split", "test")):
+        folder = tmp_path / "hub" if source[1] == "." else tmp_path
+        done = run(repository, folder, "prepare", *source, "-o", "h.jsonl", *columns)
+        assert done.returncode == 0, done.stderr
+        row = json.loads((folder / "h.jsonl").read_text())
+        expected = {"id": "two", "image": "h-images/two.jpg", "captions": ["A cat .", "Two ."], "split": "test"}
+        assert row == expected
+    done = run(repository, tmp_path, "prepare", "hf", "none-there/at-all", "-o", "x.jsonl", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert "the data set 'none-there/at-all' cannot be loaded" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "x-images").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("big.csv", b'image,caption\na.jpg,"' + b"x" * (17 << 20) + b'"\n', "the line is longer than 16 MB"),
+        ("many.csv", b'image,caption\na.jpg,"' + b"x\n" * 200_000, "field larger than field limit"),
+        ("nul.csv", b'image,caption\na.jpg,"a\0b"\n', "holds a NUL character"),
+        ("travel.csv", b"image,caption\n../../etc/passwd,A dog .\n", "leads out of the image folder"),
+        ("absolute.csv", b"image,caption\n/etc/passwd,A dog .\n", "leads out of the image folder"),
+        ("twice.jsonl", b'{"image": "a.jpg", "image": "b.jpg", "caption": "x"}\n', "'image' is given twice"),
+        ("utf16.csv", "image,caption\n".encode("utf-16"), "is encoded in UTF-16"),
+    ],
+)
+def test_hostile_tables_are_one_sentence(
+    repository: Path, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = run(repository, tmp_path, "prepare", "table", name, "--images", ".", "--out", "m.jsonl")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+def test_a_table_with_a_mark_and_windows_line_ends(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfimage,caption\r\na.jpg,A dog .\r\n")
+    done = run(repository, tmp_path, "prepare", "table", "t.csv", "--check-images", "none", "--out", "m.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "m.jsonl").read_text())["captions"] == ["A dog ."]

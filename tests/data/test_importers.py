@@ -243,7 +243,7 @@ def test_coco_in_either_order(tmp_path: Path, order: list[str]) -> None:
     text = json.dumps({"info": {"year": 2017}, **{key: lists[key] for key in order}})
     summary, samples = run(coco_rows(written(tmp_path / "c.json", text), split="val"), tmp_path)
     assert samples == [
-        Sample("8", "8.jpg", ("A cat .", "Two ."), "val/near-domain"),
+        Sample("8", "8.jpg", ("A cat .", "Two ."), "val", "near-domain"),
         Sample("7", "000000000007.jpg", ("A dog .",), "val"),
     ]
     messages = sorted(problem.message for problem in summary.problems.first)

@@ -39,10 +39,10 @@ __all__ = [
     "same_pictures",
 ]
 
-RADIUS = 10
+RADIUS = 12
 """Bits of 64 by which the hashes of a candidate pair may differ; see benchmarks/leaks.py."""
 
-_CANDIDATES = 64  # trained images whose pixels are compared with one evaluated image, the nearest hashes first
+_CANDIDATES = 200  # trained images whose pixels are compared with one evaluated image, the nearest hashes first
 _THUMBNAILS = 2048  # pictures kept for further pairs, 110 kB each
 _BLOCK = 2000  # evaluated images whose candidates are held at once
 _PROGRESS_EVERY = 64
@@ -235,7 +235,7 @@ def same_pictures(
     Args:
         near: from `candidates`.
         is_same: told the evaluated and the trained image, the view and whose it is.
-        first_only: stop at the first one of an evaluated image, and look at the nearest 64 only.
+        first_only: stop at the first one of an evaluated image, and look at the nearest 200 only.
 
     Yields:
         indices of the evaluated and of the trained image.

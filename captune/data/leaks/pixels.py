@@ -21,7 +21,7 @@ __all__ = ["LARGEST_DIFFERENCE", "Thumbnail", "difference", "read_thumbnail"]
 Thumbnail: TypeAlias = NDArray[np.float32]
 """(S, S, 3) float32, brightness and two of colour (YCbCr) on the scale 0-255, whatever the proportions of the image."""
 
-LARGEST_DIFFERENCE = 6.0
+LARGEST_DIFFERENCE = 7.0
 """Difference of the most different patch, in grey levels beyond what resampling explains, up to which two pictures are
 the same; see benchmarks/leaks.py."""
 

@@ -1,0 +1,30 @@
+"""The options that the commands of `captune prepare` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["AsJson", "Check", "Images", "Out", "ProblemsFile", "Splits", "Strict"]
+
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the image files; by default looked for beside SOURCE.", show_default=False),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.", show_default=False)]
+Check = Annotated[
+    Literal["none", "exist", "decode"],
+    typer.Option("--check-images", help="Look at no image, see whether each is there, or decode each fully."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if anything is wrong.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
+Splits = Annotated[
+    Path | None,
+    typer.Option(help="Karpathy's dataset_*.json; images that it does not name become 'unlisted'.", show_default=False),
+]
+ProblemsFile = Annotated[
+    Path | None,
+    typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
+]

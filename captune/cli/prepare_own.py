@@ -1,0 +1,161 @@
+"""`captune prepare` for data of one's own: tables, a folder, Hugging Face data sets, webdataset tars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from captune.cli.importing import Options, import_rows
+from captune.cli.prepare_options import AsJson, Check, Images, Out, ProblemsFile, Strict
+
+if TYPE_CHECKING:
+    from captune.data.table import Columns
+    from captune.data.text import Reading
+
+__all__ = ["folder", "hf", "table", "webdataset"]
+
+ImageColumn = Annotated[str, typer.Option(help="Column of the image: a file name, or the image itself.")]
+CaptionColumn = Annotated[
+    list[str], typer.Option(help="Column of a caption, or of a list of captions; may be given again.")
+]
+IdColumn = Annotated[str | None, typer.Option(help="Column of the id; by default the file name.", show_default=False)]
+Target = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", help="Folder to write the images into; by default one beside the manifest.", show_default=False
+    ),
+]
+
+
+def table(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv, .jsonl or .parquet file.")],
+    out: Out,
+    images: Images = None,
+    image_column: ImageColumn = "image",
+    caption_column: CaptionColumn = ["caption"],  # noqa: B006
+    split_column: Annotated[str | None, typer.Option(help="Column of the split.", show_default=False)] = None,
+    id_column: IdColumn = None,
+    split: Annotated[str, typer.Option(help="Split of all images where there is no column for it.")] = "train",
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """A table with a caption or an image a row; rows of the same image are brought together.
+
+    Images are looked for in images beside SOURCE, or beside it. Images that lie inside a parquet file are written
+    into the folder of --images, by default one beside the manifest.
+    """
+    from captune.data.embedded import EmbeddedImages
+    from captune.data.table import table_rows
+    from captune.data.text import Reading
+
+    reading = Reading(source)
+    columns = _columns(image_column, caption_column, split_column, id_column)
+    embedded = None
+    if source.suffix in (".parquet", ".pq") and _holds_images(reading, image_column):
+        images = _target(out, images)
+        images.mkdir(parents=True, exist_ok=True)
+        embedded = EmbeddedImages(images)
+    options = Options(out, images, check_images, strict, as_json, problems)
+    rows = table_rows(reading, columns, split=split, embedded=embedded)
+    import_rows(rows, source, reading, ("images", ""), options)
+
+
+def folder(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, searched with its subfolders.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="Split of all images.")] = "train",
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """A folder of images with a text file of the same name beside each, one caption a line."""
+    from captune.data.folder import FolderReading
+
+    reading = FolderReading(source, split=split)
+    import_rows(reading.rows(), source, reading, (), Options(out, source, check_images, strict, as_json, problems))
+
+
+def hf(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, or a name on the hub such as me/photos.")],
+    out: Out,
+    images: Target = None,
+    image_column: ImageColumn = "image",
+    caption_column: CaptionColumn = ["caption"],  # noqa: B006
+    id_column: IdColumn = None,
+    split_column: Annotated[
+        str | None, typer.Option(help="Column of the split; by default the data set's own.", show_default=False)
+    ] = None,
+    configuration: Annotated[str | None, typer.Option(help="Which of its configurations.", show_default=False)] = None,
+    split: Annotated[str | None, typer.Option(help="Read only this one of its splits.", show_default=False)] = None,
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """A Hugging Face data set: saved by save_to_disk, a folder of data files, or on the hub; no code of it is run.
+
+    The images are written into the folder of --images, which the manifest then points to.
+    """
+    from captune.data.embedded import EmbeddedImages
+    from captune.data.hugging_face import HuggingFaceReading
+
+    target = _target(out, images)
+    columns = _columns(image_column, caption_column, split_column, id_column)
+    reading = HuggingFaceReading(source, columns, EmbeddedImages(target), configuration=configuration, split=split)
+    target.mkdir(parents=True, exist_ok=True)
+    import_rows(
+        reading.rows(), Path(source), reading, (), Options(out, target, check_images, strict, as_json, problems)
+    )
+
+
+def webdataset(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .tar file, packed or not, or a folder of them.")],
+    out: Out,
+    images: Target = None,
+    split: Annotated[str, typer.Option(help="Split of all images.")] = "train",
+    check_images: Check = "decode",
+    strict: Strict = False,
+    as_json: AsJson = False,
+    problems: ProblemsFile = None,
+) -> None:
+    """Webdataset tars: 000123.jpg beside 000123.txt (a caption a line) or 000123.json ("caption" or "captions").
+
+    The images are written into the folder of --images, which the manifest then points to. Links in a tar are not
+    followed.
+    """
+    from captune.data.embedded import EmbeddedImages
+    from captune.data.webdataset import WebDatasetReading
+
+    target = _target(out, images)
+    reading = WebDatasetReading(source, EmbeddedImages(target), split=split)
+    target.mkdir(parents=True, exist_ok=True)
+    import_rows(reading.rows(), source, reading, (), Options(out, target, check_images, strict, as_json, problems))
+
+
+def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:
+    from captune.data.table import Columns
+
+    return Columns(image, tuple(captions), split, name)
+
+
+def _target(out: Path, images: Path | None) -> Path:
+    """The folder that images are written into."""
+    from captune.data.atomic import is_stream
+    from captune.errors import DataError
+
+    if images is None and is_stream(out):
+        raise DataError("the images are to be written into a folder; name it with --images.")
+    return images or out.parent / f"{out.stem}-images"
+
+
+def _holds_images(reading: Reading, column: str) -> bool:
+    """Whether a column of a parquet file holds image files and not their names."""
+    from captune.data.parquet import column_type
+
+    kind = column_type(reading, column)
+    return kind.startswith(("binary", "large_binary", "struct"))

@@ -1,0 +1,359 @@
+"""Data sets that bring their images along: parquet, Hugging Face, webdataset; and what hostile ones try."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from captune.data.embedded import EmbeddedImages
+from captune.data.hugging_face import HuggingFaceReading
+from captune.data.importing import Row
+from captune.data.problems import Problem
+from captune.data.table import Columns, table_rows
+from captune.data.text import Reading
+from captune.data.webdataset import WebDatasetReading
+from captune.errors import DataError
+
+
+def picture(colour: str = "red", kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def split_up(found: list[Row | Problem]) -> tuple[list[Row], list[Problem]]:
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Problem)]
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# Where images are written
+
+
+def test_names_are_kept_and_never_taken_twice(tmp_path: Path) -> None:
+    images = EmbeddedImages(tmp_path / "images")
+    assert images.add(picture(), "a.png") == "a.png"
+    assert images.add(picture(), "train/a.png") == "a.png"
+    other = images.add(picture("blue"), "a.png")
+    assert other.endswith(".png")
+    assert other != "a.png"
+    assert images.add(picture("blue")) == other
+    assert images.add(picture(kind="JPEG"), "n" * 300 + ".jpg").endswith(".jpg")
+    assert len(everything_below(tmp_path / "images")) == 3
+    assert (tmp_path / "images" / "a.png").read_bytes() == picture()
+
+
+@pytest.mark.parametrize("name", ["..", "x/..", "a\0.png", "C:"])
+def test_names_that_lead_away_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError):
+        EmbeddedImages(tmp_path / "images").add(picture(), name)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("name", ["../../up.png", "/etc/up.png", "..\\up.png"])
+def test_folders_of_a_name_are_dropped(tmp_path: Path, name: str) -> None:
+    assert EmbeddedImages(tmp_path / "images").add(picture(), name) == "up.png"
+    assert everything_below(tmp_path) == ["images", "images/up.png"]
+
+
+def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "images" / "a.png").symlink_to(tmp_path / "precious")
+    EmbeddedImages(tmp_path / "images").add(picture(), "a.png")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "images" / "a.png").read_bytes() == picture()
+
+
+def test_an_image_too_large_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.data.embedded.MAX_IMAGE", 10)
+    with pytest.raises(DataError, match="is the limit"):
+        EmbeddedImages(tmp_path).add(picture())
+
+
+# Parquet
+
+
+def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Reading:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
+    from pyarrow import parquet as pq
+
+    pq.write_table(pyarrow.table(columns), path, **options)
+    return Reading(path)
+
+
+def test_parquet_with_file_names(tmp_path: Path) -> None:
+    reading = parquet(
+        tmp_path / "t.parquet",
+        {
+            "file": ["b.jpg", "a.jpg", "b.jpg", "c.jpg", "d.jpg"],
+            "first": ["One .", "Two .", "Three .", None, "Five ."],
+            "more": [["x"], [], ["y", "z"], ["w"], ["v"]],
+            "part": ["train", "test", "train", "train", None],
+        },
+        row_group_size=2,
+    )
+    rows, problems = split_up(list(table_rows(reading, Columns("file", ("first", "more"), "part"))))
+    assert rows == [
+        Row(1, "b.jpg", ("One .", "x", "Three .", "y", "z"), "train"),
+        Row(2, "a.jpg", ("Two .",), "test"),
+    ]
+    assert [(problem.line, problem.message) for problem in problems] == [
+        (4, "'first' must be a string or a list of strings."),
+        (5, "'part' must be a string."),
+    ]
+
+
+def test_parquet_with_images_inside(tmp_path: Path) -> None:
+    cells = [{"bytes": picture(), "path": "../a.png"}, {"bytes": picture("blue"), "path": None}, {"bytes": None}]
+    reading = parquet(tmp_path / "t.parquet", {"image": cells, "caption": ["A .", "B .", "C ."]})
+    images = EmbeddedImages(tmp_path / "images")
+    rows, problems = split_up(list(table_rows(reading, Columns(), embedded=images)))
+    assert rows[0] == Row(1, "a.png", ("A .",), "train")
+    assert (tmp_path / "images" / rows[1].image).read_bytes() == picture("blue")
+    assert [problem.message for problem in problems] == ["'image' must be the name of a file, not dict."]
+    assert sorted(everything_below(tmp_path)) == sorted(
+        ["images", "images/a.png", f"images/{rows[1].image}", "t.parquet"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"image": [1, 2], "caption": ["a", "b"]}, "'image' must be the name of a file, not int"),
+        ({"image": ["a", "b"], "caption": [1.5, 2.5]}, "'caption' must be a string or a list of strings"),
+        ({"image": ["a", "b"], "caption": [[1], [2]]}, "'caption' must be a string or a list of strings"),
+        ({"image": [b"a", b"b"], "caption": ["a", "b"]}, "'image' must be the name of a file, not bytes"),
+    ],
+)
+def test_parquet_of_wrong_types(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
+    rows, problems = split_up(list(table_rows(parquet(tmp_path / "t.parquet", columns), Columns())))
+    assert not rows
+    assert [problem.message for problem in problems] == [f"{words}."] * 2
+
+
+def test_parquet_that_is_none_or_broken(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra 'data'")
+    (tmp_path / "no.parquet").write_text("image,caption\n")
+    with pytest.raises(DataError, match="is no parquet file that can be read"):
+        list(table_rows(Reading(tmp_path / "no.parquet"), Columns()))
+    many = {"image": [f"{i}.jpg" for i in range(5000)], "caption": [os.urandom(20).hex() for _ in range(5000)]}
+    parquet(tmp_path / "t.parquet", many).close()
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    data[2000:60000] = bytes(58000)
+    (tmp_path / "t.parquet").write_bytes(data)
+    with pytest.raises(DataError, match="is broken after row"):
+        list(table_rows(Reading(tmp_path / "t.parquet"), Columns()))
+    with pytest.raises(DataError, match=r"did you mean 'image'\?"):
+        list(table_rows(parquet(tmp_path / "u.parquet", {"image": ["a"], "caption": ["b"]}), Columns("imge")))
+
+
+def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
+    column = pyarrow.array([b"A dog .", b"caf\xe9"]).view(pyarrow.string())
+    reading = parquet(tmp_path / "t.parquet", {"image": ["a.jpg", "b.jpg"], "caption": column})
+    rows, problems = split_up(list(table_rows(reading, Columns())))
+    assert [row.image for row in rows] == ["a.jpg"]
+    assert [(problem.line, problem.kind) for problem in problems] == [(2, "encoding")]
+
+
+# Webdataset
+
+
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_with_all_kinds_of_captions(tmp_path: Path, mode: str) -> None:
+    ending = {"w": ".tar", "w:gz": ".tar.gz", "w:xz": ".tar.xz"}[mode]
+    source = tar(
+        tmp_path / f"a{ending}",
+        {
+            "./0001.jpg": picture(kind="JPEG"),
+            "./0001.txt": "\ufeffOne .\r\nTwo .\n".encode(),
+            "sub/0002.json": json.dumps({"captions": ["Three .", "Four ."], "url": "x"}).encode(),
+            "sub/0002.png": picture(),
+            "0003.jpg": picture("green", "JPEG"),
+            "0003.cls": b"7",
+            "0003.json": b'{"caption": "Five ."}',
+        },
+        mode,
+    )
+    images = EmbeddedImages(tmp_path / "images")
+    reading = WebDatasetReading(source, images, split="val")
+    rows, problems = split_up(list(reading.rows()))
+    assert rows == [
+        Row(0, "0001.jpg", ("One .", "Two ."), "val", "0001"),
+        Row(0, "sub_0002.png", ("Three .", "Four ."), "val", "sub/0002"),
+        Row(0, "0003.jpg", ("Five .",), "val", "0003"),
+    ]
+    assert not problems
+    assert (tmp_path / "images" / "sub_0002.png").read_bytes() == picture()
+    assert reading.share == 1.0
+
+
+def test_a_hostile_tar(tmp_path: Path) -> None:
+    """Nothing outside of the folder of images is read or written, whatever the members are called or point to."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("a secret")
+    path = tmp_path / "data" / "h.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+
+        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(data), kind, link
+            archive.addfile(member, io.BytesIO(data))
+
+        add("../../up.jpg", picture(kind="JPEG"))
+        add("/tmp/captune-absolute.jpg", picture(kind="JPEG"))
+        add("C:\\windows.jpg", picture(kind="JPEG"))
+        add("door", kind=tarfile.SYMTYPE, link=str(outside))
+        add("door/through.jpg", picture(kind="JPEG"))
+        add("door/through.txt", b"Through .")
+        add("link.jpg", kind=tarfile.SYMTYPE, link=str(outside / "secret.txt"))
+        add("hard.jpg", kind=tarfile.LNKTYPE, link="/etc/passwd")
+        add("fifo.jpg", kind=tarfile.FIFOTYPE)
+        add("noending", b"x")
+        add("bad.jpg", picture(kind="JPEG"))
+        add("bad.txt", b"caf\xe9")
+        add("twice.jpg", picture(kind="JPEG"))
+        add("twice.json", b'{"caption": "a", "caption": "b"}')
+        add("lonely.txt", b"No image .")
+        add("mute.jpg", picture(kind="JPEG"))
+        add("good.jpg", picture(kind="JPEG"))
+        add("good.txt", b"Good .")
+    images = EmbeddedImages(tmp_path / "data" / "images")
+    rows, problems = split_up(list(WebDatasetReading(path, images).rows()))
+    assert [row.id for row in rows] == ["door/through", "good"]
+    assert [problem.kind for problem in problems] == ["path"] * 8 + ["malformed"] * 3 + ["empty"]
+    assert "'caption' is given twice" in problems[9].message
+    assert everything_below(tmp_path) == [
+        "data",
+        "data/h.tar",
+        "data/images",
+        "data/images/door_through.jpg",
+        "data/images/good.jpg",
+        "outside",
+        "outside/secret.txt",
+    ]
+    assert not Path("/tmp/captune-absolute.jpg").exists()
+
+
+def test_a_member_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.data.webdataset.MAX_LINE", 10)
+    source = tar(tmp_path / "a.tar", {"a.jpg": picture(kind="JPEG"), "a.txt": b"long " * 10, "b.jpg": b""})
+    _, problems = split_up(list(WebDatasetReading(source, EmbeddedImages(tmp_path / "i")).rows()))
+    assert "the member 'a.txt' has 0 MB" in problems[0].message
+
+
+@pytest.mark.parametrize("cut", [700, 3000])
+def test_a_tar_cut_short(tmp_path: Path, cut: int) -> None:
+    source = tar(tmp_path / "a.tar", {f"{n}.txt": b"x" * 400 for n in range(9)})
+    source.write_bytes(source.read_bytes()[:cut])
+    with pytest.raises(DataError, match="is no whole tar file"):
+        list(WebDatasetReading(source, EmbeddedImages(tmp_path / "i")).rows())
+
+
+def test_no_tar(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no \.tar file"):
+        WebDatasetReading(tmp_path, EmbeddedImages(tmp_path))
+    with pytest.raises(DataError, match="is not there"):
+        WebDatasetReading(tmp_path / "a.tar", EmbeddedImages(tmp_path))
+    (tmp_path / "a.tar").write_text("no tar at all, but long enough to hold a header" * 40)
+    with pytest.raises(DataError, match="is no whole tar file"):
+        list(WebDatasetReading(tmp_path / "a.tar", EmbeddedImages(tmp_path)).rows())
+
+
+# Hugging Face
+
+
+def hugging_face(source: Path, columns: Columns, images: Path, **options: Any) -> tuple[list[Row], list[Problem]]:
+    return split_up(list(HuggingFaceReading(str(source), columns, EmbeddedImages(images), **options).rows()))
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = pytest.importorskip("datasets", reason="needs the extra 'data'")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return module
+
+
+def test_a_saved_data_set_with_splits(datasets: Any, tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Sequence(datasets.Value("string")), "n": datasets.Value("int64")}
+    )
+    parts = {
+        split: datasets.Dataset.from_dict(
+            {"image": [{"bytes": picture(c), "path": f"{c}.png"} for c in colours], "text": texts, "n": [7, 8][:size]},
+            features=features,
+        )
+        for split, colours, texts, size in (
+            ("train", ["red", "blue"], [["One .", "Two ."], ["Three ."]], 2),
+            ("validation", ["green"], [["Four ."]], 1),
+        )
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    images = tmp_path / "images"
+    rows, problems = hugging_face(tmp_path / "saved", Columns("image", "text"), images)
+    assert rows == [
+        Row(1, "red.png", ("One .", "Two ."), "train"),
+        Row(2, "blue.png", ("Three .",), "train"),
+        Row(1, "green.png", ("Four .",), "val"),
+    ]
+    assert not problems
+    assert (images / "blue.png").read_bytes() == picture("blue")
+    rows, _ = hugging_face(tmp_path / "saved", Columns("image", "text", id="n"), images, split="train")
+    assert [row.id for row in rows] == ["7", "8"]
+    with pytest.raises(DataError, match="no split 'test'; it has train, validation"):
+        hugging_face(tmp_path / "saved", Columns(), images, split="test")
+    with pytest.raises(DataError, match=r"did you mean 'text'\?"):
+        hugging_face(tmp_path / "saved", Columns("image", "texts"), images)
+
+
+def test_a_folder_of_parquet_streams(datasets: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    cells = [{"bytes": picture(), "path": "a.png"}, {"bytes": picture(), "path": "a.png"}]
+    parquet(tmp_path / "data" / "test-00000.parquet", {"image": cells, "caption": ["One .", "Two ."]}).close()
+    rows, problems = hugging_face(tmp_path / "data", Columns(), tmp_path / "images")
+    assert (rows, problems) == ([Row(1, "a.png", ("One .", "Two ."), "test")], [])
+
+
+def test_files_outside_of_a_data_set_are_not_read(datasets: Any, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(picture("navy"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "own.png").write_bytes(picture())
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    names = ["own.png", "../secret.png", str(tmp_path / "secret.png"), "link.png", "gone.png"]
+    lines = [json.dumps({"image": name, "caption": "A dog ."}) for name in names]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines) + "\n")
+    rows, problems = hugging_face(tmp_path / "data", Columns(), tmp_path / "images")
+    assert [row.image for row in rows] == ["own.png"]
+    assert [problem.line for problem in problems] == [2, 3, 4, 5]
+    assert all("lies outside of the data set's folder" in problem.message for problem in problems[:3])
+    assert everything_below(tmp_path / "images") == ["own.png"]
+
+
+def test_no_data_set_is_one_sentence(datasets: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be loaded"):
+        hugging_face(tmp_path / "empty", Columns(), tmp_path / "images")
+    (tmp_path / "file.csv").touch()
+    with pytest.raises(DataError, match="is a file; give the folder"):
+        hugging_face(tmp_path / "file.csv", Columns(), tmp_path / "images")
