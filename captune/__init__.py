@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captune.captioner import Captioner
     from captune.model import MiniGPT4
 
-__all__ = ["MiniGPT4", "__version__"]
+__all__ = ["Captioner", "MiniGPT4", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from captune.model import MiniGPT4
 
         return MiniGPT4
+    if name == "Captioner":
+        from captune.captioner import Captioner
+
+        return Captioner
     raise AttributeError(f"module 'captune' has no attribute '{name}'")

@@ -20,6 +20,8 @@ WALLS: dict[str, set[str]] = {
     "config": {"lavis"},
     "model": {"config", "data"},
     "decoding": {"model", "data"},
+    "captioner": {"config", "data", "decoding", "model"},
+    "bulk": {"captioner", "data", "decoding"},
     "report": {"metrics"},
     "protocols": {"config", "data", "events"},
     "evaluation": {"config", "data", "decoding", "events", "metrics", "model", "protocols", "report"},

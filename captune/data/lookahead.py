@@ -17,14 +17,15 @@ _IN_FLIGHT = 256
 
 
 def in_order(
-    items: Iterable[Item], work: Callable[[Item], Result], workers: int | None = None
+    items: Iterable[Item], work: Callable[[Item], Result], workers: int | None = None, *, ahead: int = _IN_FLIGHT
 ) -> Generator[tuple[Item, Result], None, None]:
     """Each item with its result, in the order of the items.
 
     Args:
-        items: taken at most 256 ahead of what is given out.
+        items: taken at most `ahead` ahead of what is given out.
         work: called in a thread; Pillow decodes outside of Python's lock, so threads are enough for images.
         workers: number of threads; as many as processors by default, at most eight.
+        ahead: how many results may lie in memory.
 
     Yields:
         item and result. What `work` raises is raised here; when the iterator is closed, waiting work is dropped.
@@ -34,7 +35,7 @@ def in_order(
     try:
         for item in items:
             waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > _IN_FLIGHT:
+            if len(waiting) > ahead:
                 item, result = waiting.popleft()
                 yield item, result.result()
         while waiting:

@@ -1,87 +1,45 @@
-"""Batched generation that stops where an answer ends.
-
-transformers' `generate` does the decoding; what is added is the stop symbol. It is text, not a token: a vocabulary may
-spell it in several ways, so the tail of every row is decoded after each step and compared with it.
-"""
+"""Images' features in, captions out: batches that keep full, stop where an answer ends, and fit the memory there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
-from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
+from captune.decoding.backoff import fewer, in_batches, is_out_of_memory
+from captune.decoding.loop import ConstantText, DecodingLoop
+from captune.decoding.options import Caption, DecodingOptions
+from captune.decoding.reference import generate_with_transformers
+from captune.decoding.request import Progress, Request, common_prefix
+from captune.decoding.slots import unsupported
+from captune.decoding.stop import StopRule
+from captune.model import MiniGPT4, MiniGPT4Processor
 
-__all__ = ["Caption", "DecodingOptions", "generate_captions"]
+__all__ = ["Engine", "as_caption", "generate_captions", "generate_ids"]
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How captions are decoded.
+Engine = Literal["captune", "transformers"]
+"""Who decodes: the loop of this room, or transformers' `generate`."""
 
-    Attributes:
-        max_new_tokens: longest caption in tokens, stop symbol included.
-        beams: beams of beam search; 1 is greedy.
-        length_penalty: exponent on a beam's length.
-        repetition_penalty: divides the score of tokens already said; 1 is off.
-        batch_size: images captioned at once.
-    """
-
-    max_new_tokens: int = 40
-    beams: int = 1
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    batch_size: int = 32
-
-    def __str__(self) -> str:
-        """How it stands in a signature, such as `greedy,max40` or `beam3,lp0.6,max40`."""
-        parts = ["greedy"] if self.beams == 1 else [f"beam{self.beams}", f"lp{self.length_penalty:g}"]
-        if self.repetition_penalty != 1.0:
-            parts.append(f"rp{self.repetition_penalty:g}")
-        return ",".join([*parts, f"max{self.max_new_tokens}"])
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One generated caption.
-
-    Attributes:
-        text: the caption, without the stop symbol.
-        tokens: how many tokens were generated for it, stop symbol included.
-        stopped: whether it ended by itself, with the stop symbol or the end of text, and not at the length limit.
-    """
-
-    text: str
-    tokens: int
-    stopped: bool
-
-
-class _StopSymbol(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
-    """True for the rows whose newest tokens complete the stop symbol."""
-
-    def __init__(self, processor: MiniGPT4Processor) -> None:
-        self.symbol = processor.layout.conversation.stop_symbol
-        self.tokenizer = processor.tokenizer
-        # However the symbol is cut into tokens, it has no more of them than bytes.
-        self.tail = len(self.symbol.encode())
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        rows = input_ids[:, -self.tail :].tolist()
-        ended = [self.symbol in self.tokenizer.decode(row) for row in rows]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+_REFILLED = 4
+"""New captions come in when one in so many slots is free: one at a time, their prompts would cost a step each."""
 
 
 @torch.inference_mode()
 def generate_captions(
     model: MiniGPT4,
     features: Tensor,
-    instruction: str,
+    instruction: str | Sequence[str],
     options: DecodingOptions,
     *,
+    keys: Sequence[str] | None = None,
+    engine: Engine = "captune",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Caption]:
     """Caption images from their stored features.
@@ -89,62 +47,138 @@ def generate_captions(
     Args:
         model: its processor attached.
         features: (N, Q, F) output of the frozen part.
-        instruction: what is asked of every image.
+        instruction: what is asked of every image, or of each.
         options: how to decode.
-        on_progress: called with (done, N) after each batch.
+        keys: what names each image's stream of draws, such as its id; without, all draw the same numbers.
+        engine: who decodes; the captions are the same.
+        on_progress: called with (done, N) as captions end.
 
     Returns:
-        N captions in the order of the features.
+        N captions in the order of the features; in float32 the same for an image whatever its batch is.
     """
-    processor = model.processor
-    if processor is None:
-        raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
-    prompt = processor.layout.prompt(instruction)
-    weight = model.projection.weight
-    captions: list[Caption] = []
-    for start in range(0, len(features), options.batch_size):
-        batch = features[start : start + options.batch_size].to(weight.device)
-        captions.extend(_generate_batch(model, processor, batch, prompt, options))
-        if on_progress is not None:
-            on_progress(len(captions), len(features))
-    return captions
+    processor = _processor(model)
+    asked = [instruction] * len(features) if isinstance(instruction, str) else list(instruction)
+    streams = keys if keys is not None else [""] * len(features)
+    requests = [
+        Request(number, processor.layout.prompt(question).ids, features[number : number + 1], key)
+        for number, (question, key) in enumerate(zip(asked, streams, strict=True))
+    ]
+    rows = generate_ids(model, requests, options, engine=engine, on_progress=on_progress)
+    return [as_caption(processor, row) for row in rows]
 
 
-def _generate_batch(
+@torch.inference_mode()
+def generate_ids(
     model: MiniGPT4,
-    processor: MiniGPT4Processor,
-    features: Tensor,
-    prompt: TokenSequence,
+    requests: Sequence[Request],
     options: DecodingOptions,
-) -> list[Caption]:
-    rows = torch.tensor([prompt.ids], device=features.device).expand(len(features), -1)
+    *,
+    stop_symbol: bool = True,
+    engine: Engine = "captune",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """Continue prompts.
+
+    Args:
+        model: its processor attached.
+        requests: N prompts of any lengths; their numbers are ignored.
+        options: how to decode. Where the memory does not hold `batch_size` captions, fewer are decoded at once.
+        stop_symbol: whether the stop symbol ends a row, or the end of text alone.
+        engine: who decodes. A language model that slots do not fit (linear attention, a narrow window) goes through
+            transformers, which is logged.
+        on_progress: called with (done, N) as rows end.
+
+    Returns:
+        N lists of new ids, up to the token that ended them.
+
+    Raises:
+        torch.OutOfMemoryError: a single row is too much.
+    """
+    if not requests:
+        return []
+    numbered = [replace(request, number=number) for number, request in enumerate(requests)]
+    if engine == "captune":
+        longest = max(len(request.prompt) for request in requests) + options.max_new_tokens
+        reason = unsupported(model.llm, longest)
+        if reason is not None:
+            logger.warning("decoding with transformers' generate, which is slower: %s", reason)
+            engine = "transformers"
+    if engine == "captune":
+        work = _with_loop(model, numbered, options, stop_symbol)
+    else:
+        work = _with_transformers(model, numbered, options, stop_symbol)
+    rows: list[list[int]] = [[] for _ in requests]
+    done = 0
+    for ended in work:
+        for progress in ended:
+            rows[progress.number] = list(progress.ids)
+        done += len(ended)
+        if on_progress is not None and ended:
+            on_progress(done, len(rows))
+    return rows
+
+
+def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
+    """Read a row of new ids."""
     eos = processor.tokenizer.eos_id
-    filler = eos if eos is not None else 0
-    settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
-    if options.repetition_penalty != 1.0:
-        settings["repetition_penalty"] = options.repetition_penalty
-    new_ids = model.generate(
-        rows,
-        features=features,
-        max_new_tokens=options.max_new_tokens,
-        num_beams=options.beams,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=eos,
-        pad_token_id=filler,
-        stopping_criteria=StoppingCriteriaList([_StopSymbol(processor)]),
-        **settings,
-    )
-    return [_caption(processor, row, eos) for row in new_ids.tolist()]
-
-
-def _caption(processor: MiniGPT4Processor, ids: list[int], eos: int | None) -> Caption:
-    """Read one row: up to the end of text or the stop symbol, whichever comes first; the rest is filler."""
-    stopped = eos is not None and eos in ids
-    if stopped:
-        ids = ids[: ids.index(eos) + 1]  # type: ignore[arg-type]
     text = processor.tokenizer.decode(ids)
-    stopped = stopped or processor.layout.conversation.stop_symbol in text
+    stopped = (eos is not None and eos in ids) or processor.layout.conversation.stop_symbol in text
     return Caption(processor.layout.cut(text), len(ids), stopped)
+
+
+def _with_loop(
+    model: MiniGPT4, requests: Sequence[Request], options: DecodingOptions, stop_symbol: bool
+) -> Iterator[list[Progress]]:
+    """The captions that end, step by step."""
+    stop = StopRule(_processor(model), symbol=stop_symbol)
+    waiting = deque(requests)
+    # For one row alone, a forward for the constant text would cost more than it saves.
+    shared = common_prefix([request.prompt for request in requests]) if len(requests) > 1 else ()
+    prefix = ConstantText(model, shared)
+    longest = max(len(request.prompt) for request in requests)
+    slots = min(options.batch_size, len(requests))
+    loop: DecodingLoop | None = None
+    under_way: list[Request] = []
+    while waiting or under_way:
+        try:
+            if loop is None:
+                loop = DecodingLoop(model, options, stop, slots=slots, longest_prompt=longest, prefix=prefix)
+            if waiting and (loop.free * _REFILLED >= slots or not loop.active):
+                coming = [waiting[place] for place in range(min(loop.free, len(waiting)))]
+                under_way = [*loop.requests, *coming]
+                loop.admit(coming)
+                for _ in coming:
+                    waiting.popleft()
+            ended = [progress for progress in loop.step() if progress.ended]
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or slots == 1:
+                raise
+            loop = None
+        if loop is None:
+            slots = fewer(slots)
+            # What was under way is begun again; what ended before is kept.
+            started = {request.number for request in under_way}
+            waiting = deque([*under_way, *(request for request in waiting if request.number not in started)])
+            under_way = []
+            continue
+        under_way = loop.requests
+        if ended:
+            yield ended
+
+
+def _with_transformers(
+    model: MiniGPT4, requests: Sequence[Request], options: DecodingOptions, stop_symbol: bool
+) -> Iterator[list[Progress]]:
+    """The captions of one batch after the other."""
+
+    def run(batch: Sequence[Request]) -> list[list[int]]:
+        return generate_with_transformers(model, batch, options, stop_symbol=stop_symbol)
+
+    for batch, rows in in_batches(requests, options.batch_size, run):
+        yield [Progress(request.number, row, True) for request, row in zip(batch, rows, strict=True)]
+
+
+def _processor(model: MiniGPT4) -> MiniGPT4Processor:
+    if model.processor is None:
+        raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
+    return model.processor

@@ -12,6 +12,7 @@ import torch
 from captune.cli import app, call, run
 from captune.config import RunConfig
 from captune.data.manifest import Sample
+from captune.decoding import Request, generate
 from captune.errors import DataError
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, OriginalFaults, PromptLayout
 from captune.model.preview import preview_model
@@ -68,12 +69,12 @@ def test_other_targets(make_config: Any, targets: str) -> None:
 
 def test_two_bos_in_generation(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault of the original evaluation."""
-    right = MiniGPT4.generate
+    right = generate.Request
 
-    def generate(self: MiniGPT4, input_ids: torch.Tensor, *rest: Any, **kwargs: Any) -> torch.Tensor:
-        return right(self, torch.cat([input_ids[:, :1], input_ids], dim=1), *rest, **kwargs)
+    def request(number: int, prompt: tuple[int, ...], *rest: Any) -> Request:
+        return right(number, (prompt[0], *prompt), *rest)
 
-    monkeypatch.setattr(MiniGPT4, "generate", generate)
+    monkeypatch.setattr(generate, "Request", request)
     explanation = explained(make_config())
     assert {"same prompt", "one BOS"} <= failed(explanation)
     reasons = {check.name: check.reason for check in explanation.checks}

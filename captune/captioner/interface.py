@@ -1,0 +1,152 @@
+"""What a captioner is: something that takes images and an instruction and gives captions.
+
+    captioner = Captioner.from_pretrained("toy")
+    captioner("photo.jpg")                      one caption
+    captioner(["a.jpg", "b.jpg"])               a list of them
+
+The work has two halves, because they want other processors: `prepare` decodes one image, in as many threads as there
+are; `generate` captions a batch of prepared images on the model's device.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from captune.captioner.pictures import as_list
+from captune.data.lookahead import in_order
+from captune.decoding import Caption, DecodingOptions
+
+__all__ = ["Captioner", "Picture"]
+
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+"""An image: a path, the bytes of a file, a Pillow image, or (H, W, 3) or (H, W) uint8 values."""
+
+
+class Captioner(ABC):
+    """Captions images.
+
+    Attributes:
+        name: what it was loaded from, for tables and messages.
+        instruction: what is asked where nobody says otherwise; None where the model is asked nothing.
+        fingerprint: tells models apart whose captions may differ.
+    """
+
+    name: str
+    instruction: str | None
+    fingerprint: str
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        instruction: str | None = None,
+        fast_decode: bool = False,
+    ) -> Captioner:
+        """Load a captioner.
+
+        Args:
+            path: a captune model, a checkpoint of a training run, `toy`, or a transformers image-text-to-text model
+                (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...); a folder or a hub id.
+            dtype: number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
+            device: such as `cuda:1`; by default this process's GPU, else the CPU.
+            instruction: what is asked of an image; by default what the model was tuned with.
+            fast_decode: decode JPEG files with libjpeg-turbo and torch; a pixel may differ by one grey level.
+
+        Returns:
+            The captioner, its model in eval mode.
+
+        Raises:
+            WeightsError: there is no such model, it is broken, or it captions no images.
+            MissingExtraError: it needs a library that is not installed.
+        """
+        from captune.captioner.loading import load_captioner
+
+        return load_captioner(path, dtype=dtype, device=device, instruction=instruction, fast_decode=fast_decode)
+
+    @abstractmethod
+    def prepare(self, picture: Picture, name: str = "") -> Any:
+        """Decode one image as the model wants it; may be called from several threads.
+
+        Args:
+            picture: the image.
+            name: what messages call it; by default its path.
+
+        Raises:
+            DataError: it cannot be read; the message says why.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prepared: Sequence[Any],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Caption images that `prepare` gave.
+
+        Args:
+            prepared: N of them.
+            instruction: what is asked of every image; by default the captioner's own.
+            options: how to decode; where the memory does not hold `batch_size` images, fewer are decoded at once.
+            keys: what names each image's stream of draws when sampling; without, all draw the same numbers.
+            on_progress: called with (done, N) as captions end.
+
+        Returns:
+            N captions, in float32 the same for an image whatever its batch is.
+        """
+
+    def stream(
+        self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> Iterator[str]:
+        """Caption one image, piece by piece as the words come; the pieces joined are the caption.
+
+        A model that cannot tell its words one by one gives them all at once.
+        """
+        yield self.generate([self.prepare(picture)], instruction, options)[0].text
+
+    @overload
+    def __call__(
+        self, pictures: list[Any], instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> list[str]: ...
+
+    @overload
+    def __call__(
+        self, pictures: Picture, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> str: ...
+
+    def __call__(
+        self,
+        pictures: Picture | Sequence[Picture],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+    ) -> str | list[str]:
+        """Caption one image or several.
+
+        Args:
+            pictures: an image, or a list of images.
+            instruction: what is asked of every image; by default the captioner's own.
+            options: how to decode; greedy by default.
+
+        Returns:
+            A caption, or as many captions as images, in their order.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+        """
+        listed, is_one = as_list(pictures)
+        prepared = [made for _, made in in_order(listed, self.prepare)]
+        texts = [caption.text for caption in self.generate(prepared, instruction, options)]
+        return texts[0] if is_one else texts

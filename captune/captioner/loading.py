@@ -1,0 +1,68 @@
+"""Which captioner a path or hub id is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captune.captioner.interface import Captioner
+from captune.captioner.minigpt4 import MiniGPT4Captioner
+from captune.captioner.processor_loading import load_processor
+from captune.captioner.transformers_model import TransformersCaptioner
+from captune.config import ModelConfig
+from captune.errors import WeightsError
+from captune.model import MiniGPT4Config
+from captune.model.adapter import is_adapter
+from captune.model.loading import compute_dtype, load_model, pick_device, resolve_model
+
+__all__ = ["load_captioner"]
+
+
+def load_captioner(
+    path: str | Path, *, dtype: str, device: str | None, instruction: str | None, fast_decode: bool
+) -> Captioner:
+    """Load a captioner; see `Captioner.from_pretrained`."""
+    name = str(path)
+    place = pick_device() if device is None else torch.device(device)
+    resolved = resolve_model(name)
+    config = None if is_adapter(resolved) else _config(resolved, name)
+    if config is None or isinstance(config, MiniGPT4Config):
+        given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
+        model = load_model(ModelConfig(path=name, dtype=dtype, **given), place)
+        return MiniGPT4Captioner(model, name=name, instruction=instruction, fast_decode=fast_decode)
+    from transformers import AutoModelForImageTextToText
+
+    processor = load_processor(resolved, config, name)
+    try:
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            resolved, dtype=compute_dtype(dtype, place), trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"The model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return TransformersCaptioner(
+        loaded.to(place).eval(), processor, name=name, instruction=instruction, fast_decode=fast_decode
+    )
+
+
+def _config(resolved: str, name: str) -> Any:
+    """The configuration of a model that takes images and text.
+
+    Raises:
+        WeightsError: there is none, or it is one of another kind of model.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(resolved, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{name} holds no model that captune or transformers knows; expected a captune model, a checkpoint of a "
+            "run, or an image-text-to-text model of transformers."
+        ) from error
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise WeightsError(
+            f"{name} is a {config.model_type}, which does not caption images; give an image-text-to-text model."
+        )
+    return config

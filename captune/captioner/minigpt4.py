@@ -1,0 +1,107 @@
+"""MiniGPT-4 as a captioner."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captune.captioner.fast import FastDecoder
+from captune.captioner.interface import Captioner, Picture
+from captune.captioner.pictures import as_rgb
+from captune.data.images import to_pixels
+from captune.decoding import Caption, DecodingOptions, Request, generate_captions
+from captune.decoding.stream import stream_text
+from captune.model import MiniGPT4, MiniGPT4Processor
+from captune.model.adapter import frozen_fingerprint
+
+__all__ = ["MiniGPT4Captioner", "trained_fingerprint"]
+
+
+class MiniGPT4Captioner(Captioner):
+    """A MiniGPT-4, alone or with a checkpoint of a run.
+
+    Args:
+        model: in eval mode, its processor attached.
+        name: what it was loaded from.
+        instruction: what is asked of an image; by default what the model was tuned with.
+        fast_decode: decode JPEG files with libjpeg-turbo and torch.
+    """
+
+    def __init__(
+        self, model: MiniGPT4, *, name: str = "model", instruction: str | None = None, fast_decode: bool = False
+    ) -> None:
+        if model.processor is None:
+            raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
+        self.model = model
+        self.processor: MiniGPT4Processor = model.processor
+        self.name = name
+        self.instruction: str = instruction or self.processor.instruction
+        self.fingerprint = f"{frozen_fingerprint(model)}-{trained_fingerprint(model)}-{model.llm.dtype}"
+        self._size = int(model.config.vision_config.image_size)
+        self._fast = FastDecoder() if fast_decode else None
+        if fast_decode:
+            self.fingerprint += "-fast"
+
+    def prepare(self, picture: Picture, name: str = "") -> NDArray[np.float32]:
+        """(3, S, S) float32 pixels, as the original's deterministic transform makes them."""
+        made = None if self._fast is None else self._fast.square(picture, self._size)
+        return to_pixels(as_rgb(picture, name), self._size) if made is None else made
+
+    def generate(
+        self,
+        prepared: Sequence[Any],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Caption pixels; see `Captioner.generate`."""
+        if not prepared:
+            return []
+        chosen = options or DecodingOptions()
+        features = self.encode(prepared, chosen.batch_size)
+        return generate_captions(
+            self.model, features, instruction or self.instruction, chosen, keys=keys, on_progress=on_progress
+        )
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[NDArray[np.float32]], batch_size: int) -> Tensor:
+        """(N, Q, F) features of N images' pixels; half as many at once where the memory does not hold `batch_size`."""
+        from captune.decoding.backoff import in_batches
+
+        weight = self.model.vision.embeddings.patch_embedding.weight
+
+        def run(batch: Sequence[NDArray[np.float32]]) -> Tensor:
+            pixels = torch.from_numpy(np.stack(batch)).to(weight.device, weight.dtype)
+            features: Tensor = self.model.encode_features(pixels)
+            return features
+
+        return torch.cat([features for _, features in in_batches(prepared, batch_size, run)])
+
+    def stream(
+        self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> Iterator[str]:
+        """Caption one image, piece by piece; see `Captioner.stream`."""
+        features = self.encode([self.prepare(picture)], 1)
+        prompt = self.processor.layout.prompt(instruction or self.instruction).ids
+        yield from stream_text(self.model, Request(0, prompt, features), options or DecodingOptions())
+
+
+def trained_fingerprint(model: MiniGPT4) -> str:
+    """A hash of every bit of what is trained: a few steps of training change little of it.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.trained_parameters(), key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""Beam search over several images at once, each with a clock of its own.
+
+It is the search of transformers' `generate` (early_stopping off), term by term in the same arithmetic, so that its
+captions are the same; but a caption is over when its own search is, whatever its neighbours do.
+
+Letters: A images that are alive, K beams, M longest caption in tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captune.decoding.choosing import penalised
+from captune.decoding.options import DecodingOptions
+from captune.decoding.request import Progress, Request
+from captune.decoding.rows import Advance
+from captune.decoding.stop import StopRule
+
+__all__ = ["Beams"]
+
+_NEVER = -1.0e9
+"""Score of what must not be chosen."""
+
+
+class Beams:
+    """The state of A searches of K beams.
+
+    Args:
+        options: how to search.
+        stop: when a beam has ended.
+        device: of the logits.
+    """
+
+    def __init__(self, options: DecodingOptions, stop: StopRule, device: torch.device) -> None:
+        self._options = options
+        self._stop = stop
+        self.group = K = options.beams
+        self._numbers: list[int] = []
+        self._counts: list[int] = []
+        # What runs: (A, K) summed log-probabilities, (A, K, M) ids. What ended: scores, ids, lengths and whether any.
+        self._running = torch.zeros(0, K, device=device)
+        self._ids = torch.zeros(0, K, options.max_new_tokens, dtype=torch.int64, device=device)
+        self._done_scores = torch.zeros(0, K, device=device)
+        self._done_ids = torch.zeros_like(self._ids)
+        self._done_lengths = torch.zeros(0, K, dtype=torch.int64, device=device)
+        self._is_done = torch.zeros(0, K, dtype=torch.bool, device=device)
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Take in new images behind those that are there."""
+        self._numbers += [request.number for request in requests]
+        self._counts += [0] * len(requests)
+        running = self._running.new_full((len(requests), self.group), _NEVER)
+        # All beams are equal at the start: only one of them may be gone on with.
+        running[:, 0] = 0
+        never = self._running.new_full((len(requests), self.group), _NEVER)
+        self._running = torch.cat([self._running, running])
+        self._done_scores = torch.cat([self._done_scores, never])
+        self._ids = _more(self._ids, len(requests))
+        self._done_ids = _more(self._done_ids, len(requests))
+        self._done_lengths = _more(self._done_lengths, len(requests))
+        self._is_done = _more(self._is_done, len(requests))
+
+    def advance(self, logits: Tensor) -> Advance:
+        """Take one step of every search.
+
+        Args:
+            logits: (A * K, V), of the newest token of each beam.
+        """
+        A, K, V = len(self._numbers), self.group, logits.shape[1]
+        log_probs = F.log_softmax(logits.float(), dim=-1)
+        if self._options.repetition_penalty != 1.0:
+            log_probs = penalised(log_probs, self._already_said(V), self._options.repetition_penalty)
+        totals = (log_probs.view(A, K, V) + self._running.unsqueeze(2)).view(A, K * V)
+        # Twice as many as beams, so that enough go on when the best ones all end.
+        best, indices = totals.topk(min(2 * K, K * V), dim=1)
+        parents, tokens = indices // V, indices % V
+        counts = torch.tensor(self._counts, device=logits.device)
+        ids = self._ids.gather(1, parents.unsqueeze(2).expand(-1, -1, self._ids.shape[2]))
+        ids.scatter_(2, counts.view(A, 1, 1).expand(-1, ids.shape[1], 1), tokens.unsqueeze(2))
+        ends = self._ends(tokens, parents)
+
+        going = best + ends * _NEVER
+        chosen = going.topk(K, dim=1).indices
+        improvable = self._finish(best, ids, ends, going.gather(1, chosen)[:, :1])
+        self._running = going.gather(1, chosen)
+        self._ids = ids.gather(1, chosen.unsqueeze(2).expand(-1, -1, ids.shape[2]))
+        self._counts = [count + 1 for count in self._counts]
+        over = (~improvable | ends.all(dim=1)).tolist()
+        ended = [place for place, yes in enumerate(over) if yes]
+        offsets = torch.arange(A, device=logits.device).unsqueeze(1) * K
+        rows = (parents.gather(1, chosen) + offsets).view(-1)
+        progress = [Progress(self._numbers[place], self._answer(place), True) for place in ended]
+        return Advance(tokens.gather(1, chosen).view(-1), rows, progress, ended)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave the images at these places, in this order."""
+        self._numbers = [self._numbers[place] for place in places]
+        self._counts = [self._counts[place] for place in places]
+        for name in ("_running", "_ids", "_done_scores", "_done_ids", "_done_lengths", "_is_done"):
+            setattr(self, name, getattr(self, name)[list(places)])
+
+    def _finish(self, best: Tensor, ids: Tensor, ends: Tensor, running: Tensor) -> Tensor:
+        """Take up candidates that ended; whether (A,) a search may still find a better answer.
+
+        Args:
+            best: (A, 2K) summed log-probabilities of the candidates, descending.
+            ids: (A, 2K, M), their tokens.
+            ends: (A, 2K) bool.
+            running: (A, 1) score of the best beam that goes on.
+        """
+        K = self.group
+        lengths = torch.tensor([count + 1 for count in self._counts], device=best.device)
+        powers = [float(count + 1) ** self._options.length_penalty for count in self._counts]
+        divisors = torch.tensor(powers, dtype=best.dtype, device=best.device).unsqueeze(1)
+        # The second half of the candidates only stands in for beams that end; it never ends itself.
+        finished = ends.clone()
+        finished[:, K:] = False
+        scores = best / divisors + (~finished) * _NEVER
+        merged = torch.cat([self._done_scores, scores], dim=1)
+        self._done_scores, taken = merged.topk(K, dim=1)
+        every = torch.cat([self._done_ids, ids], dim=1)
+        self._done_ids = every.gather(1, taken.unsqueeze(2).expand(-1, -1, every.shape[2]))
+        new = lengths.unsqueeze(1).expand_as(finished)
+        self._done_lengths = torch.cat([self._done_lengths, new], dim=1).gather(1, taken)
+        self._is_done = torch.cat([self._is_done, finished], dim=1).gather(1, taken)
+        worst = torch.where(self._is_done, self._done_scores.amin(dim=1, keepdim=True), _NEVER)
+        return (running / divisors > worst).any(dim=1)
+
+    def _ends(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Which candidates (A, 2K) are over with their newest token."""
+        ended = []
+        for place, (row, of) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True)):
+            count = self._counts[place]
+            if count + 1 >= self._options.max_new_tokens:
+                ended.append([True] * len(row))
+                continue
+            before = self._ids[place, :, :count].tolist()
+            ended.append([self._stop.ended(before[parent], token) for token, parent in zip(row, of, strict=True)])
+        return torch.tensor(ended, device=tokens.device)
+
+    def _already_said(self, vocabulary: int) -> Tensor:
+        """(A * K, V) bool."""
+        said = torch.zeros(len(self._numbers), self.group, vocabulary, dtype=torch.bool, device=self._ids.device)
+        for place, count in enumerate(self._counts):
+            said[place].scatter_(1, self._ids[place, :, :count], True)
+        return said.view(-1, vocabulary)
+
+    def _answer(self, place: int) -> list[int]:
+        answer: list[int] = self._done_ids[place, 0, : int(self._done_lengths[place, 0])].tolist()
+        return answer
+
+
+def _more(state: Tensor, count: int) -> Tensor:
+    """State with `count` empty entries behind it."""
+    return torch.cat([state, state.new_zeros(count, *state.shape[1:])])

@@ -1,0 +1,115 @@
+"""The same captions by transformers' own `generate`: the reference, and the way for models that slots do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+
+from captune.decoding.choosing import draw, penalised, restricted, stream
+from captune.decoding.options import DecodingOptions
+from captune.decoding.request import Request
+from captune.model import MiniGPT4, TokenSequence
+from captune.model.captioning import StopSymbol
+
+__all__ = ["Draws", "generate_with_transformers"]
+
+
+class Draws(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+    """Leaves of each row's logits only the token that the row's own stream draws.
+
+    Args:
+        options: temperature, restrictions and seed.
+        keys: of the B rows' streams.
+    """
+
+    def __init__(self, options: DecodingOptions, keys: Sequence[str]) -> None:
+        self._options = options
+        self._numbers = torch.stack([stream(options, key) for key in keys])
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores of which one a row is not -inf; called once a step."""
+        scores = scores.float()
+        tokens = draw(restricted(scores, self._options), self._numbers[:, self._step])
+        self._step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.unsqueeze(1), 0.0)
+
+
+class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+    """The penalty on what was said.
+
+    transformers' own leaves out as many of a row's first new tokens as the prompt has padding, when it is given
+    embeddings: captions in a batch would differ from captions alone.
+    """
+
+    def __init__(self, penalty: float) -> None:
+        self._penalty = penalty
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores, those of the (B, T) new ids penalised."""
+        said = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
+        return penalised(scores, said, self._penalty)
+
+
+@torch.inference_mode()
+def generate_with_transformers(
+    model: MiniGPT4, requests: Sequence[Request], options: DecodingOptions, *, stop_symbol: bool
+) -> list[list[int]]:
+    """Decode one batch of captions.
+
+    Args:
+        model: its processor attached.
+        requests: B prompts, padded on the left here.
+        options: how to decode; the batch is not divided.
+        stop_symbol: whether the stop symbol ends a caption, or the end of text alone.
+
+    Returns:
+        B lists of new ids, up to the token that ended them.
+    """
+    processor = model.processor
+    assert processor is not None
+    device = model.projection.weight.device
+    batch = processor.pad([TokenSequence(request.prompt, len(request.prompt)) for request in requests], left=True)
+    features = [request.features for request in requests if request.features is not None]
+    eos = processor.tokenizer.eos_id
+    settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
+    processors: list[LogitsProcessor] = []
+    if options.repetition_penalty != 1.0:
+        processors.append(_Penalty(options.repetition_penalty))
+    if options.sampled:
+        processors.append(Draws(options, [request.key for request in requests]))
+    if processors:
+        settings["logits_processor"] = LogitsProcessorList(processors)
+    if stop_symbol:
+        settings["stopping_criteria"] = StoppingCriteriaList([StopSymbol(processor)])
+    new_ids = model.generate(
+        batch["input_ids"].to(device),
+        batch["attention_mask"].to(device),
+        features=torch.cat(features).to(device) if features else None,
+        max_new_tokens=options.max_new_tokens,
+        num_beams=options.beams,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=eos,
+        # No word is said after the end, so a filler that is no id of the vocabulary could not be embedded.
+        pad_token_id=eos if eos is not None else 0,
+        **settings,
+    )
+    symbol = StopSymbol(processor) if stop_symbol else None
+    return [_cut(row, eos, symbol) for row in new_ids.tolist()]
+
+
+def _cut(row: list[int], eos: int | None, symbol: StopSymbol | None) -> list[int]:
+    """A row up to its end; behind it, transformers fills up to the longest row."""
+    if eos is not None and eos in row:
+        row = row[: row.index(eos) + 1]
+    if symbol is None or symbol.symbol not in symbol.tokenizer.decode(row):
+        return row
+    shortest = next(n for n in range(1, len(row) + 1) if symbol.symbol in symbol.tokenizer.decode(row[:n]))
+    return row[:shortest]

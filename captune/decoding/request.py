@@ -1,0 +1,56 @@
+"""What goes into a decoding loop, and what it says after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captune.model import IMAGE_SLOT
+
+__all__ = ["Progress", "Request", "common_prefix"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Request:
+    """One caption that is asked for.
+
+    Attributes:
+        number: tells it from others; its place in a list of results.
+        prompt: T token ids, `IMAGE_SLOT` where an image token goes.
+        features: (I, Q, F) output of the frozen part for its images, or None for text alone.
+        key: names the image's stream of draws beside the seed; requests with equal keys draw the same numbers.
+    """
+
+    number: int
+    prompt: tuple[int, ...]
+    features: Tensor | None = None
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where one request stands after a step.
+
+    Attributes:
+        number: of the request.
+        ids: all new ids so far, of the best beam where there are several; read it at once, the list goes on growing.
+        ended: whether that was all.
+    """
+
+    number: int
+    ids: Sequence[int]
+    ended: bool
+
+
+def common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Leading text that all prompts share, at most up to the first image and without the last token of any."""
+    first = prompts[0]
+    length = min(len(prompt) for prompt in prompts) - 1
+    if IMAGE_SLOT in first:
+        length = min(length, first.index(IMAGE_SLOT))
+    for other in set(prompts):
+        while other[:length] != first[:length]:
+            length -= 1
+    return first[: max(length, 0)]

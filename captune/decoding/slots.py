@@ -1,0 +1,234 @@
+"""Keys and values of the rows that are being decoded, in slots of fixed size.
+
+Letters: N slots, H heads, W columns, D width of a head, C columns of text that every prompt begins with.
+
+    slot   | constant text | rest of the prompt | caption ........ | free |
+    column   0 ... C-1       C ... P-1            P ...              W-1
+
+A row stands at the left of its slot and its column is its position, so rows of any length lie side by side without
+padding between their tokens: what is behind a row's end is not looked at, and is overwritten as the row grows. A row
+that ends leaves its slot to the last one in use, or to a new row; nothing else is moved, and no tensor changes its
+size. transformers' own cache grows by copying itself at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+__all__ = ["SlotCache", "read", "unsupported"]
+
+
+_TRIAL = 12
+"""Tokens of the rows with which a model is tried out."""
+_EXACT = 1e-3
+"""Largest relative difference of logits that rounding in float32 explains."""
+_EXACT_IN_HALF = 0.1
+"""The same for 16-bit formats, whose own noise is several percent."""
+_TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+
+
+class _Place:
+    """Where the tokens of the forward that is under way go: all layers read it here."""
+
+    def __init__(self) -> None:
+        self.rows: slice | Tensor = slice(0, 0)
+        self.columns: slice | Tensor = slice(0, 0)
+        self.width = 0
+        self.length = 0
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types here
+    """One layer's keys and values, (N, H, W, D) each."""
+
+    is_sliding = False
+
+    def __init__(self, slots: int, width: int, place: _Place) -> None:
+        super().__init__()
+        self._slots, self._width, self._place = slots, width, place
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory; zeros, because what is masked is still multiplied (by nought)."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        heads = key_states.shape[1]
+        self.keys = key_states.new_zeros(self._slots, heads, self._width, key_states.shape[3])
+        self.values = value_states.new_zeros(self._slots, heads, self._width, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, D) states where the place says; give what these rows may look at."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        place = self._place
+        if isinstance(place.columns, Tensor):
+            # Two index tensors around a slice: the indexed dimensions come first.
+            key_states, value_states = key_states[:, :, 0], value_states[:, :, 0]
+            self.keys[place.rows, :, place.columns] = key_states
+            self.values[place.rows, :, place.columns] = value_states
+            rows: slice | Tensor = slice(0, len(key_states))
+        else:
+            self.keys[place.rows, :, place.columns] = key_states
+            self.values[place.rows, :, place.columns] = value_states
+            rows = place.rows
+        return self.keys[rows, :, : place.width], self.values[rows, :, : place.width]
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest row of the forward under way, its own included."""
+        return self._place.length if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset for a mask that the model would make; the loop brings its own."""
+        return self._place.width, 0
+
+    def get_max_length(self) -> int:
+        """W."""
+        return self._width
+
+    get_max_cache_shape = get_max_length
+
+
+class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
+    """Keys and values of up to N rows of up to W tokens.
+
+    Args:
+        slots: N.
+        width: W.
+        prefix: keys and values (1, H, C, D) of the text that every prompt begins with, one pair a layer.
+    """
+
+    def __init__(self, slots: int, width: int, prefix: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        self._place = _Place()
+        super().__init__(layer_class_to_replicate=partial(_SlotLayer, slots, width, self._place))
+        self.slots = slots
+        self.width = width
+        for keys, values in prefix:
+            layer = self.layer_class_to_replicate()
+            layer.lazy_initialization(keys, values)
+            layer.keys[:, :, : keys.shape[2]] = keys
+            layer.values[:, :, : values.shape[2]] = values
+            self.layers.append(layer)
+
+    def fill(self, first: int, rows: int, start: int, stop: int) -> None:
+        """The next forward brings columns `start` to `stop` of the slots from `first` on."""
+        self._place.rows = slice(first, first + rows)
+        self._place.columns = slice(start, stop)
+        self._place.width = self._place.length = stop
+
+    def extend(self, columns: Tensor, length: int, width: int) -> None:
+        """The next forward brings one token to each of the first slots.
+
+        Args:
+            columns: (B,) int64, where each goes.
+            length: tokens of the longest row then.
+            width: how many columns are looked at, `length` or more.
+        """
+        self._place.rows = torch.arange(len(columns), device=columns.device)
+        self._place.columns = columns
+        self._place.length = length
+        self._place.width = width
+
+    def move(self, sources: Tensor, targets: Tensor, start: int, stop: int) -> None:
+        """Copy columns `start` to `stop` of slots onto others; all are read before any is written."""
+        for layer in self.layers:
+            layer.keys[targets, :, start:stop] = layer.keys[sources, :, start:stop]
+            layer.values[targets, :, start:stop] = layer.values[sources, :, start:stop]
+
+
+def read(
+    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+) -> Tensor:
+    """Run tokens through a language model, whose keys and values go where the cache was told.
+
+    Args:
+        forward: the model, or its `forward`.
+        config: its configuration.
+        cache: after `fill` or `extend`.
+        embeddings: (B, T, D).
+        positions: (B, T) int64.
+        seen: (B or 1, T, columns) bool, what each token looks at.
+
+    Returns:
+        (B, V) logits of the last column.
+    """
+    mask = seen.unsqueeze(1)
+    if config.get_text_config(decoder=True)._attn_implementation == "eager":
+        mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, torch.finfo(embeddings.dtype).min)
+    output = forward(
+        inputs_embeds=embeddings,
+        attention_mask=mask.expand(len(embeddings), -1, -1, -1),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def unsupported(llm: Any, width: int) -> str | None:
+    """Why a language model's rows cannot be decoded from slots.
+
+    Slots need a cache that is keys and values and nothing else, and no window narrower than the rows. Whether masks and
+    positions are honoured is tried out on a few tokens, once for a model: some families ignore them without a word.
+
+    Args:
+        llm: a causal language model.
+        width: W, the longest row.
+
+    Returns:
+        A reason, or None.
+    """
+    try:
+        layers = DynamicCache(config=llm.config.get_text_config(decoder=True)).layers
+    except (AttributeError, TypeError, ValueError) as error:
+        return f"its cache is not known ({error})"
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return f"it keeps a {type(layer).__name__}"
+        window = getattr(layer, "sliding_window", None)
+        if layer.is_sliding and (window is None or window < width):
+            return f"its window of {window} tokens is narrower than a row of {width}"
+    if llm not in _TRIED:
+        _TRIED[llm] = _misfit(llm)
+    return _TRIED[llm]
+
+
+@torch.inference_mode()
+def _misfit(llm: Any) -> str | None:
+    """Read two rows of other lengths from slots and each alone, and compare the logits.
+
+    `forward` is called itself, past what somebody may have hooked to the model.
+    """
+    embedding = llm.get_input_embeddings()
+    device = embedding.weight.device
+    ids = torch.arange(2 * _TRIAL, device=device).view(2, _TRIAL) * 7 % embedding.weight.shape[0]
+    embeddings = embedding(ids)
+    lengths = torch.tensor([_TRIAL - 3, _TRIAL - 6], device=device)
+    longest = int(lengths.max())
+    try:
+        alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False).logits[0] for row in embeddings]
+        cache = SlotCache(2, _TRIAL)
+        cache.fill(0, 2, 0, longest)
+        positions = torch.arange(longest, device=device)
+        seen = positions <= positions.unsqueeze(1)
+        read(llm.forward, llm.config, cache, embeddings[:, :longest], positions.expand(2, -1), seen.unsqueeze(0))
+        worst = 0.0
+        for _ in range(3):
+            cache.extend(lengths, int(lengths.max()) + 1, _TRIAL)
+            fed = embeddings[torch.arange(2, device=device), lengths].unsqueeze(1)
+            seen = torch.arange(_TRIAL, device=device) <= lengths.unsqueeze(1)
+            found = read(llm.forward, llm.config, cache, fed, lengths.unsqueeze(1), seen.unsqueeze(1))
+            wanted = torch.stack([row[place] for row, place in zip(alone, lengths.tolist(), strict=True)])
+            worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
+            lengths = lengths + 1
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"it does not take rows from slots ({' '.join(str(error).split())[:120]})"
+    allowed = _EXACT_IN_HALF if wanted.dtype in (torch.bfloat16, torch.float16) else _EXACT
+    return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"

@@ -1,0 +1,60 @@
+"""Where an answer ends, told from its ids.
+
+The stop symbol is text, not a token: a vocabulary may spell it in several ways, and a token may hold its end and more.
+Decoding the tail of every row after each step would be sure and slow. A token whose own text neither holds the symbol
+nor begins with the rest of it cannot complete it, so rows are decoded behind the few other tokens only; what a token
+can do is found out once, when it is first said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captune.model import MiniGPT4Processor
+
+__all__ = ["StopRule"]
+
+_BROKEN = "�"
+
+
+class StopRule:
+    """Tells when a row of new ids has ended.
+
+    Args:
+        processor: knows the stop symbol and the vocabulary.
+        symbol: whether the stop symbol ends a row; without it, only the end of text does.
+    """
+
+    def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True) -> None:
+        self._tokenizer = processor.tokenizer
+        self._symbol = processor.layout.conversation.stop_symbol if symbol else ""
+        self.eos_id = processor.tokenizer.eos_id
+        # However the symbol is cut into tokens, it has no more of them than bytes.
+        self._tail = len(self._symbol.encode())
+        self._anchor = self._tokenizer.encode("a")[-1:]
+        self._anchor_text = self._tokenizer.decode(self._anchor)
+        self._completes: dict[int, bool] = {}
+
+    def ended(self, ids: Sequence[int], newest: int) -> bool:
+        """Whether `newest`, said behind `ids`, ends the row."""
+        if newest == self.eos_id:
+            return True
+        if not self._symbol or not self._may_complete(newest):
+            return False
+        before = ids[-(self._tail - 1) :] if self._tail > 1 else ()
+        return self._symbol in self._tokenizer.decode([*before, newest])
+
+    def _may_complete(self, token: int) -> bool:
+        known = self._completes.get(token)
+        if known is None:
+            known = self._completes[token] = self._look(token)
+        return known
+
+    def _look(self, token: int) -> bool:
+        text = self._tokenizer.decode([*self._anchor, token])
+        if not text.startswith(self._anchor_text) or _BROKEN in text:
+            # A piece of a character, or a vocabulary whose texts do not simply follow each other.
+            return True
+        text = text[len(self._anchor_text) :]
+        rests = (self._symbol[place:] for place in range(1, len(self._symbol)))
+        return self._symbol in text or text.startswith(tuple(rests))

@@ -1,0 +1,83 @@
+"""A caption as it grows, word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from captune.decoding.generate import as_caption, generate_ids
+from captune.decoding.loop import DecodingLoop
+from captune.decoding.options import DecodingOptions
+from captune.decoding.request import Request
+from captune.decoding.slots import unsupported
+from captune.decoding.stop import StopRule
+from captune.model import MiniGPT4, MiniGPT4Processor
+
+__all__ = ["TextStream", "stream_text"]
+
+
+class TextStream:
+    """Turns the growing ids of one caption into pieces of text that are certain.
+
+    What may still become the stop symbol, the rest of a character, or a space that a caption does not end with is held
+    back; the pieces joined are the caption, to the letter.
+
+    Args:
+        processor: the vocabulary and the stop symbol.
+    """
+
+    def __init__(self, processor: MiniGPT4Processor) -> None:
+        self._processor = processor
+        self._symbol = processor.layout.conversation.stop_symbol
+        self._told = ""
+
+    def more(self, ids: Sequence[int], *, ended: bool) -> str:
+        """The text that is new.
+
+        Args:
+            ids: all ids so far.
+            ended: whether these are all.
+        """
+        decoded = self._processor.tokenizer.decode(ids)
+        text = self._processor.layout.cut(decoded) if ended else self._certain(decoded)
+        if not ended and not text.startswith(self._told):
+            # A vocabulary that rewrites its last words is waited for.
+            return ""
+        piece = text[len(self._told) :]
+        self._told = text
+        return piece
+
+    def _certain(self, text: str) -> str:
+        text = text.split(self._symbol, 1)[0].lstrip()
+        text = text.rstrip("�")
+        for length in range(min(len(self._symbol), len(text)), 0, -1):
+            if text.endswith(self._symbol[:length]):
+                text = text[:-length]
+                break
+        return text.rstrip()
+
+
+def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> Iterator[str]:
+    """Decode one caption and give its pieces as they come; with beams, all of it at the end.
+
+    Args:
+        model: its processor attached.
+        request: prompt and features of one image.
+        options: how to decode.
+
+    Yields:
+        Pieces of text, none empty, but one where the caption is.
+    """
+    processor = model.processor
+    if processor is None:
+        raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
+    if options.beams > 1 or unsupported(model.llm, len(request.prompt) + options.max_new_tokens) is not None:
+        yield as_caption(processor, generate_ids(model, [request], options)[0]).text
+        return
+    loop = DecodingLoop(model, options, StopRule(processor), slots=1, longest_prompt=len(request.prompt))
+    loop.admit([request])
+    text = TextStream(processor)
+    while loop.active:
+        for progress in loop.step():
+            piece = text.more(progress.ids, ended=progress.ended)
+            if piece:
+                yield piece

@@ -1,0 +1,28 @@
+"""A tiny random captioner that ends some captions early, and features for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_minigpt4
+from torch import Tensor
+
+from captune.model import MiniGPT4
+
+
+@pytest.fixture(scope="session")
+def model() -> MiniGPT4:
+    """Its captions end at all places: by the stop symbol, by the end of text, at the limit."""
+    model = tiny_minigpt4(seed=0, scale=2.0)
+    assert model.processor is not None
+    with torch.no_grad():
+        model.llm.lm_head.weight[model.processor.tokenizer.encode("#")[0]] *= 7
+        model.llm.lm_head.weight[2] *= 2
+    return model
+
+
+@pytest.fixture(scope="session")
+def features(model: MiniGPT4) -> Tensor:
+    """(12, Q, F)."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(12, model.config.image_tokens, model.config.feature_size, generator=generator) * 3
