@@ -134,6 +134,25 @@ def test_close_pairs_are_those_of_a_loop(queries: list[int], corpus: list[int], 
     assert list(zip(rows.tolist(), columns.tolist(), bits.tolist(), strict=True)) == expected
 
 
+@pytest.mark.parametrize("radius", [0, 3, 10, 11])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_the_index_finds_what_comparing_all_finds(radius: int, crowded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(radius)
+    corpus = random.integers(0, 1 << 64, 20_000, dtype=np.uint64)
+    if crowded:
+        corpus &= np.uint64(0x3)
+    queries = corpus[random.integers(0, len(corpus), 60)].copy()
+    for place in range(len(queries)):
+        for bit in random.choice(64, place % 16, replace=False):
+            queries[place] ^= np.uint64(1) << np.uint64(bit)
+    indexed = close_pairs(queries, corpus, radius)
+    monkeypatch.setattr("captune.data.leaks.hamming._SMALL", len(corpus))
+    compared = close_pairs(queries, corpus, radius)
+    assert len(indexed[0]) >= 60 * (radius + 1) // 16
+    for one, other in zip(indexed, compared, strict=True):
+        assert one.tolist() == other.tolist()
+
+
 def test_candidates_name_each_pair_once_with_its_best_view() -> None:
     trained = np.zeros((2, len(VIEWS)), np.uint64)
     trained[:, :] = np.uint64(2**64 - 1)

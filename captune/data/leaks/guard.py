@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captune.data.leaks.fingerprints import VIEWS, WHOLE, Fingerprint, fingerprint
-from captune.data.leaks.hamming import Hashes, close_pairs
+from captune.data.leaks.hamming import INDEXED_RADIUS, Hashes, close_pairs
 from captune.data.leaks.pixels import LARGEST_DIFFERENCE, Thumbnail, difference, read_thumbnail
 from captune.data.leaks.store import FingerprintStore, default_store
 from captune.data.lookahead import in_order
@@ -39,7 +39,7 @@ __all__ = [
     "same_pictures",
 ]
 
-RADIUS = 12
+RADIUS = INDEXED_RADIUS
 """Bits of 64 by which the hashes of a candidate pair may differ; see benchmarks/leaks.py."""
 
 _CANDIDATES = 200  # trained images whose pixels are compared with one evaluated image, the nearest hashes first
