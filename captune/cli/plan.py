@@ -65,10 +65,11 @@ def plan(
         import torch
 
         quiet_libraries()
-        from captune.model.loading import load_model, pick_device
+        from captune.model.loading import pick_device
         from captune.model.preview import preview_model
         from captune.training.plan import Planner
         from captune.training.probe import probe as measure
+        from captune.training.tunable import load_tunable
     here = pick_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
@@ -79,7 +80,7 @@ def plan(
     predicted = planner.plan()
     fits = limit is None or predicted.peak <= limit
     proposal = None if fits or limit is None else planner.propose(limit)
-    measured = measure(settings, load_model(settings.model, here), planner) if probe else []
+    measured = measure(settings, load_tunable(settings, here), planner) if probe else []
     if as_json:
         _print_json(predicted, limit, proposal, measured)
     else:

@@ -42,7 +42,12 @@ def show_progress() -> Iterator[Listener]:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and notes out of the way of ours."""
+    """Keep the libraries' own bars and notes out of the way of ours."""
+    import logging as standard_logging
+
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        # One notes every cast it makes, the others which of their parts this machine cannot use.
+        standard_logging.getLogger(name).setLevel(standard_logging.ERROR)
     if "transformers" not in sys.modules:
         import os
 

@@ -56,6 +56,7 @@ class CheckpointRecord:
         captune: version that wrote it.
         format: version of this record.
         lora: `r`, `alpha`, `targets` and `dropout` of LoRA, where it was trained.
+        parts: folders or hub ids of `llm` and `vision`, where a new projection joined them instead of a whole model.
     """
 
     model: str
@@ -70,6 +71,7 @@ class CheckpointRecord:
     captune: str
     format: int = FORMAT
     lora: dict[str, Any] | None = None
+    parts: dict[str, str] | None = None
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
@@ -129,7 +131,7 @@ def read_record(folder: Path) -> CheckpointRecord:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
-        content.setdefault("lora", None)
+        content = {"lora": None, "parts": None} | content
         return CheckpointRecord(**{field.name: content[field.name] for field in fields(CheckpointRecord)})
     except FileNotFoundError:
         raise WeightsError(
@@ -205,6 +207,12 @@ def load_adapter(
     from captune.model.loading import resolve_model
 
     record = read_record(folder)
+    if record.parts is not None and base_model is None:
+        from captune.model.build import build
+
+        model = build(**record.parts, **options)
+        load_trained(model, folder)
+        return model.eval()
     try:
         base = resolve_model(str(base_model or record.model))
     except WeightsError as error:

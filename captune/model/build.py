@@ -26,7 +26,7 @@ from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS
 from captune.model.tokenizer import load_tokenizer
 
-__all__ = ["ALIGNMENT_CONFIG", "build"]
+__all__ = ["ALIGNMENT_CONFIG", "build", "preview_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def build(
         raise WeightsError(f"{qformer} belongs to the original's tower (eva_vit_g.pth), and {vision} is another one.")
     else:
         model = _with_tower(llm, vision, dtype, llm_options)
-    _converse(model, llm, conversation, max_target_tokens)
+    model.processor = _converse(model.config, llm, conversation, max_target_tokens)
     _renew_projection(model, seed)
     logger.warning(
         "The projection between %s and %s is new and random: align it on image-text pairs first (stage 1), with the "
@@ -112,12 +112,7 @@ def build(
 
 def _with_tower(llm: str | Path, vision: str | Path, dtype: torch.dtype, llm_options: dict[str, Any]) -> MiniGPT4:
     """A model of a SigLIP or CLIP tower and a language model, its processor still to come."""
-    try:
-        given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
-    if given.model_type not in _TOWERS:
-        raise WeightsError(f"{vision} is a {given.model_type}; expected eva_vit_g.pth, or a SigLIP or CLIP model.")
+    given = _tower_config(vision)
     try:
         tower, loaded = _TOWERS[given.model_type].from_pretrained(str(vision), dtype=dtype, output_loading_info=True)
     except Exception as error:  # broken files make the readers below transformers raise nearly anything
@@ -126,21 +121,51 @@ def _with_tower(llm: str | Path, vision: str | Path, dtype: torch.dtype, llm_opt
         ) from error
     if loaded["missing_keys"]:
         raise WeightsError(f"The vision tower {vision} is incomplete; it has no '{min(loaded['missing_keys'])}'.")
-    settings = tower.config
-    patches = (settings.image_size // settings.patch_size) ** 2
-    normalisation = _normalisation(vision, given.model_type)
-    config = MiniGPT4Config(
-        vision_config=settings.to_dict(),
+    with torch.device("meta"):
+        model = MiniGPT4(_config(llm, vision, tower.config, given.model_type), parts=())
+    model.vision = tower
+    model.llm = load_language_model(llm, dtype=dtype, **llm_options)
+    return model
+
+
+def _tower_config(vision: str | Path) -> Any:
+    """Configuration of a SigLIP or CLIP model, or of its vision part."""
+    try:
+        given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
+    if given.model_type not in _TOWERS:
+        raise WeightsError(f"{vision} is a {given.model_type}; expected eva_vit_g.pth, or a SigLIP or CLIP model.")
+    return given
+
+
+def _config(llm: str | Path, vision: str | Path, tower: Any, kind: str) -> MiniGPT4Config:
+    """What joins a tower, of this configuration, and a language model."""
+    patches = (tower.image_size // tower.patch_size) ** 2
+    normalisation = _normalisation(vision, kind)
+    return MiniGPT4Config(
+        vision_config=tower.to_dict(),
         text_config=language_config(llm),
         patches_per_token=next(n for n in range(min(SMALLEST_GROUP, patches), patches + 1) if patches % n == 0),
         pixel_mean=normalisation.get("image_mean"),
         pixel_std=normalisation.get("image_std"),
     )
-    with torch.device("meta"):
-        model = MiniGPT4(config, parts=())
-    model.vision = tower
-    model.llm = load_language_model(llm, dtype=dtype, **llm_options)
-    return model
+
+
+def preview_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
+    """Configuration and processor of the captioner that `build` would make, without any weights.
+
+    Args:
+        llm: folder or hub id of any causal language model.
+        vision: folder or hub id of a SigLIP or CLIP model.
+
+    Raises:
+        ConfigError: the chat template cannot be used.
+        WeightsError: a part is missing, or of a kind that is not known here.
+    """
+    given = _tower_config(vision)
+    config = _config(llm, vision, getattr(given, "vision_config", given), given.model_type)
+    return config, _converse(config, llm, None, config.max_target_tokens)
 
 
 def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
@@ -152,16 +177,17 @@ def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
     return {key: list(stated.get(key, default)) for key, default in _SIGLIP_NORMALISATION.items()}
 
 
-def _converse(model: MiniGPT4, llm: str | Path, conversation: str | None, max_target_tokens: int) -> None:
-    """Attach a processor that asks as the language model wants to be asked."""
-    config = model.config
+def _converse(
+    config: MiniGPT4Config, llm: str | Path, conversation: str | None, max_target_tokens: int
+) -> MiniGPT4Processor:
+    """A processor that asks as the language model wants to be asked; the configuration learns how."""
     config.max_target_tokens = max_target_tokens
     if conversation is not None:
         config.conversation = conversation
     else:
         config.conversation = "chat"
         config.wrapping = asdict(conversation_of(AutoTokenizer.from_pretrained(str(llm))))
-    model.processor = MiniGPT4Processor(load_tokenizer(llm), config)
+    return MiniGPT4Processor(load_tokenizer(llm), config)
 
 
 def _renew_projection(model: MiniGPT4, seed: int) -> None:

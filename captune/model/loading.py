@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from captune.config import ModelConfig
-from captune.errors import WeightsError
+from captune.errors import ConfigError, WeightsError
 from captune.model.minigpt4 import MiniGPT4
+from captune.model.prompt import OriginalFaults
 from captune.model.quantization import (
     GradientDeviation,
     compare_gradients,
@@ -22,7 +23,7 @@ from captune.model.quantization import (
     quantization_config,
 )
 
-__all__ = ["compute_dtype", "load_checked", "load_model", "pick_device", "resolve_model"]
+__all__ = ["check_model", "compute_dtype", "load_checked", "load_model", "pick_device", "resolve_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +68,28 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load_model(
-    config: ModelConfig, device: torch.device, *, quantization: str | None = None, recompute: bool = False
-) -> MiniGPT4:
-    """Load a captune model.
+def check_model(config: ModelConfig) -> None:
+    """Find what can be known to be wrong before anything is loaded.
+
+    Raises:
+        WeightsError: the model looks like a folder of this machine, and there is none.
+        ConfigError: the parts of a new captioner are of a kind that only `captune convert` joins.
+    """
+    if config.llm is None:
+        resolve_model(config.path)
+    elif Path(str(config.vision)).is_file():
+        raise ConfigError(
+            f"model.vision is the file {config.vision}; join it with {config.llm} by `captune convert --llm "
+            f"{config.llm} --vision {config.vision} --out FOLDER` first, and give the folder as model.path."
+        )
+
+
+def load_model(config: ModelConfig, device: torch.device, *, recompute: bool = False) -> MiniGPT4:
+    """Load the captioner of a configuration, or join the parts that it names.
 
     Args:
         config: which one, in which number format.
         device: where it goes.
-        quantization: one of `captune.model.quantization.FORMATS` for the language model; None is none.
         recompute: compute activations again in the backward pass instead of keeping them.
 
     Returns:
@@ -83,49 +97,56 @@ def load_model(
 
     Raises:
         WeightsError: it is not there, is broken, or is no captune model.
-        ConfigError: the quantization is unknown.
         MissingExtraError: the quantization's library is not installed.
     """
-    path = resolve_model(config.path)
+    check_model(config)
     dtype = compute_dtype(config.dtype, device)
-    options: dict[str, Any] = {}
-    if quantization is not None:
-        options = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
-    try:
-        model = MiniGPT4.from_pretrained(path, dtype=dtype, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"The model {config.path} cannot be loaded: {reason}") from error
+    options: dict[str, Any] = {"dtype": dtype}
+    if config.quantization is not None:
+        options["quantization_config"] = quantization_config(config.quantization, dtype)
+        options["device_map"] = {"": device}
+    model = _joined(config, options) if config.llm is not None else _whole(config, options)
     model.projection.float()
-    if quantization is None:
+    if config.quantization is None:
         model.to(device)
     model.checkpoint_activations(recompute)
+    if model.processor is not None and config.faults:
+        model.processor.use(faults=OriginalFaults.under("slides", config.faults))
     logger.info(
         "loaded %s: %s%s on %s, projection in float32",
-        config.path,
+        config.name,
         str(dtype).removeprefix("torch."),
-        f", language model in {quantization}" if quantization else "",
+        f", language model in {config.quantization}" if config.quantization else "",
         device,
     )
     return model
 
 
+def _whole(config: ModelConfig, options: dict[str, Any]) -> MiniGPT4:
+    path = resolve_model(config.path)
+    try:
+        return MiniGPT4.from_pretrained(path, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"The model {config.path} cannot be loaded: {reason}") from error
+
+
+def _joined(config: ModelConfig, options: dict[str, Any]) -> MiniGPT4:
+    from captune.model.build import build
+
+    return build(llm=str(config.llm), vision=str(config.vision), **options)
+
+
 def load_checked(
-    config: ModelConfig,
-    device: torch.device,
-    quantization: str,
-    batch: Mapping[str, Tensor],
-    *,
-    recompute: bool = False,
+    config: ModelConfig, device: torch.device, batch: Mapping[str, Tensor], *, recompute: bool = False
 ) -> tuple[MiniGPT4, GradientDeviation]:
     """Load a model with a quantised language model, after a look at how far that bends the gradient.
 
     The model as it is comes first and is let go of, so that the two are never in memory together.
 
     Args:
-        config: which one, in which number format.
-        device: where it goes; the model without quantisation is run on the CPU where this one has no room for it.
-        quantization: one of `captune.model.quantization.FORMATS`.
+        config: which one, in which number format and quantization.
+        device: where it goes; the model without quantization is run on the CPU where this one has no room for it.
         batch: a few rows: keyword arguments of `MiniGPT4.forward`, labels included.
         recompute: compute activations again in the backward pass.
 
@@ -135,12 +156,15 @@ def load_checked(
     Raises:
         WeightsError: as `load_model`; or the gradient deviates so far that training would lead elsewhere.
     """
+    quantization = config.quantization
+    assert quantization is not None
+    exact = config.model_copy(update={"quantization": None})
     try:
-        reference = projection_gradient(load_model(config, device, recompute=True).train(), batch)
+        reference = projection_gradient(load_model(exact, device, recompute=True).train(), batch)
     except torch.OutOfMemoryError:
-        reference = projection_gradient(load_model(config, torch.device("cpu"), recompute=True).train(), batch)
+        reference = projection_gradient(load_model(exact, torch.device("cpu"), recompute=True).train(), batch)
     gc.collect()
-    model = load_model(config, device, quantization=quantization, recompute=recompute)
+    model = load_model(config, device, recompute=recompute)
     deviation = compare_gradients(projection_gradient(model.train(), batch), reference)
     logger.info("quantization %s: %s", quantization, deviation)
     deviation.check(quantization)

@@ -36,6 +36,16 @@ class MasterAdamW(torch.optim.AdamW):
         self._pairs.append((parameter, master))
         return master
 
+    def master_of(self, parameter: Tensor) -> Tensor:
+        """The float32 tensor on which a parameter's steps are taken, under which its moments are kept."""
+        return next((master for own, master in self._pairs if own is parameter), parameter)
+
+    @torch.no_grad()
+    def take_over(self, parameter: Tensor, value: Tensor) -> None:
+        """Set a parameter and its master to a float32 value."""
+        self.master_of(parameter).copy_(value)
+        parameter.copy_(value)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Carry gradients to the masters, take AdamW's step, and round the masters back into the weights."""

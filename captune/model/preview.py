@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from captune.config import ModelConfig
 from captune.errors import WeightsError
+from captune.model.build import preview_parts
 from captune.model.configuration import MiniGPT4Config
-from captune.model.loading import resolve_model
+from captune.model.loading import check_model, resolve_model
 from captune.model.processor import MiniGPT4Processor
+from captune.model.prompt import OriginalFaults
 
 __all__ = ["preview_model"]
 
@@ -23,12 +25,23 @@ def preview_model(config: ModelConfig) -> tuple[MiniGPT4Config, MiniGPT4Processo
     Raises:
         WeightsError: it is not there, is broken, or is no captune model.
     """
-    path = resolve_model(config.path)
+    check_model(config)
+    if config.llm is not None:
+        found, processor = preview_parts(config.llm, str(config.vision))
+    else:
+        found, processor = _whole(config.path)
+    if config.faults:
+        processor.use(faults=OriginalFaults.under("slides", config.faults))
+    return found, processor
+
+
+def _whole(name: str) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
+    path = resolve_model(name)
     try:
         found = MiniGPT4Config.from_pretrained(path)
         if found.model_type != MiniGPT4Config.model_type:
             raise ValueError(f"it is a '{found.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"The configuration of the model {config.path} cannot be read: {reason}") from error
+        raise WeightsError(f"The configuration of the model {name} cannot be read: {reason}") from error
     return found, MiniGPT4Processor.from_pretrained(path, found)

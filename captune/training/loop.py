@@ -24,7 +24,7 @@ from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
-from captune.model.loading import load_model, resolve_model
+from captune.model.loading import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
 from captune.training.distributed import World, world
@@ -34,6 +34,7 @@ from captune.training.samples import TrainingSamples
 from captune.training.state import Position
 from captune.training.step import Stepper
 from captune.training.stopping import listen_for_stop
+from captune.training.tunable import load_tunable
 
 __all__ = ["train"]
 
@@ -60,7 +61,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
         return
-    resolve_model(config.model.path)
+    check_model(config.model)
     images = training_images(config)
     samples = TrainingSamples(images, config.train, config.seed)
     evaluation = Evaluation(config, evaluation_set(config, listener))
@@ -71,7 +72,8 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         if place.is_main and not resuming:
             open_run_folder(config, status, overwrite=overwrite)
         place.wait()
-        model = load_model(config.model, place.device)
+        examples = [(image_files[sample.image], sample.captions[0]) for sample in samples.longest(2)]
+        model = load_tunable(config, place.device, examples)
         record = _describe(model, config)
         features = _encode(model, image_files, "training images", place, listener)
         test_features = _encode(model, evaluation.image_files, "evaluation images", place, listener)
@@ -84,7 +86,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         with _open_journal(config, place, listener, start) as journal:
             journal.tell(
                 "run",
-                model=config.model.path,
+                model=config.model.name,
                 images=len(images),
                 captions=samples.captions,
                 step=start.step,
@@ -121,6 +123,9 @@ class _Run:
         """Train from `start` to the end."""
         if not self.evaluation.has(None):
             self._evaluate(None)
+        lora = self.config.train.lora
+        # As it will be trained, but for dropout, which would make any two passes differ.
+        self.model.train(lora is None or not lora.dropout)
         unpacked = self.stepper.probe()
         if unpacked is not None:
             self.journal.tell("unpacked", reason=unpacked)
@@ -214,8 +219,9 @@ def _encode(model: MiniGPT4, files: Sequence[Path], what: str, place: World, lis
 def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:
     """What every checkpoint of this run says of itself, but for epoch and step."""
     assert model.processor is not None
+    parts = config.model
     return CheckpointRecord(
-        model=config.model.path,
+        model=config.model.name,
         frozen=frozen_fingerprint(model),
         instruction=config.model.instruction,
         conversation=model.config.conversation,
@@ -225,4 +231,6 @@ def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:
         step=0,
         seed=config.seed,
         captune=__version__,
+        lora=model.config.lora,
+        parts=None if parts.llm is None else {"llm": parts.llm, "vision": str(parts.vision)},
     )

@@ -49,7 +49,8 @@ class Objective:
         self.packed = fast.target_logits
         self.shared = fast.shared_prefix
         self._cached = constant_prefix_length(self._prompt.ids) if fast.constant_prefix else 0
-        if any(parameter.requires_grad for parameter in model.llm.parameters()):
+        if any(parameter.requires_grad for parameter in model.llm.parameters()) or _recomputes(model):
+            # A layer that recomputes its activations drops keys and values that were given to it.
             self._cached = 0
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
 
@@ -134,6 +135,10 @@ class Objective:
         for index, (keys, values) in enumerate(self._prefix):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
+
+
+def _recomputes(model: MiniGPT4) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.llm.modules())
 
 
 def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: DynamicCache | None = None) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from captune.config import RunConfig, parse_config
+from captune.config import LoraConfig, RunConfig, parse_config
 from captune.errors import DataError
 from captune.model import MiniGPT4Config, MiniGPT4Processor, PromptLayout
 from captune.model.loading import compute_dtype
@@ -90,7 +91,7 @@ class Planner:
         self._layout = processor.layout
         self._device = device
         self._processes = processes
-        self._sizes: dict[torch.dtype, ModelSize] = {}
+        self._sizes: dict[tuple[torch.dtype, str | None, LoraConfig | None], ModelSize] = {}
         found = None if caption_tokens else self._longest_samples()
         self.from_data = found is not None
         made_up = (caption_of(self._layout, caption_tokens or self._layout.max_target_tokens),)
@@ -103,16 +104,27 @@ class Planner:
         size = self.size(config)
         reserve = RESERVE if self._device.type == "cuda" else 0
         return Plan(
-            training_memory(size, self.training_load(config), reserve=reserve),
+            training_memory(
+                size,
+                self.training_load(config),
+                checkpointing=config.train.gradient_checkpointing,
+                reserve=reserve,
+            ),
             generation_memory(size, self.generation_load(config), reserve=reserve),
         )
 
     def size(self, config: RunConfig) -> ModelSize:
-        """The model in the configuration's number format."""
+        """The model in the configuration's number format and quantization, with its LoRA."""
         dtype = compute_dtype(config.model.dtype, self._device)
-        if dtype not in self._sizes:
-            self._sizes[dtype] = measure_model(self._model_config, dtype)
-        return self._sizes[dtype]
+        kind = (dtype, config.model.quantization, config.train.lora)
+        if kind not in self._sizes:
+            model_config = self._model_config
+            if config.train.lora is not None:
+                model_config = copy.deepcopy(model_config)
+                lora = config.train.lora
+                model_config.lora = {"r": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
+            self._sizes[kind] = measure_model(model_config, dtype, config.model.quantization)
+        return self._sizes[kind]
 
     def training_load(self, config: RunConfig) -> TrainingLoad:
         """The largest micro-batch: that of the longest samples."""
@@ -125,7 +137,9 @@ class Planner:
             # The features of an image are repeated for each of its captions.
             return TrainingLoad(len(lengths), tokens, len(lengths) * (tokens - 1), len(lengths))
         rows = samples if fast.shared_prefix else [[length] for sample in samples for length in sample]
-        cached = constant_prefix_length(prompt) if fast.constant_prefix and self._model_config.lora is None else 0
+        lora = self._model_config.lora is not None or config.train.lora is not None
+        constant = fast.constant_prefix and not lora and not config.train.gradient_checkpointing
+        cached = constant_prefix_length(prompt) if constant else 0
         batch = pack(prompt, [[(0,) * length for length in row] for row in rows], cached=cached)
         tokens = batch.input_ids.shape[1]
         return TrainingLoad(len(rows), tokens, len(batch.targets), len(rows), cached)
@@ -158,10 +172,22 @@ class Planner:
         return self.plan(self._changed((*base, "train.micro_batch_size=1", "evaluate.batch_size=1")))
 
     def _formats(self) -> Iterator[tuple[str, ...]]:
-        """Number formats to try: the given one, then half its bytes."""
-        yield ()
-        if compute_dtype(self._config.model.dtype, self._device) == torch.float32:
-            yield ("model.dtype=bfloat16",)
+        """Levers besides the batch sizes, mildest first, each with those before it.
+
+        Half the bytes of a number are what a GPU computes with anyway, checkpointing costs a third more work and no
+        exactness, and fewer bits bend the gradient a little.
+        """
+        pulled: tuple[str, ...] = ()
+        yield pulled
+        given = self._config
+        if compute_dtype(given.model.dtype, self._device) == torch.float32:
+            pulled += ("model.dtype=bfloat16",)
+            yield pulled
+        if not given.train.gradient_checkpointing:
+            pulled += ("train.gradient_checkpointing=true",)
+            yield pulled
+        if given.model.quantization is None and self._device.type == "cuda":
+            yield (*pulled, "model.quantization=nf4")
 
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
         """Batch sizes with which both phases fit, or None."""

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from captune.data.atomic import atomic_folder
+from captune.model.masters import MasterAdamW
 
 __all__ = ["FOLDER", "Position", "load_newest", "newest_position", "save_state"]
 
@@ -50,7 +51,7 @@ def save_state(
     output: Path,
     names: Sequence[str],
     parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: MasterAdamW,
     at: Position,
 ) -> None:
     """Write the state of a run; older ones are removed once it is on the disk.
@@ -64,8 +65,9 @@ def save_state(
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in zip(names, parameters, strict=True):
-        tensors[name] = parameter.detach().cpu().contiguous()
-        for moment, value in optimizer.state[parameter].items():
+        master = optimizer.master_of(parameter)
+        tensors[name] = master.detach().cpu().contiguous()
+        for moment, value in optimizer.state[master].items():
             tensors[f"{name}//{moment}"] = torch.as_tensor(value).detach().cpu().contiguous()
     with atomic_folder(output / FOLDER / f"step-{at.step:08d}") as folder:
         # Written by Python, so that a full disk is an OSError like any other.
@@ -76,7 +78,7 @@ def save_state(
 
 
 def load_newest(
-    output: Path, names: Sequence[str], parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+    output: Path, names: Sequence[str], parameters: Sequence[nn.Parameter], optimizer: MasterAdamW
 ) -> Position | None:
     """Put the newest whole state of a run back.
 
@@ -108,14 +110,13 @@ def _restore(
     tensors: dict[str, Tensor],
     names: Sequence[str],
     parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: MasterAdamW,
 ) -> None:
     for name, parameter in zip(names, parameters, strict=True):
-        with torch.no_grad():
-            parameter.copy_(tensors[name])
+        optimizer.take_over(parameter, tensors[name])
         # The counter of steps stays where the optimiser keeps it; moments go where the parameter is.
         moments = {key.partition("//")[2]: value for key, value in tensors.items() if key.startswith(f"{name}//")}
-        optimizer.state[parameter] = {
+        optimizer.state[optimizer.master_of(parameter)] = {
             moment: value if moment == "step" else value.to(parameter.device) for moment, value in moments.items()
         }
 

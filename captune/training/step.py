@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captune.config import RunConfig, TrainConfig
 from captune.errors import TrainingError
 from captune.model import MiniGPT4
+from captune.model.masters import MasterAdamW
 from captune.training.distributed import World
 from captune.training.objective import Objective
 from captune.training.samples import TrainingSample, TrainingSamples
@@ -77,6 +78,10 @@ class Stepper:
         Raises:
             TrainingError: the loss was infinite or undefined in too many steps; names the captions of this one.
         """
+        lora = self._config.train.lora
+        if lora is not None and lora.dropout:
+            # A resumed run draws what the undisturbed one would have drawn.
+            torch.manual_seed((self._config.seed << 40) + (step << 12) + self._place.rank)
         batch = self._samples.batch(step)
         rate = learning_rate(step, self._samples.total_steps, self._config.train)
         mine = self._place.share(batch)
@@ -164,10 +169,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves biases and gains alone, as the original groups them."""
+def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> MasterAdamW:
+    """AdamW that decays matrices and leaves biases and gains alone, as the original groups them.
+
+    On a GPU all parameters are updated by one kernel.
+    """
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    fused = all(parameter.is_cuda for parameter in parameters)
+    return MasterAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused or None)

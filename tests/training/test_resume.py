@@ -26,7 +26,7 @@ from captune.training.run_folder import RunStatus, run_status
 @pytest.fixture(autouse=True, scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "load_model", lambda config, device: tiny_minigpt4())
+        patch.setattr(loop, "load_tunable", lambda config, device, examples: tiny_minigpt4())
         torch.set_num_threads(1)
         yield
 
@@ -137,7 +137,7 @@ from captune.config import load_config
 from captune.training import loop, train
 import torch
 torch.set_num_threads(1)
-loop.load_model = lambda config, device: tiny_minigpt4()
+loop.load_tunable = lambda config, device, examples: tiny_minigpt4()
 train(load_config({config!r}))
 """
 

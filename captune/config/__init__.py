@@ -1,0 +1,31 @@
+"""The configuration of a run: a YAML file in, `section.key=value` overrides, frozen and checked.
+
+Every field carries its help in `sections`, once; `commented_yaml` writes it out as comments, which is how the files in
+`train_configs/` are made.
+"""
+
+from captune.config.files import convert_config, load_config, parse_config
+from captune.config.sections import (
+    DataConfig,
+    EvaluateConfig,
+    FastConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from captune.config.writing import commented_yaml
+
+__all__ = [
+    "DataConfig",
+    "EvaluateConfig",
+    "FastConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "commented_yaml",
+    "convert_config",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,161 @@
+"""Configurations from YAML files, captune's own or the original's, with `section.key=value` overrides."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from captune.config.sections import RunConfig
+from captune.errors import ConfigError
+from captune.lavis import is_lavis, translate
+
+__all__ = ["convert_config", "load_config", "parse_config"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, captune's own or one of the original code.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value` strings; values are YAML. For a file of the original also in its words.
+
+    Returns:
+        The checked configuration. Relative paths in it are relative to the working directory.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is not of the kind expected.
+    """
+    content = _read_yaml(Path(path))
+    if not is_lavis(content):
+        return parse_config(content, overrides, source=str(path))
+    config, notes = _from_lavis(content, overrides, str(path), int(os.environ.get("WORLD_SIZE", "1")))
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            logger.warning("%s: %s", path, note)
+    return config
+
+
+def convert_config(
+    path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1
+) -> tuple[RunConfig, list[str]]:
+    """Read a YAML file of the original code.
+
+    Args:
+        path: the file, with `model:`, `datasets:` and `run:`.
+        overrides: `section.key=value` strings, in its words or captune's.
+        processes: with which it was run; its batch size is that of each.
+
+    Returns:
+        The same run in captune's words, and what there is to say of keys that have no counterpart.
+
+    Raises:
+        ConfigError: the file cannot be read, is none of the original's, or asks for what captune does not do.
+    """
+    content = _read_yaml(Path(path))
+    if not is_lavis(content):
+        raise ConfigError(f"{path} is no configuration of the original; expected the sections model, datasets and run.")
+    return _from_lavis(content, overrides, str(path), processes)
+
+
+def _from_lavis(
+    content: dict[str, Any], overrides: Sequence[str], source: str, processes: int
+) -> tuple[RunConfig, list[str]]:
+    translation = translate(content, overrides, source=source, processes=processes)
+    return parse_config(translation.settings, translation.overrides, source=source), translation.notes
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no configuration {path}; give the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {problem}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected sections such as 'model:' and 'train:'.")
+    return content
+
+
+def parse_config(
+    content: dict[str, Any], overrides: Sequence[str] = (), *, source: str = "the configuration"
+) -> RunConfig:
+    """Check a dictionary as a configuration.
+
+    Args:
+        content: sections and keys, as YAML gives them.
+        overrides: `section.key=value` strings that win over `content`.
+        source: what error messages call it.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not of the kind expected.
+    """
+    for override in overrides:
+        content = _override(content, override)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        sentences = [_sentence(dict(problem)) for problem in error.errors()]
+        raise ConfigError(f"{source}: {' '.join(sentences)}") from None
+
+
+def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    name, separator, value = override.partition("=")
+    keys = name.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"'{override}' is not an override; expected section.key=value, such as train.epochs=3.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    merged = dict(content)
+    node = merged
+    for key in keys[:-1]:
+        inner = node.get(key)
+        node[key] = dict(inner) if isinstance(inner, dict) else {}
+        node = node[key]
+    node[keys[-1]] = parsed
+    return merged
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    """One problem that pydantic found, as a sentence a person can act on."""
+    place = [str(part) for part in problem["loc"]]
+    name = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(place[:-1])
+        close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys are: {', '.join(known)}."
+        return f"there is no key '{name}'; {hint}"
+    given = problem.get("input")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not place:
+        return f"{message}."
+    return f"{name} is {given!r}: {message[0].lower()}{message[1:]}."
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for name in place:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        sections = [kind for kind in inner if issubclass(kind, BaseModel)]
+        if not sections:
+            return []
+        section = sections[0]
+    return list(section.model_fields)

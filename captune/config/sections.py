@@ -1,0 +1,192 @@
+"""The sections of a run's configuration: frozen and checked, every field with its help, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "DataConfig",
+    "EvaluateConfig",
+    "FastConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """The model that is tuned."""
+
+    path: str = Field("toy", min_length=1)
+    """Folder of a captune model, its hub id, or `toy` for the tiny model that comes with captune."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the frozen parts; auto is bfloat16 on a GPU and float32 on a CPU. What is trained is float32."""
+    instruction: str = Field("Describe this image in detail.", min_length=1)
+    """What the model is asked of every image, word for word the same in training and evaluation."""
+    llm: str | None = Field(None, min_length=1)
+    """Folder or hub id of a language model that a new projection joins with `vision`, instead of the model at path."""
+    vision: str | None = Field(None, min_length=1)
+    """Folder or hub id of a SigLIP or CLIP model in front of `llm`; for eva_vit_g.pth use `captune convert`."""
+    quantization: Literal["int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8"] | None = None
+    """The language model in fewer bits: less memory, not less time; null is as it is. Needs the extra `quant`."""
+    faults: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "dollars_are_padding"], ...] = ()
+    """Faults of the original code to repeat on purpose, under protocol slides only."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called in messages and records."""
+        return self.path if self.llm is None else f"{self.vision} + {self.llm}"
+
+
+class DataConfig(_Section):
+    """The images and captions, as manifests that `captune prepare` writes."""
+
+    train: Path = Path("flickr30k/manifest.jsonl")
+    """Manifest that holds the training images."""
+    train_split: str = "train"
+    """Which of its splits is trained on."""
+    evaluate: Path | None = None
+    """Manifest that holds the evaluation images; by default the training manifest."""
+    evaluate_split: str = "test"
+    """Which of its splits is evaluated on."""
+    train_images: int | None = Field(None, gt=0)
+    """Train on the first so many images only; null is all."""
+    evaluate_images: int | None = Field(None, gt=1)
+    """Evaluate on the first so many images only; null is all."""
+
+
+class FastConfig(_Section):
+    """What makes training cheaper without changing a gradient; each can be turned off."""
+
+    shared_prefix: bool = True
+    """Put the captions of an image behind one image and prompt, instead of repeating these for each caption."""
+    constant_prefix: bool = True
+    """Compute the text in front of the image once for the run; off by itself where anything before it is trained."""
+    target_logits: bool = True
+    """Compute logits where a target is, instead of at every position; the two above need it."""
+    length_buckets: bool = True
+    """Bring samples of similar length together, within shuffled pools, so that less padding is computed."""
+
+
+class LoraConfig(_Section):
+    """LoRA on the language model, trained with the projection."""
+
+    rank: int = Field(64, gt=0)
+    """Rank of the matrices."""
+    alpha: float = Field(16.0, gt=0)
+    """Their product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1)
+    """Last part of the names of the linear layers that get one."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """On LoRA's input, drawn anew each step; captions that share a prefix share its draw."""
+
+
+class TrainConfig(_Section):
+    """The optimisation."""
+
+    targets: Literal["each", "one", "joined"] = "each"
+    """What a step learns of an image's captions: each one as a sample, one drawn per epoch, or all joined into one."""
+    epochs: int = Field(5, gt=0)
+    """Passes over the samples; after each one a checkpoint is saved and evaluated."""
+    steps_per_epoch: int | None = Field(None, gt=0)
+    """Optimiser steps of an epoch; null is one pass over all samples."""
+    captions_per_image: int = Field(5, gt=0)
+    """Captions of an image that one step learns together, with targets each."""
+    batch_size: int = Field(40, gt=0)
+    """Captions of an optimiser step, over all processes together."""
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Captions that a process works on at once; fewer save memory and change nothing else. null is its share."""
+    learning_rate: float = Field(3e-5, gt=0)
+    """Highest learning rate, reached at the end of the warm-up."""
+    min_learning_rate: float = Field(1e-5, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_learning_rate: float = Field(1e-6, ge=0)
+    """Learning rate of the first step."""
+    warmup_steps: int = Field(200, ge=0)
+    """Steps of the linear warm-up from the first step's rate to the highest."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two decay rates."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Longest gradient that is applied as it is; longer ones are scaled down to it. null is no clipping."""
+    max_nonfinite_steps: int = Field(20, ge=0)
+    """Steps with an infinite or undefined loss that are skipped before the run is given up."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    lora: LoraConfig | None = None
+    """LoRA beside the projection, as {rank: 64, alpha: 16, targets: [q_proj, v_proj]}; null is the projection alone."""
+    fast: FastConfig = FastConfig()
+
+
+class EvaluateConfig(_Section):
+    """What is measured before the first epoch and after each."""
+
+    protocol: str = Field("karpathy", min_length=1)
+    """karpathy scores held-out images; slides does what the original scripts did and is marked LEAK; or the path of a
+    YAML file of your own."""
+    allow_leaks: bool = False
+    """Evaluation images that were trained on mark a result LEAK; true prints the mark without the reason."""
+    batch_size: int = Field(32, gt=0)
+    """Images captioned at once."""
+    max_new_tokens: int = Field(40, gt=0)
+    """Longest caption in tokens; decoding ends earlier at the stop symbol."""
+    beams: int = Field(1, gt=0)
+    """Beams of beam search; 1 is greedy decoding."""
+    length_penalty: float = 1.0
+    """Exponent on a beam's length; above 1 favours longer captions."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Divides the score of tokens that were already said; 1 is off."""
+
+
+class RunConfig(_Section):
+    """Everything that decides a run."""
+
+    output: Path = Path("runs/captune")
+    """Folder of the run: log, checkpoints, captions, scores, table, chart."""
+    seed: int = Field(42, ge=0)
+    """Decides the order of samples and every other draw."""
+    log_every: int = Field(10, gt=0)
+    """Steps between two lines of the log."""
+    save_every: int = Field(200, gt=0)
+    """Steps between two saved states, from which a killed run goes on; the end of an epoch is saved as well."""
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Where curves are sent besides log.jsonl; needs the extra `track`, never an account for none or tensorboard."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> RunConfig:
+        if self.train.min_learning_rate > self.train.learning_rate:
+            raise ValueError(
+                f"train.min_learning_rate is {self.train.min_learning_rate:g}, above train.learning_rate "
+                f"{self.train.learning_rate:g}; the cosine goes down from the latter to the former"
+            )
+        fast = self.train.fast
+        if not fast.target_logits and (fast.shared_prefix or fast.constant_prefix):
+            raise ValueError(
+                "train.fast.target_logits is off, which shared_prefix and constant_prefix need; turn these off as well"
+            )
+        if (self.model.llm is None) != (self.model.vision is None):
+            raise ValueError("model.llm and model.vision belong together; give both, or neither and model.path")
+        if self.model.faults and self.evaluate.protocol != "slides":
+            raise ValueError(
+                f"model.faults repeat the original's faults ({', '.join(self.model.faults)}), which only protocol "
+                "slides may; set evaluate.protocol to slides, or leave them out"
+            )
+        return self
+
+    @property
+    def evaluation_manifest(self) -> Path:
+        """Manifest that holds the evaluation images."""
+        return self.data.evaluate if self.data.evaluate is not None else self.data.train
