@@ -159,7 +159,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named because asyncio turns delays off (Nagle) only for sockets that say they are TCP.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
@@ -189,6 +190,8 @@ def run_server(application: Any, listener: socket.socket, *, connections: int | 
         server_header=False,
         limit_concurrency=connections,
         timeout_graceful_shutdown=20,
+        # People look at a page for a while.
+        timeout_keep_alive=60,
         lifespan="on",
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,255 @@
+"""The pages without a browser: blind, safe against what people paste, and closed to other sites."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from simulated_raters import MakeStudy
+from starlette.testclient import TestClient
+
+from captune.apps.rating.material import Material
+from captune.apps.rating.server import MAX_BODY, rating_application
+from captune.apps.rating.store import DATABASE, Store
+
+Client = Callable[..., TestClient]
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A function that opens a client for a study."""
+    opened: list[TestClient] = []
+
+    def make(store: Store, **settings: Any) -> TestClient:
+        application: Any = rating_application(Store(store.folder), **settings)
+        client = TestClient(application, base_url="http://localhost:8765", follow_redirects=False)
+        opened.append(client.__enter__())
+        return client
+
+    yield make
+    for one in opened:
+        one.__exit__(None, None, None)
+
+
+def _pages(client: TestClient, store: Store, rater: int) -> list[str]:
+    """Every page that a rater sees, in order; every answer is the first choice or threes."""
+    link = f"/r/{store.token(rater)}/"
+    pages = [client.get(link).text]
+    for position, trial in enumerate(store.trials(rater)):
+        pages.append(client.get(link + "rate").text)
+        given = (
+            {"choice": "first"}
+            if trial.part == "pairwise"
+            else dict.fromkeys(("precision", "recall", "fluency", "conciseness"), "3")
+        )
+        answer = client.post(link + "answer", data={"position": position, **given})
+        assert (answer.status_code, answer.headers["location"]) == (303, link + "rate")
+    return [*pages, client.get(link + "rate").text]
+
+
+def test_no_page_tells_who_said_what(make_study: MakeStudy, material: Material, client: Client) -> None:
+    """Under other names in another order of the same texts, every page is the same byte for byte."""
+    renamed = tuple(replace(system, name=f"Z{number}") for number, system in enumerate(material.systems))
+    first, second = make_study(images=4), make_study(replace(material, systems=renamed), images=4)
+    pages = _pages(client(first), first, 0)
+    assert pages == _pages(client(second), second, 0)
+    seen = "\n".join(pages).lower()
+    for name in ("pretrained", "epoch", "human", "attention", "repeat", "img-", "bleu", "cider"):
+        assert name not in seen, name
+
+
+def test_checks_and_repeats_look_like_any_other_screen(make_study: MakeStudy, client: Client) -> None:
+    store = make_study(images=6, attention=0.3, repeats=0.3)
+    pages = _pages(client(store), store, 0)[1:-1]
+
+    def form(page: str) -> str:
+        """The page without texts and numbers, which differ anyway."""
+        page = re.sub(r"<bdi>.*?</bdi>|\d+", "", page)
+        page = re.sub(r"<form[^>]*id=\"undo\".*?</form>|<details.*?</details>", "", page, flags=re.DOTALL)
+        return " ".join(page.split())
+
+    shapes: dict[tuple[str, str], set[str]] = {}
+    for trial, page in zip(store.trials(0), pages, strict=True):
+        shapes.setdefault((trial.part, trial.kind), set()).add(form(page))
+    for part in ("pairwise", "rubric"):
+        assert shapes[part, "task"] == shapes[part, "attention"] == shapes[part, "repeat"]
+        assert len(shapes[part, "task"]) == 1
+
+
+def test_an_answer_is_asked_for_until_it_is_whole(make_study: MakeStudy, client: Client) -> None:
+    store = make_study(design="rubric")
+    link, web = f"/r/{store.token(0)}/", client(store)
+    whole = {"precision": "1", "recall": "2", "fluency": "3", "conciseness": "5"}
+    for wrong in (
+        {},
+        {**whole, "precision": "6"},
+        {**whole, "recall": ""},
+        {**whole, "fluency": "1; DROP TABLE answer"},
+        {**whole, "fluency": "３"},
+        {"choice": "first"},
+    ):
+        answer = web.post(link + "answer", data={"position": "0", **wrong})
+        assert answer.headers["location"].endswith("notice=incomplete")
+    for position in ("", "-1", "1e9", "9" * 30, "²"):
+        assert "incomplete" in web.post(link + "answer", data={"position": position, **whole}).headers["location"]
+    assert store.answers() == []
+    assert "Please answer every question" in web.get(link + "rate?notice=incomplete").text
+    web.post(link + "answer", data={"position": "0", **whole})
+    again = web.post(link + "answer", data={"position": "0", **dict.fromkeys(whole, "1")})
+    assert again.headers["location"].endswith("notice=already")
+    assert [answer.value for answer in store.answers()] == ["1235"]
+    assert store.answers()[0].seconds is not None
+    assert web.post(link + "undo", data={"position": "0"}).headers["location"].endswith("notice=undone")
+    assert web.post(link + "undo", data={"position": "0"}).headers["location"] == link + "rate"
+    assert store.answers() == []
+
+
+def test_hostile_captions_are_shown_and_do_nothing(make_study: MakeStudy, material: Material, client: Client) -> None:
+    hostile = '</bdi><script>alert(1)</script><img src=x onerror="alert(1)">{{ 7*7 }}\u202e"\'>'
+    systems = tuple(
+        replace(s, captions=dict.fromkeys(s.captions, f"{n} {hostile}")) for n, s in enumerate(material.systems)
+    )
+    store = make_study(replace(material, systems=systems), images=3, attention=0)
+    page = client(store).get(f"/r/{store.token(0)}/rate").text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7*7 }}" in page
+    assert page.count("<script") == 1
+    assert "<img src=x" not in page
+    assert "\u202e" not in page
+
+
+def test_hostile_names_on_the_results_page(make_study: MakeStudy, material: Material, client: Client) -> None:
+    bad = "<b onmouseover=alert(1)>"
+    systems = (replace(material.systems[0], name=bad), *material.systems[1:])
+    store = make_study(replace(material, systems=systems), names=(bad,))
+    store.give(0, 0, "first", 1.0)
+    web = client(store)
+    web.get(f"/results?key={store.results_key}", follow_redirects=True)
+    page = web.get("/results").text
+    assert bad not in page
+    assert "&lt;b onmouseover=alert(1)&gt;" in page
+
+
+def test_results_are_behind_the_key(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web = client(store)
+    for path in ("/results", "/results/results.json", "/results/answers.csv"):
+        assert web.get(path).status_code == 401
+        assert web.get(path, headers={"cookie": f"captune_results={store.token(0)}"}).status_code == 401
+    assert web.get("/results?key=wrong").status_code == 403
+    assert web.post("/results", data={"key": "wrong"}).status_code == 403
+    assert web.post("/results", data={}).status_code == 403
+    opened = web.post("/results", data={"key": store.results_key})
+    assert opened.status_code == 303
+    cookie = opened.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert web.get("/results").status_code == 200
+    assert web.get("/results/results.json").json()["format"] == 1
+    assert web.get("/results/answers.csv").text.startswith("rater,position")
+
+
+def test_results_follow_the_answers(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web = client(store)
+    web.post("/results", data={"key": store.results_key})
+    assert web.get("/results/results.json").json()["counted"] == 0
+    link = f"/r/{store.token(0)}/"
+    task = next(place for place, trial in enumerate(store.trials(0)) if trial.kind == "task")
+    for position in range(task + 1):
+        web.post(link + "answer", data={"position": position, "choice": "tie"})
+    assert web.get("/results/results.json").json()["counted"] == 1
+    web.post(link + "undo", data={"position": task})
+    assert web.get("/results/results.json").json()["counted"] == 0
+
+
+def test_unknown_links(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web, other = client(store), f"0-{'A' * 22}"
+    for path in ("", "rate", "picture/0"):
+        assert web.get(f"/r/{other}/{path}").status_code == 404
+    assert web.post(f"/r/{other}/answer", data={"position": 0, "choice": "tie"}).status_code == 404
+    assert web.post(f"/r/{other}/undo", data={"position": 0}).status_code == 404
+    link = f"/r/{store.token(0)}/picture/"
+    assert web.get(link + "0").headers["content-type"] == "image/jpeg"
+    for wrong in ("6", "-1", "../study.sqlite", "%2e%2e%2fstudy.sqlite", "²", "0.jpg", "9" * 40):
+        assert web.get(link + wrong).status_code == 404, wrong
+    for wrong in ("study.sqlite", "base.html", "..%2fbase.html", "words.json"):
+        assert web.get(f"/static/{wrong}").status_code == 404
+    assert web.get("/openapi.json").status_code == 404
+
+
+def test_posts_from_other_sites_are_refused(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web, path = client(store), f"/r/{store.token(0)}/answer"
+    answer = {"position": "0", "choice": "first"}
+    for headers in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:9999"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ):
+        assert web.post(path, data=answer, headers=headers).status_code == 403, headers
+    assert store.answers() == []
+    headers = {"origin": "http://localhost:8765", "sec-fetch-site": "same-origin"}
+    assert web.post(path, data=answer, headers=headers).status_code == 303
+
+
+def test_other_hosts_are_refused_unless_it_listens_to_all(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    assert client(store).get("/", headers={"host": "evil.example"}).status_code == 400
+    assert client(store, hosts=None).get("/", headers={"host": "raters.example"}).status_code == 200
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8765", "LOCALHOST:2"):
+        assert client(store).get("/", headers={"host": host}).status_code == 200, host
+
+
+def test_large_requests_are_refused(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web, path = client(store), f"/r/{store.token(0)}/answer"
+    assert web.post(path, content=b"x" * (MAX_BODY + 1)).status_code == 413
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(MAX_BODY // 1000 + 2):
+            yield b"position=0&" * 100
+
+    assert web.post(path, content=endless()).status_code == 413
+    many = "&".join(f"a{number}=1" for number in range(500)) + "&position=0&choice=first"
+    assert "incomplete" in web.post(path, content=many.encode()).headers["location"]
+    assert "incomplete" in web.post(path, content=b"\xff\xfe\x00position=0").headers["location"]
+    assert store.answers() == []
+
+
+def test_headers_close_the_page(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    answer = client(store).get(f"/r/{store.token(0)}/rate")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    assert not re.search(r"<style|style=|<script(?! src=)|\son\w+=", answer.text)
+
+
+def test_both_languages(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    link, web = f"/r/{store.token(0)}/", client(store)
+    assert "Which caption" in web.get(link + "rate").text
+    assert "哪条描述更好" in web.get(link + "rate", headers={"accept-language": "zh-CN,en;q=0.8"}).text
+    assert "哪条描述更好" in web.get(link + "rate?lang=zh").text
+    assert "哪条描述更好" in web.get(link + "rate").text, "the choice is remembered"
+    assert "Which caption" in web.get(link + "rate?lang=en").text
+    assert web.get(link + "rate?lang=<script>").status_code == 200
+
+
+def test_a_form_does_not_reach_the_database(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web = client(store)
+    for text in ("'; DROP TABLE answer; --", "\x00", "first' OR '1'='1"):
+        web.post(f"/r/{store.token(0)}/answer", data={"position": "0", "choice": text})
+    tables = sqlite3.connect(store.folder / DATABASE).execute("SELECT COUNT(*) FROM answer").fetchone()
+    assert tables == (0,)
