@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
+from captune.data.first_seen import FirstSeen
 from captune.data.images import check_image
 from captune.data.importing import ImageCheck, Summary
 from captune.data.lookahead import in_order
@@ -60,19 +61,24 @@ def check_manifest(
 
     def image_problems(row: tuple[int, Sample | Problem]) -> list[Problem]:
         line, sample = row
-        if isinstance(sample, Problem) or check == "none":
+        if isinstance(sample, Problem):
             return []
         return _image_problems(name, line, resolve_image(reading.path, sample.image), check, min_side)
 
-    paths: dict[str, int] = {}
-    with contextlib.closing(in_order(scan_manifest(reading), image_problems, workers)) as rows:
+    paths = FirstSeen()
+    scanned = scan_manifest(reading)
+    looked = _unseen(scanned) if check == "none" else in_order(scanned, image_problems, workers)
+    with contextlib.closing(looked) as rows:
         for done, ((line, sample), problems) in enumerate(rows, 1):
             if isinstance(sample, Problem):
                 summary.problems.add(sample)
                 continue
             summary.add(sample)
-            first = paths.setdefault(os.path.normpath(sample.image), line)
-            if first != line:
+            path = os.path.normpath(sample.image)
+            first = paths.line_of(path)
+            if first is None:
+                paths.add(path, line)
+            else:
                 message = f"the image '{sample.image}' of '{sample.id}' stands on line {first} under another id."
                 problems.append(Problem(name, line, "shared", message))
             problems += _caption_problems(name, line, sample, max_words, is_truncated)
@@ -86,6 +92,14 @@ def check_manifest(
             message = f"no image is of the split '{split}'; there is {there or 'none'}."
             summary.problems.add(Problem(name, 0, "split", message))
     return summary
+
+
+def _unseen(
+    rows: Iterator[tuple[int, Sample | Problem]],
+) -> Generator[tuple[tuple[int, Sample | Problem], list[Problem]], None, None]:
+    """Rows without a look at their images, which no thread is needed for."""
+    for row in rows:
+        yield row, []
 
 
 def _image_problems(name: str, line: int, path: Path, check: ImageCheck, min_side: int) -> list[Problem]:

@@ -7,14 +7,17 @@ from numpy.typing import NDArray
 
 __all__ = ["FirstSeen"]
 
-_RECENT = 1 << 20  # ids held as Python objects, at about 200 bytes each
+_RECENT = 1 << 18  # ids held as Python objects, at about 200 bytes each
 
 
 class FirstSeen:
     """Remembers the line on which each id stood first.
 
-    The latest million ids are kept as they are; of older ones only 64 bits of hash and the line, 16 bytes an id.
-    Two of ten million different ids have the same hash with a probability of 3 in a million.
+    The latest quarter of a million ids are kept as they are; of older ones only 64 bits of hash and the line, 16 bytes
+    an id. Two of ten million different ids have the same hash with a probability of 3 in a million.
+
+    Args:
+        recent: how many ids are kept as they are.
     """
 
     def __init__(self, recent: int = _RECENT) -> None:
@@ -41,12 +44,12 @@ class FirstSeen:
             self._pack()
 
     def _pack(self) -> None:
-        """Move the recent ids to the sorted hashes."""
+        """Insert the recent ids into the sorted hashes; no more than both is held at any time."""
         count = len(self._recent)
         hashes = np.fromiter(map(hash, self._recent), dtype=np.int64, count=count)
         lines = np.fromiter(self._recent.values(), dtype=np.int64, count=count)
         self._recent.clear()
-        hashes = np.concatenate([self._hashes, hashes])
         order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[order]
-        self._lines = np.concatenate([self._lines, lines])[order]
+        places = self._hashes.searchsorted(hashes[order])
+        self._hashes = np.insert(self._hashes, places, hashes[order])
+        self._lines = np.insert(self._lines, places, lines[order])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.data.atomic import atomic_file
+from captune.data.first_seen import FirstSeen
 from captune.data.problems import Problem, Problems, plural
 from captune.data.text import Reading, decode_line, parse_json, raw_lines
 from captune.errors import DataError
@@ -65,7 +66,7 @@ class Sample:
 
 
 def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[int, Sample | Problem]]:
-    """Every row of a manifest, good or bad, with its line; in bounded memory but for the ids.
+    """Every row of a manifest, good or bad, with its line; of the ids, 16 bytes each are kept.
 
     Args:
         manifest: its path, or the open file where somebody wants to know how much is read; `.gz` is unpacked.
@@ -77,7 +78,7 @@ def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[
         DataError: no such file, or no text at all; see `captune.data.text.raw_lines`.
     """
     reading = manifest if isinstance(manifest, Reading) else Reading(manifest)
-    seen: dict[str, int] = {}
+    seen = FirstSeen()
     for number, line in enumerate(raw_lines(reading), 1):
         text = decode_line(line)
         if isinstance(text, DataError):
@@ -90,11 +91,12 @@ def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[
         except ValueError as error:
             yield number, Problem(reading.name, number, "malformed", _sentence(error))
             continue
-        first = seen.setdefault(sample.id, number)
-        if first != number:
+        first = seen.line_of(sample.id)
+        if first is not None:
             message = f"the id '{sample.id}' stands on line {first} already."
             yield number, Problem(reading.name, number, "duplicate", message)
         else:
+            seen.add(sample.id, number)
             yield number, sample
 
 
