@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captune.captioner.fast import FastDecoder
+from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.captioner.pictures import as_rgb
 from captune.data.images import to_pixels
@@ -20,7 +20,7 @@ from captune.decoding.stream import stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.model.adapter import frozen_fingerprint
 
-__all__ = ["MiniGPT4Captioner", "trained_fingerprint"]
+__all__ = ["MiniGPT4Captioner"]
 
 
 class MiniGPT4Captioner(Captioner):
@@ -42,7 +42,7 @@ class MiniGPT4Captioner(Captioner):
         self.processor: MiniGPT4Processor = model.processor
         self.name = name
         self.instruction: str = instruction or self.processor.instruction
-        self.fingerprint = f"{frozen_fingerprint(model)}-{trained_fingerprint(model)}-{model.llm.dtype}"
+        self.fingerprint = f"{frozen_fingerprint(model)}-{whole_hash(model.trained_parameters())}-{model.llm.dtype}"
         self._size = int(model.config.vision_config.image_size)
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
@@ -92,16 +92,3 @@ class MiniGPT4Captioner(Captioner):
         features = self.encode([self.prepare(picture)], 1)
         prompt = self.processor.layout.prompt(instruction or self.instruction).ids
         yield from stream_text(self.model, Request(0, prompt, features), options or DecodingOptions())
-
-
-def trained_fingerprint(model: MiniGPT4) -> str:
-    """A hash of every bit of what is trained: a few steps of training change little of it.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.trained_parameters(), key=lambda pair: pair[0]):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,18 +1,18 @@
-"""Stands where a processor of videos would, for models that are only asked for images."""
+"""Processors of models that also take videos, without what videos need: torchvision."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers.video_processing_utils import VideoProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from captune.errors import InputError
 
-__all__ = ["NoVideos"]
+__all__ = ["NoVideos", "images_only"]
 
 
-class NoVideos(VideoProcessorMixin):  # type: ignore[misc]  # transformers has no types here
-    """Takes no videos."""
+class NoVideos(BaseImageProcessor):  # type: ignore[misc]  # transformers has no types here
+    """Stands where a processor of videos would."""
 
     model_input_names: tuple[str, ...] = ()
 
@@ -23,3 +23,22 @@ class NoVideos(VideoProcessorMixin):  # type: ignore[misc]  # transformers has n
             InputError: always.
         """
         raise InputError("Videos need torchvision, which is not installed; captune captions images.")
+
+
+def images_only(kind: Any) -> Any:
+    """A class of processors that takes `NoVideos`, which transformers would refuse for its type.
+
+    Args:
+        kind: a class of processors, such as `Qwen2VLProcessor`.
+
+    Returns:
+        The same class, but for that; it keeps its name, which transformers writes into files.
+    """
+
+    def check(self: Any, argument_name: str, argument: Any) -> Any:
+        if isinstance(argument, NoVideos):
+            return NoVideos
+        return super(made, self).check_argument_for_proper_class(argument_name, argument)
+
+    made = type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
+    return made

@@ -28,15 +28,16 @@ def load_processor(path: str, config: Any, name: str) -> Any:
 
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    except ImportError as error:
-        if "torchvision" not in str(error).lower():
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        if "torchvision" in str(error).lower():
+            processor = _without_videos(path, config, name)
+        elif isinstance(error, ImportError):
             raise _missing(name, error) from error
-        processor = _without_videos(path, config, name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"The processor of {name} cannot be loaded: {' '.join(str(error).split())[:200]}; expected "
-            "processor_config.json or preprocessor_config.json and a tokenizer beside the weights."
-        ) from error
+        else:
+            raise WeightsError(
+                f"The processor of {name} cannot be loaded: {' '.join(str(error).split())[:200]}; expected "
+                "processor_config.json or preprocessor_config.json and a tokenizer beside the weights."
+            ) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise WeightsError(f"The processor of {name} is a {type(processor).__name__}, which does not take images.")
     return processor
@@ -47,10 +48,10 @@ def _without_videos(path: str, config: Any, name: str) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    from captune.captioner.no_videos import NoVideos
+    from captune.captioner.no_videos import NoVideos, images_only
 
     try:
-        kind = PROCESSOR_MAPPING[type(config)]
+        kind = images_only(PROCESSOR_MAPPING[type(config)])
         makers: dict[str, Any] = {
             "tokenizer": lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=False),
             "image_processor": lambda: AutoImageProcessor.from_pretrained(path, trust_remote_code=False),

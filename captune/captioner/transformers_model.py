@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from captune.captioner.fast import FastDecoder
+from captune.captioner.identity import sampled_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.captioner.pictures import as_rgb
 from captune.decoding import Caption, DecodingOptions
 from captune.decoding.backoff import in_batches
 from captune.decoding.reference import Draws
-from captune.model.adapter import fingerprint
 from captune.model.processor import DEFAULT_INSTRUCTION
 
 __all__ = ["TransformersCaptioner"]
@@ -66,7 +66,7 @@ class TransformersCaptioner(Captioner):
         self.instruction = instruction
         if instruction is None and (self._template or self._image_token):
             self.instruction = DEFAULT_INSTRUCTION
-        self.fingerprint = f"{fingerprint(model.named_parameters())}-{model.dtype}"
+        self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}"
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"

@@ -1,0 +1,168 @@
+"""One interface for every captioner; a batch gives what single images give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captioner_models import MODELS, save
+from PIL import Image
+
+import captune
+from captune.captioner import Captioner, MiniGPT4Captioner, TransformersCaptioner
+from captune.decoding import DecodingOptions
+from captune.errors import DataError, InputError, WeightsError
+
+SIZES = [(40, 30), (64, 64), (30, 90), (90, 30), (33, 47), (64, 64), (20, 20)]
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"beams": 3},
+    "penalty": {"repetition_penalty": 1.4},
+    "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 3},
+}
+
+
+def pictures() -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+
+
+@pytest.fixture(scope="module")
+def toy() -> Captioner:
+    return captune.Captioner.from_pretrained("toy")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def other(request: pytest.FixtureRequest) -> TransformersCaptioner:
+    model, processor = MODELS[request.param]()
+    return TransformersCaptioner(model, processor, name=request.param)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_equals_single_images(other: TransformersCaptioner, way: str) -> None:
+    prepared = [other.prepare(picture) for picture in pictures()]
+    keys = [str(n) for n in range(len(prepared))]
+    options = DecodingOptions(max_new_tokens=8, **WAYS[way])
+    alone = [other.generate([p], None, options, keys=[key])[0] for p, key in zip(prepared, keys, strict=True)]
+    assert len({caption.text for caption in alone}) > 3, "captions depend on the image, or nothing is tested"
+    for size in (2, 3, 16):
+        settings = DecodingOptions(max_new_tokens=8, batch_size=size, **WAYS[way])
+        assert other.generate(prepared, None, settings, keys=keys) == alone, size
+
+
+def test_the_instruction_is_asked(other: TransformersCaptioner) -> None:
+    options = DecodingOptions(max_new_tokens=12)
+    prepared = [other.prepare(picture) for picture in pictures()]
+    default = other.generate(prepared, None, options)
+    asked = other.generate(prepared, "What colour is it?", options)
+    assert default != asked
+    assert all("What colour" not in caption.text for caption in asked), "the prompt is no part of a caption"
+    text = other.prompt("What colour is it?")
+    assert text is not None
+    assert "What colour is it?" in text
+
+
+def test_memory_runs_out(other: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = [other.prepare(picture) for picture in pictures()]
+    options = DecodingOptions(max_new_tokens=4)
+    wanted = other.generate(prepared, None, options)
+    right = other.processor.__class__.__call__
+
+    def small(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(kwargs["images"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return right(self, *args, **kwargs)
+
+    monkeypatch.setattr(other.processor.__class__, "__call__", small)
+    assert other.generate(prepared, None, options) == wanted
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_from_files(name: str, tmp_path: Path) -> None:
+    """As a person loads one: by its folder, with nothing but the files in it."""
+    captioner = Captioner.from_pretrained(save(name, tmp_path))
+    assert isinstance(captioner, TransformersCaptioner)
+    assert captioner.model.dtype == torch.float32
+    model, processor = MODELS[name]()
+    wanted = TransformersCaptioner(model, processor)
+    assert captioner(pictures()) == wanted(pictures())
+    assert captioner.fingerprint == wanted.fingerprint
+
+
+def test_one_image_or_several(toy: Captioner, tmp_path: Path) -> None:
+    images = pictures()[:3]
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    file = tmp_path / "0.png"
+    one = toy(file)
+    assert isinstance(one, str)
+    assert one
+    assert toy(str(file)) == toy(images[0]) == toy(np.asarray(images[0])) == toy(file.read_bytes()) == one
+    several = toy([tmp_path / f"{number}.png" for number in range(3)])
+    assert several == [toy(image) for image in images]
+    assert toy([]) == []
+    assert toy([file]) == [one]
+    assert isinstance(toy, MiniGPT4Captioner)
+    assert toy.model.caption(file) == [one]
+
+
+def test_pieces_are_the_caption(toy: Captioner, toy_data: Path) -> None:
+    for file in sorted((toy_data / "flickr30k-images").iterdir())[:4]:
+        pieces = list(toy.stream(file))
+        assert len(pieces) > 3
+        assert "".join(pieces) == toy(file)
+        beams = DecodingOptions(beams=2)
+        assert "".join(toy.stream(file, None, beams)) == toy(file, None, beams)
+        cut = DecodingOptions(max_new_tokens=5)
+        assert "".join(toy.stream(file, None, cut)) == toy(file, None, cut)
+
+
+def test_bad_images_are_named(toy: Captioner, tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DataError, match=r"empty\.jpg"):
+        toy(tmp_path / "empty.jpg")
+    with pytest.raises(DataError, match=r"absent\.jpg"):
+        toy([tmp_path / "absent.jpg"])
+    with pytest.raises(DataError, match="the file is empty"):
+        toy(b"")
+    with pytest.raises(DataError, match="expected \\(height, width, 3\\) uint8"):
+        toy(np.zeros((4, 4, 3)))
+
+
+def test_models_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="There is no model folder"):
+        Captioner.from_pretrained(tmp_path / "absent")
+    with pytest.raises(WeightsError, match=r"holds no config\.json"):
+        Captioner.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 10}))
+    with pytest.raises(WeightsError, match="is a llama, which does not caption images"):
+        Captioner.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nobody_knows"}))
+    with pytest.raises(WeightsError, match="holds no model"):
+        Captioner.from_pretrained(tmp_path)
+
+
+def test_a_model_without_its_processor(tmp_path: Path) -> None:
+    MODELS["llava"]()[0].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="processor"):
+        Captioner.from_pretrained(tmp_path)
+
+
+def test_fingerprints_tell_models_apart(toy: Captioner, tmp_path: Path) -> None:
+    assert isinstance(toy, MiniGPT4Captioner)
+    before = toy.fingerprint
+    assert MiniGPT4Captioner(toy.model).fingerprint == before
+    weight = toy.model.projection.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[-1, -1] += 1e-6
+    try:
+        assert MiniGPT4Captioner(toy.model).fingerprint != before, "one value of the projection, a little"
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    assert MiniGPT4Captioner(toy.model).fingerprint == before
