@@ -157,6 +157,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
         InputError: the port is taken, or the host is not one of this machine.
         ToolError: the machine does not let it listen for another reason.
     """
+    listener: socket.socket | None = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # The protocol is named because asyncio turns delays off (Nagle) only for sockets that say they are TCP.
@@ -165,6 +166,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"Port {port} of {host} is in use; give another one with --port.") from None
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:

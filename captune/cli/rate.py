@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,19 +114,19 @@ def rate(
     folder = sources[0] if is_study else study or _study_of(sources)
     if (folder / DATABASE).is_file():
         store = Store(folder)
-        _go_on(store, chosen, systems, raters, rater or [])
     elif results or links:
         raise InputError(f"{folder} holds no study yet; make one first with captune rate {sources[0]}.")
     else:
         wanted = [name.strip() for name in systems.split(",")] if systems else None
         store = _make(folder, sources, references, pictures, wanted, human, chosen, raters, rater or [])
-    if results:
-        _show_results(store, sources, min_attention, out, as_json=as_json)
-    elif links:
-        _print_links(store, (url or f"http://{_in_url(host)}:{port}").rstrip("/"), as_json=as_json)
-        store.close()
-    else:
-        _serve(store, host, port, url, as_json=as_json)
+    with closing(store):
+        _go_on(store, chosen, systems, raters, rater or [])
+        if results:
+            _show_results(store, sources, min_attention, out, as_json=as_json)
+        elif links:
+            _print_links(store, (url or f"http://{_in_url(host)}:{port}").rstrip("/"), as_json=as_json)
+        else:
+            _serve(store, host, port, url, as_json=as_json)
 
 
 def _study_of(sources: list[Path]) -> Path:
@@ -242,7 +243,6 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
         with atomic_file(run / "rating.json") as stream:
             stream.write(results_json(found))
         files += [run / "rating.json", _renewed_page(run)]
-    store.close()
     for file in files:
         _say(str(file))
 
