@@ -38,7 +38,7 @@ def images_only(kind: Any) -> Any:
     def check(self: Any, argument_name: str, argument: Any) -> Any:
         if isinstance(argument, NoVideos):
             return NoVideos
-        return super(made, self).check_argument_for_proper_class(argument_name, argument)
+        return kind.check_argument_for_proper_class(self, argument_name, argument)
 
     made = type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
     return made

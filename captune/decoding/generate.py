@@ -9,13 +9,12 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from captune.decoding.backoff import fewer, in_batches, is_out_of_memory
 from captune.decoding.loop import ConstantText, DecodingLoop
 from captune.decoding.options import Caption, DecodingOptions
 from captune.decoding.reference import generate_with_transformers
-from captune.decoding.request import Progress, Request, common_prefix
+from captune.decoding.request import FeatureRows, Progress, Request, common_prefix
 from captune.decoding.slots import unsupported
 from captune.decoding.stop import StopRule
 from captune.model import MiniGPT4, MiniGPT4Processor
@@ -34,7 +33,7 @@ _REFILLED = 4
 @torch.inference_mode()
 def generate_captions(
     model: MiniGPT4,
-    features: Tensor,
+    features: FeatureRows,
     instruction: str | Sequence[str],
     options: DecodingOptions,
     *,

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from captune.model import IMAGE_SLOT
 
-__all__ = ["Progress", "Request", "common_prefix"]
+__all__ = ["FeatureRows", "Progress", "Request", "common_prefix"]
+
+
+class FeatureRows(Protocol):
+    """Features of N images, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: slice, /) -> Tensor:
+        """Those of some images, (B, Q, F)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)

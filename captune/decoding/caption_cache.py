@@ -1,0 +1,77 @@
+"""Captions that were generated before, so that a repeated evaluation generates nothing.
+
+A file holds the captions of one identity: model, checkpoint, prompt, decoding, versions. Its lines name images by a
+hash of their files, so a renamed image is known and a changed one is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from captune.data.atomic import atomic_file
+from captune.decoding.options import Caption
+
+__all__ = ["cached_captions", "image_key"]
+
+
+def cached_captions(
+    folder: Path, identity: Sequence[str], images: Sequence[Path], generate: Callable[[list[int]], Sequence[Caption]]
+) -> list[Caption]:
+    """Captions of images, of which only those are generated that are not known.
+
+    Args:
+        folder: where captions are kept; made when there are new ones.
+        identity: everything that decides a caption beside the image.
+        images: N image files.
+        generate: captions the images at the places that it is given; called once, or not at all.
+
+    Returns:
+        N captions in the order of the images.
+    """
+    name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
+    path = folder / f"{name}.jsonl"
+    known = _read(path)
+    keys = [image_key(image) for image in images]
+    # Two images with equal bytes have one caption.
+    missing = list({key: place for place, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
+    if missing:
+        for place, caption in zip(missing, generate(missing), strict=True):
+            known[keys[place]] = caption
+        _write(path, identity, known)
+    return [known[key] for key in keys]
+
+
+def image_key(path: str | os.PathLike[str]) -> str:
+    """Hash of an image file; of its name where it cannot be read, which is told by whoever decodes it."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return f"unread {os.fspath(path)}"
+
+
+def _read(path: Path) -> dict[str, Caption]:
+    """What a file holds; one that is broken holds nothing, and is written anew."""
+    known: dict[str, Caption] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            next(file)
+            for line in file:
+                row = json.loads(line)
+                key = str(row.pop("image"))
+                known[key] = Caption(**row)
+    except (OSError, StopIteration, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return known
+
+
+def _write(path: Path, identity: Sequence[str], known: dict[str, Caption]) -> None:
+    with atomic_file(path) as stream:
+        stream.write(json.dumps({"identity": list(identity)}, ensure_ascii=False) + "\n")
+        for key, caption in known.items():
+            stream.write(json.dumps({"image": key, **asdict(caption)}, ensure_ascii=False) + "\n")

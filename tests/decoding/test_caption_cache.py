@@ -1,0 +1,138 @@
+"""Captions are generated once: by a cache, by an evaluation that is repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import captune.evaluation
+from captune.config import RunConfig
+from captune.decoding import Caption, DecodingLoop
+from captune.decoding.caption_cache import cached_captions
+from captune.evaluation import evaluate_checkpoints
+from captune.model import MiniGPT4
+from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
+from captune.model.loading import resolve_model
+
+IDENTITY = ("model", "checkpoint", "prompt", "greedy")
+
+
+class Counted:
+    """Says a caption for each image, and remembers for which it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __call__(self, places: list[int]) -> list[Caption]:
+        self.asked.append(places)
+        return [Caption(f"caption {place}", place + 2, place % 2 == 0) for place in places]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{name}.jpg" for name in "abc"]
+    for path in paths:
+        path.write_text(path.name)
+    return paths
+
+
+def test_what_is_known_is_not_generated(tmp_path: Path, images: list[Path]) -> None:
+    generate = Counted()
+    first = cached_captions(tmp_path / "cache", IDENTITY, images[:2], generate)
+    assert [caption.text for caption in first] == ["caption 0", "caption 1"]
+    assert cached_captions(tmp_path / "cache", IDENTITY, images[:2], generate) == first
+    assert cached_captions(tmp_path / "cache", IDENTITY, images[1::-1], generate) == first[::-1]
+    assert generate.asked == [[0, 1]]
+    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate)[:2] == first
+    assert generate.asked == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_each_part_of_the_identity_counts(tmp_path: Path, images: list[Path], place: int) -> None:
+    generate = Counted()
+    cached_captions(tmp_path / "cache", IDENTITY, images, generate)
+    other = tuple("another" if i == place else part for i, part in enumerate(IDENTITY))
+    cached_captions(tmp_path / "cache", other, images, generate)
+    assert len(generate.asked) == 2
+
+
+def test_images_are_told_by_their_bytes(tmp_path: Path, images: list[Path]) -> None:
+    generate = Counted()
+    first = cached_captions(tmp_path / "cache", IDENTITY, images, generate)
+    moved = images[0].rename(tmp_path / "moved.jpg")
+    assert cached_captions(tmp_path / "cache", IDENTITY, [moved], generate) == first[:1]
+    images[1].write_text("another picture")
+    cached_captions(tmp_path / "cache", IDENTITY, [moved, *images[1:]], generate)
+    assert generate.asked == [[0, 1, 2], [1]]
+    twice = tmp_path / "twice.jpg"
+    twice.write_text("new")
+    again = tmp_path / "again.jpg"
+    again.write_text("new")
+    cached_captions(tmp_path / "cache", IDENTITY, [twice, again], generate)
+    assert generate.asked[-1] == [0]
+
+
+@pytest.mark.parametrize("content", ["", "no json\n", '{"identity": []}\n{"image": "x"}\n', '{"identity": []}\n[1]\n'])
+def test_a_broken_file_is_written_anew(tmp_path: Path, images: list[Path], content: str) -> None:
+    generate = Counted()
+    wanted = cached_captions(tmp_path / "cache", IDENTITY, images, generate)
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(content)
+    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate) == wanted
+    assert len(generate.asked) == 2
+    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate) == wanted
+    assert len(generate.asked) == 2
+
+
+def test_an_evaluation_loads_once_and_captions_each_image_once(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pretrained and five checkpoints on twelve images: one load, 72 captions; again: one load, none."""
+    config = RunConfig.model_validate(
+        {
+            "output": tmp_path / "run",
+            "data": {"train": toy_data / "manifest.jsonl"},
+            "evaluate": {"max_new_tokens": 6, "batch_size": 5},
+        }
+    )
+    counts = {"loads": 0, "captions": 0, "encoded": 0}
+    load, admit, encode = captune.evaluation.load_model, DecodingLoop.admit, MiniGPT4.encode_features
+
+    def counted_load(*args: Any) -> MiniGPT4:
+        counts["loads"] += 1
+        return load(*args)
+
+    def counted_admit(self: DecodingLoop, requests: Any) -> None:
+        counts["captions"] += len(requests)
+        admit(self, requests)
+
+    def counted_encode(self: MiniGPT4, pixels: Tensor) -> Tensor:
+        counts["encoded"] += len(pixels)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(captune.evaluation, "load_model", counted_load)
+    monkeypatch.setattr(DecodingLoop, "admit", counted_admit)
+    monkeypatch.setattr(MiniGPT4, "encode_features", counted_encode)
+    model = captune.MiniGPT4.from_pretrained(resolve_model("toy"))
+    record = CheckpointRecord(
+        "toy", frozen_fingerprint(model), "Describe this image in detail.", "", "", "", 0, 1, 0, ""
+    )
+    checkpoints = []
+    for epoch in range(5):
+        folder = tmp_path / f"epoch-{epoch:03d}"
+        folder.mkdir()
+        state = {
+            name: tensor + 1e-4 * (epoch + 1) * torch.ones_like(tensor) for name, tensor in trained_state(model).items()
+        }
+        save_trained(folder, state, record.at(epoch, epoch))
+        checkpoints.append(folder)
+    first = evaluate_checkpoints(config, checkpoints)
+    assert counts == {"loads": 1, "captions": 6 * 12, "encoded": 12}
+    second = evaluate_checkpoints(config, checkpoints)
+    assert counts == {"loads": 2, "captions": 6 * 12, "encoded": 12}
+    assert [row.captions for row in second.checkpoints] == [row.captions for row in first.checkpoints]
+    assert [row.unfinished for row in second.checkpoints] == [row.unfinished for row in first.checkpoints]
