@@ -236,14 +236,11 @@ class PromptLayout:
             The row. As in the original each later question is wrapped like the first and starts with a BOS.
             When the turns take more than `max_target_tokens`, the last answer that is begun is cut.
         """
-        bos = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
         prompt = self.text_ids(self.conversation.template.replace("{}", turns[0][0], 1))
         ids: list[int] = []
         learnt: list[bool] = []
         for number, (question, answer) in enumerate(turns):
-            asked: Sequence[int] = ()
-            if number:
-                asked = (*bos, *self.tokenizer.encode(self.conversation.template.replace("{}", question, 1)))
+            asked: Sequence[int] = self._later_question(question) if number else ()
             told = self.tokenizer.encode(answer + self.conversation.stop_symbol)
             ids.extend([*asked, *told])
             learnt.extend([False] * len(asked) + [True] * len(told))
@@ -260,6 +257,29 @@ class PromptLayout:
         return TokenSequence(
             row.ids, row.prompt_length, truncated, tuple(sorted({*questions, *dollars})), unseen=dollars
         )
+
+    def reply(self, turns: Sequence[tuple[str, str]], question: str) -> TokenSequence:
+        """What generation starts from in the middle of a dialogue, laid out as `dialogue` does for training.
+
+        Args:
+            turns: earlier questions with their answers; `<ImageHere>` stands where an image goes, in any question.
+            question: that is to be answered.
+        """
+        first = turns[0][0] if turns else question
+        ids = list(self.text_ids(self.conversation.template.replace("{}", first, 1)))
+        later = [asked for asked, _ in turns[1:]] + ([question] if turns else [])
+        for (_, answer), asked in zip(turns, later, strict=True):
+            ids += self.tokenizer.encode(answer + self.conversation.stop_symbol)
+            ids += self._later_question(asked)
+        return TokenSequence(tuple(ids), len(ids))
+
+    def _later_question(self, question: str) -> list[int]:
+        """Ids of a question that is not the first: wrapped like the first, behind a BOS of its own."""
+        ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        for place, stretch in enumerate(self.conversation.template.replace("{}", question, 1).split(IMAGE_PLACEHOLDER)):
+            ids += [IMAGE_SLOT] * self.image_tokens * (place > 0)
+            ids += self.tokenizer.encode(stretch)
+        return ids
 
     def _dollar_places(self, row: TokenSequence) -> tuple[int, ...]:
         """Positions behind the prompt of the word that the original takes for padding."""

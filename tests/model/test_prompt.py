@@ -101,3 +101,17 @@ def test_batches_that_do_not_fit(processor: MiniGPT4Processor) -> None:
         PromptLayout(processor.tokenizer, "chatml", image_tokens=1)
     with pytest.raises(ConfigError, match="give room for a caption"):
         PromptLayout(processor.tokenizer, "vicuna-v0", image_tokens=1, max_target_tokens=1)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_reply_starts_from_what_a_dialogue_learnt(official_files: OfficialFiles, name: str) -> None:
+    layout = PromptLayout(load_tokenizer(official_files.llm), name, image_tokens=5, max_target_tokens=400)
+    turns = [("<Img><ImageHere></Img> What is this?", "A dog."), ("Which colour?", "Brown."), ("Is it old?", "No.")]
+    for count in range(1, len(turns) + 1):
+        learnt = layout.dialogue(turns[:count])
+        prompt = layout.reply(turns[: count - 1], turns[count - 1][0])
+        answer = layout.target_ids(turns[count - 1][1])[0]
+        assert prompt.ids + answer == learnt.ids
+    assert layout.reply([], "<Img><ImageHere></Img> What is this?") == layout.prompt("What is this?")
+    both = layout.reply(turns[:1], "And <Img><ImageHere></Img>?")
+    assert both.ids.count(IMAGE_SLOT) == 10
