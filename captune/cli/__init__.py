@@ -107,8 +107,24 @@ from captune.cli import (  # noqa: E402
     rate,
     report,
     score,
+    serve,
     train,
 )
 
-for command in (demo, prepare, check, explain, plan, train, evaluate, report, score, compare, rate, convert, fetch):
+for command in (
+    demo,
+    prepare,
+    check,
+    explain,
+    plan,
+    train,
+    evaluate,
+    report,
+    score,
+    compare,
+    rate,
+    serve,
+    convert,
+    fetch,
+):
     command.register(app)

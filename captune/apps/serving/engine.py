@@ -1,0 +1,354 @@
+"""Decoding for many askers at once: requests join the captions under way at the next step and leave when they end.
+
+One thread owns the model. Requests that can share a forward (the same checkpoint, the same decoding) form a group with
+a `DecodingLoop` of its own; groups take steps in turns, so that two checkpoints side by side grow side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captune.apps.serving.checkpoints import ServedModel
+from captune.apps.serving.errors import APIError
+from captune.apps.serving.measurements import Measurements
+from captune.decoding import DecodingLoop, DecodingOptions, Progress, Request, StopRule, generate_ids
+from captune.decoding.backoff import is_out_of_memory
+from captune.decoding.generate import as_caption
+from captune.decoding.slots import unsupported
+from captune.decoding.stream import TextStream
+
+__all__ = ["Engine", "Event", "Job", "Pixels"]
+
+logger = logging.getLogger(__name__)
+
+MOST_GROUPS = 4
+"""Kinds of requests that are decoded in turns; each may hold the memory of all slots."""
+
+PATIENCE = 1.0
+"""Seconds after which a request of a kind that has no group yet keeps later ones from filling the others up."""
+
+GATHERED = 0.003
+"""Seconds that the first request after a rest waits for company: a forward of many costs little more than of one."""
+
+REMEMBERED = 128
+"""Images whose features are kept: a dialogue and a comparison of checkpoints ask of the same image again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """An image ready for the model.
+
+    Attributes:
+        key: tells it from others.
+        values: (3, S, S) float32.
+    """
+
+    key: str
+    values: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32]) -> Pixels:
+        """Pixels named after what they are."""
+        return cls(hashlib.sha256(values.tobytes()).hexdigest(), values)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """News of a job: a piece of text, and with the last one how it ended.
+
+    Attributes:
+        piece: new text.
+        finish: None while it goes on, then "stop" or "length".
+        text: the whole answer, when it has ended.
+        tokens: tokens of the answer so far.
+        error: what went wrong; nothing follows.
+    """
+
+    piece: str = ""
+    finish: str | None = None
+    text: str = ""
+    tokens: int = 0
+    error: APIError | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One answer that is asked for.
+
+    Attributes:
+        checkpoint: its name.
+        prompt: token ids.
+        images: those of the prompt's slots, in order.
+        options: how to decode; their seed is 0, the asker's own is in `draws`.
+        draws: names the stream of draws when sampling.
+        tell: called with every event, in the engine's thread.
+        cancelled: set by whoever does not want it any more.
+        arrived: when, on the monotonic clock.
+        stream: what was told so far; kept when the job begins again.
+    """
+
+    checkpoint: str
+    prompt: tuple[int, ...]
+    images: tuple[Pixels, ...]
+    options: DecodingOptions
+    draws: str
+    tell: Callable[[Event], None]
+    cancelled: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+    stream: TextStream | None = None
+
+
+class Engine:
+    """Owns a model and answers jobs.
+
+    Args:
+        served: the model and its checkpoints.
+        measurements: what is counted.
+        slots: answers of one group decoded at once.
+        most_waiting: jobs that may wait for a slot; more are refused.
+    """
+
+    def __init__(
+        self, served: ServedModel, measurements: Measurements, *, slots: int = 32, most_waiting: int = 256
+    ) -> None:
+        self.served = served
+        self._measurements = measurements
+        self._slots = slots
+        self._most_waiting = most_waiting
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._groups: dict[Any, _Group] = {}
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="captune-decoding", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are answered."""
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, job: Job) -> None:
+        """Take in a job.
+
+        Raises:
+            APIError: 429 when too many wait, 503 when the engine is stopping.
+        """
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                raise APIError(503, "The server is stopping.", code="stopping")
+            if len(self._waiting) >= self._most_waiting:
+                raise APIError(
+                    429, f"{self._most_waiting} requests are waiting already; try again in a moment.", code="queue_full"
+                )
+            self._waiting.append(job)
+            self._measurements.waiting.set(len(self._waiting))
+            self._changed.notify()
+
+    def stop(self, seconds: float = 20.0) -> None:
+        """Answer what was taken in, then end; give up after some seconds."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._groups or self._stopping):
+                    self._changed.wait()
+                if self._stopping and not self._waiting and not self._groups:
+                    return
+                rested = not self._groups
+            if rested:
+                time.sleep(GATHERED)
+            self._admit()
+            for key, group in list(self._groups.items()):
+                self._step(key, group)
+            self._measurements.decoding.set(sum(group.active for group in self._groups.values()))
+
+    def _admit(self) -> None:
+        """Bring waiting jobs into their groups, as many as there is room for."""
+        coming: dict[Any, list[Job]] = {}
+        with self._changed:
+            kept: deque[Job] = deque()
+            now, closed = time.monotonic(), False
+            while self._waiting:
+                job = self._waiting.popleft()
+                if job.cancelled:
+                    continue
+                key = _kind(job, self.served.context)
+                taken = len(coming.get(key, ()))
+                room = self._groups[key].free if key in self._groups else self._slots
+                is_new = key not in self._groups and key not in coming
+                if is_new and len(self._groups.keys() | coming.keys()) >= MOST_GROUPS:
+                    closed = closed or now - job.arrived > PATIENCE
+                    kept.append(job)
+                elif closed or taken >= room:
+                    kept.append(job)
+                else:
+                    coming.setdefault(key, []).append(job)
+            self._waiting = kept
+            self._measurements.waiting.set(len(kept))
+        try:
+            self._encode([picture for jobs in coming.values() for job in jobs for picture in job.images])
+        except Exception as error:
+            logger.exception("encoding images failed")
+            _tell_all([job for jobs in coming.values() for job in jobs], error)
+            return
+        for key, jobs in coming.items():
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = _Group(self.served, jobs[0], self._slots, longest=key[2])
+            try:
+                group.admit(jobs, [self._features_of(job) for job in jobs])
+            except Exception as error:
+                self._give_up(key, group, error)
+            else:
+                self._measurements.batch.observe(group.active)
+
+    def _step(self, key: Any, group: _Group) -> None:
+        try:
+            group.step()
+        except Exception as error:
+            self._give_up(key, group, error)
+            return
+        if not group.active:
+            del self._groups[key]
+
+    def _give_up(self, key: Any, group: _Group, error: Exception) -> None:
+        """End a group that failed; where memory was short, its jobs begin again with fewer at once."""
+        del self._groups[key]
+        if isinstance(error, RuntimeError) and is_out_of_memory(error) and self._slots > 1:
+            # What was told already comes out the same and is not told twice.
+            self._slots = max(1, self._slots // 2)
+            logger.warning("out of memory: going on with %d answers at once", self._slots)
+            with self._changed:
+                self._waiting.extendleft(reversed(group.jobs))
+            return
+        logger.error("decoding failed", exc_info=error)
+        _tell_all(group.jobs, error)
+
+    def _encode(self, pictures: Sequence[Pixels]) -> None:
+        """Bring the features of images into memory, those that are not there yet in one batch."""
+        new = {picture.key: picture.values for picture in pictures if picture.key not in self._features}
+        if new:
+            features = self.served.encode(list(new.values()))
+            self._measurements.images.inc(len(new))
+            for place, key in enumerate(new):
+                self._features[key] = features[place : place + 1]
+        for picture in pictures:
+            self._features.move_to_end(picture.key)
+        while len(self._features) > max(REMEMBERED, len(pictures)):
+            self._features.popitem(last=False)
+
+    def _features_of(self, job: Job) -> Tensor | None:
+        return torch.cat([self._features[picture.key] for picture in job.images]) if job.images else None
+
+
+class _Group:
+    """Answers that are decoded together."""
+
+    def __init__(self, served: ServedModel, first: Job, slots: int, longest: int) -> None:
+        self._served = served
+        self._checkpoint = first.checkpoint
+        self._options = first.options
+        self._slots = slots
+        self._jobs: dict[int, Job] = {}
+        self._next = 0
+        model = served.model
+        self._loop: DecodingLoop | None = None
+        self._whole: list[Request] = []
+        if unsupported(model.llm, longest + first.options.max_new_tokens) is None:
+            stop = StopRule(served.processor)
+            self._loop = DecodingLoop(model, first.options, stop, slots=slots, longest_prompt=longest)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    @property
+    def active(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def free(self) -> int:
+        return self._slots - len(self._jobs) if self._loop is None else self._loop.free
+
+    def admit(self, jobs: Sequence[Job], features: Sequence[Tensor | None]) -> None:
+        requests = []
+        for job, image_features in zip(jobs, features, strict=True):
+            requests.append(Request(self._next, job.prompt, image_features, job.draws))
+            if job.stream is None:
+                job.stream = TextStream(self._served.processor)
+            self._jobs[self._next] = job
+            self._next += 1
+        if self._loop is None:
+            self._whole += requests
+        else:
+            self._served.select(self._checkpoint)
+            self._loop.admit(requests)
+
+    def step(self) -> None:
+        """One more token for each; a language model that slots do not fit gives whole answers instead."""
+        self._served.select(self._checkpoint)
+        if self._loop is not None:
+            for progress in self._loop.step():
+                self._tell(progress)
+            return
+        requests, self._whole = self._whole, []
+        rows = generate_ids(self._served.model, requests, self._options)
+        for request, row in zip(requests, rows, strict=True):
+            self._tell(Progress(request.number, row, True))
+
+    def _tell(self, progress: Progress) -> None:
+        job = self._jobs[progress.number]
+        if progress.ended:
+            del self._jobs[progress.number]
+        if job.cancelled:
+            return
+        # With beams the best one may still become another.
+        piece = ""
+        if job.stream is not None and (progress.ended or self._options.beams == 1):
+            piece = job.stream.more(progress.ids, ended=progress.ended)
+        if progress.ended:
+            caption = as_caption(self._served.processor, progress.ids)
+            job.tell(Event(piece, "stop" if caption.stopped else "length", caption.text, caption.tokens))
+        elif piece:
+            job.tell(Event(piece, tokens=len(progress.ids)))
+
+
+def _kind(job: Job, context: int) -> tuple[str, DecodingOptions, int]:
+    """What jobs share that are decoded together; prompts of nearly the same length fit the same slots."""
+    length = 64
+    while length < len(job.prompt):
+        length *= 2
+    return job.checkpoint, job.options, max(len(job.prompt), min(length, context - job.options.max_new_tokens))
+
+
+def _tell_all(jobs: Sequence[Job], error: Exception) -> None:
+    for job in jobs:
+        job.tell(Event(error=_as_api_error(error)))
+
+
+def _as_api_error(error: Exception) -> APIError:
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return APIError(503, "There is not enough memory for this request; ask for fewer tokens.", code="out_of_memory")
+    return APIError(500, "Decoding failed; the server's log says why.", code="decoding_failed")

@@ -1,0 +1,189 @@
+"""From the messages of a request to a prompt: texts, images as data, and the limits on both."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+from captune.apps.serving.errors import APIError
+from captune.apps.serving.schema import ImagePart, Message
+from captune.model.prompt import IMAGE_PLACEHOLDER, PromptLayout
+
+__all__ = ["Dialogue", "ImageLimits", "decode_data_url", "layout_prompt", "read_messages"]
+
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<settings>(?:;[\w.=+-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may be.
+
+    Attributes:
+        count: images of one request.
+        pixels: of one image, before it is made smaller.
+    """
+
+    count: int = 8
+    pixels: int = 25_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """What was said, with `<ImageHere>` where an image is.
+
+    Attributes:
+        turns: questions with their answers.
+        question: that is to be answered.
+        images: the bytes of the image files, in order.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    question: str
+    images: tuple[bytes, ...]
+
+
+def read_messages(
+    messages: Sequence[Message], instruction: str, limits: ImageLimits, fetch: Callable[[str], bytes] | None = None
+) -> Dialogue:
+    """Read the messages of a request.
+
+    Args:
+        messages: system, user and assistant messages; consecutive ones of one person are joined.
+        instruction: what is asked where a user sends an image without a word.
+        limits: on images.
+        fetch: gets a remote image; None refuses it.
+
+    Raises:
+        APIError: 400 or 413, with the message that is meant.
+    """
+    images: list[bytes] = []
+    system: list[str] = []
+    said: list[tuple[str, str]] = []
+    for place, message in enumerate(messages):
+        text = _text(message, f"messages.{place}.content", images, limits, fetch)
+        if message.role in ("system", "developer"):
+            system.append(text)
+        elif said and said[-1][0] == message.role:
+            said[-1] = (message.role, " ".join(filter(None, (said[-1][1], text))))
+        else:
+            said.append((message.role, text))
+    if not said or said[-1][0] != "user" or said[0][0] != "user":
+        raise APIError(400, "The messages must begin and end with one of the user.", param="messages")
+    questions = [_asked(text, instruction) for role, text in said if role == "user"]
+    questions[0] = " ".join([*system, questions[0]])
+    answers = [text for role, text in said if role == "assistant"]
+    return Dialogue(tuple(zip(questions, answers, strict=False)), questions[-1], tuple(images))
+
+
+def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_tokens: int) -> tuple[int, ...]:
+    """Token ids of a dialogue's prompt.
+
+    Raises:
+        APIError: 400 when prompt and answer together are longer than the model's context.
+    """
+    ids = layout.reply(dialogue.turns, dialogue.question).ids
+    if len(ids) + max_tokens > context:
+        raise APIError(
+            400,
+            f"The messages take {len(ids)} tokens and the answer up to {max_tokens}, but the model reads {context} in "
+            "all; shorten the dialogue or lower max_tokens.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    return ids
+
+
+def decode_data_url(url: str, limits: ImageLimits, where: str) -> bytes:
+    """The bytes of an image in a `data:` URL, after a look at its size.
+
+    Raises:
+        APIError: 400 for what is no base64 or no image, 413 for too many pixels.
+    """
+    match = _DATA_URL.match(url[:200])
+    if match is None or match["base64"] is None:
+        raise APIError(400, "An image must be a URL of the form data:image/jpeg;base64,...", param=where)
+    try:
+        data = base64.b64decode(url[match.end() :].strip(), validate=True)
+    except (binascii.Error, ValueError):
+        raise APIError(400, "The image's base64 is malformed.", code="invalid_base64", param=where) from None
+    check_size(data, limits, where)
+    return data
+
+
+def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
+    """Refuse an image by its header, before a pixel is decoded.
+
+    Raises:
+        APIError: 400 for what is no image, 413 for too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        width = height = limits.pixels
+    except UnidentifiedImageError:
+        message = "The image is of no kind that is known; send a JPEG, PNG or WebP."
+        raise APIError(400, message, code="invalid_image", param=where) from None
+    except Exception:  # on broken headers Pillow's readers raise nearly anything
+        raise APIError(400, "The image is broken.", code="invalid_image", param=where) from None
+    if width * height > limits.pixels:
+        raise APIError(
+            413,
+            f"The image has {width} x {height} pixels, and the limit is {limits.pixels:,}; make it smaller.",
+            code="image_too_large",
+            param=where,
+        )
+
+
+def _text(
+    message: Message, where: str, images: list[bytes], limits: ImageLimits, fetch: Callable[[str], bytes] | None
+) -> str:
+    """The text of a message, with a placeholder for each image, whose bytes are added to `images`."""
+    if message.content is None:
+        return ""
+    if isinstance(message.content, str):
+        return _plain(message.content)
+    pieces = []
+    for number, part in enumerate(message.content):
+        if not isinstance(part, ImagePart):
+            pieces.append(_plain(part.text))
+            continue
+        if message.role != "user":
+            raise APIError(400, "Only messages of the user may hold images.", param=where)
+        if len(images) >= limits.count:
+            raise APIError(400, f"A request may hold {limits.count} images.", param=where)
+        images.append(_image_data(part.image_url.url, limits, f"{where}.{number}", fetch))
+        pieces.append(f"<Img>{IMAGE_PLACEHOLDER}</Img>")
+    return " ".join(pieces)
+
+
+def _image_data(url: str, limits: ImageLimits, where: str, fetch: Callable[[str], bytes] | None) -> bytes:
+    if not url[:8].lower().startswith(("http://", "https://")):
+        return decode_data_url(url, limits, where)
+    if fetch is None:
+        raise APIError(
+            400,
+            "Images at remote addresses are not fetched; send the image itself as a data: URL.",
+            code="remote_images_off",
+            param=where,
+        )
+    data = fetch(url)
+    check_size(data, limits, where)
+    return data
+
+
+def _plain(text: str) -> str:
+    """A person's text; the words that stand for an image in a prompt are taken out of it."""
+    return text.replace(IMAGE_PLACEHOLDER, " ").strip()
+
+
+def _asked(text: str, instruction: str) -> str:
+    """A question; an image alone is asked about in the words that the model was tuned with."""
+    bare = text.replace(f"<Img>{IMAGE_PLACEHOLDER}</Img>", "").strip()
+    return text if bare else " ".join(filter(None, (text, instruction)))

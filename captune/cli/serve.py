@@ -1,0 +1,126 @@
+"""`captune serve`: a page to try a model on, and an OpenAI-style endpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register", "run_server_of", "serve"]
+
+EXAMPLES = 6
+"""Images that the page offers."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("serve")(serve)
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run (its pretrained model and every epoch side by side), a checkpoint of one, a captune model, a "
+            "hub id, or toy."
+        ),
+    ] = "toy",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    slots: Annotated[
+        int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)
+    ] = 32,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are told 429.", min=1)] = 256,
+    max_body: Annotated[int, typer.Option(help="Megabytes of a request; more is told 413.", min=1, max=1000)] = 20,
+    max_pixels: Annotated[int, typer.Option(help="Megapixels of an image; more is told 413.", min=1, max=89)] = 25,
+    examples: Annotated[
+        list[Path] | None, typer.Option(help="An image to offer on the page; repeatable.", show_default="of the run")
+    ] = None,
+) -> None:
+    """Serve a model: a page in the browser, and /v1/chat/completions as OpenAI's clients ask it."""
+    run_server_of(
+        model,
+        host=host,
+        port=port,
+        slots=slots,
+        max_waiting=max_waiting,
+        max_body=max_body,
+        max_pixels=max_pixels,
+        examples=examples,
+    )
+
+
+def run_server_of(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    slots: int = 32,
+    max_waiting: int = 256,
+    max_body: int = 20,
+    max_pixels: int = 25,
+    examples: list[Path] | None = None,
+) -> None:
+    """Load a model and serve it until Ctrl-C; see `serve`.
+
+    Raises:
+        CaptuneError: the model cannot be loaded, or the address cannot be listened on.
+    """
+    import tempfile
+
+    from captune.cli.extras import needs
+    from captune.cli.progress import quiet_libraries
+
+    with needs("captune serve", "serve"):
+        from captune.apps.http import LOCAL_HOSTS, is_local, listening_socket, run_server
+    with needs("captune serve", "train"):
+        quiet_libraries()
+        import torch  # noqa: F401  the extra that is named must be the one that is missing
+    with needs("captune serve", "serve"):
+        from captune.apps.serving.checkpoints import load_served
+        from captune.apps.serving.completions import Limits
+        from captune.apps.serving.questions import ImageLimits
+        from captune.apps.serving.server import serving_application
+    listener = listening_socket(host, port)
+    with listener, tempfile.TemporaryDirectory() as drawn:
+        served = load_served(model)
+        limits = Limits(
+            body=max_body << 20, waiting=max_waiting, slots=slots, images=ImageLimits(pixels=max_pixels * 1_000_000)
+        )
+        shown = {path.name: path for path in examples or _examples(model, Path(drawn))}
+        local = is_local(host)
+        application = serving_application(served, limits=limits, hosts=LOCAL_HOSTS if local else None, examples=shown)
+        if not local:
+            _say(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
+        base = f"http://{'127.0.0.1' if local else host}:{listener.getsockname()[1]}"
+        print(base, flush=True)
+        _say(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.")
+        try:
+            run_server(application, listener)
+        except KeyboardInterrupt:
+            _say("Stopped; requests that were under way have been answered.")
+
+
+def _examples(model: str, folder: Path) -> list[Path]:
+    """Images for the page: those of the run's evaluation, or scenes drawn on the spot."""
+    thumbnails = sorted((Path(model).expanduser() / "thumbnails").glob("*.jpg"))
+    if thumbnails:
+        return thumbnails[:: max(1, len(thumbnails) // EXAMPLES)][:EXAMPLES]
+    if model != "toy":
+        return []
+    from itertools import islice
+
+    from captune.toy.drawing import draw_scene
+    from captune.toy.scenes import scenes
+
+    files = []
+    for number, scene in enumerate(islice(scenes(7, held_out=True), EXAMPLES)):
+        files.append(folder / f"scene-{number}.png")
+        draw_scene(scene).save(files[-1])
+    return files
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

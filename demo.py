@@ -1,0 +1,44 @@
+"""A page to try a model on: python demo.py, or python demo.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml.
+
+Without a configuration it is the tiny model that comes with captune. With one, it is the run that the configuration
+made, its pretrained model and every epoch side by side, or before there is one the model that is to be tuned. The same
+as `captune serve MODEL`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from captune.cli import run
+from captune.cli.serve import run_server_of
+
+
+def main() -> None:
+    """Read the original's arguments and serve."""
+    parser = argparse.ArgumentParser(description="A page to try a model on.")
+    parser.add_argument("--cfg-path", type=Path, help="YAML configuration of a run, captune's or the original's")
+    parser.add_argument("--model", help="instead: a run, a checkpoint, a captune model, a hub id, or toy")
+    parser.add_argument("--gpu-id", type=int, help="which GPU; by default the first")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    given = parser.parse_args()
+    if given.gpu_id is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(given.gpu_id)
+    sys.exit(run(lambda: serve(given.cfg_path, given.model, given.host, given.port)))
+
+
+def serve(config: Path | None, model: str | None, host: str, port: int) -> None:
+    """Serve a model, or what a configuration made of it."""
+    if model is None and config is not None:
+        from captune.config import load_config
+
+        settings = load_config(config)
+        model = str(settings.output) if (settings.output / "config.yaml").is_file() else settings.model.path
+    run_server_of(model or "toy", host=host, port=port)
+
+
+if __name__ == "__main__":
+    main()
