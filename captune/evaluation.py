@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from captune import __version__
+from captune.captioner import MiniGPT4Captioner
 from captune.config import RunConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
-from captune.decoding import Caption, DecodingOptions, encode_images, generate_captions
+from captune.decoding import Caption, DecodingOptions, generate_captions
+from captune.decoding.caption_cache import cached_captions
 from captune.events import Event, Listener
+from captune.features import Alone, StoredFeatures, features_of, store_root
 from captune.metrics import Scorer, Scores
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
 from captune.model.adapter import load_trained, read_record
-from captune.model.loading import load_model, pick_device
+from captune.model.loading import LANGUAGE, load_model, pick_device
 from captune.protocols import EvaluationSet, evaluation_set
 from captune.report import write_report
 from captune.report.record import CheckpointScores, RunScores, write_scores
@@ -90,11 +95,21 @@ class Evaluation:
         return [resolve_image(manifest, image.image) for image in self.chosen.images]
 
     def caption(
-        self, model: MiniGPT4, features: Tensor, on_progress: Callable[[int, int], None] | None = None
+        self, model: MiniGPT4, features: Tensor | StoredFeatures, on_progress: Callable[[int, int], None] | None = None
     ) -> list[Caption]:
         """Caption N images from their features, as the run's configuration says."""
         instruction = self._config.model.instruction
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
+
+    def cached(self, fingerprint: str, generate: Callable[[list[int]], list[Caption]]) -> list[Caption]:
+        """Captions of all images, those that the run's folder holds already not generated again.
+
+        Args:
+            fingerprint: of what captions.
+            generate: captions the images at some places of the set.
+        """
+        identity = (fingerprint, self._config.model.instruction, str(self._options), __version__)
+        return cached_captions(self.output / "cache" / "captions", identity, self.image_files, generate)
 
     def add(self, epoch: int | None, captions: Sequence[Caption]) -> CheckpointScores:
         """Score one checkpoint's captions and write them into the run.
@@ -206,7 +221,8 @@ def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listene
     tell = listener if listener is not None else _ignore
     evaluation = Evaluation(config, evaluation_set(config, tell))
     records = [read_record(folder) for folder in checkpoints]
-    model = load_model(config.model, pick_device())
+    device = pick_device()
+    model = load_model(config.model, device, parts=LANGUAGE)
 
     def encoded(done: int, count: int) -> None:
         tell({"event": "features", "what": "evaluation images", "done": done, "count": count})
@@ -215,10 +231,19 @@ def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listene
         def captioned(done: int, count: int) -> None:
             tell({"event": "captions", "epoch": epoch, "done": done, "count": count})
 
-        row = evaluation.add(epoch, evaluation.caption(model, features, captioned))
+        def generate(places: list[int]) -> list[Caption]:
+            return evaluation.caption(model, features()[places], captioned)
+
+        captions = evaluation.cached(MiniGPT4Captioner(model).fingerprint, generate)
+        row = evaluation.add(epoch, captions)
         tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
 
-    features = encode_images(model, evaluation.image_files, batch_size=config.evaluate.batch_size, on_progress=encoded)
+    @cache
+    def features() -> StoredFeatures:
+        files, root = evaluation.image_files, store_root(config)
+        stored = features_of(config.model, files, root, Alone(device), on_progress=encoded)
+        return stored.all_whole("evaluation images")
+
     evaluate(None)
     for folder, record in zip(checkpoints, records, strict=True):
         load_trained(model, folder)

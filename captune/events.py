@@ -5,6 +5,7 @@ An event is a plain dictionary; `event` names it, the rest are its figures:
     run         model, images, captions, step, steps, processes, device
     reused      folder                                      the run was already there
     features    what, done, count                           images encoded
+    quarantined images, reasons                             broken images that are left out
     leaks       done, count                                 image files compared by the leak guard
     captions    epoch, done, count                          images captioned
     progress    step, steps, epoch, captions_per_s, loss, ...      after every optimiser step
@@ -12,6 +13,7 @@ An event is a plain dictionary; `event` names it, the rest are its figures:
     unpacked    reason                                      packed rows would change the gradient
     checkpoint  epoch, folder
     evaluation  epoch, scores
+    cell        row, column, scores                         one cell of the matrix of a model that travels
     done        skipped_steps
 """
 

@@ -49,6 +49,17 @@ WALLS: dict[str, set[str]] = {
         "protocols",
         "report",
     },
+    "transfer": {
+        "config",
+        "data",
+        "decoding",
+        "evaluation",
+        "events",
+        "metrics",
+        "model",
+        "protocols",
+        "report",
+    },
     "toy": {"config", "data", "decoding", "metrics", "model"},
     "apps": {"captioner", "config", "data", "decoding", "metrics", "model", "report"},
 }

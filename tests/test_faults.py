@@ -15,6 +15,7 @@ import pytest
 from programs import Finished, run_program
 
 from captune.config import parse_config
+from captune.data.manifest import read_manifest
 from captune.training.run_folder import RunStatus, run_status
 
 LINES_OF_A_MESSAGE = 1
@@ -85,12 +86,31 @@ def test_missing_image_folder(broken_copy: Path, tmp_path: Path) -> None:
     assert "no such file" in said(done).lower()
 
 
-def test_truncated_image(broken_copy: Path, tmp_path: Path) -> None:
-    victim = sorted((broken_copy / "flickr30k-images").iterdir())[3]
+def cut_off(data: Path, split: str) -> Path:
+    """Cut the end off an image of a split."""
+    victim = data / read_manifest(data / "manifest.jsonl", split)[0].image
     victim.write_bytes(victim.read_bytes()[:-600])
+    return victim
+
+
+def test_truncated_training_image(broken_copy: Path, tmp_path: Path) -> None:
+    """One broken file among many is left out and named; the run goes on without it."""
+    victim = cut_off(broken_copy, "train")
+    done = train(broken_copy, tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "1 training image(s) cannot be read and are left out" in done.err
+    quarantined = json.loads((tmp_path / "run" / "quarantine.json").read_text())
+    assert list(quarantined) == [victim.stem]
+    assert victim.name in quarantined[victim.stem]
+
+
+def test_truncated_test_image(broken_copy: Path, tmp_path: Path) -> None:
+    """What is evaluated on is never changed in silence."""
+    victim = cut_off(broken_copy, "test")
     done = train(broken_copy, tmp_path / "run")
     assert done.code == 2
     assert victim.name in said(done)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_full_disk(toy_data: Path, tmp_path: Path) -> None:

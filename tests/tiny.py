@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
+from captune.decoding import encode_images
+from captune.features import StoredImages
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 
 VOCABULARY = 96
@@ -78,3 +81,21 @@ def tiny_minigpt4(text: Any = None, *, scale: float = 3.0, seed: int = 0) -> Min
                 parameter.mul_(scale)
     model.processor = MiniGPT4Processor(Characters(), config)
     return model.eval()
+
+
+class InMemory(list[Tensor]):
+    """Features (Q, F) of images in memory, where stored ones are read from the disk."""
+
+    def __getitem__(self, places: Any) -> Any:
+        chosen = range(*places.indices(len(self))) if isinstance(places, slice) else places
+        return torch.stack([super(InMemory, self).__getitem__(place) for place in chosen])
+
+    def every(self, step: int, first: int = 0) -> InMemory:
+        """Every so manieth image."""
+        return InMemory(list.__getitem__(self, slice(first, None, step)))
+
+
+def tiny_features(config: Any, files: Sequence[Path], root: Path, together: Any, **given: Any) -> StoredImages:
+    """Stands for `captune.features.features_of` where the model is `tiny_minigpt4`, which lies in no folder."""
+    encoded: Any = InMemory(encode_images(tiny_minigpt4(), files))
+    return StoredImages(encoded, tuple(range(len(files))), ())

@@ -74,7 +74,10 @@ class _Display:
         elif name == "leaks":
             self._advance("Looking for leaks", event["done"], event["count"])
         elif name == "captions":
-            self._advance(f"Captioning, {_checkpoint(event)}", event["done"], event["count"])
+            self._advance(f"Captioning, {event.get('what') or _checkpoint(event)}", event["done"], event["count"])
+        elif name == "cell":
+            scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
+            self._say(f"{event['row']:<11} {event['column']:<16} {scores}")
         elif name == "progress":
             figures = (
                 f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {event['captions_per_s']:.0f} captions/s"
@@ -87,6 +90,10 @@ class _Display:
                 f"Training {event['model']} on {event['images']:,} images: {event['captions']:,} captions an epoch, "
                 f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."
             )
+        elif name == "quarantined":
+            self._say(f"{len(event['images'])} training image(s) cannot be read and are left out:")
+            for reason in event["reasons"]:
+                self._say(f"  {reason}")
         elif name == "unpacked":
             self._say(f"Training with one row a caption, which is slower: {event['reason']}.")
         elif name == "evaluation":

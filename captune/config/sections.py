@@ -61,6 +61,8 @@ class DataConfig(_Section):
     """Train on the first so many images only; null is all."""
     evaluate_images: int | None = Field(None, gt=1)
     """Evaluate on the first so many images only; null is all."""
+    features: Path | None = None
+    """Folder where the towers' output is kept for all runs; null is `features` beside the training manifest."""
 
 
 class FastConfig(_Section):

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -45,7 +46,7 @@ def generate_captions(
 
     Args:
         model: its processor attached.
-        features: (N, Q, F) output of the frozen part.
+        features: output of the frozen part for N images, a tensor (N, Q, F) or what reads it from a disk.
         instruction: what is asked of every image, or of each.
         options: how to decode.
         keys: what names each image's stream of draws, such as its id; without, all draw the same numbers.
@@ -59,7 +60,9 @@ def generate_captions(
     asked = [instruction] * len(features) if isinstance(instruction, str) else list(instruction)
     streams = keys if keys is not None else [""] * len(features)
     requests = [
-        Request(number, processor.layout.prompt(question).ids, features[number : number + 1], key)
+        Request(
+            number, processor.layout.prompt(question).ids, partial(features.__getitem__, slice(number, number + 1)), key
+        )
         for number, (question, key) in enumerate(zip(asked, streams, strict=True))
     ]
     rows = generate_ids(model, requests, options, engine=engine, on_progress=on_progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,14 +30,19 @@ class Request:
     Attributes:
         number: tells it from others; its place in a list of results.
         prompt: T token ids, `IMAGE_SLOT` where an image token goes.
-        features: (I, Q, F) output of the frozen part for its images, or None for text alone.
+        features: (I, Q, F) output of the frozen part for its images, or what gives it when it is needed; None for
+            text alone.
         key: names the image's stream of draws beside the seed; requests with equal keys draw the same numbers.
     """
 
     number: int
     prompt: tuple[int, ...]
-    features: Tensor | None = None
+    features: Tensor | Callable[[], Tensor] | None = None
     key: str = ""
+
+    def read_features(self) -> Tensor | None:
+        """(I, Q, F), or None for text alone."""
+        return self.features() if callable(self.features) else self.features
 
 
 @dataclass(frozen=True, slots=True)

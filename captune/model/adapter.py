@@ -6,9 +6,7 @@ A checkpoint holds the trained tensors alone (12.6 MB for a 7B projection) as `t
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from captune.errors import WeightsError
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
+from captune.model.sketch import fingerprint, sketch
 
 __all__ = [
     "CheckpointRecord",
-    "fingerprint",
     "frozen_fingerprint",
     "is_adapter",
     "load_adapter",
@@ -35,8 +33,6 @@ __all__ = [
 ]
 
 FORMAT = 1
-SAMPLED = 64
-"""Values of each tensor that go into a fingerprint: enough to tell two models apart, quick at 13 GB."""
 
 
 @dataclass(frozen=True)
@@ -78,33 +74,10 @@ class CheckpointRecord:
         return replace(self, epoch=epoch, step=step)
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash that tells models apart without reading all of their weights.
-
-    Args:
-        tensors: names and tensors; names, shapes and a spread of values of each are hashed, values in bfloat16 so
-            that the same weights in another float format give the same fingerprint.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if type(tensor) not in (Tensor, nn.Parameter):
-            # A quantised weight; what it holds can be read in its own way only.
-            digest.update(type(tensor).__name__.encode())
-        elif tensor.is_floating_point() and not tensor.is_meta:
-            flat = tensor.detach().reshape(-1)
-            picked = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
-            digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def frozen_fingerprint(model: MiniGPT4) -> str:
-    """Fingerprint of everything that is not trained, the same whether LoRA stands beside it or not."""
+    """Fingerprint of everything that is not trained, the same whether LoRA stands beside it or the towers are there."""
     frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
-    return fingerprint((name.replace(".base_layer.", "."), p) for name, p in frozen)
+    return fingerprint((*sketch((name.replace(".base_layer.", "."), p) for name, p in frozen), *model.absent))
 
 
 def trained_state(model: MiniGPT4) -> dict[str, Tensor]:
@@ -210,9 +183,10 @@ def load_adapter(
     if record.parts is not None and base_model is None:
         from captune.model.build import build
 
-        model = build(**record.parts, **options)
-        load_trained(model, folder)
-        return model.eval()
+        joined = build(llm=record.parts["llm"], vision=record.parts["vision"], **options)
+        load_trained(joined, folder)
+        joined.eval()
+        return joined
     try:
         base = resolve_model(str(base_model or record.model))
     except WeightsError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
@@ -22,12 +22,26 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
+from captune.model.sketch import sketch
 
-__all__ = ["check_model", "compute_dtype", "load_checked", "load_model", "pick_device", "resolve_model"]
+__all__ = [
+    "EVERYTHING",
+    "LANGUAGE",
+    "TOWERS",
+    "check_model",
+    "compute_dtype",
+    "load_checked",
+    "load_model",
+    "pick_device",
+    "resolve_model",
+]
 
 logger = logging.getLogger(__name__)
 
 TOY = "toy"
+TOWERS = ("vision", "qformer")
+LANGUAGE = ("llm",)
+EVERYTHING = (*TOWERS, *LANGUAGE)
 
 
 def resolve_model(path: str) -> str:
@@ -84,13 +98,16 @@ def check_model(config: ModelConfig) -> None:
         )
 
 
-def load_model(config: ModelConfig, device: torch.device, *, recompute: bool = False) -> MiniGPT4:
+def load_model(
+    config: ModelConfig, device: torch.device, *, recompute: bool = False, parts: Sequence[str] = EVERYTHING
+) -> MiniGPT4:
     """Load the captioner of a configuration, or join the parts that it names.
 
     Args:
         config: which one, in which number format.
         device: where it goes.
         recompute: compute activations again in the backward pass instead of keeping them.
+        parts: which of its large parts; with stored features `LANGUAGE` is enough, and to make them `TOWERS`.
 
     Returns:
         The model in eval mode; the projection, which is trained, in float32 whatever the frozen parts have.
@@ -102,39 +119,46 @@ def load_model(config: ModelConfig, device: torch.device, *, recompute: bool = F
     check_model(config)
     dtype = compute_dtype(config.dtype, device)
     options: dict[str, Any] = {"dtype": dtype}
-    if config.quantization is not None:
+    if config.quantization is not None and "llm" in parts:
         options["quantization_config"] = quantization_config(config.quantization, dtype)
         options["device_map"] = {"": device}
-    model = _joined(config, options) if config.llm is not None else _whole(config, options)
+    model = _joined(config, options, parts) if config.llm is not None else _whole(config, options, parts)
     model.projection.float()
-    if config.quantization is None:
+    if "quantization_config" not in options:
         model.to(device)
     model.checkpoint_activations(recompute)
     if model.processor is not None and config.faults:
         model.processor.use(faults=OriginalFaults.under("slides", config.faults))
     logger.info(
-        "loaded %s: %s%s on %s, projection in float32",
+        "loaded %s (%s): %s%s on %s, projection in float32",
         config.name,
+        ", ".join(parts),
         str(dtype).removeprefix("torch."),
-        f", language model in {config.quantization}" if config.quantization else "",
+        f", language model in {config.quantization}" if "quantization_config" in options else "",
         device,
     )
     return model
 
 
-def _whole(config: ModelConfig, options: dict[str, Any]) -> MiniGPT4:
+def _whole(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -> MiniGPT4:
     path = resolve_model(config.path)
     try:
-        return MiniGPT4.from_pretrained(path, **options)
+        return MiniGPT4.from_pretrained(path, parts=tuple(parts), **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"The model {config.path} cannot be loaded: {reason}") from error
 
 
-def _joined(config: ModelConfig, options: dict[str, Any]) -> MiniGPT4:
+def _joined(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -> MiniGPT4:
     from captune.model.build import build
 
-    return build(llm=str(config.llm), vision=str(config.vision), **options)
+    model = build(llm=str(config.llm), vision=str(config.vision), **options)
+    if "vision" not in parts:
+        model.absent = sketch((f"vision.{name}", p) for name, p in model.vision.named_parameters())
+        model.vision = nn.Identity()
+    if "llm" not in parts:
+        model.llm = nn.Identity()
+    return model
 
 
 def load_checked(
@@ -147,11 +171,11 @@ def load_checked(
     Args:
         config: which one, in which number format and quantization.
         device: where it goes; the model without quantization is run on the CPU where this one has no room for it.
-        batch: a few rows: keyword arguments of `MiniGPT4.forward`, labels included.
+        batch: a few rows: keyword arguments of `MiniGPT4.forward`, with labels and the images' features.
         recompute: compute activations again in the backward pass.
 
     Returns:
-        The quantised model, and how far its gradient of the projection deviates.
+        The quantised model, without its towers, and how far its gradient of the projection deviates.
 
     Raises:
         WeightsError: as `load_model`; or the gradient deviates so far that training would lead elsewhere.
@@ -160,11 +184,12 @@ def load_checked(
     assert quantization is not None
     exact = config.model_copy(update={"quantization": None})
     try:
-        reference = projection_gradient(load_model(exact, device, recompute=True).train(), batch)
+        reference = projection_gradient(load_model(exact, device, recompute=True, parts=LANGUAGE).train(), batch)
     except torch.OutOfMemoryError:
-        reference = projection_gradient(load_model(exact, torch.device("cpu"), recompute=True).train(), batch)
+        there = load_model(exact, torch.device("cpu"), recompute=True, parts=LANGUAGE)
+        reference = projection_gradient(there.train(), batch)
     gc.collect()
-    model = load_model(config, device, recompute=recompute)
+    model = load_model(config, device, recompute=recompute, parts=LANGUAGE)
     deviation = compare_gradients(projection_gradient(model.train(), batch), reference)
     logger.info("quantization %s: %s", quantization, deviation)
     deviation.check(quantization)

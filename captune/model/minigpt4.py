@@ -28,6 +28,7 @@ from captune.model.lora import with_lora
 from captune.model.pretrained import PretrainedCaptioner
 from captune.model.processor import ImageLike, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
+from captune.model.sketch import TensorSketch
 from captune.model.vision import renormalise, vision_tower
 
 __all__ = ["MiniGPT4"]
@@ -41,7 +42,10 @@ class MiniGPT4(PretrainedCaptioner):
 
     Args:
         config: what the parts are.
-        parts: the large parts that are made; the others are put in their place by who loads them.
+        parts: the large parts that are made; the others are put in their place by who loads them, or do without.
+
+    Attributes:
+        absent: sketches of the towers where these are not loaded, since a checkpoint names the parts it belongs to.
     """
 
     config_class = MiniGPT4Config
@@ -56,7 +60,7 @@ class MiniGPT4(PretrainedCaptioner):
         if "vision" in parts:
             self.vision = vision_tower(config)
         self.qformer: nn.Module | None = None
-        if config.qformer_config is not None:
+        if config.qformer_config is not None and "qformer" in parts:
             self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
             self.query_tokens = nn.Parameter(torch.zeros(1, config.query_tokens, config.feature_size))
         self.projection = nn.Linear(config.feature_size, config.text_width)
@@ -65,6 +69,11 @@ class MiniGPT4(PretrainedCaptioner):
             self.llm = AutoModelForCausalLM.from_config(config.text_config)
             if config.lora is not None:
                 self.llm = with_lora(self.llm, config.lora)
+        left_out = [name for name in ("vision", "qformer", "llm") if name not in parts]
+        self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in left_out]
+        if "qformer" in left_out:
+            self._keys_to_ignore_on_load_unexpected.append("^query_tokens$")
+        self.absent: tuple[TensorSketch, ...] = ()
         self.post_init()
         self.freeze()
 

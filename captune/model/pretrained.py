@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from captune.model.hub import model_card, upload_folder
 from captune.model.processor import MiniGPT4Processor
+from captune.model.sketch import TensorSketch, sketch
+from captune.model.weight_files import TOWERS, stored_tensors, weight_files
 
 __all__ = ["PretrainedCaptioner"]
 
@@ -23,6 +25,7 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
     """
 
     processor: MiniGPT4Processor | None = None
+    absent: tuple[TensorSketch, ...] = ()
 
     def freeze(self) -> Self:
         """Leave what is trained trainable, and nothing else."""
@@ -37,7 +40,8 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
                 training run, which brings what was trained and names the model it belongs to.
             args: of transformers' `from_pretrained`.
             kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `quantization_config` (it concerns the
-                language model alone), `revision`, ...; for a checkpoint also `base_model`, where its model is now.
+                language model alone), `revision`, ...; for a checkpoint also `base_model`, where its model is now;
+                `parts`, which of "vision", "qformer" and "llm" are loaded, all by default.
 
         Returns:
             The model in eval mode.
@@ -56,6 +60,8 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
             kwargs["quantization_config"] = language_only(kwargs["quantization_config"], kept)
         model = super().from_pretrained(str(pretrained_model_name_or_path), *args, **kwargs)
         model = model[0] if isinstance(model, tuple) else model
+        if "vision" not in kwargs.get("parts", ("vision",)):
+            model.absent = _towers(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
         model.processor = MiniGPT4Processor.from_pretrained(pretrained_model_name_or_path, model.config, **hub)
         loaded: Self = model.freeze().eval()
@@ -115,3 +121,9 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, metrics=metrics, signature=signature, **kwargs)
             return upload_folder(Path(folder), repo_id, private=private, token=token, message=commit_message)
+
+
+def _towers(path: str | Path) -> tuple[TensorSketch, ...]:
+    """Sketches of a model's towers as they lie on the disk."""
+    stored = (item for file in weight_files(path) for item in stored_tensors(file, TOWERS))
+    return sketch((name, tensor) for name, tensor in stored if tensor.is_floating_point())

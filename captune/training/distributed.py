@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from captune.model.loading import pick_device
 
@@ -46,10 +46,6 @@ class World:
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's part of `items`; together the parts are all of them, each once."""
         return items[self.rank :: self.size]
-
-    def share_rows(self, tensor: Tensor) -> Tensor:
-        """This process's part of a tensor's rows."""
-        return tensor[self.rank :: self.size]
 
     def any(self, here: bool) -> bool:
         """Whether something is so in at least one process."""
@@ -87,15 +83,6 @@ class World:
         for rank, part in enumerate(self.gather(list(mine))):
             merged[rank :: self.size] = part
         return [item for item in merged if item is not None]
-
-    def merge_rows(self, mine: Tensor, count: int) -> Tensor:
-        """All `count` rows of a tensor in order, put together from every process's `share` of them."""
-        if self.size == 1:
-            return mine
-        merged = torch.empty(count, *mine.shape[1:], dtype=mine.dtype)
-        for rank, part in enumerate(self.gather(mine)):
-            merged[rank :: self.size] = part
-        return merged
 
     def wait(self) -> None:
         """Go on when every process has come here."""

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from torch import Tensor
 
 from captune import __version__
 from captune.config import RunConfig
 from captune.data.atomic import atomic_folder
 from captune.data.manifest import manifest_hash, resolve_image
-from captune.decoding import encode_images
 from captune.errors import StoppedError
 from captune.evaluation import Evaluation
 from captune.events import Listener
+from captune.features import StoredFeatures
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.model.loading import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
 from captune.training.distributed import World, world
+from captune.training.feature_stage import run_features
 from captune.training.journal import Journal
+from captune.training.quarantine import keep_quarantine, without_broken
 from captune.training.run_folder import RunStatus, checkpoint_folder, open_run_folder, run_status
 from captune.training.samples import TrainingSamples
 from captune.training.state import Position
@@ -69,15 +67,23 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
 
     with world() as place:
         resuming = resume and status is RunStatus.UNFINISHED
+        stored = run_features(config, image_files, "training images", place, listener)
+        test_stored = run_features(config, evaluation.image_files, "evaluation images", place, listener)
+        test_features = test_stored.all_whole("evaluation images")
+        whole = without_broken(images, stored)
         if place.is_main and not resuming:
             open_run_folder(config, status, overwrite=overwrite)
+        broken = {}
+        if place.is_main or resuming:
+            broken = keep_quarantine(config.output, images, stored, resuming=resuming)
         place.wait()
-        examples = [(image_files[sample.image], sample.captions[0]) for sample in samples.longest(2)]
-        model = load_tunable(config, place.device, examples)
+        images = whole
+        samples = TrainingSamples(images, config.train, config.seed)
+        longest = samples.longest(2)
+        examples = stored.features[[sample.image for sample in longest]]
+        model = load_tunable(config, place.device, [sample.captions[0] for sample in longest], examples)
         record = _describe(model, config)
-        features = _encode(model, image_files, "training images", place, listener)
-        test_features = _encode(model, evaluation.image_files, "evaluation images", place, listener)
-        stepper = Stepper(model, features, samples, config, place)
+        stepper = Stepper(model, stored.features, samples, config, place)
         start = Position(0, 0, record.manifest_hash)
         if resuming:
             # The pretrained model was scored before the first state was saved, so its row is among these.
@@ -94,6 +100,8 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
                 processes=place.size,
                 device=str(place.device),
             )
+            if broken:
+                journal.tell("quarantined", images=list(broken), reasons=list(broken.values()))
             run = _Run(config, model, test_features, samples, evaluation, stepper, place, journal, record)
             run.go(start)
 
@@ -111,7 +119,7 @@ class _Run:
 
     config: RunConfig
     model: MiniGPT4
-    test_features: Tensor
+    test_features: StoredFeatures
     samples: TrainingSamples
     evaluation: Evaluation
     stepper: Stepper
@@ -174,7 +182,7 @@ class _Run:
         def report(done: int, count: int) -> None:
             self.journal.tell("captions", epoch=epoch, done=done, count=count)
 
-        mine = self.evaluation.caption(self.model, self.place.share_rows(self.test_features), report)
+        mine = self.evaluation.caption(self.model, self.test_features.every(self.place.size, self.place.rank), report)
         captions = self.place.merge(mine, len(self.test_features))
         if self.place.is_main:
             row = self.evaluation.add(epoch, captions)
@@ -204,16 +212,6 @@ def _finished_rows(config: RunConfig, samples: TrainingSamples, start: Position)
     """What was scored of the epochs that the saved state has behind it."""
     rows = read_scores(config.output).checkpoints
     return [row for row in rows if row.epoch is None or (row.epoch + 1) * samples.steps_per_epoch <= start.step]
-
-
-def _encode(model: MiniGPT4, files: Sequence[Path], what: str, place: World, listener: Listener | None) -> Tensor:
-    """Features of all files on every process; each runs the towers on its share."""
-
-    def report(done: int, count: int) -> None:
-        if listener is not None and place.is_main:
-            listener({"event": "features", "what": what, "done": done, "count": count})
-
-    return place.merge_rows(encode_images(model, place.share(files), on_progress=report), len(files))
 
 
 def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:

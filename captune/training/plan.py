@@ -108,9 +108,10 @@ class Planner:
                 size,
                 self.training_load(config),
                 checkpointing=config.train.gradient_checkpointing,
+                towers=False,
                 reserve=reserve,
             ),
-            generation_memory(size, self.generation_load(config), reserve=reserve),
+            generation_memory(size, self.generation_load(config), towers=False, reserve=reserve),
         )
 
     def size(self, config: RunConfig) -> ModelSize:

@@ -63,12 +63,8 @@ def probe(config: RunConfig, model: MiniGPT4, planner: Planner) -> list[Measured
     """
     plan = planner.plan(config)
     parts = {part.name: part.bytes for part in plan.training.parts}
-    towers = [*model.vision.parameters()]
-    if model.qformer is not None:
-        towers += [*model.qformer.parameters(), model.query_tokens]
     found = [
         Measured("language model", parts["language model"], _bytes(model.llm.parameters())),
-        Measured("vision tower and Q-Former", parts["vision tower and Q-Former"], _bytes(towers)),
         Measured("projection", parts["projection"], _bytes(model.projection.parameters())),
     ]
     kept, trained, peak = _train(config, model, planner)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captune.config import RunConfig, TrainConfig
 from captune.errors import TrainingError
+from captune.features import StoredFeatures
 from captune.model import MiniGPT4
 from captune.model.masters import MasterAdamW
 from captune.training.distributed import World
@@ -53,14 +54,19 @@ class Stepper:
 
     Args:
         model: its projection is trained.
-        features: (I, Q, F) of all training images.
+        features: (I, Q, F) of all training images, in memory or on disk.
         samples: what is learnt in which step.
         config: of the run.
         place: this process among the others.
     """
 
     def __init__(
-        self, model: MiniGPT4, features: Tensor, samples: TrainingSamples, config: RunConfig, place: World
+        self,
+        model: MiniGPT4,
+        features: Tensor | StoredFeatures,
+        samples: TrainingSamples,
+        config: RunConfig,
+        place: World,
     ) -> None:
         self._objective = Objective(model, config.model.instruction, config.train.fast)
         self._features = features

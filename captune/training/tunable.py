@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from captune.config import RunConfig
 from captune.model import MiniGPT4
-from captune.model.loading import load_checked, load_model
+from captune.model.loading import LANGUAGE, load_checked, load_model
 from captune.model.lora import attach_lora
 from captune.model.preview import preview_model
 
 __all__ = ["load_tunable"]
 
 
-def load_tunable(config: RunConfig, device: torch.device, examples: Sequence[tuple[Path, str]] = ()) -> MiniGPT4:
-    """Load the model of a run.
+def load_tunable(
+    config: RunConfig, device: torch.device, captions: Sequence[str] = (), features: Tensor | None = None
+) -> MiniGPT4:
+    """Load the model of a run, without the towers, which stored features stand for.
 
     Args:
         config: of the run.
         device: where it goes.
-        examples: a few image files and captions, on which a quantization's gradient is compared with the exact one;
-            none skips the check.
+        captions: N captions, on which a quantization's gradient is compared with the exact one; none skips the check.
+        features: (N, Q, F) of their images.
 
     Returns:
         The model in eval mode.
@@ -32,13 +34,14 @@ def load_tunable(config: RunConfig, device: torch.device, examples: Sequence[tup
         WeightsError: it cannot be loaded, LoRA finds no layers, or the quantization leads elsewhere.
     """
     recompute = config.train.gradient_checkpointing
-    if config.model.quantization is not None and examples:
+    if config.model.quantization is not None and features is not None:
         _, processor = preview_model(config.model)
-        images, captions = [path for path, _ in examples], [caption for _, caption in examples]
-        batch = processor(images, config.model.instruction, captions)
-        model, _ = load_checked(config.model, device, dict(batch), recompute=recompute)
+        layout = processor.layout
+        prompt = layout.prompt(config.model.instruction).ids
+        batch = processor.pad([layout.answered(prompt, caption) for caption in captions])
+        model, _ = load_checked(config.model, device, {**batch, "features": features}, recompute=recompute)
     else:
-        model = load_model(config.model, device, recompute=recompute)
+        model = load_model(config.model, device, recompute=recompute, parts=LANGUAGE)
     lora = config.train.lora
     if lora is not None:
         with torch.random.fork_rng(devices=[]):

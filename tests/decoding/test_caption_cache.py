@@ -102,9 +102,9 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
     counts = {"loads": 0, "captions": 0, "encoded": 0}
     load, admit, encode = captune.evaluation.load_model, DecodingLoop.admit, MiniGPT4.encode_features
 
-    def counted_load(*args: Any) -> MiniGPT4:
+    def counted_load(*args: Any, **settings: Any) -> MiniGPT4:
         counts["loads"] += 1
-        return load(*args)
+        return load(*args, **settings)
 
     def counted_admit(self: DecodingLoop, requests: Any) -> None:
         counts["captions"] += len(requests)

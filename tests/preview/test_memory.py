@@ -78,7 +78,7 @@ def measured_parts(
 @pytest.mark.parametrize("size", ["toy", "middle"])
 def test_predicted_is_what_is_counted(make_config: Callable[..., Any], size: str, way: str) -> None:
     ratios = measured_parts(make_config, MIDDLE if size == "middle" else None, WAYS[way])
-    assert len(ratios) == 6
+    assert len(ratios) == 5
     for name, ratio in ratios.items():
         assert ratio == pytest.approx(1, abs=CLOSE if name == "kept for the backward pass" else 1e-9), name
 

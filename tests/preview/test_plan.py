@@ -88,7 +88,26 @@ def test_float32_is_halved_where_nothing_else_helps(make_config: Callable[..., A
     proposal = plans.propose((half + whole) // 2)
     assert proposal is not None
     assert proposal.overrides[0] == "model.dtype=bfloat16"
-    assert plans.smallest().peak == half
+    assert plans.smallest().peak <= half
+
+
+def test_every_lever_is_pulled_in_turn(make_config: Callable[..., Any]) -> None:
+    """Where halves and small batches do not do, activations are computed again, and then fewer bits come."""
+    config = make_config("vicuna", "data.train=absent.jsonl", "train.fast.shared_prefix=false")
+    plans = planner(config)
+    least = ["model.dtype=bfloat16", "train.micro_batch_size=1", "evaluate.batch_size=1"]
+    levers = ["train.gradient_checkpointing=true", "model.quantization=nf4"]
+
+    def peak(*overrides: str) -> int:
+        return plans.plan(parse_config(config.model_dump(mode="json"), [*least, *overrides])).peak
+
+    without, one, both = peak(), peak(levers[0]), peak(*levers)
+    assert without > one > both
+    assert plans.smallest().peak == both
+    for limit, pulled in ((one, levers[:1]), (both, levers)):
+        proposal = plans.propose(limit)
+        assert proposal is not None
+        assert [lever for lever in proposal.overrides if lever in levers] == pulled
 
 
 def test_nothing_fits(make_config: Callable[..., Any]) -> None:

@@ -14,19 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_minigpt4
+from tiny import tiny_features, tiny_minigpt4
 
 from captune.config import RunConfig, parse_config
 from captune.errors import StoppedError
 from captune.events import Event
-from captune.training import loop, train
+from captune.training import feature_stage, loop, train
 from captune.training.run_folder import RunStatus, run_status
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "load_tunable", lambda config, device, examples: tiny_minigpt4())
+        patch.setattr(loop, "load_tunable", lambda *given: tiny_minigpt4())
+        patch.setattr(feature_stage, "features_of", tiny_features)
         torch.set_num_threads(1)
         yield
 
@@ -132,12 +133,13 @@ def test_finished_runs_rest_and_others_are_not_overwritten(toy_data: Path, undis
 KILLED = """
 import sys
 sys.path[:0] = {path!r}
-from tiny import tiny_minigpt4
+from tiny import tiny_features, tiny_minigpt4
 from captune.config import load_config
-from captune.training import loop, train
+from captune.training import feature_stage, loop, train
 import torch
 torch.set_num_threads(1)
-loop.load_tunable = lambda config, device, examples: tiny_minigpt4()
+loop.load_tunable = lambda *given: tiny_minigpt4()
+feature_stage.features_of = tiny_features
 train(load_config({config!r}))
 """
 

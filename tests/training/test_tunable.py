@@ -10,9 +10,11 @@ import torch
 
 from captune.config import RunConfig, parse_config
 from captune.data.manifest import read_manifest, resolve_image
+from captune.decoding import encode_images
 from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
 from captune.model.adapter import read_record
+from captune.model.loading import load_model
 from captune.model.preview import preview_model
 from captune.training import train
 from captune.training.tunable import load_tunable
@@ -78,9 +80,9 @@ def test_quantization_is_checked_before_training(toy_data: Path, tmp_path: Path,
     pytest.importorskip("bitsandbytes")
     config = settings(toy_data, tmp_path, model={"quantization": "int8"})
     image = read_manifest(config.data.train, "train")[0]
-    examples = [(resolve_image(config.data.train, image.image), image.captions[0])]
+    features = encode_images(load_model(config.model, CPU), [resolve_image(config.data.train, image.image)])
     with caplog.at_level("INFO", logger="captune.model.loading"):
-        model = load_tunable(config, CPU, examples)
+        model = load_tunable(config, CPU, [image.captions[0]], features)
     assert type(model.llm.model.layers[0].mlp.gate_proj.weight).__name__ == "Int8Params"
     assert "quantization int8: gradient cosine" in caplog.text
 

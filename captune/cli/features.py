@@ -1,0 +1,40 @@
+"""`captune features`: run the towers over a run's images by hand, before training or on another machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["features", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("features")(features)
+
+
+def features(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+    ] = None,
+) -> None:
+    """Store what the frozen towers say of a run's images, so that training and evaluation never load them.
+
+    What is stored already is kept; a broken image is named and makes the exit code 2. Alone or under torchrun.
+    """
+    from captune.cli.extras import needs
+    from captune.cli.progress import show_progress
+    from captune.config import load_config
+
+    settings = load_config(config, overrides or [])
+    with needs("captune features", "train"), show_progress() as listener:
+        from captune.errors import DataError
+        from captune.training.feature_stage import store_features
+
+        stage = store_features(settings, listener)
+    typer.echo(stage.folder)
+    if stage.broken:
+        raise DataError(f"{len(stage.broken)} image(s) cannot be read: {' '.join(stage.broken[:3])}")

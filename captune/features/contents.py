@@ -1,0 +1,144 @@
+"""What image files contain, as short hashes, remembered by path, size and time of change.
+
+A million files are read once; later only their directory entries are looked at. Where the memory cannot be kept, files
+are read again and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from captune.data.lookahead import in_order
+from captune.features.shard import ID_BYTES
+
+__all__ = ["content_id", "content_ids", "remembered"]
+
+_REMEMBERED = "contents.sqlite"
+_BATCH = 5_000
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS content (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, id BLOB) WITHOUT ROWID"
+)
+
+
+def content_id(path: Path) -> bytes:
+    """16 bytes of BLAKE2b over a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=ID_BYTES)).digest()
+
+
+def content_ids(
+    files: Sequence[Path], root: Path, on_progress: Callable[[int, int], None] | None = None
+) -> list[bytes | OSError]:
+    """Content ids of files.
+
+    Args:
+        files: N files.
+        root: folder where they are remembered; made when it is absent.
+        on_progress: called with (done, N) now and then while files are read.
+
+    Returns:
+        N ids, or why a file cannot be read, in the order of `files`.
+    """
+    found: list[bytes | OSError | None] = [None] * len(files)
+    fresh: list[tuple[str, int, int, bytes]] = []
+    with _memory(root / _REMEMBERED) as memory:
+        unread: list[tuple[int, os.stat_result]] = []
+        for place, path in enumerate(files):
+            try:
+                entry = path.stat()
+                if not stat.S_ISREG(entry.st_mode):
+                    raise OSError(f"'{path}' is not a regular file")
+            except (OSError, ValueError) as error:
+                found[place] = error if isinstance(error, OSError) else OSError(str(error))
+                continue
+            known = _recall(memory, path, entry)
+            if known is None:
+                unread.append((place, entry))
+            found[place] = known
+        for done, ((place, entry), digest) in enumerate(in_order(unread, lambda item: _try(files[item[0]])), start=1):
+            found[place] = digest
+            if isinstance(digest, bytes):
+                fresh.append((str(files[place].absolute()), entry.st_size, entry.st_mtime_ns, digest))
+            if on_progress is not None and (done % _BATCH == 0 or done == len(unread)):
+                on_progress(len(files) - len(unread) + done, len(files))
+            if len(fresh) >= _BATCH:
+                _remember(memory, fresh)
+        _remember(memory, fresh)
+    return [item for item in found if item is not None]
+
+
+def remembered(file: Path, purpose: str, root: Path, compute: Callable[[], bytes]) -> bytes:
+    """16 bytes that follow from a file, computed again only where the file has changed.
+
+    Args:
+        file: what they follow from.
+        purpose: what they say of it.
+        root: folder where they are remembered.
+        compute: computes them.
+    """
+    entry = file.stat()
+    named = Path(f"{file.absolute()}#{purpose}")
+    with _memory(root / _REMEMBERED) as memory:
+        known = _recall(memory, named, entry)
+        if known is None:
+            known = compute()
+            _remember(memory, [(str(named), entry.st_size, entry.st_mtime_ns, known)])
+    return known
+
+
+def _try(path: Path) -> bytes | OSError:
+    try:
+        return content_id(path)
+    except OSError as error:
+        return error
+
+
+@contextlib.contextmanager
+def _memory(file: Path) -> Iterator[sqlite3.Connection | None]:
+    """The database, or None where there can be none."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(file, timeout=30)
+        database.execute(_TABLE)
+    except (OSError, sqlite3.Error):
+        yield None
+        return
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _recall(memory: sqlite3.Connection | None, path: Path, entry: os.stat_result) -> bytes | None:
+    if memory is None:
+        return None
+    query = "SELECT id FROM content WHERE path = ? AND size = ? AND changed = ?"
+    with contextlib.suppress(sqlite3.Error):
+        row = memory.execute(query, (str(path.absolute()), entry.st_size, entry.st_mtime_ns)).fetchone()
+        return None if row is None or len(row[0]) != ID_BYTES else bytes(row[0])
+    return None
+
+
+def _remember(memory: sqlite3.Connection | None, fresh: list[tuple[str, int, int, bytes]]) -> None:
+    if memory is not None and fresh:
+        with contextlib.suppress(sqlite3.Error), memory:
+            memory.executemany("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", _utf8(fresh))
+    fresh.clear()
+
+
+def _utf8(rows: Iterable[tuple[str, int, int, bytes]]) -> Iterator[tuple[str, int, int, bytes]]:
+    """Those whose names a database can hold; the others are read anew each time."""
+    for row in rows:
+        with contextlib.suppress(UnicodeEncodeError):
+            row[0].encode()
+            yield row

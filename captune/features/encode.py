@@ -1,0 +1,101 @@
+"""Running the towers over the images whose features are not stored yet, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from captune.data.images import load_image, to_pixels
+from captune.data.lookahead import in_order
+from captune.errors import DataError
+from captune.features.store import FeatureStore
+from captune.model import MiniGPT4
+
+__all__ = ["Broken", "encode_missing"]
+
+SHARD = 1024
+"""Images of a shard: about 50 MB of bfloat16 features, and what a killed run has to compute again at most."""
+
+
+class Broken(NamedTuple):
+    """An image whose features cannot be made.
+
+    Attributes:
+        place: its place in the list of files.
+        reason: why, with the file's name.
+    """
+
+    place: int
+    reason: str
+
+
+@torch.inference_mode()
+def encode_missing(
+    model: MiniGPT4,
+    files: Sequence[Path],
+    contents: Sequence[bytes],
+    store: FeatureStore,
+    places: Sequence[int],
+    *,
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Broken]:
+    """Make and store features.
+
+    Args:
+        model: its towers are run in the dtype and on the device they have.
+        files: image files.
+        contents: their content ids.
+        store: receives the features.
+        places: which of the files.
+        batch_size: images encoded at once.
+        on_progress: called with the number of images that are done.
+
+    Returns:
+        The images that cannot be decoded.
+    """
+    weight = model.vision.parameters().__next__()
+    size = int(model.config.vision_config.image_size)
+    broken: list[Broken] = []
+    done = 0
+    shard: list[tuple[int, torch.Tensor]] = []
+    waiting: list[tuple[int, NDArray[np.float32]]] = []
+
+    def encode() -> None:
+        if waiting:
+            pixels = torch.from_numpy(np.stack([values for _, values in waiting])).to(weight.device, weight.dtype)
+            encoded = model.encode_features(pixels).cpu()
+            shard.extend(zip((place for place, _ in waiting), encoded, strict=True))
+            waiting.clear()
+            if on_progress is not None:
+                on_progress(done)
+
+    def write() -> None:
+        if shard:
+            store.add([contents[place] for place, _ in shard], torch.stack([features for _, features in shard]))
+            shard.clear()
+
+    def pixels_of(place: int) -> NDArray[np.float32] | DataError:
+        try:
+            return to_pixels(load_image(files[place]), size)
+        except DataError as error:
+            return error
+
+    for place, found in in_order(places, pixels_of, ahead=2 * batch_size):
+        done += 1
+        if isinstance(found, DataError):
+            broken.append(Broken(place, str(found)))
+            continue
+        waiting.append((place, found))
+        if len(waiting) == batch_size:
+            encode()
+        if len(shard) >= SHARD:
+            write()
+    encode()
+    write()
+    return broken

@@ -1,0 +1,135 @@
+"""What features depend on besides the image: the towers' weights and settings, the transform, the number format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+
+from captune.config import ModelConfig
+from captune.features.contents import remembered
+from captune.model import MiniGPT4Config
+from captune.model.adapter import is_adapter, read_record
+from captune.model.loading import compute_dtype, resolve_model
+from captune.model.preview import preview_model
+from captune.model.weight_files import TOWERS, stored_tensors, weight_files
+
+__all__ = ["TowerIdentity", "tower_identity"]
+
+FORMAT = 1
+_SETTINGS = ("vision_config", "qformer_config", "query_tokens", "patches_per_token", "vision_norm_eps", "pixel_mean")
+_IRRELEVANT = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
+
+
+@dataclass(frozen=True)
+class TowerIdentity:
+    """Which features are meant.
+
+    Attributes:
+        weights: hash of every value of the towers' weights.
+        settings: hash of the towers' settings.
+        transform: how an image becomes pixels.
+        dtype: of the features.
+        tokens: Q, tokens of an image.
+        width: F, their width.
+    """
+
+    weights: str
+    settings: str
+    transform: str
+    dtype: torch.dtype
+    tokens: int
+    width: int
+
+    def describe(self) -> dict[str, Any]:
+        """As it stands in the store's header."""
+        return {
+            "format": FORMAT,
+            "weights": self.weights,
+            "settings": self.settings,
+            "transform": self.transform,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "tokens": self.tokens,
+            "width": self.width,
+        }
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits, the folder's name."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tower_identity(config: ModelConfig, device: torch.device, root: Path) -> TowerIdentity:
+    """The identity of the features that a configuration's model makes, without loading it.
+
+    Args:
+        config: which model, in which number format.
+        device: where it would run; decides the number format.
+        root: folder of the store, where hashes of large files are remembered.
+
+    Raises:
+        WeightsError: the model is not there or broken.
+    """
+    found, _ = preview_model(config)
+    dtype = compute_dtype(config.dtype, device)
+    return TowerIdentity(
+        weights=_weights(config, dtype, root),
+        settings=_settings(found),
+        # Pillow's resize differs between releases by a grey level.
+        transform=f"bicubic-{found.vision_config.image_size}-pillow-{PIL.__version__}",
+        dtype=dtype,
+        tokens=found.image_tokens,
+        width=found.feature_size,
+    )
+
+
+def _weights(config: ModelConfig, dtype: torch.dtype, root: Path) -> str:
+    """Hash of the towers' weights as they compute, whatever format they are stored in; of a file it is taken once."""
+    digest = hashlib.sha256()
+    for file, prefixes in _files(config):
+
+        def of_file(file: Path = file, prefixes: tuple[str, ...] = prefixes) -> bytes:
+            own = hashlib.sha256()
+            for name, tensor in stored_tensors(file, prefixes):
+                own.update(f"{name} {tuple(tensor.shape)}\n".encode())
+                computing = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                values: Any = computing.reshape(-1).view(torch.uint8).numpy()
+                own.update(values)
+            return own.digest()[:16]
+
+        digest.update(remembered(file, f"towers-{dtype}", root, of_file))
+    return digest.hexdigest()[:32]
+
+
+def _files(config: ModelConfig) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The files that hold the towers, and how their tensors' names begin there."""
+    if config.llm is not None:
+        for file in weight_files(str(config.vision)):
+            yield file, ("",)
+        return
+    path = resolve_model(config.path)
+    while is_adapter(path):
+        record = read_record(Path(path))
+        if record.parts is not None:
+            for file in weight_files(record.parts["vision"]):
+                yield file, ("",)
+            return
+        path = resolve_model(record.model)
+    for file in weight_files(path):
+        yield file, TOWERS
+
+
+def _settings(config: MiniGPT4Config) -> str:
+    def plain(value: Any) -> Any:
+        if not hasattr(value, "to_dict"):
+            return value
+        return {key: item for key, item in value.to_dict().items() if key not in _IRRELEVANT}
+
+    settings = {name: plain(getattr(config, name)) for name in (*_SETTINGS, "pixel_std")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,0 +1,196 @@
+"""The features of a list of image files: those that are stored, after the others have been made."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from captune.config import ModelConfig, RunConfig
+from captune.data.images import load_image
+from captune.errors import DataError
+from captune.features.contents import content_ids
+from captune.features.encode import Broken, encode_missing
+from captune.features.identity import tower_identity
+from captune.features.store import FeatureStore, StoredFeatures
+from captune.model.loading import TOWERS, load_model
+
+__all__ = ["Alone", "StoredImages", "Together", "features_of", "store_root"]
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+FOLDER = "features"
+_UNREADABLE = bytes(16)
+
+
+class Together(Protocol):
+    """The processes that share the work; a run's `World` is one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part."""
+        ...
+
+    def gather(self, item: Item) -> list[Item]:
+        """Every process's item, on every process."""
+        ...
+
+    def merge(self, mine: Sequence[Item], count: int) -> list[Item]:
+        """All items in order, put together from every process's share."""
+        ...
+
+
+class Alone:
+    """A process without others.
+
+    Args:
+        device: where it computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """All of it."""
+        return items
+
+    def gather(self, item: Item) -> list[Item]:
+        """This one."""
+        return [item]
+
+    def merge(self, mine: Sequence[Item], count: int) -> list[Item]:
+        """All of it."""
+        return list(mine)
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Features of the images that are whole.
+
+    Attributes:
+        features: of the N - B whole ones, in their order.
+        whole: places of these among the N files.
+        broken: the B others, each with the reason.
+    """
+
+    features: StoredFeatures
+    whole: tuple[int, ...]
+    broken: tuple[Broken, ...]
+
+    def all_whole(self, what: str) -> StoredFeatures:
+        """The features, where no image may be missing.
+
+        Raises:
+            DataError: some image is broken; names up to three.
+        """
+        if self.broken:
+            named = " ".join(item.reason for item in self.broken[:3])
+            raise DataError(f"{len(self.broken)} of the {what} cannot be read: {named}")
+        return self.features
+
+
+def store_root(config: RunConfig) -> Path:
+    """Where a run keeps features: as configured, beside the training manifest, or in the run if that is read-only."""
+    if config.data.features is not None:
+        return config.data.features
+    beside = config.data.train.parent / FOLDER
+    existing = next(folder for folder in (beside, beside.parent, Path()) if folder.is_dir())
+    return beside if os.access(existing, os.W_OK) else config.output / FOLDER
+
+
+def features_of(
+    config: ModelConfig,
+    files: Sequence[Path],
+    root: Path,
+    together: Together,
+    *,
+    batch_size: int = 32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> StoredImages:
+    """Features of image files, in their order; towers are loaded only where some are missing.
+
+    Args:
+        config: the model whose towers make them.
+        files: N image files.
+        root: folder of all stores.
+        together: this process among those that share the work.
+        batch_size: images encoded at once.
+        on_progress: called with (done, missing) while towers run.
+
+    Raises:
+        WeightsError: the model cannot be read.
+        DataError: the store is not shared by all machines.
+        OSError: the disk is full.
+    """
+    identity = tower_identity(config, together.device, root)
+    store = FeatureStore(root, identity)
+    found = together.merge(content_ids(together.share(files), root), len(files))
+    contents = [_UNREADABLE if isinstance(item, OSError) else item for item in found]
+    broken = [Broken(place, _reason(files[place])) for place, item in enumerate(found) if isinstance(item, OSError)]
+    store.refresh()
+    # One list for all: others may be adding to the same store right now.
+    unreadable = {item.place for item in broken}
+    missing = together.gather([place for place in store.missing(contents) if place not in unreadable])[0]
+    if missing:
+        broken += _encode(config, files, contents, store, missing, together, batch_size, on_progress)
+        store.refresh()
+    bad = {contents[item.place] for item in broken}
+    broken += [Broken(place, _reason(files[place])) for place, content in enumerate(contents) if content in bad]
+    reasons = dict(reversed(broken))
+    whole = [place for place in range(len(files)) if place not in reasons]
+    try:
+        features = store.read([contents[place] for place in whole])
+    except KeyError as error:
+        raise DataError(
+            f"{store.folder} has no features of some images that another process made; set data.features to a folder "
+            "that all machines share."
+        ) from error
+    return StoredImages(features, tuple(whole), tuple(Broken(*item) for item in sorted(reasons.items())))
+
+
+def _encode(
+    config: ModelConfig,
+    files: Sequence[Path],
+    contents: Sequence[bytes],
+    store: FeatureStore,
+    missing: list[int],
+    together: Together,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[Broken]:
+    """Make this process's share of what is missing; the towers are let go of afterwards."""
+    mine = together.share(missing)
+    broken: list[Broken] = []
+    if mine:
+        model = load_model(config, together.device, parts=TOWERS)
+
+        def progress(done: int) -> None:
+            if on_progress is not None:
+                on_progress(done, len(mine))
+
+        broken = encode_missing(model, files, contents, store, mine, batch_size=batch_size, on_progress=progress)
+        del model
+        gc.collect()
+        if together.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return [item for part in together.gather(broken) for item in part]
+
+
+def _reason(path: Path) -> str:
+    """Why an image cannot be read, in the words that decoding has for it."""
+    try:
+        load_image(path)
+    except DataError as error:
+        return str(error)
+    return f"cannot read the image '{path}'."

@@ -1,0 +1,139 @@
+"""Features of images on disk, found by what the images contain.
+
+    STORE/<identity>/header.json             what made the features: towers, transform, number format
+    STORE/<identity>/shard-*.safetensors     about a thousand images each, whole or absent
+
+An image is known by a hash of its bytes, so a renamed or copied file is found, and a changed one is not. Another tower
+or transform has another identity and a folder of its own; nothing has to be thrown away to be valid. Any number of runs
+and processes may read and add at once: each writes shards of its own, and an image that is there twice is read once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captune.data.atomic import atomic_file
+from captune.features.identity import TowerIdentity
+from captune.features.shard import ID_BYTES, Shard, open_shard, write_shard
+
+__all__ = ["FeatureStore", "StoredFeatures"]
+
+logger = logging.getLogger(__name__)
+
+
+class StoredFeatures:
+    """Features of N images in a given order, read from the disk where they are asked for.
+
+    Args:
+        shards: the open shards.
+        shard_of: (N,) which shard holds an image.
+        row_of: (N,) its row there.
+    """
+
+    def __init__(self, shards: Sequence[Shard], shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> None:
+        self._shards, self._shard_of, self._row_of = shards, shard_of, row_of
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def __getitem__(self, places: slice | Sequence[int]) -> Tensor:
+        """Copies of some images' features, (B, Q, F) on the CPU."""
+        chosen = range(*places.indices(len(self))) if isinstance(places, slice) else places
+        rows = [self._shards[self._shard_of[place]].features[int(self._row_of[place])] for place in chosen]
+        return torch.stack(rows)
+
+    def every(self, step: int, first: int = 0) -> StoredFeatures:
+        """Every so manieth image, from the first one given on."""
+        return StoredFeatures(self._shards, self._shard_of[first::step], self._row_of[first::step])
+
+
+class FeatureStore:
+    """The features that one pair of towers and transform made.
+
+    Args:
+        root: folder of all stores.
+        identity: of towers and transform.
+    """
+
+    def __init__(self, root: Path, identity: TowerIdentity) -> None:
+        self.identity = identity
+        self.folder = root / identity.key
+        self._shards: list[Shard] = []
+        self._opened: set[str] = set()
+        self._keys = np.zeros(0, _KEY)
+        self._places = np.zeros((0, 2), np.int64)
+
+    def refresh(self) -> None:
+        """Take up the shards that were added since, by whomever; one that is not whole is passed over and said."""
+        new = []
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            if path.name in self._opened:
+                continue
+            self._opened.add(path.name)
+            try:
+                new.append(open_shard(path, self.identity.tokens, self.identity.width, self.identity.dtype))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                logger.warning("%s is no whole shard and is passed over: %s", path, error)
+        if not new:
+            return
+        keys, places = [self._keys], [self._places]
+        for number, shard in enumerate(new, start=len(self._shards)):
+            keys.append(_keys(shard.ids))
+            places.append(np.column_stack((np.full(len(shard.ids), number), np.arange(len(shard.ids)))))
+        self._shards += new
+        joined = np.concatenate(keys)
+        self._keys, first = np.unique(joined, return_index=True)
+        self._places = np.concatenate(places)[first]
+
+    def __contains__(self, content: bytes) -> bool:
+        return bool(self._find([content])[0] >= 0)
+
+    def missing(self, contents: Sequence[bytes]) -> list[int]:
+        """Places of the images whose features are not there; of images with the same content only the first."""
+        found = self._find(contents)
+        first = {content: place for place, content in reversed(list(enumerate(contents)))}
+        return [place for place in np.flatnonzero(found < 0).tolist() if first[contents[place]] == place]
+
+    def add(self, contents: Sequence[bytes], features: Tensor) -> None:
+        """Write features (N, Q, F) of N images as one shard."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = self.folder / "header.json"
+        if not header.exists():
+            with atomic_file(header, "w") as stream:
+                stream.write(json.dumps(self.identity.describe(), indent=2) + "\n")
+        write_shard(self.folder, contents, features)
+
+    def read(self, contents: Sequence[bytes]) -> StoredFeatures:
+        """The features of N images, in this order.
+
+        Raises:
+            KeyError: some image's are not there.
+        """
+        found = self._find(contents)
+        if len(found) and found.min() < 0:
+            raise KeyError(contents[int(np.argmin(found))].hex())
+        return StoredFeatures(self._shards, self._places[found, 0], self._places[found, 1])
+
+    def _find(self, contents: Sequence[bytes]) -> NDArray[np.int64]:
+        """Where each image stands among the keys, -1 where it does not."""
+        wanted = _keys(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, ID_BYTES))
+        if not len(self._keys):
+            return np.full(len(wanted), -1)
+        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        return np.where(self._keys[place] == wanted, place, -1)
+
+
+_KEY = np.dtype([("high", np.uint64), ("low", np.uint64)])
+
+
+def _keys(ids: NDArray[np.uint8]) -> NDArray[np.void]:
+    """Content ids (N, 16) as numbers that can be sorted, (N,)."""
+    return np.ascontiguousarray(ids).view(_KEY).reshape(-1)

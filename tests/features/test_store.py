@@ -1,0 +1,230 @@
+"""The store: exact bits back, whole shards or none, and only what changed is made anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captune.config import ModelConfig
+from captune.decoding import encode_images
+from captune.errors import DataError
+from captune.features import Alone, FeatureStore, StoredFeatures, TowerIdentity, features_of, tower_identity
+from captune.features import prepare as prepare_module
+from captune.features.shard import open_shard, write_shard
+from captune.model.loading import LANGUAGE, load_model, resolve_model
+
+CPU = torch.device("cpu")
+TOY = ModelConfig(path="toy")
+
+
+def identity(dtype: torch.dtype = torch.float32, weights: str = "w") -> TowerIdentity:
+    return TowerIdentity(weights, "s", "t", dtype, 2, 3)
+
+
+def contents(count: int, seed: int = 0) -> list[bytes]:
+    random = np.random.default_rng(seed)
+    # Bytes of zero at the end, as a hash may have them, are part of an id.
+    return [random.bytes(15) + b"\0" for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_what_is_added_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    store, ids = FeatureStore(tmp_path, identity(dtype)), contents(10)
+    features = torch.randn(10, 2, 3).to(dtype)
+    store.add(ids[:6], features[:6])
+    store.refresh()
+    assert store.missing(ids) == [6, 7, 8, 9]
+    store.add(ids[6:], features[6:])
+    store.refresh()
+    other = FeatureStore(tmp_path, identity(dtype))
+    other.refresh()
+    order = [9, 0, 3, 3, 7]
+    for one in (store, other):
+        read = one.read([ids[place] for place in order])
+        assert torch.equal(read[[0, 1, 2, 3, 4]], features[order])
+        assert torch.equal(read[1:3], features[order[1:3]])
+        assert torch.equal(read.every(2, 1)[:], features[order][1::2])
+    with pytest.raises(KeyError):
+        store.read([bytes(16)])
+
+
+def test_every_identity_has_its_own(tmp_path: Path) -> None:
+    FeatureStore(tmp_path, identity()).add(contents(1), torch.ones(1, 2, 3))
+    other = FeatureStore(tmp_path, identity(weights="v"))
+    other.refresh()
+    assert contents(1)[0] not in other
+    again = FeatureStore(tmp_path, identity())
+    again.refresh()
+    assert contents(1)[0] in again
+
+
+def test_one_content_is_wanted_once(tmp_path: Path) -> None:
+    ids = contents(3)
+    assert FeatureStore(tmp_path, identity()).missing([ids[0], ids[1], ids[0], ids[2], ids[1]]) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_shard_that_is_cut_off_is_passed_over(tmp_path: Path, kept: int, caplog: Any) -> None:
+    store, ids = FeatureStore(tmp_path, identity()), contents(4)
+    store.add(ids[:2], torch.ones(2, 2, 3))
+    victim = next(store.folder.glob("shard-*"))
+    store.add(ids[2:], torch.ones(2, 2, 3))
+    victim.write_bytes(victim.read_bytes()[:kept])
+    store.refresh()
+    assert store.missing(ids) == [0, 1]
+    assert victim.name in caplog.text
+
+
+def test_a_shard_of_other_features_is_refused(tmp_path: Path) -> None:
+    path = write_shard(tmp_path, contents(2), torch.ones(2, 2, 3))
+    with pytest.raises(ValueError, match="F32"):
+        open_shard(path, 2, 3, torch.bfloat16)
+    with pytest.raises(ValueError, match="shape"):
+        open_shard(path, 2, 4, torch.float32)
+
+
+def test_reading_maps_and_does_not_load(tmp_path: Path) -> None:
+    """Of a large shard only what is asked for becomes part of this process's memory."""
+    wide = TowerIdentity("w", "s", "t", torch.float32, 64, 4096)
+    store, ids = FeatureStore(tmp_path, wide), contents(64)
+    store.add(ids, torch.ones(64, 64, 4096))
+    store.refresh()
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("resident memory is read from /proc")
+    before = resident()
+    read = store.read(ids)
+    assert len(read) == 64
+    assert float(read[[5]].sum()) == 64 * 4096
+    assert resident() - before < 24 * 2**20
+
+
+class Counting:
+    """Counts the images that the towers see."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.encoded: list[int] = []
+        self.loads = 0
+        real = prepare_module.encode_missing
+        load = prepare_module.load_model
+
+        def encode(model: Any, files: Sequence[Path], ids: Any, store: Any, places: Sequence[int], **given: Any) -> Any:
+            self.encoded.append(len(places))
+            return real(model, files, ids, store, places, **given)
+
+        def counted(*given: Any, **settings: Any) -> Any:
+            self.loads += 1
+            return load(*given, **settings)
+
+        patch.setattr(prepare_module, "encode_missing", encode)
+        patch.setattr(prepare_module, "load_model", counted)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(monkeypatch)
+
+
+@pytest.fixture
+def images(toy_data: Path, tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    sources = sorted((toy_data / "flickr30k-images").iterdir())[:6]
+    return [Path(shutil.copy(source, folder / source.name)) for source in sources]
+
+
+def stored(images: Sequence[Path], root: Path) -> StoredFeatures:
+    return features_of(TOY, images, root, Alone(CPU)).all_whole("images")
+
+
+def test_features_are_the_towers_and_are_made_once(images: list[Path], tmp_path: Path, counting: Counting) -> None:
+    features = stored(images, tmp_path / "store")
+    assert torch.equal(features[:], encode_images(load_model(TOY, CPU), images))
+    again = stored(list(reversed(images)), tmp_path / "store")
+    assert torch.equal(again[:], features[:].flip(0))
+    assert counting.encoded == [6]
+    assert counting.loads == 1
+
+
+def test_only_what_changed_is_made_anew(images: list[Path], tmp_path: Path, counting: Counting) -> None:
+    before = stored(images, tmp_path / "store")[:]
+    with Image.open(images[2]) as picture:
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(images[2])
+    after = stored(images, tmp_path / "store")[:]
+    assert [bool(torch.equal(a, b)) for a, b in zip(before, after, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    renamed = images[0].rename(images[0].with_name("renamed.jpg"))
+    copied = Path(shutil.copy(images[1], images[1].with_name("copied.jpg")))
+    stored([renamed, copied, *images[2:]], tmp_path / "store")
+    assert counting.encoded == [6, 1]
+
+
+def test_a_changed_tower_or_setting_is_another_store(images: list[Path], tmp_path: Path, counting: Counting) -> None:
+    """One value of one tensor of a tower is enough; the language model and the projection do not matter."""
+    model = load_model(TOY, CPU)
+    seen = {tower_identity(TOY, CPU, tmp_path).key}
+    folder = tmp_path / "copy"
+    with torch.no_grad():
+        next(model.llm.parameters()).add_(1.0)
+        model.projection.weight.add_(1.0)
+    model.save_pretrained(folder)
+    config = ModelConfig(path=str(folder))
+    assert tower_identity(config, CPU, tmp_path).key in seen
+    with torch.no_grad():
+        model.vision.encoder.layers[0].mlp.fc1.weight[0, 0] += 1e-3
+    model.save_pretrained(folder)
+    changed = tower_identity(config, CPU, tmp_path).key
+    assert changed not in seen
+    half = ModelConfig(path="toy", dtype="bfloat16")
+    assert tower_identity(half, CPU, tmp_path).key not in seen | {changed}
+    model.config.vision_norm_eps = 1e-3
+    model.save_pretrained(folder)
+    assert tower_identity(config, CPU, tmp_path).key not in seen | {changed}
+
+
+def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], tmp_path: Path) -> None:
+    images[1].write_bytes(images[1].read_bytes()[:-700])
+    images[3].unlink()
+    images[4].write_bytes(b"")
+    os.mkfifo(images[5].with_name("pipe.jpg"))
+    found = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", Alone(CPU))
+    assert found.whole == (0, 2, 5)
+    assert [item.place for item in found.broken] == [1, 3, 4, 6]
+    assert all(images[item.place].name in item.reason for item in found.broken[:3])
+    assert torch.equal(found.features[:], encode_images(load_model(TOY, CPU), [images[0], images[2], images[5]]))
+    with pytest.raises(DataError, match="4 of the test images cannot be read"):
+        found.all_whole("test images")
+
+
+def test_the_language_model_alone_has_the_same_fingerprint(tmp_path: Path) -> None:
+    from captune.model.adapter import frozen_fingerprint
+
+    whole, alone = load_model(TOY, CPU), load_model(TOY, CPU, parts=LANGUAGE)
+    assert frozen_fingerprint(whole) == frozen_fingerprint(alone)
+    assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert Path(resolve_model("toy")).is_dir()
+
+
+def test_read_only_stores_are_still_read(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of file contents is a convenience; where it cannot be written, files are read again."""
+    root = tmp_path / "store"
+    before = stored(images, root)[:]
+    (root / "contents.sqlite").write_bytes(b"not a database")
+    assert torch.equal(stored(images, root)[:], before)
