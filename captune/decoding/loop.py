@@ -18,13 +18,13 @@ from captune.decoding.beams import Beams
 from captune.decoding.options import DecodingOptions
 from captune.decoding.request import Progress, Request
 from captune.decoding.rows import SingleRows
-from captune.decoding.slots import SlotCache, read
+from captune.decoding.slots import SlotCache, fill, layers_of, read
 from captune.decoding.stop import StopRule
 from captune.model import MiniGPT4
 
 __all__ = ["ConstantText", "DecodingLoop"]
 
-_ROUNDED_TO = 16
+_ROUNDED_TO = 8
 """Columns that are looked at are a multiple of this: kernels are quicker on it and see fewer shapes."""
 
 
@@ -82,7 +82,7 @@ class DecodingLoop:
         self._fixed = fixed
         self._prefix = prefix if prefix is not None else ConstantText(model)
         width = -(-(longest_prompt + options.max_new_tokens) // _ROUNDED_TO) * _ROUNDED_TO
-        self._cache = SlotCache(slots * self._choice.group, width, self._prefix.states)
+        self._cache = SlotCache(slots * self._choice.group, width, self._prefix.states, layers_of(model.llm))
         self._longest_prompt = longest_prompt
         # Of each caption: its request, and how many tokens are in its slot. Of each row: what it is fed next.
         self._requests: list[Request] = []
@@ -124,7 +124,9 @@ class DecodingLoop:
             self._cache.fill(first, len(requests), C, max(lengths))
             positions = torch.arange(C, max(lengths), device=self._device)
             seen = torch.arange(max(lengths), device=self._device) <= positions.unsqueeze(1)
-            self._run(embeddings[:, : max(lengths) - C], positions.expand(len(requests), -1), seen.unsqueeze(0))
+            begun = embeddings[:, : max(lengths) - C]
+            places = positions.expand(len(requests), -1)
+            fill(self._model.llm, self._model.llm.config, self._cache, begun, places, seen.unsqueeze(0))
         last = torch.tensor(lengths, device=self._device) - C
         fed = embeddings[torch.arange(len(requests), device=self._device), last].unsqueeze(1)
         if group > 1:
@@ -168,10 +170,8 @@ class DecodingLoop:
         columns = torch.tensor(lengths, device=self._device).repeat_interleave(group)
         self._cache.extend(columns, longest, width)
         seen = torch.arange(width, device=self._device) <= columns.unsqueeze(1)
-        return self._run(fed, columns.unsqueeze(1), seen.unsqueeze(1))[:rows]
-
-    def _run(self, embeddings: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-        return read(self._model.llm, self._model.llm.config, self._cache, embeddings, positions, seen)
+        llm = self._model.llm
+        return read(llm, llm.config, self._cache, fed, columns.unsqueeze(1), seen.unsqueeze(1))[:rows]
 
     def _embed(self, requests: Sequence[Request]) -> Tensor:
         """Embeddings of the prompts behind the constant text, (B, longest T - C, D), filled up at the right."""
@@ -179,7 +179,7 @@ class DecodingLoop:
         rows = torch.zeros(len(requests), max(len(r.prompt) for r in requests) - C, dtype=torch.int64)
         for row, request in zip(rows, requests, strict=True):
             row[: len(request.prompt) - C] = torch.tensor(request.prompt[C:])
-        features = [request.features for request in requests if request.features is not None]
+        features = [given for given in (request.read_features() for request in requests) if given is not None]
         image_tokens = self._model.project(torch.cat(features).to(self._device)) if features else None
         return self._model.embed(rows.to(self._device), image_tokens)
 

@@ -74,7 +74,7 @@ def generate_with_transformers(
     assert processor is not None
     device = model.projection.weight.device
     batch = processor.pad([TokenSequence(request.prompt, len(request.prompt)) for request in requests], left=True)
-    features = [request.features for request in requests if request.features is not None]
+    features = [given for given in (request.read_features() for request in requests) if given is not None]
     eos = processor.tokenizer.eos_id
     settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
     processors: list[LogitsProcessor] = []

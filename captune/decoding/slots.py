@@ -14,6 +14,7 @@ size. transformers' own cache grows by copying itself at every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["SlotCache", "read", "unsupported"]
+__all__ = ["SlotCache", "fill", "layers_of", "read", "unsupported"]
 
 
 _TRIAL = 12
@@ -35,10 +36,16 @@ _EXACT_IN_HALF = 0.1
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
+class _Filled(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
+    """The last layer has got the keys and values of a prompt."""
+
+
 class _Place:
     """Where the tokens of the forward that is under way go: all layers read it here."""
 
     def __init__(self) -> None:
+        self.layers = 0
+        self.last = -1
         self.rows: slice | Tensor = slice(0, 0)
         self.columns: slice | Tensor = slice(0, 0)
         self.width = 0
@@ -53,6 +60,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     def __init__(self, slots: int, width: int, place: _Place) -> None:
         super().__init__()
         self._slots, self._width, self._place = slots, width, place
+        self._number = place.layers
+        place.layers += 1
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory; zeros, because what is masked is still multiplied (by nought)."""
@@ -77,6 +86,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
             self.keys[place.rows, :, place.columns] = key_states
             self.values[place.rows, :, place.columns] = value_states
             rows = place.rows
+            if self._number == place.last:
+                raise _Filled
         return self.keys[rows, :, : place.width], self.values[rows, :, : place.width]
 
     def get_seq_length(self) -> int:
@@ -101,10 +112,12 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
         slots: N.
         width: W.
         prefix: keys and values (1, H, C, D) of the text that every prompt begins with, one pair a layer.
+        layers: how many layers of the model keep keys and values.
     """
 
-    def __init__(self, slots: int, width: int, prefix: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+    def __init__(self, slots: int, width: int, prefix: Sequence[tuple[Tensor, Tensor]] = (), layers: int = 0) -> None:
         self._place = _Place()
+        self._place.last = layers - 1
         super().__init__(layer_class_to_replicate=partial(_SlotLayer, slots, width, self._place))
         self.slots = slots
         self.width = width
@@ -141,26 +154,46 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
             layer.values[targets, :, start:stop] = layer.values[sources, :, start:stop]
 
 
-def read(
+def fill(
     forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
-) -> Tensor:
-    """Run tokens through a language model, whose keys and values go where the cache was told.
+) -> None:
+    """Put the keys and values of prompts into the slots that the cache was told.
+
+    Nobody reads what the model would say behind a prompt without its last token, so the forward ends in the last layer
+    as soon as that has its keys and values: neither its attention and feed-forward nor the head are computed.
 
     Args:
         forward: the model, or its `forward`.
         config: its configuration.
-        cache: after `fill` or `extend`.
+        cache: after `SlotCache.fill`.
         embeddings: (B, T, D).
         positions: (B, T) int64.
         seen: (B or 1, T, columns) bool, what each token looks at.
-
-    Returns:
-        (B, V) logits of the last column.
     """
+    with suppress(_Filled):
+        _run(forward, config, cache, embeddings, positions, seen)
+
+
+def read(
+    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+) -> Tensor:
+    """(B, V) logits behind one token a row, whose keys and values go where the cache was told; arguments of `fill`."""
+    logits: Tensor = _run(forward, config, cache, embeddings, positions, seen).logits[:, -1]
+    return logits
+
+
+def layers_of(llm: Any) -> int:
+    """How many layers of a language model keep keys and values; 0 where it does not say."""
+    return len(DynamicCache(config=llm.config.get_text_config(decoder=True)).layers)
+
+
+def _run(
+    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+) -> Any:
     mask = seen.unsqueeze(1)
     if config.get_text_config(decoder=True)._attn_implementation == "eager":
         mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, torch.finfo(embeddings.dtype).min)
-    output = forward(
+    return forward(
         inputs_embeds=embeddings,
         attention_mask=mask.expand(len(embeddings), -1, -1, -1),
         position_ids=positions,
@@ -168,8 +201,6 @@ def read(
         use_cache=True,
         logits_to_keep=1,
     )
-    logits: Tensor = output.logits[:, -1]
-    return logits
 
 
 def unsupported(llm: Any, width: int) -> str | None:
@@ -214,11 +245,11 @@ def _misfit(llm: Any) -> str | None:
     longest = int(lengths.max())
     try:
         alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False).logits[0] for row in embeddings]
-        cache = SlotCache(2, _TRIAL)
+        cache = SlotCache(2, _TRIAL, layers=layers_of(llm))
         cache.fill(0, 2, 0, longest)
         positions = torch.arange(longest, device=device)
         seen = positions <= positions.unsqueeze(1)
-        read(llm.forward, llm.config, cache, embeddings[:, :longest], positions.expand(2, -1), seen.unsqueeze(0))
+        fill(llm.forward, llm.config, cache, embeddings[:, :longest], positions.expand(2, -1), seen.unsqueeze(0))
         worst = 0.0
         for _ in range(3):
             cache.extend(lengths, int(lengths.max()) + 1, _TRIAL)
