@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from captune.cli.train import ALLOW_LEAKS
 
-__all__ = ["evaluate", "register", "run_evaluation"]
+__all__ = ["Travel", "evaluate", "register", "run_evaluation", "run_matrix"]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,17 +26,102 @@ def evaluate(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint's folder; repeatable. All of the run by default.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Manifest to evaluate on, instead of the run's.")] = None,
-    split: Annotated[str | None, typer.Option(help="Its split, instead of the run's.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Manifest to evaluate on, instead of the run's; several make a matrix beside the run's own."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Its split, instead of the run's; or --data FILE:SPLIT.")] = None,
     protocol: Annotated[str | None, typer.Option(help="karpathy, slides or a YAML file, instead of the run's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for captions, scores, table and chart.")] = None,
+    corrupt: Annotated[
+        list[str] | None,
+        typer.Option(help="Damage the run's images: blur, noise, jpeg, brightness, occlusion or all; repeatable."),
+    ] = None,
+    strength: Annotated[
+        list[int] | None, typer.Option(min=1, max=5, help="Strength of the damage, repeatable; 1 to 5 by default.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Ask this instead; repeatable.", show_default=False)] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask each line of a file, or of the lists en and zh that come along; repeatable."),
+    ] = None,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
-    """Caption and score the pretrained model and every checkpoint, with one load of the model."""
-    chosen = {"data.evaluate": data, "data.evaluate_split": split, "evaluate.protocol": protocol}
-    settings = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    """Caption and score the pretrained model and every checkpoint, with one load of the model.
+
+    With several --data, or with --corrupt, --prompt or --prompts, the result is a matrix: checkpoints and prompts
+    against data sets, their domains and damaged images, with what is lost from the run's own evaluation set.
+    """
+    settings = [*(overrides or [])]
+    settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
-    run_evaluation(config, [*(overrides or []), *settings], checkpoint, out)
+    sources = data or []
+    if len(sources) > 1 or corrupt or prompt or prompts:
+        asked = Travel(sources, split, corrupt or [], strength or [1, 2, 3, 4, 5], prompt or [], prompts or [])
+        run_matrix(config, settings, checkpoint, out, asked)
+        return
+    if sources:
+        path, split = _path_and_split(sources[0], split)
+        settings.append(f"data.evaluate={path}")
+    settings += [f"data.evaluate_split={split}"] if split is not None else []
+    run_evaluation(config, settings, checkpoint, out)
+
+
+@dataclass(frozen=True)
+class Travel:
+    """What a matrix is asked for: data sets, damage and prompts."""
+
+    data: list[str]
+    split: str | None
+    corrupt: list[str]
+    strengths: list[int]
+    prompts: list[str]
+    lists: list[str]
+
+
+def run_matrix(
+    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, asked: Travel
+) -> None:
+    """Evaluate the matrix and print its table and where the files are.
+
+    Raises:
+        CaptuneError: as `captune.transfer.evaluate_matrix`.
+    """
+    from captune.cli.extras import needs
+    from captune.cli.progress import show_progress
+    from captune.config import load_config
+    from captune.report.matrix_table import matrix_terminal
+
+    settings = load_config(config / "config.yaml" if config.is_dir() else config, overrides)
+    with needs("captune evaluate", "train"):
+        from captune.training.run_folder import checkpoint_folders
+        from captune.transfer import evaluate_matrix, read_instructions
+        from captune.transfer.columns import parse_damages
+    if checkpoints is None:
+        checkpoints = checkpoint_folders(settings.output)
+    if out is not None:
+        settings = settings.model_copy(update={"output": out})
+    instructions = [*asked.prompts, *(line for source in asked.lists for line in read_instructions(source))]
+    with show_progress() as listener:
+        matrix = evaluate_matrix(
+            settings,
+            checkpoints,
+            asked.data,
+            instructions=instructions,
+            damages=parse_damages(asked.corrupt, asked.strengths),
+            split=asked.split,
+            listener=listener,
+        )
+    typer.echo(matrix_terminal(matrix))
+    typer.echo(f"\nmatrix.md, .csv, .json and .png, and report.html with both, are in {settings.output}", err=True)
+
+
+def _path_and_split(source: str, split: str | None) -> tuple[str, str | None]:
+    """A manifest, and the split behind its last colon."""
+    path, colon, own = source.rpartition(":")
+    if colon and path and own and not Path(source).exists() and Path(path).is_file():
+        return path, own
+    return source, split
 
 
 def run_evaluation(config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CHART_FORMATS", "draw_chart"]
+__all__ = ["CHART_FORMATS", "draw_chart", "figure_bytes", "plain_matplotlib"]
 
 CHART_FORMATS = ("png", "svg", "pdf")
 
@@ -101,13 +101,13 @@ def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[
     """
     if unknown := next((name for name in formats if name not in CHART_FORMATS), None):
         raise InputError(f"No chart can be written as {unknown!r}; choose of {', '.join(CHART_FORMATS)}.")
-    with _plain_matplotlib():
+    with plain_matplotlib():
         figure = _figure(run)
-        return {name: _save(figure, name) for name in formats}
+        return {name: figure_bytes(figure, name) for name in formats}
 
 
 @contextmanager
-def _plain_matplotlib() -> Iterator[None]:
+def plain_matplotlib() -> Iterator[None]:
     """matplotlib with the report's settings, whatever the user's own say, and quiet about missing glyphs."""
     try:
         import matplotlib
@@ -124,7 +124,7 @@ def _plain_matplotlib() -> Iterator[None]:
         yield
 
 
-def _save(figure: Figure, name: str) -> bytes:
+def figure_bytes(figure: Figure, name: str) -> bytes:
     """The figure's bytes without the date and the version that would make two equal charts differ."""
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": None},

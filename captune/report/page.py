@@ -19,6 +19,8 @@ from typing import Any
 from captune.report.captions import CaptionStatistics, caption_statistics
 from captune.report.comparison import Comparison
 from captune.report.explorer import MOST_CHARACTERS, MOST_IMAGES, explorer_data, select_images
+from captune.report.matrix import Matrix
+from captune.report.matrix_table import matrix_part
 from captune.report.page_parts import (
     analysis_part,
     comparison_part,
@@ -59,6 +61,7 @@ def build_page(
     language: str = "en",
     comparison: Comparison | None = None,
     rating: Mapping[str, Any] | None = None,
+    matrix: Matrix | None = None,
 ) -> str:
     """Build the page of a run.
 
@@ -70,6 +73,7 @@ def build_page(
         comparison: when the rows are several runs and not the checkpoints of one; their tests then stand in the
             place of the analysis of a course, and there is no chart of one.
         rating: what people said of the captions (`captune.report.rating`), where they were asked.
+        matrix: how the model does on other data, damaged images and prompts, where that was evaluated.
 
     Returns:
         The whole HTML document, the same for the same run.
@@ -96,12 +100,20 @@ def build_page(
             "distributions": distributions_part(run, statistics, references),
             "rating": rating_part(rating) if rating is not None else "",
             "rating_link": '<a href="#people" data-t="people"></a>' if rating is not None else "",
+            "transfer": _transfer(matrix, run_dir) if matrix is not None else "",
+            "transfer_link": '<a href="#transfer" data-t="transfer"></a>' if matrix is not None else "",
             "citation": escape(_citation(run)),
             "data": data,
             "script": script,
         },
     )
     return _translated(document, words[language])
+
+
+def _transfer(matrix: Matrix, run_dir: Path | None) -> str:
+    """The section of the matrix, with its picture where one was drawn."""
+    picture = None if run_dir is None else run_dir / "matrix.png"
+    return matrix_part(matrix, picture.read_bytes() if picture is not None and picture.is_file() else None)
 
 
 def _data(

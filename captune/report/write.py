@@ -9,6 +9,7 @@ from captune.report.bare_table import csv_table
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
+from captune.report.matrix import read_matrix
 from captune.report.page import build_page
 from captune.report.rating import read_rating
 from captune.report.record import RunScores, read_scores
@@ -32,7 +33,7 @@ def write_report(
     Args:
         run_dir: where `table.{md,csv,tex}`, `metrics.*`, `analysis.md` and `report.html` go. Small pictures are
             looked for in its `thumbnails/`, the training's loss in its `log.jsonl`, what people said in its
-            `rating.json`; all may be missing.
+            `rating.json`, how the model travels in its `matrix.json`; all may be missing.
         run: the scores; by default those in `run_dir/scores.json`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         chart_formats: of "png", "svg" and "pdf".
@@ -99,5 +100,5 @@ def write_page(run_dir: Path, *, language: str = "en") -> Path:
 
 
 def _page(run_dir: Path, scores: RunScores, language: str) -> str:
-    log, rating = read_log(run_dir / "log.jsonl"), read_rating(run_dir)
-    return build_page(scores, log, run_dir=run_dir, language=language, rating=rating)
+    log, rating, matrix = read_log(run_dir / "log.jsonl"), read_rating(run_dir), read_matrix(run_dir)
+    return build_page(scores, log, run_dir=run_dir, language=language, rating=rating, matrix=matrix)

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from captune.errors import InputError, MissingExtraError
 from captune.report import RunScores, draw_chart
 from captune.report.axis import checkpoint_axis, spread_labels
-from captune.report.chart import _figure, _plain_matplotlib
+from captune.report.chart import _figure, plain_matplotlib
 
 pytest.importorskip("matplotlib")
 
 
 def _texts_and_canvas(run: RunScores) -> tuple[list[tuple[str, Any]], Any]:
     """All visible texts of the chart with their boxes in pixels, and the figure's box."""
-    with _plain_matplotlib():
+    with plain_matplotlib():
         figure = _figure(run)
         figure.canvas.draw()
         drawn = list(figure.texts)
@@ -118,7 +118,7 @@ def test_leak_stands_in_the_picture(make_run: Any, slides: Any) -> None:
 
 
 def test_cider_has_a_panel_of_its_own(make_run: Any, slides: Any) -> None:
-    with _plain_matplotlib():
+    with plain_matplotlib():
         left, right = _figure(make_run(slides)).axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("score (0–1)", "CIDEr (0–10)")
     assert list(right.lines[0].get_ydata()) == list(slides["CIDEr"])
@@ -127,7 +127,7 @@ def test_cider_has_a_panel_of_its_own(make_run: Any, slides: Any) -> None:
 
 
 def test_intervals_are_bands(make_run: Any, slides: Any) -> None:
-    with _plain_matplotlib():
+    with plain_matplotlib():
         bands = [len(axes.collections) for axes in _figure(make_run(slides)).axes]
         drawn = [axes.collections[0] for axes in _figure(make_run(slides, half_width=0.02)).axes]
     assert bands == [0, 0]

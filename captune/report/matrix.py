@@ -1,0 +1,209 @@
+"""How a model travels, as a file: `matrix.json` with every cell of rows (checkpoint, prompt) and columns (data).
+
+    {"format": 1, "metrics": ["BLEU-1", ..., "CIDEr"],
+     "rows":    [{"name": "epoch4", "checkpoint": "epoch4", "instruction": "Describe ..."}],
+     "columns": [{"name": "flickr30k", "kind": "home", "images": 1000, "shift": {"unseen": 0.0, "divergence": 0.0}},
+                 {"name": "nocaps/out-domain", "kind": "domain", ...}, {"name": "blur 3", "kind": "corruption", ...}],
+     "cells":   [{"row": "epoch4", "column": "nocaps/out-domain", "scores": {...}, "intervals": {...},
+                  "drops": {"CIDEr": {"value": 0.31, "low": 0.27, "high": 0.35, "paired": false}},
+                  "gains": {...}, "words": 812, "divergence": 0.21, "unfinished": 3, "signature": "...", "leak": null}]}
+
+A drop is the share of the home score that is lost; a gain is the difference to the first row in the same column.
+`shift` compares a column's references with those of home; `divergence` of a cell compares what was said with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captune.errors import InputError
+from captune.report.columns import order_metrics
+
+__all__ = [
+    "FILE",
+    "Cell",
+    "Column",
+    "Difference",
+    "Matrix",
+    "Row",
+    "matrix_from_json",
+    "matrix_to_json",
+    "read_matrix",
+]
+
+FILE = "matrix.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A difference of two scores with its interval of 95 %.
+
+    Attributes:
+        value: see where it stands.
+        low: lower end.
+        high: upper end.
+        paired: whether both scores are of the same images, drawn together.
+    """
+
+    value: float
+    low: float
+    high: float
+    paired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A checkpoint asked in certain words.
+
+    Attributes:
+        name: unique in the matrix.
+        checkpoint: "pretrained", "epoch0", ...
+        instruction: what it was asked.
+    """
+
+    name: str
+    checkpoint: str
+    instruction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What is evaluated on.
+
+    Attributes:
+        name: unique in the matrix.
+        kind: "home", "data", "domain" (a part of a data set) or "corruption" (damaged images of home).
+        images: how many.
+        shift: `unseen`, the share of its references' words that stand nowhere in home's, and `divergence`, the
+            Jensen-Shannon divergence of both in bits.
+    """
+
+    name: str
+    kind: str
+    images: int
+    shift: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row on one column.
+
+    Attributes:
+        row: its name.
+        column: its name.
+        scores: metric -> corpus score.
+        intervals: metric -> (low, high) of the score.
+        drops: metric -> share of the home score that is lost here; empty at home.
+        gains: metric -> score minus the first row's here; empty in the first row.
+        words: how many different words were said.
+        divergence: between the words said and those of the references, in bits.
+        unfinished: captions that ended at the length limit.
+        signature: how the scores were computed.
+        leak: why the cell is marked LEAK, or None.
+    """
+
+    row: str
+    column: str
+    scores: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    drops: Mapping[str, Difference]
+    gains: Mapping[str, Difference]
+    words: int
+    divergence: float
+    unfinished: int
+    signature: str
+    leak: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """All cells, each row on each column; the first column is home."""
+
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics, those of the slides first."""
+        return order_metrics(name for cell in self.cells for name in cell.scores)
+
+    @property
+    def main_metric(self) -> str:
+        """CIDEr where it was computed, else the last metric."""
+        return "CIDEr" if "CIDEr" in self.metrics else self.metrics[-1]
+
+    def cell(self, row: str, column: str) -> Cell:
+        """The cell of a row and a column, by their names."""
+        return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
+
+    def leaks(self) -> list[str]:
+        """The reasons of the marks LEAK, each once, in the order of the cells."""
+        return list(dict.fromkeys(cell.leak for cell in self.cells if cell.leak is not None))
+
+
+def matrix_to_json(matrix: Matrix) -> str:
+    """The matrix as the text of a `matrix.json`: strict JSON, the same text for the same matrix."""
+    tree = {"format": FORMAT, "metrics": list(matrix.metrics), **asdict(matrix)}
+    return json.dumps(_finite(tree), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def matrix_from_json(text: str, source: str = FILE) -> Matrix:
+    """Parse the text of a `matrix.json`.
+
+    Raises:
+        InputError: the text is not JSON or not such a file.
+    """
+    try:
+        tree = json.loads(text)
+        if tree["format"] != FORMAT:
+            raise InputError(f"{source} has format {tree['format']!r}; this captune reads {FORMAT}; evaluate again.")
+        return Matrix(
+            tuple(Row(**row) for row in tree["rows"]),
+            tuple(Column(**column) for column in tree["columns"]),
+            tuple(_cell(cell) for cell in tree["cells"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{source} is not what captune evaluate writes; evaluate again to write it.") from error
+
+
+def read_matrix(run_dir: Path) -> Matrix | None:
+    """The matrix of a run; None when it has none.
+
+    Raises:
+        InputError: the file is there and is not what `captune evaluate` writes.
+    """
+    file = run_dir / FILE
+    try:
+        return matrix_from_json(file.read_bytes().decode("utf-8"), str(file)) if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text; evaluate again to write it.") from error
+
+
+def _cell(tree: dict[str, Any]) -> Cell:
+    for name in ("drops", "gains"):
+        tree[name] = {metric: Difference(**_numbers(of)) for metric, of in tree[name].items()}
+    tree["scores"] = _numbers(tree["scores"])
+    tree["intervals"] = {
+        metric: tuple(math.nan if end is None else end for end in ends) for metric, ends in tree["intervals"].items()
+    }
+    return Cell(**tree)
+
+
+def _numbers(tree: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in tree.items()}
+
+
+def _finite(tree: Any) -> Any:
+    """The same with null for what is not a number, as JSON must have it."""
+    if isinstance(tree, dict):
+        return {name: _finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

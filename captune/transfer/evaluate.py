@@ -1,0 +1,277 @@
+"""The matrix of rows (checkpoint, prompt) and columns (data, domains, damage), with one load of the model.
+
+Column after column: images are encoded once, then each checkpoint's trained tensors are swapped in and each prompt is
+asked. Nothing but one column's features is held.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captune.config import RunConfig
+from captune.data.corruptions import corrupt
+from captune.data.images import load_image
+from captune.data.manifest import resolve_image
+from captune.decoding import Caption, encode_images, generate_captions
+from captune.evaluation import Evaluation, checkpoint_name, decoding_options
+from captune.events import Event, Listener
+from captune.metrics import Scorer, Scores
+from captune.metrics.signature import prompt_hash
+from captune.metrics.significance import confidence_intervals, paired_bootstrap
+from captune.model import MiniGPT4
+from captune.model.adapter import load_trained, read_record, trained_state
+from captune.model.loading import load_model, pick_device
+from captune.protocols import EvaluationSet
+from captune.report import write_report
+from captune.report.files import write_whole
+from captune.report.heatmap import draw_heatmap
+from captune.report.matrix import FILE, Cell, Column, Difference, Matrix, Row, matrix_to_json
+from captune.report.matrix_table import matrix_csv, matrix_markdown
+from captune.transfer.columns import Damage, evaluation_sets, parts_of
+from captune.transfer.differences import relative_drops
+from captune.transfer.vocabulary import divergence, unseen_share, word_counts
+
+__all__ = ["evaluate_matrix"]
+
+
+@dataclass
+class _Place:
+    """A column while it is evaluated: images, references, and what makes its numbers."""
+
+    name: str
+    kind: str
+    chosen: EvaluationSet
+    ids: list[str]
+    scorer: Scorer
+    found: dict[str, Scores] = field(default_factory=dict)
+
+    @property
+    def references(self) -> list[str]:
+        return [caption for image in self.ids for caption in self.chosen.references[image]]
+
+
+def evaluate_matrix(
+    config: RunConfig,
+    checkpoints: Sequence[Path],
+    data: Sequence[str],
+    *,
+    instructions: Sequence[str] = (),
+    damages: Sequence[Damage] = (),
+    split: str | None = None,
+    listener: Listener | None = None,
+) -> Matrix:
+    """Caption and score every checkpoint with every instruction on home, other data and damaged images of home.
+
+    Args:
+        config: of the run; its output folder receives what `evaluate_checkpoints` writes of home, and
+            `matrix.{json,csv,md,png}`.
+        checkpoints: folders that training wrote; the model before training comes first in any case.
+        data: further manifests; see `evaluation_sets`.
+        instructions: what the model is asked, one row each; by default what it was trained with.
+        damages: corruptions of home's images.
+        split: of the further manifests.
+        listener: is told how far it is.
+
+    Raises:
+        InputError: data, model or a checkpoint cannot be used.
+    """
+    tell = listener if listener is not None else _ignore
+    sets = evaluation_sets(config, data, split, tell)
+    records = [read_record(folder) for folder in checkpoints]
+    applied = sets[0].rules.applied(config)
+    asked = list(dict.fromkeys(instructions)) or [applied.model.instruction]
+    model = load_model(config.model, pick_device())
+    versions = _Versions(model, [(checkpoint_name(r.epoch), f) for r, f in zip(records, checkpoints, strict=True)])
+    rows = [
+        Row(name if len(asked) == 1 else f"{name}, prompt {number}", name, instruction)
+        for name in versions.names
+        for number, instruction in enumerate(asked, 1)
+    ]
+    work = _Work(applied, model, versions, rows, tell)
+    home = Evaluation(config, sets[0])
+    epochs = {checkpoint_name(record.epoch): record.epoch for record in records}
+
+    places: list[_Place] = []
+    for number, chosen in enumerate(sets):
+        whole = work.place(chosen, chosen.name, "data" if number else "home", [image.id for image in chosen.images])
+        parts = [work.place(chosen, f"{chosen.name}/{name}", "domain", ids) for name, ids in parts_of(chosen).items()]
+        files = [resolve_image(chosen.manifest, image.image) for image in chosen.images]
+        captions = work.run(files, [whole, *parts], f"images of {chosen.name}")
+        places += [whole, *parts]
+        if not number:
+            for row in rows:
+                if row.instruction == asked[0]:
+                    home.add(epochs.get(row.checkpoint), captions[row.name])
+    for damage in damages:
+        place = work.place(sets[0], damage.name, "corruption", [image.id for image in sets[0].images])
+        with tempfile.TemporaryDirectory(prefix="captune-damage-") as folder:
+            files = _damaged(sets[0], damage, Path(folder), config.seed)
+            work.run(files, [place], f"images with {damage.name}")
+        places.append(place)
+    matrix = work.matrix(places)
+    _write(config.output, matrix)
+    write_report(config.output, home.run_scores())
+    return matrix
+
+
+class _Versions:
+    """The model before training and its checkpoints, any of which can be put into it."""
+
+    def __init__(self, model: MiniGPT4, checkpoints: Sequence[tuple[str, Path]]) -> None:
+        self._model = model
+        self._initial = trained_state(model)
+        self._folders = dict(checkpoints)
+        self.names = [checkpoint_name(None), *self._folders]
+
+    def use(self, name: str) -> None:
+        """Put a version's tensors into the model."""
+        if name in self._folders:
+            load_trained(self._model, self._folders[name])
+            return
+        with torch.no_grad():
+            for own, parameter in self._model.trained_parameters():
+                # What a checkpoint brought along (LoRA) does nothing while it is zero.
+                parameter.copy_(self._initial[own]) if own in self._initial else parameter.zero_()
+
+
+@dataclass
+class _Work:
+    """What every column is evaluated with."""
+
+    config: RunConfig
+    model: MiniGPT4
+    versions: _Versions
+    rows: list[Row]
+    tell: Listener
+    said: dict[tuple[str, str], list[Caption]] = field(default_factory=dict)
+
+    def place(self, chosen: EvaluationSet, name: str, kind: str, ids: list[str]) -> _Place:
+        """A column that scores some images of a set."""
+        scorer = Scorer(
+            {image: chosen.references[image] for image in ids},
+            chosen.rules.metrics,
+            data=_field(name if kind != "corruption" else f"{chosen.name}+{name.replace(' ', '')}"),
+            split=_field(chosen.split),
+            decoding=str(decoding_options(self.config)),
+            protocol=chosen.protocol,
+            leak=chosen.leak is not None,
+        )
+        return _Place(name, kind, chosen, ids, scorer)
+
+    def run(self, files: Sequence[Path], places: Sequence[_Place], what: str) -> Mapping[str, list[Caption]]:
+        """Encode a set's images once, caption them with every row, and score every column made of them."""
+        features = self._encoded(files, what)
+        chosen = places[0].chosen
+        captions: dict[str, list[Caption]] = {}
+        for row in self.rows:
+            self.versions.use(row.checkpoint)
+            captions[row.name] = self._captions(features, chosen, row)
+            ids = [image.id for image in chosen.images]
+            by_id = dict(zip(ids, captions[row.name], strict=True))
+            for place in places:
+                self.said[row.name, place.name] = [by_id[image] for image in place.ids]
+                texts = {image: chosen.reply(by_id[image].text) for image in place.ids}
+                place.found[row.name] = _asked(place.scorer.score(texts), row.instruction)
+            corpus = dict(places[0].found[row.name].corpus)
+            self.tell({"event": "cell", "row": row.name, "column": places[0].name, "scores": corpus})
+        return captions
+
+    def _encoded(self, files: Sequence[Path], what: str) -> Tensor:
+        def encoded(done: int, count: int) -> None:
+            self.tell({"event": "features", "what": what, "done": done, "count": count})
+
+        return encode_images(self.model, files, batch_size=self.config.evaluate.batch_size, on_progress=encoded)
+
+    def _captions(self, features: Tensor, chosen: EvaluationSet, row: Row) -> list[Caption]:
+        def captioned(done: int, count: int) -> None:
+            self.tell({"event": "captions", "epoch": None, "what": row.name, "done": done, "count": count})
+
+        return generate_captions(
+            self.model,
+            features,
+            row.instruction,
+            decoding_options(self.config),
+            keys=[image.id for image in chosen.images],
+            on_progress=captioned,
+        )
+
+    def matrix(self, places: Sequence[_Place]) -> Matrix:
+        """All cells with their drops, gains and words."""
+        home = places[0]
+        words = {place.name: word_counts(place.references) for place in places}
+        known = words[home.name]
+        columns = tuple(
+            Column(
+                place.name,
+                place.kind,
+                len(place.ids),
+                {}
+                if place.kind == "corruption"
+                else {
+                    "unseen": unseen_share(words[place.name], known),
+                    "divergence": divergence(words[place.name], known),
+                },
+            )
+            for place in places
+        )
+        cells = tuple(self._cell(row, place, home, words) for row in self.rows for place in places)
+        return Matrix(tuple(self.rows), columns, cells)
+
+    def _cell(self, row: Row, place: _Place, home: _Place, words: Mapping[str, Mapping[str, int]]) -> Cell:
+        scores, first = place.found[row.name], place.found[self.rows[0].name]
+        said = self.said[row.name, place.name]
+        own = word_counts(caption.text for caption in said)
+        drops = {} if place is home else relative_drops(home.found[row.name], scores)
+        gains = {} if row is self.rows[0] else paired_bootstrap(scores, first)
+        return Cell(
+            row=row.name,
+            column=place.name,
+            scores=scores.corpus,
+            intervals={name: (interval.low, interval.high) for name, interval in confidence_intervals(scores).items()},
+            drops=drops,
+            gains={name: Difference(t.difference, t.low, t.high, paired=True) for name, t in gains.items()},
+            words=len(own),
+            divergence=divergence(own, Counter(words[place.name])),
+            unfinished=sum(not caption.stopped for caption in said),
+            signature=scores.signature,
+            leak=place.chosen.leak,
+        )
+
+
+def _asked(scores: Scores, instruction: str) -> Scores:
+    """Scores whose signature tells the prompt; the references of a column are prepared once for all prompts."""
+    details = replace(scores.details, prompt=prompt_hash(instruction))
+    return Scores(scores.ids, scores.statistics, details)
+
+
+def _damaged(chosen: EvaluationSet, damage: Damage, folder: Path, seed: int) -> list[Path]:
+    """Damaged copies of a set's images, without loss."""
+    files = []
+    for number, image in enumerate(chosen.images):
+        picture = load_image(resolve_image(chosen.manifest, image.image))
+        files.append(folder / f"{number}.png")
+        corrupt(picture, damage.kind, damage.strength, image_id=image.id, seed=seed).save(files[-1], compress_level=1)
+    return files
+
+
+def _field(name: str) -> str:
+    """A name as a signature may hold it."""
+    return "".join(c if c.isprintable() and c != "|" else "_" for c in name) or "_"
+
+
+def _write(folder: Path, matrix: Matrix) -> None:
+    write_whole(folder / FILE, matrix_to_json(matrix))
+    write_whole(folder / "matrix.csv", matrix_csv(matrix))
+    write_whole(folder / "matrix.md", matrix_markdown(matrix))
+    write_whole(folder / "matrix.png", draw_heatmap(matrix))
+
+
+def _ignore(event: Event) -> None:
+    """Listen to nothing."""
