@@ -51,8 +51,11 @@
     at("columns").replaceChildren(...chosen().map((name) => column(name).node));
   }
 
-  function startAgain() {
-    running?.abort();
+  async function startAgain() {
+    while (running) {
+      running.stop.abort();
+      await running.done;
+    }
     dialogues = new Map();
     showColumns();
   }
@@ -66,7 +69,7 @@
     }
     const reader = new FileReader();
     reader.onerror = () => complain(`${file.name} cannot be read.`);
-    reader.onload = () => {
+    reader.onload = async () => {
       const data = String(reader.result);
       if (!data.includes(",")) {
         complain(`${file.name} is empty.`);
@@ -76,7 +79,7 @@
       at("preview").src = data;
       at("preview").hidden = false;
       at("invitation").hidden = true;
-      startAgain();
+      await startAgain();
       ask("");
     };
     reader.readAsDataURL(file);
@@ -123,11 +126,12 @@
     if (!names.length) return complain("Please choose a checkpoint.");
     if (!image && !question) return complain("Please choose an image, or ask something.");
     complain("");
-    running = new AbortController();
+    const stop = new AbortController();
     at("stop").disabled = false;
     at("send").disabled = true;
     showColumns();
-    await Promise.all(names.map((name) => answerIn(name, question, running.signal)));
+    running = { stop, done: Promise.all(names.map((name) => answerIn(name, question, stop.signal))) };
+    await running.done;
     running = null;
     at("stop").disabled = true;
     at("send").disabled = false;
@@ -202,7 +206,7 @@
   at("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); at("ask").requestSubmit(); }
   });
-  at("stop").addEventListener("click", () => running?.abort());
+  at("stop").addEventListener("click", () => running?.stop.abort());
   at("again").addEventListener("click", startAgain);
   showColumns();
 })();
