@@ -80,7 +80,7 @@ def test_quantization_is_checked_before_training(toy_data: Path, tmp_path: Path,
     pytest.importorskip("bitsandbytes")
     config = settings(toy_data, tmp_path, model={"quantization": "int8"})
     image = read_manifest(config.data.train, "train")[0]
-    features = encode_images(load_model(config.model, CPU), [resolve_image(config.data.train, image.image)])
+    features = encode_images(load_model(config.model, CPU), [resolve_image(config.data.train, image.image)]).clone()
     with caplog.at_level("INFO", logger="captune.model.loading"):
         model = load_tunable(config, CPU, [image.captions[0]], features)
     assert type(model.llm.model.layers[0].mlp.gate_proj.weight).__name__ == "Int8Params"
