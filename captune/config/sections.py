@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -96,6 +96,9 @@ class TrainConfig(_Section):
 
     targets: Literal["each", "one", "joined"] = "each"
     """What a step learns of an image's captions: each one as a sample, one drawn per epoch, or all joined into one."""
+    instructions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Instructions that are mixed in training, one drawn for each sample and pass; empty is model.instruction alone,
+    which evaluation asks in any case."""
     epochs: int = Field(5, gt=0)
     """Passes over the samples; after each one a checkpoint is saved and evaluated."""
     steps_per_epoch: int | None = Field(None, gt=0)

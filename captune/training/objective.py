@@ -37,7 +37,7 @@ class Objective:
 
     Args:
         model: its processor attached.
-        instruction: what is asked of every image.
+        instruction: what is asked of every image whose sample does not say.
         fast: how to compute it.
     """
 
@@ -67,19 +67,27 @@ class Objective:
         """
         if not self.packed:
             return self.plain_loss(samples, features)
+        asked = list(dict.fromkeys(sample.instruction for sample in samples))
+        if len(asked) > 1:
+            # Rows of a batch share a prompt's text.
+            parts = ([n for n, sample in enumerate(samples) if sample.instruction == one] for one in asked)
+            return torch.stack([self.loss([samples[n] for n in part], features[part]) for part in parts]).sum()
+        prompt = self._prompt_of(samples[0])
         rows = [self._target_ids(sample) for sample in samples]
         if not self.shared:
             features = features.repeat_interleave(torch.tensor([len(row) for row in rows], device=features.device), 0)
             rows = [[caption] for row in rows for caption in row]
-        batch = pack(self._prompt.ids, rows, cached=self._cached).to(features.device)
-        return target_loss(self._model, batch, features, self._cache(len(rows)))
+        # The text in front of the image is the same for every instruction, unless a layout asks before it shows.
+        cached = self._cached if prompt.ids[: self._cached] == self._prompt.ids[: self._cached] else 0
+        batch = pack(prompt.ids, rows, cached=cached).to(features.device)
+        return target_loss(self._model, batch, features, self._cache(len(rows)) if cached else None)
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
-        prompt = self._prompt
+        asked = ((self._prompt_of(sample), sample) for sample in samples)
         rows = [
             TokenSequence(prompt.ids + ids, prompt.prompt_length)
-            for sample in samples
+            for prompt, sample in asked
             for ids in self._target_ids(sample)
         ]
         counts = torch.tensor([len(sample.captions) for sample in samples], device=features.device)
@@ -118,6 +126,12 @@ class Objective:
     def _gradient(self, loss: Tensor) -> Tensor:
         parameters = [parameter for _, parameter in self._model.trained_parameters()]
         return torch.cat([part.reshape(-1).double() for part in torch.autograd.grad(loss, parameters)])
+
+    def _prompt_of(self, sample: TrainingSample) -> TokenSequence:
+        """The prompt of a sample, with the instruction that it was given."""
+        if sample.instruction is None:
+            return self._prompt
+        return self._processor.layout.prompt(sample.instruction)
 
     def _target_ids(self, sample: TrainingSample) -> list[tuple[int, ...]]:
         return [self._processor.layout.target_ids(caption)[0] for caption in sample.captions]

@@ -26,10 +26,12 @@ class TrainingSample:
     Attributes:
         image: index of the image among the training images.
         captions: one or more targets, each learnt as an answer of its own.
+        instruction: what is asked, where the run mixes several; None is the run's own.
     """
 
     image: int
     captions: tuple[str, ...]
+    instruction: str | None = None
 
 
 class TrainingSamples:
@@ -47,6 +49,7 @@ class TrainingSamples:
     def __init__(self, images: Sequence[Sample], config: TrainConfig, seed: int) -> None:
         self._images = images
         self._targets = config.targets
+        self._instructions = config.instructions
         self._seed = seed
         together = config.captions_per_image if config.targets == "each" else 1
         self._together = together
@@ -103,10 +106,18 @@ class TrainingSamples:
         image, first = self._slots[slot]
         captions = self._images[image].captions
         if self._targets == "joined":
-            return TrainingSample(image, (" ".join(captions),))
+            return TrainingSample(image, (" ".join(captions),), self._instruction(image, first, passed))
         if self._targets == "one":
-            return TrainingSample(image, (captions[self._draw(self._images[image].id, passed, len(captions))],))
-        return TrainingSample(image, captions[first : first + self._together])
+            drawn = captions[self._draw(self._images[image].id, passed, len(captions))]
+            return TrainingSample(image, (drawn,), self._instruction(image, first, passed))
+        return TrainingSample(image, captions[first : first + self._together], self._instruction(image, first, passed))
+
+    def _instruction(self, image: int, first: int, passed: int) -> str | None:
+        """One of the instructions that the run mixes, the same for a sample of a pass whatever else is in the data."""
+        if not self._instructions:
+            return None
+        what = f"{self._images[image].id}/{first}/instruction"
+        return self._instructions[self._draw(what, passed, len(self._instructions))]
 
     def _order(self, passed: int) -> NDArray[np.int64]:
         """The order of a pass; the last one is kept, since steps ask for it one after the other."""
@@ -136,7 +147,7 @@ class TrainingSamples:
         """Characters of each sample, which stand for its tokens without asking a vocabulary."""
         return np.array([sum(map(len, self._pick(slot, 0).captions)) for slot in range(len(self._slots))], np.int64)
 
-    def _draw(self, image: str, passed: int, captions: int) -> int:
-        """One caption of an image in a pass, the same whatever else is in the data."""
-        digest = hashlib.sha256(f"{self._seed}/{passed}/{image}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % captions
+    def _draw(self, what: str, passed: int, count: int) -> int:
+        """One of `count` for a thing in a pass, the same whatever else is in the data."""
+        digest = hashlib.sha256(f"{self._seed}/{passed}/{what}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % count

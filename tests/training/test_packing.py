@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,3 +163,19 @@ def test_tokens_are_saved() -> None:
     fed = (pack(prompt, rows).attention_mask.sum(-1) > 0).sum()
     plain = sum(len(prompt) + len(caption) for row in rows for caption in row)
     assert fed < plain
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_mixed_instructions_give_the_loss_and_gradient_of_plain_rows(pieces: str) -> None:
+    model = family("llama", {})
+    mixed = [replace(sample, instruction=one) for sample, one in zip(SAMPLES, ("Say.", None, "Say."), strict=True)]
+    images = features(model)
+    gradients = []
+    for fast in (PIECES[pieces], PLAIN):
+        objective = Objective(model, INSTRUCTION, fast)
+        loss = objective.loss(mixed, images)
+        gradients.append((loss.detach(), *torch.autograd.grad(loss, [p for _, p in model.trained_parameters()])))
+    for packed, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
+    same = Objective(model, INSTRUCTION, PLAIN).loss(SAMPLES, images)
+    assert not torch.isclose(gradients[0][0], same.detach())

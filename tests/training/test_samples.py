@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 
@@ -88,3 +89,27 @@ def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
 def test_no_captions() -> None:
     with pytest.raises(DataError, match="no captions"):
         TrainingSamples(images(2, captions=0), TrainConfig(), seed=0)
+
+
+@pytest.mark.parametrize("targets", ["each", "one", "joined"])
+def test_instructions_are_mixed_and_belong_to_a_sample_of_a_pass(targets: Literal["each", "one", "joined"]) -> None:
+    mixed = ("Describe.", "Say.", "说吧。")
+    config = TrainConfig(batch_size=4, captions_per_image=2, targets=targets, instructions=mixed, epochs=3)
+
+    def asked(count: int) -> dict[tuple[int, int, tuple[str, ...]], str | None]:
+        samples = TrainingSamples(images(count), config, seed=5)
+        dealt = (
+            (step // samples.steps_per_epoch, s) for step in range(samples.total_steps) for s in samples.batch(step)
+        )
+        return {(passed, sample.image, sample.captions): sample.instruction for passed, sample in dealt}
+
+    few, many = asked(30), asked(60)
+    # What a sample is asked does not depend on what else is in the data.
+    assert few.items() <= many.items()
+    counts = Counter(many.values())
+    assert set(counts) == set(mixed)
+    assert min(counts.values()) > len(many) / 5
+    first, second = ({key[1:]: one for key, one in many.items() if key[0] == passed} for passed in (0, 1))
+    assert first != second
+    plain = TrainingSamples(images(3), TrainConfig(batch_size=4), seed=5)
+    assert all(sample.instruction is None for sample in plain.batch(0))
