@@ -67,6 +67,24 @@ def test_original_functions(shared: Path) -> None:
     assert pieces == [annotation["caption"] for annotation in converted["o"]["annotations"]]
 
 
+def test_slides_makes_the_references_that_the_original_made(shared: Path, tmp_path: Path) -> None:
+    recorded = json.loads((shared / "goldens" / "student_functions.json").read_text(encoding="utf-8"))
+    given, made = recorded["convert_to_coco_format"]["i"], recorded["convert_to_coco_format"]["o"]
+    rows = [Sample(row["image_id"], f"{row['image_id']}.jpg", (row["grounded_caption"],), "train") for row in given]
+    write_manifest(tmp_path / "m.jsonl", rows)
+    config = parse_config({}, [f"data.train={tmp_path / 'm.jsonl'}", "evaluate.protocol=slides"])
+    chosen = evaluation_set(config)
+    wanted: dict[str, list[str]] = {}
+    for annotation in made["annotations"]:
+        wanted.setdefault(str(annotation["image_id"]), []).append(annotation["caption"])
+    assert chosen.references == wanted
+    assert {image.id: image.image for image in chosen.images} == {
+        str(image["id"]): image["file_name"] for image in made["images"]
+    }
+    for case in recorded["post_handle"]:
+        assert chosen.reply(case["i"]) == case["o"]
+
+
 def test_the_shipped_protocols_are_read_and_sign_with_their_name(repository: Path) -> None:
     assert shipped_protocols() == ("karpathy", "slides")
     for name in shipped_protocols():
