@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from transformers.utils import cached_file
 
 from captune.errors import WeightsError
 from captune.model.lora import attach_lora
@@ -23,6 +24,7 @@ from captune.model.sketch import fingerprint, sketch
 
 __all__ = [
     "CheckpointRecord",
+    "fetched_adapter",
     "frozen_fingerprint",
     "is_adapter",
     "load_adapter",
@@ -157,6 +159,30 @@ def is_adapter(path: str | Path) -> bool:
     """Whether a path is the folder of a checkpoint, and not of a whole model."""
     folder = Path(path)
     return (folder / "checkpoint.json").is_file() and not (folder / "config.json").is_file()
+
+
+def fetched_adapter(name: str | Path, **hub: Any) -> Path | None:
+    """The folder of a checkpoint, on this machine or on the hub; None where the name stands for a whole model.
+
+    Args:
+        name: a folder, or a hub id.
+        hub: `revision`, `token`, `cache_dir` of a hub id.
+    """
+    if Path(name).is_dir():
+        return Path(name) if is_adapter(name) else None
+
+    def fetch(file: str) -> str | None:
+        found: str | None = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
+        return found
+
+    try:
+        record = fetch("checkpoint.json")
+    except OSError:
+        # What is wrong with the name is said by who loads the model.
+        return None
+    if record is None or fetch("config.json") is not None or fetch("trained.safetensors") is None:
+        return None
+    return Path(record).parent
 
 
 def load_adapter(

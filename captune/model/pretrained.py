@@ -37,7 +37,7 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
 
         Args:
             pretrained_model_name_or_path: a folder that `save_pretrained` wrote, its hub id, or a checkpoint of a
-                training run, which brings what was trained and names the model it belongs to.
+                training run (a folder or hub id), which brings what was trained and names the model it belongs to.
             args: of transformers' `from_pretrained`.
             kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `quantization_config` (it concerns the
                 language model alone), `revision`, ...; for a checkpoint also `base_model`, where its model is now;
@@ -49,11 +49,15 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
         Raises:
             WeightsError: a checkpoint is broken, or belongs to other frozen parts.
         """
-        from captune.model.adapter import is_adapter, load_adapter
+        from captune.model.adapter import fetched_adapter, load_adapter
         from captune.model.quantization import language_only
 
-        if is_adapter(pretrained_model_name_or_path):
-            adapted: Self = load_adapter(Path(pretrained_model_name_or_path), cls, *args, **kwargs)
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        checkpoint = fetched_adapter(pretrained_model_name_or_path, **hub)
+        if checkpoint is not None:
+            # The hub's settings are those of the checkpoint; its model may lie elsewhere.
+            given = {name: value for name, value in kwargs.items() if name != "revision"}
+            adapted: Self = load_adapter(checkpoint, cls, *args, **given)
             return adapted
         if kwargs.get("quantization_config") is not None:
             kept = ["vision", "qformer", "projection", "llm.lm_head", "lm_head"]
@@ -62,7 +66,6 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
         model = model[0] if isinstance(model, tuple) else model
         if "vision" not in kwargs.get("parts", ("vision",)):
             model.absent = _towers(pretrained_model_name_or_path)
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
         model.processor = MiniGPT4Processor.from_pretrained(pretrained_model_name_or_path, model.config, **hub)
         loaded: Self = model.freeze().eval()
         return loaded

@@ -28,12 +28,15 @@ from transformers import (
 )
 
 from captune.cli import app, call, run
-from captune.config import load_config
+from captune.config import load_config, parse_config
 from captune.errors import ConfigError, WeightsError
 from captune.model import CONVERSATIONS, MiniGPT4
+from captune.model.adapter import read_record
 from captune.model.build import ALIGNMENT_CONFIG, build
 from captune.model.chat import conversation_of
 from captune.model.lora import attach_lora
+from captune.model.preview import preview_model
+from captune.training import train
 
 from .conftest import TEXT, OfficialFiles
 from .test_huggingface import PICTURE
@@ -294,3 +297,24 @@ def test_convert_makes_one_too(llama3: Path, siglip: Path, tmp_path: Path, capsy
     assert run(lambda: call(app, [str(argument) for argument in arguments])) == 0
     assert "stage 1" in capsys.readouterr().err
     assert MiniGPT4.from_pretrained(tmp_path / "model").caption(PICTURE, max_new_tokens=2)
+
+
+def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tmp_path: Path) -> None:
+    """A run may name a language model and a tower; its checkpoints know both, and load by themselves."""
+    config = parse_config(
+        {
+            "output": str(tmp_path / "run"),
+            "model": {"llm": str(llama3), "vision": str(siglip)},
+            "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 6, "evaluate_images": 2},
+            "train": {"epochs": 1, "batch_size": 10, "warmup_steps": 1, "learning_rate": 0.1},
+            "evaluate": {"max_new_tokens": 3},
+        }
+    )
+    train(config)
+    folder = tmp_path / "run" / "checkpoints" / "epoch-000"
+    record = read_record(folder)
+    assert record.parts == {"llm": str(llama3), "vision": str(siglip)}
+    tuned, new = MiniGPT4.from_pretrained(folder), build(llm=llama3, vision=siglip)
+    assert not torch.equal(tuned.projection.weight, new.projection.weight)
+    assert len(tuned.caption(PICTURE, max_new_tokens=3)) == 1
+    assert preview_model(config.model)[0].to_dict() == tuned.config.to_dict()

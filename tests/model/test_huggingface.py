@@ -246,3 +246,21 @@ def test_records_of_older_checkpoints(model: MiniGPT4, tmp_path: Path) -> None:
     del content["lora"]
     path.write_text(json.dumps(content))
     assert read_record(tmp_path / "a") == record
+
+
+def test_an_adapter_on_the_hub(model: MiniGPT4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id may stand for a checkpoint; its two files are fetched, and the model that it names is loaded."""
+    model.save_pretrained(tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    asked: list[str] = []
+
+    def cached_file(name: str, file: str, **settings: Any) -> str | None:
+        assert name == "somebody/adapter"
+        asked.append(file)
+        found = tmp_path / "adapter" / file
+        return str(found) if found.exists() else None
+
+    monkeypatch.setattr("captune.model.adapter.cached_file", cached_file)
+    tuned = MiniGPT4.from_pretrained("somebody/adapter", revision="v1")
+    assert torch.equal(tuned.projection.weight, model.projection.weight)
+    assert set(asked) == {"checkpoint.json", "config.json", "trained.safetensors"}
