@@ -7,7 +7,7 @@ tensors are swapped. Every checkpoint captions the same images, and the referenc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,15 @@ class Evaluation:
         identity = (fingerprint, self._config.model.instruction, str(self._options), __version__)
         return cached_captions(self.output / "cache" / "captions", identity, self.image_files, generate)
 
-    def add(self, epoch: int | None, captions: Sequence[Caption]) -> CheckpointScores:
+    def add(
+        self, epoch: int | None, captions: Sequence[Caption], train_slice: Mapping[str, float] | None = None
+    ) -> CheckpointScores:
         """Score one checkpoint's captions and write them into the run.
 
         Args:
             epoch: which epoch ended with this checkpoint, or None for the pretrained model.
             captions: one for each image, in the set's order.
+            train_slice: the checkpoint's scores on a slice of the training images.
 
         Returns:
             The row that `scores.json` now ends with.
@@ -128,20 +131,26 @@ class Evaluation:
         unfinished = tuple(
             image.id for image, caption in zip(self.chosen.images, captions, strict=True) if not caption.stopped
         )
-        row = self._append(epoch, texts, unfinished)
+        row = self._append(epoch, texts, unfinished, train_slice or {})
         self._write(row)
         return row
 
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
         """Take up rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
-            self._append(row.epoch, dict(row.captions), row.unfinished)
+            self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice)
 
     def has(self, epoch: int | None) -> bool:
         """Whether the checkpoint of this epoch is scored already."""
         return any(row.epoch == epoch for row in self.rows)
 
-    def _append(self, epoch: int | None, texts: dict[str, str], unfinished: tuple[str, ...] | None) -> CheckpointScores:
+    def _append(
+        self,
+        epoch: int | None,
+        texts: dict[str, str],
+        unfinished: tuple[str, ...] | None,
+        train_slice: Mapping[str, float],
+    ) -> CheckpointScores:
         scores = self._scorer.score(texts)
         tests = self._paired_tests(scores)
         row = CheckpointScores(
@@ -158,6 +167,7 @@ class Evaluation:
                 name: {rival: (test.low, test.high) for rival, test in of.items()} for name, of in tests.items()
             },
             unfinished=unfinished,
+            train_slice=train_slice,
         )
         self.rows.append(row)
         self._scores.append(scores)

@@ -14,6 +14,7 @@ An event is a plain dictionary; `event` names it, the rest are its figures:
     checkpoint  epoch, folder
     evaluation  epoch, scores
     cell        row, column, scores                         one cell of the matrix of a model that travels
+    cost        peak_memory, energy where it is known       bytes and joules so far, after an evaluation
     done        skipped_steps
 """
 

@@ -142,6 +142,8 @@ class EvaluateConfig(_Section):
     """Evaluation images that were trained on mark a result LEAK; true prints the mark without the reason."""
     batch_size: int = Field(32, gt=0)
     """Images captioned at once."""
+    train_slice: int = Field(64, ge=0)
+    """Training images that each epoch is evaluated on besides, to tell over-fitting; 0 is none."""
     max_new_tokens: int = Field(40, gt=0)
     """Longest caption in tokens; decoding ends earlier at the stop symbol."""
     beams: int = Field(1, gt=0)

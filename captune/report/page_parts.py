@@ -49,12 +49,14 @@ def facts_part(run: RunScores, log: TrainingLog) -> str:
         ("evaluated_images", f"{run.images:,}" if run.images is not None else ""),
         ("model", str(log.facts.get("model", ""))),
         ("train_images", str(log.facts.get("images", ""))),
-        ("samples", str(log.facts.get("samples", ""))),
+        ("captions_an_epoch", str(log.facts.get("captions", ""))),
         ("steps", str(log.facts.get("steps", ""))),
         ("device", str(log.facts.get("device", ""))),
         ("processes", str(log.facts.get("processes", ""))),
         ("time", _duration(log.seconds) if log.seconds is not None else ""),
-        ("rate", f"{log.samples_per_s:.1f}" if log.samples_per_s is not None else ""),
+        ("rate", f"{log.captions_per_s:.1f}" if log.captions_per_s is not None else ""),
+        ("memory", f"{log.peak_memory / 1e9:.2f} GB" if log.peak_memory is not None else ""),
+        ("energy", f"{log.energy / 3.6e6:.3f} kWh" if log.energy is not None else ""),
     ]
     items = [f'<div><dt data-t="{key}"></dt><dd>{_safe(value)}</dd></div>' for key, value in facts if value]
     for label, signature in signatures(run):

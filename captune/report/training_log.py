@@ -23,9 +23,11 @@ class TrainingLog:
         steps: the logged steps, ascending.
         loss: their training losses; NaN where none was logged.
         lr: their learning rates; NaN where none was logged.
-        facts: model, images, samples, steps, processes, device and whatever else the line `run` holds.
+        facts: model, images, captions, steps, processes, device and whatever else the line `run` holds.
         seconds: from the start of the run to the last line; None without a log.
-        samples_per_s: mean rate of training; None when not logged.
+        captions_per_s: mean rate of training; None when not logged.
+        peak_memory: bytes at the peak; None when not logged.
+        energy: joules, as far as the machine counts them; None when not logged.
     """
 
     steps: tuple[float, ...] = ()
@@ -33,17 +35,20 @@ class TrainingLog:
     lr: tuple[float, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
-    samples_per_s: float | None = None
+    captions_per_s: float | None = None
+    peak_memory: float | None = None
+    energy: float | None = None
 
 
 def read_log(path: Path) -> TrainingLog:
-    """Read the lines `run` and `step` of a `log.jsonl`.
+    """Read the lines `run`, `step` and `cost` of a `log.jsonl`.
 
     A line that is no JSON object is passed over, since a run may have been stopped while it wrote one, and a
     missing log is an empty one: scores can be reported without.
 
     Args:
-        path: the file; each line is `{"time": seconds, "event": "step", "step": 10, "loss": 2.1, "lr": 3e-5, ...}`.
+        path: the file; each line is `{"time": seconds, "event": "step", "step": 10, "loss": 2.1,
+            "learning_rate": 3e-5, "captions_per_s": 80.5, ...}`.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -52,9 +57,9 @@ def read_log(path: Path) -> TrainingLog:
     events = [event for event in map(_parse, lines) if event]
     by_step = {event["step"]: event for event in events if event.get("event") == "step" and _number(event, "step") >= 0}
     steps = sorted(by_step)
-    rates = [rate for rate in (_number(by_step[step], "samples_per_s") for step in steps) if math.isfinite(rate)]
+    rates = [rate for rate in (_number(by_step[step], "captions_per_s") for step in steps) if math.isfinite(rate)]
     loss = [_number(by_step[step], "loss") for step in steps]
-    lr = [_number(by_step[step], "lr") for step in steps]
+    lr = [_number(by_step[step], "learning_rate") for step in steps]
     facts: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "run"), {})
     times = [time for time in (_number(event, "time") for event in events) if math.isfinite(time)]
     return TrainingLog(
@@ -63,7 +68,9 @@ def read_log(path: Path) -> TrainingLog:
         lr=_thinned(lr),
         facts={name: value for name, value in facts.items() if name not in ("event", "time")},
         seconds=max(times, default=None),
-        samples_per_s=math.fsum(rates) / len(rates) if rates else None,
+        captions_per_s=math.fsum(rates) / len(rates) if rates else None,
+        peak_memory=_largest(events, "peak_memory"),
+        energy=_largest(events, "energy"),
     )
 
 
@@ -81,6 +88,11 @@ def _number(event: Mapping[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
         return math.nan
     return float(value)
+
+
+def _largest(events: list[dict[str, Any]], name: str) -> float | None:
+    costs = (_number(event, name) for event in events if event.get("event") == "cost")
+    return max((cost for cost in costs if math.isfinite(cost)), default=None)
 
 
 def _thinned(values: list[float]) -> tuple[float, ...]:

@@ -10,10 +10,13 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 
+from torch import Tensor
+
 from captune import __version__
 from captune.config import RunConfig
 from captune.data.atomic import atomic_folder
 from captune.data.manifest import manifest_hash, resolve_image
+from captune.decoding import Caption
 from captune.errors import StoppedError
 from captune.evaluation import Evaluation
 from captune.events import Listener
@@ -23,6 +26,7 @@ from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_tra
 from captune.model.loading import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
+from captune.training.cost import CostMeter
 from captune.training.distributed import World, world
 from captune.training.feature_stage import run_features
 from captune.training.journal import Journal
@@ -32,6 +36,7 @@ from captune.training.samples import TrainingSamples
 from captune.training.state import Position
 from captune.training.step import Stepper
 from captune.training.stopping import listen_for_stop
+from captune.training.train_slice import TrainSlice
 from captune.training.tunable import load_tunable
 
 __all__ = ["train"]
@@ -67,6 +72,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
 
     with world() as place:
         resuming = resume and status is RunStatus.UNFINISHED
+        cost = CostMeter(place.device)
         stored = run_features(config, image_files, "training images", place, listener)
         test_stored = run_features(config, evaluation.image_files, "evaluation images", place, listener)
         test_features = test_stored.all_whole("evaluation images")
@@ -102,7 +108,8 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
             )
             if broken:
                 journal.tell("quarantined", images=list(broken), reasons=list(broken.values()))
-            run = _Run(config, model, test_features, samples, evaluation, stepper, place, journal, record)
+            learnt = TrainSlice(images, stored.features, config.evaluate.train_slice)
+            run = _Run(config, model, test_features, samples, evaluation, learnt, stepper, place, journal, record, cost)
             run.go(start)
 
 
@@ -122,10 +129,12 @@ class _Run:
     test_features: StoredFeatures
     samples: TrainingSamples
     evaluation: Evaluation
+    train_slice: TrainSlice
     stepper: Stepper
     place: World
     journal: Journal
     record: CheckpointRecord
+    cost: CostMeter
 
     def go(self, start: Position) -> None:
         """Train from `start` to the end."""
@@ -184,13 +193,20 @@ class _Run:
 
         mine = self.evaluation.caption(self.model, self.test_features.every(self.place.size, self.place.rank), report)
         captions = self.place.merge(mine, len(self.test_features))
+        learnt = self.train_slice.scores(self._caption_together)
         if self.place.is_main:
-            row = self.evaluation.add(epoch, captions)
+            row = self.evaluation.add(epoch, captions, learnt)
+            self.journal.tell("cost", **self.cost.read())
             write_report(self.config.output, self.evaluation.run_scores())
             seconds = round(time.monotonic() - started, 3)
             self.journal.tell("evaluation", epoch=epoch, seconds=seconds, scores=dict(row.corpus))
         self.place.wait()
         self.model.train(training)
+
+    def _caption_together(self, features: Tensor) -> list[Caption]:
+        """Captions of images over all processes, on every one."""
+        mine = self.evaluation.caption(self.model, features[self.place.rank :: self.place.size])
+        return self.place.merge(mine, len(features))
 
     def _save_state(self, step: int) -> None:
         if self.place.is_main:

@@ -232,9 +232,9 @@ def test_a_thumbnail_never_leaves_its_folder(image: str, tmp_path: Path) -> None
 def test_the_log_is_read_with_all_its_defects(tmp_path: Path) -> None:
     lines = [
         '{"time": 0, "event": "run", "model": "toy", "images": 5}',
-        '{"time": 2, "event": "step", "step": 10, "loss": 2.0, "lr": 3e-5, "samples_per_s": 40}',
-        '{"time": 4, "event": "step", "step": 20, "loss": NaN, "lr": "high", "samples_per_s": 20}',
-        '{"time": 5, "event": "step", "step": 10, "loss": 1.0, "lr": 1e-5}',
+        '{"time": 2, "event": "step", "step": 10, "loss": 2.0, "learning_rate": 3e-5, "captions_per_s": 40}',
+        '{"time": 4, "event": "step", "step": 20, "loss": NaN, "learning_rate": "high", "captions_per_s": 20}',
+        '{"time": 5, "event": "step", "step": 10, "loss": 1.0, "learning_rate": 1e-5}',
         '{"event": "step", "step": true}',
         "[]",
         "\x00garbage",
@@ -245,7 +245,7 @@ def test_the_log_is_read_with_all_its_defects(tmp_path: Path) -> None:
     assert log.steps == (10.0, 20.0)
     assert log.loss[0] == 1.0  # A resumed run writes a step again; the later line counts.
     assert log.facts == {"model": "toy", "images": 5}
-    assert (log.seconds, log.samples_per_s) == (5.0, 20.0)
+    assert (log.seconds, log.captions_per_s) == (5.0, 20.0)
     assert read_log(tmp_path / "missing.jsonl") == TrainingLog()
 
 

@@ -76,7 +76,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((320, 240), 90).convert("RGB").save(source)
     run = _large_run()
     write_thumbnails(folder, dict.fromkeys(run.references, source))
-    steps = [f'{{"time": {s}, "event": "step", "step": {s}, "loss": {3 - s / 100}, "lr": 1e-5}}\n' for s in range(100)]
+    steps = [
+        f'{{"time": {s}, "event": "step", "step": {s}, "loss": {3 - s / 100}, "learning_rate": 1e-5}}\n'
+        for s in range(100)
+    ]
     (folder / "log.jsonl").write_text("".join(steps))
     return write_report(folder, run)[-1]
 
