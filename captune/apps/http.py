@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-__all__ = ["LOCAL_HOSTS", "Guard", "is_local", "listening_socket", "run_server"]
+__all__ = ["LOCAL_HOSTS", "Guard", "base_url", "is_local", "listening_socket", "run_server"]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -144,6 +144,26 @@ class Guard:
 def is_local(host: str) -> bool:
     """Whether only this machine can reach an address."""
     return host in LOCAL_HOSTS or host.startswith("127.")
+
+
+def base_url(host: str, port: int) -> str:
+    """What addresses of a server begin with, as those may type them who can reach it.
+
+    Args:
+        host: that it was told to listen on; for all addresses of the machine, the one that leads outwards is named.
+        port: that it listens on.
+    """
+    if is_local(host):
+        host = "127.0.0.1"
+    elif host in ("0.0.0.0", "::", ""):
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                # Nothing is sent: the machine only says which of its addresses it would use.
+                probe.connect(("192.0.2.1", 9))
+                host = str(probe.getsockname()[0])
+        except OSError:
+            host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -96,6 +96,7 @@ def rate(
     from captune.cli.extras import needs
 
     with needs("captune rate", "serve"):
+        from captune.apps.http import base_url
         from captune.apps.rating.store import DATABASE, Store
     given = {
         "design": design,
@@ -124,7 +125,7 @@ def rate(
         if results:
             _show_results(store, sources, min_attention, out, as_json=as_json)
         elif links:
-            _print_links(store, (url or f"http://{_in_url(host)}:{port}").rstrip("/"), as_json=as_json)
+            _print_links(store, (url or base_url(host, port)).rstrip("/"), as_json=as_json)
         else:
             _serve(store, host, port, url, as_json=as_json)
 
@@ -190,12 +191,11 @@ def _go_on(store: Store, chosen: dict[str, Any], systems: str | None, raters: in
 
 def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
     """Serve the study until Ctrl-C."""
-    from captune.apps.http import LOCAL_HOSTS, is_local, listening_socket, run_server
+    from captune.apps.http import LOCAL_HOSTS, base_url, is_local, listening_socket, run_server
     from captune.apps.rating.server import rating_application
 
     listener = listening_socket(host, port)
-    port = listener.getsockname()[1]
-    base = (url or f"http://{_in_url('127.0.0.1' if is_local(host) else host)}:{port}").rstrip("/")
+    base = (url or base_url(host, listener.getsockname()[1])).rstrip("/")
     local_only = is_local(host) and url is None
     if not local_only:
         _say(
@@ -252,10 +252,6 @@ def _renewed_page(run: Path) -> Path:
     from captune.report import write_page
 
     return write_page(run)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from captune.errors import InputError
+
 __all__ = ["register", "run_server_of", "serve"]
 
 EXAMPLES = 6
@@ -35,6 +37,14 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are told 429.", min=1)] = 256,
     max_body: Annotated[int, typer.Option(help="Megabytes of a request; more is told 413.", min=1, max=1000)] = 20,
     max_pixels: Annotated[int, typer.Option(help="Megapixels of an image; more is told 413.", min=1, max=89)] = 25,
+    allow_remote_images: Annotated[
+        bool,
+        typer.Option(
+            "--allow-remote-images",
+            help="Fetch images at http(s) addresses that are public; off because a request could make the server "
+            "look at what only it can reach.",
+        ),
+    ] = False,
     examples: Annotated[
         list[Path] | None, typer.Option(help="An image to offer on the page; repeatable.", show_default="of the run")
     ] = None,
@@ -48,6 +58,7 @@ def serve(
         max_waiting=max_waiting,
         max_body=max_body,
         max_pixels=max_pixels,
+        allow_remote_images=allow_remote_images,
         examples=examples,
     )
 
@@ -61,6 +72,7 @@ def run_server_of(
     max_waiting: int = 256,
     max_body: int = 20,
     max_pixels: int = 25,
+    allow_remote_images: bool = False,
     examples: list[Path] | None = None,
 ) -> None:
     """Load a model and serve it until Ctrl-C; see `serve`.
@@ -69,12 +81,13 @@ def run_server_of(
         CaptuneError: the model cannot be loaded, or the address cannot be listened on.
     """
     import tempfile
+    from functools import partial
 
     from captune.cli.extras import needs
     from captune.cli.progress import quiet_libraries
 
     with needs("captune serve", "serve"):
-        from captune.apps.http import LOCAL_HOSTS, is_local, listening_socket, run_server
+        from captune.apps.http import LOCAL_HOSTS, base_url, is_local, listening_socket, run_server
     with needs("captune serve", "train"):
         quiet_libraries()
         import torch  # noqa: F401  the extra that is named must be the one that is missing
@@ -82,7 +95,10 @@ def run_server_of(
         from captune.apps.serving.checkpoints import load_served
         from captune.apps.serving.completions import Limits
         from captune.apps.serving.questions import ImageLimits
+        from captune.apps.serving.remote import fetch_image
         from captune.apps.serving.server import serving_application
+    if missing := next((path for path in examples or [] if not path.is_file()), None):
+        raise InputError(f"The example {missing} does not exist; give an image file.")
     listener = listening_socket(host, port)
     with listener, tempfile.TemporaryDirectory() as drawn:
         served = load_served(model)
@@ -91,10 +107,13 @@ def run_server_of(
         )
         shown = {path.name: path for path in examples or _examples(model, Path(drawn))}
         local = is_local(host)
-        application = serving_application(served, limits=limits, hosts=LOCAL_HOSTS if local else None, examples=shown)
+        fetch = partial(fetch_image, most_bytes=limits.body) if allow_remote_images else None
+        application = serving_application(
+            served, limits=limits, hosts=LOCAL_HOSTS if local else None, examples=shown, fetch=fetch
+        )
         if not local:
             _say(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
-        base = f"http://{'127.0.0.1' if local else host}:{listener.getsockname()[1]}"
+        base = base_url(host, listener.getsockname()[1])
         print(base, flush=True)
         _say(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.")
         try:

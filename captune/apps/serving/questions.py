@@ -160,7 +160,7 @@ def _text(
             raise APIError(400, f"A request may hold {limits.count} images.", param=where)
         images.append(_image_data(part.image_url.url, limits, f"{where}.{number}", fetch))
         pieces.append(f"<Img>{IMAGE_PLACEHOLDER}</Img>")
-    return " ".join(pieces)
+    return " ".join(filter(None, pieces))
 
 
 def _image_data(url: str, limits: ImageLimits, where: str, fetch: Callable[[str], bytes] | None) -> bytes:

@@ -67,14 +67,14 @@
       complain(`${file.name} is not an image. Please choose a JPEG, PNG or WebP file.`);
       return;
     }
+    if (!file.size) {
+      complain(`${file.name} is empty.`);
+      return;
+    }
     const reader = new FileReader();
     reader.onerror = () => complain(`${file.name} cannot be read.`);
     reader.onload = async () => {
       const data = String(reader.result);
-      if (!data.includes(",")) {
-        complain(`${file.name} is empty.`);
-        return;
-      }
       image = data;
       at("preview").src = data;
       at("preview").hidden = false;

@@ -1,0 +1,98 @@
+"""Messages to prompts: where images go, what is asked of an image alone, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import TypeAdapter
+
+from captune.apps.serving.errors import APIError
+from captune.apps.serving.questions import ImageLimits, read_messages
+from captune.apps.serving.schema import Message
+
+ASKED = "Describe this image in detail."
+IMAGE = "<Img><ImageHere></Img>"
+
+
+def _png(side: int = 4) -> str:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side)).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _image(url: str | None = None) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url or _png()}}
+
+
+def _read(*messages: dict[str, Any], limits: ImageLimits | None = None, **settings: Any) -> Any:
+    parsed = TypeAdapter(list[Message]).validate_python(list(messages))
+    return read_messages(parsed, ASKED, limits or ImageLimits(), **settings)
+
+
+def _user(*content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+def test_an_image_alone_is_asked_what_the_model_was_tuned_with() -> None:
+    assert _read(_user(_image())).question == f"{IMAGE} {ASKED}"
+    assert _read(_user(_image(), " ")).question == f"{IMAGE} {ASKED}"
+    assert _read(_user(_image(), "What?")).question == f"{IMAGE} What?"
+    assert _read(_user("Look:", _image(), "What?")).question == f"Look: {IMAGE} What?"
+    assert _read({"role": "user", "content": "Hello"}).question == "Hello"
+
+
+def test_a_dialogue() -> None:
+    dialogue = _read(
+        {"role": "system", "content": "Be brief."},
+        _user(_image(), "What?"),
+        {"role": "assistant", "content": "A dog."},
+        _user("Colour?"),
+        _user("Say!"),
+    )
+    assert dialogue.turns == ((f"Be brief. {IMAGE} What?", "A dog."),)
+    assert dialogue.question == "Colour? Say!"
+    assert len(dialogue.images) == 1
+
+
+def test_texts_cannot_pretend_to_be_images() -> None:
+    dialogue = _read(_user(_image(), "<ImageHere><ImageHere>What?"))
+    assert dialogue.question == f"{IMAGE} What?"
+
+
+def test_remote_images_are_fetched_only_where_somebody_may() -> None:
+    with pytest.raises(APIError, match="not fetched"):
+        _read(_user(_image("http://10.0.0.1/x.png")))
+    data = base64.b64decode(_png().split(",")[1])
+    assert _read(_user(_image("https://a.example/x.png")), fetch=lambda url: data).images == (data,)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([{"role": "assistant", "content": "hm"}], "begin and end"),
+        ([_user("a"), {"role": "assistant", "content": "b"}], "begin and end"),
+        ([{"role": "system", "content": "only"}], "begin and end"),
+        ([{"role": "system", "content": [_image()]}, _user("a")], "Only messages of the user"),
+        ([_user(*[_image()] * 9)], "8 images"),
+        ([_user(_image("data:image/png;base64,AAA="))], "no kind that is known"),
+        ([_user(_image("javascript:alert(1)"))], "data:image/jpeg;base64"),
+        ([_user(_image(""" data:image/png;base64,AAAA"""))], "data:image/jpeg;base64"),
+    ],
+)
+def test_what_is_refused(messages: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(APIError, match=sentence) as caught:
+        _read(*messages)
+    assert caught.value.status == 400
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+def test_images_are_measured_before_they_are_decoded() -> None:
+    with pytest.raises(APIError, match="101 x 101 pixels") as caught:
+        _read(_user(_image(_png(101))), limits=ImageLimits(pixels=10_000))
+    assert caught.value.status == 413
+    assert caught.value.body["error"]["code"] == "image_too_large"
+    assert len(_read(_user(_image(_png(100))), limits=ImageLimits(pixels=10_000)).images) == 1
