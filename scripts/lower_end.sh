@@ -14,7 +14,7 @@ TORCH="${TORCH:-2.11.*}"
 "${PYTHON:-python3}" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
   "torch==$TORCH" "transformers==$TRANSFORMERS" \
-  accelerate peft 'numpy>=2' 'pillow>=13' protobuf 'pydantic>=2.9' 'pyyaml>=6' 'rich>=13' safetensors sentencepiece \
+  accelerate imagehash peft 'numpy>=2' 'pillow>=13' protobuf 'pydantic>=2.9' 'pyyaml>=6' 'rich>=13' safetensors sentencepiece \
   'typer>=0.29' matplotlib hypothesis pytest
 "$VENV/bin/python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
 exec "$VENV/bin/python" -m pytest tests/model -q -p no:cacheprovider
