@@ -1,24 +1,21 @@
 """The loss of some samples: packed, or plainly one row a caption, and the check that both are the same.
 
-Packed, logits are computed at the N target states only. The language model's own forward is used all the same, so that
-what a family does to its logits (a soft cap, a scale) is done here too: a hook on its head lets the target states
-through and drops the others.
+Packed, logits are computed at the N target states only (see `logits`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import DynamicCache
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
+from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack
 from captune.training.samples import TrainingSample
 
@@ -169,26 +166,10 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
     """
     settings: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     embeddings = model.embed(batch.input_ids, model.project(features))
-    with _states_at(model.llm.get_output_embeddings(), batch.rows, batch.columns):
-        logits = model.llm(
-            inputs_embeds=embeddings,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            **settings,
-        ).logits[0]
-    precise = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(precise, batch.targets, reduction="sum")
-
-
-@contextmanager
-def _states_at(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let only the states (B, S, D) at N places reach the head, as (1, N, D)."""
-
-    def pick(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (states[0][rows, columns].unsqueeze(0), *states[1:])
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
+    given = {
+        "inputs_embeds": embeddings,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        **settings,
+    }
+    return loss_at(model.llm, given, batch.rows, batch.columns, batch.targets)

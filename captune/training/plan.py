@@ -23,6 +23,7 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.protocols import training_images
+from captune.training.logits import targets_at_once
 from captune.training.packing import constant_prefix_length, pack
 from captune.training.samples import TrainingSamples
 
@@ -143,7 +144,10 @@ class Planner:
         cached = constant_prefix_length(prompt) if constant else 0
         batch = pack(prompt, [[(0,) * length for length in row] for row in rows], cached=cached)
         tokens = batch.input_ids.shape[1]
-        return TrainingLoad(len(rows), tokens, len(batch.targets), len(rows), cached)
+        positions = min(
+            len(batch.targets), targets_at_once(int(self._model_config.text_config.get_text_config().vocab_size))
+        )
+        return TrainingLoad(len(rows), tokens, positions, len(rows), cached)
 
     def generation_load(self, config: RunConfig) -> GenerationLoad:
         """A full batch whose captions all reach the longest length."""

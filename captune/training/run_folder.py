@@ -20,7 +20,7 @@ from captune.training.state import newest_position
 __all__ = ["RunStatus", "checkpoint_folder", "checkpoint_folders", "open_run_folder", "run_status"]
 
 HEADING = "The configuration of this run, with every default filled in."
-PARTS = ("checkpoints", "captions", RESUME, "log.jsonl", "scores.json", "config.yaml")
+PARTS = ("checkpoints", "captions", RESUME, "log.jsonl", "scores.json", "rating.json", "config.yaml")
 
 
 class RunStatus(Enum):

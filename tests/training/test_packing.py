@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SIZES, tiny_minigpt4
+from tiny import SIZES, VOCABULARY, tiny_minigpt4
 from transformers import AutoConfig
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4
+from captune.training import logits
 from captune.training.objective import Objective
 from captune.training.packing import pack
 from captune.training.samples import TrainingSample
@@ -94,6 +95,31 @@ def test_packing_changes_nothing(name: str, pieces: FastConfig) -> None:
     packed_loss, packed_gradient = loss_and_gradient(model, pieces)
     assert packed_loss == pytest.approx(loss, rel=1e-6)
     assert relative(packed_gradient, gradient) < 1e-5
+
+
+@pytest.mark.parametrize("name", [*EXACT_FAMILIES, "gemma2"])
+def test_logits_in_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands behind a family's head, and where the last chunk is shorter than the others."""
+    settings = {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}
+    model = family(name, EXACT_FAMILIES.get(name, settings))
+    whole = PIECES["separate rows"]
+    loss, gradient = loss_and_gradient(model, whole)
+    monkeypatch.setattr(logits, "VALUES_AT_ONCE", 7 * model.llm.get_output_embeddings().weight.shape[0])
+    chunked_loss, chunked_gradient = loss_and_gradient(model, whole)
+    assert chunked_loss == pytest.approx(loss, rel=1e-6)
+    assert relative(chunked_gradient, gradient) < 1e-5
+    # The decoder is itself again.
+    monkeypatch.undo()
+    assert loss_and_gradient(model, whole)[0] == loss
+
+
+def test_few_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_minigpt4()
+    monkeypatch.setattr(logits, "VALUES_AT_ONCE", 5 * VOCABULARY)
+    sizes: list[int] = []
+    model.llm.lm_head.register_forward_hook(lambda module, states, output: sizes.append(output.numel()))
+    loss_and_gradient(model, PIECES["shared prefix"])
+    assert max(sizes) == 5 * VOCABULARY
 
 
 @pytest.mark.usefixtures("strict_float64")
