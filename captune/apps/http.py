@@ -196,13 +196,12 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_server(application: Any, listener: socket.socket, *, connections: int | None = None) -> None:
+def run_server(application: Any, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests that are being answered are answered first.
 
     Args:
         application: an ASGI application.
         listener: from `listening_socket`.
-        connections: so many at once; more are told 503.
     """
     import uvicorn
 
@@ -211,7 +210,6 @@ def run_server(application: Any, listener: socket.socket, *, connections: int | 
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=connections,
         timeout_graceful_shutdown=20,
         # People look at a page for a while.
         timeout_keep_alive=60,

@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """A function that starts `captune ARGUMENTS` and returns the process and the first line that it prints."""
     running: list[subprocess.Popen[str]] = []

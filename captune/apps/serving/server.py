@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +26,9 @@ from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.page import PAGE_FILES, index, page_file
 from captune.apps.serving.pool import ImagePool
 from captune.apps.serving.schema import ChatRequest, Completion, Failure, ModelCard, ModelList
+
+if TYPE_CHECKING:
+    from captune.apps.http import Application
 
 __all__ = ["serving_application"]
 
@@ -50,7 +53,7 @@ def serving_application(
     hosts: Sequence[str] | None = LOCAL_HOSTS,
     examples: Mapping[str, Path] | None = None,
     fetch: Callable[[str], bytes] | None = None,
-) -> Guard:
+) -> Application:
     """The application for a loaded model.
 
     Args:
@@ -84,8 +87,8 @@ def serving_application(
     answering = Answering(served, engine, pool, measurements, chosen, fetch)
     _add_endpoint(application, served, engine, measurements, answering)
     _add_page(application, served, dict(examples or {}))
-    counted = _Counting(application, measurements)
-    return Guard(counted, max_body=chosen.body, max_waiting=8 * chosen.body, hosts=hosts, refusal=refusal)
+    guarded = Guard(application, max_body=chosen.body, max_waiting=8 * chosen.body, hosts=hosts, refusal=refusal)
+    return _Counting(guarded, measurements)
 
 
 def _add_endpoint(

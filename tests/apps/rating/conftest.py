@@ -87,11 +87,13 @@ def make_study(material: Material, tmp_path: Path) -> Iterator[MakeStudy]:
         store.close()
 
 
-@pytest.fixture
-def answered(make_study: MakeStudy) -> Store:
-    """A finished study of three raters on ten images."""
-    store, chance = make_study(images=10), random.Random(5)
+@pytest.fixture(scope="session")
+def answered(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A finished study of three raters on ten images, to be read only."""
+    folder, chance = tmp_path_factory.mktemp("answered") / "study", random.Random(5)
+    store = create_study(folder, material, StudyOptions(images=10, seed=3))
     for rater in store.raters():
         for position in range(len(store.trials(rater.number))):
             assert store.give(rater.number, position, opinion(store, rater.number, position, chance), 2.5)
-    return store
+    yield store
+    store.close()

@@ -29,12 +29,12 @@ from captune.apps.rating.store import DATABASE, Store
 from captune.errors import InputError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found(answered: Store) -> Results:
     return compute_results(answered)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def raw(answered: Store) -> list[dict[str, Any]]:
     """Counted answers as the file tells them, without any of captune's reading."""
     connection = sqlite3.connect(answered.folder / DATABASE)

@@ -86,7 +86,7 @@ def test_three_raters_a_closed_tab_and_a_killed_server(
 ) -> None:
     folder = tmp_path / "study"
     arguments = ("rate", rated_run, "--study", folder, "--json")
-    options = ("--pictures", rated_run / "pictures", "--images", 4, "--seed", 11)
+    options = ("--pictures", rated_run / "pictures", "--images", 3, "--seed", 11)
     server, line = start_server(*arguments, *options, "--port", 0)
     made = json.loads(line)
     port = re.search(r":(\d+)/", made["results"])[1]  # type: ignore[index]
@@ -135,7 +135,7 @@ def test_three_raters_a_closed_tab_and_a_killed_server(
     assert "key=" not in page.url
     found = compute_results(store)
     text = " ".join(page.inner_text("main").split())
-    assert f"{found.counted} answers on 4 images" in text
+    assert f"{found.counted} answers on 3 images" in text
     for rate in found.win_rates.values():
         assert f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]" in text
     page.close()
@@ -147,7 +147,7 @@ def test_everybody_can_read_and_reach_it(
     browser: Any, start_server: Any, rated_run: Path, tmp_path: Path, theme: str, language: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    options = ("--pictures", rated_run / "pictures", "--images", 2, "--port", 0, "--json")
+    options = ("--pictures", rated_run / "pictures", "--images", 1, "--attention", 0, "--port", 0, "--json")
     _, line = start_server("rate", rated_run, "--study", tmp_path / "study", *options)
     made = json.loads(line)
     link = next(iter(made["links"].values()))

@@ -64,7 +64,7 @@ def served_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(start_server: Any, served_run: Path) -> tuple[Any, str]:
     """A running `captune serve` with small limits: its process and its address."""
     process, line = start_server(

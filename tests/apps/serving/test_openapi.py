@@ -13,7 +13,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
 
 OPERATIONS = ("POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{model}", "GET /health", "GET /metrics")
 CONSTANT = ("GET /v1/models", "GET /health", "GET /metrics")
-EXAMPLES = 80
+EXAMPLES = 50
 
 
 @pytest.fixture(scope="module")
