@@ -7,6 +7,7 @@ machine failed, 2 = the input is wrong.
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,10 @@ app = typer.Typer(
 )
 
 
+CHATTY = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Libraries that note every cast they make, or which of their parts this machine cannot use."""
+
+
 def run(command: Callable[[], Any]) -> int:
     """Call `command` and turn what it raises into one sentence on stderr and an exit code.
 
@@ -38,6 +43,8 @@ def run(command: Callable[[], Any]) -> int:
     Returns:
         0 when done, 1 when captune or the machine failed, 2 when the input is wrong, 130 after Ctrl-C.
     """
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         result = command()
     except CaptuneError as error:
@@ -95,6 +102,7 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
 
 # The modules import nothing heavy until their command is called. Their order is that of the help.
 from captune.cli import (  # noqa: E402
+    caption,
     check,
     compare,
     convert,
@@ -124,6 +132,7 @@ for command in (
     report,
     score,
     compare,
+    caption,
     rate,
     serve,
     convert,

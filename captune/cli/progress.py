@@ -42,12 +42,7 @@ def show_progress() -> Iterator[Listener]:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and notes out of the way of ours."""
-    import logging as standard_logging
-
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        # One notes every cast it makes, the others which of their parts this machine cannot use.
-        standard_logging.getLogger(name).setLevel(standard_logging.ERROR)
+    """Keep transformers' own bars and notes out of the way of ours."""
     if "transformers" not in sys.modules:
         import os
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from captune.report.axis import positions
 from captune.report.captions import mean_lengths
 from captune.report.columns import DECIMALS, SLIDES_METRICS, column
-from captune.report.record import RunScores
+from captune.report.record import CheckpointScores, RunScores
 from captune.report.table import SIGNIFICANT
 
 __all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "Overfit", "Trend", "analyse"]
@@ -318,9 +318,18 @@ def _overfit(run: RunScores, entries: Sequence[MetricAnalysis]) -> tuple[Overfit
             continue
         evaluated = last.corpus[name] - best.corpus[name]
         trained = last.train_slice[name] - best.train_slice[name]
-        if _better(name, evaluated) <= -VISIBLE and _better(name, trained) >= VISIBLE:
+        if _falls(name, best, last) and _better(name, trained) >= VISIBLE:
             found.append(Overfit(name, best.name, evaluated, trained))
     return tuple(found)
+
+
+def _falls(metric: str, best: CheckpointScores, last: CheckpointScores) -> bool:
+    """Whether a score has left the best row's interval; without intervals, whether the difference is seen."""
+    change = last.corpus[metric] - best.corpus[metric]
+    if metric not in best.intervals:
+        return _better(metric, change) <= -VISIBLE
+    low, high = best.intervals[metric]
+    return last.corpus[metric] < low if _better(metric, 1.0) > 0 else last.corpus[metric] > high
 
 
 def _without_nan(tree: Any) -> Any:

@@ -43,7 +43,7 @@ def draw_heatmap(matrix: Matrix) -> bytes:
         height = len(matrix.rows) * _CELL_HEIGHT
         left = 0.075 * min(_LONGEST_NAME, max(len(row.name) for row in matrix.rows)) + 0.25
         # Names of columns stand upright above their cells.
-        above = [0.06 * min(_LONGEST_NAME, max(len(column.name) for column in group)) + 0.35 for group in groups]
+        above = [0.06 * min(_LONGEST_NAME, max(len(_title(column)) for column in group)) + 0.35 for group in groups]
         curves = strength_curves(matrix)
         below = 1.9 if curves else 0.0
         width = left + max(6, *(len(group) for group in groups)) * _CELL_WIDTH + 0.9
@@ -73,7 +73,7 @@ def _draw(axes: Axes, matrix: Matrix, group: list[Column]) -> None:
             text = (f"{score:.3f}" if math.isfinite(score) else "–") + ("\nLEAK" if cell.leak else "")
             pale = 0.25 < left[y, x] < 1.15
             axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color="black" if pale else "white")
-    axes.set_xticks(range(len(group)), [_name(c.name + (" (home)" if c.kind == "home" else "")) for c in group])
+    axes.set_xticks(range(len(group)), [_name(_title(column)) for column in group])
     axes.set_yticks(range(len(cells)), [_name(row.name) for row in matrix.rows])
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     for label in axes.get_xticklabels():
@@ -103,6 +103,10 @@ def _left(cell: Cell, metric: str) -> float:
     """What is left of the score at home; 1 at home itself."""
     drop = cell.drops.get(metric)
     return 1.0 if drop is None else 1 - drop.value
+
+
+def _title(column: Column) -> str:
+    return f"{column.name} (home)" if column.kind == "home" else column.name
 
 
 def _name(text: str) -> str:

@@ -8,8 +8,9 @@
                   "drops": {"CIDEr": {"value": 0.31, "low": 0.27, "high": 0.35, "paired": false}},
                   "gains": {...}, "words": 812, "divergence": 0.21, "unfinished": 3, "signature": "...", "leak": null}]}
 
-A drop is the share of the home score that is lost; a gain is the difference to the first row in the same column.
-`shift` compares a column's references with those of home; `divergence` of a cell compares what was said with them.
+A drop is the share that is lost of the score at home, which is the checkpoint's first prompt on the first column; a
+gain is the difference to the first row in the same column. `shift` compares a column's references with those of home;
+`divergence` of a cell compares what was said with them.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Cell:
         column: its name.
         scores: metric -> corpus score.
         intervals: metric -> (low, high) of the score.
-        drops: metric -> share of the home score that is lost here; empty at home.
+        drops: metric -> share of the home score that is lost here; empty at home itself.
         gains: metric -> score minus the first row's here; empty in the first row.
         words: how many different words were said.
         divergence: between the words said and those of the references, in bits.

@@ -131,12 +131,18 @@ def strength_curves(matrix: Matrix) -> dict[str, dict[int, float]]:
 
 
 def _table(matrix: Matrix) -> tuple[list[list[str]], list[str]]:
-    """A line for each column of the matrix, since there are more of them, with score and drop of the main metric.
+    """Score and drop of the main metric in every cell; what there is more of, rows or columns, goes down the page.
 
     Returns:
-        lines of cells, the first the column's name, the last two how its references differ from home's; and titles.
+        lines of cells, the first of each its name; and the titles above.
     """
     metric = matrix.main_metric
+    if len(matrix.rows) > len(matrix.columns):
+        lines = [
+            [one_line(row.name), *(_cell(matrix.cell(row.name, column.name), metric) for column in matrix.columns)]
+            for row in matrix.rows
+        ]
+        return lines, [metric, *(one_line(_title(column)) for column in matrix.columns)]
     lines = []
     for column in matrix.columns:
         cells = (matrix.cell(row.name, column.name) for row in matrix.rows)
@@ -169,11 +175,15 @@ def _notes(matrix: Matrix) -> list[str]:
     if paired or unpaired:
         how = "on the same drawn images" if paired and not unpaired else "each side drawn by itself"
         if paired and unpaired:
-            how = "on the same drawn images for damaged ones, each side drawn by itself for other data"
+            how = "on the same drawn images where they are home's, each side drawn by itself for other data"
         notes.append(f"In percent: change from home, with its bootstrap interval of 95 %, {how}.")
-    notes.append(
-        "Unseen words: share of the references' words that stand in none of home's. Divergence: Jensen-Shannon, bits."
-    )
+    asked = list(dict.fromkeys(row.instruction for row in matrix.rows))
+    if len(asked) > 1:
+        notes += [f"Prompt {number}: {one_line(instruction)}" for number, instruction in enumerate(asked, 1)]
+    if len(matrix.rows) <= len(matrix.columns):
+        notes.append(
+            "Unseen words: share of the references' words that home's do not have. Divergence: Jensen-Shannon, in bits."
+        )
     return [note for note in (*notes, *(f"LEAK: {reason}" for reason in matrix.leaks())) if note]
 
 

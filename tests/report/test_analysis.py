@@ -220,6 +220,11 @@ def test_overfitting_is_seen_on_the_training_slice(make_run: Any) -> None:
         "Since epoch0, CIDEr rises on training images (+0.3000) and falls on the evaluated ones (-0.1000)."
     )
     assert _said(dataclasses.replace(run, checkpoints=tuple(rows[:2])))["Over-fitting"].startswith("No metric rises")
+    # A fall that chance explains is none.
+    wide = [dataclasses.replace(row, intervals={"CIDEr": (0.6, 1.0)}) for row in rows]
+    assert _said(dataclasses.replace(run, checkpoints=tuple(wide)))["Over-fitting"].startswith("No metric rises")
+    narrow = [dataclasses.replace(row, intervals={"CIDEr": (0.75, 0.85)}) for row in rows]
+    assert "CIDEr rises" in _said(dataclasses.replace(run, checkpoints=tuple(narrow)))["Over-fitting"]
 
 
 def test_length_drift(make_run: Any) -> None:

@@ -1,0 +1,207 @@
+"""`captune caption`: captions of one image, a folder, or a collection of any size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from captune.bulk import Inputs, Progress
+    from captune.bulk.work import Captions
+    from captune.captioner import Captioner
+
+__all__ = ["caption", "register"]
+
+_QUARANTINED = 2
+"""Exit code when all is done but some images could not be captioned: the input is wrong there."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("caption")(caption)
+
+
+def caption(
+    model: Annotated[
+        str,
+        typer.Argument(help="toy, a captune model, a run's checkpoint, or a transformers image-text-to-text model."),
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, manifests (.jsonl), lists of paths (.txt), parquet files, webdataset tars."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for one file a shard, or one file ending in .jsonl or .parquet. Default: stdout."),
+    ] = None,
+    txt: Annotated[bool, typer.Option("--txt", help="Write a .txt beside each image that has none.")] = False,
+    output_format: Annotated[
+        Literal["jsonl", "parquet"], typer.Option("--format", help="Of the files in the folder.")
+    ] = "jsonl",
+    instruction: Annotated[
+        str | None, typer.Option(help="What is asked of every image, instead of what the model was tuned with.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest caption in tokens.")] = 40,
+    beams: Annotated[int, typer.Option(help="Beams of beam search; 1 is greedy.")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="Exponent on a beam's length.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides the score of tokens already said.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Above 0, draw tokens; 0 takes the likeliest.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens only; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among tokens of this share of probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws; with the image's id it decides its caption.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images captioned at once; fewer when memory runs out.")] = 32,
+    shard_size: Annotated[int, typer.Option(help="Images of a shard cut from a list.", min=1)] = 1000,
+    split: Annotated[str | None, typer.Option(help="Split of manifests; all by default.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images in parquet files.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of ids in parquet files.")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or Ray actors.")] = "local",
+    actors: Annotated[int | None, typer.Option(help="Ray actors; as many as fit by default.", min=1)] = None,
+    actor_cpus: Annotated[float, typer.Option(help="Processors of a Ray actor.")] = 1,
+    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of a Ray actor; 1 where there are any.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; this machine alone by default.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="K/N: shards K, K+N, ... of the job, K from 0; torchrun sets it by itself.")
+    ] = None,
+    fast_decode: Annotated[
+        bool, typer.Option("--fast-decode", help="Decode JPEG faster, at most one grey level apart.")
+    ] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="Such as cuda:1; a GPU where there is one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images.", min=1)] = None,
+) -> None:
+    """Caption images; what is done already is skipped, and bad files are put aside with the reason.
+
+    With --out FOLDER, killing the command at any point loses at most the shard that is under way: the same command
+    goes on. Exit code 2 when images could not be captioned; they are listed in quarantine.jsonl.
+    """
+    from captune.bulk import read_inputs
+    from captune.cli.extras import needs
+    from captune.cli.progress import quiet_libraries
+
+    part_number, parts = _part(part)
+    found = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
+    if found.repeated:
+        typer.echo(f"{found.repeated:,} images were named more than once; they are captioned once.", err=True)
+    one_file = out is not None and out.suffix in (".jsonl", ".parquet") and not out.is_dir()
+    if one_file and parts > 1:
+        raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
+    if txt and (out is not None or engine == "ray" or parts > 1 or found.archives):
+        raise typer.BadParameter("--txt writes beside image files: it takes no --out, tars, parquet, Ray or parts.")
+    with needs("captune caption", "train"):
+        import torch
+
+        from captune.bulk.work import Captions
+        from captune.captioner import Captioner
+        from captune.decoding import DecodingOptions
+
+        quiet_libraries()
+    options = DecodingOptions(
+        max_new_tokens=max_new_tokens,
+        beams=beams,
+        length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    load = partial(
+        Captioner.from_pretrained, model, dtype=dtype, device=device, instruction=instruction, fast_decode=fast_decode
+    )
+    captions = Captions(load(), options, workers=workers)
+    if txt:
+        from captune.cli.caption_small import write_beside
+
+        raise typer.Exit(_QUARANTINED if write_beside(captions, found) else 0)
+    if out is None:
+        from captune.cli.caption_small import print_captions
+
+        raise typer.Exit(_QUARANTINED if print_captions(captions, found) else 0)
+    actor = None
+    if engine == "ray":
+        gpus = actor_gpus if actor_gpus is not None else float(torch.cuda.is_available())
+        from captune.bulk.ray_engine import Workers
+
+        actor = Workers(load, options, None, actors, actor_cpus, gpus, ray_address)
+    ending = out.suffix[1:] if one_file else output_format
+    run = partial(
+        _run,
+        captions=captions,
+        found=found,
+        ending=ending,
+        shard_size=shard_size,
+        actor=actor,
+        part=(part_number, parts),
+    )
+    if one_file:
+        from captune.cli.caption_small import into_one_file
+
+        rejected = into_one_file(out, run)
+    else:
+        rejected = run(out)
+    raise typer.Exit(_QUARANTINED if rejected else 0)
+
+
+def _run(
+    folder: Path,
+    captions: Captions,
+    found: Inputs,
+    *,
+    ending: str,
+    shard_size: int,
+    actor: object,
+    part: tuple[int, int],
+) -> int:
+    """Work on a job's folder; how many images are in quarantine."""
+    from captune.bulk import Job, JobIdentity, Progress, run_shards
+    from captune.bulk.ray_engine import Workers, run_with_ray
+
+    captioner: Captioner = captions.captioner
+    identity = JobIdentity(captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options))
+    job = Job(folder, found, identity, ending=ending, shard_size=shard_size)
+    mine = job.shards[part[0] :: part[1]]
+    waiting = job.open_shards(*part)
+    counts = [shard.count for shard in waiting]
+    known = None if None in counts else sum(count for count in counts if count is not None)
+    with _shown() as show:
+        progress = Progress(len(mine), known, len(mine) - len(waiting), listener=show)
+        if isinstance(actor, Workers):
+            run_with_ray(actor, job, waiting, progress)
+        else:
+            run_shards(captions, job, waiting, progress)
+    rejected = job.gather_quarantine()
+    skipped = f"; {job.skipped:,} images were captioned before" if job.skipped else ""
+    typer.echo(f"{progress}{skipped}; captions are in {folder}", err=True)
+    if rejected:
+        typer.echo(f"{rejected:,} images could not be captioned: {folder / 'quarantine.jsonl'} says why.", err=True)
+    return rejected
+
+
+def _part(given: str | None) -> tuple[int, int]:
+    """Which part of the shards this process works on, and of how many."""
+    import os
+
+    if given is None:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    first, _, count = given.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise typer.BadParameter(f"--part is '{given}'; expected K/N with K from 0 to N-1, such as 0/4.")
+    return int(first), int(count)
+
+
+def _shown() -> AbstractContextManager[Callable[[Progress], None]]:
+    """Shows progress on stderr: one line that changes on a terminal, one every half minute elsewhere."""
+    from captune.cli.caption_small import shown_progress
+
+    return shown_progress(sys.stderr)
