@@ -28,14 +28,15 @@ from captune.data.leaks import ImageFile, find_leaks
 from captune.data.leaks.fingerprints import VIEWS, WHOLE, fingerprint
 from captune.data.leaks.guard import RADIUS, candidates
 from captune.data.leaks.hamming import close_pairs
-from captune.data.leaks.pixels import LARGEST_DIFFERENCE, difference, read_thumbnail
+from captune.data.leaks.pixels import LARGEST_DIFFERENCE, LEAST_STRUCTURE, Likeness, compare, read_thumbnail
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT.parent / "shared/captions/flickr8k/images"
 WIDEST_RADIUS = 16
-LIMITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0)
+LIMITS = (2.0, 4.0, 6.25, 8.0, 12.0, 100.0)
+STRUCTURES = (-1.0, 0.4, 0.5, 0.56, 0.6, 0.7)
 
 Alteration = Callable[[Image.Image, Random], Image.Image]
 
@@ -149,8 +150,8 @@ def false_alarms(paths: Sequence[Path]) -> dict[str, Any]:
     started = time.perf_counter()
     for pair in zip(*(column.tolist() for column in near), strict=True):
         found = of_candidate(paths, paths, pair, thumbnails)
-        if found <= LARGEST_DIFFERENCE:
-            alarms.append((paths[pair[0]].name, paths[pair[1]].name, round(found, 2)))
+        if found.is_same:
+            alarms.append((paths[pair[0]].name, paths[pair[1]].name, *(round(part, 2) for part in found)))
     pairs = len(paths) * (len(paths) - 1) // 2
     return {
         "pictures": len(paths),
@@ -165,13 +166,13 @@ def false_alarms(paths: Sequence[Path]) -> dict[str, Any]:
 
 def of_candidate(
     evaluated: Sequence[Path], trained: Sequence[Path], pair: tuple[int, int, int, bool, int], kept: dict[Any, Any]
-) -> float:
+) -> Likeness:
     one, other, view, of_trained, _ = pair
     for path in (evaluated[one], trained[other]):
         if path not in kept:
             kept[path] = read_thumbnail(str(path))
     views = (WHOLE, VIEWS[view]) if of_trained else (VIEWS[view], WHOLE)
-    return difference(kept[evaluated[one]], kept[trained[other]], view_of_one=views[0], view_of_other=views[1])
+    return compare(kept[evaluated[one]], kept[trained[other]], view_of_one=views[0], view_of_other=views[1])
 
 
 def sweep(distinct: Sequence[Path], originals: Sequence[Path], planted: Sequence[tuple[str, int, Path]]) -> None:
@@ -187,26 +188,24 @@ def sweep(distinct: Sequence[Path], originals: Sequence[Path], planted: Sequence
         weight, near = len(near.bits) / 20000, near.at(share)
     else:
         weight = 1.0
-    wrong = np.array([of_candidate(distinct, distinct, pair, kept) for pair in pairs_of(near)])
+    wrong = np.array([of_candidate(distinct, distinct, pair, kept) for pair in pairs_of(near)]).reshape(-1, 2)
     hits = candidates(own[: len(originals)], theirs, WIDEST_RADIUS)
     hits = hits.at(np.flatnonzero(np.array([planted[i][1] for i in hits.evaluated], int) == hits.trained))
-    right = np.array([of_candidate(copies, originals, pair, kept) for pair in pairs_of(hits)])
+    right = np.array([of_candidate(copies, originals, pair, kept) for pair in pairs_of(hits)]).reshape(-1, 2)
     count = len(distinct) * (len(distinct) - 1) / 2
-    print(f"{'radius':>6} {'candidates':>11} | " + " ".join(f"limit {limit:<16g}" for limit in LIMITS))
+
+    def cell(radius: int, limit: float, least: float) -> str:
+        alarms = weight * float(np.sum((near.bits <= radius) & (wrong[:, 0] <= limit) & (wrong[:, 1] >= least)))
+        found = np.sum((hits.bits <= radius) & (right[:, 0] <= limit) & (right[:, 1] >= least)) / len(copies)
+        return f"{found:7.2%} {1e4 * alarms / count:8.4f}"
+
+    print("  radius (difference, structure as chosen)")
     for radius in range(4, WIDEST_RADIUS + 1, 2):
-        cells = []
-        for limit in LIMITS:
-            alarms = weight * float(np.sum((near.bits <= radius) & (wrong <= limit)))
-            share = np.sum((hits.bits <= radius) & (right <= limit)) / len(copies)
-            cells.append(f"{share:7.2%} {1e4 * alarms / count:8.4f}/10k")
-        print(f"{radius:>6} {weight * np.sum(near.bits <= radius):>11,.0f} | " + " ".join(f"{c:<22}" for c in cells))
-    print("least differences of distinct pictures:", np.round(np.sort(wrong)[:12], 1))
-    for name in ALTERATIONS:
-        mine = np.array([planted[i][0] == name for i in hits.evaluated], bool)
-        found = np.sum(mine & (hits.bits <= RADIUS) & (right <= LARGEST_DIFFERENCE))
-        quantiles = np.quantile(right[mine], (0.5, 0.9, 0.99)) if mine.any() else []
-        bits = np.quantile(hits.bits[mine], (0.5, 0.9, 0.99)) if mine.any() else []
-        print(f"  {name:<30} {found:>4}/{len(originals)} differences {np.round(quantiles, 2)} bits {bits}")
+        candidates_of = weight * np.sum(near.bits <= radius)
+        print(f"  {radius:>4} {candidates_of:>11,.0f} candidates {cell(radius, LARGEST_DIFFERENCE, LEAST_STRUCTURE)}")
+    print(f"  largest difference, least structure {' '.join(f'{least:>16g}' for least in STRUCTURES)}")
+    for limit in LIMITS:
+        print(f"  {limit:>35g} {' '.join(cell(RADIUS, limit, least) for least in STRUCTURES)}")
 
 
 def pairs_of(near: Any) -> Iterator[tuple[int, int, int, bool, int]]:

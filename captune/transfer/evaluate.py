@@ -74,7 +74,7 @@ def evaluate_matrix(
             `matrix.{json,csv,md,png}`.
         checkpoints: folders that training wrote; the model before training comes first in any case.
         data: further manifests; see `evaluation_sets`.
-        instructions: what the model is asked, one row each; by default what it was trained with.
+        instructions: what the model is asked beside what it was trained with, one row each.
         damages: corruptions of home's images.
         split: of the further manifests.
         listener: is told how far it is.
@@ -86,7 +86,8 @@ def evaluate_matrix(
     sets = evaluation_sets(config, data, split, tell)
     records = [read_record(folder) for folder in checkpoints]
     applied = sets[0].rules.applied(config)
-    asked = list(dict.fromkeys(instructions)) or [applied.model.instruction]
+    # What it was trained with comes first: the home of a checkpoint is its own prompt on the run's own data.
+    asked = list(dict.fromkeys([applied.model.instruction, *instructions]))
     model = load_model(config.model, pick_device())
     versions = _Versions(model, [(checkpoint_name(r.epoch), f) for r, f in zip(records, checkpoints, strict=True)])
     rows = [
@@ -228,7 +229,9 @@ class _Work:
         scores, first = place.found[row.name], place.found[self.rows[0].name]
         said = self.said[row.name, place.name]
         own = word_counts(caption.text for caption in said)
-        drops = {} if place is home else relative_drops(home.found[row.name], scores)
+        own_prompt = next(other for other in self.rows if other.checkpoint == row.checkpoint)
+        at_home = place is home and row is own_prompt
+        drops = {} if at_home else relative_drops(home.found[own_prompt.name], scores)
         gains = {} if row is self.rows[0] else paired_bootstrap(scores, first)
         return Cell(
             row=row.name,

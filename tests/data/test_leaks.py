@@ -17,12 +17,12 @@ from captune.data.leaks.fingerprints import VIEWS, Fingerprint, fingerprint
 from captune.data.leaks.guard import candidates
 from captune.data.leaks.hamming import close_pairs
 from captune.data.leaks.manifests import compare_manifests, leak_problems
-from captune.data.leaks.pixels import LARGEST_DIFFERENCE, difference, read_thumbnail
+from captune.data.leaks.pixels import compare, read_thumbnail
 from captune.data.leaks.store import FingerprintStore
 from captune.data.manifest import Sample, write_manifest
 from captune.errors import DataError
 from captune.toy.drawing import draw_scene
-from captune.toy.scenes import scenes
+from captune.toy.scenes import Layout, Scene, Subject, scenes
 
 imagehash = pytest.importorskip("imagehash", reason="needs the extra 'data'")
 
@@ -91,8 +91,21 @@ def test_scenes_that_differ_in_one_thing_are_no_leaks(tmp_path: Path) -> None:
     assert base.companion is not None
     draw_scene(base, 128).save(tmp_path / "a.png")
     draw_scene(without, 128).save(tmp_path / "b.png")
-    found = difference(read_thumbnail(str(tmp_path / "a.png")), read_thumbnail(str(tmp_path / "b.png")))
-    assert found > 2 * LARGEST_DIFFERENCE
+    found = compare(read_thumbnail(str(tmp_path / "a.png")), read_thumbnail(str(tmp_path / "b.png")))
+    assert not found.is_same
+
+
+def test_thin_lines_that_lie_otherwise_are_another_picture(tmp_path: Path) -> None:
+    """White horses that stand and run in the snow differ by pale outlines; a copy of bad quality differs by more."""
+    layout = Layout(0, 0, 50, "left", 0, 0)
+    poses = (Scene("snow", "cloudy", Subject("horse", 2, "white", action), None, layout) for action in ("stand", "run"))
+    for name, scene in zip(("stand.jpg", "run.jpg"), poses, strict=True):
+        draw_scene(scene, 64).save(tmp_path / name, quality=92, subsampling=0)
+    Image.open(tmp_path / "run.jpg").save(tmp_path / "copy.jpg", quality=40)
+    stand, runs, copy = (read_thumbnail(str(tmp_path / name)) for name in ("stand.jpg", "run.jpg", "copy.jpg"))
+    assert not compare(stand, runs).is_same
+    assert compare(copy, runs).is_same
+    assert compare(runs, runs) == (0.0, 1.0)
 
 
 def test_real_photographs(shared: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 fingerprints.py   a digest of a file's bytes, perceptual hashes of views of its picture
 store.py          fingerprints kept between runs
 hamming.py        all pairs of hashes that differ in few bits
+alignment.py      one picture laid over another
 pixels.py         whether two files show the same picture
 guard.py          the three questions in one call
 manifests.py      the same between manifests

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from captune.data.leaks.fingerprints import VIEWS, WHOLE, Fingerprint, fingerprint
 from captune.data.leaks.hamming import INDEXED_RADIUS, Hashes, close_pairs
-from captune.data.leaks.pixels import LARGEST_DIFFERENCE, Thumbnail, difference, read_thumbnail
+from captune.data.leaks.pixels import Thumbnail, compare, read_thumbnail
 from captune.data.leaks.store import FingerprintStore, default_store
 from captune.data.lookahead import in_order
 from captune.data.problems import plural, printable
@@ -258,8 +258,7 @@ def looks_same(evaluated: Thumbnail | None, trained: Thumbnail | None, view: int
     if evaluated is None or trained is None:
         return False
     view_of_evaluated, view_of_trained = (WHOLE, VIEWS[view]) if of_trained else (VIEWS[view], WHOLE)
-    found = difference(evaluated, trained, view_of_one=view_of_evaluated, view_of_other=view_of_trained)
-    return found <= LARGEST_DIFFERENCE
+    return compare(evaluated, trained, view_of_one=view_of_evaluated, view_of_other=view_of_trained).is_same
 
 
 def _thumbnail(path: str) -> Thumbnail | None:

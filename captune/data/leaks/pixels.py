@@ -1,38 +1,56 @@
-"""Whether two image files show the same picture: they are laid over each other and compared pixel by pixel.
+"""Whether two image files show the same picture: they are laid over each other and compared patch by patch.
 
 Hashes that agree only make a pair worth looking at; drawings, screenshots and photographs of one series share their
-hashes without being copies. The two pictures are aligned by Gauss-Newton steps over a scale and a shift along each
-axis (Lucas and Kanade, 1981), which is what resizing and cutting margins off do, and then every patch must agree.
+hashes without being copies.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from captune.data.images import reduced_image
+from captune.data.leaks.alignment import align, between, inside, moved, positions, resized
 from captune.data.leaks.fingerprints import WHOLE, Box
 
-__all__ = ["LARGEST_DIFFERENCE", "Thumbnail", "difference", "read_thumbnail"]
+__all__ = ["LARGEST_DIFFERENCE", "LEAST_STRUCTURE", "Likeness", "Thumbnail", "compare", "read_thumbnail"]
 
 Thumbnail: TypeAlias = NDArray[np.float32]
 """(S, S, 3) float32, brightness and two of colour (YCbCr) on the scale 0-255, whatever the proportions of the image."""
 
 LARGEST_DIFFERENCE = 6.25
-"""Difference of the most different patch, in grey levels beyond what resampling explains, up to which two pictures are
-the same; see benchmarks/leaks.py."""
+"""Up to which `Likeness.difference` two pictures may be the same; chosen with benchmarks/leaks.py."""
+
+LEAST_STRUCTURE = 0.56
+"""From which `Likeness.structure` on two pictures may be the same; chosen with benchmarks/leaks.py."""
 
 _SIDE = 96  # pixels; fewer where an image has fewer
 _LEAST_SIDE = 32
-_LEVELS = (24, 48, 96)  # sides at which pictures are aligned, coarse to fine
-_STEPS = 6  # Gauss-Newton steps at each of them
-_PATCH = 8  # patches on a side
 _TOLERANCE = 10.0  # grey levels that encoding may change a pixel by
+_NOISE = 20.0  # squared grey levels of a patch that encoding may make up
 _LEAST_OVERLAP = 0.55  # of both pictures: a tenth cut from all four sides leaves 0.64
-_Alignment: TypeAlias = NDArray[np.float64]
+
+
+class Likeness(NamedTuple):
+    """How alike two pictures are where they are least alike.
+
+    Attributes:
+        difference: mean difference of the most different of 64 patches in grey levels of pictures of 96 pixels, beyond
+            what a shift by a pixel and encoding explain; catches other colours and things that are there or not.
+        structure: the mean agreement of brightness in the least alike tenth of 36 patches, -1 to 1, where flat ones
+            count as 1 (contrast and structure of SSIM, Wang and others 2004); catches thin lines that lie otherwise.
+    """
+
+    difference: float
+    structure: float
+
+    @property
+    def is_same(self) -> bool:
+        """Whether they show the same picture."""
+        return self.difference <= LARGEST_DIFFERENCE and self.structure >= LEAST_STRUCTURE
 
 
 def read_thumbnail(path: str) -> Thumbnail:
@@ -49,8 +67,8 @@ def read_thumbnail(path: str) -> Thumbnail:
     return np.asarray(small, np.float32)
 
 
-def difference(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, view_of_other: Box = WHOLE) -> float:
-    """How different two pictures are where they differ most.
+def compare(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, view_of_other: Box = WHOLE) -> Likeness:
+    """Lay two pictures over each other and compare every patch.
 
     Args:
         one: a picture.
@@ -59,106 +77,43 @@ def difference(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, vi
         view_of_other: see there.
 
     Returns:
-        the mean difference of the most different patch in grey levels of pictures of 96 pixels, after alignment and
-        beyond a tolerance; infinity where the pictures do not overlap enough.
+        how alike they are; infinitely different where they do not overlap enough.
     """
     side = min(len(one), len(other))
-    one, other = _resized(one, side), _resized(other, side)
-    start = _between(view_of_one, view_of_other)
-    found = _aligned(one[..., 0], other[..., 0], start)
+    one, other = resized(one, side), resized(other, side)
+    found = align(one[..., 0], other[..., 0], between(view_of_one, view_of_other))
     if found is None:
-        return float("inf")
-    horizontal, vertical = _positions(found, side)
-    columns, rows = _inside(horizontal), _inside(vertical)
+        return Likeness(float("inf"), -1.0)
+    horizontal, vertical = positions(found, side)
     # The overlap as a share of `one`, and of `other`.
-    overlap = columns.mean() * rows.mean()
+    overlap = inside(horizontal).mean() * inside(vertical).mean()
     if overlap * min(1.0, found[0] * found[2]) < _LEAST_OVERLAP:
-        return float("inf")
+        return Likeness(float("inf"), -1.0)
     # Reading between pixels smooths a little; smoothing both more leaves no difference of that.
-    one, moved = _smoothed(one), _moved(_smoothed(other), horizontal, vertical)
-    beyond = np.maximum(_outside(one, moved), _outside(moved, one))
+    one, there = _smoothed(one), moved(_smoothed(other), horizontal, vertical)
+    rows, columns = _inner(vertical), _inner(horizontal)
+    beyond = np.maximum(_outside(one, there), _outside(there, one))[rows][:, columns]
     # In fewer pixels, encoding and cuts change more of each.
-    return _largest_patch(beyond, _inner(vertical), _inner(horizontal)) * side / _SIDE
+    difference = float(_patch_means(beyond, side // 8).max()) * side / _SIDE
+    return Likeness(difference, _structure(one[rows][:, columns, 0], there[rows][:, columns, 0], side // 6))
 
 
-def _between(view_of_one: Box, view_of_other: Box) -> _Alignment:
-    """Scale and shift along x, then along y, from coordinates (-1 to 1) in one picture to those in the other."""
-    parts = []
-    for low, high in ((0, 2), (1, 3)):
-        first, last = view_of_one[low], view_of_one[high]
-        other_first, other_last = view_of_other[low], view_of_other[high]
-        scale = (other_last - other_first) / (last - first)
-        middle, other_middle = first + last - 1, other_first + other_last - 1
-        parts += [scale, other_middle - scale * middle]
-    return np.array(parts)
-
-
-def _aligned(one: NDArray[np.float32], other: NDArray[np.float32], start: _Alignment) -> _Alignment | None:
-    """The alignment that makes the grey pictures most alike, from coarse to fine; None where there is none."""
-    found = start
-    for level in _LEVELS:
-        side = min(level, len(one))
-        first, second = _resized(one, side), _resized(other, side)
-        along_y, along_x = np.gradient(second, axis=0), np.gradient(second, axis=1)
-        for _ in range(_STEPS):
-            horizontal, vertical = _positions(found, side)
-            inside = np.outer(_inside(vertical), _inside(horizontal))
-            if inside.mean() < _LEAST_OVERLAP / 2:
-                return None
-            moved, slope_x, slope_y = (_moved(part, horizontal, vertical) for part in (second, along_x, along_y))
-            place = _centres(side)
-            # A unit of coordinates is half a side.
-            slopes = np.stack([slope_x * place, slope_x, slope_y * place[:, None], slope_y]) * (side / 2)
-            slopes = (slopes * inside).reshape(4, -1)
-            residual = ((first - moved) * inside).reshape(-1)
-            normal = slopes @ slopes.T
-            normal[np.diag_indices(4)] += 1e-3 * np.trace(normal) / 4 + 1e-6
-            step = np.linalg.solve(normal, slopes @ residual)
-            found = found + np.clip(step, -0.1, 0.1)
-            if np.abs(step).max() < 0.2 / side:
-                break
-    return found
-
-
-def _positions(alignment: _Alignment, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where each column and each row of one picture lies in the other, in its pixels."""
-    place, half = _centres(side), side / 2
-    columns = (alignment[0] * place + alignment[1] + 1) * half - 0.5
-    return columns, (alignment[2] * place + alignment[3] + 1) * half - 0.5
-
-
-def _centres(side: int) -> NDArray[np.float64]:
-    """Coordinates of the middles of pixels; -1 and 1 are the edges of the picture."""
-    return (2 * np.arange(side) + 1) / side - 1
-
-
-def _inside(positions: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which positions lie in the picture; half a pixel of doubt is granted."""
-    return (positions > -0.5) & (positions < len(positions) - 0.5)
-
-
-def _inner(positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _inner(places: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which positions lie well within both pictures: a cut goes through pixels, and edges have one neighbour less."""
-    inside = (positions > 1) & (positions < len(positions) - 2)
-    inside[:2] = inside[-2:] = False
-    return inside
+    well = (places > 1) & (places < len(places) - 2)
+    well[:2] = well[-2:] = False
+    return well
 
 
-def _moved(
-    picture: NDArray[np.float32], horizontal: NDArray[np.float64], vertical: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """A picture read between its pixels at the crossings of rows and columns."""
-    return _between_pixels(_between_pixels(picture, vertical, 0), horizontal, 1)
-
-
-def _between_pixels(picture: NDArray[np.float32], positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
-    inside = positions.clip(0, picture.shape[axis] - 1)
-    low = np.minimum(inside.astype(np.int64), picture.shape[axis] - 2)
-    shape = [1] * picture.ndim
-    shape[axis] = -1
-    share = (inside - low).astype(np.float32).reshape(shape)
-    between: NDArray[np.float32] = picture.take(low, axis) * (1 - share) + picture.take(low + 1, axis) * share
-    return between
+def _structure(one: NDArray[np.float32], other: NDArray[np.float32], size: int) -> float:
+    """How well brightness agrees in the least alike tenth of the patches."""
+    first, second = one.astype(np.float64), other.astype(np.float64)
+    mean, other_mean = _patch_means(first, size), _patch_means(second, size)
+    variance = _patch_means(first * first, size) - mean * mean
+    other_variance = _patch_means(second * second, size) - other_mean * other_mean
+    shared = _patch_means(first * second, size) - mean * other_mean
+    agreement = np.sort(((2 * shared + _NOISE) / (variance + other_variance + _NOISE)).ravel())
+    return float(agreement[: max(1, len(agreement) // 10)].mean())
 
 
 def _smoothed(picture: Thumbnail) -> Thumbnail:
@@ -181,27 +136,15 @@ def _outside(picture: Thumbnail, other: Thumbnail) -> NDArray[np.float32]:
     return beyond.clip(0)
 
 
-def _largest_patch(beyond: NDArray[np.float32], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> float:
-    """The mean of the patch with the largest mean; patches overlap by half."""
-    kept = beyond[rows][:, columns]
-    size = max(2, len(beyond) // _PATCH)
-    sums = np.pad(kept.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+def _patch_means(values: NDArray[np.floating], size: int) -> NDArray[np.float64]:
+    """The mean of each square of `size` pixels; the squares overlap by half, and the last ones touch the edge."""
+    height, width = values.shape
+    tall, wide = min(size, height), min(size, width)
+    sums = np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     step = max(1, size // 2)
-    last_row, last_column = max(1, kept.shape[0] - size + 1), max(1, kept.shape[1] - size + 1)
-    top = np.append(np.arange(0, last_row, step), last_row - 1)[:, None]
-    left = np.append(np.arange(0, last_column, step), last_column - 1)[None, :]
-    bottom, right = np.minimum(top + size, kept.shape[0]), np.minimum(left + size, kept.shape[1])
-    means = (sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]) / (
-        (bottom - top) * (right - left)
-    )
-    return float(means.max())
-
-
-def _resized(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """A picture with fewer pixels, by averages over areas."""
-    if len(picture) == side:
-        return picture
-    if picture.ndim == 2:
-        return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BOX))
-    channels = [_resized(np.ascontiguousarray(picture[..., channel]), side) for channel in range(3)]
-    return np.stack(channels, axis=2)
+    top = np.append(np.arange(0, height - tall, step), height - tall)[:, None]
+    left = np.append(np.arange(0, width - wide, step), width - wide)[None, :]
+    bottom, right = top + tall, left + wide
+    means: NDArray[np.float64] = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    means /= tall * wide
+    return means
