@@ -1,6 +1,6 @@
 """Captions a second: captune's decoding loop against transformers' `generate` with its dynamic cache.
 
-    python benchmarks/generate.py [--images 128] [--batch 32] [--rounds 3] [--beams 1] [--json]
+    python benchmarks/generate.py [--images 256] [--batch 32] [--rounds 2] [--beams 1] [--json]
 
 One process, one thread, the same random weights, the same features, A/B/A/B in turns; seconds are those that the
 processor worked, so that other programs on the machine do not count. Random weights never end a
@@ -10,7 +10,7 @@ that length. Three peers are shown: `generate` told where captions end (it runs 
 same with captune's stop criterion that decodes the tail of every row, and `generate` that is told nothing, as in the
 original project. The ratio is against the first, the quickest.
 
-Two shapes of a language model: `wide` (8 layers of 512), where a step's work grows with its rows, and `deep` (32 layers
+Two shapes of a language model: `wide` (the default, 8 layers of 512), where a step's work grows with its rows, and `deep` (32 layers
 of 128), where a step costs nearly the same for one row as for 32, as it does on a GPU.
 """
 
@@ -41,6 +41,7 @@ from captune.model.captioning import StopSymbol  # noqa: E402
 SHAPES = {"wide": (512, 8), "deep": (128, 32)}
 PREFIX, QUERIES, SUFFIX = 9, 32, 11
 VOCABULARY = 32_000
+"""LLaMA's."""
 EOS = 2
 LIMIT = 60
 TOKENS_PER_WORD = 1.35
@@ -226,11 +227,11 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=["wide"])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Engine = Literal["captune", "transformers"]
 """Who decodes: the loop of this room, or transformers' `generate`."""
 
-_REFILLED = 4
+_REFILLED = 8
 """New captions come in when one in so many slots is free: one at a time, their prompts would cost a step each."""
 
 

@@ -1,0 +1,26 @@
+"""Captions of whole collections: shards in, one whole file a shard out, whatever kills the work in between."""
+
+from __future__ import annotations
+
+from captune.bulk.job import Job, JobIdentity
+from captune.bulk.output import FORMATS
+from captune.bulk.progress import Progress
+from captune.bulk.shards import ParquetShard, PathShard, Shard, TarShard
+from captune.bulk.sources import Inputs, read_inputs
+from captune.bulk.work import ShardResult, caption_shard, run_shards
+
+__all__ = [
+    "FORMATS",
+    "Inputs",
+    "Job",
+    "JobIdentity",
+    "ParquetShard",
+    "PathShard",
+    "Progress",
+    "Shard",
+    "ShardResult",
+    "TarShard",
+    "caption_shard",
+    "read_inputs",
+    "run_shards",
+]

@@ -1,0 +1,200 @@
+"""Shards: parts of a collection that are captioned by one worker into one file.
+
+Image files are cut into shards of equal size; a webdataset tar or a parquet file is a shard as it is.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from captune.data.images import IMAGE_SUFFIXES
+from captune.errors import DataError
+
+__all__ = ["Entry", "Item", "ParquetShard", "PathShard", "Rejected", "Shard", "TarShard"]
+
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
+_ID_COLUMNS = ("id", "image_id", "__key__", "key", "uid", "file_name", "filename", "path")
+_ROWS = 64
+"""Rows of a parquet file that are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image.
+
+    Attributes:
+        id: names it in the output.
+        image: where it is, for people.
+        payload: its path, or the bytes of its file.
+    """
+
+    id: str
+    image: str
+    payload: Path | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One image, or one place of an archive, that cannot be captioned.
+
+    Attributes:
+        id: names it.
+        image: where it is.
+        reason: a sentence.
+    """
+
+    id: str
+    image: str
+    reason: str
+
+
+Entry: TypeAlias = Item | Rejected
+
+
+@dataclass(frozen=True)
+class PathShard:
+    """Image files.
+
+    Attributes:
+        name: of the shard, and of its output file.
+        entries: id and path of each image.
+    """
+
+    name: str
+    entries: tuple[tuple[str, str], ...]
+
+    @property
+    def count(self) -> int | None:
+        """Number of images."""
+        return len(self.entries)
+
+    def items(self) -> Iterator[Entry]:
+        """The images, in order."""
+        for name, path in self.entries:
+            yield Item(name, path, Path(path))
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A webdataset tar: members of one name and several endings belong together, one of them an image.
+
+    Attributes:
+        name: of the shard, and of its output file.
+        path: of the tar; `.tar.gz` is unpacked on the way.
+    """
+
+    name: str
+    path: str
+
+    @property
+    def count(self) -> int | None:
+        """Unknown before it is read."""
+        return None
+
+    def items(self) -> Iterator[Entry]:
+        """The images, in order; where the archive is broken, what is wrong with it comes last."""
+        try:
+            # Read as a stream: one member at a time is in memory, and no index is made of the others.
+            with tarfile.open(self.path, "r|*") as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name)
+                    if not member.isfile() or name.suffix.lower() not in IMAGE_SUFFIXES:
+                        continue
+                    file = archive.extractfile(member)
+                    data = b"" if file is None else file.read()
+                    where = f"{self.path}:{member.name}"
+                    # As in webdataset, the key of a sample ends at the first dot of its file's name.
+                    key = (name.parent / name.name.split(".", 1)[0]).as_posix()
+                    if len(data) != member.size:
+                        yield Rejected(key, where, f"the archive '{self.path}' ends in the middle of this image.")
+                    else:
+                        yield Item(key, where, data)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            yield Rejected(self.path, self.path, f"the archive '{self.path}' is broken from here on: {reason}.")
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """A parquet file with a column of images: the bytes of files, Hugging Face's `{bytes, path}`, or paths.
+
+    Attributes:
+        name: of the shard, and of its output file.
+        path: of the file.
+        image_column: None finds it by its name.
+        id_column: None finds it by its name; without one, ids are the file's name and the row.
+    """
+
+    name: str
+    path: str
+    image_column: str | None = None
+    id_column: str | None = None
+
+    @property
+    def count(self) -> int | None:
+        """Number of rows, read off the file's end."""
+        from pyarrow import ArrowException, parquet
+
+        try:
+            rows: int = parquet.read_metadata(self.path).num_rows
+        except (ArrowException, OSError):
+            return None
+        return rows
+
+    def items(self) -> Iterator[Entry]:
+        """The images, in order; where the file is broken, what is wrong with it comes last.
+
+        Raises:
+            DataError: there is no column of images; the message names those that there are.
+        """
+        from pyarrow import ArrowException, parquet
+
+        row = 0
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                names = file.schema_arrow.names
+                image = self._column(names, self.image_column, _IMAGE_COLUMNS, "images")
+                chosen = self._column(names, self.id_column, _ID_COLUMNS, None)
+                key = None if chosen == image else chosen
+                columns = [image] if key is None else [image, key]
+                for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+                    for values in batch.to_pylist():
+                        own = values.get(key) if key is not None else None
+                        yield self._item(row, None if own is None else str(own), values[image])
+                        row += 1
+        except (ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            yield Rejected(f"{self.path}:{row}", self.path, f"'{self.path}' is broken from row {row} on: {reason}.")
+
+    def _item(self, row: int, key: str | None, value: Any) -> Entry:
+        where = f"{self.path}:{row}"
+        name = key if key is not None else f"{Path(self.path).stem}:{row}"
+        path = None
+        if isinstance(value, dict):
+            value, path = value.get("bytes"), value.get("path")
+        if isinstance(value, bytes):
+            return Item(name, where, value)
+        text = value if isinstance(value, str) else path
+        if isinstance(text, str) and text:
+            return Item(name, text, Path(self.path).parent / text)
+        return Rejected(name, where, f"row {row} of '{self.path}' holds no image.")
+
+    def _column(self, names: list[str], asked: str | None, usual: tuple[str, ...], needed: str | None) -> str | None:
+        if asked is not None:
+            if asked not in names:
+                raise DataError(f"'{self.path}' has no column '{asked}'; it has {', '.join(names)}.")
+            return asked
+        found = next((name for name in usual if name in names), None)
+        if found is None and needed is not None:
+            raise DataError(
+                f"'{self.path}' has no column of {needed} that is known by its name; it has {', '.join(names)}. Name "
+                "it with --image-column."
+            )
+        return found
+
+
+Shard: TypeAlias = PathShard | TarShard | ParquetShard

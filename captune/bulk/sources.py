@@ -1,0 +1,132 @@
+"""What people give as input: images, folders, lists, manifests, parquet files, webdataset tars."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from captune.bulk.shards import ParquetShard, TarShard
+from captune.data.images import IMAGE_SUFFIXES
+from captune.data.manifest import iter_manifest, resolve_image
+from captune.errors import DataError
+
+__all__ = ["Inputs", "read_inputs"]
+
+_TARS = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass
+class Inputs:
+    """What there is to caption.
+
+    Attributes:
+        paths: id to path of each image file, in order; an id stands for one image only.
+        archives: tars and parquet files.
+        repeated: how many images were named more than once; they are captioned once.
+    """
+
+    paths: dict[str, str] = field(default_factory=dict)
+    archives: list[TarShard | ParquetShard] = field(default_factory=list)
+    repeated: int = 0
+
+    def add(self, name: str, path: Path) -> None:
+        """Take in an image file.
+
+        Raises:
+            DataError: another image has the same id.
+        """
+        if name not in self.paths:
+            self.paths[name] = str(path)
+        elif self.paths[name] == str(path):
+            self.repeated += 1
+        else:
+            raise DataError(f"two images have the id '{name}': '{self.paths[name]}' and '{path}'; caption them apart.")
+
+
+def read_inputs(
+    inputs: Sequence[str],
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+) -> Inputs:
+    """List what is to be captioned.
+
+    Args:
+        inputs: each an image, a folder (searched with its subfolders for images, tars and parquet files), a manifest
+            (`.jsonl`), a list of paths (`.txt`, one a line, relative to the list), a tar or a parquet file.
+        split: of manifests; all of them by default.
+        image_column: of parquet files.
+        id_column: of parquet files.
+
+    Returns:
+        The images. An id is the path as given, below a folder the path relative to it, in a manifest its own; where
+        several folders are given, ids begin with the folder.
+
+    Raises:
+        DataError: an input is not there, is of no known kind, or holds nothing; or two images have one id.
+    """
+    found = Inputs()
+    folders = sum(os.path.isdir(given) for given in inputs)
+    for given in inputs:
+        before = len(found.paths) + len(found.archives) + found.repeated
+        for name, path in _listed(given, many=folders > 1, split=split):
+            lowered = path.name.lower()
+            if lowered.endswith(_TARS):
+                found.archives.append(TarShard(_shard_name(name), str(path)))
+            elif lowered.endswith(".parquet"):
+                found.archives.append(ParquetShard(_shard_name(name), str(path), image_column, id_column))
+            else:
+                found.add(name, path)
+        if len(found.paths) + len(found.archives) + found.repeated == before:
+            raise DataError(f"there are no images in '{given}'; expected files such as .jpg or .png, .tar or .parquet.")
+    names = [archive.name for archive in found.archives]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"two archives would be written to the same file '{twice}'; caption them apart.")
+    return found
+
+
+def _listed(given: str, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
+    """Ids and paths that one input stands for."""
+    path = Path(given)
+    lowered = path.name.lower()
+    if path.is_dir():
+        for relative in sorted(_below(path)):
+            yield (f"{path.as_posix().rstrip('/')}/{relative}" if many else relative), path / relative
+    elif not path.exists():
+        raise DataError(f"there is no file or folder '{given}'.")
+    elif lowered.endswith((".jsonl", ".jsonl.gz")):
+        for sample in iter_manifest(path, split):
+            yield sample.id, resolve_image(path, sample.image)
+    elif lowered.endswith(".txt"):
+        for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            if line.strip():
+                yield line.strip(), path.parent / line.strip()
+    elif lowered.endswith((*_TARS, ".parquet", *IMAGE_SUFFIXES)):
+        yield (path.name if lowered.endswith((*_TARS, ".parquet")) else given), path
+    else:
+        raise DataError(
+            f"'{given}' is no image, folder, manifest (.jsonl), list of paths (.txt), .tar or .parquet that is known "
+            "by its ending."
+        )
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Relative paths, with `/`, of what can be captioned; links to folders are not followed, so no loop arises."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            lowered = name.lower()
+            if not name.startswith(".") and lowered.endswith((*IMAGE_SUFFIXES, *_TARS, ".parquet")):
+                yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def _shard_name(name: str) -> str:
+    """A file name for the output of an archive."""
+    stem = name
+    for ending in (*_TARS, ".parquet"):
+        stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).lstrip(".") or "archive"

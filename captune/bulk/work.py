@@ -1,0 +1,158 @@
+"""The work on shards: decode ahead in threads, caption in batches, put what is bad aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from captune.bulk.job import Job
+from captune.bulk.output import Row
+from captune.bulk.progress import Progress
+from captune.bulk.shards import Entry, Rejected, Shard
+from captune.data.lookahead import in_order
+from captune.errors import DataError
+
+if TYPE_CHECKING:
+    from captune.captioner import Captioner
+    from captune.decoding import DecodingOptions
+
+__all__ = ["Captions", "ShardResult", "caption_entries", "caption_shard", "run_shards"]
+
+_BATCHES = 4
+"""Images that are handed to the captioner at once, in batches: rows that end early make room for others among them."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A captioner with its settings, as a job uses it.
+
+    Attributes:
+        captioner: captions.
+        options: how it decodes.
+        instruction: what is asked of every image; None is the captioner's own.
+        workers: threads that decode images; as many as processors by default, at most eight.
+    """
+
+    captioner: Captioner
+    options: DecodingOptions
+    instruction: str | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What came of a shard.
+
+    Attributes:
+        captions: rows of its output file.
+        rejected: rows of its quarantine.
+    """
+
+    captions: list[Row]
+    rejected: list[Row]
+
+
+def caption_entries(
+    captions: Captions, entries: Iterator[Entry], on_count: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Caption images as they come.
+
+    Args:
+        captions: the captioner.
+        entries: images, read as they are needed.
+        on_count: called with the numbers of images captioned and rejected since the last call.
+
+    Yields:
+        Rows of captions and rows of rejected images, both in the order of the entries, chunk by chunk.
+    """
+
+    def prepare(entry: Entry) -> Any:
+        if isinstance(entry, Rejected):
+            return DataError(entry.reason)
+        try:
+            return captions.captioner.prepare(entry.payload, entry.image)
+        except (DataError, OSError) as error:
+            # Whatever one file does must not stop the others; the message names it.
+            return error
+
+    good: list[tuple[Entry, Any]] = []
+    bad: list[Row] = []
+    size = captions.options.batch_size * _BATCHES
+    # No more lies decoded than two chunks, whatever the size of the images.
+    for entry, made in in_order(entries, prepare, captions.workers, ahead=size):
+        if isinstance(made, Exception):
+            bad.append({"id": entry.id, "image": entry.image, "reason": " ".join(str(made).split())})
+        else:
+            good.append((entry, made))
+        if len(good) >= size:
+            yield _caption(captions, good, bad, on_count)
+            good, bad = [], []
+    if good or bad:
+        yield _caption(captions, good, bad, on_count)
+
+
+def _caption(
+    captions: Captions,
+    good: list[tuple[Entry, Any]],
+    bad: list[Row],
+    on_count: Callable[[int, int], None] | None,
+) -> tuple[list[Row], list[Row]]:
+    rows: list[Row] = []
+    if good:
+        made = captions.captioner.generate(
+            [prepared for _, prepared in good],
+            captions.instruction,
+            captions.options,
+            keys=[entry.id for entry, _ in good],
+        )
+        rows = [
+            {"id": entry.id, "image": entry.image, "caption": caption.text, "stopped": caption.stopped}
+            for (entry, _), caption in zip(good, made, strict=True)
+        ]
+    if on_count is not None:
+        on_count(len(rows), len(bad))
+    return rows, bad
+
+
+def caption_shard(captions: Captions, shard: Shard, on_count: Callable[[int, int], None] | None = None) -> ShardResult:
+    """Caption a shard; an id that stands in it twice is captioned once and noted in the quarantine.
+
+    Args:
+        captions: the captioner.
+        shard: what to caption.
+        on_count: called with the numbers of images captioned and rejected since the last call.
+    """
+    result = ShardResult([], [])
+    for rows, bad in caption_entries(captions, _once(shard.items()), on_count):
+        result.captions.extend(rows)
+        result.rejected.extend(bad)
+    return result
+
+
+def run_shards(captions: Captions, job: Job, shards: Sequence[Shard], progress: Progress | None = None) -> None:
+    """Caption shards one after the other in this process; each is whole on the disk before the next begins.
+
+    Args:
+        captions: the captioner.
+        job: whose shards they are.
+        shards: those to work on; what another worker finished meanwhile is passed over.
+        progress: is told how far it is.
+    """
+    for shard in shards:
+        if not job.is_done(shard):
+            result = caption_shard(captions, shard, None if progress is None else progress.count)
+            job.write(shard, result.captions, result.rejected)
+        if progress is not None:
+            progress.shard_done()
+
+
+def _once(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Entries, a second one of the same id rejected."""
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            yield Rejected(entry.id, entry.image, f"the id '{entry.id}' stands in this shard already.")
+        else:
+            seen.add(entry.id)
+            yield entry

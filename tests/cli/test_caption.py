@@ -1,0 +1,132 @@
+"""`captune caption` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from programs import Finished
+
+from captune.cli import app, call
+from captune.cli import run as as_program
+
+
+@pytest.fixture(scope="module")
+def photos(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for file in sorted((toy_data / "flickr30k-images").iterdir())[:6]:
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, as the program calls it."""
+
+    def command(*words: object, name: str = "caption") -> Finished:
+        given = ["toy", *map(str, words)] if name == "caption" else list(map(str, words))
+        code = as_program(lambda: call(app, [name, *given]))
+        said = capfd.readouterr()
+        return Finished(code, said.out, said.err)
+
+    return command
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_image_and_several(run: Run, photos: Path) -> None:
+    files = sorted(photos.iterdir())
+    one = run(files[0])
+    assert one.code == 0
+    assert len(one.out.splitlines()) == 1
+    assert len(one.out.split()) > 3
+    several = run(*files[:3])
+    found = [json.loads(line) for line in several.out.splitlines()]
+    assert [row["image"] for row in found] == [str(file) for file in files[:3]]
+    assert found[0]["caption"] == one.out.strip()
+    assert set(found[0]) == {"id", "image", "caption", "stopped"}
+
+
+def test_a_folder_into_shards_with_bad_files(run: Run, photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    (images / "bad.jpg").write_bytes(b"no image")
+    done = run(images, "--out", tmp_path / "out", "--shard-size", 3)
+    assert done.code == 2
+    assert "7 of 7 images, 1 in quarantine, 3/3 shards" in done.err
+    assert "1 images could not be captioned" in done.err
+    assert "images/s" in done.err
+    shards = sorted((tmp_path / "out").glob("images-*.jsonl"))
+    captions = [row for shard in shards for row in rows(shard)]
+    assert [row["id"] for row in captions] == sorted(path.name for path in photos.iterdir())
+    (quarantined,) = rows(tmp_path / "out" / "quarantine.jsonl")
+    assert quarantined["id"] == "bad.jpg"
+    assert "no image file" in str(quarantined["reason"])
+    times = {shard: shard.stat().st_mtime_ns for shard in shards}
+    again = run(images, "--out", tmp_path / "out", "--shard-size", 3)
+    assert again.code == 2
+    assert "0 of 0 images, 3/3 shards" in again.err
+    assert {shard: shard.stat().st_mtime_ns for shard in shards} == times
+    other = run(images, "--out", tmp_path / "out", "--shard-size", 3, "--beams", 2)
+    assert other.code == 2
+    assert "holds captions with decoding 'greedy,max40', and now it is 'beam2,lp1,max40'" in other.err
+
+
+def test_one_file_and_more_images_later(run: Run, photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    files = sorted(photos.iterdir())
+    for file in files[:4]:
+        shutil.copyfile(file, images / file.name)
+    out = tmp_path / "captions.jsonl"
+    assert run(images, "--out", out).code == 0
+    first = rows(out)
+    assert [row["id"] for row in first] == [file.name for file in files[:4]]
+    for file in files[4:]:
+        shutil.copyfile(file, images / file.name)
+    more = run(images, "--out", out)
+    assert more.code == 0
+    assert "2 of 2 images" in more.err
+    assert "4 images were captioned before" in more.err
+    assert rows(out)[:4] == first
+    assert {row["id"] for row in rows(out)} == {file.name for file in files}
+    scored = run("--references", out, "--predictions", out, "--json", name="score")
+    assert scored.code == 0, scored.err
+
+
+def test_text_files_beside_the_images(run: Run, photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    files = sorted(images.iterdir())
+    files[1].with_suffix(".txt").write_text("my own words\n")
+    done = run(images, "--txt")
+    assert done.code == 0
+    assert "5 captions were written" in done.err
+    assert "1 had a text file already" in done.err
+    assert files[1].with_suffix(".txt").read_text() == "my own words\n"
+    assert all(len(file.with_suffix(".txt").read_text().split()) > 2 for file in files)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("absent.jpg",), "there is no file or folder 'absent.jpg'"),
+        ((".", "--beams", "0"), "beams is 0"),
+        ((".", "--part", "3/2", "--out", "x"), "expected K/N"),
+        ((".", "--txt", "--out", "x"), "--txt writes beside image files"),
+    ],
+)
+def test_wrong_words(run: Run, photos: Path, tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
+    given = [str(photos) if word == "." else word for word in words]
+    done = run(*given)
+    assert done.code == 2
+    assert sentence in done.err
+    assert sum(line.startswith("captune: ") for line in done.err.splitlines()) == 1
