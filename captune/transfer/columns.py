@@ -64,7 +64,7 @@ def evaluation_sets(
 
     Args:
         config: of the run, whose own evaluation images are home.
-        data: manifests, each with `:SPLIT` behind it where the split is not to be guessed.
+        data: manifests, each with `:SPLIT` behind it where the split is not to be guessed; home is passed over.
         split: of all that do not name one; by default the run's, or the only one that is not for training.
         listener: is told how far the leak guard is.
 
@@ -75,6 +75,8 @@ def evaluation_sets(
     for source in data:
         path, own = _path_and_split(source)
         chosen = own or _split(path, split or config.data.evaluate_split, asked=split is not None)
+        if chosen == sets[0].split and path.exists() and path.samefile(sets[0].manifest):
+            continue  # home was named among the others
         section = config.data.model_copy(update={"evaluate": path, "evaluate_split": chosen})
         sets.append(evaluation_set(config.model_copy(update={"data": section}), listener))
     return _named(sets)

@@ -178,6 +178,10 @@ def test_sets_get_names_and_splits_of_their_own(tmp_path: Path) -> None:
         ("b-val", "val"),
         ("other-train", "train"),
     ]
+    assert [chosen.name for chosen in evaluation_sets(config, [str(tmp_path / "a/manifest.jsonl"), others[0]])] == [
+        "a",
+        "b",
+    ]
     write_manifest(tmp_path / "three.jsonl", [Sample(s, "x.jpg", ("A .",), s) for s in ("val", "dev", "more")])
     with pytest.raises(DataError, match=r"it has val \(1\), dev \(1\), more \(1\)\. Name one with --split"):
         evaluation_sets(config, [str(tmp_path / "three.jsonl")])
