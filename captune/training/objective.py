@@ -111,7 +111,7 @@ class Objective:
         wanted = self._gradient(self.plain_loss(samples, features))
         try:
             difference = float((self._gradient(self.loss(samples, features)) - wanted).norm() / wanted.norm())
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = f"this language model does not take packed rows ({' '.join(str(error).split())[:120]})"
         else:
             if difference <= (EXACT_IN_HALF if half else EXACT):
@@ -168,8 +168,15 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
     embeddings = model.embed(batch.input_ids, model.project(features))
     given = {
         "inputs_embeds": embeddings,
-        "attention_mask": batch.attention_mask,
+        "attention_mask": _mask_for(model, batch.attention_mask, embeddings.dtype),
         "position_ids": batch.position_ids,
         **settings,
     }
     return loss_at(model.llm, given, batch.rows, batch.columns, batch.targets)
+
+
+def _mask_for(model: MiniGPT4, sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (B, 1, S, C + S) as the language model's attention takes it: eager attention adds it to the scores."""
+    if model.llm.config.get_text_config(decoder=True)._attn_implementation != "eager":
+        return sees
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)

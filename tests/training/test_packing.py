@@ -42,11 +42,13 @@ EXACT_FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 4.0, "num_key_value_heads": 2},
     "cohere": {"logit_scale": 0.25},
     "gpt_neox": {},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 48},
 }
 WRONG_FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 24, "num_key_value_heads": 2},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "expansion_ratio": 2},
+    "mamba": {"state_size": 8},
     "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 32},
 }
 
