@@ -329,7 +329,7 @@ def _falls(metric: str, best: CheckpointScores, last: CheckpointScores) -> bool:
     if metric not in best.intervals:
         return _better(metric, change) <= -VISIBLE
     low, high = best.intervals[metric]
-    return last.corpus[metric] < low if _better(metric, 1.0) > 0 else last.corpus[metric] > high
+    return bool(last.corpus[metric] < low if _better(metric, 1.0) > 0 else last.corpus[metric] > high)
 
 
 def _without_nan(tree: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
+from captune.report.fields import LARGEST
 from captune.report.sentences import analysis_markdown, percent
 
 
@@ -189,10 +190,10 @@ def test_percent(share: float, text: str) -> None:
     assert percent(share) == text
 
 
-scores = st.none() | st.floats(0, 10) | st.just(math.nan) | st.sampled_from([0.0, 1e-9, 1e308, -1.0])
+scores = st.none() | st.floats(0, 10) | st.just(math.nan) | st.sampled_from([0.0, 1e-9, LARGEST, -1.0])
 
 
-@example([{"CIDEr": 1.0}, {"CIDEr": 1e308}])
+@example([{"CIDEr": 1.0}, {"CIDEr": LARGEST}])
 @given(
     st.lists(st.dictionaries(st.sampled_from(["BLEU-4", "CIDEr", "new"]), scores, min_size=1), min_size=1, max_size=7)
 )
