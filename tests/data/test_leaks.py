@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from captune.data.leaks.manifests import compare_manifests, leak_problems
 from captune.data.leaks.pixels import compare, read_thumbnail
 from captune.data.leaks.store import FingerprintStore
 from captune.data.manifest import Sample, write_manifest
-from captune.errors import DataError
+from captune.errors import DataError, MissingExtraError
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import Layout, Scene, Subject, scenes
 
@@ -177,8 +179,6 @@ def test_candidates_name_each_pair_once_with_its_best_view() -> None:
 
 
 def test_hostile_files_are_counted_and_stop_nothing(drawn: list[Path], tmp_path: Path) -> None:
-    import os
-
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -238,3 +238,11 @@ def test_manifests_are_compared_with_their_lines(drawn: list[Path], tmp_path: Pa
         compare_manifests(tmp_path / "other.jsonl", tmp_path / "other.jsonl")
     with pytest.raises(DataError, match="no images of the split 'tain'"):
         compare_manifests(tmp_path / "train.jsonl", tmp_path / "other.jsonl", train_split="tain")
+
+
+def test_without_the_library_one_sentence_says_what_to_install(
+    drawn: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    with pytest.raises(MissingExtraError, match=r"the leak guard needs the extra 'data'; install it with: pip install"):
+        find_leaks(files(drawn[:2], "t"), files(drawn[2:3], "e"), store=None)
