@@ -9,7 +9,8 @@ from typing import Any
 
 from captune.apps.rating.design import Design, StudyOptions, Task, draw_design
 from captune.apps.rating.material import Material
-from captune.apps.rating.store import Rater, Store
+from captune.apps.rating.store import Store
+from captune.apps.rating.tables import Rater
 from captune.apps.rating.trials import trials_of
 from captune.data.atomic import atomic_folder
 from captune.data.images import load_image

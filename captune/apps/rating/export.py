@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from captune.apps.rating.design import CRITERIA
+from captune.apps.rating.findings import Results
 from captune.apps.rating.judgements import points
-from captune.apps.rating.results import Results
 from captune.apps.rating.store import Store
 from captune.data.atomic import atomic_file
 

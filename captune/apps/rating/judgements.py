@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from captune.apps.rating.design import CRITERIA, Caption
-from captune.apps.rating.store import Answer, Store
+from captune.apps.rating.store import Store
+from captune.apps.rating.tables import Answer
 from captune.apps.rating.trials import Trial
 
 __all__ = ["Judgements", "Preference", "Rating", "points", "preference", "read_judgements", "rival_systems"]

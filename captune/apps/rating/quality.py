@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from captune.apps.rating.judgements import points, preference
-from captune.apps.rating.store import Answer, Rater, Store
+from captune.apps.rating.store import Store
+from captune.apps.rating.tables import Answer, Rater
 from captune.apps.rating.trials import Trial
 
 __all__ = ["LOW_PRECISION", "RaterQuality", "attention_passed", "rater_quality"]

@@ -17,8 +17,9 @@ from captune.apps.http import LOCAL_HOSTS, Guard
 from captune.apps.rating.create import picture_path
 from captune.apps.rating.design import CRITERIA
 from captune.apps.rating.export import answers_csv
+from captune.apps.rating.findings import Results
 from captune.apps.rating.pages import STATIC, page, preferred_language, static_file
-from captune.apps.rating.results import Results, compute_results
+from captune.apps.rating.results import compute_results
 from captune.apps.rating.store import Store
 from captune.apps.rating.trials import Trial
 

@@ -19,67 +19,20 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from captune.apps.rating.design import Caption, Design, StudyOptions
+from captune.apps.rating.tables import SCHEMA, Answer, Rater
 from captune.apps.rating.trials import Trial
 from captune.errors import InputError
 
-__all__ = ["DATABASE", "Answer", "Rater", "Store"]
+__all__ = ["DATABASE", "Store"]
 
 DATABASE = "study.sqlite"
 
 FORMAT = 1
-
-_SCHEMA = """
-CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE image (place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, stratum INTEGER NOT NULL) STRICT;
-CREATE TABLE caption (place INTEGER PRIMARY KEY, image INTEGER NOT NULL REFERENCES image, text TEXT NOT NULL,
-                      systems TEXT NOT NULL) STRICT;
-CREATE TABLE rater (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
-CREATE TABLE trial (rater INTEGER NOT NULL REFERENCES rater, position INTEGER NOT NULL, part TEXT NOT NULL,
-                    kind TEXT NOT NULL, image INTEGER NOT NULL REFERENCES image, captions TEXT NOT NULL,
-                    expected INTEGER, repeats INTEGER, PRIMARY KEY (rater, position)) STRICT, WITHOUT ROWID;
-CREATE TABLE answer (rater INTEGER NOT NULL, position INTEGER NOT NULL, value TEXT NOT NULL, seconds REAL,
-                     time REAL NOT NULL, PRIMARY KEY (rater, position),
-                     FOREIGN KEY (rater, position) REFERENCES trial) STRICT, WITHOUT ROWID;
-CREATE TABLE history (serial INTEGER PRIMARY KEY, rater INTEGER NOT NULL, position INTEGER NOT NULL,
-                      event TEXT NOT NULL, value TEXT NOT NULL, time REAL NOT NULL) STRICT;
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Rater:
-    """A person with a link.
-
-    Attributes:
-        number: from 0.
-        name: that the study's owner knows them by; raters never see it.
-    """
-
-    number: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a rater said on one screen.
-
-    Attributes:
-        rater: number.
-        position: of the screen.
-        value: "first", "second" or "tie" as shown, or four digits from 1 to 5 in the order of `CRITERIA`.
-        seconds: from the page's showing to the answer; None where the server was started anew in between.
-        time: seconds since 1970.
-    """
-
-    rater: int
-    position: int
-    value: str
-    seconds: float | None
-    time: float
 
 
 class Store:
@@ -126,7 +79,7 @@ class Store:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(file)
         try:
-            connection.executescript(_SCHEMA)
+            connection.executescript(SCHEMA)
             facts = {
                 **settings,
                 "format": FORMAT,

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from starlette.concurrency import run_in_threadpool
 
 from captune.apps.serving.checkpoints import ServedModel
-from captune.apps.serving.engine import Engine, Event, Job
+from captune.apps.serving.engine import Engine
 from captune.apps.serving.errors import APIError
+from captune.apps.serving.jobs import Event, Job
 from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.pool import ImagePool
 from captune.apps.serving.questions import ImageLimits, layout_prompt, read_messages

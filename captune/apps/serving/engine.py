@@ -6,30 +6,25 @@ a `DecodingLoop` of its own; groups take steps in turns, so that two checkpoints
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.errors import APIError
+from captune.apps.serving.group import Group
+from captune.apps.serving.jobs import Event, Job, Pixels
 from captune.apps.serving.measurements import Measurements
-from captune.decoding import DecodingLoop, DecodingOptions, Progress, Request, StopRule, generate_ids
+from captune.decoding import DecodingOptions
 from captune.decoding.backoff import is_out_of_memory
-from captune.decoding.generate import as_caption
-from captune.decoding.slots import unsupported
-from captune.decoding.stream import TextStream
 
-__all__ = ["Engine", "Event", "Job", "Pixels"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,70 +39,6 @@ GATHERED = 0.003
 
 REMEMBERED = 128
 """Images whose features are kept: a dialogue and a comparison of checkpoints ask of the same image again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """An image ready for the model.
-
-    Attributes:
-        key: tells it from others.
-        values: (3, S, S) float32.
-    """
-
-    key: str
-    values: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, values: NDArray[np.float32]) -> Pixels:
-        """Pixels named after what they are."""
-        return cls(hashlib.sha256(values.tobytes()).hexdigest(), values)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """News of a job: a piece of text, and with the last one how it ended.
-
-    Attributes:
-        piece: new text.
-        finish: None while it goes on, then "stop" or "length".
-        text: the whole answer, when it has ended.
-        tokens: tokens of the answer so far.
-        error: what went wrong; nothing follows.
-    """
-
-    piece: str = ""
-    finish: str | None = None
-    text: str = ""
-    tokens: int = 0
-    error: APIError | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One answer that is asked for.
-
-    Attributes:
-        checkpoint: its name.
-        prompt: token ids.
-        images: those of the prompt's slots, in order.
-        options: how to decode; their seed is 0, the asker's own is in `draws`.
-        draws: names the stream of draws when sampling.
-        tell: called with every event, in the engine's thread.
-        cancelled: set by whoever does not want it any more.
-        arrived: when, on the monotonic clock.
-        stream: what was told so far; kept when the job begins again.
-    """
-
-    checkpoint: str
-    prompt: tuple[int, ...]
-    images: tuple[Pixels, ...]
-    options: DecodingOptions
-    draws: str
-    tell: Callable[[Event], None]
-    cancelled: bool = False
-    arrived: float = field(default_factory=time.monotonic)
-    stream: TextStream | None = None
 
 
 class Engine:
@@ -130,7 +61,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._groups: dict[Any, _Group] = {}
+        self._groups: dict[Any, Group] = {}
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="captune-decoding", daemon=True)
 
@@ -214,7 +145,7 @@ class Engine:
         for key, jobs in coming.items():
             group = self._groups.get(key)
             if group is None:
-                group = self._groups[key] = _Group(self.served, jobs[0], self._slots, longest=key[2])
+                group = self._groups[key] = Group(self.served, jobs[0], self._slots, longest=key[2])
             try:
                 group.admit(jobs, [self._features_of(job) for job in jobs])
             except Exception as error:
@@ -222,7 +153,7 @@ class Engine:
             else:
                 self._measurements.batch.observe(group.active)
 
-    def _step(self, key: Any, group: _Group) -> None:
+    def _step(self, key: Any, group: Group) -> None:
         try:
             group.step()
         except Exception as error:
@@ -231,7 +162,7 @@ class Engine:
         if not group.active:
             del self._groups[key]
 
-    def _give_up(self, key: Any, group: _Group, error: Exception) -> None:
+    def _give_up(self, key: Any, group: Group, error: Exception) -> None:
         """End a group that failed; where memory was short, its jobs begin again with fewer at once."""
         del self._groups[key]
         if isinstance(error, RuntimeError) and is_out_of_memory(error) and self._slots > 1:
@@ -259,78 +190,6 @@ class Engine:
 
     def _features_of(self, job: Job) -> Tensor | None:
         return torch.cat([self._features[picture.key] for picture in job.images]) if job.images else None
-
-
-class _Group:
-    """Answers that are decoded together."""
-
-    def __init__(self, served: ServedModel, first: Job, slots: int, longest: int) -> None:
-        self._served = served
-        self._checkpoint = first.checkpoint
-        self._options = first.options
-        self._slots = slots
-        self._jobs: dict[int, Job] = {}
-        self._next = 0
-        model = served.model
-        self._loop: DecodingLoop | None = None
-        self._whole: list[Request] = []
-        if unsupported(model.llm, longest + first.options.max_new_tokens) is None:
-            stop = StopRule(served.processor)
-            self._loop = DecodingLoop(model, first.options, stop, slots=slots, longest_prompt=longest)
-
-    @property
-    def jobs(self) -> list[Job]:
-        return list(self._jobs.values())
-
-    @property
-    def active(self) -> int:
-        return len(self._jobs)
-
-    @property
-    def free(self) -> int:
-        return self._slots - len(self._jobs) if self._loop is None else self._loop.free
-
-    def admit(self, jobs: Sequence[Job], features: Sequence[Tensor | None]) -> None:
-        requests = []
-        for job, image_features in zip(jobs, features, strict=True):
-            requests.append(Request(self._next, job.prompt, image_features, job.draws))
-            if job.stream is None:
-                job.stream = TextStream(self._served.processor)
-            self._jobs[self._next] = job
-            self._next += 1
-        if self._loop is None:
-            self._whole += requests
-        else:
-            self._served.select(self._checkpoint)
-            self._loop.admit(requests)
-
-    def step(self) -> None:
-        """One more token for each; a language model that slots do not fit gives whole answers instead."""
-        self._served.select(self._checkpoint)
-        if self._loop is not None:
-            for progress in self._loop.step():
-                self._tell(progress)
-            return
-        requests, self._whole = self._whole, []
-        rows = generate_ids(self._served.model, requests, self._options)
-        for request, row in zip(requests, rows, strict=True):
-            self._tell(Progress(request.number, row, True))
-
-    def _tell(self, progress: Progress) -> None:
-        job = self._jobs[progress.number]
-        if progress.ended:
-            del self._jobs[progress.number]
-        if job.cancelled:
-            return
-        # With beams the best one may still become another.
-        piece = ""
-        if job.stream is not None and (progress.ended or self._options.beams == 1):
-            piece = job.stream.more(progress.ids, ended=progress.ended)
-        if progress.ended:
-            caption = as_caption(self._served.processor, progress.ids)
-            job.tell(Event(piece, "stop" if caption.stopped else "length", caption.text, caption.tokens))
-        elif piece:
-            job.tell(Event(piece, tokens=len(progress.ids)))
 
 
 def _kind(job: Job, context: int) -> tuple[str, DecodingOptions, int]:

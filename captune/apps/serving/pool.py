@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from captune.apps.serving.checkpoints import ServedModel
-from captune.apps.serving.engine import Pixels
 from captune.apps.serving.errors import APIError
+from captune.apps.serving.jobs import Pixels
 from captune.errors import DataError
 
 __all__ = ["ImagePool"]

@@ -24,7 +24,8 @@ from captune.apps.rating.correlation import row_kendall_tau_c, row_pearson, weig
 from captune.apps.rating.design import CRITERIA
 from captune.apps.rating.estimates import estimate, image_resamples
 from captune.apps.rating.export import answers_csv, write_results
-from captune.apps.rating.results import Results, compute_results
+from captune.apps.rating.findings import Results
+from captune.apps.rating.results import compute_results
 from captune.apps.rating.store import DATABASE, Store
 from captune.errors import InputError
 

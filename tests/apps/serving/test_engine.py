@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from captune.apps.serving.checkpoints import ServedModel, load_served
-from captune.apps.serving.engine import Engine, Event, Job, Pixels
+from captune.apps.serving.engine import Engine
 from captune.apps.serving.errors import APIError
+from captune.apps.serving.jobs import Event, Job, Pixels
 from captune.apps.serving.measurements import Measurements
 from captune.decoding import DecodingOptions
 from captune.errors import InputError, WeightsError

@@ -1,0 +1,104 @@
+"""Answers that are decoded together: of one checkpoint, in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from captune.apps.serving.checkpoints import ServedModel
+from captune.apps.serving.jobs import Event, Job
+from captune.decoding import DecodingLoop, Progress, Request, StopRule, generate_ids
+from captune.decoding.generate import as_caption
+from captune.decoding.slots import unsupported
+from captune.decoding.stream import TextStream
+
+__all__ = ["Group"]
+
+
+class Group:
+    """Some answers under way, each told piece by piece.
+
+    Args:
+        served: the model.
+        first: a job of the kind that comes in.
+        slots: most answers at once.
+        longest: tokens of the longest prompt that comes in.
+    """
+
+    def __init__(self, served: ServedModel, first: Job, slots: int, longest: int) -> None:
+        self._served = served
+        self._checkpoint = first.checkpoint
+        self._options = first.options
+        self._slots = slots
+        self._jobs: dict[int, Job] = {}
+        self._next = 0
+        model = served.model
+        self._loop: DecodingLoop | None = None
+        self._whole: list[Request] = []
+        if unsupported(model.llm, longest + first.options.max_new_tokens) is None:
+            stop = StopRule(served.processor)
+            self._loop = DecodingLoop(model, first.options, stop, slots=slots, longest_prompt=longest)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is under way."""
+        return list(self._jobs.values())
+
+    @property
+    def active(self) -> int:
+        """How many answers are under way."""
+        return len(self._jobs)
+
+    @property
+    def free(self) -> int:
+        """How many may still come in."""
+        return self._slots - len(self._jobs) if self._loop is None else self._loop.free
+
+    def admit(self, jobs: Sequence[Job], features: Sequence[Tensor | None]) -> None:
+        """Take in jobs.
+
+        Args:
+            jobs: at most `free` of them.
+            features: (I, Q, F) of each one's images.
+        """
+        requests = []
+        for job, image_features in zip(jobs, features, strict=True):
+            requests.append(Request(self._next, job.prompt, image_features, job.draws))
+            if job.stream is None:
+                job.stream = TextStream(self._served.processor)
+            self._jobs[self._next] = job
+            self._next += 1
+        if self._loop is None:
+            self._whole += requests
+        else:
+            self._served.select(self._checkpoint)
+            self._loop.admit(requests)
+
+    def step(self) -> None:
+        """One more token for each; a language model that slots do not fit gives whole answers instead."""
+        self._served.select(self._checkpoint)
+        if self._loop is not None:
+            for progress in self._loop.step():
+                self._tell(progress)
+            return
+        requests, self._whole = self._whole, []
+        rows = generate_ids(self._served.model, requests, self._options)
+        for request, row in zip(requests, rows, strict=True):
+            self._tell(Progress(request.number, row, True))
+
+    def _tell(self, progress: Progress) -> None:
+        job = self._jobs[progress.number]
+        if progress.ended:
+            del self._jobs[progress.number]
+        if job.cancelled:
+            return
+        # With beams the best one may still become another.
+        piece = ""
+        if job.stream is not None and (progress.ended or self._options.beams == 1):
+            piece = job.stream.more(progress.ids, ended=progress.ended)
+        if progress.ended:
+            caption = as_caption(self._served.processor, progress.ids)
+            job.tell(Event(piece, "stop" if caption.stopped else "length", caption.text, caption.tokens))
+        elif piece:
+            job.tell(Event(piece, tokens=len(progress.ids)))
