@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from captune import __version__
-from captune.captioner import MiniGPT4Captioner
+from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import RunConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
@@ -111,8 +111,25 @@ class Evaluation:
         identity = (fingerprint, self._config.model.instruction, str(self._options), __version__)
         return cached_captions(self.output / "cache" / "captions", identity, self.image_files, generate)
 
+    def caption_with(
+        self, captioner: Captioner, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Caption]:
+        """Caption the images with any captioner, asked what the run asks, or nothing if it takes no question."""
+        files = self.image_files
+        asked = None if captioner.instruction is None else self._config.model.instruction
+
+        def generate(places: list[int]) -> list[Caption]:
+            return captioner.caption_files([files[i] for i in places], asked, self._options, on_progress=on_progress)
+
+        return self.cached(captioner.fingerprint, generate)
+
     def add(
-        self, epoch: int | None, captions: Sequence[Caption], train_slice: Mapping[str, float] | None = None
+        self,
+        epoch: int | None,
+        captions: Sequence[Caption],
+        train_slice: Mapping[str, float] | None = None,
+        *,
+        name: str | None = None,
     ) -> CheckpointScores:
         """Score one checkpoint's captions and write them into the run.
 
@@ -120,6 +137,7 @@ class Evaluation:
             epoch: which epoch ended with this checkpoint, or None for the pretrained model.
             captions: one for each image, in the set's order.
             train_slice: the checkpoint's scores on a slice of the training images.
+            name: of the row, for captions of another captioner.
 
         Returns:
             The row that `scores.json` now ends with.
@@ -131,14 +149,14 @@ class Evaluation:
         unfinished = tuple(
             image.id for image, caption in zip(self.chosen.images, captions, strict=True) if not caption.stopped
         )
-        row = self._append(epoch, texts, unfinished, train_slice or {})
+        row = self._append(epoch, texts, unfinished, train_slice or {}, name)
         self._write(row)
         return row
 
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
         """Take up rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
-            self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice)
+            self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice, row.name)
 
     def has(self, epoch: int | None) -> bool:
         """Whether the checkpoint of this epoch is scored already."""
@@ -150,11 +168,12 @@ class Evaluation:
         texts: dict[str, str],
         unfinished: tuple[str, ...] | None,
         train_slice: Mapping[str, float],
+        name: str | None = None,
     ) -> CheckpointScores:
         scores = self._scorer.score(texts)
         tests = self._paired_tests(scores)
         row = CheckpointScores(
-            name=checkpoint_name(epoch),
+            name=name if name is not None else checkpoint_name(epoch),
             epoch=epoch,
             signature=scores.signature,
             leak=self.chosen.leak,
@@ -214,22 +233,38 @@ class Evaluation:
         }
 
 
-def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listener: Listener | None = None) -> RunScores:
+def evaluate_checkpoints(
+    config: RunConfig,
+    checkpoints: Sequence[Path],
+    listener: Listener | None = None,
+    *,
+    captioners: Sequence[str] = (),
+) -> RunScores:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
 
     Args:
         config: of the run; its output folder receives captions, scores, table and chart.
         checkpoints: folders that training wrote.
         listener: is told how far it is.
+        captioners: other models that caption the same images, such as transformers' image-text-to-text models.
 
     Returns:
-        All rows, the pretrained model first.
+        All rows, the pretrained model first, other captioners last.
 
     Raises:
         InputError: data, model or a checkpoint cannot be used.
     """
     tell = listener if listener is not None else _ignore
     evaluation = Evaluation(config, evaluation_set(config, tell))
+    _evaluate(config, evaluation, checkpoints, tell)
+    # The model is let go of before another one is loaded.
+    _compare(config, evaluation, captioners, tell)
+    write_report(config.output, evaluation.run_scores())
+    return evaluation.run_scores()
+
+
+def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> None:
+    """Caption and score the pretrained model and every checkpoint."""
     records = [read_record(folder) for folder in checkpoints]
     device = pick_device()
     model = load_model(config.model, device, parts=LANGUAGE)
@@ -258,8 +293,23 @@ def evaluate_checkpoints(config: RunConfig, checkpoints: Sequence[Path], listene
     for folder, record in zip(checkpoints, records, strict=True):
         load_trained(model, folder)
         evaluate(record.epoch)
-    write_report(config.output, evaluation.run_scores())
-    return evaluation.run_scores()
+
+
+def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], tell: Listener) -> None:
+    """Caption and score the same images with other captioners, one after the other."""
+    for path in captioners:
+
+        def compared(done: int, count: int, name: str = path) -> None:
+            tell({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
+
+        captioner = Captioner.from_pretrained(path, dtype=config.model.dtype)
+        row = evaluation.add(None, evaluation.caption_with(captioner, compared), name=_row_name(path))
+        tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
+
+
+def _row_name(path: str) -> str:
+    """What another captioner is called in tables: its hub id, or the last two parts of its folder."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _ignore(event: Event) -> None:

@@ -108,6 +108,37 @@ class Captioner(ABC):
             N captions, in float32 the same for an image whatever its batch is.
         """
 
+    def caption_files(
+        self,
+        files: Sequence[Path],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Caption image files, of which a few batches at a time are decoded.
+
+        Args:
+            files: N of them.
+            instruction: what is asked of every image; by default the captioner's own.
+            options: how to decode.
+            on_progress: called with (done, N) as captions are there.
+
+        Returns:
+            N captions, in their order.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+        """
+        size = 4 * (options or DecodingOptions()).batch_size
+        captions: list[Caption] = []
+        for start in range(0, len(files), size):
+            prepared = [made for _, made in in_order(files[start : start + size], self.prepare)]
+            captions.extend(self.generate(prepared, instruction, options))
+            if on_progress is not None:
+                on_progress(len(captions), len(files))
+        return captions
+
     def stream(
         self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None
     ) -> Iterator[str]:

@@ -45,6 +45,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Ask each line of a file, or of the lists en and zh that come along; repeatable."),
     ] = None,
+    captioner: Annotated[
+        list[str] | None,
+        typer.Option(help="Another captioner on the same images: a transformers image-text-to-text model; repeatable."),
+    ] = None,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
@@ -64,7 +68,7 @@ def evaluate(
         path, split = _path_and_split(sources[0], split)
         settings.append(f"data.evaluate={path}")
     settings += [f"data.evaluate_split={split}"] if split is not None else []
-    run_evaluation(config, settings, checkpoint, out)
+    run_evaluation(config, settings, checkpoint, out, captioner)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,13 @@ def _path_and_split(source: str, split: str | None) -> tuple[str, str | None]:
     return source, split
 
 
-def run_evaluation(config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None) -> None:
+def run_evaluation(
+    config: Path,
+    overrides: list[str],
+    checkpoints: list[Path] | None,
+    out: Path | None,
+    captioners: list[str] | None = None,
+) -> None:
     """Evaluate and print the table, the analysis and where the files are.
 
     Raises:
@@ -145,6 +155,6 @@ def run_evaluation(config: Path, overrides: list[str], checkpoints: list[Path] |
     if out is not None:
         settings = settings.model_copy(update={"output": out})
     with show_progress() as listener:
-        scores = evaluate_checkpoints(settings, checkpoints, listener)
+        scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
     print_report(scores, analyse(scores))
     typer.echo(f"\nTable, chart and captions are in {settings.output}", err=True)

@@ -115,4 +115,6 @@ class _Display:
 
 
 def _checkpoint(event: Event) -> str:
+    if "name" in event:
+        return str(event["name"])
     return "pretrained" if event["epoch"] is None else f"epoch{event['epoch']}"
