@@ -34,7 +34,7 @@ class ModelConfig(_Section):
     llm: str | None = Field(None, min_length=1)
     """Folder or hub id of a language model that a new projection joins with `vision`, instead of the model at path."""
     vision: str | None = Field(None, min_length=1)
-    """Folder or hub id of a SigLIP or CLIP model in front of `llm`; for eva_vit_g.pth use `captune convert`."""
+    """Folder or hub id of a SigLIP, CLIP or BLIP-2 model in front of `llm`; for eva_vit_g.pth use `captune convert`."""
     quantization: Literal["int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8"] | None = None
     """The language model in fewer bits: less memory, not less time; null is as it is. Needs the extra `quant`."""
     faults: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "dollars_are_padding"], ...] = ()

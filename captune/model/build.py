@@ -5,7 +5,6 @@ What joins them is new and random. Until it has been aligned on image-text pairs
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -13,18 +12,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionModel, SiglipVisionModel
-from transformers.utils import cached_file
+from transformers import AutoTokenizer
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.chat import conversation_of
 from captune.model.configuration import MiniGPT4Config
-from captune.model.language_model import language_config, load_language_model
+from captune.model.language_model import load_language_model
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS
 from captune.model.tokenizer import load_tokenizer
+from captune.model.towers import preview_tower, with_tower
 
 __all__ = ["ALIGNMENT_CONFIG", "build", "preview_parts"]
 
@@ -32,16 +31,6 @@ logger = logging.getLogger(__name__)
 
 ALIGNMENT_CONFIG = "train_configs/stage1_alignment.yaml"
 """The settings of stage 1, which a new projection has to go through before it is tuned."""
-
-_TOWERS: dict[str, Any] = {
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
-    "clip": CLIPVisionModel,
-    "clip_vision_model": CLIPVisionModel,
-}
-_SIGLIP_NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-SMALLEST_GROUP = 4
-"""Patches that are joined to one image token, at least, as in MiniGPT-v2: fewer tokens for the language model."""
 
 
 def build(
@@ -97,7 +86,8 @@ def build(
     elif qformer is not None:
         raise WeightsError(f"{qformer} belongs to the original's tower (eva_vit_g.pth), and {vision} is another one.")
     else:
-        model = _with_tower(llm, vision, dtype, llm_options)
+        model = with_tower(vision, llm, dtype)
+        model.llm = load_language_model(llm, dtype=dtype, **llm_options)
     model.processor = _converse(model.config, llm, conversation, max_target_tokens)
     _renew_projection(model, seed)
     logger.warning(
@@ -110,71 +100,19 @@ def build(
     return model
 
 
-def _with_tower(llm: str | Path, vision: str | Path, dtype: torch.dtype, llm_options: dict[str, Any]) -> MiniGPT4:
-    """A model of a SigLIP or CLIP tower and a language model, its processor still to come."""
-    given = _tower_config(vision)
-    try:
-        tower, loaded = _TOWERS[given.model_type].from_pretrained(str(vision), dtype=dtype, output_loading_info=True)
-    except Exception as error:  # broken files make the readers below transformers raise nearly anything
-        raise WeightsError(
-            f"The vision tower {vision} cannot be loaded: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if loaded["missing_keys"]:
-        raise WeightsError(f"The vision tower {vision} is incomplete; it has no '{min(loaded['missing_keys'])}'.")
-    with torch.device("meta"):
-        model = MiniGPT4(_config(llm, vision, tower.config, given.model_type), parts=())
-    model.vision = tower
-    model.llm = load_language_model(llm, dtype=dtype, **llm_options)
-    return model
-
-
-def _tower_config(vision: str | Path) -> Any:
-    """Configuration of a SigLIP or CLIP model, or of its vision part."""
-    try:
-        given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
-    if given.model_type not in _TOWERS:
-        raise WeightsError(f"{vision} is a {given.model_type}; expected eva_vit_g.pth, or a SigLIP or CLIP model.")
-    return given
-
-
-def _config(llm: str | Path, vision: str | Path, tower: Any, kind: str) -> MiniGPT4Config:
-    """What joins a tower, of this configuration, and a language model."""
-    patches = (tower.image_size // tower.patch_size) ** 2
-    normalisation = _normalisation(vision, kind)
-    return MiniGPT4Config(
-        vision_config=tower.to_dict(),
-        text_config=language_config(llm),
-        patches_per_token=next(n for n in range(min(SMALLEST_GROUP, patches), patches + 1) if patches % n == 0),
-        pixel_mean=normalisation.get("image_mean"),
-        pixel_std=normalisation.get("image_std"),
-    )
-
-
 def preview_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
     """Configuration and processor of the captioner that `build` would make, without any weights.
 
     Args:
         llm: folder or hub id of any causal language model.
-        vision: folder or hub id of a SigLIP or CLIP model.
+        vision: folder or hub id of a SigLIP, CLIP or BLIP-2 model.
 
     Raises:
         ConfigError: the chat template cannot be used.
         WeightsError: a part is missing, or of a kind that is not known here.
     """
-    given = _tower_config(vision)
-    config = _config(llm, vision, getattr(given, "vision_config", given), given.model_type)
+    config = preview_tower(vision, llm)
     return config, _converse(config, llm, None, config.max_target_tokens)
-
-
-def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
-    """Mean and deviation that a tower was trained with; empty where they are CLIP's, as those of the pixels are."""
-    if "siglip" not in kind:
-        return {}
-    file = cached_file(str(vision), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    stated = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
-    return {key: list(stated.get(key, default)) for key, default in _SIGLIP_NORMALISATION.items()}
 
 
 def _converse(

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     CLIPConfig,
     CLIPModel,
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
@@ -32,7 +36,7 @@ from captune.config import load_config, parse_config
 from captune.errors import ConfigError, WeightsError
 from captune.model import CONVERSATIONS, MiniGPT4
 from captune.model.adapter import read_record
-from captune.model.build import ALIGNMENT_CONFIG, build
+from captune.model.build import ALIGNMENT_CONFIG, build, preview_parts
 from captune.model.chat import conversation_of
 from captune.model.lora import attach_lora
 from captune.model.preview import preview_model
@@ -259,7 +263,7 @@ def test_clip_and_the_official_tower(llama3: Path, official_files: OfficialFiles
 def test_what_cannot_be_built(llama3: Path, siglip: Path, official_files: OfficialFiles, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of: vicuna-v0"):
         build(llm=llama3, vision=siglip, conversation="chatml")
-    with pytest.raises(WeightsError, match=r"is a llama; expected eva_vit_g\.pth, or a SigLIP or CLIP model"):
+    with pytest.raises(WeightsError, match=r"is a llama; expected eva_vit_g\.pth, or a SigLIP, CLIP or BLIP-2 model"):
         build(llm=llama3, vision=llama3)
     with pytest.raises(WeightsError, match=r"neither eva_vit_g\.pth nor a vision model"):
         build(llm=llama3, vision=tmp_path)
@@ -317,4 +321,56 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     tuned, new = MiniGPT4.from_pretrained(folder), build(llm=llama3, vision=siglip)
     assert not torch.equal(tuned.projection.weight, new.projection.weight)
     assert len(tuned.caption(PICTURE, max_new_tokens=3)) == 1
-    assert preview_model(config.model)[0].to_dict() == tuned.config.to_dict()
+    preview = preview_model(config.model)[0]
+    assert (preview.image_tokens, preview.feature_size) == (tuned.config.image_tokens, tuned.config.feature_size)
+    assert preview.wrapping == tuned.config.wrapping
+
+
+def test_the_tower_of_a_blip2_of_transformers(llama3: Path, tmp_path: Path) -> None:
+    """Vision tower, Q-Former and queries come out of a whole BLIP-2; features are those of its own classes."""
+    torch.manual_seed(0)
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        qformer_config={
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "encoder_hidden_size": 16,
+            "vocab_size": 10,
+        },
+        text_config=OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=10),
+        num_query_tokens=5,
+    )
+    whole = Blip2ForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(whole.query_tokens)
+    whole.save_pretrained(tmp_path / "blip2")
+    model = build(llm=llama3, vision=tmp_path / "blip2", dtype=torch.float32)
+    pixels = model.processor.pixels(PICTURE)
+    with torch.no_grad():
+        states = whole.vision_model(pixel_values=pixels).last_hidden_state
+        expected = whole.qformer(
+            query_embeds=whole.query_tokens.expand(len(pixels), -1, -1), encoder_hidden_states=states
+        ).last_hidden_state
+        assert torch.equal(model.encode_features(pixels), expected)
+    model.save_pretrained(tmp_path / "captioner")
+    again = MiniGPT4.from_pretrained(tmp_path / "captioner")
+    with torch.no_grad():
+        assert torch.equal(again.encode_features(pixels), expected)
+    preview = preview_parts(llama3, tmp_path / "blip2")[0]
+    for name in ("vision_config", "qformer_config", "text_config"):
+        assert getattr(preview, name).hidden_size == getattr(model.config, name).hidden_size
+    assert (preview.image_tokens, preview.feature_size, preview.wrapping) == (5, 24, model.config.wrapping)
+    weights = next((tmp_path / "blip2").glob("*.safetensors"))
+    state = load_file(weights)
+    del state["vision_model.post_layernorm.weight"]
+    save_file(state, weights, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"vision_model\.post_layernorm\.weight"):
+        build(llm=llama3, vision=tmp_path / "blip2")
