@@ -58,7 +58,7 @@ class Captioner(ABC):
             path: a captune model, a checkpoint of a training run, `toy`, or a transformers image-text-to-text model
                 (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...); a folder or a hub id.
             dtype: number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
-            device: such as `cuda:1`; by default this process's GPU, else the CPU.
+            device: such as `cuda:1`; by default this process's GPU (torchrun says which), else the CPU.
             instruction: what is asked of an image; by default what the model was tuned with.
             fast_decode: decode JPEG files with libjpeg-turbo and torch; a pixel may differ by one grey level.
 

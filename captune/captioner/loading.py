@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def load_captioner(
 ) -> Captioner:
     """Load a captioner; see `Captioner.from_pretrained`."""
     name = str(path)
-    place = pick_device() if device is None else torch.device(device)
+    place = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else torch.device(device)
     resolved = resolve_model(name)
     config = None if is_adapter(resolved) else _config(resolved, name)
     if config is None or isinstance(config, MiniGPT4Config):
