@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from captune.data.embedded import EmbeddedImages
+from captune.data.embedded import MAX_IMAGE, EmbeddedImages
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
 from captune.data.problems import Problem
@@ -112,11 +112,16 @@ class HuggingFaceReading:
             return record
         if self._folder is None:
             raise DataError(f"the image '{path}' is not part of the data set.")
-        file = (self._folder / path).resolve()
+        try:
+            file = (self._folder / path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+            raise DataError(f"the image {path!r} cannot be found: {_first_line(error)}.") from error
         if not file.is_relative_to(self._folder):
             raise DataError(f"the image '{path}' lies outside of the data set's folder '{self._folder}'.")
         if not file.is_file():
             raise DataError(f"the image '{file}' is not there.")
+        if file.stat().st_size > MAX_IMAGE:
+            raise DataError(f"the image '{file}' is larger than {MAX_IMAGE >> 20} MB.")
         return {**record, self._columns.image: {"bytes": file.read_bytes(), "path": path}}
 
 

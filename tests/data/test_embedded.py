@@ -340,12 +340,13 @@ def test_files_outside_of_a_data_set_are_not_read(datasets: Any, tmp_path: Path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "own.png").write_bytes(picture())
     (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
-    names = ["own.png", "../secret.png", str(tmp_path / "secret.png"), "link.png", "gone.png"]
+    (tmp_path / "data" / "loop.png").symlink_to("loop.png")
+    names = ["own.png", "../secret.png", str(tmp_path / "secret.png"), "link.png", "gone.png", "loop.png"]
     lines = [json.dumps({"image": name, "caption": "A dog ."}) for name in names]
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines) + "\n")
     rows, problems = hugging_face(tmp_path / "data", Columns(), tmp_path / "images")
     assert [row.image for row in rows] == ["own.png"]
-    assert [problem.line for problem in problems] == [2, 3, 4, 5]
+    assert [problem.line for problem in problems] == [2, 3, 4, 5, 6]
     assert all("lies outside of the data set's folder" in problem.message for problem in problems[:3])
     assert everything_below(tmp_path / "images") == ["own.png"]
 
