@@ -43,6 +43,10 @@ BAD = (
 )
 
 
+STARTUP = 4.0
+"""Seconds in which the program has not begun to caption."""
+
+
 def draw(folder: Path, count: int) -> int:
     """Images of coloured shapes; how many of them are bad."""
     folder.mkdir()
@@ -94,7 +98,8 @@ def killed(words: list[str], kills: int, usual: float, rng: random.Random) -> in
     for _ in range(kills):
         process = start(words)
         try:
-            process.wait(rng.uniform(0.15, 0.6) * usual)
+            # Behind the start of the program, and early enough that there is work left for the last kill.
+            process.wait(STARTUP + rng.random() * (usual - STARTUP) * 1.5 / kills)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

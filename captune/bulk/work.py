@@ -79,8 +79,8 @@ def caption_entries(
     good: list[tuple[Entry, Any]] = []
     bad: list[Row] = []
     size = captions.options.batch_size * _BATCHES
-    # No more lies decoded than two chunks, whatever the size of the images.
-    for entry, made in in_order(entries, prepare, captions.workers, ahead=size):
+    # Photographs are large when they are decoded: one batch lies ready while a chunk is captioned.
+    for entry, made in in_order(entries, prepare, captions.workers, ahead=captions.options.batch_size):
         if isinstance(made, Exception):
             bad.append({"id": entry.id, "image": entry.image, "reason": " ".join(str(made).split())})
         else:

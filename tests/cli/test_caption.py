@@ -12,6 +12,7 @@ from programs import Finished
 
 from captune.cli import app, call
 from captune.cli import run as as_program
+from captune.cli.caption import _part
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,18 @@ def test_wrong_words(run: Run, photos: Path, tmp_path: Path, words: tuple[str, .
     assert done.code == 2
     assert sentence in done.err
     assert sum(line.startswith("captune: ") for line in done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "rank", "size", "wanted"),
+    [("2/5", "0", "1", (2, 5)), (None, "1", "3", (1, 3)), (None, None, None, (0, 1)), ("0/1", "1", "3", (0, 1))],
+)
+def test_parts_by_hand_or_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, rank: str | None, size: str | None, wanted: tuple[int, int]
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert _part(given) == wanted
