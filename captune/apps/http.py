@@ -57,6 +57,7 @@ class Guard:
         max_body: bytes of one request's body; more is 413.
         max_waiting: bytes of all bodies that are being read or answered together; more is 429.
         hosts: names in the Host header that are answered, against DNS rebinding; None is any.
+        site: what addresses begin with where a proxy stands in front, which browsers then name as the origin.
         refusal: how a refusal is written.
         body_seconds: time to send a body in; longer is 408.
     """
@@ -68,6 +69,7 @@ class Guard:
         max_body: int,
         max_waiting: int = 256 << 20,
         hosts: Sequence[str] | None = LOCAL_HOSTS,
+        site: str | None = None,
         refusal: Refusal = _plain,
         body_seconds: float = 30.0,
     ) -> None:
@@ -75,6 +77,7 @@ class Guard:
         self._max_body = max_body
         self._max_waiting = max_waiting
         self._hosts = None if hosts is None else frozenset(hosts)
+        self._site = None if site is None else _origin(site)
         self._refusal = refusal
         self._body_seconds = body_seconds
         self._waiting = 0
@@ -122,7 +125,7 @@ class Guard:
             # Browsers tell where a post comes from; programs that are no browser tell neither, and have no cookies.
             origin = headers.get(b"origin")
             if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
-                origin is not None and origin.partition("://")[2] != host
+                origin is not None and origin.partition("://")[2] != host and origin != self._site
             ):
                 return 403, "The request comes from another site and was refused."
         length = headers.get(b"content-length", "0")
@@ -216,6 +219,12 @@ def run_server(application: Any, listener: socket.socket) -> None:
         lifespan="on",
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _origin(url: str) -> str:
+    """Scheme and host of an address, as a browser writes an origin."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}".lower()
 
 
 def _name(host: str) -> str:

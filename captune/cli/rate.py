@@ -109,6 +109,8 @@ def rate(
         "as_written": as_written or None,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise InputError(f"--url is {url!r}, expected what links begin with, such as https://study.example.")
     if design is not None and design not in DESIGNS:
         raise InputError(f"--design is {design!r}, expected one of: {', '.join(DESIGNS)}.")
     is_study = len(sources) == 1 and (sources[0] / DATABASE).is_file()
@@ -207,7 +209,7 @@ def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool
     _print_links(store, base, as_json=as_json)
     _say(f"Results: {base}/results?key={store.results_key}\nStop with Ctrl-C; every answer is saved at once.")
     try:
-        run_server(rating_application(store, hosts=LOCAL_HOSTS if local_only else None), listener)
+        run_server(rating_application(store, hosts=LOCAL_HOSTS if local_only else None, site=url), listener)
     except KeyboardInterrupt:
         _say("Stopped. The same command goes on with the study.")
 

@@ -31,6 +31,10 @@ def serve(
     ] = "toy",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    url: Annotated[
+        str | None,
+        typer.Option(help="What the page's address begins with, behind a proxy.", show_default="the address"),
+    ] = None,
     slots: Annotated[
         int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)
     ] = 32,
@@ -54,6 +58,7 @@ def serve(
         model,
         host=host,
         port=port,
+        url=url,
         slots=slots,
         max_waiting=max_waiting,
         max_body=max_body,
@@ -68,6 +73,7 @@ def run_server_of(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    url: str | None = None,
     slots: int = 32,
     max_waiting: int = 256,
     max_body: int = 20,
@@ -99,6 +105,8 @@ def run_server_of(
         from captune.apps.serving.server import serving_application
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise InputError(f"--url is {url!r}, expected what addresses begin with, such as https://demo.example.")
     listener = listening_socket(host, port)
     with listener, tempfile.TemporaryDirectory() as drawn:
         served = load_served(model)
@@ -109,7 +117,12 @@ def run_server_of(
         local = is_local(host)
         fetch = partial(fetch_image, most_bytes=limits.body) if allow_remote_images else None
         application = serving_application(
-            served, limits=limits, hosts=LOCAL_HOSTS if local else None, examples=shown, fetch=fetch
+            served,
+            limits=limits,
+            hosts=LOCAL_HOSTS if local and url is None else None,
+            site=url,
+            examples=shown,
+            fetch=fetch,
         )
         if not local:
             _say(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")

@@ -137,6 +137,7 @@ def test_the_report_is_written_again_with_the_people_in_it(made: Path, capsys: p
         (("--systems", "epoch0"), "compares pretrained, epoch1, human"),
         (("--raters", "0"), "1 raters already"),
         (("--results", "--min-attention", "3"), "expected 0 to 1"),
+        (("--port", "0", "--url", "study.example"), "expected what links begin with"),
         (("--host", "203.0.113.7", "--port", "0"), "no address of this machine"),
     ],
 )

@@ -73,12 +73,13 @@ class _Study:
             return self._results[1]
 
 
-def rating_application(store: Store, *, hosts: Sequence[str] | None = LOCAL_HOSTS) -> Guard:
+def rating_application(store: Store, *, hosts: Sequence[str] | None = LOCAL_HOSTS, site: str | None = None) -> Guard:
     """The application of an open study.
 
     Args:
         store: the study; closed when the server stops.
         hosts: names under which the server answers; None is any.
+        site: what links begin with, where a proxy stands in front.
     """
     study = _Study(store)
 
@@ -90,8 +91,8 @@ def rating_application(store: Store, *, hosts: Sequence[str] | None = LOCAL_HOST
     application = FastAPI(title="captune rate", openapi_url=None, docs_url=None, redoc_url=None, lifespan=closing)
     _add_general_pages(application)
     _add_rater_pages(application, study)
-    _add_results_pages(application, study)
-    return Guard(application, max_body=MAX_BODY, hosts=hosts)
+    _add_results_pages(application, study, secure=site is not None and site.startswith("https://"))
+    return Guard(application, max_body=MAX_BODY, hosts=hosts, site=site)
 
 
 def _add_general_pages(application: FastAPI) -> None:
@@ -181,7 +182,7 @@ def _add_rater_pages(application: FastAPI, study: _Study) -> None:
         return FileResponse(picture_path(store.folder, int(place)), media_type="image/jpeg", headers=headers)
 
 
-def _add_results_pages(application: FastAPI, study: _Study) -> None:
+def _add_results_pages(application: FastAPI, study: _Study, *, secure: bool) -> None:
     store = study.store
 
     def may_see(request: Request) -> bool:
@@ -190,7 +191,7 @@ def _add_results_pages(application: FastAPI, study: _Study) -> None:
     def opened(key: str) -> Response:
         answer = RedirectResponse("/results", 303)
         # Strict: no other site can make a browser send it.
-        answer.set_cookie(_KEY, key, httponly=True, samesite="strict", path="/results")
+        answer.set_cookie(_KEY, key, httponly=True, samesite="strict", secure=secure, path="/results")
         return answer
 
     @application.get("/results")

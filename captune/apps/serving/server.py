@@ -51,6 +51,7 @@ def serving_application(
     *,
     limits: Limits | None = None,
     hosts: Sequence[str] | None = LOCAL_HOSTS,
+    site: str | None = None,
     examples: Mapping[str, Path] | None = None,
     fetch: Callable[[str], bytes] | None = None,
 ) -> Application:
@@ -60,6 +61,7 @@ def serving_application(
         served: the model with its checkpoints.
         limits: on requests.
         hosts: names under which the server answers; None is any.
+        site: what the page's address begins with, where a proxy stands in front.
         examples: name -> image file, shown on the page.
         fetch: gets a remote image; None refuses them.
     """
@@ -87,7 +89,9 @@ def serving_application(
     answering = Answering(served, engine, pool, measurements, chosen, fetch)
     _add_endpoint(application, served, engine, measurements, answering)
     _add_page(application, served, dict(examples or {}))
-    guarded = Guard(application, max_body=chosen.body, max_waiting=8 * chosen.body, hosts=hosts, refusal=refusal)
+    guarded = Guard(
+        application, max_body=chosen.body, max_waiting=8 * chosen.body, hosts=hosts, site=site, refusal=refusal
+    )
     return _Counting(guarded, measurements)
 
 

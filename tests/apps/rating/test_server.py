@@ -208,6 +208,26 @@ def test_other_hosts_are_refused_unless_it_listens_to_all(make_study: MakeStudy,
         assert client(store).get("/", headers={"host": host}).status_code == 200, host
 
 
+def test_behind_a_proxy(make_study: MakeStudy, client: Client) -> None:
+    store = make_study()
+    web = client(store, hosts=None, site="https://study.example/rate")
+    path, answer = f"/r/{store.token(0)}/answer", {"position": "0", "choice": "first"}
+    assert web.post(path, data=answer, headers={"origin": "https://study.example"}).status_code == 303
+    for origin in ("http://study.example", "https://study.example.evil", "https://evil.example"):
+        assert web.post(path, data=answer, headers={"origin": origin}).status_code == 403
+    opened = web.post("/results", data={"key": store.results_key})
+    assert "secure" in opened.headers["set-cookie"].lower()
+
+
+def test_every_word_is_there_in_both_languages() -> None:
+    from captune.apps.rating.pages import LANGUAGES, _words
+
+    english, chinese = (_words()[language] for language in LANGUAGES)
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        assert text.count("{}") == chinese[key].count("{}"), key
+
+
 def test_large_requests_are_refused(make_study: MakeStudy, client: Client) -> None:
     store = make_study()
     web, path = client(store), f"/r/{store.token(0)}/answer"
