@@ -71,12 +71,14 @@ def _report_one(
     """Report on one run or table and return the files written."""
     from captune.report import analyse, write_report
 
-    run, folder = _read(source)
-    folder = None if terminal else out or folder
+    run, source_folder = _read(source)
+    folder = None if terminal else out or source_folder
     files = []
     if folder is not None:
         formats = ("png", "svg", "pdf") if pdf else ("png", "svg")
-        files = write_report(folder, run, intervals=intervals, chart_formats=formats, language=lang)
+        files = write_report(
+            folder, run, intervals=intervals, chart_formats=formats, language=lang, source=source_folder
+        )
     if as_json:
         print_json(run_as_json(run, analyse(run)), files)
     elif terminal:

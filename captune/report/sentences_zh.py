@@ -23,10 +23,10 @@ _TRENDS: dict[Trend, str] = {
 }
 
 _ADVICE: dict[Advice, str] = {
-    "go on": "继续训练:{votes}仍在提升。",
-    "stop": "停止训练:{votes}已进入平台期;采用 {best}。",
-    "lower lr": "停止并采用 {best}:{votes}变差或上下摆动;如要继续训练,请降低学习率。",
-    "more images": "无法判断:{votes}的最近变化在噪声范围内;请用更多图像评测。",
+    "go on": "继续训练：{votes}仍在提升。",
+    "stop": "停止训练：{votes}已进入平台期；采用 {best}。",
+    "lower lr": "停止并采用 {best}：{votes}变差或上下摆动；如要继续训练，请降低学习率。",
+    "more images": "无法判断：{votes}的最近变化在噪声范围内；请用更多图像评测。",
 }
 
 
@@ -39,10 +39,13 @@ def chinese_sentences(run: RunScores, analysis: Analysis) -> list[Sentence]:
     """
     found = [*_leaks(run), *_missing(analysis)]
     if len(analysis.rows) == 1:
-        found.append(("增益", f"只有一个检查点 {analysis.rows[0]},尚无可比较的对象。"))
+        found.append(("增益", f"只有一个检查点 {analysis.rows[0]}，尚无可比较的对象。"))
     elif all(len({format_value(value) for value in run.values(entry.metric)}) == 1 for entry in analysis.metrics):
         found.append(
-            ("增益", f"全部 {len(analysis.rows)} 行得分相同:训练没有带来这些指标可见的变化,或每次评测的是相同的描述。")
+            (
+                "增益",
+                f"全部 {len(analysis.rows)} 行得分相同：训练没有带来这些指标可见的变化，或每次评测的是相同的描述。",
+            )
         )
     else:
         found += [
@@ -64,14 +67,14 @@ def chinese_notes(run: RunScores) -> list[str]:
     lines = ["* 本列最佳。"]
     scale = scale_sentence({metric: run.finite(metric) for metric in run.metrics})
     if scale == "Scale: CIDEr 0-10, others 0-1.":
-        lines.append("取值范围:CIDEr 0–10,其余 0–1。")
+        lines.append("取值范围：CIDEr 0–10，其余 0–1。")
     elif scale:
         lines.append(scale)
     tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
     names = {"pretrained": "预训练模型", "previous": "上一行"}
     marks = [f"{DAGGERS[rival]} 与{names[rival]}有显著差异" for rival in DAGGERS if rival in tested]
     if marks:
-        lines.append(f"{','.join(marks)}(图像配对检验,p < {SIGNIFICANT:g},未作多重比较校正)。")
+        lines.append(f"{'，'.join(marks)}（图像配对检验，p < {SIGNIFICANT:g}，未作多重比较校正）。")
     return lines + [f"{mark}:{reason}" for reason, mark in leak_reasons(run).items()]
 
 
@@ -79,8 +82,8 @@ def _leaks(run: RunScores) -> list[tuple[str, str]]:
     marked = [row for row in run.checkpoints if row.leak]
     if not marked:
         return []
-    reasons = ";".join(dict.fromkeys((row.leak or "").rstrip(".") for row in marked))
-    return [("泄漏", f"{_listed(row.name for row in marked)} 标有 LEAK({reasons}):不得与已发表的得分比较。")]
+    reasons = "；".join(dict.fromkeys((row.leak or "").rstrip(".") for row in marked))
+    return [("泄漏", f"{_listed(row.name for row in marked)} 标有 LEAK（{reasons}）：不得与已发表的得分比较。")]
 
 
 def _missing(analysis: Analysis) -> list[tuple[str, str]]:
@@ -94,13 +97,13 @@ def _gains(analysis: Analysis) -> str:
         road = f"{format_value(entry.first)} 到 {format_value(entry.last)}"
         if entry.relative_gain is not None:
             bounds = entry.relative_interval
-            between = f",介于 {percent(bounds[0])} 与 {percent(bounds[1])} 之间" if bounds else ""
+            between = f"，介于 {percent(bounds[0])} 与 {percent(bounds[1])} 之间" if bounds else ""
             parts.append(f"{entry.metric} {percent(entry.relative_gain)}({road}{between})")
         elif math.isfinite(entry.gain):
-            parts.append(f"{entry.metric} {entry.gain:+.4f}({road};起点为 0,没有相对增益)")
+            parts.append(f"{entry.metric} {entry.gain:+.4f}（{road}；起点为 0，没有相对增益）")
         else:
-            parts.append(f"{entry.metric} 未知({road})")
-    return f"从 {analysis.rows[0]} 到 {analysis.rows[-1]}:{','.join(parts)}。"
+            parts.append(f"{entry.metric} 未知（{road}）")
+    return f"从 {analysis.rows[0]} 到 {analysis.rows[-1]}：{'，'.join(parts)}。"
 
 
 def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
@@ -118,7 +121,7 @@ def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
         parts.append(f"{words(better[-2:][::-1] if len(better) > 3 else better[-1:])} 提升最慢")
     if worse:
         parts.append(f"{words(worse[::-1])} 变差")
-    return [("最快与最慢", f"相对于第一行,{','.join(parts)}。")]
+    return [("最快与最慢", f"相对于第一行，{'，'.join(parts)}。")]
 
 
 def _best(analysis: Analysis) -> list[tuple[str, str]]:
@@ -135,7 +138,7 @@ def _jumps(analysis: Analysis) -> list[tuple[str, str]]:
     for entry in analysis.metrics:
         if jump := entry.largest_jump:
             groups.setdefault((jump.before, jump.after), []).append(f"{entry.metric}({jump.change:+.4f})")
-    parts = [f"{before} 到 {after}:{_listed(items)}" for (before, after), items in groups.items()]
+    parts = [f"{before} 到 {after}：{_listed(items)}" for (before, after), items in groups.items()]
     return [("最大跃升", f"{';'.join(parts)}。")] if parts else []
 
 
@@ -144,9 +147,9 @@ def _drops(analysis: Analysis) -> str:
     if not drops:
         return "没有指标在任何一步变差。"
     drops.sort(key=lambda drop: -abs(drop[1].change) / (column(drop[0]).top or 1))
-    parts = [f"{metric} {jump.change:+.4f}({jump.before} 到 {jump.after})" for metric, jump in drops[:MOST]]
-    more = f",另有 {len(drops) - MOST} 处较小的下降" if len(drops) > MOST else ""
-    return f"{','.join(parts)}{more}。"
+    parts = [f"{metric} {jump.change:+.4f}（{jump.before} 到 {jump.after}）" for metric, jump in drops[:MOST]]
+    more = f"，另有 {len(drops) - MOST} 处较小的下降" if len(drops) > MOST else ""
+    return f"{'，'.join(parts)}{more}。"
 
 
 def _trends(analysis: Analysis) -> list[tuple[str, str]]:
@@ -158,10 +161,10 @@ def _trends(analysis: Analysis) -> list[tuple[str, str]]:
     if not groups:
         few = len(analysis.rows) <= TREND_WINDOW
         return (
-            [("最后几轮", f"{len(analysis.rows)} 行不足以判断平台期,至少需要 {TREND_WINDOW + 1} 行。")] if few else []
+            [("最后几轮", f"{len(analysis.rows)} 行不足以判断平台期，至少需要 {TREND_WINDOW + 1} 行。")] if few else []
         )
     parts = [f"{_TRENDS[trend]}:{_listed(items)}" for trend, items in groups.items()]
-    rule = f"括号内为最后 {TREND_WINDOW} 个检查点拟合直线的斜率与全程平均速度之比,低于 25 % 视为持平。"
+    rule = f"括号内为最后 {TREND_WINDOW} 个检查点拟合直线的斜率与全程平均速度之比，低于 25 % 视为持平。"
     found = [("最后几轮", f"{';'.join(parts)}。{rule}")]
     if analysis.advice and analysis.advised_by:
         text = _ADVICE[analysis.advice].format(votes=f" {_listed(analysis.advised_by)} ", best=analysis.best)
@@ -175,9 +178,9 @@ def _agreement(analysis: Analysis) -> str:
     ends = (analysis.rows[0], analysis.rows[-1])
     ordered = sorted(analysis.disagreements, key=lambda item: item[:2] != ends)
     parts = [
-        f"{before} 到 {after}:{_listed(down)} 变差而 {_listed(up)} 提升" for before, after, up, down in ordered[:SOME]
+        f"{before} 到 {after}：{_listed(down)} 变差而 {_listed(up)} 提升" for before, after, up, down in ordered[:SOME]
     ]
-    more = f";另有 {len(ordered) - SOME} 步存在分歧" if len(ordered) > SOME else ""
+    more = f"；另有 {len(ordered) - SOME} 步存在分歧" if len(ordered) > SOME else ""
     return f"{';'.join(parts)}{more}。"
 
 
@@ -187,7 +190,7 @@ def _significance(analysis: Analysis) -> list[tuple[str, str]]:
     unsure = [f"{metric}(p = {p:.2f})" for metric, p in tested if p >= SIGNIFICANT]
     parts = []
     if sure:
-        parts.append(f"与预训练模型相比,{analysis.rows[-1]} 在 {_listed(sure)} 上的差异超出偶然")
+        parts.append(f"与预训练模型相比，{analysis.rows[-1]} 在 {_listed(sure)} 上的差异超出偶然")
     if unsure:
         parts.append(f"{_listed(unsure)} 上的差异可能出于偶然")
     return [("显著性", f"{';'.join(parts)}。")] if parts else []
@@ -197,7 +200,8 @@ def _overfit(analysis: Analysis) -> list[tuple[str, str]]:
     if analysis.overfit is None:
         return []
     parts = [
-        f"自 {item.since} 起,{item.metric} 在训练图像上升({item.trained:+.4f}),在评测图像上降({item.evaluated:+.4f})"
+        f"自 {item.since} 起，{item.metric} 在训练图像上升（{item.trained:+.4f}），"
+        f"在评测图像上降（{item.evaluated:+.4f}）"
         for item in analysis.overfit
     ]
     return [("过拟合", f"{';'.join(parts) or '没有指标在训练图像上升而在评测图像上降'}。")]
@@ -209,9 +213,9 @@ def _lengths(analysis: Analysis) -> list[tuple[str, str]]:
         return []
     text = f"{analysis.rows[-1]} 每条描述 {last:.1f} 词"
     if len(analysis.rows) > 1 and math.isfinite(first):
-        text += f",{analysis.rows[0]} 为 {first:.1f} 词"
+        text += f"，{analysis.rows[0]} 为 {first:.1f} 词"
     if math.isfinite(analysis.reference_length):
-        text += f";参考描述为 {analysis.reference_length:.1f} 词"
+        text += f"；参考描述为 {analysis.reference_length:.1f} 词"
     return [("长度", f"{text}。")]
 
 

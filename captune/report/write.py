@@ -27,17 +27,19 @@ def write_report(
     intervals: bool = False,
     chart_formats: tuple[str, ...] = ("png", "svg"),
     language: str = "en",
+    source: Path | None = None,
 ) -> list[Path]:
     """Write table, chart, analysis and page; to be called after every evaluation.
 
     Args:
-        run_dir: where `table.{md,csv,tex}`, `metrics.*`, `analysis.md` and `report.html` go. Small pictures are
-            looked for in its `thumbnails/`, the training's loss in its `log.jsonl`, what people said in its
-            `rating.json`, how the model travels in its `matrix.json`; all may be missing.
+        run_dir: where `table.{md,csv,tex}`, `metrics.*`, `analysis.md` and `report.html` go.
         run: the scores; by default those in `run_dir/scores.json`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         chart_formats: of "png", "svg" and "pdf".
         language: "en" or "zh", in which the page opens.
+        source: the run's folder, by default `run_dir`. Small pictures are looked for in its `thumbnails/`, the
+            training's loss in its `log.jsonl`, what people said in its `rating.json`, how the model travels in its
+            `matrix.json`; all may be missing.
 
     Returns:
         The files, in the order they were written; each is whole under its name.
@@ -55,7 +57,7 @@ def write_report(
         "analysis.md": analysis_markdown(scores, analyse(scores)),
     }
     contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
-    contents["report.html"] = _page(run_dir, scores, language)
+    contents["report.html"] = _page(source or run_dir, scores, language)
     return [write_whole(run_dir / name, content) for name, content in contents.items()]
 
 

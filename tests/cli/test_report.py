@@ -178,3 +178,12 @@ def test_terminal_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_unknown_language(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _call("report", run_dir, "--lang", "de") == 2
     assert "--lang is 'de', expected en or zh." in capsys.readouterr().err
+
+
+def test_a_report_elsewhere_keeps_what_lies_in_the_run(run_dir: Path, tmp_path: Path) -> None:
+    """The page takes log and pictures from the run, wherever it is written."""
+    (run_dir / "log.jsonl").write_text('{"time": 3, "event": "run", "model": "a-model-of-mine", "steps": 7}\n')
+    assert run(lambda: app(["report", str(run_dir), "--out", str(tmp_path / "elsewhere")], standalone_mode=False)) == 0
+    page = (tmp_path / "elsewhere" / "report.html").read_text(encoding="utf-8")
+    assert "a-model-of-mine" in page
+    assert not (run_dir / "report.html").exists()
