@@ -327,7 +327,7 @@ def _falls(metric: str, best: CheckpointScores, last: CheckpointScores) -> bool:
     """Whether a score has left the best row's interval; without intervals, whether the difference is seen."""
     change = last.corpus[metric] - best.corpus[metric]
     if metric not in best.intervals:
-        return _better(metric, change) <= -VISIBLE
+        return bool(_better(metric, change) <= -VISIBLE)
     low, high = best.intervals[metric]
     return bool(last.corpus[metric] < low if _better(metric, 1.0) > 0 else last.corpus[metric] > high)
 
