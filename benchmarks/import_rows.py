@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def main() -> None:
         print(json.dumps({"memory_ratio": ratio, "identical": identical}))
         return
     order = "shuffled" if arguments.shuffled else "in the order of images"
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, pandas {version('pandas')}")
     print(f"{arguments.rows:,} captions, {arguments.captions} an image, {order}")
     for what, result in results.items():
         print(

@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -249,6 +252,9 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.json:
+        versions = ", ".join(f"{name} {version(name)}" for name in ("imagehash", "numpy", "pillow"))
+        print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}", flush=True)
     with tempfile.TemporaryDirectory(prefix="captune-leaks-") as name:
         folder = Path(name)
         sets = {f"scenes of {size} px": draw(folder / f"{size}", arguments.scenes, size) for size in arguments.size}
