@@ -166,14 +166,16 @@ def main() -> None:
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ}
         )
         assert server.stdout is not None
-        made = json.loads(server.stdout.readline())
-        started = time.monotonic()
-        raters = asyncio.run(load(list(made["links"].values()), given.seconds, given.think))
-        took = time.monotonic() - started
-        # Killed, not asked to stop: what was confirmed must be on the disk already.
-        server.kill()
-        server.wait()
-        server.stdout.close()
+        try:
+            made = json.loads(server.stdout.readline())
+            started = time.monotonic()
+            raters = asyncio.run(load(list(made["links"].values()), given.seconds, given.think))
+            took = time.monotonic() - started
+        finally:
+            # Killed, not asked to stop: what was confirmed must be on the disk already.
+            server.kill()
+            server.wait()
+            server.stdout.close()
         report(Path(place) / "run" / "rating", raters, took, given.json)
 
 
