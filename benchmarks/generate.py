@@ -10,8 +10,8 @@ that length. Three peers are shown: `generate` told where captions end (it runs 
 same with captune's stop criterion that decodes the tail of every row, and `generate` that is told nothing, as in the
 original project. The ratio is against the first, the quickest.
 
-Two shapes of a language model: `wide` (the default, 8 layers of 512), where a step's work grows with its rows, and `deep` (32 layers
-of 128), where a step costs nearly the same for one row as for 32, as it does on a GPU.
+Two shapes of a language model: `wide` (the default, 8 layers of 512), where a step's work grows with its rows, and
+`deep` (32 layers of 128), where a step costs nearly the same for one row as for 32, as it does on a GPU.
 """
 
 from __future__ import annotations
