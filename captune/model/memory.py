@@ -392,8 +392,11 @@ def _weights(model: ModelSize, towers: bool) -> list[Part]:
 def _lora(model: ModelSize) -> list[Part]:
     if not model.lora:
         return []
-    trained = model.lora * (model.value_bytes + 3 * FLOAT32)
-    return [Part("LoRA", trained, f"gradient, float32 master and AdamW of {model.lora:,} values")]
+    # Values that are float32 already are their own masters.
+    master = 0 if model.value_bytes >= FLOAT32 else FLOAT32
+    trained = model.lora * (model.value_bytes + master + 2 * FLOAT32)
+    how = "gradient, float32 master and AdamW" if master else "gradient and AdamW"
+    return [Part("LoRA", trained, f"{how} of {model.lora:,} values")]
 
 
 def _reserve(reserve: int) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,15 +24,16 @@ class StopRequest:
         return self.signal is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            # Told twice: the person does not want to wait for the step.
+        if self.signal is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
+            # Told twice: the person does not want to wait for the step. Under torchrun a signal to all processes comes
+            # twice by itself, since torchrun passes on its own.
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Turn SIGTERM and Ctrl-C into a request while the block runs; the second one interrupts at once.
+    """Turn SIGTERM and Ctrl-C into a request while the block runs; a second one interrupts, except under torchrun.
 
     Yields:
         The request. Outside the main thread, where signals cannot be caught, it never comes.

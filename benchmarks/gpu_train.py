@@ -1,0 +1,208 @@
+"""Training at full size on a CUDA GPU: tokens and captions a second, TFLOP/s, memory, beside transformers' BLIP-2.
+
+    python benchmarks/gpu_train.py [--size 7b|13b] [--json]       on a GPU; without one it says so and exits with 2
+    python benchmarks/gpu_train.py --tiny                          the same program on any machine at tiny dims
+
+Random weights are made on the card in bfloat16: LLaMA's language model, and for the peer ViT-g and Q-Former at
+BLIP-2's own dims. The peer is `Blip2ForConditionalGeneration`'s forward and backward without a Trainer's own cost: one
+row a caption, tower included, gradient of `language_projection` alone. Captune trains on features as they come from its
+store. Operations are counted by formula, 4 a weight and token (forward, and backward to the activations; frozen weights
+have no gradient), useful tokens only, and set against the rate of a large matrix product measured in the same run. The
+gradient is compared with that of plain rows; bfloat16 differs by its own noise.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from measuring import INSTRUCTION, Output, captions, median, options, relative, use_numbers
+
+# isort: split
+import torch
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    LlamaConfig,
+)
+
+from captune.config import FastConfig
+from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
+from captune.training.objective import Objective
+from captune.training.samples import TrainingSample
+
+SIZES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+SIZES["encode"] = SIZES["tiny"]
+PER_IMAGE, LENGTH = 5, 14
+PLAIN = {"shared_prefix": False, "constant_prefix": False, "target_logits": False}
+WAYS = {"captune": {}, "target logits": {**PLAIN, "target_logits": True}, "plain rows": PLAIN}
+
+
+def configs(size: str) -> tuple[Blip2VisionConfig, Blip2QFormerConfig, LlamaConfig]:
+    text = LlamaConfig(vocab_size=32_000 if size != "tiny" else 512, max_position_embeddings=2048, **SIZES[size])
+    if size != "tiny":
+        return Blip2VisionConfig(), Blip2QFormerConfig(**NO_DROPOUT), text
+    vision = Blip2VisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    small = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return vision, Blip2QFormerConfig(encoder_hidden_size=32, **small, **NO_DROPOUT), text
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def clocked(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device has done it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - began
+
+
+def matmul_rate(device: torch.device, side: int) -> float:
+    """TFLOP/s of a square product in bfloat16, the best of ten."""
+    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    torch.mm(one, other)
+    return 2 * side**3 / min(clocked(lambda: torch.mm(one, other), device) for _ in range(10)) / 1e12
+
+
+def build(size: str, device: torch.device) -> tuple[MiniGPT4, Blip2ForConditionalGeneration]:
+    """Captune's model and the peer, of the same language model."""
+    vision, qformer, text = configs(size)
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        peer = Blip2ForConditionalGeneration(
+            Blip2Config(
+                vision_config=vision,
+                qformer_config=qformer,
+                text_config=text,
+                num_query_tokens=32,
+                image_token_index=text.vocab_size - 1,
+            )
+        ).requires_grad_(False)
+        own_vision, own_qformer, own_text = configs(size)
+        config = MiniGPT4Config(
+            vision_config=own_vision, qformer_config=own_qformer, text_config=own_text, query_tokens=32
+        )
+        model = MiniGPT4(config, parts=())
+    torch.set_default_dtype(default)
+    model.llm = peer.language_model
+    model.projection.float()
+    model.projection.load_state_dict(peer.language_projection.state_dict())
+    peer.language_projection.requires_grad_(True)
+    return use_numbers(model.freeze().eval()), peer.eval()
+
+
+def peer_step(peer: Any, layout: Any, texts: list[str], device: torch.device) -> Callable[[], object]:
+    """Forward and backward of one row a caption, tower included."""
+    image_id = peer.config.image_token_id
+    prompt = [image_id if i == IMAGE_SLOT else i for i in layout.prompt(INSTRUCTION).ids]
+    targets = [list(layout.target_ids(text)[0]) for text in texts]
+    ids = torch.tensor([prompt + target for target in targets], device=device)
+    labels = torch.tensor([[-100] * len(prompt) + target for target in targets], device=device)
+    side = peer.config.vision_config.image_size
+    pixels = torch.randn(len(texts), 3, side, side, device=device, dtype=torch.bfloat16)
+
+    def step() -> torch.Tensor:
+        loss = peer(pixel_values=pixels, input_ids=ids, labels=labels).loss
+        return torch.autograd.grad(loss, peer.language_projection.weight)[0]
+
+    return step
+
+
+def main() -> int:
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("--size", choices=["7b", "13b"], default="7b")
+    parser.add_argument("--images", type=int, default=32, help="images of a step of captune, five captions each")
+    parser.add_argument("--peer-captions", type=int, default=32, help="captions of a step of the peer")
+    parser.add_argument("--tiny", action="store_true", help="tiny dims, on a CPU where there is no GPU: a test run")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not arguments.tiny:
+        print("This benchmark needs a CUDA GPU, and torch finds none; --tiny tries it at tiny dims.", file=sys.stderr)
+        return 2
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    size, images = ("tiny", 2) if arguments.tiny else (arguments.size, arguments.images)
+    name = torch.cuda.get_device_name() if on_gpu else None
+    output = Output(arguments.json, f"LLaMA {size}, random bfloat16 weights, {images} images x {PER_IMAGE}", name)
+    rate = matmul_rate(device, 8192 if on_gpu else 512)
+    model, peer = build(size, device)
+    vocabulary = model.config.text_config.vocab_size
+    texts = captions(images * PER_IMAGE, (LENGTH, LENGTH), vocabulary - 1)
+    samples = [TrainingSample(n, tuple(texts[n * PER_IMAGE : (n + 1) * PER_IMAGE])) for n in range(images)]
+    features = torch.randn(images, 32, model.config.feature_size, device=device, dtype=torch.bfloat16)
+    objectives = {way: Objective(model, INSTRUCTION, FastConfig(**fast)) for way, fast in WAYS.items()}
+    kept: dict[str, torch.Tensor] = {}
+
+    def step(way: str) -> None:
+        # Plain ways go by parts, as they would not fit at once.
+        parts = 1 if way == "captune" else 4 if images >= 4 else 1
+        total = torch.zeros_like(model.projection.weight)
+        for part in range(parts):
+            chosen = samples[part::parts]
+            loss = objectives[way].loss(chosen, features[part::parts])
+            total += torch.autograd.grad(loss, model.projection.weight)[0]
+        kept[way] = total
+
+    count = 2 if arguments.tiny else arguments.peer_captions
+    ways = {"transformers Blip2": peer_step(peer, model.processor.layout, texts[:count], device)}
+    ways |= {way: lambda way=way: step(way) for way in WAYS}
+    done = {way: count if way.startswith("transformers") else len(texts) for way in ways}
+    peaks: dict[str, int] = {}
+    for way, run in ways.items():
+        run()
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        run()
+        peaks[way] = torch.cuda.max_memory_allocated() if on_gpu else 0
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(arguments.rounds):
+        for way, run in ways.items():
+            seconds[way].append(clocked(run, device))
+    middle = median(seconds)
+    weights = sum(p.numel() for p in model.llm.parameters()) - 2 * vocabulary * model.config.text_width
+    prompt = len(model.processor.layout.prompt(INSTRUCTION).ids)
+    # Useful tokens: an image's prompt behind the constant text, and every caption's tokens but the last.
+    shared = images * (prompt - 9 + PER_IMAGE * (LENGTH - 1))
+    head = 4 * len(texts) * LENGTH * vocabulary * model.config.text_width
+    useful = (4 * shared * weights + head) / len(texts)
+    rows, results = [], {}
+    for way in ways:
+        per_second = done[way] / middle[way]
+        found = {
+            "captions_per_s": round(per_second, 2),
+            "ratio": round(per_second * middle["transformers Blip2"] / done["transformers Blip2"], 3),
+            "useful_tflops": round(per_second * useful / 1e12, 3),
+            "share_of_matmul": round(per_second * useful / 1e12 / rate, 4),
+            "tokens_per_s": round(per_second * shared / len(texts), 1),
+            "peak_gb": round(peaks[way] / 1e9, 2),
+            "gradient_relative_difference": relative(kept[way], kept["plain rows"]) if way in kept else None,
+        }
+        results[way] = found
+        output.line(kind="way", way=way, **found)
+        rows.append([way, *("-" if value is None else f"{value:,.4g}" for value in found.values())])
+    heads = ["", "captions/s", "ratio", "useful TFLOP/s", "of matmul", "tokens/s", "peak GB", "gradient diff."]
+    output.table(heads, rows)
+    output.say(
+        f"\nA matrix product of this run reaches {rate:.3g} TFLOP/s; {useful / 1e12:.3g} TFLOP a caption are useful."
+    )
+    output.line(kind="result", matmul_tflops=round(rate, 3), size=size, **results["captune"])
+    return 0 if results["captune"]["gradient_relative_difference"] < 0.1 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
