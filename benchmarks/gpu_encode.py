@@ -3,8 +3,8 @@
     python benchmarks/gpu_encode.py [--json]      on a GPU; without one it says so and exits with 2
     python benchmarks/gpu_encode.py --tiny        the same program on any machine at tiny dims
 
-The peer is `Blip2ForConditionalGeneration.get_image_features` in bfloat16 on the same weights. Operations are counted by
-formula (2 a weight and token, attention apart) and set against a large matrix product measured in the same run.
+The peer is `Blip2ForConditionalGeneration.get_image_features` in bfloat16 on the same weights. Operations are counted
+by formula (2 a weight and token, attention apart) and set against a large matrix product measured in the same run.
 """
 
 from __future__ import annotations
