@@ -3,48 +3,36 @@
     python benchmarks/kill_resume.py [--kills 20] [--seed 0] [--json]
 
 A tiny captioner over drawn scenes is trained once undisturbed, and then in processes that are killed after a random
-time, while they load, train, save, write a checkpoint, caption or score. What is compared: every final weight, the
+time, while they load the model, train, save, write a checkpoint, caption or score. Compared are every final weight, the
 logged losses, and scores.json. `ratio` is the steps that were taken over those that were needed: what the kills cost.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, Output, options
+from measuring import Output, options
 
 # isort: split
 import torch
 from safetensors.torch import load_file
+from tiny import tiny_features, tiny_minigpt4
 
-from captune.config import commented_yaml, parse_config
+from captune.config import parse_config
 from captune.data.flickr30k import flickr30k_rows
 from captune.data.importing import prepare
 from captune.data.text import Reading
 from captune.toy import write_flickr30k
-
-PROGRAM = """
-import sys
-sys.path[:0] = {path!r}
-import torch
-torch.set_num_threads(1)
-from tiny import tiny_features, tiny_minigpt4
-from captune.config import load_config
 from captune.training import feature_stage, loop, train
-loop.load_tunable = lambda *given: tiny_minigpt4()
-feature_stage.features_of = tiny_features
-def tell(event):
-    if event["event"] in ("run", "progress", "checkpoint", "evaluation"):
-        print(event["event"], event.get("step", ""), flush=True)
-train(load_config({config!r}), tell)
-"""
 
 
 def write_data(folder: Path) -> Path:
@@ -57,8 +45,8 @@ def write_data(folder: Path) -> Path:
     return manifest
 
 
-def start(folder: Path, manifest: Path, name: str, epochs: int) -> tuple[subprocess.Popen[str], Path]:
-    """A process that trains into `folder / name`, and the file that receives what it tells."""
+def start(folder: Path, manifest: Path, name: str, epochs: int) -> int:
+    """A process, forked from this one, that trains into `folder / name`; what it tells goes to `folder / name.told`."""
     config = parse_config(
         {
             "output": str(folder / name),
@@ -70,12 +58,36 @@ def start(folder: Path, manifest: Path, name: str, epochs: int) -> tuple[subproc
             "evaluate": {"max_new_tokens": 4},
         }
     )
-    path = folder / f"{name}.yaml"
-    path.write_text(commented_yaml(config), encoding="utf-8")
-    program = PROGRAM.format(path=[str(ROOT), str(ROOT / "tests")], config=str(path))
-    told = folder / f"{name}.told"
-    with told.open("a") as stream, (folder / f"{name}.err").open("a") as errors:
-        return subprocess.Popen([sys.executable, "-c", program], stdout=stream, stderr=errors, text=True), told
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        with (folder / f"{name}.told").open("a", buffering=1) as told:
+
+            def tell(event: dict[str, Any]) -> None:
+                if event["event"] in ("run", "progress", "checkpoint", "captions", "evaluation"):
+                    told.write(f"{event['event']} {event.get('step', '')}\n")
+
+            train(config, tell)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(process: int, seconds: float | None) -> bool:
+    """Wait for a process, so long at most; whether it has come to its end by itself."""
+    limit = None if seconds is None else time.monotonic() + seconds
+    while limit is None or time.monotonic() < limit:
+        found, status = os.waitpid(process, 0 if limit is None else os.WNOHANG)
+        if found:
+            if status:
+                sys.exit("the run ended by itself, as told above")
+            return True
+        time.sleep(0.002)
+    return False
 
 
 def steps(told: Path) -> int:
@@ -107,18 +119,15 @@ def killed_runs(folder: Path, manifest: Path, arguments: Any, span: float, outpu
     draw = random.Random(arguments.seed)
     met, names = 0, ["killed-1"]
     while True:
-        process, told = start(folder, manifest, names[-1], arguments.epochs)
-        # Loading takes the first seconds; some kills are to meet it, most what comes after.
-        moment = draw.uniform(0.1, 1.0) * span if met < arguments.kills else None
-        try:
-            if process.wait(timeout=moment):
-                sys.exit(f"the run ended by itself: {(folder / f'{names[-1]}.err').read_text()[-2000:]}")
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process = start(folder, manifest, names[-1], arguments.epochs)
+        moment = draw.uniform(0.0, 1.0) * span if met < arguments.kills else None
+        if not ended(process, moment):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
             met += 1
-            lines = told.read_text().split("\n")
-            last = lines[-2] if len(lines) > 1 else "nothing"
+            told = folder / f"{names[-1]}.told"
+            lines = told.read_text().splitlines() if told.exists() else []
+            last = lines[-1].strip() if lines else "nothing"
             output.line(kind="kill", number=met, after_s=round(moment or 0, 2), told_last=last)
             output.say(f"  kill {met:2}  after {moment:5.2f} s; the run had last told: {last}")
             continue
@@ -133,16 +142,16 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
+    loop.load_tunable = lambda *given: tiny_minigpt4()
+    feature_stage.features_of = tiny_features
     output = Output(arguments.json, "SIGKILL at random moments")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = write_data(folder / "data")
         began = time.monotonic()
-        process, told = start(folder, manifest, "undisturbed", arguments.epochs)
-        if process.wait():
-            sys.exit((folder / "undisturbed.err").read_text()[-2000:])
+        ended(start(folder, manifest, "undisturbed", arguments.epochs), None)
         span = time.monotonic() - began
-        undisturbed = steps(told)
+        undisturbed = steps(folder / "undisturbed.told")
         runs = killed_runs(folder, manifest, arguments, span, output)
         taken = sum(steps(run.with_name(f"{run.name}.told")) for run in runs)
         whole = folder / "undisturbed"

@@ -100,6 +100,12 @@ def test_lora_is_counted(folder: Path) -> None:
     kept, _ = saved_bytes(lambda: decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False), own)
     assert size.layer(2, 24) * size.layers == pytest.approx(kept, rel=CLOSE)
     assert size.layer_bytes > without.layer_bytes
+    load = TrainingLoad(rows=2, tokens=24, logit_positions=8, images=2)
+    half = measure_model(adapted, torch.bfloat16)
+    # Values in float32 have no master beside them: gradient and two moments, against gradient, master and moments.
+    for measured, bytes_of_a_value in ((size, 12), (half, 14)):
+        parts = {part.name: part.bytes for part in training_memory(measured, load).parts}
+        assert parts["LoRA"] == bytes_of_a_value * values
 
 
 # Gigabytes (decimal), measured or computed once at true widths.
