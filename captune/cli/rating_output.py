@@ -9,7 +9,7 @@ from captune.cli.tables import text_table
 from captune.report.text import one_line
 
 if TYPE_CHECKING:
-    from captune.apps.rating.results import Results
+    from captune.apps.rating.findings import Results
 
 __all__ = ["print_results"]
 
