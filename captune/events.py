@@ -12,7 +12,7 @@ An event is a plain dictionary; `event` names it, the rest are its figures:
     step        the same, every `log_every` steps
     unpacked    reason                                      packed rows would change the gradient
     checkpoint  epoch, folder
-    evaluation  epoch, scores
+    evaluation  epoch, scores, page                         the page is there where training refreshes one
     cell        row, column, scores                         one cell of the matrix of a model that travels
     cost        peak_memory, energy where it is known       bytes and joules so far, after an evaluation
     done        skipped_steps

@@ -94,6 +94,8 @@ class _Display:
         elif name == "evaluation":
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
             self._say(f"{_checkpoint(event):<11} {scores}")
+            if event.get("page") and event["epoch"] is None:
+                self._say(f"Every image with every caption, refreshed after each epoch: {event['page']}")
         elif name == "reused":
             self._say(f"Reusing the finished run in {event['folder']}: same configuration, same data.")
         elif name == "done" and event["skipped_steps"]:

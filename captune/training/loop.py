@@ -199,7 +199,8 @@ class _Run:
             self.journal.tell("cost", **self.cost.read())
             write_report(self.config.output, self.evaluation.run_scores())
             seconds = round(time.monotonic() - started, 3)
-            self.journal.tell("evaluation", epoch=epoch, seconds=seconds, scores=dict(row.corpus))
+            page = str(self.config.output / "report.html")
+            self.journal.tell("evaluation", epoch=epoch, seconds=seconds, scores=dict(row.corpus), page=page)
         self.place.wait()
         self.model.train(training)
 
