@@ -79,7 +79,7 @@ def positions(model: MiniGPT4, samples: list[TrainingSample], fast: FastConfig) 
     if not fast.shared_prefix:
         rows = [[caption] for row in rows for caption in row]
     cached = constant_prefix_length(prompt) if fast.constant_prefix else 0
-    return pack(prompt, rows, cached=cached).input_ids.numel()
+    return pack(prompt, rows, cached=cached, multiple=1).input_ids.numel()
 
 
 def main() -> int:

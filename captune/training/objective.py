@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
 from captune.training.logits import loss_at
-from captune.training.packing import PackedBatch, constant_prefix_length, pack
+from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSample
 
 __all__ = ["Objective", "target_loss"]
@@ -76,7 +76,8 @@ class Objective:
             rows = [[caption] for row in rows for caption in row]
         # The text in front of the image is the same for every instruction, unless a layout asks before it shows.
         cached = self._cached if prompt.ids[: self._cached] == self._prompt.ids[: self._cached] else 0
-        batch = pack(prompt.ids, rows, cached=cached).to(features.device)
+        multiple = row_multiple(features.device)
+        batch = pack(prompt.ids, rows, cached=cached, multiple=multiple).to(features.device)
         return target_loss(self._model, batch, features, self._cache(len(rows)) if cached else None)
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:

@@ -22,10 +22,15 @@ from torch import Tensor
 
 from captune.model.prompt import IMAGE_SLOT
 
-__all__ = ["PackedBatch", "constant_prefix_length", "pack"]
+__all__ = ["PackedBatch", "constant_prefix_length", "pack", "row_multiple"]
 
 ROUNDED_TO = 8
-"""Rows are padded to a multiple of this; attention kernels are quicker on it and see fewer shapes."""
+"""On a GPU rows are padded to a multiple of this; attention kernels are quicker on it and see fewer shapes."""
+
+
+def row_multiple(device: torch.device) -> int:
+    """What the width of rows is a multiple of; on a processor padding is only work."""
+    return 1 if device.type == "cpu" else ROUNDED_TO
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,27 @@ def constant_prefix_length(prompt: Sequence[int]) -> int:
     return list(prompt).index(IMAGE_SLOT) if IMAGE_SLOT in prompt else 0
 
 
-def pack(prompt: Sequence[int], captions: Sequence[Sequence[Sequence[int]]], *, cached: int = 0) -> PackedBatch:
+def pack(
+    prompt: Sequence[int],
+    captions: Sequence[Sequence[Sequence[int]]],
+    *,
+    cached: int = 0,
+    multiple: int = ROUNDED_TO,
+) -> PackedBatch:
     """Lay out rows that share a prompt's text.
 
     Args:
         prompt: P ids, the same for every row.
         captions: for each row the target ids of its captions, stop symbol included.
         cached: C, leading ids of the prompt that are left to a key-value cache.
+        multiple: S is one of this.
 
     Returns:
         The micro-batch.
     """
     start = len(prompt) - cached
     lengths = [start + sum(len(caption) - 1 for caption in row) for row in captions]
-    width = -(-max(lengths) // ROUNDED_TO) * ROUNDED_TO
+    width = -(-max(lengths) // multiple) * multiple
     input_ids = torch.zeros(len(captions), width, dtype=torch.int64)
     position_ids = torch.zeros(len(captions), width, dtype=torch.int64)
     # Part 0 is the prompt, part k the k-th caption, part -1 padding: a token sees its own part and the prompt.

@@ -24,7 +24,7 @@ from captune.model.memory import (
 )
 from captune.protocols import training_images
 from captune.training.logits import targets_at_once
-from captune.training.packing import constant_prefix_length, pack
+from captune.training.packing import constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSamples
 
 __all__ = ["Plan", "Planner", "Proposal", "caption_of"]
@@ -142,7 +142,8 @@ class Planner:
         lora = self._model_config.lora is not None or config.train.lora is not None
         constant = fast.constant_prefix and not lora and not config.train.gradient_checkpointing
         cached = constant_prefix_length(prompt) if constant else 0
-        batch = pack(prompt, [[(0,) * length for length in row] for row in rows], cached=cached)
+        multiple = row_multiple(self._device)
+        batch = pack(prompt, [[(0,) * length for length in row] for row in rows], cached=cached, multiple=multiple)
         tokens = batch.input_ids.shape[1]
         positions = min(
             len(batch.targets), targets_at_once(int(self._model_config.text_config.get_text_config().vocab_size))

@@ -15,7 +15,7 @@ from captune.config import FastConfig
 from captune.model import MiniGPT4
 from captune.training import logits
 from captune.training.objective import Objective
-from captune.training.packing import pack
+from captune.training.packing import pack, row_multiple
 from captune.training.samples import TrainingSample
 
 SAMPLES = [
@@ -180,6 +180,14 @@ def test_layout_of_a_row() -> None:
     assert sees[4][:7] == [1, 1, 1, 1, 1, 1, 0]  # the second token of caption one
     assert sees[5][:7] == [1, 1, 1, 1, 0, 0, 1]  # the second caption does not see the first
     assert sees[7][:3] == [1, 1, 0]  # padding sees something, so that nothing is undefined
+
+
+def test_rows_are_padded_for_a_gpu_only() -> None:
+    widths = {
+        kind: pack([1, -1, -1, 5], [[[7, 8, 2], [9, 2]]], multiple=row_multiple(torch.device(kind))).input_ids.shape[1]
+        for kind in ("cpu", "cuda")
+    }
+    assert widths == {"cpu": 7, "cuda": 8}
 
 
 def test_tokens_are_saved() -> None:
