@@ -216,6 +216,8 @@ def test_start_up_check(model: MiniGPT4, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     model.save_pretrained(tmp_path)
     batch = dict(model.processor(PICTURE, "What is this?", "A dog runs along the beach."))
+    with torch.no_grad():
+        batch["features"] = model.encode_features(batch.pop("pixel_values"))
     config, device = ModelConfig(path=str(tmp_path), dtype="float32", quantization="int8"), torch.device("cpu")
     small, deviation = load_checked(config, device, batch, recompute=True)
     assert 0.99 < deviation.cosine <= 1.0001

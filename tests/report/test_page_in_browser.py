@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,6 @@ from PIL import Image
 
 from captune.report import CheckpointScores, RunScores, write_report, write_thumbnails
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 IMAGES, ROWS = 1000, 7
 HOSTILE = [
     "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">",
@@ -29,9 +21,6 @@ HOSTILE = [
     "🐶🐶 \ud83d \x00\x1b[31m",
 ]
 WORDS = "man woman dog ball red blue runs jumps sits grass park street bike two young water near holding".split()  # noqa: SIM905
-
-if CHROMIUM is None:
-    pytest.skip("needs Chromium", allow_module_level=True)
 
 
 def _caption(chance: random.Random, words: int) -> str:
@@ -82,14 +71,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "log.jsonl").write_text("".join(steps))
     return write_report(folder, run)[-1]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
