@@ -37,7 +37,8 @@ class Rater:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.seen.append(request.url))
         self.page.goto(self.link)
-        self.page.click("#start")
+        with self.page.expect_navigation():
+            self.page.click("#start")
 
     @property
     def done(self) -> bool:
@@ -166,12 +167,15 @@ def test_everybody_can_read_and_reach_it(
 
     page.goto(f"{link}?lang={language}")
     check("introduction")
-    page.click("#start")
+    with page.expect_navigation():
+        page.click("#start")
     while page.locator("#answer").count():
         check(page.get_attribute("#answer", "data-part"))
         for row in page.locator("fieldset").all():
             row.locator("input").nth(2).check()
-        page.locator("#answer button").first.click()
+        # Between two pages there is no #answer either.
+        with page.expect_navigation():
+            page.locator("#answer button").first.click()
     check("done")
     page.goto(made["results"])
     check("results")
