@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_heatmap"]
 
 _CELL_WIDTH, _CELL_HEIGHT = 0.5, 0.27  # inches
+_HEAD, _FOOT, _LEGEND = 0.3, 0.3, 1.5  # inches
 _LONGEST_NAME = 34  # characters
 
 
@@ -46,16 +47,21 @@ def draw_heatmap(matrix: Matrix) -> bytes:
         above = [0.06 * min(_LONGEST_NAME, max(len(_title(column)) for column in group)) + 0.35 for group in groups]
         curves = strength_curves(matrix)
         below = 1.9 if curves else 0.0
-        width = left + max(6, *(len(group) for group in groups)) * _CELL_WIDTH + 0.9
-        total = sum(above) + len(groups) * height + below + 0.3
+        width = left + max(6, *(len(group) for group in groups)) * _CELL_WIDTH + _LEGEND
+        total = sum(above) + len(groups) * height + below + _HEAD + _FOOT
         figure = Figure(figsize=(width, total))
-        top = total
+        head = f"{matrix.main_metric}; coloured by what is left of home: blue all, red nothing"
+        figure.text(0.1 / width, 1 - 0.22 / total, head, fontsize=8)
+        # The signature of home, of which the other columns differ in their data alone; theirs are in matrix.json.
+        signature = matrix.cell(matrix.rows[-1].name, matrix.columns[0].name).signature
+        figure.text(0.1 / width, 0.08 / total, f"Signature: {one_line(signature)}", fontsize=4.5, color="#555555")
+        top = total - _HEAD
         for group, room in zip(groups, above, strict=True):
             top -= room + height
             place = (left / width, top / total, len(group) * _CELL_WIDTH / width, height / total)
             _draw(figure.add_axes(place), matrix, group)
         if curves:
-            axes = figure.add_axes((left / width, 0.45 / total, 3.2 / width, (below - 0.65) / total))
+            axes = figure.add_axes((left / width, (_FOOT + 0.45) / total, 3.2 / width, (below - 0.65) / total))
             _draw_curves(axes, curves, matrix.main_metric)
         return figure_bytes(figure, "png")
 
@@ -71,7 +77,7 @@ def _draw(axes: Axes, matrix: Matrix, group: list[Column]) -> None:
         for x, cell in enumerate(row):
             score = cell.scores.get(metric, math.nan)
             text = (f"{score:.3f}" if math.isfinite(score) else "–") + ("\nLEAK" if cell.leak else "")
-            pale = 0.25 < left[y, x] < 1.15
+            pale = 0.12 < left[y, x] < 1.15
             axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color="black" if pale else "white")
     axes.set_xticks(range(len(group)), [_name(_title(column)) for column in group])
     axes.set_yticks(range(len(cells)), [_name(row.name) for row in matrix.rows])
