@@ -34,9 +34,10 @@ def divergence(one: Counter[str], other: Counter[str]) -> float:
     if not one or not other:
         return 0.0 if one == other else 1.0
     first, second = one.total(), other.total()
-    found = 0.0
+    parts = []
     for word in one.keys() | other.keys():
         p, q = one[word] / first, other[word] / second
         middle = (p + q) / 2
-        found += sum(share * math.log2(share / middle) for share in (p, q) if share) / 2
-    return min(1.0, max(0.0, found))
+        parts += [share * math.log2(share / middle) for share in (p, q) if share]
+    # Rounded once: a set's order differs from process to process, and the number must not.
+    return min(1.0, max(0.0, math.fsum(parts) / 2))
