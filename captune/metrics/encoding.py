@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captune.metrics.chunktable import NEEDS_CONTEXT, ChunkCodes, ChunkTable
 from captune.metrics.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "Rows"]
 
-_BATCH = 512
-_LONGEST_CACHED_CHUNK = 64
+_BATCH = 4096
 _MOST_CACHED_CHUNKS = 1 << 20
 
 _LINE_BREAKS = "\v\f\r\u2028\u2029"
 
-_NEEDS_CONTEXT = 0
+# The code of no tokens; the one before it is NEEDS_CONTEXT.
 _NOTHING = 1
 
 
@@ -61,38 +61,6 @@ class Rows:
         """The rows of these places, in their order."""
         parts = [self.values[self.offsets[place] : self.offsets[place + 1]] for place in places]
         return _rows(parts, [np.array([len(part) for part in parts], np.int64)])
-
-
-class _Chunks(dict[str, int]):
-    """From a white-space-delimited chunk to its code; an unseen chunk asks the tokenizer, and is kept if it is short.
-
-    Chunks with the same tokens, such as "Dog" and "dog.", share a code.
-
-    Args:
-        chunk_tokens: the tokenizer's.
-        new_code: makes a code for tokens.
-    """
-
-    __slots__ = ("_by_tokens", "_chunk_tokens", "_new_code")
-
-    def __init__(
-        self, chunk_tokens: Callable[[str], tuple[str, ...] | None], new_code: Callable[[Sequence[str]], int]
-    ) -> None:
-        self._chunk_tokens, self._new_code = chunk_tokens, new_code
-        self._by_tokens: dict[tuple[str, ...], int] = {}
-
-    def __missing__(self, chunk: str) -> int:
-        if len(chunk) > _LONGEST_CACHED_CHUNK:
-            return _NEEDS_CONTEXT
-        tokens = self._chunk_tokens(chunk)
-        if tokens is None:
-            code = _NEEDS_CONTEXT
-        else:
-            code = self._by_tokens.get(tokens, _NEEDS_CONTEXT)
-            if not code:
-                code = self._by_tokens[tokens] = self._new_code(tokens)
-        self[chunk] = code
-        return code
 
 
 class Encoder:
@@ -132,7 +100,8 @@ class Encoder:
         return number
 
     def _new_code(self, tokens: Sequence[str]) -> int:
-        self._code_tokens.extend(map(self.token_id, tokens))
+        for token in tokens:
+            self._code_tokens.append(self.token_id(token))
         self._code_start.append(len(self._code_tokens))
         return len(self._code_start) - 2
 
@@ -202,15 +171,11 @@ class Encoder:
         self, batch: Sequence[str], in_context: Callable[[int], Sequence[str]]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Numbers and lengths of a batch; `in_context` gives the tokens of a caption that must be read whole."""
-        separator = self.tokenizer.separator
-        split = [caption.split(separator) for caption in batch]
-        chunk_counts = np.fromiter(map(len, split), np.int64, len(split))
-        total = int(chunk_counts.sum())
-        codes = np.fromiter(map(self._chunks.__getitem__, chain.from_iterable(split)), np.int64, total)
+        codes, chunk_counts = self._codes(batch)
         chunk_offsets = np.zeros(len(batch) + 1, np.int64)
         np.cumsum(chunk_counts, out=chunk_offsets[1:])
         kept_codes, kept_tokens = len(self._code_start), len(self._code_tokens)
-        unclear = np.flatnonzero(codes == _NEEDS_CONTEXT)
+        unclear = np.flatnonzero(codes == NEEDS_CONTEXT)
         if len(unclear):
             # The tokens of the whole caption stand in its first chunk, and nothing in the others.
             for caption in dict.fromkeys((np.searchsorted(chunk_offsets, unclear, side="right") - 1).tolist()):
@@ -222,13 +187,24 @@ class Encoder:
         del self._code_start[kept_codes:], self._code_tokens[kept_tokens:]
         if len(self._chunks) > _MOST_CACHED_CHUNKS:
             self._forget()
-        token_offsets = np.zeros(total + 1, np.int64)
+        token_offsets = np.zeros(len(codes) + 1, np.int64)
         np.cumsum(counts, out=token_offsets[1:])
         return tokens, np.diff(token_offsets[chunk_offsets])
 
+    def _codes(self, batch: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The codes of a batch's chunks, and the number of chunks in each caption."""
+        separator = self.tokenizer.separator
+        if separator is None and (found := self._table.codes(batch)) is not None:
+            return found
+        split = [caption.split(separator) for caption in batch]
+        chunk_counts = np.fromiter(map(len, split), np.int64, len(split))
+        total = int(chunk_counts.sum())
+        return np.fromiter(map(self._chunks.__getitem__, chain.from_iterable(split)), np.int32, total), chunk_counts
+
     def _forget(self) -> None:
         """Begin with an empty cache; done again so that a stream of ever new chunks does not fill the memory."""
-        self._chunks = _Chunks(self.tokenizer.chunk_tokens or _in_context, self._new_code)
+        self._chunks = ChunkCodes(self.tokenizer.chunk_tokens or _in_context, self._new_code)
+        self._table = ChunkTable(self._chunks.code_in_ascii)
         # Code k stands for the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
         self._code_start = array("q", [0, 0, 0])
         self._code_tokens = array("i")
@@ -264,16 +240,16 @@ def _in_context(chunk: str) -> None:
 
 
 def _expand(
-    codes: NDArray[np.int64], starts: NDArray[np.int64], table: NDArray[np.int32]
+    codes: NDArray[np.int32], starts: NDArray[np.int64], table: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Replace each code by its tokens; also returns how many tokens each code had."""
-    begin = starts[codes]
-    counts = starts[codes + 1] - begin
+    begin = starts.take(codes)
+    counts = np.diff(starts).take(codes)
     if counts.max(initial=0) <= 1:
-        return table[begin[counts == 1]], counts
-    ends = np.cumsum(counts)
-    within = np.arange(int(ends[-1])) - np.repeat(ends - counts, counts)
-    return table[np.repeat(begin, counts) + within], counts
+        return table.take(begin[counts == 1]), counts
+    places = np.repeat(begin - (np.cumsum(counts) - counts), counts)
+    places += np.arange(len(places))
+    return table.take(places), counts
 
 
 def _view(numbers: array[int]) -> NDArray[np.int32]:
