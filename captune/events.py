@@ -11,6 +11,7 @@ An event is a plain dictionary; `event` names it, the rest are its figures:
     progress    step, steps, epoch, captions_per_s, loss, ...      after every optimiser step
     step        the same, every `log_every` steps
     unpacked    reason                                      packed rows would change the gradient
+    sharded     processes, held, whole                      bytes of the language model here, and of all of it
     checkpoint  epoch, folder
     evaluation  epoch, scores, page                         the page is there where training refreshes one
     cell        row, column, scores                         one cell of the matrix of a model that travels

@@ -127,6 +127,9 @@ class TrainConfig(_Section):
     """Steps with an infinite or undefined loss that are skipped before the run is given up."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    shard: Literal["none", "layers"] = "none"
+    """layers divides the frozen language model's layers among the processes, for cards that do not hold it whole; each
+    layer is gathered when it is computed, which costs time."""
     lora: LoraConfig | None = None
     """LoRA beside the projection, as {rank: 64, alpha: 16, targets: [q_proj, v_proj]}; null is the projection alone."""
     fast: FastConfig = FastConfig()
@@ -183,6 +186,11 @@ class RunConfig(_Section):
         if not fast.target_logits and (fast.shared_prefix or fast.constant_prefix):
             raise ValueError(
                 "train.fast.target_logits is off, which shared_prefix and constant_prefix need; turn these off as well"
+            )
+        if self.train.shard == "layers" and self.model.quantization is not None:
+            raise ValueError(
+                f"train.shard is layers and model.quantization is {self.model.quantization}, and a quantized language "
+                "model cannot be divided; set train.shard to none, or model.quantization to null"
             )
         if (self.model.llm is None) != (self.model.vision is None):
             raise ValueError("model.llm and model.vision belong together; give both, or neither and model.path")

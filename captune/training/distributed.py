@@ -59,6 +59,14 @@ class World:
         dist.all_reduce(tensor)
         return float(tensor.item())
 
+    def largest(self, value: float) -> float:
+        """The largest of a number over all processes."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor.item())
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes, in one message."""
         if self.size == 1:

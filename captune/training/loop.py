@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -33,6 +35,7 @@ from captune.training.journal import Journal
 from captune.training.quarantine import keep_quarantine, without_broken
 from captune.training.run_folder import RunStatus, checkpoint_folder, open_run_folder, run_status
 from captune.training.samples import TrainingSamples
+from captune.training.sharding import Shards, held_bytes
 from captune.training.state import Position
 from captune.training.step import Stepper
 from captune.training.stopping import listen_for_stop
@@ -87,9 +90,16 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         samples = TrainingSamples(images, config.train, config.seed)
         longest = samples.longest(2)
         examples = stored.features[[sample.image for sample in longest]]
-        model = load_tunable(config, place.device, [sample.captions[0] for sample in longest], examples)
-        record = _describe(model, config)
-        stepper = Stepper(model, stored.features, samples, config, place)
+        shards = Shards(place) if config.train.shard == "layers" and place.size > 1 else None
+        together = nullcontext if shards is None else shards.together
+        with nullcontext() if shards is None else shards.turn_to_load():
+            model = load_tunable(
+                config, place.device, [sample.captions[0] for sample in longest], examples, shards is not None
+            )
+            record = _describe(model, config)
+            if shards is not None:
+                shards.divide(model)
+        stepper = Stepper(model, stored.features, samples, config, place, together)
         start = Position(0, 0, record.manifest_hash)
         if resuming:
             # The pretrained model was scored before the first state was saved, so its row is among these.
@@ -108,8 +118,24 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
             )
             if broken:
                 journal.tell("quarantined", images=list(broken), reasons=list(broken.values()))
+            if config.train.shard == "layers":
+                held, together_bytes = held_bytes(model)
+                journal.tell("sharded", processes=place.size, held=held, whole=together_bytes)
             learnt = TrainSlice(images, stored.features, config.evaluate.train_slice)
-            run = _Run(config, model, test_features, samples, evaluation, learnt, stepper, place, journal, record, cost)
+            run = _Run(
+                config,
+                model,
+                test_features,
+                samples,
+                evaluation,
+                learnt,
+                stepper,
+                place,
+                together,
+                journal,
+                record,
+                cost,
+            )
             run.go(start)
 
 
@@ -132,6 +158,7 @@ class _Run:
     train_slice: TrainSlice
     stepper: Stepper
     place: World
+    together: Callable[[], AbstractContextManager[None]]
     journal: Journal
     record: CheckpointRecord
     cost: CostMeter
@@ -191,7 +218,9 @@ class _Run:
         def report(done: int, count: int) -> None:
             self.journal.tell("captions", epoch=epoch, done=done, count=count)
 
-        mine = self.evaluation.caption(self.model, self.test_features.every(self.place.size, self.place.rank), report)
+        own = self.test_features.every(self.place.size, self.place.rank)
+        with self.together():
+            mine = self.evaluation.caption(self.model, own, report)
         captions = self.place.merge(mine, len(self.test_features))
         learnt = self.train_slice.scores(self._caption_together)
         if self.place.is_main:
@@ -206,7 +235,8 @@ class _Run:
 
     def _caption_together(self, features: Tensor) -> list[Caption]:
         """Captions of images over all processes, on every one."""
-        mine = self.evaluation.caption(self.model, features[self.place.rank :: self.place.size])
+        with self.together():
+            mine = self.evaluation.caption(self.model, features[self.place.rank :: self.place.size])
         return self.place.merge(mine, len(features))
 
     def _save_state(self, step: int) -> None:

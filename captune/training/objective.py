@@ -19,7 +19,7 @@ from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSample
 
-__all__ = ["Objective", "target_loss"]
+__all__ = ["Objective", "alike", "target_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,8 @@ class Objective:
         """
         if not self.packed:
             return self.plain_loss(samples, features)
-        asked = list(dict.fromkeys(sample.instruction for sample in samples))
-        if len(asked) > 1:
-            # Rows of a batch share a prompt's text.
-            parts = ([n for n, sample in enumerate(samples) if sample.instruction == one] for one in asked)
+        parts = alike(samples)
+        if len(parts) > 1:
             return torch.stack([self.loss([samples[n] for n in part], features[part]) for part in parts]).sum()
         prompt = self._prompt_of(samples[0])
         rows = [self._target_ids(sample) for sample in samples]
@@ -111,7 +109,10 @@ class Objective:
         half = self._model.llm.dtype in (torch.bfloat16, torch.float16)
         wanted = self._gradient(self.plain_loss(samples, features))
         try:
-            difference = float((self._gradient(self.loss(samples, features)) - wanted).norm() / wanted.norm())
+            found = torch.zeros_like(wanted)
+            for part in alike(samples):
+                found += self._gradient(self.loss([samples[n] for n in part], features[part]))
+            difference = float((found - wanted).norm() / wanted.norm())
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = f"this language model does not take packed rows ({' '.join(str(error).split())[:120]})"
         else:
@@ -147,6 +148,12 @@ class Objective:
         for index, (keys, values) in enumerate(self._prefix):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
+
+
+def alike(samples: Sequence[TrainingSample]) -> list[list[int]]:
+    """Places of samples that are asked the same, together: rows of a batch share a prompt's text."""
+    asked = dict.fromkeys(sample.instruction for sample in samples)
+    return [[n for n, sample in enumerate(samples) if sample.instruction == one] for one in asked]
 
 
 def _recomputes(model: MiniGPT4) -> bool:

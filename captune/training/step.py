@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from captune.features import StoredFeatures
 from captune.model import MiniGPT4
 from captune.model.masters import MasterAdamW
 from captune.training.distributed import World
-from captune.training.objective import Objective
+from captune.training.objective import Objective, alike
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.schedule import learning_rate
 from captune.training.state import Position, load_newest, save_state
@@ -58,6 +59,7 @@ class Stepper:
         samples: what is learnt in which step.
         config: of the run.
         place: this process among the others.
+        together: within this the language model is run; of a divided one, `Shards.together`.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class Stepper:
         samples: TrainingSamples,
         config: RunConfig,
         place: World,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._objective = Objective(model, config.model.instruction, config.train.fast)
         self._features = features
         self._samples = samples
         self._config = config
         self._place = place
+        self._together = together
         self._names, self._parameters = map(list, zip(*model.trained_parameters(), strict=True))
         self._optimizer = build_optimizer(self._parameters, config.train)
         self._limit: int | None = None
@@ -92,7 +96,8 @@ class Stepper:
         rate = learning_rate(step, self._samples.total_steps, self._config.train)
         mine = self._place.share(batch)
         targets = int(self._place.sum(self._objective.target_count(mine)))
-        total = self._accumulate(mine, targets)
+        with self._together():
+            total = self._accumulate(mine, targets)
         self._place.sum_gradients(self._parameters)
         loss_of_step = self._place.sum(total)
         norm = self._apply(rate, loss_of_step, batch)
@@ -113,7 +118,8 @@ class Stepper:
     def probe(self) -> str | None:
         """Try packed rows on the two longest samples; returns why they are off from now on, or None."""
         longest = self._samples.longest(2)
-        return self._objective.probe(longest, self._images(longest))
+        with self._together():
+            return self._objective.probe(longest, self._images(longest))
 
     def _accumulate(self, samples: Sequence[TrainingSample], targets: int) -> float:
         """Gradients of this process's samples; when memory runs out, again in micro-batches half as large."""
@@ -123,10 +129,12 @@ class Stepper:
             size = self._micro_batch(samples)
             try:
                 for start in range(0, len(samples), size):
-                    part = samples[start : start + size]
-                    loss = self._objective.loss(part, self._images(part)) / targets
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    total += loss.detach()
+                    work = samples[start : start + size]
+                    # One forward, then its backward: the layers of a divided language model are gathered in this order.
+                    for part in ([work[n] for n in places] for places in alike(work)):
+                        loss = self._objective.loss(part, self._images(part)) / targets
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        total += loss.detach()
                 return float(total)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captune.config import RunConfig
 from captune.model import MiniGPT4
-from captune.model.loading import LANGUAGE, load_checked, load_model
+from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_model
 from captune.model.lora import attach_lora
 from captune.model.preview import preview_model
 
@@ -17,7 +17,11 @@ __all__ = ["load_tunable"]
 
 
 def load_tunable(
-    config: RunConfig, device: torch.device, captions: Sequence[str] = (), features: Tensor | None = None
+    config: RunConfig,
+    device: torch.device,
+    captions: Sequence[str] = (),
+    features: Tensor | None = None,
+    wait_on_cpu: bool = False,
 ) -> MiniGPT4:
     """Load the model of a run, without the towers, which stored features stand for.
 
@@ -26,6 +30,7 @@ def load_tunable(
         device: where it goes.
         captions: N captions, on which a quantization's gradient is compared with the exact one; none skips the check.
         features: (N, Q, F) of their images.
+        wait_on_cpu: leave it on the CPU, in the number format that it has on the device, to be divided.
 
     Returns:
         The model in eval mode.
@@ -33,6 +38,10 @@ def load_tunable(
     Raises:
         WeightsError: it cannot be loaded, LoRA finds no layers, or the quantization leads elsewhere.
     """
+    if wait_on_cpu:
+        dtype = str(compute_dtype(config.model.dtype, device)).removeprefix("torch.")
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+        device = torch.device("cpu")
     recompute = config.train.gradient_checkpointing
     if config.model.quantization is not None and features is not None:
         _, processor = preview_model(config.model)

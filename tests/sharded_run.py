@@ -1,0 +1,109 @@
+"""One of the processes of a run whose language model is divided.
+
+Each leaves behind how many bytes of the language model's layers it holds, and how many captions it gave. `die` kills
+the first process after a step, `stop` sends it SIGTERM, `cramped` lets the second one run out of memory three times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from tiny import SIZES, tiny_features, tiny_minigpt4
+from torch import Tensor
+from transformers import AutoConfig
+
+from captune.config import load_config
+from captune.errors import CaptuneError
+from captune.events import Event
+from captune.model import MiniGPT4
+from captune.model.lora import attach_lora
+from captune.training import feature_stage, loop, sharding, train
+
+TEXT = {**SIZES, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4}
+
+
+def cramp(model: MiniGPT4, told: dict[str, Any]) -> None:
+    """Lack memory once in the middle of a forward, once of a backward, once while captioning."""
+    layer = sharding.decoder_layers(model)[2]
+    passes = {"train": 0, "caption": 0}
+
+    def lack(what: str) -> None:
+        told["outages"] += 1
+        raise torch.OutOfMemoryError(what)
+
+    def forward(module: Any, given: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        kind = "train" if states.requires_grad else "caption"
+        passes[kind] += 1
+        # The first two passes with a gradient are the probe's.
+        if (kind, passes[kind]) in (("train", 3), ("caption", 9)):
+            lack("forward")
+        if (kind, passes[kind]) == ("train", 7):
+            states.register_hook(lambda gradient: lack("backward"))
+
+    layer.register_forward_hook(forward)
+
+
+def main(config: str, out: str, what: str = "", step: int = 0) -> None:
+    """Run it as this process, which the environment says the place of."""
+    torch.set_num_threads(1)
+    settings = load_config(config)
+    divide, captioned = sharding.Shards.divide, loop.Evaluation.caption
+    told: dict[str, Any] = {"captions": [], "outages": 0}
+    rank = int(os.environ.get("RANK", "0"))
+
+    def load(*given: Any) -> MiniGPT4:
+        model = tiny_minigpt4(AutoConfig.for_model("llama", **TEXT))
+        if settings.train.lora is not None:
+            torch.manual_seed(0)
+            attach_lora(model, rank=4, alpha=8.0)
+        model.checkpoint_activations(settings.train.gradient_checkpointing)
+        return model
+
+    def divided(shards: sharding.Shards, model: MiniGPT4) -> None:
+        divide(shards, model)
+        layers = list(sharding.decoder_layers(model).parameters())
+        told["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
+        told["whole"] = sum(p.nbytes for p in layers)
+        if what == "cramped" and rank == 1:
+            cramp(model, told)
+
+    def caption(evaluation: Any, model: MiniGPT4, features: Tensor, on_progress: Any = None) -> Any:
+        found = captioned(evaluation, model, features, on_progress)
+        told["captions"].append(len(found))
+        return found
+
+    def listen(event: Event) -> None:
+        if event["event"] == "progress" and event["step"] == step:
+            if what == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if what == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(loop, "load_tunable", load))
+        stack.enter_context(patch.object(loop.Evaluation, "caption", caption))
+        stack.enter_context(patch.object(sharding.Shards, "divide", divided))
+        stack.enter_context(patch.object(feature_stage, "features_of", tiny_features))
+        train(settings, listen if rank == 0 else None)
+    Path(out, f"{rank}.json").write_text(json.dumps(told))
+
+
+def child(environment: dict[str, str], *words: Any) -> None:
+    """Be one of the processes; what it says goes to a file of its own."""
+    os.environ.update(environment)
+    said = os.open(Path(words[1], f"{environment['RANK']}.err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, sys.stderr.fileno())
+    try:
+        main(*words)
+    except CaptuneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
