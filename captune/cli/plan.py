@@ -144,6 +144,11 @@ def _print(
     dtype = str(compute_dtype(settings.model.dtype, device)).removeprefix("torch.")
     kind = "a GPU" if device.type == "cuda" else "this machine's processor, for no GPU was found or given with --gpu"
     print(f"{settings.model.path} in {dtype} on {kind}")
+    if settings.train.shard == "layers":
+        several = planner.processes > 1
+        print(
+            f"layers divided among {planner.processes} processes" if several else "not divided: one process is planned"
+        )
     longest = "of the data" if planner.from_data else f"made up, for there is no {settings.data.train} yet"
     for estimate, batch in (
         (predicted.training, f"{len(planner.micro_batch(settings))} samples at once, the longest {longest}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -73,6 +73,7 @@ class Planner:
         caption_tokens: length of the longest captions, instead of the data's own.
 
     Attributes:
+        processes: as given.
         captions: what the longest samples teach, longest first.
         from_data: whether these are the data's own, and not made up.
     """
@@ -91,7 +92,7 @@ class Planner:
         self._model_config = model_config
         self._layout = processor.layout
         self._device = device
-        self._processes = processes
+        self.processes = processes
         self._sizes: dict[tuple[torch.dtype, str | None, LoraConfig | None], ModelSize] = {}
         found = None if caption_tokens else self._longest_samples()
         self.from_data = found is not None
@@ -116,7 +117,7 @@ class Planner:
         )
 
     def size(self, config: RunConfig) -> ModelSize:
-        """The model in the configuration's number format and quantization, with its LoRA."""
+        """The model in the configuration's number format and quantization, with its LoRA, as a process holds it."""
         dtype = compute_dtype(config.model.dtype, self._device)
         kind = (dtype, config.model.quantization, config.train.lora)
         if kind not in self._sizes:
@@ -126,7 +127,17 @@ class Planner:
                 lora = config.train.lora
                 model_config.lora = {"r": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
             self._sizes[kind] = measure_model(model_config, dtype, config.model.quantization)
-        return self._sizes[kind]
+        size = self._sizes[kind]
+        return self._divided(size) if config.train.shard == "layers" and self.processes > 1 else size
+
+    def _divided(self, size: ModelSize) -> ModelSize:
+        """The same with the share of a language model's layers that one process holds, and those that are gathered."""
+        tied = self._model_config.text_config.get_text_config().tie_word_embeddings
+        whole = (size.vocabulary * size.width * (1 if tied else 2) + size.lora) * size.value_bytes
+        layers = size.llm - whole
+        # The layer at work, the next one, and the message in which that comes.
+        gathered = min(3, size.layers) * layers // size.layers
+        return replace(size, llm=whole + -(-layers // self.processes) + gathered)
 
     def training_load(self, config: RunConfig) -> TrainingLoad:
         """The largest micro-batch: that of the longest samples."""
@@ -181,7 +192,7 @@ class Planner:
         """Levers besides the batch sizes, mildest first, each with those before it.
 
         Half the bytes of a number are what a GPU computes with anyway, checkpointing costs a third more work and no
-        exactness, and fewer bits bend the gradient a little.
+        exactness, nor does dividing the layers among processes; fewer bits bend the gradient a little.
         """
         pulled: tuple[str, ...] = ()
         yield pulled
@@ -192,7 +203,9 @@ class Planner:
         if not given.train.gradient_checkpointing:
             pulled += ("train.gradient_checkpointing=true",)
             yield pulled
-        if given.model.quantization is None and self._device.type == "cuda":
+        if self.processes > 1 and given.model.quantization is None and given.train.shard == "none":
+            yield (*pulled, "train.shard=layers")
+        if given.model.quantization is None and given.train.shard == "none" and self._device.type == "cuda":
             yield (*pulled, "model.quantization=nf4")
 
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
@@ -224,7 +237,7 @@ class Planner:
     def micro_batch(self, config: RunConfig) -> list[tuple[str, ...]]:
         """The captions of the longest samples that are computed at once."""
         together = self._together(config)
-        mine = -(-max(1, config.train.batch_size // together) // self._processes)
+        mine = -(-max(1, config.train.batch_size // together) // self.processes)
         limit = config.train.micro_batch_size
         return self.captions[: mine if limit is None else min(mine, max(1, limit // together))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ def test_a_step_is_shared(make_config: Callable[..., Any]) -> None:
     assert planner(config, processes=4).training_load(config).rows == 2
     small = make_config("vicuna", "data.train=absent.jsonl", "train.batch_size=40", "train.micro_batch_size=5")
     assert planner(small).training_load(small).rows == 1
+
+
+def test_divided_layers_are_a_share_and_three_that_are_gathered(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "train.shard=layers")
+    whole, mine = planner(config).size(config).llm, planner(config, processes=8).size(config).llm
+    # Three layers in bfloat16: they are all of this tiny model, but for the vocabulary and the last norm.
+    layers = 3 * (4 * 64 * 64 + 3 * 64 * 172 + 2 * 64) * 2
+    assert whole == layers + (2 * 400 * 64 + 64) * 2
+    assert mine == pytest.approx(whole + layers / 8, rel=1e-3)
+    size = replace(planner(config).size(config), layers=80)
+    assert planner(config, processes=8)._divided(size).llm == pytest.approx(whole - layers * (7 / 8 - 3 / 80), rel=1e-3)
+
+
+def test_several_processes_are_told_to_divide_before_bits_are_saved(make_config: Callable[..., Any]) -> None:
+    config = make_config("vicuna", "data.train=absent.jsonl")
+    _, _, *levers = planner(config, processes=8)._formats()
+    assert levers == [
+        ("train.gradient_checkpointing=true", "train.shard=layers"),
+        ("train.gradient_checkpointing=true", "model.quantization=nf4"),
+    ]
 
 
 def test_made_up_captions_have_the_length_that_was_asked_for(make_config: Callable[..., Any]) -> None:
