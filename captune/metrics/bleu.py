@@ -7,6 +7,7 @@ length closest to the prediction's, and a tiny number in place of zero matches, 
 from __future__ import annotations
 
 import math
+from itertools import repeat
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -75,7 +76,7 @@ def _bleu(statistics: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.flo
     for order in range(ORDERS):
         product = product * ((statistics[:, 6 + order] + _TINY) / (statistics[:, 2 + order] + _SMALL))
         exponent = 1.0 / (order + 1)
-        scores[:, order] = [value**exponent for value in product.tolist()]
+        scores[:, order] = np.fromiter(map(math.pow, product.tolist(), repeat(exponent)), np.float64, len(product))
     scores *= penalty[:, None]
     return scores
 

@@ -8,12 +8,13 @@ weights to the reference's, and takes off for a difference in length.
 from __future__ import annotations
 
 import math
+from itertools import repeat
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from captune.metrics.matching import Matches
-from captune.metrics.ngrams import NgramCounts
+from captune.metrics.ngrams import Ngrams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,33 +68,44 @@ class Weights:
         self._values = np.log(float(images)) - np.log(frequencies)
         self._squares = _squares(self._values)
         self._squares_of_two = _squares(2 * self._values)
+        self._kept = np.empty(0)
 
     def of(self, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
         """The weight of each n-gram, (G,), from its document frequency."""
         weights: NDArray[np.float64] = self._values[frequencies]
         return weights
 
-    def vector_squares(self, counts: NgramCounts, frequencies: NDArray[np.int32], squares: NDArray[np.float64]) -> None:
-        """Write the squared components of all captions' vectors to the places where their n-grams first stand.
+    def _room(self, size: int) -> NDArray[np.float64]:
+        """Memory for so many numbers, the same in every call of one size: new memory takes as long as the sum."""
+        if len(self._kept) != size:
+            self._kept = np.empty(size)
+        return self._kept
+
+    def vector_squares(self, ngrams: Ngrams, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
+        """The squared components of all captions' vectors, where their n-grams first stand; 0 at other words.
 
         Args:
-            counts: n-grams of one order.
-            frequencies: (G,) document frequencies of `counts.keys`.
-            squares: (P,) float64; places where no n-gram stands first are left alone.
+            ngrams: n-grams of one order.
+            frequencies: (G,) document frequencies of the n-grams.
+
+        Returns:
+            (P,) float64, in memory that the next call writes to.
         """
-        squares[counts.first] = self._squares.take(frequencies).take(counts.gram - counts.gram[:1])
-        for times, table in ((2, self._squares_of_two), (3, None)):
-            several = np.flatnonzero(counts.times == times if table is not None else counts.times >= times)
-            if len(several):
-                frequency = frequencies[counts.gram[several] - counts.gram[0]]
-                squares[counts.first[several]] = (
-                    _squares(counts.times[several] * self._values[frequency]) if table is None else table[frequency]
-                )
+        # Where no n-gram begins, number -1 finds the 0 at the end.
+        of_gram = np.append(self._squares.take(frequencies), 0.0)
+        squares = of_gram.take(ngrams.at, out=self._room(len(ngrams.at)), mode="wrap")
+        first, times, later = ngrams.repeats
+        squares[later] = 0.0
+        frequency = frequencies.take(ngrams.at.take(first))
+        squares[first] = self._squares_of_two.take(frequency)
+        more = np.flatnonzero(times > 2)
+        squares[first[more]] = _squares(times[more] * self._values.take(frequency[more]))
+        return squares
 
 
 def _squares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The squares by `pow`, as in the original; a product differs in the last digit once in a thousand."""
-    return np.array([pow(weight, 2) for weight in weights.tolist()], np.float64)
+    return np.fromiter(map(math.pow, weights.tolist(), repeat(2.0)), np.float64, len(weights))
 
 
 def norms(squares: NDArray[np.float64], caption_of: NDArray[np.int64], captions: int) -> NDArray[np.float64]:

@@ -53,6 +53,11 @@ class Rows:
         """(C,) int64, how long each sequence is."""
         return np.diff(self.offsets)
 
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(T,) int64, the sequence that each value belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
     def row(self, place: int) -> NDArray[np.int32]:
         """One sequence."""
         return self.values[self.offsets[place] : self.offsets[place + 1]]
@@ -213,18 +218,17 @@ class Encoder:
         """The words of encoded captions: the same rows, unless some token is not exactly one word."""
         special = np.zeros(self.vocabulary_size, np.bool_)
         special[list(self._words_of_token)] = True
-        hits = np.flatnonzero(special[tokens.values])
+        hits = np.flatnonzero(special.take(tokens.values))
         if not len(hits):
             return tokens
         word_lists = [self._words_of_token[token] for token in tokens.values[hits].tolist()]
-        counts = np.ones(len(tokens.values), np.int64)
-        counts[hits] = np.fromiter(map(len, word_lists), np.int64, len(hits))
-        ends = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=ends[1:])
-        words = np.repeat(tokens.values, counts)
-        for hit, word_list in zip(hits.tolist(), word_lists, strict=True):
-            words[ends[hit] : ends[hit + 1]] = word_list
-        return Rows(words, ends[tokens.offsets])
+        between = np.split(tokens.values, hits)
+        # Behind the words in place of a special token comes what follows that token.
+        pieces = [(np.array(words, np.int32), rest[1:]) for words, rest in zip(word_lists, between[1:], strict=True)]
+        added = np.zeros(len(hits) + 1, np.int64)
+        np.cumsum([len(words) - 1 for words in word_lists], out=added[1:])
+        offsets = tokens.offsets + added[np.searchsorted(hits, tokens.offsets)]
+        return Rows(np.concatenate([between[0], *chain.from_iterable(pieces)]), offsets)
 
 
 def _to_next(lines: Sequence[str], place: int) -> Sequence[str]:

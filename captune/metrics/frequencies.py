@@ -10,7 +10,7 @@ import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder
-from captune.metrics.ngrams import ORDERS, NgramCounts, count_ngrams, find_sorted
+from captune.metrics.ngrams import ORDERS, find_sorted, sort_ngrams
 from captune.metrics.tokenizers import tokenizer
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DocumentFrequencies", "NgramTable", "image_counts"]
+__all__ = ["DocumentFrequencies", "NgramTable"]
 
 _FORMAT = "captune document frequencies 1"
 
@@ -27,7 +27,7 @@ class NgramTable(NamedTuple):
     """The distinct n-grams of a corpus, numbered per order.
 
     Attributes:
-        keys: for each order the keys of `NgramCounts`, (G,) int64 ascending.
+        keys: for each order the keys of `Ngrams`, (G,) int64 ascending.
         vocabulary: the base of the keys; words at or above it are unknown.
     """
 
@@ -36,7 +36,7 @@ class NgramTable(NamedTuple):
 
     def locate(
         self,
-        counts: NgramCounts,
+        keys: NDArray[np.int64],
         order: int,
         base: int,
         previous: NDArray[np.int32],
@@ -45,46 +45,28 @@ class NgramTable(NamedTuple):
         """Number another corpus's n-grams by this table.
 
         Args:
-            counts: the other corpus's n-grams of this order.
+            keys: (G,) int64, the other corpus's n-grams of this order, as in `Ngrams`.
             order: 1 to 4.
-            base: the base of the other corpus's keys.
+            base: the base of these keys.
             previous: what this method returned for the order before; ignored for order 1.
             words: (base,) int32, from the other corpus's words to this table's, -1 for unknown ones; None where
                 both have the same encoder.
 
         Returns:
-            (G,) int32, the number of each of `counts.keys` here, -1 if it is unknown.
+            (G,) int32, the number of each n-gram here, -1 if it is unknown.
         """
-        last = counts.keys % base
+        last = keys % base
         if words is not None:
             last = words[last].astype(np.int64)
         known = (last >= 0) & (last < self.vocabulary)
         wanted = last
         if order > 1:
-            start = previous[counts.keys // base].astype(np.int64)
+            start = previous[keys // base].astype(np.int64)
             known &= start >= 0
             wanted = start * self.vocabulary + last
         found = np.full(len(wanted), -1, np.int32)
         found[known] = find_sorted(self.keys[order - 1], wanted[known])
         return found
-
-
-def image_counts(counts: NgramCounts, image_of: NDArray[np.int32]) -> NDArray[np.int32]:
-    """In how many images each n-gram stands.
-
-    Args:
-        counts: n-grams of references.
-        image_of: (C,) int32 ascending, the image of each reference.
-
-    Returns:
-        (G,) int32.
-    """
-    image = image_of.take(counts.caption)
-    begins = np.ones(len(image), np.bool_)
-    np.not_equal(image[1:], image[:-1], out=begins[1:])
-    begins[counts.starts] = True
-    pairs = np.cumsum(begins, dtype=np.int32)
-    return np.diff(pairs[counts.starts], append=pairs[-1:] + np.int32(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +115,12 @@ class DocumentFrequencies:
         words = encoder.words(encoder.encode(caption for captions in references.values() for caption in captions))
         if not len(words.values):
             raise MetricInputError(f"the references of {source!r} hold no words, so nothing can be counted")
-        captions_per_image = [len(captions) for captions in references.values()]
-        image_of = np.repeat(np.arange(len(references), dtype=np.int32), captions_per_image)
+        image_offsets = np.cumsum([0, *map(len, references.values())])
         base = encoder.vocabulary_size
         keys, counts = [], []
-        for order in count_ngrams(words, base):
-            blocks = [(block.keys, image_counts(block, image_of)) for block in order]
-            keys.append(np.concatenate([block[0] for block in blocks] or [np.zeros(0, np.int64)]))
-            counts.append(np.concatenate([block[1] for block in blocks] or [np.zeros(0, np.int32)]))
+        for ngrams in sort_ngrams(words, base, words.owners, image_offsets):
+            keys.append(ngrams.keys)
+            counts.append(ngrams.images)
         return cls(
             source,
             chosen.name,

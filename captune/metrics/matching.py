@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from captune.metrics.ngrams import NgramCounts
+from captune.metrics.ngrams import Ngrams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["IndexBuilder", "Matches", "OrderIndex"]
+__all__ = ["Matches", "OrderIndex"]
 
 
 class Matches(NamedTuple):
@@ -24,19 +24,19 @@ class Matches(NamedTuple):
     adds floating-point numbers up.
 
     Attributes:
-        predicted: (M,) int32, the prediction (which is also the image).
-        reference: (M,) int32, the reference.
+        predicted: (M,) int64, the prediction (which is also the image).
+        reference: (M,) int64, the reference.
         gram: (M,) int32, the n-gram's number among the references' n-grams.
         prediction_times: (M,) int32, how often the n-gram stands in the prediction.
-        reference_times: (M,), how often it stands in the reference.
+        reference_times: (M,) int32, how often it stands in the reference.
         group: where a prediction's next n-gram begins, ascending from 0.
     """
 
-    predicted: NDArray[np.int32]
-    reference: NDArray[np.int32]
+    predicted: NDArray[np.int64]
+    reference: NDArray[np.int64]
     gram: NDArray[np.int32]
     prediction_times: NDArray[np.int32]
-    reference_times: NDArray[np.signedinteger]
+    reference_times: NDArray[np.int32]
     group: NDArray[np.int64]
 
 
@@ -44,20 +44,20 @@ class OrderIndex(NamedTuple):
     """The references' n-grams of one order, for looking up.
 
     Attributes:
-        entries: (E,) int64 ascending, `n-gram * captions + caption`.
-        times: (E,), how often the n-gram stands in the caption.
-        captions: how many references there are, C.
+        slots: (S,) int64 ascending, `(n-gram << bits) + position`, as in `Ngrams`.
+        bits: how many bits a position has.
     """
 
-    entries: NDArray[np.int64]
-    times: NDArray[np.signedinteger]
-    captions: int
+    slots: NDArray[np.int64]
+    bits: int
 
     def match(
         self,
-        predicted: NgramCounts,
+        predicted: Ngrams,
         located: NDArray[np.int32],
-        image_offsets: NDArray[np.int64],
+        prediction_at: NDArray[np.int64],
+        reference_at: NDArray[np.int64],
+        image_bounds: NDArray[np.int64],
         possible: NDArray[np.bool_],
     ) -> Matches:
         """Find the references of the same image that hold a prediction's n-grams.
@@ -65,66 +65,64 @@ class OrderIndex(NamedTuple):
         Args:
             predicted: the predictions' n-grams; caption i is the prediction of image i.
             located: (G,) int32, the references' number of each of the predictions' distinct n-grams, or -1.
-            image_offsets: (N + 1,) int64, where each image's references begin.
+            prediction_at: (P,) int64, the prediction of each of the predictions' words.
+            reference_at: int64, the reference of each of the references' words.
+            image_bounds: (N + 1,) int64, where the words of each image's references begin.
             possible: (P,) whether the n-gram that begins at a word may stand in a reference of the image; set to False
                 here where it does not, for the next order, since a longer n-gram holds two of these.
         """
-        gram = located[predicted.gram]
-        wanted = (gram >= 0) & possible[predicted.first]
-        known = np.flatnonzero(wanted)
-        start = gram[known].astype(np.int64) * self.captions
-        image = predicted.caption[known]
-        low = np.searchsorted(self.entries, start + image_offsets[image])
-        end = start + image_offsets[image + 1]
-        # Most n-grams are in none of the image's references: look for the end of the others only.
-        inside = np.flatnonzero((self.entries.take(low, mode="clip") < end) & (low < len(self.entries)))
-        high = np.searchsorted(self.entries, end[inside])
-        known, low = known[inside], low[inside]
-        wanted[:] = False
-        wanted[known] = True
-        possible[predicted.first[~wanted]] = False
-        order = np.argsort(predicted.first[known])
-        known, low, width = known[order], low[order], (high - low)[order]
+        begin, found, width = self._runs(predicted, located, prediction_at, image_bounds, possible)
+        possible[:] = False
+        possible[begin] = True
+        # What stands again in its caption was counted where it stood first.
+        times = np.ones(len(possible), np.int32)
+        times[predicted.repeats.first] = predicted.repeats.times
+        times[predicted.repeats.later] = 0
+        first = np.flatnonzero(times.take(begin))
+        begin, found, width = begin[first], found[first], width[first]
         ends = np.cumsum(width)
-        pair = np.repeat(known, width)
         group = ends - width
-        entry = np.arange(len(pair)) - np.repeat(group - low, width)
-        pair_gram = gram[pair]
+        slot = np.arange(int(width.sum())) + np.repeat(found - group, width)
+        reference = reference_at.take(self.slots.take(slot) & ((1 << self.bits) - 1))
+        # An n-gram that stands several times in a reference has as many slots there, side by side.
+        new = np.ones(len(slot), np.bool_)
+        np.not_equal(reference[1:], reference[:-1], out=new[1:])
+        new[group] = True
+        pair = np.flatnonzero(new)
+        owner = np.repeat(begin, width).take(pair)
         return Matches(
-            predicted=predicted.caption[pair],
-            reference=(self.entries[entry] - pair_gram.astype(np.int64) * self.captions).astype(np.int32),
-            gram=pair_gram,
-            prediction_times=predicted.times[pair],
-            reference_times=self.times[entry],
-            group=group,
+            predicted=prediction_at.take(owner),
+            reference=reference.take(pair),
+            gram=located.take(predicted.at.take(owner)),
+            prediction_times=times.take(owner),
+            reference_times=np.diff(pair, append=len(slot)).astype(np.int32),
+            group=(np.cumsum(new) - 1).take(group),
         )
 
-
-class IndexBuilder:
-    """Takes the blocks of one order and makes an index of them.
-
-    Args:
-        positions: how many words the captions have together, which bounds the entries.
-        captions: how many captions there are.
-        longest: the words of the longest caption, which bounds the counts.
-    """
-
-    def __init__(self, positions: int, captions: int, longest: int) -> None:
-        self._captions = captions
-        # Memory that is never written is never taken.
-        self._entries = np.empty(positions, np.int64)
-        self._times: NDArray[np.signedinteger] = np.empty(positions, np.int16 if longest < 1 << 15 else np.int32)
-        self._filled = 0
-
-    def add(self, counts: NgramCounts) -> None:
-        """Append the entries of a block."""
-        end = self._filled + len(counts.gram)
-        entries = self._entries[self._filled : end]
-        np.multiply(counts.gram, self._captions, out=entries, dtype=np.int64)
-        entries += counts.caption
-        self._times[self._filled : end] = counts.times
-        self._filled = end
-
-    def finish(self) -> OrderIndex:
-        """The index of everything that was added."""
-        return OrderIndex(self._entries[: self._filled], self._times[: self._filled], self._captions)
+    def _runs(
+        self,
+        predicted: Ngrams,
+        located: NDArray[np.int32],
+        prediction_at: NDArray[np.int64],
+        image_bounds: NDArray[np.int64],
+        possible: NDArray[np.bool_],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of each prediction's n-gram in the image's references: its position, its first slot, and how many it has."""
+        # In the order of the slots, so that neighbouring searches end in neighbouring places.
+        position = predicted.slots & ((1 << predicted.bits) - 1)
+        position = position[possible.take(position)]
+        gram = located.take(predicted.at.take(position))
+        known = np.flatnonzero(gram >= 0)
+        position = position.take(known)
+        start = gram.take(known).astype(np.int64) << self.bits
+        image = prediction_at.take(position)
+        low = np.searchsorted(self.slots, start + image_bounds.take(image))
+        end = start + image_bounds.take(image + 1)
+        # Most n-grams are in none of the image's references: look for the end of the others only.
+        inside = np.flatnonzero((self.slots.take(low, mode="clip") < end) & (low < len(self.slots)))
+        position, low = position.take(inside), low.take(inside)
+        slots, widths = np.empty(len(possible), np.int64), np.zeros(len(possible), np.int64)
+        slots[position] = low
+        widths[position] = np.searchsorted(self.slots, end.take(inside)) - low
+        position = np.flatnonzero(widths)
+        return position, slots.take(position), widths.take(position)

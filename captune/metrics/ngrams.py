@@ -1,17 +1,17 @@
 """Counting n-grams of integer-coded captions by sorting, order by order.
 
-C captions, P positions (words), V vocabulary, G distinct n-grams of one order, E distinct pairs (n-gram, caption).
+C captions, P positions (words), V vocabulary, G distinct n-grams of one order, S positions where one begins.
 
 An n-gram of order n is the number of its first n - 1 words, taken as an (n - 1)-gram, and its last word: one 64-bit
 key. The keys are sorted together with their positions; equal n-grams are then neighbours, and among them the
-positions ascend, so that counts, captions and document frequencies are differences between neighbours.
+positions ascend, so that what stands twice in a caption, and in how many images, are differences between neighbours.
 
 Apart from the sort everything is done in blocks that stay in the processor's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,214 +21,190 @@ from captune.metrics.encoding import Rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ORDERS", "NgramCounts", "count_ngrams", "find_sorted", "join"]
+__all__ = ["ORDERS", "Ngrams", "Repeats", "find_sorted", "sort_ngrams"]
 
 ORDERS = 4
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 14
 _PACKED_BITS = 63
-_RADIX_VOCABULARY = 1 << 16
 
 
-class NgramCounts(NamedTuple):
-    """Some n-grams of one order, with all captions that hold them.
+class Repeats(NamedTuple):
+    """N-grams of one order that stand more than once in a caption, R pairs (n-gram, caption).
 
     Attributes:
-        keys: (G,) int64 ascending, `previous * vocabulary + last word`.
-        starts: (G,) int64, the first entry of each n-gram.
-        gram: (E,) int32 ascending, the n-gram of an entry: its place among all keys of its order.
-        caption: (E,) int32, the caption of an entry, ascending within an n-gram.
-        times: (E,) int32, how often the n-gram stands in the caption.
-        first: (E,) int32, the position of its first occurrence there.
+        first: (R,) int64, the position of the first occurrence.
+        times: (R,) int64, how many there are, at least 2.
+        later: int64, the positions of all others.
+    """
+
+    first: NDArray[np.int64]
+    times: NDArray[np.int64]
+    later: NDArray[np.int64]
+
+
+class Ngrams(NamedTuple):
+    """All n-grams of one order.
+
+    Attributes:
+        keys: (G,) int64 ascending, `previous * vocabulary + last word`; an n-gram's number is its place here.
+        slots: (S,) int64 ascending, `(number << bits) + position`.
+        bits: how many bits a position has.
+        at: (P,) int32, the number of the n-gram that begins at a position, -1 where none does; the next order is
+            written over it.
+        images: (G,) int32, how many images have the n-gram.
+        repeats: what stands in a caption more than once.
     """
 
     keys: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    gram: NDArray[np.int32]
-    caption: NDArray[np.int32]
-    times: NDArray[np.int32]
-    first: NDArray[np.int32]
+    slots: NDArray[np.int64]
+    bits: int
+    at: NDArray[np.int32]
+    images: NDArray[np.int32]
+    repeats: Repeats
 
 
-def join(blocks: Iterable[NgramCounts]) -> NgramCounts:
-    """All n-grams of an order in one record."""
-    parts = list(blocks)
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        none = np.zeros(0, np.int32)
-        return NgramCounts(none.astype(np.int64), none.astype(np.int64), none, none, none, none)
-    entries_before = np.cumsum([0] + [len(part.gram) for part in parts[:-1]]).tolist()
-    starts = [part.starts + before for part, before in zip(parts, entries_before, strict=True)]
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in NgramCounts._fields}
-    return NgramCounts(**(joined | {"starts": np.concatenate(starts)}))
-
-
-def count_ngrams(words: Rows, vocabulary: int, block: int = _BLOCK) -> Iterator[Iterator[NgramCounts]]:
+def sort_ngrams(
+    words: Rows, vocabulary: int, caption_at: NDArray[np.int64], image_offsets: NDArray[np.int64]
+) -> Iterator[Ngrams]:
     """Count the n-grams of order 1 to 4, one order after the other.
 
     Args:
         words: C captions, P words in all; word numbers are below `vocabulary`.
         vocabulary: the base of the keys, V.
-        block: about how many n-grams a block holds; an n-gram is never in two blocks.
-
-    Yields:
-        For order 1, 2, 3 and 4 the blocks of its n-grams, which must be taken before the next order is asked for.
+        caption_at: (P,) `words.owners`, which callers need as well.
+        image_offsets: (N + 1,) where the captions of each image begin.
     """
     ends, lengths = words.offsets[1:], words.lengths
-    caption_of = np.repeat(np.arange(len(words), dtype=np.int32), lengths)
-    begins = np.ones(len(words.values), np.bool_)
-    gram_at = words.values.copy()
-    room = np.empty(len(words.values), np.int64)
-    grams = vocabulary
-    by_word = np.zeros(0, np.int64)
+    # As small as can be: it is read in the order of the n-grams, and so from all over.
+    images = np.arange(len(image_offsets) - 1, dtype=np.min_scalar_type(len(image_offsets)))
+    image_at = np.repeat(images, np.diff(words.offsets[image_offsets]))
+    at = np.zeros(len(words.values), np.int32)
+    bits = len(at).bit_length()
+    grams = 1
     for order in range(1, ORDERS + 1):
         if order > 1:
             # An n-gram begins where a shorter one does, except at the last place in a caption where that one can.
-            begins[ends[lengths >= order - 1] - (order - 1)] = False
-        if order <= 2 and vocabulary <= _RADIX_VOCABULARY:
-            # Words of 16 bits are sorted by their digits, last word first: five times faster.
-            position = by_word = _sorted_by_word(words.values, by_word, begins, order)
-            runs = _runs(_keys(words.values, gram_at, position, order, vocabulary), position, block)
+            at[ends[lengths >= order - 1] - (order - 1)] = -1
+        slots = np.empty(np.count_nonzero(at >= 0), np.int64)
+        numbering = _Numbering(at, caption_at, image_at, slots, bits)
+        if (grams * vocabulary).bit_length() + bits > _PACKED_BITS:
+            numbering.of_long_keys(*_long_keys(words.values, at, order, vocabulary))
         else:
-            runs = _sorted_runs(words.values, gram_at, begins, order, vocabulary, grams, room, block)
-        blocks = _Blocks(runs, caption_of, gram_at, last=order == ORDERS)
-        yield iter(blocks)
-        grams = blocks.grams
-
-
-class _Blocks:
-    """The blocks of one order; while they are taken the positions learn the numbers of their n-grams."""
-
-    def __init__(
-        self,
-        runs: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]],
-        caption_of: NDArray[np.int32],
-        gram_at: NDArray[np.int32],
-        last: bool,
-    ) -> None:
-        self._runs, self._caption_of, self._gram_at, self._last = runs, caption_of, gram_at, last
-        self.grams = 0
-
-    def __iter__(self) -> Iterator[NgramCounts]:
-        for keys, position in self._runs:
-            caption = self._caption_of.take(position)
-            new_gram = np.ones(len(keys), np.bool_)
-            np.not_equal(keys[1:], keys[:-1], out=new_gram[1:])
-            new_entry = np.ones(len(keys), np.bool_)
-            np.not_equal(caption[1:], caption[:-1], out=new_entry[1:])
-            new_entry |= new_gram
-            entry = np.flatnonzero(new_entry)
-            gram = np.cumsum(new_gram, dtype=np.int32)
-            gram += np.int32(self.grams - 1)
-            if not self._last:
-                self._gram_at[position] = gram
-            keys = keys[new_gram]
-            self.grams += len(keys)
-            yield NgramCounts(
-                keys=keys,
-                starts=np.flatnonzero(new_gram.take(entry)),
-                gram=gram.take(entry),
-                caption=caption.take(entry),
-                times=np.diff(entry, append=len(new_gram)).astype(np.int32),
-                first=position.take(entry).astype(np.int32),
-            )
-
-
-def _sorted_by_word(
-    values: NDArray[np.int32], by_word: NDArray[np.int64], begins: NDArray[np.bool_], order: int
-) -> NDArray[np.int64]:
-    """Positions of an order's n-grams, 1 or 2, by their words, equal ones ascending; `by_word` are those of order 1."""
-    position = np.arange(len(values)) if order == 1 else by_word - 1
-    if order > 1:
-        position = position[position >= 0]
-        position = position[begins.take(position)]
-    return position.take(np.argsort(values.take(position).astype(np.uint16), kind="stable"))
-
-
-def _sorted_runs(
-    values: NDArray[np.int32],
-    gram_at: NDArray[np.int32],
-    begins: NDArray[np.bool_],
-    order: int,
-    vocabulary: int,
-    grams: int,
-    room: NDArray[np.int64],
-    block: int,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Keys and positions of an order's n-grams, sorted, in runs of whole n-grams.
-
-    Args:
-        values: (P,) the words.
-        gram_at: (P,) the (n - 1)-gram of each position; read before the first run is given out.
-        begins: (P,) where an n-gram begins.
-        order: 1 to 4.
-        vocabulary: the base of the keys.
-        grams: what `gram_at` is below.
-        room: (P,) memory to sort in.
-        block: about how long a run is.
-    """
-    bits = len(values).bit_length()
-    if ((grams * vocabulary) if order > 1 else vocabulary).bit_length() + bits > _PACKED_BITS:
-        yield from _long_runs(values, gram_at, begins, order, vocabulary, block)
-        return
-    # Key and position in one number: sorting values is several times faster than sorting indices.
-    filled = 0
-    for start in range(0, len(values), _BLOCK):
-        position = np.flatnonzero(begins[start : start + _BLOCK]) + start
-        packed = _keys(values, gram_at, position, order, vocabulary)
-        packed <<= bits
-        packed |= position
-        room[filled : filled + len(packed)] = packed
-        filled += len(packed)
-    ordered = room[:filled]
-    ordered.sort()
-    start = 0
-    while start < filled:
-        end = min(start + block, filled)
-        if end < filled:
-            end = int(np.searchsorted(ordered, ((ordered[end - 1] >> bits) + 1) << bits))
-        run = ordered[start:end]
-        yield run >> bits, run & ((1 << bits) - 1)
-        start = end
-
-
-def _long_runs(
-    values: NDArray[np.int32],
-    gram_at: NDArray[np.int32],
-    begins: NDArray[np.bool_],
-    order: int,
-    vocabulary: int,
-    block: int,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The same where key and position together are longer than 63 bits."""
-    position = np.flatnonzero(begins)
-    keys = _keys(values, gram_at, position, order, vocabulary)
-    ascending = np.argsort(keys, kind="stable")
-    keys, position = keys[ascending], position[ascending]
-    yield from _runs(keys, position, block)
-
-
-def _runs(
-    keys: NDArray[np.int64], position: NDArray[np.int64], block: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Cut sorted keys and their positions into runs of whole n-grams."""
-    start = 0
-    while start < len(keys):
-        end = min(start + block, len(keys))
-        end = int(np.searchsorted(keys, keys[end - 1], side="right"))
-        yield keys[start:end], position[start:end]
-        start = end
+            _pack(words.values, at, order, vocabulary, bits, slots)
+            slots.sort()
+            numbering.of_packed()
+        yield numbering.finish()
+        grams = numbering.grams
 
 
 def _keys(
-    values: NDArray[np.int32], gram_at: NDArray[np.int32], position: NDArray[np.int64], order: int, vocabulary: int
-) -> NDArray[np.int64]:
-    keys = gram_at.take(position).astype(np.int64)
-    if order > 1:
-        keys *= vocabulary
-        keys += values.take(position + (order - 1))
-    return keys
+    values: NDArray[np.int32], at: NDArray[np.int32], order: int, vocabulary: int, start: int, end: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys and positions of n-grams that begin from `start` to before `end`; `at` knows those of the order before."""
+    position = np.flatnonzero(at[start:end] >= 0)
+    keys = at[start:end].astype(np.int64)
+    keys *= vocabulary
+    last = values[start + order - 1 : end + order - 1]
+    keys[: len(last)] += last
+    return keys.take(position), position + start
+
+
+def _pack(
+    values: NDArray[np.int32], at: NDArray[np.int32], order: int, vocabulary: int, bits: int, slots: NDArray[np.int64]
+) -> None:
+    """Key and position in one number: sorting values is several times faster than sorting indices."""
+    filled = 0
+    for start in range(0, len(values), _BLOCK):
+        packed, position = _keys(values, at, order, vocabulary, start, start + _BLOCK)
+        packed <<= bits
+        packed += position
+        slots[filled : filled + len(packed)] = packed
+        filled += len(packed)
+
+
+def _long_keys(
+    values: NDArray[np.int32], at: NDArray[np.int32], order: int, vocabulary: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted keys and their positions, where both together do not fit into 63 bits."""
+    keys, position = _keys(values, at, order, vocabulary, 0, len(values))
+    ascending = np.argsort(keys, kind="stable")
+    return keys[ascending], position[ascending]
+
+
+class _Numbering:
+    """Gives the sorted n-grams of an order their numbers, and notes what is asked of them on the way.
+
+    Args:
+        at: (P,) receives the number of the n-gram at each position.
+        caption_at: (P,) the caption of each position.
+        image_at: (P,) the image of each position.
+        slots: (S,) see `Ngrams`; `of_packed` finds key and position here.
+        bits: how many bits a position has.
+    """
+
+    def __init__(
+        self,
+        at: NDArray[np.int32],
+        caption_at: NDArray[np.int64],
+        image_at: NDArray[np.unsignedinteger],
+        slots: NDArray[np.int64],
+        bits: int,
+    ) -> None:
+        self._at, self._caption_at, self._image_at, self._slots, self._bits = at, caption_at, image_at, slots, bits
+        self.grams = 0
+        self._keys, self._images = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+        none = np.zeros(0, np.int64)
+        self._repeats = [Repeats(none, none, none)]
+
+    def of_packed(self) -> None:
+        """Number n-grams whose keys and positions are in the slots, sorted."""
+        start, bits = 0, self._bits
+        while start < len(self._slots):
+            end = min(start + _BLOCK, len(self._slots))
+            if end < len(self._slots):
+                # An n-gram is never in two blocks.
+                end = int(np.searchsorted(self._slots, ((self._slots[end - 1] >> bits) + 1) << bits))
+            block = self._slots[start:end]
+            self._number(block >> bits, block & ((1 << bits) - 1), block)
+            start = end
+
+    def of_long_keys(self, keys: NDArray[np.int64], position: NDArray[np.int64]) -> None:
+        """Number n-grams from sorted keys and their positions."""
+        self._number(keys, position, self._slots)
+
+    def _number(self, keys: NDArray[np.int64], position: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+        new = np.ones(len(keys), np.bool_)
+        np.not_equal(keys[1:], keys[:-1], out=new[1:])
+        gram = np.cumsum(new, dtype=np.int32)
+        gram += np.int32(self.grams - 1)
+        self._at[position] = gram
+        np.left_shift(gram, self._bits, out=slots, dtype=np.int64)
+        slots += position
+        image = self._image_at.take(position)
+        other_image = np.ones(len(keys), np.bool_)
+        np.not_equal(image[1:], image[:-1], out=other_image[1:])
+        other_image |= new
+        begins = np.flatnonzero(new)
+        pairs = np.cumsum(other_image, dtype=np.int32)
+        self._images.append(np.diff(pairs.take(begins), append=pairs[-1:] + np.int32(1)))
+        self._keys.append(keys.take(begins))
+        self.grams += len(begins)
+        # Only what follows its like in the same image can be in the same caption.
+        near = np.flatnonzero(~other_image)
+        behind = position.take(near)
+        same = self._caption_at.take(behind) == self._caption_at.take(position.take(near - 1))
+        if same.any():
+            again = near[same]
+            head = np.flatnonzero(np.diff(again, prepend=-1) != 1)
+            times = np.diff(head, append=len(again)) + 1
+            self._repeats.append(Repeats(position.take(again[head] - 1), times, behind[same]))
+
+    def finish(self) -> Ngrams:
+        """What was noted."""
+        repeats = Repeats(*map(np.concatenate, zip(*self._repeats, strict=True)))
+        keys, images = np.concatenate(self._keys), np.concatenate(self._images)
+        return Ngrams(keys, self._slots, self._bits, self._at, images, repeats)
 
 
 def find_sorted(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:

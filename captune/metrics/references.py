@@ -10,18 +10,16 @@ import numpy as np
 from captune.errors import MetricInputError
 from captune.metrics import bleu, cider, rouge
 from captune.metrics.encoding import Encoder, Rows
-from captune.metrics.frequencies import DocumentFrequencies, NgramTable, image_counts
+from captune.metrics.frequencies import DocumentFrequencies, NgramTable
 from captune.metrics.inputs import ImageId
-from captune.metrics.matching import IndexBuilder
-from captune.metrics.ngrams import NgramCounts, count_ngrams, join
+from captune.metrics.matching import OrderIndex
+from captune.metrics.ngrams import sort_ngrams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["ReferenceIndex"]
 
-# The predictions' n-grams are put together again: large blocks leave less to join.
-_PREDICTIONS_BLOCK = 1 << 20
 _CIDERS = frozenset(("cider", "cider-d"))
 
 
@@ -68,33 +66,22 @@ class ReferenceIndex:
 
     def _index(self, words: Rows) -> None:
         """Count the references' n-grams and, for CIDEr, weigh them."""
-        image_of = np.repeat(np.arange(len(self._ids), dtype=np.int32), np.diff(self._offsets))
-        caption_of = np.repeat(np.arange(len(words)), self._lengths)
+        caption_at = words.owners
         base = self._encoder.vocabulary_size
         foreign = self._foreign_counts()
-        squares = np.zeros(len(words.values))
         keys, orders, frequencies, norms = [], [], [], []
-        for blocks in count_ngrams(words, base):
-            index = IndexBuilder(len(words.values), len(words), int(self._lengths.max()))
-            keys_of_blocks, frequencies_of_blocks = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-            squares[:] = 0.0
-            for block in blocks:
-                index.add(block)
-                keys_of_blocks.append(block.keys)
-                if self._weights is not None:
-                    known = image_counts(block, image_of) if foreign is None else foreign.of(block, base)
-                    self._weights.vector_squares(block, known, squares)
-                    frequencies_of_blocks.append(known)
-            keys.append(np.concatenate(keys_of_blocks))
-            orders.append(index.finish())
+        for ngrams in sort_ngrams(words, base, caption_at, self._offsets):
+            keys.append(ngrams.keys)
+            orders.append(OrderIndex(ngrams.slots, ngrams.bits))
             if self._weights is not None:
+                known = ngrams.images if foreign is None else foreign.next_order(ngrams.keys, base)
                 # The number -1 of an unknown n-gram finds the 0 at the end.
-                frequencies.append(np.concatenate([*frequencies_of_blocks, np.zeros(1, np.int32)]))
-                norms.append(cider.norms(squares, caption_of, len(words)))
-            if foreign is not None:
-                foreign.next_order()
+                frequencies.append(np.append(known, np.int32(0)))
+                norms.append(cider.norms(self._weights.vector_squares(ngrams, known), caption_at, len(words)))
         self._table = NgramTable(tuple(keys), base)
         self._orders, self._counts, self._norms = tuple(orders), tuple(frequencies), np.array(norms)
+        self._reference_at = caption_at
+        self._image_bounds = words.offsets[self._offsets]
 
     def _foreign_counts(self) -> _ForeignCounts | None:
         if self._weights is None or self._frequencies is None:
@@ -128,27 +115,24 @@ class ReferenceIndex:
         """Clipped counts of each image and order, (N, 4), and CIDEr of each image, (N,); empty if it is not weighed."""
         base = self._encoder.vocabulary_size
         foreign = self._foreign_counts()
-        caption_of = np.repeat(np.arange(len(words)), words.lengths)
+        prediction_at = words.owners
         clipped, overlap, norms = [], [], []
         located = np.zeros(0, np.int32)
         possible = np.ones(len(words.values), np.bool_)
-        for order, blocks in enumerate(count_ngrams(words, base, _PREDICTIONS_BLOCK)):
-            counts = join(blocks)
+        for order, ngrams in enumerate(sort_ngrams(words, base, prediction_at, np.arange(len(words) + 1))):
             if order:
                 possible[:-1] &= possible[1:]
-            located = self._table.locate(counts, order + 1, base, located)
-            matches = self._orders[order].match(counts, located, self._offsets, possible)
+            located = self._table.locate(ngrams.keys, order + 1, base, located)
+            matches = self._orders[order].match(
+                ngrams, located, prediction_at, self._reference_at, self._image_bounds, possible
+            )
             clipped.append(bleu.clipped_counts(matches, len(words)))
             if self._weights is None:
                 continue
-            weights = self._weights.of(self._counts[order][matches.gram])
+            weights = self._weights.of(self._counts[order].take(matches.gram))
             overlap.append(cider.overlaps(matches, weights, len(self._lengths)))
-            squares = np.zeros(len(words.values))
-            known = self._counts[order][located] if foreign is None else foreign.of(counts, base)
-            self._weights.vector_squares(counts, known, squares)
-            norms.append(cider.norms(squares, caption_of, len(words)))
-            if foreign is not None:
-                foreign.next_order()
+            known = self._counts[order].take(located) if foreign is None else foreign.next_order(ngrams.keys, base)
+            norms.append(cider.norms(self._weights.vector_squares(ngrams, known), prediction_at, len(words)))
         if self._weights is None:
             return np.column_stack(clipped), np.zeros(0)
         return np.column_stack(clipped), cider.scores_of_images(
@@ -157,23 +141,16 @@ class ReferenceIndex:
 
 
 class _ForeignCounts:
-    """Another corpus's document frequencies for this encoder's n-grams, order by order and block by block."""
+    """Another corpus's document frequencies for this encoder's n-grams, order by order."""
 
     def __init__(self, frequencies: DocumentFrequencies, encoder: Encoder) -> None:
         self._frequencies = frequencies
         self._words = frequencies.words_of(encoder.vocabulary)
-        self._order = 1
-        self._shorter = np.zeros(0, np.int32)
-        self._located: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
+        self._order = 0
+        self._located = np.zeros(0, np.int32)
 
-    def of(self, counts: NgramCounts, base: int) -> NDArray[np.int32]:
-        """(G,) int32, in how many of the corpus's images each n-gram of a block stands."""
-        located = self._frequencies.table.locate(counts, self._order, base, self._shorter, self._words)
-        self._located.append(located)
-        return np.append(self._frequencies.counts[self._order - 1], np.int32(0))[located]
-
-    def next_order(self) -> None:
-        """All blocks of an order have been asked for."""
-        self._shorter = np.concatenate(self._located)
-        self._located = [np.zeros(0, np.int32)]
+    def next_order(self, keys: NDArray[np.int64], base: int) -> NDArray[np.int32]:
+        """(G,) int32, in how many of the corpus's images each n-gram stands; to be asked for every order in turn."""
         self._order += 1
+        self._located = self._frequencies.table.locate(keys, self._order, base, self._located, self._words)
+        return np.append(self._frequencies.counts[self._order - 1], np.int32(0)).take(self._located)
