@@ -141,13 +141,19 @@ class Planted:
     def _end(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if kwargs.get("position_ids") is None:
             return
-        positions = kwargs["position_ids"][:, -1]
+        kept, positions = kwargs.get("logits_to_keep"), kwargs["position_ids"]
+        packed = isinstance(kept, torch.Tensor)
+        # Rows of captune's packed forward lie end to end, and the logits of their last tokens too.
+        positions = positions[0, kept] if packed else positions[:, -1]
         if int(positions.max()) < self._prompt - 1:
             return
-        marks = self._mark(kwargs["past_key_values"], len(output.logits))
+        marks = self._mark(kwargs["past_key_values"], len(positions))
         images = (marks.unsqueeze(1) - self._known).abs().argmin(dim=1)
-        said = positions - self._prompt + 2
-        output.logits[:, -1, EOS] = torch.where(said == self._ends[images], 1e9, -1e9)
+        said = torch.where(positions - self._prompt + 2 == self._ends[images], 1e9, -1e9)
+        if packed:
+            output.logits[0, :, EOS] = said
+        else:
+            output.logits[:, -1, EOS] = said
 
 
 def peer(model: MiniGPT4, prompt: tuple[int, ...], features: torch.Tensor, options: DecodingOptions, **settings: Any):
@@ -185,8 +191,10 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "generate, stop criterion": lambda: peer(
             model, prompt, features, options, eos_token_id=EOS, stopping_criteria=symbol
         ),
-        "generate, no stop": lambda: peer(model, prompt, features, options, eos_token_id=None),
     }
+    if arguments.beams == 1:
+        # What greedy decoding says does not depend on when it stops; which beam is best does.
+        ways["generate, no stop"] = lambda: peer(model, prompt, features, options, eos_token_id=None)
     batch = features[: arguments.batch]
     generate_ids(model, requests[: arguments.batch], options)
     peer(model, prompt, batch, options, eos_token_id=EOS)

@@ -16,8 +16,8 @@ from captune.decoding.loop import ConstantText, DecodingLoop
 from captune.decoding.options import Caption, DecodingOptions
 from captune.decoding.reference import generate_with_transformers
 from captune.decoding.request import FeatureRows, Progress, Request, common_prefix
-from captune.decoding.slots import unsupported
 from captune.decoding.stop import StopRule
+from captune.decoding.trial import unsupported
 from captune.model import MiniGPT4, MiniGPT4Processor
 
 __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids"]
@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 Engine = Literal["captune", "transformers"]
 """Who decodes: the loop of this room, or transformers' `generate`."""
-
-_REFILLED = 8
-"""New captions come in when one in so many slots is free: one at a time, their prompts would cost a step each."""
 
 
 @torch.inference_mode()
@@ -145,7 +142,7 @@ def _with_loop(
         try:
             if loop is None:
                 loop = DecodingLoop(model, options, stop, slots=slots, longest_prompt=longest, prefix=prefix)
-            if waiting and (loop.free * _REFILLED >= slots or not loop.active):
+            if waiting and loop.roomy:
                 coming = [waiting[place] for place in range(min(loop.free, len(waiting)))]
                 under_way = [*loop.requests, *coming]
                 loop.admit(coming)

@@ -15,14 +15,20 @@ import torch
 from torch import Tensor
 
 from captune.decoding.beams import Beams
+from captune.decoding.compiled import CompiledForward
 from captune.decoding.options import DecodingOptions
+from captune.decoding.packed import Pack
 from captune.decoding.request import Progress, Request
 from captune.decoding.rows import SingleRows
-from captune.decoding.slots import SlotCache, fill, layers_of, read
+from captune.decoding.slots import SlotCache, fill, layers_of, read, read_packed
 from captune.decoding.stop import StopRule
+from captune.decoding.trial import takes_packs
 from captune.model import MiniGPT4
 
 __all__ = ["ConstantText", "DecodingLoop"]
+
+_REFILLED = 8
+"""Where prompts take a forward of their own, new captions come in when one in so many slots is free."""
 
 _ROUNDED_TO = 8
 """Columns that are looked at are a multiple of this: kernels are quicker on it and see fewer shapes."""
@@ -57,8 +63,8 @@ class DecodingLoop:
         slots: most captions at once.
         longest_prompt: tokens of the longest prompt that will come.
         prefix: text that all prompts begin with.
-        fixed: keep every shape the same: all slots are fed, whether a caption is in them or not, and all columns are
-            looked at. It costs work and changes no caption; a captured CUDA graph needs it.
+        fixed: keep one shape in all steps with which no caption begins: all slots are fed, whether a caption is in them
+            or not, and all columns are looked at. It costs work and changes no caption; `options.compiled` needs it.
     """
 
     def __init__(
@@ -79,11 +85,17 @@ class DecodingLoop:
             SingleRows(options, stop) if options.beams == 1 else Beams(options, stop, self._device)
         )
         self._slots = slots
-        self._fixed = fixed
+        self._fixed = fixed or options.compiled
+        self._forward = CompiledForward(model.llm) if options.compiled else model.llm
         self._prefix = prefix if prefix is not None else ConstantText(model)
+        self._C = len(self._prefix.ids)
         width = -(-(longest_prompt + options.max_new_tokens) // _ROUNDED_TO) * _ROUNDED_TO
-        self._cache = SlotCache(slots * self._choice.group, width, self._prefix.states, layers_of(model.llm))
+        self._cache = SlotCache(
+            slots * self._choice.group, width, self._prefix.states, layers_of(model.llm), stays=options.compiled
+        )
         self._longest_prompt = longest_prompt
+        self._packs = takes_packs(model.llm)
+        self._coming: list[Request] = []
         # Of each caption: its request, and how many tokens are in its slot. Of each row: what it is fed next.
         self._requests: list[Request] = []
         self._lengths: list[int] = []
@@ -91,55 +103,41 @@ class DecodingLoop:
 
     @property
     def active(self) -> int:
-        """Captions under way."""
-        return len(self._requests)
+        """Captions under way, those included that begin with the next step."""
+        return len(self._requests) + len(self._coming)
 
     @property
     def free(self) -> int:
         """Captions that may still come in."""
-        return self._slots - len(self._requests)
+        return self._slots - self.active
+
+    @property
+    def roomy(self) -> bool:
+        """Whether it is worth while to take in captions now, if any wait."""
+        # Prompts that come in beside the others' tokens cost nothing but themselves; alone, they cost a forward.
+        least = 1 if self._packs else -(-self._slots // _REFILLED)
+        return self.free >= least or not self.active
 
     @property
     def requests(self) -> list[Request]:
         """What is under way."""
-        return list(self._requests)
+        return [*self._requests, *self._coming]
 
-    @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> None:
-        """Take in captions, at most `free` of them: run their prompts, but for the last token, through the model.
+        """Take in captions, at most `free` of them; the next step begins with their prompts.
 
         Args:
             requests: prompts beginning with the constant text, no longer than `longest_prompt`.
         """
-        C, group = len(self._prefix.ids), self._choice.group
         if not requests or len(requests) > self.free:
             raise ValueError(f"{len(requests)} captions are to come in, and {self.free} may.")
         for request in requests:
-            if request.prompt[:C] != self._prefix.ids or not C < len(request.prompt) <= self._longest_prompt:
+            if (
+                request.prompt[: self._C] != self._prefix.ids
+                or not self._C < len(request.prompt) <= self._longest_prompt
+            ):
                 raise ValueError("A prompt does not begin with the constant text, or is longer than was announced.")
-        lengths = [len(request.prompt) - 1 for request in requests]
-        embeddings = self._embed(requests)
-        first = len(self._requests) * group
-        if max(lengths) > C:
-            self._cache.fill(first, len(requests), C, max(lengths))
-            positions = torch.arange(C, max(lengths), device=self._device)
-            seen = torch.arange(max(lengths), device=self._device) <= positions.unsqueeze(1)
-            begun = embeddings[:, : max(lengths) - C]
-            places = positions.expand(len(requests), -1)
-            fill(self._model.llm, self._model.llm.config, self._cache, begun, places, seen.unsqueeze(0))
-        last = torch.tensor(lengths, device=self._device) - C
-        fed = embeddings[torch.arange(len(requests), device=self._device), last].unsqueeze(1)
-        if group > 1:
-            # The prompts were run once each and lie in consecutive slots; every beam gets a copy.
-            sources = first + torch.arange(len(requests), device=self._device)
-            targets = first + torch.arange(len(requests) * group, device=self._device)
-            if max(lengths) > C:
-                self._cache.move(sources.repeat_interleave(group), targets, C, max(lengths))
-            fed = fed.repeat_interleave(group, dim=0)
-        self._requests += requests
-        self._lengths += lengths
-        self._fed = torch.cat([self._fed, fed])
-        self._choice.admit(requests)
+        self._coming += requests
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
@@ -148,7 +146,14 @@ class DecodingLoop:
         Returns:
             Where the captions stand: all of them when decoding greedily or sampling, those that ended with beams.
         """
-        advance = self._choice.advance(self._logits())
+        if not self._coming:
+            logits = self._logits()
+        elif self._packs:
+            logits = self._begin_beside()
+        else:
+            self._begin()
+            logits = self._logits()
+        advance = self._choice.advance(logits)
         self._lengths = [length + 1 for length in self._lengths]
         if advance.parents is not None:
             self._follow(advance.parents)
@@ -156,32 +161,98 @@ class DecodingLoop:
         self._leave(advance.ended)
         return advance.progress
 
+    def _begin(self) -> None:
+        """Run the prompts that come in, but for their last tokens, which are fed with the others'."""
+        lengths = [len(request.prompt) - 1 for request in self._coming]
+        embeddings, begun = self._prompts()
+        if embeddings.shape[1] > 1:
+            self._cache.fill(len(self._fed), len(embeddings), self._C, max(lengths))
+            places = torch.arange(self._C, max(lengths), device=self._device).expand(len(embeddings), -1)
+            llm = self._model.llm
+            fill(llm, llm.config, self._cache, embeddings[:, :-1], places, begun[:, 0, :-1, :-1])
+        last = torch.tensor(lengths, device=self._device) - self._C
+        fed = embeddings[torch.arange(len(embeddings), device=self._device), last].unsqueeze(1)
+        self._spread(max(lengths))
+        self._fed = torch.cat([self._fed, fed.repeat_interleave(self._choice.group, dim=0)])
+        self._join()
+
+    def _begin_beside(self) -> Tensor:
+        """(R, V) logits of all rows, after one forward over the newest tokens and the prompts that come in."""
+        rows = len(self._fed)
+        embeddings, begun = self._prompts()
+        B, T, D = embeddings.shape
+        columns = self._columns()
+        width = self._rounded(max(self._lengths) + 1) if rows else 0
+        pack = Pack(columns, self._seen(columns, width)[:, None], rows, self._C, begun)
+        tokens = torch.cat([self._fed.view(1, rows, D), embeddings.reshape(1, B * T, D)], dim=1)
+        places = torch.arange(self._C, self._C + T, device=self._device).expand(B, -1)
+        positions = torch.cat([columns, places.reshape(-1)]).unsqueeze(0)
+        ends = [rows + place * T + len(r.prompt) - self._C - 1 for place, r in enumerate(self._coming)]
+        last = torch.tensor([*range(rows), *ends], device=self._device)
+        llm = self._model.llm
+        logits = read_packed(llm, llm.config, self._cache, tokens, positions, last, pack)
+        self._spread(self._C + T)
+        self._join()
+        return torch.cat([logits[:rows], logits[rows:].repeat_interleave(self._choice.group, dim=0)])
+
+    def _spread(self, stop: int) -> None:
+        """The prompts were run once each and lie in consecutive slots, up to column `stop`; every beam gets a copy."""
+        group = self._choice.group
+        if group > 1 and stop > self._C:
+            sources = len(self._fed) + torch.arange(len(self._coming), device=self._device)
+            targets = len(self._fed) + torch.arange(len(self._coming) * group, device=self._device)
+            self._cache.move(sources.repeat_interleave(group), targets, self._C, stop)
+
+    def _join(self) -> None:
+        """What came in is under way."""
+        self._requests += self._coming
+        self._lengths += [len(request.prompt) - 1 for request in self._coming]
+        self._choice.admit(self._coming)
+        self._coming = []
+
     def _logits(self) -> Tensor:
         """(R, V) logits behind the tokens that are fed."""
-        group, rows = self._choice.group, len(self._fed)
+        rows, fed, columns = len(self._fed), self._fed, self._columns()
         longest = max(self._lengths) + 1
-        width = self._cache.width if self._fixed else min(-(-longest // _ROUNDED_TO) * _ROUNDED_TO, self._cache.width)
-        fed, lengths = self._fed, self._lengths
+        width = self._rounded(longest)
         if self._fixed:
+            width = self._cache.width
             empty = self._cache.slots - rows
             fed = torch.cat([fed, fed.new_zeros(empty, *fed.shape[1:])])
             # An empty slot writes behind the constant text, which no row that comes in will see unwritten.
-            lengths = lengths + [len(self._prefix.ids)] * (empty // group)
-        columns = torch.tensor(lengths, device=self._device).repeat_interleave(group)
+            columns = torch.cat([columns, columns.new_full((empty,), self._C)])
         self._cache.extend(columns, longest, width)
-        seen = torch.arange(width, device=self._device) <= columns.unsqueeze(1)
-        llm = self._model.llm
-        return read(llm, llm.config, self._cache, fed, columns.unsqueeze(1), seen.unsqueeze(1))[:rows]
+        seen = self._seen(columns, width)
+        return read(self._forward, self._model.llm.config, self._cache, fed, columns.unsqueeze(1), seen)[:rows]
 
-    def _embed(self, requests: Sequence[Request]) -> Tensor:
-        """Embeddings of the prompts behind the constant text, (B, longest T - C, D), filled up at the right."""
-        C = len(self._prefix.ids)
-        rows = torch.zeros(len(requests), max(len(r.prompt) for r in requests) - C, dtype=torch.int64)
-        for row, request in zip(rows, requests, strict=True):
-            row[: len(request.prompt) - C] = torch.tensor(request.prompt[C:])
-        features = [given for given in (request.read_features() for request in requests) if given is not None]
+    def _columns(self) -> Tensor:
+        """(R,) int64, where the tokens that are fed go."""
+        lengths = torch.tensor(self._lengths, dtype=torch.int64, device=self._device)
+        return lengths.repeat_interleave(self._choice.group)
+
+    def _seen(self, columns: Tensor, width: int) -> Tensor:
+        """(R, 1, width) bool, what tokens in these columns look at."""
+        return (torch.arange(width, device=self._device) <= columns.unsqueeze(1)).unsqueeze(1)
+
+    def _rounded(self, length: int) -> int:
+        return min(-(-length // _ROUNDED_TO) * _ROUNDED_TO, self._cache.width)
+
+    def _prompts(self) -> tuple[Tensor, Tensor]:
+        """The prompts that come in.
+
+        Returns:
+            Their embeddings behind the constant text, (B, T, D), filled up at the right; and (1, 1, T, C + T) bool,
+            what each token sees of its slot.
+        """
+        rows = torch.zeros(len(self._coming), max(len(r.prompt) for r in self._coming) - self._C, dtype=torch.int64)
+        for row, request in zip(rows, self._coming, strict=True):
+            row[: len(request.prompt) - self._C] = torch.tensor(request.prompt[self._C :])
+        features = [given for given in (request.read_features() for request in self._coming) if given is not None]
         image_tokens = self._model.project(torch.cat(features).to(self._device)) if features else None
-        return self._model.embed(rows.to(self._device), image_tokens)
+        embeddings = self._model.embed(rows.to(self._device), image_tokens)
+        stop = self._C + rows.shape[1]
+        seen = self._seen(torch.arange(self._C, stop, device=self._device), stop)
+        return embeddings, seen.view(1, 1, rows.shape[1], stop)
 
     def _follow(self, parents: Tensor) -> None:
         """Give each beam the keys and values of the beam that it goes on from; what both share stays."""
@@ -207,7 +278,7 @@ class DecodingLoop:
         rows = (rows + torch.arange(group, device=self._device)).view(-1)
         if movers:
             moved = (rows != torch.arange(len(rows), device=self._device)).nonzero().squeeze(1)
-            self._cache.move(rows[moved], moved, len(self._prefix.ids), max(self._lengths))
+            self._cache.move(rows[moved], moved, self._C, max(self._lengths))
         self._requests = [self._requests[place] for place in order]
         self._lengths = [self._lengths[place] for place in order]
         self._fed = self._fed[rows]

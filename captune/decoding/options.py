@@ -23,6 +23,8 @@ class DecodingOptions:
         top_k: draw among so many likeliest tokens only; 0 is all.
         top_p: draw among the likeliest tokens that together have this probability; 1 is all.
         seed: of the draws. Each image has a stream of its own, so its caption depends on no neighbour.
+        compiled: feed the language model batches of one shape through torch.compile, with CUDA graphs on a GPU. The
+            first step takes up to a minute; the captions are the same, but for rounding.
 
     Raises:
         ConfigError: a value is out of its range, or beams and a temperature are asked for together.
@@ -37,6 +39,7 @@ class DecodingOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "beams", "batch_size"):

@@ -17,23 +17,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin
 
-__all__ = ["SlotCache", "fill", "layers_of", "read", "unsupported"]
+from captune.decoding.packed import Pack, packed_attention
 
-
-_TRIAL = 12
-"""Tokens of the rows with which a model is tried out."""
-_EXACT = 1e-3
-"""Largest relative difference of logits that rounding in float32 explains."""
-_EXACT_IN_HALF = 0.1
-"""The same for 16-bit formats, whose own noise is several percent."""
-_TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+__all__ = ["SlotCache", "fill", "layers_of", "read", "read_packed"]
 
 
 class _Filled(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
@@ -50,6 +42,8 @@ class _Place:
         self.columns: slice | Tensor = slice(0, 0)
         self.width = 0
         self.length = 0
+        self.stays = False
+        self.pack: Pack | None = None
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types here
@@ -69,6 +63,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         heads = key_states.shape[1]
         self.keys = key_states.new_zeros(self._slots, heads, self._width, key_states.shape[3])
         self.values = value_states.new_zeros(self._slots, heads, self._width, value_states.shape[3])
+        if self._place.stays:
+            # A CUDA graph then writes here instead of into a copy of its own.
+            torch._dynamo.mark_static_address(self.keys)
+            torch._dynamo.mark_static_address(self.values)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -76,6 +74,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         place = self._place
+        if place.pack is not None:
+            place.pack.store(key_states, self.keys)
+            place.pack.store(value_states, self.values)
+            return self.keys, self.values
         if isinstance(place.columns, Tensor):
             # Two index tensors around a slice: the indexed dimensions come first.
             key_states, value_states = key_states[:, :, 0], value_states[:, :, 0]
@@ -113,10 +115,20 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
         width: W.
         prefix: keys and values (1, H, C, D) of the text that every prompt begins with, one pair a layer.
         layers: how many layers of the model keep keys and values.
+        stays: whether compiled code will find it at one address.
     """
 
-    def __init__(self, slots: int, width: int, prefix: Sequence[tuple[Tensor, Tensor]] = (), layers: int = 0) -> None:
+    def __init__(
+        self,
+        slots: int,
+        width: int,
+        prefix: Sequence[tuple[Tensor, Tensor]] = (),
+        layers: int = 0,
+        *,
+        stays: bool = False,
+    ) -> None:
         self._place = _Place()
+        self._place.stays = stays
         self._place.last = layers - 1
         super().__init__(layer_class_to_replicate=partial(_SlotLayer, slots, width, self._place))
         self.slots = slots
@@ -130,6 +142,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
 
     def fill(self, first: int, rows: int, start: int, stop: int) -> None:
         """The next forward brings columns `start` to `stop` of the slots from `first` on."""
+        self._place.pack = None
         self._place.rows = slice(first, first + rows)
         self._place.columns = slice(start, stop)
         self._place.width = self._place.length = stop
@@ -142,10 +155,16 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
             length: tokens of the longest row then.
             width: how many columns are looked at, `length` or more.
         """
+        self._place.pack = None
         self._place.rows = torch.arange(len(columns), device=columns.device)
         self._place.columns = columns
         self._place.length = length
         self._place.width = width
+
+    def pack(self, pack: Pack) -> None:
+        """The next forward brings one token to each of the first slots, and prompts to slots behind them."""
+        self._place.pack = pack
+        self._place.width = self._place.length = max(pack.width, pack.stop)
 
     def move(self, sources: Tensor, targets: Tensor, start: int, stop: int) -> None:
         """Copy columns `start` to `stop` of slots onto others; all are read before any is written."""
@@ -182,6 +201,44 @@ def read(
     return logits
 
 
+def read_packed(
+    forward: Callable[..., Any],
+    config: Any,
+    cache: SlotCache,
+    embeddings: Tensor,
+    positions: Tensor,
+    last: Tensor,
+    pack: Pack,
+) -> Tensor:
+    """Logits behind the newest token of rows under way and behind prompts that come in, from one forward over both.
+
+    Args:
+        forward: the model, or its `forward`.
+        config: its configuration; its attention must be `sdpa`.
+        cache: where the keys and values go.
+        embeddings: (1, R + B * T, D), R newest tokens and B prompts of T tokens, end to end.
+        positions: (1, R + B * T) int64.
+        last: (R + B,) int64, behind which of these tokens logits are wanted.
+        pack: where each token goes and what it sees.
+
+    Returns:
+        (R + B, V).
+    """
+    cache.pack(pack)
+    with packed_attention(config):
+        logits: Tensor = forward(
+            inputs_embeds=embeddings,
+            # Four dimensions are handed on as they are; what each token sees stands in the pack.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+            pack=pack,
+        ).logits
+    return logits[0]
+
+
 def layers_of(llm: Any) -> int:
     """How many layers of a language model keep keys and values; 0 where it does not say."""
     return len(DynamicCache(config=llm.config.get_text_config(decoder=True)).layers)
@@ -201,65 +258,3 @@ def _run(
         use_cache=True,
         logits_to_keep=1,
     )
-
-
-def unsupported(llm: Any, width: int) -> str | None:
-    """Why a language model's rows cannot be decoded from slots.
-
-    Slots need a cache that is keys and values and nothing else, and no window narrower than the rows. Whether masks and
-    positions are honoured is tried out on a few tokens, once for a model: some families ignore them without a word.
-
-    Args:
-        llm: a causal language model.
-        width: W, the longest row.
-
-    Returns:
-        A reason, or None.
-    """
-    try:
-        layers = DynamicCache(config=llm.config.get_text_config(decoder=True)).layers
-    except (AttributeError, TypeError, ValueError) as error:
-        return f"its cache is not known ({error})"
-    for layer in layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            return f"it keeps a {type(layer).__name__}"
-        window = getattr(layer, "sliding_window", None)
-        if layer.is_sliding and (window is None or window < width):
-            return f"its window of {window} tokens is narrower than a row of {width}"
-    if llm not in _TRIED:
-        _TRIED[llm] = _misfit(llm)
-    return _TRIED[llm]
-
-
-@torch.inference_mode()
-def _misfit(llm: Any) -> str | None:
-    """Read two rows of other lengths from slots and each alone, and compare the logits.
-
-    `forward` is called itself, past what somebody may have hooked to the model.
-    """
-    embedding = llm.get_input_embeddings()
-    device = embedding.weight.device
-    ids = torch.arange(2 * _TRIAL, device=device).view(2, _TRIAL) * 7 % embedding.weight.shape[0]
-    embeddings = embedding(ids)
-    lengths = torch.tensor([_TRIAL - 3, _TRIAL - 6], device=device)
-    longest = int(lengths.max())
-    try:
-        alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False).logits[0] for row in embeddings]
-        cache = SlotCache(2, _TRIAL, layers=layers_of(llm))
-        cache.fill(0, 2, 0, longest)
-        positions = torch.arange(longest, device=device)
-        seen = positions <= positions.unsqueeze(1)
-        fill(llm.forward, llm.config, cache, embeddings[:, :longest], positions.expand(2, -1), seen.unsqueeze(0))
-        worst = 0.0
-        for _ in range(3):
-            cache.extend(lengths, int(lengths.max()) + 1, _TRIAL)
-            fed = embeddings[torch.arange(2, device=device), lengths].unsqueeze(1)
-            seen = torch.arange(_TRIAL, device=device) <= lengths.unsqueeze(1)
-            found = read(llm.forward, llm.config, cache, fed, lengths.unsqueeze(1), seen.unsqueeze(1))
-            wanted = torch.stack([row[place] for row, place in zip(alone, lengths.tolist(), strict=True)])
-            worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
-            lengths = lengths + 1
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return f"it does not take rows from slots ({' '.join(str(error).split())[:120]})"
-    allowed = _EXACT_IN_HALF if wanted.dtype in (torch.bfloat16, torch.float16) else _EXACT
-    return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"

@@ -8,8 +8,8 @@ from captune.decoding.generate import as_caption, generate_ids
 from captune.decoding.loop import DecodingLoop
 from captune.decoding.options import DecodingOptions
 from captune.decoding.request import Request
-from captune.decoding.slots import unsupported
 from captune.decoding.stop import StopRule
+from captune.decoding.trial import unsupported
 from captune.model import MiniGPT4, MiniGPT4Processor
 
 __all__ = ["TextStream", "stream_text"]

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 from captune.decoding import DecodingOptions, Request, generate_captions, generate_ids
 from captune.decoding.loop import ConstantText, DecodingLoop
 from captune.decoding.request import common_prefix
-from captune.decoding.slots import unsupported
 from captune.decoding.stop import StopRule
+from captune.decoding.trial import unsupported
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captune.config import TrainConfig
 from captune.data.images import load_image
+from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, OriginalFaults
 from captune.model.official import load_official
@@ -218,6 +219,33 @@ def test_generated_ids(golden: Golden) -> None:
         for row, (ids, wanted) in enumerate(zip(output.tolist(), case["new_ids"], strict=True)):
             if portable[name]["same_as_reference"][row]:
                 assert ids[: len(wanted)] == wanted, (name, row)
+
+
+def test_captunes_own_loop_generates_the_ids(golden: Golden) -> None:
+    """The loop that captions whole collections, with rows that leave and come in, says what the original said."""
+    portable = golden.json("generation_portability")["5.23.0"]
+    with torch.inference_mode():
+        features = golden.model.encode_features(golden.vision["pixel_values"])
+    for name, case in golden.json("generation").items():
+        with golden.faulty({"attrs": {}}):
+            batch = golden.model.processor(None, case["prompts"], literal=True)
+        prompts = [
+            tuple(ids[mask.bool()].tolist())
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        requests = [Request(n, prompt, features[n : n + 1]) for n, prompt in enumerate(prompts)]
+        given = case["kwargs"]
+        options = DecodingOptions(
+            given["max_new_tokens"],
+            given.get("num_beams", 1),
+            given.get("length_penalty", 1.0),
+            given.get("repetition_penalty", 1.0),
+            batch_size=4,
+        )
+        found = generate_ids(golden.model, requests, options, stop_symbol=False)
+        for row, (ids, wanted) in enumerate(zip(found, case["new_ids"], strict=True)):
+            if portable[name]["same_as_reference"][row]:
+                assert ids == wanted, (name, row)
 
 
 def original_name(name: str) -> str:

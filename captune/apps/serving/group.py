@@ -10,8 +10,8 @@ from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.jobs import Event, Job
 from captune.decoding import DecodingLoop, Progress, Request, StopRule, generate_ids
 from captune.decoding.generate import as_caption
-from captune.decoding.slots import unsupported
 from captune.decoding.stream import TextStream
+from captune.decoding.trial import unsupported
 
 __all__ = ["Group"]
 

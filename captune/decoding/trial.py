@@ -1,0 +1,138 @@
+"""Whether a language model's rows can be decoded from slots, tried out and not looked up in a list of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from captune.decoding.packed import Pack
+from captune.decoding.slots import SlotCache, fill, layers_of, read, read_packed
+
+__all__ = ["takes_packs", "unsupported"]
+
+_ROWS, _TOKENS = 3, 12
+"""Rows with which a model is tried out, and tokens of each."""
+_EXACT = 1e-3
+"""Largest relative difference of logits that rounding in float32 explains."""
+_EXACT_IN_HALF = 0.1
+"""The same for 16-bit formats, whose own noise is several percent."""
+_TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TRIED_PACKED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+
+
+def unsupported(llm: Any, width: int) -> str | None:
+    """Why a language model's rows cannot be decoded from slots.
+
+    Slots need a cache that is keys and values and nothing else, and no window narrower than the rows. Whether masks and
+    positions are honoured is tried out on a few tokens, once for a model: some families ignore them without a word.
+
+    Args:
+        llm: a causal language model.
+        width: W, the longest row.
+
+    Returns:
+        A reason, or None.
+    """
+    try:
+        layers = DynamicCache(config=llm.config.get_text_config(decoder=True)).layers
+    except (AttributeError, TypeError, ValueError) as error:
+        return f"its cache is not known ({error})"
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return f"it keeps a {type(layer).__name__}"
+        window = getattr(layer, "sliding_window", None)
+        if layer.is_sliding and (window is None or window < width):
+            return f"its window of {window} tokens is narrower than a row of {width}"
+    if llm not in _TRIED:
+        _TRIED[llm] = _trial(llm, _from_slots)
+    return _TRIED[llm]
+
+
+def takes_packs(llm: Any) -> bool:
+    """Whether prompts can come in beside the newest tokens of other rows, in one forward (`captune.decoding.packed`).
+
+    Args:
+        llm: a causal language model that slots fit.
+    """
+    if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
+        return False
+    if llm not in _TRIED_PACKED:
+        _TRIED_PACKED[llm] = _trial(llm, _from_packs)
+    return _TRIED_PACKED[llm] is None
+
+
+@torch.inference_mode()
+def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]]) -> str | None:
+    """Run rows from slots and each alone, and compare the logits: a reason why not, or None.
+
+    `forward` is called itself, past what somebody may have hooked to the model.
+
+    Args:
+        llm: a causal language model.
+        run: given the model and (R, T, D) embeddings, (R, V) logits behind some tokens and (R,) these tokens' columns.
+    """
+    embedding = llm.get_input_embeddings()
+    ids = torch.arange(_ROWS * _TOKENS, device=embedding.weight.device).view(_ROWS, _TOKENS)
+    embeddings = embedding(ids * 7 % embedding.weight.shape[0])
+    try:
+        alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False).logits[0] for row in embeddings]
+        worst = 0.0
+        for found, columns in run(llm, embeddings):
+            wanted = torch.stack([row[column] for row, column in zip(alone, columns.tolist(), strict=True)])
+            worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"it does not take rows from slots ({' '.join(str(error).split())[:120]})"
+    allowed = _EXACT_IN_HALF if wanted.dtype in (torch.bfloat16, torch.float16) else _EXACT
+    # Written this way round, so that logits which are no numbers do not pass.
+    return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"
+
+
+def _from_slots(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows of other lengths side by side, three tokens one after the other."""
+    cache = SlotCache(_ROWS, _TOKENS, layers=layers_of(llm))
+    lengths = torch.tensor([_TOKENS - 3, _TOKENS - 6, _TOKENS - 4], device=embeddings.device)
+    _begin(llm, cache, embeddings, int(lengths.max()))
+    return [_next(llm, cache, embeddings, lengths + step) for step in range(3)]
+
+
+def _from_packs(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """One row under way, two that come in beside its next token, and one more token of all."""
+    cache = SlotCache(_ROWS, _TOKENS, layers=layers_of(llm))
+    under_way, longest, shorter = 5, 8, 6
+    _begin(llm, cache, embeddings[:1], under_way)
+    device = embeddings.device
+    places = torch.arange(longest, device=device)
+    pack = Pack(
+        columns=torch.tensor([under_way], device=device),
+        seen=(torch.arange(under_way + 1, device=device) <= under_way).view(1, 1, 1, -1),
+        first=1,
+        start=0,
+        begun=(places <= places.unsqueeze(1)).view(1, 1, longest, longest),
+    )
+    tokens = torch.cat([embeddings[0, under_way : under_way + 1], *embeddings[1:, :longest]]).unsqueeze(0)
+    positions = torch.cat([pack.columns, places, places]).unsqueeze(0)
+    last = torch.tensor([0, longest, longest + shorter], device=device)
+    logits = read_packed(llm.forward, llm.config, cache, tokens, positions, last, pack)
+    columns = torch.tensor([under_way, longest - 1, shorter - 1], device=device)
+    return [(logits, columns), _next(llm, cache, embeddings, columns + 1)]
+
+
+def _begin(llm: Any, cache: SlotCache, embeddings: Tensor, length: int) -> None:
+    cache.fill(0, len(embeddings), 0, length)
+    positions = torch.arange(length, device=embeddings.device)
+    seen = (positions <= positions.unsqueeze(1)).unsqueeze(0)
+    fill(llm.forward, llm.config, cache, embeddings[:, :length], positions.expand(len(embeddings), -1), seen)
+
+
+def _next(llm: Any, cache: SlotCache, embeddings: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits behind the tokens of these columns, and the columns."""
+    cache.extend(columns, int(columns.max()) + 1, _TOKENS)
+    fed = embeddings[torch.arange(len(columns), device=columns.device), columns].unsqueeze(1)
+    seen = torch.arange(_TOKENS, device=columns.device) <= columns.unsqueeze(1)
+    return read(llm.forward, llm.config, cache, fed, columns.unsqueeze(1), seen.unsqueeze(1)), columns

@@ -1,0 +1,116 @@
+"""Prompts that come in beside other rows' tokens change no caption, and save a forward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import SIZES, tiny_minigpt4
+from torch import Tensor
+from transformers import AutoConfig
+
+from captune.decoding import DecodingOptions, Request, generate_ids
+from captune.decoding import loop as loop_module
+from captune.decoding.loop import DecodingLoop
+from captune.decoding.packed import packed_attention
+from captune.decoding.stop import StopRule
+from captune.decoding.trial import takes_packs
+from captune.model import MiniGPT4
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"beams": 3, "length_penalty": 0.6},
+    "penalty": {"repetition_penalty": 1.3},
+}
+PACKING: dict[str, Callable[[], Any]] = {
+    "llama with shared heads": lambda: AutoConfig.for_model("llama", **SIZES, num_key_value_heads=2),
+    "qwen3": lambda: AutoConfig.for_model("qwen3", **SIZES, num_key_value_heads=2, head_dim=8),
+    "opt": lambda: AutoConfig.for_model("opt", **SIZES, ffn_dim=48, word_embed_proj_dim=32),
+    "gpt_neox": lambda: AutoConfig.for_model("gpt_neox", **SIZES),
+    "phi": lambda: AutoConfig.for_model("phi", **SIZES),
+    "cohere": lambda: AutoConfig.for_model("cohere", **SIZES, num_key_value_heads=2),
+    "granite": lambda: AutoConfig.for_model("granite", **SIZES, num_key_value_heads=2, logits_scaling=2.0),
+}
+NOT_PACKING: dict[str, Callable[[], Any]] = {
+    "its layers do not hand it on": lambda: AutoConfig.for_model(
+        "mpt", vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=256
+    ),
+    "eager attention": lambda: AutoConfig.for_model(
+        "gemma2", **SIZES, num_key_value_heads=2, head_dim=8, attn_implementation="eager"
+    ),
+}
+
+
+def mixed(model: MiniGPT4, features: Tensor) -> list[Request]:
+    """Requests of other prompt lengths."""
+    questions = itertools.cycle(("Say", "Describe it.", "What is this, and where?"))
+    prompts = [model.processor.layout.prompt(next(questions)).ids for _ in features]
+    return [Request(n, prompt, features[n : n + 1]) for n, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", PACKING)
+def test_captions_are_those_of_prompts_alone(
+    family: str, way: str, features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_minigpt4(PACKING[family](), scale=2.0)
+    assert takes_packs(model.llm)
+    before = model.llm.config._attn_implementation
+    requests = mixed(model, features)
+    options = DecodingOptions(max_new_tokens=12, batch_size=4, **WAYS[way])
+    packed = generate_ids(model, requests, options)
+    assert model.llm.config._attn_implementation == before
+    monkeypatch.setattr(loop_module, "takes_packs", lambda llm: False)
+    assert generate_ids(model, requests, options) == packed
+
+
+@pytest.mark.parametrize("family", NOT_PACKING)
+def test_a_model_that_cannot_is_found_out(family: str) -> None:
+    assert not takes_packs(tiny_minigpt4(NOT_PACKING[family]()).llm)
+
+
+def test_a_model_whose_tokens_see_their_neighbours_is_found_out() -> None:
+    """A layer that mixes tokens outside of its attention would mix the rows of a pack."""
+    model = tiny_minigpt4(scale=2.0)
+    layer = model.llm.model.layers[0].mlp
+    layer.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
+    assert not takes_packs(model.llm)
+
+
+def test_prompts_take_no_forward_of_their_own(model: MiniGPT4, features: Tensor) -> None:
+    requests = mixed(model, features)
+    longest = max(len(request.prompt) for request in requests)
+    options = DecodingOptions(max_new_tokens=14, batch_size=4)
+    loop = DecodingLoop(model, options, StopRule(model.processor), slots=4, longest_prompt=longest)
+    forwards: list[tuple[int, ...]] = []
+    handle = model.llm.register_forward_pre_hook(
+        lambda module, args, kwargs: forwards.append(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
+    )
+    waiting, steps, found = list(requests), 0, {}
+    try:
+        while waiting or loop.active:
+            if waiting and loop.roomy:
+                coming, waiting = waiting[: loop.free], waiting[loop.free :]
+                loop.admit(coming)
+            found.update({p.number: list(p.ids) for p in loop.step() if p.ended})
+            steps += 1
+    finally:
+        handle.remove()
+    assert len(forwards) == steps
+    assert any(rows == 1 and tokens > longest for rows, tokens, _ in forwards)
+    assert [found[n] for n in range(len(requests))] == generate_ids(model, requests, options)
+
+
+def test_the_attention_is_put_back_when_the_memory_runs_out(model: MiniGPT4) -> None:
+    before = model.llm.config._attn_implementation
+
+    def forward() -> None:
+        assert model.llm.config._attn_implementation != before
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError), packed_attention(model.llm.config):
+        forward()
+    assert model.llm.config._attn_implementation == before
