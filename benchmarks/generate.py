@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,30 @@ def peer(model: MiniGPT4, prompt: tuple[int, ...], features: torch.Tensor, optio
     return rows
 
 
+def parameters(model: MiniGPT4) -> tuple[int, int]:
+    """Of the layers, which every token passes, and of the head, which every new token passes."""
+    head = model.llm.lm_head.weight.numel()
+    return sum(p.numel() for p in model.llm.model.layers.parameters()), head
+
+
+def own_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int]) -> float:
+    """FLOPs of captune's greedy decoding, attention apart: no token twice, none behind an end."""
+    layers, head = parameters(model)
+    fed = PREFIX + len(ends) * (len(prompt) - PREFIX) + sum(end - 1 for end in ends)
+    return 2.0 * (fed * layers + sum(ends) * head)
+
+
+def peer_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int], batch: int) -> float:
+    """FLOPs of `generate`: whole prompts, and every row to the end of its batch's longest."""
+    layers, head = parameters(model)
+    flops = 0.0
+    for start in range(0, len(ends), batch):
+        rows = ends[start : start + batch]
+        fed = len(prompt) + max(rows) - 1
+        flops += 2.0 * len(rows) * (fed * layers + max(rows) * head)
+    return flops
+
+
 def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     model = build(*SHAPES[shape])
     generator = torch.Generator().manual_seed(1)
@@ -192,12 +217,16 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
             model, prompt, features, options, eos_token_id=EOS, stopping_criteria=symbol
         ),
     }
+    if arguments.compiled:
+        ways["captune, compiled"] = lambda: generate_ids(model, requests, replace(options, compiled=True))
     if arguments.beams == 1:
         # What greedy decoding says does not depend on when it stops; which beam is best does.
         ways["generate, no stop"] = lambda: peer(model, prompt, features, options, eos_token_id=None)
     batch = features[: arguments.batch]
     generate_ids(model, requests[: arguments.batch], options)
     peer(model, prompt, batch, options, eos_token_id=EOS)
+    if arguments.compiled:
+        generate_ids(model, requests[: arguments.batch], replace(options, compiled=True))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rows: dict[str, list[list[int]]] = {}
     for turn in range(arguments.rounds):
@@ -212,6 +241,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     rate = {name: arguments.images / statistics.median(times) for name, times in seconds.items()}
     best = {name: arguments.images / min(times) for name, times in seconds.items()}
     same = {name: statistics.mean(a == b for a, b in zip(rows["captune"], rows[name], strict=True)) for name in ways}
+    work = {"captune": own_work(model, prompt, ends), "generate": peer_work(model, prompt, ends, arguments.batch)}
     return {
         "shape": shape,
         "parameters": sum(p.numel() for p in model.llm.parameters()),
@@ -228,6 +258,8 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "best_images_per_s": {name: round(value, 2) for name, value in best.items()},
         "ratio_to": {name: round(rate["captune"] / value, 3) for name, value in rate.items() if name != "captune"},
         "ratio": round(rate["captune"] / rate["generate"], 3),
+        "gflop_an_image": {name: round(flops / arguments.images / 1e9, 2) for name, flops in work.items()},
+        "ratio_of_work": round(work["generate"] / work["captune"], 3) if arguments.beams == 1 else None,
         "identical": min(same.values()),
         "identical_to": same,
     }
@@ -239,6 +271,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--compiled", action="store_true", help="captune with compiled steps as well")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=["wide"])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -259,6 +292,10 @@ def main() -> None:
             end="",
         )
         print(f"longest {told['longest']}, {told['source']})")
+        if result["ratio_of_work"] is not None:
+            print("  GFLOP an image: ", end="")
+            print(", ".join(f"{name} {value}" for name, value in result["gflop_an_image"].items()), end="; ")
+            print(f"ratio {result['ratio_of_work']:.2f}: all that fewer products can give")
         for name, rate in result["images_per_s"].items():
             against = "" if name == "captune" else f"  ratio {result['ratio_to'][name]:5.2f}"
             print(f"  {name:26} {rate:8.2f} images/s{against}  identical {result['identical_to'][name]:.1%}")

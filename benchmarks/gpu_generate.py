@@ -8,6 +8,7 @@ random weights never end one by themselves. In turns, in one process, after a wa
     generate          transformers' `generate`, dynamic cache
     generate, static  its static cache, which it compiles by itself on CUDA
     captune           captune's loop
+    captune, compiled the same with steps of one shape through torch.compile, as CUDA graphs
 
 A step cannot be quicker than reading the weights and the keys and values once; the floor is their bytes over the
 memory bandwidth measured in this run by copying. `identical` is the share of captions that are equal to those of
@@ -135,13 +136,15 @@ def measure(model: MiniGPT4, batch: int, tokens: int, rate: float, rounds: int) 
     prompt = (1, *range(3, 3 + PREFIX - 1), *[IMAGE_SLOT] * QUERIES, *range(20, 20 + SUFFIX))
     requests = [Request(n, prompt, features[n : n + 1]) for n in range(batch)]
 
-    def ours(count: int) -> list[list[int]]:
-        return generate_ids(model, requests, DecodingOptions(max_new_tokens=count, batch_size=batch), stop_symbol=False)
+    def ours(count: int, compiled: bool = False) -> list[list[int]]:
+        options = DecodingOptions(max_new_tokens=count, batch_size=batch, compiled=compiled)
+        return generate_ids(model, requests, options, stop_symbol=False)
 
     ways: dict[str, Callable[[int], list[list[int]]]] = {
         "generate": lambda count: peer(model, prompt, features, count),
         "generate, static": lambda count: peer(model, prompt, features, count, cache_implementation="static"),
         "captune": ours,
+        "captune, compiled": lambda count: ours(count, compiled=True),
     }
     result: dict[str, Any] = {"batch": batch, "tokens": tokens}
     texts: dict[str, list[list[int]]] = {}
@@ -203,7 +206,7 @@ def main() -> None:
                 continue
             print(f"\nbatch {batch}, {tokens} tokens; a step's floor is {result['floor_ms']:.2f} ms; ", end="")
             print(f"ratio to generate {result['ratio']:.2f}")
-            for way in ("generate", "generate, static", "captune"):
+            for way in ("generate", "generate, static", "captune", "captune, compiled"):
                 print(f"  {way:18} {json.dumps(result[way])}")
 
 

@@ -73,6 +73,9 @@ def caption(
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode JPEG faster, at most one grey level apart.")
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode with compiled steps of one shape; for long jobs on a GPU.")
+    ] = False,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")
     ] = "auto",
@@ -115,6 +118,7 @@ def caption(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        compiled=compiled,
     )
     load = partial(
         Captioner.from_pretrained, model, dtype=dtype, device=device, instruction=instruction, fast_decode=fast_decode
