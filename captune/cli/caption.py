@@ -105,6 +105,7 @@ def caption(
 
         from captune.bulk.work import Captions
         from captune.captioner import Captioner
+        from captune.captioner.minigpt4 import MiniGPT4Captioner
         from captune.decoding import DecodingOptions
 
         quiet_libraries()
@@ -123,7 +124,12 @@ def caption(
     load = partial(
         Captioner.from_pretrained, model, dtype=dtype, device=device, instruction=instruction, fast_decode=fast_decode
     )
-    captions = Captions(load(), options, workers=workers)
+    captioner = load()
+    if compiled and not isinstance(captioner, MiniGPT4Captioner):
+        raise typer.BadParameter(
+            f"--compile is for MiniGPT-4; {model} decodes by transformers' generate: leave it out."
+        )
+    captions = Captions(captioner, options, workers=workers)
     if txt:
         from captune.cli.caption_small import write_beside
 

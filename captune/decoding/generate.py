@@ -135,7 +135,8 @@ def _with_loop(
     shared = common_prefix([request.prompt for request in requests]) if len(requests) > 1 else ()
     prefix = ConstantText(model, shared)
     longest = max(len(request.prompt) for request in requests)
-    slots = min(options.batch_size, len(requests))
+    # Compiled steps keep their shape where fewer captions than usual are asked for.
+    slots = options.batch_size if options.compiled else min(options.batch_size, len(requests))
     loop: DecodingLoop | None = None
     under_way: list[Request] = []
     while waiting or under_way:

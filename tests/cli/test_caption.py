@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from captioner_models import save
 from programs import Finished
 
 from captune.cli import app, call
@@ -54,6 +55,13 @@ def test_one_image_and_several(run: Run, photos: Path) -> None:
     assert [row["image"] for row in found] == [str(file) for file in files[:3]]
     assert found[0]["caption"] == one.out.strip()
     assert set(found[0]) == {"id", "image", "caption", "stopped"}
+
+
+def test_compiled_steps_are_for_minigpt4(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = save("blip2", tmp_path / "blip2")
+    command = ["caption", str(other), str(next(photos.iterdir())), "--compile"]
+    assert as_program(lambda: call(app, command)) == 2
+    assert "leave it out" in " ".join(capfd.readouterr().err.split())
 
 
 def test_a_folder_into_shards_with_bad_files(run: Run, photos: Path, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_compiled_captions_are_the_same(model: MiniGPT4, features: Tensor, way: 
     counters = torch._dynamo.utils.counters
     counters.clear()
     assert generate_ids(model, requests, replace(options, compiled=True)) == wanted
-    assert generate_ids(model, requests, replace(options, compiled=True)) == wanted
+    # The last images of a job are fewer than a batch.
+    assert generate_ids(model, requests[:3], replace(options, compiled=True)) == wanted[:3]
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
