@@ -24,6 +24,7 @@ from captune.config import load_config
 from captune.errors import CaptuneError
 from captune.events import Event
 from captune.model import MiniGPT4
+from captune.model.language_model import decoder_layers
 from captune.model.lora import attach_lora
 from captune.training import feature_stage, loop, sharding, train
 
@@ -32,7 +33,7 @@ TEXT = {**SIZES, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers
 
 def cramp(model: MiniGPT4, told: dict[str, Any]) -> None:
     """Lack memory once in the middle of a forward, once of a backward, once while captioning."""
-    layer = sharding.decoder_layers(model)[2]
+    layer = decoder_layers(model.llm)[2]
     passes = {"train": 0, "caption": 0}
 
     def lack(what: str) -> None:
@@ -70,7 +71,7 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
 
     def divided(shards: sharding.Shards, model: MiniGPT4) -> None:
         divide(shards, model)
-        layers = list(sharding.decoder_layers(model).parameters())
+        layers = list(decoder_layers(model.llm).parameters())
         told["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
         told["whole"] = sum(p.nbytes for p in layers)
         if what == "cramped" and rank == 1:

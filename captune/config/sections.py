@@ -76,6 +76,8 @@ class FastConfig(_Section):
     """Compute logits where a target is, instead of at every position; the two above need it."""
     length_buckets: bool = True
     """Bring samples of similar length together, within shuffled pools, so that less padding is computed."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the language model's layers (torch.compile), which takes a minute at the start; auto does it on a GPU."""
 
 
 class LoraConfig(_Section):

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from captune.errors import WeightsError
+from captune.errors import ConfigError, WeightsError
 
-__all__ = ["language_config", "load_language_model"]
+__all__ = ["decoder_layers", "language_config", "load_language_model"]
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|attn\.(masked_)?bias$")
 """Buffers that older releases of transformers saved and newer ones compute."""
@@ -40,6 +40,22 @@ def language_config(llm: str | Path) -> Any:
     if not hasattr(config.get_text_config(), "vocab_size"):
         raise WeightsError(f"{llm} is a {config.model_type}; expected a causal language model.")
     return config
+
+
+def decoder_layers(llm: Any) -> nn.ModuleList:
+    """The layers of a causal language model, in order.
+
+    Raises:
+        ConfigError: they do not stand in one list.
+    """
+    text = llm.config.get_text_config(decoder=True)
+    for part in llm.get_decoder().modules():
+        if isinstance(part, nn.ModuleList) and len(part) == int(text.num_hidden_layers):
+            return part
+    raise ConfigError(
+        f"The layers of a '{text.model_type}' do not stand in one list, so they can neither be divided nor compiled; "
+        "set train.shard to none and train.fast.compile to false."
+    )
 
 
 def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options: Any) -> nn.Module:

@@ -28,6 +28,7 @@ from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_tra
 from captune.model.loading import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
+from captune.training.compiling import CompiledLayers
 from captune.training.cost import CostMeter
 from captune.training.distributed import World, world
 from captune.training.feature_stage import run_features
@@ -99,7 +100,8 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
             record = _describe(model, config)
             if shards is not None:
                 shards.divide(model)
-        stepper = Stepper(model, stored.features, samples, config, place, together)
+        compiled = CompiledLayers.wanted(model, config.train, divided=shards is not None)
+        stepper = Stepper(model, stored.features, samples, config, place, together, compiled)
         start = Position(0, 0, record.manifest_hash)
         if resuming:
             # The pretrained model was scored before the first state was saved, so its row is among these.

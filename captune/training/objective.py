@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
+from captune.training.compiling import CompiledLayers, is_compile_error
 from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSample
@@ -36,13 +38,17 @@ class Objective:
         model: its processor attached.
         instruction: what is asked of every image whose sample does not say.
         fast: how to compute it.
+        compiled: the language model's layers, where packed rows go through compiled ones.
     """
 
-    def __init__(self, model: MiniGPT4, instruction: str, fast: FastConfig) -> None:
+    def __init__(
+        self, model: MiniGPT4, instruction: str, fast: FastConfig, compiled: CompiledLayers | None = None
+    ) -> None:
         assert model.processor is not None
         self._model = model
         self._processor = model.processor
         self._prompt = model.processor.layout.prompt(instruction)
+        self.compiled = compiled
         self.packed = fast.target_logits
         self.shared = fast.shared_prefix
         self._cached = constant_prefix_length(self._prompt.ids) if fast.constant_prefix else 0
@@ -76,7 +82,9 @@ class Objective:
         cached = self._cached if prompt.ids[: self._cached] == self._prompt.ids[: self._cached] else 0
         multiple = row_multiple(features.device)
         batch = pack(prompt.ids, rows, cached=cached, multiple=multiple).to(features.device)
-        return target_loss(self._model, batch, features, self._cache(len(rows)) if cached else None)
+        cache = self._cache(len(rows)) if cached else None
+        with nullcontext() if self.compiled is None else self.compiled.in_use():
+            return target_loss(self._model, batch, features, cache)
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
@@ -114,13 +122,30 @@ class Objective:
                 found += self._gradient(self.loss([samples[n] for n in part], features[part]))
             difference = float((found - wanted).norm() / wanted.norm())
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = f"this language model does not take packed rows ({' '.join(str(error).split())[:120]})"
+            why = " ".join(str(error).split())[:120]
+            if self.gave_up_compiling(error):
+                return self.probe(samples, features)
+            reason = f"this language model does not take packed rows ({why})"
         else:
             if difference <= (EXACT_IN_HALF if half else EXACT):
                 return None
+            if self.compiled is not None:
+                self._stop_compiling(f"compiled, the layers change the gradient by {difference:.1e}")
+                return self.probe(samples, features)
             reason = f"packed rows change this language model's gradient by {difference:.1e}"
         self.packed = self.shared = False
         return reason
+
+    def gave_up_compiling(self, error: Exception) -> bool:
+        """Whether an error was the compiler's; if so, the layers are computed as they are from now on."""
+        if self.compiled is None or not is_compile_error(error):
+            return False
+        self._stop_compiling(f"torch.compile fails ({' '.join(str(error).split())[:120]})")
+        return True
+
+    def _stop_compiling(self, reason: str) -> None:
+        logger.warning("the language model's layers are not compiled from here on: %s", reason)
+        self.compiled = None
 
     def _gradient(self, loss: Tensor) -> Tensor:
         parameters = [parameter for _, parameter in self._model.trained_parameters()]

@@ -30,11 +30,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from captune.errors import ConfigError, TrainingError
+from captune.errors import TrainingError
 from captune.model import MiniGPT4
+from captune.model.language_model import decoder_layers
 from captune.training.distributed import World
 
-__all__ = ["Shards", "decoder_layers", "held_bytes"]
+__all__ = ["Shards", "held_bytes"]
 
 NOTHING, FORWARD, BOTH = range(3)
 """What a process says of its next pass."""
@@ -82,7 +83,7 @@ class Shards:
             ConfigError: its layers are not found.
         """
         self._decoder = model.llm.get_decoder()
-        self._layers = list(decoder_layers(model))
+        self._layers = list(decoder_layers(model.llm))
         for number, layer in enumerate(self._layers):
             # LoRA is trained and stays whole: beside frozen weights it would make FSDP allocate gradients for them.
             trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
@@ -181,23 +182,6 @@ class Shards:
                     "memory, and torch before 2.13 cannot go on from there; lower train.micro_batch_size."
                 )
             self._decoder.reset_iter_state()
-
-
-def decoder_layers(model: MiniGPT4) -> nn.ModuleList:
-    """The layers of a model's language model, in order.
-
-    Raises:
-        ConfigError: they do not stand in one list.
-    """
-    decoder = model.llm.get_decoder()
-    count = int(model.config.text_config.get_text_config().num_hidden_layers)
-    for part in decoder.modules():
-        if isinstance(part, nn.ModuleList) and len(part) == count:
-            return part
-    raise ConfigError(
-        f"The layers of a '{model.config.text_config.model_type}' do not stand in one list, so they cannot be divided; "
-        "set train.shard to none."
-    )
 
 
 def held_bytes(model: MiniGPT4) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from captune.errors import TrainingError
 from captune.features import StoredFeatures
 from captune.model import MiniGPT4
 from captune.model.masters import MasterAdamW
+from captune.training.compiling import CompiledLayers
 from captune.training.distributed import World
 from captune.training.objective import Objective, alike
 from captune.training.samples import TrainingSample, TrainingSamples
@@ -60,6 +61,7 @@ class Stepper:
         config: of the run.
         place: this process among the others.
         together: within this the language model is run; of a divided one, `Shards.together`.
+        compiled: the language model's layers, where they are to be compiled.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Stepper:
         config: RunConfig,
         place: World,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
+        compiled: CompiledLayers | None = None,
     ) -> None:
-        self._objective = Objective(model, config.model.instruction, config.train.fast)
+        self._objective = Objective(model, config.model.instruction, config.train.fast, compiled)
         self._features = features
         self._samples = samples
         self._config = config
@@ -137,6 +140,8 @@ class Stepper:
                         total += loss.detach()
                 return float(total)
             except RuntimeError as error:
+                if self._objective.gave_up_compiling(error):
+                    continue
                 if not _is_out_of_memory(error):
                     raise
                 if size == 1:
