@@ -9,8 +9,9 @@ and collects garbage in threads of its own; the runs with several jobs, and the 
 METEOR and SPICE are left out. A prediction is the first half of a reference and the second half of another image's, so
 that some n-grams match and some do not. The runs in turns are with compat="coco-caption", which tokenizes the whole
 call as pycocoevalcap does and is equal to the last digit; the default, where captions do not depend on each other, is
-run once and shown beside it. Memory is the peak of the process and its children together. `--memory` instead scores a
-million captions once and prints captune's peak.
+run once and shown beside it. What several jobs can gain is bounded by the machine: copies of captune with one job each
+are started at once, and a line says how much work they do together in the time of one alone. Memory is the peak of the
+process and its children together. `--memory` instead scores a million captions once and prints captune's peak.
 
 Needs pycocoevalcap, a `java` on the path and the folder `../shared`.
 """
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,19 @@ def run(
     return {"seconds": found["done"] - start, "mib": peak / 2**20, **found}
 
 
+def copies_at_once(count: int, data: Path, folder: Path) -> float:
+    """Seconds until the last of several copies of captune, each with one job, has its numbers."""
+    folders = [folder / f"copy-{number}" for number in range(count)]
+    for own in folders:
+        own.mkdir(exist_ok=True)
+        # They use the same compiled modules.
+        if not (own / "bytecode").exists():
+            (own / "bytecode").symlink_to(folder / "bytecode")
+    with ThreadPoolExecutor(count) as pool:
+        runs = pool.map(lambda own: run("captune", data, own, one_processor=False), folders)
+        return max(found["seconds"] for found in runs)
+
+
 def difference(ours: dict[str, Any], theirs: dict[str, Any], images: bool = True) -> float:
     """The largest difference of any corpus score and, unless left out, of any image's score."""
     totals = [abs(ours["corpus"][name] - theirs["corpus"][name]) for name in NAMES]
@@ -181,12 +196,13 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
     """All measurements at one size."""
     data = folder / f"{images}.txt"
     write(corpus(images), data)
-    ours, theirs, several, free = [], [], [], []
+    ours, theirs, several, free, copies = [], [], [], [], []
     for _ in range(rounds):
         ours.append(run("captune", data, folder))
         theirs.append(run("pycocoevalcap", data, folder))
         several.append(run("captune", data, folder, jobs=jobs, one_processor=False))
         free.append(run("pycocoevalcap", data, folder, one_processor=False))
+        copies.append(copies_at_once(jobs, data, folder))
     alone = run("captune", data, folder, compat="caption")
 
     def median(runs: list[dict[str, Any]], key: str) -> float:
@@ -200,6 +216,8 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
         "target": TARGETS.get(images),
         "jobs": jobs,
         "jobs_seconds": median(several, "seconds"),
+        "jobs_gain": median(ours, "seconds") / median(several, "seconds"),
+        "copies_gain": jobs * median(ours, "seconds") / statistics.median(copies),
         "pycocoevalcap_seconds_all_processors": median(free, "seconds"),
         "jobs_ratio": median(free, "seconds") / median(several, "seconds"),
         "captune_mib": median(ours, "mib"),
@@ -250,6 +268,8 @@ def print_record(record: dict[str, Any]) -> None:
     print(f"    pycocoevalcap    {record['pycocoevalcap_seconds_all_processors']:8.3f} s")
     print(f"    captune, {record['jobs']} jobs  {record['jobs_seconds']:8.3f} s")
     print(f"    ratio {record['jobs_ratio']:.1f}")
+    print(f"    captune, {record['jobs']} jobs against 1: {record['jobs_gain']:.2f}x")
+    print(f"    {record['jobs']} copies of captune at once against 1: {record['copies_gain']:.2f}x the work")
     print(f"  memory ratio {record['memory_ratio']:.2f} (wanted: 2)")
     print(f"  largest score difference {record['score_difference']:.1e}")
     alone = record["caption_alone"]

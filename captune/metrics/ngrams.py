@@ -25,7 +25,7 @@ __all__ = ["ORDERS", "Ngrams", "Repeats", "find_sorted", "sort_ngrams"]
 
 ORDERS = 4
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 15
 _PACKED_BITS = 63
 
 

@@ -6,9 +6,6 @@ ones would, nor run the user's main module again, as multiprocessing's spawned o
 
 from __future__ import annotations
 
-import json
-import pickle
-import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -21,12 +18,14 @@ from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.tokenizers import tokenizer
 
 if TYPE_CHECKING:
+    import subprocess
+
     from numpy.typing import NDArray
 
 __all__ = ["encode_in_processes", "work"]
 
-# A process takes as long to start as the tokenizer takes for about so many captions.
-_FEWEST_CAPTIONS = 20_000
+# A process takes as long to start, and to be sent its captions, as the tokenizer takes for about half as many.
+_FEWEST_CAPTIONS = 250_000
 
 # The captions are read before anything slow is imported, so that the sender does not wait.
 _CODE = """
@@ -56,6 +55,9 @@ def encode_in_processes(
     jobs = min(jobs, len(captions) // _FEWEST_CAPTIONS)
     if jobs <= 1 or (whole_call and encoder.breaks_lines(captions)):
         return encoder.encode_call(captions) if whole_call else encoder.encode(captions)
+    import json  # with too few captions for a second process nobody should wait for these
+    import subprocess
+
     bounds = [len(captions) * job // jobs for job in range(jobs + 1)]
     workers: list[subprocess.Popen[bytes]] = []
     try:
@@ -90,6 +92,8 @@ def _following(captions: Sequence[str], end: int) -> Sequence[str]:
 
 
 def _send(worker: subprocess.Popen[bytes], message: tuple[str, Sequence[str], Sequence[str] | None]) -> None:
+    import pickle
+
     assert worker.stdin is not None
     try:
         pickle.dump(message, worker.stdin, pickle.HIGHEST_PROTOCOL)
@@ -100,6 +104,8 @@ def _send(worker: subprocess.Popen[bytes], message: tuple[str, Sequence[str], Se
 
 def _renumber(encoder: Encoder, worker: subprocess.Popen[bytes]) -> Rows:
     """A worker's rows with the encoder's numbers."""
+    import pickle
+
     assert worker.stdout is not None
     try:
         vocabulary, values, offsets = pickle.load(worker.stdout)
@@ -121,6 +127,8 @@ def work(name: str, captions: Sequence[str], after: Sequence[str] | None) -> Non
         captions: a part of all captions.
         after: what follows them in the call; None where captions stand alone.
     """
+    import pickle
+
     encoder = Encoder(tokenizer(name))
     rows = encoder.encode(captions) if after is None else encoder.encode_call(captions, after)
     pickle.dump((encoder.vocabulary, rows.values, rows.offsets), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
