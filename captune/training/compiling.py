@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captune.config import TrainConfig
+from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers
 
@@ -60,7 +61,12 @@ class CompiledLayers:
             if holds:
                 logger.warning("the language model's layers are not compiled, since %s", reason)
                 return None
-        return cls(model)
+        try:
+            return cls(model)
+        except (ConfigError, ImportError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:160]
+            logger.warning("the language model's layers are not compiled: %s", why)
+            return None
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

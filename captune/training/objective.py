@@ -123,7 +123,8 @@ class Objective:
             difference = float((found - wanted).norm() / wanted.norm())
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             why = " ".join(str(error).split())[:120]
-            if self.gave_up_compiling(error):
+            if self.compiled is not None:
+                self._stop_compiling(f"compiled, they do not run ({why})")
                 return self.probe(samples, features)
             reason = f"this language model does not take packed rows ({why})"
         else:
