@@ -41,7 +41,7 @@ class Scorer:
         decoding: how captions were decoded.
         protocol: the evaluation protocol.
         leak: marks the numbers as LEAK.
-        jobs: how many processes tokenize.
+        jobs: how many processes tokenize at most; one does unless there are 250,000 captions for each.
 
     Raises:
         MetricInputError: the references cannot be scored against; the sentence says why.
@@ -200,7 +200,7 @@ def score_captions(
         decoding: for the signature.
         protocol: for the signature.
         leak: for the signature.
-        jobs: how many processes tokenize.
+        jobs: how many processes tokenize at most; one does unless there are 250,000 captions for each.
 
     Returns:
         Scores of the corpus and of each image, with their signature.

@@ -1,0 +1,70 @@
+"""N-grams counted by sorting against n-grams counted one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captune.metrics import ngrams as ngrams_module
+from captune.metrics.encoding import Rows
+from captune.metrics.ngrams import ORDERS, sort_ngrams
+
+VOCABULARY = 5
+captions = st.lists(st.integers(0, VOCABULARY - 1), max_size=8)
+images = st.lists(st.lists(captions, min_size=1, max_size=3), min_size=1, max_size=5)
+Gram = tuple[int, ...]
+
+
+def grams_of(caption: list[int], order: int) -> list[Gram]:
+    return [tuple(caption[start : start + order]) for start in range(len(caption) - order + 1)]
+
+
+# Keys packed with their positions, in blocks of any length, and keys that are too long for that.
+@pytest.mark.parametrize(("block", "packed_bits"), [(1, 63), (3, 63), (1 << 15, 63), (1 << 15, 0)])
+@given(images)
+@settings(max_examples=100, deadline=None)
+def test_sorted_ngrams_are_those_counted_one_by_one(
+    block: int, packed_bits: int, sample: list[list[list[int]]]
+) -> None:
+    flat = [caption for group in sample for caption in group]
+    words = Rows(np.array(list(chain.from_iterable(flat)), np.int32), np.cumsum([0, *map(len, flat)]))
+    image_offsets = np.cumsum([0, *map(len, sample)])
+    shorter: list[Gram] = [()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngrams_module, "_BLOCK", block)
+        patch.setattr(ngrams_module, "_PACKED_BITS", packed_bits)
+        orders = 0
+        for order, found in enumerate(sort_ngrams(words, VOCABULARY, words.owners, image_offsets), 1):
+            orders += 1
+            named = [(*shorter[key // VOCABULARY], key % VOCABULARY) for key in found.keys.tolist()]
+            assert named == sorted({gram for caption in flat for gram in grams_of(caption, order)})
+            held = Counter(gram for group in sample for gram in {g for c in group for g in grams_of(c, order)})
+            assert found.images.tolist() == [held[gram] for gram in named]
+            at: list[int] = []
+            for caption in flat:
+                numbers = [named.index(gram) for gram in grams_of(caption, order)]
+                at += numbers + [-1] * (len(caption) - len(numbers))
+            assert found.at.tolist() == at
+            slots = sorted((number, place) for place, number in enumerate(at) if number >= 0)
+            assert found.slots.tolist() == [(number << found.bits) + place for number, place in slots]
+            _check_repeats(found.repeats, at, words.offsets.tolist())
+            shorter = named
+        assert orders == ORDERS
+
+
+def _check_repeats(repeats: ngrams_module.Repeats, at: list[int], offsets: list[int]) -> None:
+    expected: dict[int, int] = {}
+    later: list[int] = []
+    for start, end in pairwise(offsets):
+        first: dict[int, int] = {}
+        for place in range(start, end):
+            if at[place] >= 0 and first.setdefault(at[place], place) != place:
+                expected[first[at[place]]] = expected.get(first[at[place]], 1) + 1
+                later.append(place)
+    assert dict(zip(repeats.first.tolist(), repeats.times.tolist(), strict=True)) == expected
+    assert sorted(repeats.later.tolist()) == later
