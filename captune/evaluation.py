@@ -51,6 +51,7 @@ def decoding_options(config: RunConfig) -> DecodingOptions:
         length_penalty=config.evaluate.length_penalty,
         repetition_penalty=config.evaluate.repetition_penalty,
         batch_size=config.evaluate.batch_size,
+        compiled=config.evaluate.compile,
     )
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from captune.config import RunConfig, commented_yaml, load_config, parse_config
 from captune.errors import ConfigError
+from captune.evaluation import decoding_options
 from captune.toy import TOY_SETTINGS
 
 
@@ -71,6 +72,12 @@ def test_written_yaml_reads_back_and_explains_every_field() -> None:
     for number, line in enumerate(lines):
         if line.strip() and not line.lstrip().startswith("#"):
             assert lines[number - 1].lstrip().startswith("#"), line
+
+
+def test_a_divided_model_is_not_compiled_for_evaluation() -> None:
+    assert decoding_options(parse_config({}, ["evaluate.compile=true"])).compiled
+    with pytest.raises(ConfigError, match="divided language model is not compiled"):
+        parse_config({}, ["evaluate.compile=true", "train.shard=layers"])
 
 
 def test_shipped_configurations_parse_and_are_complete(repository: Path) -> None:

@@ -157,6 +157,8 @@ class EvaluateConfig(_Section):
     """Exponent on a beam's length; above 1 favours longer captions."""
     repetition_penalty: float = Field(1.0, gt=0)
     """Divides the score of tokens that were already said; 1 is off."""
+    compile: bool = False
+    """Decode with compiled steps of one shape (torch.compile, CUDA graphs on a GPU): for large evaluations on a GPU."""
 
 
 class RunConfig(_Section):
@@ -193,6 +195,11 @@ class RunConfig(_Section):
             raise ValueError(
                 f"train.shard is layers and model.quantization is {self.model.quantization}, and a quantized language "
                 "model cannot be divided; set train.shard to none, or model.quantization to null"
+            )
+        if self.train.shard == "layers" and self.evaluate.compile:
+            raise ValueError(
+                "train.shard is layers and evaluate.compile is true, and a divided language model is not compiled; set "
+                "one of them to its default"
             )
         if (self.model.llm is None) != (self.model.vision is None):
             raise ValueError("model.llm and model.vision belong together; give both, or neither and model.path")
