@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the model's tests on the oldest libraries that captune supports, in a virtual environment of its own:
+# Run the tests of model and decoding on the oldest libraries that captune supports, in a virtual environment of its own:
 #
 #     scripts/lower_end.sh [FOLDER]       default FOLDER: runs/lower-end
 #
@@ -17,4 +17,4 @@ TORCH="${TORCH:-2.11.*}"
   accelerate imagehash peft 'numpy>=2' 'pillow>=13' protobuf 'pydantic>=2.9' 'pyyaml>=6' 'rich>=13' safetensors sentencepiece \
   'typer>=0.29' matplotlib hypothesis pytest
 "$VENV/bin/python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
-exec "$VENV/bin/python" -m pytest tests/model -q -p no:cacheprovider
+exec "$VENV/bin/python" -m pytest tests/model tests/decoding -q -p no:cacheprovider
