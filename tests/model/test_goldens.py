@@ -22,6 +22,8 @@ from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, OriginalFaults
 from captune.model.official import load_official
+from captune.training.objective import target_loss
+from captune.training.packing import pack
 from captune.training.schedule import learning_rate
 from captune.training.step import build_optimizer
 
@@ -254,8 +256,22 @@ def original_name(name: str) -> str:
     return name.replace(".default.", ".")
 
 
+def packed_loss(model: MiniGPT4, batch: dict[str, Tensor], features: Tensor) -> Tensor:
+    """The loss of a batch as training computes it: logits at targets only, each row behind its own prompt."""
+    total, targets = torch.zeros(()), 0
+    for row, image in enumerate(features.split(1)):
+        ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        learnt = batch["labels"][row][batch["attention_mask"][row].bool()] != -100
+        start = int(learnt.nonzero()[0])
+        assert learnt[start:].all()
+        total = total + target_loss(model, pack(ids[:start].tolist(), [[ids[start:].tolist()]]), image)
+        targets += len(ids) - start
+    return total / targets
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain rows", "packed rows"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_trajectory(shared: Path, variant: str) -> None:
+def test_training_trajectory(shared: Path, variant: str, fast: bool) -> None:
     """Forty AdamW steps with the original's schedule end at the original's weights, LoRA included."""
     fresh = load(shared, variant)
     record, expected = fresh.json("train"), fresh.tensors("train")
@@ -282,7 +298,11 @@ def test_training_trajectory(shared: Path, variant: str) -> None:
         images = [int(sample["image"][4]) for sample in chosen]
         prompts = logged["prompt"] if isinstance(logged["prompt"], list) else [logged["prompt"]] * len(chosen)
         tensors = fresh.batch(prompts, [sample["answer"] for sample in chosen])
-        loss = fresh.model(**tensors, pixel_values=fresh.vision["pixel_values"][images]).loss
+        pixels = fresh.vision["pixel_values"][images]
+        if fast:
+            loss = packed_loss(fresh.model, tensors, fresh.model.encode_features(pixels))
+        else:
+            loss = fresh.model(**tensors, pixel_values=pixels).loss
         assert loss.item() == pytest.approx(logged["loss"], abs=2e-4)
         optimizer.zero_grad()
         loss.backward()
