@@ -50,10 +50,19 @@ def loss_at(llm: Any, given: dict[str, Any], rows: Tensor, columns: Tensor, targ
         return _cross_entropy(logits, targets)
     with _states_kept(head) as kept:
         llm(**given)
-    states = kept[0][rows, columns]
+    states = _at(kept[0], rows, columns)
     parts = zip(torch.split(states, chunk), torch.split(targets, chunk), strict=True)
     losses: list[Tensor] = [checkpoint(_loss_of_states, llm, *part, use_reentrant=False) for part in parts]
     return torch.stack(losses).sum()
+
+
+def _at(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """States (N, D) at N places of (B, S, D); a place may be asked for several times.
+
+    As a look-up of embeddings, whose gradient is summed in one order. The gradient of an index is summed by threads
+    that race where places repeat, so that the last bit of a run's weights would be left to chance.
+    """
+    return F.embedding(rows * states.shape[1] + columns, states.flatten(0, 1))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -85,7 +94,7 @@ def _states_at(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]
     """Let only the states (B, S, D) at N places reach the head, as (1, N, D)."""
 
     def pick(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (states[0][rows, columns].unsqueeze(0), *states[1:])
+        return (_at(states[0], rows, columns).unsqueeze(0), *states[1:])
 
     handle = head.register_forward_pre_hook(pick)
     try:

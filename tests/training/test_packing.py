@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import SIZES, VOCABULARY, tiny_minigpt4
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from captune.config import FastConfig
@@ -215,3 +216,24 @@ def test_mixed_instructions_give_the_loss_and_gradient_of_plain_rows(pieces: str
         torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
     same = Objective(model, INSTRUCTION, PLAIN).loss(SAMPLES, images)
     assert not torch.isclose(gradients[0][0], same.detach())
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["at once", "in chunks"])
+def test_a_gradient_is_summed_in_one_order(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last prompt state has a gradient from every caption of its image; threads must not race to add them up."""
+    model = tiny_minigpt4()
+    if chunked:
+        monkeypatch.setattr(logits, "VALUES_AT_ONCE", 7 * VOCABULARY)
+    called: list[str] = []
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names = [argument.name for argument in function._schema.arguments]
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            if "index_put" in function.name() and given.get("accumulate"):
+                called.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with Operations():
+        loss_and_gradient(model, FastConfig())
+    assert not called
