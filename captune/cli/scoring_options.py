@@ -106,7 +106,7 @@ Compatibility = Annotated[
     Compat, typer.Option(help="'coco-caption' tokenizes the whole call together as the Java tool does.")
 ]
 Subset = Annotated[bool, typer.Option("--subset", help="Score only images that have both; else a gap is an error.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Most processes that tokenize; under 500,000 captions one does.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Most processes that work; few captions need one only.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="Form of the table.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Data = Annotated[str | None, typer.Option(help="Name of the data, for the signature.", show_default=False)]

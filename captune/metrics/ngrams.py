@@ -11,7 +11,9 @@ Apart from the sort everything is done in blocks that stay in the processor's ca
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,6 +29,8 @@ ORDERS = 4
 
 _BLOCK = 1 << 15
 _PACKED_BITS = 63
+# Below so many for each a second thread does not pay.
+_FEWEST_SORTED = 50_000
 
 
 class Repeats(NamedTuple):
@@ -65,7 +69,11 @@ class Ngrams(NamedTuple):
 
 
 def sort_ngrams(
-    words: Rows, vocabulary: int, caption_at: NDArray[np.int64], image_offsets: NDArray[np.int64]
+    words: Rows,
+    vocabulary: int,
+    caption_at: NDArray[np.int64],
+    image_offsets: NDArray[np.int64],
+    threads: int = 1,
 ) -> Iterator[Ngrams]:
     """Count the n-grams of order 1 to 4, one order after the other.
 
@@ -74,6 +82,7 @@ def sort_ngrams(
         vocabulary: the base of the keys, V.
         caption_at: (P,) `words.owners`, which callers need as well.
         image_offsets: (N + 1,) where the captions of each image begin.
+        threads: how many may sort.
     """
     ends, lengths = words.offsets[1:], words.lengths
     # As small as can be: it is read in the order of the n-grams, and so from all over.
@@ -92,7 +101,7 @@ def sort_ngrams(
             numbering.of_long_keys(*_long_keys(words.values, at, order, vocabulary))
         else:
             _pack(words.values, at, order, vocabulary, bits, slots)
-            slots.sort()
+            _sort(slots, threads)
             numbering.of_packed()
         yield numbering.finish()
         grams = numbering.grams
@@ -121,6 +130,23 @@ def _pack(
         packed += position
         slots[filled : filled + len(packed)] = packed
         filled += len(packed)
+
+
+def _sort(slots: NDArray[np.int64], threads: int) -> None:
+    """Sort in place; of several threads each sorts the numbers of one range."""
+    threads = min(threads, len(slots) // _FEWEST_SORTED)
+    if threads <= 1:
+        slots.sort()
+        return
+    bounds = [len(slots) * thread // threads for thread in range(threads + 1)]
+    slots.partition(bounds[1:-1])
+    first, *others = (slots[start:end] for start, end in pairwise(bounds))
+    sorting = [threading.Thread(target=numbers.sort) for numbers in others]
+    for thread in sorting:
+        thread.start()
+    first.sort()
+    for thread in sorting:
+        thread.join()
 
 
 def _long_keys(

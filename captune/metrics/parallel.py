@@ -1,50 +1,119 @@
-"""Tokenizing in several processes: each encodes a part of the captions, and the parts' numbers become one numbering.
+"""Work of a scorer in several processes, where there is enough of it.
 
-The processes are fresh interpreters that run nothing of the user's. They neither share the parent's threads, as forked
-ones would, nor run the user's main module again, as multiprocessing's spawned ones would.
+A process here is a fork: it has all captions without being sent any, and gives back arrays. It runs nothing but this
+package's own functions on them, writes its answer to a pipe and ends without the interpreter's farewells. A fork takes
+the locks of other threads with it as they happen to be, so where the program has any, or the system is not Linux, one
+process does the work.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 
 from captune.errors import ExternalToolError
 from captune.metrics.encoding import Encoder, Rows
-from captune.metrics.tokenizers import tokenizer
 
-if TYPE_CHECKING:
-    import subprocess
+__all__ = ["apart", "can_fork", "encode_in_processes"]
 
-    from numpy.typing import NDArray
+Result = TypeVar("Result")
 
-__all__ = ["encode_in_processes", "work"]
-
-# A process takes as long to start, and to be sent its captions, as the tokenizer takes for about half as many.
-_FEWEST_CAPTIONS = 250_000
-
-# The captions are read before anything slow is imported, so that the sender does not wait.
-_CODE = """
-import json, pickle, sys
-name, captions, after = pickle.load(sys.stdin.buffer)
-sys.path[:] = json.loads(sys.argv[1])
-from captune.metrics.parallel import work
-work(name, captions, after)
-"""
+# Below so many for each a process takes longer to come and go than it saves.
+_FEWEST_CAPTIONS = 20_000
 
 
-def encode_in_processes(
-    encoder: Encoder, name: str, captions: Sequence[str], jobs: int, whole_call: bool = False
-) -> Rows:
-    """Encode captions; the result is as good as that of `encoder.encode` or `encoder.encode_call`.
+def can_fork() -> bool:
+    """Whether this program may be forked: on Linux, and without other threads."""
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
+@contextmanager
+def apart(function: Callable[[], Result], forked: bool = True) -> Iterator[Callable[[], Result]]:
+    """Let a function run in another process meanwhile.
 
     Args:
-        encoder: takes part itself, and gives the numbers.
-        name: the tokenizer, as in `tokenizer`.
+        function: what it returns, or the error it raises, must be picklable.
+        forked: False to let it run in this process, once its result is asked for.
+
+    Yields:
+        What waits for the result; to be called once. The process ends with the block.
+
+    Raises:
+        ExternalToolError: (by the call) the process ended without a result.
+    """
+    if not (forked and can_fork()):
+        yield function
+        return
+    import signal
+    import warnings
+
+    receiving, sending = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of any thread; those of a linear algebra library may be there, and know about forks.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if process == 0:
+        os.close(receiving)
+        _answer(function, sending)
+    os.close(sending)
+    with open(receiving, "rb") as pipe:
+        try:
+            yield lambda: _read(pipe)
+        finally:
+            # After its answer there is nothing left for it to do, and before it nobody waits for one any more.
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+
+def _answer(function: Callable[[], object], sending: int) -> NoReturn:
+    """What the other process does: never returns."""
+    import pickle
+
+    try:
+        # The collector would write into every object, and so copy the memory that both processes share.
+        gc.disable()
+        answer: tuple[object, Exception | None]
+        try:
+            answer = (function(), None)
+        except Exception as error:
+            # It is raised again where the result is asked for.
+            answer = (None, error)
+        with open(sending, "wb") as pipe:
+            pickle.dump(answer, pipe, pickle.HIGHEST_PROTOCOL)
+    finally:
+        os._exit(0)
+
+
+def _read(pipe: BinaryIO) -> Any:
+    import pickle
+
+    try:
+        result, error = pickle.load(pipe)
+    except (EOFError, pickle.UnpicklingError):
+        raise ExternalToolError(
+            "a process that scores ended without a result, perhaps for want of memory; use one job (jobs=1, --jobs 1)"
+        ) from None
+    if error is not None:
+        raise error
+    return result
+
+
+def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, whole_call: bool = False) -> Rows:
+    """Encode captions; the result is as good as that of `encoder.encode` or `encoder.encode_call`.
+
+    Each process encodes a part of the captions, and the parts' new numbers become one numbering.
+
+    Args:
+        encoder: gives the numbers.
         captions: C captions.
         jobs: how many processes, this one included; fewer are used where more would not pay.
         whole_call: whether captions look at the next one, as in `encoder.encode_call`.
@@ -53,31 +122,28 @@ def encode_in_processes(
         ExternalToolError: a process failed.
     """
     jobs = min(jobs, len(captions) // _FEWEST_CAPTIONS)
-    if jobs <= 1 or (whole_call and encoder.breaks_lines(captions)):
+    if jobs <= 1 or not can_fork() or (whole_call and encoder.breaks_lines(captions)):
         return encoder.encode_call(captions) if whole_call else encoder.encode(captions)
-    import json  # with too few captions for a second process nobody should wait for these
-    import subprocess
-
     bounds = [len(captions) * job // jobs for job in range(jobs + 1)]
-    workers: list[subprocess.Popen[bytes]] = []
-    try:
-        for start, end in pairwise(bounds[1:]):
-            worker = subprocess.Popen(
-                [sys.executable, "-c", _CODE, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            workers.append(worker)
-            _send(worker, (name, captions[start:end], _following(captions, end) if whole_call else None))
-        own = captions[: bounds[1]]
-        after = _following(captions, bounds[1])
-        parts = [encoder.encode_call(own, after) if whole_call else encoder.encode(own)]
-        parts.extend(_renumber(encoder, worker) for worker in workers)
-    finally:
-        for worker in workers:
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None and not pipe.closed:
-                    pipe.close()
-            worker.kill()
-            worker.wait()
+
+    def encode(start: int, end: int) -> Rows:
+        part = captions[start:end]
+        return encoder.encode_call(part, _following(captions, end)) if whole_call else encoder.encode(part)
+
+    known = encoder.vocabulary_size
+
+    def encode_apart(start: int, end: int) -> tuple[list[str], Rows]:
+        rows = encode(start, end)
+        return encoder.vocabulary[known:], rows
+
+    with ExitStack() as processes:
+        answers = [processes.enter_context(apart(partial(encode_apart, *part))) for part in pairwise(bounds[1:])]
+        parts = [encode(0, bounds[1])]
+        for answer in answers:
+            vocabulary, rows = answer()
+            new = np.fromiter(map(encoder.token_id, vocabulary), np.int32, len(vocabulary))
+            numbers = np.concatenate([np.arange(known, dtype=np.int32), new])
+            parts.append(Rows(numbers.take(rows.values), rows.offsets))
     ends = accumulate(len(part.values) for part in parts[:-1])
     offsets = [parts[0].offsets, *(part.offsets[1:] + end for part, end in zip(parts[1:], ends, strict=True))]
     return Rows(np.concatenate([part.values for part in parts]), np.concatenate(offsets))
@@ -89,47 +155,3 @@ def _following(captions: Sequence[str], end: int) -> Sequence[str]:
     while last < len(captions) and not captions[last].strip():
         last += 1
     return captions[end : last + 1]
-
-
-def _send(worker: subprocess.Popen[bytes], message: tuple[str, Sequence[str], Sequence[str] | None]) -> None:
-    import pickle
-
-    assert worker.stdin is not None
-    try:
-        pickle.dump(message, worker.stdin, pickle.HIGHEST_PROTOCOL)
-        worker.stdin.close()
-    except BrokenPipeError:
-        raise _failure() from None
-
-
-def _renumber(encoder: Encoder, worker: subprocess.Popen[bytes]) -> Rows:
-    """A worker's rows with the encoder's numbers."""
-    import pickle
-
-    assert worker.stdout is not None
-    try:
-        vocabulary, values, offsets = pickle.load(worker.stdout)
-    except (EOFError, pickle.UnpicklingError):
-        raise _failure() from None
-    numbers: NDArray[np.int32] = np.fromiter(map(encoder.token_id, vocabulary), np.int32, len(vocabulary))
-    return Rows(numbers[values], offsets)
-
-
-def _failure() -> ExternalToolError:
-    return ExternalToolError("a tokenizing process ended without a result; look above for its message, or use jobs=1")
-
-
-def work(name: str, captions: Sequence[str], after: Sequence[str] | None) -> None:
-    """What a process does: encode captions and write vocabulary, numbers and offsets to its output.
-
-    Args:
-        name: the tokenizer, as in `tokenizer`.
-        captions: a part of all captions.
-        after: what follows them in the call; None where captions stand alone.
-    """
-    import pickle
-
-    encoder = Encoder(tokenizer(name))
-    rows = encoder.encode(captions) if after is None else encoder.encode_call(captions, after)
-    pickle.dump((encoder.vocabulary, rows.values, rows.offsets), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
-    sys.stdout.buffer.flush()

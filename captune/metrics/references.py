@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from captune.metrics.frequencies import DocumentFrequencies, NgramTable
 from captune.metrics.inputs import ImageId
 from captune.metrics.matching import OrderIndex
 from captune.metrics.ngrams import sort_ngrams
+from captune.metrics.parallel import apart
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["ReferenceIndex"]
 
 _CIDERS = frozenset(("cider", "cider-d"))
+
+# Below so many another process for ROUGE-L takes longer to come and go than it saves.
+_FEWEST_IMAGES = 5_000
 
 
 class ReferenceIndex:
@@ -33,6 +38,7 @@ class ReferenceIndex:
         ids: the images' names, for messages.
         metrics: keys of the metrics that will be asked for.
         frequencies: document frequencies of another corpus for CIDEr; None for those of these references.
+        jobs: how many processes or threads may work.
 
     Raises:
         MetricInputError: CIDEr is asked for, and no reference has a word or there is one image only.
@@ -46,9 +52,10 @@ class ReferenceIndex:
         ids: Sequence[ImageId],
         metrics: Sequence[str],
         frequencies: DocumentFrequencies | None,
+        jobs: int = 1,
     ) -> None:
         self._encoder, self._tokens, self._offsets, self._ids = encoder, tokens, offsets, ids
-        self._metrics, self._frequencies = metrics, frequencies
+        self._metrics, self._frequencies, self._jobs = metrics, frequencies, jobs
         self._weights: cider.Weights | None = None
         words = encoder.words(tokens)
         self._lengths = words.lengths
@@ -70,7 +77,7 @@ class ReferenceIndex:
         base = self._encoder.vocabulary_size
         foreign = self._foreign_counts()
         keys, orders, frequencies, norms = [], [], [], []
-        for ngrams in sort_ngrams(words, base, caption_at, self._offsets):
+        for ngrams in sort_ngrams(words, base, caption_at, self._offsets, self._jobs):
             keys.append(ngrams.keys)
             orders.append(OrderIndex(ngrams.slots, ngrams.bits))
             if self._weights is not None:
@@ -99,16 +106,20 @@ class ReferenceIndex:
         """
         words = self._encoder.words(tokens)
         result: dict[str, NDArray[Any]] = {}
-        if self._weights is not None or "bleu" in self._metrics:
-            clipped, scores = self._match(words)
-        for key in self._metrics:
-            if key == "bleu":
-                closest = bleu.closest_lengths(words.lengths, self._lengths, self._offsets)
-                result[key] = bleu.Bleu.statistics(words.lengths, closest, clipped)
-            elif key in _CIDERS:
-                result[key] = scores[:, None]
-            elif key == "rouge-l":
-                result[key] = rouge.scores_of_images(tokens, self._tokens, self._offsets, self._ids)[:, None]
+        matched = self._weights is not None or "bleu" in self._metrics
+        rouge_l = partial(rouge.scores_of_images, tokens, self._tokens, self._offsets, self._ids)
+        several = self._jobs > 1 and matched and "rouge-l" in self._metrics and len(tokens) >= _FEWEST_IMAGES
+        with apart(rouge_l, several) as rouge_scores:
+            if matched:
+                clipped, scores = self._match(words)
+            for key in self._metrics:
+                if key == "bleu":
+                    closest = bleu.closest_lengths(words.lengths, self._lengths, self._offsets)
+                    result[key] = bleu.Bleu.statistics(words.lengths, closest, clipped)
+                elif key in _CIDERS:
+                    result[key] = scores[:, None]
+                elif key == "rouge-l":
+                    result[key] = rouge_scores()[:, None]
         return result
 
     def _match(self, words: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

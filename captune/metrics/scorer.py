@@ -41,7 +41,7 @@ class Scorer:
         decoding: how captions were decoded.
         protocol: the evaluation protocol.
         leak: marks the numbers as LEAK.
-        jobs: how many processes tokenize at most; one does unless there are 250,000 captions for each.
+        jobs: how many processes and threads work at most; fewer do where more would not pay.
 
     Raises:
         MetricInputError: the references cannot be scored against; the sentence says why.
@@ -87,7 +87,9 @@ class Scorer:
         offsets = np.zeros(len(references) + 1, np.int64)
         np.cumsum(captions_per_image, out=offsets[1:])
         tokens = self._encode(list(chain.from_iterable(references.values())))
-        self._index = ReferenceIndex(self._encoder, tokens, offsets, self._ids, tuple(metrics), document_frequencies)
+        self._index = ReferenceIndex(
+            self._encoder, tokens, offsets, self._ids, tuple(metrics), document_frequencies, jobs
+        )
         fewest, most = min(captions_per_image), max(captions_per_image)
         self._signature = self._sign(str(most) if fewest == most else f"{fewest}-{most}")
 
@@ -110,8 +112,7 @@ class Scorer:
         if self._options["jobs"] > 1:
             from captune.metrics.parallel import encode_in_processes
 
-            name, jobs = self._options["tokenize"], self._options["jobs"]
-            return encode_in_processes(self._encoder, name, captions, jobs, whole_call)
+            return encode_in_processes(self._encoder, captions, self._options["jobs"], whole_call)
         return self._encoder.encode_call(captions) if whole_call else self._encoder.encode(captions)
 
     def _sign(self, refs: str) -> Signature:
@@ -200,7 +201,7 @@ def score_captions(
         decoding: for the signature.
         protocol: for the signature.
         leak: for the signature.
-        jobs: how many processes tokenize at most; one does unless there are 250,000 captions for each.
+        jobs: how many processes and threads work at most; fewer do where more would not pay.
 
     Returns:
         Scores of the corpus and of each image, with their signature.

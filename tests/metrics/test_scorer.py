@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from captune.errors import ExternalToolError, MetricInputError
+from captune.errors import MetricInputError
 from captune.metrics import DocumentFrequencies, Scorer, Scores, Signature, prompt_hash, ptb, score_captions
 from captune.metrics.encoding import Encoder
 from captune.metrics.tokenizers import tokenizer
@@ -181,19 +181,6 @@ def test_broken_document_frequencies_are_one_sentence(tmp_path: Path) -> None:
         DocumentFrequencies.from_references(REFERENCES, "a|b")
 
 
-def test_processes_that_tokenize_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.metrics.parallel._FEWEST_CAPTIONS", 1)
-    references = {str(place): [f"a dog number {place} runs", "it's \ud800 odd"] for place in range(30)}
-    predictions = {image: f"dog {image} runs" for image in references}
-    # The tokens of these depend on the next caption of the call, across processes too.
-    references |= {str(place): ["the letter p.", "", "A man ."] for place in range(30, 40)}
-    predictions |= {str(place): "the letter p" for place in range(30, 40)}
-    for compat in ("caption", "coco-caption"):
-        alone = score_captions(predictions, references, compat=compat)
-        for jobs in (2, 3, 7):
-            assert score_captions(predictions, references, compat=compat, jobs=jobs).per_image == alone.per_image
-
-
 @pytest.mark.parametrize("odd", ["", "x\u2028y."])
 def test_a_whole_call_in_batches_has_the_tokens_of_the_whole_call(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captune.metrics.encoding._BATCH", 2)
@@ -203,13 +190,6 @@ def test_a_whole_call_in_batches_has_the_tokens_of_the_whole_call(odd: str, monk
     found = [[words[token] for token in rows.row(place)] for place in range(len(captions))]
     assert found == ptb.tokenize_call(captions)
     assert found != [ptb.tokenize(caption) for caption in captions]
-
-
-def test_a_process_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.metrics.parallel._FEWEST_CAPTIONS", 1)
-    monkeypatch.setattr("captune.metrics.parallel._CODE", "import sys; sys.exit(3)")
-    with pytest.raises(ExternalToolError, match="without a result"):
-        score_captions(PREDICTIONS, REFERENCES, jobs=2)
 
 
 def test_every_public_name_is_there() -> None:

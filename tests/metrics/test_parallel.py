@@ -1,0 +1,107 @@
+"""Several jobs give the same numbers as one, and a process that fails is told of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captune.errors import ExternalToolError, MetricInputError
+from captune.metrics import ngrams, parallel, score_captions
+from captune.metrics.parallel import apart
+
+forks = pytest.mark.skipif(not parallel.can_fork(), reason="processes are forked on Linux, without other threads, only")
+
+
+@pytest.fixture
+def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.metrics.parallel._FEWEST_CAPTIONS", 1)
+    monkeypatch.setattr("captune.metrics.references._FEWEST_IMAGES", 1)
+    monkeypatch.setattr("captune.metrics.ngrams._FEWEST_SORTED", 1)
+
+
+@pytest.mark.usefixtures("everything_pays")
+@pytest.mark.parametrize("compat", ["caption", "coco-caption"])
+@pytest.mark.parametrize("jobs", [2, 3, 7])
+def test_several_jobs_change_nothing(compat: str, jobs: int) -> None:
+    references = {str(place): [f"a dog number {place} runs", "it's \ud800 odd"] for place in range(30)}
+    predictions = {image: f"dog {image} runs" for image in references}
+    # The tokens of these depend on the next caption of the call, across processes too.
+    references |= {str(place): ["the letter p.", "", "A man ."] for place in range(30, 40)}
+    predictions |= {str(place): "the letter p" for place in range(30, 40)}
+    alone = score_captions(predictions, references, compat=compat)
+    assert score_captions(predictions, references, compat=compat, jobs=jobs).per_image == alone.per_image
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_threads_sort_as_one_does(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captune.metrics.ngrams._FEWEST_SORTED", 3)
+    for size in (0, 1, 5, 24, 1000):
+        numbers = np.random.default_rng(size).integers(0, 50, size)
+        wanted = np.sort(numbers)
+        ngrams._sort(numbers, threads)
+        assert numbers.tolist() == wanted.tolist()
+
+
+@forks
+def test_another_process_does_the_work() -> None:
+    with apart(os.getpid) as result:
+        assert result() not in {os.getpid(), 0}
+    with apart(os.getpid, forked=False) as result:
+        assert result() == os.getpid()
+
+
+def test_a_program_with_threads_is_not_forked() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        with apart(os.getpid) as result:
+            assert result() == os.getpid()
+    finally:
+        over.set()
+        thread.join()
+
+
+@forks
+def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
+    def fail() -> None:
+        raise MetricInputError("too long")
+
+    with apart(fail) as result, pytest.raises(MetricInputError, match="too long"):
+        result()
+
+
+@forks
+def test_a_process_that_dies_is_reported() -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with apart(die) as result, pytest.raises(ExternalToolError, match="without a result"):
+        result()
+
+
+@forks
+def test_a_process_that_nobody_waits_for_ends(tmp_path: Path) -> None:
+    """Where this process fails meanwhile, and where the answer is larger than a pipe."""
+    name = tmp_path / "process"
+
+    def work() -> bytes:
+        name.write_text(str(os.getpid()))
+        return bytes(1 << 20)
+
+    def fail() -> None:
+        with apart(work):
+            while not (name.exists() and name.read_text()):
+                time.sleep(0.001)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(name.read_text()), 0)
