@@ -48,7 +48,7 @@ def _path(reader: Reader, given: dict[str, Any]) -> str:
     checkpoint = given.get("ckpt")
     if not checkpoint:
         reader.note("model.ckpt is not given; set model.path to the folder that `captune convert` wrote.")
-        return "weights/minigpt4-vicuna-7b"
+        return "./weights/minigpt4-vicuna-7b"
     checkpoint = reader.text("model.ckpt", checkpoint)
     if not checkpoint.endswith(".pth"):
         return checkpoint

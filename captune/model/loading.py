@@ -34,6 +34,7 @@ __all__ = [
     "load_model",
     "pick_device",
     "resolve_model",
+    "why_unread",
 ]
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,19 @@ def resolve_model(path: str) -> str:
             )
         return str(folder)
     if folder.exists() or not is_hub_id:
-        raise WeightsError(f"There is no model folder {path}; give the folder of a captune model, a hub id, or 'toy'.")
+        raise WeightsError(
+            f"There is no model folder {path}; give the folder of a captune model (`captune convert` makes one of the "
+            "original files), a hub id, or 'toy'."
+        )
     return path
+
+
+def why_unread(path: str, error: Exception) -> str:
+    """Why a model could not be read, shortened to what helps."""
+    if not Path(path).expanduser().exists() and path != TOY and isinstance(error, OSError):
+        # The library's own text speaks of connections and caches, and not of the folder that was probably meant.
+        return "there is no such folder here, and a model of that name could not be had from the Hugging Face hub."
+    return " ".join(str(error).split())[:300]
 
 
 def pick_device(local_rank: int = 0) -> torch.device:
@@ -145,8 +157,7 @@ def _whole(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -
     try:
         return MiniGPT4.from_pretrained(path, parts=tuple(parts), **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"The model {config.path} cannot be loaded: {reason}") from error
+        raise WeightsError(f"The model {config.path} cannot be loaded: {why_unread(config.path, error)}") from error
 
 
 def _joined(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -> MiniGPT4:

@@ -6,7 +6,7 @@ from captune.config import ModelConfig
 from captune.errors import WeightsError
 from captune.model.build import preview_parts
 from captune.model.configuration import MiniGPT4Config
-from captune.model.loading import check_model, resolve_model
+from captune.model.loading import check_model, resolve_model, why_unread
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import OriginalFaults
 
@@ -42,6 +42,7 @@ def _whole(name: str) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
         if found.model_type != MiniGPT4Config.model_type:
             raise ValueError(f"it is a '{found.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"The configuration of the model {name} cannot be read: {reason}") from error
+        raise WeightsError(
+            f"The configuration of the model {name} cannot be read: {why_unread(name, error)}"
+        ) from error
     return found, MiniGPT4Processor.from_pretrained(path, found)

@@ -195,3 +195,18 @@ def test_command_line_errors(
 ) -> None:
     assert command("plan", yaml_file, *arguments) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub(
+    yaml_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's name without "./" could be a model of the hub; the sentence must speak of the folder too."""
+
+    def out_of_reach(name: str) -> Any:
+        raise OSError(f"We couldn't connect to 'https://somewhere' to load {name}")
+
+    monkeypatch.setattr("captune.model.preview.MiniGPT4Config.from_pretrained", out_of_reach)
+    assert command("plan", yaml_file, "model.path=weights/absent") == 2
+    said = capsys.readouterr().err
+    assert "weights/absent cannot be read: there is no such folder here" in said
+    assert said.count("\n") == 1
