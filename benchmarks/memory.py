@@ -21,8 +21,8 @@ import torch
 from transformers import LlamaConfig
 
 from captune.config import parse_config
-from captune.model.memory import measure_model
 from captune.model.preview import preview_model
+from captune.model.size import measure_model
 from captune.training.plan import Planner
 from captune.training.probe import probe
 from captune.training.tunable import load_tunable

@@ -16,12 +16,11 @@ from captune.model.memory import (
     RESERVE,
     GenerationLoad,
     MemoryEstimate,
-    ModelSize,
     TrainingLoad,
     generation_memory,
-    measure_model,
     training_memory,
 )
+from captune.model.size import ModelSize, measure_model
 from captune.protocols import training_images
 from captune.training.logits import targets_at_once
 from captune.training.packing import constant_prefix_length, pack, row_multiple

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from captune.config import RunConfig
 from captune.data.manifest import Sample
 from captune.model import MiniGPT4
-from captune.model.memory import cache_size, saved_bytes
+from captune.model.size import cache_size, saved_bytes
 from captune.training.distributed import World
 from captune.training.plan import Planner
 from captune.training.samples import TrainingSamples

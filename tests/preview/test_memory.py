@@ -14,18 +14,15 @@ from transformers import LlamaConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.model.memory import (
-    QUANTIZED,
     GenerationLoad,
     MemoryEstimate,
-    ModelSize,
     TrainingLoad,
     generation_memory,
-    measure_model,
-    saved_bytes,
     training_memory,
 )
 from captune.model.preview import preview_model
 from captune.model.quantization import FORMATS
+from captune.model.size import QUANTIZED, ModelSize, measure_model, saved_bytes
 from captune.training.plan import Planner
 from captune.training.probe import probe
 
