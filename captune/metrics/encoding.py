@@ -62,6 +62,11 @@ class Rows:
         """One sequence."""
         return self.values[self.offsets[place] : self.offsets[place + 1]]
 
+    def part(self, start: int, end: int) -> Rows:
+        """The rows from `start` to before `end`, without a copy of their values."""
+        offsets = self.offsets[start : end + 1]
+        return Rows(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     def take(self, places: Sequence[int]) -> Rows:
         """The rows of these places, in their order."""
         parts = [self.values[self.offsets[place] : self.offsets[place + 1]] for place in places]

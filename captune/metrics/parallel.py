@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, BinaryIO, NoReturn, TypeVar
@@ -23,12 +23,12 @@ import numpy as np
 from captune.errors import ExternalToolError
 from captune.metrics.encoding import Encoder, Rows
 
-__all__ = ["apart", "can_fork", "encode_in_processes"]
+__all__ = ["apart", "can_fork", "encode_in_processes", "shares"]
 
 Result = TypeVar("Result")
 
 # Below so many for each a process takes longer to come and go than it saves.
-_FEWEST_CAPTIONS = 20_000
+_FEWEST_CAPTIONS = 25_000
 
 
 def can_fork() -> bool:
@@ -37,12 +37,11 @@ def can_fork() -> bool:
 
 
 @contextmanager
-def apart(function: Callable[[], Result], forked: bool = True) -> Iterator[Callable[[], Result]]:
-    """Let a function run in another process meanwhile.
+def apart(function: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
+    """Let a function run in another process meanwhile, or in this one if that cannot be.
 
     Args:
         function: what it returns, or the error it raises, must be picklable.
-        forked: False to let it run in this process, once its result is asked for.
 
     Yields:
         What waits for the result; to be called once. The process ends with the block.
@@ -50,28 +49,40 @@ def apart(function: Callable[[], Result], forked: bool = True) -> Iterator[Calla
     Raises:
         ExternalToolError: (by the call) the process ended without a result.
     """
-    if not (forked and can_fork()):
-        yield function
-        return
     import signal
+
+    pipes = os.pipe()
+    # The collector would write into every object, and so copy the memory that both processes share.
+    collecting = gc.isenabled()
+    gc.disable()
+    process = _fork(function, *pipes)
+    with open(pipes[0], "rb") as pipe:
+        try:
+            yield function if process is None else lambda: _read(pipe)
+        finally:
+            if process is not None:
+                # After its answer it has nothing left to do, and before it nobody waits for one any more.
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            if collecting:
+                gc.enable()
+
+
+def _fork(function: Callable[[], object], receiving: int, sending: int) -> int | None:
+    """Start the other process; None where that cannot be."""
     import warnings
 
-    receiving, sending = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of any thread; those of a linear algebra library may be there, and know about forks.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = os.fork()
+    process = None
+    if can_fork():
+        with warnings.catch_warnings(), suppress(OSError):
+            # Python 3.12 warns of any thread; those of a linear algebra library may be there, and know about forks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
     if process == 0:
         os.close(receiving)
         _answer(function, sending)
     os.close(sending)
-    with open(receiving, "rb") as pipe:
-        try:
-            yield lambda: _read(pipe)
-        finally:
-            # After its answer there is nothing left for it to do, and before it nobody waits for one any more.
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+    return process
 
 
 def _answer(function: Callable[[], object], sending: int) -> NoReturn:
@@ -79,8 +90,6 @@ def _answer(function: Callable[[], object], sending: int) -> NoReturn:
     import pickle
 
     try:
-        # The collector would write into every object, and so copy the memory that both processes share.
-        gc.disable()
         answer: tuple[object, Exception | None]
         try:
             answer = (function(), None)
@@ -107,6 +116,12 @@ def _read(pipe: BinaryIO) -> Any:
     return result
 
 
+def shares(count: int, jobs: int) -> list[tuple[int, int]]:
+    """Where each job's share of so many begins and ends; one share at least."""
+    bounds = [count * job // max(1, jobs) for job in range(max(1, jobs) + 1)]
+    return list(pairwise(bounds))
+
+
 def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, whole_call: bool = False) -> Rows:
     """Encode captions; the result is as good as that of `encoder.encode` or `encoder.encode_call`.
 
@@ -124,7 +139,7 @@ def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, wh
     jobs = min(jobs, len(captions) // _FEWEST_CAPTIONS)
     if jobs <= 1 or not can_fork() or (whole_call and encoder.breaks_lines(captions)):
         return encoder.encode_call(captions) if whole_call else encoder.encode(captions)
-    bounds = [len(captions) * job // jobs for job in range(jobs + 1)]
+    first, *others = shares(len(captions), jobs)
 
     def encode(start: int, end: int) -> Rows:
         part = captions[start:end]
@@ -137,8 +152,8 @@ def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, wh
         return encoder.vocabulary[known:], rows
 
     with ExitStack() as processes:
-        answers = [processes.enter_context(apart(partial(encode_apart, *part))) for part in pairwise(bounds[1:])]
-        parts = [encode(0, bounds[1])]
+        answers = [processes.enter_context(apart(partial(encode_apart, *share))) for share in others]
+        parts = [encode(*first)]
         for answer in answers:
             vocabulary, rows = answer()
             new = np.fromiter(map(encoder.token_id, vocabulary), np.int32, len(vocabulary))

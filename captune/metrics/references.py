@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from captune.metrics.frequencies import DocumentFrequencies, NgramTable
 from captune.metrics.inputs import ImageId
 from captune.metrics.matching import OrderIndex
 from captune.metrics.ngrams import sort_ngrams
-from captune.metrics.parallel import apart
+from captune.metrics.parallel import apart, can_fork, shares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,8 +25,8 @@ __all__ = ["ReferenceIndex"]
 
 _CIDERS = frozenset(("cider", "cider-d"))
 
-# Below so many another process for ROUGE-L takes longer to come and go than it saves.
-_FEWEST_IMAGES = 5_000
+# Below so many for each a process takes longer to come and go than it saves.
+_FEWEST_IMAGES = 2_000
 
 
 class ReferenceIndex:
@@ -77,7 +78,7 @@ class ReferenceIndex:
         base = self._encoder.vocabulary_size
         foreign = self._foreign_counts()
         keys, orders, frequencies, norms = [], [], [], []
-        for ngrams in sort_ngrams(words, base, caption_at, self._offsets, self._jobs):
+        for ngrams in sort_ngrams(words, base, caption_at, self._offsets):
             keys.append(ngrams.keys)
             orders.append(OrderIndex(ngrams.slots, ngrams.bits))
             if self._weights is not None:
@@ -96,34 +97,56 @@ class ReferenceIndex:
         return _ForeignCounts(self._frequencies, self._encoder)
 
     def statistics(self, tokens: Rows) -> dict[str, NDArray[Any]]:
-        """Score one prediction for each image.
+        """Score one prediction for each image; of several processes each scores a share of the images.
 
         Args:
             tokens: N rows of token numbers from the same encoder.
 
         Returns:
             For each metric its statistics, (N, K).
+
+        Raises:
+            MetricInputError: captions are too long to be compared.
+            ExternalToolError: a process failed.
         """
+        jobs = min(self._jobs, len(tokens) // _FEWEST_IMAGES) if can_fork() else 1
+        first, *others = shares(len(tokens), jobs)
+        with ExitStack() as processes:
+            answers = [processes.enter_context(apart(partial(self._statistics, tokens, *share))) for share in others]
+            parts = [self._statistics(tokens, *first), *(answer() for answer in answers)]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _statistics(self, tokens: Rows, start: int, end: int) -> dict[str, NDArray[Any]]:
+        """The statistics of the images from `start` to before `end`."""
+        captions = slice(self._offsets[start], self._offsets[end])
+        offsets = self._offsets[start : end + 1] - captions.start
+        tokens = tokens.part(start, end)
         words = self._encoder.words(tokens)
         result: dict[str, NDArray[Any]] = {}
-        matched = self._weights is not None or "bleu" in self._metrics
-        rouge_l = partial(rouge.scores_of_images, tokens, self._tokens, self._offsets, self._ids)
-        several = self._jobs > 1 and matched and "rouge-l" in self._metrics and len(tokens) >= _FEWEST_IMAGES
-        with apart(rouge_l, several) as rouge_scores:
-            if matched:
-                clipped, scores = self._match(words)
-            for key in self._metrics:
-                if key == "bleu":
-                    closest = bleu.closest_lengths(words.lengths, self._lengths, self._offsets)
-                    result[key] = bleu.Bleu.statistics(words.lengths, closest, clipped)
-                elif key in _CIDERS:
-                    result[key] = scores[:, None]
-                elif key == "rouge-l":
-                    result[key] = rouge_scores()[:, None]
+        if self._weights is not None or "bleu" in self._metrics:
+            clipped, scores = self._match(words, self._image_bounds[start : end + 1], captions, offsets)
+        for key in self._metrics:
+            if key == "bleu":
+                closest = bleu.closest_lengths(words.lengths, self._lengths[captions], offsets)
+                result[key] = bleu.Bleu.statistics(words.lengths, closest, clipped)
+            elif key in _CIDERS:
+                result[key] = scores[:, None]
+            elif key == "rouge-l":
+                theirs = self._tokens.part(captions.start, captions.stop)
+                result[key] = rouge.scores_of_images(tokens, theirs, offsets, self._ids[start:end])[:, None]
         return result
 
-    def _match(self, words: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Clipped counts of each image and order, (N, 4), and CIDEr of each image, (N,); empty if it is not weighed."""
+    def _match(
+        self, words: Rows, image_bounds: NDArray[np.int64], captions: slice, offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Clipped counts of some images and orders, (n, 4), and their CIDEr, (n,), which is empty if it is not weighed.
+
+        Args:
+            words: the predictions of n images.
+            image_bounds: (n + 1,) where the words of each image's references begin.
+            captions: which references are theirs.
+            offsets: (n + 1,) where each image's references begin among these.
+        """
         base = self._encoder.vocabulary_size
         foreign = self._foreign_counts()
         prediction_at = words.owners
@@ -135,19 +158,20 @@ class ReferenceIndex:
                 possible[:-1] &= possible[1:]
             located = self._table.locate(ngrams.keys, order + 1, base, located)
             matches = self._orders[order].match(
-                ngrams, located, prediction_at, self._reference_at, self._image_bounds, possible
+                ngrams, located, prediction_at, self._reference_at, image_bounds, possible
             )
             clipped.append(bleu.clipped_counts(matches, len(words)))
             if self._weights is None:
                 continue
             weights = self._weights.of(self._counts[order].take(matches.gram))
-            overlap.append(cider.overlaps(matches, weights, len(self._lengths)))
+            overlap.append(cider.overlaps(matches, weights, len(self._lengths))[captions])
             known = self._counts[order].take(located) if foreign is None else foreign.next_order(ngrams.keys, base)
             norms.append(cider.norms(self._weights.vector_squares(ngrams, known), prediction_at, len(words)))
         if self._weights is None:
             return np.column_stack(clipped), np.zeros(0)
+        reference_norms, lengths = self._norms[:, captions], self._lengths[captions]
         return np.column_stack(clipped), cider.scores_of_images(
-            np.array(overlap), np.array(norms), self._norms, words.lengths, self._lengths, self._offsets
+            np.array(overlap), np.array(norms), reference_norms, words.lengths, lengths, offsets
         )
 
 

@@ -24,24 +24,23 @@ def grams_of(caption: list[int], order: int) -> list[Gram]:
     return [tuple(caption[start : start + order]) for start in range(len(caption) - order + 1)]
 
 
-# Keys packed with their positions, in blocks of any length, and keys that are too long for that.
-@pytest.mark.parametrize(("block", "packed_bits"), [(1, 63), (3, 63), (1 << 15, 63), (1 << 15, 0)])
+# In blocks of any length, and with word numbers of 16 bits and of more.
+@pytest.mark.parametrize(("block", "step"), [(1, 1), (3, 1), (1 << 15, 1), (1 << 15, 40_000)])
 @given(images)
 @settings(max_examples=100, deadline=None)
-def test_sorted_ngrams_are_those_counted_one_by_one(
-    block: int, packed_bits: int, sample: list[list[list[int]]]
-) -> None:
+def test_sorted_ngrams_are_those_counted_one_by_one(block: int, step: int, sample: list[list[list[int]]]) -> None:
+    sample = [[[word * step for word in caption] for caption in group] for group in sample]
+    vocabulary = VOCABULARY * step
     flat = [caption for group in sample for caption in group]
     words = Rows(np.array(list(chain.from_iterable(flat)), np.int32), np.cumsum([0, *map(len, flat)]))
     image_offsets = np.cumsum([0, *map(len, sample)])
     shorter: list[Gram] = [()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngrams_module, "_BLOCK", block)
-        patch.setattr(ngrams_module, "_PACKED_BITS", packed_bits)
         orders = 0
-        for order, found in enumerate(sort_ngrams(words, VOCABULARY, words.owners, image_offsets), 1):
+        for order, found in enumerate(sort_ngrams(words, vocabulary, words.owners, image_offsets), 1):
             orders += 1
-            named = [(*shorter[key // VOCABULARY], key % VOCABULARY) for key in found.keys.tolist()]
+            named = [(*shorter[key // vocabulary], key % vocabulary) for key in found.keys.tolist()]
             assert named == sorted({gram for caption in flat for gram in grams_of(caption, order)})
             held = Counter(gram for group in sample for gram in {g for c in group for g in grams_of(c, order)})
             assert found.images.tolist() == [held[gram] for gram in named]
