@@ -2,7 +2,7 @@
 
     python benchmarks/score.py [--images 1000 5000 40000] [--rounds 3] [--jobs 2] [--json] [--memory]
 
-Small sets, whose runs are short and noisy, take three times as many rounds; a figure is their median.
+Short runs are noisy and take three times as many rounds; a figure is their median.
 
 Both tools run as whole processes, in turns, on one thread: from the start of the interpreter to the last number, with
 reading the file, importing and tokenizing included. For the ratio each is held to one processor, since Java compiles
@@ -11,7 +11,7 @@ and collects garbage in threads of its own; the runs with several jobs, and the 
 METEOR and SPICE are left out. A prediction is the first half of a reference and the second half of another image's, so
 that some n-grams match and some do not. The runs in turns are with compat="coco-caption", which tokenizes the whole
 call as pycocoevalcap does and is equal to the last digit; the default, where captions do not depend on each other, is
-run once and shown beside it. What several jobs can gain is bounded by the machine: copies of captune with one job each
+run once and shown beside it, and is what several jobs are tried with. What several jobs can gain is bounded by the machine: copies of captune with one job each
 are started at once, and a line says how much work they do together in the time of one alone. Memory is the peak of the
 process and its children together. `--memory` instead scores a million captions once and prints captune's peak.
 
@@ -117,10 +117,12 @@ def run(
                 peak = max(peak, sum(map(_resident, _tree(process.pid))))
 
     watcher = threading.Thread(target=watch)
-    watcher.start()
+    if one_processor:  # otherwise the watcher would take from a processor that is measured
+        watcher.start()
     code = process.wait()
     over.set()
-    watcher.join()
+    if one_processor:
+        watcher.join()
     if code:
         raise SystemExit(f"{tool} failed with exit code {code}")
     found = json.loads(result.read_bytes())
@@ -137,7 +139,7 @@ def copies_at_once(count: int, data: Path, folder: Path) -> float:
         if not (own / "bytecode").exists():
             (own / "bytecode").symlink_to(folder / "bytecode")
     with ThreadPoolExecutor(count) as pool:
-        runs = pool.map(lambda own: run("captune", data, own, one_processor=False), folders)
+        runs = pool.map(lambda own: run("captune", data, own, 1, "caption", one_processor=False), folders)
         return max(found["seconds"] for found in runs)
 
 
@@ -203,9 +205,10 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
     for _ in range(rounds if images > SMALL else 3 * rounds):
         ours.append(run("captune", data, folder))
         theirs.append(run("pycocoevalcap", data, folder))
-        several.append(run("captune", data, folder, jobs=jobs, one_processor=False))
-        alone.append(run("captune", data, folder, one_processor=False))
         free.append(run("pycocoevalcap", data, folder, one_processor=False))
+    for _ in range(3 * rounds):
+        several.append(run("captune", data, folder, jobs, "caption", one_processor=False))
+        alone.append(run("captune", data, folder, 1, "caption", one_processor=False))
         copies.append(copies_at_once(jobs, data, folder))
     default = run("captune", data, folder, compat="caption")
 
@@ -228,6 +231,7 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
         "pycocoevalcap_mib": median(theirs, "mib"),
         "memory_ratio": median(theirs, "mib") / median(ours, "mib"),
         "score_difference": difference(ours[0], theirs[0]),
+        "jobs_difference": difference(several[0], alone[0]),
         "caption_alone": {
             "seconds": default["seconds"],
             "corpus_difference": difference(default, theirs[0], images=False),
@@ -272,7 +276,10 @@ def print_record(record: dict[str, Any]) -> None:
     print(f"    pycocoevalcap    {record['pycocoevalcap_seconds_all_processors']:8.3f} s")
     print(f"    captune, {record['jobs']} jobs  {record['jobs_seconds']:8.3f} s")
     print(f"    ratio {record['jobs_ratio']:.1f}")
-    print(f"    captune, {record['jobs']} jobs against 1: {record['jobs_gain']:.2f}x")
+    print(
+        f"    captune, {record['jobs']} jobs against 1: {record['jobs_gain']:.2f}x, "
+        f"largest score difference {record['jobs_difference']:.1e}"
+    )
     print(f"    {record['jobs']} copies of captune at once against 1: {record['copies_gain']:.2f}x the work")
     print(f"  memory ratio {record['memory_ratio']:.2f} (wanted: 2)")
     print(f"  largest score difference {record['score_difference']:.1e}")

@@ -26,7 +26,7 @@ __all__ = ["ReferenceIndex"]
 _CIDERS = frozenset(("cider", "cider-d"))
 
 # Below so many for each a process takes longer to come and go than it saves.
-_FEWEST_IMAGES = 2_000
+_FEWEST_IMAGES = 4_000
 
 
 class ReferenceIndex:
