@@ -11,9 +11,10 @@ and collects garbage in threads of its own; the runs with several jobs, and the 
 METEOR and SPICE are left out. A prediction is the first half of a reference and the second half of another image's, so
 that some n-grams match and some do not. The runs in turns are with compat="coco-caption", which tokenizes the whole
 call as pycocoevalcap does and is equal to the last digit; the default, where captions do not depend on each other, is
-run once and shown beside it, and is what several jobs are tried with. What several jobs can gain is bounded by the machine: copies of captune with one job each
-are started at once, and a line says how much work they do together in the time of one alone. Memory is the peak of the
-process and its children together. `--memory` instead scores a million captions once and prints captune's peak.
+run once and shown beside it, and is what several jobs are tried with. What these can gain is bounded by the machine:
+copies of captune with one job each are started at once, and a line says how much work they do together in the time of
+one alone. Memory is the peak of the process and its children together. `--memory` instead scores a million captions
+once and prints captune's peak.
 
 Needs pycocoevalcap, a `java` on the path and the folder `../shared`.
 """

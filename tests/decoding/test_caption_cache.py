@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import captune.evaluation
+import captune.evaluation.checkpoints
 from captune.config import RunConfig
 from captune.decoding import Caption, DecodingLoop
 from captune.decoding.caption_cache import cached_captions
@@ -100,7 +100,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
         }
     )
     counts = {"loads": 0, "captions": 0, "encoded": 0}
-    load, admit, encode = captune.evaluation.load_model, DecodingLoop.admit, MiniGPT4.encode_features
+    load, admit, encode = captune.evaluation.checkpoints.load_model, DecodingLoop.admit, MiniGPT4.encode_features
 
     def counted_load(*args: Any, **settings: Any) -> MiniGPT4:
         counts["loads"] += 1
@@ -114,7 +114,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
         counts["encoded"] += len(pixels)
         return encode(self, pixels)
 
-    monkeypatch.setattr(captune.evaluation, "load_model", counted_load)
+    monkeypatch.setattr(captune.evaluation.checkpoints, "load_model", counted_load)
     monkeypatch.setattr(DecodingLoop, "admit", counted_admit)
     monkeypatch.setattr(MiniGPT4, "encode_features", counted_encode)
     model = captune.MiniGPT4.from_pretrained(resolve_model("toy"))

@@ -1,0 +1,104 @@
+"""The pretrained model, checkpoints and other captioners, captioned and scored one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from captune.captioner import Captioner, MiniGPT4Captioner
+from captune.config import RunConfig
+from captune.decoding import Caption
+from captune.evaluation.scoring import Evaluation
+from captune.events import Event, Listener
+from captune.features import Alone, StoredFeatures, features_of, store_root
+from captune.model.adapter import load_trained, read_record
+from captune.model.loading import LANGUAGE, load_model, pick_device
+from captune.protocols import evaluation_set
+from captune.report import write_report
+from captune.report.record import RunScores
+
+__all__ = ["evaluate_checkpoints"]
+
+
+def evaluate_checkpoints(
+    config: RunConfig,
+    checkpoints: Sequence[Path],
+    listener: Listener | None = None,
+    *,
+    captioners: Sequence[str] = (),
+) -> RunScores:
+    """Caption and score the pretrained model and every checkpoint, with one load of the model.
+
+    Args:
+        config: of the run; its output folder receives captions, scores, table and chart.
+        checkpoints: folders that training wrote.
+        listener: is told how far it is.
+        captioners: other models that caption the same images, such as transformers' image-text-to-text models.
+
+    Returns:
+        All rows, the pretrained model first, other captioners last.
+
+    Raises:
+        InputError: data, model or a checkpoint cannot be used.
+    """
+    tell = listener if listener is not None else _ignore
+    evaluation = Evaluation(config, evaluation_set(config, tell))
+    _evaluate(config, evaluation, checkpoints, tell)
+    # The model is let go of before another one is loaded.
+    _compare(config, evaluation, captioners, tell)
+    write_report(config.output, evaluation.run_scores())
+    return evaluation.run_scores()
+
+
+def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> None:
+    """Caption and score the pretrained model and every checkpoint."""
+    records = [read_record(folder) for folder in checkpoints]
+    device = pick_device()
+    model = load_model(config.model, device, parts=LANGUAGE)
+
+    def encoded(done: int, count: int) -> None:
+        tell({"event": "features", "what": "evaluation images", "done": done, "count": count})
+
+    def evaluate(epoch: int | None) -> None:
+        def captioned(done: int, count: int) -> None:
+            tell({"event": "captions", "epoch": epoch, "done": done, "count": count})
+
+        def generate(places: list[int]) -> list[Caption]:
+            return evaluation.caption(model, features()[places], captioned)
+
+        captions = evaluation.cached(MiniGPT4Captioner(model).fingerprint, generate)
+        row = evaluation.add(epoch, captions)
+        tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
+
+    @cache
+    def features() -> StoredFeatures:
+        files, root = evaluation.image_files, store_root(config)
+        stored = features_of(config.model, files, root, Alone(device), on_progress=encoded)
+        return stored.all_whole("evaluation images")
+
+    evaluate(None)
+    for folder, record in zip(checkpoints, records, strict=True):
+        load_trained(model, folder)
+        evaluate(record.epoch)
+
+
+def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], tell: Listener) -> None:
+    """Caption and score the same images with other captioners, one after the other."""
+    for path in captioners:
+
+        def compared(done: int, count: int, name: str = path) -> None:
+            tell({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
+
+        captioner = Captioner.from_pretrained(path, dtype=config.model.dtype)
+        row = evaluation.add(None, evaluation.caption_with(captioner, compared), name=_row_name(path))
+        tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
+
+
+def _row_name(path: str) -> str:
+    """What another captioner is called in tables: its hub id, or the last two parts of its folder."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _ignore(event: Event) -> None:
+    """Listen to nothing."""
