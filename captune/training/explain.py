@@ -12,16 +12,13 @@ weights. Everything is read off at the language model's door:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig
 
 from captune.config import RunConfig
@@ -32,6 +29,7 @@ from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
 from captune.model.explain import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.protocols import EvaluationSet
 from captune.training.distributed import World
+from captune.training.door import LossSpy, watched
 from captune.training.samples import TrainingSamples
 from captune.training.step import Stepper
 
@@ -147,120 +145,6 @@ def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
     return model
 
 
-@dataclass(eq=False)
-class _Call:
-    """One forward of the language model: (B, T, D) vectors, (B, T) positions and mask, and the cache's keys."""
-
-    embeddings: Tensor
-    positions: Tensor
-    kept: Tensor
-    past: int
-    keys: Tensor | None
-
-
-class _Door:
-    """Records what goes into the language model."""
-
-    def __init__(self, model: MiniGPT4, features: Tensor) -> None:
-        self._model = model
-        self.calls: list[_Call] = []
-        weights = model.get_input_embeddings().weight
-        assert isinstance(weights, Tensor)
-        self._words = {row.tobytes(): index for index, row in enumerate(weights.detach().numpy())}
-        with torch.no_grad():
-            self._image = model.project(features)[0]
-
-    def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hook before the language model's forward."""
-        embeddings = kwargs.get("inputs_embeds")
-        if embeddings is None:
-            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            embeddings = self._model.get_input_embeddings()(ids)
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        keys = None
-        if cache is not None and past and torch.is_grad_enabled():
-            layer = cache.layers[0]
-            keys = layer.keys = layer.keys.detach().clone().requires_grad_()
-        length = embeddings.shape[1]
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = torch.arange(past, past + length).expand(len(embeddings), -1)
-        mask = kwargs.get("attention_mask")
-        kept = torch.ones(embeddings.shape[:2], dtype=torch.bool)
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            kept = mask[:, -length:].bool()
-        self.calls.append(_Call(embeddings, positions.expand(len(embeddings), -1), kept, past, keys))
-
-    def tokens(self, call: _Call, row: int, columns: Sequence[int]) -> list[FedToken]:
-        """What came in at some columns of a row."""
-        vectors = call.embeddings[row].detach()
-        return [self._token(vectors[column], int(call.positions[row, column])) for column in columns]
-
-    def _token(self, vector: Tensor, position: int) -> FedToken:
-        word = self._words.get(vector.numpy().tobytes())
-        if word is not None:
-            return FedToken(word, None, position)
-        distances = (self._image - vector).abs().amax(dim=1)
-        slot = int(distances.argmin())
-        # The same product over another batch may round otherwise.
-        return FedToken(None, slot if float(distances[slot]) < 1e-5 else None, position)
-
-    def before(self, call: _Call) -> list[FedToken]:
-        """What the cache of a call holds, from the calls that filled it."""
-        if not call.past:
-            return []
-        earlier = self.calls[: self.calls.index(call)]
-        filling = next((c for c in reversed(earlier) if c.past == 0 and c.embeddings.shape[1] == call.past), None)
-        if filling is None:
-            return [FedToken(None, None, position) for position in range(call.past)]
-        return self.tokens(filling, 0, range(call.past))
-
-
-class _LossSpy(TorchFunctionMode):
-    """Sees the very targets of the loss, and what each one's logit depends on."""
-
-    def __init__(self, door: _Door) -> None:
-        super().__init__()
-        self._door = door
-        self.steps: list[TaughtStep] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        settings = kwargs or {}
-        if func is F.cross_entropy:
-            ignored = settings.get("ignore_index", -100)
-            for logits, target in zip(args[0], args[1].tolist(), strict=True):
-                if target != ignored:
-                    self.steps.append(TaughtStep(self._seen(logits[target]), target))
-        return func(*args, **settings)
-
-    def _seen(self, logit: Tensor) -> tuple[FedToken, ...]:
-        """The tokens that a logit has a gradient to, the cached ones first."""
-        call = self._door.calls[-1]
-        inputs = [call.embeddings] if call.keys is None else [call.embeddings, call.keys]
-        gradients = torch.autograd.grad(logit, inputs, retain_graph=True)
-        touched = gradients[0].abs().amax(dim=2) > 0
-        row = int(touched.any(dim=1).nonzero()[0])
-        seen = self._door.tokens(call, row, touched[row].nonzero().flatten().tolist())
-        if call.keys is None:
-            return tuple(seen)
-        cached = self._door.before(call)
-        looked_at = gradients[1][row].abs().amax(dim=(0, 2)) > 0
-        return (*(token for token, yes in zip(cached, looked_at.tolist(), strict=True) if yes), *seen)
-
-
-@contextmanager
-def _watched(model: MiniGPT4, features: Tensor) -> Iterator[_Door]:
-    door = _Door(model, features)
-    handle = model.llm.register_forward_pre_hook(door.record, with_kwargs=True)
-    try:
-        yield door
-    finally:
-        handle.remove()
-
-
 def _watch_training(
     config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor
 ) -> tuple[list[str], list[Taught]]:
@@ -272,7 +156,7 @@ def _watch_training(
     trained.processor = model.processor
     trained.train()
     texts = [text for sample in samples.batch(0) for text in sample.captions]
-    with _watched(trained, features) as door, _LossSpy(door) as spy:
+    with watched(trained, features) as door, LossSpy(door) as spy:
         Stepper(trained, features, samples, settings, World(0, 1, torch.device("cpu"))).take(0)
     return texts, _captions(spy.steps)
 
@@ -299,7 +183,7 @@ def _evaluation(config: RunConfig, image: Sample, max_new_tokens: int) -> Evalua
 
 def _watch_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor) -> tuple[FedToken, ...]:
     """All that generation feeds for one new token: the prompt."""
-    with _watched(model, features) as door:
+    with watched(model, features) as door:
         _evaluation(config, image, max_new_tokens=1).caption(model, features)
     return tuple(
         token for call in door.calls for token in door.tokens(call, 0, call.kept[0].nonzero().flatten().tolist())

@@ -1,0 +1,146 @@
+"""The language model's door: what goes in there, and which of it a target of the loss depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from captune.model import MiniGPT4
+from captune.model.explain import FedToken, TaughtStep
+
+__all__ = ["Call", "Door", "LossSpy", "watched"]
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward of the language model: (B, T, D) vectors, (B, T) positions and mask, and the cache's keys."""
+
+    embeddings: Tensor
+    positions: Tensor
+    kept: Tensor
+    past: int
+    keys: Tensor | None
+
+
+class Door:
+    """Records what goes into the language model.
+
+    Attributes:
+        calls: its forwards so far.
+    """
+
+    def __init__(self, model: MiniGPT4, features: Tensor) -> None:
+        self._model = model
+        self.calls: list[Call] = []
+        weights = model.get_input_embeddings().weight
+        assert isinstance(weights, Tensor)
+        self._words = {row.tobytes(): index for index, row in enumerate(weights.detach().numpy())}
+        with torch.no_grad():
+            self._image = model.project(features)[0]
+
+    def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook before the language model's forward."""
+        embeddings = kwargs.get("inputs_embeds")
+        if embeddings is None:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            embeddings = self._model.get_input_embeddings()(ids)
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        keys = None
+        if cache is not None and past and torch.is_grad_enabled():
+            layer = cache.layers[0]
+            keys = layer.keys = layer.keys.detach().clone().requires_grad_()
+        length = embeddings.shape[1]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + length).expand(len(embeddings), -1)
+        mask = kwargs.get("attention_mask")
+        kept = torch.ones(embeddings.shape[:2], dtype=torch.bool)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            kept = mask[:, -length:].bool()
+        self.calls.append(Call(embeddings, positions.expand(len(embeddings), -1), kept, past, keys))
+
+    def tokens(self, call: Call, row: int, columns: Sequence[int]) -> list[FedToken]:
+        """What came in at some columns of a row."""
+        vectors = call.embeddings[row].detach()
+        return [self._token(vectors[column], int(call.positions[row, column])) for column in columns]
+
+    def _token(self, vector: Tensor, position: int) -> FedToken:
+        word = self._words.get(vector.numpy().tobytes())
+        if word is not None:
+            return FedToken(word, None, position)
+        distances = (self._image - vector).abs().amax(dim=1)
+        slot = int(distances.argmin())
+        # The same product over another batch may round otherwise.
+        return FedToken(None, slot if float(distances[slot]) < 1e-5 else None, position)
+
+    def before(self, call: Call) -> list[FedToken]:
+        """What the cache of a call holds, from the calls that filled it."""
+        if not call.past:
+            return []
+        earlier = self.calls[: self.calls.index(call)]
+        filling = next((c for c in reversed(earlier) if c.past == 0 and c.embeddings.shape[1] == call.past), None)
+        if filling is None:
+            return [FedToken(None, None, position) for position in range(call.past)]
+        return self.tokens(filling, 0, range(call.past))
+
+
+class LossSpy(TorchFunctionMode):
+    """Sees the very targets of the loss, and what each one's logit depends on.
+
+    Attributes:
+        steps: the targets so far.
+    """
+
+    def __init__(self, door: Door) -> None:
+        super().__init__()
+        self._door = door
+        self.steps: list[TaughtStep] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        settings = kwargs or {}
+        if func is F.cross_entropy:
+            ignored = settings.get("ignore_index", -100)
+            for logits, target in zip(args[0], args[1].tolist(), strict=True):
+                if target != ignored:
+                    self.steps.append(TaughtStep(self._seen(logits[target]), target))
+        return func(*args, **settings)
+
+    def _seen(self, logit: Tensor) -> tuple[FedToken, ...]:
+        """The tokens that a logit has a gradient to, the cached ones first."""
+        call = self._door.calls[-1]
+        inputs = [call.embeddings] if call.keys is None else [call.embeddings, call.keys]
+        gradients = torch.autograd.grad(logit, inputs, retain_graph=True)
+        touched = gradients[0].abs().amax(dim=2) > 0
+        row = int(touched.any(dim=1).nonzero()[0])
+        seen = self._door.tokens(call, row, touched[row].nonzero().flatten().tolist())
+        if call.keys is None:
+            return tuple(seen)
+        cached = self._door.before(call)
+        looked_at = gradients[1][row].abs().amax(dim=(0, 2)) > 0
+        return (*(token for token, yes in zip(cached, looked_at.tolist(), strict=True) if yes), *seen)
+
+
+@contextmanager
+def watched(model: MiniGPT4, features: Tensor) -> Iterator[Door]:
+    """Record what goes into a model's language model.
+
+    Args:
+        model: on the CPU.
+        features: (1, Q, F), of the image that is looked at.
+    """
+    door = Door(model, features)
+    handle = model.llm.register_forward_pre_hook(door.record, with_kwargs=True)
+    try:
+        yield door
+    finally:
+        handle.remove()
