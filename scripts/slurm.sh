@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train on one or more machines under Slurm:  sbatch --nodes 2 scripts/slurm.sh train_configs/flickr30k.yaml
+# Train on one or more machines under Slurm:  sbatch --nodes 2 scripts/slurm.sh train_configs/minigpt4_flickr_finetune.yaml
 # Sent again after its time is over, or requeued, it goes on where it was. Output and features must be on a shared disk.
 #SBATCH --job-name=captune
 #SBATCH --nodes=1

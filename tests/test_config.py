@@ -107,3 +107,11 @@ def test_frozen() -> None:
 
 def test_the_demos_settings_are_the_shipped_file(repository: Path) -> None:
     assert parse_config(TOY_SETTINGS) == load_config(repository / "train_configs" / "toy.yaml")
+
+
+@pytest.mark.parametrize("text", ["seed: 1\noutput: a\nseed: 2\n", "train:\n  epochs: 1\n  epochs: 2\n"])
+def test_a_key_that_stands_twice(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"the key '(seed|epochs)' stands twice.* line 3"):
+        load_config(path)

@@ -164,7 +164,7 @@ class Job:
             if there[key] != value:
                 raise ConfigError(
                     f"'{self.folder}' holds captions with {key} {there[key]!r}, and now it is {value!r}; give another "
-                    "folder."
+                    "name, or move that folder away."
                 )
         return wanted | {"lists": lists}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captune.bulk.shards import ParquetShard, TarShard
+from captune.data.folder import refuse_unread
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.manifest import iter_manifest, resolve_image
 from captune.errors import DataError
@@ -116,7 +117,7 @@ def _listed(given: str, *, many: bool, split: str | None) -> Iterator[tuple[str,
 
 def _below(folder: Path) -> Iterator[str]:
     """Relative paths, with `/`, of what can be captioned; links to folders are not followed, so no loop arises."""
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse_unread):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             lowered = name.lower()

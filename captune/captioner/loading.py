@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from captune.captioner.interface import Captioner
 from captune.captioner.minigpt4 import MiniGPT4Captioner
 from captune.captioner.processor_loading import load_processor
 from captune.captioner.transformers_model import TransformersCaptioner
 from captune.config import ModelConfig
-from captune.errors import WeightsError
+from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
-from captune.model.loading import compute_dtype, load_model, pick_device, resolve_model
+from captune.model.loading import compute_dtype, load_model, named_device, pick_device, resolve_model
 
 __all__ = ["load_captioner"]
 
@@ -26,7 +24,9 @@ def load_captioner(
 ) -> Captioner:
     """Load a captioner; see `Captioner.from_pretrained`."""
     name = str(path)
-    place = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else torch.device(device)
+    if instruction is not None and not instruction.strip():
+        raise ConfigError("The instruction is empty; give what is to be asked of an image, or leave it out.")
+    place = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else named_device(device)
     resolved = resolve_model(name)
     config = None if is_adapter(resolved) else _config(resolved, name)
     if config is None or isinstance(config, MiniGPT4Config):

@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -22,7 +22,6 @@ __all__ = ["app", "main", "run"]
 
 app = typer.Typer(
     name="captune",
-    help="Instruction-tune vision-language captioners, and know whether they got better.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,8 +29,39 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from captune import __version__
+
+        typer.echo(f"captune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Instruction-tune vision-language captioners, and know whether they got better."""
+
+
 CHATTY = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """Libraries that note every cast they make, or which of their parts this machine cannot use."""
+
+
+WRONG_PATHS = {
+    errno.EEXIST: "is a file, and a folder is needed there",
+    errno.ENOTDIR: "lies below a file, and a folder is needed there",
+    errno.EISDIR: "is a folder, and a file is needed there",
+    errno.ENAMETOOLONG: "is too long for a name of a file",
+    errno.ENOENT: "is not there and cannot be made",
+    errno.EPERM: "may not be made or changed",
+    errno.ELOOP: "is a link that leads to itself",
+}
+"""What a path is that the system refuses, whatever is in it."""
+LONGEST_SHOWN = 120
+"""Characters of a path in a message."""
 
 
 def run(command: Callable[[], Any]) -> int:
@@ -60,6 +90,11 @@ def run(command: Callable[[], Any]) -> int:
         print("captune: the machine ran out of memory; use a smaller batch or fewer images.", file=sys.stderr)
         return 1
     except OSError as error:
+        if error.errno in WRONG_PATHS and error.filename:
+            name = str(error.filename)
+            shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+            print(f"captune: {shown} {WRONG_PATHS[error.errno]}; give another path.", file=sys.stderr)
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
@@ -92,7 +127,8 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         message = error.format_message()
         # Called without a command, the message is the help itself.
         is_help = message.startswith("Usage:")
-        print(message if is_help else f"captune: {message} See captune --help.", file=sys.stderr)
+        sentence = message if message.endswith((".", "?")) else f"{message}."
+        print(message if is_help else f"captune: {sentence} See captune --help.", file=sys.stderr)
         return error.exit_code
     if result == 128 + signal.SIGINT:
         # typer turns Ctrl-C into this exit code without a word.

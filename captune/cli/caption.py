@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["caption", "register"]
 
 _QUARANTINED = 2
+_FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html", ".md")
 """Exit code when all is done but some images could not be captioned: the input is wrong there."""
 
 
@@ -96,6 +97,11 @@ def caption(
     if found.repeated:
         typer.echo(f"{found.repeated:,} images were named more than once; they are captioned once.", err=True)
     one_file = out is not None and out.suffix in (".jsonl", ".parquet") and not out.is_dir()
+    if out is not None and not one_file and out.suffix.lower() in _FILE_ENDINGS and not out.is_dir():
+        raise typer.BadParameter(
+            f"--out {out} has the ending of a file, and captions are written as .jsonl or .parquet; a name without "
+            "ending is a folder."
+        )
     if one_file and parts > 1:
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
     if txt and (out is not None or engine == "ray" or parts > 1 or found.archives):

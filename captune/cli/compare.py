@@ -98,7 +98,8 @@ def compare(
         images=images,
     )
     names = _names(predictions, name)
-    read = read_references(references, split)
+    given.spare([*references, *predictions], out)
+    read = read_references(given.the_one(references, "--references"), split)
     scored = _score_all(read, [read_predictions(path) for path in predictions], names, options)
     tests = _test_all(scored, confidence, resamples, trials, seed)
     report = _json if as_json else _tables

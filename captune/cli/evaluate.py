@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from captune.cli.train import ALLOW_LEAKS
+
+if TYPE_CHECKING:
+    from captune.config import RunConfig
 
 __all__ = ["Travel", "evaluate", "register", "run_evaluation", "run_matrix"]
 
@@ -93,16 +96,14 @@ def run_matrix(
     """
     from captune.cli.extras import needs
     from captune.cli.progress import show_progress
-    from captune.config import load_config
     from captune.report.matrix_table import matrix_terminal
 
-    settings = load_config(config / "config.yaml" if config.is_dir() else config, overrides)
+    settings = run_settings(config, overrides)
     with needs("captune evaluate", "train"):
-        from captune.training.run_folder import checkpoint_folders
         from captune.transfer import evaluate_matrix, read_instructions
         from captune.transfer.columns import parse_damages
     if checkpoints is None:
-        checkpoints = checkpoint_folders(settings.output)
+        checkpoints = run_checkpoints(settings)
     if out is not None:
         settings = settings.model_copy(update={"output": out})
     instructions = [*asked.prompts, *(line for source in asked.lists for line in read_instructions(source))]
@@ -128,6 +129,34 @@ def _path_and_split(source: str, split: str | None) -> tuple[str, str | None]:
     return source, split
 
 
+def run_settings(config: Path, overrides: list[str]) -> RunConfig:
+    """The configuration of a YAML file, or of a run's folder, which may have been copied or renamed since.
+
+    Raises:
+        ConfigError: as `captune.config.load_config`.
+    """
+    from captune.config import load_config
+
+    if not config.is_dir():
+        return load_config(config, overrides)
+    settings = load_config(config / "config.yaml", overrides)
+    if any(override.startswith("output=") for override in overrides):
+        return settings
+    return settings.model_copy(update={"output": config})
+
+
+def run_checkpoints(settings: RunConfig) -> list[Path]:
+    """The checkpoints of a run's folder; that there is none is said."""
+    from captune.training.run_folder import checkpoint_folders
+
+    found = checkpoint_folders(settings.output)
+    if not found:
+        typer.echo(
+            f"There is no checkpoint in {settings.output}; the model is evaluated as it was before training.", err=True
+        )
+    return found
+
+
 def run_evaluation(
     config: Path,
     overrides: list[str],
@@ -143,15 +172,13 @@ def run_evaluation(
     from captune.cli.extras import needs
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
-    from captune.config import load_config
     from captune.report import analyse
 
-    settings = load_config(config / "config.yaml" if config.is_dir() else config, overrides)
+    settings = run_settings(config, overrides)
     with needs("captune evaluate", "train"):
         from captune.evaluation import evaluate_checkpoints
-        from captune.training.run_folder import checkpoint_folders
     if checkpoints is None:
-        checkpoints = checkpoint_folders(settings.output)
+        checkpoints = run_checkpoints(settings)
     if out is not None:
         settings = settings.model_copy(update={"output": out})
     with show_progress() as listener:

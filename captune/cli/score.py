@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def score(
     references: given.ReferencesFile,
     predictions: Annotated[
-        Path,
+        list[Path],
         typer.Option(
             "--predictions",
             "-p",
@@ -94,8 +94,10 @@ def score(
         clip=clip,
         images=images,
     )
-    read = read_references(references, split)
-    system = scoring.load_system(read, read_predictions(predictions), predictions.stem, options)
+    given.spare([*references, *predictions], out)
+    read = read_references(given.the_one(references, "--references"), split)
+    file = given.the_one(predictions, "--predictions", "; `captune compare` takes several")
+    system = scoring.load_system(read, read_predictions(file), file.stem, options)
     scorer, shown = scoring.make_scorer(system, options)
     scores = scoring.score_system(system, scorer, shown, options)
     intervals: dict[str, Interval] = {}

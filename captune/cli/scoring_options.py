@@ -41,6 +41,8 @@ __all__ = [
     "Tokenize",
     "Tokenizer",
     "metric_keys",
+    "spare",
+    "the_one",
 ]
 
 CIDERS = ("cider", "cider-d")
@@ -91,7 +93,7 @@ class Compat(StrEnum):
 
 
 ReferencesFile = Annotated[
-    Path,
+    list[Path],
     typer.Option(
         "--references",
         "-r",
@@ -193,3 +195,30 @@ def metric_keys(names: str) -> tuple[str, ...]:
     if not keys:
         raise MetricInputError(f"--metrics names nothing; choose out of {', '.join(METRIC_NAMES)}.")
     return keys
+
+
+def the_one(files: list[Path], option: str, advice: str = "") -> Path:
+    """The file of an option that takes one; the command line would keep the last of several without a word.
+
+    Raises:
+        MetricInputError: several were given.
+    """
+    from captune.errors import MetricInputError
+
+    if len(files) > 1:
+        named = ", ".join(f"'{file}'" for file in files)
+        raise MetricInputError(f"{option} was given {len(files)} times ({named}); give one file{advice}.")
+    return files[0]
+
+
+def spare(files: list[Path], out: Path | None) -> None:
+    """See that an answer is not written over what it comes from.
+
+    Raises:
+        MetricInputError: it would be.
+    """
+    from captune.errors import MetricInputError
+
+    for file in files:
+        if out is not None and out.exists() and file.exists() and out.samefile(file):
+            raise MetricInputError(f"'{file}' is read here; give --out another name.")

@@ -73,15 +73,32 @@ def _from_lavis(
     return parse_config(translation.settings, translation.overrides, source=source), translation.notes
 
 
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML's safe loader, which of two equal keys would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration {path}; give the path of a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _EveryKeyOnce)
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {problem}.") from error

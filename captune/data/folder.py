@@ -12,7 +12,7 @@ from captune.data.problems import Problem
 from captune.data.text import Reading, text_lines
 from captune.errors import DataError
 
-__all__ = ["FolderReading"]
+__all__ = ["FolderReading", "refuse_unread"]
 
 
 class FolderReading:
@@ -63,7 +63,18 @@ class FolderReading:
 
     def _images(self) -> Iterator[str]:
         """Paths of the images relative to the folder, with `/`."""
-        for parent, _, names in os.walk(self.folder):
+        for parent, _, names in os.walk(self.folder, onerror=refuse_unread):
             for name in names:
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                     yield (Path(parent) / name).relative_to(self.folder).as_posix()
+
+
+def refuse_unread(error: OSError) -> None:
+    """Told by `os.walk` of a folder that it cannot read, which it would pass over in silence.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"the folder '{error.filename}' cannot be read ({error.strerror}); allow reading it, or move it elsewhere."
+    ) from error

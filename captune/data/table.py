@@ -8,6 +8,7 @@ may be the file itself, as Hugging Face's data sets have it.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,6 +22,8 @@ from captune.data.text import Reading, csv_rows, parse_json, text_lines
 from captune.errors import DataError
 
 __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]
+
+logger = logging.getLogger(__name__)
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 
@@ -214,6 +217,8 @@ def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
                 f"{place}: there is not one column '{name}';{hint} the columns are: {listed}. "
                 "Name them with --image-column, --caption-column, --split-column and --id-column."
             )
+    if columns.split is None and "split" in there:
+        logger.warning("%s: the column 'split' is not read; --split-column split takes an image's split from it", place)
 
 
 def _caption_list(value: Any, column: str) -> list[str]:

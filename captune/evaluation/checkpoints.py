@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import RunConfig
@@ -54,6 +55,7 @@ def evaluate_checkpoints(
 def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> None:
     """Caption and score the pretrained model and every checkpoint."""
     records = [read_record(folder) for folder in checkpoints]
+    _claim(config.output)
     device = pick_device()
     model = load_model(config.model, device, parts=LANGUAGE)
 
@@ -93,6 +95,13 @@ def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str
         captioner = Captioner.from_pretrained(path, dtype=config.model.dtype)
         row = evaluation.add(None, evaluation.caption_with(captioner, compared), name=_row_name(path))
         tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
+
+
+def _claim(output: Path) -> None:
+    """Make the folder and write into it, so that no caption is made for a place that takes none."""
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=output):
+        pass
 
 
 def _row_name(path: str) -> str:

@@ -52,7 +52,8 @@ def read_text(name: str) -> str:
     except IsADirectoryError:
         raise MetricInputError(f"'{name}' is a folder; expected a file with captions.") from None
     except (OSError, ValueError) as error:
-        raise MetricInputError(f"'{name}' cannot be read ({error}).") from None
+        reason = getattr(error, "strerror", None) or error
+        raise MetricInputError(f"'{name}' cannot be read ({reason}).") from None
     if raw.startswith(GZIP_MAGIC):
         try:
             raw = gzip.decompress(raw)

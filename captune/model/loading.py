@@ -32,6 +32,7 @@ __all__ = [
     "compute_dtype",
     "load_checked",
     "load_model",
+    "named_device",
     "pick_device",
     "resolve_model",
     "why_unread",
@@ -84,6 +85,22 @@ def pick_device(local_rank: int = 0) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """A device by its name, such as `cuda:1`.
+
+    Raises:
+        ConfigError: there is none of that name here.
+    """
+    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and (device.index or 0) >= len(here) - 1):
+        raise ConfigError(f"There is no device '{name}'; here are: {', '.join(here)}.")
+    return device
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:

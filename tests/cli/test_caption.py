@@ -131,6 +131,12 @@ def test_text_files_beside_the_images(run: Run, photos: Path, tmp_path: Path) ->
         ((".", "--beams", "0"), "beams is 0"),
         ((".", "--part", "3/2", "--out", "x"), "expected K/N"),
         ((".", "--txt", "--out", "x"), "--txt writes beside image files"),
+        ((".", "--out", "captions.csv"), "captions are written as .jsonl or .parquet"),
+        ((".", "--device", "cuda:99"), "There is no device 'cuda:99'; here are: cpu"),
+        ((".", "--device", "gpu"), "There is no device 'gpu'; here are: cpu"),
+        ((".", "--instruction", " "), "The instruction is empty"),
+        ((".", "--out", f"{__file__}/x.jsonl"), "lies below a file"),
+        (("x" * 300,), "is too long for a name of a file"),
     ],
 )
 def test_wrong_words(run: Run, photos: Path, tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:

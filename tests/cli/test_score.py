@@ -160,6 +160,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "signature": (["--data", "a|b"], "without '|'"),
     "pictures": (["--metrics", "clipscore"], "CLIPScore needs the picture of image '1'; give --images"),
     "wrong option": (["--tokenize", "ptp"], "ptp"),
+    "two files": (["-p", "more.json"], "--predictions was given 2 times"),
+    "two references": (["-r", "more.json"], "--references was given 2 times"),
+    "a folder's name": (["--out", "."], "is a folder"),
+    "below a file": (["--out", f"{__file__}/x.txt"], "is a file, and a folder is needed there"),
+    "a long name": (["--out", "x" * 300], "is too long for a name of a file"),
 }
 
 
@@ -199,6 +204,16 @@ def test_oddities_are_told(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_read_is_not_written_over(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], which: int
+) -> None:
+    before = files[which].read_bytes()
+    assert score(files, "--out", files[which].parent / "." / files[which].name) == 2
+    assert "is read here; give --out another name" in capsys.readouterr().err
+    assert files[which].read_bytes() == before
 
 
 def test_swapped_arguments(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,34 @@
+"""A folder that may not be read is told of; it is not passed over as if it held nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from captune.bulk import read_inputs
+from captune.data.folder import FolderReading
+from captune.errors import DataError
+
+
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one below it that `os.walk` cannot enter; tests of root could enter a real one."""
+
+    def walk(folder: object, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield str(folder), ["locked"], ["a.jpg"]
+        onerror(PermissionError(13, "Permission denied", f"{folder}/locked"))
+
+    monkeypatch.setattr("os.walk", walk)
+    return tmp_path
+
+
+def test_captioning(locked: Path) -> None:
+    with pytest.raises(DataError, match=r"locked' cannot be read \(Permission denied\)"):
+        read_inputs([str(locked)])
+
+
+def test_preparing(locked: Path) -> None:
+    with pytest.raises(DataError, match=r"locked' cannot be read \(Permission denied\)"):
+        list(FolderReading(locked).rows())
