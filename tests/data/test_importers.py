@@ -294,6 +294,18 @@ def test_a_column_that_is_not_there(tmp_path: Path, ending: str) -> None:
         run(table_rows(written(tmp_path / f"t.{ending}", text), Columns()), tmp_path)
 
 
+def test_a_column_of_splits_that_is_not_read_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Images of a test split would be trained on otherwise, and nobody would know."""
+    reading = written(tmp_path / "t.csv", "image,caption,split\na.jpg,a dog,test\n")
+    _, samples = run(table_rows(reading, Columns()), tmp_path)
+    assert [sample.split for sample in samples] == ["train"]
+    assert "the column 'split' is not read; --split-column split" in caplog.text
+    caplog.clear()
+    _, samples = run(table_rows(Reading(tmp_path / "t.csv"), Columns(split="split")), tmp_path)
+    assert [sample.split for sample in samples] == ["test"]
+    assert not caplog.text
+
+
 def test_bad_rows_of_tables(tmp_path: Path) -> None:
     lines = ['{"image": "a.jpg", "caption": "x", "n": 1}', '{"image": 3, "caption": "x", "n": 2}', "{", "[]"]
     lines += ['{"image": "b.jpg", "n": 3}', '{"image": "c.jpg", "caption": [1], "n": 4}']
