@@ -100,10 +100,13 @@ def compare(
     names = _names(predictions, name)
     given.spare([*references, *predictions], out)
     read = read_references(given.the_one(references, "--references"), split)
-    scored = _score_all(read, [read_predictions(path) for path in predictions], names, options)
+    warnings: list[str] = []
+    scored = _score_all(read, [read_predictions(path) for path in predictions], names, options, warnings)
+    for sentence in warnings:
+        scoring.warn(sentence)
     tests = _test_all(scored, confidence, resamples, trials, seed)
     report = _json if as_json else _tables
-    text = report(scored, tests, form=form.value, digits=digits, confidence=confidence)
+    text = report(scored, tests, form=form.value, digits=digits, confidence=confidence, warnings=warnings)
     scoring.write(text, out)
 
 
@@ -127,11 +130,15 @@ def _names(paths: list[Path], given: list[str] | None) -> list[str]:
 
 
 def _score_all(
-    references: References, predictions: list[Predictions], names: list[str], options: Options
+    references: References,
+    predictions: list[Predictions],
+    names: list[str],
+    options: Options,
+    warnings: list[str],
 ) -> dict[str, Scores]:
-    """Scores of every system, all on the same images with the references prepared once."""
+    """Scores of every system, all on the same images with the references prepared once; adds to `warnings`."""
     if options.subset:
-        references, predictions = _common(references, predictions)
+        references, predictions = _common(references, predictions, warnings)
     scored: dict[str, Scores] = {}
     scorer, shown = None, tuple[str, ...]()
     for name, captions in zip(names, predictions, strict=True):
@@ -139,17 +146,18 @@ def _score_all(
         if scorer is None:
             scorer, shown = scoring.make_scorer(system, options)
         scored[name] = scoring.score_system(system, scorer, shown, options)
-        for sentence in system.warnings:
-            scoring.warn(f"{name}: {sentence}")
+        warnings.extend(f"{name}: {sentence}" for sentence in system.warnings)
     return scored
 
 
-def _common(references: References, predictions: list[Predictions]) -> tuple[References, list[Predictions]]:
+def _common(
+    references: References, predictions: list[Predictions], warnings: list[str]
+) -> tuple[References, list[Predictions]]:
     """Keep the images that have references and a caption of every system, and say how many are left out."""
     described = {image: captions for image, captions in references.captions.items() if captions}
     common = set(described).intersection(*(system.captions for system in predictions))
     if 0 < len(common) < len(described):
-        scoring.warn(
+        warnings.append(
             f"{len(described) - len(common):,} of {len(described):,} images lack a prediction of some system and are "
             "left out (--subset); scores of other subsets cannot be compared with these."
         )
@@ -192,10 +200,11 @@ def _tables(
     form: str,
     digits: int,
     confidence: float,
+    **_: Any,
 ) -> str:
     from captune.cli.tables import table
 
-    baseline, *_ = scored
+    baseline = next(iter(scored))
     signature = scored[baseline].signature
     scores = list(scored[baseline].corpus)
     rows = []
@@ -217,7 +226,14 @@ def _tables(
                     f"{drawn.smallest:.{digits}f}",
                 ]
             )
-        header = [f"{name} - {baseline}", "Difference", f"{confidence:.0%} interval", "p boot", "p random", "Smallest"]
+        header = [
+            f"{name} - {baseline}",
+            "Difference",
+            f"{100 * confidence:g}% interval",
+            "p boot",
+            "p random",
+            "Smallest",
+        ]
         parts.append(table(form, header, lines))
     kept = next(
         (drawn.frequencies for results in tests.values() for drawn, _ in results.values() if drawn.frequencies), ""
@@ -236,7 +252,13 @@ def _tables(
     return "\n\n".join(parts)
 
 
-def _json(scored: dict[str, Scores], tests: dict[str, dict[str, tuple[Comparison, Comparison]]], **_: Any) -> str:
+def _json(
+    scored: dict[str, Scores],
+    tests: dict[str, dict[str, tuple[Comparison, Comparison]]],
+    *,
+    warnings: list[str],
+    **_: Any,
+) -> str:
     baseline, *_others = scored
     systems = {name: {"signature": scores.signature, "scores": scores.corpus} for name, scores in scored.items()}
     differences = {
@@ -254,4 +276,5 @@ def _json(scored: dict[str, Scores], tests: dict[str, dict[str, tuple[Comparison
         for name, results in tests.items()
     }
     scales = {score: given.SCALES[score] for score in scored[baseline].corpus}
-    return scoring.to_json({"baseline": baseline, "systems": systems, "scales": scales, "differences": differences})
+    answer = {"baseline": baseline, "images": len(scored[baseline].ids), "systems": systems, "scales": scales}
+    return scoring.to_json({**answer, "differences": differences, "warnings": warnings})

@@ -122,6 +122,8 @@ def test_a_subset_is_the_same_for_all(files: dict[str, Path], capsys: pytest.Cap
     assert {system["signature"].split("|")[0] for system in json.loads(out)["systems"].values()} == {"n:118"}
     assert "2 of 120 images lack a prediction of some system" in err
     assert err.count("\n") == 1
+    assert json.loads(out)["images"] == 118
+    assert [warning.split(" lack")[0] for warning in json.loads(out)["warnings"]] == ["2 of 120 images"]
 
 
 @pytest.mark.parametrize(
