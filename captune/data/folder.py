@@ -9,7 +9,7 @@ from pathlib import Path
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.importing import Row
 from captune.data.problems import Problem
-from captune.data.text import Reading, text_lines
+from captune.data.text import Reading, decode_line, raw_lines
 from captune.errors import DataError
 
 __all__ = ["FolderReading", "refuse_unread"]
@@ -54,12 +54,11 @@ class FolderReading:
                     str(self.folder / name), 0, "empty", f"there is no '{text.name}' with captions beside it."
                 )
                 continue
-            try:
-                captions = tuple(line.strip() for line in text_lines(Reading(text)) if line.strip())
-            except DataError as error:
-                yield Problem(str(text), 0, "malformed", str(error))
-                continue
-            yield Row(0, name, captions, self._split, os.path.splitext(name)[0])
+            captions = _captions(text)
+            if isinstance(captions, Problem):
+                yield captions
+            else:
+                yield Row(0, name, captions, self._split, os.path.splitext(name)[0])
 
     def _images(self) -> Iterator[str]:
         """Paths of the images relative to the folder, with `/`."""
@@ -67,6 +66,21 @@ class FolderReading:
             for name in names:
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                     yield (Path(parent) / name).relative_to(self.folder).as_posix()
+
+
+def _captions(file: Path) -> tuple[str, ...] | Problem:
+    """The captions of an image, one a line, or what is wrong with the file."""
+    captions = []
+    try:
+        for number, line in enumerate(raw_lines(Reading(file)), 1):
+            text = decode_line(line)
+            if isinstance(text, DataError):
+                return Problem(str(file), number, "malformed", str(text))
+            if text.strip():
+                captions.append(text.strip())
+    except DataError as error:
+        return Problem(str(file), 0, "malformed", str(error))
+    return tuple(captions)
 
 
 def refuse_unread(error: OSError) -> None:

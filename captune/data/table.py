@@ -141,7 +141,10 @@ def _image_name(cell: Any, column: str, embedded: EmbeddedImages | None) -> str:
 
 def _delimited_records(reading: Reading, columns: Columns, delimiter: str) -> Iterator[tuple[int, Values] | Problem]:
     rows = csv_rows(text_lines(reading), delimiter=delimiter)
-    _, header = next(rows, (1, [""]))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
+    _, header = first
     if isinstance(header, DataError):
         raise DataError(f"{reading.name}:1: {header}")
     header = [name.strip() for name in header]

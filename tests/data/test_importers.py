@@ -294,6 +294,12 @@ def test_a_column_that_is_not_there(tmp_path: Path, ending: str) -> None:
         run(table_rows(written(tmp_path / f"t.{ending}", text), Columns()), tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_table(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"t.csv is empty; expected a line with the names of its columns"):
+        run(table_rows(written(tmp_path / "t.csv", text), Columns()), tmp_path)
+
+
 def test_a_column_of_splits_that_is_not_read_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Images of a test split would be trained on otherwise, and nobody would know."""
     reading = written(tmp_path / "t.csv", "image,caption,split\na.jpg,a dog,test\n")
@@ -337,6 +343,7 @@ def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
         Sample("sub/b", "sub/b.png", ("一只狗",), "train"),
     ]
     assert [Path(problem.file).name for problem in summary.problems.first] == ["alone.webp", "bad.txt"]
+    assert str(summary.problems.first[1]) == f"{tmp_path}/bad.txt:1: the line is not UTF-8 (byte 0xe9 at column 1)."
     assert reading.share == 1.0
 
 
