@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["caption", "register"]
 
 _QUARANTINED = 2
-_FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html", ".md")
 """Exit code when all is done but some images could not be captioned: the input is wrong there."""
+_FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html", ".md")
+"""Endings of which nobody names a folder."""
 
 
 def register(app: typer.Typer) -> None:

@@ -51,7 +51,7 @@ def plan(
     probe: Annotated[bool, typer.Option("--probe", help="Run two steps and a generation, and count.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Predict the memory of training and of generation, from the configuration alone.
+    """Predict the memory of training and of generation; of the model its configuration is read, and no weights.
 
     Exit code 1 when it does not fit the card.
     """

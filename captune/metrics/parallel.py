@@ -145,6 +145,7 @@ def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, wh
         part = captions[start:end]
         return encoder.encode_call(part, _following(captions, end)) if whole_call else encoder.encode(part)
 
+    # A fork knows what this encoder knows now, and numbers what is new to it from here on.
     known = encoder.vocabulary_size
 
     def encode_apart(start: int, end: int) -> tuple[list[str], Rows]:

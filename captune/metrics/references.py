@@ -39,7 +39,7 @@ class ReferenceIndex:
         ids: the images' names, for messages.
         metrics: keys of the metrics that will be asked for.
         frequencies: document frequencies of another corpus for CIDEr; None for those of these references.
-        jobs: how many processes or threads may work.
+        jobs: how many processes score at most.
 
     Raises:
         MetricInputError: CIDEr is asked for, and no reference has a word or there is one image only.

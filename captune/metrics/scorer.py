@@ -12,6 +12,7 @@ from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.frequencies import DocumentFrequencies
 from captune.metrics.inputs import ImageId, Predictions, References, check_predictions, check_references, in_order
+from captune.metrics.parallel import encode_in_processes
 from captune.metrics.references import ReferenceIndex
 from captune.metrics.scores import Scores
 from captune.metrics.signature import Signature, prompt_hash
@@ -41,7 +42,7 @@ class Scorer:
         decoding: how captions were decoded.
         protocol: the evaluation protocol.
         leak: marks the numbers as LEAK.
-        jobs: how many processes and threads work at most; fewer do where more would not pay.
+        jobs: how many processes work at most; fewer do where more would not pay.
 
     Raises:
         MetricInputError: the references cannot be scored against; the sentence says why.
@@ -109,11 +110,7 @@ class Scorer:
 
     def _encode(self, captions: Sequence[str]) -> Rows:
         whole_call = self._options["compat"] == "coco-caption"
-        if self._options["jobs"] > 1:
-            from captune.metrics.parallel import encode_in_processes
-
-            return encode_in_processes(self._encoder, captions, self._options["jobs"], whole_call)
-        return self._encoder.encode_call(captions) if whole_call else self._encoder.encode(captions)
+        return encode_in_processes(self._encoder, captions, self._options["jobs"], whole_call)
 
     def _sign(self, refs: str) -> Signature:
         options, tokens = self._options, self._encoder.tokenizer
@@ -201,7 +198,7 @@ def score_captions(
         decoding: for the signature.
         protocol: for the signature.
         leak: for the signature.
-        jobs: how many processes and threads work at most; fewer do where more would not pay.
+        jobs: how many processes work at most; fewer do where more would not pay.
 
     Returns:
         Scores of the corpus and of each image, with their signature.
