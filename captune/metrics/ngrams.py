@@ -132,7 +132,7 @@ def _ascending(numbers: NDArray[Any]) -> NDArray[np.int64]:
     """Where the numbers stand in ascending order, equal ones in the order in which they stand.
 
     Digit by digit in base 65,536: numbers of 16 bits numpy sorts in linear time, and equally fast on every processor,
-    while its sort of 64 bits takes five times as long on some as on others.
+    while its sort of 64 bits takes several times as long on some as on others.
     """
     low = numbers.astype(np.uint16).argsort(kind="stable")
     if numbers.dtype == np.uint16:
