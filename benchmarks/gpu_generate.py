@@ -1,18 +1,20 @@
 """Captions a second on a CUDA GPU: prefill, milliseconds a step against the bandwidth floor, seconds for 1,000 images.
 
-    python benchmarks/gpu_generate.py [--size 7b] [--batches 32 64 128 256 512] [--tokens 16 180] [--json]
+    python benchmarks/gpu_generate.py [--size 7b] [--batches 32 64 128 256 512] [--tokens 16 180] [--ways ...] [--json]
 
 Random weights of the true size are made on the GPU; captions end at the given number of tokens in every way, because
 random weights never end one by themselves. In turns, in one process, after a warm-up:
 
     generate          transformers' `generate`, dynamic cache
-    generate, static  its static cache, which it compiles by itself on CUDA
-    captune           captune's loop
-    captune, compiled the same with steps of one shape through torch.compile, as CUDA graphs
+    generate, static  its static cache, which it compiles by itself on CUDA, a minute for each shape
+    captune           captune's loop, whose steps are recorded as a CUDA graph
+    captune, compiled the same with compiled layers
 
 A step cannot be quicker than reading the weights and the keys and values once; the floor is their bytes over the
-memory bandwidth measured in this run by copying. `identical` is the share of captions that are equal to those of
-`generate`; in bfloat16 the ways round differently, so it is not 100 % of the time.
+memory bandwidth measured in this run by copying. `step_ms` of captune is the median of its steps, of `generate` the
+time of all tokens but the first over their number; what a call costs once (recording) is in `seconds_for_1000`.
+`identical` is the share of captions that are equal to those of `generate`; in bfloat16 the ways round differently, so
+it is not 100 % of the time. `--dtype float32` shows that it is the rounding.
 
 `--size tiny --device cpu` runs the same program on a CPU, to see that it works; its numbers mean nothing.
 """
@@ -24,23 +26,27 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from measuring import kernels
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig  # noqa: E402
+# isort: split
+import torch
+import transformers
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
-from captune.decoding import DecodingOptions, Request, generate_ids  # noqa: E402
-from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config, MiniGPT4Processor  # noqa: E402
+from captune.decoding import DecodingOptions, Request, generate_ids
+from captune.decoding.loop import ConstantText, DecodingLoop
+from captune.decoding.stop import StopRule
+from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 
 SIZES = {"tiny": (128, 344, 2, 2), "7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 PREFIX, QUERIES, SUFFIX = 9, 32, 11
 VOCABULARY = 32_000
+WAYS = ("generate", "generate, static", "captune", "captune, compiled")
 
 
 class Numbers:
@@ -129,28 +135,61 @@ def peer(model: MiniGPT4, prompt: tuple[int, ...], features: torch.Tensor, token
     ).tolist()
 
 
-def measure(model: MiniGPT4, batch: int, tokens: int, rate: float, rounds: int) -> dict[str, Any]:
-    device = model.projection.weight.device
+def requests_for(model: MiniGPT4, count: int) -> tuple[list[Request], torch.Tensor]:
+    """Requests for so many random images, and their features (N, Q, F) on the model's device."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(batch, QUERIES, model.config.feature_size, generator=generator).to(device)
+    features = torch.randn(count, QUERIES, model.config.feature_size, generator=generator)
+    features = features.to(model.projection.weight.device)
     prompt = (1, *range(3, 3 + PREFIX - 1), *[IMAGE_SLOT] * QUERIES, *range(20, 20 + SUFFIX))
-    requests = [Request(n, prompt, features[n : n + 1]) for n in range(batch)]
+    return [Request(n, prompt, features[n : n + 1]) for n in range(count)], features
 
-    def ours(count: int, compiled: bool = False) -> list[list[int]]:
-        options = DecodingOptions(max_new_tokens=count, batch_size=batch, compiled=compiled)
-        return generate_ids(model, requests, options, stop_symbol=False)
 
-    ways: dict[str, Callable[[int], list[list[int]]]] = {
+def step_times(model: MiniGPT4, requests: list[Request], options: DecodingOptions) -> list[float]:
+    """Seconds of every step of captune's loop on one batch; a step ends when its tokens are known on the CPU."""
+    prompt = requests[0].prompt
+    loop = DecodingLoop(
+        model,
+        options,
+        StopRule(model.processor, symbol=False),
+        slots=len(requests),
+        longest_prompt=len(prompt),
+        prefix=ConstantText(model, prompt[:PREFIX]),
+    )
+    loop.admit(requests)
+    times = []
+    while loop.active:
+        times.append(seconds(model.projection.weight.device, loop.step))
+    return times
+
+
+def measure(
+    model: MiniGPT4, batch: int, tokens: int, rate: float, rounds: int, chosen: Sequence[str]
+) -> dict[str, Any]:
+    device = model.projection.weight.device
+    requests, features = requests_for(model, batch)
+    prompt = requests[0].prompt
+    options = DecodingOptions(max_new_tokens=tokens, batch_size=batch)
+    compiled = replace(options, compiled=True)
+
+    def ours(given: DecodingOptions, count: int) -> list[list[int]]:
+        return generate_ids(model, requests, replace(given, max_new_tokens=count), stop_symbol=False)
+
+    static = {"cache_implementation": "static"}
+    all_ways: dict[str, Callable[[int], list[list[int]]]] = {
         "generate": lambda count: peer(model, prompt, features, count),
-        "generate, static": lambda count: peer(model, prompt, features, count, cache_implementation="static"),
-        "captune": ours,
-        "captune, compiled": lambda count: ours(count, compiled=True),
+        "generate, static": lambda count: peer(model, prompt, features, count, **static),
+        "captune": lambda count: ours(options, count),
+        "captune, compiled": lambda count: ours(compiled, count),
     }
+    ways = {name: run for name, run in all_ways.items() if name in chosen}
     result: dict[str, Any] = {"batch": batch, "tokens": tokens}
     texts: dict[str, list[list[int]]] = {}
+    began_with: dict[str, float] = {}
     for name, run in ways.items():
         try:
+            began = time.perf_counter()
             texts[name] = run(tokens)
+            began_with[name] = time.perf_counter() - began
             run(1)
         except torch.OutOfMemoryError:
             result[name] = {"error": "out of memory"}
@@ -167,16 +206,32 @@ def measure(model: MiniGPT4, batch: int, tokens: int, rate: float, rounds: int) 
     floor = (weights + cached * model.llm.dtype.itemsize) / rate
     for name in texts:
         step = (statistics.median(whole[name]) - statistics.median(first[name])) / max(1, tokens - 1)
+        if name.startswith("captune"):
+            times = step_times(model, requests, compiled if name.endswith("compiled") else options)
+            step = statistics.median(times[1:] or times)
         result[name] = {
             "first_token_ms": round(statistics.median(first[name]) * 1e3, 2),
             "step_ms": round(step * 1e3, 3),
             "times_the_floor": round(step / floor, 3),
             "seconds_for_1000": round(statistics.median(whole[name]) * 1000 / batch, 3),
-            "identical": statistics.mean(a == b for a, b in zip(texts[name], texts["generate"], strict=True)),
+            "first_call_s": round(began_with[name], 2),
         }
+        if "generate" in texts:
+            same = (a == b for a, b in zip(texts[name], texts["generate"], strict=True))
+            result[name]["identical"] = round(statistics.mean(same), 4)
     result["floor_ms"] = round(floor * 1e3, 3)
-    result["ratio"] = round(result["generate"]["seconds_for_1000"] / result["captune"]["seconds_for_1000"], 3)
+    if "generate" in texts and "captune" in texts:
+        ratio = result["generate"]["seconds_for_1000"] / result["captune"]["seconds_for_1000"]
+        result["ratio"] = round(ratio, 3)
     return result
+
+
+def thousand(model: MiniGPT4, batch: int, tokens: int, compiled: bool) -> float:
+    """Seconds for 1,000 captions, from stored features to ids, one after the other batch."""
+    requests, _ = requests_for(model, 1000)
+    options = DecodingOptions(max_new_tokens=tokens, batch_size=batch, compiled=compiled)
+    device = model.projection.weight.device
+    return seconds(device, lambda: generate_ids(model, requests, options, stop_symbol=False))
 
 
 def main() -> None:
@@ -184,10 +239,13 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--batches", type=int, nargs="*", default=[32, 64, 128, 256, 512])
     parser.add_argument("--tokens", type=int, nargs="*", default=[16, 180])
+    parser.add_argument("--ways", choices=WAYS, nargs="*", default=WAYS)
+    parser.add_argument("--thousand", type=int, default=256, help="batch of the 1,000 captions of 16 tokens; 0 is none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print which kernels a call of each captune way takes")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -197,17 +255,33 @@ def main() -> None:
     rate = bandwidth(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     if not arguments.json:
-        print(f"{name}: {rate / 1e9:.0f} GB/s copied; {arguments.size}, {arguments.dtype}, torch {torch.__version__}")
+        print(
+            f"{name}: {rate / 1e9:.0f} GB/s copied; {arguments.size}, {arguments.dtype}, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}"
+        )
     for tokens in arguments.tokens:
         for batch in arguments.batches:
-            result = measure(model, batch, tokens, rate, arguments.rounds)
+            result = measure(model, batch, tokens, rate, arguments.rounds, arguments.ways)
             if arguments.json:
                 print(json.dumps({"device": name, "size": arguments.size, **result}), flush=True)
                 continue
-            print(f"\nbatch {batch}, {tokens} tokens; a step's floor is {result['floor_ms']:.2f} ms; ", end="")
-            print(f"ratio to generate {result['ratio']:.2f}")
-            for way in ("generate", "generate, static", "captune", "captune, compiled"):
-                print(f"  {way:18} {json.dumps(result[way])}")
+            print(f"\nbatch {batch}, {tokens} tokens; a step's floor is {result['floor_ms']:.2f} ms", end="")
+            print(f"; ratio to generate {result['ratio']:.2f}" if "ratio" in result else "", flush=True)
+            for way in arguments.ways:
+                print(f"  {way:18} {json.dumps(result[way])}", flush=True)
+    ours = [way for way in arguments.ways if way.startswith("captune")]
+    if arguments.thousand:
+        for way in ours:
+            took = thousand(model, arguments.thousand, 16, way.endswith("compiled"))
+            if arguments.json:
+                print(json.dumps({"device": name, "way": way, "batch": arguments.thousand, "thousand_s": took}))
+            else:
+                print(f"\n1,000 captions of 16 tokens in batches of {arguments.thousand}, {way}: {took:.2f} s")
+    if arguments.profile:
+        for way in ours:
+            requests, _ = requests_for(model, arguments.batches[-1])
+            given = DecodingOptions(max_new_tokens=16, batch_size=len(requests), compiled=way.endswith("compiled"))
+            print(f"\n{way}\n{kernels(lambda given=given, requests=requests: step_times(model, requests, given))}")
 
 
 if __name__ == "__main__":

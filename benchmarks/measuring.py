@@ -33,6 +33,7 @@ __all__ = [
     "Output",
     "alternate",
     "captions",
+    "kernels",
     "median",
     "options",
     "relative",
@@ -117,6 +118,24 @@ def median(seconds: dict[str, list[float]]) -> dict[str, float]:
 def relative(one: torch.Tensor, other: torch.Tensor) -> float:
     """Length of the difference over the length of the second."""
     return float((one.double() - other.double()).norm() / other.double().norm())
+
+
+def kernels(run: Callable[[], Any], most: int = 14) -> str:
+    """Which kernels of a GPU a call takes, the longest first: their share, milliseconds, how many, and names."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    found = [row for row in profiler.key_averages() if row.self_device_time_total > 0 and not row.cpu_time_total]
+    found.sort(key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in found)
+    lines = [f"  {total / 1e3:.1f} ms of kernels"]
+    for row in found[:most]:
+        took = row.self_device_time_total
+        lines.append(f"  {took / total:6.1%} {took / 1e3:9.2f} ms {row.count:6} x {row.key[:90]}")
+    return "\n".join(lines)
 
 
 class Output:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captune.decoding.beams import Beams
-from captune.decoding.compiled import CompiledForward
+from captune.decoding.fixed import FixedStep, recorder_for
 from captune.decoding.options import DecodingOptions
 from captune.decoding.packed import Pack
 from captune.decoding.request import Progress, Request
@@ -28,7 +28,7 @@ from captune.model import MiniGPT4
 __all__ = ["ConstantText", "DecodingLoop"]
 
 _REFILLED = 8
-"""Where prompts take a forward of their own, new captions come in when one in so many slots is free."""
+"""Where new captions cost a forward of another kind, they come in when one in so many slots is free."""
 
 _ROUNDED_TO = 8
 """Columns that are looked at are a multiple of this: kernels are quicker on it and see fewer shapes."""
@@ -63,8 +63,8 @@ class DecodingLoop:
         slots: most captions at once.
         longest_prompt: tokens of the longest prompt that will come.
         prefix: text that all prompts begin with.
-        fixed: keep one shape in all steps with which no caption begins: all slots are fed, whether a caption is in them
-            or not, and all columns are looked at. It costs work and changes no caption; `options.compiled` needs it.
+        fixed: keep one shape in all steps with which no caption begins (see `fixed`), as is done with
+            `options.compiled` and on a GPU.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class DecodingLoop:
             SingleRows(options, stop) if options.beams == 1 else Beams(options, stop, self._device)
         )
         self._slots = slots
-        self._fixed = fixed or options.compiled
-        self._forward = CompiledForward(model.llm) if options.compiled else model.llm
         self._prefix = prefix if prefix is not None else ConstantText(model)
         self._C = len(self._prefix.ids)
         width = -(-(longest_prompt + options.max_new_tokens) // _ROUNDED_TO) * _ROUNDED_TO
-        self._cache = SlotCache(
-            slots * self._choice.group, width, self._prefix.states, layers_of(model.llm), stays=options.compiled
-        )
+        self._cache = SlotCache(slots * self._choice.group, width, self._prefix.states, layers_of(model.llm))
+        record = recorder_for(model.llm)
+        self._fixed: FixedStep | None = None
+        if fixed or options.compiled or record is not None:
+            self._fixed = FixedStep(model.llm, self._cache, self._C, compiled=options.compiled, record=record)
         self._longest_prompt = longest_prompt
         self._packs = takes_packs(model.llm)
         self._coming: list[Request] = []
@@ -114,8 +114,10 @@ class DecodingLoop:
     @property
     def roomy(self) -> bool:
         """Whether it is worth while to take in captions now, if any wait."""
-        # Prompts that come in beside the others' tokens cost nothing but themselves; alone, they cost a forward.
-        least = 1 if self._packs else -(-self._slots // _REFILLED)
+        # Prompts that come in beside the others' tokens cost nothing but themselves; alone, they cost a forward, and
+        # where steps are recorded they cost a step that is not.
+        at_once = self._packs and not (self._fixed is not None and self._fixed.is_recorded)
+        least = 1 if at_once else -(-self._slots // _REFILLED)
         return self.free >= least or not self.active
 
     @property
@@ -212,18 +214,14 @@ class DecodingLoop:
 
     def _logits(self) -> Tensor:
         """(R, V) logits behind the tokens that are fed."""
-        rows, fed, columns = len(self._fed), self._fed, self._columns()
+        columns = self._columns()
+        if self._fixed is not None:
+            return self._fixed(self._fed, columns)
         longest = max(self._lengths) + 1
         width = self._rounded(longest)
-        if self._fixed:
-            width = self._cache.width
-            empty = self._cache.slots - rows
-            fed = torch.cat([fed, fed.new_zeros(empty, *fed.shape[1:])])
-            # An empty slot writes behind the constant text, which no row that comes in will see unwritten.
-            columns = torch.cat([columns, columns.new_full((empty,), self._C)])
         self._cache.extend(columns, longest, width)
-        seen = self._seen(columns, width)
-        return read(self._forward, self._model.llm.config, self._cache, fed, columns.unsqueeze(1), seen)[:rows]
+        llm = self._model.llm
+        return read(llm, llm.config, self._cache, self._fed, columns.unsqueeze(1), self._seen(columns, width))
 
     def _columns(self) -> Tensor:
         """(R,) int64, where the tokens that are fed go."""

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-__all__ = ["Pack", "packed_attention"]
+__all__ = ["PACKED", "Pack", "attention"]
 
-_NAME = "captune_packed"
+PACKED = "captune_packed"
+"""Attention of a packed forward, as transformers knows it."""
 
 
 class Pack(NamedTuple):
@@ -84,25 +85,26 @@ def _look(keys: Tensor, values: Tensor, rows: slice, width: int) -> tuple[Tensor
     return keys[rows, :, :width], values[rows, :, :width]
 
 
-def _attention(
+def _attend(
     module: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, pack: Pack, **settings: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention function for a packed forward; a model that does not hand on `pack` fails its trial."""
     return pack.attend(module, query, keys, values, **settings), None
 
 
-AttentionInterface.register(_NAME, _attention)
+AttentionInterface.register(PACKED, _attend)
 
 
 @contextmanager
-def packed_attention(config: Any) -> Iterator[None]:
-    """Let a model's layers attend as `Pack` says, for the length of a forward.
+def attention(config: Any, name: str) -> Iterator[None]:
+    """Let a model's layers attend by another function, for the length of a forward.
 
     Args:
-        config: of a model whose attention is `sdpa`.
+        config: of the model.
+        name: of a function that transformers' `AttentionInterface` knows.
     """
     before = config._attn_implementation
-    config._attn_implementation = _NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from captune.decoding.packed import Pack, packed_attention
+from captune.decoding.packed import PACKED, Pack, attention
 
 __all__ = ["SlotCache", "fill", "layers_of", "read", "read_packed"]
 
@@ -42,7 +42,6 @@ class _Place:
         self.columns: slice | Tensor = slice(0, 0)
         self.width = 0
         self.length = 0
-        self.stays = False
         self.pack: Pack | None = None
 
 
@@ -63,10 +62,6 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         heads = key_states.shape[1]
         self.keys = key_states.new_zeros(self._slots, heads, self._width, key_states.shape[3])
         self.values = value_states.new_zeros(self._slots, heads, self._width, value_states.shape[3])
-        if self._place.stays:
-            # A CUDA graph then writes here instead of into a copy of its own.
-            torch._dynamo.mark_static_address(self.keys)
-            torch._dynamo.mark_static_address(self.values)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -92,6 +87,14 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
                 raise _Filled
         return self.keys[rows, :, : place.width], self.values[rows, :, : place.width]
 
+    @property
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """(B,) int64 rows and columns of the tokens that the forward under way brings, one to each row."""
+        rows, columns = self._place.rows, self._place.columns
+        assert isinstance(rows, Tensor)
+        assert isinstance(columns, Tensor)
+        return rows, columns
+
     def get_seq_length(self) -> int:
         """Tokens of the longest row of the forward under way, its own included."""
         return self._place.length if self.is_initialized else 0
@@ -115,7 +118,6 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
         width: W.
         prefix: keys and values (1, H, C, D) of the text that every prompt begins with, one pair a layer.
         layers: how many layers of the model keep keys and values.
-        stays: whether compiled code will find it at one address.
     """
 
     def __init__(
@@ -124,11 +126,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
         width: int,
         prefix: Sequence[tuple[Tensor, Tensor]] = (),
         layers: int = 0,
-        *,
-        stays: bool = False,
     ) -> None:
         self._place = _Place()
-        self._place.stays = stays
         self._place.last = layers - 1
         super().__init__(layer_class_to_replicate=partial(_SlotLayer, slots, width, self._place))
         self.slots = slots
@@ -139,6 +138,11 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
             layer.keys[:, :, : keys.shape[2]] = keys
             layer.values[:, :, : values.shape[2]] = values
             self.layers.append(layer)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the memory of every layer is taken."""
+        return len(self.layers) > self._place.last and all(layer.is_initialized for layer in self.layers)
 
     def fill(self, first: int, rows: int, start: int, stop: int) -> None:
         """The next forward brings columns `start` to `stop` of the slots from `first` on."""
@@ -225,7 +229,7 @@ def read_packed(
         (R + B, V).
     """
     cache.pack(pack)
-    with packed_attention(config):
+    with attention(config, PACKED):
         logits: Tensor = forward(
             inputs_embeds=embeddings,
             # Four dimensions are handed on as they are; what each token sees stands in the pack.

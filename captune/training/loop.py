@@ -28,7 +28,7 @@ from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_tra
 from captune.model.loading import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
-from captune.training.compiling import CompiledLayers
+from captune.training.compiling import wanted_layers
 from captune.training.cost import CostMeter
 from captune.training.distributed import World, world
 from captune.training.feature_stage import run_features
@@ -100,7 +100,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
             record = _describe(model, config)
             if shards is not None:
                 shards.divide(model)
-        compiled = CompiledLayers.wanted(model, config.train, divided=shards is not None)
+        compiled = wanted_layers(model, config.train, divided=shards is not None)
         stepper = Stepper(model, stored.features, samples, config, place, together, compiled)
         start = Position(0, 0, record.manifest_hash)
         if resuming:

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
-from captune.training.compiling import CompiledLayers, is_compile_error
+from captune.model.compiled import CompiledLayers
+from captune.training.compiling import is_compile_error
 from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSample

@@ -16,8 +16,8 @@ from captune.config import RunConfig, TrainConfig
 from captune.errors import TrainingError
 from captune.features import StoredFeatures
 from captune.model import MiniGPT4
+from captune.model.compiled import CompiledLayers
 from captune.model.masters import MasterAdamW
-from captune.training.compiling import CompiledLayers
 from captune.training.distributed import World
 from captune.training.objective import Objective, alike
 from captune.training.samples import TrainingSample, TrainingSamples

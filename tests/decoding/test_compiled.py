@@ -42,7 +42,7 @@ def test_a_compiler_that_fails_is_done_without(
     model: MiniGPT4, features: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
-        def run(**inputs: Any) -> Any:
+        def run(*args: Any, **inputs: Any) -> Any:
             raise RuntimeError("no C++ compiler was found")
 
         return run

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.decoding import loop as loop_module
 from captune.decoding.loop import DecodingLoop
-from captune.decoding.packed import packed_attention
+from captune.decoding.packed import PACKED, attention
 from captune.decoding.stop import StopRule
 from captune.decoding.trial import takes_packs
 from captune.model import MiniGPT4
@@ -107,6 +107,6 @@ def test_the_attention_is_put_back_when_the_memory_runs_out(model: MiniGPT4) -> 
         assert model.llm.config._attn_implementation != before
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError), packed_attention(model.llm.config):
+    with pytest.raises(torch.OutOfMemoryError), attention(model.llm.config, PACKED):
         forward()
     assert model.llm.config._attn_implementation == before

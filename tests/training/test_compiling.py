@@ -14,7 +14,7 @@ from captune.config import FastConfig, RunConfig, parse_config
 from captune.data.manifest import Sample
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
-from captune.training.compiling import CompiledLayers
+from captune.training.compiling import compile_layers, wanted_layers
 from captune.training.distributed import World
 from captune.training.objective import Objective
 from captune.training.samples import TrainingSample, TrainingSamples
@@ -57,7 +57,7 @@ def test_every_length_and_layer_is_one_graph_with_the_same_gradient(lora: bool) 
     model = model_with(lora)
     fast = FastConfig()
     eager = Objective(model, "what is it?", fast)
-    compiled = Objective(model, "what is it?", fast, CompiledLayers(model, "aot_eager"))
+    compiled = Objective(model, "what is it?", fast, compile_layers(model, "aot_eager"))
     for rows in (2, 3, 4):
         for length in (3, 8, 17, 30):
             samples = [TrainingSample(0, ("a dog", "y" * length, "x" * (length + row))) for row in range(rows)]
@@ -80,7 +80,7 @@ def run(backend: Any, steps: int = 3) -> tuple[Stepper, str | None, list[float],
     """A stepper, what its probe said, and some steps' losses and projection."""
     config, model = settings(), tiny_minigpt4().train()
     features = torch.randn(len(IMAGES), 4, 24, generator=torch.Generator().manual_seed(2))
-    compiled = None if backend is None else CompiledLayers(model, backend)
+    compiled = None if backend is None else compile_layers(model, backend)
     stepper = Stepper(model, features, TrainingSamples(IMAGES, config.train, 1), config, ALONE, compiled=compiled)
     unpacked = stepper.probe()
     losses = [stepper.take(step).loss for step in range(steps)]
@@ -167,7 +167,7 @@ def test_when_layers_are_not_compiled(
     overrides: list[str], reason: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "captune"):
-        assert CompiledLayers.wanted(tiny_minigpt4(), settings(*overrides).train) is None
+        assert wanted_layers(tiny_minigpt4(), settings(*overrides).train) is None
     assert [message.partition("since ")[2].startswith(str(reason)) for message in own(caplog)] == [True] * (
         reason is not None
     )
