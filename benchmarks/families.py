@@ -30,6 +30,7 @@ from transformers import AutoConfig
 from captune.config import FastConfig
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
+from captune.training.exactness import probe
 from captune.training.objective import Objective
 from captune.training.samples import TrainingSample
 
@@ -127,7 +128,7 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
         answer["gradient_relative_difference"] = relative(packed, plain)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         answer["raises"] = type(error).__name__
-    reason = Objective(model, INSTRUCTION, FastConfig()).probe(SAMPLES, features(model))
+    reason = probe(Objective(model, INSTRUCTION, FastConfig()), SAMPLES, features(model))
     answer["probe"] = "packed" if reason is None else "plain rows"
     answer["reason"] = reason
     if reason is None:

@@ -1,4 +1,4 @@
-"""The loss of some samples: packed, or plainly one row a caption, and the check that both are the same.
+"""The loss of some samples: packed, or plainly one row a caption (that both are the same, `exactness` finds out).
 
 Packed, logits are computed at the N target states only (see `logits`).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -25,11 +26,6 @@ from captune.training.samples import TrainingSample
 __all__ = ["Objective", "alike", "target_loss"]
 
 logger = logging.getLogger(__name__)
-
-EXACT = 1e-4
-"""Largest relative difference of gradients that rounding in float32 explains."""
-EXACT_IN_HALF = 0.1
-"""The same for 16-bit formats, whose own noise is several percent."""
 
 
 class Objective:
@@ -57,6 +53,11 @@ class Objective:
             # A layer that recomputes its activations drops keys and values that were given to it.
             self._cached = 0
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def model(self) -> MiniGPT4:
+        """Whose loss it is."""
+        return self._model
 
     def target_count(self, samples: Sequence[TrainingSample]) -> int:
         """Number of target tokens, stop symbols included."""
@@ -100,58 +101,29 @@ class Objective:
         loss: Tensor = self._model(**tensors, features=features.repeat_interleave(counts, 0), num_items_in_batch=1).loss
         return loss
 
-    def probe(self, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
-        """Compare the packed gradient with the plain one; on a difference go the plain way from now on.
+    def on(self, model: MiniGPT4) -> Objective:
+        """The same for another model, or for this one, without compiled layers."""
+        other = copy(self)
+        other._model = model
+        other._prefix = None
+        other.compiled = None
+        return other
 
-        Sliding windows, linear attention and positions that are no position ids make packing wrong, some without a
-        word, so no list of families is trusted.
-
-        Args:
-            samples: a few, the longest best.
-            features: their images.
-
-        Returns:
-            Why packing is off, or None where it is exact.
-        """
-        if not self.packed:
-            return None
-        half = self._model.llm.dtype in (torch.bfloat16, torch.float16)
-        wanted = self._gradient(self.plain_loss(samples, features))
-        try:
-            found = torch.zeros_like(wanted)
-            for part in alike(samples):
-                found += self._gradient(self.loss([samples[n] for n in part], features[part]))
-            difference = float((found - wanted).norm() / wanted.norm())
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            why = " ".join(str(error).split())[:120]
-            if self.compiled is not None:
-                self._stop_compiling(f"compiled, they do not run ({why})")
-                return self.probe(samples, features)
-            reason = f"this language model does not take packed rows ({why})"
-        else:
-            if difference <= (EXACT_IN_HALF if half else EXACT):
-                return None
-            if self.compiled is not None:
-                self._stop_compiling(f"compiled, the layers change the gradient by {difference:.1e}")
-                return self.probe(samples, features)
-            reason = f"packed rows change this language model's gradient by {difference:.1e}"
+    def stop_packing(self) -> None:
+        """Go the plain way from now on."""
         self.packed = self.shared = False
-        return reason
+
+    def stop_compiling(self, reason: str) -> None:
+        """Compute the layers as they are from now on."""
+        logger.warning("the language model's layers are not compiled from here on: %s", reason)
+        self.compiled = None
 
     def gave_up_compiling(self, error: Exception) -> bool:
         """Whether an error was the compiler's; if so, the layers are computed as they are from now on."""
         if self.compiled is None or not is_compile_error(error):
             return False
-        self._stop_compiling(f"torch.compile fails ({' '.join(str(error).split())[:120]})")
+        self.stop_compiling(f"torch.compile fails ({' '.join(str(error).split())[:120]})")
         return True
-
-    def _stop_compiling(self, reason: str) -> None:
-        logger.warning("the language model's layers are not compiled from here on: %s", reason)
-        self.compiled = None
-
-    def _gradient(self, loss: Tensor) -> Tensor:
-        parameters = [parameter for _, parameter in self._model.trained_parameters()]
-        return torch.cat([part.reshape(-1).double() for part in torch.autograd.grad(loss, parameters)])
 
     def _prompt_of(self, sample: TrainingSample) -> TokenSequence:
         """The prompt of a sample, with the instruction that it was given."""

@@ -19,6 +19,7 @@ from captune.model import MiniGPT4
 from captune.model.compiled import CompiledLayers
 from captune.model.masters import MasterAdamW
 from captune.training.distributed import World
+from captune.training.exactness import probe
 from captune.training.objective import Objective, alike
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.schedule import learning_rate
@@ -122,7 +123,7 @@ class Stepper:
         """Try packed rows on the two longest samples; returns why they are off from now on, or None."""
         longest = self._samples.longest(2)
         with self._together():
-            return self._objective.probe(longest, self._images(longest))
+            return probe(self._objective, longest, self._images(longest))
 
     def _accumulate(self, samples: Sequence[TrainingSample], targets: int) -> float:
         """Gradients of this process's samples; when memory runs out, again in micro-batches half as large."""

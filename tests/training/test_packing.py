@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from transformers import AutoConfig
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4
-from captune.training import logits
+from captune.training import exactness, logits
+from captune.training.exactness import probe, short_copy
 from captune.training.objective import Objective
 from captune.training.packing import pack, row_multiple
 from captune.training.samples import TrainingSample
@@ -151,24 +153,64 @@ def test_lora_gradients_are_the_same() -> None:
     assert relative(packed_gradient, gradient) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", EXACT_FAMILIES)
-def test_probe_trusts_exact_families(name: str) -> None:
+def test_probe_trusts_exact_families(name: str, dtype: torch.dtype) -> None:
     model = family(name, EXACT_FAMILIES[name])
+    model.llm.to(dtype)
     objective = Objective(model, INSTRUCTION, FastConfig())
-    assert objective.probe(SAMPLES, features(model)) is None
+    assert probe(objective, SAMPLES, features(model)) is None
     assert objective.shared
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", WRONG_FAMILIES)
-def test_probe_catches_wrong_families(name: str) -> None:
-    """Silently wrong or raising, training goes on with plain rows and their gradient."""
+def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
+    """Silently wrong or raising, training goes on with plain rows and their gradient.
+
+    ALiBi bends the gradient by 4 %, which rounding to bfloat16 would hide.
+    """
     model = family(name, WRONG_FAMILIES[name])
+    model.llm.to(dtype)
     objective = Objective(model, INSTRUCTION, FastConfig())
-    reason = objective.probe(SAMPLES, features(model))
+    reason = probe(objective, SAMPLES, features(model))
     assert reason is not None
     assert not objective.packed
     plain = Objective(model, INSTRUCTION, PLAIN).loss(SAMPLES, features(model))
     assert torch.equal(objective.loss(SAMPLES, features(model)), plain)
+
+
+def test_a_short_copy_has_every_kind_of_layer_and_takes_none() -> None:
+    kinds = ["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 2
+    settings = {"num_hidden_layers": 6, "layer_types": kinds, "head_dim": 8, "num_key_value_heads": 1}
+    model = family("gemma3_text", settings)
+    model.llm.to(torch.bfloat16)
+    short = short_copy(model)
+    assert short is not None
+    assert len(short.llm.model.layers) == short.llm.config.num_hidden_layers == 4
+    assert {parameter.dtype for parameter in short.llm.parameters()} == {torch.float32}
+    assert short.projection is model.projection
+    assert len(model.llm.model.layers) == model.llm.config.num_hidden_layers == 6
+    assert {parameter.dtype for parameter in model.llm.parameters()} == {torch.bfloat16}
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    assert probe(objective, SAMPLES, features(model)) is None
+
+
+def test_no_copy_of_what_is_quantized() -> None:
+    model = tiny_minigpt4()
+    model.llm.is_quantized = True
+    assert short_copy(model) is None
+
+
+def test_memory_that_runs_out_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_minigpt4(AutoConfig.for_model("llama", **{**SIZES, "num_hidden_layers": 5}))
+
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(exactness, "copy", SimpleNamespace(deepcopy=full))
+    assert short_copy(model) is None
+    assert len(model.llm.model.layers) == 5
 
 
 def test_layout_of_a_row() -> None:
