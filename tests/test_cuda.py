@@ -23,6 +23,8 @@ import captune
 from captune.config import RunConfig, parse_config
 from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.decoding.fixed import recorder_for
+from captune.decoding.newest import attend
+from captune.decoding.trial import takes_newest
 from captune.evaluation import checkpoints
 from captune.model import MiniGPT4
 from captune.training import distributed, train
@@ -60,12 +62,30 @@ def mixed(model: MiniGPT4) -> list[Request]:
     return [Request(n, prompt, features[n : n + 1], key=str(n)) for n, prompt in enumerate(prompts)]
 
 
+@pytest.mark.parametrize("groups", [8, 2])
+@pytest.mark.parametrize("size", [64, 80, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernel_of_single_tokens_is_attention(groups: int, size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    heads, width = 8, 200
+    columns = torch.tensor([0, 31, 32, 99, 199], device="cuda")
+    query = torch.randn(len(columns), 1, heads, size, dtype=dtype, device="cuda").transpose(1, 2)
+    keys, values = (torch.randn(len(columns), groups, width, size, dtype=dtype, device="cuda") for _ in range(2))
+    found, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns)
+    mask = (torch.arange(width, device="cuda") <= columns.unsqueeze(1)).view(-1, 1, 1, width)
+    exact = [states.double().repeat_interleave(heads // groups, 1) for states in (keys, values)]
+    wanted = torch.nn.functional.scaled_dot_product_attention(query.double(), *exact, mask)
+    distance = (found.transpose(1, 2) - wanted).norm() / wanted.norm()
+    assert distance < {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_recorded_and_compiled_steps_change_no_caption(
     model: MiniGPT4, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests, options = mixed(model), DecodingOptions(max_new_tokens=14, **WAYS[way])
     assert recorder_for(model.llm) is not None
+    assert takes_newest(model.llm)
     wanted = generate_ids(model, requests, options, engine="transformers")
     assert len({len(row) for row in wanted}) > 2
     for size in (1, 5, 32):

@@ -1,4 +1,4 @@
-"""Steps of one shape: every slot is fed a token, whether a caption is in it or not, and all columns are looked at.
+"""Steps of one shape: every slot is fed a token, whether a caption is in it or not.
 
 That costs work and changes no caption, and on a GPU it pays. A step launches more than a thousand kernels one by one,
 which takes Python longer than the GPU needs for them; with one shape, and with inputs that stay in place, they are
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from captune.decoding.backoff import is_out_of_memory
 from captune.decoding.compiled import CompiledForward
-from captune.decoding.slots import SlotCache, read
+from captune.decoding.slots import SlotCache, read, read_newest
+from captune.decoding.trial import takes_newest
 
 __all__ = ["FixedStep", "Recorder", "recorder_for"]
 
@@ -44,6 +45,7 @@ class FixedStep:
         self._forward: Any = CompiledForward(llm) if compiled else llm
         self._cache = cache
         self._start = start
+        self._newest = takes_newest(llm)
         self._record = record
         self._recorded: Callable[[], Tensor] | None = None
         self._fed = torch.zeros(0)
@@ -83,8 +85,10 @@ class FixedStep:
     def _run(self) -> Tensor:
         columns, width = self._columns, self._cache.width
         self._cache.extend(columns, width, width)
-        seen = (torch.arange(width, device=columns.device) <= columns.unsqueeze(1)).unsqueeze(1)
         forward = self._forward if self._cache.is_whole else self._llm
+        if self._newest:
+            return read_newest(forward, self._llm.config, self._cache, self._fed, columns)
+        seen = (torch.arange(width, device=columns.device) <= columns.unsqueeze(1)).unsqueeze(1)
         return read(forward, self._llm.config, self._cache, self._fed, columns.unsqueeze(1), seen)
 
     def _try_to_record(self, record: Recorder) -> None:

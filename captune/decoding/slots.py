@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from captune.decoding.newest import NEWEST
 from captune.decoding.packed import PACKED, Pack, attention
 
-__all__ = ["SlotCache", "fill", "layers_of", "read", "read_packed"]
+__all__ = ["SlotCache", "fill", "layers_of", "read", "read_newest", "read_packed"]
 
 
 class _Filled(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
@@ -205,6 +206,34 @@ def read(
     return logits
 
 
+def read_newest(
+    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, columns: Tensor
+) -> Tensor:
+    """The same as `read` where every row looks at its own column and all before it, by the attention of `newest`.
+
+    Args:
+        forward: the model, or its `forward`.
+        config: its configuration; its attention must be `sdpa`.
+        cache: after `SlotCache.extend`.
+        embeddings: (B, 1, D).
+        columns: (B,) int64, where the tokens go.
+
+    Returns:
+        (B, V).
+    """
+    with attention(config, NEWEST):
+        logits: Tensor = forward(
+            inputs_embeds=embeddings,
+            attention_mask=_no_mask(embeddings),
+            position_ids=columns.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            columns=columns,
+        ).logits[:, -1]
+    return logits
+
+
 def read_packed(
     forward: Callable[..., Any],
     config: Any,
@@ -232,8 +261,7 @@ def read_packed(
     with attention(config, PACKED):
         logits: Tensor = forward(
             inputs_embeds=embeddings,
-            # Four dimensions are handed on as they are; what each token sees stands in the pack.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device),
+            attention_mask=_no_mask(embeddings),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -241,6 +269,11 @@ def read_packed(
             pack=pack,
         ).logits
     return logits[0]
+
+
+def _no_mask(embeddings: Tensor) -> Tensor:
+    """Four dimensions, which models hand on as they are; what each token sees, the attention is told otherwise."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
 
 
 def layers_of(llm: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,10 +12,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from captune.decoding.newest import has_kernel
 from captune.decoding.packed import Pack
-from captune.decoding.slots import SlotCache, fill, layers_of, read, read_packed
+from captune.decoding.slots import SlotCache, fill, layers_of, read, read_newest, read_packed
 
-__all__ = ["takes_packs", "unsupported"]
+__all__ = ["takes_newest", "takes_packs", "unsupported"]
+
+logger = logging.getLogger(__name__)
 
 _ROWS, _TOKENS = 3, 12
 """Rows with which a model is tried out, and tokens of each."""
@@ -24,6 +28,7 @@ _EXACT_IN_HALF = 0.1
 """The same for 16-bit formats, whose own noise is several percent."""
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_PACKED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TRIED_NEWEST: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 def unsupported(llm: Any, width: int) -> str | None:
@@ -67,6 +72,21 @@ def takes_packs(llm: Any) -> bool:
     return _TRIED_PACKED[llm] is None
 
 
+def takes_newest(llm: Any) -> bool:
+    """Whether single tokens can attend by the kernel of `captune.decoding.newest`: on a GPU only.
+
+    Args:
+        llm: a causal language model that slots fit.
+    """
+    if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa" or not has_kernel(llm.device):
+        return False
+    if llm not in _TRIED_NEWEST:
+        reason = _TRIED_NEWEST[llm] = _trial(llm, _from_newest)
+        if reason is not None:
+            logger.warning("decoding attends without captune's own kernel: %s", reason)
+    return _TRIED_NEWEST[llm] is None
+
+
 @torch.inference_mode()
 def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]]) -> str | None:
     """Run rows from slots and each alone, and compare the logits: a reason why not, or None.
@@ -93,12 +113,28 @@ def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]]) 
     return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"
 
 
-def _from_slots(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _from_newest(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """As from slots, by the kernel for single tokens."""
+
+    def read_next(llm: Any, cache: SlotCache, fed: Tensor, columns: Tensor) -> Tensor:
+        return read_newest(llm.forward, llm.config, cache, fed, columns)
+
+    return _from_slots(llm, embeddings, read_next)
+
+
+def _read_seen(llm: Any, cache: SlotCache, fed: Tensor, columns: Tensor) -> Tensor:
+    seen = torch.arange(_TOKENS, device=columns.device) <= columns.unsqueeze(1)
+    return read(llm.forward, llm.config, cache, fed, columns.unsqueeze(1), seen.unsqueeze(1))
+
+
+def _from_slots(
+    llm: Any, embeddings: Tensor, read_next: Callable[[Any, SlotCache, Tensor, Tensor], Tensor] = _read_seen
+) -> list[tuple[Tensor, Tensor]]:
     """Rows of other lengths side by side, three tokens one after the other."""
     cache = SlotCache(_ROWS, _TOKENS, layers=layers_of(llm))
     lengths = torch.tensor([_TOKENS - 3, _TOKENS - 6, _TOKENS - 4], device=embeddings.device)
     _begin(llm, cache, embeddings, int(lengths.max()))
-    return [_next(llm, cache, embeddings, lengths + step) for step in range(3)]
+    return [_next(llm, cache, embeddings, lengths + step, read_next) for step in range(3)]
 
 
 def _from_packs(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -130,9 +166,14 @@ def _begin(llm: Any, cache: SlotCache, embeddings: Tensor, length: int) -> None:
     fill(llm.forward, llm.config, cache, embeddings[:, :length], positions.expand(len(embeddings), -1), seen)
 
 
-def _next(llm: Any, cache: SlotCache, embeddings: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _next(
+    llm: Any,
+    cache: SlotCache,
+    embeddings: Tensor,
+    columns: Tensor,
+    read_next: Callable[[Any, SlotCache, Tensor, Tensor], Tensor] = _read_seen,
+) -> tuple[Tensor, Tensor]:
     """Logits behind the tokens of these columns, and the columns."""
     cache.extend(columns, int(columns.max()) + 1, _TOKENS)
     fed = embeddings[torch.arange(len(columns), device=columns.device), columns].unsqueeze(1)
-    seen = torch.arange(_TOKENS, device=columns.device) <= columns.unsqueeze(1)
-    return read(llm.forward, llm.config, cache, fed, columns.unsqueeze(1), seen.unsqueeze(1)), columns
+    return read_next(llm, cache, fed, columns), columns

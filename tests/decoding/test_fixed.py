@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from captune.decoding import DecodingOptions, Request, fixed, generate_ids, loop
-from captune.decoding.compiled import _attend
 from captune.decoding.fixed import recorder_for
 from captune.model import MiniGPT4
 
@@ -106,21 +105,3 @@ def test_memory_that_runs_out_while_recording_halves_the_batch(
 
 def test_nothing_is_recorded_on_a_processor(model: MiniGPT4) -> None:
     assert recorder_for(model.llm) is None
-
-
-@pytest.mark.parametrize("groups", [4, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_of_one_query_is_attention(groups: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    rows, heads, width, size = 3, 4, 11, 8
-    module = torch.nn.Module()
-    module.num_key_value_groups = heads // groups
-    module.is_causal = True
-    query = torch.randn(rows, heads, 1, size, dtype=dtype)
-    keys, values = (torch.randn(rows, groups, width, size, dtype=dtype) for _ in range(2))
-    mask = (torch.arange(width) <= torch.tensor([0, 6, 10]).unsqueeze(1)).view(rows, 1, 1, width)
-    found, _ = _attend(module, query, keys, values, mask, scaling=0.4)
-    repeated = (states.repeat_interleave(heads // groups, 1) for states in (keys, values))
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, *repeated, mask, scale=0.4)
-    assert found.shape == (rows, 1, heads, size)
-    torch.testing.assert_close(found.transpose(1, 2), wanted, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)

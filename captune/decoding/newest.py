@@ -1,0 +1,85 @@
+"""Attention of the newest token of each row, on a GPU: the keys and values that are there are read, and once.
+
+Letters: N rows, H heads, G heads of keys, W columns of a slot, D width of a head.
+
+A step with one query a row moves bytes and hardly computes. Kernels made for long rows read every column of every slot,
+spread the mask out in memory and spend their time on queries that are not there; a row here stops at its own column.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+__all__ = ["NEWEST", "has_kernel"]
+
+NEWEST = "captune_newest"
+"""This attention, as transformers knows it; it needs `columns` among the arguments of a model's forward."""
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether there is a kernel for a device."""
+    return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    *,
+    columns: Tensor,
+    scaling: float | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function for one query a row.
+
+    Args:
+        module: a layer's attention.
+        query: (N, H, 1, D).
+        keys: (N, G, W, D); H is a multiple of G.
+        values: (N, G, W, D).
+        mask: says the same as `columns`.
+        columns: (N,) int64, the last column that each row looks at.
+        scaling: of the scores; one over the root of D by default.
+        settings: what other attentions are told.
+
+    Returns:
+        (N, 1, H, D).
+    """
+    from captune.decoding.newest_kernel import BLOCK, WARPS, one_query
+
+    rows, heads, _, size = query.shape
+    found = torch.empty((rows, heads, 1, size), dtype=query.dtype, device=query.device)
+    one_query[(rows, heads)](
+        query,
+        keys,
+        values,
+        columns,
+        found,
+        size**-0.5 if scaling is None else scaling,
+        query.stride(0),
+        query.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        values.stride(0),
+        values.stride(1),
+        values.stride(2),
+        found.stride(0),
+        found.stride(1),
+        GROUP=heads // keys.shape[1],
+        D=size,
+        SIZE=1 << (size - 1).bit_length(),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+    )
+    return found.transpose(1, 2), None
+
+
+AttentionInterface.register(NEWEST, attend)
