@@ -11,7 +11,8 @@ demo: $(VENV)/train.stamp
 	$(BIN)/captune demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	# Two processes with two threads each would wait for one another on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
