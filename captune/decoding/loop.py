@@ -22,7 +22,7 @@ from captune.decoding.request import Progress, Request
 from captune.decoding.rows import SingleRows
 from captune.decoding.slots import SlotCache, fill, layers_of, read, read_packed
 from captune.decoding.stop import StopRule
-from captune.decoding.trial import takes_packs
+from captune.decoding.trial import says_ends, takes_packs
 from captune.model import MiniGPT4
 
 __all__ = ["ConstantText", "DecodingLoop"]
@@ -95,6 +95,7 @@ class DecodingLoop:
             self._fixed = FixedStep(model.llm, self._cache, self._C, compiled=options.compiled, record=record)
         self._longest_prompt = longest_prompt
         self._packs = takes_packs(model.llm)
+        self._ends = model.llm if self._packs and says_ends(model.llm) else None
         self._coming: list[Request] = []
         # Of each caption: its request, and how many tokens are in its slot. Of each row: what it is fed next.
         self._requests: list[Request] = []
@@ -192,7 +193,7 @@ class DecodingLoop:
         ends = [rows + place * T + len(r.prompt) - self._C - 1 for place, r in enumerate(self._coming)]
         last = torch.tensor([*range(rows), *ends], device=self._device)
         llm = self._model.llm
-        logits = read_packed(llm, llm.config, self._cache, tokens, positions, last, pack)
+        logits = read_packed(llm, llm.config, self._cache, tokens, positions, last, pack, self._ends)
         self._spread(self._C + T)
         self._join()
         return torch.cat([logits[:rows], logits[rows:].repeat_interleave(self._choice.group, dim=0)])

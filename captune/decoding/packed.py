@@ -59,20 +59,34 @@ class Pack(NamedTuple):
         places = torch.arange(rows, device=states.device)
         # Two index tensors around a slice: the indexed dimensions come first.
         slots[places, :, self.columns] = states[0, :, :rows].transpose(0, 1)
+        if states.shape[2] == rows:
+            return
         prompts = self._prompts(states)
         slots[self.first : self.first + len(prompts), :, self.start : self.stop] = prompts
 
     def attend(self, module: Any, query: Tensor, keys: Tensor, values: Tensor, **settings: Any) -> Tensor:
         """What (1, H, R + B * T, D) queries find in the slots, (1, R + B * T, H, D)."""
         rows, kernel = len(self.columns), AttentionInterface()["sdpa"]
-        prompts = self._prompts(query)
-        slots = slice(self.first, self.first + len(prompts))
-        parts = [kernel(module, prompts, *_look(keys, values, slots, self.stop), self.begun, **settings)[0]]
+        parts = []
         if rows:
             newest = query[0, :, :rows].transpose(0, 1).unsqueeze(2)
             seen = _look(keys, values, slice(0, rows), self.width)
-            parts.insert(0, kernel(module, newest, *seen, self.seen, **settings)[0])
+            parts.append(kernel(module, newest, *seen, self.seen, **settings)[0])
+        if query.shape[2] > rows:
+            prompts = self._prompts(query)
+            slots = slice(self.first, self.first + len(prompts))
+            parts.append(kernel(module, prompts, *_look(keys, values, slots, self.stop), self.begun, **settings)[0])
         return torch.cat([part.flatten(0, 1) for part in parts]).unsqueeze(0)
+
+    def ends(self, columns: Tensor) -> Pack:
+        """The same without the prompts but for one token of each, which is a row's newest like the others.
+
+        Args:
+            columns: (R + B,) int64, the columns of all rows' newest tokens.
+        """
+        width = max(self.width, self.stop)
+        seen = torch.arange(width, device=columns.device) <= columns.unsqueeze(1)
+        return self._replace(columns=columns, seen=seen[:, None, None], first=len(columns))
 
     def _prompts(self, states: Tensor) -> Tensor:
         """(B, H, T, D) of (1, H, R + B * T, D)."""

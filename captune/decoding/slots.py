@@ -14,9 +14,9 @@ size. transformers' own cache grows by copying itself at every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from captune.decoding.newest import NEWEST
 from captune.decoding.packed import PACKED, Pack, attention
+from captune.model.last_layer import LayerCall, keys_are_taken, last_layer, states_of
 
 __all__ = ["SlotCache", "fill", "layers_of", "read", "read_newest", "read_packed"]
 
@@ -242,6 +243,7 @@ def read_packed(
     positions: Tensor,
     last: Tensor,
     pack: Pack,
+    llm: Any = None,
 ) -> Tensor:
     """Logits behind the newest token of rows under way and behind prompts that come in, from one forward over both.
 
@@ -253,12 +255,14 @@ def read_packed(
         positions: (1, R + B * T) int64.
         last: (R + B,) int64, behind which of these tokens logits are wanted.
         pack: where each token goes and what it sees.
+        llm: the model again, where its last layer is to be run for these tokens only and to read the others.
 
     Returns:
         (R + B, V).
     """
     cache.pack(pack)
-    with attention(config, PACKED):
+    ends = nullcontext() if llm is None else last_layer(llm, partial(_say_ends, cache, last, pack, positions[0, last]))
+    with attention(config, PACKED), ends:
         logits: Tensor = forward(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
@@ -269,6 +273,32 @@ def read_packed(
             pack=pack,
         ).logits
     return logits[0]
+
+
+class _Stored:
+    """Stands for a cache in a layer that is only to store keys and values there.
+
+    Args:
+        cache: after `SlotCache.pack`.
+    """
+
+    def __init__(self, cache: SlotCache) -> None:
+        self._cache = cache
+
+    def update(self, *args: Any, **given: Any) -> NoReturn:
+        """Store them, and leave the layer."""
+        self._cache.update(*args, **given)
+        keys_are_taken()
+
+
+def _say_ends(cache: SlotCache, last: Tensor, pack: Pack, columns: Tensor, call: LayerCall) -> Any:
+    """What the last layer returns, but that only the states of the `last` tokens are new."""
+    call.read(_Stored(cache), pack=pack)
+    ends = pack.ends(columns)
+    cache.pack(ends)
+    said = call.part(last)(cache, pack=ends)
+    states = call.states.index_copy(1, last, states_of(said))
+    return (states, *said[1:]) if isinstance(said, tuple) else states
 
 
 def _no_mask(embeddings: Tensor) -> Tensor:

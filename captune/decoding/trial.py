@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,8 +16,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from captune.decoding.newest import has_kernel
 from captune.decoding.packed import Pack
 from captune.decoding.slots import SlotCache, fill, layers_of, read, read_newest, read_packed
+from captune.errors import ConfigError
 
-__all__ = ["takes_newest", "takes_packs", "unsupported"]
+__all__ = ["says_ends", "takes_newest", "takes_packs", "unsupported"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ _EXACT_IN_HALF = 0.1
 """The same for 16-bit formats, whose own noise is several percent."""
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_PACKED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TRIED_ENDS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_NEWEST: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
@@ -72,6 +75,17 @@ def takes_packs(llm: Any) -> bool:
     return _TRIED_PACKED[llm] is None
 
 
+def says_ends(llm: Any) -> bool:
+    """Whether the last layer can be run for the ends of prompts only, and read the rest of them.
+
+    Args:
+        llm: a causal language model that takes packs.
+    """
+    if llm not in _TRIED_ENDS:
+        _TRIED_ENDS[llm] = _trial(llm, partial(_from_packs, ends=True))
+    return _TRIED_ENDS[llm] is None
+
+
 def takes_newest(llm: Any) -> bool:
     """Whether single tokens can attend by the kernel of `captune.decoding.newest`: on a GPU only.
 
@@ -106,7 +120,7 @@ def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]]) 
         for found, columns in run(llm, embeddings):
             wanted = torch.stack([row[column] for row, column in zip(alone, columns.tolist(), strict=True)])
             worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it does not take rows from slots ({' '.join(str(error).split())[:120]})"
     allowed = _EXACT_IN_HALF if wanted.dtype in (torch.bfloat16, torch.float16) else _EXACT
     # Written this way round, so that logits which are no numbers do not pass.
@@ -137,7 +151,7 @@ def _from_slots(
     return [_next(llm, cache, embeddings, lengths + step, read_next) for step in range(3)]
 
 
-def _from_packs(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _from_packs(llm: Any, embeddings: Tensor, *, ends: bool = False) -> list[tuple[Tensor, Tensor]]:
     """One row under way, two that come in beside its next token, and one more token of all."""
     cache = SlotCache(_ROWS, _TOKENS, layers=layers_of(llm))
     under_way, longest, shorter = 5, 8, 6
@@ -154,7 +168,7 @@ def _from_packs(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
     tokens = torch.cat([embeddings[0, under_way : under_way + 1], *embeddings[1:, :longest]]).unsqueeze(0)
     positions = torch.cat([pack.columns, places, places]).unsqueeze(0)
     last = torch.tensor([0, longest, longest + shorter], device=device)
-    logits = read_packed(llm.forward, llm.config, cache, tokens, positions, last, pack)
+    logits = read_packed(llm.forward, llm.config, cache, tokens, positions, last, pack, llm if ends else None)
     columns = torch.tensor([under_way, longest - 1, shorter - 1], device=device)
     return [(logits, columns), _next(llm, cache, embeddings, columns + 1)]
 

@@ -7,12 +7,13 @@ reads and writes of the cache is given to it as its own, for a whole cache would
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from captune.model.language_model import decoder_layers
+from captune.model.last_layer import replaced_forward
 
 __all__ = ["CompiledLayers"]
 
@@ -38,13 +39,11 @@ class CompiledLayers:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Within the block a forward goes through the compiled layers."""
-        for number, (layer, compiled) in enumerate(zip(self._layers, self._compiled, strict=True)):
-            layer.forward = self._with_own_cache(compiled, number)
-        try:
+        with ExitStack() as stack:
+            for number, (layer, compiled) in enumerate(zip(self._layers, self._compiled, strict=True)):
+                stack.enter_context(replaced_forward(layer))
+                layer.forward = self._with_own_cache(compiled, number)
             yield
-        finally:
-            for layer in self._layers:
-                del layer.forward
 
     def _with_own_cache(self, compiled: Any, number: int) -> Any:
         def forward(*args: Any, **given: Any) -> Any:

@@ -51,19 +51,29 @@ def probe(objective: Objective, samples: Sequence[TrainingSample], features: Ten
     half = objective.model.llm.dtype in (torch.bfloat16, torch.float16)
     short = short_copy(objective.model) if half else None
     tried = objective.on(objective.model if short is None else short)
+    allowed = EXACT_IN_HALF if half and short is None else EXACT
+    reason = _why_not(tried, samples, features, allowed)
+    if reason is not None and tried.reads_prompts:
+        # Perhaps it is only the last layer that does not take its tokens in two parts.
+        tried.reads_prompts = objective.reads_prompts = False
+        reason = _why_not(tried, samples, features, allowed)
+    if reason is not None:
+        objective.stop_packing()
+        return reason
+    _probe_compiled(objective, samples, features, EXACT_IN_HALF if half else EXACT)
+    return None
+
+
+def _why_not(tried: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> str | None:
+    """Why packed rows cannot be used, or None."""
     try:
         difference = _difference(tried.loss, tried.plain_loss, tried.model, samples, features)
     except _ERRORS as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        reason = f"this language model does not take packed rows ({_said(error)})"
-    else:
-        if difference <= (EXACT_IN_HALF if half and short is None else EXACT):
-            _probe_compiled(objective, samples, features, EXACT_IN_HALF if half else EXACT)
-            return None
-        reason = f"packed rows change this language model's gradient by {difference:.1e}"
-    objective.stop_packing()
-    return reason
+        return f"this language model does not take packed rows ({_said(error)})"
+    # Written this way round, so that a gradient which is no number does not pass.
+    return None if difference <= allowed else f"packed rows change this language model's gradient by {difference:.1e}"
 
 
 def _probe_compiled(objective: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> None:
