@@ -183,10 +183,15 @@ def parameters(model: MiniGPT4) -> tuple[int, int]:
 
 
 def own_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int]) -> float:
-    """FLOPs of captune's greedy decoding, attention apart: no token twice, none behind an end."""
+    """FLOPs of captune's greedy decoding, attention apart: no token twice, none behind an end.
+
+    Of all but the last token of a prompt the last layer needs no more than keys and values (queries come with them).
+    """
     layers, head = parameters(model)
+    last = model.llm.model.layers[-1]
+    unread = sum(p.numel() for part in (last.self_attn.o_proj, last.mlp) for p in part.parameters())
     fed = PREFIX + len(ends) * (len(prompt) - PREFIX) + sum(end - 1 for end in ends)
-    return 2.0 * (fed * layers + sum(ends) * head)
+    return 2.0 * (fed * layers - len(ends) * (len(prompt) - PREFIX - 1) * unread + sum(ends) * head)
 
 
 def peer_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int], batch: int) -> float:

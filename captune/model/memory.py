@@ -2,7 +2,7 @@
 
     training      weights + projection, its gradient and AdamW's two moments (LoRA: a float32 master as well)
                   + kept by each layer: rows * tokens * (layer_bytes + tokens * pair_bytes)
-                    (checkpointed: hidden states only)
+                    (checkpointed: hidden states only; the last layer: keys and values only of tokens that are not read)
                   + logits: positions * vocabulary * (number format + 4 + 4)       values, float32 copy, gradient
     generation    weights + projection
                   + keys and values: rows * beams * tokens * layers * cache_bytes
@@ -73,6 +73,7 @@ class TrainingLoad:
         logit_positions: N, positions at which logits are computed.
         images: I, images in these rows.
         cached_tokens: tokens in front of each row whose keys and values are computed once for all.
+        unread_tokens: tokens of each row of which the last layer computes keys and values only.
     """
 
     rows: int
@@ -80,6 +81,7 @@ class TrainingLoad:
     logit_positions: int
     images: int
     cached_tokens: int = 0
+    unread_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ def training_memory(
         kept = tokens * model.layers * model.width * model.value_bytes
         how = f"{load.rows} rows x {load.tokens} tokens x {model.layers} hidden states"
     else:
-        kept = one_layer * model.layers
+        unread = load.rows * load.unread_tokens
+        kept = one_layer * model.layers - int(unread * max(0.0, model.layer_bytes - 2 * model.cache_bytes))
         each = one_layer / tokens / 1024
         how = f"{load.rows} rows x {load.tokens} tokens x {model.layers} layers x {each:.1f} KiB"
     features = load.images * model.image_tokens * model.feature_size * FLOAT32

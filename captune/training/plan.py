@@ -158,7 +158,10 @@ class Planner:
         positions = min(
             len(batch.targets), targets_at_once(int(self._model_config.text_config.get_text_config().vocab_size))
         )
-        return TrainingLoad(len(rows), tokens, positions, len(rows), cached)
+        # Compiled layers are run for all tokens, and are what a GPU has by itself.
+        whole = config.train.gradient_checkpointing or (self._device.type == "cuda" and fast.compile is not False)
+        unread = 0 if whole or fast.compile is True else int(batch.columns.min())
+        return TrainingLoad(len(rows), tokens, positions, len(rows), cached, unread)
 
     def generation_load(self, config: RunConfig) -> GenerationLoad:
         """A full batch whose captions all reach the longest length."""

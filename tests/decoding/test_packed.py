@@ -16,8 +16,9 @@ from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.decoding import loop as loop_module
 from captune.decoding.loop import DecodingLoop
 from captune.decoding.packed import PACKED, attention
+from captune.decoding.request import common_prefix
 from captune.decoding.stop import StopRule
-from captune.decoding.trial import takes_packs
+from captune.decoding.trial import says_ends, takes_packs
 from captune.model import MiniGPT4
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,7 @@ def test_captions_are_those_of_prompts_alone(
 ) -> None:
     model = tiny_minigpt4(PACKING[family](), scale=2.0)
     assert takes_packs(model.llm)
+    assert says_ends(model.llm)
     before = model.llm.config._attn_implementation
     requests = mixed(model, features)
     options = DecodingOptions(max_new_tokens=12, batch_size=4, **WAYS[way])
@@ -57,6 +59,28 @@ def test_captions_are_those_of_prompts_alone(
     assert model.llm.config._attn_implementation == before
     monkeypatch.setattr(loop_module, "takes_packs", lambda llm: False)
     assert generate_ids(model, requests, options) == packed
+
+
+def test_the_last_layer_is_run_for_the_ends_of_prompts(model: MiniGPT4, features: Tensor) -> None:
+    fed: dict[int, int] = {0: 0, 1: 0}
+
+    def count(number: int) -> Callable[..., None]:
+        def add(module: Any, args: Any, output: Tensor) -> None:
+            fed[number] += output.shape[0] * output.shape[1]
+
+        return add
+
+    requests = mixed(model, features)
+    options = DecodingOptions(max_new_tokens=6, batch_size=4)
+    # What is tried out once, when a model is first used, is not counted.
+    generate_ids(model, requests, options)
+    handles = [layer.mlp.register_forward_hook(count(n)) for n, layer in enumerate(model.llm.model.layers)]
+    rows = generate_ids(model, requests, options)
+    for handle in handles:
+        handle.remove()
+    # The constant text once, and behind every prompt and token what is wanted there: logits.
+    assert fed[1] == len(common_prefix([request.prompt for request in requests])) + sum(map(len, rows))
+    assert fed[0] > 2 * fed[1]
 
 
 def test_a_model_that_cannot_is_found_out() -> None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4
+from captune.model.last_layer import LayerCall
 from captune.training import exactness, logits
 from captune.training.exactness import probe, short_copy
 from captune.training.objective import Objective
@@ -178,6 +179,21 @@ def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
     assert not objective.packed
     plain = Objective(model, INSTRUCTION, PLAIN).loss(SAMPLES, features(model))
     assert torch.equal(objective.loss(SAMPLES, features(model)), plain)
+
+
+def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing goes on without it."""
+
+    def refuse(*given: Any) -> Any:
+        raise NotImplementedError("the last layer takes no cache")
+
+    model = tiny_minigpt4()
+    monkeypatch.setattr(LayerCall, "read", refuse)
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    assert probe(objective, SAMPLES, features(model)) is None
+    assert objective.packed
+    assert not objective.reads_prompts
+    objective.loss(SAMPLES, features(model))
 
 
 def test_a_short_copy_has_every_kind_of_layer_and_takes_none() -> None:
