@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from gpu_train import build, clocked, matmul_rate
+from gpu_models import build, clocked, matmul_rate
 from measuring import Output, median, options, relative
 
 # isort: split

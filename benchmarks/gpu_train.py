@@ -19,24 +19,18 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
-from measuring import INSTRUCTION, Output, captions, kernels, median, options, relative, use_numbers
+from gpu_exactness import LENGTH, PER_IMAGE, PLAIN, distances, exact
+from gpu_models import build, clocked, matmul_rate
+from measuring import INSTRUCTION, Output, captions, kernels, median, options, relative
 
 # isort: split
 import torch
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    LlamaConfig,
-)
 
 from captune.config import FastConfig
-from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
+from captune.model import IMAGE_SLOT, MiniGPT4
 from captune.model.memory import TrainingLoad, training_memory
 from captune.model.size import measure_model
 from captune.training.compiling import compile_layers
@@ -45,78 +39,12 @@ from captune.training.objective import Objective
 from captune.training.packing import row_multiple
 from captune.training.samples import TrainingSample
 
-SIZES = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-    "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 2},
-}
-SIZES["encode"] = SIZES["tiny"]
-PER_IMAGE, LENGTH = 5, 14
-PLAIN = {"shared_prefix": False, "constant_prefix": False, "target_logits": False}
 WAYS = {
     "captune": {},
     "captune, not compiled": {},
     "target logits": {**PLAIN, "target_logits": True},
     "plain rows": PLAIN,
 }
-
-
-def configs(size: str) -> tuple[Blip2VisionConfig, Blip2QFormerConfig, LlamaConfig]:
-    text = LlamaConfig(vocab_size=32_000 if size != "tiny" else 512, max_position_embeddings=2048, **SIZES[size])
-    if size != "tiny":
-        return Blip2VisionConfig(), Blip2QFormerConfig(**NO_DROPOUT), text
-    vision = Blip2VisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    small = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return vision, Blip2QFormerConfig(encoder_hidden_size=32, **small, **NO_DROPOUT), text
-
-
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def clocked(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - began
-
-
-def matmul_rate(device: torch.device, side: int) -> float:
-    """TFLOP/s of a square product in bfloat16, the best of ten."""
-    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    torch.mm(one, other)
-    return 2 * side**3 / min(clocked(lambda: torch.mm(one, other), device) for _ in range(10)) / 1e12
-
-
-def build(size: str, device: torch.device) -> tuple[MiniGPT4, Blip2ForConditionalGeneration]:
-    """Captune's model and the peer, of the same language model."""
-    vision, qformer, text = configs(size)
-    torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        peer = Blip2ForConditionalGeneration(
-            Blip2Config(
-                vision_config=vision,
-                qformer_config=qformer,
-                text_config=text,
-                num_query_tokens=32,
-                image_token_index=text.vocab_size - 1,
-            )
-        ).requires_grad_(False)
-        own_vision, own_qformer, own_text = configs(size)
-        config = MiniGPT4Config(
-            vision_config=own_vision, qformer_config=own_qformer, text_config=own_text, query_tokens=32
-        )
-        model = MiniGPT4(config, parts=())
-    torch.set_default_dtype(default)
-    model.llm = peer.language_model
-    model.projection.float()
-    model.projection.load_state_dict(peer.language_projection.state_dict())
-    peer.language_projection.requires_grad_(True)
-    return use_numbers(model.freeze().eval()), peer.eval()
 
 
 def peer_step(peer: Any, layout: Any, texts: list[str], device: torch.device) -> Callable[[], object]:
@@ -143,53 +71,6 @@ def predicted_bytes(model: MiniGPT4, images: int, tokens: int, device: torch.dev
     load = TrainingLoad(images, -(-tokens // multiple) * multiple, at_once, images, 9)
     parts = training_memory(measure_model(model.config, torch.bfloat16), load, towers=False).parts
     return sum(part.bytes for part in parts if part.name != "gradient and AdamW")
-
-
-def exact(size: str, device: torch.device) -> dict[str, float]:
-    """Largest relative difference of captune's gradients from plain rows', of two layers in float32."""
-    text = configs(size)[2]
-    text.num_hidden_layers = 2
-    vision, qformer, _ = configs("tiny")
-    qformer.hidden_size = 768 if size != "tiny" else qformer.hidden_size
-    config = MiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text, query_tokens=32)
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = use_numbers(MiniGPT4(config, parts=("llm",)).freeze().eval())
-    texts = captions(4 * PER_IMAGE, (LENGTH - 6, LENGTH + 6), text.vocab_size - 1)
-    samples = [TrainingSample(n, tuple(texts[n * PER_IMAGE : (n + 1) * PER_IMAGE])) for n in range(4)]
-    features = torch.randn(4, 32, config.feature_size, device=device)
-    objectives = {
-        "captune": Objective(model, INSTRUCTION, FastConfig(), compile_layers(model)),
-        "captune, not compiled": Objective(model, INSTRUCTION, FastConfig()),
-        "plain rows": Objective(model, INSTRUCTION, FastConfig(**PLAIN)),
-    }
-    found = {
-        way: torch.autograd.grad(objective.loss(samples, features), model.projection.weight)[0]
-        for way, objective in objectives.items()
-    }
-    return {way: relative(gradient, found["plain rows"]) for way, gradient in found.items() if way != "plain rows"}
-
-
-def distances(
-    model: MiniGPT4, objectives: dict[str, Objective], samples: list[TrainingSample], features: torch.Tensor
-) -> dict[str, float]:
-    """Relative distance of each way's gradient from plain rows' in float32; the language model is float32 from now on.
-
-    Empty where the device does not hold that.
-    """
-    weights = 4 * sum(parameter.numel() for parameter in model.llm.parameters())
-    if features.device.type == "cuda" and weights > 0.5 * torch.cuda.get_device_properties(0).total_memory:
-        return {}
-
-    def gradient(objective: Objective) -> torch.Tensor:
-        halves = [(samples[part::2], features[part::2]) for part in range(2)]
-        parts = [torch.autograd.grad(objective.loss(*half), model.projection.weight)[0] for half in halves]
-        return torch.stack(parts).sum(dim=0)
-
-    found = {way: gradient(objective) for way, objective in objectives.items()}
-    model.llm.float()
-    wanted = gradient(objectives["plain rows"])
-    return {way: relative(given, wanted) for way, given in found.items()}
 
 
 def main() -> int:

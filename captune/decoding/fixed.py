@@ -16,7 +16,8 @@ from torch import Tensor
 
 from captune.decoding.backoff import is_out_of_memory
 from captune.decoding.compiled import CompiledForward
-from captune.decoding.slots import SlotCache, read, read_newest
+from captune.decoding.forwards import read, read_newest
+from captune.decoding.slots import SlotCache
 from captune.decoding.trial import takes_newest
 
 __all__ = ["FixedStep", "Recorder", "recorder_for"]

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from captune.decoding.beams import Beams
 from captune.decoding.fixed import FixedStep, recorder_for
+from captune.decoding.forwards import fill, read, read_packed
 from captune.decoding.options import DecodingOptions
 from captune.decoding.packed import Pack
 from captune.decoding.request import Progress, Request
 from captune.decoding.rows import SingleRows
-from captune.decoding.slots import SlotCache, fill, layers_of, read, read_packed
+from captune.decoding.slots import SlotCache, layers_of
 from captune.decoding.stop import StopRule
 from captune.decoding.trial import says_ends, takes_packs
 from captune.model import MiniGPT4

@@ -13,24 +13,21 @@ size. transformers' own cache grows by copying itself at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from captune.decoding.newest import NEWEST
-from captune.decoding.packed import PACKED, Pack, attention
-from captune.model.last_layer import LayerCall, keys_are_taken, last_layer, states_of
+from captune.decoding.packed import Pack
 
-__all__ = ["SlotCache", "fill", "layers_of", "read", "read_newest", "read_packed"]
+__all__ = ["Filled", "SlotCache", "layers_of"]
 
 
-class _Filled(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
+class Filled(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
     """The last layer has got the keys and values of a prompt."""
 
 
@@ -86,7 +83,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
             self.values[place.rows, :, place.columns] = value_states
             rows = place.rows
             if self._number == place.last:
-                raise _Filled
+                raise Filled
         return self.keys[rows, :, : place.width], self.values[rows, :, : place.width]
 
     @property
@@ -179,149 +176,6 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
             layer.values[targets, :, start:stop] = layer.values[sources, :, start:stop]
 
 
-def fill(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
-) -> None:
-    """Put the keys and values of prompts into the slots that the cache was told.
-
-    Nobody reads what the model would say behind a prompt without its last token, so the forward ends in the last layer
-    as soon as that has its keys and values: neither its attention and feed-forward nor the head are computed.
-
-    Args:
-        forward: the model, or its `forward`.
-        config: its configuration.
-        cache: after `SlotCache.fill`.
-        embeddings: (B, T, D).
-        positions: (B, T) int64.
-        seen: (B or 1, T, columns) bool, what each token looks at.
-    """
-    with suppress(_Filled):
-        _run(forward, config, cache, embeddings, positions, seen)
-
-
-def read(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
-) -> Tensor:
-    """(B, V) logits behind one token a row, whose keys and values go where the cache was told; arguments of `fill`."""
-    logits: Tensor = _run(forward, config, cache, embeddings, positions, seen).logits[:, -1]
-    return logits
-
-
-def read_newest(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, columns: Tensor
-) -> Tensor:
-    """The same as `read` where every row looks at its own column and all before it, by the attention of `newest`.
-
-    Args:
-        forward: the model, or its `forward`.
-        config: its configuration; its attention must be `sdpa`.
-        cache: after `SlotCache.extend`.
-        embeddings: (B, 1, D).
-        columns: (B,) int64, where the tokens go.
-
-    Returns:
-        (B, V).
-    """
-    with attention(config, NEWEST):
-        logits: Tensor = forward(
-            inputs_embeds=embeddings,
-            attention_mask=_no_mask(embeddings),
-            position_ids=columns.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            columns=columns,
-        ).logits[:, -1]
-    return logits
-
-
-def read_packed(
-    forward: Callable[..., Any],
-    config: Any,
-    cache: SlotCache,
-    embeddings: Tensor,
-    positions: Tensor,
-    last: Tensor,
-    pack: Pack,
-    llm: Any = None,
-) -> Tensor:
-    """Logits behind the newest token of rows under way and behind prompts that come in, from one forward over both.
-
-    Args:
-        forward: the model, or its `forward`.
-        config: its configuration; its attention must be `sdpa`.
-        cache: where the keys and values go.
-        embeddings: (1, R + B * T, D), R newest tokens and B prompts of T tokens, end to end.
-        positions: (1, R + B * T) int64.
-        last: (R + B,) int64, behind which of these tokens logits are wanted.
-        pack: where each token goes and what it sees.
-        llm: the model again, where its last layer is to be run for these tokens only and to read the others.
-
-    Returns:
-        (R + B, V).
-    """
-    cache.pack(pack)
-    ends = nullcontext() if llm is None else last_layer(llm, partial(_say_ends, cache, last, pack, positions[0, last]))
-    with attention(config, PACKED), ends:
-        logits: Tensor = forward(
-            inputs_embeds=embeddings,
-            attention_mask=_no_mask(embeddings),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last,
-            pack=pack,
-        ).logits
-    return logits[0]
-
-
-class _Stored:
-    """Stands for a cache in a layer that is only to store keys and values there.
-
-    Args:
-        cache: after `SlotCache.pack`.
-    """
-
-    def __init__(self, cache: SlotCache) -> None:
-        self._cache = cache
-
-    def update(self, *args: Any, **given: Any) -> NoReturn:
-        """Store them, and leave the layer."""
-        self._cache.update(*args, **given)
-        keys_are_taken()
-
-
-def _say_ends(cache: SlotCache, last: Tensor, pack: Pack, columns: Tensor, call: LayerCall) -> Any:
-    """What the last layer returns, but that only the states of the `last` tokens are new."""
-    call.read(_Stored(cache), pack=pack)
-    ends = pack.ends(columns)
-    cache.pack(ends)
-    said = call.part(last)(cache, pack=ends)
-    states = call.states.index_copy(1, last, states_of(said))
-    return (states, *said[1:]) if isinstance(said, tuple) else states
-
-
-def _no_mask(embeddings: Tensor) -> Tensor:
-    """Four dimensions, which models hand on as they are; what each token sees, the attention is told otherwise."""
-    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
-
-
 def layers_of(llm: Any) -> int:
     """How many layers of a language model keep keys and values; 0 where it does not say."""
     return len(DynamicCache(config=llm.config.get_text_config(decoder=True)).layers)
-
-
-def _run(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
-) -> Any:
-    mask = seen.unsqueeze(1)
-    if config.get_text_config(decoder=True)._attn_implementation == "eager":
-        mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, torch.finfo(embeddings.dtype).min)
-    return forward(
-        inputs_embeds=embeddings,
-        attention_mask=mask.expand(len(embeddings), -1, -1, -1),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )

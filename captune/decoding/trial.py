@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from captune.decoding.forwards import fill, read, read_newest, read_packed
 from captune.decoding.newest import has_kernel
 from captune.decoding.packed import Pack
-from captune.decoding.slots import SlotCache, fill, layers_of, read, read_newest, read_packed
+from captune.decoding.slots import SlotCache, layers_of
 from captune.errors import ConfigError
 
 __all__ = ["says_ends", "takes_newest", "takes_packs", "unsupported"]
