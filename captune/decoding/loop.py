@@ -17,6 +17,7 @@ from torch import Tensor
 from captune.decoding.beams import Beams
 from captune.decoding.fixed import FixedStep, recorder_for
 from captune.decoding.forwards import fill, read, read_packed
+from captune.decoding.newest import at
 from captune.decoding.options import DecodingOptions
 from captune.decoding.packed import Pack
 from captune.decoding.request import Progress, Request
@@ -150,6 +151,10 @@ class DecodingLoop:
         Returns:
             Where the captions stand: all of them when decoding greedily or sampling, those that ended with beams.
         """
+        with at(self._device):
+            return self._step()
+
+    def _step(self) -> list[Progress]:
         if not self._coming:
             logits = self._logits()
         elif self._packs:

@@ -8,6 +8,7 @@ spread the mask out in memory and spend their time on queries that are not there
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-__all__ = ["NEWEST", "has_kernel"]
+__all__ = ["NEWEST", "at", "has_kernel"]
 
 NEWEST = "captune_newest"
 """This attention, as transformers knows it; it needs `columns` among the arguments of a model's forward."""
@@ -24,6 +25,11 @@ NEWEST = "captune_newest"
 def has_kernel(device: torch.device) -> bool:
     """Whether there is a kernel for a device."""
     return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+
+
+def at(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one: Triton's kernels and CUDA graphs go to that, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def attend(

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from captune.decoding.forwards import fill, read, read_newest, read_packed
-from captune.decoding.newest import has_kernel
+from captune.decoding.newest import at, has_kernel
 from captune.decoding.packed import Pack
 from captune.decoding.slots import SlotCache, layers_of
 from captune.errors import ConfigError
@@ -96,7 +96,12 @@ def takes_newest(llm: Any) -> bool:
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa" or not has_kernel(llm.device):
         return False
     if llm not in _TRIED_NEWEST:
-        reason = _TRIED_NEWEST[llm] = _trial(llm, _from_newest)
+        try:
+            with at(llm.device):
+                reason = _trial(llm, _from_newest)
+        except Exception as error:  # what a kernel's compiler, its tools or a driver may raise has no common type
+            reason = f"it cannot be made ({' '.join(str(error).split())[:120]})"
+        _TRIED_NEWEST[llm] = reason
         if reason is not None:
             logger.warning("decoding attends without captune's own kernel: %s", reason)
     return _TRIED_NEWEST[llm] is None

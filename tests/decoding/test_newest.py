@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from captune.decoding.newest import has_kernel
+from captune.decoding import DecodingOptions, Request, generate_ids, loop, trial
+from captune.decoding.newest import at, has_kernel
+from captune.model import MiniGPT4
 
 
 def test_the_kernel_under_the_interpreter() -> None:
@@ -21,6 +25,35 @@ def test_the_kernel_under_the_interpreter() -> None:
     ran = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-4000:]
     assert "skipped" not in ran.stdout
+
+
+def test_a_kernel_that_cannot_be_made_is_done_without(
+    model: MiniGPT4, features: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine without a C compiler, or a home that cannot be written to."""
+    assert model.processor is not None
+    prompt = model.processor.layout.prompt("Say").ids
+    requests = [Request(n, prompt, features[n : n + 1]) for n in range(4)]
+    options = DecodingOptions(max_new_tokens=6, batch_size=4)
+    wanted = generate_ids(model, requests, options)
+
+    def fail(*given: Any, **more: Any) -> Any:
+        raise PermissionError("no cache for kernels")
+
+    monkeypatch.setattr(trial, "has_kernel", lambda device: True)
+    monkeypatch.setattr(trial, "_TRIED_NEWEST", {})
+    monkeypatch.setattr(trial, "read_newest", fail)
+    monkeypatch.setattr(loop, "recorder_for", lambda llm: lambda run: run)
+    for _ in range(2):
+        assert generate_ids(model, requests, options) == wanted
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "decoding attends without captune's own kernel: it cannot be made (no cache for kernels)"
+
+
+def test_work_goes_to_the_gpu_that_holds_the_model() -> None:
+    assert at(torch.device("cuda", 1)).idx == 1
+    with at(torch.device("cpu")):
+        pass
 
 
 def test_a_processor_has_no_kernel() -> None:
