@@ -95,7 +95,8 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
     config = RunConfig.model_validate(
         {
             "output": tmp_path / "run",
-            "data": {"train": toy_data / "manifest.jsonl"},
+            # A store of its own: other tests may have encoded some of these images.
+            "data": {"train": toy_data / "manifest.jsonl", "features": tmp_path / "features"},
             "evaluate": {"max_new_tokens": 6, "batch_size": 5},
         }
     )
