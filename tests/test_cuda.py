@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_minigpt4
+from tiny import ending_minigpt4
 
 import captune
 from captune.config import RunConfig, parse_config
@@ -45,12 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def model() -> MiniGPT4:
     """In float32 on the GPU, with captions that end at all places."""
-    model = tiny_minigpt4(seed=0, scale=2.0)
-    assert model.processor is not None
-    with torch.no_grad():
-        model.llm.lm_head.weight[model.processor.tokenizer.encode("#")[0]] *= 7
-        model.llm.lm_head.weight[2] *= 2
-    return model.to("cuda")
+    return ending_minigpt4().to("cuda")
 
 
 def mixed(model: MiniGPT4) -> list[Request]:

@@ -95,6 +95,16 @@ class InMemory(list[Tensor]):
         return InMemory(list.__getitem__(self, slice(first, None, step)))
 
 
+def ending_minigpt4() -> MiniGPT4:
+    """One whose captions end at all places: by the stop symbol, by the end of text, at the limit."""
+    model = tiny_minigpt4(seed=0, scale=2.0)
+    assert model.processor is not None
+    with torch.no_grad():
+        model.llm.lm_head.weight[model.processor.tokenizer.encode("#")[0]] *= 7
+        model.llm.lm_head.weight[2] *= 2
+    return model
+
+
 def tiny_features(config: Any, files: Sequence[Path], root: Path, together: Any, **given: Any) -> StoredImages:
     """Stands for `captune.features.features_of` where the model is `tiny_minigpt4`, which lies in no folder."""
     encoded: Any = InMemory(encode_images(tiny_minigpt4(), files))

@@ -19,6 +19,7 @@ from captune.decoding.compiled import CompiledForward
 from captune.decoding.forwards import read, read_newest
 from captune.decoding.slots import SlotCache
 from captune.decoding.trial import takes_newest
+from captune.model.language_model import is_divided
 
 __all__ = ["FixedStep", "Recorder", "recorder_for"]
 
@@ -108,8 +109,7 @@ def recorder_for(llm: Any) -> Recorder | None:
     devices = {parameter.device for parameter in llm.parameters()}
     alone = len(devices) == 1 and next(iter(devices)).type == "cuda"
     # Quantized layers may wait for the GPU, and divided ones for other processes; a graph can do neither.
-    divided = any(type(parameter).__name__ == "DTensor" for parameter in llm.parameters())
-    return _as_cuda_graph if alone and not divided and not getattr(llm, "is_quantized", False) else None
+    return _as_cuda_graph if alone and not is_divided(llm) and not getattr(llm, "is_quantized", False) else None
 
 
 def _as_cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:

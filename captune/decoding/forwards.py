@@ -15,8 +15,8 @@ from torch import Tensor
 
 from captune.decoding.newest import NEWEST
 from captune.decoding.packed import PACKED, Pack, attention
-from captune.decoding.slots import Filled, SlotCache
-from captune.model.last_layer import LayerCall, keys_are_taken, last_layer, states_of
+from captune.decoding.slots import SlotCache
+from captune.model.last_layer import KeysTaken, LayerCall, last_layer, states_of, with_states
 
 __all__ = ["fill", "read", "read_newest", "read_packed"]
 
@@ -37,7 +37,7 @@ def fill(
         positions: (B, T) int64.
         seen: (B or 1, T, columns) bool, what each token looks at.
     """
-    with suppress(Filled):
+    with suppress(KeysTaken):
         _run(forward, config, cache, embeddings, positions, seen)
 
 
@@ -130,7 +130,7 @@ class _Stored:
     def update(self, *args: Any, **given: Any) -> NoReturn:
         """Store them, and leave the layer."""
         self._cache.update(*args, **given)
-        keys_are_taken()
+        raise KeysTaken
 
 
 def _say_ends(cache: SlotCache, last: Tensor, pack: Pack, columns: Tensor, call: LayerCall) -> Any:
@@ -139,8 +139,7 @@ def _say_ends(cache: SlotCache, last: Tensor, pack: Pack, columns: Tensor, call:
     ends = pack.ends(columns)
     cache.pack(ends)
     said = call.part(last)(cache, pack=ends)
-    states = call.states.index_copy(1, last, states_of(said))
-    return (states, *said[1:]) if isinstance(said, tuple) else states
+    return with_states(said, call.states.index_copy(1, last, states_of(said)))
 
 
 def _no_mask(embeddings: Tensor) -> Tensor:

@@ -23,12 +23,9 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from captune.decoding.packed import Pack
+from captune.model.last_layer import KeysTaken
 
-__all__ = ["Filled", "SlotCache", "layers_of"]
-
-
-class Filled(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
-    """The last layer has got the keys and values of a prompt."""
+__all__ = ["SlotCache", "layers_of"]
 
 
 class _Place:
@@ -83,7 +80,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
             self.values[place.rows, :, place.columns] = value_states
             rows = place.rows
             if self._number == place.last:
-                raise Filled
+                raise KeysTaken
         return self.keys[rows, :, : place.width], self.values[rows, :, : place.width]
 
     @property

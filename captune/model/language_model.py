@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from captune.errors import ConfigError, WeightsError
 
-__all__ = ["decoder_layers", "language_config", "load_language_model"]
+__all__ = ["decoder_layers", "is_divided", "language_config", "load_language_model"]
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|attn\.(masked_)?bias$")
 """Buffers that older releases of transformers saved and newer ones compute."""
@@ -56,6 +56,11 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
         f"The layers of a '{text.model_type}' do not stand in one list, so they can neither be divided nor compiled; "
         "set train.shard to none and train.fast.compile to false."
     )
+
+
+def is_divided(llm: nn.Module) -> bool:
+    """Whether a language model's layers are divided among processes (FSDP2)."""
+    return any(type(parameter).__name__ == "DTensor" for parameter in llm.parameters())
 
 
 def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options: Any) -> nn.Module:

@@ -10,25 +10,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from captune.model.language_model import decoder_layers
 
-__all__ = ["LayerCall", "keys_are_taken", "last_layer", "replaced_forward", "states_of"]
+__all__ = ["KeysTaken", "LayerCall", "last_layer", "replaced_forward", "states_of", "with_states"]
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 """How layers name the cache among their arguments."""
 
 
-class _Taken(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
-    """A layer has handed over its keys and values."""
-
-
-def keys_are_taken() -> NoReturn:
-    """Leave a layer that is called through `LayerCall.read`; what stands for its cache calls this."""
-    raise _Taken
+class KeysTaken(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
+    """A layer has handed over its keys and values; raised by its cache, or by what stands for that."""
 
 
 class LayerCall:
@@ -70,7 +65,7 @@ class LayerCall:
         Raises:
             NotImplementedError: it does not.
         """
-        with suppress(_Taken):
+        with suppress(KeysTaken):
             self(cache, **given)
             raise NotImplementedError("the last layer takes no cache")
 
@@ -89,6 +84,11 @@ def states_of(said: Any) -> Tensor:
     """The hidden states (B, S, D) among what a layer returns."""
     states: Tensor = said[0] if isinstance(said, tuple) else said
     return states
+
+
+def with_states(said: Any, states: Tensor) -> Any:
+    """What a layer returns, with other hidden states (B, S, D)."""
+    return (states, *said[1:]) if isinstance(said, tuple) else states
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
 from captune.model.compiled import CompiledLayers
-from captune.model.last_layer import LayerCall, keys_are_taken, last_layer, states_of
+from captune.model.last_layer import KeysTaken, LayerCall, last_layer, states_of, with_states
 from captune.training.compiling import is_compile_error
 from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
@@ -177,7 +177,7 @@ class _Prompt:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(self._kept, (keys, values), strict=True))
         if not self._is_read:
             self._kept, self._is_read = (keys, values), True
-            keys_are_taken()
+            raise KeysTaken
         return keys, values
 
 
@@ -188,8 +188,7 @@ def _read_prompt(unread: int, call: LayerCall) -> Any:
     prompt = _Prompt(None if call.cache is None else call.cache.layers[-1])
     call.part(slice(None, unread)).read(prompt)
     said = call.part(slice(unread, None))(prompt)
-    states = torch.cat([call.states[:, :unread], states_of(said)], dim=1)
-    return (states, *said[1:]) if isinstance(said, tuple) else states
+    return with_states(said, torch.cat([call.states[:, :unread], states_of(said)], dim=1))
 
 
 def alike(samples: Sequence[TrainingSample]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from tiny import SIZES, tiny_minigpt4
 from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
-from captune.model.last_layer import LayerCall, keys_are_taken, last_layer, states_of
+from captune.model.last_layer import KeysTaken, LayerCall, last_layer, states_of, with_states
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -31,7 +31,7 @@ class Kept:
     def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
         if self.kept is None:
             self.kept = keys, values
-            keys_are_taken()
+            raise KeysTaken
         return torch.cat([self.kept[0], keys], dim=2), torch.cat([self.kept[1], values], dim=2)
 
 
@@ -39,8 +39,7 @@ def in_two(call: LayerCall) -> Any:
     kept = Kept()
     call.part(slice(None, READ)).read(kept)
     said = call.part(slice(READ, None))(kept)
-    states = torch.cat([call.states[:, :READ], states_of(said)], dim=1)
-    return (states, *said[1:]) if isinstance(said, tuple) else states
+    return with_states(said, torch.cat([call.states[:, :READ], states_of(said)], dim=1))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
