@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch import Tensor
 from captune.decoding.newest import NEWEST
 from captune.decoding.packed import PACKED, Pack, attention
 from captune.decoding.slots import SlotCache
-from captune.model.last_layer import KeysTaken, LayerCall, last_layer, states_of, with_states
+from captune.model.language_model import decoder_layers
+from captune.model.layer_call import KeysTaken, LayerCall, intercepted, states_of, with_states
 
 __all__ = ["fill", "read", "read_newest", "read_packed"]
 
@@ -103,7 +104,8 @@ def read_packed(
         (R + B, V).
     """
     cache.pack(pack)
-    ends = nullcontext() if llm is None else last_layer(llm, partial(_say_ends, cache, last, pack, positions[0, last]))
+    said = partial(_say_ends, cache, last, pack, positions[0, last])
+    ends = nullcontext() if llm is None else intercepted(decoder_layers(llm)[-1], said)
     with attention(config, PACKED), ends:
         logits: Tensor = forward(
             inputs_embeds=embeddings,
@@ -117,25 +119,9 @@ def read_packed(
     return logits[0]
 
 
-class _Stored:
-    """Stands for a cache in a layer that is only to store keys and values there.
-
-    Args:
-        cache: after `SlotCache.pack`.
-    """
-
-    def __init__(self, cache: SlotCache) -> None:
-        self._cache = cache
-
-    def update(self, *args: Any, **given: Any) -> NoReturn:
-        """Store them, and leave the layer."""
-        self._cache.update(*args, **given)
-        raise KeysTaken
-
-
 def _say_ends(cache: SlotCache, last: Tensor, pack: Pack, columns: Tensor, call: LayerCall) -> Any:
     """What the last layer returns, but that only the states of the `last` tokens are new."""
-    call.read(_Stored(cache), pack=pack)
+    call.read(cache, pack=pack)
     ends = pack.ends(columns)
     cache.pack(ends)
     said = call.part(last)(cache, pack=ends)

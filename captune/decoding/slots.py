@@ -23,7 +23,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from captune.decoding.packed import Pack
-from captune.model.last_layer import KeysTaken
+from captune.model.layer_call import KeysTaken
 
 __all__ = ["SlotCache", "layers_of"]
 

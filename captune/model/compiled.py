@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from captune.model.language_model import decoder_layers
-from captune.model.last_layer import replaced_forward
+from captune.model.layer_call import replaced_forward
 
 __all__ = ["CompiledLayers"]
 

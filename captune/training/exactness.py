@@ -32,7 +32,7 @@ _LAYERS = 2
 Loss = Callable[[Sequence[TrainingSample], Tensor], Tensor]
 """Of samples and their features."""
 
-_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError)
+_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, ConfigError)
 
 
 def probe(objective: Objective, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
@@ -53,9 +53,9 @@ def probe(objective: Objective, samples: Sequence[TrainingSample], features: Ten
     tried = objective.on(objective.model if short is None else short)
     allowed = EXACT_IN_HALF if half and short is None else EXACT
     reason = _why_not(tried, samples, features, allowed)
-    if reason is not None and tried.reads_prompts:
-        # Perhaps it is only the last layer that does not take its tokens in two parts.
-        tried.reads_prompts = objective.reads_prompts = False
+    if reason is not None and tried.in_parts:
+        # Perhaps it is only that the first or the last layer does not take its tokens in two parts.
+        tried.in_parts = objective.in_parts = False
         reason = _why_not(tried, samples, features, allowed)
     if reason is not None:
         objective.stop_packing()

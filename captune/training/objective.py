@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from transformers import DynamicCache
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
 from captune.model.compiled import CompiledLayers
-from captune.model.last_layer import KeysTaken, LayerCall, last_layer, states_of, with_states
 from captune.training.compiling import is_compile_error
+from captune.training.ends import ends_in_parts
 from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSample
@@ -54,7 +53,7 @@ class Objective:
         if any(parameter.requires_grad for parameter in model.llm.parameters()) or _recomputes(model):
             # A layer that recomputes its activations drops keys and values that were given to it.
             self._cached = 0
-        self.reads_prompts = not _recomputes(model)
+        self.in_parts = not _recomputes(model)
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -92,12 +91,10 @@ class Objective:
             return target_loss(self._model, batch, features, cache)
 
     def _layers(self, batch: PackedBatch) -> AbstractContextManager[None]:
-        """The layers as they are, compiled, or the last one without what it says of the prompt."""
+        """The layers compiled, without what nobody reads, or as they are."""
         if self.compiled is not None:
             return self.compiled.in_use()
-        if self.reads_prompts:
-            return last_layer(self._model.llm, partial(_read_prompt, int(batch.columns.min())))
-        return nullcontext()
+        return ends_in_parts(self._model.llm, batch) if self.in_parts else nullcontext()
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
@@ -158,37 +155,6 @@ class Objective:
         for index, (keys, values) in enumerate(self._prefix):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
-
-
-class _Prompt:
-    """Stands for the cache in the last layer: takes what the prompt leaves to see, then puts it before the captions'.
-
-    Args:
-        layer: of the cache with the text in front of the prompt, if there is one.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        self._kept = None if layer is None else (layer.keys, layer.values)
-        self._is_read = False
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, W) behind those that are there; the first ones end the layer's forward."""
-        if self._kept is not None:
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(self._kept, (keys, values), strict=True))
-        if not self._is_read:
-            self._kept, self._is_read = (keys, values), True
-            raise KeysTaken
-        return keys, values
-
-
-def _read_prompt(unread: int, call: LayerCall) -> Any:
-    """What the last layer returns, but that the first `unread` tokens' states are those it was given."""
-    if not unread:
-        return call(call.cache)
-    prompt = _Prompt(None if call.cache is None else call.cache.layers[-1])
-    call.part(slice(None, unread)).read(prompt)
-    said = call.part(slice(unread, None))(prompt)
-    return with_states(said, torch.cat([call.states[:, :unread], states_of(said)], dim=1))
 
 
 def alike(samples: Sequence[TrainingSample]) -> list[list[int]]:

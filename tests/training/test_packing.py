@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4
-from captune.model.last_layer import LayerCall
+from captune.model.layer_call import LayerCall
 from captune.training import exactness, logits
 from captune.training.exactness import probe, short_copy
 from captune.training.objective import Objective
@@ -185,14 +185,14 @@ def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.Monk
     """Packing goes on without it."""
 
     def refuse(*given: Any) -> Any:
-        raise NotImplementedError("the last layer takes no cache")
+        raise NotImplementedError("the layer takes no cache")
 
     model = tiny_minigpt4()
     monkeypatch.setattr(LayerCall, "read", refuse)
     objective = Objective(model, INSTRUCTION, FastConfig())
     assert probe(objective, SAMPLES, features(model)) is None
     assert objective.packed
-    assert not objective.reads_prompts
+    assert not objective.in_parts
     objective.loss(SAMPLES, features(model))
 
 

@@ -1,8 +1,9 @@
-"""A language model's last layer, run in two parts: for what it reads of some tokens, and for what it says of others.
+"""One call of a language model's layer, taken apart: run for some of its tokens, with something else for its cache.
 
-Of most tokens nobody looks at what the last layer says, only at its keys and values, to which the others attend. So it
-is called for these first, and left as soon as it has handed their keys and values to its cache: attention and
-feed-forward, four fifths of its work, are not computed. Then it is called for the tokens that are looked at.
+Not everything that a layer computes is looked at. Of most tokens nobody reads what the last layer says, only its keys
+and values, to which the others attend. So it is called for these first, and left as soon as it has handed their keys
+and values to its cache: attention and feed-forward, four fifths of its work, are not computed. Then it is called for
+the tokens that are looked at.
 """
 
 from __future__ import annotations
@@ -10,20 +11,54 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
-from captune.model.language_model import decoder_layers
-
-__all__ = ["KeysTaken", "LayerCall", "last_layer", "replaced_forward", "states_of", "with_states"]
+__all__ = ["Growing", "KeysTaken", "LayerCall", "intercepted", "replaced_forward", "states_of", "with_states"]
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 """How layers name the cache among their arguments."""
+_MASK = "attention_mask"
 
 
 class KeysTaken(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
     """A layer has handed over its keys and values; raised by its cache, or by what stands for that."""
+
+
+class Growing:
+    """Stands for the cache in one layer: what a call brings stays there for the next.
+
+    Args:
+        layer: of a cache; its keys and values (B, H, C, W) come first.
+    """
+
+    def __init__(self, layer: Any = None) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None if layer is None else (layer.keys, layer.values)
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys and values are there."""
+        return 0 if self._kept is None else self._kept[0].shape[2]
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, W) behind those that are there."""
+        if self._kept is not None:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self._kept, (keys, values), strict=True))
+        self._kept = keys, values
+        return keys, values
+
+
+class _Leaving:
+    """Stands for a cache in a layer that is left as soon as it has handed its keys and values over."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def update(self, *args: Any, **given: Any) -> NoReturn:
+        self._cache.update(*args, **given)
+        raise KeysTaken
 
 
 class LayerCall:
@@ -59,15 +94,31 @@ class LayerCall:
         ]
         return LayerCall(self._forward, *parts)
 
+    def seeing(self, columns: int) -> LayerCall:
+        """The same call with a mask (B, 1, S, K) that has its first columns only.
+
+        Raises:
+            NotImplementedError: the layer takes no such mask.
+        """
+        mask = self._arguments.get(_MASK)
+        if not isinstance(mask, Tensor):
+            raise NotImplementedError("the layer takes no mask")
+        return LayerCall(self._forward, {**self._arguments, _MASK: mask[..., :columns]}, self._others)
+
+    def detached(self) -> LayerCall:
+        """The same call with hidden states that no gradient goes back to."""
+        name = next(iter(self._arguments))
+        return LayerCall(self._forward, {**self._arguments, name: self.states.detach()}, self._others)
+
     def read(self, cache: Any, **given: Any) -> None:
-        """Run the layer until it hands keys and values to what stands for its cache.
+        """Run the layer until it has handed keys and values to what stands for its cache, and no further.
 
         Raises:
             NotImplementedError: it does not.
         """
         with suppress(KeysTaken):
-            self(cache, **given)
-            raise NotImplementedError("the last layer takes no cache")
+            self(_Leaving(cache), **given)
+            raise NotImplementedError("the layer takes no cache")
 
     def __call__(self, cache: Any, **given: Any) -> Any:
         """What the layer returns, with something else for its cache and other arguments."""
@@ -92,17 +143,14 @@ def with_states(said: Any, states: Tensor) -> Any:
 
 
 @contextmanager
-def last_layer(llm: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]:
-    """Within the block the last layer returns what `run` makes of its call.
+def intercepted(layer: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]:
+    """Within the block a layer returns what `run` makes of its call.
 
     Args:
-        llm: a causal language model.
+        layer: of a causal language model.
         run: gives what a layer returns.
-
-    Raises:
-        ConfigError: the layers do not stand in one list.
     """
-    with replaced_forward(decoder_layers(llm)[-1]) as (layer, own):
+    with replaced_forward(layer) as (layer, own):
         signature = inspect.signature(own)
         rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 

@@ -1,0 +1,95 @@
+"""The first and the last layer compute less than all of packed rows, and nothing that is looked at changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import SIZES, tiny_minigpt4
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from captune.config import FastConfig
+from captune.errors import ConfigError
+from captune.model import MiniGPT4
+from captune.training import ends
+from captune.training.exactness import probe
+from captune.training.objective import Objective
+from captune.training.samples import TrainingSample
+
+INSTRUCTION = "Describe this image."
+SAMPLES = [
+    TrainingSample(0, ("a dog runs", "two dogs run on the grass", "a brown dog")),
+    TrainingSample(1, ("a red car", "one car stands in front of a house")),
+]
+
+
+def features(model: MiniGPT4) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(len(SAMPLES), 4, 24, dtype=model.projection.weight.dtype)
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def model_of(layers: int) -> MiniGPT4:
+    return tiny_minigpt4(AutoConfig.for_model("llama", **{**SIZES, "num_hidden_layers": layers}))
+
+
+def gradient(objective: Objective) -> tuple[torch.Tensor, int]:
+    """Of the trained weights, and the FLOPs that it took."""
+    model = objective.model
+    with FlopCounterMode(display=False) as counted:
+        loss = objective.loss(SAMPLES, features(model))
+        found = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
+    return torch.cat([one.reshape(-1) for one in found]), counted.get_total_flops()
+
+
+def whole(objective: Objective) -> Objective:
+    other = objective.on(objective.model)
+    other.in_parts = False
+    return other
+
+
+@pytest.mark.parametrize("constant_prefix", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_less_is_computed_and_the_gradient_is_the_same(layers: int, constant_prefix: bool) -> None:
+    objective = Objective(model_of(layers), INSTRUCTION, FastConfig(constant_prefix=constant_prefix))
+    found, flops = gradient(objective)
+    wanted, all_flops = gradient(whole(objective))
+    assert relative(found, wanted) < 1e-5
+    assert flops < all_flops
+
+
+def test_the_first_layer_saves_something_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Objective(model_of(2), INSTRUCTION, FastConfig())
+    _, flops = gradient(objective)
+    monkeypatch.setattr(ends, "_image_end", lambda batch: 0)
+    _, last_only = gradient(objective)
+    assert flops < last_only
+
+
+def test_text_keeps_its_gradient_where_its_embeddings_are_trained() -> None:
+    model = model_of(2)
+    words = model.llm.get_input_embeddings().weight.requires_grad_()
+    objective = Objective(model, INSTRUCTION, FastConfig(constant_prefix=False))
+
+    def of_words(one: Objective) -> torch.Tensor:
+        return torch.autograd.grad(one.loss(SAMPLES, features(model)), words)[0]
+
+    found = of_words(objective)
+    assert found.abs().max() > 0
+    assert relative(found, of_words(whole(objective))) < 1e-5
+
+
+def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(llm: Any) -> Any:
+        raise ConfigError("they do not stand in one list")
+
+    monkeypatch.setattr(ends, "decoder_layers", refuse)
+    objective = Objective(model_of(2), INSTRUCTION, FastConfig())
+    assert probe(objective, SAMPLES, features(objective.model)) is None
+    assert objective.packed
+    assert not objective.in_parts
