@@ -77,7 +77,8 @@ class FastConfig(_Section):
     length_buckets: bool = True
     """Bring samples of similar length together, within shuffled pools, so that less padding is computed."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the language model's layers (torch.compile), which takes a minute at the start; auto does it on a GPU."""
+    """Compile the language model's layers (torch.compile), which takes a minute at the start; auto does it on a GPU.
+    Where it is not false, float32 layers that are not compiled get norms and rotary positions of one operation each."""
 
 
 class LoraConfig(_Section):

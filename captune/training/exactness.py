@@ -53,9 +53,10 @@ def probe(objective: Objective, samples: Sequence[TrainingSample], features: Ten
     tried = objective.on(objective.model if short is None else short)
     allowed = EXACT_IN_HALF if half and short is None else EXACT
     reason = _why_not(tried, samples, features, allowed)
-    if reason is not None and tried.in_parts:
-        # Perhaps it is only that the first or the last layer does not take its tokens in two parts.
-        tried.in_parts = objective.in_parts = False
+    if reason is not None and (tried.in_parts or tried.fused is not None):
+        # Perhaps it is only that a layer does not take its tokens in two parts.
+        tried.keep_layers_whole()
+        objective.keep_layers_whole()
         reason = _why_not(tried, samples, features, allowed)
     if reason is not None:
         objective.stop_packing()

@@ -46,7 +46,7 @@ def loss_at(llm: Any, given: dict[str, Any], rows: Tensor, columns: Tensor, targ
     chunk = targets_at_once(head.weight.shape[0])
     if len(targets) <= chunk:
         with _states_at(head, rows, columns):
-            logits = llm(**given).logits[0]
+            logits = llm(**given).logits.squeeze(0)
         return _cross_entropy(logits, targets)
     with _states_kept(head) as kept:
         llm(**given)
@@ -80,7 +80,7 @@ def _loss_of_states(llm: Any, states: Tensor, targets: Tensor) -> Tensor:
     own = decoder.__dict__.get("forward")
     decoder.forward = passed
     try:
-        logits = llm(inputs_embeds=states.unsqueeze(0), use_cache=False).logits[0]
+        logits = llm(inputs_embeds=states.unsqueeze(0), use_cache=False).logits.squeeze(0)
     finally:
         if own is None:
             del decoder.forward

@@ -6,8 +6,8 @@ Packed, logits are computed at the N target states only (see `logits`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any
 
@@ -20,6 +20,7 @@ from captune.model import MiniGPT4, TokenSequence
 from captune.model.compiled import CompiledLayers
 from captune.training.compiling import is_compile_error
 from captune.training.ends import ends_in_parts
+from captune.training.fused import FusedLayers
 from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSample
@@ -54,6 +55,7 @@ class Objective:
             # A layer that recomputes its activations drops keys and values that were given to it.
             self._cached = 0
         self.in_parts = not _recomputes(model)
+        self.fused = FusedLayers(model.llm) if fast.compile is not False and self.in_parts else None
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -90,11 +92,17 @@ class Objective:
         with self._layers(batch):
             return target_loss(self._model, batch, features, cache)
 
-    def _layers(self, batch: PackedBatch) -> AbstractContextManager[None]:
-        """The layers compiled, without what nobody reads, or as they are."""
-        if self.compiled is not None:
-            return self.compiled.in_use()
-        return ends_in_parts(self._model.llm, batch) if self.in_parts else nullcontext()
+    @contextmanager
+    def _layers(self, batch: PackedBatch) -> Iterator[None]:
+        """The layers compiled; or as they are, but for what nobody reads and what is fused."""
+        with ExitStack() as stack:
+            if self.compiled is not None:
+                stack.enter_context(self.compiled.in_use())
+            elif self.in_parts:
+                stack.enter_context(ends_in_parts(self._model.llm, batch))
+            if self.compiled is None and self.fused is not None:
+                stack.enter_context(self.fused.in_use())
+            yield
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
@@ -115,11 +123,16 @@ class Objective:
         other._model = model
         other._prefix = None
         other.compiled = None
+        other.fused = self.fused if model is self._model else None
         return other
 
     def stop_packing(self) -> None:
         """Go the plain way from now on."""
         self.packed = self.shared = False
+
+    def keep_layers_whole(self) -> None:
+        """Compute all of every layer, as transformers writes it, from now on."""
+        self.in_parts, self.fused = False, None
 
     def stop_compiling(self, reason: str) -> None:
         """Compute the layers as they are from now on."""

@@ -7,7 +7,7 @@ import shutil
 from enum import Enum
 from pathlib import Path
 
-from captune.config import RunConfig, commented_yaml
+from captune.config import RunConfig, commented_yaml, load_config
 from captune.data.atomic import atomic_file
 from captune.data.manifest import manifest_hash
 from captune.errors import ConfigError, InputError
@@ -56,7 +56,7 @@ def run_status(config: RunConfig) -> RunStatus:
     written = output / "config.yaml"
     if not written.is_file():
         return RunStatus.EMPTY
-    if written.read_text(encoding="utf-8") != commented_yaml(config, HEADING):
+    if not _is_of(written, config):
         return RunStatus.OTHER
     data = manifest_hash(config.data.train)
     last = config.train.epochs - 1
@@ -102,3 +102,15 @@ def open_run_folder(config: RunConfig, status: RunStatus, *, overwrite: bool) ->
             path.unlink(missing_ok=True)
     with atomic_file(output / "config.yaml", "w") as stream:
         stream.write(commented_yaml(config, HEADING))
+
+
+def _is_of(written: Path, config: RunConfig) -> bool:
+    """Whether a run was begun with this configuration.
+
+    By what it says, not by its text: a newer captune explains a field in other words, and has fields that an older one
+    had not written, which then have their defaults.
+    """
+    try:
+        return load_config(written) == config
+    except ConfigError:
+        return False

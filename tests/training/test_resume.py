@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import tiny_features, tiny_minigpt4
 
@@ -128,6 +130,20 @@ def test_finished_runs_rest_and_others_are_not_overwritten(toy_data: Path, undis
     train(config, events.append)
     assert [event["event"] for event in events] == ["reused"]
     assert run_status(config.model_copy(update={"seed": 1})) is RunStatus.OTHER
+
+
+def test_a_run_of_an_older_captune_is_known_again(toy_data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Its configuration lacks the newest fields, and explains the others otherwise."""
+    output = tmp_path / "older"
+    shutil.copytree(undisturbed, output)
+    config = settings(toy_data, output)
+    written = output / "config.yaml"
+    content = yaml.safe_load(written.read_text(encoding="utf-8")) | {"output": str(output)}
+    del content["train"]["fast"], content["evaluate"]["beams"]
+    written.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert run_status(config) is RunStatus.FINISHED
+    written.write_text(yaml.safe_dump(content | {"gone": 1}), encoding="utf-8")
+    assert run_status(config) is RunStatus.OTHER
 
 
 KILLED = """
