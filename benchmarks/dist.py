@@ -61,7 +61,7 @@ def child(folder: Path) -> None:
             began = time.process_time()
             result = stepper.take(step)
             seconds = time.process_time() - began
-            mine = place.share(samples.batch(step))
+            mine = place.share(stepper.samples.batch(step))
             own = sum(len(lengths.target_ids(text)[0]) for sample in mine for text in sample.captions)
             told.append({"loss": result.loss, "seconds": seconds, "targets": own})
         (folder / f"{place.size}-{place.rank}.json").write_text(json.dumps(told), encoding="utf-8")

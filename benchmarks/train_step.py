@@ -264,6 +264,9 @@ def main() -> int:
         task = Task(Path(folder), arguments.images, arguments.epochs, tuple(arguments.lengths))
         blip2 = build_peer()
         model = same_parts(blip2)
+        # The order in which captune's `Stepper` deals them.
+        objective = Objective(model, INSTRUCTION, task.config.train.fast)
+        task.samples = task.samples.measured_by(objective.row_tokens)
         peer = Peer(blip2, task, model.processor.layout)
         start = {name: value.clone() for name, value in model.projection.state_dict().items()}
         wanted_loss, wanted = peer.gradient()

@@ -69,13 +69,14 @@ class FastConfig(_Section):
     """What makes training cheaper without changing a gradient; each can be turned off."""
 
     shared_prefix: bool = True
-    """Put the captions of an image behind one image and prompt, instead of repeating these for each caption."""
+    """Put the captions of an image behind one image and prompt, instead of repeating these for each caption; what
+    captions begin with in common stands there once."""
     constant_prefix: bool = True
     """Compute the text in front of the image once for the run; off by itself where anything before it is trained."""
     target_logits: bool = True
     """Compute logits where a target is, instead of at every position; the two above need it."""
     length_buckets: bool = True
-    """Bring samples of similar length together, within shuffled pools, so that less padding is computed."""
+    """Bring samples of similarly many tokens together, within shuffled pools, so that less padding is computed."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the language model's layers (torch.compile), which takes a minute at the start; auto does it on a GPU.
     Where it is not false, float32 layers that are not compiled get norms and rotary positions of one operation each."""

@@ -155,9 +155,10 @@ def _watch_training(
     trained = copy.deepcopy(model)
     trained.processor = model.processor
     trained.train()
-    texts = [text for sample in samples.batch(0) for text in sample.captions]
     with watched(trained, features) as door, LossSpy(door) as spy:
-        Stepper(trained, features, samples, settings, World(0, 1, torch.device("cpu"))).take(0)
+        stepper = Stepper(trained, features, samples, settings, World(0, 1, torch.device("cpu")))
+        stepper.take(0)
+    texts = [text for sample in stepper.samples.batch(0) for text in sample.captions]
     return texts, _captions(spy.steps)
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,12 +23,15 @@ from captune.training.compiling import is_compile_error
 from captune.training.ends import ends_in_parts
 from captune.training.fused import FusedLayers
 from captune.training.logits import loss_at
-from captune.training.packing import PackedBatch, constant_prefix_length, pack, row_multiple
+from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 
 __all__ = ["Objective", "alike", "target_loss"]
 
 logger = logging.getLogger(__name__)
+
+CAPTIONS_KEPT = 1 << 14
+"""Captions whose token ids are remembered: more than a pool of samples has."""
 
 
 class Objective:
@@ -57,6 +61,8 @@ class Objective:
         self.in_parts = not _recomputes(model)
         self.fused = FusedLayers(model.llm) if fast.compile is not False and self.in_parts else None
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
+        # A caption is asked for where its pool is sorted, where a step counts its targets, and where it is learnt.
+        self._ids_of = lru_cache(CAPTIONS_KEPT)(self._tokenized)
 
     @property
     def model(self) -> MiniGPT4:
@@ -66,6 +72,10 @@ class Objective:
     def target_count(self, samples: Sequence[TrainingSample]) -> int:
         """Number of target tokens, stop symbols included."""
         return sum(len(ids) for sample in samples for ids in self._target_ids(sample))
+
+    def row_tokens(self, sample: TrainingSample) -> int:
+        """Tokens of a sample's shared row behind its prompt; the same whether rows are shared or not."""
+        return fed_tokens(self._target_ids(sample))
 
     def loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """Summed loss, in nats.
@@ -153,7 +163,10 @@ class Objective:
         return self._processor.layout.prompt(sample.instruction)
 
     def _target_ids(self, sample: TrainingSample) -> list[tuple[int, ...]]:
-        return [self._processor.layout.target_ids(caption)[0] for caption in sample.captions]
+        return [self._ids_of(caption) for caption in sample.captions]
+
+    def _tokenized(self, caption: str) -> tuple[int, ...]:
+        return self._processor.layout.target_ids(caption)[0]
 
     def _cache(self, rows: int) -> DynamicCache | None:
         """Keys and values of the constant text for `rows` rows; computed once, without gradient."""

@@ -28,6 +28,9 @@ from captune.training.samples import TrainingSamples
 
 __all__ = ["Plan", "Planner", "Proposal", "caption_of"]
 
+_WORDS = ("dog", "cat", "man", "bus", "sun", "hat", "pen", "toy", "red", "fox")
+"""What made-up captions are made of; no two begin with the same letter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -95,9 +98,10 @@ class Planner:
         self._sizes: dict[tuple[torch.dtype, str | None, LoraConfig | None], ModelSize] = {}
         found = None if caption_tokens else self._longest_samples()
         self.from_data = found is not None
-        made_up = (caption_of(self._layout, caption_tokens or self._layout.max_target_tokens),)
         together = self._together(config)
-        self.captions = found or [made_up * together] * max(1, config.train.batch_size // together)
+        tokens = caption_tokens or self._layout.max_target_tokens
+        made_up = tuple(caption_of(self._layout, tokens, number) for number in range(together))
+        self.captions = found or [made_up] * max(1, config.train.batch_size // together)
 
     def plan(self, config: RunConfig | None = None) -> Plan:
         """What a configuration takes; by default the run's own."""
@@ -141,19 +145,19 @@ class Planner:
     def training_load(self, config: RunConfig) -> TrainingLoad:
         """The largest micro-batch: that of the longest samples."""
         prompt = self._layout.prompt(config.model.instruction).ids
-        samples = [[len(self._layout.target_ids(text)[0]) for text in texts] for texts in self.micro_batch(config)]
+        samples = [[self._layout.target_ids(text)[0] for text in texts] for texts in self.micro_batch(config)]
         fast = config.train.fast
         if not fast.target_logits:
-            lengths = [length for sample in samples for length in sample]
+            lengths = [len(caption) for sample in samples for caption in sample]
             tokens = len(prompt) + max(lengths)
             # The features of an image are repeated for each of its captions.
             return TrainingLoad(len(lengths), tokens, len(lengths) * (tokens - 1), len(lengths))
-        rows = samples if fast.shared_prefix else [[length] for sample in samples for length in sample]
+        rows = samples if fast.shared_prefix else [[caption] for sample in samples for caption in sample]
         lora = self._model_config.lora is not None or config.train.lora is not None
         constant = fast.constant_prefix and not lora and not config.train.gradient_checkpointing
         cached = constant_prefix_length(prompt) if constant else 0
         multiple = row_multiple(self._device)
-        batch = pack(prompt, [[(0,) * length for length in row] for row in rows], cached=cached, multiple=multiple)
+        batch = pack(prompt, rows, cached=cached, multiple=multiple)
         tokens = batch.input_ids.shape[1]
         positions = min(
             len(batch.targets), targets_at_once(int(self._model_config.text_config.get_text_config().vocab_size))
@@ -258,11 +262,18 @@ class Planner:
         ]
 
 
-def caption_of(layout: PromptLayout, tokens: int) -> str:
-    """A caption of so many tokens, stop symbol included, or as many as the layout allows."""
-    words = ["dog"]
+def caption_of(layout: PromptLayout, tokens: int, number: int = 0) -> str:
+    """A caption of so many tokens, stop symbol included, or as many as the layout allows.
+
+    Args:
+        layout: counts them.
+        tokens: how many.
+        number: captions of other numbers begin otherwise, so that a row has no tokens of theirs in common.
+    """
+    further, first = divmod(number, len(_WORDS))
+    words = [_WORDS[first]]
     while len(layout.target_ids(" ".join(words))[0]) < min(tokens, layout.max_target_tokens):
-        words.append("dog")
+        words.append(_WORDS[further % len(_WORDS)])
     return " ".join(words)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +65,20 @@ class TrainingSamples:
         if not self._slots:
             raise DataError("The training images have no captions; there is nothing to learn from.")
         self._batch = max(1, config.batch_size // together)
-        self._lengths = self._characters() if config.fast.length_buckets else None
+        self._length: Callable[[TrainingSample], int] | None = _characters if config.fast.length_buckets else None
         whole_pass = -(-len(self._slots) // self._batch)
         self.steps_per_epoch = config.steps_per_epoch or whole_pass
         self.total_steps = self.steps_per_epoch * config.epochs
         self._counted = config.steps_per_epoch is not None
-        self._ordered: tuple[int, NDArray[np.int64]] | None = None
+        self._shuffled: tuple[int, NDArray[np.int64]] | None = None
+        self._arranged: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+
+    def measured_by(self, length: Callable[[TrainingSample], int]) -> TrainingSamples:
+        """The same samples, of which those of similar `length` are brought together, where any are."""
+        other = copy(self)
+        other._length = None if self._length is None else length
+        other._arranged = None
+        return other
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -83,8 +92,8 @@ class TrainingSamples:
 
     def longest(self, count: int) -> list[TrainingSample]:
         """The samples with the most characters, with which limits are tried before they are met."""
-        order = np.argsort(-self._characters(), kind="stable")[:count]
-        return [self._pick(int(slot), 0) for slot in order]
+        lengths = np.array([_characters(self._pick(slot, 0)) for slot in range(len(self._slots))])
+        return [self._pick(int(slot), 0) for slot in np.argsort(-lengths, kind="stable")[:count]]
 
     def batch(self, step: int) -> list[TrainingSample]:
         """The samples of optimiser step `step`, over all processes together.
@@ -100,7 +109,10 @@ class TrainingSamples:
         return [self._sample(epoch, place) for place in places]
 
     def _sample(self, passed: int, place: int) -> TrainingSample:
-        return self._pick(int(self._order(passed)[place]), passed)
+        if self._length is None:
+            return self._pick(int(self._shuffle(passed)[place]), passed)
+        pool, within = divmod(place, self._batch * max(1, POOL // self._batch))
+        return self._pick(int(self._pool(passed, pool, self._length)[within]), passed)
 
     def _pick(self, slot: int, passed: int) -> TrainingSample:
         image, first = self._slots[slot]
@@ -119,35 +131,32 @@ class TrainingSamples:
         what = f"{self._images[image].id}/{first}/instruction"
         return self._instructions[self._draw(what, passed, len(self._instructions))]
 
-    def _order(self, passed: int) -> NDArray[np.int64]:
-        """The order of a pass; the last one is kept, since steps ask for it one after the other."""
-        if self._ordered is None or self._ordered[0] != passed:
+    def _shuffle(self, passed: int) -> NDArray[np.int64]:
+        """The slots of a pass in a random order; the last one is kept, since steps ask for it one after the other."""
+        if self._shuffled is None or self._shuffled[0] != passed:
             random = np.random.default_rng([self._seed, passed])
-            shuffled = random.permutation(len(self._slots))
-            if self._lengths is not None:
-                shuffled = self._bucketed(shuffled, self._lengths, random)
-            self._ordered = (passed, shuffled)
-        return self._ordered[1]
+            self._shuffled = (passed, random.permutation(len(self._slots)))
+        return self._shuffled[1]
 
-    def _bucketed(
-        self, shuffled: NDArray[np.int64], lengths: NDArray[np.int64], random: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Sort every pool by length, then shuffle its batches; an incomplete batch stays at the very end."""
-        pool = self._batch * max(1, POOL // self._batch)
-        arranged = []
-        for start in range(0, len(shuffled), pool):
-            chosen = shuffled[start : start + pool]
-            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+    def _pool(self, passed: int, number: int, length: Callable[[TrainingSample], int]) -> NDArray[np.int64]:
+        """A pool of a pass, sorted by length and its batches shuffled; an incomplete batch stays at the very end."""
+        if self._arranged is None or self._arranged[0] != (passed, number):
+            size = self._batch * max(1, POOL // self._batch)
+            chosen = self._shuffle(passed)[number * size : (number + 1) * size]
+            lengths = np.array([length(self._pick(int(slot), passed)) for slot in chosen])
+            chosen = chosen[np.argsort(lengths, kind="stable")]
             whole = len(chosen) // self._batch * self._batch
+            random = np.random.default_rng([self._seed, passed, number])
             batches = random.permutation(chosen[:whole].reshape(-1, self._batch))
-            arranged += [batches.reshape(-1), chosen[whole:]]
-        return np.concatenate(arranged)
-
-    def _characters(self) -> NDArray[np.int64]:
-        """Characters of each sample, which stand for its tokens without asking a vocabulary."""
-        return np.array([sum(map(len, self._pick(slot, 0).captions)) for slot in range(len(self._slots))], np.int64)
+            self._arranged = ((passed, number), np.concatenate([batches.reshape(-1), chosen[whole:]]))
+        return self._arranged[1]
 
     def _draw(self, what: str, passed: int, count: int) -> int:
         """One of `count` for a thing in a pass, the same whatever else is in the data."""
         digest = hashlib.sha256(f"{self._seed}/{passed}/{what}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % count
+
+
+def _characters(sample: TrainingSample) -> int:
+    """Characters of a sample, which stand for its tokens without asking a vocabulary."""
+    return sum(map(len, sample.captions))

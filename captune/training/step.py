@@ -63,6 +63,10 @@ class Stepper:
         place: this process among the others.
         together: within this the language model is run; of a divided one, `Shards.together`.
         compiled: the language model's layers, where they are to be compiled.
+
+    Attributes:
+        samples: the same, those with similar numbers of tokens together.
+        skipped: steps whose loss was of no use.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Stepper:
     ) -> None:
         self._objective = Objective(model, config.model.instruction, config.train.fast, compiled)
         self._features = features
-        self._samples = samples
+        self.samples = samples.measured_by(self._objective.row_tokens)
         self._config = config
         self._place = place
         self._together = together
@@ -96,8 +100,8 @@ class Stepper:
         if lora is not None and lora.dropout:
             # A resumed run draws what the undisturbed one would have drawn.
             torch.manual_seed((self._config.seed << 40) + (step << 12) + self._place.rank)
-        batch = self._samples.batch(step)
-        rate = learning_rate(step, self._samples.total_steps, self._config.train)
+        batch = self.samples.batch(step)
+        rate = learning_rate(step, self.samples.total_steps, self._config.train)
         mine = self._place.share(batch)
         targets = int(self._place.sum(self._objective.target_count(mine)))
         with self._together():
@@ -121,7 +125,7 @@ class Stepper:
 
     def probe(self) -> str | None:
         """Try packed rows on the two longest samples; returns why they are off from now on, or None."""
-        longest = self._samples.longest(2)
+        longest = self.samples.longest(2)
         with self._together():
             return probe(self._objective, longest, self._images(longest))
 

@@ -100,12 +100,15 @@ def test_another_prompt_in_training(make_config: Any, monkeypatch: pytest.Monkey
 
 
 def test_captions_that_see_each_other(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def look_back(parts: torch.Tensor, cached: int) -> torch.Tensor:
-        width = parts.shape[1]
-        return torch.ones(len(parts), 1, width, cached + width, dtype=torch.bool).tril(cached)
+    def look_back(firsts: torch.Tensor, lasts: torch.Tensor, cached: int) -> torch.Tensor:
+        width = firsts.shape[1]
+        return torch.ones(len(firsts), 1, width, cached + width, dtype=torch.bool).tril(cached)
 
     monkeypatch.setattr(packing, "_may_look", look_back)
-    assert "loss mask" in failed(explained(make_config(), caption=1))
+    # The one that stands first in the row has nothing but the prompt to look back to.
+    second, first = (failed(explained(make_config(), caption=number)) for number in (0, 1))
+    assert "loss mask" in second
+    assert not first
 
 
 def test_positions_that_go_on(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +120,7 @@ def test_positions_that_go_on(make_config: Any, monkeypatch: pytest.MonkeyPatch)
         return batch
 
     monkeypatch.setattr(objective, "pack", pack)
-    assert failed(explained(make_config(), caption=1)) == {"positions"}
+    assert failed(explained(make_config(), caption=0)) == {"positions"}
 
 
 def test_labels_off_by_one(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import SIZES, VOCABULARY, tiny_minigpt4
@@ -19,7 +20,7 @@ from captune.model.layer_call import LayerCall
 from captune.training import exactness, logits
 from captune.training.exactness import probe, short_copy
 from captune.training.objective import Objective
-from captune.training.packing import pack, row_multiple
+from captune.training.packing import fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 
 SAMPLES = [
@@ -239,6 +240,43 @@ def test_layout_of_a_row() -> None:
     assert sees[4][:7] == [1, 1, 1, 1, 1, 1, 0]  # the second token of caption one
     assert sees[5][:7] == [1, 1, 1, 1, 0, 0, 1]  # the second caption does not see the first
     assert sees[7][:3] == [1, 1, 0]  # padding sees something, so that nothing is undefined
+
+
+def test_what_captions_begin_with_is_fed_once() -> None:
+    batch = pack([1, -1, 5], [[[7, 8, 9, 2], [6, 2], [7, 8, 2], [7, 8, 9, 2]]], multiple=1)
+    assert batch.input_ids[0].tolist() == [1, -1, 5, 6, 7, 8, 9]
+    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 3, 4, 5]
+    # Targets stand in the order of the captions, one that is there twice counts twice.
+    assert batch.targets.tolist() == [7, 8, 9, 2, 6, 2, 7, 8, 2, 7, 8, 9, 2]
+    assert batch.columns.tolist() == [2, 4, 5, 6, 2, 3, 2, 4, 5, 2, 4, 5, 6]
+    assert fed_tokens([[7, 8, 9, 2], [6, 2]]) == 4
+
+
+def test_every_target_is_predicted_from_its_own_caption() -> None:
+    """Whatever captions have in common: its state sees the prompt and the caption before it, at their positions."""
+    random = np.random.default_rng(0)
+    prompt = [1, -1, -1, 5]
+    for _ in range(60):
+        rows = [
+            [(*random.integers(6, 9, random.integers(0, 6)).tolist(), 2) for _ in range(random.integers(1, 7))]
+            for _ in range(3)
+        ]
+        cached = int(random.integers(0, 2))
+        batch = pack(prompt, rows, cached=cached, multiple=int(random.choice([1, 8])))
+        wanted = [
+            (row, [*prompt, *caption[:place]], target)
+            for row, captions in enumerate(rows)
+            for caption in captions
+            for place, target in enumerate(caption)
+        ]
+        found = []
+        for row, column, target in zip(batch.rows, batch.columns, batch.targets, strict=True):
+            seen = batch.attention_mask[row, 0, column].nonzero().flatten()
+            assert seen[:cached].tolist() == list(range(cached))
+            own = seen[cached:] - cached
+            assert batch.position_ids[row, own].tolist() == list(range(cached, cached + len(own)))
+            found.append((int(row), prompt[:cached] + batch.input_ids[row, own].tolist(), int(target)))
+        assert found == wanted
 
 
 def test_rows_are_padded_for_a_gpu_only() -> None:

@@ -8,7 +8,7 @@ import pytest
 from captune.config import FastConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.errors import DataError
-from captune.training.samples import TrainingSamples
+from captune.training.samples import TrainingSample, TrainingSamples
 
 
 def images(count: int, captions: int = 3) -> list[Sample]:
@@ -52,6 +52,27 @@ def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
         spread[buckets] = sum(max(batch) - min(batch) for batch in batches)
         assert batches[:10] != sorted(batches[:10])
     assert spread[True] < spread[False] / 20
+
+
+def test_another_length_brings_others_together() -> None:
+    """And only pools whose steps are asked for are measured."""
+    rows = [Sample(str(i), f"{i}.jpg", (f"{i % 7} " + "long " * (i % 11),), "train") for i in range(2500)]
+    config = TrainConfig(batch_size=10, captions_per_image=1)
+    measured: list[str] = []
+
+    def length(sample: TrainingSample) -> int:
+        measured.append(sample.captions[0])
+        return int(sample.captions[0].split()[0])
+
+    samples = TrainingSamples(rows, config, seed=1).measured_by(length)
+    for step in range(90):
+        lengths = {sample.captions[0].split()[0] for sample in samples.batch(step)}
+        assert len(lengths) <= 2
+    assert len(measured) == 1020
+    dealt = [sample.image for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
+    assert sorted(dealt) == list(range(2500))
+    unsorted = TrainingSamples(rows, config.model_copy(update={"fast": FastConfig(length_buckets=False)}), seed=1)
+    assert unsorted.measured_by(length).batch(3) == unsorted.batch(3)
 
 
 def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
