@@ -1,5 +1,7 @@
 """Two processes on gloo beside one: the same losses and weights whatever the share of each, and the time of a step.
 
+In a third way the two also divide the frozen language model's layers between them (`train.shard: layers`, FSDP2).
+
     python benchmarks/dist.py [--json]
 
 The same run, its captions of 4 to 30 tokens, so that the processes' shares hold different numbers of targets, is
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from measuring import INSTRUCTION, Output, captions, options
@@ -29,12 +32,15 @@ from captune.config import parse_config
 from captune.data.manifest import Sample
 from captune.training.distributed import world
 from captune.training.samples import TrainingSamples
+from captune.training.sharding import Shards, held_bytes
 from captune.training.step import Stepper
 
 IMAGES, PER_IMAGE, PER_STEP, STEPS, VOCABULARY = 24, 5, 8, 6, 2048
+WAYS = {"one process": 1, "two": 2, "two, divided": 2}
+"""How many processes each way has."""
 
 
-def child(folder: Path) -> None:
+def child(folder: Path, way: str) -> None:
     """One of the processes: train, and leave losses, times and weights behind."""
     torch.set_num_threads(1)
     texts = captions(IMAGES * PER_IMAGE, (4, 30), VOCABULARY)
@@ -51,10 +57,15 @@ def child(folder: Path) -> None:
         }
     )
     with world() as place:
-        model = build(256, 4, VOCABULARY).train()
+        shards = Shards(place) if way == "two, divided" else None
+        with nullcontext() if shards is None else shards.turn_to_load():
+            model = build(256, 4, VOCABULARY).train()
+            if shards is not None:
+                shards.divide(model)
+        held, whole = held_bytes(model)
         samples = TrainingSamples(images, config.train, 0)
         features = torch.randn(IMAGES, QUERIES, FEATURES, generator=torch.Generator().manual_seed(1))
-        stepper = Stepper(model, features, samples, config, place)
+        stepper = Stepper(model, features, samples, config, place, nullcontext if shards is None else shards.together)
         lengths = model.processor.layout
         told = []
         for step in range(STEPS):
@@ -63,72 +74,87 @@ def child(folder: Path) -> None:
             seconds = time.process_time() - began
             mine = place.share(stepper.samples.batch(step))
             own = sum(len(lengths.target_ids(text)[0]) for sample in mine for text in sample.captions)
-            told.append({"loss": result.loss, "seconds": seconds, "targets": own})
-        (folder / f"{place.size}-{place.rank}.json").write_text(json.dumps(told), encoding="utf-8")
+            told.append({"loss": result.loss, "seconds": seconds, "targets": own, "held": held / whole})
+        (folder / f"{way}-{place.rank}.json").write_text(json.dumps(told), encoding="utf-8")
         if place.is_main:
             weights = {name: parameter.detach() for name, parameter in model.trained_parameters()}
-            save_file(weights, folder / f"{place.size}.safetensors")
+            save_file(weights, folder / f"{way}.safetensors")
 
 
-def run(folder: Path, processes: int) -> list[list[dict[str, float]]]:
+def run(folder: Path, way: str) -> list[list[dict[str, float]]]:
     """What each process told of each step."""
-    own = [str(Path(__file__).resolve()), "--child", str(folder)]
+    own = [str(Path(__file__).resolve()), "--child", str(folder), "--way", way]
     command = [sys.executable, *own]
-    if processes > 1:
-        starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    if WAYS[way] > 1:
+        starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WAYS[way]}"]
         command = [sys.executable, *starter, *own]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    return [json.loads((folder / f"{processes}-{rank}.json").read_text()) for rank in range(processes)]
+    return [json.loads((folder / f"{way}-{rank}.json").read_text()) for rank in range(WAYS[way])]
 
 
 def main() -> int:
     parser = options(__doc__, rounds=1)
     parser.add_argument("--child", type=Path, help="be one of the processes; used by the program itself")
+    parser.add_argument("--way", choices=WAYS, help="of which way")
     arguments = parser.parse_args()
     if arguments.child is not None:
-        child(arguments.child)
+        child(arguments.child, arguments.way)
         return 0
     output = Output(arguments.json, f"{STEPS} steps of {PER_STEP} images x {PER_IMAGE} captions of 4 to 30 tokens")
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        times: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(arguments.rounds):
-            for processes, collected in times.items():
-                told = run(folder, processes)
+            told = {way: run(folder, way) for way in WAYS}
+            for way, each in told.items():
                 # The first step also computes what is kept for the run.
-                collected += [max(each[step]["seconds"] for each in told) for step in range(1, STEPS)]
-        one = [step["loss"] for step in run(folder, 1)[0]]
-        both = run(folder, 2)
-        weights = [load_file(folder / f"{processes}.safetensors") for processes in (1, 2)]
-    two = [step["loss"] for step in both[0]]
-    difference = max(abs(a - b) / a for a, b in zip(one, two, strict=True))
-    moved = torch.cat([(weights[0][key] - weights[1][key]).reshape(-1) for key in weights[0]])
-    distance = float(moved.norm() / torch.cat([value.reshape(-1) for value in weights[0].values()]).norm())
-    ratio = sorted(times[1])[len(times[1]) // 2] / sorted(times[2])[len(times[2]) // 2]
+                times[way] += [max(one[step]["seconds"] for one in each) for step in range(1, STEPS)]
+        weights = {way: load_file(folder / f"{way}.safetensors") for way in WAYS}
+    peer, *others = WAYS
+    seconds = {way: sorted(taken)[len(taken) // 2] for way, taken in times.items()}
+    losses = {way: [step["loss"] for step in each[0]] for way, each in told.items()}
+    length = torch.cat([value.reshape(-1) for value in weights[peer].values()]).norm()
+    rows = []
+    for way in others:
+        moved = torch.cat([(weights[peer][key] - weights[way][key]).reshape(-1) for key in weights[peer]])
+        values = {
+            "ratio": round(seconds[peer] / seconds[way], 3),
+            "loss_difference": max(abs(a - b) / a for a, b in zip(losses[peer], losses[way], strict=True)),
+            "weights_difference": float(moved.norm() / length),
+            "held": max(each[0]["held"] for each in told[way]),
+            "targets": [[int(step["targets"]) for step in each] for each in told[way]],
+        }
+        rows.append(values)
+        output.line(kind="way", way=way, **values)
     output.table(
-        ["step", "loss, one process", "loss, two", "difference", "targets of each"],
+        ["step", *(f"loss, {way}" for way in WAYS), "targets of each"],
         [
             [
                 step,
-                f"{a:.6f}",
-                f"{b:.6f}",
-                f"{abs(a - b) / a:.1e}",
-                " + ".join(str(each[step]["targets"]) for each in both),
+                *(f"{losses[way][step]:.7f}" for way in WAYS),
+                " + ".join(str(each[step]["targets"]) for each in told["two"]),
             ]
-            for step, (a, b) in enumerate(zip(one, two, strict=True))
+            for step in range(STEPS)
         ],
     )
-    output.say(f"\nweights differ by {distance:.1e}; a step takes {ratio:.2f} times less processor time in each of two")
-    output.line(
-        kind="result",
-        ratio=round(ratio, 3),
-        loss_difference=difference,
-        weights_difference=distance,
-        targets=[[int(step["targets"]) for step in each] for each in both],
+    output.say("")
+    output.table(
+        ["", "loss difference", "weights", "processor time", "language model held by each"],
+        [
+            [
+                way,
+                f"{row['loss_difference']:.1e}",
+                f"{row['weights_difference']:.1e}",
+                f"{row['ratio']:.2f} times less",
+                f"{row['held']:.0%}",
+            ]
+            for way, row in zip(others, rows, strict=True)
+        ],
     )
-    return 0 if difference < 1e-5 else 1
+    output.line(kind="result", **rows[0])
+    return 0 if all(row["loss_difference"] < 1e-5 for row in rows) else 1
 
 
 if __name__ == "__main__":
