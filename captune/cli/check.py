@@ -15,6 +15,7 @@ from captune.cli.importing import Callbacks, counts_in_words, summary_as_json, w
 from captune.cli.prepare_options import Check, ProblemsFile
 
 if TYPE_CHECKING:
+    from captune.data.checks import TargetFlaw
     from captune.data.importing import Summary
 
 __all__ = ["check", "register"]
@@ -36,7 +37,7 @@ def check(
     max_words: Annotated[int, typer.Option(min=1, help="Note captions with more words.")] = 100,
     model: Annotated[
         str | None,
-        typer.Option(help="A model (folder, hub id or toy): note captions longer than its targets may be."),
+        typer.Option(help="A model (folder, hub id or toy): note captions that it cannot learn whole."),
     ] = None,
     against: Annotated[
         list[Path] | None,
@@ -58,7 +59,7 @@ def check(
     from captune.data.problems import plural
     from captune.data.text import Reading
 
-    is_truncated = None if model is None else _truncation(model)
+    flaw = None if model is None else _flaw_by(model)
     reading = Reading(manifest)
     with watched(manifest.name, reading, problems) as callbacks:
         summary = check_manifest(
@@ -67,7 +68,7 @@ def check(
             check=check_images,
             min_side=min_side,
             max_words=max_words,
-            is_truncated=is_truncated,
+            flaw=flaw,
             progress=callbacks.progress,
             on_problem=callbacks.on_problem,
         )
@@ -129,10 +130,17 @@ def histogram(words: Counter[int]) -> list[str]:
     return lines
 
 
-def _truncation(model: str) -> Callable[[str], bool]:
-    """Whether training of a model would cut a caption."""
+def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
+    """What a model cannot learn of a caption."""
     from captune.model.loading import resolve_model
     from captune.model.processor import MiniGPT4Processor
 
     layout = MiniGPT4Processor.from_pretrained(resolve_model(model)).layout
-    return lambda caption: layout.target_ids(caption)[1]
+    stop = layout.conversation.stop_symbol.strip()
+
+    def flaw(caption: str) -> TargetFlaw | None:
+        if stop and stop in caption:
+            return "stopped"
+        return "truncated" if layout.target_ids(caption)[1] else None
+
+    return flaw

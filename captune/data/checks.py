@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Final, Literal
 
 from captune.data.first_seen import FirstSeen
 from captune.data.images import check_image
@@ -16,7 +17,15 @@ from captune.data.problems import Problem, Problems
 from captune.data.text import Reading
 from captune.errors import DataError
 
-__all__ = ["check_manifest"]
+__all__ = ["TargetFlaw", "check_manifest"]
+
+TargetFlaw = Literal["truncated", "stopped"]
+"""Why a model cannot learn a caption whole, as a kind of problem."""
+
+_FLAWS: Final[dict[TargetFlaw, str]] = {
+    "truncated": "is longer than a target may be; training cuts its end.",
+    "stopped": "holds what ends an answer of this model; generation would stop there.",
+}
 
 
 def check_manifest(
@@ -26,7 +35,7 @@ def check_manifest(
     check: ImageCheck = "decode",
     min_side: int = 32,
     max_words: int = 100,
-    is_truncated: Callable[[str], bool] | None = None,
+    flaw: Callable[[str], TargetFlaw | None] | None = None,
     progress: Callable[[int], None] | None = None,
     on_problem: Callable[[Problem], None] | None = None,
     workers: int | None = None,
@@ -36,7 +45,7 @@ def check_manifest(
     What makes training fail (`Summary.problems.fatal` counts it): malformed and non-UTF-8 rows, duplicate ids,
     missing and undecodable images, and a needed split without images. What is only worth knowing: images smaller
     than `min_side`, an image under two ids, a caption twice at one image, captions of more than `max_words` words,
-    and targets that training would cut.
+    and captions that cannot be learnt whole.
 
     Args:
         manifest: its path, or the open file where somebody wants to know how much is read.
@@ -44,7 +53,7 @@ def check_manifest(
         check: how far images are looked at; sizes are known only when they are decoded.
         min_side: least width and height in pixels that is not noted.
         max_words: longest caption, in words between white space, that is not noted.
-        is_truncated: whether training would cut a caption; None leaves this question out.
+        flaw: what is wrong with a caption as a model's target; None leaves this question out.
         progress: called now and then with the number of rows done.
         on_problem: called with every problem as it is met.
         workers: threads that decode images; as many as processors by default, at most eight.
@@ -81,7 +90,7 @@ def check_manifest(
             else:
                 message = f"the image '{sample.image}' of '{sample.id}' stands on line {first} under another id."
                 problems.append(Problem(name, line, "shared", message))
-            problems += _caption_problems(name, line, sample, max_words, is_truncated)
+            problems += _caption_problems(name, line, sample, max_words, flaw)
             for problem in problems:
                 summary.problems.add(problem)
             if progress is not None and done % 32 == 0:
@@ -119,7 +128,7 @@ def _image_problems(name: str, line: int, path: Path, check: ImageCheck, min_sid
 
 
 def _caption_problems(
-    name: str, line: int, sample: Sample, max_words: int, is_truncated: Callable[[str], bool] | None
+    name: str, line: int, sample: Sample, max_words: int, flaw: Callable[[str], TargetFlaw | None] | None
 ) -> Iterator[Problem]:
     """What is remarkable about the captions of an image."""
     for place, caption in enumerate(sample.captions, 1):
@@ -130,5 +139,6 @@ def _caption_problems(
         words = len(caption.split())
         if words > max_words:
             yield Problem(name, line, "long", f"{which} has {words} words, more than {max_words}.")
-        if is_truncated is not None and is_truncated(caption):
-            yield Problem(name, line, "truncated", f"{which} is longer than a target may be; training cuts its end.")
+        wrong = None if flaw is None else flaw(caption)
+        if wrong is not None:
+            yield Problem(name, line, wrong, f"{which} {_FLAWS[wrong]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ KINDS: Final = {
     "repeated": "repeated caption",
     "long": "over-long caption",
     "truncated": "truncated target",
+    "stopped": "caption with a stop symbol",
 }
 """Each kind of problem and what one of it is called."""
 
-NOTES: Final = frozenset({"repaired", "small", "shared", "repeated", "long", "truncated"})
+NOTES: Final = frozenset({"repaired", "small", "shared", "repeated", "long", "truncated", "stopped"})
 """The kinds that are worth knowing and stop nothing."""
 
 _SHOWN = 50
@@ -99,8 +101,8 @@ class Problems:
 
 def plural(count: int, name: str) -> str:
     """A number and its noun: "1 image", "2,000 images", "2 images under two ids"."""
-    noun, under, rest = name.partition(" under ")
-    return f"{count:,} {noun}{'' if count == 1 else 's'}{under}{rest}"
+    noun, *rest = re.split("(?= under | with )", name, maxsplit=1)
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{''.join(rest)}"
 
 
 def printable(text: str) -> str:

@@ -61,9 +61,12 @@ def test_json_for_programs(manifest: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_targets_that_training_would_cut(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", reason="needs the extra 'train'")
-    write_manifest(manifest, [Sample("a", "a.jpg", ("A dog .", "dog " * 500), "train")])
+    write_manifest(manifest, [Sample("a", "a.jpg", ("A dog .", "dog " * 500, "A ### dog ."), "train")])
     assert check(manifest, "--model", "toy", "--max-words", "1000") == 0
-    assert "1 truncated target" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 truncated target" in told
+    assert "1 caption with a stop symbol" in told
+    assert check(manifest, "--model", "toy", "--strict") == 2
 
 
 def test_no_manifest_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

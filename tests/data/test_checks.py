@@ -65,7 +65,7 @@ def test_everything_is_found_with_its_line_in_order(manifest: Path) -> None:
     summary = check_manifest(
         manifest,
         needed_splits=["train", "test"],
-        is_truncated=lambda caption: caption.startswith("far"),
+        flaw=lambda caption: "truncated" if caption.startswith("far") else None,
         on_problem=seen.append,
     )
     assert [(problem.line, problem.kind) for problem in summary.problems.first] == FOUND
