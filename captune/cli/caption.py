@@ -183,6 +183,7 @@ def _run(
     """Work on a job's folder; how many images are in quarantine."""
     from captune.bulk import Job, JobIdentity, Progress, run_shards
     from captune.bulk.ray_engine import Workers, run_with_ray
+    from captune.data.problems import plural
 
     captioner: Captioner = captions.captioner
     identity = JobIdentity(captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options))
@@ -198,10 +199,12 @@ def _run(
         else:
             run_shards(captions, job, waiting, progress)
     rejected = job.gather_quarantine()
-    skipped = f"; {job.skipped:,} images were captioned before" if job.skipped else ""
-    typer.echo(f"{progress}{skipped}; captions are in {folder}", err=True)
+    skipped = f"; {plural(job.skipped, 'image')} captioned before" if job.skipped else ""
+    said = progress if waiting else "nothing is left to do"
+    typer.echo(f"{said}{skipped}; captions are in {folder}", err=True)
     if rejected:
-        typer.echo(f"{rejected:,} images could not be captioned: {folder / 'quarantine.jsonl'} says why.", err=True)
+        many = plural(rejected, "image")
+        typer.echo(f"{many} could not be captioned: {folder / 'quarantine.jsonl'} says why.", err=True)
     return rejected
 
 
