@@ -148,8 +148,13 @@ class FusedLayers:
 def _fused_norm(module: nn.Module, epsilon: float) -> Iterator[None]:
     weight = module.weight
     assert isinstance(weight, Tensor)
-    with replaced_forward(module):
-        module.forward = lambda states: normed(states, weight, epsilon)
+    with replaced_forward(module) as (_, own):
+
+        def forward(states: Tensor) -> Any:
+            # In other formats, which a quantized model may have between its layers, rounding has an order of its own.
+            return normed(states, weight, epsilon) if states.dtype == torch.float32 else own(states)
+
+        module.forward = forward
         yield
 
 
@@ -159,9 +164,14 @@ def _fused_rotation(family: Any) -> Iterator[None]:
 
     def turned(queries: Tensor, keys: Tensor, cosines: Tensor, sines: Tensor, *args: Any, **given: Any) -> Any:
         # Families that turn a part of each head do it here or before; what is not as it was tried is left to them.
-        if args or given or cosines.ndim != 3 or not cosines.shape[-1] == queries.shape[-1] == keys.shape[-1]:
-            return own(queries, keys, cosines, sines, *args, **given)
-        return rotated(queries, keys, cosines, sines)
+        as_tried = (
+            not (args or given)
+            and cosines.ndim == 3
+            and cosines.shape[-1] == queries.shape[-1] == keys.shape[-1]
+            and queries.dtype == keys.dtype == torch.float32
+        )
+        turn = rotated if as_tried else own
+        return turn(queries, keys, cosines, sines, *args, **given)
 
     setattr(family, _ROTARY, turned)
     try:

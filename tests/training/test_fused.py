@@ -102,6 +102,24 @@ def test_everything_is_put_back() -> None:
     assert "forward" not in vars(model.llm.model.norm)
 
 
+def test_other_formats_between_the_layers_are_left_to_the_family() -> None:
+    from transformers.models.llama import modeling_llama
+
+    model = family("llama")
+    norm, states = model.llm.model.norm, torch.randn(3, 32).bfloat16()
+    angles = torch.randn(1, 3, 4).repeat(1, 1, 2)
+    heads = torch.randn(1, 2, 3, 8).bfloat16()
+
+    def said() -> list[torch.Tensor]:
+        turned = modeling_llama.apply_rotary_pos_emb(heads, heads, angles.cos(), angles.sin())
+        return [norm(states), *turned]
+
+    wanted = said()
+    with FusedLayers(model.llm).in_use():
+        found = said()
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
 def test_only_frozen_layers_in_float32() -> None:
     model = family("llama")
     model.llm.model.norm.weight.requires_grad_()
