@@ -6,7 +6,8 @@ The peer is `Blip2ForConditionalGeneration` with a LLaMA text model, everything 
 trained by `Trainer` with dropout 0: one row a caption, the tower for each of them in every epoch, logits everywhere.
 Captune trains the same module objects on the same batches in the same order: it decodes the image files and runs the
 tower once (counted), keeps the features on disk and reads them from there, for five epochs. The peer's pixels lie
-decoded in memory, which is in its favour. Dims: language model 512 x 8, tower 192 x 6 at 257 tokens, 8 images x 5
+decoded in memory, which is in its favour. The steps are taken by turns, one of each way, so that a busy neighbour of
+the machine is in the way of all of them. Dims: language model 512 x 8, tower 192 x 6 at 257 tokens, 8 images x 5
 captions of 14 tokens a step, vocabulary 4,096; the tower takes a fifth of the peer's work, as ViT-g does beside
 Vicuna-7B.
 """
@@ -16,10 +17,12 @@ from __future__ import annotations
 import copy
 import sys
 import tempfile
+import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from measuring import INSTRUCTION, Output, alternate, captions, median, options, relative, use_numbers
+from measuring import INSTRUCTION, Output, captions, median, options, relative, use_numbers
 
 # isort: split
 import numpy as np
@@ -31,7 +34,9 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2VisionConfig,
     LlamaConfig,
+    PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -120,6 +125,13 @@ def same_parts(peer: Blip2ForConditionalGeneration) -> MiniGPT4:
     return use_numbers(model.freeze().eval())
 
 
+def with_own_projection(model: MiniGPT4) -> MiniGPT4:
+    """The same model's own modules but for a copy of its projection."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "projection": copy.deepcopy(model.projection)}
+    return other
+
+
 class Task:
     """One training, for both: files, captions, order and schedule."""
 
@@ -194,8 +206,12 @@ class Peer:
     def reset(self) -> None:
         self.model.language_projection.load_state_dict(self._start)
 
-    def train(self) -> list[float]:
-        """All steps under the Trainer; the loss of each."""
+    def train(self, between: TrainerCallback) -> list[float]:
+        """All steps under the Trainer; the loss of each.
+
+        Args:
+            between: called after every step.
+        """
         self.reset()
         train = self._task.config.train
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -222,14 +238,17 @@ class Peer:
             data_collator=self.collate,
             train_dataset=self.rows,
             optimizers=(optimizer, schedule),
+            callbacks=[between],
         )
-        trainer.pop_callback(trainer.callback_handler.callbacks[-1].__class__)
+        trainer.pop_callback(PrinterCallback)
         trainer.train()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def train(model: MiniGPT4, task: Task, start: dict[str, torch.Tensor], fast: dict[str, bool]) -> list[float]:
-    """All steps of captune, the features of every image included; the loss of each."""
+def train(
+    model: MiniGPT4, task: Task, start: dict[str, torch.Tensor], fast: dict[str, bool]
+) -> Generator[float, None, None]:
+    """The loss of each step of captune; the features of every image are made before the first."""
     model.projection.load_state_dict(start)
     with tempfile.TemporaryDirectory(dir=task.folder) as root:
         identity = TowerIdentity("", "", "", torch.float32, QUERIES, model.config.feature_size)
@@ -240,7 +259,31 @@ def train(model: MiniGPT4, task: Task, start: dict[str, torch.Tensor], fast: dic
         config = task.settings(**fast)
         samples = TrainingSamples(task.images, config.train, 0)
         stepper = Stepper(model.train(), store.read(contents), samples, config, World(0, 1, torch.device("cpu")))
-        return [stepper.take(step).loss for step in range(samples.total_steps)]
+        for step in range(samples.total_steps):
+            yield stepper.take(step).loss
+
+
+class ByTurns(TrainerCallback):
+    """After each step of the Trainer one of every other way.
+
+    Args:
+        ways: each gives its losses.
+
+    Attributes:
+        losses: of the steps taken, by way.
+        seconds: of processor time that they took, by way.
+    """
+
+    def __init__(self, ways: dict[str, Generator[float, None, None]]) -> None:
+        self._ways = ways
+        self.losses: dict[str, list[float]] = {name: [] for name in ways}
+        self.seconds = dict.fromkeys(ways, 0.0)
+
+    def on_step_end(self, *args: Any, **given: Any) -> None:
+        for name, steps in self._ways.items():
+            began = time.process_time()
+            self.losses[name].append(next(steps))
+            self.seconds[name] += time.process_time() - began
 
 
 def gradient(model: MiniGPT4, task: Task, fast: dict[str, bool]) -> tuple[float, torch.Tensor]:
@@ -271,23 +314,22 @@ def main() -> int:
         start = {name: value.clone() for name, value in model.projection.state_dict().items()}
         wanted_loss, wanted = peer.gradient()
         first = {name: gradient(model, task, fast) for name, fast in PIECES.items()}
-        losses: dict[str, list[float]] = {}
-        weights: dict[str, torch.Tensor] = {}
-
-        def of_peer() -> None:
-            losses["peer"] = peer.train()
-            weights["peer"] = blip2.language_projection.weight.detach().clone()
-
-        def of_captune(name: str) -> None:
-            losses[name] = train(model, task, start, PIECES[name])
-            weights[name] = model.projection.weight.detach().clone()
-
-        ways = {"peer": of_peer, **{name: lambda name=name: of_captune(name) for name in PIECES}}
-        seconds = median(alternate(ways, arguments.rounds))
-    rate = {name: task.captions / value for name, value in seconds.items()}
+        models = {name: with_own_projection(model) for name in PIECES}
+        seconds: dict[str, list[float]] = {name: [] for name in ("peer", *PIECES)}
+        for _ in range(arguments.rounds):
+            turns = ByTurns({name: train(models[name], task, start, fast) for name, fast in PIECES.items()})
+            began = time.process_time()
+            losses = {"peer": peer.train(turns), **turns.losses}
+            seconds["peer"].append(time.process_time() - began - sum(turns.seconds.values()))
+            for name, taken in turns.seconds.items():
+                seconds[name].append(taken)
+    weights = {name: models[name].projection.weight.detach() for name in PIECES}
+    weights["peer"] = blip2.language_projection.weight.detach()
+    rate = {name: task.captions / value for name, value in median(seconds).items()}
     update = (weights["peer"] - start["weight"]).norm()
+    each_round = [f"{a / b:.2f}" for a, b in zip(seconds["peer"], seconds["captune"], strict=True)]
     rows = []
-    for name in ways:
+    for name in seconds:
         loss, found = first.get(name, (wanted_loss, wanted))
         values = {
             "captions_per_s": round(rate[name], 2),
@@ -315,7 +357,8 @@ def main() -> int:
         ],
     )
     output.say(
-        "\nDifferences are relative to the peer: loss and projection gradient of the first step, the largest loss\n"
+        f"\nRatio of captune in each round: {', '.join(each_round)}.\n"
+        "Differences are relative to the peer: loss and projection gradient of the first step, the largest loss\n"
         "difference of any step, and the final weights' distance over the length of the whole update."
     )
     output.line(kind="result", **rows[1])
