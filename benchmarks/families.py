@@ -89,8 +89,11 @@ def features(model: MiniGPT4) -> torch.Tensor:
     return torch.randn(len(SAMPLES), 4, 24, generator=random).to(model.projection.weight.dtype)
 
 
-def gradient(model: MiniGPT4, fast: FastConfig) -> tuple[float, torch.Tensor]:
-    loss = Objective(model, INSTRUCTION, fast).loss(SAMPLES, features(model))
+def gradient(model: MiniGPT4, fast: FastConfig, *, whole: bool = False) -> tuple[float, torch.Tensor]:
+    objective = Objective(model, INSTRUCTION, fast)
+    if whole:
+        objective.keep_layers_whole()
+    loss = objective.loss(SAMPLES, features(model))
     found = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
     return float(loss.detach()), torch.cat([part.reshape(-1) for part in found])
 
@@ -122,20 +125,25 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
     """Differences of a family, and what the probe says."""
     model = build(kind, settings, lora)
     answer: dict[str, Any] = {"identical": False, "float64_gradient": None}
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    reason = probe(objective, SAMPLES, features(model))
+    # Where the probe leaves the layers whole, so do the comparisons.
+    whole = not objective.in_parts
     try:
-        (plain_loss, plain), (packed_loss, packed) = gradient(model, PLAIN), gradient(model, FastConfig())
+        (plain_loss, plain), (packed_loss, packed) = gradient(model, PLAIN), gradient(model, FastConfig(), whole=whole)
         answer["loss_difference"] = abs(packed_loss - plain_loss) / plain_loss
         answer["gradient_relative_difference"] = relative(packed, plain)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         answer["raises"] = type(error).__name__
-    reason = probe(Objective(model, INSTRUCTION, FastConfig()), SAMPLES, features(model))
     answer["probe"] = "packed" if reason is None else "plain rows"
     answer["reason"] = reason
     if reason is None:
         double = build(kind, settings, lora).double()
         # Experts' grouped products exist in float32 and below only.
         with precise_norms(double), contextlib.suppress(RuntimeError):
-            answer["float64_gradient"] = relative(gradient(double, FastConfig())[1], gradient(double, SEPARATE)[1])
+            answer["float64_gradient"] = relative(
+                gradient(double, FastConfig(), whole=whole)[1], gradient(double, SEPARATE)[1]
+            )
         ways = {"plain": lambda: gradient(model, PLAIN), "packed": lambda: gradient(model, FastConfig())}
         seconds = median(alternate(ways, 3))
         answer["ratio"] = round(seconds["plain"] / seconds["packed"], 2)
