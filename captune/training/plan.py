@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from captune.config import LoraConfig, RunConfig, parse_config
-from captune.errors import DataError
-from captune.model import MiniGPT4Config, MiniGPT4Processor, PromptLayout
+from captune.model import MiniGPT4Config, MiniGPT4Processor
 from captune.model.loading import compute_dtype
 from captune.model.memory import (
     RESERVE,
@@ -21,15 +20,11 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.model.size import ModelSize, measure_model
-from captune.protocols import training_images
 from captune.training.logits import targets_at_once
+from captune.training.longest import captions_together, longest_samples, made_up_samples
 from captune.training.packing import constant_prefix_length, pack, row_multiple
-from captune.training.samples import TrainingSamples
 
-__all__ = ["Plan", "Planner", "Proposal", "caption_of"]
-
-_WORDS = ("dog", "cat", "man", "bus", "sun", "hat", "pen", "toy", "red", "fox")
-"""What made-up captions are made of; no two begin with the same letter."""
+__all__ = ["Plan", "Planner", "Proposal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +91,10 @@ class Planner:
         self._device = device
         self.processes = processes
         self._sizes: dict[tuple[torch.dtype, str | None, LoraConfig | None], ModelSize] = {}
-        found = None if caption_tokens else self._longest_samples()
+        found = None if caption_tokens else longest_samples(config)
         self.from_data = found is not None
-        together = self._together(config)
         tokens = caption_tokens or self._layout.max_target_tokens
-        made_up = tuple(caption_of(self._layout, tokens, number) for number in range(together))
-        self.captions = found or [made_up] * max(1, config.train.batch_size // together)
+        self.captions = found or made_up_samples(config, self._layout, tokens)
 
     def plan(self, config: RunConfig | None = None) -> Plan:
         """What a configuration takes; by default the run's own."""
@@ -217,7 +210,7 @@ class Planner:
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
         """Batch sizes with which both phases fit, or None."""
         found: list[str] = []
-        together = self._together(self._config)
+        together = captions_together(self._config.train)
         samples = len(self.micro_batch(self._config))
         for phase, key, largest, unit in (
             ("training", "train.micro_batch_size", samples, together),
@@ -236,45 +229,12 @@ class Planner:
     def _changed(self, overrides: Sequence[str]) -> RunConfig:
         return parse_config(self._config.model_dump(mode="json"), overrides) if overrides else self._config
 
-    def _together(self, config: RunConfig) -> int:
-        """Captions of an image that are one sample."""
-        return config.train.captions_per_image if config.train.targets == "each" else 1
-
     def micro_batch(self, config: RunConfig) -> list[tuple[str, ...]]:
         """The captions of the longest samples that are computed at once."""
-        together = self._together(config)
+        together = captions_together(config.train)
         mine = -(-max(1, config.train.batch_size // together) // self.processes)
         limit = config.train.micro_batch_size
         return self.captions[: mine if limit is None else min(mine, max(1, limit // together))]
-
-    def _longest_samples(self) -> list[tuple[str, ...]] | None:
-        """What the longest samples of the data teach, or None where there is no data yet."""
-        config = self._config
-        try:
-            images = training_images(config)
-        except DataError:
-            if config.data.train.exists():
-                raise
-            return None
-        samples = TrainingSamples(images, config.train, config.seed)
-        return [
-            sample.captions for sample in samples.longest(max(1, config.train.batch_size // self._together(config)))
-        ]
-
-
-def caption_of(layout: PromptLayout, tokens: int, number: int = 0) -> str:
-    """A caption of so many tokens, stop symbol included, or as many as the layout allows.
-
-    Args:
-        layout: counts them.
-        tokens: how many.
-        number: captions of other numbers begin otherwise, so that a row has no tokens of theirs in common.
-    """
-    further, first = divmod(number, len(_WORDS))
-    words = [_WORDS[first]]
-    while len(layout.target_ids(" ".join(words))[0]) < min(tokens, layout.max_target_tokens):
-        words.append(_WORDS[further % len(_WORDS)])
-    return " ".join(words)
 
 
 def _halved(count: int) -> Iterator[int]:
