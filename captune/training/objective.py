@@ -97,10 +97,11 @@ class Objective:
         # The text in front of the image is the same for every instruction, unless a layout asks before it shows.
         cached = self._cached if prompt.ids[: self._cached] == self._prompt.ids[: self._cached] else 0
         multiple = row_multiple(features.device)
-        batch = pack(prompt.ids, rows, cached=cached, multiple=multiple).to(features.device)
+        batch = pack(prompt.ids, rows, cached=cached, multiple=multiple)
         cache = self._cache(len(rows)) if cached else None
+        # The layers are told of the batch before it is on a GPU, which would be waited for.
         with self._layers(batch):
-            return target_loss(self._model, batch, features, cache)
+            return target_loss(self._model, batch.to(features.device), features, cache)
 
     @contextmanager
     def _layers(self, batch: PackedBatch) -> Iterator[None]:
