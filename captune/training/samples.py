@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
+from os.path import commonprefix
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +67,10 @@ class TrainingSamples:
         if not self._slots:
             raise DataError("The training images have no captions; there is nothing to learn from.")
         self._batch = max(1, config.batch_size // together)
-        self._length: Callable[[TrainingSample], int] | None = _characters if config.fast.length_buckets else None
+        # Without a vocabulary characters stand for tokens.
+        fast = config.fast
+        self._characters = _of_shared_row if fast.shared_prefix and fast.target_logits else _of_all_captions
+        self._length: Callable[[TrainingSample], int] | None = self._characters if fast.length_buckets else None
         whole_pass = -(-len(self._slots) // self._batch)
         self.steps_per_epoch = config.steps_per_epoch or whole_pass
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -91,8 +96,8 @@ class TrainingSamples:
         return sum(len(image.captions) for image in self._images)
 
     def longest(self, count: int) -> list[TrainingSample]:
-        """The samples with the most characters, with which limits are tried before they are met."""
-        lengths = np.array([_characters(self._pick(slot, 0)) for slot in range(len(self._slots))])
+        """The samples with the most characters to be fed, with which limits are tried before they are met."""
+        lengths = np.array([self._characters(self._pick(slot, 0)) for slot in range(len(self._slots))])
         return [self._pick(int(slot), 0) for slot in np.argsort(-lengths, kind="stable")[:count]]
 
     def batch(self, step: int) -> list[TrainingSample]:
@@ -157,6 +162,12 @@ class TrainingSamples:
         return int.from_bytes(digest[:8], "big") % count
 
 
-def _characters(sample: TrainingSample) -> int:
-    """Characters of a sample, which stand for its tokens without asking a vocabulary."""
+def _of_all_captions(sample: TrainingSample) -> int:
+    """Characters of a sample's captions, one after the other."""
     return sum(map(len, sample.captions))
+
+
+def _of_shared_row(sample: TrainingSample) -> int:
+    """The same, but what captions begin with in common counts once, as it is fed once."""
+    common = sum(len(commonprefix(pair)) for pair in pairwise(sorted(sample.captions)))  # noqa: RUF071  # no paths
+    return _of_all_captions(sample) - common

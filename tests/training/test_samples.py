@@ -75,6 +75,16 @@ def test_another_length_brings_others_together() -> None:
     assert unsorted.measured_by(length).batch(3) == unsorted.batch(3)
 
 
+def test_the_longest_sample_is_the_one_with_the_longest_row() -> None:
+    """Five times the same caption is one in a shared row, and five in rows of their own."""
+    same = Sample("same", "same.jpg", ("a dog that runs " * 2,) * 5, "train")
+    other = Sample("other", "other.jpg", ("one dog runs on grass", "two dogs stand", "the sun sets"), "train")
+    for shared, longest in ((True, "other"), (False, "same")):
+        config = TrainConfig(captions_per_image=5, fast=FastConfig(shared_prefix=shared))
+        (found,) = TrainingSamples([same, other], config, seed=1).longest(1)
+        assert [same, other][found.image].id == longest
+
+
 def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
     samples = TrainingSamples(images(50), TrainConfig(batch_size=8, targets="one", epochs=3), seed=1)
     drawn = [captions_of(samples, epoch) for epoch in range(3)]
