@@ -167,11 +167,12 @@ def fed_tokens(captions: Sequence[Sequence[int]]) -> int:
 def _may_look(firsts: Tensor, lasts: Tensor, cached: int) -> Tensor:
     """(B, 1, S, C + S): backwards, to tokens that are part of a caption that the own one is part of, and to the cache.
 
+    Tokens stand in the order of their first captions, so an earlier one shares one if its last caption is late enough.
     Padding looks at the first token, for a row of a mask that allows nothing gives undefined numbers.
     """
     width = firsts.shape[1]
     backwards = torch.ones(width, width, dtype=torch.bool).tril()
-    sees = backwards & (firsts.unsqueeze(2) <= lasts.unsqueeze(1)) & (firsts.unsqueeze(1) <= lasts.unsqueeze(2))
+    sees = backwards & (firsts.unsqueeze(2) <= lasts.unsqueeze(1))
     sees[:, :, 0] |= lasts < 0
     whole_cache = torch.ones(len(firsts), width, cached, dtype=torch.bool)
     return torch.cat([whole_cache, sees], dim=2).unsqueeze(1)
