@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+_PARTS = {"llm": "language model", "vision": "vision tower"}
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,13 @@ def load_adapter(
     if record.parts is not None and base_model is None:
         from captune.model.build import build
 
-        joined = build(llm=record.parts["llm"], vision=record.parts["vision"], **options)
+        for part, path in record.parts.items():
+            if Path(path).is_absolute() and not Path(path).exists():
+                raise WeightsError(
+                    f"{folder} was trained on the {_PARTS[part]} {path}, which is not there; put it back, or change "
+                    f"'{part}' under 'parts' in its checkpoint.json."
+                )
+        joined = build(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
         load_trained(joined, folder)
         joined.eval()
         return joined

@@ -6,6 +6,7 @@ What joins them is new and random. Until it has been aligned on image-text pairs
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS
+from captune.model.sketch import sketch
 from captune.model.tokenizer import load_tokenizer
 from captune.model.towers import preview_tower, with_tower
 
@@ -44,6 +46,8 @@ def build(
     seed: int = 0,
     vision_heads: int = 16,
     qformer_heads: int = 12,
+    parts: Sequence[str] = ("vision", "qformer", "llm"),
+    aligned: bool = False,
     **llm_options: Any,
 ) -> MiniGPT4:
     """Join a vision tower and a language model by a new projection.
@@ -59,6 +63,8 @@ def build(
         seed: of the new projection.
         vision_heads: attention heads of the original's tower.
         qformer_heads: attention heads of the original's Q-Former.
+        parts: the large parts that are kept; where the vision tower is not, `absent` keeps what identifies it.
+        aligned: a checkpoint brings the projection, so no warning says that it has to be aligned first.
         llm_options: for the language model's `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Returns:
@@ -90,13 +96,19 @@ def build(
         model.llm = load_language_model(llm, dtype=dtype, **llm_options)
     model.processor = _converse(model.config, llm, conversation, max_target_tokens)
     _renew_projection(model, seed)
-    logger.warning(
-        "The projection between %s and %s is new and random: align it on image-text pairs first (stage 1), with the "
-        "settings of %s.",
-        vision,
-        llm,
-        ALIGNMENT_CONFIG,
-    )
+    if not aligned:
+        logger.warning(
+            "The projection between %s and %s is new and random: align it on image-text pairs first (stage 1), with "
+            "the settings of %s.",
+            vision,
+            llm,
+            ALIGNMENT_CONFIG,
+        )
+    if "vision" not in parts:
+        model.absent = sketch((f"vision.{name}", p) for name, p in model.vision.named_parameters())
+        model.vision = nn.Identity()
+    if "llm" not in parts:
+        model.llm = nn.Identity()
     return model
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
@@ -22,7 +22,6 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
-from captune.model.sketch import sketch
 
 __all__ = [
     "EVERYTHING",
@@ -151,7 +150,12 @@ def load_model(
     if config.quantization is not None and "llm" in parts:
         options["quantization_config"] = quantization_config(config.quantization, dtype)
         options["device_map"] = {"": device}
-    model = _joined(config, options, parts) if config.llm is not None else _whole(config, options, parts)
+    if config.llm is not None:
+        from captune.model.build import build
+
+        model = build(llm=config.llm, vision=str(config.vision), parts=parts, **options)
+    else:
+        model = _whole(config, options, parts)
     model.projection.float()
     if "quantization_config" not in options:
         model.to(device)
@@ -175,18 +179,6 @@ def _whole(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -
         return MiniGPT4.from_pretrained(path, parts=tuple(parts), **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"The model {config.path} cannot be loaded: {why_unread(config.path, error)}") from error
-
-
-def _joined(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -> MiniGPT4:
-    from captune.model.build import build
-
-    model = build(llm=str(config.llm), vision=str(config.vision), **options)
-    if "vision" not in parts:
-        model.absent = sketch((f"vision.{name}", p) for name, p in model.vision.named_parameters())
-        model.vision = nn.Identity()
-    if "llm" not in parts:
-        model.llm = nn.Identity()
-    return model
 
 
 def load_checked(

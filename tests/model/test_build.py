@@ -31,13 +31,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from captune.captioner import Captioner
 from captune.cli import app, call, run
-from captune.config import load_config, parse_config
+from captune.config import ModelConfig, load_config, parse_config
+from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
 from captune.model import CONVERSATIONS, MiniGPT4
 from captune.model.adapter import read_record
 from captune.model.build import ALIGNMENT_CONFIG, build, preview_parts
 from captune.model.chat import conversation_of
+from captune.model.loading import LANGUAGE, load_model
 from captune.model.lora import attach_lora
 from captune.model.preview import preview_model
 from captune.training import train
@@ -320,7 +323,11 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     assert record.parts == {"llm": str(llama3), "vision": str(siglip)}
     tuned, new = MiniGPT4.from_pretrained(folder), build(llm=llama3, vision=siglip)
     assert not torch.equal(tuned.projection.weight, new.projection.weight)
-    assert len(tuned.caption(PICTURE, max_new_tokens=3)) == 1
+    caption = tuned.caption(PICTURE, max_new_tokens=3)
+    assert [Captioner.from_pretrained(folder)(PICTURE, None, DecodingOptions(max_new_tokens=3))] == caption
+    without_tower = load_model(ModelConfig(path=str(folder)), torch.device("cpu"), parts=LANGUAGE)
+    assert torch.equal(without_tower.projection.weight, tuned.projection.weight)
+    assert not list(without_tower.vision.parameters())
     preview = preview_model(config.model)[0]
     assert (preview.image_tokens, preview.feature_size) == (tuned.config.image_tokens, tuned.config.feature_size)
     assert preview.wrapping == tuned.config.wrapping
