@@ -56,12 +56,15 @@ def check(
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
     """
     from captune.data.checks import check_manifest
+    from captune.data.outputs import check_output
     from captune.data.problems import plural
     from captune.data.text import Reading
 
+    if problems is not None:
+        check_output(problems, command="check", reads=[manifest, *(against or [])], option="--problems")
     flaw = None if model is None else _flaw_by(model)
     reading = Reading(manifest)
-    with watched(manifest.name, reading, problems) as callbacks:
+    with watched(manifest.name, reading, problems, "check") as callbacks:
         summary = check_manifest(
             reading,
             needed_splits=split,

@@ -98,7 +98,7 @@ def compare(
         images=images,
     )
     names = _names(predictions, name)
-    given.spare([*references, *predictions], out)
+    scoring.check_out(out, "compare", [*references, *predictions, data, protocol, document_frequencies])
     read = read_references(given.the_one(references, "--references"), split)
     warnings: list[str] = []
     scored = _score_all(read, [read_predictions(path) for path in predictions], names, options, warnings)
@@ -107,7 +107,7 @@ def compare(
     tests = _test_all(scored, confidence, resamples, trials, seed)
     report = _json if as_json else _tables
     text = report(scored, tests, form=form.value, digits=digits, confidence=confidence, warnings=warnings)
-    scoring.write(text, out)
+    scoring.write(text, out, "compare")
 
 
 def _names(paths: list[Path], given: list[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,8 +78,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
 ) -> None:
     """Turn the original MiniGPT-4 files into captune's: a model, a checkpoint (both ways), a configuration."""
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists already; give another --out, or --overwrite.")
+    _check_out(out, [llm, vision, qformer, checkpoint, to_official, config], overwrite=overwrite)
     files_given = any(given is not None for given in (llm, vision, qformer, checkpoint))
     if config is not None:
         if files_given or to_official is not None:
@@ -99,6 +99,33 @@ def convert(
             trained = {"checkpoint": checkpoint, "lora_alpha": lora_alpha}
             _import(out, dtype, arch, {**files, **heads, **trained})
     typer.echo(out)
+
+
+def _check_out(out: Path, reads: list[Path | str | None], *, overwrite: bool) -> None:
+    """See that nothing that is read, and no folder that is not a model, is replaced.
+
+    Raises:
+        InputError: it would be.
+    """
+    from captune.data.outputs import check_output, check_output_folder
+
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already; give another --out, or --overwrite.")
+    given = [read for read in reads if read is not None]
+    if not out.is_dir():
+        check_output(out, command="convert", reads=given, overwrite=overwrite)
+        return
+    check_output_folder(out, reads=given)
+    if any(out.iterdir()) and not _is_captune_model(out):
+        raise InputError(f"{out} is a folder without a model of captune, and is not replaced; give another --out.")
+
+
+def _is_captune_model(folder: Path) -> bool:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return str(kind).startswith("captune")
 
 
 def _import(out: Path, dtype: NumberFormat, arch: Arch, given: dict[str, Any]) -> None:

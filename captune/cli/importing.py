@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 import warnings
@@ -48,7 +49,7 @@ class Update(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every format is asked alike: out, images, check, strict, JSON summary, file for the problems."""
+    """What every format is asked alike: out, images, check, strict, JSON summary, file for the problems, overwrite."""
 
     out: Path
     images: Path | None
@@ -56,6 +57,7 @@ class Options:
     strict: bool
     as_json: bool
     problems: Path | None
+    overwrite: bool = False
 
 
 def find_file(source: Path, names: Iterable[str], origin: str) -> Path:
@@ -113,8 +115,17 @@ def import_rows(
         DataError: see `captune.data.importing.prepare`.
     """
     from captune.data.importing import prepare
+    from captune.data.outputs import check_output
+    from captune.errors import InputError
 
-    with watched(source.name, reading, options.problems) as callbacks:
+    check_output(options.out, command="prepare", reads=[source], overwrite=options.overwrite)
+    if options.problems is not None:
+        check_output(
+            options.problems, command="prepare", reads=[source], overwrite=options.overwrite, option="--problems"
+        )
+        if os.path.realpath(options.problems) == os.path.realpath(options.out):
+            raise InputError(f"'{options.out}' is the manifest; give --problems another name.")
+    with watched(source.name, reading, options.problems, "prepare") as callbacks:
         summary = prepare(
             rows,
             source=str(source),
@@ -122,6 +133,7 @@ def import_rows(
             out=options.out,
             check=options.check,
             strict=options.strict,
+            overwrite=options.overwrite,
             progress=callbacks.progress,
             on_problem=callbacks.on_problem,
         )
@@ -195,20 +207,21 @@ class Callbacks:
 
 
 @contextlib.contextmanager
-def watched(title: str, reading: HasShare, problems: Path | None) -> Iterator[Callbacks]:
+def watched(title: str, reading: HasShare, problems: Path | None, command: str) -> Iterator[Callbacks]:
     """Show a progress bar on a terminal and write problems to a file while the block runs.
 
     Args:
         title: what the bar is called.
         reading: knows how much is read.
         problems: a file for every problem, or None.
+        command: the command that writes it.
 
     Yields:
         the callbacks to give to the library.
     """
     with (
         warnings.catch_warnings(),
-        _problem_log(problems) as on_problem,
+        _problem_log(problems, command) as on_problem,
         _progress_bar(title, reading) as update,
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
@@ -222,16 +235,16 @@ def watched(title: str, reading: HasShare, problems: Path | None) -> Iterator[Ca
 
 
 @contextlib.contextmanager
-def _problem_log(path: Path | None) -> Iterator[Callable[[Problem], None] | None]:
+def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Problem], None] | None]:
     """A callback that writes every problem to a file; the file is kept when the import fails for its data."""
-    from captune.data.atomic import atomic_file
+    from captune.data.outputs import output_file
     from captune.errors import DataError
 
     if path is None:
         yield None
         return
     failure: DataError | None = None
-    with atomic_file(path) as stream:
+    with output_file(path, command=command) as stream:
 
         def write(problem: Problem) -> None:
             stream.write(json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n")

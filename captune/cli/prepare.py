@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captune.cli.importing import Options, find_file, import_rows, resplit
-from captune.cli.prepare_options import AsJson, Check, Images, Out, ProblemsFile, Splits, Strict
+from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Splits, Strict
 from captune.cli.prepare_own import folder, hf, table, webdataset
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def flickr30k(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Flickr30k from the Hugging Face CSV (all splits), Kaggle's results.csv or the token file (no splits).
 
@@ -80,7 +81,7 @@ def flickr30k(
     file = find_file(source, _FLICKR30K_FILES, _FLICKR30K_ORIGIN)
     reading = Reading(file)
     rows = token_rows(reading) if ".token" in file.suffixes else flickr30k_rows(reading)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(resplit(rows, splits), file, reading, _FLICKR30K_IMAGES, options)
 
 
@@ -97,6 +98,7 @@ def flickr8k(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Flickr8k, and every file of lines 'image#n<TAB>caption', or Kaggle's captions.txt.
 
@@ -112,7 +114,7 @@ def flickr8k(
     rows: Iterable[Row | Problem] = token_rows(reading)
     listed = {} if splits else listed_splits(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(rows, file, reading, ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset"), options)
 
 
@@ -125,6 +127,7 @@ def karpathy(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Karpathy's JSON of Flickr8k, Flickr30k or COCO; 'restval' stays a split of its own.
 
@@ -134,7 +137,7 @@ def karpathy(
     from captune.data.text import Reading
 
     reading = Reading(source)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(karpathy_rows(reading), source, reading, ("images", "flickr30k-images", ""), options)
 
 
@@ -151,6 +154,7 @@ def coco(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """COCO's caption files; ids are COCO's numbers.
 
@@ -162,7 +166,7 @@ def coco(
     reading = Reading(source)
     name = source.name.split(".")[0].rsplit("_", 1)[-1]
     rows = coco_rows(reading, split=split or split_of_name(source.name))
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(resplit(rows, splits), source, reading, (name, f"../{name}", "images"), options)
 
 
@@ -175,6 +179,7 @@ def nocaps(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """NoCaps; in-domain, near-domain and out-domain are kept beside the split and scored apart as well.
 
@@ -184,7 +189,7 @@ def nocaps(
     from captune.data.text import Reading
 
     reading = Reading(source)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     rows = coco_rows(reading, split=split_of_name(source.name))
     import_rows(rows, source, reading, ("validation", "val", "images"), options)
 
@@ -198,6 +203,7 @@ def textcaps(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """TextCaps; the split is each entry's own, the id TextCaps' own.
 
@@ -207,7 +213,7 @@ def textcaps(
     from captune.data.textcaps import textcaps_rows
 
     reading = Reading(source)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(textcaps_rows(reading), source, reading, ("train_images", "images"), options)
 
 
@@ -226,6 +232,7 @@ def chinese(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Flickr30k-CN and COCO-CN; ids and images are those of the English data, so that leaks between them are seen.
 
@@ -243,5 +250,5 @@ def chinese(
     rows: Iterable[Row | Problem] = token_rows(reading, split=split or split_of_name(file.name))
     listed = {} if splits or split else chinese_lists(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(with_coco_names(rows), file, reading, ("images", "flickr30k-images", ""), options)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["AsJson", "Check", "Images", "Out", "ProblemsFile", "Splits", "Strict"]
+__all__ = ["AsJson", "Check", "Images", "Out", "Overwrite", "ProblemsFile", "Splits", "Strict"]
 
 Images = Annotated[
     Path | None,
@@ -27,4 +27,7 @@ Splits = Annotated[
 ProblemsFile = Annotated[
     Path | None,
     typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files at --out and --problems that this command did not write.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captune.cli.importing import Options, import_rows
-from captune.cli.prepare_options import AsJson, Check, Images, Out, ProblemsFile, Strict
+from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Strict
 
 if TYPE_CHECKING:
     from captune.data.table import Columns
@@ -42,6 +42,7 @@ def table(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """A table with a caption or an image a row; rows of the same image are brought together.
 
@@ -59,7 +60,7 @@ def table(
         images = _target(out, images)
         images.mkdir(parents=True, exist_ok=True)
         embedded = EmbeddedImages(images)
-    options = Options(out, images, check_images, strict, as_json, problems)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     rows = table_rows(reading, columns, split=split, embedded=embedded)
     import_rows(rows, source, reading, ("images", ""), options)
 
@@ -72,12 +73,15 @@ def folder(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """A folder of images with a text file of the same name beside each, one caption a line."""
     from captune.data.folder import FolderReading
 
     reading = FolderReading(source, split=split)
-    import_rows(reading.rows(), source, reading, (), Options(out, source, check_images, strict, as_json, problems))
+    import_rows(
+        reading.rows(), source, reading, (), Options(out, source, check_images, strict, as_json, problems, overwrite)
+    )
 
 
 def hf(
@@ -96,6 +100,7 @@ def hf(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """A Hugging Face data set: saved by save_to_disk, a folder of data files, or on the hub; no code of it is run.
 
@@ -109,7 +114,11 @@ def hf(
     reading = HuggingFaceReading(source, columns, EmbeddedImages(target), configuration=configuration, split=split)
     target.mkdir(parents=True, exist_ok=True)
     import_rows(
-        reading.rows(), Path(source), reading, (), Options(out, target, check_images, strict, as_json, problems)
+        reading.rows(),
+        Path(source),
+        reading,
+        (),
+        Options(out, target, check_images, strict, as_json, problems, overwrite),
     )
 
 
@@ -122,6 +131,7 @@ def webdataset(
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Webdataset tars: 000123.jpg beside 000123.txt (a caption a line) or 000123.json ("caption" or "captions").
 
@@ -134,7 +144,9 @@ def webdataset(
     target = _target(out, images)
     reading = WebDatasetReading(source, EmbeddedImages(target), split=split)
     target.mkdir(parents=True, exist_ok=True)
-    import_rows(reading.rows(), source, reading, (), Options(out, target, check_images, strict, as_json, problems))
+    import_rows(
+        reading.rows(), source, reading, (), Options(out, target, check_images, strict, as_json, problems, overwrite)
+    )
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:

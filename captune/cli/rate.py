@@ -229,11 +229,13 @@ def _print_links(store: Store, base: str, *, as_json: bool) -> None:
 
 def _show_results(store: Store, sources: list[Path], least: float, out: Path | None, *, as_json: bool) -> None:
     """Print the results and put them into the run they belong to."""
-    from captune.apps.rating.export import results_json, write_results
+    from captune.apps.rating.export import check_results, results_json, write_results
     from captune.apps.rating.results import compute_results
     from captune.cli.rating_output import print_results
     from captune.data.atomic import atomic_file
 
+    if out is not None:
+        check_results(out)
     found = compute_results(store, least)
     if as_json:
         print(results_json(found), end="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,14 +71,27 @@ def _report_one(
 ) -> list[Path]:
     """Report on one run or table and return the files written."""
     from captune.report import analyse, write_report
+    from captune.report.files import write_whole
+    from captune.report.write import REPORT_FILES
 
     run, source_folder = _read(source)
     folder = None if terminal else out or source_folder
     files = []
     if folder is not None:
         formats = ("png", "svg", "pdf") if pdf else ("png", "svg")
+        names = [name for name in REPORT_FILES if name != "metrics.pdf" or pdf]
+        # The names of a run's own report are reserved in its folder; elsewhere they may be anybody's.
+        own = source_folder is not None and folder.resolve() == source_folder.resolve()
+        if not own:
+            _check_files(folder, names, [source])
         files = write_report(
-            folder, run, intervals=intervals, chart_formats=formats, language=lang, source=source_folder
+            folder,
+            run,
+            intervals=intervals,
+            chart_formats=formats,
+            language=lang,
+            source=source_folder,
+            write=write_whole if own else _write_output,
         )
     if as_json:
         print_json(run_as_json(run, analyse(run)), files)
@@ -91,18 +105,41 @@ def _report_one(
 def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, lang: str, as_json: bool) -> list[Path]:
     """Compare several runs and return the files written."""
     from captune.report import compare_runs, write_comparison
+    from captune.report.write import COMPARISON_FILES
 
     read = {name: _read(source) for name, source in zip(_names(sources), sources, strict=True)}
     comparison = compare_runs({name: run for name, (run, _) in read.items()})
     files = []
     if out is not None:
+        _check_files(out, COMPARISON_FILES, sources)
         _, pictures_of = next(iter(read.values()))
-        files = write_comparison(out, comparison, pictures_of, intervals=intervals, language=lang)
+        files = write_comparison(out, comparison, pictures_of, intervals=intervals, language=lang, write=_write_output)
     if as_json:
         print_json(comparison.to_dict(), files)
     else:
         print_comparison(comparison, intervals=intervals)
     return files
+
+
+def _check_files(folder: Path, names: Iterable[str], sources: list[Path]) -> None:
+    """See that no file of a report replaces a file that is read or that is not of an earlier report.
+
+    Raises:
+        InputError: one would.
+    """
+    from captune.data.outputs import check_output
+
+    for name in names:
+        check_output(folder / name, command="report", reads=sources)
+
+
+def _write_output(path: Path, content: bytes | str) -> Path:
+    """Write a file of a report outside of a run and keep a record of it."""
+    from captune.data.outputs import output_file
+
+    with output_file(path, "wb", command="report") as stream:
+        stream.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+    return path
 
 
 def _read(source: Path) -> tuple[RunScores, Path | None]:

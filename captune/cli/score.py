@@ -94,7 +94,7 @@ def score(
         clip=clip,
         images=images,
     )
-    given.spare([*references, *predictions], out)
+    scoring.check_out(out, "score", [*references, *predictions, training, data, protocol, document_frequencies])
     read = read_references(given.the_one(references, "--references"), split)
     file = given.the_one(predictions, "--predictions", "; `captune compare` takes several")
     system = scoring.load_system(read, read_predictions(file), file.stem, options)
@@ -118,7 +118,7 @@ def score(
         if intervals:
             notes.insert(0, _about_intervals(intervals, resamples, seed))
         text = _table(scores, intervals, extras, metric, form.value, digits, notes)
-    scoring.write(text, out)
+    scoring.write(text, out, "score")
 
 
 def _key_of(name: str) -> str:

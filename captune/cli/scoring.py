@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from captune.metrics import Scorer, Scores
     from captune.metrics.files import Predictions, References
 
-__all__ = ["System", "load_system", "make_scorer", "score_system", "to_json", "warn", "write"]
+__all__ = ["System", "check_out", "load_system", "make_scorer", "score_system", "to_json", "warn", "write"]
 
 
 @dataclass
@@ -129,12 +129,24 @@ def to_json(answer: dict[str, Any]) -> str:
     return json.dumps(finite(answer), allow_nan=False)
 
 
-def write(text: str, out: Path | None) -> None:
+def check_out(out: Path | None, command: str, reads: list[Path | str | None]) -> None:
+    """See that an answer may be written; of what is read, options that were left out are None.
+
+    Raises:
+        InputError: it may not.
+    """
+    from captune.data.outputs import check_output
+
+    if out is not None:
+        check_output(out, command=command, reads=[read for read in reads if read is not None])
+
+
+def write(text: str, out: Path | None, command: str) -> None:
     """Print the answer, or put it into a file that is there whole or not at all."""
     if out is None:
         print(text)
         return
-    from captune.data.atomic import atomic_file
+    from captune.data.outputs import output_file
 
-    with atomic_file(out) as stream:
+    with output_file(out, command=command) as stream:
         stream.write(text + "\n")

@@ -41,7 +41,6 @@ __all__ = [
     "Tokenize",
     "Tokenizer",
     "metric_keys",
-    "spare",
     "the_one",
 ]
 
@@ -209,16 +208,3 @@ def the_one(files: list[Path], option: str, advice: str = "") -> Path:
         named = ", ".join(f"'{file}'" for file in files)
         raise MetricInputError(f"{option} was given {len(files)} times ({named}); give one file{advice}.")
     return files[0]
-
-
-def spare(files: list[Path], out: Path | None) -> None:
-    """See that an answer is not written over what it comes from.
-
-    Raises:
-        MetricInputError: it would be.
-    """
-    from captune.errors import MetricInputError
-
-    for file in files:
-        if out is not None and out.exists() and file.exists() and out.samefile(file):
-            raise MetricInputError(f"'{file}' is read here; give --out another name.")

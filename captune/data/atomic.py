@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
@@ -31,18 +31,29 @@ def atomic_file(
     *,
     encoding: str = "utf-8",
     newline: str | None = "\n",
+    before_rename: Callable[[Path, Path], None] | None = None,
 ) -> contextlib.AbstractContextManager[IO[str]]: ...
 
 
 @overload
 def atomic_file(
-    path: str | os.PathLike[str], mode: Literal["wb"], *, encoding: str = "utf-8", newline: str | None = "\n"
+    path: str | os.PathLike[str],
+    mode: Literal["wb"],
+    *,
+    encoding: str = "utf-8",
+    newline: str | None = "\n",
+    before_rename: Callable[[Path, Path], None] | None = None,
 ) -> contextlib.AbstractContextManager[IO[bytes]]: ...
 
 
 @contextlib.contextmanager
 def atomic_file(
-    path: str | os.PathLike[str], mode: str = "w", *, encoding: str = "utf-8", newline: str | None = "\n"
+    path: str | os.PathLike[str],
+    mode: str = "w",
+    *,
+    encoding: str = "utf-8",
+    newline: str | None = "\n",
+    before_rename: Callable[[Path, Path], None] | None = None,
 ) -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` only when the block ends without an exception.
 
@@ -54,6 +65,8 @@ def atomic_file(
         mode: "w" for text or "wb" for bytes.
         encoding: of text.
         newline: line end of text, as in `open`; `\\n` by default, so that bytes are the same everywhere.
+        before_rename: called with the complete hidden file and the final name, just before the one becomes the other;
+            not called for a device or a pipe.
 
     Yields:
         the open stream.
@@ -80,6 +93,8 @@ def atomic_file(
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
+            if before_rename is not None:
+                before_rename(partial, target)
             if target.exists():
                 shutil.copymode(target, partial)
             os.replace(partial, target)

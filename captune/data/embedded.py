@@ -6,6 +6,7 @@ import hashlib
 import os
 import posixpath
 import secrets
+import stat
 from pathlib import Path
 
 from captune.data.first_seen import FirstSeen
@@ -32,6 +33,8 @@ _ENDINGS = {
 class EmbeddedImages:
     """The folder that images are written to. Nothing is ever written outside of it, and no link in it is followed.
 
+    A file that is there already is never replaced by other bytes: it may belong to another manifest, or to the user.
+
     Args:
         folder: made when the first image comes.
     """
@@ -45,8 +48,8 @@ class EmbeddedImages:
 
         Args:
             data: the bytes of the image file.
-            name: as the data set calls it; its folders are dropped. The name of another image, and no name at all,
-                become a hash of the bytes.
+            name: as the data set calls it; its folders are dropped. The name of another image, or of a file with
+                other bytes that is there already, and no name at all, become a hash of the bytes.
 
         Returns:
             name of the file in the folder; the same bytes under the same name are written once.
@@ -64,6 +67,8 @@ class EmbeddedImages:
         if len(os.fsencode(chosen)) > _LONGEST_NAME:
             chosen = ""
         before = self._names.line_of(chosen) if chosen else mark + 1
+        if before is None and _holds_other_bytes(safe_join(self.folder, chosen), data):
+            before = mark + 1
         if before is not None and before != mark:
             chosen = digest.hex() + ending
             before = self._names.line_of(chosen)
@@ -73,7 +78,9 @@ class EmbeddedImages:
         return chosen
 
     def _write(self, target: Path, data: bytes) -> None:
-        """A file that is whole or not there; a link under its name is replaced, not followed."""
+        """A file that is whole or not there; the same bytes are not written again."""
+        if os.path.lexists(target) and not _holds_other_bytes(target, data):
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{secrets.token_hex(8)}.partial"
         try:
@@ -84,3 +91,12 @@ class EmbeddedImages:
             partial.unlink(missing_ok=True)
             error.filename = str(target)
             raise
+
+
+def _holds_other_bytes(target: Path, data: bytes) -> bool:
+    """Whether a name is taken by a link, a folder or a file of other bytes."""
+    try:
+        state = target.lstat()
+    except OSError:
+        return False
+    return not (stat.S_ISREG(state.st_mode) and state.st_size == len(data) and target.read_bytes() == data)

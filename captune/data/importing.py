@@ -23,6 +23,7 @@ from captune.data.first_seen import FirstSeen
 from captune.data.images import check_image
 from captune.data.lookahead import in_order
 from captune.data.manifest import Sample, check_image_name, text_fault, write_manifest
+from captune.data.outputs import check_output
 from captune.data.problems import Problem, Problems, plural
 from captune.errors import DataError
 
@@ -101,6 +102,7 @@ def prepare(
     out: str | os.PathLike[str],
     check: ImageCheck = "decode",
     strict: bool = False,
+    overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
     on_problem: Callable[[Problem], None] | None = None,
     workers: int | None = None,
@@ -114,6 +116,7 @@ def prepare(
         out: the manifest; it appears whole or not at all.
         check: how far images are looked at.
         strict: write nothing if anything is wrong; otherwise bad rows are left out and counted.
+        overwrite: replace a file at `out` that an import did not write.
         progress: called now and then with the number of rows done.
         on_problem: called with every problem as it is met.
         workers: threads that decode images; as many as processors by default, at most eight.
@@ -122,6 +125,7 @@ def prepare(
         what was written and what was left out.
 
     Raises:
+        InputError: `out` must not be written; see `captune.data.outputs.check_output`.
         DataError: the image folder is absent, no image is left, or `strict` and anything is wrong; the message
             lists the bad rows.
         OSError: from the file system, with the name of the manifest.
@@ -132,15 +136,14 @@ def prepare(
             f"the image folder '{images}' is not there; give it with --images, "
             "or pass --check-images none to prepare without the image files."
         )
-    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
-        raise DataError(f"'{out}' is the annotation file itself; give the manifest another name.")
+    check_output(out, command="prepare", reads=[source], overwrite=overwrite)
     summary = Summary(problems=Problems(on_problem=on_problem))
     found = _cleaned(rows, source)
     if check != "none":
         found = _with_images(found, source, folder, check, workers)
     with contextlib.closing(found):
         samples = _counted(found, summary, _image_prefix(folder, Path(out)), progress)
-        write_manifest(out, _accepted(samples, summary, source, strict))
+        write_manifest(out, _accepted(samples, summary, source, strict), command="prepare")
     return summary
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from captune.data.atomic import atomic_file
 from captune.data.first_seen import FirstSeen
+from captune.data.outputs import output_file
 from captune.data.problems import Problem, Problems, plural
 from captune.data.text import Reading, decode_line, parse_json, raw_lines
 from captune.errors import DataError
@@ -148,12 +149,13 @@ def read_manifest(path: str | os.PathLike[str], split: str | None = None) -> lis
     return list(iter_manifest(path, split))
 
 
-def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample]) -> int:
+def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], *, command: str | None = None) -> int:
     """Write a manifest that appears under its name whole or not at all.
 
     Args:
         path: the manifest; parents are made.
         samples: may be a generator; an exception of it leaves what stood under `path`.
+        command: keeps a record that this command wrote it; see `captune.data.outputs`.
 
     Returns:
         how many were written.
@@ -162,7 +164,7 @@ def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample]) -> i
         OSError: from the file system, with the name of the manifest.
     """
     count = 0
-    with atomic_file(path) as stream:
+    with atomic_file(path) if command is None else output_file(path, command=command) as stream:
         for sample in samples:
             row = {"id": sample.id, "image": sample.image, "captions": sample.captions, "split": sample.split}
             if sample.domain is not None:

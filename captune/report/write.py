@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from captune.report.analysis import analyse
 from captune.report.bare_table import csv_table
@@ -17,7 +19,24 @@ from captune.report.sentences import analysis_markdown
 from captune.report.table import latex_table, markdown_table
 from captune.report.training_log import TrainingLog, read_log
 
-__all__ = ["write_comparison", "write_page", "write_report"]
+__all__ = ["COMPARISON_FILES", "REPORT_FILES", "Writer", "write_comparison", "write_page", "write_report"]
+
+REPORT_FILES = (
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "analysis.md",
+    "metrics.png",
+    "metrics.svg",
+    "metrics.pdf",
+    "report.html",
+)
+"""Files of a report on one run."""
+COMPARISON_FILES = ("table.md", "table.csv", "table.tex", "comparison.md", "report.html")
+"""Files of a comparison of runs."""
+
+Writer: TypeAlias = Callable[[Path, bytes | str], Path]
+"""Writes one file, complete or not at all."""
 
 
 def write_report(
@@ -28,6 +47,7 @@ def write_report(
     chart_formats: tuple[str, ...] = ("png", "svg"),
     language: str = "en",
     source: Path | None = None,
+    write: Writer = write_whole,
 ) -> list[Path]:
     """Write table, chart, analysis and page; to be called after every evaluation.
 
@@ -40,6 +60,7 @@ def write_report(
         source: the run's folder, by default `run_dir`. Small pictures are looked for in its `thumbnails/`, the
             training's loss in its `log.jsonl`, what people said in its `rating.json`, how the model travels in its
             `matrix.json`; all may be missing.
+        write: writes each file.
 
     Returns:
         The files, in the order they were written; each is whole under its name.
@@ -58,7 +79,7 @@ def write_report(
     }
     contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
     contents["report.html"] = _page(source or run_dir, scores, language)
-    return [write_whole(run_dir / name, content) for name, content in contents.items()]
+    return [write(run_dir / name, content) for name, content in contents.items()]
 
 
 def write_comparison(
@@ -68,6 +89,7 @@ def write_comparison(
     *,
     intervals: bool = False,
     language: str = "en",
+    write: Writer = write_whole,
 ) -> list[Path]:
     """Write table, tests and page of several runs.
 
@@ -77,6 +99,7 @@ def write_comparison(
         pictures_of: a run directory whose `thumbnails/` hold the images; by default `folder`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         language: "en" or "zh", in which the page opens.
+        write: writes each file.
 
     Returns:
         The files, in the order they were written; each is whole under its name.
@@ -93,7 +116,7 @@ def write_comparison(
         "comparison.md": comparison_markdown(comparison),
         "report.html": page,
     }
-    return [write_whole(folder / name, content) for name, content in contents.items()]
+    return [write(folder / name, content) for name, content in contents.items()]
 
 
 def write_page(run_dir: Path, *, language: str = "en") -> Path:

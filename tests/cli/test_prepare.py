@@ -74,6 +74,27 @@ def test_the_summary_for_programs(repository: Path, flickr30k: Path) -> None:
     assert (problem["line"], problem["kind"]) == (5, "empty")
 
 
+def test_a_manifest_replaces_only_a_manifest_of_prepare(repository: Path, flickr30k: Path) -> None:
+    source = flickr30k / "flickr_annotations_30k.csv"
+    arguments = ["prepare", "flickr30k", ".", "--check-images", "none", "--out"]
+    for out in (source, flickr30k / "notes"):
+        (flickr30k / "notes").write_text("mine")
+        before = out.read_bytes()
+        done = run(repository, flickr30k, *arguments, out)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert out.read_bytes() == before
+        done = run(repository, flickr30k, *arguments, "new", "--problems", out)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert out.read_bytes() == before
+    assert not (flickr30k / "new").exists()
+    assert run(repository, flickr30k, *arguments, "notes", "--overwrite").returncode == 0
+    assert run(repository, flickr30k, *arguments, "notes").returncode == 0
+    assert run(repository, flickr30k, *arguments, source, "--overwrite").returncode == 2
+    assert run(repository, flickr30k, *arguments, "new", "--problems", "new").returncode == 2
+
+
 def test_strict_exits_with_two_and_writes_the_problems_but_no_manifest(repository: Path, flickr30k: Path) -> None:
     cut = flickr30k / "flickr30k-images" / "1.jpg"
     cut.write_bytes(cut.read_bytes()[:900])

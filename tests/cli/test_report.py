@@ -119,11 +119,32 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     assert expected in err
 
 
-def test_unwritable_place_is_one_sentence_and_exit_code_1(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("report", run_dir, "--out", run_dir / "scores.json") == 1
+def test_a_file_in_place_of_the_folder_is_one_sentence_and_exit_code_2(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call("report", run_dir, "--out", run_dir / "scores.json") == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "cannot be written" in err
+    assert "is a file, and a folder is needed there" in err
+
+
+def test_a_report_replaces_neither_its_table_nor_files_of_others(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("checkpoint,BLEU-1\na,0.5\nb,0.6\n")
+    before = table.read_bytes()
+    assert _call("report", table, "--out", tmp_path) == 2
+    assert "is read here" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("of somebody else")
+    assert _call("report", table, "--out", tmp_path / "out") == 2
+    assert _call("report", run_dir, "--out", tmp_path / "out") == 2
+    assert "report.html' exists, and captune report did not write it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    assert _call("report", table, "--out", tmp_path / "new") == 0
+    assert _call("report", table, "--out", tmp_path / "new") == 0
+    assert table.read_bytes() == before
 
 
 def test_a_closed_pipe_is_no_traceback(run_dir: Path, repository: Path) -> None:

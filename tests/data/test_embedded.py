@@ -65,13 +65,27 @@ def test_folders_of_a_name_are_dropped(tmp_path: Path, name: str) -> None:
     assert everything_below(tmp_path) == ["images", "images/up.png"]
 
 
-def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
+def test_a_link_under_the_name_is_neither_replaced_nor_followed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "images" / "a.png").symlink_to(tmp_path / "precious")
-    EmbeddedImages(tmp_path / "images").add(picture(), "a.png")
+    name = EmbeddedImages(tmp_path / "images").add(picture(), "a.png")
     assert (tmp_path / "precious").read_text() == "precious"
-    assert (tmp_path / "images" / "a.png").read_bytes() == picture()
+    assert (tmp_path / "images" / "a.png").is_symlink()
+    assert name != "a.png"
+    assert (tmp_path / "images" / name).read_bytes() == picture()
+
+
+def test_a_file_of_other_bytes_is_never_replaced(tmp_path: Path) -> None:
+    first = EmbeddedImages(tmp_path).add(picture(), "a.png")
+    before = (tmp_path / "a.png").stat()
+    other = EmbeddedImages(tmp_path).add(picture() + b"more", "a.png")
+    again = EmbeddedImages(tmp_path).add(picture(), "a.png")
+    assert first == again == "a.png" != other
+    assert (tmp_path / "a.png").read_bytes() == picture()
+    assert (tmp_path / "a.png").stat().st_ino == before.st_ino  # the same bytes are not even written again
+    assert (tmp_path / other).read_bytes() == picture() + b"more"
+    assert EmbeddedImages(tmp_path).add(picture() + b"more", "a.png") == other  # the same import names it the same
 
 
 def test_an_image_too_large_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

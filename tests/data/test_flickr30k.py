@@ -18,7 +18,7 @@ from captune.data.importing import ImageCheck, Summary, prepare
 from captune.data.manifest import Sample, read_manifest
 from captune.data.problems import Problem
 from captune.data.text import Reading
-from captune.errors import DataError
+from captune.errors import DataError, InputError
 
 HEADER = ["raw", "sentids", "split", "filename", "img_id"]
 
@@ -235,7 +235,7 @@ def test_escapes_that_drive_a_terminal_are_not_shown() -> None:
 def test_the_csv_is_not_overwritten_by_the_manifest(tmp_path: Path, images: Path) -> None:
     file = write_csv(tmp_path, [row("1.jpg")])
     before = file.read_bytes()
-    with pytest.raises(DataError, match="the annotation file itself"):
+    with pytest.raises(InputError, match="is read here; give --out another name"):
         prepare(flickr30k_rows(Reading(file)), source=str(file), images=images, out=file)
     assert file.read_bytes() == before
 

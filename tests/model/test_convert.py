@@ -82,6 +82,25 @@ def test_adapter_with_lora_back(official_files: OfficialFiles, tmp_path: Path) -
     assert torch.equal(again(**batch).logits, model(**batch).logits)
 
 
+def test_overwrite_removes_neither_inputs_nor_folders_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llm").mkdir(parents=True)
+    (tmp_path / "models" / "llm" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    for out, sentence in (
+        ("models/llm", "'models/llm' is read here"),
+        ("models", "contains 'models/llm', which is read here"),
+        ("photos", "without a model of captune"),
+    ):
+        assert convert("--out", out, "--llm", "models/llm", "--vision", "v.pth", "--overwrite") == 2
+        assert sentence in capsys.readouterr().err
+    assert (tmp_path / "models" / "llm" / "config.json").exists()
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -11,9 +11,12 @@ from captune.apps.rating.design import CRITERIA
 from captune.apps.rating.findings import Results
 from captune.apps.rating.judgements import points
 from captune.apps.rating.store import Store
-from captune.data.atomic import atomic_file
+from captune.data.outputs import check_output, output_file
 
-__all__ = ["answers_csv", "results_json", "write_results"]
+__all__ = ["answers_csv", "check_results", "results_json", "write_results"]
+
+FILES = ("results.json", "answers.csv")
+"""What `write_results` writes."""
 
 COLUMNS = (
     "rater",
@@ -77,12 +80,26 @@ def write_results(folder: Path, store: Store, results: Results) -> list[Path]:
 
     Returns:
         The files.
+
+    Raises:
+        InputError: a file there is not of earlier results.
     """
-    contents = {"results.json": results_json(results), "answers.csv": answers_csv(store)}
-    for name, text in contents.items():
-        with atomic_file(folder / name, newline="") as stream:
+    check_results(folder)
+    contents = (results_json(results), answers_csv(store))
+    for name, text in zip(FILES, contents, strict=True):
+        with output_file(folder / name, newline="", command="rate") as stream:
             stream.write(text)
-    return [folder / name for name in contents]
+    return [folder / name for name in FILES]
+
+
+def check_results(folder: Path) -> None:
+    """See that results may be written into a folder.
+
+    Raises:
+        InputError: a file there is not of earlier results.
+    """
+    for name in FILES:
+        check_output(folder / name, command="rate")
 
 
 def results_json(results: Results) -> str:

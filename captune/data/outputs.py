@@ -1,0 +1,186 @@
+"""The one place that decides what a command may write.
+
+An output never replaces a file that the command reads, and never a file that the same command did not write. Proof of
+the latter is a record: `.captune/` next to an output holds, for each output, the command and the SHA-256 of what it
+wrote. A file that was changed since has another hash, so changes by hand are not lost either.
+
+    check_output("out.jsonl", command="caption", reads=["in.jsonl"])     # first thing, before any work
+    with output_file("out.jsonl", command="caption") as stream:          # writes, and keeps the record
+        ...
+
+Standard output, pipes and devices can always be written, and so can an empty file, as `mktemp` leaves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias, overload
+
+from captune.data.atomic import atomic_file, is_stream
+from captune.errors import InputError
+
+__all__ = [
+    "RECORDS",
+    "check_output",
+    "check_output_folder",
+    "file_hash",
+    "is_own_output",
+    "output_file",
+    "record_output",
+]
+
+RECORDS = ".captune"
+"""Folder of the records, next to the outputs."""
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+
+def check_output(
+    path: AnyPath,
+    *,
+    command: str,
+    reads: Iterable[AnyPath] = (),
+    overwrite: bool | None = None,
+    option: str = "--out",
+) -> None:
+    """See that a command may write a file.
+
+    Args:
+        path: the output.
+        command: the command as users type it, without `captune` ("caption").
+        reads: files and folders that the command reads; those that do not exist are ignored.
+        overwrite: whether the user allows the file to be replaced; None where the command has no such option.
+        option: the option that named the output, for messages.
+
+    Raises:
+        InputError: the output is a folder, is read by this command, or exists and is not this command's own output.
+    """
+    if os.path.isdir(path):
+        raise InputError(f"'{path}' is a folder, and a file is to be written there; give the name of a file.")
+    if is_stream(path) or not os.path.exists(path):
+        return
+    for read in reads:
+        if _same(path, read):
+            raise InputError(f"'{read}' is read here; give {option} another name.")
+    if overwrite or os.path.getsize(path) == 0 or is_own_output(path, command):
+        return
+    hint = "" if overwrite is None else ", or pass --overwrite to replace it"
+    raise InputError(
+        f"'{path}' exists, and captune {command} did not write it as it is now; give {option} another name{hint}."
+    )
+
+
+def check_output_folder(path: AnyPath, *, reads: Iterable[AnyPath], option: str = "--out") -> None:
+    """See that a folder that a command fills or replaces is not, and does not contain, what the command reads.
+
+    Args:
+        path: the folder.
+        reads: files and folders that the command reads; those that do not exist are ignored.
+        option: the option that named the folder, for messages.
+
+    Raises:
+        InputError: it is or does.
+    """
+    if not os.path.isdir(path):
+        return
+    for read in reads:
+        if not os.path.exists(read):
+            continue
+        if _same(path, read):
+            raise InputError(f"'{read}' is read here; give {option} another name.")
+        if _is_below(read, path):
+            raise InputError(f"the folder '{path}' contains '{read}', which is read here; give {option} another name.")
+
+
+def is_own_output(path: AnyPath, command: str) -> bool:
+    """Whether a file is an output of a command, unchanged since the command wrote it."""
+    target = Path(os.path.realpath(path))
+    try:
+        record = json.loads(_record_path(target).read_text(encoding="utf-8"))
+        hashes = record["sha256"] if record["file"] == target.name and record["command"] == command else []
+        return bool(hashes) and file_hash(target) in hashes
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@overload
+def output_file(
+    path: AnyPath, mode: Literal["w"] = "w", *, command: str, newline: str | None = "\n"
+) -> contextlib.AbstractContextManager[IO[str]]: ...
+
+
+@overload
+def output_file(
+    path: AnyPath, mode: Literal["wb"], *, command: str, newline: str | None = "\n"
+) -> contextlib.AbstractContextManager[IO[bytes]]: ...
+
+
+@contextlib.contextmanager
+def output_file(
+    path: AnyPath, mode: Literal["w", "wb"] = "w", *, command: str, newline: str | None = "\n"
+) -> Iterator[IO[Any]]:
+    """`atomic_file` of an output: the record is on the disk before the file has its final name.
+
+    Args:
+        path: the output, which `check_output` has passed.
+        mode: "w" for text or "wb" for bytes.
+        command: the command, as in `check_output`.
+        newline: line end of text.
+
+    Yields:
+        the open stream.
+    """
+    with atomic_file(path, mode, newline=newline, before_rename=partial(_record, command)) as stream:
+        yield stream
+
+
+def record_output(path: AnyPath, command: str) -> None:
+    """Keep a record of an output that was written by other means than `output_file`."""
+    if not is_stream(path):
+        target = Path(os.path.realpath(path))
+        _record(command, target, target)
+
+
+def file_hash(path: AnyPath) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _record(command: str, written: Path, target: Path) -> None:
+    """Write the record of `target`, whose bytes are those of `written`.
+
+    The hash of what is there now stays in the record: until the rename it is the file that a kill leaves.
+    """
+    hashes = [file_hash(written)]
+    if is_own_output(target, command):
+        hashes.append(file_hash(target))
+    record = {"file": target.name, "command": command, "sha256": list(dict.fromkeys(hashes))}
+    with atomic_file(_record_path(target)) as stream:
+        json.dump(record, stream, ensure_ascii=True)
+        stream.write("\n")
+
+
+def _record_path(target: Path) -> Path:
+    # A name of any length and any bytes has a record of a short name.
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:24]
+    return target.parent / RECORDS / f"{name}.json"
+
+
+def _same(first: AnyPath, second: AnyPath) -> bool:
+    """Whether two paths name one file or folder: by another spelling, a symbolic link or a hard link."""
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def _is_below(path: AnyPath, folder: AnyPath) -> bool:
+    """Whether an existing path is inside a folder."""
+    return any(_same(parent, folder) for parent in Path(os.path.realpath(path)).parents)
