@@ -136,8 +136,16 @@ def output_file(
     Yields:
         the open stream.
     """
-    with atomic_file(path, mode, newline=newline, before_rename=partial(_record, command)) as stream:
-        yield stream
+    try:
+        with atomic_file(path, mode, newline=newline, before_rename=partial(_record, command)) as stream:
+            yield stream
+    except BaseException:
+        target = Path(os.path.realpath(path))
+        if not os.path.exists(target):
+            with contextlib.suppress(OSError):
+                _record_path(target).unlink(missing_ok=True)
+                _record_path(target).parent.rmdir()
+        raise
 
 
 def record_output(path: AnyPath, command: str) -> None:

@@ -118,6 +118,12 @@ def test_a_kill_between_record_and_rename_leaves_the_old_file_recognised(
     assert out.read_text() == "third"
 
 
+def test_an_output_that_cannot_be_written_leaves_no_record(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long"):
+        write(tmp_path / ("x" * 300), "text")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_any_file_name_has_a_record(tmp_path: Path) -> None:
     for name in ("x" * 240, os.fsdecode(b"caf\xe9"), "a\nb"):
         write(tmp_path / name, "first")
