@@ -4,6 +4,7 @@
     ├── InputError                what the user gave is wrong; the command line exits with code 2
     │   ├── ConfigError           a YAML or an override that does not make a `RunConfig`
     │   ├── DataError             annotations, manifests or images that cannot be used
+    │   │   └── RefusedImagesError    some images of a batch; the others are captioned
     │   ├── MetricInputError      predictions and references that cannot be scored
     │   ├── WeightsError          a checkpoint that is broken or belongs to another model
     │   └── MissingExtraError     an optional part of captune is not installed
@@ -17,6 +18,9 @@ Every message says what was given, what was expected and what to do, and reads a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 __all__ = [
     "CaptuneError",
     "ConfigError",
@@ -25,6 +29,7 @@ __all__ = [
     "InputError",
     "MetricInputError",
     "MissingExtraError",
+    "RefusedImagesError",
     "StoppedError",
     "ToolError",
     "TrainingError",
@@ -50,6 +55,22 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """Annotations, manifests or images that cannot be used."""
+
+
+class RefusedImagesError(DataError):
+    """A model or its processor refuses some images of a batch; the others are captioned.
+
+    Args:
+        name: of the model.
+        captions: one for each image of the batch, None for a refused one.
+        reasons: why an image is refused, by its place in the batch; at least one.
+    """
+
+    def __init__(self, name: str, captions: Sequence[Any], reasons: Mapping[int, str]) -> None:
+        many = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        super().__init__(f"{name} refuses the image at place {min(reasons)}{many}: {reasons[min(reasons)]}")
+        self.captions = list(captions)
+        self.reasons = dict(reasons)
 
 
 class MetricInputError(InputError):

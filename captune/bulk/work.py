@@ -11,7 +11,7 @@ from captune.bulk.output import Row
 from captune.bulk.progress import Progress
 from captune.bulk.shards import Entry, Rejected, Shard
 from captune.data.lookahead import in_order
-from captune.errors import DataError
+from captune.errors import DataError, RefusedImagesError
 
 if TYPE_CHECKING:
     from captune.captioner import Captioner
@@ -100,15 +100,22 @@ def _caption(
 ) -> tuple[list[Row], list[Row]]:
     rows: list[Row] = []
     if good:
-        made = captions.captioner.generate(
-            [prepared for _, prepared in good],
-            captions.instruction,
-            captions.options,
-            keys=[entry.id for entry, _ in good],
-        )
+        made: Sequence[Any]
+        try:
+            made = captions.captioner.generate(
+                [prepared for _, prepared in good],
+                captions.instruction,
+                captions.options,
+                keys=[entry.id for entry, _ in good],
+            )
+        except RefusedImagesError as error:
+            made = error.captions
+            refused = [(good[place][0], reason) for place, reason in sorted(error.reasons.items())]
+            bad = bad + [{"id": entry.id, "image": entry.image, "reason": reason} for entry, reason in refused]
         rows = [
             {"id": entry.id, "image": entry.image, "caption": caption.text, "stopped": caption.stopped}
             for (entry, _), caption in zip(good, made, strict=True)
+            if caption is not None
         ]
     if on_count is not None:
         on_count(len(rows), len(bad))

@@ -8,7 +8,7 @@ from typing import Any
 
 from captune.captioner.interface import Captioner
 from captune.captioner.minigpt4 import MiniGPT4Captioner
-from captune.captioner.processor_loading import load_processor
+from captune.captioner.processor_loading import complete_settings, load_processor
 from captune.captioner.transformers_model import TransformersCaptioner
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
@@ -42,6 +42,7 @@ def load_captioner(
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"The model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    complete_settings(processor, loaded)
     return TransformersCaptioner(
         loaded.to(place).eval(), processor, name=name, instruction=instruction, fast_decode=fast_decode
     )

@@ -12,9 +12,14 @@ __all__ = ["NoVideos", "images_only"]
 
 
 class NoVideos(BaseImageProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Stands where a processor of videos would."""
+    """Takes the place of a processor of videos; it has the settings that the folder holds for one."""
 
     model_input_names: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> None:
+        """No setting, where the folder holds none: chat templates are rendered with some of them."""
+        if name.startswith("_"):
+            raise AttributeError(name)
 
     def __call__(self, videos: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuse.

@@ -1,19 +1,21 @@
 """The processor of a transformers model: images and words to tensors.
 
-Some processors (Qwen-VL, SmolVLM) bring one for videos, which needs torchvision. Images do without it.
+Some processors (Qwen-VL, SmolVLM) bring one for videos, which needs torchvision. Images do without it. Folders that
+were saved before a library's release knew a setting are completed from the model's configuration.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from captune.errors import InputError, WeightsError
+from captune.errors import InputError, MissingExtraError, WeightsError
 
-__all__ = ["load_processor"]
+__all__ = ["complete_settings", "load_processor"]
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
-    """Load the processor that lies beside a model's weights.
+    """Load the processor that is saved with a model's weights.
 
     Args:
         path: folder or hub id.
@@ -28,46 +30,136 @@ def load_processor(path: str, config: Any, name: str) -> Any:
 
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a processor's own code may raise anything
         if "torchvision" in str(error).lower():
             processor = _without_videos(path, config, name)
         elif isinstance(error, ImportError):
             raise _missing(name, error) from error
         else:
-            raise WeightsError(
-                f"The processor of {name} cannot be loaded: {' '.join(str(error).split())[:200]}; expected "
-                "processor_config.json or preprocessor_config.json and a tokenizer beside the weights."
-            ) from error
-    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise WeightsError(f"The processor of {name} is a {type(processor).__name__}, which does not take images.")
-    return processor
+            raise _unloadable(name, error) from error
+    if _is_complete(processor):
+        return processor
+    try:
+        return _pair(path)
+    except Exception as error:
+        raise _unloadable(name, error) from error
+
+
+def complete_settings(processor: Any, model: Any) -> None:
+    """Fill settings that a processor was saved without, from the model's configuration and what its tower gives.
+
+    Processors of LLaVA that were saved by early releases have no patch size, and nothing that says whether the tower
+    puts a token of its own in front of its patches; BLIP-2's have no number of queries.
+
+    Args:
+        processor: of the model; changed in place.
+        model: the model.
+    """
+    config = model.config
+    vision = getattr(config, "vision_config", None)
+    for name in ("patch_size", "vision_feature_select_strategy", "num_query_tokens"):
+        if getattr(processor, name, "") is None:
+            value = getattr(config, name, None) or getattr(vision, name, None)
+            if value is not None:
+                setattr(processor, name, value)
+                if name == "patch_size":
+                    processor.num_additional_image_tokens = _tokens_before_patches(model)
+
+
+def _tokens_before_patches(model: Any) -> int:
+    """Positions of a vision tower that are no patches, such as the class token of CLIP."""
+    vision = model.config.vision_config
+    patches = (int(vision.image_size) // int(vision.patch_size)) ** 2
+    for name, weight in model.named_parameters():
+        if "vision" in name and "position_embedding" in name and weight.ndim >= 2:
+            return max(0, int(weight.shape[-2]) - patches)
+    return 0
+
+
+def _is_complete(processor: Any) -> bool:
+    return getattr(processor, "image_processor", None) is not None and getattr(processor, "tokenizer", None) is not None
+
+
+def _pair(path: str) -> Any:
+    """The processor of images and the tokenizer of a model that has no processor of both."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    from captune.captioner.no_processor import ImagesAlone
+
+    return ImagesAlone(
+        AutoImageProcessor.from_pretrained(path, trust_remote_code=False),
+        AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+    )
 
 
 def _without_videos(path: str, config: Any, name: str) -> Any:
-    """The same, with nothing in the place of what processes videos."""
-    from transformers import AutoImageProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    """The processor with nothing in the place of what processes videos."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
     from captune.captioner.no_videos import NoVideos, images_only
 
+    def make(part: str, settings: dict[str, Any]) -> Any:
+        if part.startswith("video"):
+            return NoVideos(**settings.get(part, {}) or _json(path, "video_preprocessor_config.json"))
+        if part.endswith("tokenizer"):
+            folder = "" if part == "tokenizer" else part
+            return AutoTokenizer.from_pretrained(path, subfolder=folder, trust_remote_code=False)
+        kind = AutoImageProcessor if part == "image_processor" else AutoFeatureExtractor
+        return kind.from_pretrained(path, trust_remote_code=False)
+
     try:
-        kind = images_only(PROCESSOR_MAPPING[type(config)])
-        makers: dict[str, Any] = {
-            "tokenizer": lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=False),
-            "image_processor": lambda: AutoImageProcessor.from_pretrained(path, trust_remote_code=False),
-            "video_processor": NoVideos,
-        }
+        kind = images_only(_processor_class(path, config))
         settings, _ = kind.get_processor_dict(path)
-        return kind.from_args_and_dict([makers[part]() for part in kind.get_attributes()], settings)
+        return kind.from_args_and_dict([make(part, settings) for part in kind.get_attributes()], settings)
     except ImportError as error:
         raise _missing(name, error) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"The processor of {name} cannot be loaded without torchvision ({' '.join(str(error).split())[:200]}); "
-            "install torchvision for your build of torch."
-        ) from error
+    except Exception as error:
+        raise _unloadable(name, error) from error
+
+
+def _processor_class(path: str, config: Any) -> Any:
+    """The class that the folder names, else the one that belongs to the configuration."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        name = _json(path, file).get("processor_class")
+        if name is not None and hasattr(transformers, name):
+            return getattr(transformers, name)
+    return PROCESSOR_MAPPING[type(config)]
+
+
+def _json(path: str, file: str) -> dict[str, Any]:
+    """A file of a model's folder or hub repository; empty where there is none."""
+    from transformers.utils import cached_file
+
+    local = cached_file(
+        path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    if local is None:
+        return {}
+    with open(local, encoding="utf-8") as stream:
+        content = json.load(stream)
+    return content if isinstance(content, dict) else {}
+
+
+def _unloadable(name: str, error: Exception) -> InputError:
+    text = " ".join(str(error).split())
+    if "torchvision" in text.lower():
+        return InputError(
+            f"The processor of {name} needs torchvision, which is not installed; install the torchvision that belongs "
+            "to your build of torch."
+        )
+    return WeightsError(
+        f"The processor of {name} cannot be loaded: {text[:200]}; expected processor_config.json or "
+        "preprocessor_config.json and a tokenizer next to the weights."
+    )
 
 
 def _missing(name: str, error: ImportError) -> InputError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return InputError(f"The processor of {name} needs a library that is not installed: {' '.join(lines)[:300]}")
+    if "torchvision" in str(error).lower():
+        return _unloadable(name, error)
+    if "num2words" in str(error):
+        return MissingExtraError(f"The processor of {name}", "smolvlm")
+    lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return InputError(f"The processor of {name} needs a library that is not installed: {lines[:300]}")

@@ -1,29 +1,35 @@
 """Any image-text-to-text model of transformers as a captioner: BLIP-2, Qwen-VL, SmolVLM, LLaVA and others.
 
-The model is asked through its own chat template where it has one. Where it has none, an image token is put before the
-instruction if the processor knows one, and BLIP-2, whose processor places the image itself, is asked nothing at all
-unless somebody does: it was trained to caption without a question.
+What the model is shown is made by `ModelInputs`; here batches are formed and captions cut out of what `generate` gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from captune.captioner.fast import FastDecoder
+from captune.captioner.generation import Observer, caption_ends, reset_decoding, written_ids
 from captune.captioner.identity import sampled_hash
 from captune.captioner.interface import Captioner, Picture
+from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
 from captune.captioner.pictures import as_rgb
 from captune.decoding import Caption, DecodingOptions
-from captune.decoding.backoff import in_batches
+from captune.decoding.backoff import in_batches, is_out_of_memory
 from captune.decoding.reference import Draws
+from captune.errors import CaptuneError, ConfigError, RefusedImagesError, WeightsError
 from captune.model.processor import DEFAULT_INSTRUCTION
 
 __all__ = ["TransformersCaptioner"]
+
+_SAME = 1e-3
+"""Largest relative difference of scores that rounding explains in float32; other formats are given more room."""
 
 
 class TransformersCaptioner(Captioner):
@@ -33,11 +39,12 @@ class TransformersCaptioner(Captioner):
         model: an image-text-to-text model in eval mode.
         processor: its processor.
         name: what it was loaded from.
-        instruction: what is asked of an image; by default captune's, or nothing where the model wants nothing.
+        instruction: what is asked of an image; by default what the family's documentation asks, captune's default
+            instruction, or nothing where the model captions a picture without words.
         fast_decode: decode JPEG files with libjpeg-turbo.
 
     Raises:
-        ValueError: the tokenizer has neither padding nor an end of text.
+        WeightsError: the tokenizer has neither padding nor an end of text.
     """
 
     def __init__(
@@ -52,20 +59,16 @@ class TransformersCaptioner(Captioner):
         self.model = model
         self.processor = processor
         self.name = name
-        tokenizer = processor.tokenizer
-        # Generation goes on from the end of a prompt, so padding stands before it.
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise ValueError("The tokenizer has neither a padding token nor an end of text.")
-            tokenizer.pad_token = tokenizer.eos_token
-        self._template = bool(getattr(processor, "chat_template", None))
-        places_image = getattr(processor, "num_query_tokens", None) is not None
-        token = getattr(processor, "image_token", None)
-        self._image_token = "" if places_image or token is None else str(getattr(token, "content", token))
+        self.inputs = ModelInputs(processor, model, name)
+        reset_decoding(model, processor.tokenizer.pad_token_id)
+        self._ends, self._fillers = caption_ends(model, processor.tokenizer)
         self.instruction = instruction
-        if instruction is None and (self._template or self._image_token):
-            self.instruction = DEFAULT_INSTRUCTION
+        if instruction is None:
+            self.instruction = self.inputs.question
+            if self.instruction is None and (self.inputs.needs_text or not self._captions_alone()):
+                self.instruction = DEFAULT_INSTRUCTION if self.inputs.takes_text else None
+        # What the model cannot be asked is refused before any image is read.
+        self.inputs.prompt(self.instruction)
         self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}"
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
@@ -75,6 +78,10 @@ class TransformersCaptioner(Captioner):
         """An upright RGB image: unlike the original MiniGPT-4, these models are shown images as EXIF turns them."""
         made = None if self._fast is None else self._fast.image(picture)
         return as_rgb(picture, name, exif=True) if made is None else made
+
+    def prompt(self, instruction: str | None = None) -> str | None:
+        """The text that the processor gets with every image; None where the model is asked nothing."""
+        return self.inputs.prompt(self.instruction if instruction is None else instruction)
 
     def generate(
         self,
@@ -89,83 +96,152 @@ class TransformersCaptioner(Captioner):
         chosen = options or DecodingOptions()
         streams = list(keys) if keys is not None else [""] * len(prepared)
         text = self.prompt(instruction)
-        captions: list[Caption] = []
+        captions: list[Caption | None] = [None] * len(prepared)
+        reasons: dict[int, str] = {}
+        done = 0
 
-        def run(batch: Sequence[tuple[Any, str]]) -> list[Caption]:
-            return self._batch([image for image, _ in batch], [key for _, key in batch], text, chosen)
+        def run(batch: Sequence[int]) -> None:
+            rows = self._isolated([prepared[n] for n in batch], [streams[n] for n in batch], text, chosen)
+            for n, row in zip(batch, rows, strict=True):
+                if isinstance(row, Caption):
+                    captions[n] = row
+                else:
+                    reasons[n] = row
 
-        for _, made in in_batches(list(zip(prepared, streams, strict=True)), chosen.batch_size, run):
-            captions.extend(made)
-            if on_progress is not None:
-                on_progress(len(captions), len(prepared))
-        return captions
+        for group in self._groups(prepared, chosen):
+            for batch, _ in in_batches(group, chosen.batch_size, run):
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, len(prepared))
+        if reasons:
+            raise RefusedImagesError(self.name, captions, reasons)
+        return [caption for caption in captions if caption is not None]
 
-    def prompt(self, instruction: str | None = None) -> str | None:
-        """The text that the processor gets with every image; None where the model is asked nothing."""
-        asked = instruction if instruction is not None else self.instruction
-        if self._template:
-            content = [{"type": "image"}, *([{"type": "text", "text": asked}] if asked else [])]
-            text: str = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-            return text
-        if self._image_token:
-            return f"{self._image_token}\n{asked}"
-        return asked
+    def _groups(self, images: Sequence[Image.Image], options: DecodingOptions) -> list[list[int]]:
+        """Places of images that may be in one batch: all, or those of one size where padding changes captions."""
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for place, image in enumerate(images):
+            sizes.setdefault(image.size, []).append(place)
+        if options.batch_size == 1 or len(sizes) < 2 or self._mixes_sizes:
+            return [list(range(len(images)))]
+        return list(sizes.values())
 
-    @torch.inference_mode()
+    @cached_property
+    def _mixes_sizes(self) -> bool:
+        """Whether pictures of several shapes in one batch get the scores that each gets alone; tried out once."""
+        tall, wide = probe_images()
+        pictures = [tall.resize((40, 120)), wide.resize((120, 40)), tall.resize((72, 56))]
+        text = self.prompt(None)
+        try:
+            if not self.inputs.pads_pictures(pictures, text):
+                return True
+            mixed = self._first_scores(pictures, text)
+            alone = torch.cat([self._first_scores([picture], text) for picture in pictures])
+        except Exception:  # the batch that fails with real images tells what is wrong
+            return False
+        room = _SAME if self.model.dtype == torch.float32 else 50 * _SAME
+        known = torch.isfinite(alone) & torch.isfinite(mixed)
+        if not bool(known.any()):
+            return False
+        return float((mixed - alone)[known].abs().max()) <= room * float(alone[known].abs().max())
+
+    def _captions_alone(self) -> bool:
+        """Whether the model captions pictures without words, and other pictures otherwise."""
+        try:
+            scores = self._first_scores(probe_images(), None)
+        except Exception:  # whatever it raises, it wants to be asked something
+            return False
+        return not torch.equal(scores[0], scores[1])
+
+    def _first_scores(self, images: list[Image.Image], text: str | None) -> Tensor:
+        """(B, V) scores of the first token."""
+        observer = Observer()
+        self._output(images, [""] * len(images), text, DecodingOptions(max_new_tokens=1), observer)
+        if observer.scores is None:
+            raise WeightsError(f"{self.name} generates without logits processors.")
+        return observer.scores
+
+    def _isolated(
+        self, images: list[Image.Image], keys: list[str], text: str | None, options: DecodingOptions
+    ) -> list[Caption | str]:
+        """Captions of a batch; for an image that cannot be captioned, why.
+
+        Raises:
+            WeightsError: the model captions no image this way.
+            torch.OutOfMemoryError: the batch is too much.
+        """
+        try:
+            return list(self._batch(images, keys, text, options))
+        except CaptuneError:
+            raise
+        except Exception as error:  # processors and models of hundreds of families raise anything
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            failure = error
+        if len(images) > 1:
+            return [row for n in range(len(images)) for row in self._isolated([images[n]], [keys[n]], text, options)]
+        try:
+            self._batch([probe_images()[0].resize((320, 240))], keys, text, options)
+        except Exception:  # an ordinary picture fails too, so it is not for the image
+            raise WeightsError(f"{self.name} cannot caption this way ({first_line(failure)}).") from failure
+        return [f"{self.name} refuses it ({first_line(failure)})."]
+
     def _batch(
         self, images: list[Image.Image], keys: Sequence[str], text: str | None, options: DecodingOptions
     ) -> list[Caption]:
-        words: dict[str, Any] = {} if text is None else {"text": [text] * len(images), "padding": True}
-        # A list a row: models that take several images would otherwise take these for one row's.
-        inputs = self.processor(images=self._arranged(images), return_tensors="pt", **words)
-        inputs = inputs.to(self.model.device, self.model.dtype)
-        tokenizer = self.processor.tokenizer
+        observer = Observer()
+        output, prompt = self._output(images, keys, text, options, observer)
+        if options.sampled and observer.scores is None:
+            raise ConfigError(
+                f"{self.name} draws no words: its own generate drops what draws them; leave temperature 0."
+            )
+        rows, old = written_ids(output, prompt, observer.begin)
+        return [self._caption(row, old) for row in rows.tolist()]
+
+    @torch.inference_mode()
+    def _output(
+        self,
+        images: list[Image.Image],
+        keys: Sequence[str],
+        text: str | None,
+        options: DecodingOptions,
+        observer: Observer,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `generate` gives for a batch, and the ids that it was given."""
+        inputs = self.inputs.batch(images, text).to(self.model.device, self.model.dtype)
         settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
         if options.repetition_penalty != 1.0:
             settings["repetition_penalty"] = options.repetition_penalty
-        if options.sampled:
-            settings["logits_processor"] = [Draws(options, keys)]
+        processors: list[Any] = [observer, *([Draws(options, keys)] if options.sampled else [])]
         output = self.model.generate(
             **inputs,
             max_new_tokens=options.max_new_tokens,
             num_beams=options.beams,
             do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList(processors),
             **settings,
         )
-        rows = _new_ids(output, inputs.get("input_ids"))
-        ends = set(self._ends())
-        return [self._caption(row, ends) for row in rows.tolist()]
+        return output, inputs.get("input_ids")
 
-    def _arranged(self, images: list[Image.Image]) -> Any:
-        return [[image] for image in images] if self._nested else images
+    def _caption(self, row: list[int], old: int) -> Caption:
+        """A caption.
 
-    @property
-    def _nested(self) -> bool:
-        """Whether the processor takes a list of images for each row."""
-        return "idefics" in type(self.processor).__name__.lower() or "smolvlm" in type(self.processor).__name__.lower()
+        Args:
+            row: ids.
+            old: how many of them are not new: what a decoder begins with may be the token that ends a text.
+        """
+        new = row[old:]
+        length = len(new)
+        for place, token in enumerate(new):
+            # Behind the end there is filling alone; an end of text that did not end generation is no end.
+            if token in self._ends and all(other in self._fillers for other in new[place + 1 :]):
+                length = place + 1
+                break
+        text = self.processor.tokenizer.decode(row[: old + length], skip_special_tokens=True)
+        return Caption(text.strip(), length, length > 0 and new[length - 1] in self._ends)
 
-    def _ends(self) -> Iterator[int]:
-        """Ids that end an answer."""
-        configured = self.model.generation_config.eos_token_id
-        for given in (configured, self.processor.tokenizer.eos_token_id):
-            if given is not None:
-                yield from [given] if isinstance(given, int) else given
-
-    def _caption(self, row: list[int], ends: set[int]) -> Caption:
-        length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        text = self.processor.tokenizer.decode(row[:length], skip_special_tokens=True)
-        return Caption(text.strip(), length, any(token in ends for token in row[:length]))
-
-
-def _new_ids(output: Tensor, prompt: Tensor | None) -> Tensor:
-    """What was generated; some models give the prompt back in front of it."""
-    if prompt is None or output.shape[1] < prompt.shape[1]:
-        return output
-    length = prompt.shape[1]
-    return output[:, length:] if torch.equal(output[:, :length], prompt) else output
+    def stream(
+        self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> Iterator[str]:
+        """Caption one image; the words come all at once."""
+        yield self.generate([self.prepare(picture)], instruction, options)[0].text

@@ -1,0 +1,324 @@
+"""Pictures and words to the inputs of a transformers model, as the documentation of its family gives them.
+
+Everything that shows a picture to such a model comes through `ModelInputs`: captioning, evaluation, serving, and
+whatever else needs the same rows. What a family expects is read from its processor or tried out on two small pictures:
+whether there is a chat template and where it is saved, who writes the image token, whether pictures are nested per
+text, and whether a tokenizer ends a prompt that the model should continue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captune.errors import ConfigError, WeightsError
+
+__all__ = ["ModelInputs", "Prompt", "first_line", "probe_images"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a family without a chat template is prompted.
+
+    Attributes:
+        before: text before the question, image token included where the caller has to write it.
+        after: text behind the question.
+        question: what asks for a caption; None is captune's default instruction.
+    """
+
+    before: str = ""
+    after: str = ""
+    question: str | None = None
+
+
+DOCUMENTED = {
+    "chameleon": Prompt(after="<image>"),
+    "florence2": Prompt(question="<CAPTION>"),
+    "fuyu": Prompt(after="\n", question="Generate a coco-style caption."),
+    "idefics": Prompt("User: ", "<end_of_utterance>\nAssistant:"),
+    "kosmos-2": Prompt("<grounding>", question="An image of"),
+    "llava": Prompt("USER: <image>\n", " ASSISTANT:"),
+    "llava_next": Prompt("[INST] <image>\n", " [/INST]"),
+    "paligemma": Prompt(question="caption en"),
+    "vipllava": Prompt("###Human: <image>\n", "###Assistant:"),
+}
+"""Prompts that no file of a model's folder holds, by model type: the form is that of the family's documentation."""
+
+_IMAGE_NAMES = ("image_token_id", "image_token_index")
+_PLACEHOLDERS = ("boi_token", "image_token")
+_PARTS_PRINTED = ("{'type'", '{"type"')
+"""What a template for plain texts makes of a message's parts."""
+
+
+def probe_images() -> list[Image.Image]:
+    """Two small pictures that differ, of one shape."""
+    return [Image.linear_gradient("L").resize((64, 64)).convert("RGB"), Image.new("RGB", (64, 64), (200, 40, 90))]
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as a part of a sentence."""
+    text = " ".join(str(error).split())[:240]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class ModelInputs:
+    """Makes the inputs of one model.
+
+    Args:
+        processor: of the model; its tokenizer's padding is set here.
+        model: the model; only its configuration and its class are looked at.
+        name: what messages call the model.
+
+    Attributes:
+        takes_text: whether the model reads words at all.
+        has_template: whether prompts are rendered by a chat template.
+        question: what the family's documentation asks for a caption; None where it names nothing.
+        needs_text: whether a picture without words cannot be processed, as far as the processor knows.
+
+    Raises:
+        WeightsError: the tokenizer has neither a padding token nor an end of text, or no prompt fits the processor.
+    """
+
+    def __init__(self, processor: Any, model: Any, name: str = "model") -> None:
+        self.processor = processor
+        self.name = name
+        self._config = model.config
+        self._encodes_text = bool(getattr(model.config, "is_encoder_decoder", False)) or bool(
+            getattr(model.config.get_text_config(), "is_encoder_decoder", False)
+        )
+        self._set_padding()
+        self.takes_text = bool(getattr(processor, "takes_text", True))
+        template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+        self._template = template if self.takes_text else None
+        self._parts = True
+        self._nested = self._template is not None
+        self._drop_end = False
+        self._prompt = DOCUMENTED.get(model.config.model_type, Prompt())
+        if self._template is not None:
+            self._fit_template()
+        elif self.takes_text:
+            self._fit_prompt(type(model))
+        self.question = self._prompt.question
+        self.needs_text = self.takes_text and not self._goes_without_text()
+
+    @property
+    def has_template(self) -> bool:
+        """Whether prompts are rendered by a chat template."""
+        return self._template is not None
+
+    def _goes_without_text(self) -> bool:
+        """Whether the processor takes a picture alone, and whoever writes image tokens then is not the caller."""
+        if self.has_template or not self._is_possible(None):
+            return False
+        return not self._writes_image or self._shows_image(None, strict=True)
+
+    @property
+    def _writes_image(self) -> bool:
+        """Whether the prompt holds an image token that the processor does not write."""
+        tokens = [token for token in map(self._token, _PLACEHOLDERS) if token is not None]
+        return any(token in self._prompt.before + self._prompt.after for token in tokens)
+
+    def prompt(self, question: str | None) -> str | None:
+        """The text that the processor gets with every picture; None where the model is shown the picture alone.
+
+        Args:
+            question: what is asked; None asks nothing.
+
+        Raises:
+            ConfigError: the model reads no words and something is asked.
+            WeightsError: the model's chat template fails.
+        """
+        if not self.takes_text:
+            if question is not None:
+                raise ConfigError(f"{self.name} captions without a question; leave the instruction out.")
+            return None
+        if self._template is not None:
+            return self._rendered(question)
+        return None if question is None else f"{self._prompt.before}{question}{self._prompt.after}"
+
+    def batch(self, images: Sequence[Image.Image], prompt: str | None) -> Any:
+        """The inputs of a batch, on the CPU.
+
+        Args:
+            images: B pictures in mode RGB.
+            prompt: what `prompt` made, for all of them.
+
+        Returns:
+            A `BatchFeature` of B rows.
+        """
+        words: dict[str, Any] = {}
+        if prompt is not None:
+            words = {"text": [prompt] * len(images), "padding": True}
+            begins = self.processor.tokenizer.bos_token
+            if self._template is not None and begins is not None and prompt.startswith(begins):
+                # The template wrote what the text begins with; the tokenizer must not write it again.
+                words["add_special_tokens"] = False
+        shown: Any = [[image] for image in images] if self._nested and prompt is not None else list(images)
+        made = self.processor(images=shown, return_tensors="pt", **words)
+        made.pop("labels", None)
+        return _without_last(made) if self._drop_end and prompt is not None else made
+
+    def pads_pictures(self, images: Sequence[Image.Image], prompt: str | None) -> bool:
+        """Whether pictures of several shapes are padded to one shape in a batch.
+
+        Args:
+            images: pictures of several shapes.
+            prompt: what `prompt` made.
+        """
+
+        def values(some: Sequence[Image.Image]) -> int:
+            made = self.batch(some, prompt).values()
+            return sum(v.numel() for v in made if isinstance(v, Tensor) and v.is_floating_point())
+
+        return values(images) != sum(values([image]) for image in images)
+
+    def _set_padding(self) -> None:
+        tokenizer = self.processor.tokenizer
+        if not self._encodes_text:
+            # Generation continues at the end of a prompt, so padding stands before it.
+            tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise WeightsError(f"The tokenizer of {self.name} has neither a padding token nor an end of text.")
+            tokenizer.pad_token = tokenizer.eos_token
+
+    def _fit_template(self) -> None:
+        """Find out whether the template takes a message in parts, or as one text that holds the image token.
+
+        Raises:
+            WeightsError: it takes neither, or what it renders never shows an image.
+        """
+        failure: WeightsError | None = None
+        for parts in (True, False):
+            self._parts = parts
+            try:
+                text = self._rendered("?")
+            except WeightsError as error:
+                failure = failure or error
+                continue
+            if not any(printed in text for printed in _PARTS_PRINTED) and self._shows_image(text):
+                return
+        self._parts = True
+        if failure is None and self._is_possible("?"):
+            failure = WeightsError(
+                f"The chat template of {self.name} renders no image token; expected one that takes "
+                '{"type": "image"} as a part of a message.'
+            )
+        if failure is not None:
+            raise failure
+
+    def _rendered(self, question: str | None) -> str:
+        content: Any = [{"type": "image"}, *([{"type": "text", "text": question}] if question else [])]
+        if not self._parts:
+            content = "\n".join(part for part in (self._token("image_token"), question) if part)
+        template = self._template
+        if isinstance(template, dict):
+            template = template.get("default", next(iter(template.values())))
+        try:
+            text: str = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except Exception as error:  # a template is a program of the model's folder: it may raise anything
+            raise WeightsError(f"The chat template of {self.name} fails ({first_line(error)}).") from error
+        return text
+
+    def _fit_prompt(self, kind: type) -> None:
+        """Find out who writes the image token, how pictures are listed, and whether the tokenizer ends the prompt."""
+        given = self._prompt
+        befores = [given.before]
+        if not self._writes_image:
+            befores += [f"{token}{given.before}" for token in map(self._token, _PLACEHOLDERS) if token]
+        for before in befores:
+            self._prompt = Prompt(before, given.after, given.question)
+            if self._is_possible("?") and self._shows_image(self.prompt("?")):
+                break
+        else:
+            self._prompt = given
+        text = self.prompt("?")
+        self._nested = self._is_nested(text)
+        try:
+            probe = self.batch(probe_images()[:1], text)
+        except Exception:  # whatever a processor raises is told when a picture is captioned
+            return
+        self._drop_end = self._is_continued(probe, kind) and self._tokenizer_ends_texts()
+
+    def _is_continued(self, made: Any, kind: type) -> bool:
+        """Whether generation continues these ids as they are: no encoder reads them, and no `generate` changes them."""
+        from transformers import GenerationMixin
+
+        if "decoder_input_ids" in made:
+            return True
+        own = getattr(kind, "generate", None) is not GenerationMixin.generate
+        return "input_ids" in made and not self._encodes_text and not own
+
+    def _is_nested(self, text: str | None) -> bool:
+        """Whether the processor wants a list of pictures for each text."""
+        self._nested = False
+        return not self._rows(text, 2)
+
+    def _is_possible(self, question: str | None) -> bool:
+        return self._rows(self.prompt(question), 1)
+
+    def _rows(self, text: str | None, count: int) -> bool:
+        """Whether the processor makes that many rows of text and pictures."""
+        try:
+            made = self.batch(probe_images()[:count], text)
+        except Exception:  # whatever a processor raises, it does not take this
+            return False
+        ids = _ids(made)
+        return bool(ids is None or ids.shape[0] == count)
+
+    def _shows_image(self, text: str | None, *, strict: bool = False) -> bool:
+        """Whether the ids of a text hold image tokens, where the model has such tokens, or at all if `strict`."""
+        ids = {int(value) for value in self._image_ids()}
+        try:
+            made = self.batch(probe_images()[:1], text)
+        except Exception:  # whatever a processor raises, it does not take this
+            return False
+        found = _ids(made)
+        if found is None or not ids:
+            return not strict
+        return not ids.isdisjoint(found.flatten().tolist())
+
+    def _image_ids(self) -> Iterator[int]:
+        for name in _IMAGE_NAMES:
+            value = getattr(self._config, name, None)
+            # Image tokens may have no embedding, such as those of a Q-Former that are put in front of the text.
+            if isinstance(value, int) and value >= 0:
+                yield value
+
+    def _token(self, name: str) -> str | None:
+        token = getattr(self.processor, name, None) or getattr(self.processor.tokenizer, name, None)
+        return None if token is None else str(getattr(token, "content", token))
+
+    def _tokenizer_ends_texts(self) -> bool:
+        """Whether the tokenizer puts an end behind every text; what a processor itself writes there is its own."""
+        tokenizer = self.processor.tokenizer
+        return tokenizer("?").input_ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
+
+
+def _ids(made: Any) -> Tensor | None:
+    for name in ("decoder_input_ids", "input_ids"):
+        if isinstance(made.get(name), Tensor):
+            ids: Tensor = made[name]
+            return ids
+    return None
+
+
+def _without_last(made: Any) -> Any:
+    """The inputs without the last column of everything that has one value an id."""
+    ids = _ids(made)
+    if ids is None:
+        return made
+    for name, value in list(made.items()):
+        if isinstance(value, torch.Tensor) and value.shape == ids.shape:
+            made[name] = value[:, :-1]
+    return made
