@@ -85,6 +85,11 @@ class _Display:
                 f"Training {event['model']} on {event['images']:,} images: {event['captions']:,} captions an epoch, "
                 f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."
             )
+            nearest = ", the nearest numbers with the captions of an image in one step" if not event["exact"] else ""
+            self._say(
+                f"An epoch has {event['steps_per_epoch']:,} step(s), with {event['step_captions']} captions "
+                f"(train.batch_size is {event['batch_size']}{nearest})."
+            )
         elif name == "quarantined":
             self._say(f"{len(event['images'])} training image(s) cannot be read and are left out:")
             for reason in event["reasons"]:

@@ -110,7 +110,7 @@ class TrainConfig(_Section):
     captions_per_image: int = Field(5, gt=0)
     """Captions of an image that one step learns together, with targets each."""
     batch_size: int = Field(40, gt=0)
-    """Captions of an optimiser step, over all processes together."""
+    """Captions of an optimiser step, over all processes together, or the nearest number with images kept together."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Captions that a process works on at once; fewer save memory and change nothing else. null is its share."""
     learning_rate: float = Field(3e-5, gt=0)

@@ -51,6 +51,7 @@ def facts_part(run: RunScores, log: TrainingLog) -> str:
         ("train_images", str(log.facts.get("images", ""))),
         ("captions_an_epoch", str(log.facts.get("captions", ""))),
         ("steps", str(log.facts.get("steps", ""))),
+        ("step_captions", str(log.facts.get("step_captions", ""))),
         ("device", str(log.facts.get("device", ""))),
         ("processes", str(log.facts.get("processes", ""))),
         ("time", _duration(log.seconds) if log.seconds is not None else ""),

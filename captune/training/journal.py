@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from captune.data.atomic import atomic_file
 from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "first_event"]
 
 PASSING = frozenset({"features", "captions", "progress"})
 """Events that only say how far something is; they are shown and not kept."""
@@ -84,6 +85,17 @@ class Journal:
                 f"{event}/{key}": float(value) for key, value in figures.items() if isinstance(value, int | float)
             }
             self._tracker.log(numbers, int(figures["step"]))
+
+
+def first_event(log: Path, name: str) -> Event:
+    """The first line of a log that tells of this event; empty where there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, AttributeError):
+            entry: Event = json.loads(line)
+            if entry.get("event") == name:
+                return entry
+    return {}
 
 
 def _drop_later(log: Path, steps: int) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from captune.config import RunConfig, TrainConfig
+from captune.config import RunConfig
 from captune.errors import DataError
 from captune.model import PromptLayout
 from captune.protocols import training_images
 from captune.training.samples import TrainingSamples
 
-__all__ = ["captions_together", "longest_samples", "made_up_samples"]
+__all__ = ["longest_samples", "made_up_samples"]
 
 _WORDS = ("dog", "cat", "man", "bus", "sun", "hat", "pen", "toy", "red", "fox")
 """What made-up captions are made of; no two begin with the same letter."""
-
-
-def captions_together(config: TrainConfig) -> int:
-    """Captions of an image that are one sample."""
-    return config.captions_per_image if config.targets == "each" else 1
 
 
 def longest_samples(config: RunConfig) -> list[tuple[str, ...]] | None:
@@ -32,17 +27,14 @@ def longest_samples(config: RunConfig) -> list[tuple[str, ...]] | None:
             raise
         return None
     samples = TrainingSamples(images, config.train, config.seed)
-    return [sample.captions for sample in samples.longest(_samples_of_a_step(config))]
+    return [sample.captions for sample in samples.heaviest_step()]
 
 
 def made_up_samples(config: RunConfig, layout: PromptLayout, tokens: int) -> list[tuple[str, ...]]:
     """As many samples as a step has, with captions of so many tokens, or as many as the layout allows."""
-    captions = tuple(_caption_of(layout, tokens, number) for number in range(captions_together(config.train)))
-    return [captions] * _samples_of_a_step(config)
-
-
-def _samples_of_a_step(config: RunConfig) -> int:
-    return max(1, config.train.batch_size // captions_together(config.train))
+    together = config.train.captions_per_image if config.train.targets == "each" else 1
+    captions = tuple(_caption_of(layout, tokens, number) for number in range(together))
+    return [captions] * max(1, config.train.batch_size // together)
 
 
 def _caption_of(layout: PromptLayout, tokens: int, number: int) -> str:

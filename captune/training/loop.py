@@ -19,7 +19,7 @@ from captune.config import RunConfig
 from captune.data.atomic import atomic_folder
 from captune.data.manifest import manifest_hash, resolve_image
 from captune.decoding import Caption
-from captune.errors import StoppedError
+from captune.errors import ConfigError, StoppedError
 from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.features import StoredFeatures
@@ -32,7 +32,7 @@ from captune.training.compiling import wanted_layers
 from captune.training.cost import CostMeter
 from captune.training.distributed import World, world
 from captune.training.feature_stage import run_features
-from captune.training.journal import Journal
+from captune.training.journal import Journal, first_event
 from captune.training.quarantine import keep_quarantine, without_broken
 from captune.training.run_folder import RunStatus, checkpoint_folder, open_run_folder, run_status
 from captune.training.samples import TrainingSamples
@@ -106,6 +106,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         if resuming:
             # The pretrained model was scored before the first state was saved, so its row is among these.
             start = stepper.restore(config.output) or start
+            _check_steps(config, samples)
             evaluation.restore(_finished_rows(config, samples, start))
         with _open_journal(config, place, listener, start) as journal:
             journal.tell(
@@ -113,6 +114,10 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
                 model=config.model.name,
                 images=len(images),
                 captions=samples.captions,
+                steps_per_epoch=samples.steps_per_epoch,
+                step_captions=samples.describe_steps(),
+                batch_size=config.train.batch_size,
+                exact=samples.exact,
                 step=start.step,
                 steps=samples.total_steps,
                 processes=place.size,
@@ -261,6 +266,16 @@ def _finished_rows(config: RunConfig, samples: TrainingSamples, start: Position)
     """What was scored of the epochs that the saved state has behind it."""
     rows = read_scores(config.output).checkpoints
     return [row for row in rows if row.epoch is None or (row.epoch + 1) * samples.steps_per_epoch <= start.step]
+
+
+def _check_steps(config: RunConfig, samples: TrainingSamples) -> None:
+    """Refuse to resume a run whose steps an older captune dealt otherwise."""
+    before = first_event(config.output / "log.jsonl", "run").get("steps", samples.total_steps)
+    if before != samples.total_steps:
+        raise ConfigError(
+            f"The run in {config.output} was begun with {before} steps by an older captune, and this one divides the "
+            f"same captions into {samples.total_steps}; finish it with that version, or start over with --resume never."
+        )
 
 
 def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:

@@ -21,7 +21,7 @@ from captune.model.memory import (
 )
 from captune.model.size import ModelSize, measure_model
 from captune.training.logits import targets_at_once
-from captune.training.longest import captions_together, longest_samples, made_up_samples
+from captune.training.longest import longest_samples, made_up_samples
 from captune.training.packing import constant_prefix_length, pack, row_multiple
 
 __all__ = ["Plan", "Planner", "Proposal"]
@@ -210,7 +210,7 @@ class Planner:
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
         """Batch sizes with which both phases fit, or None."""
         found: list[str] = []
-        together = captions_together(self._config.train)
+        together = max(map(len, self.captions))
         samples = len(self.micro_batch(self._config))
         for phase, key, largest, unit in (
             ("training", "train.micro_batch_size", samples, together),
@@ -231,10 +231,9 @@ class Planner:
 
     def micro_batch(self, config: RunConfig) -> list[tuple[str, ...]]:
         """The captions of the longest samples that are computed at once."""
-        together = captions_together(config.train)
-        mine = -(-max(1, config.train.batch_size // together) // self.processes)
+        mine = -(-len(self.captions) // self.processes)
         limit = config.train.micro_batch_size
-        return self.captions[: mine if limit is None else min(mine, max(1, limit // together))]
+        return self.captions[: mine if limit is None else min(mine, max(1, limit // max(map(len, self.captions))))]
 
 
 def _halved(count: int) -> Iterator[int]:

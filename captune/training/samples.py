@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ __all__ = ["TrainingSample", "TrainingSamples"]
 
 POOL = 1024
 """Samples of similar length are brought together within shuffled pools of about this many."""
+SHOWN_STEPS = 4
+"""Epochs of at most this many steps are described step by step."""
+ROW_CHARACTERS = 200
+"""Prompt and image of a row, in characters of a caption; only to compare many short rows with few long ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,17 @@ class TrainingSample:
 class TrainingSamples:
     """All samples of a run, dealt to steps.
 
+    A step has `batch_size` captions, whatever number of them images have. Captions of an image stay together, so where
+    they cannot add up to that, a step has the nearest number that they can. Every pass has the same steps: how many
+    samples of how many captions each one takes is decided once, and which ones is shuffled.
+
     Args:
         images: the training images with their captions.
         config: targets, batch size and epochs.
         seed: of the run.
+
+    Attributes:
+        step_captions: how many captions the steps of a pass have; the order differs from pass to pass.
 
     Raises:
         DataError: no image has a caption.
@@ -66,17 +79,35 @@ class TrainingSamples:
         ]
         if not self._slots:
             raise DataError("The training images have no captions; there is nothing to learn from.")
-        self._batch = max(1, config.batch_size // together)
+        self._weights = np.array(
+            [min(together, len(images[index].captions) - first) if together > 1 else 1 for index, first in self._slots]
+        )
+        self._heaviest = int(self._weights.max())
+        self._even = bool((self._weights == self._heaviest).all())
+        self._size = config.batch_size
         # Without a vocabulary characters stand for tokens.
         fast = config.fast
         self._characters = _of_shared_row if fast.shared_prefix and fast.target_logits else _of_all_captions
         self._length: Callable[[TrainingSample], int] | None = self._characters if fast.length_buckets else None
-        whole_pass = -(-len(self._slots) // self._batch)
-        self.steps_per_epoch = config.steps_per_epoch or whole_pass
+        self._shapes = self._shape_steps()
+        counts = [sum(shape) for shape in self._shapes]
+        self._sequence = np.concatenate([np.array(shape) for shape in self._shapes])
+        # Position of each step's first sample in the pass, and of the end.
+        self._edges: list[int] = np.cumsum([0, *map(len, self._shapes)]).tolist()
+        # Samples of a full step; one more is taken where that is nearer.
+        nearest = max(1, (2 * self._size + self._heaviest - 1) // (2 * self._heaviest))
+        per_step = nearest if self._even else max(1, round(len(self._slots) / len(self._shapes)))
+        self._full = nearest * self._heaviest if self._even else self._size
+        self._pool = max(1, POOL // per_step)
+        # Only here a step may take its samples from two passes.
+        self._across = per_step if self._even and config.steps_per_epoch is not None else None
+        self.step_captions = tuple(counts)
+        if self._across is not None:
+            self.step_captions = (self._full,) * (config.steps_per_epoch or 1)
+        self.steps_per_epoch = config.steps_per_epoch or len(counts)
         self.total_steps = self.steps_per_epoch * config.epochs
-        self._counted = config.steps_per_epoch is not None
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None
-        self._arranged: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+        self._arranged: tuple[tuple[int, int], list[NDArray[np.int64]]] | None = None
 
     def measured_by(self, length: Callable[[TrainingSample], int]) -> TrainingSamples:
         """The same samples, of which those of similar `length` are brought together, where any are."""
@@ -95,29 +126,57 @@ class TrainingSamples:
             return len(self._slots)
         return sum(len(image.captions) for image in self._images)
 
+    @property
+    def exact(self) -> bool:
+        """Whether every step but the last has the number of captions that was set."""
+        return all(count == self._size for count in self.step_captions[:-1])
+
+    def describe_steps(self) -> str:
+        """How many captions steps have, for people: `10, 10, 4`, or `40 x 3,625`, or `38-42 (mean 40.0) x 900`."""
+        counts = self.step_captions
+        if len(counts) <= SHOWN_STEPS:
+            return ", ".join(map(str, counts))
+        kinds = Counter(counts).most_common()
+        if len(kinds) <= 2:
+            return ", ".join(f"{count} x {steps:,}" for count, steps in kinds)
+        return f"{min(counts)}-{max(counts)} (mean {sum(counts) / len(counts):.1f}) x {len(counts):,}"
+
     def longest(self, count: int) -> list[TrainingSample]:
         """The samples with the most characters to be fed, with which limits are tried before they are met."""
-        lengths = np.array([self._characters(self._pick(slot, 0)) for slot in range(len(self._slots))])
-        return [self._pick(int(slot), 0) for slot in np.argsort(-lengths, kind="stable")[:count]]
+        return [self._pick(slot, 0) for slot in self._longest_slots(np.arange(len(self._slots)), count)]
+
+    def heaviest_step(self) -> list[TrainingSample]:
+        """The longest samples that a step could have, longest first; memory that holds them holds every step."""
+        steps = []
+        for shape in set(self._shapes):
+            slots = [
+                slot
+                for weight, count in Counter(shape).items()
+                for slot in self._longest_slots(np.flatnonzero(self._weights == weight), count)
+            ]
+            samples = [self._pick(slot, 0) for slot in slots]
+            steps.append(sorted(samples, key=self._characters, reverse=True))
+        return max(steps, key=lambda step: len(step) * (ROW_CHARACTERS + self._characters(step[0])))
+
+    def _longest_slots(self, slots: NDArray[np.int64], count: int) -> list[int]:
+        lengths = np.array([self._characters(self._pick(slot, 0)) for slot in slots.tolist()])
+        return [int(slot) for slot in slots[np.argsort(-lengths, kind="stable")[:count]]]
 
     def batch(self, step: int) -> list[TrainingSample]:
         """The samples of optimiser step `step`, over all processes together.
 
-        An epoch of a given number of steps goes on where the one before stopped, through one shuffled pass after
-        another; otherwise an epoch is one pass, and its last batch holds what is left.
+        An epoch of a set number of steps begins where the one before ended, through one shuffled pass after another;
+        otherwise an epoch is one pass, and its last step has what is left.
         """
-        if self._counted:
-            places = range(step * self._batch, (step + 1) * self._batch)
-            return [self._sample(*divmod(place, len(self._slots))) for place in places]
-        epoch, position = divmod(step, self.steps_per_epoch)
-        places = range(position * self._batch, min((position + 1) * self._batch, len(self._slots)))
-        return [self._sample(epoch, place) for place in places]
+        if self._across is not None:
+            positions = range(step * self._across, (step + 1) * self._across)
+            return [self._sample(*divmod(position, len(self._slots))) for position in positions]
+        passed, position = divmod(step, len(self._shapes))
+        return [self._pick(int(slot), passed) for slot in self._batch(passed, position)]
 
-    def _sample(self, passed: int, place: int) -> TrainingSample:
-        if self._length is None:
-            return self._pick(int(self._shuffle(passed)[place]), passed)
-        pool, within = divmod(place, self._batch * max(1, POOL // self._batch))
-        return self._pick(int(self._pool(passed, pool, self._length)[within]), passed)
+    def _sample(self, passed: int, position: int) -> TrainingSample:
+        step = bisect_right(self._edges, position) - 1
+        return self._pick(int(self._batch(passed, step)[position - self._edges[step]]), passed)
 
     def _pick(self, slot: int, passed: int) -> TrainingSample:
         image, first = self._slots[slot]
@@ -140,21 +199,71 @@ class TrainingSamples:
         """The slots of a pass in a random order; the last one is kept, since steps ask for it one after the other."""
         if self._shuffled is None or self._shuffled[0] != passed:
             random = np.random.default_rng([self._seed, passed])
-            self._shuffled = (passed, random.permutation(len(self._slots)))
+            slots = random.permutation(len(self._slots))
+            self._shuffled = (passed, self._in_sequence(slots, 0, np.arange(len(slots))))
         return self._shuffled[1]
 
-    def _pool(self, passed: int, number: int, length: Callable[[TrainingSample], int]) -> NDArray[np.int64]:
-        """A pool of a pass, sorted by length and its batches shuffled; an incomplete batch stays at the very end."""
+    def _in_sequence(self, slots: NDArray[np.int64], start: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Slots for the positions from `start` on, each where the sequence wants as many captions as it has.
+
+        Args:
+            slots: to be arranged.
+            start: first position.
+            order: rank of each slot; of those with equally many captions the first comes first.
+        """
+        arranged = np.empty_like(slots)
+        positions = np.argsort(self._sequence[start : start + len(slots)], kind="stable")
+        arranged[positions] = slots[np.lexsort((order, self._weights[slots]))]
+        return arranged
+
+    def _shape_steps(self) -> list[tuple[int, ...]]:
+        """How many captions each sample of each step of a pass has.
+
+        The samples with most captions are dealt first and the others fill up; steps are then shuffled, and what is
+        left comes last.
+        """
+        left = dict(sorted(Counter(self._weights.tolist()).items(), reverse=True))
+        shapes: list[tuple[int, ...]] = []
+        while left:
+            shape: list[int] = []
+            room = self._size
+            for weight in left:
+                count = min(left[weight], room // weight)
+                shape += [weight] * count
+                room -= count * weight
+                left[weight] -= count
+            left = {weight: count for weight, count in left.items() if count}
+            lightest = min(left, default=0)
+            # One sample too many may be nearer than one too few, and an empty step is none.
+            if left and (not shape or lightest < 2 * room):
+                shape.append(lightest)
+                left[lightest] -= 1
+                left = {weight: count for weight, count in left.items() if count}
+            shapes.append(tuple(shape))
+        if self._even:
+            return shapes
+        random = np.random.default_rng([self._seed])
+        return [*(shapes[place] for place in random.permutation(len(shapes) - 1)), shapes[-1]]
+
+    def _batch(self, passed: int, step: int) -> NDArray[np.int64]:
+        """The slots of a step of a pass.
+
+        Where lengths count, steps are brought together in pools: of slots with equally many captions those with similar
+        lengths come together, and the steps are shuffled. An incomplete step stays at the very end.
+        """
+        if self._length is None:
+            return self._shuffle(passed)[self._edges[step] : self._edges[step + 1]]
+        number = step // self._pool
         if self._arranged is None or self._arranged[0] != (passed, number):
-            size = self._batch * max(1, POOL // self._batch)
-            chosen = self._shuffle(passed)[number * size : (number + 1) * size]
-            lengths = np.array([length(self._pick(int(slot), passed)) for slot in chosen])
-            chosen = chosen[np.argsort(lengths, kind="stable")]
-            whole = len(chosen) // self._batch * self._batch
-            random = np.random.default_rng([self._seed, passed, number])
-            batches = random.permutation(chosen[:whole].reshape(-1, self._batch))
-            self._arranged = ((passed, number), np.concatenate([batches.reshape(-1), chosen[whole:]]))
-        return self._arranged[1]
+            first, after = number * self._pool, min((number + 1) * self._pool, len(self._shapes))
+            slots = self._shuffle(passed)[self._edges[first] : self._edges[after]]
+            lengths = np.array([self._length(self._pick(int(slot), passed)) for slot in slots])
+            slots = self._in_sequence(slots, self._edges[first], lengths)
+            batches = np.split(slots, np.array(self._edges[first + 1 : after]) - self._edges[first])
+            incomplete = after == len(self._shapes) and sum(self._shapes[-1]) < self._full
+            shuffled = np.random.default_rng([self._seed, passed, number]).permutation(len(batches) - incomplete)
+            self._arranged = ((passed, number), [*(batches[k] for k in shuffled), *batches[len(shuffled) :]])
+        return self._arranged[1][step - number * self._pool]
 
     def _draw(self, what: str, passed: int, count: int) -> int:
         """One of `count` for a thing in a pass, the same whatever else is in the data."""

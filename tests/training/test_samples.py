@@ -38,7 +38,82 @@ def test_captions_of_an_image_come_together() -> None:
     dealt = [sample for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
     assert sorted(len(sample.captions) for sample in dealt) == [1] * 4 + [2] * 4
     assert sorted(captions_of(samples, 0)) == sorted(c for image in images(4) for c in image.captions)
-    assert max(len(samples.batch(step)) for step in range(samples.steps_per_epoch)) == 3
+    assert [sum(len(s.captions) for s in samples.batch(step)) for step in range(2)] == [6, 6]
+
+
+def counts(samples: TrainingSamples, passed: int = 0) -> list[int]:
+    """Captions of every step of a pass."""
+    steps = range(passed * samples.steps_per_epoch, (passed + 1) * samples.steps_per_epoch)
+    return [sum(len(sample.captions) for sample in samples.batch(step)) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("captions", "size", "expected"),
+    [
+        (1, 10, [10, 10, 4]),  # the captions of 24 images
+        (2, 10, [10, 10, 10, 10, 8]),
+        (3, 10, [9] * 8),
+        (4, 10, [8] * 12),  # 8 and 12 are equally near
+        (5, 13, [15] * 8),
+        (5, 2, [5] * 24),
+        (7, 10, [10] * 16 + [8]),  # slots of 5 and of 2
+        (10, 10, [10] * 24),
+        (1, 100, [24]),
+    ],
+)
+def test_batch_size_is_captions_of_a_step(captions: int, size: int, expected: list[int]) -> None:
+    samples = TrainingSamples(images(24, captions), TrainConfig(batch_size=size, epochs=2), seed=3)
+    assert sorted(samples.step_captions, reverse=True) == expected
+    assert counts(samples)[-1] == expected[-1]
+    for passed in range(2):
+        assert sorted(counts(samples, passed), reverse=True) == expected
+    assert samples.exact == all(count == size for count in expected[:-1])
+
+
+@pytest.mark.parametrize("buckets", [True, False])
+@pytest.mark.parametrize("together", [1, 2, 5, 10])
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_images_with_one_to_ten_captions(buckets: bool, together: int, size: int) -> None:
+    rows = [
+        Sample(str(i), f"{i}.jpg", tuple(f"{i} {c}" + " word" * (i * c % 9) for c in range(1 + i * 7 % 10)), "train")
+        for i in range(150)
+    ]
+    config = TrainConfig(
+        batch_size=size, captions_per_image=together, epochs=3, fast=FastConfig(length_buckets=buckets)
+    )
+    samples = TrainingSamples(rows, config, seed=5)
+    every = sorted(c for row in rows for c in row.captions)
+    assert [sorted(captions_of(samples, epoch)) for epoch in range(3)] == [every] * 3
+    assert captions_of(samples, 0) != captions_of(samples, 1)
+    for passed in range(3):
+        assert sorted(counts(samples, passed)) == sorted(samples.step_captions)
+    # All steps but the last are as near as the captions of one image allow.
+    full = sorted(samples.step_captions)[1:]
+    assert all(abs(count - size) <= max(0, together - 1) for count in full)
+    if size == 40:
+        assert all(count == size for count in full)
+    heaviest = samples.heaviest_step()
+    assert sum(len(sample.captions) for sample in heaviest) in samples.step_captions
+    backwards = [samples.batch(step) for step in reversed(range(samples.total_steps))]
+    assert backwards[::-1] == [samples.batch(step) for step in range(samples.total_steps)]
+
+
+def test_uneven_epochs_of_a_set_number_of_steps_take_every_sample_once_a_pass() -> None:
+    rows = [Sample(str(i), f"{i}.jpg", ("word",) * (1 + i % 4), "train") for i in range(40)]
+    samples = TrainingSamples(rows, TrainConfig(batch_size=10, steps_per_epoch=3, epochs=10), seed=5)
+    dealt = [s.image for step in range(20) for s in samples.batch(step)]
+    assert sorted(dealt) == sorted([*range(40)] * 2)
+
+
+def test_steps_are_described() -> None:
+    def described(rows: list[Sample], size: int) -> str:
+        return TrainingSamples(rows, TrainConfig(batch_size=size), seed=1).describe_steps()
+
+    assert described(images(24, 1), 10) == "10, 10, 4"
+    assert described(images(24, 5), 10) == "10 x 12"
+    assert described(images(24, 1), 5) == "5 x 4, 4 x 1"
+    mixed = [Sample(str(i), f"{i}.jpg", ("word",) * (2 + i % 3), "train") for i in range(30)]
+    assert described(mixed, 3) == "2-4 (mean 3.0) x 30"
 
 
 def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
