@@ -75,8 +75,8 @@ class Beams:
         if self._options.repetition_penalty != 1.0:
             log_probs = penalised(log_probs, self._already_said(V), self._options.repetition_penalty)
         totals = (log_probs.view(A, K, V) + self._running.unsqueeze(2)).view(A, K * V)
-        # Twice as many as beams, so that enough go on when the best ones all end.
-        best, indices = totals.topk(min(2 * K, K * V), dim=1)
+        # Enough of them that K go on when the best ones all end, whichever of the ids ends them.
+        best, indices = totals.topk(min(max(2, 1 + len(self._stop.end_ids)) * K, K * V), dim=1)
         parents, tokens = indices // V, indices % V
         counts = torch.tensor(self._counts, device=logits.device)
         ids = self._ids.gather(1, parents.unsqueeze(2).expand(-1, -1, self._ids.shape[2]))
@@ -107,16 +107,16 @@ class Beams:
         """Take up candidates that ended; whether (A,) a search may still find a better answer.
 
         Args:
-            best: (A, 2K) summed log-probabilities of the candidates, descending.
-            ids: (A, 2K, M), their tokens.
-            ends: (A, 2K) bool.
+            best: (A, C) summed log-probabilities of the C candidates, 2K or more, descending.
+            ids: (A, C, M), their tokens.
+            ends: (A, C) bool.
             running: (A, 1) score of the best beam that goes on.
         """
         K = self.group
         lengths = torch.tensor([count + 1 for count in self._counts], device=best.device)
         powers = [float(count + 1) ** self._options.length_penalty for count in self._counts]
         divisors = torch.tensor(powers, dtype=best.dtype, device=best.device).unsqueeze(1)
-        # The second half of the candidates only stands in for beams that end; it never ends itself.
+        # The candidates behind the first K only replace beams that end; they never end themselves.
         finished = ends.clone()
         finished[:, K:] = False
         scores = best / divisors + (~finished) * _NEVER
@@ -131,7 +131,7 @@ class Beams:
         return (running / divisors > worst).any(dim=1)
 
     def _ends(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Which candidates (A, 2K) are over with their newest token."""
+        """Which candidates (A, C) are over with their newest token."""
         ended = []
         for place, (row, of) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True)):
             count = self._counts[place]

@@ -119,9 +119,9 @@ def generate_ids(
 
 def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
     """Read a row of new ids."""
-    eos = processor.tokenizer.eos_id
-    text = processor.tokenizer.decode(ids)
-    stopped = (eos is not None and eos in ids) or processor.layout.conversation.stop_symbol in text
+    answer = processor.before_end(ids)
+    text = processor.tokenizer.decode(answer)
+    stopped = len(answer) < len(ids) or processor.layout.conversation.stop_symbol in text
     return Caption(processor.layout.cut(text), len(ids), stopped)
 
 

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 from captune.decoding.choosing import draw, penalised, restricted, stream
 from captune.decoding.options import DecodingOptions
 from captune.decoding.request import Request
-from captune.model import MiniGPT4, TokenSequence
+from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
 from captune.model.captioning import StopSymbol
 
 __all__ = ["Draws", "generate_with_transformers"]
@@ -75,7 +75,7 @@ def generate_with_transformers(
     device = model.projection.weight.device
     batch = processor.pad([TokenSequence(request.prompt, len(request.prompt)) for request in requests], left=True)
     features = [given for given in (request.read_features() for request in requests) if given is not None]
-    eos = processor.tokenizer.eos_id
+    ends = list(processor.end_ids)
     settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
     processors: list[LogitsProcessor] = []
     if options.repetition_penalty != 1.0:
@@ -96,19 +96,18 @@ def generate_with_transformers(
         temperature=None,
         top_p=None,
         top_k=None,
-        eos_token_id=eos,
+        eos_token_id=ends or None,
         # No word is said after the end, so a filler that is no id of the vocabulary could not be embedded.
-        pad_token_id=eos if eos is not None else 0,
+        pad_token_id=ends[0] if ends else 0,
         **settings,
     )
     symbol = StopSymbol(processor) if stop_symbol else None
-    return [_cut(row, eos, symbol) for row in new_ids.tolist()]
+    return [_cut(row, processor, symbol) for row in new_ids.tolist()]
 
 
-def _cut(row: list[int], eos: int | None, symbol: StopSymbol | None) -> list[int]:
+def _cut(row: list[int], processor: MiniGPT4Processor, symbol: StopSymbol | None) -> list[int]:
     """A row up to its end; behind it, transformers fills up to the longest row."""
-    if eos is not None and eos in row:
-        row = row[: row.index(eos) + 1]
+    row = row[: len(processor.before_end(row)) + 1]
     if symbol is None or symbol.symbol not in symbol.tokenizer.decode(row):
         return row
     shortest = next(n for n in range(1, len(row) + 1) if symbol.symbol in symbol.tokenizer.decode(row[:n]))

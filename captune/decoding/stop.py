@@ -28,7 +28,7 @@ class StopRule:
     def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True) -> None:
         self._tokenizer = processor.tokenizer
         self._symbol = processor.layout.conversation.stop_symbol if symbol else ""
-        self.eos_id = processor.tokenizer.eos_id
+        self.end_ids = frozenset(processor.end_ids)
         # However the symbol is cut into tokens, it has no more of them than bytes.
         self._tail = len(self._symbol.encode())
         self._anchor = self._tokenizer.encode("a")[-1:]
@@ -37,7 +37,7 @@ class StopRule:
 
     def ended(self, ids: Sequence[int], newest: int) -> bool:
         """Whether `newest`, said behind `ids`, ends the row."""
-        if newest == self.eos_id:
+        if newest in self.end_ids:
             return True
         if not self._symbol or not self._may_complete(newest):
             return False

@@ -37,7 +37,7 @@ class TextStream:
             ids: all ids so far.
             ended: whether these are all.
         """
-        decoded = self._processor.tokenizer.decode(ids)
+        decoded = self._processor.tokenizer.decode(self._processor.before_end(ids))
         text = self._processor.layout.cut(decoded) if ended else self._certain(decoded)
         if not ended and not text.startswith(self._told):
             # A vocabulary that rewrites its last words is waited for.

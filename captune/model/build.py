@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from captune.errors import ConfigError, WeightsError
 from captune.model.chat import conversation_of
 from captune.model.configuration import MiniGPT4Config
-from captune.model.language_model import load_language_model
+from captune.model.language_model import end_ids, load_language_model
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
@@ -132,6 +132,7 @@ def _converse(
 ) -> MiniGPT4Processor:
     """A processor that asks as the language model wants to be asked; the configuration learns how."""
     config.max_target_tokens = max_target_tokens
+    config.end_ids = end_ids(llm)
     if conversation is not None:
         config.conversation = conversation
     else:
@@ -142,14 +143,18 @@ def _converse(
 
 def _renew_projection(model: MiniGPT4, seed: int) -> None:
     """A projection whose image tokens are about as long as the language model's token embeddings."""
-    embeddings = model.get_input_embeddings().weight
-    assert isinstance(embeddings, torch.Tensor)
-    length = float(embeddings[:1000].detach().float().square().mean().sqrt())
-    projection = nn.Linear(model.config.feature_size, model.config.text_width, device=embeddings.device)
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(projection.weight.shape, generator=generator) * length / model.config.feature_size**0.5
+    embedding = model.get_input_embeddings()
+    weight = embedding.weight
+    assert isinstance(weight, torch.Tensor)
     with torch.no_grad():
-        projection.weight.copy_(weight)
+        # As the layer gives them: some families (Gemma) scale the stored vectors by the root of their width.
+        words = embedding(torch.arange(min(1000, len(weight)), device=weight.device))
+    length = float(words.float().square().mean().sqrt())
+    projection = nn.Linear(model.config.feature_size, words.shape[-1], device=weight.device)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(projection.weight.shape, generator=generator) * length / model.config.feature_size**0.5
+    with torch.no_grad():
+        projection.weight.copy_(drawn)
         projection.bias.zero_()
     model.projection = projection
     model.freeze().eval()

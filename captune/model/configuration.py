@@ -22,6 +22,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
             Q-Former.
         conversation: name of the prompt's wrapping (`captune.model.prompt.CONVERSATIONS`), or what it is called here.
         wrapping: the fields of a `Conversation` that stands in no list, such as a chat model's own; None otherwise.
+        end_ids: ids that end an answer, where the language model has more of them than its tokenizer's end of text.
         max_target_tokens: longest caption in tokens, stop symbol included.
         vision_norm_eps: epsilon of the LayerNorm behind a BLIP-2 tower (`ln_vision`). The original uses torch's
             default there, which is not the tower's own.
@@ -44,6 +45,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     patches_per_token: int = 4
     conversation: str = "vicuna-v0"
     wrapping: dict[str, Any] | None = None
+    end_ids: list[int] | None = None
     max_target_tokens: int = 160
     vision_norm_eps: float = 1e-5
     pixel_mean: list[float] | None = None
@@ -82,8 +84,10 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
 
     @property
     def text_width(self) -> int:
-        """D, width of the language model."""
-        return int(self.text_config.get_text_config().hidden_size)
+        """D, width of the language model's token embeddings."""
+        from captune.model.language_model import embedding_width
+
+        return embedding_width(self.text_config)
 
     @property
     def has_class_token(self) -> bool:

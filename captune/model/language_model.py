@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from captune.errors import ConfigError, WeightsError
+from captune.model.causality import check_causal
 
-__all__ = ["decoder_layers", "is_divided", "language_config", "load_language_model"]
+__all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|attn\.(masked_)?bias$")
 """Buffers that older releases of transformers saved and newer ones compute."""
@@ -40,6 +43,39 @@ def language_config(llm: str | Path) -> Any:
     if not hasattr(config.get_text_config(), "vocab_size"):
         raise WeightsError(f"{llm} is a {config.model_type}; expected a causal language model.")
     return config
+
+
+def embedding_width(config: Any) -> int:
+    """Width of a language model's token embeddings, which may be narrower than its hidden states (OPT-350m).
+
+    Args:
+        config: of a causal language model.
+    """
+    return _embedding_width(config.to_json_string(use_diff=False))
+
+
+@lru_cache(maxsize=8)
+def _embedding_width(text: str) -> int:
+    settings = json.loads(text)
+    with torch.device("meta"), _quiet():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    return int(model.get_input_embeddings().weight.shape[1])
+
+
+def end_ids(llm: str | Path) -> list[int]:
+    """Ids that end a text, as the folder's generation_config.json names them, or its config.json where there is none.
+
+    Instruction-tuned models name both the end of a turn and the end of a text.
+
+    Args:
+        llm: folder or hub id.
+    """
+    try:
+        stated = GenerationConfig.from_pretrained(str(llm)).eos_token_id
+    except (OSError, ValueError):
+        # The default of a configuration class says nothing about this model's vocabulary.
+        stated = PreTrainedConfig.get_config_dict(str(llm))[0].get("eos_token_id")
+    return list(stated) if isinstance(stated, list) else [] if stated is None else [int(stated)]
 
 
 def decoder_layers(llm: Any) -> nn.ModuleList:
@@ -72,7 +108,8 @@ def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options:
         options: `quantization_config`, `device_map`, ... of transformers' `from_pretrained`.
 
     Raises:
-        WeightsError: files are missing or broken, a tensor is missing, has another shape, or is not of this model.
+        WeightsError: files are missing or broken, a tensor is missing, has another shape, or is not of this model; or
+            the model is not causal, or does not read embeddings.
     """
     try:
         with _quiet():
@@ -91,6 +128,7 @@ def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options:
                 f"The language model {llm} is incomplete or of another kind than its config.json says: "
                 f"{what.replace('_', ' ')}: {keys[0]} ({len(keys)} in all)."
             )
+    check_causal(model, str(llm))
     loaded_model: nn.Module = model
     return loaded_model
 

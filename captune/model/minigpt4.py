@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Blip2QFormerModel
+from transformers import AutoModelForCausalLM, Blip2QFormerModel, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -172,7 +172,7 @@ class MiniGPT4(PretrainedCaptioner):
             (B, T, D) embeddings in the language model's dtype.
 
         Raises:
-            ValueError: slots and image tokens do not agree in number.
+            ValueError: slots and image tokens do not agree in number or width.
         """
         embeddings: Tensor = self.get_input_embeddings()(input_ids.clamp(min=0))
         slots = input_ids == IMAGE_SLOT
@@ -185,6 +185,11 @@ class MiniGPT4(PretrainedCaptioner):
             raise ValueError(f"The rows have {int(slots.sum())} image slots, but {given} image tokens were given.")
         if image_tokens is None:
             return embeddings
+        if image_tokens.shape[-1] != embeddings.shape[-1]:
+            raise ValueError(
+                f"Image tokens are {image_tokens.shape[-1]} wide, but token embeddings {embeddings.shape[-1]}; "
+                "expected the same width."
+            )
         return embeddings.masked_scatter(slots.unsqueeze(-1), image_tokens.to(embeddings.dtype))
 
     def forward(
@@ -254,7 +259,10 @@ class MiniGPT4(PretrainedCaptioner):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.processor is not None and "eos_token_id" not in kwargs:
-            kwargs["eos_token_id"] = self.processor.tokenizer.eos_id
+            kwargs["eos_token_id"] = list(self.processor.end_ids) or None
+        # The folder's generation_config.json (penalties, suppressed tokens, lengths) does not decide what is said: the
+        # settings are those of this call, in every engine.
+        self.llm.generation_config = GenerationConfig()
         kwargs.setdefault("pad_token_id", _first(kwargs.get("eos_token_id")) or 0)
         with warnings.catch_warnings():
             # As in the original, a penalty on repetition concerns what was generated, not the prompt.

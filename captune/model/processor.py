@@ -40,6 +40,8 @@ class MiniGPT4Processor:
 
     Attributes:
         layout: lays out prompts, for training and generation alike.
+        end_ids: ids of which each ends an answer: the stop symbol's, where it is one special token, the tokenizer's end
+            of text, and those that the language model's generation_config.json names.
         instruction: what is asked where nobody says otherwise; a tuned adapter brings its own.
     """
 
@@ -54,9 +56,12 @@ class MiniGPT4Processor:
             image_tokens=config.image_tokens,
             max_target_tokens=config.max_target_tokens,
         )
+        ends = [tokenizer.eos_id, *(config.end_ids or ())]
         if len(self.layout.stop_ids) == 1 and not tokenizer.decode(self.layout.stop_ids):
             # A special token such as <end_of_turn> has no text to be found by; it ends decoding by its id.
             tokenizer.eos_id = self.layout.stop_ids[0]
+            ends.insert(0, tokenizer.eos_id)
+        self.end_ids = tuple(dict.fromkeys(i for i in ends if i is not None and i < tokenizer.vocabulary_size))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: MiniGPT4Config | None = None, **hub_options: Any) -> Self:
@@ -194,9 +199,13 @@ class MiniGPT4Processor:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def batch_decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Rows of generated ids as captions, cut at the stop symbol."""
+        """Rows of generated ids as captions, cut at the first id that ends an answer and at the stop symbol."""
         rows = ids.tolist() if isinstance(ids, Tensor) else ids
-        return [self.layout.cut(self.layout.decode(row)) for row in rows]
+        return [self.layout.cut(self.layout.decode(self.before_end(row))) for row in rows]
+
+    def before_end(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids of an answer in front of the first one that ends it."""
+        return ids[: next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))]
 
 
 def _open(image: ImageLike) -> Image.Image:

@@ -182,7 +182,7 @@ def _traced(
     decoder = llm.get_decoder()
     with FakeTensorMode():
         _make_fake(decoder)
-        embeddings = torch.empty(1, tokens, short.hidden_size, dtype=dtype, requires_grad=True)
+        embeddings = torch.empty(1, tokens, llm.get_input_embeddings().weight.shape[1], dtype=dtype, requires_grad=True)
         mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
         positions = torch.arange(tokens).unsqueeze(0)
         given = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}

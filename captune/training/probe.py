@@ -139,7 +139,7 @@ def _generate(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int
             min_new_tokens=load.new_tokens,
             num_beams=load.beams,
             do_sample=False,
-            eos_token_id=model.processor.tokenizer.eos_id,
+            eos_token_id=list(model.processor.end_ids) or None,
         )
     finally:
         handle.remove()

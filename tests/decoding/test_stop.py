@@ -67,7 +67,9 @@ class _Layout:
 
 
 def processor(symbol: str, tokenizer: Any = None) -> Any:
-    return SimpleNamespace(tokenizer=tokenizer or Pieces(), layout=_Layout(SimpleNamespace(stop_symbol=symbol)))
+    tokenizer = tokenizer or Pieces()
+    layout = _Layout(SimpleNamespace(stop_symbol=symbol))
+    return SimpleNamespace(tokenizer=tokenizer, layout=layout, end_ids=(tokenizer.eos_id,))
 
 
 def first_end(symbol: str, ids: list[int]) -> int | None:

@@ -1,0 +1,145 @@
+"""What is measured of a language model before image tokens are put between its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+
+from captune.decoding import DecodingOptions, generate_captions
+from captune.decoding.generate import as_caption, generate_ids
+from captune.decoding.request import Request
+from captune.errors import WeightsError
+from captune.model import MiniGPT4
+from captune.model.build import build, preview_parts
+from captune.model.causality import check_causal
+from captune.model.language_model import embedding_width
+
+from ..language_models import write_language_model, write_model, write_tokenizer, write_tower
+
+OPT = {"word_embed_proj_dim": 16, "ffn_dim": 48, "do_layer_norm_before": False}
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tower(tmp_path_factory.mktemp("tower"))
+
+
+def joined(llm: Path, tower: Path) -> MiniGPT4:
+    return build(llm=llm, vision=tower, dtype=torch.float32, aligned=True)
+
+
+def features_of(model: MiniGPT4, count: int = 4) -> torch.Tensor:
+    shape = (count, model.config.image_tokens, model.config.feature_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_embeddings_narrower_than_states(tower: Path, tmp_path: Path) -> None:
+    """Image tokens have the width of embeddings, and each row the tokens of its own picture."""
+    llm = write_language_model(tmp_path / "llm", "opt", template=None, **OPT)
+    model = joined(llm, tower)
+    assert preview_parts(llm, tower)[0].text_width == model.config.text_width == embedding_width(model.llm.config) == 16
+    ids = torch.tensor([model.processor.layout.prompt("What?").ids] * 2)
+    features = features_of(model, 2)
+    both = model.embed(ids, model.project(features))
+    alone = torch.cat([model.embed(ids[:1], model.project(features[n : n + 1])) for n in (0, 1)])
+    assert torch.equal(both, alone)
+    with pytest.raises(ValueError, match="32 wide, but token embeddings 16"):
+        model.embed(ids, torch.zeros(2, model.config.image_tokens, 32))
+    said = generate_captions(model, features, "What?", DecodingOptions(max_new_tokens=5))
+    assert [c.text for c in said] == [
+        generate_captions(model, features[n : n + 1], "What?", DecodingOptions(max_new_tokens=5))[0].text
+        for n in range(2)
+    ]
+    model.save_pretrained(tmp_path / "whole")
+    assert MiniGPT4.from_pretrained(tmp_path / "whole").projection.weight.shape[0] == 16
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma2"])
+def test_new_image_tokens_are_as_long_as_words(kind: str, tower: Path, tmp_path: Path) -> None:
+    model = joined(write_language_model(tmp_path, kind, head_dim=8, tie_word_embeddings=True), tower)
+    with torch.no_grad():
+        image = model.project(torch.randn(64, model.config.image_tokens, model.config.feature_size))
+        words = model.get_input_embeddings()(torch.arange(5, 300))
+    assert 0.7 < float(words.square().mean().sqrt() / image.square().mean().sqrt()) < 1.4
+
+
+@pytest.mark.parametrize(("kind", "decoder"), [("roberta", False), ("bert", False), ("roberta", True)])
+def test_encoders_are_refused(kind: str, decoder: bool, tower: Path, tmp_path: Path) -> None:
+    llm = write_language_model(tmp_path, kind, template=None, is_decoder=decoder)
+    if decoder:
+        assert joined(llm, tower).llm.config.is_decoder
+    else:
+        with pytest.raises(WeightsError, match="is no causal language model"):
+            joined(llm, tower)
+
+
+def test_embeddings_that_are_not_what_is_read_of_words(tmp_path: Path) -> None:
+    """A model that changes embeddings only where it looks them up itself would read image tokens as something else."""
+
+    class Scaled(LlamaForCausalLM):
+        def forward(self, input_ids=None, inputs_embeds=None, **given):  # type: ignore[no-untyped-def]
+            if inputs_embeds is None:
+                inputs_embeds = self.get_input_embeddings()(input_ids) * 5
+            return super().forward(inputs_embeds=inputs_embeds, **given)
+
+    write_model(tmp_path, "llama", 300)
+    check_causal(AutoModelForCausalLM.from_pretrained(tmp_path), "llm")
+    with pytest.raises(WeightsError, match="gives other logits for the embeddings of words"):
+        check_causal(Scaled.from_pretrained(tmp_path), "llm")
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_captions_do_not_depend_on_generation_config(kind: str, tower: Path, tmp_path: Path) -> None:
+    """Mamba goes through transformers' generate, LLaMA through captune's own loop."""
+    said = []
+    for name, settings in (("plain", {}), ("other", {"repetition_penalty": 1.8, "min_new_tokens": 9})):
+        llm = write_language_model(tmp_path / name, kind, state_size=8, expand=2, conv_kernel=4)
+        file = llm / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+        model = joined(llm, tower)
+        captions = generate_captions(model, features_of(model), "What?", DecodingOptions(max_new_tokens=12))
+        said.append([caption.text for caption in captions])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_each_end_of_generation_config_ends_a_caption(beams: int, tower: Path, tmp_path: Path) -> None:
+    """As in transformers' generate: the end of a text as well as that of a turn."""
+    llm = write_language_model(tmp_path / "llm")
+    own = AutoModelForCausalLM.from_pretrained(llm)
+    with torch.no_grad():
+        own.lm_head.weight[2] *= 4
+    words = write_tokenizer(tmp_path / "words", ["<|im_start|>", "<|im_end|>"])
+    ends = [2, words.convert_tokens_to_ids("<|im_end|>")]
+    own.generation_config = GenerationConfig(eos_token_id=ends)
+    own.save_pretrained(llm)
+    model = joined(llm, tower)
+    processor = model.processor
+    assert set(processor.end_ids) == set(ends)
+    prompt = processor.layout.prompt("What?").ids
+    features = features_of(model, 6)
+    requests = [Request(n, prompt, (lambda n=n: features[n : n + 1]), "") for n in range(6)]
+    options = DecodingOptions(max_new_tokens=20, beams=beams)
+    rows = generate_ids(model, requests, options)
+    assert rows == generate_ids(model, requests, options, engine="transformers")
+    for number, row in enumerate(rows):
+        given = model.embed(torch.tensor([prompt]), model.project(features[number : number + 1]))
+        mask = torch.ones(given.shape[:2], dtype=torch.long)
+        wanted = own.generate(
+            inputs_embeds=given,
+            attention_mask=mask,
+            max_new_tokens=20,
+            do_sample=False,
+            num_beams=beams,
+            pad_token_id=0,
+        )[0].tolist()
+        assert row == wanted[: len(row)]
+        assert set(wanted[len(row) :]) <= {0}
+    assert any(row[-1] == 2 for row in rows)
+    assert all(as_caption(processor, row).stopped == (row[-1] in ends) for row in rows)
+    model.save_pretrained(tmp_path / "whole")
+    assert MiniGPT4.from_pretrained(tmp_path / "whole").processor.end_ids == processor.end_ids
