@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from captune.cli import run
+from captune.cli import run_program
 from captune.cli.serve import run_server_of
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.gpu_id is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(given.gpu_id)
-    sys.exit(run(lambda: serve(given.cfg_path, given.model, given.host, given.port)))
+    run_program(lambda: serve(given.cfg_path, given.model, given.host, given.port))
 
 
 def serve(config: Path | None, model: str | None, host: str, port: int) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from captune.cli import call, run
+from captune.cli import call, run_program
 from captune.cli.prepare import Check, ProblemsFile, Strict, flickr30k
 
 program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -41,4 +41,4 @@ def prepare(
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: call(program)))
+    run_program(lambda: call(program))

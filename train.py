@@ -6,10 +6,9 @@ Runs alone or under torchrun --nproc-per-node N. The same as `captune train CONF
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from captune.cli import run
+from captune.cli import run_program
 from captune.cli.train import run_training
 
 
@@ -22,7 +21,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace another run in the output folder")
     given = parser.parse_args()
     resume = given.resume == "auto"
-    sys.exit(run(lambda: run_training(given.cfg_path, given.options, resume=resume, overwrite=given.overwrite)))
+    run_program(lambda: run_training(given.cfg_path, given.options, resume=resume, overwrite=given.overwrite))
 
 
 if __name__ == "__main__":

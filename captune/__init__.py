@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from captune.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from captune.captioner import Captioner
@@ -11,16 +14,16 @@ if TYPE_CHECKING:
 __all__ = ["Captioner", "MiniGPT4", "__version__"]
 
 __version__ = "0.1.0"
+_WITH_TORCH = {"Captioner": "captune.captioner", "MiniGPT4": "captune.model"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for: scoring and preparing do without."""
-    if name == "MiniGPT4":
-        from captune.model import MiniGPT4
-
-        return MiniGPT4
-    if name == "Captioner":
-        from captune.captioner import Captioner
-
-        return Captioner
-    raise AttributeError(f"module 'captune' has no attribute '{name}'")
+    """Import what needs torch at its first use only: scoring and preparing work without."""
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module 'captune' has no attribute '{name}'")
+    try:
+        return getattr(import_module(_WITH_TORCH[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "captune").split(".")[0] == "captune":
+            raise
+        raise MissingExtraError(f"captune.{name}", "train") from error

@@ -6,10 +6,9 @@ The same as `captune evaluate CONFIG`.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from captune.cli import run
+from captune.cli import run_program
 from captune.cli.evaluate import run_evaluation
 
 DEFAULT_CONFIG = Path("train_configs/minigpt4_flickr_finetune.yaml")
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", action="append", type=Path, help="a checkpoint's folder; all by default")
     parser.add_argument("--out", type=Path, help="folder for captions, scores, table and chart")
     given = parser.parse_args()
-    sys.exit(run(lambda: run_evaluation(given.cfg_path, given.options, given.checkpoint, given.out)))
+    run_program(lambda: run_evaluation(given.cfg_path, given.options, given.checkpoint, given.out))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from captune.captioner.processor_loading import complete_settings, load_processo
 from captune.captioner.transformers_model import TransformersCaptioner
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
+from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
-from captune.model.loading import compute_dtype, load_model, named_device, pick_device, resolve_model
+from captune.model.loading import compute_dtype, load_model, named_device, pick_device
 
 __all__ = ["load_captioner"]
 

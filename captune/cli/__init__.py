@@ -7,18 +7,18 @@ machine failed, 2 = the input is wrong.
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from captune.cli.quiet import silence_libraries
 from captune.errors import CaptuneError
 
-__all__ = ["app", "main", "run"]
+__all__ = ["app", "main", "run", "run_program"]
 
 app = typer.Typer(
     name="captune",
@@ -46,10 +46,6 @@ def _program(
     """Instruction-tune vision-language captioners, and know whether they got better."""
 
 
-CHATTY = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Libraries that note every cast they make, or which of their parts this machine cannot use."""
-
-
 WRONG_PATHS = {
     errno.EEXIST: "is a file, and a folder is needed there",
     errno.ENOTDIR: "lies below a file, and a folder is needed there",
@@ -73,8 +69,6 @@ def run(command: Callable[[], Any]) -> int:
     Returns:
         0 when done, 1 when captune or the machine failed, 2 when the input is wrong, 130 after Ctrl-C.
     """
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         result = command()
     except CaptuneError as error:
@@ -108,7 +102,13 @@ def run(command: Callable[[], Any]) -> int:
 
 def main() -> None:
     """Entry point of the `captune` program."""
-    sys.exit(run(lambda: call(app)))
+    run_program(lambda: call(app))
+
+
+def run_program(command: Callable[[], Any]) -> NoReturn:
+    """Run `command` as the whole program: libraries stay quiet, the exit code is that of `run`."""
+    silence_libraries()
+    sys.exit(run(command))
 
 
 def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:

@@ -91,7 +91,8 @@ def caption(
     """
     from captune.bulk import read_inputs
     from captune.cli.extras import needs
-    from captune.cli.progress import quiet_libraries
+    from captune.cli.preflight import require_extra
+    from captune.hub import resolve_model
 
     part_number, parts = _part(part)
     found = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
@@ -107,6 +108,8 @@ def caption(
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
     if txt and (out is not None or engine == "ray" or parts > 1 or found.archives):
         raise typer.BadParameter("--txt writes beside image files: it takes no --out, tars, parquet, Ray or parts.")
+    require_extra("captune caption", "train", *(["bulk"] if engine == "ray" or fast_decode else []))
+    resolve_model(model)
     with needs("captune caption", "train"):
         import torch
 
@@ -115,7 +118,6 @@ def caption(
         from captune.captioner.minigpt4 import MiniGPT4Captioner
         from captune.decoding import DecodingOptions
 
-        quiet_libraries()
     options = DecodingOptions(
         max_new_tokens=max_new_tokens,
         beams=beams,

@@ -135,10 +135,16 @@ def histogram(words: Counter[int]) -> list[str]:
 
 def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
     """What a model cannot learn of a caption."""
-    from captune.model.loading import resolve_model
-    from captune.model.processor import MiniGPT4Processor
+    from captune.cli.extras import needs
+    from captune.cli.preflight import require_extra
+    from captune.hub import resolve_model
 
-    layout = MiniGPT4Processor.from_pretrained(resolve_model(model)).layout
+    require_extra("captune check --model", "train")
+    folder = resolve_model(model)
+    with needs("captune check --model", "train"):
+        from captune.model.processor import MiniGPT4Processor
+
+    layout = MiniGPT4Processor.from_pretrained(folder).layout
     stop = layout.conversation.stop_symbol.strip()
 
     def flaw(caption: str) -> TargetFlaw | None:

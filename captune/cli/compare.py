@@ -10,6 +10,7 @@ import typer
 
 from captune.cli import scoring
 from captune.cli import scoring_options as given
+from captune.cli.external_metrics import check_external
 from captune.cli.scoring_options import Options
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def compare(
     )
     names = _names(predictions, name)
     scoring.check_out(out, "compare", [*references, *predictions, data, protocol, document_frequencies])
+    check_external(options)
     read = read_references(given.the_one(references, "--references"), split)
     warnings: list[str] = []
     scored = _score_all(read, [read_predictions(path) for path in predictions], names, options, warnings)

@@ -95,10 +95,13 @@ def run_matrix(
         CaptuneError: as `captune.transfer.evaluate_matrix`.
     """
     from captune.cli.extras import needs
+    from captune.cli.preflight import check_run, require_extra
     from captune.cli.progress import show_progress
     from captune.report.matrix_table import matrix_terminal
 
     settings = run_settings(config, overrides)
+    require_extra("captune evaluate", "train")
+    check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
     with needs("captune evaluate", "train"):
         from captune.transfer import evaluate_matrix, read_instructions
         from captune.transfer.columns import parse_damages
@@ -170,11 +173,14 @@ def run_evaluation(
         CaptuneError: as `captune.evaluation.evaluate_checkpoints`.
     """
     from captune.cli.extras import needs
+    from captune.cli.preflight import check_run, require_extra
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
     from captune.report import analyse
 
     settings = run_settings(config, overrides)
+    require_extra("captune evaluate", "train")
+    check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
     with needs("captune evaluate", "train"):
         from captune.evaluation import evaluate_checkpoints
     if checkpoints is None:

@@ -52,17 +52,19 @@ def explain(
     Exit code 1 when a check fails.
     """
     from captune.cli.extras import needs
-    from captune.cli.progress import quiet_libraries
+    from captune.cli.preflight import require_extra
     from captune.config import load_config
+    from captune.hub import check_model
 
     settings = load_config(config, overrides or [])
+    require_extra("captune explain", "train")
+    check_model(settings.model)
+    sample = _sample(settings, image, text)
     with needs("captune explain", "train"):
-        quiet_libraries()
         from captune.model.preview import preview_model
         from captune.training.explain import explain as watch
         from captune.training.explain import stand_in
     model_config, processor = preview_model(settings.model)
-    sample = _sample(settings, image, text)
     explanation = watch(settings, stand_in(model_config, processor), sample, caption)
     if as_json:
         _print_json(explanation)

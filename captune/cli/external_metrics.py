@@ -12,7 +12,37 @@ if TYPE_CHECKING:
     from captune.cli.scoring import System
     from captune.metrics import Scores
 
-__all__ = ["ADD_EXTERNAL"]
+__all__ = ["ADD_EXTERNAL", "check_external"]
+
+
+def check_external(options: Options) -> None:
+    """Refuse before any metric runs what would end the last of them: no Java, jar, parser models or CLIP model.
+
+    Raises:
+        MissingExtraError: an extra is not installed.
+        MetricInputError: SPICE's parser models or the CLIP folder are missing.
+        ExternalToolError: the Java that was found does not run.
+    """
+    from captune.metrics.java import coco_caption_folder, find_java
+
+    for key in ("meteor", "spice"):
+        if key in options.metrics:
+            find_java(options.java)
+            coco_caption_folder(key)
+    if "spice" in options.metrics:
+        from captune.metrics.corenlp import find_models
+
+        find_models(options.spice_models)
+    if "clipscore" in options.metrics:
+        from captune.cli.preflight import require_extra
+        from captune.errors import MetricInputError
+        from captune.hub import detect_offline, is_hub_id
+
+        require_extra("CLIPScore", "train")
+        if not Path(options.clip).is_dir():
+            if not is_hub_id(options.clip):
+                raise MetricInputError(f"--clip is {options.clip}, and there is no such folder; give one, or a hub id.")
+            detect_offline()
 
 
 def _tokenized(system: System, options: Options) -> tuple[list[str], list[list[str]]]:

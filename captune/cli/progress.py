@@ -26,7 +26,6 @@ def show_progress() -> Iterator[Listener]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    quiet_libraries()
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
@@ -39,19 +38,6 @@ def show_progress() -> Iterator[Listener]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield _Display(console, bars)
-
-
-def quiet_libraries() -> None:
-    """Keep transformers' own bars and notes out of the way of ours."""
-    if "transformers" not in sys.modules:
-        import os
-
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 class _Display:

@@ -9,6 +9,7 @@ import typer
 
 from captune.cli import scoring
 from captune.cli import scoring_options as given
+from captune.cli.external_metrics import check_external
 from captune.cli.scoring import System
 from captune.cli.scoring_options import SCALES, Options
 
@@ -95,6 +96,7 @@ def score(
         images=images,
     )
     scoring.check_out(out, "score", [*references, *predictions, training, data, protocol, document_frequencies])
+    check_external(options)
     read = read_references(given.the_one(references, "--references"), split)
     file = given.the_one(predictions, "--predictions", "; `captune compare` takes several")
     system = scoring.load_system(read, read_predictions(file), file.stem, options)

@@ -90,12 +90,15 @@ def run_server_of(
     from functools import partial
 
     from captune.cli.extras import needs
-    from captune.cli.progress import quiet_libraries
+    from captune.cli.preflight import require_extra
+    from captune.hub import resolve_model
 
+    require_extra("captune serve", "serve", "train")
+    if not Path(model, "config.yaml").is_file():  # a run names its model itself
+        resolve_model(model)
     with needs("captune serve", "serve"):
         from captune.apps.http import LOCAL_HOSTS, base_url, is_local, listening_socket, run_server
     with needs("captune serve", "train"):
-        quiet_libraries()
         import torch  # noqa: F401  the extra that is named must be the one that is missing
     with needs("captune serve", "serve"):
         from captune.apps.serving.checkpoints import load_served

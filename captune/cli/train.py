@@ -41,11 +41,14 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
     """
     import os
 
+    from captune.cli.extras import needs
+    from captune.cli.preflight import check_run, require_extra
+    from captune.cli.progress import show_progress
     from captune.config import load_config
 
     settings = load_config(config, overrides)
-    from captune.cli.extras import needs
-    from captune.cli.progress import show_progress
+    require_extra("captune train", "train", *(["track"] if settings.track == "wandb" else []))
+    check_run(settings, trains=True)
 
     with needs("captune train", "train"):
         from captune.training import train as start

@@ -18,6 +18,7 @@ from captune.decoding.packed import PACKED, Pack, attention
 from captune.decoding.slots import SlotCache
 from captune.model.language_model import decoder_layers
 from captune.model.layer_call import KeysTaken, LayerCall, intercepted, states_of, with_states
+from captune.transformers_compat import CACHE_ARGUMENT
 
 __all__ = ["fill", "read", "read_newest", "read_packed"]
 
@@ -70,10 +71,10 @@ def read_newest(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
             position_ids=columns.unsqueeze(1),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
             columns=columns,
+            **{CACHE_ARGUMENT: cache},
         ).logits[:, -1]
     return logits
 
@@ -111,10 +112,10 @@ def read_packed(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
             pack=pack,
+            **{CACHE_ARGUMENT: cache},
         ).logits
     return logits[0]
 
@@ -143,7 +144,7 @@ def _run(
         inputs_embeds=embeddings,
         attention_mask=mask.expand(len(embeddings), -1, -1, -1),
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{CACHE_ARGUMENT: cache},
     )

@@ -26,6 +26,7 @@ from captune.decoding.slots import SlotCache, layers_of
 from captune.decoding.stop import StopRule
 from captune.decoding.trial import says_ends, takes_packs
 from captune.model import MiniGPT4
+from captune.transformers_compat import kv_cache_of
 
 __all__ = ["ConstantText", "DecodingLoop"]
 
@@ -52,7 +53,7 @@ class ConstantText:
                 row = torch.tensor([ids], device=model.projection.weight.device)
                 embeddings = model.get_input_embeddings()(row)
                 output = model.llm(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
-            self.states = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+            self.states = [(layer.keys, layer.values) for layer in kv_cache_of(output).layers]
 
 
 class DecodingLoop:

@@ -14,9 +14,10 @@ import torch
 
 from captune.config import ModelConfig
 from captune.features.contents import remembered
+from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter, read_record
-from captune.model.loading import compute_dtype, resolve_model
+from captune.model.loading import compute_dtype
 from captune.model.preview import preview_model
 from captune.model.weight_files import TOWERS, stored_tensors, weight_files
 

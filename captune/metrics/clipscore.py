@@ -95,7 +95,9 @@ class ClipScorer:
             image_processor = AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError, ImportError) as error:
             first = str(error).strip().split("\n")[0]
-            raise MetricInputError(f"The CLIP model '{name}' cannot be loaded ({first}).") from error
+            raise MetricInputError(
+                f"The CLIP model '{name}' cannot be loaded ({first}); give a folder with a CLIP model (--clip FOLDER)."
+            ) from error
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise MetricInputError(f"'{name}' is a {type(model).__name__}, which does not compare pictures with text.")
         return cls(model, tokenizer, image_processor, **options)

@@ -204,7 +204,7 @@ def load_adapter(
     Raises:
         WeightsError: the checkpoint is broken, or its model is not where it was.
     """
-    from captune.model.loading import resolve_model
+    from captune.hub import resolve_model
 
     record = read_record(folder)
     if record.parts is not None and base_model is None:

@@ -14,6 +14,7 @@ import torch
 
 from captune.model.language_model import decoder_layers
 from captune.model.layer_call import replaced_forward
+from captune.transformers_compat import CACHE_ARGUMENT
 
 __all__ = ["CompiledLayers"]
 
@@ -47,9 +48,9 @@ class CompiledLayers:
 
     def _with_own_cache(self, compiled: Any, number: int) -> Any:
         def forward(*args: Any, **given: Any) -> Any:
-            cache = given.get("past_key_values")
+            cache = given.get(CACHE_ARGUMENT)
             if cache is not None:
-                given["past_key_values"] = self._stand_in(cache.layers[number])
+                given[CACHE_ARGUMENT] = self._stand_in(cache.layers[number])
             return compiled(*args, **given)
 
         return forward

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from captune.transformers_compat import CACHE_ARGUMENTS
+
 __all__ = ["Growing", "KeysTaken", "LayerCall", "intercepted", "replaced_forward", "states_of", "with_states"]
 
-_CACHES = ("past_key_values", "past_key_value", "layer_past")
-"""How layers name the cache among their arguments."""
 _MASK = "attention_mask"
 
 
@@ -84,7 +84,7 @@ class LayerCall:
     @property
     def cache(self) -> Any:
         """The cache that it was given, or None."""
-        return next((self._arguments[name] for name in _CACHES if name in self._arguments), None)
+        return next((self._arguments[name] for name in CACHE_ARGUMENTS if name in self._arguments), None)
 
     def part(self, tokens: slice | Tensor) -> LayerCall:
         """The same call for some of the S tokens; masks keep all of their columns."""
@@ -122,8 +122,8 @@ class LayerCall:
 
     def __call__(self, cache: Any, **given: Any) -> Any:
         """What the layer returns, with something else for its cache and other arguments."""
-        arguments = {name: value for name, value in self._arguments.items() if name not in _CACHES}
-        taken = next((name for name in _CACHES if name in self._accepted), _CACHES[0])
+        arguments = {name: value for name, value in self._arguments.items() if name not in CACHE_ARGUMENTS}
+        taken = next((name for name in CACHE_ARGUMENTS if name in self._accepted), CACHE_ARGUMENTS[0])
         return self._forward(**{**arguments, **self._others, taken: cache, **given})
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
+from captune.hub import TOY, check_model, resolve_model
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import OriginalFaults
 from captune.model.quantization import (
@@ -27,48 +27,19 @@ __all__ = [
     "EVERYTHING",
     "LANGUAGE",
     "TOWERS",
-    "check_model",
     "compute_dtype",
     "load_checked",
     "load_model",
     "named_device",
     "pick_device",
-    "resolve_model",
     "why_unread",
 ]
 
 logger = logging.getLogger(__name__)
 
-TOY = "toy"
 TOWERS = ("vision", "qformer")
 LANGUAGE = ("llm",)
 EVERYTHING = (*TOWERS, *LANGUAGE)
-
-
-def resolve_model(path: str) -> str:
-    """Where a model's files are: `toy` is the one that comes with captune, everything else stays as it is.
-
-    Raises:
-        WeightsError: the path looks like a folder of this machine, and there is none.
-    """
-    if path == TOY:
-        return str(files("captune") / "toy" / "pretrained")
-    is_hub_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "\\" not in path
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        # A checkpoint of a run names the model it belongs to, which from_pretrained loads with it.
-        if not (folder / "config.json").is_file() and not (folder / "checkpoint.json").is_file():
-            raise WeightsError(
-                f"{path} holds no config.json; expected a captune model, which `captune convert` makes of the original "
-                "files and save_pretrained writes."
-            )
-        return str(folder)
-    if folder.exists() or not is_hub_id:
-        raise WeightsError(
-            f"There is no model folder {path}; give the folder of a captune model (`captune convert` makes one of the "
-            "original files), a hub id, or 'toy'."
-        )
-    return path
 
 
 def why_unread(path: str, error: Exception) -> str:
@@ -108,22 +79,6 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, setting)
         return chosen
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def check_model(config: ModelConfig) -> None:
-    """Find what can be known to be wrong before anything is loaded.
-
-    Raises:
-        WeightsError: the model looks like a folder of this machine, and there is none.
-        ConfigError: the parts of a new captioner are of a kind that only `captune convert` joins.
-    """
-    if config.llm is None:
-        resolve_model(config.path)
-    elif Path(str(config.vision)).is_file():
-        raise ConfigError(
-            f"model.vision is the file {config.vision}; join it with {config.llm} by `captune convert --llm "
-            f"{config.llm} --vision {config.vision} --out FOLDER` first, and give the folder as model.path."
-        )
 
 
 def load_model(

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captune.errors import WeightsError
+from captune.hub import resolve_model
 from captune.model.adapter import is_adapter, read_record
-from captune.model.loading import resolve_model
 
 __all__ = ["official_checkpoint"]
 

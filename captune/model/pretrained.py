@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from captune.model.hub import model_card, upload_folder
+from captune.model.model_card import model_card, upload_folder
 from captune.model.processor import MiniGPT4Processor
 from captune.model.sketch import TensorSketch, sketch
 from captune.model.weight_files import TOWERS, stored_tensors, weight_files

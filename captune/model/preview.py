@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from captune.config import ModelConfig
 from captune.errors import WeightsError
+from captune.hub import check_model, resolve_model
 from captune.model.build import preview_parts
 from captune.model.configuration import MiniGPT4Config
-from captune.model.loading import check_model, resolve_model, why_unread
+from captune.model.loading import why_unread
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import OriginalFaults
 

@@ -21,6 +21,7 @@ from captune.errors import ConfigError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
 from captune.model.minigpt4 import MiniGPT4
+from captune.transformers_compat import kv_cache_of
 
 __all__ = ["FLOAT32", "QUANTIZED", "ModelSize", "cache_size", "measure_model", "saved_bytes"]
 
@@ -189,7 +190,7 @@ def _traced(
         own = [*decoder.parameters(), *decoder.buffers()]
         kept, _ = saved_bytes(lambda: decoder(**given, use_cache=False), own)
         with torch.no_grad():
-            cache = decoder(**given, use_cache=True).past_key_values
+            cache = kv_cache_of(decoder(**given, use_cache=True))
         return kept, cache_size(cache)
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from captune.model import MiniGPT4
 from captune.model.explain import FedToken, TaughtStep
+from captune.transformers_compat import CACHE_ARGUMENT
 
 __all__ = ["Call", "Door", "LossSpy", "watched"]
 
@@ -51,7 +52,7 @@ class Door:
         if embeddings is None:
             ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             embeddings = self._model.get_input_embeddings()(ids)
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE_ARGUMENT)
         past = 0 if cache is None else int(cache.get_seq_length())
         keys = None
         if cache is not None and past and torch.is_grad_enabled():

@@ -32,6 +32,7 @@ from captune.training.distributed import World
 from captune.training.door import LossSpy, watched
 from captune.training.samples import TrainingSamples
 from captune.training.step import Stepper
+from captune.transformers_compat import kv_cache_of
 
 __all__ = ["Explanation", "explain", "stand_in"]
 
@@ -197,7 +198,7 @@ def _say(
     """Decode with a model that says the targets and then repeats the first of them for ever."""
 
     def script(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        said = int(output.past_key_values.get_seq_length()) - prompt_length
+        said = int(kv_cache_of(output).get_seq_length()) - prompt_length
         token = targets[said] if 0 <= said < len(targets) else targets[0]
         output.logits = torch.zeros_like(output.logits)
         output.logits[..., token] = CERTAIN

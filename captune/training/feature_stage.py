@@ -10,7 +10,7 @@ from captune.config import RunConfig
 from captune.data.manifest import resolve_image
 from captune.events import Listener
 from captune.features import StoredImages, features_of, store_root
-from captune.model.loading import check_model
+from captune.hub import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.training.distributed import World, world
 

@@ -23,9 +23,9 @@ from captune.errors import ConfigError, StoppedError
 from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.features import StoredFeatures
+from captune.hub import check_model
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
-from captune.model.loading import check_model
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
 from captune.training.compiling import wanted_layers

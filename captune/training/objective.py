@@ -25,6 +25,7 @@ from captune.training.fused import FusedLayers
 from captune.training.logits import loss_at
 from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
+from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
 
 __all__ = ["Objective", "alike", "target_loss"]
 
@@ -177,7 +178,7 @@ class Objective:
             ids = torch.tensor([self._prompt.ids[: self._cached]], device=self._model.projection.weight.device)
             with torch.no_grad():
                 output = self._model.llm(input_ids=ids, use_cache=True)
-            self._prefix = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+            self._prefix = [(layer.keys, layer.values) for layer in kv_cache_of(output).layers]
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self._prefix):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
@@ -206,7 +207,7 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
     Returns:
         A scalar in float32, or in float64 for a model in float64.
     """
-    settings: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    settings: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, CACHE_ARGUMENT: cache}
     embeddings = model.embed(batch.input_ids, model.project(features))
     given = {
         "inputs_embeds": embeddings,

@@ -23,6 +23,7 @@ from captune.training.distributed import World
 from captune.training.plan import Planner
 from captune.training.samples import TrainingSamples
 from captune.training.step import Stepper
+from captune.transformers_compat import kv_cache_of
 
 __all__ = ["Measured", "probe"]
 
@@ -127,7 +128,7 @@ def _generate(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int
     sizes: list[int] = []
 
     def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        sizes.append(cache_size(output.past_key_values))
+        sizes.append(cache_size(kv_cache_of(output)))
 
     handle = model.llm.register_forward_hook(count, with_kwargs=True)
     _reset_peak(device)

@@ -14,9 +14,9 @@ from captune.config import RunConfig
 from captune.decoding import Caption, DecodingLoop
 from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
+from captune.hub import resolve_model
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
-from captune.model.loading import resolve_model
 
 IDENTITY = ("model", "checkpoint", "prompt", "greedy")
 

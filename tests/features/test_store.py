@@ -19,7 +19,8 @@ from captune.errors import DataError
 from captune.features import Alone, FeatureStore, StoredFeatures, TowerIdentity, features_of, tower_identity
 from captune.features import prepare as prepare_module
 from captune.features.shard import open_shard, write_shard
-from captune.model.loading import LANGUAGE, load_model, resolve_model
+from captune.hub import resolve_model
+from captune.model.loading import LANGUAGE, load_model
 
 CPU = torch.device("cpu")
 TOY = ModelConfig(path="toy")

@@ -17,8 +17,8 @@ from captune.toy.vocabulary import INSTRUCTIONS
 torch = pytest.importorskip("torch")
 
 from captune.decoding import DecodingOptions, generate_captions  # noqa: E402
+from captune.hub import resolve_model  # noqa: E402
 from captune.model import MiniGPT4  # noqa: E402
-from captune.model.loading import resolve_model  # noqa: E402
 
 FOLDER = Path(resolve_model("toy"))
 

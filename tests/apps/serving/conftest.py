@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from captune.hub import resolve_model
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
-from captune.model.loading import resolve_model
 from captune.model.minigpt4 import MiniGPT4
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import scenes

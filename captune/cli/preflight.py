@@ -1,0 +1,100 @@
+"""What a command checks within a second, before it imports torch: extras, files, models, jars and disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captune.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from captune.config import RunConfig
+
+__all__ = ["check_output_folder", "check_run", "require_extra"]
+
+_LEAST_DISK = 50 * 2**20
+"""Bytes that must be free for a run's folder; a run that cannot write its first checkpoint should not begin."""
+
+
+def require_extra(what: str, *extras: str) -> None:
+    """Refuse a command whose libraries are not installed; nothing is imported.
+
+    Args:
+        what: the command, as the subject of a sentence ("captune train").
+        extras: the extras that it needs.
+
+    Raises:
+        MissingExtraError: a library of an extra is not installed; names the first such extra.
+    """
+    try:
+        requirements = metadata.requires("captune") or []
+    except metadata.PackageNotFoundError:  # run from a source folder; the imports themselves will tell
+        return
+    for extra in extras:
+        for name in _libraries(requirements, extra):
+            try:
+                metadata.distribution(name)
+            except metadata.PackageNotFoundError as error:
+                raise MissingExtraError(what, extra) from error
+
+
+def _libraries(requirements: Iterable[str], extra: str) -> Iterable[str]:
+    """Names of the distributions that an extra brings."""
+    for requirement in requirements:
+        name, _, marker = requirement.partition(";")
+        if re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", marker):
+            found = re.match(r"[A-Za-z0-9._-]+", name.strip())
+            assert found is not None, requirement
+            yield found.group()
+
+
+def check_run(config: RunConfig, *, trains: bool) -> None:
+    """Refuse a run whose data, model or output folder cannot be used.
+
+    Args:
+        config: of the run.
+        trains: whether it reads the training manifest; otherwise only the evaluation set is needed.
+
+    Raises:
+        ConfigError: a manifest is missing, or the output folder cannot be written.
+        WeightsError: there is no such model.
+    """
+    from captune.hub import check_model
+
+    manifests = {"data.evaluate" if config.data.evaluate is not None else "data.train": config.evaluation_manifest}
+    if trains:
+        manifests["data.train"] = config.data.train
+    for setting, path in manifests.items():
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"{setting} is {path}, and there is no such file; give a manifest, which `captune prepare` writes."
+            )
+    check_model(config.model)
+    check_output_folder(config.output)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse an output folder that cannot be made, cannot be written, or is on a full disk.
+
+    Raises:
+        ConfigError: names the folder and the reason.
+    """
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"The output folder {folder} cannot be made: {existing} is not a folder; give another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"The output folder {folder} cannot be written: {existing} is read-only; give another one.")
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError:  # some network file systems do not tell
+        return
+    if free < _LEAST_DISK:
+        raise OSError(errno.ENOSPC, f"only {free / 2**20:.0f} MiB are free on the disk", str(folder))

@@ -1,0 +1,219 @@
+"""A command refuses within a second what it could only refuse later, and libraries stay quiet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import captune
+from captune import hub
+from captune.cli import app, call, run
+from captune.cli.preflight import check_output_folder, require_extra
+from captune.errors import ConfigError, MissingExtraError
+
+WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Block())
+import importlib.metadata as metadata
+found = metadata.distribution
+def distribution(name):
+    if name in {blocked}:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.distribution = distribution
+from captune.cli import main
+sys.argv = ["captune", *{arguments}]
+main()
+"""
+
+
+def without(blocked: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run captune as if some libraries were not installed."""
+    code = WITHOUT_TORCH.format(blocked=blocked, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"id": "a", "image": "a.jpg", "captions": ["A dog."], "split": "train"}\n')
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, manifest: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"output: {tmp_path}/run\nmodel: {{path: toy}}\ndata: {{train: {manifest}}}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["train", "CONFIG"], "train"),
+        (["evaluate", "CONFIG"], "train"),
+        (["features", "CONFIG"], "train"),
+        (["plan", "CONFIG"], "train"),
+        (["explain", "CONFIG"], "train"),
+        (["caption", "toy", "MANIFEST"], "train"),
+        (["check", "MANIFEST", "--check-images", "none", "--model", "toy"], "train"),
+        (["serve", "toy"], "serve"),
+    ],
+)
+def test_a_missing_extra_is_named_before_anything_is_imported(
+    command: list[str], extra: str, settings: Path, manifest: Path
+) -> None:
+    arguments = [{"CONFIG": str(settings), "MANIFEST": str(manifest)}.get(word, word) for word in command]
+    result = without(["torch", "transformers", "fastapi"], *arguments)
+    assert result.returncode == 2, result.stderr
+    assert f"pip install 'captune[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_classes_of_captune_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Captioner", "MiniGPT4"):
+        monkeypatch.setitem(captune._WITH_TORCH, name, "no_such_library")
+        with pytest.raises(MissingExtraError, match=r"captune\[train\]"):
+            getattr(captune, name)
+
+
+def test_every_library_of_an_extra_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = metadata.distribution
+    looked_for: list[str] = []
+
+    def distribution(name: str) -> metadata.Distribution:
+        looked_for.append(name)
+        if name == "uvicorn":
+            raise metadata.PackageNotFoundError(name)
+        return present(name)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    with pytest.raises(MissingExtraError, match="serve"):
+        require_extra("captune serve", "train", "serve")
+    assert {"torch", "transformers", "fastapi"} <= set(looked_for)
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "sentence"),
+    [
+        *(
+            (command, "model.path=./no/model", "There is no model folder ./no/model")
+            for command in ("train", "evaluate", "features", "plan", "explain")
+        ),
+        *((command, "data.train=no.jsonl", "no.jsonl") for command in ("train", "evaluate", "features", "explain")),
+    ],
+)
+def test_wrong_files_are_refused_without_torch(command: str, override: str, sentence: str, settings: Path) -> None:
+    code = (
+        "import sys; from captune.cli import app, call, run\n"
+        f"code = run(lambda: call(app, [{command!r}, {str(settings)!r}, {override!r}]))\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2, result.stderr
+    assert sentence in result.stderr
+
+
+def test_a_captioner_that_is_not_there_is_refused_without_torch(manifest: Path) -> None:
+    code = (
+        "import sys; from captune.cli import app, call, run\n"
+        f"code = run(lambda: call(app, ['caption', './no/model', {str(manifest)!r}]))\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "There is no model folder ./no/model" in result.stderr
+
+
+def test_output_folders_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        check_output_folder(tmp_path / "file" / "run")
+    check_output_folder(tmp_path / "new" / "run")
+
+
+def test_a_full_disk_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})())
+    with pytest.raises(OSError, match="1 MiB"):
+        check_output_folder(tmp_path)
+
+
+def test_jars_are_looked_for_before_the_first_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """METEOR takes half a minute; that SPICE cannot run has to be known before."""
+    references, predictions = tmp_path / "r.json", tmp_path / "p.json"
+    references.write_text('{"1": ["a dog"], "2": ["a cat"]}')
+    predictions.write_text('{"1": "a dog", "2": "a cat"}')
+    started = []
+    arguments = ["score", "--references", str(references), "--predictions", str(predictions)]
+    arguments += ["--metrics", "bleu,meteor,spice", "--spice-models", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("captune.metrics.meteor.meteor", lambda *args, **options: started.append("meteor"))
+        assert run(lambda: call(app, arguments)) == 2
+    assert not started
+    assert "captune fetch" in capsys.readouterr().err
+
+
+class TestOffline:
+    @pytest.fixture(autouse=True)
+    def _online(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        hub.detect_offline.cache_clear()
+
+    def test_a_hub_that_takes_no_connection_is_not_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        attempts = []
+
+        def refuse(address: tuple[str, int], timeout: float) -> None:
+            attempts.append(address)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr("socket.create_connection", refuse)
+        assert hub.resolve_model("user/model") == "user/model"
+        assert hub.resolve_model("user/other") == "user/other"
+        assert len(attempts) == 1
+        assert constants.HF_HUB_OFFLINE
+        hub.detect_offline.cache_clear()
+
+    def test_a_proxy_stands_for_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        attempts = []
+
+        class Connection:
+            def close(self) -> None: ...
+
+        def accept(address: tuple[str, int], timeout: float) -> Connection:
+            attempts.append(address)
+            return Connection()
+
+        monkeypatch.setattr("socket.create_connection", accept)
+        monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy.example:3128"})
+        assert not hub.detect_offline()
+        assert attempts == [("proxy.example", 3128)]
+        hub.detect_offline.cache_clear()
+
+    def test_local_models_need_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("socket.create_connection", lambda *args: pytest.fail("a connection"))
+        assert Path(hub.resolve_model("toy")).is_dir()
+
+
+def test_warnings_of_libraries_stay_off_the_screen(tmp_path: Path) -> None:
+    code = (
+        "import logging, warnings; from captune.cli import run_program\n"
+        "def work():\n"
+        "    warnings.warn('a library changes', FutureWarning)\n"
+        "    logging.getLogger('torchao').warning('skipped a kernel')\n"
+        "    logging.getLogger('captune.training').warning('a state is damaged')\n"
+        "run_program(work)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == "a state is damaged\n"
+    command.insert(1, "-Wdefault")
+    assert "a library changes" in subprocess.run(command, capture_output=True, text=True, check=True).stderr
