@@ -136,7 +136,7 @@ def test_a_captioner_that_is_not_there_is_refused_without_torch(manifest: Path) 
 
 def test_output_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="is a file"):
         check_output_folder(tmp_path / "file" / "run")
     check_output_folder(tmp_path / "new" / "run")
 
