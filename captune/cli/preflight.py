@@ -90,7 +90,8 @@ def check_output_folder(folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise ConfigError(
-            f"The output folder {folder} cannot be made: {existing} is a file, and a folder is needed there; give another."
+            f"The output folder {folder} cannot be made: {existing} is a file, and a folder is needed there; give "
+            "another name."
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"The output folder {folder} cannot be written: {existing} is read-only; give another one.")
