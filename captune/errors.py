@@ -61,14 +61,17 @@ class RefusedImagesError(DataError):
     """A model or its processor refuses some images of a batch; the others are captioned.
 
     Args:
-        name: of the model.
         captions: one for each image of the batch, None for a refused one.
-        reasons: why an image is refused, by its place in the batch; at least one.
+        reasons: sentences why an image is refused, by its index in the batch; at least one.
+        names: what the images are called, where they have names.
     """
 
-    def __init__(self, name: str, captions: Sequence[Any], reasons: Mapping[int, str]) -> None:
-        many = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-        super().__init__(f"{name} refuses the image at place {min(reasons)}{many}: {reasons[min(reasons)]}")
+    def __init__(self, captions: Sequence[Any], reasons: Mapping[int, str], names: Sequence[str] = ()) -> None:
+        first = min(reasons)
+        called = names[first] if names else f"the image with index {first}"
+        super().__init__(
+            f"{len(reasons)} of {len(captions)} images cannot be captioned; {called} is the first: {reasons[first]}"
+        )
         self.captions = list(captions)
         self.reasons = dict(reasons)
 

@@ -78,7 +78,6 @@ class ModelInputs:
         takes_text: whether the model reads words at all.
         has_template: whether prompts are rendered by a chat template.
         question: what the family's documentation asks for a caption; None where it names nothing.
-        needs_text: whether a picture without words cannot be processed, as far as the processor knows.
 
     Raises:
         WeightsError: the tokenizer has neither a padding token nor an end of text, or no prompt fits the processor.
@@ -104,15 +103,17 @@ class ModelInputs:
         elif self.takes_text:
             self._fit_prompt(type(model))
         self.question = self._prompt.question
-        self.needs_text = self.takes_text and not self._goes_without_text()
 
     @property
     def has_template(self) -> bool:
         """Whether prompts are rendered by a chat template."""
         return self._template is not None
 
-    def _goes_without_text(self) -> bool:
+    @property
+    def goes_without_text(self) -> bool:
         """Whether the processor takes a picture alone, and whoever writes image tokens then is not the caller."""
+        if not self.takes_text:
+            return True
         if self.has_template or not self._is_possible(None):
             return False
         return not self._writes_image or self._shows_image(None, strict=True)
@@ -233,15 +234,17 @@ class ModelInputs:
     def _fit_prompt(self, kind: type) -> None:
         """Find out who writes the image token, how pictures are listed, and whether the tokenizer ends the prompt."""
         given = self._prompt
-        befores = [given.before]
+        plain = self._image_ids_of(self.prompt("?"))
+        self._nested = False
         if not self._writes_image:
-            befores += [f"{token}{given.before}" for token in map(self._token, _PLACEHOLDERS) if token]
-        for before in befores:
-            self._prompt = Prompt(before, given.after, given.question)
-            if self._is_possible("?") and self._shows_image(self.prompt("?")):
-                break
-        else:
-            self._prompt = given
+            for token in filter(None, map(self._token, _PLACEHOLDERS)):
+                self._prompt = Prompt(f"{token}{given.before}", given.after, given.question)
+                written = self._image_ids_of(self.prompt("?"))
+                # Where the processor writes the token itself, a second one would be an image too many.
+                if written and (not plain or written == plain):
+                    break
+            else:
+                self._prompt = given
         text = self.prompt("?")
         self._nested = self._is_nested(text)
         try:
@@ -278,15 +281,17 @@ class ModelInputs:
 
     def _shows_image(self, text: str | None, *, strict: bool = False) -> bool:
         """Whether the ids of a text hold image tokens, where the model has such tokens, or at all if `strict`."""
-        ids = {int(value) for value in self._image_ids()}
+        found = self._image_ids_of(text)
+        return bool(found) or (found is not None and not strict and not set(self._image_ids()))
+
+    def _image_ids_of(self, text: str | None) -> list[int] | None:
+        """The ids of a text with a picture, where image tokens are among them; None where it cannot be processed."""
         try:
-            made = self.batch(probe_images()[:1], text)
+            found = _ids(self.batch(probe_images()[:1], text))
         except Exception:  # whatever a processor raises, it does not take this
-            return False
-        found = _ids(made)
-        if found is None or not ids:
-            return not strict
-        return not ids.isdisjoint(found.flatten().tolist())
+            return None
+        ids: list[int] = [] if found is None else found[0].tolist()
+        return ids if not set(self._image_ids()).isdisjoint(ids) else []
 
     def _image_ids(self) -> Iterator[int]:
         for name in _IMAGE_NAMES:

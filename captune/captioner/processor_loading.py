@@ -49,7 +49,8 @@ def complete_settings(processor: Any, model: Any) -> None:
     """Fill settings that a processor was saved without, from the model's configuration and what its tower gives.
 
     Processors of LLaVA that were saved by early releases have no patch size, and nothing that says whether the tower
-    puts a token of its own in front of its patches; BLIP-2's have no number of queries.
+    puts a token of its own in front of its patches; BLIP-2's have no number of queries, and its configuration names no
+    image token.
 
     Args:
         processor: of the model; changed in place.
@@ -64,6 +65,11 @@ def complete_settings(processor: Any, model: Any) -> None:
                 setattr(processor, name, value)
                 if name == "patch_size":
                     processor.num_additional_image_tokens = _tokens_before_patches(model)
+    token = getattr(processor, "image_token", None)
+    if token is not None and getattr(config, "image_token_index", "") is None:
+        number = processor.tokenizer.convert_tokens_to_ids(str(getattr(token, "content", token)))
+        if number < model.get_input_embeddings().weight.shape[0]:
+            config.image_token_index = number
 
 
 def _tokens_before_patches(model: Any) -> int:

@@ -65,7 +65,7 @@ class TransformersCaptioner(Captioner):
         self.instruction = instruction
         if instruction is None:
             self.instruction = self.inputs.question
-            if self.instruction is None and (self.inputs.needs_text or not self._captions_alone()):
+            if self.instruction is None and not (self.inputs.goes_without_text and self._captions_alone()):
                 self.instruction = DEFAULT_INSTRUCTION if self.inputs.takes_text else None
         # What the model cannot be asked is refused before any image is read.
         self.inputs.prompt(self.instruction)
@@ -114,7 +114,7 @@ class TransformersCaptioner(Captioner):
                 if on_progress is not None:
                     on_progress(done, len(prepared))
         if reasons:
-            raise RefusedImagesError(self.name, captions, reasons)
+            raise RefusedImagesError(captions, reasons)
         return [caption for caption in captions if caption is not None]
 
     def _groups(self, images: Sequence[Image.Image], options: DecodingOptions) -> list[list[int]]:
