@@ -1,13 +1,16 @@
 """Whether packed rows and compiled layers give a language model the gradient of plain rows, before the first step.
 
 Sliding windows, linear attention and positions that are no position ids make packing wrong, some without a word, so no
-list of families is trusted. In 16-bit formats rounding alone turns a deep model's gradient by a tenth, more than some
-of these faults do; so the first few layers are copied in float32, where nothing hides.
+list of families is trusted. A window shows in rows that are longer than it: besides samples of the data, captions as
+long as any can be are tried, and where these fail, shorter ones, until it is known how long packed rows may be. In
+16-bit formats rounding alone turns a deep model's gradient by a tenth, more than some of these faults do; so the first
+few layers are copied in float32, where nothing hides.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +20,7 @@ from captune.decoding.backoff import is_out_of_memory
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers, is_divided
-from captune.training.objective import Objective, alike
+from captune.training.objective import Objective
 from captune.training.samples import TrainingSample
 
 __all__ = ["probe", "short_copy"]
@@ -44,7 +47,8 @@ def probe(objective: Objective, samples: Sequence[TrainingSample], features: Ten
         features: (B, Q, F), their images.
 
     Returns:
-        Why packing is off, or None where it is exact. That the layers are no longer compiled is logged.
+        Why packing is off, for all samples or for those with long rows, or None where it is exact. That the layers are
+        no longer compiled is logged.
     """
     if not objective.packed:
         return None
@@ -61,8 +65,55 @@ def probe(objective: Objective, samples: Sequence[TrainingSample], features: Ten
     if reason is not None:
         objective.stop_packing()
         return reason
-    _probe_compiled(objective, samples, features, EXACT_IN_HALF if half else EXACT)
-    return None
+    reason = _limit(objective, tried, samples, features, allowed)
+    if objective.packed:
+        _probe_compiled(objective, samples, features, EXACT_IN_HALF if half else EXACT)
+    return reason
+
+
+def _limit(
+    objective: Objective, tried: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float
+) -> str | None:
+    """Find out how long packed rows may be; returns why longer ones are not packed, or None where none are longer."""
+    words = " ".join(caption for sample in samples for caption in sample.captions).split() or ["a"]
+    count = max(len(sample.captions) for sample in samples)
+    instruction = max(samples, key=lambda sample: tried.lengths(sample).plain).instruction
+
+    def sample_of(length: int) -> TrainingSample:
+        """As many captions as a sample has, of so many words each, that begin with other words."""
+        starts = [number * max(1, len(words) // count) for number in range(count)]
+        texts = [" ".join(words[(start + n) % len(words)] for n in range(length)) for start in starts]
+        return TrainingSample(samples[0].image, tuple(texts), instruction)
+
+    def fault(length: int) -> str | None:
+        try:
+            return _why_not(tried, [sample_of(length)], features[:1], allowed)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        return "they do not fit into memory"
+
+    positions = getattr(objective.model.llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    room = math.inf if positions is None else int(positions)
+    assert objective.model.processor is not None
+    length, longest_target = 1, objective.model.processor.layout.max_target_tokens
+    # Captions are cut at the longest that a target may be, so more words make no longer rows.
+    while length < longest_target and tried.lengths(sample_of(2 * length)).plain <= room:
+        length *= 2
+    reason = fault(length)
+    if reason is None:
+        return None
+    shortest, longest = 0, length
+    while longest - shortest > 1:
+        middle = (shortest + longest) // 2
+        found = fault(middle)
+        shortest, longest = (middle, longest) if found is None else (shortest, middle)
+        reason = found or reason
+    if not shortest:
+        objective.stop_packing()
+        return reason
+    objective.limits = tried.lengths(sample_of(shortest))
+    return f"{reason}, in rows of more than {objective.limits.plain} tokens, which are not packed"
 
 
 def _why_not(tried: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> str | None:
@@ -139,7 +190,9 @@ def _difference(
     gradients = []
     for loss in (found, wanted):
         total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-        for part in alike(samples):
+        # Samples of one instruction, so that rows share a prompt.
+        asked = dict.fromkeys(sample.instruction for sample in samples)
+        for part in ([n for n, sample in enumerate(samples) if sample.instruction == one] for one in asked):
             parts = torch.autograd.grad(loss([samples[n] for n in part], features[part]), parameters)
             total = [one + other for one, other in zip(total, parts, strict=True)]
         gradients.append(torch.cat([one.reshape(-1) for one in total]))

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,12 +28,29 @@ from captune.training.packing import PackedBatch, constant_prefix_length, fed_to
 from captune.training.samples import TrainingSample
 from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
 
-__all__ = ["Objective", "alike", "target_loss"]
+__all__ = ["Objective", "RowLengths", "target_loss"]
 
 logger = logging.getLogger(__name__)
 
 CAPTIONS_KEPT = 1 << 14
 """Captions whose token ids are remembered: more than a pool of samples has."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLengths:
+    """Lengths in tokens, the prompt included.
+
+    Attributes:
+        plain: of the longest row of a sample's captions, one a row.
+        packed: of the row that holds them all.
+    """
+
+    plain: int
+    packed: int
+
+    def within(self, limits: RowLengths) -> bool:
+        """Whether neither length exceeds its limit."""
+        return self.plain <= limits.plain and self.packed <= limits.packed
 
 
 class Objective:
@@ -43,6 +61,9 @@ class Objective:
         instruction: what is asked of every image whose sample does not say.
         fast: how to compute it.
         compiled: the language model's layers, where packed rows go through compiled ones.
+
+    Attributes:
+        limits: samples with longer rows are computed plainly; None is no limit.
     """
 
     def __init__(
@@ -55,6 +76,7 @@ class Objective:
         self.compiled = compiled
         self.packed = fast.target_logits
         self.shared = fast.shared_prefix
+        self.limits: RowLengths | None = None
         self._cached = constant_prefix_length(self._prompt.ids) if fast.constant_prefix else 0
         if any(parameter.requires_grad for parameter in model.llm.parameters()) or _recomputes(model):
             # A layer that recomputes its activations drops keys and values that were given to it.
@@ -78,6 +100,24 @@ class Objective:
         """Tokens of a sample's shared row behind its prompt; the same whether rows are shared or not."""
         return fed_tokens(self._target_ids(sample))
 
+    def parts(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
+        """Places of samples that go through the language model together.
+
+        Rows of a packed batch share a prompt's text, and samples that are too long to be packed are computed plainly.
+        """
+        kinds = [(sample.instruction, self._fits(sample)) for sample in samples]
+        return [[n for n, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
+
+    def lengths(self, sample: TrainingSample) -> RowLengths:
+        """How long a sample's rows are."""
+        captions = self._target_ids(sample)
+        prompt, longest = self._prompt_of(sample).prompt_length, max(map(len, captions))
+        return RowLengths(prompt + longest, prompt + (fed_tokens(captions) if self.shared else longest))
+
+    def _fits(self, sample: TrainingSample) -> bool:
+        """Whether a sample is short enough to be packed."""
+        return self.limits is None or self.lengths(sample).within(self.limits)
+
     def loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """Summed loss, in nats.
 
@@ -87,9 +127,11 @@ class Objective:
         """
         if not self.packed:
             return self.plain_loss(samples, features)
-        parts = alike(samples)
+        parts = self.parts(samples)
         if len(parts) > 1:
             return torch.stack([self.loss([samples[n] for n in part], features[part]) for part in parts]).sum()
+        if not self._fits(samples[0]):
+            return self.plain_loss(samples, features)
         prompt = self._prompt_of(samples[0])
         rows = [self._target_ids(sample) for sample in samples]
         if not self.shared:
@@ -183,12 +225,6 @@ class Objective:
         for index, (keys, values) in enumerate(self._prefix):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
-
-
-def alike(samples: Sequence[TrainingSample]) -> list[list[int]]:
-    """Places of samples that are asked the same, together: rows of a batch share a prompt's text."""
-    asked = dict.fromkeys(sample.instruction for sample in samples)
-    return [[n for n, sample in enumerate(samples) if sample.instruction == one] for one in asked]
 
 
 def _recomputes(model: MiniGPT4) -> bool:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from captune.model.compiled import CompiledLayers
 from captune.model.masters import MasterAdamW
 from captune.training.distributed import World
 from captune.training.exactness import probe
-from captune.training.objective import Objective, alike
+from captune.training.objective import Objective
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.schedule import learning_rate
 from captune.training.state import Position, load_newest, save_state
@@ -124,8 +124,13 @@ class Stepper:
         return at
 
     def probe(self) -> str | None:
-        """Try packed rows on the two longest samples; returns why they are off from now on, or None."""
+        """Try packed rows; returns why they are off from now on, for all samples or the long ones, or None.
+
+        The two longest samples are tried with every instruction that the run mixes.
+        """
         longest = self.samples.longest(2)
+        instructions = self._config.train.instructions
+        longest += [replace(longest[0], instruction=one) for one in instructions if one != longest[0].instruction]
         with self._together():
             return probe(self._objective, longest, self._images(longest))
 
@@ -139,7 +144,7 @@ class Stepper:
                 for start in range(0, len(samples), size):
                     work = samples[start : start + size]
                     # One forward, then its backward: the layers of a divided language model are gathered in this order.
-                    for part in ([work[n] for n in places] for places in alike(work)):
+                    for part in ([work[n] for n in places] for places in self._objective.parts(work)):
                         loss = self._objective.loss(part, self._images(part)) / targets
                         loss.backward()  # type: ignore[no-untyped-call]
                         total += loss.detach()

@@ -333,3 +333,42 @@ def test_a_gradient_is_summed_in_one_order(chunked: bool, monkeypatch: pytest.Mo
     with Operations():
         loss_and_gradient(model, FastConfig())
     assert not called
+
+
+def windowed(window: int) -> MiniGPT4:
+    """A Mistral whose window is narrower than what its captions could be."""
+    return tiny_minigpt4(AutoConfig.for_model("mistral", **{**SIZES, "num_key_value_heads": 2}, sliding_window=window))
+
+
+@pytest.mark.parametrize("window", [75, 100])
+def test_a_window_that_the_tried_samples_do_not_reach(window: int) -> None:
+    """What is longer than the window is computed plainly, the rest stays packed, and all of it is exact."""
+    model = windowed(window)
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    shortest = [TrainingSample(0, ("a", "b"))]
+    prompt = objective.lengths(shortest[0]).plain - objective.target_count(shortest) // 2
+    images = features(model)[:1]
+    reason = probe(objective, shortest, images)
+    assert reason is not None
+    assert "rows of more than" in reason
+    assert objective.packed
+    assert objective.limits is not None
+    # The last token of a row is predicted and not fed.
+    assert prompt < objective.limits.plain <= window + 1
+    plain = Objective(model, INSTRUCTION, FastConfig(target_logits=False, shared_prefix=False))
+    for length in (1, window - prompt - 4, window - prompt + 4, 50):
+        sample = TrainingSample(0, ("a" * length, "b" * 2))
+        gradients = [
+            torch.autograd.grad(one.loss([sample], images), model.projection.weight)[0] for one in (objective, plain)
+        ]
+        assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * float(gradients[1].abs().max()))
+    both = [TrainingSample(0, ("a",)), TrainingSample(0, ("a" * 50,))]
+    assert objective.parts(both) == [[0], [1]]
+
+
+def test_a_window_wider_than_any_caption_keeps_rows_packed() -> None:
+    model = windowed(200)
+    objective = Objective(model, INSTRUCTION, FastConfig())
+    assert probe(objective, [TrainingSample(0, ("a",))], features(model)[:1]) is None
+    assert objective.packed
+    assert objective.limits is None
