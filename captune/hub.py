@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from captune.errors import ConfigError, WeightsError
+from captune.weights.pointers import refuse_pointers
 
 if TYPE_CHECKING:
     from captune.config import ModelConfig
@@ -37,7 +38,8 @@ def resolve_model(name: str) -> str:
     For a hub id, a machine without network is detected at once (`detect_offline`).
 
     Raises:
-        WeightsError: the name has the form of a path and there is no such folder, or the folder holds no model.
+        WeightsError: the name has the form of a path and there is no such folder, or the folder holds no model or
+            pointers of git-lfs.
     """
     if name == TOY:
         return str(files("captune") / "toy" / "pretrained")
@@ -49,6 +51,7 @@ def resolve_model(name: str) -> str:
                 f"{name} holds no config.json; expected a captune model, which `captune convert` makes of the original "
                 "files and save_pretrained writes."
             )
+        refuse_pointers(folder)
         return str(folder)
     if folder.exists() or not is_hub_id(name):
         raise WeightsError(

@@ -16,6 +16,7 @@ from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
+from captune.weights.strict import load_strictly
 
 __all__ = ["load_captioner"]
 
@@ -37,12 +38,13 @@ def load_captioner(
     from transformers import AutoModelForImageTextToText
 
     processor = load_processor(resolved, config, name)
-    try:
-        loaded = AutoModelForImageTextToText.from_pretrained(
-            resolved, dtype=compute_dtype(dtype, place), trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"The model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    loaded = load_strictly(
+        AutoModelForImageTextToText.from_pretrained,
+        resolved,
+        f"The model {name}",
+        dtype=compute_dtype(dtype, place),
+        trust_remote_code=False,
+    )
     complete_settings(processor, loaded)
     return TransformersCaptioner(
         loaded.to(place).eval(), processor, name=name, instruction=instruction, fast_decode=fast_decode

@@ -19,7 +19,7 @@ from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter, read_record
 from captune.model.loading import compute_dtype
 from captune.model.preview import preview_model
-from captune.model.weight_files import TOWERS, stored_tensors, weight_files
+from captune.weights.files import TOWERS, stored_tensors, weight_files
 
 __all__ = ["TowerIdentity", "tower_identity"]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captune.errors import MetricInputError, MissingExtraError
+from captune.errors import MetricInputError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -83,17 +83,22 @@ class ClipScorer:
 
         Raises:
             MissingExtraError: transformers or torch is not installed.
-            MetricInputError: there is no such model, or it is no CLIP.
+            MetricInputError: there is no such model, it is broken, its weights do not fit its configuration, or it is
+                no CLIP.
         """
         try:
             from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+            from captune.weights.strict import load_strictly
         except ImportError as error:
             raise MissingExtraError("CLIPScore", "train") from error
         try:
-            model = AutoModel.from_pretrained(name)
+            model = load_strictly(AutoModel.from_pretrained, name, f"The CLIP model '{name}'")
             tokenizer = AutoTokenizer.from_pretrained(name)
             image_processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError, ImportError) as error:
+        except WeightsError as error:
+            raise MetricInputError(str(error)) from error
+        except Exception as error:  # on broken files the tokenizers' library raises a bare Exception
             first = str(error).strip().split("\n")[0]
             raise MetricInputError(
                 f"The CLIP model '{name}' cannot be loaded ({first}); give a folder with a CLIP model (--clip FOLDER)."

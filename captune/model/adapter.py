@@ -21,6 +21,8 @@ from captune.errors import WeightsError
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.sketch import fingerprint, sketch
+from captune.weights.pointers import refuse_pointer
+from captune.weights.strict import check_values
 
 __all__ = [
     "CheckpointRecord",
@@ -141,6 +143,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
             "load the model it was trained on."
         )
     path = folder / "trained.safetensors"
+    refuse_pointer(path)
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -148,6 +151,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     parameters = dict(model.trained_parameters())
     if set(state) != set(parameters) or any(state[name].shape != p.shape for name, p in parameters.items()):
         raise WeightsError(f"{path} holds other tensors than this model trains; expected {', '.join(parameters)}.")
+    check_values(f"The checkpoint {path}", state.items())
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])

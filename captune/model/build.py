@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.chat import conversation_of
@@ -24,7 +23,7 @@ from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS
 from captune.model.sketch import sketch
-from captune.model.tokenizer import load_tokenizer
+from captune.model.tokenizer import load_tokenizer, transformers_tokenizer
 from captune.model.towers import preview_tower, with_tower
 
 __all__ = ["ALIGNMENT_CONFIG", "build", "preview_parts"]
@@ -137,7 +136,7 @@ def _converse(
         config.conversation = conversation
     else:
         config.conversation = "chat"
-        config.wrapping = asdict(conversation_of(AutoTokenizer.from_pretrained(str(llm))))
+        config.wrapping = asdict(conversation_of(transformers_tokenizer(llm)))
     return MiniGPT4Processor(load_tokenizer(llm), config)
 
 

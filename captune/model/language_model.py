@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,15 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
+from captune.weights.pointers import refuse_pointers
+from captune.weights.strict import load_strictly, quiet
 
 __all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
-
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|attn\.(masked_)?bias$")
-"""Buffers that older releases of transformers saved and newer ones compute."""
 
 
 def language_config(llm: str | Path) -> Any:
@@ -30,6 +25,7 @@ def language_config(llm: str | Path) -> Any:
     Raises:
         WeightsError: there is none, or it needs code of its own, which is not run.
     """
+    refuse_pointers(llm)
     try:
         config = AutoConfig.from_pretrained(str(llm), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -57,7 +53,7 @@ def embedding_width(config: Any) -> int:
 @lru_cache(maxsize=8)
 def _embedding_width(text: str) -> int:
     settings = json.loads(text)
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     return int(model.get_input_embeddings().weight.shape[1])
 
@@ -111,34 +107,13 @@ def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options:
         WeightsError: files are missing or broken, a tensor is missing, has another shape, or is not of this model; or
             the model is not causal, or does not read embeddings.
     """
-    try:
-        with _quiet():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                str(llm), dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
-            )
-    except ImportError:
-        raise
-    except Exception as error:  # broken files make the readers below transformers raise nearly anything
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"The language model {llm} cannot be loaded: {reason}") from error
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = sorted(str(key) for key in loaded.get(what, ()) if not _IGNORED.search(str(key)))
-        if keys:
-            raise WeightsError(
-                f"The language model {llm} is incomplete or of another kind than its config.json says: "
-                f"{what.replace('_', ' ')}: {keys[0]} ({len(keys)} in all)."
-            )
+    model: nn.Module = load_strictly(
+        AutoModelForCausalLM.from_pretrained,
+        llm,
+        f"The language model {llm}",
+        dtype=dtype,
+        trust_remote_code=False,
+        **options,
+    )
     check_causal(model, str(llm))
-    loaded_model: nn.Module = model
-    return loaded_model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' table of strange keys off the screen; what is wrong is said in one sentence."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
+    return model

@@ -5,15 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captune.config import ModelConfig
-from captune.errors import ConfigError, WeightsError
-from captune.hub import TOY, check_model, resolve_model
+from captune.errors import ConfigError
+from captune.hub import check_model, resolve_model
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import OriginalFaults
 from captune.model.quantization import (
@@ -32,7 +31,6 @@ __all__ = [
     "load_model",
     "named_device",
     "pick_device",
-    "why_unread",
 ]
 
 logger = logging.getLogger(__name__)
@@ -40,14 +38,6 @@ logger = logging.getLogger(__name__)
 TOWERS = ("vision", "qformer")
 LANGUAGE = ("llm",)
 EVERYTHING = (*TOWERS, *LANGUAGE)
-
-
-def why_unread(path: str, error: Exception) -> str:
-    """Why a model could not be read, shortened to what helps."""
-    if not Path(path).expanduser().exists() and path != TOY and isinstance(error, OSError):
-        # The library's own text speaks of connections and caches, and not of the folder that was probably meant.
-        return "there is no such folder here, and a model of that name could not be had from the Hugging Face hub."
-    return " ".join(str(error).split())[:300]
 
 
 def pick_device(local_rank: int = 0) -> torch.device:
@@ -110,7 +100,7 @@ def load_model(
 
         model = build(llm=config.llm, vision=str(config.vision), parts=parts, **options)
     else:
-        model = _whole(config, options, parts)
+        model = MiniGPT4.from_pretrained(resolve_model(config.path), parts=tuple(parts), **options)
     model.projection.float()
     if "quantization_config" not in options:
         model.to(device)
@@ -126,14 +116,6 @@ def load_model(
         device,
     )
     return model
-
-
-def _whole(config: ModelConfig, options: dict[str, Any], parts: Sequence[str]) -> MiniGPT4:
-    path = resolve_model(config.path)
-    try:
-        return MiniGPT4.from_pretrained(path, parts=tuple(parts), **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"The model {config.path} cannot be loaded: {why_unread(config.path, error)}") from error
 
 
 def load_checked(

@@ -37,6 +37,7 @@ from captune.model.official_keys import (
 )
 from captune.model.processor import MiniGPT4Processor
 from captune.model.tokenizer import load_tokenizer
+from captune.weights.strict import check_values
 
 __all__ = ["load_official", "read_pth"]
 
@@ -227,6 +228,7 @@ def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype 
     for key, tensor in wanted.items():
         if state[key].shape != tensor.shape:
             raise WeightsError(f"{file}: '{key}' has shape {tuple(state[key].shape)}; expected {tuple(tensor.shape)}.")
+    check_values(f"The file {file}", state.items())
     module.load_state_dict({key: _cast(tensor, dtype) for key, tensor in state.items()}, assign=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captune.errors import WeightsError
 from captune.model.official_keys import State, strip_wrappers
+from captune.weights.pointers import refuse_pointer
 
 __all__ = ["BLIP2", "CHECKPOINT", "TOWER", "FileKind", "read_pth", "read_state", "stated_alpha"]
 
@@ -60,6 +61,7 @@ def read_pth(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         what = "is not a file" if Path(path).exists() else "does not exist"
         raise WeightsError(f"{path} {what}; give the path of the .pth file.")
+    refuse_pointer(Path(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:

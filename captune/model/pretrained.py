@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from captune.model.model_card import model_card, upload_folder
 from captune.model.processor import MiniGPT4Processor
 from captune.model.sketch import TensorSketch, sketch
-from captune.model.weight_files import TOWERS, stored_tensors, weight_files
+from captune.weights.files import TOWERS, stored_tensors, weight_files
+from captune.weights.strict import load_strictly
 
 __all__ = ["PretrainedCaptioner"]
 
@@ -47,7 +48,8 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
             The model in eval mode.
 
         Raises:
-            WeightsError: a checkpoint is broken, or belongs to other frozen parts.
+            WeightsError: a file is broken; a tensor is missing, of another shape or not of this model; or a checkpoint
+                belongs to other frozen parts.
         """
         from captune.model.adapter import fetched_adapter, load_adapter
         from captune.model.quantization import language_only
@@ -62,8 +64,12 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
         if kwargs.get("quantization_config") is not None:
             kept = ["vision", "qformer", "projection", "llm.lm_head", "lm_head"]
             kwargs["quantization_config"] = language_only(kwargs["quantization_config"], kept)
-        model = super().from_pretrained(str(pretrained_model_name_or_path), *args, **kwargs)
-        model = model[0] if isinstance(model, tuple) else model
+        model = load_strictly(
+            lambda path, **options: super(PretrainedCaptioner, cls).from_pretrained(path, *args, **options),
+            pretrained_model_name_or_path,
+            f"The model {pretrained_model_name_or_path}",
+            **kwargs,
+        )
         if "vision" not in kwargs.get("parts", ("vision",)):
             model.absent = _towers(pretrained_model_name_or_path)
         model.processor = MiniGPT4Processor.from_pretrained(pretrained_model_name_or_path, model.config, **hub)

@@ -7,9 +7,9 @@ from captune.errors import WeightsError
 from captune.hub import check_model, resolve_model
 from captune.model.build import preview_parts
 from captune.model.configuration import MiniGPT4Config
-from captune.model.loading import why_unread
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import OriginalFaults
+from captune.weights.strict import why_unread
 
 __all__ = ["preview_model"]
 
@@ -44,6 +44,6 @@ def _whole(name: str) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
             raise ValueError(f"it is a '{found.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"The configuration of the model {name} cannot be read: {why_unread(name, error)}"
+            f"The configuration of the model {name} cannot be read: {why_unread(path, error)}"
         ) from error
     return found, MiniGPT4Processor.from_pretrained(path, found)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from captune.errors import MissingExtraError, WeightsError
+from captune.weights.pointers import refuse_pointer, refuse_pointers
 
-__all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "transformers_tokenizer"]
 
 SENTENCEPIECE_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 SENTENCEPIECE_FILES = (
@@ -65,6 +66,7 @@ class SentencePieceTokenizer:
             raise MissingExtraError("Reading a LLaMA vocabulary", "train") from error
         self._folder = folder
         path = folder / "tokenizer.model"
+        refuse_pointer(path)
         try:
             self._pieces: Any = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
@@ -159,19 +161,39 @@ def load_tokenizer(folder: str | Path, **hub_options: Any) -> Tokenizer:
         WeightsError: no vocabulary is found there, or it cannot be read.
     """
     path = Path(folder)
+    refuse_pointers(path)
     if path.is_dir() and (path / "tokenizer.model").is_file():
         config = path / "tokenizer_config.json"
         settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if settings.get("tokenizer_class", SENTENCEPIECE_CLASSES[0]) in SENTENCEPIECE_CLASSES:
             return SentencePieceTokenizer(path)
+    # `legacy` matters to LLaMA vocabularies that come as tokenizer.json alone; others ignore it.
+    return HuggingFaceTokenizer(transformers_tokenizer(folder, legacy=True, **hub_options))
+
+
+def transformers_tokenizer(folder: str | Path, **options: Any) -> Any:
+    """Read a vocabulary as a `PreTrainedTokenizerBase`.
+
+    Args:
+        folder: a folder with tokenizer files, or a hub id.
+        options: of transformers' `from_pretrained`.
+
+    Raises:
+        WeightsError: no vocabulary is found there, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
+    refuse_pointers(folder)
     try:
-        # `legacy` matters to LLaMA vocabularies that come as tokenizer.json alone; others ignore it.
-        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(str(folder), legacy=True, **hub_options))
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # on broken files the tokenizers' library raises a bare Exception
+        if (Path(folder) / "tokenizer.json").is_file():
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"The tokenizer in {folder} is broken: {reason}; copy it again.") from error
         raise WeightsError(
-            f"No tokenizer was found in {folder}; expected tokenizer.model or tokenizer.json beside the weights."
+            f"No tokenizer was found in {folder}; expected tokenizer.model or tokenizer.json next to the weights."
         ) from error
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    Blip2PreTrainedModel,
     Blip2QFormerModel,
     Blip2VisionModel,
     CLIPVisionModel,
@@ -21,7 +22,8 @@ from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config
 from captune.model.minigpt4 import MiniGPT4
-from captune.model.weight_files import stored_tensors, weight_files
+from captune.weights.pointers import refuse_pointers
+from captune.weights.strict import load_strictly
 
 __all__ = ["preview_tower", "with_tower"]
 
@@ -31,6 +33,8 @@ _ENCODERS: dict[str, Any] = {
     "clip": CLIPVisionModel,
     "clip_vision_model": CLIPVisionModel,
 }
+_OTHER_HALF = r"^(text_model|text_projection|visual_projection)\.|^logit_(scale|bias)$"
+"""What a whole SigLIP or CLIP has for texts."""
 _BLIP2 = "blip-2"
 _SIGLIP_NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 SMALLEST_GROUP = 4
@@ -51,14 +55,13 @@ def with_tower(vision: str | Path, llm: str | Path, dtype: torch.dtype) -> MiniG
     given = _read_config(vision)
     if given.model_type == _BLIP2:
         return _with_blip2(vision, llm, dtype, given)
-    try:
-        tower, loaded = _ENCODERS[given.model_type].from_pretrained(str(vision), dtype=dtype, output_loading_info=True)
-    except Exception as error:  # broken files make the readers below transformers raise nearly anything
-        raise WeightsError(
-            f"The vision tower {vision} cannot be loaded: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if loaded["missing_keys"]:
-        raise WeightsError(f"The vision tower {vision} is incomplete; it has no '{min(loaded['missing_keys'])}'.")
+    tower = load_strictly(
+        _ENCODERS[given.model_type].from_pretrained,
+        vision,
+        f"The vision tower {vision}",
+        ignored=_OTHER_HALF,
+        dtype=dtype,
+    )
     with torch.device("meta"):
         model = MiniGPT4(_joined(vision, llm, given, tower.config), parts=())
     model.vision = tower
@@ -76,9 +79,10 @@ def preview_tower(vision: str | Path, llm: str | Path) -> MiniGPT4Config:
 
 
 def _read_config(vision: str | Path) -> Any:
+    refuse_pointers(vision)
     try:
         given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
     if given.model_type not in (*_ENCODERS, _BLIP2):
         raise WeightsError(
@@ -108,33 +112,29 @@ def _joined(vision: str | Path, llm: str | Path, given: Any, tower: Any) -> Mini
     )
 
 
+class _Blip2Towers(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers has no types here
+    """What MiniGPT-4 has of a BLIP-2, under its names there."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.vision_model = Blip2VisionModel._from_config(config.vision_config)
+        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.post_init()
+
+
 def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, given: Any) -> MiniGPT4:
     """Tower, Q-Former and queries out of a whole BLIP-2, whose own language model is not read."""
-    config = _joined(vision, llm, given, given.vision_config)
     with torch.device("meta"):
-        model = MiniGPT4(config, parts=("vision", "qformer"))
-    state = {
-        name: tensor.to(dtype, copy=True)
-        for file in weight_files(vision)
-        for name, tensor in stored_tensors(file, ("vision_model.", "qformer.", "query_tokens"))
-        if tensor.is_floating_point()
-    }
-    if "query_tokens" not in state:
-        raise WeightsError(f"The BLIP-2 model {vision} has no 'query_tokens'.")
-    model.query_tokens = nn.Parameter(state.pop("query_tokens"))
-    parts = (("vision_model.", model.vision, Blip2VisionModel), ("qformer.", model.qformer, Blip2QFormerModel))
-    for prefix, part, kind in parts:
-        assert isinstance(part, kind)
-        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        wrong = sorted({name for name, _ in part.named_parameters()} ^ set(own))
-        if wrong:
-            raise WeightsError(f"The BLIP-2 model {vision} does not fit its config.json; see '{prefix}{wrong[0]}'.")
-        part.load_state_dict(own, assign=True, strict=False)
-        for module in part.modules():
-            # Position ids and the like are no weights; they are made again where they are on no device.
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_meta:
-                    setattr(module, name, torch.arange(buffer.numel()).expand(buffer.shape).clone())
+        model = MiniGPT4(_joined(vision, llm, given, given.vision_config), parts=())
+    towers = load_strictly(
+        _Blip2Towers.from_pretrained,
+        vision,
+        f"The BLIP-2 model {vision}",
+        ignored=r"^language_(model|projection)\.",
+        dtype=torch.float32,
+    ).to(dtype)
+    model.vision, model.qformer, model.query_tokens = towers.vision_model, towers.qformer, towers.query_tokens
     return model
 
 

@@ -1,0 +1,182 @@
+"""Weight files on the disk, read without loading a model; a file that is not what its name says is named."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.utils import cached_file
+
+from captune.errors import WeightsError
+from captune.weights.pointers import refuse_pointer
+
+__all__ = [
+    "TOWERS",
+    "StoredTensor",
+    "check_weights",
+    "read_header",
+    "stored_tensors",
+    "weight_files",
+]
+
+TOWERS = ("vision.", "qformer.", "query_tokens")
+"""How the names of the towers' tensors begin in a captune model."""
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+"""Weights in one file, in the order in which transformers prefers them; `NAME.index.json` lists those in several."""
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file, mapped into memory and read where it is looked at.
+
+    Attributes:
+        name: as in the file.
+        tensor: a view of the file; what is written to it does not reach the disk.
+    """
+
+    name: str
+    tensor: Tensor
+
+
+def check_weights(model: str | Path) -> None:
+    """Refuse a folder whose weight files are pointers, cut off, absent or of another kind than their names say.
+
+    Only what transformers would read is looked at, and of that the headers.
+
+    Args:
+        model: a folder; a hub id is left alone.
+
+    Raises:
+        WeightsError: names the file, and says what is wrong with it.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    refuse_pointer(folder / f"{SINGLE[0]}.index.json")
+    for single in SINGLE:
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            files: Iterable[Path] = [folder / single]
+        elif index.is_file():
+            files = [folder / name for name in _listed(index)]
+        else:
+            continue
+        for file in files:
+            if not file.is_file():
+                raise WeightsError(f"{index} lists {file.name}, which is not in the folder; copy it there.")
+            _check_file(file)
+        return
+
+
+def _check_file(file: Path) -> None:
+    if file.suffix == ".safetensors":
+        read_header(file)
+        return
+    refuse_pointer(file)
+    if file.stat().st_size == 0:
+        raise WeightsError(f"{file} is empty; copy it again from its source.")
+
+
+def _listed(index: Path) -> list[str]:
+    """The files that an index lists."""
+    refuse_pointer(index)
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index} lists no weight files ({error!r}); copy it again from its source.") from error
+
+
+def weight_files(model: str | Path) -> list[Path]:
+    """The safetensors files of a model.
+
+    Args:
+        model: a folder, or a hub id whose files are fetched where they are not there yet.
+
+    Raises:
+        WeightsError: it has none.
+    """
+
+    def found(name: str) -> Path | None:
+        path = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else Path(path)
+
+    index = found(f"{SINGLE[0]}.index.json")
+    if index is not None:
+        refuse_pointer(index)
+    single = found(SINGLE[0])
+    if single is not None:
+        return [single]
+    names = [SINGLE[0]] if index is None else _listed(index)
+    files = [found(name) for name in names]
+    if not all(files):
+        raise WeightsError(f"{model} has no {names[files.index(None)]}; expected weights in safetensors files.")
+    return [file for file in files if file is not None]
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file: name of a tensor -> `dtype`, `shape` and `data_offsets`.
+
+    Returns:
+        The header without its metadata, and where in the file the tensors begin.
+
+    Raises:
+        WeightsError: the file is a pointer of git-lfs, cut off, or of another kind.
+    """
+    refuse_pointer(file)
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            beginning = stream.read(8)
+            length = int.from_bytes(beginning, "little")
+            if not 2 <= length <= size - 8:
+                is_pickle = beginning.startswith((b"PK", b"\x80"))
+                reason = "it is a file of torch.save" if is_pickle else f"it has {size:,} bytes"
+                raise WeightsError(f"{file} is no whole safetensors file ({reason}); copy it again from its source.")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:200]}.") from error
+    if size < end:
+        raise WeightsError(
+            f"{file} is cut off: its header promises {end:,} bytes, and it has {size:,}; copy it again from its source."
+        )
+    return header, 8 + length
+
+
+def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTensor]:
+    """Tensors of a safetensors file whose names begin with one of some prefixes, in the order of their names.
+
+    Raises:
+        WeightsError: the file is cut off or of another kind.
+    """
+    header, start = read_header(file)
+    try:
+        with file.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        for name in sorted(header):
+            if not name.startswith(prefixes):
+                continue
+            entry = header[name]
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            dtype = _DTYPES[entry["dtype"]]
+            flat = torch.frombuffer(mapped, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)
+            yield StoredTensor(name, flat.view(entry["shape"]))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:200]}.") from error

@@ -1,0 +1,69 @@
+"""Pointers that git-lfs leaves where a file was not downloaded; needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from captune.errors import WeightsError
+
+__all__ = ["refuse_pointer", "refuse_pointers"]
+
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "adapter_config.json",
+)
+_VOCABULARIES = ("*.model", "*.spm", "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "tekken.json")
+"""Vocabularies that are read where there is no tokenizer.json."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
+"""The most that a pointer may have, by git-lfs' specification."""
+
+
+def refuse_pointer(file: Path) -> None:
+    """Refuse a file that git-lfs left as a pointer to its content.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    try:
+        if file.stat().st_size > _POINTER_BYTES:
+            return
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise WeightsError(
+            f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in {file.parent}, or download the "
+            "file again."
+        )
+
+
+def refuse_pointers(model: str | Path) -> None:
+    """Refuse a model's folder whose settings or vocabulary are pointers of git-lfs.
+
+    Args:
+        model: a folder; a hub id, whose files are never pointers, is left alone.
+
+    Raises:
+        WeightsError: a file that would be read is a pointer.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    for name in _SETTINGS:
+        refuse_pointer(folder / name)
+    refuse_pointer(folder / "tokenizer.json")
+    if not (folder / "tokenizer.json").is_file():
+        for pattern in _VOCABULARIES:
+            for file in sorted(folder.glob(pattern)):
+                refuse_pointer(file)
