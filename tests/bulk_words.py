@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +45,6 @@ class Words:
 
     def prepare(self, picture: Any, name: str = "") -> Image.Image:
         if isinstance(picture, bytes):
-            import io
-
             return decode_image(io.BytesIO(picture), name)
         return load_image(picture)
 
@@ -71,12 +71,20 @@ def draw(path: Path, count: int, ending: str = ".png") -> list[Path]:
     return files
 
 
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
-    """All files and their bytes, hidden partial ones left out."""
+    """All files and their bytes, hidden ones left out."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".partial")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
 
 

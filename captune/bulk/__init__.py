@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from captune.bulk.ids import make_ids_unique
 from captune.bulk.job import Job, JobIdentity
 from captune.bulk.output import FORMATS
 from captune.bulk.progress import Progress
@@ -21,6 +22,7 @@ __all__ = [
     "ShardResult",
     "TarShard",
     "caption_shard",
+    "make_ids_unique",
     "read_inputs",
     "run_shards",
 ]

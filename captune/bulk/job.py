@@ -4,30 +4,37 @@
     out/images-00000.jsonl             captions of a shard; when it is there, the shard is done
     out/quarantine/images-00000.jsonl  its images that could not be captioned, and why; written just before
     out/quarantine.jsonl               all of these together, written at the end of a run
+    out/.captune/                      hashes of these files, and of the images and archives that they were made of
 
 Nobody has to be asked whether a shard is done, so any number of workers, on any machines that share the folder, may be
-killed and started again. When the list of images has grown since, what is captioned already is left out and the rest is
-cut into new shards.
+killed and started again. A file that captune did not write, or that has changed since, does not pass for a finished
+shard, and neither do captions of other images under the same names: the job is refused and nothing is replaced. When
+the list of images has grown since, what is captioned already is left out and the rest is cut into new shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from captune.bulk.output import Row, read_rows, write_rows
+from captune.bulk.contents import FileState, is_changed
+from captune.bulk.output import COMMAND, Row, as_text, read_rows, write_rows
 from captune.bulk.shards import PathShard, Shard
 from captune.bulk.sources import Inputs
 from captune.data.atomic import atomic_file
+from captune.data.outputs import output_note
 from captune.errors import ConfigError, DataError
 
 __all__ = ["Job", "JobIdentity"]
 
-_FORMAT = 1
+_FORMAT = 2
+_LISTED = re.compile(r"images(?:-(\d+))?-\d{5,}")
+"""Names of shards that were cut from a list, with the number of the list from the second on."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ class Job:
 
     Raises:
         ConfigError: the folder holds captions of another model, prompt or decoding.
-        DataError: the folder holds something else.
+        DataError: the folder holds something else under a name that the job needs, captions that were changed, or
+            captions of other images under the same ids.
     """
 
     def __init__(
@@ -71,15 +79,16 @@ class Job:
     ) -> None:
         self.folder = folder
         self._ending = ending
+        self._done: set[str] = set()
         record = self._record(identity, shard_size)
         generation, self.skipped = 0, 0
         entries = list(inputs.paths.items())
         if entries:
-            listed = hashlib.sha256("\0".join(inputs.paths).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+            listed = hashlib.sha256("\0".join(inputs.paths).encode()).hexdigest()[:16]
             if not record["lists"] or record["lists"][-1] != listed:
                 record["lists"].append(listed)
             generation = len(record["lists"]) - 1
-            done = self._captioned_before(generation)
+            done = self._captioned_before(generation, inputs.paths)
             self.skipped = sum(name in done for name, _ in entries)
             entries = [entry for entry in entries if entry[0] not in done]
         prefix = "images" if generation == 0 else f"images-{generation}"
@@ -88,22 +97,45 @@ class Job:
             for start in range(0, len(entries), shard_size)
         ]
         self.shards += inputs.archives
+        for shard in self.shards:
+            self.is_done(shard)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / "job.json") as stream:
             json.dump(record, stream, indent=2, ensure_ascii=False)
             stream.write("\n")
 
-    def captions_of(self, shard: Shard) -> Path:
-        """The output file of a shard."""
-        return self.folder / f"{shard.name}.{self._ending}"
+    def captions_of(self, shard: str) -> Path:
+        """The output file of a shard, by its name."""
+        return self.folder / f"{shard}.{self._ending}"
 
-    def quarantine_of(self, shard: Shard) -> Path:
-        """Where the images of a shard stand that could not be captioned."""
-        return self.folder / "quarantine" / f"{shard.name}.jsonl"
+    def quarantine_of(self, shard: str) -> Path:
+        """Where the images of a shard are listed that could not be captioned."""
+        return self.folder / "quarantine" / f"{shard}.jsonl"
+
+    def is_archive(self, shard: str) -> bool:
+        """Whether a shard is a tar or a parquet file, and no part of a list of images."""
+        return _LISTED.fullmatch(shard) is None
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether a shard's captions are there."""
-        return self.captions_of(shard).exists()
+        """Whether a shard's captions are there, as captune wrote them and of the images that are there now.
+
+        Raises:
+            DataError: there is something else.
+        """
+        if shard.name in self._done:
+            return True
+        path, quarantine = self.captions_of(shard.name), self.quarantine_of(shard.name)
+        if not path.exists():
+            # A worker that was killed just before it wrote the captions has left a quarantine of its own.
+            if quarantine.exists():
+                self.note(quarantine)
+            return False
+        note = self.note(path)
+        self._refuse_changed(shard.files(), note["files"])
+        if note["rejected"]:
+            self.note(quarantine)
+        self._done.add(shard.name)
+        return True
 
     def open_shards(self, part: int = 0, parts: int = 1) -> list[Shard]:
         """The shards that are not done, of one of several workers.
@@ -114,14 +146,31 @@ class Job:
         """
         return [shard for shard in self.shards[part::parts] if not self.is_done(shard)]
 
-    def write(self, shard: Shard, captions: Sequence[Row], rejected: Sequence[Row]) -> None:
-        """Finish a shard: its quarantine first, so that a shard with captions is done for good."""
+    def write(
+        self,
+        shard: str,
+        captions: Sequence[Row],
+        rejected: Sequence[Row],
+        files: dict[str, FileState | None] | None = None,
+        *,
+        prefixed: bool = False,
+    ) -> None:
+        """Finish a shard: its quarantine first, so that a shard with captions is done for good.
+
+        Args:
+            shard: its name.
+            captions: rows of captions.
+            rejected: rows of images that could not be captioned.
+            files: states of the shard's files, from before they were read.
+            prefixed: whether ids begin with the name of the shard.
+        """
         quarantine = self.quarantine_of(shard)
         if rejected:
-            write_rows(quarantine, rejected)
+            write_rows(quarantine, rejected, {"prefixed": prefixed})
         else:
             quarantine.unlink(missing_ok=True)
-        write_rows(self.captions_of(shard), captions)
+        note = {"files": files or {}, "rejected": len(rejected), "prefixed": prefixed}
+        write_rows(self.captions_of(shard), captions, note)
 
     def gather_quarantine(self) -> int:
         """Bring the quarantines of all finished shards together in `quarantine.jsonl`.
@@ -141,18 +190,34 @@ class Job:
         """All captions of the finished shards, in the order of the shards."""
         for shard in self.shards:
             if self.is_done(shard):
-                yield from read_rows(self.captions_of(shard))
+                yield from read_rows(self.captions_of(shard.name))
+
+    def files(self) -> list[Path]:
+        """The files of captions of all finished shards, those of earlier lists of images and other archives included.
+
+        Raises:
+            DataError: one was changed.
+        """
+        found = []
+        for path in sorted(self.folder.glob(f"*.{self._ending}")):
+            if path.stem != "quarantine" and not path.name.startswith("."):
+                self.note(path)
+                found.append(path)
+        return found
 
     def _quarantined(self, shard: Shard) -> Iterator[Row]:
-        path = self.quarantine_of(shard)
+        path = self.quarantine_of(shard.name)
         if path.exists():
             yield from read_rows(path)
 
     def _record(self, identity: JobIdentity, shard_size: int) -> dict[str, Any]:
         """What the folder says of itself, or what it will say."""
         path = self.folder / "job.json"
-        wanted = {"format": _FORMAT, "shard_size": shard_size, "output": self._ending, **asdict(identity)}
+        wanted = as_text({"format": _FORMAT, "shard_size": shard_size, "output": self._ending, **asdict(identity)})
         if not path.exists():
+            together = self.folder / "quarantine.jsonl"
+            if together.exists():
+                self.note(together)
             return wanted | {"lists": []}
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -168,13 +233,40 @@ class Job:
                 )
         return wanted | {"lists": lists}
 
-    def _captioned_before(self, generation: int) -> set[str]:
+    def _captioned_before(self, generation: int, paths: dict[str, str]) -> set[str]:
         """Ids in the shards of earlier lists of images."""
         found: set[str] = set()
-        for earlier in range(generation):
-            prefix = "images" if earlier == 0 else f"images-{earlier}"
-            for path in self.folder.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9]*.{self._ending}"):
-                # `images-1-00000` is of list 1, `images-10000` of list 0.
-                if path.stem.count("-") == prefix.count("-") + 1:
-                    found.update(str(row["id"]) for row in read_rows(path))
+        files = {key: Path(file) for key, file in paths.items()} if generation else {}
+        for path in self.folder.glob(f"images-*.{self._ending}"):
+            name = _LISTED.fullmatch(path.stem)
+            if name is not None and int(name[1] or 0) < generation:
+                self._refuse_changed(files, self.note(path)["files"])
+                found.update(str(row["id"]) for row in read_rows(path))
         return found
+
+    def note(self, path: Path) -> dict[str, Any]:
+        """What was noted when a file of this job was written.
+
+        Raises:
+            DataError: captune did not write the file, or it has changed since.
+        """
+        note = output_note(path, COMMAND)
+        if note is None:
+            raise DataError(
+                f"'{path}' is not as captune caption wrote it: it is another file, or was changed or damaged. Move it "
+                "away to caption its images again, or give --out another name."
+            )
+        return {"files": {}, "rejected": 0, "prefixed": False, **note}
+
+    def _refuse_changed(self, files: dict[str, Path], states: dict[str, FileState | None]) -> None:
+        """See that captions are of the files that are there now.
+
+        Raises:
+            DataError: a file has other bytes than when it was captioned.
+        """
+        for name, state in states.items():
+            if name in files and is_changed(files[name], state):
+                raise DataError(
+                    f"'{files[name]}' is another file now than the one that was captioned into '{self.folder}'; give "
+                    "--out another name."
+                )

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from captune.data.atomic import atomic_file
+from captune.data.names import name_as_text
+from captune.data.outputs import output_file
 from captune.errors import DataError, MissingExtraError
 
-__all__ = ["FORMATS", "Row", "has_text", "read_rows", "text_path", "write_rows", "write_texts"]
+__all__ = [
+    "COMMAND",
+    "FORMATS",
+    "Row",
+    "as_text",
+    "has_text",
+    "read_rows",
+    "shared_texts",
+    "text_path",
+    "write_rows",
+    "write_texts",
+]
 
 FORMATS: Final = ("jsonl", "parquet", "txt")
 """Formats of captions."""
+
+COMMAND: Final = "caption"
+"""Whose outputs these are, for `captune.data.outputs`."""
 
 Row = dict[str, Any]
 """`id`, `image`, `caption`, and `stopped`: whether the caption ended by itself and not at the length limit."""
@@ -22,24 +38,32 @@ Row = dict[str, Any]
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Row], note: dict[str, Any] | None = None) -> None:
     """Write rows into a file that is whole or not there; its ending says the format.
 
     Args:
         path: `.jsonl` or `.parquet`.
         rows: of captions, or of a quarantine (`id`, `image`, `reason`).
+        note: what is kept about the file; see `captune.data.outputs.output_note`.
 
     Raises:
         MissingExtraError: parquet is asked for and pyarrow is not installed.
         OSError: from the file system.
     """
     if path.suffix == ".parquet":
-        _write_parquet(path, list(rows))
+        _write_parquet(path, list(map(as_text, rows)), note)
         return
-    # A path need not be valid text; it goes out as the bytes it came in with.
-    with atomic_file(path, "wb") as stream:
+    with output_file(path, command=COMMAND, note=note) as stream:
         for row in rows:
-            stream.write((_encode(row) + "\n").encode("utf-8", "surrogateescape"))
+            stream.write(_encode(as_text(row)) + "\n")
+
+
+def as_text(row: Row) -> Row:
+    """A row that can be written as UTF-8, whatever the names in it are.
+
+    Ids and images were escaped where they were read; messages quote paths as the system gives them.
+    """
+    return {key: value if _is_unicode(value) else name_as_text(value) for key, value in row.items()}
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -56,7 +80,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             return
         with open(path, "rb") as stream:
             for line in stream:
-                yield json.loads(line.decode("utf-8", "surrogateescape"))
+                yield json.loads(line)
     except (ValueError, OSError) as error:
         raise DataError(f"'{path}' is no file of captions that captune wrote ({error}); remove it.") from error
 
@@ -66,11 +90,35 @@ def text_path(image: str) -> Path:
     return Path(image).with_suffix(".txt")
 
 
-def write_texts(rows: Sequence[Row]) -> None:
-    """Write each caption into a text file beside its image."""
+def write_texts(rows: Sequence[Row], paths: Mapping[str, str]) -> None:
+    """Write each caption into a text file beside its image.
+
+    Args:
+        rows: of captions.
+        paths: id to path of each image file.
+    """
     for row in rows:
-        with atomic_file(text_path(row["image"]), "w") as stream:
+        with atomic_file(text_path(paths[row["id"]]), "w") as stream:
             stream.write(row["caption"] + "\n")
+
+
+def shared_texts(images: Iterable[str]) -> dict[str, list[str]]:
+    """Images whose captions would be written to one text file, such as those of `a.jpg` and `a.png`.
+
+    Args:
+        images: paths of image files.
+
+    Returns:
+        The path of the text file, and its images.
+    """
+    groups: dict[str, list[str]] = {}
+    for image in images:
+        text = text_path(image)
+        real = os.path.join(os.path.realpath(text.parent), text.name)
+        # On a file system that does not tell capitals from small letters, `A.txt` is `a.txt`.
+        folded = os.path.lexists(text.with_name(Path(image).name.swapcase()))
+        groups.setdefault(real.casefold() if folded else real, []).append(image)
+    return {str(text_path(group[0])): group for group in groups.values() if len(group) > 1}
 
 
 def has_text(image: str) -> bool:
@@ -81,7 +129,17 @@ def has_text(image: str) -> bool:
         return False
 
 
-def _write_parquet(path: Path, rows: list[Row]) -> None:
+def _is_unicode(text: Any) -> bool:
+    if not isinstance(text, str) or text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _write_parquet(path: Path, rows: list[Row], note: dict[str, Any] | None) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -90,11 +148,6 @@ def _write_parquet(path: Path, rows: list[Row]) -> None:
     kinds = {"stopped": pyarrow.bool_()}
     names = list(rows[0]) if rows else ["id", "image", "caption", "stopped"]
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
-    table = pyarrow.Table.from_pylist([{k: _text(v) for k, v in row.items()} for row in rows], schema=schema)
-    with atomic_file(path, "wb") as stream:
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
+    with output_file(path, "wb", command=COMMAND, note=note) as stream:
         parquet.write_table(table, stream, compression="zstd")
-
-
-def _text(value: Any) -> Any:
-    """Text that parquet takes: bytes of a path that are no UTF-8 are escaped."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -68,7 +68,7 @@ class _Worker:
         if self._job.is_done(shard):
             return 0, 0
         result = caption_shard(self._captions, shard)
-        self._job.write(shard, result.captions, result.rejected)
+        self._job.write(shard.name, result.captions, result.rejected, result.files)
         return len(result.captions), len(result.rejected)
 
 

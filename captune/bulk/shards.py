@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
+from captune.bulk.contents import FileState, file_state
 from captune.data.images import IMAGE_SUFFIXES
+from captune.data.names import name_as_text
 from captune.errors import DataError
 
-__all__ = ["Entry", "Item", "ParquetShard", "PathShard", "Rejected", "Shard", "TarShard"]
+__all__ = ["Entry", "Item", "ParquetShard", "PathShard", "Rejected", "Shard", "TarShard", "file_states"]
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
 _ID_COLUMNS = ("id", "image_id", "__key__", "key", "uid", "file_name", "filename", "path")
@@ -27,8 +29,8 @@ class Item:
     """One image.
 
     Attributes:
-        id: names it in the output.
-        image: where it is, for people.
+        id: names it in the output; a name that is not UTF-8 is escaped (`captune.data.names`).
+        image: where it is, for people, escaped in the same way.
         payload: its path, or the bytes of its file.
     """
 
@@ -75,7 +77,11 @@ class PathShard:
     def items(self) -> Iterator[Entry]:
         """The images, in order."""
         for name, path in self.entries:
-            yield Item(name, path, Path(path))
+            yield Item(name, name_as_text(path), Path(path))
+
+    def files(self) -> dict[str, Path]:
+        """The files that it is made of, by id."""
+        return {name: Path(path) for name, path in self.entries}
 
 
 @dataclass(frozen=True)
@@ -106,16 +112,21 @@ class TarShard:
                         continue
                     file = archive.extractfile(member)
                     data = b"" if file is None else file.read()
-                    where = f"{self.path}:{member.name}"
+                    where = name_as_text(f"{self.path}:{member.name}")
                     # As in webdataset, the key of a sample ends at the first dot of its file's name.
-                    key = (name.parent / name.name.split(".", 1)[0]).as_posix()
+                    key = name_as_text((name.parent / name.name.split(".", 1)[0]).as_posix())
                     if len(data) != member.size:
                         yield Rejected(key, where, f"the archive '{self.path}' ends in the middle of this image.")
                     else:
                         yield Item(key, where, data)
         except (tarfile.TarError, EOFError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            yield Rejected(self.path, self.path, f"the archive '{self.path}' is broken from here on: {reason}.")
+            shown = name_as_text(self.path)
+            yield Rejected(shown, shown, f"the archive '{self.path}' is broken from here on: {reason}.")
+
+    def files(self) -> dict[str, Path]:
+        """The file that it is."""
+        return {"": Path(self.path)}
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class ParquetShard:
         name: of the shard, and of its output file.
         path: of the file.
         image_column: None finds it by its name.
-        id_column: None finds it by its name; without one, ids are the file's name and the row.
+        id_column: None finds it by its name; without one, ids are the shard's name and the row.
     """
 
     name: str
@@ -168,11 +179,16 @@ class ParquetShard:
                         row += 1
         except (ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            yield Rejected(f"{self.path}:{row}", self.path, f"'{self.path}' is broken from row {row} on: {reason}.")
+            shown = name_as_text(self.path)
+            yield Rejected(f"{shown}:{row}", shown, f"'{self.path}' is broken from row {row} on: {reason}.")
+
+    def files(self) -> dict[str, Path]:
+        """The file that it is."""
+        return {"": Path(self.path)}
 
     def _item(self, row: int, key: str | None, value: Any) -> Entry:
-        where = f"{self.path}:{row}"
-        name = key if key is not None else f"{Path(self.path).stem}:{row}"
+        where = f"{name_as_text(self.path)}:{row}"
+        name = key if key is not None else f"{self.name}:{row}"
         path = None
         if isinstance(value, dict):
             value, path = value.get("bytes"), value.get("path")
@@ -180,7 +196,7 @@ class ParquetShard:
             return Item(name, where, value)
         text = value if isinstance(value, str) else path
         if isinstance(text, str) and text:
-            return Item(name, text, Path(self.path).parent / text)
+            return Item(name, name_as_text(text), Path(self.path).parent / text)
         return Rejected(name, where, f"row {row} of '{self.path}' holds no image.")
 
     def _column(self, names: list[str], asked: str | None, usual: tuple[str, ...], needed: str | None) -> str | None:
@@ -198,3 +214,8 @@ class ParquetShard:
 
 
 Shard: TypeAlias = PathShard | TarShard | ParquetShard
+
+
+def file_states(shard: Shard) -> dict[str, FileState | None]:
+    """The states of the files of a shard, by which it is seen later whether they are still the same."""
+    return {name: file_state(path) for name, path in shard.files().items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +14,16 @@ from captune.bulk.shards import ParquetShard, TarShard
 from captune.data.folder import refuse_unread
 from captune.data.images import IMAGE_SUFFIXES
 from captune.data.manifest import iter_manifest, resolve_image
+from captune.data.names import name_as_text
 from captune.errors import DataError
 
 __all__ = ["Inputs", "read_inputs"]
 
 _TARS = (".tar", ".tar.gz", ".tgz")
+_RESERVED = re.compile(r"images(-\d+)?-\d{5,}|job|quarantine", re.IGNORECASE)
+"""Names of the other files in a folder of captions."""
+_LONGEST_NAME = 120
+"""Bytes of an archive's name that are kept; file systems stop at 255, hidden and quarantine names are longer."""
 
 
 @dataclass
@@ -33,11 +41,12 @@ class Inputs:
     repeated: int = 0
 
     def add(self, name: str, path: Path) -> None:
-        """Take in an image file.
+        """Take in an image file; a name that is not UTF-8 becomes an id that is.
 
         Raises:
             DataError: another image has the same id.
         """
+        name = name_as_text(name)
         if name not in self.paths:
             self.paths[name] = str(path)
         elif self.paths[name] == str(path):
@@ -83,11 +92,25 @@ def read_inputs(
                 found.add(name, path)
         if len(found.paths) + len(found.archives) + found.repeated == before:
             raise DataError(f"there are no images in '{given}'; expected files such as .jpg or .png, .tar or .parquet.")
-    names = [archive.name for archive in found.archives]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"two archives would be written to the same file '{twice}'; caption them apart.")
+    _refuse_equal_names(found.archives)
     return found
+
+
+def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
+    """See that no two archives are written to one file, on any file system.
+
+    Raises:
+        DataError: two are.
+    """
+    seen: dict[str, TarShard | ParquetShard] = {}
+    for archive in archives:
+        # Some file systems do not tell capitals from small letters, or composed letters from decomposed ones.
+        other = seen.setdefault(unicodedata.normalize("NFC", archive.name).casefold(), archive)
+        if other is not archive:
+            raise DataError(
+                f"'{other.path}' and '{archive.path}' would be written to the same file '{archive.name}'; "
+                "caption them apart."
+            )
 
 
 def _listed(given: str, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
@@ -103,7 +126,10 @@ def _listed(given: str, *, many: bool, split: str | None) -> Iterator[tuple[str,
         for sample in iter_manifest(path, split):
             yield sample.id, resolve_image(path, sample.image)
     elif lowered.endswith(".txt"):
-        for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        if "\0" in text:
+            raise DataError(f"'{given}' is not a list of paths in UTF-8 (it holds NUL characters); save it as UTF-8.")
+        for line in text.split("\n"):
             if line.strip():
                 yield line.strip(), path.parent / line.strip()
     elif lowered.endswith((*_TARS, ".parquet", *IMAGE_SUFFIXES)):
@@ -126,8 +152,15 @@ def _below(folder: Path) -> Iterator[str]:
 
 
 def _shard_name(name: str) -> str:
-    """A file name for the output of an archive."""
+    """A file name for the output of an archive: its own where it can be, else with a hash of it.
+
+    The name follows from the archive's alone, so archives that are added later change no name.
+    """
     stem = name
     for ending in (*_TARS, ".parquet"):
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).lstrip(".") or "archive"
+    clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).lstrip(".")
+    if clean == stem and not _RESERVED.fullmatch(clean) and len(clean.encode()) <= _LONGEST_NAME:
+        return clean
+    kept = clean.encode()[:_LONGEST_NAME].decode("utf-8", "ignore")
+    return f"{kept}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}".lstrip("-")

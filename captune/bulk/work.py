@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from captune.bulk.contents import FileState
 from captune.bulk.job import Job
 from captune.bulk.output import Row
 from captune.bulk.progress import Progress
-from captune.bulk.shards import Entry, Rejected, Shard
+from captune.bulk.shards import Entry, Rejected, Shard, file_states
+from captune.data.first_seen import FirstSeen
 from captune.data.lookahead import in_order
 from captune.errors import DataError, RefusedImagesError
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from captune.captioner import Captioner
     from captune.decoding import DecodingOptions
 
-__all__ = ["Captions", "ShardResult", "caption_entries", "caption_shard", "run_shards"]
+__all__ = ["Captions", "ShardResult", "caption_entries", "caption_shard", "once", "run_shards"]
 
 _BATCHES = 4
 """Images that are handed to the captioner at once, in batches: rows that end early make room for others among them."""
@@ -47,10 +49,12 @@ class ShardResult:
     Attributes:
         captions: rows of its output file.
         rejected: rows of its quarantine.
+        files: states of its files from before they were read.
     """
 
     captions: list[Row]
     rejected: list[Row]
+    files: dict[str, FileState | None]
 
 
 def caption_entries(
@@ -130,8 +134,8 @@ def caption_shard(captions: Captions, shard: Shard, on_count: Callable[[int, int
         shard: what to caption.
         on_count: called with the numbers of images captioned and rejected since the last call.
     """
-    result = ShardResult([], [])
-    for rows, bad in caption_entries(captions, _once(shard.items()), on_count):
+    result = ShardResult([], [], file_states(shard))
+    for rows, bad in caption_entries(captions, once(shard.items(), "this shard"), on_count):
         result.captions.extend(rows)
         result.rejected.extend(bad)
     return result
@@ -149,17 +153,22 @@ def run_shards(captions: Captions, job: Job, shards: Sequence[Shard], progress: 
     for shard in shards:
         if not job.is_done(shard):
             result = caption_shard(captions, shard, None if progress is None else progress.count)
-            job.write(shard, result.captions, result.rejected)
+            job.write(shard.name, result.captions, result.rejected, result.files)
         if progress is not None:
             progress.shard_done()
 
 
-def _once(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """Entries, a second one of the same id rejected."""
-    seen: set[str] = set()
+def once(entries: Iterator[Entry], where: str) -> Iterator[Entry]:
+    """Entries, a second one of the same id rejected.
+
+    Args:
+        entries: images.
+        where: what ids are unique in, for the reason.
+    """
+    seen = FirstSeen()
     for entry in entries:
-        if entry.id in seen:
-            yield Rejected(entry.id, entry.image, f"the id '{entry.id}' stands in this shard already.")
+        if seen.line_of(entry.id) is not None:
+            yield Rejected(entry.id, entry.image, f"the id '{entry.id}' is in {where} already.")
         else:
-            seen.add(entry.id)
+            seen.add(entry.id, 0)
             yield entry

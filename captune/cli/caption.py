@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from captune.bulk import Inputs, Progress
+    from captune.bulk import Inputs, Job, Progress
     from captune.bulk.work import Captions
     from captune.captioner import Captioner
 
@@ -44,6 +45,9 @@ def caption(
         Path | None,
         typer.Option(help="A folder for one file a shard, or one file ending in .jsonl or .parquet. Default: stdout."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file at --out that this command did not write.")
+    ] = False,
     txt: Annotated[bool, typer.Option("--txt", help="Write a .txt beside each image that has none.")] = False,
     output_format: Annotated[
         Literal["jsonl", "parquet"], typer.Option("--format", help="Of the files in the folder.")
@@ -90,8 +94,10 @@ def caption(
     goes on. Exit code 2 when images could not be captioned; they are listed in quarantine.jsonl.
     """
     from captune.bulk import read_inputs
+    from captune.cli.caption_small import parts_of, print_captions, write_beside, write_one_file
     from captune.cli.extras import needs
     from captune.cli.preflight import require_extra
+    from captune.data.locks import folder_lock
     from captune.hub import resolve_model
 
     part_number, parts = _part(part)
@@ -110,66 +116,92 @@ def caption(
         raise typer.BadParameter("--txt writes beside image files: it takes no --out, tars, parquet, Ray or parts.")
     require_extra("captune caption", "train", *(["bulk"] if engine == "ray" or fast_decode else []))
     resolve_model(model)
-    with needs("captune caption", "train"):
-        import torch
+    lock: AbstractContextManager[None] = nullcontext()
+    folder, ending = out, output_format
+    if out is not None:
+        if one_file:
+            folder, ending = parts_of(out), "parquet" if out.suffix == ".parquet" else "jsonl"
+        _check_out(out, inputs, ending, one_file=one_file, overwrite=overwrite)
+        share = f"part-{part_number}-of-{parts}" if parts > 1 else None
+        lock = folder_lock(folder or out, "captune caption", part=share)
+    with lock:
+        with needs("captune caption", "train"):
+            import torch
 
-        from captune.bulk.work import Captions
-        from captune.captioner import Captioner
-        from captune.captioner.minigpt4 import MiniGPT4Captioner
-        from captune.decoding import DecodingOptions
+            from captune.bulk.work import Captions
+            from captune.captioner import Captioner
+            from captune.captioner.minigpt4 import MiniGPT4Captioner
+            from captune.decoding import DecodingOptions
 
-    options = DecodingOptions(
-        max_new_tokens=max_new_tokens,
-        beams=beams,
-        length_penalty=length_penalty,
-        repetition_penalty=repetition_penalty,
-        batch_size=batch_size,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        compiled=compiled,
-    )
-    load = partial(
-        Captioner.from_pretrained, model, dtype=dtype, device=device, instruction=instruction, fast_decode=fast_decode
-    )
-    captioner = load()
-    if compiled and not isinstance(captioner, MiniGPT4Captioner):
-        raise typer.BadParameter(
-            f"--compile is for MiniGPT-4; {model} decodes by transformers' generate: leave it out."
+        options = DecodingOptions(
+            max_new_tokens=max_new_tokens,
+            beams=beams,
+            length_penalty=length_penalty,
+            repetition_penalty=repetition_penalty,
+            batch_size=batch_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            compiled=compiled,
         )
-    captions = Captions(captioner, options, workers=workers)
-    if txt:
-        from captune.cli.caption_small import write_beside
+        load = partial(
+            Captioner.from_pretrained,
+            model,
+            dtype=dtype,
+            device=device,
+            instruction=instruction,
+            fast_decode=fast_decode,
+        )
+        captioner = load()
+        if compiled and not isinstance(captioner, MiniGPT4Captioner):
+            raise typer.BadParameter(
+                f"--compile is for MiniGPT-4; {model} decodes by transformers' generate: leave it out."
+            )
+        captions = Captions(captioner, options, workers=workers)
+        if folder is None or out is None:
+            rejected = write_beside(captions, found) if txt else print_captions(captions, found)
+            raise typer.Exit(_QUARANTINED if rejected else 0)
+        actor = None
+        if engine == "ray":
+            gpus = actor_gpus if actor_gpus is not None else float(torch.cuda.is_available())
+            from captune.bulk.ray_engine import Workers
 
-        raise typer.Exit(_QUARANTINED if write_beside(captions, found) else 0)
-    if out is None:
-        from captune.cli.caption_small import print_captions
-
-        raise typer.Exit(_QUARANTINED if print_captions(captions, found) else 0)
-    actor = None
-    if engine == "ray":
-        gpus = actor_gpus if actor_gpus is not None else float(torch.cuda.is_available())
-        from captune.bulk.ray_engine import Workers
-
-        actor = Workers(load, options, None, actors, actor_cpus, gpus, ray_address)
-    ending = out.suffix[1:] if one_file else output_format
-    run = partial(
-        _run,
-        captions=captions,
-        found=found,
-        ending=ending,
-        shard_size=shard_size,
-        actor=actor,
-        part=(part_number, parts),
-    )
-    if one_file:
-        from captune.cli.caption_small import into_one_file
-
-        rejected = into_one_file(out, run)
-    else:
-        rejected = run(out)
+            actor = Workers(load, options, None, actors, actor_cpus, gpus, ray_address)
+        job, rejected = _run(
+            folder,
+            captions,
+            found,
+            ending=ending,
+            shard_size=shard_size,
+            actor=actor,
+            part=(part_number, parts),
+        )
+        if one_file:
+            write_one_file(out, job)
     raise typer.Exit(_QUARANTINED if rejected else 0)
+
+
+def _check_out(out: Path, inputs: list[str], ending: str, *, one_file: bool, overwrite: bool) -> None:
+    """See that captions replace neither inputs nor files of others, and are not read as inputs the next time.
+
+    Raises:
+        InputError: they would.
+    """
+    from captune.bulk.output import COMMAND
+    from captune.cli.caption_small import quarantine_of
+    from captune.data.outputs import check_output, is_inside
+    from captune.errors import InputError
+
+    if one_file:
+        for file in (out, quarantine_of(out)):
+            check_output(file, command=COMMAND, reads=inputs, overwrite=overwrite)
+    for given in inputs:
+        if ending == "parquet" and os.path.isdir(given) and is_inside(out, given):
+            raise InputError(
+                f"'{out}' is inside '{given}', which is read here, and its .parquet files would be captioned the next "
+                "time; give --out a name outside of it."
+            )
 
 
 def _run(
@@ -181,9 +213,9 @@ def _run(
     shard_size: int,
     actor: object,
     part: tuple[int, int],
-) -> int:
-    """Work on a job's folder; how many images are in quarantine."""
-    from captune.bulk import Job, JobIdentity, Progress, run_shards
+) -> tuple[Job, int]:
+    """Work on a job's folder; the job, and how many images are in quarantine."""
+    from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards
     from captune.bulk.ray_engine import Workers, run_with_ray
     from captune.data.problems import plural
 
@@ -200,6 +232,12 @@ def _run(
             run_with_ray(actor, job, waiting, progress)
         else:
             run_shards(captions, job, waiting, progress)
+    if all(job.is_done(shard) for shard in job.shards) and (prefixed := make_ids_unique(job)):
+        typer.echo(
+            f"Some ids are in several archives; the ids of {plural(len(prefixed), 'archive')} begin with the "
+            f"archive's name now ('{prefixed[0]}/...').",
+            err=True,
+        )
     rejected = job.gather_quarantine()
     skipped = f"; {plural(job.skipped, 'image')} captioned before" if job.skipped else ""
     said = progress if waiting else "nothing is left to do"
@@ -207,13 +245,11 @@ def _run(
     if rejected:
         many = plural(rejected, "image")
         typer.echo(f"{many} could not be captioned: {folder / 'quarantine.jsonl'} says why.", err=True)
-    return rejected
+    return job, rejected
 
 
 def _part(given: str | None) -> tuple[int, int]:
     """Which part of the shards this process works on, and of how many."""
-    import os
-
     if given is None:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     first, _, count = given.partition("/")

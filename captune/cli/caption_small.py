@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 if TYPE_CHECKING:
-    from captune.bulk import Inputs, Progress
+    from captune.bulk import Inputs, Job, Progress
     from captune.bulk.output import Row
     from captune.bulk.shards import Entry
     from captune.bulk.work import Captions
 
-__all__ = ["into_one_file", "print_captions", "shown_progress", "write_beside"]
+__all__ = ["parts_of", "print_captions", "quarantine_of", "shown_progress", "write_beside", "write_one_file"]
 
 _EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -28,60 +27,73 @@ _EVERY = 30.0
 
 def print_captions(captions: Captions, found: Inputs) -> int:
     """Print captions: of one image the words alone, of several JSON Lines. How many could not be captioned."""
-    from captune.bulk.work import caption_entries
+    from captune.bulk.output import as_text
+    from captune.bulk.work import caption_entries, once
 
     alone = len(found.paths) == 1 and not found.archives
     rejected = 0
-    for rows, bad in caption_entries(captions, _entries(found)):
+    for rows, bad in caption_entries(captions, once(_entries(found), "another archive")):
         for row in rows:
-            line = row["caption"] if alone else json.dumps(row, ensure_ascii=False)
-            # A path that is no valid text goes out as the bytes it came in with.
-            sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+            line = row["caption"] if alone else json.dumps(as_text(row), ensure_ascii=False)
+            sys.stdout.buffer.write(f"{line}\n".encode())
         sys.stdout.buffer.flush()
         rejected += _complain(bad)
     return rejected
 
 
 def write_beside(captions: Captions, found: Inputs) -> int:
-    """Write a text file beside each image that has none. How many could not be captioned."""
-    from captune.bulk.output import has_text, write_texts
+    """Write a text file beside each image that has none. How many images could not be captioned."""
+    from captune.bulk.output import has_text, shared_texts, write_texts
     from captune.bulk.progress import Progress
     from captune.bulk.shards import Item
     from captune.bulk.work import caption_entries
 
     waiting = {name: path for name, path in found.paths.items() if not has_text(path)}
+    skipped = len(found.paths) - len(waiting)
     rejected = 0
+    for text, images in shared_texts(waiting.values()).items():
+        named = " and ".join(f"'{image}'" for image in images)
+        typer.echo(f"captune: the captions of {named} would be written to the same file '{text}'.", err=True)
+        waiting = {name: path for name, path in waiting.items() if path not in images}
+        rejected += len(images)
     with shown_progress(sys.stderr) as show:
         progress = Progress(1, len(waiting), listener=show)
         entries: Iterator[Entry] = (Item(name, path, Path(path)) for name, path in waiting.items())
         for rows, bad in caption_entries(captions, entries, progress.count):
-            write_texts(rows)
+            write_texts(rows, waiting)
             rejected += _complain(bad)
-    skipped = len(found.paths) - len(waiting)
     before = f"; {skipped:,} had a text file already" if skipped else ""
-    typer.echo(f"{progress.captioned:,} captions were written beside their images{before}.", err=True)
+    missing = f"; {rejected:,} could not be captioned" if rejected else ""
+    written = "1 caption was" if progress.captioned == 1 else f"{progress.captioned:,} captions were"
+    typer.echo(f"{written} written beside their images{before}{missing}.", err=True)
     return rejected
 
 
-def into_one_file(out: Path, run: Callable[[Path], int]) -> int:
-    """Run a job in a folder beside the file, then put its rows together. How many could not be captioned.
+def parts_of(out: Path) -> Path:
+    """The folder of the job whose rows are brought together in one file.
 
     The folder stays: it is what a later run with more images goes on from.
     """
-    from captune.bulk.output import read_rows, write_rows
+    return out.with_name(f"{out.name}.parts")
 
-    folder = out.with_name(f"{out.name}.parts")
-    rejected = run(folder)
-    ending = out.suffix
-    parts = sorted(path for path in folder.glob(f"*{ending}") if path.stem != "quarantine")
-    write_rows(out, chain.from_iterable(read_rows(path) for path in parts))
-    quarantine = out.with_name(f"{out.stem}.quarantine.jsonl")
-    if rejected:
-        shutil.copyfile(folder / "quarantine.jsonl", quarantine)
-    else:
-        quarantine.unlink(missing_ok=True)
+
+def quarantine_of(out: Path) -> Path:
+    """The file next to a file of captions that lists the images that could not be captioned."""
+    return out.with_name(f"{out.stem}.quarantine.jsonl")
+
+
+def write_one_file(out: Path, job: Job) -> None:
+    """Bring the rows of a job together in one file, and its quarantine in a second one."""
+    from captune.bulk.output import COMMAND, read_rows, write_rows
+    from captune.data.outputs import is_own_output
+
+    write_rows(out, chain.from_iterable(read_rows(path) for path in job.files()))
+    together, quarantine = job.folder / "quarantine.jsonl", quarantine_of(out)
+    if together.exists():
+        write_rows(quarantine, read_rows(together))
+    elif is_own_output(quarantine, COMMAND):
+        quarantine.unlink()
     typer.echo(f"All captions together are in {out}", err=True)
-    return rejected
 
 
 @contextmanager

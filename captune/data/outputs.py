@@ -30,8 +30,10 @@ __all__ = [
     "check_output",
     "check_output_folder",
     "file_hash",
+    "is_inside",
     "is_own_output",
     "output_file",
+    "output_note",
     "record_output",
 ]
 
@@ -39,6 +41,7 @@ RECORDS = ".captune"
 """Folder of the records, next to the outputs."""
 
 AnyPath: TypeAlias = str | os.PathLike[str]
+Note: TypeAlias = dict[str, Any]
 
 
 def check_output(
@@ -94,36 +97,54 @@ def check_output_folder(path: AnyPath, *, reads: Iterable[AnyPath], option: str 
             continue
         if _same(path, read):
             raise InputError(f"'{read}' is read here; give {option} another name.")
-        if _is_below(read, path):
+        if is_inside(read, path):
             raise InputError(f"the folder '{path}' contains '{read}', which is read here; give {option} another name.")
+
+
+def is_inside(path: AnyPath, folder: AnyPath) -> bool:
+    """Whether a path, of a file that exists or not, is a folder or inside of it, by any spelling."""
+    real = Path(os.path.realpath(path))
+    return any(_same(parent, folder) for parent in (real, *real.parents))
 
 
 def is_own_output(path: AnyPath, command: str) -> bool:
     """Whether a file is an output of a command, unchanged since the command wrote it."""
+    return output_note(path, command) is not None
+
+
+def output_note(path: AnyPath, command: str) -> Note | None:
+    """What a command noted of an output when it wrote it; None unless the file is the command's own and unchanged."""
     target = Path(os.path.realpath(path))
     try:
         record = json.loads(_record_path(target).read_text(encoding="utf-8"))
-        hashes = record["sha256"] if record["file"] == target.name and record["command"] == command else []
-        return bool(hashes) and file_hash(target) in hashes
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        if record["file"] != target.name or record["command"] != command:
+            return None
+        note = record["sha256"].get(file_hash(target))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return note if isinstance(note, dict) else None
 
 
 @overload
 def output_file(
-    path: AnyPath, mode: Literal["w"] = "w", *, command: str, newline: str | None = "\n"
+    path: AnyPath, mode: Literal["w"] = "w", *, command: str, note: Note | None = None, newline: str | None = "\n"
 ) -> contextlib.AbstractContextManager[IO[str]]: ...
 
 
 @overload
 def output_file(
-    path: AnyPath, mode: Literal["wb"], *, command: str, newline: str | None = "\n"
+    path: AnyPath, mode: Literal["wb"], *, command: str, note: Note | None = None, newline: str | None = "\n"
 ) -> contextlib.AbstractContextManager[IO[bytes]]: ...
 
 
 @contextlib.contextmanager
 def output_file(
-    path: AnyPath, mode: Literal["w", "wb"] = "w", *, command: str, newline: str | None = "\n"
+    path: AnyPath,
+    mode: Literal["w", "wb"] = "w",
+    *,
+    command: str,
+    note: Note | None = None,
+    newline: str | None = "\n",
 ) -> Iterator[IO[Any]]:
     """`atomic_file` of an output: the record is on the disk before the file has its final name.
 
@@ -131,13 +152,14 @@ def output_file(
         path: the output, which `check_output` has passed.
         mode: "w" for text or "wb" for bytes.
         command: the command, as in `check_output`.
+        note: what `output_note` returns later.
         newline: line end of text.
 
     Yields:
         the open stream.
     """
     try:
-        with atomic_file(path, mode, newline=newline, before_rename=partial(_record, command)) as stream:
+        with atomic_file(path, mode, newline=newline, before_rename=partial(_record, command, note)) as stream:
             yield stream
     except BaseException:
         target = Path(os.path.realpath(path))
@@ -152,7 +174,7 @@ def record_output(path: AnyPath, command: str) -> None:
     """Keep a record of an output that was written by other means than `output_file`."""
     if not is_stream(path):
         target = Path(os.path.realpath(path))
-        _record(command, target, target)
+        _record(command, None, target, target)
 
 
 def file_hash(path: AnyPath) -> str:
@@ -161,15 +183,16 @@ def file_hash(path: AnyPath) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _record(command: str, written: Path, target: Path) -> None:
+def _record(command: str, note: Note | None, written: Path, target: Path) -> None:
     """Write the record of `target`, whose bytes are those of `written`.
 
     The hash of what is there now stays in the record: until the rename it is the file that a kill leaves.
     """
-    hashes = [file_hash(written)]
-    if is_own_output(target, command):
-        hashes.append(file_hash(target))
-    record = {"file": target.name, "command": command, "sha256": list(dict.fromkeys(hashes))}
+    hashes = {file_hash(written): note or {}}
+    before = output_note(target, command)
+    if before is not None:
+        hashes.setdefault(file_hash(target), before)
+    record = {"file": target.name, "command": command, "sha256": hashes}
     with atomic_file(_record_path(target)) as stream:
         json.dump(record, stream, ensure_ascii=True)
         stream.write("\n")
@@ -187,8 +210,3 @@ def _same(first: AnyPath, second: AnyPath) -> bool:
         return os.path.samefile(first, second)
     except OSError:
         return False
-
-
-def _is_below(path: AnyPath, folder: AnyPath) -> bool:
-    """Whether an existing path is inside a folder."""
-    return any(_same(parent, folder) for parent in Path(os.path.realpath(path)).parents)

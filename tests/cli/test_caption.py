@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bulk_words import write_tar
 from captioner_models import save
 from programs import Finished
 
@@ -122,6 +123,72 @@ def test_text_files_beside_the_images(run: Run, photos: Path, tmp_path: Path) ->
     assert "1 had a text file already" in done.err
     assert files[1].with_suffix(".txt").read_text() == "my own words\n"
     assert all(len(file.with_suffix(".txt").read_text().split()) > 2 for file in files)
+
+
+def test_images_that_share_a_text_file_get_none(run: Run, photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.iterdir())
+    for source, name in zip(files, ("a.jpg", "a.png", "b.jpg"), strict=False):
+        shutil.copyfile(source, tmp_path / name)
+    done = run(tmp_path, "--txt")
+    assert done.code == 2
+    assert f"'{tmp_path / 'a.jpg'}' and '{tmp_path / 'a.png'}' would be written to the same file" in done.err
+    assert "1 caption was written beside their images; 2 could not be captioned." in done.err
+    assert [path.name for path in tmp_path.glob("*.txt")] == ["b.txt"]
+
+
+def test_a_file_of_captions_replaces_only_its_own(run: Run, photos: Path, tmp_path: Path) -> None:
+    manifest, notes, own = tmp_path / "m.jsonl", tmp_path / "notes.jsonl", tmp_path / "own.jsonl"
+    image = next(photos.iterdir())
+    row = {"id": "a", "image": str(image), "captions": ["by people"], "split": "train"}
+    manifest.write_text(json.dumps(row) + "\n")
+    notes.write_text("mine\n")
+    (tmp_path / "q.quarantine.jsonl").write_text("mine\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "link.jsonl").symlink_to(manifest)
+    for out in (manifest, tmp_path / "link.jsonl", notes, tmp_path / "q.jsonl"):
+        refused = run(manifest, "--out", out)
+        assert refused.code == 2
+        assert refused.err.count("\n") == 1
+        assert "give --out another name" in refused.err
+        assert not out.with_name(f"{out.name}.parts").exists()  # refused before anything was loaded
+    assert before == {path: path.read_bytes() for path in before}
+    assert run(manifest, "--out", manifest, "--overwrite").code == 2
+    for _ in range(2):
+        assert run(manifest, "--out", own).code == 0
+    own.write_text(own.read_text() + "corrected by hand\n")
+    assert run(manifest, "--out", own).code == 2
+    assert run(manifest, "--out", own, "--overwrite").code == 0
+    assert [row["id"] for row in rows(own)] == ["a"]
+
+
+def test_parquet_is_not_written_where_images_are_read(run: Run, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    for out in ("photos/captions.parquet", "photos", "photos/out"):
+        done = run(tmp_path / "photos", "--out", tmp_path / out, "--format", "parquet")
+        assert done.code == 2
+        assert "would be captioned the next time" in done.err
+
+
+def test_a_second_process_in_the_same_folder_is_refused(run: Run, photos: Path, tmp_path: Path) -> None:
+    from captune.data.locks import folder_lock
+
+    with folder_lock(tmp_path / "c.jsonl.parts", "captune caption"):
+        done = run(photos, "--out", tmp_path / "c.jsonl")
+    assert done.code == 2
+    assert "is in use: captune caption" in done.err
+    with folder_lock(tmp_path / "out", "captune caption", part="part-0-of-2"):
+        assert run(photos, "--out", tmp_path / "out", "--part", "0/2").code == 2
+        assert run(photos, "--out", tmp_path / "out", "--part", "1/2").code == 0
+
+
+def test_equal_keys_printed_to_stdout(run: Run, photos: Path, tmp_path: Path) -> None:
+    data = next(photos.iterdir()).read_bytes()
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", {"0.jpg": data})
+    done = run(tmp_path / "a.tar", tmp_path / "b.tar")
+    assert done.code == 2
+    assert [json.loads(line)["id"] for line in done.out.splitlines()] == ["0"]
+    assert "the id '0' is in another archive already" in done.err
 
 
 @pytest.mark.parametrize(
