@@ -94,6 +94,11 @@ class _Display:
             self._say(f"{_checkpoint(event):<11} {scores}")
             if event.get("page") and event["epoch"] is None:
                 self._say(f"Every image with every caption, refreshed after each epoch: {event['page']}")
+        elif name == "replaced":
+            self._say(
+                f"What was in {event['folder']} was moved to {event['moved_to']}; remove that folder when you do not "
+                "need it anymore."
+            )
         elif name == "reused":
             self._say(f"Reusing the finished run in {event['folder']}: same configuration, same data.")
         elif name == "done" and event["skipped_steps"]:

@@ -25,7 +25,9 @@ def train(
     resume: Annotated[
         Literal["auto", "never"], typer.Option(help="auto goes on with an unfinished run; never starts it over.")
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move another run in the output folder aside, and begin anew.")
+    ] = False,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
     """Tune a model as a YAML file says; every epoch is saved and scored."""

@@ -61,7 +61,24 @@ def folder_lock(
         yield
         return
     root = Path(folder)
+    is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
+    try:
+        with _taken(root, what, part, wait=wait):
+            yield
+            is_new = False
+    finally:
+        if is_new:
+            _remove_if_empty(root)
+
+
+def is_lock_file(name: str) -> bool:
+    """Whether a file name is one of those that `folder_lock` leaves in a folder."""
+    return _FILE.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def _taken(root: Path, what: str, part: str | None, *, wait: bool) -> Iterator[None]:
     name = _PREFIX if part is None else f"{_PREFIX}-{part}"
     with _held(root, name, wait=wait):
         # The own lock first: of two processes that begin at the same time at least one sees the other.
@@ -76,11 +93,6 @@ def folder_lock(
         finally:
             with contextlib.suppress(OSError):
                 writer.unlink()
-
-
-def is_lock_file(name: str) -> bool:
-    """Whether a file name is one of those that `folder_lock` leaves in a folder."""
-    return _FILE.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
@@ -114,6 +126,16 @@ def _held(root: Path, name: str, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _remove_if_empty(root: Path) -> None:
+    """Leave no folder behind that was made for a lock and then for nothing."""
+    with contextlib.suppress(OSError):
+        names = os.listdir(root)
+        if all(map(is_lock_file, names)):
+            for name in names:
+                (root / name).unlink()
+            root.rmdir()
 
 
 def _names_of_parts(root: Path) -> list[str]:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from captune.data.atomic import atomic_file
+from captune.data.content_hash import content_hash
 from captune.decoding.options import Caption
 
 __all__ = ["cached_captions", "image_key"]
+
+logger = logging.getLogger(__name__)
 
 
 def cached_captions(
@@ -49,24 +54,31 @@ def cached_captions(
 def image_key(path: str | os.PathLike[str]) -> str:
     """Hash of an image file; of its name where it cannot be read, which is told by whoever decodes it."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return content_hash(path).hex()
     except OSError:
         return f"unread {os.fspath(path)}"
 
 
 def _read(path: Path) -> dict[str, Caption]:
-    """What a file holds; one that is broken holds nothing, and is written anew."""
+    """What a file holds; lines that are not as they were written are left out, and their captions generated again."""
     known: dict[str, Caption] = {}
+    damaged = 0
     try:
-        with open(path, encoding="utf-8") as file:
-            next(file)
-            for line in file:
-                row = json.loads(line)
-                key = str(row.pop("image"))
-                known[key] = Caption(**row)
-    except (OSError, StopIteration, ValueError, TypeError, KeyError, AttributeError):
+        lines = path.read_bytes().splitlines()[1:]
+    except OSError:
         return {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+            check = row.pop("check")
+            if check != _check(row):
+                raise ValueError("another hash")
+            key = str(row.pop("image"))
+            known[key] = Caption(**row)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            damaged += 1
+    if damaged:
+        logger.warning("%d captions in %s are damaged or of an older version and are generated again.", damaged, path)
     return known
 
 
@@ -74,4 +86,10 @@ def _write(path: Path, identity: Sequence[str], known: dict[str, Caption]) -> No
     with atomic_file(path) as stream:
         stream.write(json.dumps({"identity": list(identity)}, ensure_ascii=False) + "\n")
         for key, caption in known.items():
-            stream.write(json.dumps({"image": key, **asdict(caption)}, ensure_ascii=False) + "\n")
+            row = {"image": key, **asdict(caption)}
+            stream.write(json.dumps({**row, "check": _check(row)}, ensure_ascii=False) + "\n")
+
+
+def _check(row: dict[str, Any]) -> str:
+    """Hash of a line's content."""
+    return hashlib.blake2b(json.dumps(row, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""What image files contain, as short hashes, remembered by path, size and time of change.
+"""What image files contain, as short hashes, remembered by path and by what shows that a file was changed.
 
 A million files are read once; later only their directory entries are looked at. Where the memory cannot be kept, files
 are read again and nothing else changes.
@@ -7,33 +7,21 @@ are read again and nothing else changes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from captune.data.content_hash import HASH_BYTES, content_hash, file_state
 from captune.data.lookahead import in_order
-from captune.features.shard import ID_BYTES
 
-__all__ = ["content_id", "content_ids", "remembered"]
+__all__ = ["content_ids", "remembered"]
 
 _REMEMBERED = "contents.sqlite"
 _BATCH = 5_000
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS content (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, id BLOB) WITHOUT ROWID"
-)
-
-
-def content_id(path: Path) -> bytes:
-    """16 bytes of BLAKE2b over a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=ID_BYTES)).digest()
+# The table `content` of older versions knew files by size and time alone, and is not read.
+_TABLE = "CREATE TABLE IF NOT EXISTS content_of (path TEXT PRIMARY KEY, state TEXT, id BLOB) WITHOUT ROWID"
 
 
 def content_ids(
@@ -50,7 +38,7 @@ def content_ids(
         N ids, or why a file cannot be read, in the order of `files`.
     """
     found: list[bytes | OSError | None] = [None] * len(files)
-    fresh: list[tuple[str, int, int, bytes]] = []
+    fresh: list[tuple[str, str, bytes]] = []
     with _memory(root / _REMEMBERED) as memory:
         unread: list[tuple[int, os.stat_result]] = []
         for place, path in enumerate(files):
@@ -68,7 +56,7 @@ def content_ids(
         for done, ((place, entry), digest) in enumerate(in_order(unread, lambda item: _try(files[item[0]])), start=1):
             found[place] = digest
             if isinstance(digest, bytes):
-                fresh.append((str(files[place].absolute()), entry.st_size, entry.st_mtime_ns, digest))
+                fresh.append((str(files[place].absolute()), file_state(entry), digest))
             if on_progress is not None and (done % _BATCH == 0 or done == len(unread)):
                 on_progress(len(files) - len(unread) + done, len(files))
             if len(fresh) >= _BATCH:
@@ -92,13 +80,13 @@ def remembered(file: Path, purpose: str, root: Path, compute: Callable[[], bytes
         known = _recall(memory, named, entry)
         if known is None:
             known = compute()
-            _remember(memory, [(str(named), entry.st_size, entry.st_mtime_ns, known)])
+            _remember(memory, [(str(named), file_state(entry), known)])
     return known
 
 
 def _try(path: Path) -> bytes | OSError:
     try:
-        return content_id(path)
+        return content_hash(path)
     except OSError as error:
         return error
 
@@ -122,21 +110,21 @@ def _memory(file: Path) -> Iterator[sqlite3.Connection | None]:
 def _recall(memory: sqlite3.Connection | None, path: Path, entry: os.stat_result) -> bytes | None:
     if memory is None:
         return None
-    query = "SELECT id FROM content WHERE path = ? AND size = ? AND changed = ?"
+    query = "SELECT id FROM content_of WHERE path = ? AND state = ?"
     with contextlib.suppress(sqlite3.Error):
-        row = memory.execute(query, (str(path.absolute()), entry.st_size, entry.st_mtime_ns)).fetchone()
-        return None if row is None or len(row[0]) != ID_BYTES else bytes(row[0])
+        row = memory.execute(query, (str(path.absolute()), file_state(entry))).fetchone()
+        return None if row is None or len(row[0]) != HASH_BYTES else bytes(row[0])
     return None
 
 
-def _remember(memory: sqlite3.Connection | None, fresh: list[tuple[str, int, int, bytes]]) -> None:
+def _remember(memory: sqlite3.Connection | None, fresh: list[tuple[str, str, bytes]]) -> None:
     if memory is not None and fresh:
         with contextlib.suppress(sqlite3.Error), memory:
-            memory.executemany("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", _utf8(fresh))
+            memory.executemany("INSERT OR REPLACE INTO content_of VALUES (?, ?, ?)", _utf8(fresh))
     fresh.clear()
 
 
-def _utf8(rows: Iterable[tuple[str, int, int, bytes]]) -> Iterator[tuple[str, int, int, bytes]]:
+def _utf8(rows: Iterable[tuple[str, str, bytes]]) -> Iterator[tuple[str, str, bytes]]:
     """Those whose names a database can hold; the others are read anew each time."""
     for row in rows:
         with contextlib.suppress(UnicodeEncodeError):

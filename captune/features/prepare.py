@@ -14,6 +14,7 @@ import torch
 
 from captune.config import ModelConfig, RunConfig
 from captune.data.images import load_image
+from captune.data.locks import folder_lock
 from captune.errors import DataError
 from captune.features.contents import content_ids
 from captune.features.encode import Broken, encode_missing
@@ -140,11 +141,21 @@ def features_of(
     broken = [Broken(place, _reason(files[place])) for place, item in enumerate(found) if isinstance(item, OSError)]
     store.refresh()
     # One list for all: others may be adding to the same store right now.
+    used = together.gather(store.used(contents))[0]
+    store.pass_over([name for names in together.gather(store.damaged(together.share(used))) for name in names])
     unreadable = {item.place for item in broken}
-    missing = together.gather([place for place in store.missing(contents) if place not in unreadable])[0]
-    if missing:
-        broken += _encode(config, files, contents, store, missing, together, batch_size, on_progress)
-        store.refresh()
+
+    def missing() -> list[int]:
+        return together.gather([place for place in store.missing(contents) if place not in unreadable])[0]
+
+    if missing():
+        # Two runs that need the same features make them once: the second one waits and reads.
+        with folder_lock(store.folder, "encoding images", wait=True):
+            together.gather(None)
+            store.refresh()
+            if places := missing():
+                broken += _encode(config, files, contents, store, places, together, batch_size, on_progress)
+                store.refresh()
     bad = {contents[item.place] for item in broken}
     broken += [Broken(place, _reason(files[place])) for place, content in enumerate(contents) if content in bad]
     reasons = dict(reversed(broken))

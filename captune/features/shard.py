@@ -1,17 +1,19 @@
 """One file of the store: the features of some images and the images' content ids, as safetensors.
 
-A shard is written under a hidden name, synced and renamed, so it is whole or absent. Reading maps the file into memory;
-a feature is read from the disk when it is asked for.
+A shard is written under a hidden name, synced and renamed, so it is whole or absent, and carries a hash of its content.
+Reading maps the file into memory; a feature is read from the disk when it is needed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from captune.data.atomic import atomic_file
+from captune.data.content_hash import HASH_BYTES
 
-__all__ = ["ID_BYTES", "Shard", "open_shard", "write_shard"]
+__all__ = ["Shard", "open_shard", "write_shard"]
 
-ID_BYTES = 16
-"""Bytes of a content id."""
+_HASH = "sha256"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -37,8 +39,13 @@ class Shard:
         features: (N, Q, F), mapped and not loaded.
     """
 
-    def __init__(self, path: Path, ids: NDArray[np.uint8], features: Tensor) -> None:
+    def __init__(self, path: Path, ids: NDArray[np.uint8], features: Tensor, written: str | None) -> None:
         self.path, self.ids, self.features = path, ids, features
+        self._written = written
+
+    def is_intact(self) -> bool:
+        """Whether ids and features are those that were written; reads all of them. True where there is no hash."""
+        return self._written is None or self._written == _hash(self.ids, self.features)
 
 
 def write_shard(folder: Path, ids: Sequence[bytes], features: Tensor) -> Path:
@@ -52,11 +59,22 @@ def write_shard(folder: Path, ids: Sequence[bytes], features: Tensor) -> Path:
     Returns:
         Its file.
     """
-    numbers = torch.from_numpy(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, ID_BYTES).copy())
+    numbers = torch.from_numpy(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, HASH_BYTES).copy())
     path = folder / f"shard-{uuid.uuid4().hex[:16]}.safetensors"
     with atomic_file(path, "wb") as stream:
-        stream.write(save({"features": features.contiguous(), "ids": numbers}))
+        features = features.contiguous()
+        metadata = {_HASH: _hash(numbers.numpy(), features)}
+        stream.write(save({"features": features, "ids": numbers}, metadata))
     return path
+
+
+def _hash(ids: NDArray[np.uint8], features: Tensor) -> str:
+    """SHA-256 of a shard's content."""
+    content: list[Any] = [np.ascontiguousarray(ids), features.reshape(-1).view(torch.uint8).numpy()]
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard:
@@ -90,5 +108,7 @@ def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard
         raise ValueError(f"it holds {features['dtype']} features of shape {features['shape']}")
     start = begin + features["data_offsets"][0]
     values = torch.frombuffer(mapped, dtype=dtype, count=count * tokens * width, offset=start)
-    numbers = np.frombuffer(mapped, np.uint8, count * ID_BYTES, begin + ids["data_offsets"][0])
-    return Shard(path, numbers.reshape(count, ID_BYTES).copy(), values.view(count, tokens, width))
+    numbers = np.frombuffer(mapped, np.uint8, count * HASH_BYTES, begin + ids["data_offsets"][0])
+    # Shards of older versions have no hash.
+    written = header.get("__metadata__", {}).get(_HASH)
+    return Shard(path, numbers.reshape(count, HASH_BYTES).copy(), values.view(count, tokens, width), written)

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captune.data.atomic import atomic_file
+from captune.data.content_hash import HASH_BYTES
+from captune.data.lookahead import in_order
 from captune.features.identity import TowerIdentity
-from captune.features.shard import ID_BYTES, Shard, open_shard, write_shard
+from captune.features.shard import Shard, open_shard, write_shard
 
 __all__ = ["FeatureStore", "StoredFeatures"]
 
@@ -82,16 +84,39 @@ class FeatureStore:
                 new.append(open_shard(path, self.identity.tokens, self.identity.width, self.identity.dtype))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 logger.warning("%s is no whole shard and is passed over: %s", path, error)
-        if not new:
-            return
-        keys, places = [self._keys], [self._places]
-        for number, shard in enumerate(new, start=len(self._shards)):
+        if new:
+            self._index([*self._shards, *new])
+
+    def _index(self, shards: list[Shard]) -> None:
+        """Find images in these shards from now on."""
+        self._shards = shards
+        keys, places = [np.zeros(0, _KEY)], [np.zeros((0, 2), np.int64)]
+        for number, shard in enumerate(shards):
             keys.append(_keys(shard.ids))
             places.append(np.column_stack((np.full(len(shard.ids), number), np.arange(len(shard.ids)))))
-        self._shards += new
-        joined = np.concatenate(keys)
-        self._keys, first = np.unique(joined, return_index=True)
+        self._keys, first = np.unique(np.concatenate(keys), return_index=True)
         self._places = np.concatenate(places)[first]
+
+    def used(self, contents: Sequence[bytes]) -> list[str]:
+        """Names of the shards that hold some images' features."""
+        found = self._find(contents)
+        return [self._shards[number].path.name for number in np.unique(self._places[found[found >= 0], 0]).tolist()]
+
+    def damaged(self, names: Sequence[str]) -> list[str]:
+        """Those of the named shards whose content is not what was written; each one is read as a whole."""
+        shards = {shard.path.name: shard for shard in self._shards}
+        return [name for name, intact in in_order(names, lambda name: shards[name].is_intact()) if not intact]
+
+    def pass_over(self, names: Sequence[str]) -> None:
+        """Use some shards no more, and say so; their files stay."""
+        for name in names:
+            logger.warning(
+                "%s is damaged: its content is not what was written. It is passed over, and its images are encoded "
+                "again; remove it to get its space back.",
+                self.folder / name,
+            )
+        if names:
+            self._index([shard for shard in self._shards if shard.path.name not in names])
 
     def __contains__(self, content: bytes) -> bool:
         return bool(self._find([content])[0] >= 0)
@@ -124,7 +149,7 @@ class FeatureStore:
 
     def _find(self, contents: Sequence[bytes]) -> NDArray[np.int64]:
         """Where each image stands among the keys, -1 where it does not."""
-        wanted = _keys(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, ID_BYTES))
+        wanted = _keys(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, HASH_BYTES))
         if not len(self._keys):
             return np.full(len(wanted), -1)
         place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)

@@ -6,6 +6,7 @@ A checkpoint holds the trained tensors alone (12.6 MB for a 7B projection) as `t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+_HASH = "sha256"
 _PARTS = {"llm": "language model", "vision": "vision tower"}
 
 
@@ -93,9 +95,13 @@ def trained_state(model: MiniGPT4) -> dict[str, Tensor]:
 def save_trained(folder: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
     """Write a checkpoint into an existing folder."""
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
+    data = save(state, metadata={"captune": text})
+    described = {**asdict(record), _HASH: hashlib.sha256(data).hexdigest()}
     # Written by Python, so that a full disk is an OSError like any other.
-    (folder / "trained.safetensors").write_bytes(save(state, metadata={"captune": text}))
-    (folder / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "trained.safetensors").write_bytes(data)
+    (folder / "checkpoint.json").write_text(
+        json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_record(folder: Path) -> CheckpointRecord:
@@ -145,9 +151,17 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     path = folder / "trained.safetensors"
     refuse_pointer(path)
     try:
-        state = load_file(path)
+        data = path.read_bytes()
+        state = load(data)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is missing or broken; train this epoch again.") from error
+    # Checkpoints of older versions have no hash.
+    written = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8")).get(_HASH)
+    if written not in (None, hashlib.sha256(data).hexdigest()):
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 is not the one that checkpoint.json names; copy it anew from where it is "
+            "intact, or train this epoch again."
+        )
     parameters = dict(model.trained_parameters())
     if set(state) != set(parameters) or any(state[name].shape != p.shape for name, p in parameters.items()):
         raise WeightsError(f"{path} holds other tensors than this model trains; expected {', '.join(parameters)}.")

@@ -17,6 +17,7 @@ from torch import Tensor
 from captune import __version__
 from captune.config import RunConfig
 from captune.data.atomic import atomic_folder
+from captune.data.locks import folder_lock
 from captune.data.manifest import manifest_hash, resolve_image
 from captune.decoding import Caption
 from captune.errors import ConfigError, StoppedError
@@ -34,7 +35,14 @@ from captune.training.distributed import World, world
 from captune.training.feature_stage import run_features
 from captune.training.journal import Journal, first_event
 from captune.training.quarantine import keep_quarantine, without_broken
-from captune.training.run_folder import RunStatus, checkpoint_folder, open_run_folder, run_status
+from captune.training.run_folder import (
+    RunStatus,
+    checkpoint_folder,
+    inspect_run,
+    open_run_folder,
+    refuse_unless_free,
+    run_status,
+)
 from captune.training.samples import TrainingSamples
 from captune.training.sharding import Shards, held_bytes
 from captune.training.state import Position
@@ -55,7 +63,7 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         config: everything that decides the run; its output folder receives all that comes out.
         listener: is told every event, for a progress bar.
         resume: go on with an unfinished run; otherwise it starts over.
-        overwrite: replace another run that lies in the output folder.
+        overwrite: move aside what else is in the output folder, into a folder inside it.
 
     Raises:
         InputError: the configuration, the data or the model cannot be used.
@@ -63,11 +71,18 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         StoppedError: a signal asked to stop; where the run is was saved.
     """
     # Whatever can be known to be wrong is known before anything is written or loaded.
-    status = run_status(config)
-    if status is RunStatus.FINISHED:
+    if run_status(config) is RunStatus.FINISHED:
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
         return
+    with folder_lock(config.output, "captune train"):
+        _train(config, listener, resume=resume, overwrite=overwrite)
+
+
+def _train(config: RunConfig, listener: Listener | None, *, resume: bool, overwrite: bool) -> None:
+    """Train in a folder that no other process writes into."""
+    found = inspect_run(config)
+    refuse_unless_free(found, overwrite=overwrite)
     check_model(config.model)
     images = training_images(config)
     samples = TrainingSamples(images, config.train, config.seed)
@@ -75,14 +90,16 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
     image_files = [resolve_image(config.data.train, image.image) for image in images]
 
     with world() as place:
-        resuming = resume and status is RunStatus.UNFINISHED
+        resuming = resume and found.status is RunStatus.UNFINISHED
         cost = CostMeter(place.device)
         stored = run_features(config, image_files, "training images", place, listener)
         test_stored = run_features(config, evaluation.image_files, "evaluation images", place, listener)
         test_features = test_stored.all_whole("evaluation images")
         whole = without_broken(images, stored)
         if place.is_main and not resuming:
-            open_run_folder(config, status, overwrite=overwrite)
+            aside = open_run_folder(config, found)
+            if aside is not None and listener is not None:
+                listener({"event": "replaced", "folder": str(config.output), "moved_to": str(aside)})
         broken = {}
         if place.is_main or resuming:
             broken = keep_quarantine(config.output, images, stored, resuming=resuming)

@@ -1,39 +1,82 @@
-"""The folder of a run: what lies where, and whether a run may begin, go on or rest there."""
+"""The folder of a run: which files it holds, and whether a run may begin, resume or end there.
+
+Nothing that is in the folder is removed. A run begins in a folder that is new, empty, or holds this very run before
+anything of it was saved. What another run or another program left there is refused, or moved into `replaced-N` inside
+the folder with `--overwrite`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-import shutil
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from captune.config import RunConfig, commented_yaml, load_config
 from captune.data.atomic import atomic_file
+from captune.data.locks import is_lock_file
 from captune.data.manifest import manifest_hash
+from captune.data.outputs import RECORDS
 from captune.errors import ConfigError, InputError
-from captune.evaluation import checkpoint_name
 from captune.model.adapter import read_record
-from captune.report import read_scores
+from captune.report import RunScores, read_scores
+from captune.training.journal import first_event
 from captune.training.state import FOLDER as RESUME
-from captune.training.state import newest_position
+from captune.training.state import has_states, newest_position
 
-__all__ = ["RunStatus", "checkpoint_folder", "checkpoint_folders", "open_run_folder", "run_status"]
+__all__ = [
+    "RunStatus",
+    "checkpoint_folder",
+    "checkpoint_folders",
+    "inspect_run",
+    "open_run_folder",
+    "refuse_unless_free",
+    "run_status",
+]
 
 HEADING = "The configuration of this run, with every default filled in."
-PARTS = ("checkpoints", "captions", RESUME, "log.jsonl", "scores.json", "rating.json", "config.yaml")
+CONFIG = "config.yaml"
+KEPT = re.compile(r"features|cache|replaced-\d+")
+"""What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
+IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
+"""Files of killed writers and of the system; never in the way, and never removed."""
+OWN = re.compile(
+    r"config\.yaml|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json|tensorboard|thumbnails"
+    r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
+    r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
+)
+"""Names under which a run, its evaluations, its reports and its study write."""
 
 
 class RunStatus(Enum):
     """What the output folder of a configuration holds."""
 
-    EMPTY = "nothing of a run that could go on"
+    EMPTY = "nothing that a new run could touch"
+    BEGUN = "this very run, before anything of it was saved"
     UNFINISHED = "this very run, saved somewhere on its way"
     FINISHED = "this very run, with its last epoch scored"
     OTHER = "a run with another configuration or on other data"
+    DAMAGED = "a run of which something is damaged or missing"
+    FOREIGN = "files, and no run"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the output folder of a configuration holds.
+
+    Attributes:
+        status: in one word.
+        reason: why no run may begin there, as a sentence that says what to do; empty where one may.
+    """
+
+    status: RunStatus
+    reason: str = ""
 
 
 def checkpoint_folder(output: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies in a run."""
+    """Where the checkpoint of an epoch is saved in a run."""
     return output / "checkpoints" / f"epoch-{epoch:03d}"
 
 
@@ -44,6 +87,11 @@ def checkpoint_folders(output: Path) -> list[Path]:
 
 
 def run_status(config: RunConfig) -> RunStatus:
+    """The status of `inspect_run`."""
+    return inspect_run(config).status
+
+
+def inspect_run(config: RunConfig) -> Inspection:
     """What the run's folder holds, seen from this configuration and its training data.
 
     Raises:
@@ -53,64 +101,187 @@ def run_status(config: RunConfig) -> RunStatus:
     output = config.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output is {output}, which is a file; give the name of a folder.")
-    written = output / "config.yaml"
-    if not written.is_file():
-        return RunStatus.EMPTY
-    if not _is_of(written, config):
-        return RunStatus.OTHER
-    data = manifest_hash(config.data.train)
-    last = config.train.epochs - 1
+    entries = _entries(output)
+    if not entries:
+        return Inspection(RunStatus.EMPTY)
+    if CONFIG not in entries:
+        return _refused(
+            RunStatus.FOREIGN,
+            f"{output} is not empty ({_shown(entries)}) and holds no {CONFIG} of a run. Put that file back if this was "
+            "a run, give another folder with output=...",
+        )
     try:
-        rows = [row.name for row in read_scores(output).checkpoints]
-    except InputError:
-        return RunStatus.EMPTY
-    if rows[-1] == checkpoint_name(last):
-        try:
-            trained_on = read_record(checkpoint_folder(output, last)).manifest_hash
-        except InputError:
-            return RunStatus.EMPTY
-        return RunStatus.FINISHED if trained_on == data else RunStatus.OTHER
-    position = newest_position(output)
-    if position is None:
-        return RunStatus.EMPTY
-    return RunStatus.UNFINISHED if position.manifest_hash == data else RunStatus.OTHER
+        written = load_config(output / CONFIG)
+    except ConfigError as error:
+        return _refused(
+            RunStatus.DAMAGED,
+            f"{output} holds a run whose {CONFIG} cannot be read: {str(error).rstrip('.')}. Restore it, give another "
+            "folder with output=...",
+        )
+    # By what it says, not by its text: a newer captune explains a field in other words, and has fields that an older
+    # one had not written, which then have their defaults.
+    if written.model_copy(update={"output": output}) != config:
+        return _other(output)
+    return _inspect_own(config)
 
 
-def open_run_folder(config: RunConfig, status: RunStatus, *, overwrite: bool) -> None:
+def refuse_unless_free(found: Inspection, *, overwrite: bool) -> None:
+    """See that a run may begin or resume where it is to be written.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if found.reason and not overwrite:
+        raise ConfigError(found.reason)
+
+
+def open_run_folder(config: RunConfig, found: Inspection) -> Path | None:
     """Make the run's folder ready for a new run.
 
     Args:
         config: of the run; written into the folder with every default filled in.
-        status: what the folder holds.
-        overwrite: remove another run that the folder holds.
+        found: what the folder holds; moved aside unless it is this very run before anything of it was saved.
 
-    Raises:
-        ConfigError: the folder holds another run.
+    Returns:
+        The folder that now holds what was moved aside, None where nothing was.
     """
     output = config.output
-    if status is RunStatus.OTHER and not overwrite:
-        raise ConfigError(
-            f"{output} already holds a run with another configuration or on other data; give another folder with "
-            "output=..., or replace it with --overwrite."
-        )
     output.mkdir(parents=True, exist_ok=True)
-    for name in PARTS:
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    with atomic_file(output / "config.yaml", "w") as stream:
-        stream.write(commented_yaml(config, HEADING))
+    aside = None
+    if found.status is RunStatus.BEGUN:
+        for name in ("log.jsonl", "quarantine.json"):
+            (output / name).unlink(missing_ok=True)
+    elif found.status is not RunStatus.EMPTY:
+        aside = _move_aside(output)
+    if not (output / CONFIG).exists():
+        with atomic_file(output / CONFIG, "w") as stream:
+            stream.write(commented_yaml(config, HEADING))
+    return aside
 
 
-def _is_of(written: Path, config: RunConfig) -> bool:
-    """Whether a run was begun with this configuration.
+def _inspect_own(config: RunConfig) -> Inspection:
+    """What is there of this very run."""
+    output = config.output
+    data = manifest_hash(config.data.train)
+    saved = has_states(output) or bool(checkpoint_folders(output))
+    scores: RunScores | None = None
+    if (output / "scores.json").exists():
+        try:
+            scores = read_scores(output)
+        except InputError as error:
+            return _damaged(output, _fact(error), rewritten=True)
+    epochs = {row.epoch for row in scores.checkpoints if row.epoch is not None} if scores is not None else set()
+    if not saved and not epochs:
+        unknown = _unknown(output)
+        if unknown:
+            return _refused(
+                RunStatus.FOREIGN,
+                f"{output} holds files that captune did not write ({_shown(unknown)}); give another folder with "
+                "output=...",
+            )
+        return Inspection(RunStatus.BEGUN)
+    if scores is None:
+        return _damaged(output, f"{output / 'scores.json'} is missing", rewritten=True)
+    last = config.train.epochs - 1
+    if last in epochs:
+        return _inspect_finished(config, scores, data)
+    position = newest_position(output)
+    if position is None:
+        return _damaged(output, f"no saved state in {output / RESUME} is intact", rewritten=False)
+    if position.manifest_hash != data:
+        return _other(output)
+    return Inspection(RunStatus.UNFINISHED)
 
-    By what it says, not by its text: a newer captune explains a field in other words, and has fields that an older one
-    had not written, which then have their defaults.
-    """
+
+def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspection:
+    """Whether all that a finished run is made of is there."""
+    output = config.output
+    last = checkpoint_folder(config.output, config.train.epochs - 1)
     try:
-        return load_config(written) == config
-    except ConfigError:
-        return False
+        trained_on = read_record(last).manifest_hash
+        for folder in checkpoint_folders(output):
+            read_record(folder)
+            if not (folder / "trained.safetensors").is_file():
+                raise InputError(f"{folder / 'trained.safetensors'} is missing")
+    except InputError as error:
+        return _damaged(output, _fact(error), rewritten=False)
+    if trained_on != data:
+        return _other(output)
+    for row in scores.checkpoints:
+        file = output / "captions" / f"{scores.data}-{row.name}.json"
+        try:
+            captions = {item["image_id"]: item["caption"] for item in json.loads(file.read_bytes())}
+        except (OSError, ValueError, TypeError, KeyError):
+            return _damaged(output, f"{file} is missing or damaged", rewritten=True)
+        if captions != dict(row.captions):
+            return _damaged(output, f"{file} and scores.json hold different captions", rewritten=True)
+    return Inspection(RunStatus.FINISHED)
+
+
+def _fact(error: InputError) -> str:
+    """What an error says is wrong, without what it says to do."""
+    return str(error).partition("; ")[0].rstrip(".")
+
+
+def _damaged(output: Path, what: str, *, rewritten: bool) -> Inspection:
+    """A run of this configuration that cannot be used as it is."""
+    remedy = f"Write it anew with `captune evaluate {output}`" if rewritten else "Restore it from a copy"
+    return _refused(
+        RunStatus.DAMAGED,
+        f"{output} holds this run, but {what}; nothing was changed. {remedy}, give another folder with output=...",
+    )
+
+
+def _other(output: Path) -> Inspection:
+    return _refused(
+        RunStatus.OTHER,
+        f"{output} already holds a run with another configuration or on other data; give another folder with "
+        "output=...",
+    )
+
+
+def _refused(status: RunStatus, sentence: str) -> Inspection:
+    return Inspection(status, f"{sentence}, or pass --overwrite to move a run's files into a folder inside it.")
+
+
+def _entries(output: Path) -> list[str]:
+    """What is in a folder, but for locks, records, and what no run touches."""
+    if not output.is_dir():
+        return []
+    names = sorted(os.listdir(output))
+    return [
+        name
+        for name in names
+        if not (is_lock_file(name) or name == RECORDS or KEPT.fullmatch(name) or IGNORED.fullmatch(name))
+    ]
+
+
+def _unknown(output: Path) -> list[str]:
+    """What a run that has saved nothing yet cannot have written."""
+    unknown = [name for name in _entries(output) if not OWN.fullmatch(name)]
+    for folder, own in (("checkpoints", ""), (RESUME, ""), ("captions", r".*-(pretrained|references)\.json")):
+        entries = _entries(output / folder)
+        unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(own, name)]
+    log = output / "log.jsonl"
+    if log.exists() and log.stat().st_size and not first_event(log, "run"):
+        unknown.append(log.name)
+    return unknown
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _move_aside(output: Path) -> Path | None:
+    """Move everything under a name that a run writes into a new folder inside; other files stay where they are."""
+    # Its configuration goes last: a folder without one is not taken for a run in between.
+    names = sorted((name for name in _entries(output) if OWN.fullmatch(name)), key=lambda name: name == CONFIG)
+    if not names:
+        return None
+    number = 1
+    while (aside := output / f"replaced-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for name in names:
+        os.rename(output / name, aside / name)
+    return aside

@@ -1,12 +1,13 @@
 """Everything that a run needs to go on exactly where it was.
 
 Order, targets and learning rate are pure functions of seed and step, and nothing else is random, so the state is the
-trained tensors, the optimiser's moments and the number of steps. It is written to a hidden name, synced and renamed; a
-state that is not whole is passed over.
+trained tensors, the optimiser's moments and the number of steps. It is written to a hidden name, synced and renamed,
+and carries a hash; a state that is not what was written is passed over for the one before it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -17,13 +18,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from captune.data.atomic import atomic_folder
 from captune.model.masters import MasterAdamW
 
-__all__ = ["FOLDER", "Position", "load_newest", "newest_position", "save_state"]
+__all__ = ["FOLDER", "Position", "has_states", "load_newest", "newest_position", "save_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ def save_state(
             tensors[f"{name}//{moment}"] = torch.as_tensor(value).detach().cpu().contiguous()
     with atomic_folder(output / FOLDER / f"step-{at.step:08d}") as folder:
         # Written by Python, so that a full disk is an OSError like any other.
-        (folder / "state.safetensors").write_bytes(save(tensors))
-        (folder / "state.json").write_text(json.dumps(asdict(at)) + "\n", encoding="utf-8")
+        data = save(tensors)
+        (folder / "state.safetensors").write_bytes(data)
+        record = {**asdict(at), "sha256": _hash(at, data)}
+        (folder / "state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     for old in _folders(output)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -92,6 +95,11 @@ def load_newest(
     return None
 
 
+def has_states(output: Path) -> bool:
+    """Whether any state was saved, intact or not."""
+    return bool(_folders(output))
+
+
 def newest_position(output: Path) -> Position | None:
     """Where the newest whole state of a run is, if there is one."""
     return next((at for at, _ in _whole_states(output)), None)
@@ -100,10 +108,22 @@ def newest_position(output: Path) -> Position | None:
 def _whole_states(output: Path) -> Iterator[tuple[Position, dict[str, Tensor]]]:
     for folder in reversed(_folders(output)):
         try:
-            at = Position(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-            yield at, load_file(folder / "state.safetensors")
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            logger.warning("%s is not a whole state and is passed over: %s", folder, error)
+            record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            written = record.pop("sha256", None)
+            at, data = Position(**record), (folder / "state.safetensors").read_bytes()
+            # States of older versions have no hash.
+            if written is not None and written != _hash(at, data):
+                raise ValueError("its hash is another one than when it was written")
+            tensors = load(data)
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            logger.warning("%s is damaged and is passed over: %s", folder, error)
+            continue
+        yield at, tensors
+
+
+def _hash(at: Position, data: bytes) -> str:
+    """SHA-256 of position and tensors."""
+    return hashlib.sha256(json.dumps(asdict(at)).encode() + data).hexdigest()
 
 
 def _restore(

@@ -203,18 +203,18 @@ def test_fingerprints_are_read_once_and_again_when_the_file_changes(tmp_path: Pa
     file = tmp_path / "cache" / "kept.sqlite"
     known = Fingerprint(b"d" * 16, np.arange(len(VIEWS), dtype=np.uint64))
     with FingerprintStore(file) as store:
-        assert store.get("a.jpg", 10, 20) is None
-        store.put("a.jpg", 10, 20, known)
-        store.put("broken.jpg", 1, 2, Fingerprint(b"e" * 16, None))
+        assert store.get("a.jpg", "10 20") is None
+        store.put("a.jpg", "10 20", known)
+        store.put("broken.jpg", "1 2", Fingerprint(b"e" * 16, None))
     with FingerprintStore(file) as store:
-        found = store.get("a.jpg", 10, 20)
+        found = store.get("a.jpg", "10 20")
         assert found is not None
         assert found.digest == known.digest
         assert found.hashes is not None
         assert found.hashes.tolist() == list(range(len(VIEWS)))
-        assert store.get("broken.jpg", 1, 2) == Fingerprint(b"e" * 16, None)
-        assert store.get("a.jpg", 11, 20) is None
-        assert store.get("a.jpg", 10, 21) is None
+        assert store.get("broken.jpg", "1 2") == Fingerprint(b"e" * 16, None)
+        assert store.get("a.jpg", "11 20") is None
+        assert store.get("a.jpg", "10 21") is None
 
 
 def test_a_store_that_cannot_be_used_changes_nothing(drawn: list[Path], tmp_path: Path) -> None:

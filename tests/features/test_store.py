@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from captune.config import ModelConfig
 from captune.decoding import encode_images
@@ -82,6 +84,36 @@ def test_a_shard_that_is_cut_off_is_passed_over(tmp_path: Path, kept: int, caplo
     store.refresh()
     assert store.missing(ids) == [0, 1]
     assert victim.name in caplog.text
+
+
+@pytest.mark.parametrize("part", ["features", "ids"])
+def test_a_shard_with_a_flipped_bit_is_passed_over(tmp_path: Path, caplog: Any, part: str) -> None:
+    store, ids = FeatureStore(tmp_path, identity()), contents(4)
+    store.add(ids[:2], torch.ones(2, 2, 3))
+    victim = next(store.folder.glob("shard-*"))
+    store.add(ids[2:], torch.ones(2, 2, 3))
+    data = bytearray(victim.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    # Of the ids that of the second image: the first one is still found here.
+    begin = json.loads(data[8 : 8 + length])[part]["data_offsets"][0] + (20 if part == "ids" else 0)
+    data[8 + length + begin] ^= 0x40
+    victim.write_bytes(data)
+    store.refresh()
+    damaged = store.damaged(store.used(ids))
+    assert damaged == [victim.name]
+    store.pass_over(damaged)
+    assert store.missing(ids) == [0, 1]
+    assert f"{victim.name} is damaged" in caplog.text
+
+
+def test_a_shard_of_an_older_version_has_no_hash_and_is_read(tmp_path: Path) -> None:
+    store, ids = FeatureStore(tmp_path, identity()), contents(2)
+    store.add(ids, torch.ones(2, 2, 3))
+    shard = next(store.folder.glob("shard-*"))
+    save_file(load_file(shard), shard)
+    store.refresh()
+    assert store.damaged(store.used(ids)) == []
+    assert store.missing(ids) == []
 
 
 def test_a_shard_of_other_features_is_refused(tmp_path: Path) -> None:
@@ -175,6 +207,38 @@ def test_only_what_changed_is_made_anew(images: list[Path], tmp_path: Path, coun
     copied = Path(shutil.copy(images[1], images[1].with_name("copied.jpg")))
     stored([renamed, copied, *images[2:]], tmp_path / "store")
     assert counting.encoded == [6, 1]
+
+
+def test_an_exchanged_image_of_equal_size_and_time_is_made_anew(tmp_path: Path, counting: Counting) -> None:
+    """As archives and copies leave them that set times; also in what is remembered of whole folders."""
+    files = [tmp_path / f"{colour}.bmp" for colour in ("red", "blue")]
+    for file in files:
+        Image.new("RGB", (64, 64), file.stem).save(file)
+        os.utime(file, (0, 0))
+    before = stored(files, tmp_path / "store")[:]
+    data = [file.read_bytes() for file in files]
+    for file, other in zip(files, reversed(data), strict=True):
+        file.write_bytes(other)
+        os.utime(file, (0, 0))
+    assert torch.equal(stored(files, tmp_path / "store")[:], before.flip(0))
+    replacement = tmp_path / "new.bmp"
+    Image.new("RGB", (64, 64), "green").save(replacement)
+    os.utime(replacement, (0, 0))
+    replacement.replace(files[0])
+    assert not torch.equal(stored(files, tmp_path / "store")[:1], before[1:])
+    assert counting.encoded == [2, 1]
+
+
+def test_damaged_features_are_made_again(images: list[Path], tmp_path: Path, counting: Counting) -> None:
+    before = stored(images, tmp_path / "store")[:]
+    (victim,) = (tmp_path / "store").glob("*/shard-*")
+    data = bytearray(victim.read_bytes())
+    data[-30] ^= 1
+    victim.write_bytes(data)
+    for _ in range(2):
+        assert torch.equal(stored(images, tmp_path / "store")[:], before)
+    assert counting.encoded == [6, 6]
+    assert victim.exists()
 
 
 def test_a_changed_tower_or_setting_is_another_store(images: list[Path], tmp_path: Path, counting: Counting) -> None:

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tiny import tiny_features, tiny_minigpt4
 
 from captune.config import RunConfig, parse_config
-from captune.errors import StoppedError
+from captune.errors import ConfigError, StoppedError
 from captune.events import Event
 from captune.training import feature_stage, loop, train
-from captune.training.run_folder import RunStatus, run_status
+from captune.training.run_folder import RunStatus, inspect_run, run_status
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -124,6 +124,21 @@ def test_a_broken_newest_state_is_passed_over(toy_data: Path, tmp_path: Path, un
     assert steps_of(output) == steps_of(undisturbed)
 
 
+def test_a_run_whose_steps_an_older_captune_dealt_otherwise_is_refused(toy_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "older"
+
+    def die(event: Event) -> None:
+        if event["event"] == "progress" and event["step"] == 3:
+            raise PowerFailure
+
+    with pytest.raises(PowerFailure):
+        train(settings(toy_data, output), die)
+    log = output / "log.jsonl"
+    log.write_text(log.read_text().replace('"steps": 8', '"steps": 40', 1))
+    with pytest.raises(ConfigError, match=r"begun with 40 steps by an older captune, .* into 8; finish"):
+        train(settings(toy_data, output))
+
+
 def test_finished_runs_rest_and_others_are_not_overwritten(toy_data: Path, undisturbed: Path) -> None:
     config = settings(toy_data, undisturbed)
     events: list[Event] = []
@@ -143,7 +158,9 @@ def test_a_run_of_an_older_captune_is_known_again(toy_data: Path, undisturbed: P
     written.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert run_status(config) is RunStatus.FINISHED
     written.write_text(yaml.safe_dump(content | {"gone": 1}), encoding="utf-8")
-    assert run_status(config) is RunStatus.OTHER
+    found = inspect_run(config)
+    assert found.status is RunStatus.DAMAGED
+    assert "cannot be read" in found.reason
 
 
 KILLED = """

@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from captune.data.content_hash import file_state
 from captune.data.leaks.fingerprints import VIEWS, WHOLE, Fingerprint, fingerprint
 from captune.data.leaks.hamming import INDEXED_RADIUS, Hashes, close_pairs
 from captune.data.leaks.pixels import Thumbnail, compare, read_thumbnail
@@ -286,7 +287,7 @@ def _read(
             except (OSError, ValueError):
                 yield image.path, None, None
             else:
-                yield image.path, facts, kept.get(os.path.abspath(image.path), facts.st_size, facts.st_mtime_ns)
+                yield image.path, facts, kept.get(os.path.abspath(image.path), file_state(facts))
 
     def read(item: tuple[str, os.stat_result | None, Fingerprint | None]) -> Fingerprint | None:
         path, facts, known = item
@@ -298,7 +299,7 @@ def _read(
             if found is not None and found.hashes is not None:
                 hashes[place], readable[place] = found.hashes, True
             if found is not None and known is None and facts is not None:
-                kept.put(os.path.abspath(path), facts.st_size, facts.st_mtime_ns, found)
+                kept.put(os.path.abspath(path), file_state(facts), found)
             if progress is not None and (place + 1) % _PROGRESS_EVERY == 0:
                 progress(place + 1, len(images))
     return digests, hashes, readable

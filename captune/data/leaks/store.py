@@ -1,7 +1,7 @@
 """Fingerprints of image files, kept between runs so that a million images are read once.
 
-A file is known by its path, size and time of change. The store is a cache: where it cannot be written or read, images
-are read again and nothing else changes.
+A file is known by its path and by what shows that it was changed. The store is a cache: where it cannot be written or
+read, images are read again and nothing else changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from captune.data.leaks.fingerprints import VIEWS, Fingerprint
 
 __all__ = ["FingerprintStore", "default_store"]
 
-_VERSION = 1  # counts up when the same file would give another fingerprint
+_VERSION = 2  # counts up when the same file would give another fingerprint, or is known by something else
 _BATCH = 2000
 
 
@@ -38,7 +38,7 @@ class FingerprintStore:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._database: sqlite3.Connection | None = None
-        self._fresh: list[tuple[str, int, int, bytes, bytes | None]] = []
+        self._fresh: list[tuple[str, str, bytes, bytes | None]] = []
 
     def __enter__(self) -> FingerprintStore:
         if self._file is None:
@@ -48,7 +48,7 @@ class FingerprintStore:
             self._database = sqlite3.connect(self._file, timeout=5)
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS fingerprint "
-                "(path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, digest BLOB, hashes BLOB) WITHOUT ROWID"
+                "(path TEXT PRIMARY KEY, state TEXT, digest BLOB, hashes BLOB) WITHOUT ROWID"
             )
         return self
 
@@ -58,23 +58,23 @@ class FingerprintStore:
             self._database.close()
             self._database = None
 
-    def get(self, path: str, size: int, changed: int) -> Fingerprint | None:
-        """The fingerprint of a file of this size and time of change (nanoseconds), or None."""
+    def get(self, path: str, state: str) -> Fingerprint | None:
+        """The fingerprint of a file in this state (`file_state`), or None."""
         row = None
         with self._unless_broken():
             if self._database is not None:
-                query = "SELECT digest, hashes FROM fingerprint WHERE path = ? AND size = ? AND changed = ?"
-                row = self._database.execute(query, (path, size, changed)).fetchone()
+                query = "SELECT digest, hashes FROM fingerprint WHERE path = ? AND state = ?"
+                row = self._database.execute(query, (path, state)).fetchone()
         if row is None:
             return None
         digest, hashes = row
         known = None if hashes is None else np.frombuffer(hashes, np.uint64)
         return None if known is not None and known.size != len(VIEWS) else Fingerprint(digest, known)
 
-    def put(self, path: str, size: int, changed: int, found: Fingerprint) -> None:
+    def put(self, path: str, state: str, found: Fingerprint) -> None:
         """Keep the fingerprint of a file."""
         hashes = None if found.hashes is None else found.hashes.tobytes()
-        self._fresh.append((path, size, changed, found.digest, hashes))
+        self._fresh.append((path, state, found.digest, hashes))
         if len(self._fresh) >= _BATCH:
             self._flush()
 
@@ -82,7 +82,7 @@ class FingerprintStore:
         with self._unless_broken():
             if self._database is not None and self._fresh:
                 with self._database:
-                    self._database.executemany("INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?, ?)", self._fresh)
+                    self._database.executemany("INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?)", self._fresh)
         self._fresh.clear()
 
     @contextlib.contextmanager
