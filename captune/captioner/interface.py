@@ -23,6 +23,7 @@ from PIL import Image
 from captune.captioner.pictures import as_list
 from captune.data.lookahead import in_order
 from captune.decoding import Caption, DecodingOptions
+from captune.errors import RefusedImagesError
 
 __all__ = ["Captioner", "Picture"]
 
@@ -42,6 +43,11 @@ class Captioner(ABC):
     name: str
     instruction: str | None
     fingerprint: str
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it can be asked anything; otherwise its own instruction, or none, is the only one it knows."""
+        return self.instruction is not None
 
     @staticmethod
     def from_pretrained(
@@ -106,6 +112,9 @@ class Captioner(ABC):
 
         Returns:
             N captions, in float32 the same for an image whatever its batch is.
+
+        Raises:
+            RefusedImagesError: the model refuses some images; all others are captioned, and the error holds both.
         """
 
     def caption_files(
@@ -129,15 +138,23 @@ class Captioner(ABC):
 
         Raises:
             DataError: an image cannot be read; names the file.
+            RefusedImagesError: the model refuses some; all others are captioned.
         """
         size = 4 * (options or DecodingOptions()).batch_size
-        captions: list[Caption] = []
+        captions: list[Caption | None] = []
+        reasons: dict[int, str] = {}
         for start in range(0, len(files), size):
             prepared = [made for _, made in in_order(files[start : start + size], self.prepare)]
-            captions.extend(self.generate(prepared, instruction, options))
+            try:
+                captions += self.generate(prepared, instruction, options)
+            except RefusedImagesError as error:
+                reasons |= {start + place: reason for place, reason in error.reasons.items()}
+                captions += error.captions
             if on_progress is not None:
                 on_progress(len(captions), len(files))
-        return captions
+        if reasons:
+            raise RefusedImagesError(captions, reasons, [str(file) for file in files])
+        return [caption for caption in captions if caption is not None]
 
     def stream(
         self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None

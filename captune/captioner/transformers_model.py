@@ -74,6 +74,11 @@ class TransformersCaptioner(Captioner):
         if fast_decode:
             self.fingerprint += "-fast"
 
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it can be asked anything: not the models that know prompts of tasks, or none."""
+        return self.instruction is not None and self.inputs.question is None
+
     def prepare(self, picture: Picture, name: str = "") -> Image.Image:
         """An upright RGB image: unlike the original MiniGPT-4, these models are shown images as EXIF turns them."""
         made = None if self._fast is None else self._fast.image(picture)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captune.cli.train import ALLOW_LEAKS
+from captune.errors import ConfigError
 
 if TYPE_CHECKING:
     from captune.config import RunConfig
@@ -22,9 +23,12 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    config: Annotated[Path, typer.Argument(help="YAML configuration of the run, or the run's folder.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML configuration of the run, or the run's folder; or, with --data, a model.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+        list[str] | None,
+        typer.Argument(help="Settings that win over the file: section.key=value ...; or more models, a row each."),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint's folder; repeatable. All of the run by default.")
@@ -56,6 +60,9 @@ def evaluate(
 ) -> None:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
 
+    A model without a run is evaluated as `captune evaluate MODEL --data MANIFEST --out FOLDER`; several models are
+    rows of one table.
+
     With several --data, or with --corrupt, --prompt or --prompts, the result is a matrix: checkpoints and prompts
     against data sets, their domains and damaged images, with what is lost from the run's own evaluation set.
     """
@@ -63,6 +70,19 @@ def evaluate(
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
     sources = data or []
+    if is_model(config, bool(sources)):
+        from captune.cli.evaluate_models import ModelsRequest, run_models
+
+        if len(sources) > 1 or corrupt or prompts or len(prompt or []) > 1 or checkpoint:
+            raise ConfigError(
+                f"{config} is a model without a run; it takes one --data, at most one --prompt, and neither --corrupt, "
+                "--prompts nor --checkpoint."
+            )
+        models = [str(config), *(each for each in settings if "=" not in each), *(captioner or [])]
+        settings = [each for each in settings if "=" in each]
+        chosen_data = _path_and_split(sources[0], split) if sources else None
+        run_models(ModelsRequest(models, settings, chosen_data, out, next(iter(prompt or []), None)))
+        return
     if len(sources) > 1 or corrupt or prompt or prompts:
         asked = Travel(sources, split, corrupt or [], strength or [1, 2, 3, 4, 5], prompt or [], prompts or [])
         run_matrix(config, settings, checkpoint, out, asked)
@@ -72,6 +92,13 @@ def evaluate(
         settings.append(f"data.evaluate={path}")
     settings += [f"data.evaluate_split={split}"] if split is not None else []
     run_evaluation(config, settings, checkpoint, out, captioner)
+
+
+def is_model(config: Path, has_data: bool) -> bool:
+    """Whether the first argument is a model, and neither a configuration nor the folder of a run."""
+    if config.suffix.lower() in (".yaml", ".yml") or config.is_file() or (config / "config.yaml").is_file():
+        return False
+    return has_data or any((config / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         def generate(places: list[int]) -> list[Caption]:
             return evaluation.caption(model, features()[places], captioned)
 
-        captions = evaluation.cached(MiniGPT4Captioner(model).fingerprint, generate)
+        captions = evaluation.cached(MiniGPT4Captioner(model).fingerprint, config.model.instruction, generate)
         row = evaluation.add(epoch, captions)
         tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
 
@@ -93,7 +93,9 @@ def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str
             tell({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
 
         captioner = Captioner.from_pretrained(path, dtype=config.model.dtype)
-        row = evaluation.add(None, evaluation.caption_with(captioner, compared), name=_row_name(path))
+        asked = evaluation.instruction_for(captioner)
+        captions = evaluation.caption_with(captioner, asked, compared)
+        row = evaluation.add(None, captions, name=_row_name(path), instruction=asked)
         tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, DecodingOptions, generate_captions
 from captune.decoding.caption_cache import cached_captions
+from captune.errors import RefusedImagesError
 from captune.features import StoredFeatures
-from captune.metrics import Scorer, Scores
+from captune.metrics import Scorer, Scores, Signature, prompt_hash
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
 from captune.protocols import EvaluationSet
@@ -25,6 +28,8 @@ from captune.report.record import CheckpointScores, RunScores, write_scores
 from captune.report.thumbnails import write_thumbnails
 
 __all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options"]
+
+logger = logging.getLogger(__name__)
 
 PRETRAINED = "pretrained"
 
@@ -93,27 +98,47 @@ class Evaluation:
         instruction = self._config.model.instruction
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
 
-    def cached(self, fingerprint: str, generate: Callable[[list[int]], list[Caption]]) -> list[Caption]:
+    def cached(
+        self, fingerprint: str, instruction: str | None, generate: Callable[[list[int]], list[Caption]]
+    ) -> list[Caption]:
         """Captions of all images, those that the run's folder holds already not generated again.
 
         Args:
             fingerprint: of what captions.
+            instruction: what is asked; None where nothing is.
             generate: captions the images at some places of the set.
         """
-        identity = (fingerprint, self._config.model.instruction, str(self._options), __version__)
+        identity = (fingerprint, instruction or "", str(self._options), __version__)
         return cached_captions(self.output / "cache" / "captions", identity, self.image_files, generate)
 
+    def instruction_for(self, captioner: Captioner) -> str | None:
+        """What a captioner is asked beside a run: the run's instruction, or its own if it knows no other."""
+        return self._config.model.instruction if captioner.follows_instructions else captioner.instruction
+
     def caption_with(
-        self, captioner: Captioner, on_progress: Callable[[int, int], None] | None = None
+        self,
+        captioner: Captioner,
+        instruction: str | None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
-        """Caption the images with any captioner, asked what the run asks, or nothing if it takes no question."""
+        """Caption the images with any captioner; an image that it refuses has an empty caption, which is logged.
+
+        Args:
+            captioner: captions.
+            instruction: what it is asked; None asks nothing.
+            on_progress: called with (done, N) as captions are there.
+        """
         files = self.image_files
-        asked = None if captioner.instruction is None else self._config.model.instruction
 
         def generate(places: list[int]) -> list[Caption]:
-            return captioner.caption_files([files[i] for i in places], asked, self._options, on_progress=on_progress)
+            chosen = [files[i] for i in places]
+            try:
+                return captioner.caption_files(chosen, instruction, self._options, on_progress=on_progress)
+            except RefusedImagesError as error:
+                logger.warning("%s Their captions count as empty.", error)
+                return [Caption("", 0, False) if caption is None else caption for caption in error.captions]
 
-        return self.cached(captioner.fingerprint, generate)
+        return self.cached(captioner.fingerprint, instruction, generate)
 
     def add(
         self,
@@ -122,6 +147,7 @@ class Evaluation:
         train_slice: Mapping[str, float] | None = None,
         *,
         name: str | None = None,
+        instruction: str | None = None,
     ) -> CheckpointScores:
         """Score one checkpoint's captions and write them into the run.
 
@@ -130,6 +156,7 @@ class Evaluation:
             captions: one for each image, in the set's order.
             train_slice: the checkpoint's scores on a slice of the training images.
             name: of the row, for captions of another captioner.
+            instruction: what that captioner was asked; None asked nothing.
 
         Returns:
             The row that `scores.json` now ends with.
@@ -142,6 +169,8 @@ class Evaluation:
             image.id for image, caption in zip(self.chosen.images, captions, strict=True) if not caption.stopped
         )
         row = self._append(epoch, texts, unfinished, train_slice or {}, name)
+        if name is not None:
+            row = self._with_instruction(row, instruction)
         self._write(row)
         return row
 
@@ -183,6 +212,13 @@ class Evaluation:
         self.rows.append(row)
         self._scores.append(scores)
         return row
+
+    def _with_instruction(self, row: CheckpointScores, instruction: str | None) -> CheckpointScores:
+        """The last row with the signature of what its captioner was asked."""
+        signature = Signature.parse(row.signature)
+        hashed = None if instruction is None else prompt_hash(instruction)
+        self.rows[-1] = replace(row, signature=str(replace(signature, prompt=hashed)))
+        return self.rows[-1]
 
     def _paired_tests(self, scores: Scores) -> dict[str, dict[str, Comparison]]:
         """For each metric, tests of a checkpoint against the first one and against the one before."""

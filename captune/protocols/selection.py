@@ -62,12 +62,13 @@ def training_images(config: RunConfig) -> list[Sample]:
     return images[: config.data.train_images]
 
 
-def evaluation_set(config: RunConfig, listener: Listener | None = None) -> EvaluationSet:
+def evaluation_set(config: RunConfig, listener: Listener | None = None, *, guard: bool = True) -> EvaluationSet:
     """The images that a run is evaluated on, as its protocol says, and whether it trained on them.
 
     Args:
         config: of the run.
         listener: is told how far the leak guard is.
+        guard: whether to look for the images among those that the run trains on.
 
     Raises:
         ConfigError: there is no such protocol, or its file is wrong.
@@ -89,7 +90,7 @@ def evaluation_set(config: RunConfig, listener: Listener | None = None) -> Evalu
     if len(chosen) < 2:
         raise DataError(f"{manifest}: split '{split}' has {len(chosen)} image to evaluate; CIDEr needs at least two.")
     name = manifest.resolve().parent.name or manifest.stem
-    leak = protocol.leak or _leak(config, manifest, chosen, listener)
+    leak = protocol.leak or (_leak(config, manifest, chosen, listener) if guard else None)
     return EvaluationSet(name, split, protocol.signature, manifest, tuple(chosen), references, leak, protocol)
 
 

@@ -285,7 +285,7 @@ def _significance(analysis: Analysis) -> list[tuple[str, str]]:
     if sure:
         largest = max(0.001, *(p for _, p in sure), 0.0)
         metrics = f"all {len(sure)} metrics" if len(sure) == len(tested) > 2 else _listed(name for name, _ in sure)
-        parts.append(f"differs from pretrained by more than chance on {metrics} (p <= {largest:.2g})")
+        parts.append(f"differs from {analysis.rows[0]} by more than chance on {metrics} (p <= {largest:.2g})")
     if unsure:
         parts.append(f"the difference may be chance on {_listed(unsure)}")
     return [("Significance", f"{analysis.rows[-1]} {' but '.join(parts)}.")]

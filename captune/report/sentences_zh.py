@@ -71,7 +71,8 @@ def chinese_notes(run: RunScores) -> list[str]:
     elif scale:
         lines.append(scale)
     tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
-    names = {"pretrained": "预训练模型", "previous": "上一行"}
+    first = run.checkpoints[0].name
+    names = {"pretrained": "预训练模型" if first == "pretrained" else one_line(first), "previous": "上一行"}
     marks = [f"{DAGGERS[rival]} 与{names[rival]}有显著差异" for rival in DAGGERS if rival in tested]
     if marks:
         lines.append(f"{'，'.join(marks)}（图像配对检验，p < {SIGNIFICANT:g}，未作多重比较校正）。")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from captune.report.columns import column, format_value, scale_sentence
@@ -26,7 +27,7 @@ SIGNIFICANT = 0.05
 """A paired test below this probability earns a mark."""
 
 DAGGERS = {"pretrained": "†", "previous": "‡"}
-RIVAL_NAMES = {"pretrained": "pretrained", "previous": "the row above"}
+RIVAL_NAMES = {"previous": "the row above"}
 _BREAK = "\\allowbreak "
 
 
@@ -79,7 +80,9 @@ def notes(run: RunScores) -> list[str]:
     if scale := scale_sentence({metric: run.finite(metric) for metric in run.metrics}):
         lines.append(scale)
     tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
-    marks = [f"{DAGGERS[rival]} differs from {RIVAL_NAMES[rival]}" for rival in RIVALS if rival in tested]
+    # The first row is the pretrained model of a run, or the first of several models.
+    names = {"pretrained": run.checkpoints[0].name, **RIVAL_NAMES}
+    marks = [f"{DAGGERS[rival]} differs from {names[rival]}" for rival in RIVALS if rival in tested]
     if marks:
         condition = f"paired test over images, p < {SIGNIFICANT:g}, not corrected for the number of tests"
         lines.append(f"{', '.join(marks)} ({condition}).")
@@ -89,13 +92,16 @@ def notes(run: RunScores) -> list[str]:
 def signatures(run: RunScores) -> list[tuple[str, str]]:
     """The signatures to print beneath the table, each with the words before it.
 
-    One when all rows agree, else every row's, since rows with different signatures must not be compared.
+    One when all rows agree, else every row's, since rows with different signatures must not be compared; models that
+    are asked in different words may.
     """
     given = dict.fromkeys(row.signature for row in run.checkpoints)
     if len(given) == 1:
         return [("Signature", signature) for signature in given if signature]
+    without_prompt = {re.sub(r"\|prompt:\w+", "", signature) for signature in given}
+    label = "Signatures differ in the prompt alone" if len(without_prompt) == 1 else "Not comparable, signatures differ"
     return [
-        ("Not comparable, signatures differ", ""),
+        (label, ""),
         *((f"Signature of {row.name}", row.signature or "none") for row in run.checkpoints),
     ]
 

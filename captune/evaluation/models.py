@@ -1,0 +1,98 @@
+"""Models without a run, captioned and scored on the same images: one row each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from captune.captioner import Captioner
+from captune.config import RunConfig
+from captune.data.locks import folder_lock
+from captune.errors import ConfigError
+from captune.evaluation.scoring import Evaluation
+from captune.events import Listener
+from captune.protocols import evaluation_set
+from captune.report import read_scores, write_report
+from captune.report.record import RunScores
+
+__all__ = ["evaluate_models", "row_names"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_models(
+    config: RunConfig, models: Sequence[str], listener: Listener, *, instruction: str | None = None
+) -> RunScores:
+    """Caption and score the same images with models that belong to no run.
+
+    Args:
+        config: data, protocol and decoding; its output folder receives captions, scores, table and page.
+        models: folders or hub ids of captioners, each a row.
+        listener: receives the progress.
+        instruction: what every model is asked; by default each is asked its own instruction.
+
+    Returns:
+        All rows, in the order of the models.
+
+    Raises:
+        ConfigError: the protocol needs a run, or the output folder holds something else.
+        InputError: data or a model cannot be used.
+    """
+    names = row_names(models)
+    chosen = evaluation_set(config, listener, guard=False)
+    if chosen.rules.images == "training":
+        raise ConfigError(
+            f"Protocol {config.evaluate.protocol} evaluates training images of a run, and a model alone has no run; "
+            "choose protocol karpathy."
+        )
+    instruction = chosen.rules.instruction or instruction
+    _check_output(config.output, names)
+    logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
+    with folder_lock(config.output, "captune evaluate"):
+        evaluation = Evaluation(config, chosen)
+        for name, path in zip(names, models, strict=True):
+
+            def captioned(done: int, count: int, name: str = name) -> None:
+                listener({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
+
+            captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, instruction=instruction)
+            captions = evaluation.caption_with(captioner, captioner.instruction, captioned)
+            row = evaluation.add(None, captions, name=name, instruction=captioner.instruction)
+            listener({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
+            del captioner  # before the next model is loaded
+        write_report(config.output, evaluation.run_scores())
+    return evaluation.run_scores()
+
+
+def row_names(models: Sequence[str]) -> list[str]:
+    """What models are called in tables: the hub id, or as many last parts of the folder as make it unique.
+
+    Raises:
+        ConfigError: a model is named twice.
+    """
+    parts = [Path(model).parts for model in models]
+    if twice := next((model for model in models if models.count(model) > 1), None):
+        raise ConfigError(f"The model {twice} is named twice; name each once.")
+    longest = max(len(part) for part in parts)
+    for length in range(2, longest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(model) for model in models]
+
+
+def _check_output(output: Path, names: Sequence[str]) -> None:
+    """Refuse a folder that holds a run, or scores that would be lost.
+
+    Raises:
+        ConfigError: names the folder.
+    """
+    if (output / "config.yaml").exists() or (output / "checkpoints").exists():
+        raise ConfigError(f"{output} is the folder of a run; give another folder as --out.")
+    if (output / "scores.json").exists():
+        lost = [row.name for row in read_scores(output).checkpoints if row.name not in names]
+        if lost:
+            raise ConfigError(
+                f"{output} holds an evaluation of {', '.join(lost)}; name these models too, or give another --out."
+            )
