@@ -28,7 +28,7 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[train,data,serve,bulk,java,quant,zh,dev]'
+	$(PIP) --editable '.[train,data,serve,bulk,heic,java,quant,zh,dev]'
 	touch $@ $(VENV)/train.stamp
 
 clean:

@@ -4,7 +4,8 @@
     ├── InputError                what the user gave is wrong; the command line exits with code 2
     │   ├── ConfigError           a YAML or an override that does not make a `RunConfig`
     │   ├── DataError             annotations, manifests or images that cannot be used
-    │   │   └── RefusedImagesError    some images of a batch; the others are captioned
+    │   │   ├── RefusedImagesError    some images of a batch; the others are captioned
+    │   │   └── ImageTooLargeError    an image of more pixels than the limit
     │   ├── MetricInputError      predictions and references that cannot be scored
     │   ├── WeightsError          a checkpoint that is broken or belongs to another model
     │   └── MissingExtraError     an optional part of captune is not installed
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ExternalToolError",
+    "ImageTooLargeError",
     "InputError",
     "MetricInputError",
     "MissingExtraError",
@@ -74,6 +76,10 @@ class RefusedImagesError(DataError):
         )
         self.captions = list(captions)
         self.reasons = dict(reasons)
+
+
+class ImageTooLargeError(DataError):
+    """An image of more pixels than the limit, refused by its header."""
 
 
 class MetricInputError(InputError):

@@ -17,7 +17,7 @@ WALLS: dict[str, set[str]] = {
     "transformers_compat": set(),
     "weights": set(),
     "hub": {"config", "weights"},
-    "metrics": {"weights"},
+    "metrics": {"data", "weights"},
     "data": set(),
     "lavis": set(),
     "config": {"lavis"},
@@ -26,7 +26,7 @@ WALLS: dict[str, set[str]] = {
     "captioner": {"config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
     "bulk": {"captioner", "data", "decoding"},
     "features": {"config", "data", "hub", "model", "weights"},
-    "report": {"metrics"},
+    "report": {"data", "metrics"},
     "protocols": {"config", "data", "events"},
     "evaluation": {
         "captioner",

@@ -5,18 +5,26 @@ Image files are cut into shards of equal size; a webdataset tar or a parquet fil
 
 from __future__ import annotations
 
+import logging
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from captune.bulk.contents import FileState, file_state
-from captune.data.images import IMAGE_SUFFIXES
+from captune.data.formats import HEIF_SUFFIXES, is_image_name
+from captune.data.left_out import LeftOut, is_companion
 from captune.data.names import name_as_text
+from captune.data.parquet import bounded_batches, shared_values
+from captune.data.tars import MAX_MEMBER, open_tar, too_large
 from captune.errors import DataError
 
 __all__ = ["Entry", "Item", "ParquetShard", "PathShard", "Rejected", "Shard", "TarShard", "file_states"]
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
 _ID_COLUMNS = ("id", "image_id", "__key__", "key", "uid", "file_name", "filename", "path")
@@ -103,26 +111,35 @@ class TarShard:
 
     def items(self) -> Iterator[Entry]:
         """The images, in order; where the archive is broken, what is wrong with it comes last."""
+        left_out = LeftOut()
         try:
-            # Read as a stream: one member at a time is in memory, and no index is made of the others.
-            with tarfile.open(self.path, "r|*") as archive:
+            with open(self.path, "rb") as stream, open_tar(stream) as archive:
                 for member in archive:
                     name = PurePosixPath(member.name)
-                    if not member.isfile() or name.suffix.lower() not in IMAGE_SUFFIXES:
+                    if not member.isfile():
                         continue
-                    file = archive.extractfile(member)
-                    data = b"" if file is None else file.read()
+                    if not is_image_name(name.name) and name.suffix.lower() not in HEIF_SUFFIXES:
+                        if not is_companion(name.name):
+                            left_out.add(name.name)
+                        continue
                     where = name_as_text(f"{self.path}:{member.name}")
                     # As in webdataset, the key of a sample ends at the first dot of its file's name.
                     key = name_as_text((name.parent / name.name.split(".", 1)[0]).as_posix())
+                    if reason := too_large(member):
+                        yield Rejected(key, where, reason)
+                        continue
+                    file = archive.extractfile(member)
+                    data = b"" if file is None else file.read()
                     if len(data) != member.size:
                         yield Rejected(key, where, f"the archive '{self.path}' ends in the middle of this image.")
                     else:
                         yield Item(key, where, data)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             shown = name_as_text(self.path)
             yield Rejected(shown, shown, f"the archive '{self.path}' is broken from here on: {reason}.")
+        if others := left_out.sentence("member"):
+            logger.warning("%s: %s.", self.path, others)
 
     def files(self) -> dict[str, Path]:
         """The file that it is."""
@@ -166,16 +183,20 @@ class ParquetShard:
 
         row = 0
         try:
-            with parquet.ParquetFile(self.path) as file:
-                names = file.schema_arrow.names
-                image = self._column(names, self.image_column, _IMAGE_COLUMNS, "images")
-                chosen = self._column(names, self.id_column, _ID_COLUMNS, None)
-                key = None if chosen == image else chosen
-                columns = [image] if key is None else [image, key]
-                for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-                    for values in batch.to_pylist():
-                        own = values.get(key) if key is not None else None
-                        yield self._item(row, None if own is None else str(own), values[image])
+            about = parquet.read_metadata(self.path)
+            names = about.schema.to_arrow_schema().names
+            image = self._column(names, self.image_column, _IMAGE_COLUMNS, "images")
+            chosen = self._column(names, self.id_column, _ID_COLUMNS, None)
+            key = None if chosen == image else chosen
+            assert image is not None
+            columns = [image] if key is None else [image, key]
+            with parquet.ParquetFile(
+                self.path, pre_buffer=False, buffer_size=1 << 20, read_dictionary=shared_values(about.schema, [image])
+            ) as file:
+                for batch in bounded_batches(file, columns, _ROWS):
+                    for place in range(batch.num_rows):
+                        own = None if key is None else batch.column(key)[place].as_py()
+                        yield self._item(row, None if own is None else str(own), batch.column(image)[place].as_py())
                         row += 1
         except (ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -193,6 +214,9 @@ class ParquetShard:
         if isinstance(value, dict):
             value, path = value.get("bytes"), value.get("path")
         if isinstance(value, bytes):
+            if len(value) > MAX_MEMBER:
+                size = f"{len(value) >> 20:,} MB, and {MAX_MEMBER >> 20} MB is the limit"
+                return Rejected(name, where, f"row {row} of '{self.path}' has {size}.")
             return Item(name, where, value)
         text = value if isinstance(value, str) else path
         if isinstance(text, str) and text:

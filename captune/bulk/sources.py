@@ -12,7 +12,9 @@ from pathlib import Path
 
 from captune.bulk.shards import ParquetShard, TarShard
 from captune.data.folder import refuse_unread
-from captune.data.images import IMAGE_SUFFIXES
+from captune.data.formats import HEIF_SUFFIXES, is_image_name
+from captune.data.images import image_size
+from captune.data.left_out import LeftOut
 from captune.data.manifest import iter_manifest, resolve_image
 from captune.data.names import name_as_text
 from captune.errors import DataError
@@ -34,11 +36,13 @@ class Inputs:
         paths: id to path of each image file, in order; an id stands for one image only.
         archives: tars and parquet files.
         repeated: how many images were named more than once; they are captioned once.
+        left_out: the files of folders that are neither images nor belong to one.
     """
 
     paths: dict[str, str] = field(default_factory=dict)
     archives: list[TarShard | ParquetShard] = field(default_factory=list)
     repeated: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def add(self, name: str, path: Path) -> None:
         """Take in an image file; a name that is not UTF-8 becomes an id that is.
@@ -82,7 +86,7 @@ def read_inputs(
     folders = sum(os.path.isdir(given) for given in inputs)
     for given in inputs:
         before = len(found.paths) + len(found.archives) + found.repeated
-        for name, path in _listed(given, many=folders > 1, split=split):
+        for name, path in _listed(given, found.left_out, many=folders > 1, split=split):
             lowered = path.name.lower()
             if lowered.endswith(_TARS):
                 found.archives.append(TarShard(_shard_name(name), str(path)))
@@ -91,7 +95,11 @@ def read_inputs(
             else:
                 found.add(name, path)
         if len(found.paths) + len(found.archives) + found.repeated == before:
-            raise DataError(f"there are no images in '{given}'; expected files such as .jpg or .png, .tar or .parquet.")
+            others = found.left_out.sentence()
+            raise DataError(
+                f"there are no images in '{given}'; expected files such as .jpg or .png, .tar or .parquet."
+                f"{f' {others}.' if others else ''}"
+            )
     _refuse_equal_names(found.archives)
     return found
 
@@ -113,12 +121,12 @@ def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
             )
 
 
-def _listed(given: str, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
+def _listed(given: str, left_out: LeftOut, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
     """Ids and paths that one input stands for."""
     path = Path(given)
     lowered = path.name.lower()
     if path.is_dir():
-        for relative in sorted(_below(path)):
+        for relative in sorted(_below(path, left_out)):
             yield (f"{path.as_posix().rstrip('/')}/{relative}" if many else relative), path / relative
     elif not path.exists():
         raise DataError(f"there is no file or folder '{given}'.")
@@ -132,22 +140,34 @@ def _listed(given: str, *, many: bool, split: str | None) -> Iterator[tuple[str,
         for line in text.split("\n"):
             if line.strip():
                 yield line.strip(), path.parent / line.strip()
-    elif lowered.endswith((*_TARS, ".parquet", *IMAGE_SUFFIXES)):
-        yield (path.name if lowered.endswith((*_TARS, ".parquet")) else given), path
+    elif lowered.endswith((*_TARS, ".parquet")):
+        yield path.name, path
+    elif is_image_name(path.name) or path.suffix.lower() in HEIF_SUFFIXES or _is_image(path):
+        yield given, path
     else:
         raise DataError(
             f"'{given}' is no image, folder, manifest (.jsonl), list of paths (.txt), .tar or .parquet that is known "
-            "by its ending."
+            "by its ending or its content."
         )
 
 
-def _below(folder: Path) -> Iterator[str]:
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image by its content."""
+    try:
+        with open(path, "rb") as stream:
+            return image_size(stream, str(path)) > (0, 0)
+    except (OSError, DataError):
+        return False
+
+
+def _below(folder: Path, left_out: LeftOut) -> Iterator[str]:
     """Relative paths, with `/`, of what can be captioned; links to folders are not followed, so no loop arises."""
     for parent, folders, names in os.walk(folder, onerror=refuse_unread):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        archives = {name for name in names if name.lower().endswith((*_TARS, ".parquet"))}
+        left_out.add_folder(name for name in names if name not in archives)
         for name in names:
-            lowered = name.lower()
-            if not name.startswith(".") and lowered.endswith((*IMAGE_SUFFIXES, *_TARS, ".parquet")):
+            if not name.startswith(".") and (is_image_name(name) or name in archives):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from captune.data.images import MAX_PIXELS, to_pixels
+from captune.data.formats import MAX_PIXELS, too_many_scans
+from captune.data.images import to_pixels
+from captune.data.modes import is_turned
 from captune.errors import MissingExtraError
 
 __all__ = ["FastDecoder"]
 
 _COLOURS = ("Gray", "YCbCr", "RGB")
-_ORIENTATION = 0x0112
 
 
 class FastDecoder:
@@ -40,14 +41,15 @@ class FastDecoder:
             raise MissingExtraError("--fast-decode", "bulk") from error
         self._jpeg: Any = simplejpeg
 
-    def square(self, picture: Any, size: int) -> NDArray[np.float32] | None:
+    def square(self, picture: Any, size: int, *, exif: bool = True) -> NDArray[np.float32] | None:
         """(3, S, S) float32 pixels as MiniGPT-4 sees them, or None for what Pillow has to read.
 
         Args:
             picture: a path or the bytes of a file; other pictures are Pillow's.
             size: S.
+            exif: whether the image is to stand upright; turning it is left to Pillow.
         """
-        rgb = self._rgb(_data(picture))
+        rgb = self._rgb(_data(picture), exif)
         if rgb is None:
             return None
         planes = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
@@ -55,20 +57,19 @@ class FastDecoder:
         # At its own size Pillow copies; what is left to do is the scale and the mean.
         return to_pixels(Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy()), size)
 
-    def image(self, picture: Any) -> Image.Image | None:
-        """An RGB image, or None for what Pillow has to read or turn upright."""
-        data = _data(picture)
-        rgb = self._rgb(data)
-        if rgb is None or data is None or _is_turned(data):
-            return None
-        return Image.fromarray(rgb)
+    def image(self, picture: Any, *, exif: bool = True) -> Image.Image | None:
+        """An RGB image, or None for what Pillow has to read or turn upright; see `square`."""
+        rgb = self._rgb(_data(picture), exif)
+        return None if rgb is None else Image.fromarray(rgb)
 
-    def _rgb(self, data: bytes | None) -> NDArray[np.uint8] | None:
+    def _rgb(self, data: bytes | None, exif: bool) -> NDArray[np.uint8] | None:
         if data is None or data[:2] != b"\xff\xd8":
             return None
         try:
             height, width, colours, _ = self._jpeg.decode_jpeg_header(data)
-            if colours not in _COLOURS or height * width > MAX_PIXELS:
+            if colours not in _COLOURS or height * width > MAX_PIXELS or too_many_scans(io.BytesIO(data)):
+                return None
+            if exif and _is_turned(data):
                 return None
             rgb: NDArray[np.uint8] = self._jpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
         except (ValueError, RuntimeError):
@@ -94,7 +95,7 @@ def _data(picture: Any) -> bytes | None:
 def _is_turned(data: bytes) -> bool:
     """Whether the camera noted that the image does not stand upright."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return int(image.getexif().get(_ORIENTATION, 1)) != 1
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return is_turned(image)
     except Exception:  # on broken headers Pillow raises nearly anything; it then says itself what is wrong
         return True

@@ -10,25 +10,17 @@ are; `generate` captions a batch of prepared images on the model's device.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from captune.captioner.pictures import as_list
+from captune.data.images import Picture, as_list
 from captune.data.lookahead import in_order
 from captune.decoding import Caption, DecodingOptions
 from captune.errors import RefusedImagesError
 
 __all__ = ["Captioner", "Picture"]
-
-Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
-"""An image: a path, the bytes of a file, a Pillow image, or (H, W, 3) or (H, W) uint8 values."""
 
 
 class Captioner(ABC):
@@ -57,6 +49,7 @@ class Captioner(ABC):
         device: str | None = None,
         instruction: str | None = None,
         fast_decode: bool = False,
+        exif_rotation: bool = True,
     ) -> Captioner:
         """Load a captioner.
 
@@ -67,6 +60,7 @@ class Captioner(ABC):
             device: such as `cuda:1`; by default this process's GPU (torchrun says which), else the CPU.
             instruction: what is asked of an image; by default what the model was tuned with.
             fast_decode: decode JPEG files with libjpeg-turbo and torch; a pixel may differ by one grey level.
+            exif_rotation: turn images upright as their EXIF data say; the original MiniGPT-4 does not.
 
         Returns:
             The captioner, its model in eval mode.
@@ -77,7 +71,14 @@ class Captioner(ABC):
         """
         from captune.captioner.loading import load_captioner
 
-        return load_captioner(path, dtype=dtype, device=device, instruction=instruction, fast_decode=fast_decode)
+        return load_captioner(
+            path,
+            dtype=dtype,
+            device=device,
+            instruction=instruction,
+            fast_decode=fast_decode,
+            exif_rotation=exif_rotation,
+        )
 
     @abstractmethod
     def prepare(self, picture: Picture, name: str = "") -> Any:

@@ -22,7 +22,13 @@ __all__ = ["load_captioner"]
 
 
 def load_captioner(
-    path: str | Path, *, dtype: str, device: str | None, instruction: str | None, fast_decode: bool
+    path: str | Path,
+    *,
+    dtype: str,
+    device: str | None,
+    instruction: str | None,
+    fast_decode: bool,
+    exif_rotation: bool = True,
 ) -> Captioner:
     """Load a captioner; see `Captioner.from_pretrained`."""
     name = str(path)
@@ -34,7 +40,9 @@ def load_captioner(
     if config is None or isinstance(config, MiniGPT4Config):
         given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
         model = load_model(ModelConfig(path=name, dtype=dtype, **given), place)
-        return MiniGPT4Captioner(model, name=name, instruction=instruction, fast_decode=fast_decode)
+        return MiniGPT4Captioner(
+            model, name=name, instruction=instruction, fast_decode=fast_decode, exif_rotation=exif_rotation
+        )
     from transformers import AutoModelForImageTextToText
 
     processor = load_processor(resolved, config, name)
@@ -47,7 +55,12 @@ def load_captioner(
     )
     complete_settings(processor, loaded)
     return TransformersCaptioner(
-        loaded.to(place).eval(), processor, name=name, instruction=instruction, fast_decode=fast_decode
+        loaded.to(place).eval(),
+        processor,
+        name=name,
+        instruction=instruction,
+        fast_decode=fast_decode,
+        exif_rotation=exif_rotation,
     )
 
 

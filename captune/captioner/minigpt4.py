@@ -13,8 +13,7 @@ from torch import Tensor
 from captune.captioner.fast import FastDecoder
 from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner, Picture
-from captune.captioner.pictures import as_rgb
-from captune.data.images import to_pixels
+from captune.data.images import read_picture, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions
 from captune.decoding.stream import stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor
@@ -31,10 +30,17 @@ class MiniGPT4Captioner(Captioner):
         name: what it was loaded from.
         instruction: what is asked of an image; by default what the model was tuned with.
         fast_decode: decode JPEG files with libjpeg-turbo and torch.
+        exif_rotation: turn images upright as their EXIF data say; the original does not.
     """
 
     def __init__(
-        self, model: MiniGPT4, *, name: str = "model", instruction: str | None = None, fast_decode: bool = False
+        self,
+        model: MiniGPT4,
+        *,
+        name: str = "model",
+        instruction: str | None = None,
+        fast_decode: bool = False,
+        exif_rotation: bool = True,
     ) -> None:
         if model.processor is None:
             raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
@@ -47,11 +53,15 @@ class MiniGPT4Captioner(Captioner):
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"
+        self._exif = exif_rotation
+        if exif_rotation:
+            # Earlier releases showed images as stored, and had no mark for it.
+            self.fingerprint += "-upright"
 
     def prepare(self, picture: Picture, name: str = "") -> NDArray[np.float32]:
         """(3, S, S) float32 pixels, as the original's deterministic transform makes them."""
-        made = None if self._fast is None else self._fast.square(picture, self._size)
-        return to_pixels(as_rgb(picture, name), self._size) if made is None else made
+        made = None if self._fast is None else self._fast.square(picture, self._size, exif=self._exif)
+        return to_pixels(read_picture(picture, name, exif=self._exif), self._size) if made is None else made
 
     def generate(
         self,

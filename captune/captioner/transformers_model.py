@@ -19,7 +19,7 @@ from captune.captioner.generation import Observer, caption_ends, reset_decoding,
 from captune.captioner.identity import sampled_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
-from captune.captioner.pictures import as_rgb
+from captune.data.images import read_picture
 from captune.decoding import Caption, DecodingOptions
 from captune.decoding.backoff import in_batches, is_out_of_memory
 from captune.decoding.reference import Draws
@@ -42,6 +42,7 @@ class TransformersCaptioner(Captioner):
         instruction: what is asked of an image; by default what the family's documentation asks, captune's default
             instruction, or nothing where the model captions a picture without words.
         fast_decode: decode JPEG files with libjpeg-turbo.
+        exif_rotation: turn images upright as their EXIF data say.
 
     Raises:
         WeightsError: the tokenizer has neither padding nor an end of text.
@@ -55,6 +56,7 @@ class TransformersCaptioner(Captioner):
         name: str = "model",
         instruction: str | None = None,
         fast_decode: bool = False,
+        exif_rotation: bool = True,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -73,6 +75,9 @@ class TransformersCaptioner(Captioner):
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"
+        self._exif = exif_rotation
+        if not exif_rotation:
+            self.fingerprint += "-stored"
 
     @property
     def follows_instructions(self) -> bool:
@@ -80,9 +85,9 @@ class TransformersCaptioner(Captioner):
         return self.instruction is not None and self.inputs.question is None
 
     def prepare(self, picture: Picture, name: str = "") -> Image.Image:
-        """An upright RGB image: unlike the original MiniGPT-4, these models are shown images as EXIF turns them."""
-        made = None if self._fast is None else self._fast.image(picture)
-        return as_rgb(picture, name, exif=True) if made is None else made
+        """An RGB image."""
+        made = None if self._fast is None else self._fast.image(picture, exif=self._exif)
+        return read_picture(picture, name, exif=self._exif) if made is None else made
 
     def prompt(self, instruction: str | None = None) -> str | None:
         """The text that the processor gets with every image; None where the model is asked nothing."""

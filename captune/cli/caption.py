@@ -79,6 +79,10 @@ def caption(
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode JPEG faster, at most one grey level apart.")
     ] = False,
+    exif_rotation: Annotated[
+        bool,
+        typer.Option(help="Turn images upright as the camera noted in EXIF; the original MiniGPT-4 does not."),
+    ] = True,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Decode with compiled steps of one shape; for long jobs on a GPU.")
     ] = False,
@@ -102,6 +106,8 @@ def caption(
 
     part_number, parts = _part(part)
     found = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
+    if others := found.left_out.sentence():
+        typer.echo(f"{others}.", err=True)
     if found.repeated:
         typer.echo(f"{found.repeated:,} images were named more than once; they are captioned once.", err=True)
     one_file = out is not None and out.suffix in (".jsonl", ".parquet") and not out.is_dir()
@@ -152,6 +158,7 @@ def caption(
             device=device,
             instruction=instruction,
             fast_decode=fast_decode,
+            exif_rotation=exif_rotation,
         )
         captioner = load()
         if compiled and not isinstance(captioner, MiniGPT4Captioner):

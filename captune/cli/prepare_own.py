@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from captune.cli.importing import Options, import_rows
 from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Strict
 
 if TYPE_CHECKING:
+    from captune.data.left_out import LeftOut
     from captune.data.table import Columns
     from captune.data.text import Reading
 
@@ -79,9 +82,9 @@ def folder(
     from captune.data.folder import FolderReading
 
     reading = FolderReading(source, split=split)
-    import_rows(
-        reading.rows(), source, reading, (), Options(out, source, check_images, strict, as_json, problems, overwrite)
-    )
+    options = Options(out, source, check_images, strict, as_json, problems, overwrite)
+    with _announced(reading.left_out):
+        import_rows(reading.rows(), source, reading, (), options)
 
 
 def hf(
@@ -144,9 +147,19 @@ def webdataset(
     target = _target(out, images)
     reading = WebDatasetReading(source, EmbeddedImages(target), split=split)
     target.mkdir(parents=True, exist_ok=True)
-    import_rows(
-        reading.rows(), source, reading, (), Options(out, target, check_images, strict, as_json, problems, overwrite)
-    )
+    options = Options(out, target, check_images, strict, as_json, problems, overwrite)
+    with _announced(reading.left_out, "member"):
+        import_rows(reading.rows(), source, reading, (), options)
+
+
+@contextmanager
+def _announced(left_out: LeftOut, what: str = "file") -> Iterator[None]:
+    """Say on stderr what was not read, also where the import fails."""
+    try:
+        yield
+    finally:
+        if sentence := left_out.sentence(what):
+            typer.echo(f"{sentence}.", err=True)
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:

@@ -61,6 +61,9 @@ class DataConfig(_Section):
     """Train on the first so many images only; null is all."""
     evaluate_images: int | None = Field(None, gt=1)
     """Evaluate on the first so many images only; null is all."""
+    exif_rotation: bool | None = None
+    """Turn images upright as the camera noted in EXIF; null is true, but false under protocol slides, as the original
+    reads images as they are stored."""
     features: Path | None = None
     """Folder where the towers' output is kept for all runs; null is `features` beside the training manifest."""
 
@@ -211,6 +214,13 @@ class RunConfig(_Section):
                 "slides may; set evaluate.protocol to slides, or leave them out"
             )
         return self
+
+    @property
+    def exif_rotation(self) -> bool:
+        """Whether images are turned upright as their EXIF data say."""
+        if self.data.exif_rotation is not None:
+            return self.data.exif_rotation
+        return self.evaluate.protocol != "slides"
 
     @property
     def evaluation_manifest(self) -> Path:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from captune.data.images import IMAGE_SUFFIXES
+from captune.data.formats import is_image_name
 from captune.data.importing import Row
+from captune.data.left_out import LeftOut
 from captune.data.problems import Problem
 from captune.data.text import Reading, decode_line, raw_lines
 from captune.errors import DataError
@@ -22,6 +23,9 @@ class FolderReading:
         folder: searched with its subfolders; links to folders are not followed, so loops cannot arise.
         split: what the images are given.
 
+    Attributes:
+        left_out: the files that are not read, once the rows were.
+
     Raises:
         DataError: there is no such folder.
     """
@@ -30,6 +34,7 @@ class FolderReading:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"there is no folder '{folder}'.")
+        self.left_out = LeftOut()
         self._split = split
         self._done = 0
         self._total = 1
@@ -63,8 +68,9 @@ class FolderReading:
     def _images(self) -> Iterator[str]:
         """Paths of the images relative to the folder, with `/`."""
         for parent, _, names in os.walk(self.folder, onerror=refuse_unread):
+            self.left_out.add_folder(names)
             for name in names:
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                if is_image_name(name):
                     yield (Path(parent) / name).relative_to(self.folder).as_posix()
 
 

@@ -1,39 +1,47 @@
-"""Image files in, RGB pixels out: the pixels of the original MiniGPT-4, and a sentence for every bad file.
+"""Image files in, RGB pixels out: the one decoder of every command, and a sentence for every bad file.
 
-What is exact: the original reads every image with `Image.open(path).convert("RGB")`, so CMYK, palette, grey
-and alpha images look here as they look there (alpha is dropped, not blended), of an animation the first frame
-is taken, and the rotation that a camera noted in EXIF is ignored unless it is asked for.
-What differs on purpose: grey images of 16 bits are scaled to 8 bits (the original clips them to white), and
-files that Pillow would hand to an interpreter (EPS, WMF) are refused.
+Images come upright, as the camera noted in EXIF, unless they are asked for as stored. The original MiniGPT-4 reads
+every image with `Image.open(path).convert("RGB")`, which ignores that rotation; otherwise 8-bit images look here as
+they look there: CMYK, palette and grey are converted by Pillow, alpha is dropped and not blended, of an animation the
+first frame is taken. `captune.data.formats` says which files are opened, `captune.data.modes` how deeper pixels are
+scaled.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
-from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from captune.data.formats import open_image
+from captune.data.modes import is_turned, to_rgb, upright
 from captune.errors import DataError
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
+    "Picture",
+    "as_list",
     "check_image",
     "decode_image",
+    "has_rotation",
+    "image_size",
     "load_image",
+    "read_picture",
     "reduced_image",
     "to_pixels",
 ]
 
 PathLike: TypeAlias = str | os.PathLike[str]
+
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+"""An image: a path, the bytes of a file, a Pillow image, or (H, W, 3) or (H, W) uint8 values."""
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 """Mean of red, green and blue in CLIP's training images, on the scale 0-1 (`BlipImageProcessor`)."""
@@ -44,20 +52,46 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 # (3, 256): what each of the 256 values of a channel becomes; looking up is faster than computing, and equal.
 _NORMALISED = (np.arange(256, dtype=np.float32) / np.float32(255) - CLIP_MEAN[:, None]) / CLIP_STD[:, None]
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused: a small file can unfold into gigabytes. Equals Pillow's own warning limit."""
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
-)
-"""Endings, in lower case, of files taken for images where a folder is listed."""
-
-_INTERPRETED = frozenset({"EPS", "WMF"})
+_PNG_NOTES = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def load_image(path: PathLike, *, exif: bool = False) -> Image.Image:
-    """Read an image file as the original does.
+def read_picture(picture: Picture, name: str = "", *, exif: bool = True) -> Image.Image:
+    """An image in any form, in mode RGB.
+
+    Args:
+        picture: a path, the bytes of a file, a Pillow image, or an array.
+        name: what error messages call it; by default its path.
+        exif: turn it upright as its EXIF data say. The original MiniGPT-4 does not.
+
+    Returns:
+        the image in mode RGB, fully decoded.
+
+    Raises:
+        DataError: it cannot be read; the message says why.
+    """
+    if isinstance(picture, bytes):
+        return decode_image(io.BytesIO(picture), name or "given", exif=exif)
+    if isinstance(picture, Image.Image):
+        return _finished(picture, name or "given", exif)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
+            raise DataError(
+                f"An image array has shape {picture.shape} and type {picture.dtype}; expected (height, width, 3) uint8."
+            )
+        return Image.fromarray(picture).convert("RGB")
+    return load_image(picture, exif=exif)
+
+
+def as_list(pictures: Any) -> tuple[list[Any], bool]:
+    """Images as a list, and whether only one was given."""
+    one = isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
+    one = one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
+    return ([pictures] if one else list(pictures)), one
+
+
+def load_image(path: PathLike, *, exif: bool = True) -> Image.Image:
+    """Read an image file.
 
     Args:
         path: the file.
@@ -73,7 +107,7 @@ def load_image(path: PathLike, *, exif: bool = False) -> Image.Image:
         return decode_image(stream, str(path), exif=exif)
 
 
-def decode_image(stream: IO[bytes], name: str, *, exif: bool = False) -> Image.Image:
+def decode_image(stream: IO[bytes], name: str, *, exif: bool = True) -> Image.Image:
     """Read an image from an open binary stream (a tar member, an upload); see `load_image`.
 
     Args:
@@ -87,13 +121,7 @@ def decode_image(stream: IO[bytes], name: str, *, exif: bool = False) -> Image.I
     Raises:
         DataError: not an image, truncated, broken or too large.
     """
-    image, _ = _decode(stream, name)
-    try:
-        return _to_rgb(ImageOps.exif_transpose(image) if exif else image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _undecodable(name, error) from error
+    return _finished(_decode(stream, name)[0], name, exif)
 
 
 def check_image(path: PathLike) -> tuple[int, int]:
@@ -114,13 +142,14 @@ def check_image(path: PathLike) -> tuple[int, int]:
         return _decode(stream, str(path), draft=1)[1]
 
 
-def reduced_image(stream: IO[bytes], name: str, least: int) -> Image.Image:
+def reduced_image(stream: IO[bytes], name: str, least: int, *, exif: bool = True) -> Image.Image:
     """Read an image for a purpose that needs few pixels: a JPEG is decoded at an eighth, quarter or half of its size.
 
     Args:
         stream: seekable, at its start.
         name: what error messages call it.
         least: pixels on a side that are enough; other formats, and smaller images, come in their own size.
+        exif: turn the image upright as its EXIF data say.
 
     Returns:
         the image in mode RGB.
@@ -128,13 +157,45 @@ def reduced_image(stream: IO[bytes], name: str, least: int) -> Image.Image:
     Raises:
         DataError: as in `load_image`.
     """
-    image, _ = _decode(stream, name, draft=least)
+    return _finished(_decode(stream, name, draft=least)[0], name, exif)
+
+
+def image_size(stream: IO[bytes], name: str, *, most_pixels: int | None = None) -> tuple[int, int]:
+    """Width and height by the header alone, after the limits that are checked before decoding.
+
+    Args:
+        stream: seekable, at its start.
+        name: what error messages call it.
+        most_pixels: the limit, by default that of decoding.
+
+    Raises:
+        ImageTooLargeError: it has more pixels.
+        DataError: it is no image that is read, or its header is broken.
+    """
     try:
-        return _to_rgb(image)
+        return open_image(stream, name, most_pixels=most_pixels).size
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # on broken headers Pillow's readers raise nearly anything
+        raise _undecodable(stream, name, error) from error
+
+
+def has_rotation(path: PathLike) -> bool:
+    """Whether EXIF notes a rotation or reflection of an image file; False for one that cannot be read."""
+    try:
+        with _open_file(path) as stream:
+            image = open_image(stream, str(path))
+            if image.format == "PNG":
+                # Pillow decodes a whole PNG to see whether EXIF data follow the pixels.
+                stream.seek(0)
+                data = stream.read()
+                if not any(mark in data for mark in _PNG_NOTES):
+                    return False
+            return is_turned(image)
     except MemoryError:
         raise
-    except Exception as error:
-        raise _undecodable(name, error) from error
+    except Exception:  # whoever decodes the file says what is wrong with it
+        return False
 
 
 def to_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
@@ -151,7 +212,7 @@ def to_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
     Returns:
         (3, S, S) float32, contiguous.
     """
-    square = np.asarray(_to_rgb(image).resize((size, size), Image.Resampling.BICUBIC))
+    square = np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC))
     pixels = np.empty((3, size, size), dtype=np.float32)
     for channel in range(3):
         np.take(_NORMALISED[channel], square[..., channel], out=pixels[channel], mode="clip")
@@ -176,52 +237,39 @@ def _open_file(path: PathLike) -> IO[bytes]:
 def _decode(stream: IO[bytes], name: str, *, draft: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """Load the first frame and its stored size; a JPEG comes out up to eight times smaller, `draft` pixels at least."""
     try:
-        image = Image.open(stream)
-        width, height = image.size
-        if image.format in _INTERPRETED:
-            raise DataError(f"the image '{name}' is of type {image.format}, which is not read; make it a PNG.")
-        if width * height > MAX_PIXELS:
-            raise _too_large(name, f"{width} x {height} pixels")
-        if draft is not None and image.format == "JPEG":
+        image = open_image(stream, name)
+        size = image.size
+        if draft is not None and image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (draft, draft))
         image.load()
     except (DataError, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, f"more than {MAX_PIXELS} pixels") from error
     except OSError as error:
         if error.errno in _MACHINE_FAULTS:
             raise
-        raise _undecodable(name, error) from error
+        raise _undecodable(stream, name, error) from error
     except Exception as error:  # on broken files Pillow's decoders raise nearly anything
-        raise _undecodable(name, error) from error
-    return image, (width, height)
+        raise _undecodable(stream, name, error) from error
+    return image, size
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB as `Image.convert` makes it, but for grey images deeper than 8 bits, which are scaled."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or values.max() > 255:
-            values >>= 8
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("P", "PA"):
-        # The same colours as in one step, without Pillow's warning about transparency in bytes.
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+def _finished(image: Image.Image, name: str, exif: bool) -> Image.Image:
+    """A loaded image in mode RGB, upright if that is asked."""
+    try:
+        rgb = to_rgb(image)
+        # The mode first: its conversion looks at tags that a turned copy no longer has.
+        return upright(image, rgb) if exif else rgb
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _undecodable(None, name, error) from error
 
 
-def _undecodable(name: str, error: Exception) -> DataError:
+def _undecodable(stream: IO[bytes] | None, name: str, error: Exception) -> DataError:
     """One sentence for a file that no decoder could read to its end."""
-    if Path(name).is_file() and Path(name).stat().st_size == 0:
+    if stream is not None and not stream.closed and stream.seek(0, io.SEEK_END) == 0:
         return DataError(f"cannot decode the image '{name}': the file is empty.")
     if isinstance(error, UnidentifiedImageError):
-        return DataError(f"cannot decode the image '{name}': it is no image file that Pillow knows.")
+        return DataError(f"cannot decode the image '{name}': it is no image file that captune reads.")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return DataError(f"cannot decode the image '{name}': {reason}.")
-
-
-def _too_large(name: str, size: str) -> DataError:
-    return DataError(f"the image '{name}' has {size}, and the limit is {MAX_PIXELS}; make it smaller.")

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captune.data.embedded import MAX_IMAGE, EmbeddedImages
-from captune.data.images import IMAGE_SUFFIXES
+from captune.data.embedded import EmbeddedImages
+from captune.data.formats import is_image_name
 from captune.data.importing import Row
+from captune.data.left_out import LeftOut, is_companion
 from captune.data.manifest import check_image_name
 from captune.data.problems import Problem
+from captune.data.tars import MAX_MEMBER, open_tar, too_large
 from captune.data.text import MAX_LINE, parse_json
 from captune.errors import DataError
 
@@ -48,6 +50,9 @@ class WebDatasetReading:
         embedded: where the images are written to.
         split: what the images are given.
 
+    Attributes:
+        left_out: the members that are not read, once the rows were.
+
     Raises:
         DataError: no such file, or a folder without tars.
     """
@@ -55,6 +60,7 @@ class WebDatasetReading:
     def __init__(self, source: str | os.PathLike[str], embedded: EmbeddedImages, *, split: str = "train") -> None:
         self._source = Path(source)
         self._embedded = embedded
+        self.left_out = LeftOut()
         self._split = split
         if self._source.is_dir():
             found = (path for path in self._source.iterdir() if re.search(r"\.tar(\.\w+)?$|\.tgz$", path.name))
@@ -89,7 +95,7 @@ class WebDatasetReading:
             with open(path, "rb") as file:
                 self._open = file
                 try:
-                    with tarfile.open(fileobj=file, mode="r|*") as tar:
+                    with open_tar(file) as tar:
                         yield from self._of_tar(tar, str(path))
                 except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
                     if isinstance(error, OSError) and error.errno is not None:
@@ -123,14 +129,14 @@ class WebDatasetReading:
 
     def _take(self, sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> None:
         """Add what a member holds; a member of another kind is passed over."""
-        is_image = ending in IMAGE_SUFFIXES
+        # Of `a.seg.png`, webdataset's ending is all that follows the first dot: it is no picture of the sample.
+        is_image = ending.count(".") == 1 and is_image_name(f"_{ending}")
         if not is_image and ending not in (".txt", ".json"):
+            if not is_companion(ending):
+                self.left_out.add(member.name)
             return
-        limit = MAX_IMAGE if is_image else MAX_LINE
-        if member.size > limit:
-            sample.problem = (
-                f"the member '{member.name}' has {member.size >> 20} MB, and {limit >> 20} MB is the limit."
-            )
+        if reason := too_large(member, MAX_MEMBER if is_image else MAX_LINE):
+            sample.problem = reason
             return
         stream = tar.extractfile(member)
         data = b"" if stream is None else stream.read()

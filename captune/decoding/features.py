@@ -27,6 +27,7 @@ def encode_images(
     *,
     batch_size: int = 32,
     workers: int = 2,
+    exif_rotation: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Features of image files.
@@ -36,6 +37,7 @@ def encode_images(
         paths: N files.
         batch_size: images encoded at once.
         workers: threads that decode images meanwhile.
+        exif_rotation: turn images upright as their EXIF data say.
         on_progress: called with (done, N) after each batch.
 
     Returns:
@@ -47,7 +49,8 @@ def encode_images(
     weight = model.vision.embeddings.patch_embedding.weight
     features = torch.empty(len(paths), model.config.image_tokens, model.config.feature_size, dtype=weight.dtype)
     done = 0
-    for pixels in _pixel_batches(paths, int(model.config.vision_config.image_size), batch_size, workers):
+    size = int(model.config.vision_config.image_size)
+    for pixels in _pixel_batches(paths, size, batch_size, workers, exif_rotation):
         encoded = model.encode_features(pixels.to(weight.device, weight.dtype))
         features[done : done + len(encoded)] = encoded
         done += len(encoded)
@@ -56,11 +59,13 @@ def encode_images(
     return features
 
 
-def _pixel_batches(paths: Sequence[Path], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+def _pixel_batches(
+    paths: Sequence[Path], size: int, batch_size: int, workers: int, exif_rotation: bool
+) -> Iterator[Tensor]:
     """Decoded batches in order; Pillow lets go of the interpreter while it decodes, so threads are enough."""
 
     def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return to_pixels(load_image(path), size)
+        return to_pixels(load_image(path, exif=exif_rotation), size)
 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), batch_size):

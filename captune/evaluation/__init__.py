@@ -6,6 +6,14 @@ tensors are swapped. Every checkpoint captions the same images, and the referenc
 
 from captune.evaluation.checkpoints import evaluate_checkpoints
 from captune.evaluation.models import evaluate_models
-from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options
+from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options, exif_mark
 
-__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "evaluate_checkpoints", "evaluate_models"]
+__all__ = [
+    "PRETRAINED",
+    "Evaluation",
+    "checkpoint_name",
+    "decoding_options",
+    "evaluate_checkpoints",
+    "evaluate_models",
+    "exif_mark",
+]

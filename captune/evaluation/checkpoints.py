@@ -69,14 +69,17 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         def generate(places: list[int]) -> list[Caption]:
             return evaluation.caption(model, features()[places], captioned)
 
-        captions = evaluation.cached(MiniGPT4Captioner(model).fingerprint, config.model.instruction, generate)
+        captioner = MiniGPT4Captioner(model, exif_rotation=config.exif_rotation)
+        captions = evaluation.cached(captioner.fingerprint, config.model.instruction, generate)
         row = evaluation.add(epoch, captions)
         tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
 
     @cache
     def features() -> StoredFeatures:
         files, root = evaluation.image_files, store_root(config)
-        stored = features_of(config.model, files, root, Alone(device), on_progress=encoded)
+        stored = features_of(
+            config.model, files, root, Alone(device), exif_rotation=config.exif_rotation, on_progress=encoded
+        )
         return stored.all_whole("evaluation images")
 
     evaluate(None)
@@ -92,7 +95,7 @@ def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str
         def compared(done: int, count: int, name: str = path) -> None:
             tell({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
 
-        captioner = Captioner.from_pretrained(path, dtype=config.model.dtype)
+        captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, exif_rotation=config.exif_rotation)
         asked = evaluation.instruction_for(captioner)
         captions = evaluation.caption_with(captioner, asked, compared)
         row = evaluation.add(None, captions, name=_row_name(path), instruction=asked)

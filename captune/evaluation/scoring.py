@@ -27,7 +27,7 @@ from captune.protocols import EvaluationSet
 from captune.report.record import CheckpointScores, RunScores, write_scores
 from captune.report.thumbnails import write_thumbnails
 
-__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options"]
+__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,13 @@ def decoding_options(config: RunConfig) -> DecodingOptions:
         batch_size=config.evaluate.batch_size,
         compiled=config.evaluate.compile,
     )
+
+
+def exif_mark(config: RunConfig, chosen: EvaluationSet) -> str | None:
+    """What a signature says of rotated images: nothing where EXIF notes no rotation, which changes nothing."""
+    if not chosen.has_rotated_images:
+        return None
+    return "upright" if config.exif_rotation else "stored"
 
 
 class Evaluation:
@@ -77,6 +84,7 @@ class Evaluation:
             prompt=config.model.instruction,
             decoding=str(self._options),
             protocol=chosen.protocol,
+            exif=exif_mark(config, chosen),
             leak=chosen.leak is not None,
         )
 
@@ -233,7 +241,9 @@ class Evaluation:
         if len(self.rows) == 1:
             _write_json(folder / "captions" / f"{self.chosen.name}-references.json", self._annotations())
             ids = (image.id for image in self.chosen.images)
-            write_thumbnails(folder, dict(zip(ids, self.image_files, strict=True)))
+            write_thumbnails(
+                folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
+            )
         write_scores(self.run_scores(), folder)
 
     def run_scores(self) -> RunScores:

@@ -43,6 +43,7 @@ def encode_missing(
     places: Sequence[int],
     *,
     batch_size: int = 32,
+    exif_rotation: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Broken]:
     """Make and store features.
@@ -54,6 +55,7 @@ def encode_missing(
         store: receives the features.
         places: which of the files.
         batch_size: images encoded at once.
+        exif_rotation: turn images upright as their EXIF data say.
         on_progress: called with the number of images that are done.
 
     Returns:
@@ -82,7 +84,7 @@ def encode_missing(
 
     def pixels_of(place: int) -> NDArray[np.float32] | DataError:
         try:
-            return to_pixels(load_image(files[place]), size)
+            return to_pixels(load_image(files[place], exif=exif_rotation), size)
         except DataError as error:
             return error
 

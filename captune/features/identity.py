@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from captune.weights.files import TOWERS, stored_tensors, weight_files
 __all__ = ["TowerIdentity", "tower_identity"]
 
 FORMAT = 1
+UPRIGHT = "-upright"
+"""Ends the name of a transform that turns images as EXIF says; earlier releases showed all images as stored."""
+
 _SETTINGS = ("vision_config", "qformer_config", "query_tokens", "patches_per_token", "vision_norm_eps", "pixel_mean")
 _IRRELEVANT = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
 
@@ -61,18 +64,26 @@ class TowerIdentity:
         }
 
     @property
+    def as_stored(self) -> TowerIdentity:
+        """The same towers on images that are not turned."""
+        return replace(self, transform=self.transform.removesuffix(UPRIGHT))
+
+    @property
     def key(self) -> str:
         """16 hexadecimal digits, the folder's name."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def tower_identity(config: ModelConfig, device: torch.device, root: Path) -> TowerIdentity:
+def tower_identity(
+    config: ModelConfig, device: torch.device, root: Path, *, exif_rotation: bool = True
+) -> TowerIdentity:
     """The identity of the features that a configuration's model makes, without loading it.
 
     Args:
         config: which model, in which number format.
         device: where it would run; decides the number format.
         root: folder of the store, where hashes of large files are remembered.
+        exif_rotation: whether images are turned upright as their EXIF data say.
 
     Raises:
         WeightsError: the model is not there or broken.
@@ -83,7 +94,7 @@ def tower_identity(config: ModelConfig, device: torch.device, root: Path) -> Tow
         weights=_weights(config, dtype, root),
         settings=_settings(found),
         # Pillow's resize differs between releases by a grey level.
-        transform=f"bicubic-{found.vision_config.image_size}-pillow-{PIL.__version__}",
+        transform=f"bicubic-{found.vision_config.image_size}-pillow-{PIL.__version__}{UPRIGHT * exif_rotation}",
         dtype=dtype,
         tokens=found.image_tokens,
         width=found.feature_size,

@@ -117,6 +117,7 @@ def features_of(
     together: Together,
     *,
     batch_size: int = 32,
+    exif_rotation: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> StoredImages:
     """Features of image files, in their order; towers are loaded only where some are missing.
@@ -127,6 +128,7 @@ def features_of(
         root: folder of all stores.
         together: this process among those that share the work.
         batch_size: images encoded at once.
+        exif_rotation: turn images upright as their EXIF data say.
         on_progress: called with (done, missing) while towers run.
 
     Raises:
@@ -134,7 +136,7 @@ def features_of(
         DataError: the store is not shared by all machines.
         OSError: the disk is full.
     """
-    identity = tower_identity(config, together.device, root)
+    identity = tower_identity(config, together.device, root, exif_rotation=exif_rotation)
     store = FeatureStore(root, identity)
     found = together.merge(content_ids(together.share(files), root), len(files))
     contents = [_UNREADABLE if isinstance(item, OSError) else item for item in found]
@@ -154,7 +156,15 @@ def features_of(
             together.gather(None)
             store.refresh()
             if places := missing():
-                broken += _encode(config, files, contents, store, places, together, batch_size, on_progress)
+                if exif_rotation and (root / identity.as_stored.key).exists() and store.is_empty:
+                    logger.warning(
+                        "The features in %s are of images as they are stored; images are turned upright now, as EXIF "
+                        "says, and are encoded again (data.exif_rotation=false uses those features).",
+                        root,
+                    )
+                broken += _encode(
+                    config, files, contents, store, places, together, batch_size, exif_rotation, on_progress
+                )
                 store.refresh()
     bad = {contents[item.place] for item in broken}
     broken += [Broken(place, _reason(files[place])) for place, content in enumerate(contents) if content in bad]
@@ -178,6 +188,7 @@ def _encode(
     missing: list[int],
     together: Together,
     batch_size: int,
+    exif_rotation: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[Broken]:
     """Make this process's share of what is missing; the towers are let go of afterwards."""
@@ -190,7 +201,16 @@ def _encode(
             if on_progress is not None:
                 on_progress(done, len(mine))
 
-        broken = encode_missing(model, files, contents, store, mine, batch_size=batch_size, on_progress=progress)
+        broken = encode_missing(
+            model,
+            files,
+            contents,
+            store,
+            mine,
+            batch_size=batch_size,
+            exif_rotation=exif_rotation,
+            on_progress=progress,
+        )
         del model
         gc.collect()
         if together.device.type == "cuda":

@@ -97,6 +97,11 @@ class FeatureStore:
         self._keys, first = np.unique(np.concatenate(keys), return_index=True)
         self._places = np.concatenate(places)[first]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no features."""
+        return not self._shards
+
     def used(self, contents: Sequence[bytes]) -> list[str]:
         """Names of the shards that hold some images' features."""
         found = self._find(contents)

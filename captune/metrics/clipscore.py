@@ -13,13 +13,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captune.errors import MetricInputError, MissingExtraError, WeightsError
+from captune.errors import DataError, MetricInputError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -189,15 +188,9 @@ def _tensor(output: Any) -> torch.Tensor:
 
 
 def _decode(picture: str | os.PathLike[str] | Image) -> Image:
-    from PIL import Image as PillowImage
-    from PIL import UnidentifiedImageError
+    from captune.data.images import read_picture
 
-    if isinstance(picture, PillowImage.Image):
-        return picture.convert("RGB")
     try:
-        with PillowImage.open(Path(picture)) as opened:
-            return opened.convert("RGB")  # as stored: the original does not turn pictures either
-    except FileNotFoundError:
-        raise MetricInputError(f"There is no picture '{picture}'.") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise MetricInputError(f"The picture '{picture}' cannot be read ({error}).") from None
+        return read_picture(picture)
+    except DataError as error:
+        raise MetricInputError(f"CLIPScore: {error}") from error

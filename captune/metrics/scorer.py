@@ -41,6 +41,7 @@ class Scorer:
         prompt: the prompt's text, which stands in the signature as a hash.
         decoding: how captions were decoded.
         protocol: the evaluation protocol.
+        exif: "upright" or "stored", where EXIF notes a rotation of some images.
         leak: marks the numbers as LEAK.
         jobs: how many processes work at most; fewer do where more would not pay.
 
@@ -61,6 +62,7 @@ class Scorer:
         prompt: str | None = None,
         decoding: str | None = None,
         protocol: str | None = None,
+        exif: str | None = None,
         leak: bool = False,
         jobs: int = 1,
     ) -> None:
@@ -74,6 +76,7 @@ class Scorer:
             "prompt": prompt,
             "decoding": decoding,
             "protocol": protocol,
+            "exif": exif,
             "leak": leak,
             "jobs": jobs,
         }
@@ -128,6 +131,7 @@ class Scorer:
             prompt=None if options["prompt"] is None else prompt_hash(options["prompt"]),
             dec=options["decoding"],
             proto=options["protocol"],
+            exif=options["exif"],
             leak=options["leak"],
         )
 

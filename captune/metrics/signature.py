@@ -10,6 +10,24 @@ from captune.errors import MetricInputError
 __all__ = ["Signature", "prompt_hash"]
 
 
+_ORDER = (
+    "data",
+    "split",
+    "n",
+    "refs",
+    "tok",
+    "cider",
+    "meteor",
+    "spice",
+    "clip",
+    "prompt",
+    "dec",
+    "proto",
+    "exif",
+    "v",
+)
+
+
 def prompt_hash(prompt: str) -> str:
     """The first 8 hexadecimal digits of a prompt's SHA-256, which stand for it in a signature."""
     import hashlib  # nobody who only scores should wait for it
@@ -36,6 +54,7 @@ class Signature:
         prompt: `prompt_hash` of the prompt.
         dec: how captions were decoded, as in "beam5" or "greedy".
         proto: the evaluation protocol.
+        exif: "upright" or "stored": how images were shown of which EXIF notes a rotation; None where there are none.
         v: captune's version.
         leak: the test images were seen in training, or its references were changed; prints as LEAK.
     """
@@ -52,6 +71,7 @@ class Signature:
     prompt: str | None = None
     dec: str | None = None
     proto: str | None = None
+    exif: str | None = None
     v: str = __version__
     leak: bool = False
 
@@ -64,8 +84,7 @@ class Signature:
                 )
 
     def __str__(self) -> str:
-        order = ("data", "split", "n", "refs", "tok", "cider", "meteor", "spice", "clip", "prompt", "dec", "proto", "v")
-        parts = [f"{name}:{getattr(self, name)}" for name in order if getattr(self, name) is not None]
+        parts = [f"{name}:{getattr(self, name)}" for name in _ORDER if getattr(self, name) is not None]
         return "|".join([*parts, "LEAK"] if self.leak else parts)
 
     @classmethod

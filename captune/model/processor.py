@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
-from captune.data.images import load_image, to_pixels
+from captune.data.images import Picture, as_list, read_picture, to_pixels
 from captune.errors import DataError
 from captune.model.prompt import Conversation, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
@@ -27,8 +24,7 @@ __all__ = ["DEFAULT_INSTRUCTION", "ImageLike", "MiniGPT4Processor"]
 IGNORED = -100
 DEFAULT_INSTRUCTION = "Describe this image in detail."
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-"""An image: a path, a Pillow image, or (H, W, 3) or (H, W) uint8 values."""
+ImageLike = Picture
 
 
 class MiniGPT4Processor:
@@ -160,14 +156,14 @@ class MiniGPT4Processor:
         Raises:
             DataError: an image cannot be read; names the file.
         """
-        return torch.from_numpy(np.stack([to_pixels(_open(image), self.image_size) for image in self.listed(images)]))
+        return torch.from_numpy(
+            np.stack([to_pixels(read_picture(image), self.image_size) for image in self.listed(images)])
+        )
 
     @staticmethod
     def listed(given: Any) -> list[Any]:
         """One thing as a list of one; an array is one image unless it has a fourth dimension."""
-        if isinstance(given, (str, os.PathLike, Image.Image)) or (isinstance(given, np.ndarray) and given.ndim < 4):
-            return [given]
-        return list(given)
+        return as_list(given)[0]
 
     def pad(self, rows: Sequence[TokenSequence], *, left: bool = False) -> dict[str, Tensor]:
         """Rows of different length as one batch.
@@ -206,15 +202,3 @@ class MiniGPT4Processor:
     def before_end(self, ids: Sequence[int]) -> Sequence[int]:
         """The ids of an answer in front of the first one that ends it."""
         return ids[: next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))]
-
-
-def _open(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
-            raise DataError(
-                f"An image array has shape {image.shape} and type {image.dtype}; expected (height, width, 3) uint8."
-            )
-        return Image.fromarray(image)
-    return load_image(image)

@@ -7,10 +7,12 @@ import os
 import random
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from captune.config import RunConfig
-from captune.data.manifest import Sample, read_manifest
+from captune.data.images import has_rotation
+from captune.data.manifest import Sample, read_manifest, resolve_image
 from captune.errors import DataError
 from captune.events import Listener
 from captune.protocols.guard import image_files, leak_reason
@@ -46,6 +48,11 @@ class EvaluationSet:
     references: dict[str, list[str]]
     leak: str | None = None
     rules: Protocol = field(default_factory=lambda: load_protocol("karpathy"))
+
+    @cached_property
+    def has_rotated_images(self) -> bool:
+        """Whether EXIF notes a rotation of some image."""
+        return any(has_rotation(resolve_image(self.manifest, image.image)) for image in self.images)
 
     def reply(self, text: str) -> str:
         """A generated text as it is scored."""

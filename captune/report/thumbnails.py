@@ -8,9 +8,15 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from captune.data.images import image_size, reduced_image
+from captune.errors import DataError
 from captune.report.files import write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["EMBEDDED_BYTES", "embedded_thumbnails", "thumbnail_path", "write_thumbnails"]
 
@@ -34,12 +40,13 @@ def thumbnail_path(run_dir: Path, image: str) -> Path:
     return run_dir / FOLDER / f"{name}.jpg"
 
 
-def write_thumbnails(run_dir: Path, images: Mapping[str, Path]) -> int:
+def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation: bool = True) -> int:
     """Make the small pictures that are not there yet; images that cannot be read are left out.
 
     Args:
         run_dir: the run.
         images: image id -> its file.
+        exif_rotation: turn them upright as their EXIF data say, as the model sees them.
 
     Returns:
         How many were made.
@@ -52,9 +59,8 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path]) -> int:
         path = thumbnail_path(run_dir, image)
         if path.exists():
             continue
-        with contextlib.suppress(OSError, ValueError):
-            picture = _small(file.read_bytes(), LONGEST_SIDE, QUALITY)
-            write_whole(path, picture)
+        with contextlib.suppress(OSError, DataError):
+            write_whole(path, _small_picture(file, exif_rotation))
             made += 1
     return made
 
@@ -83,7 +89,7 @@ def embedded_thumbnails(run_dir: Path, images: Iterable[str], budget: int = EMBE
     )
     embedded, used = {}, 0
     for image, data in sources.items():
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, DataError):
             text = base64.b64encode(_small(data, side, quality)).decode("ascii")
             used += len(text)
             if used > budget:
@@ -96,21 +102,29 @@ def _mean_size(sample: Iterable[bytes], side: int, quality: int) -> float:
     """Mean bytes of sample pictures at one size."""
     sizes = []
     for data in sample:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, DataError):
             sizes.append(len(_small(data, side, quality)))
     return sum(sizes) / len(sizes) if sizes else 0.0
 
 
-def _small(data: bytes, side: int, quality: int) -> bytes:
-    """The picture as an RGB JPEG no side of which is longer than `side` pixels."""
-    from PIL import Image
+def _small_picture(file: Path, exif_rotation: bool) -> bytes:
+    """An image file as a JPEG for the run."""
+    with open(file, "rb") as stream:
+        picture = reduced_image(stream, str(file), LONGEST_SIDE, exif=exif_rotation)
+    return _encoded(picture, LONGEST_SIDE, QUALITY)
 
-    with Image.open(io.BytesIO(data)) as opened:
-        if max(opened.size) <= side and opened.format == "JPEG" and len(data) < 200 * side:
-            return data
-        opened.draft("RGB", (side, side))
-        picture = opened.convert("RGB")
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        picture.save(out, "JPEG", quality=quality, optimize=True)
-        return out.getvalue()
+
+def _small(data: bytes, side: int, quality: int) -> bytes:
+    """A picture of the run as an RGB JPEG no side of which is longer than `side` pixels."""
+    if len(data) < 200 * side and max(image_size(io.BytesIO(data), "thumbnail")) <= side:
+        return data
+    return _encoded(reduced_image(io.BytesIO(data), "thumbnail", side), side, quality)
+
+
+def _encoded(picture: Image, side: int, quality: int) -> bytes:
+    from PIL.Image import Resampling
+
+    picture.thumbnail((side, side), Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality, optimize=True)
+    return out.getvalue()

@@ -39,7 +39,9 @@ def run_features(
         if listener is not None and place.is_main:
             listener({"event": "features", "what": what, "done": done, "count": count})
 
-    return features_of(config.model, files, store_root(config), place, on_progress=report)
+    return features_of(
+        config.model, files, store_root(config), place, exif_rotation=config.exif_rotation, on_progress=report
+    )
 
 
 def store_features(config: RunConfig, listener: Listener | None = None) -> FeatureStage:

@@ -20,7 +20,7 @@ from captune.data.corruptions import corrupt
 from captune.data.images import load_image
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, encode_images, generate_captions
-from captune.evaluation import Evaluation, checkpoint_name, decoding_options
+from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark
 from captune.events import Event, Listener
 from captune.metrics import Scorer, Scores
 from captune.metrics.signature import prompt_hash
@@ -113,7 +113,7 @@ def evaluate_matrix(
     for damage in damages:
         place = work.place(sets[0], damage.name, "corruption", [image.id for image in sets[0].images])
         with tempfile.TemporaryDirectory(prefix="captune-damage-") as folder:
-            files = _damaged(sets[0], damage, Path(folder), config.seed)
+            files = _damaged(sets[0], damage, Path(folder), config)
             work.run(files, [place], f"images with {damage.name}")
         places.append(place)
     matrix = work.matrix(places)
@@ -162,6 +162,7 @@ class _Work:
             split=_field(chosen.split),
             decoding=str(decoding_options(self.config)),
             protocol=chosen.protocol,
+            exif=exif_mark(self.config, chosen),
             leak=chosen.leak is not None,
         )
         return _Place(name, kind, chosen, ids, scorer)
@@ -188,7 +189,13 @@ class _Work:
         def encoded(done: int, count: int) -> None:
             self.tell({"event": "features", "what": what, "done": done, "count": count})
 
-        return encode_images(self.model, files, batch_size=self.config.evaluate.batch_size, on_progress=encoded)
+        return encode_images(
+            self.model,
+            files,
+            batch_size=self.config.evaluate.batch_size,
+            exif_rotation=self.config.exif_rotation,
+            on_progress=encoded,
+        )
 
     def _captions(self, features: Tensor, chosen: EvaluationSet, row: Row) -> list[Caption]:
         def captioned(done: int, count: int) -> None:
@@ -254,13 +261,14 @@ def _asked(scores: Scores, instruction: str) -> Scores:
     return Scores(scores.ids, scores.statistics, details)
 
 
-def _damaged(chosen: EvaluationSet, damage: Damage, folder: Path, seed: int) -> list[Path]:
+def _damaged(chosen: EvaluationSet, damage: Damage, folder: Path, config: RunConfig) -> list[Path]:
     """Damaged copies of a set's images, without loss."""
     files = []
     for number, image in enumerate(chosen.images):
-        picture = load_image(resolve_image(chosen.manifest, image.image))
+        picture = load_image(resolve_image(chosen.manifest, image.image), exif=config.exif_rotation)
         files.append(folder / f"{number}.png")
-        corrupt(picture, damage.kind, damage.strength, image_id=image.id, seed=seed).save(files[-1], compress_level=1)
+        damaged = corrupt(picture, damage.kind, damage.strength, image_id=image.id, seed=config.seed)
+        damaged.save(files[-1], compress_level=1)
     return files
 
 

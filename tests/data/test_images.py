@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captune.data import images
+from captune.data import formats
 from captune.data.images import CLIP_MEAN, CLIP_STD, check_image, decode_image, load_image, to_pixels
+from captune.data.modes import to_rgb
 from captune.errors import DataError
 
 
@@ -53,7 +54,7 @@ def test_every_mode_of_eight_bits_looks_as_in_the_original(tmp_path: Path, mode:
     suffix = "tif" if mode in ("CMYK", "YCbCr", "LAB", "I") else "png"
     stored = gradient().convert("L").convert(mode) if mode == "I" else gradient().convert(mode)
     if mode == "HSV":
-        np.testing.assert_array_equal(images._to_rgb(stored), stored.convert("RGB"))
+        np.testing.assert_array_equal(to_rgb(stored), stored.convert("RGB"))
         return
     stored.save(tmp_path / f"a.{suffix}")
     with Image.open(tmp_path / f"a.{suffix}") as image:
@@ -82,12 +83,12 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
 
 
-def test_the_camera_rotation_is_ignored_unless_asked_for(tmp_path: Path) -> None:
+def test_images_come_upright_unless_asked_for_as_stored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     gradient().save(tmp_path / "a.jpg", exif=exif)
-    assert load_image(tmp_path / "a.jpg").size == (48, 32)
-    assert load_image(tmp_path / "a.jpg", exif=True).size == (32, 48)
+    assert load_image(tmp_path / "a.jpg", exif=False).size == (48, 32)
+    assert load_image(tmp_path / "a.jpg").size == (32, 48)
 
 
 def test_checking_says_the_stored_size(jpeg: Path) -> None:
@@ -154,7 +155,7 @@ def test_files_that_are_no_images(tmp_path: Path, read: object) -> None:
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg: Path) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 320 * 200 - 1)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 320 * 200 - 1)
     with pytest.raises(DataError, match="320 x 200 pixels"):
         load_image(jpeg)
     for limit in (40_000, 20_000):  # Pillow warns above its limit and refuses above twice that

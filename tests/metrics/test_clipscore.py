@@ -144,10 +144,10 @@ def test_defects_are_one_sentence(folder: Path, pictures: list[Path], tmp_path: 
         scorer.score(pictures[:2], ["a"])
     with pytest.raises(MetricInputError, match="at least one reference"):
         scorer.score(pictures[:1], ["a"], [[]])
-    with pytest.raises(MetricInputError, match="There is no picture"):
+    with pytest.raises(MetricInputError, match="no such file"):
         scorer.score([tmp_path / "absent.jpg"], ["a"])
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(MetricInputError, match="cannot be read"):
+    with pytest.raises(MetricInputError, match="no image file"):
         scorer.score([tmp_path / "bad.jpg"], ["a"])
     with pytest.raises(MetricInputError, match="cannot be loaded"):
         ClipScorer.from_pretrained(str(tmp_path))

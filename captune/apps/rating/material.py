@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from captune.data.images import IMAGE_SUFFIXES
+from captune.data.formats import is_image_name
 from captune.data.manifest import read_manifest, resolve_image
 from captune.errors import CaptuneError, InputError
 from captune.metrics import score_captions
@@ -197,6 +197,6 @@ def _pictures_in(place: Path, images: Iterable[str]) -> dict[str, Path]:
         return {sample.id: resolve_image(place, sample.image) for sample in read_manifest(place)}
     if not place.is_dir():
         raise InputError(f"{place} does not exist; --pictures takes a manifest or a folder.")
-    files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = [path for path in sorted(place.rglob("*")) if is_image_name(path.name)]
     by_name = {path.stem: path for path in reversed(files)} | {path.name: path for path in reversed(files)}
     return {image: by_name[image] for image in images if image in by_name}

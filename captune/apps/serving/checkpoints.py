@@ -117,7 +117,7 @@ def _load_run(folder: Path) -> ServedModel:
         pretrained.setdefault(name, torch.zeros(shape))
     if any(state.keys() != pretrained.keys() for state in checkpoints.values()):
         raise WeightsError(f"The checkpoints in {folder} trained other tensors than each other; serve them one by one.")
-    captioner = MiniGPT4Captioner(model, name=str(folder))
+    captioner = MiniGPT4Captioner(model, name=str(folder), exif_rotation=config.exif_rotation)
     return ServedModel(captioner, checkpoints, instructions)
 
 

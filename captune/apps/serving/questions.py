@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
-
 from captune.apps.serving.errors import APIError
 from captune.apps.serving.schema import ImagePart, Message
+from captune.data.images import image_size
+from captune.errors import DataError, ImageTooLargeError
 from captune.model.prompt import IMAGE_PLACEHOLDER, PromptLayout
 
 __all__ = ["Dialogue", "ImageLimits", "decode_data_url", "layout_prompt", "read_messages"]
@@ -123,22 +123,11 @@ def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
         APIError: 400 for what is no image, 413 for too many pixels.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            width, height = opened.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        width = height = limits.pixels
-    except UnidentifiedImageError:
-        message = "The image is of no kind that is known; send a JPEG, PNG or WebP."
-        raise APIError(400, message, code="invalid_image", param=where) from None
-    except Exception:  # on broken headers Pillow's readers raise nearly anything
-        raise APIError(400, "The image is broken.", code="invalid_image", param=where) from None
-    if width * height > limits.pixels:
-        raise APIError(
-            413,
-            f"The image has {width} x {height} pixels, and the limit is {limits.pixels:,}; make it smaller.",
-            code="image_too_large",
-            param=where,
-        )
+        image_size(io.BytesIO(data), "of the request", most_pixels=limits.pixels)
+    except ImageTooLargeError as error:
+        raise APIError(413, str(error), code="image_too_large", param=where) from None
+    except DataError as error:
+        raise APIError(400, str(error), code="invalid_image", param=where) from None
 
 
 def _text(

@@ -18,7 +18,7 @@ from captune.data.leaks.fingerprints import VIEWS, Fingerprint
 
 __all__ = ["FingerprintStore", "default_store"]
 
-_VERSION = 2  # counts up when the same file would give another fingerprint, or is known by something else
+_VERSION = 3  # counts up when the same file would give another fingerprint, or is known by something else
 _BATCH = 2000
 
 

@@ -166,8 +166,8 @@ def test_what_is_wrong_has_its_status_and_the_server_lives(ask: Any, server: Any
     cases: list[tuple[Any, dict[str, Any], int, str]] = [
         ("data:image/png;base64,!!!!", {}, 400, "base64 is malformed"),
         ("data:image/png;base64,abc", {}, 400, "base64 is malformed"),
-        ("data:image/png;base64,", {}, 400, "no kind that is known"),
-        ("data:image/png;base64," + base64.b64encode(b"no image").decode(), {}, 400, "no kind that is known"),
+        ("data:image/png;base64,", {}, 400, "the file is empty"),
+        ("data:image/png;base64," + base64.b64encode(b"no image").decode(), {}, 400, "no image file"),
         ("data:image/png,rawbytes", {}, 400, "data:image/jpeg;base64"),
         ("file:///etc/passwd", {}, 400, "data:image/jpeg;base64"),
         (truncated, {}, 400, "cannot decode the image"),

@@ -78,7 +78,7 @@ def test_remote_images_are_fetched_only_where_somebody_may() -> None:
         ([{"role": "system", "content": "only"}], "begin and end"),
         ([{"role": "system", "content": [_image()]}, _user("a")], "Only messages of the user"),
         ([_user(*[_image()] * 9)], "8 images"),
-        ([_user(_image("data:image/png;base64,AAA="))], "no kind that is known"),
+        ([_user(_image("data:image/png;base64,AAA="))], "no image file"),
         ([_user(_image("javascript:alert(1)"))], "data:image/jpeg;base64"),
         ([_user(_image(""" data:image/png;base64,AAAA"""))], "data:image/jpeg;base64"),
     ],
