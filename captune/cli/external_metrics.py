@@ -94,35 +94,56 @@ def _add_spice(scores: Scores, system: System, options: Options) -> Scores:
 
 
 def _add_clipscore(scores: Scores, system: System, options: Options) -> Scores:
-    from captune.errors import MetricInputError
+    from captune.data.images import has_rotation
     from captune.metrics.clipscore import ClipScorer
     from captune.metrics.external import with_metric
 
-    pictures = []
-    for image in system.predictions:
-        if image in system.pictures:
-            pictures.append(system.pictures[image])
-        elif options.images is not None:
-            pictures.append(_picture(options.images, image))
-        else:
-            raise MetricInputError(
-                f"CLIPScore needs the picture of image '{image}'; give --images FOLDER, or references with an "
-                '"image" path (a captune manifest).'
-            )
+    pictures = _pictures(system, options)
     model = ClipScorer.from_pretrained(options.clip)
     result = model.score(pictures, list(system.predictions.values()), list(system.references.values()))
     name = Path(options.clip).name if Path(options.clip).is_dir() else options.clip
-    scores = with_metric(scores, "clipscore", result.clip_score[:, None], clip=name)
+    exif = "upright" if any(map(has_rotation, pictures)) else None
+    scores = with_metric(scores, "clipscore", result.clip_score[:, None], clip=name, exif=exif)
     assert result.ref_clip_score is not None
     return with_metric(scores, "refclipscore", result.ref_clip_score[:, None])
 
 
-def _picture(folder: Path, image: str) -> Path:
-    """The file of a picture, whose id may lack the ending."""
-    for ending in ("", ".jpg", ".jpeg", ".png", ".webp"):
-        if (path := folder / f"{image}{ending}").is_file():
-            return path
-    return folder / image
+def _pictures(system: System, options: Options) -> list[Path]:
+    """The file of each picture: as the references name it, else below --images.
+
+    Raises:
+        MetricInputError: a picture is not there, or nobody says where the pictures are.
+    """
+    from captune.data.picture_folder import PictureFolder
+    from captune.errors import DataError, MetricInputError
+
+    if options.images is not None and not options.images.is_dir():
+        raise MetricInputError(f"There is no folder '{options.images}'; --images takes the folder of the pictures.")
+    folder = None if options.images is None else PictureFolder(options.images)
+    found: list[Path] = []
+    for image in system.predictions:
+        path = system.pictures.get(image)
+        if path is not None and path.is_file():
+            found.append(path)
+            continue
+        if folder is None:
+            where = "" if path is None else f", and '{path}' is not there"
+            raise MetricInputError(
+                f"CLIPScore needs the picture of image '{image}'{where}; give --images FOLDER, or references with an "
+                '"image" path (a captune manifest).'
+            )
+        file_name = system.file_names.get(image, None if path is None else path.name)
+        try:
+            picture = folder.find(image, file_name)
+        except DataError as error:
+            raise MetricInputError(f"CLIPScore: {error}") from error
+        if picture is None:
+            looked_for = folder.looked_for(image, file_name)
+            raise MetricInputError(
+                f"There is no picture of image '{image}' in '{options.images}', where {looked_for} was looked for."
+            )
+        found.append(picture)
+    return found
 
 
 ADD_EXTERNAL: dict[str, Callable[[Scores, System, Options], Scores]] = {

@@ -25,6 +25,7 @@ class System:
     references: dict[str, list[str]]
     finished: dict[str, bool]
     pictures: dict[str, Path]
+    file_names: dict[str, str]
     warnings: list[str] = field(default_factory=list)
 
 
@@ -57,7 +58,10 @@ def load_system(references: References, predictions: Predictions, name: str, opt
             warnings.append(f"{key.upper()} knows English only, whatever --tokenize says.")
     finished = {image: predictions.finished[image] for image in aligned.predictions if image in predictions.finished}
     pictures = {image: references.images[image] for image in aligned.predictions if image in references.images}
-    return System(name, aligned.predictions, aligned.references, finished, pictures, warnings)
+    file_names = {
+        image: references.file_names[image] for image in aligned.predictions if image in references.file_names
+    }
+    return System(name, aligned.predictions, aligned.references, finished, pictures, file_names, warnings)
 
 
 def make_scorer(system: System, options: Options) -> tuple[Scorer, tuple[str, ...]]:

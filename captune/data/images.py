@@ -185,6 +185,8 @@ def has_rotation(path: PathLike) -> bool:
     try:
         with _open_file(path) as stream:
             image = open_image(stream, str(path))
+            if image.format in ("TIFF", "HEIF"):
+                return False  # their readers turn them in any case
             if image.format == "PNG":
                 # Pillow decodes a whole PNG to see whether EXIF data follow the pixels.
                 stream.seek(0)

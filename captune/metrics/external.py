@@ -87,6 +87,7 @@ def with_metric(
     meteor: str | None = None,
     spice: str | None = None,
     clip: str | None = None,
+    exif: str | None = None,
 ) -> Scores:
     """The same scores with one metric more.
 
@@ -97,7 +98,10 @@ def with_metric(
         meteor: version of METEOR for the signature.
         spice: version of SPICE for the signature.
         clip: name of the CLIP model for the signature.
+        exif: "upright" where EXIF notes a rotation of some picture, for the signature.
     """
     own = scores.details
-    details = replace(own, meteor=meteor or own.meteor, spice=spice or own.spice, clip=clip or own.clip)
+    details = replace(
+        own, meteor=meteor or own.meteor, spice=spice or own.spice, clip=clip or own.clip, exif=exif or own.exif
+    )
     return replace(scores, statistics={**scores.statistics, key: statistics}, details=details)

@@ -36,13 +36,15 @@ class References:
 
     Args:
         captions: image id to its references; an image that a file lists without a caption has none.
-        images: image id to the path of its picture, where the file names one.
+        images: image id to the path of its picture, where the file names one relative to itself.
+        file_names: image id to the name of its picture in an image folder (COCO's `file_name`, Karpathy's `filename`).
         splits: how many images of each split the file holds, before `--split`.
         source: name of the file.
     """
 
     captions: dict[str, list[str]]
     images: dict[str, Path] = field(default_factory=dict)
+    file_names: dict[str, str] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     source: str = ""
 
@@ -89,6 +91,7 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
     name = str(path)
     captions: dict[str, list[str]] = {}
     images: dict[str, Path] = {}
+    file_names: dict[str, str] = {}
     splits: dict[str, int] = {}
     grouped: set[str] = set()
     for row in _rows(name, REFERENCE_KEYS):
@@ -105,10 +108,12 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
             captions.setdefault(row.image, []).extend(_texts(row.captions, name, row))
         if isinstance(picture := row.fields.get("image"), str):
             images[row.image] = Path(name).parent / picture
+        if isinstance(file_name := row.fields.get("file_name"), str) and file_name:
+            file_names[row.image] = file_name
     _check_split(name, split, splits)
     if not any(captions.values()):
         raise MetricInputError(f"{name} holds no references; expected captions for at least one image.")
-    return References(captions, images, splits, name)
+    return References(captions, images, file_names, splits, name)
 
 
 def read_predictions(path: str | PathLike[str]) -> Predictions:
@@ -182,7 +187,8 @@ def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> 
             )
         for number, entry in enumerate(_list(value.get("images", []), name, "images"), 1):
             if isinstance(entry, dict) and "id" in entry:
-                yield _Row(f"image {number}", _image_id(entry["id"], name, f"image {number}"), {}, [])
+                fields = {"file_name": entry.get("file_name")}
+                yield _Row(f"image {number}", _image_id(entry["id"], name, f"image {number}"), fields, [])
         for number, entry in enumerate(annotations, 1):
             row = _row(name, f"annotation {number}", entry, ("caption",))
             yield _Row(row.place, row.image, {}, _text(row.captions, name, row))
@@ -205,7 +211,9 @@ def _karpathy_row(name: str, place: str, entry: object) -> _Row:
     image = entry.get("cocoid", PurePosixPath(picture).stem if isinstance(picture, str) else entry.get("imgid"))
     captions = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
     split = entry.get("split")
-    return _Row(place, _image_id(image, name, place), {}, captions, split if isinstance(split, str) else None)
+    folder = entry.get("filepath")
+    fields = {"file_name": f"{folder}/{picture}" if folder and isinstance(folder, str) else picture}
+    return _Row(place, _image_id(image, name, place), fields, captions, split if isinstance(split, str) else None)
 
 
 def _row(name: str, place: str, entry: object, keys: tuple[str, ...]) -> _Row:

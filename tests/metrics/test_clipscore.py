@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from captune import cli
 from captune.errors import MetricInputError
 
 torch = pytest.importorskip("torch")
@@ -151,3 +152,54 @@ def test_defects_are_one_sentence(folder: Path, pictures: list[Path], tmp_path: 
         scorer.score([tmp_path / "bad.jpg"], ["a"])
     with pytest.raises(MetricInputError, match="cannot be loaded"):
         ClipScorer.from_pretrained(str(tmp_path))
+
+
+def test_a_picture_of_more_bits_scores_as_its_eight_bits(folder: Path, tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    for name, values in {
+        "a.png": grey,
+        "b.png": grey.astype(np.uint16) * 257,
+        "c.tif": grey.astype(np.float32) / 255,
+        "d.tif": grey.astype(np.float32),
+    }.items():
+        Image.fromarray(values).save(tmp_path / name)
+    scorer = ClipScorer.from_pretrained(str(folder), device="cpu")
+    names = ("a.png", "b.png", "c.tif", "d.tif")
+    scores = scorer.score([tmp_path / name for name in names], ["a dog"] * 4).clip_score
+    np.testing.assert_allclose(scores, scores[0], atol=1e-6)
+
+
+def test_pictures_are_found_by_the_file_names_of_coco(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {1: "COCO_val2014_000000000001.jpg", 2: "COCO_val2014_000000000002.jpg"}
+    (tmp_path / "val2014").mkdir()
+    for number, name in names.items():
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (40, 20), (90 * number, 0, 0)).save(tmp_path / "val2014" / name, exif=exif)
+    annotations = {
+        "images": [{"id": number, "file_name": name} for number, name in names.items()],
+        "annotations": [{"image_id": number, "caption": f"a dog {number}"} for number in names],
+    }
+    (tmp_path / "references.json").write_text(json.dumps(annotations))
+    results = [{"image_id": number, "caption": "a dog"} for number in names]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+
+    def score(images: Path) -> tuple[int, str, str]:
+        options = ["--references", tmp_path / "references.json", "--predictions", tmp_path / "results.json"]
+        options += ["--metrics", "clipscore", "--clip", folder, "--images", images]
+        code = cli.run(lambda: cli.call(cli.app, ["score", *map(str, options)]))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    code, printed, _ = score(tmp_path / "val2014")
+    assert code == 0
+    assert "CLIPScore" in printed
+    assert "|exif:upright|" in printed
+    assert score(tmp_path)[:2] == (0, printed)
+    (tmp_path / "val2014" / names[2]).unlink()
+    code, _, sentence = score(tmp_path)
+    assert code == 2
+    assert "image '2'" in sentence
+    assert names[2] in sentence

@@ -104,6 +104,21 @@ def test_paths_of_pictures_are_relative_to_the_manifest(tmp_path: Path) -> None:
     assert read.images == {"1": tmp_path / "1.jpg", "x": tmp_path / "x.jpg"}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": [{"id": 7, "file_name": "val/7.jpg"}], "annotations": [{"image_id": 7, "caption": "a dog"}]},
+        {"images": [{"cocoid": 7, "filepath": "val", "filename": "7.jpg", "sentences": [{"raw": "a dog"}]}]},
+        [{"id": "7", "file_name": "val/7.jpg", "caption": "a dog"}],
+    ],
+)
+def test_names_of_pictures_are_kept(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "references.json").write_text(json.dumps(content))
+    read = read_references(tmp_path / "references.json")
+    assert read.captions == {"7": ["a dog"]}
+    assert read.file_names == {"7": "val/7.jpg"}
+
+
 def test_split_chooses(tmp_path: Path) -> None:
     rows = [
         {"id": "1", "captions": ["a"], "split": "train"},

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from captune.data.formats import is_image_name
 from captune.data.manifest import read_manifest, resolve_image
+from captune.data.picture_folder import PictureFolder
 from captune.errors import CaptuneError, InputError
 from captune.metrics import score_captions
 from captune.metrics.files import read_predictions, read_references
@@ -81,9 +81,11 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
     systems: list[System] = []
     told: dict[str, Sequence[str]] = {}
     found: dict[str, Path] = {}
+    file_names: dict[str, str] = {}
     if references is not None:
         read = read_references(references)
         told = {image: captions for image, captions in read.captions.items() if captions}
+        file_names = read.file_names
         found = {image: path for image, path in read.images.items() if path.is_file()}
     for source in sources:
         if source.is_dir():
@@ -103,11 +105,11 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
         raise InputError(f"A system is called {HUMAN!r}, which is the name of the control; rename the file.")
     ids = set().union(*(system.captions for system in systems))
     if pictures is not None:
-        found = _pictures_in(pictures, ids)
+        found = _pictures_in(pictures, ids, file_names)
     if not ids & found.keys():
         raise InputError(
             "No picture of a captioned image was found; give --pictures with a manifest, or a folder whose files are "
-            "named after the image ids."
+            "named after the image ids, or as the references say (file_name)."
         )
     return Material(tuple(systems), told, found, ", ".join(str(source) for source in sources))
 
@@ -191,12 +193,12 @@ def _evaluated_pictures(config_file: Path) -> dict[str, Path]:
     return {image: path for image, path in paths.items() if path.is_file()}
 
 
-def _pictures_in(place: Path, images: Iterable[str]) -> dict[str, Path]:
+def _pictures_in(place: Path, images: Iterable[str], file_names: Mapping[str, str]) -> dict[str, Path]:
     """Image id -> file, from a manifest or a folder."""
     if place.is_file():
         return {sample.id: resolve_image(place, sample.image) for sample in read_manifest(place)}
     if not place.is_dir():
         raise InputError(f"{place} does not exist; --pictures takes a manifest or a folder.")
-    files = [path for path in sorted(place.rglob("*")) if is_image_name(path.name)]
-    by_name = {path.stem: path for path in reversed(files)} | {path.name: path for path in reversed(files)}
-    return {image: by_name[image] for image in images if image in by_name}
+    folder = PictureFolder(place)
+    found = {image: folder.find(image, file_names.get(image)) for image in images}
+    return {image: path for image, path in found.items() if path is not None}

@@ -75,3 +75,17 @@ def test_what_cannot_be_used(rated_run: Path, files: tuple[Path, Path], tmp_path
     files[0].rename(tmp_path / "human.json")
     with pytest.raises(InputError, match="the name of the control"):
         read_material([tmp_path / "human.json"], pictures=rated_run / "pictures")
+
+
+def test_pictures_by_the_file_names_of_the_references(rated_run: Path, tmp_path: Path) -> None:
+    captions, entries = {}, []
+    for number, picture in enumerate(sorted((rated_run / "pictures").iterdir())[:3]):
+        captions[str(number)] = "a dog"
+        entries.append({"id": number, "file_name": f"elsewhere/{picture.name}"})
+    (tmp_path / "mine.json").write_text(json.dumps(captions))
+    annotations = [{"image_id": number, "caption": "a dog runs"} for number in range(3)]
+    (tmp_path / "references.json").write_text(json.dumps({"images": entries, "annotations": annotations}))
+    read = read_material(
+        [tmp_path / "mine.json"], references=tmp_path / "references.json", pictures=rated_run / "pictures"
+    )
+    assert len(read.images) == 3
