@@ -56,7 +56,9 @@ def evaluate_models(
             def captioned(done: int, count: int, name: str = name) -> None:
                 listener({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
 
-            captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, instruction=instruction)
+            captioner = Captioner.from_pretrained(
+                path, dtype=config.model.dtype, instruction=instruction, exif_rotation=config.exif_rotation
+            )
             captions = evaluation.caption_with(captioner, captioner.instruction, captioned)
             row = evaluation.add(None, captions, name=name, instruction=captioner.instruction)
             listener({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
