@@ -172,7 +172,7 @@ def test_batch_size_of_the_first_releases(tmp_path: Path) -> None:
         (("run.lr_sched", "linear_warmup_step_lr"), "captune has linear_warmup_cosine_lr"),
         (("run.evaluate", True), "use `captune evaluate`"),
         (("run.resume_ckpt_path", "a.pth"), "cannot be gone on with"),
-        (("run.train_splits", ["train", "val"]), "expected one split"),
+        (("run.train_splits", "train"), "expected a list of splits"),
         (("run.accum_grad_iters", -1), "have to be at least 1"),
         (("datasets", {}), "datasets is empty"),
         (("datasets", {"cc_sbu": 3}), "datasets.cc_sbu is 3"),

@@ -31,7 +31,9 @@ def register(program: typer.Typer) -> None:
 
 def check(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A manifest that captune prepare wrote.")],
-    split: Annotated[list[str], typer.Option(help="A split that must be there; may be given again.")] = ["train"],  # noqa: B006
+    split: Annotated[
+        list[str], typer.Option(help="A split that must be there, or several as train,restval; may be given again.")
+    ] = ["train"],  # noqa: B006
     check_images: Check = "decode",
     min_side: Annotated[int, typer.Option(min=1, help="Note images with fewer pixels on a side.")] = 32,
     max_words: Annotated[int, typer.Option(min=1, help="Note captions with more words.")] = 100,
@@ -55,6 +57,7 @@ def check(
     With --against, images of the other manifest that are among this one's training images (the first --split) are
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
     """
+    from captune.config import split_names
     from captune.data.checks import check_manifest
     from captune.data.outputs import check_output
     from captune.data.problems import plural
@@ -67,7 +70,7 @@ def check(
     with watched(manifest.name, reading, problems, "check") as callbacks:
         summary = check_manifest(
             reading,
-            needed_splits=split,
+            needed_splits=[name for names in split for name in split_names(names)],
             check=check_images,
             min_side=min_side,
             max_words=max_words,
@@ -76,7 +79,7 @@ def check(
             on_problem=callbacks.on_problem,
         )
         fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
-        leaks = [_compared(manifest, other, split[0], summary, callbacks) for other in against or []]
+        leaks = [_compared(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
     leaked = any(report["leaked"] for report in leaks)
     failed = bool(fatal or (strict and notes) or (leaked and not allow_leaks))
     if as_json:
@@ -92,13 +95,13 @@ def check(
 
 
 def _compared(
-    manifest: Path, other: Path, train_split: str, summary: Summary, callbacks: Callbacks
+    manifest: Path, other: Path, train_splits: tuple[str, ...], summary: Summary, callbacks: Callbacks
 ) -> dict[str, object]:
     """Look for leaks; each one is a problem of the summary."""
     from captune.data.leaks.manifests import compare_manifests, leak_problems
     from captune.data.problems import plural
 
-    report = compare_manifests(manifest, other, train_split=train_split, progress=callbacks.share)
+    report = compare_manifests(manifest, other, train_split=train_splits, progress=callbacks.share)
     for problem in leak_problems(report, str(other)):
         summary.problems.add(problem)
     none = f"none of {plural(len(report.evaluated), 'image')} was trained on"

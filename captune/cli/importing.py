@@ -18,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from captune.data.importing import Row, Summary
     from captune.data.problems import Problem
+    from captune.data.shares import Shares
 
 __all__ = [
     "Callbacks",
@@ -40,6 +41,13 @@ class HasShare(Protocol):
         """From 0 to 1."""
 
 
+class Source(HasShare, Protocol):
+    """An annotation file, or what takes its place, that is being read."""
+
+    notes: list[str]
+    """Sentences on how it was understood."""
+
+
 class Update(Protocol):
     """Moves a progress bar."""
 
@@ -49,7 +57,12 @@ class Update(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every format is asked alike: out, images, check, strict, JSON summary, file for the problems, overwrite."""
+    """What every format is asked alike: out, images, check, strict, JSON summary, file for the problems, overwrite.
+
+    Attributes:
+        shares: splits to divide the images into, where that is requested.
+        split_origin: where the split of the images comes from, where it was guessed.
+    """
 
     out: Path
     images: Path | None
@@ -58,6 +71,8 @@ class Options:
     as_json: bool
     problems: Path | None
     overwrite: bool = False
+    shares: Shares | None = None
+    split_origin: str | None = None
 
 
 def find_file(source: Path, names: Iterable[str], origin: str) -> Path:
@@ -100,14 +115,14 @@ def resplit(rows: Iterable[Row | Problem], splits: Path | None) -> Iterable[Row 
 
 
 def import_rows(
-    rows: Iterable[Row | Problem], source: Path, reading: HasShare, folders: Iterable[str], options: Options
+    rows: Iterable[Row | Problem], source: Path, reading: Source, folders: Iterable[str], options: Options
 ) -> None:
     """Run an import with a progress bar on a terminal, and tell on stderr what came of it.
 
     Args:
         rows: what an importer yields.
         source: the annotation file, for messages.
-        reading: knows how much of it is read.
+        reading: knows how much of it is read, and how it was understood.
         folders: usual names of the image folder beside the annotation file.
         options: what the user asked for.
 
@@ -116,6 +131,7 @@ def import_rows(
     """
     from captune.data.importing import prepare
     from captune.data.outputs import check_output
+    from captune.data.problems import printable
     from captune.errors import InputError
 
     check_output(options.out, command="prepare", reads=[source], overwrite=options.overwrite)
@@ -136,16 +152,33 @@ def import_rows(
             overwrite=options.overwrite,
             progress=callbacks.progress,
             on_problem=callbacks.on_problem,
+            shares=options.shares,
+            compared=callbacks.share,
+        )
+    notes = [*reading.notes, *summary.notes]
+    if "restval" in summary.splits:
+        notes.append(
+            "restval is a split of its own, and published numbers on COCO train on train and restval together: "
+            "use --restval train, or data.train_split=[train,restval] in training"
         )
     if options.as_json:
-        print(json.dumps(summary_as_json(summary, options.out), ensure_ascii=False))
+        answer = {**summary_as_json(summary, options.out), "left_out": summary.problems.rows, "notes": notes}
+        print(json.dumps(answer, ensure_ascii=False))
         return
-    lines = [f"{source} -> {options.out}", *counts_in_words(summary), *samples_in_words(summary)]
+    counts = counts_in_words(summary, options.split_origin, left_out=True)
+    told = [f"  note      {printable(note)}" for note in notes]
+    lines = [printable(f"{source} -> {options.out}"), *counts, *told, *samples_in_words(summary)]
     print("\n".join(lines), file=sys.stderr)
 
 
-def counts_in_words(summary: Summary) -> list[str]:
-    """Images, captions and problems, a line each, and the list of problems."""
+def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_out: bool = False) -> list[str]:
+    """Images, captions and problems, a line each, and the list of problems.
+
+    Args:
+        summary: of an import or a check.
+        split_origin: where the split of the images comes from, as a clause.
+        left_out: whether problems are rows that were left out, which are counted then.
+    """
     from captune.data.problems import printable
 
     words = summary.words_per_caption
@@ -155,9 +188,11 @@ def counts_in_words(summary: Summary) -> list[str]:
     shortest, longest = min(words, default=0), max(words, default=0)
     splits = ", ".join(f"{printable(name)} {count:,}" for name, count in summary.splits.items())
     lines = [
-        f"  images    {summary.images:>10,}   {splits}",
+        f"  images    {summary.images:>10,}   {splits}{f', {printable(split_origin)}' if split_origin else ''}",
         f"  captions  {summary.captions:>10,}   {each} an image, {shortest}-{longest} words, mean {mean:.1f}",
     ]
+    if left_out and summary.problems.rows:
+        lines.append(f"  left out  {summary.problems.rows:>10,}   captions and unread rows; --problems FILE lists each")
     if summary.problems:
         lines.append(f"  problems  {len(summary.problems):>10,}   {summary.problems.in_words()}")
         lines.append(summary.problems.listing())
@@ -247,7 +282,9 @@ def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Problem]
     with output_file(path, command=command) as stream:
 
         def write(problem: Problem) -> None:
-            stream.write(json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n")
+            line = json.dumps(dataclasses.asdict(problem), ensure_ascii=False)
+            # Names that are not UTF-8, and halves of surrogate pairs, become JSON's escapes.
+            stream.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
 
         try:
             yield write

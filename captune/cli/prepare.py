@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from captune.cli.importing import Options, find_file, import_rows, resplit
-from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Splits, Strict
-from captune.cli.prepare_own import folder, hf, table, webdataset
+from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Seed, Splits, Strict
+from captune.cli.prepare_own import folder, hf, split_and_shares, table, webdataset
 
 if TYPE_CHECKING:
     from captune.data.importing import Row
@@ -31,7 +31,7 @@ _FLICKR30K_IMAGES = ("flickr30k-images", "flickr30k_images/flickr30k_images", "f
 
 def register(program: typer.Typer) -> None:
     """Add the commands to the program; those for one's own data come last."""
-    app.command("table", short_help="CSV, TSV, JSON Lines or parquet with named columns.")(table)
+    app.command("table", short_help="CSV, TSV, JSON or parquet with named columns, or conversations.")(table)
     app.command("folder", short_help="Images with a .txt of the same name beside each.")(folder)
     app.command("hf", short_help="A Hugging Face data set, from a folder or the hub.")(hf)
     app.command("webdataset", short_help="Tars with an image and its captions under one key.")(webdataset)
@@ -47,8 +47,8 @@ def formats() -> None:
     \b
         {"id": "36979", "image": "images/36979.jpg", "captions": ["A dog ."], "split": "train"}
 
-    Bad rows (missing or broken images, malformed lines, duplicate ids, empty captions) are listed with file and
-    line, counted, and left out. The summary goes to stderr; it ends with five of the images.
+    Each caption of the source is in the manifest, or is counted and listed with file, line and reason (missing or
+    broken images, malformed lines, duplicate ids). The summary goes to stderr; it ends with five of the images.
     """
 
 
@@ -123,22 +123,28 @@ def karpathy(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="dataset_flickr30k.json or one of its kind.")],
     out: Out,
     images: Images = None,
+    restval: Annotated[
+        Literal["train", "separate"],
+        typer.Option(help="Make COCO's split restval training images, as published numbers do, or keep it."),
+    ] = "separate",
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
     problems: ProblemsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Karpathy's JSON of Flickr8k, Flickr30k or COCO; 'restval' stays a split of its own.
+    """Karpathy's JSON of Flickr8k, Flickr30k or COCO.
 
-    Images are looked for in images or flickr30k-images beside SOURCE, COCO's in their folders train2014 and val2014.
+    COCO's training set of published numbers is train and restval together: 113,287 images. Images are looked for in
+    images or flickr30k-images beside SOURCE, COCO's in their folders train2014 and val2014 there.
     """
     from captune.data.karpathy import karpathy_rows
     from captune.data.text import Reading
 
     reading = Reading(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(karpathy_rows(reading), source, reading, ("images", "flickr30k-images", ""), options)
+    rows = karpathy_rows(reading, restval="train" if restval == "train" else "restval")
+    import_rows(rows, source, reading, ("images", "flickr30k-images", ""), options)
 
 
 @app.command(short_help="COCO captions 2014 or 2017, and what follows their layout.")
@@ -147,8 +153,14 @@ def coco(
     out: Out,
     images: Images = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of the images; by default told by the name of SOURCE.")
+        str | None,
+        typer.Option(
+            help="Split of the images, or shares such as train=0.9,test=0.1; by default the one that the name of "
+            "SOURCE says as a separate word, else train.",
+            show_default=False,
+        ),
     ] = None,
+    seed: Seed = 0,
     splits: Splits = None,
     check_images: Check = "decode",
     strict: Strict = False,
@@ -156,18 +168,24 @@ def coco(
     problems: ProblemsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """COCO's caption files; ids are COCO's numbers.
+    """COCO's caption files, and MiniGPT-4's filter_cap.json; ids are COCO's numbers.
 
-    Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it.
+    Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it, in
+    images, or in MiniGPT-4's folder image.
     """
-    from captune.data.coco import coco_rows, split_of_name
+    from captune.data.coco import coco_rows
+    from captune.data.splits import split_of_name
     from captune.data.text import Reading
 
     reading = Reading(source)
     name = source.name.split(".")[0].rsplit("_", 1)[-1]
-    rows = coco_rows(reading, split=split or split_of_name(source.name))
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(resplit(rows, splits), source, reading, (name, f"../{name}", "images"), options)
+    guess, origin = split_of_name(source.name)
+    own, shares = (guess, None) if split is None else split_and_shares(split, seed, splits)
+    options = Options(
+        out, images, check_images, strict, as_json, problems, overwrite, shares, None if split or splits else origin
+    )
+    rows = resplit(coco_rows(reading, split=own), splits)
+    import_rows(rows, source, reading, (name, f"../{name}", "images", "image"), options)
 
 
 @app.command(short_help="NoCaps, with the domain of each image.")
@@ -185,12 +203,16 @@ def nocaps(
 
     Images are looked for in validation, val or images beside SOURCE.
     """
-    from captune.data.coco import coco_rows, split_of_name
+    from captune.data.coco import coco_rows
+    from captune.data.splits import split_of_name
     from captune.data.text import Reading
 
     reading = Reading(source)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    rows = coco_rows(reading, split=split_of_name(source.name))
+    split, origin = split_of_name(source.name)
+    options = Options(
+        out, images, check_images, strict, as_json, problems, overwrite, split_origin=origin.partition(";")[0]
+    )
+    rows = coco_rows(reading, split=split)
     import_rows(rows, source, reading, ("validation", "val", "images"), options)
 
 
@@ -240,15 +262,17 @@ def chinese(
     flickr30k-images or beside SOURCE, COCO's in their folders train2014 and val2014 there.
     """
     from captune.data.chinese import chinese_lists, with_coco_names
-    from captune.data.coco import split_of_name
     from captune.data.karpathy import with_splits
+    from captune.data.splits import split_of_name
     from captune.data.text import Reading
     from captune.data.token_lines import token_rows
 
     file = find_file(source, ("imageid.human-written-caption.txt",), "COCO-CN's is imageid.human-written-caption.txt")
     reading = Reading(file)
-    rows: Iterable[Row | Problem] = token_rows(reading, split=split or split_of_name(file.name))
+    guess, origin = split_of_name(file.name)
+    rows: Iterable[Row | Problem] = token_rows(reading, split=split or guess)
     listed = {} if splits or split else chinese_lists(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
+    told = None if split or splits or listed else origin
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite, split_origin=told)
     import_rows(with_coco_names(rows), file, reading, ("images", "flickr30k-images", ""), options)

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["AsJson", "Check", "Images", "Out", "Overwrite", "ProblemsFile", "Splits", "Strict"]
+__all__ = [
+    "AsJson",
+    "Check",
+    "Images",
+    "Out",
+    "Overwrite",
+    "ProblemsFile",
+    "Seed",
+    "SplitOrShares",
+    "Splits",
+    "Strict",
+]
 
 Images = Annotated[
     Path | None,
@@ -28,6 +39,10 @@ ProblemsFile = Annotated[
     Path | None,
     typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
 ]
+SplitOrShares = Annotated[
+    str, typer.Option("--split", help="Split of all images, or shares to divide them: train=0.9,val=0.05,test=0.05.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the division into shares; another seed divides otherwise.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files at --out and --problems that this command did not write.")
 ]

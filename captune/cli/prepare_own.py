@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from captune.cli.importing import Options, import_rows
-from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Strict
+from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Seed, SplitOrShares, Strict
 
 if TYPE_CHECKING:
     from captune.data.left_out import LeftOut
+    from captune.data.shares import Shares
     from captune.data.table import Columns
     from captune.data.text import Reading
 
-__all__ = ["folder", "hf", "table", "webdataset"]
+__all__ = ["folder", "hf", "split_and_shares", "table", "webdataset"]
 
 ImageColumn = Annotated[str, typer.Option(help="Column of the image: a file name, or the image itself.")]
 CaptionColumn = Annotated[
@@ -33,14 +34,27 @@ Target = Annotated[
 
 
 def table(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv, .jsonl or .parquet file.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv, .jsonl, .json or .parquet file.")],
     out: Out,
     images: Images = None,
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = ["caption"],  # noqa: B006
     split_column: Annotated[str | None, typer.Option(help="Column of the split.", show_default=False)] = None,
     id_column: IdColumn = None,
-    split: Annotated[str, typer.Option(help="Split of all images where there is no column for it.")] = "train",
+    split: SplitOrShares = "train",
+    seed: Seed = 0,
+    quoting: Annotated[
+        Literal["csv", "none"] | None,
+        typer.Option(
+            help="Quotation marks around cells belong to the format, or are text.", show_default="csv, none in TSV"
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the text, such as cp1252 or gb18030.", show_default="UTF-8")
+    ] = None,
+    turns: Annotated[
+        Literal["first", "all"], typer.Option(help="Which answers of a conversation are captions of its image.")
+    ] = "first",
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
@@ -49,6 +63,8 @@ def table(
 ) -> None:
     """A table with a caption or an image a row; rows of the same image are brought together.
 
+    JSON may be JSON Lines, an array of objects or an object that holds one; objects may be conversations as LLaVA,
+    ShareGPT and ms-swift have them. What divides the columns of a CSV, and its encoding, are seen in it and noted.
     Images are looked for in images beside SOURCE, or beside it. Images that lie inside a parquet file are written
     into the folder of --images, by default one beside the manifest.
     """
@@ -56,22 +72,24 @@ def table(
     from captune.data.table import table_rows
     from captune.data.text import Reading
 
-    reading = Reading(source)
+    own, shares = split_and_shares(split, seed, split_column)
+    reading = Reading(source, encoding)
     columns = _columns(image_column, caption_column, split_column, id_column)
     embedded = None
     if source.suffix in (".parquet", ".pq") and _holds_images(reading, image_column):
         images = _target(out, images)
         images.mkdir(parents=True, exist_ok=True)
         embedded = EmbeddedImages(images)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    rows = table_rows(reading, columns, split=split, embedded=embedded)
-    import_rows(rows, source, reading, ("images", ""), options)
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite, shares)
+    rows = table_rows(reading, columns, split=own, embedded=embedded, quoting=quoting, turns=turns)
+    import_rows(rows, source, reading, ("images", "image", ""), options)
 
 
 def folder(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, searched with its subfolders.")],
     out: Out,
-    split: Annotated[str, typer.Option(help="Split of all images.")] = "train",
+    split: SplitOrShares = "train",
+    seed: Seed = 0,
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
@@ -81,8 +99,9 @@ def folder(
     """A folder of images with a text file of the same name beside each, one caption a line."""
     from captune.data.folder import FolderReading
 
-    reading = FolderReading(source, split=split)
-    options = Options(out, source, check_images, strict, as_json, problems, overwrite)
+    own, shares = split_and_shares(split, seed)
+    reading = FolderReading(source, split=own)
+    options = Options(out, source, check_images, strict, as_json, problems, overwrite, shares)
     with _announced(reading.left_out):
         import_rows(reading.rows(), source, reading, (), options)
 
@@ -98,7 +117,14 @@ def hf(
         str | None, typer.Option(help="Column of the split; by default the data set's own.", show_default=False)
     ] = None,
     configuration: Annotated[str | None, typer.Option(help="Which of its configurations.", show_default=False)] = None,
-    split: Annotated[str | None, typer.Option(help="Read only this one of its splits.", show_default=False)] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Read only this one of its splits, or divide all images: train=0.9,val=0.05,test=0.05.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
@@ -114,22 +140,25 @@ def hf(
 
     target = _target(out, images)
     columns = _columns(image_column, caption_column, split_column, id_column)
-    reading = HuggingFaceReading(source, columns, EmbeddedImages(target), configuration=configuration, split=split)
-    target.mkdir(parents=True, exist_ok=True)
-    import_rows(
-        reading.rows(),
-        Path(source),
-        reading,
-        (),
-        Options(out, target, check_images, strict, as_json, problems, overwrite),
+    own, shares = (None, None) if split is None else split_and_shares(split, seed, split_column)
+    reading = HuggingFaceReading(
+        source,
+        columns,
+        EmbeddedImages(target),
+        configuration=configuration,
+        split=None if shares is not None else own,
     )
+    target.mkdir(parents=True, exist_ok=True)
+    options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
+    import_rows(reading.rows(), Path(source), reading, (), options)
 
 
 def webdataset(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .tar file, packed or not, or a folder of them.")],
     out: Out,
     images: Target = None,
-    split: Annotated[str, typer.Option(help="Split of all images.")] = "train",
+    split: SplitOrShares = "train",
+    seed: Seed = 0,
     check_images: Check = "decode",
     strict: Strict = False,
     as_json: AsJson = False,
@@ -145,9 +174,10 @@ def webdataset(
     from captune.data.webdataset import WebDatasetReading
 
     target = _target(out, images)
-    reading = WebDatasetReading(source, EmbeddedImages(target), split=split)
+    own, shares = split_and_shares(split, seed)
+    reading = WebDatasetReading(source, EmbeddedImages(target), split=own)
     target.mkdir(parents=True, exist_ok=True)
-    options = Options(out, target, check_images, strict, as_json, problems, overwrite)
+    options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
     with _announced(reading.left_out, "member"):
         import_rows(reading.rows(), source, reading, (), options)
 
@@ -160,6 +190,28 @@ def _announced(left_out: LeftOut, what: str = "file") -> Iterator[None]:
     finally:
         if sentence := left_out.sentence(what):
             typer.echo(f"{sentence}.", err=True)
+
+
+def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, Shares | None]:
+    """What `--split` says: the split that importers give to images, and the shares to divide them by.
+
+    Args:
+        text: as it was given.
+        seed: of the division.
+        other: another option that gives splits, or None.
+
+    Raises:
+        DataError: shares are wrong, or given with another option that gives splits.
+    """
+    from captune.data.shares import parse_shares
+    from captune.errors import DataError
+
+    shares = parse_shares(text, seed)
+    if shares is not None and other is not None:
+        raise DataError("--split divides the images, and another option gives their splits; leave one of them out.")
+    if shares is None and "," in text:
+        raise DataError(f"--split is '{text}'; expected one split, or shares such as train=0.9,test=0.1.")
+    return ("train" if shares is not None else text), shares
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:

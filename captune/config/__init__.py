@@ -13,6 +13,7 @@ from captune.config.sections import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    split_names,
 )
 from captune.config.writing import commented_yaml
 
@@ -28,4 +29,5 @@ __all__ = [
     "convert_config",
     "load_config",
     "parse_config",
+    "split_names",
 ]

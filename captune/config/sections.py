@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "DataConfig",
@@ -15,7 +15,13 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
+    "split_names",
 ]
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The splits in "train" or "train,restval", each once, in their order."""
+    return tuple(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))
 
 
 class _Section(BaseModel):
@@ -46,13 +52,25 @@ class ModelConfig(_Section):
         return self.path if self.llm is None else f"{self.vision} + {self.llm}"
 
 
+def _joined_splits(value: object) -> object:
+    """Several splits as one text, which is what records and signatures show."""
+    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+        value = ",".join(value)
+    if not isinstance(value, str):
+        return value
+    names = split_names(value)
+    if not names:
+        raise ValueError("a split is expected, such as train, or several, such as [train, restval]")
+    return ",".join(names)
+
+
 class DataConfig(_Section):
     """The images and captions, as manifests that `captune prepare` writes."""
 
     train: Path = Path("flickr30k/manifest.jsonl")
     """Manifest that holds the training images."""
-    train_split: str = "train"
-    """Which of its splits is trained on."""
+    train_split: Annotated[str, BeforeValidator(_joined_splits)] = "train"
+    """Which of its splits is trained on; several as [train, restval], or "train,restval"."""
     evaluate: Path | None = None
     """Manifest that holds the evaluation images; by default the training manifest."""
     evaluate_split: str = "test"
@@ -66,6 +84,11 @@ class DataConfig(_Section):
     reads images as they are stored."""
     features: Path | None = None
     """Folder where the towers' output is kept for all runs; null is `features` beside the training manifest."""
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """The splits that are trained on, each once."""
+        return split_names(self.train_split)
 
 
 class FastConfig(_Section):

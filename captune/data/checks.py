@@ -12,7 +12,7 @@ from captune.data.first_seen import FirstSeen
 from captune.data.images import check_image
 from captune.data.importing import ImageCheck, Summary
 from captune.data.lookahead import in_order
-from captune.data.manifest import Sample, resolve_image, scan_manifest
+from captune.data.manifest import Sample, absence, resolve_image, scan_manifest
 from captune.data.problems import Problem, Problems
 from captune.data.text import Reading
 from captune.errors import DataError
@@ -113,8 +113,8 @@ def _unseen(
 
 def _image_problems(name: str, line: int, path: Path, check: ImageCheck, min_side: int) -> list[Problem]:
     """What is wrong with an image; runs in a thread."""
-    if not path.is_file():
-        return [Problem(name, line, "missing", f"the image '{path}' is not there.")]
+    if missing := absence(path):
+        return [Problem(name, line, "missing", missing)]
     if check == "exist":
         return []
     try:

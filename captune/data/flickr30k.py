@@ -19,11 +19,12 @@ from itertools import chain
 from textwrap import shorten
 
 from captune.data.atomic import atomic_file
+from captune.data.delimited import delimited_rows
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
 from captune.data.manifest import Sample
 from captune.data.problems import Problem, plural
-from captune.data.text import Reading, csv_rows, parse_json, text_lines
+from captune.data.text import Reading, checked_lines, parse_json
 from captune.errors import DataError
 
 __all__ = ["flickr30k_rows", "write_grounded_detail"]
@@ -45,11 +46,11 @@ def flickr30k_rows(reading: Reading, *, split: str = "train") -> Iterator[Row | 
         an iterator over the images, and over what is wrong with a line.
 
     Raises:
-        DataError: the columns are those of neither layout, or the file is no UTF-8 text.
+        DataError: the columns are those of neither layout.
     """
-    lines = text_lines(reading)
+    lines = checked_lines(reading, windows=True)
     header = next(lines, "")
-    if [name.strip() for name in header.split("|")] == _KAGGLE:
+    if isinstance(header, str) and [name.strip() for name in header.split("|")] == _KAGGLE:
         return gathered(_kaggle_captions(lines, reading.name, split), reading.name)
     return _hugging_face_rows(chain([header], lines), reading.name)
 
@@ -76,9 +77,9 @@ def write_grounded_detail(path: str | os.PathLike[str], samples: Iterable[Sample
     return count
 
 
-def _hugging_face_rows(lines: Iterable[str], name: str) -> Iterator[Row | Problem]:
+def _hugging_face_rows(lines: Iterable[str | DataError], name: str) -> Iterator[Row | Problem]:
     """A row an image; columns are found by name, and further ones are passed over."""
-    rows = csv_rows(lines)
+    rows = delimited_rows(lines)
     _, header = next(rows, (1, [""]))
     columns = header if isinstance(header, list) else []
     columns = [column.strip() for column in columns]
@@ -121,10 +122,13 @@ def _caption_list(text: str) -> tuple[str, ...]:
     return tuple(captions)
 
 
-def _kaggle_captions(lines: Iterable[str], name: str, split: str) -> Iterator[CaptionRow | Problem]:
+def _kaggle_captions(lines: Iterable[str | DataError], name: str, split: str) -> Iterator[CaptionRow | Problem]:
     """A caption a row; the quotation marks of this layout mean nothing."""
     image, expected = "", 0
     for line, text in enumerate(lines, 2):
+        if isinstance(text, DataError):
+            yield Problem(name, line, "encoding", str(text))
+            continue
         if not text.strip():
             continue
         fields = [field.strip() for field in text.split("|", 2)]

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captune.data.formats import is_image_name
+from captune.data.image_lookup import written_alike
 from captune.data.importing import Row
 from captune.data.left_out import LeftOut
 from captune.data.problems import Problem
-from captune.data.text import Reading, decode_line, raw_lines
+from captune.data.text import Reading, checked_lines
 from captune.errors import DataError
 
 __all__ = ["FolderReading", "refuse_unread"]
@@ -36,6 +37,7 @@ class FolderReading:
             raise DataError(f"there is no folder '{folder}'.")
         self.left_out = LeftOut()
         self._split = split
+        self.notes: list[str] = []
         self._done = 0
         self._total = 1
 
@@ -48,45 +50,75 @@ class FolderReading:
         """The images in the order of their names; the id is the path without ending.
 
         Yields:
-            a row an image, or what is wrong with it.
+            a row an image, or what is wrong with it, or with a text that has no image.
         """
-        images = sorted(self._images())
+        images, texts = self._files()
         self._total = max(1, len(images))
-        for self._done, name in enumerate(images, 1):
-            text = (self.folder / name).with_suffix(".txt")
-            if not text.exists():
-                yield Problem(
-                    str(self.folder / name), 0, "empty", f"there is no '{text.name}' with captions beside it."
-                )
+        text_of = {name: _text_of(name, texts) for name in images}
+        images_of: dict[str, list[str]] = {}
+        for name, text in text_of.items():
+            images_of.setdefault(text, []).append(name)
+        for text in sorted(texts - images_of.keys()):
+            yield _without_image(self.folder / text)
+        for self._done, (name, text) in enumerate(text_of.items(), 1):
+            place = str(self.folder / name)
+            if text not in texts:
+                yield Problem(place, 0, "empty", f"there is no '{Path(text).name}' with captions next to it.", 0)
                 continue
-            captions = _captions(text)
-            if isinstance(captions, Problem):
-                yield captions
-            else:
+            if len(images_of[text]) > 1:
+                sharing = " and ".join(f"'{other}'" for other in images_of[text])
+                message = f"{sharing} share '{text}', so nobody can tell whose captions it holds; rename one."
+                captions, problems = _captions(self.folder / text)
+                # The captions are lost once, however many images share them.
+                count = len(captions) + len(problems) if name == images_of[text][0] else 0
+                yield Problem(place, 0, "duplicate", message, count)
+                continue
+            captions, problems = _captions(self.folder / text)
+            yield from problems
+            if captions or not problems:
                 yield Row(0, name, captions, self._split, os.path.splitext(name)[0])
 
-    def _images(self) -> Iterator[str]:
-        """Paths of the images relative to the folder, with `/`."""
+    def _files(self) -> tuple[list[str], set[str]]:
+        """Paths of the images, in order, and of the texts, relative to the folder, with `/`."""
+        images: list[str] = []
+        texts: set[str] = set()
         for parent, _, names in os.walk(self.folder, onerror=refuse_unread):
             self.left_out.add_folder(names)
             for name in names:
+                path = (Path(parent) / name).relative_to(self.folder).as_posix()
                 if is_image_name(name):
-                    yield (Path(parent) / name).relative_to(self.folder).as_posix()
+                    images.append(path)
+                elif name.endswith(".txt"):
+                    texts.add(path)
+        return sorted(images), texts
 
 
-def _captions(file: Path) -> tuple[str, ...] | Problem:
-    """The captions of an image, one a line, or what is wrong with the file."""
-    captions = []
+def _text_of(image: str, texts: set[str]) -> str:
+    """The text of an image's name, in whatever Unicode form; the name itself where there is none."""
+    name = os.path.splitext(image)[0] + ".txt"
+    return next((form for form in (name, *written_alike(name)) if form in texts), name)
+
+
+def _without_image(file: Path) -> Problem:
+    """A text whose captions belong to no image."""
+    captions, problems = _captions(file)
+    message = f"there is no image of the name '{file.stem}' next to it."
+    return Problem(str(file), 0, "missing", message, len(captions) + len(problems))
+
+
+def _captions(file: Path) -> tuple[tuple[str, ...], list[Problem]]:
+    """The captions of an image, one a line, and what is wrong with lines or with the file."""
+    captions: list[str] = []
+    problems: list[Problem] = []
     try:
-        for number, line in enumerate(raw_lines(Reading(file)), 1):
-            text = decode_line(line)
+        for number, text in enumerate(checked_lines(Reading(file)), 1):
             if isinstance(text, DataError):
-                return Problem(str(file), number, "malformed", str(text))
-            if text.strip():
+                problems.append(Problem(str(file), number, "malformed", str(text)))
+            elif text.strip():
                 captions.append(text.strip())
     except DataError as error:
-        return Problem(str(file), 0, "malformed", str(error))
-    return tuple(captions)
+        problems.append(Problem(str(file), 0, "malformed", str(error)))
+    return tuple(captions), problems
 
 
 def refuse_unread(error: OSError) -> None:

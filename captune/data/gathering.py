@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from captune.data.importing import Row
+from captune.data.manifest import text_fault
 from captune.data.problems import Problem
 
 __all__ = ["CaptionRow", "gathered"]
@@ -64,7 +65,7 @@ def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[
             "CREATE TABLE run (image BLOB, id BLOB, line INTEGER, split BLOB, captions TEXT);"
         )
         batch = []
-        for row in _runs(captions):
+        for row in _runs(captions, source):
             if isinstance(row, Problem):
                 yield row
                 continue
@@ -77,14 +78,17 @@ def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[
         yield from _joined(database, source)
 
 
-def _runs(captions: Iterable[CaptionRow | Problem]) -> Iterator[Row | Problem]:
-    """Neighbouring captions of one image and split as one row; problems in between do not part them."""
+def _runs(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[Row | Problem]:
+    """Neighbouring captions of one image, split and id as one row; problems in between do not part them."""
     first: CaptionRow | None = None
     texts: list[str] = []
     for row in captions:
         if isinstance(row, Problem):
             yield row
-        elif first is not None and (row.image, row.split) == (first.image, first.split):
+        elif fault := text_fault(row.caption):
+            kind = "malformed" if row.caption.strip() else "empty"
+            yield Problem(source, row.line, kind, f"the caption of '{row.image}' {fault}.")
+        elif first is not None and (row.image, row.split, row.id) == (first.image, first.split, first.id):
             texts.append(row.caption)
         else:
             if first is not None:
@@ -95,7 +99,7 @@ def _runs(captions: Iterable[CaptionRow | Problem]) -> Iterator[Row | Problem]:
 
 
 def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Problem]:
-    """The runs of each image as one row; a run with another split than the first is a problem."""
+    """The runs of each image as one row; a run with another split or id than the first is a problem."""
     database.execute("CREATE INDEX by_image ON run (image)")
     runs = database.execute(
         "SELECT image, id, line, split, captions FROM run "
@@ -109,11 +113,14 @@ def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Problem
             if row is not None:
                 yield row
             row = Row(line, _text(image), texts, _text(split), None if name is None else _text(name))
-        elif _text(split) == row.split:
-            row = replace(row, captions=row.captions + texts)
-        else:
+        elif _text(split) != row.split:
             message = f"'{row.image}' is of the split '{_text(split)}' here, of '{row.split}' on line {row.line}."
-            yield Problem(source, line, "malformed", message)
+            yield Problem(source, line, "malformed", message, len(texts))
+        elif (own := None if name is None else _text(name)) != row.id:
+            message = f"'{row.image}' has the id '{own}' here, and '{row.id}' on line {row.line}."
+            yield Problem(source, line, "malformed", message, len(texts))
+        else:
+            row = replace(row, captions=row.captions + texts)
     if row is not None:
         yield row
 

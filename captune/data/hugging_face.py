@@ -16,6 +16,7 @@ from typing import Any
 from captune.data.embedded import MAX_IMAGE, EmbeddedImages
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
+from captune.data.manifest import absence
 from captune.data.problems import Problem
 from captune.data.table import Columns, Values, caption_rows, record_values, require_columns
 from captune.errors import DataError, MissingExtraError
@@ -55,6 +56,7 @@ class HuggingFaceReading:
         self._embedded = embedded
         self._folder = Path(source).resolve() if os.path.isdir(source) else None
         self._parts = _loaded(source, configuration, split)
+        self.notes: list[str] = []
         self._done = 0
         counts = [_count(part) for part in self._parts.values()]
         self._total = sum(count for count in counts if count is not None) if None not in counts else 0
@@ -118,8 +120,8 @@ class HuggingFaceReading:
             raise DataError(f"the image {path!r} cannot be found: {_first_line(error)}.") from error
         if not file.is_relative_to(self._folder):
             raise DataError(f"the image '{path}' lies outside of the data set's folder '{self._folder}'.")
-        if not file.is_file():
-            raise DataError(f"the image '{file}' is not there.")
+        if missing := absence(file):
+            raise DataError(missing)
         if file.stat().st_size > MAX_IMAGE:
             raise DataError(f"the image '{file}' is larger than {MAX_IMAGE >> 20} MB.")
         return {**record, self._columns.image: {"bytes": file.read_bytes(), "path": path}}

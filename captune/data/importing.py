@@ -12,19 +12,23 @@ import contextlib
 import os
 import posixpath
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from captune.data.atomic import is_stream
 from captune.data.first_seen import FirstSeen
+from captune.data.image_lookup import SPELLINGS, file_name, without_windows
 from captune.data.images import check_image
+from captune.data.leaks.guard import ImageFile
 from captune.data.lookahead import in_order
-from captune.data.manifest import Sample, check_image_name, text_fault, write_manifest
+from captune.data.manifest import Sample, absence, check_image_name, iter_manifest, text_fault, write_manifest
 from captune.data.outputs import check_output
-from captune.data.problems import Problem, Problems, plural
+from captune.data.problems import Problem, Problems, plural, printable
+from captune.data.shares import Division, Shares, divide
 from captune.errors import DataError
 
 __all__ = ["ImageCheck", "Row", "Summary", "prepare"]
@@ -47,6 +51,7 @@ class Row:
         split: as it stands in the file.
         id: unique name; the image's name without folder and ending where the format has none.
         domain: the part of the split that it belongs to, where the format knows such parts.
+        any_ending: whether the format names images without their ending, so that `image` ends in a guess.
     """
 
     line: int
@@ -55,6 +60,7 @@ class Row:
     split: str
     id: str | None = None
     domain: str | None = None
+    any_ending: bool = False
 
 
 @dataclass
@@ -63,7 +69,7 @@ class Summary:
 
     Attributes:
         images: number written.
-        captions: number written.
+        captions: number written; with `problems.rows` they are all captions, and all rows that could not be read.
         splits: images written per split, in the order of first appearance.
         captions_per_image: how many images have how many captions.
         words_per_caption: how many captions have how many words, split at white space.
@@ -78,7 +84,31 @@ class Summary:
     words_per_caption: Counter[int] = field(default_factory=Counter)
     problems: Problems = field(default_factory=Problems)
     samples: list[Sample] = field(default_factory=list)
+    _respelt: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
+    _division: list[str] = field(default_factory=list, repr=False)
     _dice: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
+
+    @property
+    def notes(self) -> list[str]:
+        """How splits were drawn, and how images were found whose files have other names, a sentence each."""
+        spelt = [f"{count:,} {SPELLINGS[way]}, such as {example}" for way, (count, example) in self._respelt.items()]
+        return [*self._division, *spelt]
+
+    def divide(self, splits: dict[str, str], shares: Shares, division: Division) -> None:
+        """Count images by the splits that were drawn for their ids."""
+        self.splits = Counter(dict.fromkeys(shares.shares, 0))
+        self.splits.update(splits.values())
+        self.samples = [replace(sample, split=splits[sample.id]) for sample in self.samples]
+        self._division = [f"splits are drawn by image with seed {shares.seed}"]
+        if division.copies:
+            self._division[0] += f"; {division.copies:,} of the images show another one's picture, and are in its split"
+        if division.unread:
+            self._division.append(f"{plural(division.unread, 'image')} could not be compared with the others")
+
+    def add_spelling(self, way: str, name: str, file: str) -> None:
+        """Count a name that differs from its file's."""
+        count, example = self._respelt.get(way, (0, f"'{printable(name)}' for '{printable(file)}'"))
+        self._respelt[way] = count + 1, example
 
     def add(self, sample: Sample) -> None:
         """Count a sample; keep it among the five with the chance that makes the draw even (Vitter's R)."""
@@ -106,6 +136,8 @@ def prepare(
     progress: Callable[[int], None] | None = None,
     on_problem: Callable[[Problem], None] | None = None,
     workers: int | None = None,
+    shares: Shares | None = None,
+    compared: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Write the manifest of an import.
 
@@ -120,6 +152,8 @@ def prepare(
         progress: called now and then with the number of rows done.
         on_problem: called with every problem as it is met.
         workers: threads that decode images; as many as processors by default, at most eight.
+        shares: divide the images into these splits, whatever split the rows have.
+        compared: called now and then with the number of images compared with the others for `shares`, and of all.
 
     Returns:
         what was written and what was left out.
@@ -138,13 +172,53 @@ def prepare(
         )
     check_output(out, command="prepare", reads=[source], overwrite=overwrite)
     summary = Summary(problems=Problems(on_problem=on_problem))
-    found = _cleaned(rows, source)
+    found = _cleaned(_portable(rows, folder, check, summary), source)
     if check != "none":
-        found = _with_images(found, source, folder, check, workers)
+        found = _with_images(found, source, folder, check, summary, workers)
     with contextlib.closing(found):
         samples = _counted(found, summary, _image_prefix(folder, Path(out)), progress)
-        write_manifest(out, _accepted(samples, summary, source, strict), command="prepare")
+        accepted = _accepted(samples, summary, source, strict)
+        if shares is not None:
+            accepted = _divided(accepted, summary, shares, Path(out), compared)
+        write_manifest(out, accepted, command="prepare")
     return summary
+
+
+def _divided(
+    samples: Iterator[Sample],
+    summary: Summary,
+    shares: Shares,
+    out: Path,
+    compared: Callable[[int, int], None] | None,
+) -> Iterator[Sample]:
+    """The samples with splits that are drawn when all are known; until then they are on the disk."""
+    base = Path.cwd() if is_stream(out) else out.absolute().parent
+    images: list[ImageFile] = []
+
+    def kept() -> Iterator[Sample]:
+        for sample in samples:
+            images.append(ImageFile(sample.id, os.path.join(base, sample.image)))
+            yield sample
+
+    with tempfile.TemporaryDirectory(prefix="captune-", ignore_cleanup_errors=True) as folder:
+        rows = Path(folder) / "rows.jsonl"
+        write_manifest(rows, kept())
+        division = divide(images, shares, progress=compared)
+        splits = dict(zip((image.id for image in images), division.splits, strict=True))
+        summary.divide(splits, shares, division)
+        for sample in iter_manifest(rows):
+            yield replace(sample, split=splits[sample.id])
+
+
+def _portable(
+    rows: Iterable[Row | Problem], folder: Path, check: ImageCheck, summary: Summary
+) -> Iterator[Row | Problem]:
+    """Rows without paths of Windows in them."""
+    for row in rows:
+        if isinstance(row, Row) and (name := without_windows(row.image, folder, check=check != "none")) != row.image:
+            summary.add_spelling("windows", row.image, name)
+            row = replace(row, image=name)
+        yield row
 
 
 def _cleaned(rows: Iterable[Row | Problem], source: str) -> Generator[Row | Problem, None, None]:
@@ -157,7 +231,7 @@ def _cleaned(rows: Iterable[Row | Problem], source: str) -> Generator[Row | Prob
         try:
             check_image_name(row.image)
         except DataError as error:
-            yield Problem(source, row.line, "path", str(error))
+            yield Problem(source, row.line, "path", str(error), len(row.captions))
             continue
         captions, problems = _cleaned_captions(row, source)
         yield from problems
@@ -165,17 +239,18 @@ def _cleaned(rows: Iterable[Row | Problem], source: str) -> Generator[Row | Prob
         if not captions:
             continue
         if fault := text_fault(name):
-            yield Problem(source, row.line, "malformed", f"the id of '{row.image}' {fault}.")
+            yield Problem(source, row.line, "malformed", f"the id of '{row.image}' {fault}.", len(captions))
         elif fault := text_fault(row.split):
-            yield Problem(source, row.line, "malformed", f"the split of '{row.image}' {fault}.")
+            yield Problem(source, row.line, "malformed", f"the split of '{row.image}' {fault}.", len(captions))
         elif row.domain is not None and (fault := text_fault(row.domain)):
-            yield Problem(source, row.line, "malformed", f"the domain of '{row.image}' {fault}.")
+            yield Problem(source, row.line, "malformed", f"the domain of '{row.image}' {fault}.", len(captions))
         elif (first := seen.line_of(name)) is not None:
-            where = f"stands on line {first} already" if first else "is given twice"
-            yield Problem(source, row.line, "duplicate", f"the id '{name}' {where}.")
+            where = f"is on line {first} already" if first else "is given twice"
+            message = f"the id '{name}' {where}; '{row.image}' and its captions are left out."
+            yield Problem(source, row.line, "duplicate", message, len(captions))
         else:
             seen.add(name, row.line)
-            yield Row(row.line, row.image, captions, row.split, name, row.domain)
+            yield replace(row, captions=captions, id=name)
 
 
 def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Problem]]:
@@ -192,30 +267,42 @@ def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Prob
         problems.append(Problem(source, row.line, kind, message))
     if not good:
         message = f"'{row.image}' has no caption with text in it."
-        problems = [Problem(source, row.line, "empty", message)]
+        problems = [Problem(source, row.line, "empty", message, len(row.captions))]
     return tuple(good), problems
 
 
 def _with_images(
-    found: Iterator[Row | Problem], source: str, folder: Path, check: ImageCheck, workers: int | None
+    found: Iterator[Row | Problem],
+    source: str,
+    folder: Path,
+    check: ImageCheck,
+    summary: Summary,
+    workers: int | None,
 ) -> Generator[Row | Problem, None, None]:
-    """Rows whose image is there, and decodes to the last byte if that is asked; the order is kept."""
+    """Rows whose image is there, and decodes to the last byte if that is requested; the order is kept."""
+    ways: dict[str, str] = {}  # of files with other names than in the annotation file
 
     def verdict(row: Row | Problem) -> Row | Problem:
         if isinstance(row, Problem):
             return row
         path = folder / row.image
-        if not path.is_file():
-            return Problem(source, row.line, "missing", f"the image '{path}' is not there.")
+        if missing := absence(path):
+            other = file_name(row.image, folder, any_ending=row.any_ending)
+            if other is None:
+                return Problem(source, row.line, "missing", missing, len(row.captions))
+            row = replace(row, image=other[0])
+            path, ways[row.image] = folder / row.image, other[1]
         if check == "decode":
             try:
                 check_image(path)
             except DataError as error:
-                return Problem(source, row.line, "undecodable", str(error))
+                return Problem(source, row.line, "undecodable", str(error), len(row.captions))
         return row
 
     with contextlib.closing(in_order(found, verdict, workers)) as verdicts:
-        for _, row in verdicts:
+        for before, row in verdicts:
+            if isinstance(row, Row) and isinstance(before, Row) and (way := ways.pop(row.image, None)):
+                summary.add_spelling(way, before.image, row.image)
             yield row
 
 

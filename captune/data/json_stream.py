@@ -10,15 +10,21 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from captune.data.text import MAX_LINE, Reading, without_mark
+from captune.data.text import MAX_LINE, Reading
 from captune.errors import DataError
 
-__all__ = ["json_items", "string_field"]
+__all__ = ["BadItem", "json_items", "json_parts", "require_object", "string_field"]
 
 _CHUNK = 1 << 20
 # White space between JSON's tokens; always matches.
 _SPACE = re.compile(r"[ \t\r\n]*")
 _AFTER_VALUE = frozenset(",]}: \t\r\n")
+
+
+class BadItem(str):
+    """What is wrong with an item of a list, in the item's place."""
+
+    __slots__ = ()
 
 
 def json_items(reading: Reading) -> Iterator[tuple[str, Any]]:
@@ -29,11 +35,18 @@ def json_items(reading: Reading) -> Iterator[tuple[str, Any]]:
 
     Yields:
         `("", item)` for each item of a list; for an object `(key, item)` for each item of a list in it, and
-        `(key, value)` for every other value. An item is held alone; objects in it are parsed as `json` does.
+        `(key, value)` for every other value. An item is held alone; objects in it are parsed as `json` does, but an
+        item with a key twice, of which `json` would keep the last, is a `BadItem`.
 
     Raises:
-        DataError: not JSON, not UTF-8, or an item longer than `captune.data.text.MAX_LINE`; says where.
+        DataError: not JSON, or an item longer than `captune.data.text.MAX_LINE`; says where.
     """
+    for key, item, _ in json_parts(reading):
+        yield key, item
+
+
+def json_parts(reading: Reading) -> Iterator[tuple[str, Any, bool]]:
+    """What `json_items` yields, each with whether it is an item of a list."""
     document = _Document(reading)
     try:
         if document.peek() == "[":
@@ -48,7 +61,7 @@ def json_items(reading: Reading) -> Iterator[tuple[str, Any]]:
                 if document.peek() == "[":
                     yield from document.items(key)
                 else:
-                    yield key, document.value()
+                    yield key, document.value(), False
                 if document.peek() != "}":
                     document.step(",")
             document.step("}")
@@ -65,12 +78,21 @@ def string_field(entry: Any, key: str) -> str:
         KeyError: the key is missing.
         TypeError: the item is no object, or the value no string.
     """
-    if not isinstance(entry, dict):
-        raise TypeError(f"an object with '{key}' is expected")
+    require_object(entry, key)
     value = entry[key]
     if not isinstance(value, str):
         raise TypeError(f"'{key}' must be a string")
     return value
+
+
+def require_object(entry: Any, key: str) -> None:
+    """Refuse an item that is no object.
+
+    Raises:
+        TypeError: it is none, or a `BadItem`, whose fault is the message.
+    """
+    if not isinstance(entry, dict):
+        raise TypeError(str(entry) if isinstance(entry, BadItem) else f"an object with '{key}' is expected")
 
 
 class _Document:
@@ -78,8 +100,12 @@ class _Document:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self._parse = json.JSONDecoder().raw_decode
+        # A byte that is not UTF-8 becomes half of a surrogate pair, which is no text to whoever reads that field.
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._parse = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
+        # A number of thousands of digits is refused by int, and is no id.
+        self._parse_large = json.JSONDecoder(object_pairs_hook=self._object, parse_int=float).raw_decode
+        self._twice: str | None = None  # a key that the value being parsed has twice
         self._text = ""
         self._position = 0
         self._passed = 0  # characters dropped from the front
@@ -106,11 +132,12 @@ class _Document:
             raise self.error(f"'{expected}' is expected")
         self._position += 1
 
-    def items(self, key: str) -> Iterator[tuple[str, Any]]:
+    def items(self, key: str) -> Iterator[tuple[str, Any, bool]]:
         """The items of the list that begins here."""
         self.step("[")
         while self.peek() != "]":
-            yield key, self.value()
+            value = self.value()
+            yield key, value if self._twice is None else BadItem(f"the key '{self._twice}' is given twice"), True
             if self.peek() != "]":
                 self.step(",")
         self.step("]")
@@ -118,14 +145,21 @@ class _Document:
     def value(self) -> Any:
         """Parse the next value, reading on until it is whole."""
         self.peek()
+        parse = self._parse
         while True:
+            self._twice = None
             try:
-                value, end = self._parse(self._text, self._position)
+                value, end = parse(self._text, self._position)
             except json.JSONDecodeError as error:
                 if self._complete:
                     self._position = error.pos
                     raise self.error(error.msg[0].lower() + error.msg[1:]) from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
+                if parse is self._parse_large:
+                    raise self.error(str(error)) from error
+                parse = self._parse_large
+                continue
+            except RecursionError as error:
                 raise self.error(str(error)) from error
             else:
                 # A number at the edge of a chunk may go on: "1", "1.", "1.5".
@@ -136,19 +170,20 @@ class _Document:
                 raise self.error(f"an item longer than {MAX_LINE >> 20} MB, or broken, begins")
             self._read()
 
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self._twice = next(key for key in keys if keys.count(key) > 1)
+        return entry
+
     def _read(self) -> None:
         """Put the next chunk behind what is not parsed yet."""
         try:
             data = self._reading.stream.read(_CHUNK)
-            if not self._passed and not self._text:
-                data = without_mark(data, self._reading.name)
             fresh = self._decode(data, not data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"'{self._reading.name}' cannot be unpacked: {error}.") from error
-        except UnicodeDecodeError as error:
-            place = self._passed + len(self._text) + error.start + 1
-            wrong = f"byte 0x{error.object[error.start]:02x} near character {place:,}"
-            raise DataError(f"'{self._reading.name}' is not UTF-8 ({wrong}).") from error
         self._complete = not data
         self._passed += self._position
         self._text = self._text[self._position :] + fresh

@@ -1,7 +1,7 @@
 """Importer of Karpathy's `dataset_{flickr8k,flickr30k,coco}.json`, and of the splits in them.
 
 Layout: `{"images": [{"filename", "split", "sentences": [{"raw", "tokens", ...}], "filepath"?, "cocoid"?}, ...]}`;
-COCO's file adds the folder (`filepath`, "val2014") and COCO's own id. The split `restval` is kept as it is.
+COCO's file adds the folder (`filepath`, "val2014") and COCO's own id, and has a split `restval`.
 Source: https://cs.stanford.edu/people/karpathy/deepimagesent/
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from captune.data.ids import id_text
 from captune.data.importing import Row
 from captune.data.json_stream import json_items, string_field
 from captune.data.problems import Problem
@@ -23,11 +24,12 @@ UNLISTED = "unlisted"
 """The split of images that a list of splits does not name."""
 
 
-def karpathy_rows(reading: Reading) -> Iterator[Row | Problem]:
+def karpathy_rows(reading: Reading, *, restval: str = "restval") -> Iterator[Row | Problem]:
     """The images of Karpathy's JSON, one at a time.
 
     Args:
         reading: the open file; `.gz` is unpacked.
+        restval: the split of COCO's `restval`; published numbers have it in "train".
 
     Yields:
         a row an image, or what is wrong with an entry.
@@ -41,10 +43,13 @@ def karpathy_rows(reading: Reading) -> Iterator[Row | Problem]:
             continue
         number += 1
         try:
-            yield _row(entry)
+            row = _row(entry)
+            yield replace(row, split=restval) if row.split == "restval" else row
         except (KeyError, TypeError) as error:
             what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
-            yield Problem(reading.name, 0, "malformed", f"image {number} cannot be read: {what}.")
+            sentences = entry.get("sentences") if isinstance(entry, dict) else None
+            captions = len(sentences) if isinstance(sentences, list) else 1
+            yield Problem(reading.name, 0, "malformed", f"image {number} cannot be read: {what}.", max(1, captions))
     if not number:
         raise DataError(f"'{reading.name}' is not Karpathy's JSON: there is no list \"images\" with entries in it.")
 
@@ -55,11 +60,13 @@ def read_splits(reading: Reading) -> dict[str, str]:
     Raises:
         DataError: see `karpathy_rows`; or an entry is malformed.
     """
-    splits = {}
+    splits: dict[str, str] = {}
     for row in karpathy_rows(reading):
         if isinstance(row, Problem):
             raise DataError(str(row))
-        splits[_file_name(row.image)] = row.split
+        name = _file_name(row.image)
+        # Two images of one name and different splits: nobody can tell which split is whose.
+        splits[name] = row.split if splits.get(name, row.split) == row.split else UNLISTED
     return splits
 
 
@@ -77,9 +84,12 @@ def _row(entry: Any) -> Row:
     name, split = string_field(entry, "filename"), string_field(entry, "split")
     folder = entry.get("filepath")
     image = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-    captions = tuple(string_field(sentence, "raw") for sentence in entry["sentences"])
+    sentences = entry["sentences"]
+    if not isinstance(sentences, list):
+        raise TypeError("'sentences' must be a list")
+    captions = tuple(string_field(sentence, "raw") for sentence in sentences)
     own = entry.get("cocoid")
-    return Row(0, image, captions, split, str(own) if isinstance(own, int) else None)
+    return Row(0, image, captions, split, None if own is None else id_text(own, "cocoid"))
 
 
 def _file_name(image: str) -> str:

@@ -11,12 +11,14 @@ blank. `domain` is a part of the split that is also scored by itself, as NoCaps'
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ from typing import Any
 from captune.data.atomic import atomic_file
 from captune.data.first_seen import FirstSeen
 from captune.data.outputs import output_file
-from captune.data.problems import Problem, Problems, plural
-from captune.data.text import Reading, decode_line, parse_json, raw_lines
+from captune.data.problems import Problem, Problems, plural, printable
+from captune.data.text import Reading, checked_lines, parse_json
 from captune.errors import DataError
 
 __all__ = [
     "Sample",
+    "absence",
     "check_image_name",
     "iter_manifest",
     "manifest_hash",
@@ -44,6 +47,8 @@ __all__ = [
 _KEYS = ("id", "image", "captions", "split")
 _KNOWN = (*_KEYS, "domain")
 _DRIVE = re.compile("[A-Za-z]:")
+_UNDECODED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python's surrogateescape keeps it
+_MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -76,12 +81,11 @@ def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[
         the line, counted from 1, and a sample or what is wrong with the row. Blank lines are passed over.
 
     Raises:
-        DataError: no such file, or no text at all; see `captune.data.text.raw_lines`.
+        DataError: no such file; see `captune.data.text.checked_lines`.
     """
     reading = manifest if isinstance(manifest, Reading) else Reading(manifest)
     seen = FirstSeen()
-    for number, line in enumerate(raw_lines(reading), 1):
-        text = decode_line(line)
+    for number, text in enumerate(checked_lines(reading), 1):
         if isinstance(text, DataError):
             yield number, Problem(reading.name, number, "encoding", str(text))
             continue
@@ -101,20 +105,21 @@ def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[
             yield number, sample
 
 
-def iter_manifest(path: str | os.PathLike[str], split: str | None = None) -> Iterator[Sample]:
+def iter_manifest(path: str | os.PathLike[str], split: str | Collection[str] | None = None) -> Iterator[Sample]:
     """The samples of a manifest, one at a time; the error for bad rows comes after the last good one.
 
     Args:
         path: the manifest.
-        split: give only samples of this split.
+        split: give only samples of this split, or of these splits.
 
     Yields:
         the samples in the order of the file.
 
     Raises:
-        DataError: bad rows (all of them in one error, with their lines), or no sample in `split`; the message
+        DataError: bad rows (all of them in one error, with their lines), or no sample in a split; the message
             names the splits that there are.
     """
+    wanted = (split,) if isinstance(split, str) else split
     problems = Problems()
     splits: Counter[str] = Counter()
     for _, row in scan_manifest(path):
@@ -122,29 +127,30 @@ def iter_manifest(path: str | os.PathLike[str], split: str | None = None) -> Ite
             problems.add(row)
             continue
         splits[row.split] += 1
-        if split is None or row.split == split:
+        if wanted is None or row.split in wanted:
             yield row
     if problems:
         raise DataError(f"the manifest '{path}' has {plural(len(problems), 'bad row')}:\n{problems.listing()}")
     if not splits:
         raise DataError(f"the manifest '{path}' holds no images.")
-    if split is not None and not splits[split]:
+    empty = next((name for name in wanted or () if not splits[name]), None)
+    if empty is not None:
         there = ", ".join(f"{name} ({count:,})" for name, count in splits.most_common(20))
-        raise DataError(f"the manifest '{path}' has no images of the split '{split}'; it has {there}.")
+        raise DataError(f"the manifest '{path}' has no images of the split '{empty}'; it has {there}.")
 
 
-def read_manifest(path: str | os.PathLike[str], split: str | None = None) -> list[Sample]:
+def read_manifest(path: str | os.PathLike[str], split: str | Collection[str] | None = None) -> list[Sample]:
     """Read a whole manifest; see `iter_manifest`.
 
     Args:
         path: the manifest.
-        split: keep only samples of this split.
+        split: keep only samples of this split, or of these splits.
 
     Returns:
         the samples in the order of the file, at least one.
 
     Raises:
-        DataError: bad rows, all of them in one error, or no sample in `split`.
+        DataError: bad rows, all of them in one error, or no sample in a split.
     """
     return list(iter_manifest(path, split))
 
@@ -217,6 +223,26 @@ def safe_join(folder: str | os.PathLike[str], name: str) -> Path:
     return Path(folder) / name
 
 
+def absence(path: str | os.PathLike[str]) -> str | None:
+    """Why there is no image file under a path, as a sentence; None where there is one.
+
+    Raises:
+        OSError: the machine failed, not the name.
+    """
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        why = ", it is no file"
+    except ValueError:
+        why = ", and a name cannot hold NUL"
+    except OSError as error:
+        if error.errno in _MACHINE_FAULTS:
+            raise
+        usual = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        why = "" if usual else f" ({(error.strerror or str(error)).lower()})"
+    return f"the image '{path}' is not there{why}."
+
+
 def check_image_name(name: str) -> None:
     """Refuse an image name that leads out of its folder on any system, or that is no file name.
 
@@ -226,7 +252,9 @@ def check_image_name(name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or not parts[0] or _DRIVE.match(name):
         raise DataError(f"the image name {name!r} leads out of the image folder.")
-    if parts[-1] in ("", ".") or "\0" in name or not _is_unicode(name):
+    if not _is_unicode(name):
+        raise DataError(f"the image name '{printable(name)}' is not UTF-8; rename the file.")
+    if parts[-1] in ("", ".") or "\0" in name:
         raise DataError(f"the image name {name!r} is no file name.")
 
 
@@ -244,6 +272,8 @@ def text_fault(text: str) -> str | None:
     if "\0" in text:
         return "holds a NUL character"
     if not _is_unicode(text):
+        if byte := _UNDECODED.search(text):
+            return f"is not UTF-8 (byte 0x{ord(byte[0]) - 0xDC00:02x})"
         return "holds half of a surrogate pair, which is no text"
     return None
 

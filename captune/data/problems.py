@@ -21,6 +21,8 @@ KINDS: Final = {
     "split": "missing split",
     "leak": "leaked image",
     "repaired": "repaired row",
+    "unused": "text that is not used",
+    "quoted": "cell with quotation marks as in CSV",
     "small": "small image",
     "shared": "image under two ids",
     "repeated": "repeated caption",
@@ -30,7 +32,9 @@ KINDS: Final = {
 }
 """Each kind of problem and what one of it is called."""
 
-NOTES: Final = frozenset({"repaired", "small", "shared", "repeated", "long", "truncated", "stopped"})
+NOTES: Final = frozenset(
+    {"repaired", "unused", "quoted", "small", "shared", "repeated", "long", "truncated", "stopped"}
+)
 """The kinds that are worth knowing and stop nothing."""
 
 _SHOWN = 50
@@ -45,12 +49,14 @@ class Problem:
         line: its line, counted from 1; 0 where the format has no lines.
         kind: a key of `KINDS`.
         message: what is wrong, without the place.
+        rows: captions, or rows that could not be read, which an import leaves out for it; notes leave out none.
     """
 
     file: str
     line: int
     kind: str
     message: str
+    rows: int = 1
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -60,6 +66,11 @@ class Problem:
 class Problems:
     """Counts every problem and keeps the first ones, so that memory is bounded on a file of bad rows.
 
+    Attributes:
+        counts: how many there are of each kind.
+        first: those that are listed.
+        rows: captions and unread rows that were left out for all of them.
+
     Args:
         shown: how many are kept to be listed.
         on_problem: called with every problem, also with those that are not kept.
@@ -68,12 +79,15 @@ class Problems:
     def __init__(self, shown: int = _SHOWN, on_problem: Callable[[Problem], None] | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self.first: list[Problem] = []
+        self.rows = 0
         self._shown = shown
         self._on_problem = on_problem
 
     def add(self, problem: Problem) -> None:
         """Count a problem."""
         self.counts[problem.kind] += 1
+        if problem.kind not in NOTES:
+            self.rows += problem.rows
         if len(self.first) < self._shown:
             self.first.append(problem)
         if self._on_problem is not None:
@@ -101,10 +115,16 @@ class Problems:
 
 def plural(count: int, name: str) -> str:
     """A number and its noun: "1 image", "2,000 images", "2 images under two ids"."""
-    noun, *rest = re.split("(?= under | with )", name, maxsplit=1)
+    noun, *rest = re.split("(?= under | with | that )", name, maxsplit=1)
     return f"{count:,} {noun}{'' if count == 1 else 's'}{''.join(rest)}"
 
 
 def printable(text: str) -> str:
-    """Text that a terminal can show: control characters, which could drive it, become U+FFFD."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+    """Text that a terminal can show: control characters, which could drive it, become U+FFFD, stray bytes `\\xe9`."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte of a file's name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character if character.isprintable() else "\ufffd"

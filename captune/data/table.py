@@ -1,24 +1,34 @@
-"""Importer of tables with named columns: CSV, TSV, JSON Lines and parquet, one caption or one image a row.
+"""Importer of tables with named columns: CSV, TSV, JSON and parquet, one caption or one image a row.
 
 A cell of the caption column is one caption, or a (JSON) list of them; there may be several such columns. Rows of the
-same image, wherever they stand, are brought together. A cell of the image column is the name of a file; in parquet it
-may be the file itself, as Hugging Face's data sets have it.
+same image, wherever they are, are brought together. A cell of the image column is the name of a file; in parquet it
+may be the file itself, as Hugging Face's data sets have it. In a TSV quotation marks are text; in a CSV they quote.
+Objects that hold a conversation instead of a caption are read as `captune.data.conversations` describes.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
+import itertools
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
+from captune.data.coco import coco_rows
+from captune.data.conversations import Conversations, Turns, is_conversation
+from captune.data.delimited import Quoting, delimited_rows, looks_quoted
 from captune.data.embedded import EmbeddedImages
 from captune.data.gathering import CaptionRow, gathered
+from captune.data.ids import id_text, without_fraction
 from captune.data.importing import Row
+from captune.data.json_table import Entry, json_entries, json_layout
 from captune.data.parquet import parquet_columns, parquet_rows
 from captune.data.problems import Problem, plural
-from captune.data.text import Reading, csv_rows, parse_json, text_lines
+from captune.data.text import Reading, checked_lines, parse_json
 from captune.errors import DataError
 
 __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]
@@ -26,6 +36,9 @@ __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_column
 logger = logging.getLogger(__name__)
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that says what divides columns
+_TRIED = 1000  # objects without the columns before a JSON file counts as one of another layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +68,24 @@ class Columns:
 
 
 def table_rows(
-    reading: Reading, columns: Columns, *, split: str = "train", embedded: EmbeddedImages | None = None
+    reading: Reading,
+    columns: Columns,
+    *,
+    split: str = "train",
+    embedded: EmbeddedImages | None = None,
+    quoting: Quoting | None = None,
+    turns: Turns = "first",
 ) -> Iterator[Row | Problem]:
     """The images of a table.
 
     Args:
-        reading: the open file; its ending says the format (`.tsv`, `.jsonl`, `.parquet`, anything else is CSV; `.gz`
-            on top).
+        reading: the open file; its ending says the format (`.tsv`, `.jsonl`, `.json`, `.parquet`, anything else is
+            CSV; `.gz` on top). How it was understood is noted there.
         columns: which column holds what.
         split: what images are given where the table has no column for it.
         embedded: where images that come inside the table are written to; None refuses them.
+        quoting: whether quotation marks around cells are text; by default they are where tabs divide columns.
+        turns: which answers of conversations are captions.
 
     Returns:
         an iterator over the images, and over what is wrong with a row.
@@ -75,16 +96,39 @@ def table_rows(
     endings = [ending for ending in reading.path.suffixes if ending != ".gz"]
     ending = endings[-1].lower() if endings else ""
     if ending in _JSON_ENDINGS:
-        records = _json_records(reading, columns)
+        layout = json_layout(reading, columns.image)
+        passed = Counter[str]()
+        entries = json_entries(reading, layout, columns.image, columns.captions, passed)
+        first = next(entries, None)
+        if first is None and "annotations" in passed:
+            reading.reopen()
+            return coco_rows(reading, split=split)
+        found = itertools.chain([] if first is None else [first], entries)
+        records = _json_records(found, reading, columns, passed, turns)
     elif ending in (".parquet", ".pq"):
         records = _parquet_records(reading, columns)
     else:
-        records = _delimited_records(reading, columns, "\t" if ending in (".tsv", ".tab") else ",")
+        records = _delimited_records(reading, columns, "\t" if ending in (".tsv", ".tab") else ",", quoting)
     return gathered(caption_rows(records, reading.name, columns, split, embedded), reading.name)
 
 
-Values: TypeAlias = tuple[Any, list[Any], Any, Any]
-"""What a row holds: image, a value for each caption column, split, id; None where there is no such column."""
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What a row holds.
+
+    Attributes:
+        image: the cell of the image.
+        captions: a cell for each column of captions.
+        split: None where there is no such column.
+        id: None where there is no such column.
+        place: what messages begin with where rows have no line.
+    """
+
+    image: Any
+    captions: list[Any]
+    split: Any
+    id: Any
+    place: str = ""
 
 
 def caption_rows(
@@ -110,21 +154,24 @@ def caption_rows(
         if isinstance(record, Problem):
             yield record
             continue
-        line, (image, values, own_split, name) = record
-        own_split = split if columns.split is None else own_split
+        line, values = record
+        own_split = split if columns.split is None and values.split is None else values.split
+        captions: list[str] = []
         try:
             if type(own_split) is not str:
                 raise ValueError(f"'{columns.split}' must be a string")
-            if name is not None and type(name) not in (str, int):
-                raise ValueError(f"'{columns.id}' must be a string or a number")
-            pairs = zip(columns.captions, values, strict=True)
-            captions = [text for column, value in pairs for text in _caption_list(value, column)]
-            image = _image_name(image, columns.image, embedded)
-        except (ValueError, DataError) as error:
-            yield Problem(source, line, "malformed", f"{str(error).removesuffix('.')}.")
+            name = None if columns.id is None else id_text(values.id, columns.id)
+            for column, value in zip(columns.captions, values.captions, strict=True):
+                captions += _caption_list(value, column)
+            if not captions:
+                raise ValueError(f"there is no caption in '{columns.captions[0]}'")
+            image = _image_name(values.image, columns.image, embedded)
+        except (TypeError, ValueError, DataError) as error:
+            message = f"{values.place}{str(error).removesuffix('.')}."
+            yield Problem(source, line, "malformed", message, max(1, len(captions)))
             continue
         for text in captions:
-            yield CaptionRow(line, image, text, own_split, None if name is None else str(name))
+            yield CaptionRow(line, image, text, own_split, name)
 
 
 def _image_name(cell: Any, column: str, embedded: EmbeddedImages | None) -> str:
@@ -139,29 +186,88 @@ def _image_name(cell: Any, column: str, embedded: EmbeddedImages | None) -> str:
     raise ValueError(f"'{column}' must be the name of a file, not {type(cell).__name__}")
 
 
-def _delimited_records(reading: Reading, columns: Columns, delimiter: str) -> Iterator[tuple[int, Values] | Problem]:
-    rows = csv_rows(text_lines(reading), delimiter=delimiter)
+def _delimited_records(
+    reading: Reading, columns: Columns, delimiter: str, quoting: Quoting | None
+) -> Iterator[tuple[int, Values] | Problem]:
+    lines = checked_lines(reading, windows=True)
+    start: list[str | DataError] = []  # up to the header
+    header_line = ""
+    for text in lines:
+        if isinstance(text, str) and (excel := _EXCEL_DELIMITER.fullmatch(text)) and not any(start):
+            delimiter, text = excel[1], ""
+        start.append(text)
+        if text:
+            header_line = "" if isinstance(text, DataError) else text
+            break
+    delimiter = _delimiter(header_line, delimiter, columns, reading)
+    if quoting is None:
+        quoting = "none" if _marks_are_text(header_line, delimiter, reading) else "csv"
+    rows = delimited_rows(itertools.chain(start, lines), delimiter=delimiter, quoting=quoting)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
-    _, header = first
+    number, header = first
     if isinstance(header, DataError):
-        raise DataError(f"{reading.name}:1: {header}")
+        raise DataError(f"{reading.name}:{number}: {header}")
     header = [name.strip() for name in header]
-    require_columns(columns, header, f"{reading.name}:1")
+    require_columns(columns, header, f"{reading.name}:{number}")
     image, captions = header.index(columns.image), [header.index(name) for name in columns.captions]
-    # A column that is not asked for reads the None put behind the last cell.
+    # A column that was not requested reads the None put behind the last cell.
     split = -1 if columns.split is None else header.index(columns.split)
     name = -1 if columns.id is None else header.index(columns.id)
+    has_fractions = False
     for line, row in rows:
         if isinstance(row, DataError):
-            yield Problem(reading.name, line, "malformed", str(row))
-        elif len(row) != len(header):
+            hint = " --quoting none takes quotation marks as text." if "quotation mark" in str(row) else ""
+            yield Problem(reading.name, line, "malformed", f"{row}{hint}")
+            continue
+        if len(row) != len(header):
             message = f"the row has {plural(len(row), 'column')}, and {len(header)} are expected."
             yield Problem(reading.name, line, "malformed", message)
-        else:
-            cells = [*row, None]
-            yield line, (cells[image], [cells[caption] for caption in captions], cells[split], cells[name])
+            continue
+        if quoting == "none" and any(looks_quoted(row[caption]) for caption in captions):
+            message = "the caption is quoted as in CSV, and its marks are taken as text; --quoting csv takes them off."
+            yield Problem(reading.name, line, "quoted", message)
+        cells: list[str | None] = [*row, None]
+        own = cells[name]
+        if own is not None and (whole := without_fraction(own)) != own:
+            if not has_fractions:
+                reading.notes.append(f"ids that pandas wrote as '{own}' are read as '{whole}'")
+            own, has_fractions = whole, True
+        yield line, Values(cells[image], [cells[caption] for caption in captions], cells[split], own)
+
+
+def _delimiter(header: str, usual: str, columns: Columns, reading: Reading) -> str:
+    """What divides the columns: the usual character, or the one that makes the needed columns of the header."""
+
+    def names(delimiter: str) -> list[str]:
+        return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+
+    needed = set(columns.names())
+    if needed <= set(names(usual)):
+        return usual
+    fitting = [delimiter for delimiter in _DELIMITERS if needed <= set(names(delimiter))]
+    most = max(_DELIMITERS, key=lambda delimiter: len(names(delimiter)))
+    if not fitting and (len(names(usual)) > 1 or len(names(most)) == 1):
+        return usual
+    delimiter = (fitting or [most])[0]
+    reading.notes.append(f"columns are divided by {_DELIMITERS[delimiter]}, as the header shows")
+    return delimiter
+
+
+def _marks_are_text(header: str, delimiter: str, reading: Reading) -> bool:
+    """Whether quotation marks are text: where tabs divide columns, unless a program wrote it that quotes as CSV does.
+
+    Excel's "Unicode text" is UTF-16 with tabs and quotes so; other programs quote the header as well.
+    """
+    if delimiter != "\t":
+        return False
+    why = "as Excel writes it" if reading.encoding == "UTF-16" else None
+    if header and all(looks_quoted(name) for name in header.split(delimiter)):
+        why = "as the header shows"
+    if why is not None:
+        reading.notes.append(f"quotation marks around cells are no text, {why}; --quoting none keeps them")
+    return why is None
 
 
 def _parquet_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, Values] | Problem]:
@@ -178,31 +284,72 @@ def _parquet_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, 
             yield row[0], record_values(dict(zip(names, row[1], strict=True)), columns)
 
 
-def record_values(record: dict[str, Any], columns: Columns) -> Values:
-    """What a record with every column holds."""
-    split = None if columns.split is None else record[columns.split]
+def record_values(record: dict[str, Any], columns: Columns, place: str = "", own_split: str | None = None) -> Values:
+    """What a record with every column holds.
+
+    Args:
+        record: name of a column to its value.
+        columns: which column holds what.
+        place: what messages begin with where rows have no line.
+        own_split: where there is no column of splits.
+    """
+    split = own_split if columns.split is None else record[columns.split]
     name = None if columns.id is None else record[columns.id]
-    return record[columns.image], [record[caption] for caption in columns.captions], split, name
+    return Values(record[columns.image], [record[caption] for caption in columns.captions], split, name, place)
 
 
-def _json_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, Values] | Problem]:
-    needed = columns.names()
-    for line, text in enumerate(text_lines(reading), 1):
-        if not text.strip():
+def _json_records(
+    entries: Iterable[Entry | Problem], reading: Reading, columns: Columns, passed: Counter[str], turns: Turns
+) -> Iterator[tuple[int, Values] | Problem]:
+    """The rows of JSON; keys that are absent from all of the first rows end the import, from some are bad rows."""
+    conversations = Conversations(turns)
+    good, bad, first = 0, 0, None
+    for entry in entries:
+        if isinstance(entry, Problem):
+            yield entry
             continue
+        record = entry.record
+        first = entry if first is None else first
         try:
-            record = parse_json(text)
-            if not isinstance(record, dict):
-                raise ValueError("a JSON object is expected")
-            if line == 1:
-                require_columns(columns, list(record), f"{reading.name}:1")
-            absent = [column for column in needed if column not in record]
-            if absent:
-                raise ValueError(f"'{absent[0]}' is missing")
+            if is_conversation(record) and not any(name in record for name in columns.captions):
+                image, captions, further = conversations.parts(record, columns.image)
+                others = {columns.split: record.get(columns.split or ""), columns.id: record.get(columns.id or "")}
+                values = _with_captions(image, captions, others, columns, entry)
+                if further:
+                    message = f"{entry.place}{plural(further, 'further answer')} of the conversation left out."
+                    yield Problem(reading.name, entry.line, "unused", message)
+            else:
+                absent = [name for name in columns.names() if name not in record]
+                if absent:
+                    raise ValueError(f"'{absent[0]}' is missing")
+                values = record_values(record, columns, entry.place, entry.split)
         except ValueError as error:
-            yield Problem(reading.name, line, "malformed", f"{error}.")
+            bad += 1
+            if not good and bad == _TRIED:
+                break
+            yield Problem(reading.name, entry.line, "malformed", f"{entry.place}{error}.")
             continue
-        yield line, record_values(record, columns)
+        if not good:
+            _point_out_split(columns, list(record), reading.name)
+        good += 1
+        yield entry.line, values
+    if first is not None and not good:
+        require_columns(columns, list(first.record), f"{reading.name}{f':{first.line}' if first.line else ''}")
+    if first is None and passed:
+        lists = ", ".join(f"'{key}'" for key in passed)
+        raise DataError(f"'{reading.name}' has no list of objects with '{columns.image}'; its lists are {lists}.")
+    for key, count in passed.items():
+        reading.notes.append(f"the list '{key}' of {count:,} is not read, since it has no '{columns.image}'")
+    reading.notes += conversations.notes()
+
+
+def _with_captions(
+    image: Any, captions: list[str], others: dict[str | None, Any], columns: Columns, entry: Entry
+) -> Values:
+    """A conversation as a row; its captions are those of the first column."""
+    rest: list[list[str]] = [[] for _ in columns.captions[1:]]
+    split = entry.split if columns.split is None else others[columns.split]
+    return Values(image, [captions, *rest], split, None if columns.id is None else others[columns.id], entry.place)
 
 
 def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
@@ -220,6 +367,10 @@ def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
                 f"{place}: there is not one column '{name}';{hint} the columns are: {listed}. "
                 "Name them with --image-column, --caption-column, --split-column and --id-column."
             )
+    _point_out_split(columns, there, place)
+
+
+def _point_out_split(columns: Columns, there: Sequence[str], place: str) -> None:
     if columns.split is None and "split" in there:
         logger.warning("%s: the column 'split' is not read; --split-column split takes an image's split from it", place)
 

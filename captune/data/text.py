@@ -1,62 +1,102 @@
-"""Text files of any size, line by line in bounded memory, with a sentence for what is not UTF-8 text.
+"""Text files of any size, line by line in bounded memory, with a sentence for every line that is no text.
 
-Files that end in `.gz` are unpacked on the way. A UTF-8 byte order mark and Windows line ends are accepted.
+Files that end in `.gz` are unpacked on the way. UTF-8 is expected. A byte order mark is read: files that begin with the
+mark of UTF-16 or UTF-32 (Excel's "Unicode text") are converted. Windows line ends are accepted.
 """
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
 import io
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from captune.errors import DataError
 
-__all__ = ["MAX_LINE", "Reading", "csv_rows", "decode_line", "parse_json", "raw_lines", "text_lines", "without_mark"]
+__all__ = ["MAX_LINE", "Reading", "checked_lines", "parse_json", "text_lines"]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
 
-_UTF8_MARK = b"\xef\xbb\xbf"
-_OTHER_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
+_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
 }
+_HIGH = re.compile(rb"[\x80-\xff]+")
+# In Windows-1252 the letters, and the quotation marks, dashes and dots of word processors.
+_WESTERN = re.compile(rb"[\xc0-\xff\x80\x85\x91-\x97\xa0\xab\xb0\xbb]")
+_WESTERN_SHARE = 0.8
+
+
+class _Bytes(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def readline(self, size: int | None = -1, /) -> bytes: ...
+
+    def close(self) -> None: ...
 
 
 class Reading:
     """An open annotation file and how far it is read; what a progress bar asks.
 
+    Attributes:
+        stream: the bytes of the file, unpacked, without a byte order mark; UTF-16 and UTF-32 come as UTF-8.
+        notes: sentences on how the file was understood, for the summary.
+
     Args:
         path: the file.
+        encoding: of its text, such as "cp1252"; by default UTF-8, or what a byte order mark says.
 
     Raises:
-        DataError: it is not there, no regular file, or not readable.
+        DataError: it is not there, no regular file, or not readable; or there is no such encoding.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], encoding: str | None = None) -> None:
         self.path = Path(path)
         self.name = str(path)
+        self.notes: list[str] = []
         if not self.path.exists():
             raise DataError(f"there is no file '{path}'.")
         if not self.path.is_file():
             what = "a folder" if self.path.is_dir() else "no regular file"
             raise DataError(f"'{path}' is {what}, and a file is expected.")
+        try:
+            codec = None if encoding is None else codecs.lookup(encoding)
+        except LookupError:
+            raise DataError(f"there is no encoding '{encoding}'; give one such as cp1252, gb18030 or utf-8.") from None
         self.size = self.path.stat().st_size
+        self._codec = codec
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Begin to read the file again."""
+        self.notes.clear()
         try:
             self.file = open(self.path, "rb")  # noqa: SIM115  (closed by `close`, which every reader calls)
         except OSError as error:
-            raise DataError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}.") from error
-        self.stream: io.BufferedReader | gzip.GzipFile = self.file
+            raise DataError(f"cannot read '{self.path}': {(error.strerror or str(error)).lower()}.") from error
+        unpacked: io.BufferedReader | gzip.GzipFile = self.file
         if self.path.suffix == ".gz":
-            self.stream = gzip.GzipFile(fileobj=self.file)
+            unpacked = gzip.GzipFile(fileobj=self.file)
+        self.stream: _Bytes = unpacked
+        start = _start(unpacked)
+        marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+        self.encoding = (self._codec.name if self._codec is not None else marked) or "utf-8"
+        if self.encoding == "utf-8":
+            if start.startswith(codecs.BOM_UTF8):
+                unpacked.read(len(codecs.BOM_UTF8))
+        else:
+            self.stream = io.BufferedReader(_AsUtf8(unpacked, self.encoding, self.name))
+            if self._codec is None:
+                self.notes.append(f"the file is {marked} text, as its byte order mark says")
 
     @property
     def share(self) -> float:
@@ -69,92 +109,153 @@ class Reading:
         self.file.close()
 
 
-def raw_lines(reading: Reading) -> Iterator[bytes]:
-    """The lines of a file as bytes, without a byte order mark and line ends.
+def text_lines(reading: Reading) -> Iterator[str]:
+    """The lines of a UTF-8 file of which every line is needed, such as a list of images.
+
+    Raises:
+        DataError: a line is not UTF-8, holds a NUL or is too long; names file and line.
+    """
+    for number, line in enumerate(checked_lines(reading), 1):
+        if isinstance(line, DataError):
+            raise DataError(
+                f"{reading.name}:{number}: {line} Is the file in another encoding? Write it again as UTF-8, "
+                f"for example with: iconv -f LATIN1 -t UTF-8 {reading.path.name}"
+            )
+        yield line
+
+
+def checked_lines(reading: Reading, *, windows: bool = False) -> Iterator[str | DataError]:
+    """The lines of a file, or why a line is no text; one bad line does not keep the others from being read.
 
     Args:
         reading: the open file; closed at the end.
+        windows: take a file that is not UTF-8 for Windows-1252 where all of it can be, and note that. A file that has
+            text in UTF-8 as well is UTF-8 with bad lines.
 
     Yields:
-        each line. Never more than `MAX_LINE` bytes are held.
+        each line without its end, or an error that names no place. Never more than `MAX_LINE` bytes are held.
 
     Raises:
-        DataError: the file is UTF-16 or UTF-32, a line is too long, or the gzip data are broken.
+        DataError: the gzip data are broken, or the text is not of the encoding that was given.
     """
+    encoding, is_utf8 = "utf-8", False
+    for number, line in enumerate(_raw_lines(reading), 1):
+        if isinstance(line, DataError):
+            yield line
+            continue
+        try:
+            text = line.decode(encoding)
+            is_utf8 = is_utf8 or not line.isascii()
+        except UnicodeDecodeError as error:
+            wrong = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+            if not windows or is_utf8 or encoding != "utf-8" or not _is_western(reading.path):
+                windows = False
+                yield DataError(f"the line is not UTF-8 ({wrong}).")
+                continue
+            encoding, text = "cp1252", line.decode("cp1252")
+            reading.encoding = "Windows-1252"
+            reading.notes.append(
+                f"the file is not UTF-8 (line {number}, {wrong}) and is read as Windows-1252; if letters are wrong "
+                "below, write it again as UTF-8"
+            )
+        if "\0" in text:
+            yield DataError(f"the line holds a NUL character (column {text.index(chr(0)) + 1}).")
+        else:
+            yield text
+
+
+def _raw_lines(reading: Reading) -> Iterator[bytes | DataError]:
+    """The lines of a file as bytes; one that is too long is passed over."""
     number = 0
     try:
         while line := reading.stream.readline(MAX_LINE + 1):
             number += 1
-            if number == 1:
-                line = without_mark(line, reading.name)
             if len(line) > MAX_LINE:
-                raise DataError(
-                    f"{reading.name}:{number}: the line is longer than {MAX_LINE // 2**20} MB; "
-                    "is this a file of captions, and does every line end?"
+                while line and not line.endswith(b"\n"):
+                    line = reading.stream.readline(MAX_LINE + 1)
+                yield DataError(
+                    f"the line is longer than {MAX_LINE // 2**20} MB; is this a file of captions, and does every line "
+                    "end?"
                 )
-            yield line.rstrip(b"\r\n")
+            else:
+                yield line.rstrip(b"\r\n")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"'{reading.name}' cannot be unpacked after line {number}: {error}.") from error
     finally:
         reading.close()
 
 
-def text_lines(reading: Reading) -> Iterator[str]:
-    """The lines of a UTF-8 file; see `raw_lines`.
-
-    Raises:
-        DataError: a line is not UTF-8 or holds a NUL; names file, line and column.
-    """
-    for number, line in enumerate(raw_lines(reading), 1):
-        text = decode_line(line)
-        if isinstance(text, DataError):
-            raise DataError(
-                f"{reading.name}:{number}: {text} Is the file in another encoding? Write it again as UTF-8, "
-                f"for example with: iconv -f LATIN1 -t UTF-8 {reading.path.name}"
-            )
-        yield text
-
-
-def decode_line(line: bytes) -> str | DataError:
-    """A line as text, or the error that says why it is none."""
+def _start(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
+    """The first bytes of a file, which stay unread; none where it cannot be unpacked, which reading it will say."""
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        wrong = line[error.start]
-        return DataError(f"the line is not UTF-8 (byte 0x{wrong:02x} at column {error.start + 1}).")
-    if "\0" in text:
-        return DataError(f"the line holds a NUL character (column {text.index(chr(0)) + 1}).")
-    return text
+        return stream.peek(4)[:4]
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
-def csv_rows(lines: Iterable[str], *, delimiter: str = ",") -> Iterator[tuple[int, list[str] | DataError]]:
-    """The rows of delimited text with the line on which each begins; blank lines are passed over.
+def _is_western(path: Path) -> bool:
+    """Whether a file can be Windows-1252: nothing beyond ASCII is UTF-8, and what is there are single letters.
 
-    Args:
-        lines: from `text_lines`, from the first line on.
-        delimiter: one character.
-
-    Yields:
-        line number, counted from 1, and the fields, or the error for a row that breaks the format.
+    Chinese, Japanese, Cyrillic and Greek encodings have runs of high bytes, or bytes that are no letters here.
     """
-    rows = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
-    while True:
-        first = rows.line_num + 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            many = rows.line_num > first
-            where = f" (read up to line {rows.line_num}; is a quotation mark never closed?)" if many else ""
-            yield first, DataError(f"the row breaks the format: {error}{where}.")
+    runs = single = high = western = 0
+    for line in _raw_lines(Reading(path)):
+        if isinstance(line, DataError) or line.isascii():
             continue
-        if row:
-            yield first, row
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+        else:
+            return False
+        try:
+            line.decode("cp1252")
+        except UnicodeDecodeError:
+            return False
+        found = _HIGH.findall(line)
+        runs += len(found)
+        single += sum(len(run) == 1 for run in found)
+        high += sum(map(len, found))
+        western += len(_WESTERN.findall(line))
+    return single >= _WESTERN_SHARE * runs and western >= _WESTERN_SHARE * high
+
+
+class _AsUtf8(io.RawIOBase):
+    """Text of another encoding as the bytes of UTF-8."""
+
+    def __init__(self, stream: _Bytes, encoding: str, name: str) -> None:
+        self._stream, self._encoding, self._name = stream, encoding, name
+        # Halves of surrogate pairs, which UTF-16 can hold, get through and are bad lines of UTF-8 then.
+        errors = "surrogatepass" if encoding.startswith("UTF") else "strict"
+        self._decode = codecs.getincrementaldecoder(encoding)(errors).decode
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = b"more"
+        while data and not self._ready:
+            data = self._stream.read(1 << 16)
+            try:
+                self._ready = self._decode(data, not data).encode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                raise DataError(f"'{self._name}' is not whole {self._encoding} text: {error.reason}.") from error
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON strictly: a key given twice, NaN, and nesting without end are errors too.
+    """Parse JSON; a key given twice and nesting without end are errors too.
+
+    NaN and Infinity are read as Python writes them: they stand in fields that nobody reads, such as similarities, and
+    are no text where text is expected.
 
     Raises:
         ValueError: with a message fit for a sentence.
@@ -167,17 +268,6 @@ def parse_json(text: str) -> Any:
         raise ValueError("not valid JSON: it is nested too deeply") from error
 
 
-def without_mark(data: bytes, name: str) -> bytes:
-    """Drop a UTF-8 byte order mark; refuse the marks of other encodings."""
-    for mark, encoding in _OTHER_MARKS.items():
-        if data.startswith(mark):
-            raise DataError(
-                f"'{name}' is encoded in {encoding}, and UTF-8 is expected; "
-                f"write it again, for example with: iconv -f {encoding} -t UTF-8 {Path(name).name}"
-            )
-    return data.removeprefix(_UTF8_MARK)
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -187,8 +277,4 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"not valid JSON: {name} is no JSON number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from captune.data.delimited import delimited_rows
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
 from captune.data.problems import Problem
-from captune.data.text import Reading, csv_rows, text_lines
+from captune.data.text import Reading, checked_lines, text_lines
 from captune.errors import DataError
 
 __all__ = ["listed_splits", "read_image_list", "token_rows"]
@@ -38,13 +39,10 @@ def token_rows(reading: Reading, *, split: str = "train") -> Iterator[Row | Prob
 
     Returns:
         an iterator over the images, and over what is wrong with a line. A name without ending gets `.jpg`.
-
-    Raises:
-        DataError: the file is no UTF-8 text.
     """
-    lines = text_lines(reading)
+    lines = checked_lines(reading, windows=True)
     first = next(lines, "")
-    if [field.strip() for field in first.split(",")] == ["image", "caption"]:
+    if isinstance(first, str) and [field.strip() for field in first.split(",")] == ["image", "caption"]:
         return gathered(_comma_captions(chain([first], lines), reading.name, split), reading.name)
     return gathered(_token_captions(chain([first], lines), reading.name, split), reading.name)
 
@@ -62,9 +60,12 @@ def read_image_list(reading: Reading) -> list[str]:
     return names
 
 
-def _token_captions(lines: Iterable[str], name: str, split: str) -> Iterator[CaptionRow | Problem]:
+def _token_captions(lines: Iterable[str | DataError], name: str, split: str) -> Iterator[CaptionRow | Problem]:
     repaired = ""
     for line, text in enumerate(lines, 1):
+        if isinstance(text, DataError):
+            yield Problem(name, line, "encoding", str(text))
+            continue
         if not text.strip():
             continue
         found = _LINE.fullmatch(text)
@@ -84,8 +85,8 @@ def _token_captions(lines: Iterable[str], name: str, split: str) -> Iterator[Cap
         yield CaptionRow(line, image, found["caption"], split)
 
 
-def _comma_captions(lines: Iterable[str], name: str, split: str) -> Iterator[CaptionRow | Problem]:
-    rows = csv_rows(lines)
+def _comma_captions(lines: Iterable[str | DataError], name: str, split: str) -> Iterator[CaptionRow | Problem]:
+    rows = delimited_rows(lines)
     next(rows)
     for line, row in rows:
         if isinstance(row, DataError):

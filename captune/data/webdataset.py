@@ -1,8 +1,10 @@
 """Importer of webdataset tars: members that share a key are one sample, `000123.jpg` beside `000123.txt` or `.json`.
 
-The text holds one caption a line; the JSON a string or a list under "caption" or "captions". Tars are read as streams,
-member by member, so that one of any size needs the memory of one sample. Links, devices, names that lead out of the
-folder and members too large are said and passed over.
+The text holds one caption a line; the JSON a string or a list under "caption" or "captions". Where a sample has both,
+as img2dataset writes them, the captions are those of the text. A key that an earlier tar has, too, gets the name of its
+tar in front as an id; a key that is twice in one tar is a problem. Tars are read as streams, member by member, so that
+one of any size needs the memory of one sample. Links, devices, names that lead out of the folder and members too large
+are said and passed over.
 Source: https://github.com/webdataset/webdataset
 """
 
@@ -17,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captune.data.embedded import EmbeddedImages
+from captune.data.first_seen import FirstSeen
 from captune.data.formats import is_image_name
 from captune.data.importing import Row
 from captune.data.left_out import LeftOut, is_companion
 from captune.data.manifest import check_image_name
-from captune.data.problems import Problem
+from captune.data.problems import Problem, plural
 from captune.data.tars import MAX_MEMBER, open_tar, too_large
 from captune.data.text import MAX_LINE, parse_json
 from captune.errors import DataError
@@ -30,6 +33,7 @@ __all__ = ["WebDatasetReading"]
 
 _NAME = re.compile(r"((?:.*/)?[^/.][^/.]*)(\.[^/]+)")
 _FIELDS = ("caption", "captions")
+_TAR = re.compile(r"\.tar(\.\w+)?$|\.tgz$")
 
 
 @dataclass
@@ -38,8 +42,21 @@ class _Sample:
 
     key: str
     image: tuple[str, bytes] | None = None
-    captions: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)  # ending to captions
+    endings: set[str] = field(default_factory=set)
+    unread: int = 0
     problem: str | None = None
+
+    @property
+    def captions(self) -> list[str]:
+        """Those of the text, which img2dataset repeats in its JSON; as one where the JSON knows it has lines."""
+        text, entries = self.texts.get(".txt") or [], self.texts.get(".json") or []
+        return entries if not text or _words(text) == _words(entries) else text
+
+    @property
+    def rows(self) -> int:
+        """Captions, and members that could not be read, which are lost where the sample is left out."""
+        return sum(map(len, self.texts.values())) + self.unread
 
 
 class WebDatasetReading:
@@ -63,13 +80,16 @@ class WebDatasetReading:
         self.left_out = LeftOut()
         self._split = split
         if self._source.is_dir():
-            found = (path for path in self._source.iterdir() if re.search(r"\.tar(\.\w+)?$|\.tgz$", path.name))
+            found = (path for path in self._source.iterdir() if _TAR.search(path.name))
             self._tars = sorted(path for path in found if path.is_file())
         else:
             self._tars = [self._source] if self._source.is_file() else []
         if not self._tars:
             what = "holds no .tar file" if self._source.is_dir() else "is not there"
             raise DataError(f"'{source}' {what}; give a tar file, or a folder of them.")
+        self.notes: list[str] = []
+        self._keys = FirstSeen()
+        self._renamed: list[str] = []
         self._sizes = [path.stat().st_size for path in self._tars]
         self._done = 0
         self._open: object = None
@@ -102,6 +122,9 @@ class WebDatasetReading:
                         raise
                     raise DataError(f"'{path}' is no whole tar file: {error}.") from error
         self._done = len(self._tars)
+        if self._renamed:
+            count = plural(len(self._renamed), "key")
+            self.notes.append(f"{count} of earlier tars came again; ids have the tar's name, as '{self._renamed[0]}'")
 
     def _of_tar(self, tar: tarfile.TarFile, name: str) -> Iterator[Row | Problem]:
         sample: _Sample | None = None
@@ -116,7 +139,7 @@ class WebDatasetReading:
                 if found is None:
                     raise DataError(f"the member {member.name!r} has no key and ending, such as 000123.jpg.")
             except DataError as error:
-                yield Problem(name, 0, "path", str(error))
+                yield Problem(name, 0, "path", str(error), int(member.name.lower().endswith((".txt", ".json"))))
                 continue
             key, ending = found[1], found[2].lower()
             if sample is None or sample.key != key:
@@ -137,38 +160,66 @@ class WebDatasetReading:
             return
         if reason := too_large(member, MAX_MEMBER if is_image else MAX_LINE):
             sample.problem = reason
+            sample.unread += not is_image
             return
         stream = tar.extractfile(member)
         data = b"" if stream is None else stream.read()
+        if ending in sample.endings and sample.problem is None:
+            sample.problem = f"the member '{member.name}' is in the tar twice, so its sample is left out."
+        sample.endings.add(ending)
         if is_image:
+            if sample.image is not None and sample.problem is None:
+                sample.problem = f"the sample '{sample.key}' has two images, '{sample.image[0]}' and '{ending}'."
             sample.image = (ending, data)
             return
         try:
             text = data.decode("utf-8-sig")
-            sample.captions += _json_captions(text) if ending == ".json" else _text_captions(text)
+            captions = _json_captions(text) if ending == ".json" else _text_captions(text)
+            sample.texts[ending] = sample.texts.get(ending, []) + captions
         except ValueError as error:
             what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error}"
             sample.problem = f"the member '{member.name}' {what}."
+            sample.unread += 1
 
     def _finished(self, sample: _Sample, name: str) -> Iterator[Row | Problem]:
         """A sample with all its members as a row; its image is written only now."""
-        problem = sample.problem
+        problem, captions = sample.problem, sample.captions
         if problem is None and sample.image is None:
             problem = f"the sample '{sample.key}' has no image."
         if problem is not None:
-            yield Problem(name, 0, "malformed", problem)
+            yield Problem(name, 0, "malformed", problem, sample.rows)
             return
         assert sample.image is not None
-        if not sample.captions:
-            yield Problem(name, 0, "empty", f"the sample '{sample.key}' has no caption.")
+        if not captions:
+            yield Problem(name, 0, "empty", f"the sample '{sample.key}' has no caption.", 0)
             return
+        first = self._keys.line_of(sample.key)
+        if first == self._done + 1:
+            message = f"the key '{sample.key}' is in the tar already; its second sample is left out."
+            yield Problem(name, 0, "duplicate", message, len(captions))
+            return
+        known = [_words([caption]) for caption in captions]
+        for text in sample.texts.get(".json") or []:
+            if _words([text]) not in known:
+                message = f"the .json of '{sample.key}' has another caption than its .txt, which is kept."
+                yield Problem(name, 0, "unused", message)
+        own = sample.key
+        if first is None:
+            self._keys.add(own, self._done + 1)
+        else:
+            own = f"{_TAR.sub('', self._tars[self._done].name)}/{sample.key}"
+            self._renamed.append(own)
         ending, data = sample.image
-        file = self._embedded.add(data, sample.key.replace("/", "_") + ending)
-        yield Row(0, file, tuple(sample.captions), self._split, sample.key)
+        file = self._embedded.add(data, own.replace("/", "_") + ending)
+        yield Row(0, file, tuple(captions), self._split, own)
 
 
 def _text_captions(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+
+
+def _words(captions: list[str]) -> list[str]:
+    return " ".join(captions).split()
 
 
 def _json_captions(text: str) -> list[str]:

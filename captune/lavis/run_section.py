@@ -31,9 +31,9 @@ def run_settings(reader: Reader, given: dict[str, Any], datasets: dict[str, dict
         settings["track"] = "wandb"
     splits = given.get("train_splits")
     if splits:
-        if not isinstance(splits, list) or len(splits) > 1:
-            raise reader.error(f"run.train_splits is {splits!r}; expected one split, such as ['train']")
-        settings["data"] = {"train_split": str(splits[0])}
+        if not isinstance(splits, list):
+            raise reader.error(f"run.train_splits is {splits!r}; expected a list of splits, such as ['train']")
+        settings["data"] = {"train_split": ",".join(map(str, splits))}
     return settings
 
 

@@ -65,7 +65,7 @@ def training_images(config: RunConfig) -> list[Sample]:
     Raises:
         DataError: the manifest is broken or has no such split.
     """
-    images = read_manifest(config.data.train, config.data.train_split)
+    images = read_manifest(config.data.train, config.data.train_splits)
     return images[: config.data.train_images]
 
 

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,7 +93,7 @@ EXPECTED = {
     3: ("missing", "gone.jpg' is not there"),
     4: ("undecodable", "cut.jpg': image file is truncated"),
     5: ("undecodable", "text.jpg': it is no image file"),
-    6: ("duplicate", "the id '1' stands on line 2 already"),
+    6: ("duplicate", "the id '1' is on line 2 already"),
     7: ("malformed", "the row has 4 columns, and 5 are expected"),
     9: ("malformed", "'x.jpg' cannot be read: not valid JSON"),
     10: ("malformed", "a JSON list of strings is expected"),
@@ -183,16 +184,19 @@ def test_no_usable_image_is_an_error(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "words"),
-    [("latin-1", r"f\.csv:3: the line is not UTF-8 \(byte 0xe9 at column 6\)"), ("utf-16", "is encoded in UTF-16")],
+    [
+        ("cp1252", r"is not UTF-8 \(line 3, byte 0xe9 at column 6\) and is read as Windows-1252"),
+        ("utf-16", "is UTF-16 text, as its byte order mark says"),
+    ],
 )
-def test_another_encoding_is_one_sentence(tmp_path: Path, images: Path, encoding: str, words: str) -> None:
+def test_another_encoding_is_read_and_named(tmp_path: Path, images: Path, encoding: str, words: str) -> None:
     file = write_csv(tmp_path, [row("1.jpg"), ["['café']", "[]", "train", "2.jpg", "0"]])
     file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
-    with pytest.raises(DataError, match=words) as caught:
-        run(file, images)
-    assert "iconv" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "m.jsonl").exists()
+    reading = Reading(file)
+    prepare(flickr30k_rows(reading), source=str(file), images=images, out=tmp_path / "m.jsonl")
+    assert read_manifest(tmp_path / "m.jsonl")[1].captions == ("café",)
+    (note,) = reading.notes
+    assert re.search(words, note)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path, images: Path) -> None:
@@ -205,9 +209,13 @@ def test_a_quotation_mark_that_is_never_closed(tmp_path: Path, images: Path) -> 
     file = write_csv(tmp_path, [row("1.jpg")])
     with file.open("a") as stream:
         stream.write('"[""A dog,[],train,2.jpg,0\n' + "x" * 60 + "\n")
-    (problem,) = run(file, images).problems.first
+        stream.write(",".join(f'"{cell}"' for cell in ["['A cat .']", "[]", "train", "2.jpg", "0"]) + "\n")
+    summary = run(file, images)
+    problem, following = summary.problems.first
     assert (problem.line, problem.kind) == (3, "malformed")
     assert "never closed" in problem.message
+    assert (following.line, following.message) == (4, "the row has 1 column, and 5 are expected.")
+    assert [sample.id for sample in read_manifest(tmp_path / "m.jsonl")] == ["1", "2"]  # the row after it is whole
 
 
 def test_a_huge_field_is_a_sentence_in_bounded_memory(
@@ -217,15 +225,19 @@ def test_a_huge_field_is_a_sentence_in_bounded_memory(
     (problem,) = run(file, images).problems.first
     assert "field larger than field limit" in problem.message
     monkeypatch.setattr("captune.data.text.MAX_LINE", 2**16)
-    with pytest.raises(DataError, match=r"f\.csv:3: the line is longer than"):
-        run(file, images)
+    file = write_csv(tmp_path, [row("1.jpg"), row("2.jpg", ["x" * 200_000]), row("0003.jpg")])
+    summary = run(file, images)
+    assert str(summary.problems.first[0]).startswith(f"{file}:3: the line is longer than")
+    assert [sample.id for sample in read_manifest(tmp_path / "m.jsonl")] == ["1", "0003"]
 
 
-def test_a_nul_is_a_sentence(tmp_path: Path, images: Path) -> None:
+def test_a_nul_costs_its_row(tmp_path: Path, images: Path) -> None:
     file = write_csv(tmp_path, [row("1.jpg")])
-    file.write_bytes(file.read_bytes() + b"\0\n")
-    with pytest.raises(DataError, match=r"f\.csv:3: the line holds a NUL"):
-        run(file, images)
+    file.write_bytes(file.read_bytes() + b"\0\n" + b"[],[],train,2.jpg,0\n")
+    summary = run(file, images)
+    assert str(summary.problems.first[0]) == f"{file}:3: the line holds a NUL character (column 1)."
+    assert len(summary.problems) == 2
+    assert summary.images == 1
 
 
 def test_escapes_that_drive_a_terminal_are_not_shown() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.data.coco import coco_rows, split_of_name
+from captune.data.coco import coco_rows
 from captune.data.folder import FolderReading
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row, Summary, prepare
@@ -18,6 +18,7 @@ from captune.data.json_stream import json_items
 from captune.data.karpathy import karpathy_rows, read_splits, with_splits
 from captune.data.manifest import Sample, read_manifest
 from captune.data.problems import Problem
+from captune.data.splits import split_of_name
 from captune.data.table import Columns, table_rows
 from captune.data.text import Reading
 from captune.data.token_lines import listed_splits, token_rows
@@ -84,8 +85,7 @@ def test_a_document_streams_as_json_reads_it(
         ('{"a": "x}', "unterminated string"),
         ("[1] [2]", "something follows the end at character 5"),
         ("[" + "[" * 100_000, "recursion|nested"),
-        (b'["\xe9"]', "is not UTF-8 .byte 0xe9 near character 3"),
-        ('["a"]'.encode("utf-16"), "is encoded in UTF-16"),
+        ('["a"]'.encode("utf-16")[:-1], "is not whole UTF-16 text"),
     ],
 )
 def test_broken_documents_are_one_sentence(
@@ -249,7 +249,7 @@ def test_coco_in_either_order(tmp_path: Path, order: list[str]) -> None:
     messages = sorted(problem.message for problem in summary.problems.first)
     assert messages == [
         "captions are given for the image 99, which is not in the list of images.",
-        "entry 4 of images cannot be read: 'id' must be a number or a string.",
+        "entry 4 of images cannot be read: 'id' must be text or a whole number, not true or false.",
         "entry 5 of annotations cannot be read: 'caption' is missing.",
         "the image 9 ('9.jpg') has no caption.",
     ]
@@ -263,7 +263,12 @@ def test_not_coco(tmp_path: Path) -> None:
 
 def test_the_split_in_a_name() -> None:
     names = ["captions_val2017.json", "captions_train2014.json.gz", "image_info_test2014.json", "mine.json"]
-    assert [split_of_name(name) for name in names] == ["val", "train", "test", "train"]
+    assert [split_of_name(name)[0] for name in names] == ["val", "train", "test", "train"]
+    own = ["my_test.json", "VAL.json", "train-v2.csv", "nocaps_val_4500.json", "dev.json", "validation2.json"]
+    assert [split_of_name(name)[0] for name in own] == ["test", "val", "train", "val", "val", "val"]
+    parts = ["latest.json", "contest_2024.json", "interval_7.json", "validated.json", "test_and_val.json"]
+    assert [split_of_name(name)[0] for name in parts] == ["train"] * 5
+    assert split_of_name("latest.json")[1].startswith("since the name 'latest.json' says no split")
 
 
 # Tables

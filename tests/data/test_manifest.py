@@ -85,7 +85,7 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
         (changed(captions=["x", " \n"]), "caption 2 of 2 is empty"),
         (changed(captions=["x", {}]), "caption 2 of 2 must be a string, not an object"),
         (changed(captions=["\ud800"]), "surrogate"),
-        (changed(captions=[float("nan")]), "NaN"),
+        (changed(captions=[float("nan")]), "must be a string, not the number nan"),
         (f'{{"id": {"9" * 5000}}}', "not valid JSON|digits"),
         ("[" * 100_000, "nested too deeply"),
         (b'{"id": "\xe9"}', "not UTF-8 .byte 0xe9 at column 9"),
@@ -133,12 +133,10 @@ def test_no_file(tmp_path: Path, name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
-def test_another_encoding_is_one_sentence(tmp_path: Path, encoding: str) -> None:
+def test_other_encodings_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
     mark = "\ufeff" if encoding.endswith("be") else ""
     (tmp_path / "m.jsonl").write_bytes((mark + GOOD).encode(encoding))
-    with pytest.raises(DataError, match=r"is encoded in UTF-(16|32), and UTF-8 is expected") as caught:
-        read_manifest(tmp_path / "m.jsonl")
-    assert "\n" not in str(caught.value)
+    assert read_manifest(tmp_path / "m.jsonl") == [Sample("1", "a.jpg", ("A dog .",), "train")]
 
 
 def test_a_byte_order_mark_windows_line_ends_and_gzip_are_read(tmp_path: Path) -> None:
@@ -212,7 +210,7 @@ def test_images_lie_relative_to_the_manifest_or_absolute() -> None:
     ],
 )
 def test_names_that_leave_the_folder_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match=r"leads out|no file name"):
+    with pytest.raises(DataError, match=r"leads out|no file name|not UTF-8"):
         safe_join("images", name)
 
 

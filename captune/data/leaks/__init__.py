@@ -7,6 +7,7 @@ alignment.py      one picture laid over another
 pixels.py         whether two files show the same picture
 guard.py          the three questions in one call
 manifests.py      the same between manifests
+groups.py         the same within one data set
 """
 
 from __future__ import annotations

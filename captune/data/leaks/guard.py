@@ -37,6 +37,8 @@ __all__ = [
     "candidates",
     "find_leaks",
     "looks_same",
+    "read_fingerprints",
+    "read_picture",
     "same_pictures",
 ]
 
@@ -148,7 +150,7 @@ def find_leaks(
     ids = {image.id: place for place, image in enumerate(trained)}
     leaks = {place: Leak("id", place, ids[image.id]) for place, image in enumerate(evaluated) if image.id in ids}
     with FingerprintStore(default_store() if store == "default" else store) as kept:
-        digests, hashes, readable = _read([*trained, *evaluated], kept, progress, workers)
+        digests, hashes, readable = read_fingerprints([*trained, *evaluated], kept, progress, workers)
     count = len(trained)
     known = {digest: place for place, digest in enumerate(digests[:count]) if digest is not None}
     for place, digest in enumerate(digests[count:]):
@@ -157,7 +159,7 @@ def find_leaks(
     rest = np.array([place for place in np.flatnonzero(readable[count:]) if place not in leaks], np.int64)
     there = np.flatnonzero(readable[:count])
     corpus = hashes[there]
-    thumbnail = functools.lru_cache(_THUMBNAILS)(_thumbnail)
+    thumbnail = functools.lru_cache(_THUMBNAILS)(read_picture)
     for start in range(0, len(rest), _BLOCK):
         block = rest[start : start + _BLOCK]
 
@@ -262,14 +264,15 @@ def looks_same(evaluated: Thumbnail | None, trained: Thumbnail | None, view: int
     return compare(evaluated, trained, view_of_one=view_of_evaluated, view_of_other=view_of_trained).is_same
 
 
-def _thumbnail(path: str) -> Thumbnail | None:
+def read_picture(path: str) -> Thumbnail | None:
+    """An image as it is compared with others, or None where it cannot be read."""
     try:
         return read_thumbnail(path)
     except (DataError, OSError):
         return None
 
 
-def _read(
+def read_fingerprints(
     images: Sequence[ImageFile],
     kept: FingerprintStore,
     progress: Callable[[int, int], None] | None,

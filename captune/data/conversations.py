@@ -1,0 +1,131 @@
+"""Conversations about an image, as LLaVA, ShareGPT, LLaMA-Factory, ms-swift and TRL write them, as captions.
+
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nDescribe it."},
+                                         {"from": "gpt", "value": "A dog."}]}
+    {"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>Describe it."},
+                                       {"role": "assistant", "content": "A dog."}]}
+    {"images": ["a.jpg"], "query": "<image>Describe it.", "response": "A dog.", "history": []}
+
+The first answer is the image's caption. Further turns are questions about the image and no descriptions; they are
+captions only where that is requested. A manifest has no place for instructions, so they are counted.
+Source: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any, Literal, TypeAlias
+
+from captune.data.problems import printable
+
+__all__ = ["Conversations", "Turns", "is_conversation"]
+
+Turns: TypeAlias = Literal["first", "all"]
+"""Which answers of a conversation are captions."""
+
+_MARKS = re.compile(r"\s*(?:<image>|<ImageHere>|<img>.*?</img>|<\|image\|>|<image_placeholder>)\s*")
+_ANSWERS = frozenset({"gpt", "assistant", "model", "bot", "chatgpt"})
+_QUESTIONS = frozenset({"human", "user"})
+_MOST_INSTRUCTIONS = 1000  # that are counted apart
+
+
+def is_conversation(record: dict[str, Any]) -> bool:
+    """Whether an object holds turns and not a caption."""
+    return any(isinstance(record.get(key), list) for key in ("conversations", "messages", "conversation")) or (
+        isinstance(record.get("query"), str) and "response" in record
+    )
+
+
+class Conversations:
+    """Takes captions out of conversations, and counts the instructions that asked for them.
+
+    Args:
+        turns: which answers are captions.
+    """
+
+    def __init__(self, turns: Turns = "first") -> None:
+        self._turns = turns
+        self._instructions: Counter[str] = Counter()
+
+    def parts(self, record: dict[str, Any], image_column: str) -> tuple[Any, list[str], int]:
+        """What an object holds.
+
+        Args:
+            record: for which `is_conversation` is true.
+            image_column: key of the image; by default also "images", a list of one.
+
+        Returns:
+            the cell of the image, the captions, and how many further answers were left out.
+
+        Raises:
+            ValueError: no image, several images, or turns that cannot be read.
+        """
+        images = record.get(image_column, record.get("images", record.get("image")))
+        if isinstance(images, list):
+            if len(images) > 1:
+                raise ValueError(f"the conversation has {len(images)} images, and one is expected")
+            images = images[0] if images else None
+        if images is None or images == "":
+            raise ValueError("the conversation has no image")
+        answers: list[tuple[str, str]] = []
+        question = ""
+        for role, text in _turns_of(record):
+            if role in _QUESTIONS:
+                question = text
+            elif role in _ANSWERS:
+                answers.append((question, text))
+        if not answers:
+            raise ValueError("the conversation has no answer")
+        taken = answers if self._turns == "all" else answers[:1]
+        for asked, _ in taken:
+            if asked in self._instructions or len(self._instructions) < _MOST_INSTRUCTIONS:
+                self._instructions[asked] += 1
+        return images, [text for _, text in taken], len(answers) - len(taken)
+
+    def notes(self) -> list[str]:
+        """The instructions in one sentence; none where there was no conversation."""
+        if not self._instructions:
+            return []
+        (text, count), *_ = self._instructions.most_common(1)
+        shown = printable(" ".join(text.split()))[:80]
+        more = "" if len(self._instructions) < _MOST_INSTRUCTIONS else " or more"
+        kinds = f"{len(self._instructions):,}{more}"
+        return [
+            f"conversations have {kinds} instructions, most often '{shown}' ({count:,} times); "
+            "a manifest holds none, so set model.instruction, and train.instructions for several"
+        ]
+
+
+def _turns_of(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Role and text of each turn, without the marks of images."""
+    turns = next((record[key] for key in ("conversations", "messages", "conversation") if key in record), None)
+    if turns is None:
+        history = record.get("history") or []
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+            raise ValueError("'history' must be a list of pairs")
+        pairs = [*history, [record["query"], record["response"]]]
+        turns = [turn for question, answer in pairs for turn in ({"user": question}, {"assistant": answer})]
+        turns = [{"role": role, "content": text} for turn in turns for role, text in turn.items()]
+    if not isinstance(turns, list):
+        raise ValueError("the turns must be a list")
+    found = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise ValueError(f"turn {number} is no object")
+        role = turn.get("from", turn.get("role"))
+        text = _text(turn.get("value", turn.get("content")))
+        if not isinstance(role, str) or text is None:
+            raise ValueError(f"turn {number} must have a role ('from' or 'role') and text ('value' or 'content')")
+        found.append((role.lower(), _MARKS.sub(" ", text).strip()))
+    return found
+
+
+def _text(content: Any) -> str | None:
+    """The text of a turn: a string, or the text parts of a list as chat templates take it."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        texts = [part["text"] for part in content if part.get("type") == "text" or set(part) == {"text"}]
+        return "\n".join(texts) if all(isinstance(text, str) for text in texts) else None
+    return None
