@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# Room -> the rooms it may import, beside itself and `errors`. What is not listed may not be imported.
+# Room -> the rooms it may import, beside itself, `errors` and `parsing`. What is not listed may not be imported.
 WALLS: dict[str, set[str]] = {
     "errors": set(),
+    "parsing": set(),
     "events": set(),
     "transformers_compat": set(),
     "weights": set(),
@@ -107,7 +108,7 @@ def test_every_room_is_known_and_no_wall_is_crossed(repository: Path) -> None:
         assert room in WALLS, f"{path}: a new room needs a line in WALLS"
         crossed += [
             f"{path.relative_to(repository)} imports captune.{other}"
-            for other in imported_rooms(path) - WALLS[room] - {room, "errors"}
+            for other in imported_rooms(path) - WALLS[room] - {room, "errors", "parsing"}
         ]
     assert not crossed
 

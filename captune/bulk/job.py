@@ -29,6 +29,7 @@ from captune.bulk.sources import Inputs
 from captune.data.atomic import atomic_file
 from captune.data.outputs import output_note
 from captune.errors import ConfigError, DataError
+from captune.parsing import load_json
 
 __all__ = ["Job", "JobIdentity"]
 
@@ -220,7 +221,7 @@ class Job:
                 self.note(together)
             return wanted | {"lists": []}
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
             there = {key: record[key] for key in wanted}
             lists = [str(name) for name in record["lists"]]
         except (ValueError, KeyError, TypeError) as error:

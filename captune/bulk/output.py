@@ -12,6 +12,7 @@ from captune.data.atomic import atomic_file
 from captune.data.names import name_as_text
 from captune.data.outputs import output_file
 from captune.errors import DataError, MissingExtraError
+from captune.parsing import load_json
 
 __all__ = [
     "COMMAND",
@@ -80,7 +81,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             return
         with open(path, "rb") as stream:
             for line in stream:
-                yield json.loads(line)
+                yield load_json(line)
     except (ValueError, OSError) as error:
         raise DataError(f"'{path}' is no file of captions that captune wrote ({error}); remove it.") from error
 

@@ -6,10 +6,10 @@ were saved before a library's release knew a setting are completed from the mode
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from captune.errors import InputError, MissingExtraError, WeightsError
+from captune.parsing import load_json
 
 __all__ = ["complete_settings", "load_processor"]
 
@@ -145,7 +145,7 @@ def _json(path: str, file: str) -> dict[str, Any]:
     if local is None:
         return {}
     with open(local, encoding="utf-8") as stream:
-        content = json.load(stream)
+        content = load_json(stream.read())
     return content if isinstance(content, dict) else {}
 
 

@@ -83,6 +83,11 @@ def run(command: Callable[[], Any]) -> int:
     except MemoryError:
         print("captune: the machine ran out of memory; use a smaller batch or fewer images.", file=sys.stderr)
         return 1
+    except RecursionError:
+        print(
+            "captune: a file is nested too deeply to be read; look at the JSON or YAML that was given.", file=sys.stderr
+        )
+        return 2
     except OSError as error:
         if error.errno in WRONG_PATHS and error.filename:
             name = str(error.filename)

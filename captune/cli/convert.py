@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from captune.errors import InputError
+from captune.parsing import load_json
 
 __all__ = ["convert", "register"]
 
@@ -122,7 +122,7 @@ def _check_out(out: Path, reads: list[Path | str | None], *, overwrite: bool) ->
 
 def _is_captune_model(folder: Path) -> bool:
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = load_json((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return False
     return str(kind).startswith("captune")

@@ -15,10 +15,14 @@ from pydantic import BaseModel, ValidationError
 from captune.config.sections import RunConfig
 from captune.errors import ConfigError
 from captune.lavis import is_lavis, translate
+from captune.parsing import load_yaml
 
 __all__ = ["convert_config", "load_config", "parse_config"]
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -98,10 +102,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
     try:
-        content = yaml.load(text, _EveryKeyOnce)
-    except (yaml.YAMLError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {problem}.") from error
+        content = load_yaml(text, _EveryKeyOnce)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -137,8 +140,8 @@ def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
     if not separator or not all(keys):
         raise ConfigError(f"'{override}' is not an override; expected section.key=value, such as train.epochs=3.")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = load_yaml(value)
+    except ValueError:
         parsed = value
     merged = dict(content)
     node = merged
@@ -163,7 +166,9 @@ def _sentence(problem: dict[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not place:
         return f"{message}."
-    return f"{name} is {given!r}: {message[0].lower()}{message[1:]}."
+    shown = repr(given)
+    shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
+    return f"{name} is {shown}: {message[0].lower()}{message[1:]}."
 
 
 def _known_keys(place: list[str]) -> list[str]:

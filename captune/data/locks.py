@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captune.errors import InputError
+from captune.parsing import load_json
 
 __all__ = ["folder_lock", "is_lock_file"]
 
@@ -155,7 +156,7 @@ def _this_process(what: str) -> dict[str, str | int]:
 def _in_use(root: Path, name: str) -> str:
     """A sentence that says who writes into a folder."""
     try:
-        told = json.loads((root / f"{name}.writer.json").read_text(encoding="utf-8"))
+        told = load_json((root / f"{name}.writer.json").read_text(encoding="utf-8"))
         who = f"{told['what']} (process {told['pid']} on {told['host']} since {told['since']}: {told['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process of captune"

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, TypeAlias, overload
 
 from captune.data.atomic import atomic_file, is_stream
 from captune.errors import InputError
+from captune.parsing import load_json
 
 __all__ = [
     "RECORDS",
@@ -116,7 +117,7 @@ def output_note(path: AnyPath, command: str) -> Note | None:
     """What a command noted of an output when it wrote it; None unless the file is the command's own and unchanged."""
     target = Path(os.path.realpath(path))
     try:
-        record = json.loads(_record_path(target).read_text(encoding="utf-8"))
+        record = load_json(_record_path(target).read_text(encoding="utf-8"))
         if record["file"] != target.name or record["command"] != command:
             return None
         note = record["sha256"].get(file_hash(target))

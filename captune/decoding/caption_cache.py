@@ -18,6 +18,7 @@ from typing import Any
 from captune.data.atomic import atomic_file
 from captune.data.content_hash import content_hash
 from captune.decoding.options import Caption
+from captune.parsing import load_json
 
 __all__ = ["cached_captions", "image_key"]
 
@@ -69,7 +70,7 @@ def _read(path: Path) -> dict[str, Caption]:
         return {}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = load_json(line)
             check = row.pop("check")
             if check != _check(row):
                 raise ValueError("another hash")

@@ -7,7 +7,6 @@ Reading maps the file into memory; a feature is read from the disk when it is ne
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import uuid
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from captune.data.atomic import atomic_file
 from captune.data.content_hash import HASH_BYTES
+from captune.parsing import load_json
 
 __all__ = ["Shard", "open_shard", "write_shard"]
 
@@ -95,7 +95,7 @@ def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= size - 8:
             raise ValueError("its header is cut off")
-        header = json.loads(file.read(length))
+        header = load_json(file.read(length))
         # A private map: torch wants memory it may write to, and nothing that is written reaches the file.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + length

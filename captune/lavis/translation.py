@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from captune.lavis.data_section import read_datasets
 from captune.lavis.keys import MODEL_KEYS, SECTIONS
 from captune.lavis.model_section import model_settings
 from captune.lavis.reader import Reader
 from captune.lavis.run_section import run_settings
+from captune.parsing import load_yaml
 
 __all__ = ["Translation", "is_lavis", "translate"]
 
@@ -97,6 +96,6 @@ def _override(section: dict[str, Any], keys: list[str], value: str) -> None:
         section[key] = dict(inner) if isinstance(inner, dict) else {}
         section = section[key]
     try:
-        section[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        section[keys[-1]] = load_yaml(value)
+    except ValueError:
         section[keys[-1]] = value

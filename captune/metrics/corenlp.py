@@ -20,6 +20,7 @@ from pathlib import Path
 
 from captune.errors import ExternalToolError, MetricInputError, MissingExtraError
 from captune.metrics.java import coco_caption_folder
+from captune.parsing import load_json
 
 __all__ = ["CORENLP_SHA1", "CORENLP_URL", "CORENLP_VERSION", "fetch_models", "find_models", "models_folder"]
 
@@ -205,7 +206,7 @@ def _unpack(archive: Path, target: Path) -> tuple[Path, Path]:
 def _check_sizes(folder: Path) -> None:
     """Compare with what was written when the jars were fetched, if they were fetched by this program."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = load_json((folder / RECORD).read_text(encoding="utf-8"))
         sizes = {name: int(record[name]["bytes"]) for name in JARS}
     except (OSError, ValueError, KeyError, TypeError):
         return

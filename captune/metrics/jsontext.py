@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import sys
@@ -16,6 +17,9 @@ from captune.errors import MetricInputError
 __all__ = ["Document", "parse_json", "read_text"]
 
 GZIP_MAGIC = b"\x1f\x8b"
+_UNPACKED, _RATIO = 256 << 20, 100
+"""Bytes that any gzip file may unpack to; a larger one to so many times its size, where captions come to about 10."""
+
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -56,7 +60,7 @@ def read_text(name: str) -> str:
         raise MetricInputError(f"'{name}' cannot be read ({reason}).") from None
     if raw.startswith(GZIP_MAGIC):
         try:
-            raw = gzip.decompress(raw)
+            raw = _unpacked(raw, name)
         except (OSError, EOFError, zlib.error) as error:
             raise MetricInputError(f"{name} is not a whole gzip file ({error}); copy it again.") from None
     if raw.startswith(UTF16_MARKS):
@@ -68,6 +72,19 @@ def read_text(name: str) -> str:
         raise MetricInputError(
             f"{name}, line {line}: is not UTF-8 text (byte 0x{raw[error.start]:02X}); save the file as UTF-8."
         ) from None
+
+
+def _unpacked(raw: bytes, name: str) -> bytes:
+    """Gzip data as they were, unless they unfold as no captions do."""
+    limit = max(_UNPACKED, _RATIO * len(raw))
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise MetricInputError(
+            f"{name} has {len(raw):,} bytes and unpacks to more than {limit >> 20:,} MB, which no captions do; "
+            "unpack it by hand if that is right."
+        )
+    return data
 
 
 def parse_json(text: str, name: str) -> Document:

@@ -22,6 +22,7 @@ from captune.errors import WeightsError
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.sketch import fingerprint, sketch
+from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_values
 
@@ -112,7 +113,7 @@ def read_record(folder: Path) -> CheckpointRecord:
     """
     path = folder / "checkpoint.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
         content = {"lora": None, "parts": None} | content
@@ -156,7 +157,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is missing or broken; train this epoch again.") from error
     # Checkpoints of older versions have no hash.
-    written = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8")).get(_HASH)
+    written = load_json((folder / "checkpoint.json").read_text(encoding="utf-8")).get(_HASH)
     if written not in (None, hashlib.sha256(data).hexdigest()):
         raise WeightsError(
             f"{path} is damaged: its SHA-256 is not the one that checkpoint.json names; copy it anew from where it is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
+from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointers
 from captune.weights.strict import load_strictly, quiet
 
@@ -52,7 +52,7 @@ def embedding_width(config: Any) -> int:
 
 @lru_cache(maxsize=8)
 def _embedding_width(text: str) -> int:
-    settings = json.loads(text)
+    settings = load_json(text)
     with torch.device("meta"), quiet():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     return int(model.get_input_embeddings().weight.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from captune.errors import WeightsError
 from captune.hub import resolve_model
 from captune.model.adapter import is_adapter, read_record
+from captune.parsing import load_json
 
 __all__ = ["official_checkpoint"]
 
@@ -57,7 +57,7 @@ def official_checkpoint(source: str | Path) -> dict[str, Any]:
 
 def _settings(folder: Path) -> tuple[str, dict[str, Any] | None]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = load_json((folder / "config.json").read_text(encoding="utf-8"))
         return str(config["conversation"]), config.get("lora")
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{folder / 'config.json'} is not that of a captune model.") from error

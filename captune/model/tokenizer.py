@@ -8,7 +8,6 @@ every other vocabulary goes through transformers' own tokenizer.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from captune.errors import MissingExtraError, WeightsError
+from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointer, refuse_pointers
 
 __all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "transformers_tokenizer"]
@@ -164,7 +164,7 @@ def load_tokenizer(folder: str | Path, **hub_options: Any) -> Tokenizer:
     refuse_pointers(path)
     if path.is_dir() and (path / "tokenizer.model").is_file():
         config = path / "tokenizer_config.json"
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = load_json(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if settings.get("tokenizer_class", SENTENCEPIECE_CLASSES[0]) in SENTENCEPIECE_CLASSES:
             return SentencePieceTokenizer(path)
     # `legacy` matters to LLaMA vocabularies that come as tokenizer.json alone; others ignore it.
@@ -202,9 +202,9 @@ def _added_tokens(folder: Path) -> dict[str, int]:
     added: dict[str, int] = {}
     listed = folder / "added_tokens.json"
     if listed.is_file():
-        added |= {str(token): int(i) for token, i in json.loads(listed.read_text(encoding="utf-8")).items()}
+        added |= {str(token): int(i) for token, i in load_json(listed.read_text(encoding="utf-8")).items()}
     config = folder / "tokenizer_config.json"
     if config.is_file():
-        decoder = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+        decoder = load_json(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
         added |= {str(entry["content"]): int(i) for i, entry in decoder.items() if entry.get("special", False)}
     return added

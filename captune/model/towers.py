@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config
 from captune.model.minigpt4 import MiniGPT4
+from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointers
 from captune.weights.strict import load_strictly
 
@@ -143,5 +143,5 @@ def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
     if "siglip" not in kind:
         return {}
     file = cached_file(str(vision), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    stated = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
+    stated = load_json(Path(file).read_text(encoding="utf-8")) if file is not None else {}
     return {key: list(stated.get(key, default)) for key, default in _SIGLIP_NORMALISATION.items()}

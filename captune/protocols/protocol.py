@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from captune.config import RunConfig
 from captune.errors import ConfigError
+from captune.parsing import load_yaml
 
 __all__ = ["Decoding", "Protocol", "load_protocol", "shipped_protocols"]
 
@@ -112,13 +112,13 @@ def load_protocol(name: str) -> Protocol:
         hint = f"did you mean '{near[0]}'?" if near else f"there are {' and '.join(shipped_protocols())}."
         raise ConfigError(f"there is no protocol '{name}'; {hint} For one of your own give the path of a .yaml file.")
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content: Any = load_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no protocol file '{path}'; give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the protocol '{path}' cannot be read as UTF-8 text: {error}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"the protocol '{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
+    except ValueError as error:
+        raise ConfigError(f"the protocol '{path}' is not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the protocol '{path}' holds no fields; expected 'name:', 'images:', 'references:' ...")
     try:

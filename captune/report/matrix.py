@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import InputError
+from captune.parsing import load_json
 from captune.report.columns import order_metrics
 
 __all__ = [
@@ -162,7 +163,7 @@ def matrix_from_json(text: str, source: str = FILE) -> Matrix:
         InputError: the text is not JSON or not such a file.
     """
     try:
-        tree = json.loads(text)
+        tree = load_json(text)
         if tree["format"] != FORMAT:
             raise InputError(f"{source} has format {tree['format']!r}; this captune reads {FORMAT}; evaluate again.")
         return Matrix(

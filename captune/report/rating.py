@@ -6,13 +6,13 @@ each metric with the people.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from captune.errors import InputError
+from captune.parsing import load_json
 from captune.report.text import one_line
 
 __all__ = ["FILE", "rating_part", "read_rating"]
@@ -32,7 +32,7 @@ def read_rating(run_dir: Path) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        tree = json.loads(file.read_bytes())
+        tree = load_json(file.read_bytes())
         known = isinstance(tree, dict) and tree["format"] == FORMAT
         if known:
             # Whatever is missing or of another kind shows here and not in the middle of writing a page.

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import InputError
+from captune.parsing import load_json
 from captune.report.columns import order_metrics
 from captune.report.fields import Fields, first_repeated
 from captune.report.files import write_whole
@@ -159,7 +160,7 @@ def scores_from_json(text: str, source: str = "scores.json") -> RunScores:
         InputError: the text is not JSON, or a part of it is not as the format says.
     """
     try:
-        tree = json.loads(text, object_pairs_hook=_without_repetition)
+        tree = load_json(text, object_pairs_hook=_without_repetition)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{source} is not JSON (line {error.lineno}: {error.msg}); evaluate again to write it."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from captune.parsing import load_json
 
 __all__ = ["TrainingLog", "read_log"]
 
@@ -76,7 +77,7 @@ def read_log(path: Path) -> TrainingLog:
 
 def _parse(line: str) -> dict[str, Any]:
     try:
-        event = json.loads(line)
+        event = load_json(line)
     except (ValueError, RecursionError):
         return {}
     return event if isinstance(event, dict) else {}

@@ -11,6 +11,7 @@ from typing import IO, Any, Protocol, Self
 from captune.data.atomic import atomic_file
 from captune.errors import MissingExtraError
 from captune.events import Event, Listener
+from captune.parsing import load_json
 
 __all__ = ["Journal", "first_event"]
 
@@ -92,7 +93,7 @@ def first_event(log: Path, name: str) -> Event:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     for line in lines:
         with contextlib.suppress(ValueError, AttributeError):
-            entry: Event = json.loads(line)
+            entry: Event = load_json(line)
             if entry.get("event") == name:
                 return entry
     return {}
@@ -105,7 +106,7 @@ def _drop_later(log: Path, steps: int) -> None:
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
+            entry = load_json(line)
         except ValueError:
             break
         if entry.get("event") == "step" and entry["step"] >= steps:

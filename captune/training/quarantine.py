@@ -10,6 +10,7 @@ from captune.data.atomic import atomic_file
 from captune.data.manifest import Sample
 from captune.errors import DataError
 from captune.features import StoredImages
+from captune.parsing import load_json
 
 __all__ = ["QUARANTINE", "keep_quarantine", "without_broken"]
 
@@ -48,7 +49,7 @@ def keep_quarantine(output: Path, images: Sequence[Sample], stored: StoredImages
     broken = {images[item.place].id: item.reason for item in stored.broken}
     path = output / QUARANTINE
     if resuming:
-        before = set(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else set()
+        before = set(load_json(path.read_text(encoding="utf-8"))) if path.exists() else set()
         if before != set(broken):
             changed = sorted(before ^ set(broken))
             raise DataError(

@@ -7,7 +7,6 @@ the folder with `--overwrite`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from captune.data.manifest import manifest_hash
 from captune.data.outputs import RECORDS
 from captune.errors import ConfigError, InputError
 from captune.model.adapter import read_record
+from captune.parsing import load_json
 from captune.report import RunScores, read_scores
 from captune.training.journal import first_event
 from captune.training.state import FOLDER as RESUME
@@ -210,7 +210,7 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspec
     for row in scores.checkpoints:
         file = output / "captions" / f"{scores.data}-{row.name}.json"
         try:
-            captions = {item["image_id"]: item["caption"] for item in json.loads(file.read_bytes())}
+            captions = {item["image_id"]: item["caption"] for item in load_json(file.read_bytes())}
         except (OSError, ValueError, TypeError, KeyError):
             return _damaged(output, f"{file} is missing or damaged", rewritten=True)
         if captions != dict(row.captions):

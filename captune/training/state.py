@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from captune.data.atomic import atomic_folder
 from captune.model.masters import MasterAdamW
+from captune.parsing import load_json
 
 __all__ = ["FOLDER", "Position", "has_states", "load_newest", "newest_position", "save_state"]
 
@@ -108,7 +109,7 @@ def newest_position(output: Path) -> Position | None:
 def _whole_states(output: Path) -> Iterator[tuple[Position, dict[str, Tensor]]]:
     for folder in reversed(_folders(output)):
         try:
-            record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            record = load_json((folder / "state.json").read_text(encoding="utf-8"))
             written = record.pop("sha256", None)
             at, data = Position(**record), (folder / "state.safetensors").read_bytes()
             # States of older versions have no hash.

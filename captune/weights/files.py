@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from captune.errors import WeightsError
+from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointer
 
 __all__ = [
@@ -97,7 +97,7 @@ def _listed(index: Path) -> list[str]:
     """The files that an index lists."""
     refuse_pointer(index)
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(load_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index} lists no weight files ({error!r}); copy it again from its source.") from error
 
@@ -148,7 +148,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
                 is_pickle = beginning.startswith((b"PK", b"\x80"))
                 reason = "it is a file of torch.save" if is_pickle else f"it has {size:,} bytes"
                 raise WeightsError(f"{file} is no whole safetensors file ({reason}); copy it again from its source.")
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: dict[str, Any] = load_json(stream.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -240,3 +240,12 @@ def test_karpathys_own_file(shared: Path) -> None:
     whole = read_references(path)
     assert sum(whole.splits.values()) == len(whole.captions)
     assert len(read_references(path, "train").captions) == whole.splits["train"] == 6000
+
+
+def test_a_gzip_file_that_unfolds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "references.json.gz"
+    with gzip.open(path, "wb", compresslevel=9) as stream:
+        for _ in range(300):
+            stream.write(b"\n" * (1 << 20))
+    with pytest.raises(MetricInputError, match="unpacks to more than 256 MB"):
+        read_references(path)
