@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ def features_of(
             together.gather(None)
             store.refresh()
             if places := missing():
+                _check_disk(store, len(places))
                 if exif_rotation and (root / identity.as_stored.key).exists() and store.is_empty:
                     logger.warning(
                         "The features in %s are of images as they are stored; images are turned upright now, as EXIF "
@@ -216,6 +218,23 @@ def _encode(
         if together.device.type == "cuda":
             torch.cuda.empty_cache()
     return [item for part in together.gather(broken) for item in part]
+
+
+def _check_disk(store: FeatureStore, images: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        DataError: the disk has too little room for the features of so many images.
+    """
+    identity = store.identity
+    needed = images * identity.tokens * identity.width * identity.dtype.itemsize
+    existing = next(folder for folder in (store.folder, *store.folder.parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise DataError(
+            f"The features of {images:,} images take {needed / 1e9:.1f} GB, and the disk of {store.folder} has "
+            f"{free / 1e9:.1f} GB free; set data.features to a folder with more room."
+        )
 
 
 def _reason(path: Path) -> str:

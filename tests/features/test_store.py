@@ -293,3 +293,12 @@ def test_read_only_stores_are_still_read(images: list[Path], tmp_path: Path, mon
     before = stored(images, root)[:]
     (root / "contents.sqlite").write_bytes(b"not a database")
     assert torch.equal(stored(images, root)[:], before)
+
+
+def test_a_disk_without_room_is_told_before_the_towers_run(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr("captune.features.prepare.load_model", lambda *args, **options: pytest.fail("loaded"))
+    with pytest.raises(DataError, match="set data.features to a folder with more room"):
+        features_of(TOY, images, tmp_path / "store", Alone(CPU))
