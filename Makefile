@@ -4,8 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EXTRAS := train,data,serve,bulk,heic,java,quant,zh
 
-.PHONY: demo test check clean
+# The tests that depend most on the releases of other libraries; `make newest` and `make oldest` run them.
+SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generate.py tests/model/test_build.py \
+  tests/model/test_layer_call.py tests/training/test_packing.py tests/training/test_resume.py tests/apps/serving \
+  tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py
+
+.PHONY: demo test check newest oldest clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/captune demo
@@ -19,6 +25,28 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What a plain `pip install captune` brings today. torch is the tested build, since another one takes gigabytes.
+newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 $(SHORT)
+
+# The oldest releases that the metadata allow.
+oldest:
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv torch==2.13.0
+	echo torch==2.13.0 | .venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --override - \
+	  --python .venv-oldest/bin/python $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) \
+	  --no-annotate --no-header pyproject.toml | grep -vE '^(nvidia|cuda|triton)' > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-oldest/lowest.txt \
+	  hypothesis openai pytest pytest-xdist schemathesis tensorboard
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 $(SHORT)
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "captune needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +56,10 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[train,data,serve,bulk,heic,java,quant,zh,dev]'
+	$(PIP) --editable '.[$(EXTRAS),dev]'
 	touch $@ $(VENV)/train.stamp
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-newest .venv-oldest runs
+
+comma := ,

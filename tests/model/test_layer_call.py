@@ -12,6 +12,7 @@ from transformers import AutoConfig, DynamicCache
 
 from captune.model.language_model import decoder_layers
 from captune.model.layer_call import Growing, LayerCall, intercepted, states_of, with_states
+from captune.transformers_compat import CACHE_ARGUMENT
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -101,8 +102,8 @@ def test_a_forward_that_somebody_has_put_there_is_put_back() -> None:
 
     layer.forward = watched
     ids = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11, 12]])
-    wanted = llm(ids, past_key_values=DynamicCache()).logits
+    wanted = llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits
     with intercepted(decoder_layers(llm)[-1], in_two), pytest.raises(ValueError, match="stop here"):
         raise ValueError("stop here")
     assert layer.forward is watched
-    assert torch.equal(llm(ids, past_key_values=DynamicCache()).logits, wanted)
+    assert torch.equal(llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits, wanted)
