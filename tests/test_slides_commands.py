@@ -52,6 +52,7 @@ def trained(prepared: Path) -> Path:
     assert done.code == 0, done.err
     assert "pretrained" in done.out
     assert "epoch4" in done.out
+    assert "Warning" not in done.err, done.err  # of a library
     return prepared
 
 

@@ -131,5 +131,5 @@ def test_a_switch_turns_it_off_and_checkpointing_does() -> None:
     model = family("llama")
     assert Objective(model, "x", FastConfig()).fused is not None
     assert Objective(model, "x", FastConfig(compile=False)).fused is None
-    model.llm.activation_checkpointing_enable()
+    model.checkpoint_activations(True)
     assert Objective(model, "x", FastConfig()).fused is None
