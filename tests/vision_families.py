@@ -221,7 +221,7 @@ def gemma3() -> Recipe:
         {
             "model_type": "gemma3",
             "vision_config": {**TOWER, "model_type": "siglip_vision_model", "vision_use_head": False},
-            "text_config": text("gemma3_text", words, query_pre_attn_scalar=8, sliding_window=16),
+            "text_config": text("gemma3_text", words, query_pre_attn_scalar=8, sliding_window=256),
             "image_token_index": ids[0],
             "boi_token_index": ids[1],
             "eoi_token_index": ids[2],

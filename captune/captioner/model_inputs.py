@@ -8,6 +8,8 @@ text, and whether a tokenizer ends a prompt that the model should continue.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +53,7 @@ DOCUMENTED = {
 
 _IMAGE_NAMES = ("image_token_id", "image_token_index")
 _PLACEHOLDERS = ("boi_token", "image_token")
+_NAMES_OF_CLASSES = ("image_processor_type", "processor_class", "auto_map")
 _PARTS_PRINTED = ("{'type'", '{"type"')
 """What a template for plain texts makes of a message's parts."""
 
@@ -123,6 +126,14 @@ class ModelInputs:
         """Whether the prompt holds an image token that the processor does not write."""
         tokens = [token for token in map(self._token, _PLACEHOLDERS) if token is not None]
         return any(token in self._prompt.before + self._prompt.after for token in tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells inputs apart: by the words around a question, which may hold a date, and by how pictures are made."""
+        settings = self.processor.image_processor.to_dict()
+        made = {name: value for name, value in settings.items() if name not in _NAMES_OF_CLASSES}
+        text = json.dumps([self.prompt("?") if self.takes_text else None, made], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def prompt(self, question: str | None) -> str | None:
         """The text that the processor gets with every picture; None where the model is shown the picture alone.

@@ -71,7 +71,7 @@ class TransformersCaptioner(Captioner):
                 self.instruction = DEFAULT_INSTRUCTION if self.inputs.takes_text else None
         # What the model cannot be asked is refused before any image is read.
         self.inputs.prompt(self.instruction)
-        self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}"
+        self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}-{self.inputs.fingerprint}"
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"
