@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from captune.errors import InputError, ToolError
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-__all__ = ["LOCAL_HOSTS", "Guard", "base_url", "is_local", "listening_socket", "run_server"]
+__all__ = ["LOCAL_HOSTS", "Guard", "answered_hosts", "base_url", "is_local", "listening_socket", "run_server"]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -56,8 +58,9 @@ class Guard:
         application: what is guarded.
         max_body: bytes of one request's body; more is 413.
         max_waiting: bytes of all bodies that are being read or answered together; more is 429.
-        hosts: names in the Host header that are answered, against DNS rebinding; None is any.
-        site: what addresses begin with where a proxy stands in front, which browsers then name as the origin.
+        hosts: names in the Host header that are answered, against DNS rebinding; None is any. The host of `site` and
+            the address that a connection was made to are answered too.
+        site: what addresses begin with where a proxy is in front, which browsers then name as the origin.
         refusal: how a refusal is written.
         body_seconds: time to send a body in; longer is 408.
     """
@@ -76,8 +79,8 @@ class Guard:
         self._application = application
         self._max_body = max_body
         self._max_waiting = max_waiting
-        self._hosts = None if hosts is None else frozenset(hosts)
-        self._site = None if site is None else _origin(site)
+        self._site, *site_host = _site(site) if site is not None else ("",)
+        self._hosts = None if hosts is None else tuple(dict.fromkeys([*hosts, *site_host]))
         self._refusal = refusal
         self._body_seconds = body_seconds
         self._waiting = 0
@@ -88,7 +91,7 @@ class Guard:
             await self._application(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if problem := self._wrong_request(scope["method"], headers):
+        if problem := self._wrong_host(headers, scope) or self._wrong_request(scope["method"], headers):
             await self._refuse(send, *problem)
             return
         body, held = bytearray(), 0
@@ -116,16 +119,27 @@ class Guard:
         finally:
             self._waiting -= held
 
+    def _wrong_host(self, headers: dict[bytes, str], scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
+        """Status and sentence for a request to a name that is not answered."""
+        if self._hosts is None:
+            return None
+        name = _name(headers.get(b"host", ""))
+        # An address cannot be bound anew, so the one that the client has connected to is as good as a name.
+        if name in self._hosts or _same_address(name, (scope.get("server") or ("",))[0]):
+            return None
+        return 400, (
+            f"This server answers to {', '.join(self._hosts)} only; --host lets others in, and --url names the "
+            "address of a proxy in front."
+        )
+
     def _wrong_request(self, method: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
-        """Status and sentence for a request that is refused by its headers."""
-        host = headers.get(b"host", "")
-        if self._hosts is not None and _name(host) not in self._hosts:
-            return 400, "This server answers to localhost only; start it with --host to let others in."
+        """Status and sentence for another request that is refused by its headers."""
+        host = headers.get(b"host", "").lower()
         if method not in ("GET", "HEAD", "OPTIONS"):
             # Browsers tell where a post comes from; programs that are no browser tell neither, and have no cookies.
             origin = headers.get(b"origin")
             if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
-                origin is not None and origin.partition("://")[2] != host and origin != self._site
+                origin is not None and origin.lower().partition("://")[2] != host and origin.lower() != self._site
             ):
                 return 403, "The request comes from another site and was refused."
         length = headers.get(b"content-length", "0")
@@ -149,6 +163,22 @@ def is_local(host: str) -> bool:
     return host in LOCAL_HOSTS or host.startswith("127.")
 
 
+def answered_hosts(host: str, url: str | None) -> tuple[str, ...] | None:
+    """The hosts of a `Guard`: this machine's names; None, which is any, where others are let in by no name.
+
+    Args:
+        host: that the server was told to listen on.
+        url: what addresses begin with, where that was named.
+
+    Raises:
+        InputError: `url` is not the beginning of an address.
+    """
+    if url is None:
+        return LOCAL_HOSTS if is_local(host) else None
+    _site(url)
+    return (*LOCAL_HOSTS, socket.gethostname().lower())
+
+
 def base_url(host: str, port: int) -> str:
     """What addresses of a server begin with, as those may type them who can reach it.
 
@@ -156,7 +186,7 @@ def base_url(host: str, port: int) -> str:
         host: that it was told to listen on; for all addresses of the machine, the one that leads outwards is named.
         port: that it listens on.
     """
-    if is_local(host):
+    if host == "localhost":
         host = "127.0.0.1"
     elif host in ("0.0.0.0", "::", ""):
         try:
@@ -208,8 +238,18 @@ def run_server(application: Any, listener: socket.socket) -> None:
     """
     import uvicorn
 
+    from captune.apps.connections import ACCEPTED_AT_ONCE, Connection, Server, most_connections
+
+    class Limited(Connection):
+        most = most_connections()
+
     config = uvicorn.Config(
         application,
+        # Named, so that other libraries that happen to be installed change nothing.
+        loop="asyncio",
+        http=Limited,
+        ws="none",
+        backlog=ACCEPTED_AT_ONCE,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -218,20 +258,44 @@ def run_server(application: Any, listener: socket.socket) -> None:
         timeout_keep_alive=60,
         lifespan="on",
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
-def _origin(url: str) -> str:
-    """Scheme and host of an address, as a browser writes an origin."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}".lower()
+def _site(url: str) -> tuple[str, str]:
+    """The origin of an address as a browser writes it, and its host.
+
+    Raises:
+        InputError: it is no address.
+    """
+    try:
+        parts = urlsplit(url)
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        host = (parts.hostname or "").encode("idna").decode()
+        port = parts.port or usual
+        if not host or parts.username is not None:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise InputError(
+            f"--url is {url!r}, expected what addresses begin with, such as https://demo.example."
+        ) from None
+    origin = f"{parts.scheme}://[{host}]" if ":" in host else f"{parts.scheme}://{host}"
+    return origin if port == usual else f"{origin}:{port}", host
 
 
 def _name(host: str) -> str:
     """The name in a Host header, without port and brackets."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")
+
+
+def _same_address(name: str, address: str) -> bool:
+    """Whether both are the same IP address; names are none."""
+    try:
+        one, other = ipaddress.ip_address(name), ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(one, "ipv4_mapped", None) or one) == (getattr(other, "ipv4_mapped", None) or other)
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

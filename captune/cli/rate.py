@@ -193,9 +193,10 @@ def _go_on(store: Store, chosen: dict[str, Any], systems: str | None, raters: in
 
 def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
     """Serve the study until Ctrl-C."""
-    from captune.apps.http import LOCAL_HOSTS, base_url, is_local, listening_socket, run_server
+    from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
     from captune.apps.rating.server import rating_application
 
+    hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
     base = (url or base_url(host, listener.getsockname()[1])).rstrip("/")
     local_only = is_local(host) and url is None
@@ -209,7 +210,7 @@ def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool
     _print_links(store, base, as_json=as_json)
     _say(f"Results: {base}/results?key={store.results_key}\nStop with Ctrl-C; every answer is saved at once.")
     try:
-        run_server(rating_application(store, hosts=LOCAL_HOSTS if local_only else None, site=url), listener)
+        run_server(rating_application(store, hosts=hosts, site=url), listener)
     except KeyboardInterrupt:
         _say("Stopped. The same command goes on with the study.")
 

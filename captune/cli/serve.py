@@ -97,7 +97,7 @@ def run_server_of(
     if not Path(model, "config.yaml").is_file():  # a run names its model itself
         resolve_model(model)
     with needs("captune serve", "serve"):
-        from captune.apps.http import LOCAL_HOSTS, base_url, is_local, listening_socket, run_server
+        from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
     with needs("captune serve", "train"):
         import torch  # noqa: F401  the extra that is named must be the one that is missing
     with needs("captune serve", "serve"):
@@ -108,8 +108,7 @@ def run_server_of(
         from captune.apps.serving.server import serving_application
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise InputError(f"--url is {url!r}, expected what addresses begin with, such as https://demo.example.")
+    hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
     with listener, tempfile.TemporaryDirectory() as drawn:
         served = load_served(model)
@@ -117,17 +116,16 @@ def run_server_of(
             body=max_body << 20, waiting=max_waiting, slots=slots, images=ImageLimits(pixels=max_pixels * 1_000_000)
         )
         shown = {path.name: path for path in examples or _examples(model, Path(drawn))}
-        local = is_local(host)
         fetch = partial(fetch_image, most_bytes=limits.body) if allow_remote_images else None
         application = serving_application(
             served,
             limits=limits,
-            hosts=LOCAL_HOSTS if local and url is None else None,
+            hosts=hosts,
             site=url,
             examples=shown,
             fetch=fetch,
         )
-        if not local:
+        if not is_local(host):
             _say(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
         base = base_url(host, listener.getsockname()[1])
         print(base, flush=True)

@@ -31,7 +31,7 @@ class Beams:
 
     Args:
         options: how to search.
-        stop: when a beam has ended.
+        stop: when a beam has ended whose request has no rule of its own.
         device: of the logits.
     """
 
@@ -40,6 +40,7 @@ class Beams:
         self._stop = stop
         self.group = K = options.beams
         self._numbers: list[int] = []
+        self._stops: list[StopRule] = []
         self._counts: list[int] = []
         # What runs: (A, K) summed log-probabilities, (A, K, M) ids. What ended: scores, ids, lengths and whether any.
         self._running = torch.zeros(0, K, device=device)
@@ -52,6 +53,7 @@ class Beams:
     def admit(self, requests: Sequence[Request]) -> None:
         """Take in new images behind those that are there."""
         self._numbers += [request.number for request in requests]
+        self._stops += [request.stop or self._stop for request in requests]
         self._counts += [0] * len(requests)
         running = self._running.new_full((len(requests), self.group), _NEVER)
         # All beams are equal at the start: only one of them may be gone on with.
@@ -99,6 +101,7 @@ class Beams:
     def keep(self, places: Sequence[int]) -> None:
         """Leave the images at these places, in this order."""
         self._numbers = [self._numbers[place] for place in places]
+        self._stops = [self._stops[place] for place in places]
         self._counts = [self._counts[place] for place in places]
         for name in ("_running", "_ids", "_done_scores", "_done_ids", "_done_lengths", "_is_done"):
             setattr(self, name, getattr(self, name)[list(places)])
@@ -139,7 +142,8 @@ class Beams:
                 ended.append([True] * len(row))
                 continue
             before = self._ids[place, :, :count].tolist()
-            ended.append([self._stop.ended(before[parent], token) for token, parent in zip(row, of, strict=True)])
+            stop = self._stops[place]
+            ended.append([stop.ended(before[parent], token) for token, parent in zip(row, of, strict=True)])
         return torch.tensor(ended, device=tokens.device)
 
     def _already_said(self, vocabulary: int) -> Tensor:

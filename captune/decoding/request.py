@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from captune.decoding.stop import StopRule
 from captune.model import IMAGE_SLOT
 
 __all__ = ["FeatureRows", "Progress", "Request", "common_prefix"]
@@ -33,12 +34,14 @@ class Request:
         features: (I, Q, F) output of the frozen part for its images, or what gives it when it is needed; None for
             text alone.
         key: names the image's stream of draws beside the seed; requests with equal keys draw the same numbers.
+        stop: when this caption has ended, where that is not the rule of the loop.
     """
 
     number: int
     prompt: tuple[int, ...]
     features: Tensor | Callable[[], Tensor] | None = None
     key: str = ""
+    stop: StopRule | None = None
 
     def read_features(self) -> Tensor | None:
         """(I, Q, F), or None for text alone."""

@@ -41,6 +41,7 @@ class _Row:
     number: int
     ids: list[int]
     numbers: Tensor | None
+    stop: StopRule
 
 
 class SingleRows:
@@ -48,7 +49,7 @@ class SingleRows:
 
     Args:
         options: how to choose.
-        stop: when a row has ended.
+        stop: when a row has ended whose request has no rule of its own.
     """
 
     group = 1
@@ -63,7 +64,10 @@ class SingleRows:
     def admit(self, requests: Sequence[Request]) -> None:
         """Take in new rows behind those that are there."""
         sampled = self._options.sampled
-        self._rows += [_Row(r.number, [], stream(self._options, r.key) if sampled else None) for r in requests]
+        self._rows += [
+            _Row(r.number, [], stream(self._options, r.key) if sampled else None, r.stop or self._stop)
+            for r in requests
+        ]
 
     def advance(self, logits: Tensor) -> Advance:
         """Choose the next token of every row.
@@ -84,7 +88,7 @@ class SingleRows:
             self._said[torch.arange(len(tokens), device=tokens.device), tokens] = True
         progress, ended = [], []
         for place, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
-            done = self._stop.ended(row.ids, token)
+            done = row.stop.ended(row.ids, token)
             row.ids.append(token)
             done = done or len(row.ids) >= self._options.max_new_tokens
             if done:

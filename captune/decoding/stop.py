@@ -23,14 +23,17 @@ class StopRule:
     Args:
         processor: knows the stop symbol and the vocabulary.
         symbol: whether the stop symbol ends a row; without it, only the end of text does.
+        also: other texts that end a row, such as the stop sequences of a request.
     """
 
-    def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True) -> None:
+    def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True, also: Sequence[str] = ()) -> None:
         self._tokenizer = processor.tokenizer
-        self._symbol = processor.layout.conversation.stop_symbol if symbol else ""
+        own = processor.layout.conversation.stop_symbol if symbol else ""
+        self._symbols = tuple(filter(None, (own, *also)))
         self.end_ids = frozenset(processor.end_ids)
-        # However the symbol is cut into tokens, it has no more of them than bytes.
-        self._tail = len(self._symbol.encode())
+        # However a symbol is cut into tokens, it has no more of them than bytes; one token more keeps the space that
+        # a vocabulary leaves out at the start of a text.
+        self._tail = max((len(text.encode()) for text in self._symbols), default=0)
         self._anchor = self._tokenizer.encode("a")[-1:]
         self._anchor_text = self._tokenizer.decode(self._anchor)
         self._completes: dict[int, bool] = {}
@@ -39,10 +42,10 @@ class StopRule:
         """Whether `newest`, said behind `ids`, ends the row."""
         if newest in self.end_ids:
             return True
-        if not self._symbol or not self._may_complete(newest):
+        if not self._symbols or not self._may_complete(newest):
             return False
-        before = ids[-(self._tail - 1) :] if self._tail > 1 else ()
-        return self._symbol in self._tokenizer.decode([*before, newest])
+        text = self._tokenizer.decode([*ids[-self._tail :], newest])
+        return any(symbol in text for symbol in self._symbols)
 
     def _may_complete(self, token: int) -> bool:
         known = self._completes.get(token)
@@ -56,5 +59,5 @@ class StopRule:
             # A piece of a character, or a vocabulary whose texts do not simply follow each other.
             return True
         text = text[len(self._anchor_text) :]
-        rests = (self._symbol[place:] for place in range(1, len(self._symbol)))
-        return self._symbol in text or text.startswith(tuple(rests))
+        rests = tuple(symbol[place:] for symbol in self._symbols for place in range(1, len(symbol)))
+        return any(symbol in text for symbol in self._symbols) or text.startswith(rests)

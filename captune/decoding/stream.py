@@ -23,12 +23,19 @@ class TextStream:
 
     Args:
         processor: the vocabulary and the stop symbol.
+        stops: other texts that end the caption and are no part of it.
+
+    Attributes:
+        text: what was given so far; the caption, when it has ended.
+        stopped: whether one of `stops` ended it.
     """
 
-    def __init__(self, processor: MiniGPT4Processor) -> None:
+    def __init__(self, processor: MiniGPT4Processor, stops: Sequence[str] = ()) -> None:
         self._processor = processor
         self._symbol = processor.layout.conversation.stop_symbol
-        self._told = ""
+        self._stops = tuple(stops)
+        self.text = ""
+        self.stopped = False
 
     def more(self, ids: Sequence[int], *, ended: bool) -> str:
         """The text that is new.
@@ -38,22 +45,30 @@ class TextStream:
             ended: whether these are all.
         """
         decoded = self._processor.tokenizer.decode(self._processor.before_end(ids))
-        text = self._processor.layout.cut(decoded) if ended else self._certain(decoded)
-        if not ended and not text.startswith(self._told):
+        text = self._ended(decoded) if ended else self._certain(decoded)
+        if not ended and not text.startswith(self.text):
             # A vocabulary that rewrites its last words is waited for.
             return ""
-        piece = text[len(self._told) :]
-        self._told = text
+        piece = text[len(self.text) :]
+        self.text = text
         return piece
 
-    def _certain(self, text: str) -> str:
-        text = text.split(self._symbol, 1)[0].lstrip()
-        text = text.rstrip("�")
-        for length in range(min(len(self._symbol), len(text)), 0, -1):
-            if text.endswith(self._symbol[:length]):
-                text = text[:-length]
-                break
-        return text.rstrip()
+    def _ended(self, decoded: str) -> str:
+        text = decoded.split(self._symbol, 1)[0]
+        if places := [place for place in map(text.find, self._stops) if place >= 0]:
+            self.stopped = True
+            # As OpenAI's API does, up to the letter before the stop sequence: a space there stays.
+            return text[: min(places)].lstrip()
+        return self._processor.layout.cut(decoded)
+
+    def _certain(self, decoded: str) -> str:
+        text = decoded.rstrip("�")
+        symbols = (self._symbol, *self._stops)
+        ends = [place for place in map(text.find, symbols) if place >= 0]
+        # A text may also end with the beginning of a symbol, of which the rest is still to come.
+        for symbol in symbols:
+            ends += [len(text) - length for length in range(1, len(symbol)) if text.endswith(symbol[:length])]
+        return text[: min(ends, default=len(text))].strip()
 
 
 def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> Iterator[str]:

@@ -6,12 +6,14 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from starlette.concurrency import run_in_threadpool
 
+from captune.apps.serving.bodies import refuse_unsupported
 from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.engine import Engine
 from captune.apps.serving.errors import APIError
@@ -19,11 +21,11 @@ from captune.apps.serving.jobs import Event, Job
 from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.pool import ImagePool
 from captune.apps.serving.questions import ImageLimits, layout_prompt, read_messages
-from captune.apps.serving.schema import REFUSED, ChatRequest, Choice, Completion, Reply, Usage
+from captune.apps.serving.schema import ChatRequest, Choice, Completion, Reply, Usage
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError
 
-__all__ = ["Answering", "Limits"]
+__all__ = ["Answering", "Answers", "Limits"]
 
 NEW_TOKENS = 160
 """Longest answer where a request does not say."""
@@ -46,6 +48,26 @@ class Limits:
     slots: int = 32
     images: ImageLimits = field(default_factory=ImageLimits)
     preparing: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to one request that are under way.
+
+    Attributes:
+        jobs: one for each answer.
+        news: what the engine tells: the number of an answer, and its event.
+        prompt_tokens: of the prompt that they share.
+    """
+
+    jobs: Sequence[Job]
+    news: asyncio.Queue[tuple[int, Event]]
+    prompt_tokens: int
+
+    def cancel(self) -> None:
+        """Nobody waits for the answers any more."""
+        for job in self.jobs:
+            job.cancelled = True
 
 
 class Answering:
@@ -87,122 +109,136 @@ class Answering:
                 param="model",
             )
 
-    async def submit(self, asked: ChatRequest) -> tuple[Job, asyncio.Queue[Event]]:
+    async def submit(self, request: ChatRequest) -> Answers:
         """Read a request and give it to the engine.
-
-        Returns:
-            The job, and the queue that receives what the engine tells of it.
 
         Raises:
             APIError: it is refused.
         """
-        self.check_model(asked.model)
-        _refuse_what_is_not_there(asked)
+        self.check_model(request.model)
+        refuse_unsupported(request)
+        options = self._options(request)
         if self._preparing >= self._limits.preparing:
             raise APIError(429, "Too many images are being read; try again in a moment.", code="queue_full")
         self._preparing += 1
         try:
-            dialogue = await run_in_threadpool(
-                read_messages,
-                asked.messages,
-                self._served.instructions[asked.model],
-                self._limits.images,
-                self._fetch,
-            )
-            options = self._options(asked)
-            prompt = layout_prompt(
-                self._served.processor.layout, dialogue, self._served.context, options.max_new_tokens
-            )
-            images = await self._pool.pixels(dialogue.images)
+            prompt, files = await run_in_threadpool(self._read, request, options)
+            images = await self._pool.pixels(files)
         finally:
             self._preparing -= 1
-        news: asyncio.Queue[Event] = asyncio.Queue()
+        news: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def tell(event: Event) -> None:
+        def tell(number: int, event: Event) -> None:
             # A loop that was closed has nobody left to be told.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(news.put_nowait, event)
+                loop.call_soon_threadsafe(news.put_nowait, (number, event))
 
-        seed = asked.seed if asked.seed is not None else random.getrandbits(48)
-        job = Job(asked.model, prompt, images, options, f"{seed}", tell)
-        self._engine.submit(job)
+        seed = request.seed if request.seed is not None else random.getrandbits(48)
+        jobs = []
+        for number in range(request.n or 1):
+            # The first of several answers is the one that there would be alone; the others draw other numbers.
+            draws = f"{seed}/{number}" if number else f"{seed}"
+            stops = tuple(request.stop or ())
+            jobs.append(Job(request.model, prompt, images, options, draws, partial(tell, number), stops))
+        self._engine.submit(*jobs)
         self._measurements.prompt_tokens.inc(len(prompt))
-        return job, news
+        return Answers(jobs, news, len(prompt))
 
-    async def whole(
-        self, asked: ChatRequest, job: Job, news: asyncio.Queue[Event], name: str, gone: asyncio.Future[None]
-    ) -> Completion:
-        """Wait for the end of an answer.
+    async def whole(self, request: ChatRequest, answers: Answers, name: str, gone: asyncio.Future[None]) -> Completion:
+        """Wait for the end of all answers.
 
         Args:
-            asked: the request.
-            job: its job.
-            news: what is told of it.
-            name: of the answer.
+            request: the request.
+            answers: what was submitted for it.
+            name: of the completion.
             gone: done when the client has left.
 
         Raises:
             APIError: decoding failed, or the client has left.
         """
-        while True:
-            coming = asyncio.ensure_future(news.get())
-            await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
-                job.cancelled = True
-                raise APIError(499, "The client has left.")
-            event = coming.result()
-            if event.error is not None:
-                raise event.error
-            if event.finish is not None:
-                break
-        self._measurements.tokens.inc(event.tokens)
+        ended: dict[int, Event] = {}
+        try:
+            while len(ended) < len(answers.jobs):
+                coming = asyncio.ensure_future(answers.news.get())
+                await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    raise APIError(499, "The client has left.")
+                number, event = coming.result()
+                if event.error is not None:
+                    raise event.error
+                if event.finish is not None:
+                    ended[number] = event
+        finally:
+            answers.cancel()
         return Completion(
             id=name,
             created=int(time.time()),
-            model=asked.model,
-            choices=[Choice(message=Reply(content=event.text), finish_reason=_finish(event))],
-            usage=_usage(job, event),
+            model=request.model,
+            choices=[
+                Choice(index=number, message=Reply(content=event.text), finish_reason=_finish(event))
+                for number, event in sorted(ended.items())
+            ],
+            usage=self._usage(answers, ended),
         )
 
-    async def stream(self, asked: ChatRequest, job: Job, news: asyncio.Queue[Event], name: str) -> AsyncIterator[str]:
-        """Server-sent events of an answer as it grows, in OpenAI's form."""
+    async def stream(self, request: ChatRequest, answers: Answers, name: str) -> AsyncIterator[str]:
+        """Server-sent events of the answers as they grow, in OpenAI's form."""
         head: dict[str, Any] = {
             "id": name,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": asked.model,
+            "model": request.model,
         }
+        ended: dict[int, Event] = {}
         try:
-            yield _chunk(head, {"role": "assistant", "content": ""})
-            while True:
-                event = await news.get()
+            for number in range(len(answers.jobs)):
+                yield _chunk(head, number, {"role": "assistant", "content": ""})
+            while len(ended) < len(answers.jobs):
+                number, event = await answers.news.get()
                 if event.error is not None:
                     yield _data(event.error.body)
                     return
                 if event.piece:
-                    yield _chunk(head, {"content": event.piece})
+                    yield _chunk(head, number, {"content": event.piece})
                 if event.finish is not None:
-                    break
-            self._measurements.tokens.inc(event.tokens)
-            yield _chunk(head, {}, event.finish)
-            if asked.stream_options is not None and asked.stream_options.include_usage:
-                yield _data({**head, "choices": [], "usage": _usage(job, event).model_dump()})
+                    ended[number] = event
+                    yield _chunk(head, number, {}, event.finish)
+            usage = self._usage(answers, ended)
+            if request.stream_options is not None and request.stream_options.include_usage:
+                yield _data({**head, "choices": [], "usage": usage.model_dump()})
             yield "data: [DONE]\n\n"
         finally:
             # A client that leaves ends this generator here.
-            job.cancelled = True
+            answers.cancel()
 
-    def _options(self, asked: ChatRequest) -> DecodingOptions:
-        most = asked.max_completion_tokens or asked.max_tokens or min(NEW_TOKENS, self._served.context // 2)
+    def _read(self, request: ChatRequest, options: DecodingOptions) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+        """The ids of a request's prompt, and its image files."""
+        instruction = self._served.instructions[request.model]
+        dialogue = read_messages(request.messages, instruction, self._limits.images, self._fetch)
+        layout = self._served.processor.layout
+        return layout_prompt(layout, dialogue, self._served.context, options.max_new_tokens), dialogue.images
+
+    def _usage(self, answers: Answers, ended: Mapping[int, Event]) -> Usage:
+        """What all answers took, which is counted here; the prompt they share is one."""
+        tokens = sum(event.tokens for event in ended.values())
+        self._measurements.tokens.inc(tokens)
+        return Usage(
+            prompt_tokens=answers.prompt_tokens,
+            completion_tokens=tokens,
+            total_tokens=answers.prompt_tokens + tokens,
+        )
+
+    def _options(self, request: ChatRequest) -> DecodingOptions:
+        most = request.max_completion_tokens or request.max_tokens or min(NEW_TOKENS, self._served.context // 2)
         given = {
-            "temperature": asked.temperature,
-            "top_p": asked.top_p,
-            "top_k": asked.top_k,
-            "beams": asked.num_beams,
-            "length_penalty": asked.length_penalty,
-            "repetition_penalty": asked.repetition_penalty,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "beams": request.num_beams,
+            "length_penalty": request.length_penalty,
+            "repetition_penalty": request.repetition_penalty,
         }
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not chosen.get("temperature"):
@@ -214,33 +250,12 @@ class Answering:
             raise APIError(400, str(error)) from None
 
 
-def _refuse_what_is_not_there(asked: ChatRequest) -> None:
-    """Refuse settings that would change the answer if they were honoured.
-
-    Raises:
-        APIError: 400.
-    """
-    extra = asked.model_extra or {}
-    for name in REFUSED:
-        value = extra.get(name)
-        if value and not (name == "response_format" and value == {"type": "text"}) and value != ["text"]:
-            raise APIError(400, f"{name} is not supported here; leave it out.", code="unsupported", param=name)
-
-
-def _usage(job: Job, event: Event) -> Usage:
-    return Usage(
-        prompt_tokens=len(job.prompt),
-        completion_tokens=event.tokens,
-        total_tokens=len(job.prompt) + event.tokens,
-    )
-
-
 def _finish(event: Event) -> Literal["stop", "length"]:
     return "stop" if event.finish == "stop" else "length"
 
 
-def _chunk(head: dict[str, Any], delta: dict[str, str], finish: str | None = None) -> str:
-    return _data({**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]})
+def _chunk(head: dict[str, Any], number: int, delta: dict[str, str], finish: str | None = None) -> str:
+    return _data({**head, "choices": [{"index": number, "delta": delta, "logprobs": None, "finish_reason": finish}]})
 
 
 def _data(tree: dict[str, Any]) -> str:

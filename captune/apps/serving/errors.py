@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 __all__ = ["APIError", "error_body", "refusal"]
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class APIError(Exception):
+class APIError(HTTPException):
     """A request that is refused.
 
     Args:
@@ -21,7 +23,7 @@ class APIError(Exception):
     """
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status = status
         self.body = error_body(status, message, code=code, param=param)
 

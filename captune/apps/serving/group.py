@@ -64,9 +64,10 @@ class Group:
         """
         requests = []
         for job, image_features in zip(jobs, features, strict=True):
-            requests.append(Request(self._next, job.prompt, image_features, job.draws))
+            stop = StopRule(self._served.processor, also=job.stops) if job.stops else None
+            requests.append(Request(self._next, job.prompt, image_features, job.draws, stop))
             if job.stream is None:
-                job.stream = TextStream(self._served.processor)
+                job.stream = TextStream(self._served.processor, job.stops)
             self._jobs[self._next] = job
             self._next += 1
         if self._loop is None:
@@ -85,7 +86,7 @@ class Group:
         requests, self._whole = self._whole, []
         rows = generate_ids(self._served.model, requests, self._options)
         for request, row in zip(requests, rows, strict=True):
-            self._tell(Progress(request.number, row, True))
+            self._tell(Progress(request.number, _up_to_stop(row, request.stop), True))
 
     def _tell(self, progress: Progress) -> None:
         job = self._jobs[progress.number]
@@ -95,10 +96,20 @@ class Group:
             return
         # With beams the best one may still become another.
         piece = ""
-        if job.stream is not None and (progress.ended or self._options.beams == 1):
+        assert job.stream is not None
+        if progress.ended or self._options.beams == 1:
             piece = job.stream.more(progress.ids, ended=progress.ended)
         if progress.ended:
-            caption = as_caption(self._served.processor, progress.ids)
-            job.tell(Event(piece, "stop" if caption.stopped else "length", caption.text, caption.tokens))
+            stopped = job.stream.stopped or as_caption(self._served.processor, progress.ids).stopped
+            job.tell(Event(piece, "stop" if stopped else "length", job.stream.text, len(progress.ids)))
         elif piece:
             job.tell(Event(piece, tokens=len(progress.ids)))
+
+
+def _up_to_stop(ids: Sequence[int], stop: StopRule | None) -> Sequence[int]:
+    """A row that was decoded without regard to its own rule, up to the token that ends it by that rule."""
+    if stop is not None:
+        for place, token in enumerate(ids):
+            if stop.ended(ids[:place], token):
+                return ids[: place + 1]
+    return ids

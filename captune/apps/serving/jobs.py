@@ -65,6 +65,7 @@ class Job:
         options: how to decode; their seed is 0, the asker's own is in `draws`.
         draws: names the stream of draws when sampling.
         tell: called with every event, in the engine's thread.
+        stops: texts that end the answer and are no part of it.
         cancelled: set by whoever does not want it any more.
         arrived: when, on the monotonic clock.
         stream: what was told so far; kept when the job begins again.
@@ -76,6 +77,7 @@ class Job:
     options: DecodingOptions
     draws: str
     tell: Callable[[Event], None]
+    stops: tuple[str, ...] = ()
     cancelled: bool = False
     arrived: float = field(default_factory=time.monotonic)
     stream: TextStream | None = None

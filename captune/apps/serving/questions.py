@@ -15,9 +15,14 @@ from captune.data.images import image_size
 from captune.errors import DataError, ImageTooLargeError
 from captune.model.prompt import IMAGE_PLACEHOLDER, PromptLayout
 
-__all__ = ["Dialogue", "ImageLimits", "decode_data_url", "layout_prompt", "read_messages"]
+__all__ = ["CHARACTERS_PER_TOKEN", "Dialogue", "ImageLimits", "decode_data_url", "layout_prompt", "read_messages"]
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<settings>(?:;[\w.=+-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
+_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_PERCENT_CODES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "="))
+
+CHARACTERS_PER_TOKEN = 64
+"""A text of more characters for each token of the context is refused before it is tokenized, which takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,13 @@ def read_messages(
             said.append((message.role, text))
     if not said or said[-1][0] != "user" or said[0][0] != "user":
         raise APIError(400, "The messages must begin and end with one of the user.", param="messages")
+    if not images:
+        raise APIError(
+            400,
+            "The messages hold no image, and this model answers about images; send a part of the type image_url.",
+            code="image_missing",
+            param="messages",
+        )
     questions = [_asked(text, instruction) for role, text in said if role == "user"]
     questions[0] = " ".join([*system, questions[0]])
     answers = [text for role, text in said if role == "assistant"]
@@ -87,6 +99,14 @@ def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_to
     Raises:
         APIError: 400 when prompt and answer together are longer than the model's context.
     """
+    characters = len(dialogue.question) + sum(len(text) for turn in dialogue.turns for text in turn)
+    if characters > CHARACTERS_PER_TOKEN * context:
+        raise APIError(
+            400,
+            f"The messages hold {characters:,} characters, and the model reads {context} tokens in all; shorten them.",
+            code="context_length_exceeded",
+            param="messages",
+        )
     ids = layout.reply(dialogue.turns, dialogue.question).ids
     if len(ids) + max_tokens > context:
         raise APIError(
@@ -102,14 +122,20 @@ def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_to
 def decode_data_url(url: str, limits: ImageLimits, where: str) -> bytes:
     """The bytes of an image in a `data:` URL, after a look at its size.
 
+    The base64 may be of the alphabet for URLs, without padding, percent-encoded and broken into lines.
+
     Raises:
         APIError: 400 for what is no base64 or no image, 413 for too many pixels.
     """
     match = _DATA_URL.match(url[:200])
     if match is None or match["base64"] is None:
         raise APIError(400, "An image must be a URL of the form data:image/jpeg;base64,...", param=where)
+    text = url[match.end() :]
+    for code, letter in _PERCENT_CODES:
+        text = text.replace(code, letter)
     try:
-        data = base64.b64decode(url[match.end() :].strip(), validate=True)
+        letters = text.encode("ascii").translate(_URL_ALPHABET, b" \t\r\n").rstrip(b"=")
+        data = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise APIError(400, "The image's base64 is malformed.", code="invalid_base64", param=where) from None
     check_size(data, limits, where)
@@ -134,20 +160,16 @@ def _text(
     message: Message, where: str, images: list[bytes], limits: ImageLimits, fetch: Callable[[str], bytes] | None
 ) -> str:
     """The text of a message, with a placeholder for each image, whose bytes are added to `images`."""
-    if message.content is None:
-        return ""
-    if isinstance(message.content, str):
-        return _plain(message.content)
     pieces = []
     for number, part in enumerate(message.content):
         if not isinstance(part, ImagePart):
             pieces.append(_plain(part.text))
             continue
         if message.role != "user":
-            raise APIError(400, "Only messages of the user may hold images.", param=where)
+            raise APIError(400, "Only messages of the user may hold images.", param=f"{where}.{number}")
         if len(images) >= limits.count:
             raise APIError(400, f"A request may hold {limits.count} images.", param=where)
-        images.append(_image_data(part.image_url.url, limits, f"{where}.{number}", fetch))
+        images.append(_image_data(part.image_url.url, limits, f"{where}.{number}.image_url", fetch))
         pieces.append(f"<Img>{IMAGE_PLACEHOLDER}</Img>")
     return " ".join(filter(None, pieces))
 

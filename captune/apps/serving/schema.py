@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 __all__ = [
-    "REFUSED",
+    "NEUTRAL",
+    "NEUTRAL_IN_MESSAGES",
+    "WITHOUT_EFFECT",
     "ChatRequest",
     "Choice",
     "Completion",
@@ -17,6 +21,7 @@ __all__ = [
     "Message",
     "ModelCard",
     "ModelList",
+    "Part",
     "Reply",
     "StreamOptions",
     "TextPart",
@@ -25,57 +30,124 @@ __all__ = [
 
 MOST_NEW_TOKENS = 4096
 LARGEST_SEED = 2**63 - 1
+MOST_CHOICES = 16
+MOST_MESSAGES = 256
+MOST_PARTS = 256
+LONGEST_STOP = 256
+
+_UNKNOWN_FIELDS = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra={"additionalProperties": False})
+"""Unknown fields are kept so that they can be refused by name; `null` and what changes nothing may be sent."""
 
 
-class _Part(BaseModel):
-    # Clients send more than is understood here; what is unknown is left alone, as OpenAI's own server does.
-    model_config = ConfigDict(extra="ignore")
+def _as_image_url(value: Any) -> Any:
+    """An image's address by itself, as many clients send it, is taken as OpenAI's object."""
+    address = value.get("url") if isinstance(value, Mapping) else value
+    if not isinstance(address, str):
+        raise PydanticCustomError("image_url", 'Expected {{"url": "data:image/jpeg;base64,..."}}')
+    return value if isinstance(value, Mapping) else {"url": value}
 
 
-class TextPart(_Part):
+def _as_parts(value: Any) -> Any:
+    """A text by itself is one part, and no content is none."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "Expected a string or a list of parts")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class TextPart(BaseModel):
     """A piece of text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageURL(_Part):
-    """Where an image is; its bytes in base64 as a `data:` URL."""
+class ImageURL(BaseModel):
+    """Where an image is; its bytes in base64 as a `data:` URL. The model sees every image at one resolution."""
 
     url: str
 
 
-class ImagePart(_Part):
+class ImagePart(BaseModel):
     """An image."""
 
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: Annotated[ImageURL, BeforeValidator(_as_image_url, json_schema_input_type=ImageURL | str)]
 
 
-class Message(_Part):
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(max_length=MOST_PARTS, fail_fast=True)]
+
+
+class Message(BaseModel):
     """One message of a dialogue."""
 
+    model_config = _UNKNOWN_FIELDS
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: Annotated[Parts, BeforeValidator(_as_parts, json_schema_input_type=str | Parts | None)] = []
 
 
-class StreamOptions(_Part):
+class StreamOptions(BaseModel):
     """What a stream tells beside the text."""
 
     include_usage: bool = False
 
 
-REFUSED = ("audio", "functions", "logit_bias", "logprobs", "modalities", "response_format", "stop", "tools")
-"""What OpenAI's API has and a captioner has not; it is refused where it would change the answer."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("auto", "none"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("auto", "none"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""What OpenAI's API has and a captioner has not, with the values that change nothing; others are refused."""
+
+WITHOUT_EFFECT = frozenset(
+    {
+        *("metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "service_tier", "store", "user"),
+    }
+)
+"""What OpenAI's API has and does not change the answer there either; any value may be sent."""
+
+NEUTRAL_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+"""The same for a message: an answer of OpenAI's client may be sent back as it came."""
 
 
-class ChatRequest(_Part):
+class ChatRequest(BaseModel):
     """A request; decoding is greedy unless a temperature is given."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = _UNKNOWN_FIELDS
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, le=MOST_NEW_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_NEW_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -87,7 +159,15 @@ class ChatRequest(_Part):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=1)
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]],
+            Field(max_length=4, fail_fast=True),
+            BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        ]
+        | None
+    ) = None
 
 
 class Reply(BaseModel):
@@ -98,7 +178,7 @@ class Reply(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one answer."""
+    """One answer."""
 
     index: int = 0
     message: Reply

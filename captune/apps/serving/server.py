@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from captune import __version__
 from captune.apps.http import LOCAL_HOSTS, Guard
+from captune.apps.serving.bodies import BoundedRoute, validation_failure
 from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.completions import Answering, Limits
 from captune.apps.serving.engine import Engine
@@ -85,6 +86,7 @@ def serving_application(
         redoc_url=None,
         lifespan=running,
     )
+    application.router.route_class = BoundedRoute
     _add_failures(application)
     answering = Answering(served, engine, pool, measurements, chosen, fetch)
     _add_endpoint(application, served, engine, measurements, answering)
@@ -110,17 +112,17 @@ def _add_endpoint(
     )
     async def chat_completions(request: Request, asked: ChatRequest) -> Response:
         """Answer a question about images, or go on with a dialogue."""
-        job, news = await answering.submit(asked)
+        answers = await answering.submit(asked)
         name = f"chatcmpl-{secrets.token_hex(12)}"
         if asked.stream:
             return StreamingResponse(
-                answering.stream(asked, job, news, name),
+                answering.stream(asked, answers, name),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-store"},
             )
         gone = asyncio.ensure_future(_left(request))
         try:
-            completion = await answering.whole(asked, job, news, name, gone)
+            completion = await answering.whole(asked, answers, name, gone)
         finally:
             gone.cancel()
         return JSONResponse(completion.model_dump())
@@ -182,10 +184,7 @@ def _add_failures(application: FastAPI) -> None:
 
     @application.exception_handler(RequestValidationError)
     async def not_understood(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{place or 'The request'}: {first['msg']}."
-        return JSONResponse(error_body(400, message, code="invalid_request", param=place or None), 400)
+        return JSONResponse(validation_failure(error).body, 400)
 
     @application.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:

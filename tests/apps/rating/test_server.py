@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,9 +14,11 @@ import pytest
 from simulated_raters import MakeStudy
 from starlette.testclient import TestClient
 
+from captune.apps.http import LOCAL_HOSTS, Guard, answered_hosts
 from captune.apps.rating.material import Material
 from captune.apps.rating.server import MAX_BODY, rating_application
 from captune.apps.rating.store import DATABASE, Store
+from captune.errors import InputError
 
 Client = Callable[..., TestClient]
 
@@ -204,13 +208,76 @@ def test_other_hosts_are_refused_unless_it_listens_to_all(make_study: MakeStudy,
     store = make_study()
     assert client(store).get("/", headers={"host": "evil.example"}).status_code == 400
     assert client(store, hosts=None).get("/", headers={"host": "raters.example"}).status_code == 200
-    for host in ("localhost", "127.0.0.1:1", "[::1]:8765", "LOCALHOST:2"):
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8765", "LOCALHOST:2", "localhost."):
         assert client(store).get("/", headers={"host": host}).status_code == 200, host
+
+
+def test_a_proxys_address_lets_no_other_host_in(make_study: MakeStudy, client: Client) -> None:
+    """DNS rebinding: a page of another name that leads here is refused, whatever it says of its origin."""
+    store = make_study()
+    answer, path = {"position": "0", "choice": "first"}, f"/r/{store.token(0)}/answer"
+    for url, good in (
+        ("https://study.example/rate", "study.example"),
+        ("https://Study.Example:443", "STUDY.example:443"),
+        ("http://study.example:8080/", "study.example:8080"),
+        ("https://bücher.example", "xn--bcher-kva.example"),
+        ("http://[2001:db8::7]:80", "[2001:DB8::7]"),
+    ):
+        web = client(store, hosts=answered_hosts("0.0.0.0", url), site=url)
+        assert web.get("/", headers={"host": good}).status_code == 200
+        assert web.get("/", headers={"host": "localhost:8765"}).status_code == 200
+        assert web.get("/", headers={"host": socket.gethostname()}).status_code == 200
+        for host in ("evil.example:8765", "study.example.evil", "evil.study.example", "192.0.2.1", ""):
+            headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+            assert web.get("/", headers=headers).status_code == 400, host
+            assert web.post(path, data=answer, headers=headers).status_code == 400, host
+        assert web.post(path, data=answer, headers={"origin": "https://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "server", "status"),
+    [
+        ("192.168.1.5:8000", "192.168.1.5", 200),
+        ("192.168.1.5", "::ffff:192.168.1.5", 200),
+        ("[fe80::1]", "fe80::1", 200),
+        ("192.168.1.6", "192.168.1.5", 400),
+        # A name is not believed to be the server's own, even where it says so.
+        ("evil.example", "evil.example", 400),
+    ],
+)
+def test_the_address_that_was_connected_to_is_answered(host: str, server: str, status: int) -> None:
+    sent: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "headers": [(b"host", host.encode())], "server": (server, 8000)}
+    asyncio.run(Guard(application, max_body=1)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == status
+
+
+def test_hosts_that_are_answered() -> None:
+    assert answered_hosts("127.0.0.1", None) == LOCAL_HOSTS
+    assert answered_hosts("0.0.0.0", None) is None
+    for url in (
+        "demo.example",
+        "ftp://a.example",
+        "https://",
+        "https://u:p@a.example",
+        "http://a:99999",
+        "http://[::1",
+    ):
+        with pytest.raises(InputError, match="expected what addresses begin with"):
+            answered_hosts("127.0.0.1", url)
 
 
 def test_behind_a_proxy(make_study: MakeStudy, client: Client) -> None:
     store = make_study()
-    web = client(store, hosts=None, site="https://study.example/rate")
+    site = "https://study.example/rate"
+    web = client(store, hosts=answered_hosts("127.0.0.1", site), site=site)
     path, answer = f"/r/{store.token(0)}/answer", {"position": "0", "choice": "first"}
     assert web.post(path, data=answer, headers={"origin": "https://study.example"}).status_code == 303
     for origin in ("http://study.example", "https://study.example.evil", "https://evil.example"):

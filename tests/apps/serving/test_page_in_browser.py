@@ -122,7 +122,7 @@ def test_bad_files_have_a_friendly_message(
 
 def test_without_an_image_or_a_checkpoint(page: Any) -> None:
     page.click("#send")
-    page.get_by_text("Please choose an image, or ask something.").wait_for()
+    page.get_by_text("Please choose an image.").wait_for()
     for box in page.locator("#models input").all():
         box.uncheck()
     page.fill("#question", "Hello?")

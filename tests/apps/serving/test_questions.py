@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
 from captune.apps.serving.errors import APIError
-from captune.apps.serving.questions import ImageLimits, read_messages
+from captune.apps.serving.questions import Dialogue, ImageLimits, decode_data_url, layout_prompt, read_messages
 from captune.apps.serving.schema import Message
 
 ASKED = "Describe this image in detail."
@@ -42,7 +44,7 @@ def test_an_image_alone_is_asked_what_the_model_was_tuned_with() -> None:
     assert _read(_user(_image(), " ")).question == f"{IMAGE} {ASKED}"
     assert _read(_user(_image(), "What?")).question == f"{IMAGE} What?"
     assert _read(_user("Look:", _image(), "What?")).question == f"Look: {IMAGE} What?"
-    assert _read({"role": "user", "content": "Hello"}).question == "Hello"
+    assert _read(_user(_image()), {"role": "user", "content": "Hello"}).question == f"{IMAGE} Hello"
 
 
 def test_a_dialogue() -> None:
@@ -79,6 +81,8 @@ def test_remote_images_are_fetched_only_where_somebody_may() -> None:
         ([{"role": "system", "content": [_image()]}, _user("a")], "Only messages of the user"),
         ([_user(*[_image()] * 9)], "8 images"),
         ([_user(_image("data:image/png;base64,AAA="))], "no image file"),
+        ([{"role": "user", "content": "Hello"}], "hold no image"),
+        ([_user("What is a dog?")], "hold no image"),
         ([_user(_image("javascript:alert(1)"))], "data:image/jpeg;base64"),
         ([_user(_image(""" data:image/png;base64,AAAA"""))], "data:image/jpeg;base64"),
     ],
@@ -88,6 +92,52 @@ def test_what_is_refused(messages: list[dict[str, Any]], sentence: str) -> None:
         _read(*messages)
     assert caught.value.status == 400
     assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+def _alphabet() -> bytes:
+    """A small PNG whose base64 has both letters that the alphabet for URLs writes otherwise, and padding."""
+    for red in range(256):
+        out = io.BytesIO()
+        Image.new("RGB", (5, 3), (red, 251, 190)).save(out, "PNG")
+        text = base64.b64encode(out.getvalue())
+        if b"+" in text and b"/" in text and text.endswith(b"="):
+            return out.getvalue()
+    raise AssertionError("no colour does it")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda data: base64.b64encode(data).decode(),
+        lambda data: base64.b64encode(data).decode().rstrip("="),
+        lambda data: base64.urlsafe_b64encode(data).decode(),
+        lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n"),
+        lambda data: base64.encodebytes(data).decode().replace("\n", " \t"),
+        lambda data: quote(base64.b64encode(data).decode(), safe=""),
+        lambda data: base64.b64encode(data).decode().replace("+", "%2b").replace("/", "%2f").replace("=", "%3d"),
+    ],
+)
+def test_base64_as_clients_write_it(written: Callable[[bytes], str]) -> None:
+    data = _alphabet()
+    assert decode_data_url(f"data:image/png;base64,{written(data)}", ImageLimits(), "here") == data
+
+
+@pytest.mark.parametrize("text", ["A", "AAAAA", "AA=A", "AAA=AAAA", "A*AA", "AAAé", "=A=="])
+def test_what_is_no_base64(text: str) -> None:
+    with pytest.raises(APIError, match="base64 is malformed"):
+        decode_data_url(f"data:image/png;base64,{text}", ImageLimits(), "here")
+
+
+def test_a_text_of_any_length_is_measured_before_it_is_tokenized() -> None:
+    class _Untouched:
+        def reply(self, *_: object) -> None:
+            raise AssertionError("it was tokenized")
+
+    dialogue = Dialogue((("word " * 1000, "yes"),), "word " * 2000, (b"",))
+    with pytest.raises(APIError, match="15,003 characters, and the model reads 200 tokens") as caught:
+        layout_prompt(_Untouched(), dialogue, 200, 5)  # type: ignore[arg-type]
+    assert caught.value.body["error"]["code"] == "context_length_exceeded"
 
 
 def test_images_are_measured_before_they_are_decoded() -> None:

@@ -124,7 +124,7 @@
     if (running) return;
     const names = chosen();
     if (!names.length) return complain("Please choose a checkpoint.");
-    if (!image && !question) return complain("Please choose an image, or ask something.");
+    if (!image) return complain("Please choose an image.");
     complain("");
     const stop = new AbortController();
     at("stop").disabled = false;
