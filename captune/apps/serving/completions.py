@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from captune.apps.serving.errors import APIError
 from captune.apps.serving.jobs import Event, Job
 from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.pool import ImagePool
-from captune.apps.serving.questions import ImageLimits, layout_prompt, read_messages
+from captune.apps.serving.questions import ImageLimits, has_remote_images, layout_prompt, read_messages
 from captune.apps.serving.schema import ChatRequest, Choice, Completion, Reply, Usage
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError
@@ -29,6 +30,9 @@ __all__ = ["Answering", "Answers", "Limits"]
 
 NEW_TOKENS = 160
 """Longest answer where a request does not say."""
+
+FETCHING = 16
+"""Requests at once whose remote images are fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,12 @@ class Answering:
         self._served, self._engine, self._pool = served, engine, pool
         self._measurements, self._limits, self._fetch = measurements, limits, fetch
         self._preparing = 0
+        # Threads of their own: a slow site keeps requests waiting that name remote images, and no others.
+        self._fetching = ThreadPoolExecutor(FETCHING, thread_name_prefix="captune-fetching")
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._fetching.shutdown(wait=False, cancel_futures=True)
 
     def check_model(self, name: str) -> None:
         """Refuse a checkpoint that there is not.
@@ -121,13 +131,16 @@ class Answering:
         if self._preparing >= self._limits.preparing:
             raise APIError(429, "Too many images are being read; try again in a moment.", code="queue_full")
         self._preparing += 1
+        loop = asyncio.get_running_loop()
         try:
-            prompt, files = await run_in_threadpool(self._read, request, options)
+            if self._fetch is not None and has_remote_images(request.messages):
+                prompt, files = await loop.run_in_executor(self._fetching, self._read, request, options)
+            else:
+                prompt, files = await run_in_threadpool(self._read, request, options)
             images = await self._pool.pixels(files)
         finally:
             self._preparing -= 1
         news: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
 
         def tell(number: int, event: Event) -> None:
             # A loop that was closed has nobody left to be told.

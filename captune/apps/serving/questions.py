@@ -15,7 +15,15 @@ from captune.data.images import image_size
 from captune.errors import DataError, ImageTooLargeError
 from captune.model.prompt import IMAGE_PLACEHOLDER, PromptLayout
 
-__all__ = ["CHARACTERS_PER_TOKEN", "Dialogue", "ImageLimits", "decode_data_url", "layout_prompt", "read_messages"]
+__all__ = [
+    "CHARACTERS_PER_TOKEN",
+    "Dialogue",
+    "ImageLimits",
+    "decode_data_url",
+    "has_remote_images",
+    "layout_prompt",
+    "read_messages",
+]
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<settings>(?:;[\w.=+-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -156,6 +164,19 @@ def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
         raise APIError(400, str(error), code="invalid_image", param=where) from None
 
 
+def has_remote_images(messages: Sequence[Message]) -> bool:
+    """Whether a request names images that would have to be fetched."""
+    return any(
+        isinstance(part, ImagePart) and _is_remote(part.image_url.url)
+        for message in messages
+        for part in message.content
+    )
+
+
+def _is_remote(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
 def _text(
     message: Message, where: str, images: list[bytes], limits: ImageLimits, fetch: Callable[[str], bytes] | None
 ) -> str:
@@ -175,7 +196,7 @@ def _text(
 
 
 def _image_data(url: str, limits: ImageLimits, where: str, fetch: Callable[[str], bytes] | None) -> bytes:
-    if not url[:8].lower().startswith(("http://", "https://")):
+    if not _is_remote(url):
         return decode_data_url(url, limits, where)
     if fetch is None:
         raise APIError(

@@ -2,7 +2,8 @@
 
 A request that names an address makes the server look there. So that nobody sees through it what only the server can
 reach (a router's page, a cloud's metadata), the name is looked up once, every address it has must be public, and the
-connection goes to the address that was checked; redirects are not followed.
+connection goes to the address that was checked; redirects are not followed. What is public is said here and not left
+to `ipaddress.is_global`, whose answers differ between patch releases of Python.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,17 +27,63 @@ SECONDS = 10.0
 PIECE = 1 << 16
 
 
+# From IANA's registries of special-purpose addresses. Some of them are reachable, but hold no images.
+_SPECIAL_IPV4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",  # this network
+            "10.0.0.0/8",  # private
+            "100.64.0.0/10",  # a provider's own (carrier-grade NAT)
+            "127.0.0.0/8",  # this machine
+            "169.254.0.0/16",  # link-local, with the metadata of clouds
+            "172.16.0.0/12",  # private
+            "192.0.0.0/24",  # protocol assignments
+            "192.0.2.0/24",  # documentation
+            "192.31.196.0/24",  # AS112
+            "192.52.193.0/24",  # multicast relays
+            "192.88.99.0/24",  # 6to4 relays
+            "192.168.0.0/16",  # private
+            "192.175.48.0/24",  # AS112
+            "198.18.0.0/15",  # benchmarks
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/4",  # multicast
+            "240.0.0.0/4",  # reserved, and broadcast
+        ),
+    )
+)
+_UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
+"""All that is given out; what leads inside (fc00::/7, fe80::/10, fec0::/10, ::a.b.c.d, ...) is outside of it."""
+
+_SPECIAL_IPV6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # protocol assignments, Teredo among them
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4
+            "2620:4f:8000::/48",  # AS112
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet."""
+    """Whether an IP address is one of the open internet.
+
+    IPv4 in IPv6 is judged as IPv4 where everybody translates it alike: mapped addresses, and NAT64's prefix for public
+    addresses. Other forms of it (6to4, Teredo, a network's own NAT64) are refused.
+    """
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        # IPv4 in the clothes of IPv6 is judged as IPv4.
-        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
-        if inner is not None:
-            return is_public(str(inner))
-        if parsed in ipaddress.ip_network("64:ff9b::/96"):
-            return is_public(str(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)))
-    return parsed.is_global and not parsed.is_multicast
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return not any(parsed in network for network in _SPECIAL_IPV4)
+    if parsed in _MAPPED or parsed in _NAT64:
+        return is_public(str(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)))
+    return parsed in _UNICAST_IPV6 and not any(parsed in network for network in _SPECIAL_IPV6)
 
 
 def fetch_image(
@@ -66,6 +115,9 @@ def fetch_image(
         raise _refused("An image's address leads into a network that is not public.")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection = _Pinned(host, port, addresses[0], seconds, secure=parts.scheme == "https")
+    # The time-out of a socket begins anew with every byte that comes.
+    timer = threading.Timer(seconds, connection.cut)
+    timer.start()
     try:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "captune"})
         with connection.getresponse() as answer:
@@ -76,12 +128,15 @@ def fetch_image(
                 data += piece
                 if len(data) > most_bytes:
                     raise APIError(413, f"A remote image is larger than {most_bytes:,} bytes.", param="messages")
-                if time.monotonic() > deadline:
-                    raise _refused(f"An image did not arrive within {seconds:g} seconds.")
+            if time.monotonic() >= deadline:
+                raise TimeoutError
             return bytes(data)
     except (OSError, http.client.HTTPException, ValueError):
+        if time.monotonic() >= deadline:
+            raise _refused(f"An image did not arrive within {seconds:g} seconds.") from None
         raise _refused("An image's address does not answer.") from None
     finally:
+        timer.cancel()
         connection.close()
 
 
@@ -92,13 +147,25 @@ class _Pinned(http.client.HTTPConnection):
         super().__init__(host, port, timeout=seconds)
         self._address = address
         self._secure = secure
+        # `self.sock` is None already while the end of an answer is read.
+        self._open: socket.socket | None = None
 
     def connect(self) -> None:
         """Connect to the checked address; TLS is for the name."""
-        plain: Any = socket.create_connection((self._address, self.port), self.timeout)
-        self.sock = (
-            ssl.create_default_context().wrap_socket(plain, server_hostname=self.host) if self._secure else plain
-        )
+        self.sock: Any = socket.create_connection((self._address, self.port), self.timeout)
+        if self._secure:
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self._open = self.sock
+        if self._secure:
+            self.sock.do_handshake()
+
+    def cut(self) -> None:
+        """End the connection, from another thread."""
+        with suppress(OSError):
+            if self._open is not None:
+                # Not the method of TLS, which takes away what the other thread is reading from.
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)
 
 
 def _refused(sentence: str) -> APIError:

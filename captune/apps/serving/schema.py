@@ -43,7 +43,7 @@ def _as_image_url(value: Any) -> Any:
     """An image's address by itself, as many clients send it, is taken as OpenAI's object."""
     address = value.get("url") if isinstance(value, Mapping) else value
     if not isinstance(address, str):
-        raise PydanticCustomError("image_url", 'Expected {{"url": "data:image/jpeg;base64,..."}}')
+        raise PydanticCustomError("image_url", 'Expected {"url": "data:image/jpeg;base64,..."}')
     return value if isinstance(value, Mapping) else {"url": value}
 
 

@@ -70,6 +70,7 @@ def serving_application(
     measurements = Measurements()
     engine = Engine(served, measurements, slots=chosen.slots, most_waiting=chosen.waiting)
     pool = ImagePool(served)
+    answering = Answering(served, engine, pool, measurements, chosen, fetch)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -77,6 +78,7 @@ def serving_application(
         yield
         await run_in_threadpool(engine.stop)
         pool.close()
+        answering.close()
 
     application = FastAPI(
         title="captune",
@@ -88,7 +90,6 @@ def serving_application(
     )
     application.router.route_class = BoundedRoute
     _add_failures(application)
-    answering = Answering(served, engine, pool, measurements, chosen, fetch)
     _add_endpoint(application, served, engine, measurements, answering)
     _add_page(application, served, dict(examples or {}))
     guarded = Guard(

@@ -49,10 +49,14 @@ def _content(*parts: Any) -> dict[str, Any]:
     ("part", "param", "sentence"),
     [
         ({"type": "image_url"}, "image_url", "is required"),
-        ({"type": "image_url", "image_url": {}}, "image_url", '{"url": "data:image/jpeg;base64,..."}'),
-        ({"type": "image_url", "image_url": {"url": 5}}, "image_url", '{"url": "data:image/jpeg;base64,..."}'),
-        ({"type": "image_url", "image_url": ["x"]}, "image_url", '{"url": "data:image/jpeg;base64,..."}'),
-        ({"type": "image_url", "image_url": None}, "image_url", '{"url": "data:image/jpeg;base64,..."}'),
+        ({"type": "image_url", "image_url": {}}, "image_url", 'Expected {"url": "data:image/jpeg;base64,..."}.'),
+        (
+            {"type": "image_url", "image_url": {"url": 5}},
+            "image_url",
+            'Expected {"url": "data:image/jpeg;base64,..."}.',
+        ),
+        ({"type": "image_url", "image_url": ["x"]}, "image_url", 'Expected {"url": "data:image/jpeg;base64,..."}.'),
+        ({"type": "image_url", "image_url": None}, "image_url", 'Expected {"url": "data:image/jpeg;base64,..."}.'),
         ({"type": "text"}, "text", "is required"),
         ({"type": "text", "text": 5}, "text", "valid string"),
         ({"type": "input_image", "image_url": "x"}, "", "part type 'input_image' is not known; expected text or"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -42,19 +43,58 @@ def site() -> Iterator[str]:
     thread.join()
 
 
+PRIVATE_IPV4 = (
+    *("0.0.0.0", "0.1.2.3", "10.0.0.0", "10.255.255.255", "100.64.0.0", "100.127.255.255", "127.0.0.1"),
+    *("127.255.255.255", "169.254.0.1", "169.254.169.254", "172.16.0.0", "172.31.255.255", "192.0.0.8", "192.0.0.9"),
+    *("192.0.0.170", "192.0.2.1", "192.88.99.1", "192.168.0.0", "192.168.255.255", "198.18.0.1", "198.19.255.255"),
+    *("198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"),
+)
+PUBLIC_IPV4 = (
+    *("1.1.1.1", "9.255.255.255", "11.0.0.0", "93.184.215.14", "100.63.255.255", "100.128.0.0", "126.255.255.255"),
+    *("128.0.0.0", "169.253.255.255", "172.15.255.255", "172.32.0.0", "191.255.255.255", "192.0.1.0", "192.167.0.1"),
+    *("198.17.255.255", "198.20.0.0", "223.255.255.255"),
+)
+
+
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
-        *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1"),
-        *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::"),
+        *PRIVATE_IPV4,
+        *(f"::ffff:{address}" for address in PRIVATE_IPV4),
+        *(f"64:ff9b::{address}" for address in PRIVATE_IPV4),
+        # Forms of IPv4 that some machines send on to it, wherever they lead.
+        *("::127.0.0.1", "::10.0.0.1", "::1.1.1.1", "::ffff:0:7f00:1", "::ffff:0:101:101", "2002:7f00:1::"),
+        *("2002:101:101::", "64:ff9b:1::7f00:1", "64:ff9b:1::101:101", "64:ff9b:1:ffff::1", "64:ff9b:0:1::1"),
+        *("2001::1", "2001:0:7f00:1:0:0:80ff:fffe", "2001:1::1", "2001:2::1", "2001:10::1", "2001:20::1", "2001:30::1"),
+        # Networks of one's own, and what is for nobody.
+        *("::", "::1", "fc00::1", "fd00::1", "fdff::1", "fe80::1", "fe80::1%eth0", "febf::1", "fec0::1", "feff::1"),
+        *(
+            "ff02::1",
+            "ff0e::1",
+            "2001:db8::1",
+            "3fff::1",
+            "3fff:fff::1",
+            "100::1",
+            "100:0:0:1::1",
+            "5f00::1",
+            "4000::1",
+        ),
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:93.184.215.14"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *PUBLIC_IPV4,
+        *(f"::ffff:{address}" for address in PUBLIC_IPV4),
+        *(f"64:ff9b::{address}" for address in PUBLIC_IPV4),
+        *("2606:4700:4700::1111", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "2001:200::1", "2001:4860:4860::8888"),
+        *("2003::1", "2a00:1450:4001:80b::200e", "3ffe::1"),
+    ],
+)
 def test_addresses_that_are(address: str) -> None:
     assert is_public(address)
 
@@ -83,6 +123,35 @@ def test_what_is_got_and_what_is_not(site: str) -> None:
     assert caught.value.status == 413
     with pytest.raises(APIError, match="does not answer"):
         anywhere(site.replace("http://", "https://") + "/image")
+
+
+@pytest.mark.parametrize("trickle", [b"H", b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\n\r\n", b""])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_site_that_sends_a_byte_now_and_then_takes_no_longer(trickle: bytes, scheme: str) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        one, _ = listener.accept()
+        with one:
+            try:
+                one.sendall(trickle)
+                while True:
+                    one.sendall(b"a" if trickle else b"")
+                    time.sleep(0.05)
+                    if not trickle and not one.recv(1000):
+                        return
+            except OSError:
+                return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    begun = time.monotonic()
+    with pytest.raises(APIError, match=r"within 0.5 seconds|does not answer"):
+        fetch(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/", seconds=0.5, allowed=lambda address: True)
+    assert time.monotonic() - begun < 5
+    thread.join(10)
+    assert not thread.is_alive()
+    listener.close()
 
 
 @pytest.mark.parametrize(
