@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import sqlite3
@@ -246,17 +245,15 @@ def test_a_proxys_address_lets_no_other_host_in(make_study: MakeStudy, client: C
     ],
 )
 def test_the_address_that_was_connected_to_is_answered(host: str, server: str, status: int) -> None:
-    sent: list[Any] = []
-
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b""})
 
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "headers": [(b"host", host.encode())], "server": (server, 8000)}
-    asyncio.run(Guard(application, max_body=1)(scope, None, send))  # type: ignore[arg-type]
-    assert sent[0]["status"] == status
+    address = f"[{server}]" if ":" in server else server
+    guard: Any = Guard(application, max_body=1)
+    # The test client says that it has connected to the host of its URL.
+    client = TestClient(guard, base_url=f"http://{address}:8000")
+    assert client.get("/", headers={"host": host}).status_code == status
 
 
 def test_hosts_that_are_answered() -> None:
