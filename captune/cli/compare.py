@@ -71,7 +71,7 @@ def compare(
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
     from captune.errors import MetricInputError
-    from captune.metrics.files import read_predictions, read_references
+    from captune.metrics.files import read_predictions, read_reference_files
 
     keys = given.metric_keys(metrics)
     if wrong := [key for key in keys if key in given.REPORTED]:
@@ -101,7 +101,7 @@ def compare(
     names = _names(predictions, name)
     scoring.check_out(out, "compare", [*references, *predictions, data, protocol, document_frequencies])
     check_external(options)
-    read = read_references(given.the_one(references, "--references"), split)
+    read = read_reference_files(references, split)
     warnings: list[str] = []
     scored = _score_all(read, [read_predictions(path) for path in predictions], names, options, warnings)
     for sentence in warnings:

@@ -32,7 +32,7 @@ def score(
         typer.Option(
             "--predictions",
             "-p",
-            help="coco-caption results, JSON Lines or {id: caption}; may be .gz; '-' is standard input.",
+            help="coco-caption results, JSON Lines, {id: caption}, CSV or lines of text; may be .gz; '-' is stdin.",
             show_default=False,
         ),
     ],
@@ -72,7 +72,7 @@ def score(
     spice_cache: given.SpiceCache = None,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is asked for."""
-    from captune.metrics.files import read_predictions, read_references
+    from captune.metrics.files import read_predictions, read_reference_files
 
     keys = given.metric_keys(metrics) if metric is None else (_key_of(metric),)
     options = Options(
@@ -97,7 +97,7 @@ def score(
     )
     scoring.check_out(out, "score", [*references, *predictions, training, data, protocol, document_frequencies])
     check_external(options)
-    read = read_references(given.the_one(references, "--references"), split)
+    read = read_reference_files(references, split)
     file = given.the_one(predictions, "--predictions", "; `captune compare` takes several")
     system = scoring.load_system(read, read_predictions(file), file.stem, options)
     scorer, shown = scoring.make_scorer(system, options)

@@ -96,7 +96,8 @@ ReferencesFile = Annotated[
     typer.Option(
         "--references",
         "-r",
-        help="coco-caption annotations, captune manifest, JSON Lines, Karpathy's JSON or {id: captions}; may be .gz.",
+        help="coco-caption annotations, captune manifest, JSON Lines, Karpathy's JSON, {id: captions}, CSV, or lines "
+        "of text (given again for further references); may be .gz.",
         show_default=False,
     ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -15,6 +17,8 @@ __all__ = ["Aligned", "align", "caption_warnings"]
 LENGTH_RATIO = 2.0
 SAMPLES = 3
 SAMPLE_WIDTH = 100
+# Of images; and what pandas puts behind whole numbers.
+_ENDING = re.compile(r"\.(jpe?g|jfif|jpe|png|webp|gif|bmp|tiff?|avif|heic|0+)$")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def align(predictions: Predictions, references: References, *, subset: bool = Fa
     Raises:
         MetricInputError: images have no prediction, predicted images have no references, or no id matches at all.
     """
+    _check_ids(predictions, references)
     described = {image: captions for image, captions in references.captions.items() if captions}
     shared = [image for image in described if image in predictions.captions]
     missing = [image for image in described if image not in predictions.captions]
@@ -82,6 +87,23 @@ def align(predictions: Predictions, references: References, *, subset: bool = Fa
     )
 
 
+def _check_ids(predictions: Predictions, references: References) -> None:
+    """See that both files have ids, or that both have a line for each image."""
+    if predictions.by_line and references.by_line:
+        if len(predictions.captions) != len(references.captions):
+            raise MetricInputError(
+                f"{predictions.source} has {len(predictions.captions):,} lines and {references.source} "
+                f"{len(references.captions):,}; files of lines have the captions of an image on the same line."
+            )
+    elif predictions.by_line or references.by_line:
+        lines, ids = predictions.source, references.source
+        if references.by_line:
+            lines, ids = ids, lines
+        raise MetricInputError(
+            f"{lines} has captions without ids, one a line, and {ids} has ids; give both as lines, or both with ids."
+        )
+
+
 def caption_warnings(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[str]:
     """What is odd about captions that can be scored: empty ones, and a mean length far from the references'.
 
@@ -118,21 +140,27 @@ def _near_miss(extra: Iterable[str], missing: Iterable[str]) -> str:
     bare: dict[str, str] = {}
     for image in extra:
         bare.setdefault(_bare(image), image)
-    for image in missing:
-        if (key := _bare(image)) in bare and bare[key] != image:
-            return (
-                f"; '{bare[key]}' and '{image}' may be the same image, but ids are compared as text, with leading "
-                "zeros, folders and file endings"
-            )
-    return ""
+    pairs = [(bare[key], image) for image in missing if (key := _bare(image)) in bare]
+    if not pairs:
+        return ""
+    ours, theirs = pairs[0]
+    if unicodedata.normalize("NFC", ours) == unicodedata.normalize("NFC", theirs):
+        letter = next(c for c in unicodedata.normalize("NFC", ours) if c != unicodedata.normalize("NFD", c))
+        hint = f"'{ours}' and '{theirs}' differ only in how {letter} is written (Unicode NFC and NFD)"
+    else:
+        hint = (
+            f"'{ours}' and '{theirs}' may be the same image, but ids are compared as text, with case, leading zeros, "
+            "folders and file endings"
+        )
+    others = f", and so may {_count(pairs[1:], 'other pair', 'other pairs')}" if len(pairs) > 1 else ""
+    return f"; {hint}{others}"
 
 
 def _bare(image: str) -> str:
-    """An id without folder, file ending, COCO's prefix and leading zeros."""
-    name = PurePath(image.replace("\\", "/")).name
-    for ending in (".jpg", ".jpeg", ".png", ".webp"):
-        name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    if name.startswith("COCO_"):
+    """An id in one Unicode form and case, without folder, ending, COCO's prefix, leading zeros and pandas' ".0"."""
+    name = PurePath(unicodedata.normalize("NFC", image).casefold().replace("\\", "/")).name
+    name = _ENDING.sub("", name)
+    if name.startswith("coco_"):
         name = name.rsplit("_", 1)[1]
     return name.lstrip("0") or "0"
 
@@ -150,7 +178,7 @@ def _some(images: Iterable[str]) -> str:
     return shown + (", ..." if len(names) > 3 else "")
 
 
-def _count(things: Sequence[str], one: str, many: str) -> str:
+def _count(things: Sequence[object], one: str, many: str) -> str:
     return f"{len(things):,} {one if len(things) == 1 else many}"
 
 

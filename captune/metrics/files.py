@@ -6,14 +6,16 @@ Understood without being told which it is, plain or gzip-compressed, `-` for sta
 - coco-caption results `[{"image_id": 1, "caption": "..."}]`
 - Karpathy's JSON `{"images": [{"filename": ..., "split": ..., "sentences": [{"raw": "..."}]}]}`
 - the captune manifest and any JSON Lines with an id and a caption or captions
-- a plain object `{"1": "..."}` or `{"1": ["...", "..."]}`
+- a plain object `{"1": "..."}` or `{"1": ["...", "..."]}`, and pycocoevalcap's `{"1": [{"caption": "..."}]}`
+- CSV and TSV with a header, one caption a row
+- lines of text, one caption an image, where predictions and references are both such files
 
 Ids are text: 1 and "1" are the same image, "001" is another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -21,8 +23,9 @@ from typing import Any
 
 from captune.errors import MetricInputError
 from captune.metrics.jsontext import parse_json, read_text
+from captune.metrics.plaintext import line_captions, table_rows
 
-__all__ = ["Predictions", "References", "read_predictions", "read_references"]
+__all__ = ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"]
 
 ID_KEYS = ("image_id", "id", "image", "file_name", "filename")
 REFERENCE_KEYS = ("captions", "references", "refs", "caption", "reference", "text")
@@ -40,6 +43,7 @@ class References:
         file_names: image id to the name of its picture in an image folder (COCO's `file_name`, Karpathy's `filename`).
         splits: how many images of each split the file holds, before `--split`.
         source: name of the file.
+        by_line: the file has no ids, and an image is called by the number of its line.
     """
 
     captions: dict[str, list[str]]
@@ -47,6 +51,7 @@ class References:
     file_names: dict[str, str] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     source: str = ""
+    by_line: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,14 @@ class Predictions:
             "finish_reason".
         repeated: ids that stand in the file more than once, with the same caption each time.
         source: name of the file.
+        by_line: the file has no ids, and an image is called by the number of its line.
     """
 
     captions: dict[str, str]
     finished: dict[str, bool] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
     source: str = ""
+    by_line: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,18 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
     file_names: dict[str, str] = {}
     splits: dict[str, int] = {}
     grouped: set[str] = set()
-    for row in _rows(name, REFERENCE_KEYS):
+    entries = _Entries(name, REFERENCE_KEYS)
+    for row in entries.rows():
         if row.split is not None and row.image not in captions:
             splits[row.split] = splits.get(row.split, 0) + 1
         if split is not None and row.split is not None and row.split != split:
             continue
         if isinstance(row.captions, str):
-            captions.setdefault(row.image, []).append(row.captions)
+            # A blank line of a file without ids is an image without a reference in this file.
+            if not entries.by_line or row.captions.strip():
+                captions.setdefault(row.image, []).append(row.captions)
+            else:
+                captions.setdefault(row.image, [])
         else:
             if row.image in grouped:
                 raise MetricInputError(f"{name}, {row.place}: image '{row.image}' stands in the file twice.")
@@ -113,7 +125,7 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
     _check_split(name, split, splits)
     if not any(captions.values()):
         raise MetricInputError(f"{name} holds no references; expected captions for at least one image.")
-    return References(captions, images, file_names, splits, name)
+    return References(captions, images, file_names, splits, name, entries.by_line)
 
 
 def read_predictions(path: str | PathLike[str]) -> Predictions:
@@ -129,7 +141,8 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
     captions: dict[str, str] = {}
     finished: dict[str, bool] = {}
     repeated: list[str] = []
-    for row in _rows(name, PREDICTION_KEYS):
+    entries = _Entries(name, PREDICTION_KEYS)
+    for row in entries.rows():
         texts = [row.captions] if isinstance(row.captions, str) else _texts(row.captions, name, row)
         if len(texts) != 1:
             raise MetricInputError(
@@ -151,7 +164,34 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
             finished[row.image] = reason != "length"
     if not captions:
         raise MetricInputError(f"{name} holds no predictions; expected one caption for each image.")
-    return Predictions(captions, finished, tuple(repeated), name)
+    return Predictions(captions, finished, tuple(repeated), name, entries.by_line)
+
+
+def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None = None) -> References:
+    """Read the references of a set of images from one file, or from several files of lines.
+
+    Args:
+        paths: one file of any kind, or line-aligned files, each with one reference of every image.
+        split: see `read_references`.
+
+    Raises:
+        MetricInputError: several files have ids, or they do not have the same number of lines.
+    """
+    files: list[References] = []
+    for path in paths:
+        files.append(read_references(path, split))
+        if len(paths) > 1 and not files[-1].by_line:
+            named = ", ".join(f"'{path}'" for path in paths)
+            raise MetricInputError(
+                f"--references was given {len(paths)} times ({named}); give one file, or files of lines without ids."
+            )
+    if len(files) == 1:
+        return files[0]
+    if len({len(file.captions) for file in files}) > 1:
+        counts = ", ".join(f"{file.source} has {len(file.captions):,}" for file in files)
+        raise MetricInputError(f"Files of lines have one line an image, and these differ: {counts}.")
+    together = {image: [text for file in files for text in file.captions[image]] for image in files[0].captions}
+    return References(together, source=" and ".join(file.source for file in files), by_line=True)
 
 
 def _check_split(name: str, split: str | None, splits: dict[str, int]) -> None:
@@ -163,19 +203,43 @@ def _check_split(name: str, split: str | None, splits: dict[str, int]) -> None:
     raise MetricInputError(f"{name} does not tell splits, so '--split {split}' cannot be chosen; leave it out.")
 
 
-def _rows(name: str, keys: tuple[str, ...]) -> Iterator[_Row]:
-    """The entries of a file of any of the formats."""
-    document = parse_json(read_text(name), name)
-    if document.lines:
-        for number, entry in document.lines:
-            yield _row(name, f"line {number}", entry, keys)
-    elif isinstance(document.value, list):
-        for number, entry in enumerate(document.value, 1):
-            yield _row(name, f"entry {number}", entry, keys)
-    elif isinstance(document.value, dict):
-        yield from _rows_of_object(name, document.value, keys)
-    else:
-        raise MetricInputError(f"{name} holds {_kind(document.value)} alone; expected captions of images.")
+class _Entries:
+    """The entries of a file of any of the formats.
+
+    Args:
+        name: of the file.
+        keys: names that captions may have.
+    """
+
+    def __init__(self, name: str, keys: tuple[str, ...]) -> None:
+        self._name, self._keys = name, keys
+        self._text = read_text(name)
+        self._table = table_rows(self._text, name, ID_KEYS, keys)
+        self._lines = line_captions(self._text, name) if self._table is None and self._text.strip() else None
+        self.by_line = self._lines is not None
+
+    def rows(self) -> Iterator[_Row]:
+        """Each entry with its place."""
+        name, keys = self._name, self._keys
+        if self._table is not None:
+            for place, cells in self._table:
+                yield _row(name, place, cells, keys)
+            return
+        if self._lines is not None:
+            for number, line in enumerate(self._lines, 1):
+                yield _Row(f"line {number}", str(number), {}, line)
+            return
+        document = parse_json(self._text, name)
+        if document.lines:
+            for number, entry in document.lines:
+                yield _row(name, f"line {number}", entry, keys)
+        elif isinstance(document.value, list):
+            for number, entry in enumerate(document.value, 1):
+                yield _row(name, f"entry {number}", entry, keys)
+        elif isinstance(document.value, dict):
+            yield from _rows_of_object(name, document.value, keys)
+        else:
+            raise MetricInputError(f"{name} holds {_kind(document.value)} alone; expected captions of images.")
 
 
 def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> Iterator[_Row]:
@@ -249,6 +313,8 @@ def _texts(value: object, name: str, row: _Row) -> list[str]:
 
 
 def _text(value: object, name: str, row: _Row) -> str:
+    if isinstance(value, dict) and isinstance(value.get("caption"), str):
+        value = value["caption"]  # pycocoevalcap's gts and res
     if isinstance(value, str):
         return value
     raise MetricInputError(f"{name}, {row.place}: the caption of image '{row.image}' is {_kind(value)}; expected text.")

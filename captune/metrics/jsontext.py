@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -19,8 +20,12 @@ __all__ = ["Document", "parse_json", "read_text"]
 GZIP_MAGIC = b"\x1f\x8b"
 _UNPACKED, _RATIO = 256 << 20, 100
 """Bytes that any gzip file may unpack to; a larger one to so many times its size, where captions come to about 10."""
-
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,12 @@ def read_text(name: str) -> str:
             raw = _unpacked(raw, name)
         except (OSError, EOFError, zlib.error) as error:
             raise MetricInputError(f"{name} is not a whole gzip file ({error}); copy it again.") from None
-    if raw.startswith(UTF16_MARKS):
-        raise MetricInputError(f"{name} is UTF-16 text; save it as UTF-8.")
+    marked = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
+    if marked is not None:
+        try:
+            return raw.decode(marked)
+        except UnicodeDecodeError as error:
+            raise MetricInputError(f"{name} is not whole {marked} text ({error.reason}); save it as UTF-8.") from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from captune.errors import MetricInputError
@@ -11,7 +13,7 @@ from captune.metrics.files import Predictions, References
 REFERENCES = References({"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}, source="refs.json")
 
 
-def predictions(*images: str, **more: tuple[str, ...]) -> Predictions:
+def predictions(*images: str, **more: tuple[str, ...] | bool) -> Predictions:
     return Predictions(dict.fromkeys(images, "a dog"), source="preds.json", **more)  # type: ignore[arg-type]
 
 
@@ -41,10 +43,39 @@ def test_an_image_without_references_needs_no_prediction() -> None:
     assert "left out" in align(predictions("1", "2"), references).warnings[0]
 
 
-@pytest.mark.parametrize("odd", ["001", "1.jpg", "COCO_val2014_000000000001", "images/1.png"])
+@pytest.mark.parametrize("odd", ["001", "1.jpg", "COCO_val2014_000000000001", "images/1.png", "1.0", "X\\1.HEIC"])
 def test_ids_that_nearly_match_are_explained(odd: str) -> None:
     with pytest.raises(MetricInputError, match="may be the same image"):
         align(predictions(odd, "2", "3"), REFERENCES)
+
+
+@pytest.mark.parametrize("subset", [True, False])
+def test_letters_in_another_unicode_form_are_explained(subset: bool) -> None:
+    composed, decomposed = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    references = References({composed: ["a"], "2": ["b"], "\u00f1.jpg": ["c"]}, source="refs.json")
+    words = r"differ only in how \u00e9 is written \(Unicode NFC and NFD\), and so may 1 other pair"
+    if subset:
+        assert re.search(words, align(predictions(decomposed, "2", "n\u0303.jpg"), references, subset=True).warnings[0])
+    else:
+        with pytest.raises(MetricInputError, match=words):
+            align(predictions(decomposed, "2", "n\u0303.jpg"), references)
+
+
+def test_case_is_explained_where_some_ids_fit() -> None:
+    references = References({"a.jpg": ["a"], "b.jpg": ["b"]}, source="refs.json")
+    with pytest.raises(MetricInputError, match=r"'A\.JPG' and 'a\.jpg' may be the same image"):
+        align(predictions("A.JPG", "b.jpg"), references)
+
+
+def test_lines_belong_to_lines() -> None:
+    lines = References({"1": ["a"], "2": ["b"]}, source="refs.txt", by_line=True)
+    assert align(predictions("1", "2", by_line=True), lines).warnings == ()
+    with pytest.raises(MetricInputError, match=r"preds\.json has 1 lines and refs\.txt 2"):
+        align(predictions("1", by_line=True), lines, subset=True)
+    with pytest.raises(MetricInputError, match=r"refs\.txt has captions without ids.* preds\.json has ids"):
+        align(predictions("1", "2"), lines)
+    with pytest.raises(MetricInputError, match=r"preds\.json has captions without ids.* refs\.json has ids"):
+        align(predictions("1", "2", "3", by_line=True), REFERENCES)
 
 
 def test_nothing_in_common() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from captune.errors import MetricInputError
-from captune.metrics.files import read_predictions, read_references
+from captune.metrics.files import read_predictions, read_reference_files, read_references
 
 EXPECTED = {"1": ["a dog", "the dog"], "x": ["a cat"]}
 PREDICTED = {"1": "a dog", "x": "a cat"}
@@ -157,6 +157,58 @@ def test_odd_text_survives(tmp_path: Path) -> None:
     assert read_predictions(path).captions == {"1": caption, "2": "c\u2028d"}
 
 
+REFERENCES = {"1": ["A dog .", "Two ."], "2": ["A cat ."]}
+PREDICTIONS = {"1": "a dog", "2": 'a "cat", ß'}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", json.dumps({key: [text] for key, text in PREDICTIONS.items()})),
+        ("p.json", json.dumps({key: [{"caption": text, "id": 7}] for key, text in PREDICTIONS.items()})),
+        ("p.json", json.dumps([{"image_id": float(key), "caption": text} for key, text in PREDICTIONS.items()])),
+        ("p.csv", 'image_id,caption\n1,a dog\n2,"a ""cat"", ß"\n'),
+        ("p.csv", 'score,id,caption\r\n0.1,1.0,a dog\r\n0.2,2.0,"a ""cat"", ß"\r\n'),
+        ("p.csv", 'image_id;caption\n1;a dog\n2;"a ""cat"", ß"\n'),
+        ("p.tsv", 'image_id\tcaption\n1\ta dog\n2\ta "cat", ß\n'),
+        ("p.txt", 'a dog\na "cat", ß\n'),
+        ("p.txt", 'a dog\r\na "cat", ß'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_results_as_people_have_them(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    read = read_predictions(put(tmp_path, text.encode(encoding), name))
+    assert read.captions == PREDICTIONS
+    assert read.by_line == name.endswith(".txt")
+
+
+def test_references_as_people_have_them(tmp_path: Path) -> None:
+    gts = {key: [{"caption": text} for text in texts] for key, texts in REFERENCES.items()}
+    assert read_references(put(tmp_path, json.dumps(gts), "gts.json")).captions == REFERENCES
+    table = "image_id,caption\n1,A dog .\n2,A cat .\n1,Two .\n"
+    assert read_references(put(tmp_path, table, "r.csv")).captions == REFERENCES
+    first, second = put(tmp_path, "A dog .\nA cat .\n", "a.txt"), put(tmp_path, "Two .\n\n", "b.txt")
+    assert read_reference_files([first, second]).captions == REFERENCES
+    with pytest.raises(MetricInputError, match=r"these differ: .*a\.txt has 2, .*c\.txt has 1\."):
+        read_reference_files([first, put(tmp_path, "x\n", "c.txt")])
+    with pytest.raises(MetricInputError, match="give one file, or files of lines without ids"):
+        read_reference_files([first, put(tmp_path, json.dumps(REFERENCES), "r.json")])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("p.csv", "picture,caption\n1,a\n", "line 1: is not a header with a column of ids"),
+        ("p.csv", "image_id,caption\n1,a,b\n", "line 2: has 3 columns where 2 are expected"),
+        ("p.csv", 'image_id,caption\n1,a\n2,"b\n3,c\n', "line 3: breaks the format .*never closed"),
+        ("p.txt", "1\ta dog\n", "line 1: has a tab; expected one caption a line"),
+    ],
+)
+def test_tables_and_lines_that_cannot_be_read(tmp_path: Path, name: str, text: str, words: str) -> None:
+    with pytest.raises(MetricInputError, match=words):
+        read_predictions(put(tmp_path, text, name))
+
+
 BROKEN: list[tuple[str, str | bytes, str]] = [
     ("empty", b"", "is empty"),
     ("blank", b" \n\n", "is empty"),
@@ -164,7 +216,7 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("cut off", b'[{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "capt', "ends in the middle of an entry"),
     ("cut between", b'[{"image_id": 1, "caption": "a dog"},\n', r"ends in the middle of an entry \(line 2"),
     ("latin-1", b'{"1": "a dog",\n"2": "a caf\xe9"}', r"line 2: is not UTF-8 text \(byte 0xE9\)"),
-    ("utf-16", '{"1": "a"}'.encode("utf-16"), "is UTF-16 text"),
+    ("utf-16", '{"1": "a"}'.encode("utf-16")[:-1], "is not whole UTF-16 text"),
     ("nul", b'{"1": "a dog",\n"2": "a\x00b"}', r"line 2, column \d+: a raw control character U\+0000"),
     ("newline in text", b'{"1": "a dog\nruns"}', r"control character U\+000A"),
     ("key twice", b'{"1": "a",\n"2": "b",\n"1": "c"}', r"line 3: the key '1' stands twice"),
