@@ -3,9 +3,9 @@
     python benchmarks/captioners.py [NAME ...] [--write]
 
 Each family of `tests/vision_families.py` is saved as the hub holds it and loaded by `Captioner.from_pretrained`;
-nothing is downloaded. `caption`: greedy captions of pictures of several shapes depend on the picture. `batch`: a batch gives
-the captions that single pictures get; `by size` where only pictures of one size do, which captune finds out and then
-keeps to. `beams`: beam search gives captions. `--write` puts the table into docs/models.md.
+nothing is downloaded. `caption`: greedy captions of pictures of several shapes depend on the picture. `batch`: a batch
+gives the captions that single pictures get; `by size` where only pictures of one size do, which captune finds out and
+then keeps to. `beams`: beam search gives captions. `--write` puts the table into docs/models.md.
 """
 
 from __future__ import annotations

@@ -97,6 +97,7 @@ class ModelInputs:
         self.takes_text = bool(getattr(processor, "takes_text", True))
         template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
         self._template = template if self.takes_text else None
+        self._prompts: dict[str | None, str] = {}
         self._parts = True
         self._nested = self._template is not None
         self._drop_end = False
@@ -150,7 +151,10 @@ class ModelInputs:
                 raise ConfigError(f"{self.name} captions without a question; leave the instruction out.")
             return None
         if self._template is not None:
-            return self._rendered(question)
+            # Rendered once: a template that writes the date writes one day for as long as the model is loaded.
+            if question not in self._prompts:
+                self._prompts[question] = self._rendered(question)
+            return self._prompts[question]
         return None if question is None else f"{self._prompt.before}{question}{self._prompt.after}"
 
     def batch(self, images: Sequence[Image.Image], prompt: str | None) -> Any:

@@ -58,13 +58,16 @@ def complete_settings(processor: Any, model: Any) -> None:
     """
     config = model.config
     vision = getattr(config, "vision_config", None)
+    if getattr(processor, "patch_size", "") is None:
+        processor.num_additional_image_tokens = _tokens_before_patches(model)
+        kept = "default" if processor.num_additional_image_tokens else "full"
+        if getattr(processor, "vision_feature_select_strategy", "") is None:
+            processor.vision_feature_select_strategy = getattr(config, "vision_feature_select_strategy", kept)
     for name in ("patch_size", "vision_feature_select_strategy", "num_query_tokens"):
         if getattr(processor, name, "") is None:
-            value = getattr(config, name, None) or getattr(vision, name, None)
-            if value is not None:
-                setattr(processor, name, value)
-                if name == "patch_size":
-                    processor.num_additional_image_tokens = _tokens_before_patches(model)
+            setattr(processor, name, getattr(config, name, None) or getattr(vision, name, None))
+    if getattr(processor, "num_image_tokens", "") is None:
+        processor.num_image_tokens = _patches(vision)
     token = getattr(processor, "image_token", None)
     if token is not None and getattr(config, "image_token_index", "") is None:
         number = processor.tokenizer.convert_tokens_to_ids(str(getattr(token, "content", token)))
@@ -74,12 +77,16 @@ def complete_settings(processor: Any, model: Any) -> None:
 
 def _tokens_before_patches(model: Any) -> int:
     """Positions of a vision tower that are no patches, such as the class token of CLIP."""
-    vision = model.config.vision_config
-    patches = (int(vision.image_size) // int(vision.patch_size)) ** 2
+    patches = _patches(model.config.vision_config)
     for name, weight in model.named_parameters():
         if "vision" in name and "position_embedding" in name and weight.ndim >= 2:
             return max(0, int(weight.shape[-2]) - patches)
     return 0
+
+
+def _patches(vision: Any) -> int:
+    """Patches of the square that a tower sees."""
+    return (int(vision.image_size) // int(vision.patch_size)) ** 2
 
 
 def _is_complete(processor: Any) -> bool:
