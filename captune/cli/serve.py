@@ -86,11 +86,11 @@ def run_server_of(
     Raises:
         CaptuneError: the model cannot be loaded, or the address cannot be listened on.
     """
-    import tempfile
     from functools import partial
 
     from captune.cli.extras import needs
     from captune.cli.preflight import require_extra
+    from captune.data.partial import temporary_folder
     from captune.hub import resolve_model
 
     require_extra("captune serve", "serve", "train")
@@ -110,12 +110,12 @@ def run_server_of(
         raise InputError(f"The example {missing} does not exist; give an image file.")
     hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
-    with listener, tempfile.TemporaryDirectory() as drawn:
+    with listener, temporary_folder("serve") as drawn:
         served = load_served(model)
         limits = Limits(
             body=max_body << 20, waiting=max_waiting, slots=slots, images=ImageLimits(pixels=max_pixels * 1_000_000)
         )
-        shown = {path.name: path for path in examples or _examples(model, Path(drawn))}
+        shown = {path.name: path for path in examples or _examples(model, drawn)}
         fetch = partial(fetch_image, most_bytes=limits.body) if allow_remote_images else None
         application = serving_application(
             served,

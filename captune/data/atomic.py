@@ -1,7 +1,7 @@
 """Files and folders that appear under their final name whole, or not at all.
 
-Whatever is written goes to a hidden sibling (`.<name>.<random>.partial`) first and is renamed when it is
-complete and on the disk. A full disk, Ctrl-C or a kill in the middle leaves what stood under the final name.
+Whatever is written goes to a hidden sibling (`captune.data.partial`) first and is renamed when it is complete and on
+the disk. A full disk, Ctrl-C or a kill in the middle leaves what stood under the final name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
+from captune.data.partial import partial_file, partial_folder
 from captune.errors import InputError
 
 __all__ = ["atomic_file", "atomic_folder", "is_stream"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
-_NAME_LIMIT = 200  # bytes of a file name kept in the hidden one; file systems stop at 255
+_NAME_LIMIT = 100  # characters of a name kept in the hidden one
 
 
 @overload
@@ -87,21 +88,21 @@ def atomic_file(
     target = Path(os.path.realpath(path))
     with _named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _hidden_sibling(target, "partial")
-        try:
-            with open(partial, mode.replace("w", "x"), **options) as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            if before_rename is not None:
-                before_rename(partial, target)
-            if target.exists():
-                shutil.copymode(target, partial)
-            os.replace(partial, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
+        with partial_file(target, mode.replace("w", "x"), **options) as (stream, partial):
+            try:
+                with stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                if before_rename is not None:
+                    before_rename(partial, target)
+                if target.exists():
+                    shutil.copymode(target, partial)
+                os.replace(partial, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
         _sync_folder(target.parent)
 
 
@@ -127,15 +128,14 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iter
         raise InputError(f"the folder '{path}' exists already; give another name or remove it.")
     with _named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _hidden_sibling(target, "partial")
-        try:
-            partial.mkdir()
-            yield partial
-            _sync_tree(partial)
-            _move_folder(partial, target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        with partial_folder(target) as partial:
+            try:
+                yield partial
+                _sync_tree(partial)
+                _move_folder(partial, target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
         _sync_folder(target.parent)
 
 
@@ -151,7 +151,7 @@ def _move_folder(source: Path, target: Path) -> None:
     if not target.exists():
         os.rename(source, target)
         return
-    aside = _hidden_sibling(target, "old")
+    aside = target.with_name(f".{target.name[:_NAME_LIMIT]}.{secrets.token_hex(4)}.old")
     os.rename(target, aside)
     try:
         os.rename(source, target)
@@ -159,12 +159,6 @@ def _move_folder(source: Path, target: Path) -> None:
         os.rename(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _hidden_sibling(target: Path, ending: str) -> Path:
-    """A name beside `target` that nothing else uses and that a listing hides."""
-    name = os.fsdecode(os.fsencode(target.name)[:_NAME_LIMIT])
-    return target.with_name(f".{name}.{secrets.token_hex(4)}.{ending}")
 
 
 @contextlib.contextmanager

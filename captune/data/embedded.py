@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-import secrets
 import stat
 from pathlib import Path
 
 from captune.data.first_seen import FirstSeen
 from captune.data.manifest import safe_join
+from captune.data.partial import partial_file
 from captune.errors import DataError
 
 __all__ = ["MAX_IMAGE", "EmbeddedImages"]
@@ -82,15 +82,15 @@ class EmbeddedImages:
         if os.path.lexists(target) and not _holds_other_bytes(target, data):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{secrets.token_hex(8)}.partial"
-        try:
-            with open(partial, "xb") as stream:
-                stream.write(data)
-            os.replace(partial, target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            error.filename = str(target)
-            raise
+        with partial_file(target, "xb") as (stream, partial):
+            try:
+                with stream:
+                    stream.write(data)
+                os.replace(partial, target)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                error.filename = str(target)
+                raise
 
 
 def _holds_other_bytes(target: Path, data: bytes) -> bool:

@@ -7,12 +7,12 @@ import errno
 import json
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from captune.data.importing import Row
 from captune.data.manifest import text_fault
+from captune.data.partial import temporary_folder
 from captune.data.problems import Problem
 
 __all__ = ["CaptionRow", "gathered"]
@@ -56,9 +56,9 @@ def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[
         OSError: no room for the temporary database.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="captune-", ignore_cleanup_errors=True) as folder,
+        temporary_folder("import") as folder,
         contextlib.closing(sqlite3.connect(os.path.join(folder, "runs.sqlite"))) as database,
-        _disk_errors(folder),
+        _disk_errors(str(folder)),
     ):
         database.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captune.data.partial import temporary_folder
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics.corenlp import CORENLP_VERSION, find_models
 from captune.metrics.java import JavaProcess, coco_caption_folder, find_java
@@ -111,7 +111,7 @@ def _class_path(models: tuple[Path, Path]) -> str:
 
 def _ask(command: list[str], options: list[str], questions: list[dict[str, Any]], timeout: float) -> object:
     """Run SPICE on questions in a file and read the file that it writes."""
-    with tempfile.TemporaryDirectory(prefix="captune-spice-") as folder:
+    with temporary_folder("spice") as folder:
         source, target = Path(folder, "captions.json"), Path(folder, "scores.json")
         source.write_text(json.dumps(questions), encoding="ascii")  # escapes: Java 17 reads in the locale's encoding
         arguments = [*command, str(source), "-out", str(target), *options]

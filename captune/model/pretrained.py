@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from captune.data.partial import temporary_folder
 from captune.model.model_card import model_card, upload_folder
 from captune.model.processor import MiniGPT4Processor
 from captune.model.sketch import TensorSketch, sketch
@@ -127,9 +127,9 @@ class PretrainedCaptioner(PreTrainedModel):  # type: ignore[misc]  # transformer
         Raises:
             ToolError: the hub refused.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder("upload") as folder:
             self.save_pretrained(folder, metrics=metrics, signature=signature, **kwargs)
-            return upload_folder(Path(folder), repo_id, private=private, token=token, message=commit_message)
+            return upload_folder(folder, repo_id, private=private, token=token, message=commit_message)
 
 
 def _towers(path: str | Path) -> tuple[TensorSketch, ...]:

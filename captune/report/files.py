@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
+from captune.data.atomic import atomic_file
 from captune.errors import ToolError
 
 __all__ = ["write_whole"]
@@ -25,19 +24,11 @@ def write_whole(path: Path, content: bytes | str) -> Path:
         ToolError: the file cannot be written; what stood under `path` before still does.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_file(path, "wb") as stream:
+            stream.write(data)
     except OSError as error:
         raise ToolError(
             f"{path} cannot be written ({error.strerror or error}); free the place or choose another folder."
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path

@@ -17,12 +17,12 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from captune.data.partial import partial_folder
 from captune.errors import DataError, ToolError
 from captune.toy.captions import CAPTIONS_PER_IMAGE, write_captions
 from captune.toy.drawing import IMAGE_SIZE, draw_scene
@@ -195,21 +195,20 @@ def _write_all(
     root: Path, rows: list[ToyRow], annotations: str, stamp: str, on_image: Callable[[int, int], None] | None
 ) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        (partial / IMAGES_NAME).mkdir()
-        for done, row in enumerate(rows, start=1):
-            draw_scene(row.scene).save(
-                partial / IMAGES_NAME / row.filename, "JPEG", quality=JPEG_QUALITY, subsampling=0
-            )
-            if on_image is not None:
-                on_image(done, len(rows))
-        (partial / ANNOTATIONS_NAME).write_text(annotations, encoding="utf-8", newline="")
-        (partial / STAMP_NAME).write_text(stamp, encoding="utf-8")
-        partial.chmod(0o755)
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(partial, root)
-    finally:
-        # Whatever stopped the work, nothing half-written stays behind.
-        shutil.rmtree(partial, ignore_errors=True)
+    with partial_folder(root) as partial:
+        try:
+            (partial / IMAGES_NAME).mkdir()
+            for done, row in enumerate(rows, start=1):
+                draw_scene(row.scene).save(
+                    partial / IMAGES_NAME / row.filename, "JPEG", quality=JPEG_QUALITY, subsampling=0
+                )
+                if on_image is not None:
+                    on_image(done, len(rows))
+            (partial / ANNOTATIONS_NAME).write_text(annotations, encoding="utf-8", newline="")
+            (partial / STAMP_NAME).write_text(stamp, encoding="utf-8")
+            if root.exists():
+                shutil.rmtree(root)
+            os.replace(partial, root)
+        finally:
+            # Whatever stopped the work, nothing half-written stays behind.
+            shutil.rmtree(partial, ignore_errors=True)

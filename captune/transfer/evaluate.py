@@ -6,7 +6,6 @@ asked. Nothing but one column's features is held.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from captune.config import RunConfig
 from captune.data.corruptions import corrupt
 from captune.data.images import load_image
 from captune.data.manifest import resolve_image
+from captune.data.partial import temporary_folder
 from captune.decoding import Caption, encode_images, generate_captions
 from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark
 from captune.events import Event, Listener
@@ -112,8 +112,8 @@ def evaluate_matrix(
                     home.add(epochs.get(row.checkpoint), captions[row.name])
     for damage in damages:
         place = work.place(sets[0], damage.name, "corruption", [image.id for image in sets[0].images])
-        with tempfile.TemporaryDirectory(prefix="captune-damage-") as folder:
-            files = _damaged(sets[0], damage, Path(folder), config)
+        with temporary_folder("damage") as folder:
+            files = _damaged(sets[0], damage, folder, config)
             work.run(files, [place], f"images with {damage.name}")
         places.append(place)
     matrix = work.matrix(places)
