@@ -134,8 +134,7 @@ def run_matrix(
         from captune.transfer.columns import parse_damages
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
-    if out is not None:
-        settings = settings.model_copy(update={"output": out})
+    settings = _written_to(settings, config, overrides, checkpoints, out)
     instructions = [*asked.prompts, *(line for source in asked.lists for line in read_instructions(source))]
     with show_progress() as listener:
         matrix = evaluate_matrix(
@@ -187,6 +186,25 @@ def run_checkpoints(settings: RunConfig) -> list[Path]:
     return found
 
 
+def _written_to(
+    settings: RunConfig, config: Path, overrides: list[str], checkpoints: list[Path], out: Path | None
+) -> RunConfig:
+    """The settings with the folder that the evaluation is written to; that it is none of the run's own is said."""
+    from captune.evaluation import evaluation_folder
+
+    if out is None and any(override.startswith("output=") for override in overrides):
+        return settings
+    own = run_settings(config, [])
+    folder = out or evaluation_folder(settings, own, checkpoints)
+    if out is None and folder != own.output:
+        typer.echo(
+            f"The scores in {own.output} are of its own data, settings and checkpoints, and stay; this evaluation goes "
+            f"to {folder}. Choose another folder with --out.",
+            err=True,
+        )
+    return settings.model_copy(update={"output": folder})
+
+
 def run_evaluation(
     config: Path,
     overrides: list[str],
@@ -212,8 +230,7 @@ def run_evaluation(
         from captune.evaluation import evaluate_checkpoints
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
-    if out is not None:
-        settings = settings.model_copy(update={"output": out})
+    settings = _written_to(settings, config, overrides, checkpoints, out)
     with show_progress() as listener:
         scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
     print_report(scores, analyse(scores))

@@ -123,6 +123,10 @@ def rate(
         wanted = [name.strip() for name in systems.split(",")] if systems else None
         store = _make(folder, sources, references, pictures, wanted, human, chosen, raters, rater or [])
     with closing(store):
+        from captune.apps.rating.binding import rated_rows
+
+        for run in (source for source in sources if not is_study and (source / "scores.json").is_file()):
+            rated_rows(store, run)
         _go_on(store, chosen, systems, raters, rater or [])
         if results:
             _show_results(store, sources, min_attention, out, as_json=as_json)
@@ -193,6 +197,14 @@ def _go_on(store: Store, chosen: dict[str, Any], systems: str | None, raters: in
 
 def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
     """Serve the study until Ctrl-C."""
+    from captune.data.locks import folder_lock
+
+    with folder_lock(store.folder, "captune rate"):
+        _listen(store, host, port, url, as_json=as_json)
+
+
+def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
+    """Serve a study that no other process serves."""
     from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
     from captune.apps.rating.server import rating_application
 
@@ -230,10 +242,12 @@ def _print_links(store: Store, base: str, *, as_json: bool) -> None:
 
 def _show_results(store: Store, sources: list[Path], least: float, out: Path | None, *, as_json: bool) -> None:
     """Print the results and put them into the run they belong to."""
+    from captune.apps.rating.binding import rated_rows
     from captune.apps.rating.export import check_results, results_json, write_results
     from captune.apps.rating.results import compute_results
     from captune.cli.rating_output import print_results
-    from captune.data.atomic import atomic_file
+    from captune.data.locks import folder_lock
+    from captune.report.rating import captions_hashes
 
     if out is not None:
         check_results(out)
@@ -245,18 +259,29 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
     files = write_results(out, store, found) if out is not None else []
     run = sources[0] if (sources[0] / "scores.json").is_file() else store.folder.parent
     if (run / "scores.json").is_file():
-        with atomic_file(run / "rating.json") as stream:
-            stream.write(results_json(found))
-        files += [run / "rating.json", _renewed_page(run)]
+        try:
+            rows = rated_rows(store, run)
+        except InputError as error:
+            # The results of the study alone were requested, and are printed.
+            _say(f"Nothing was written into {run}: {error}")
+            rows = []
+        if rows:
+            with folder_lock(run, "captune rate"):
+                files += _write_into_run(run, found.to_dict() | {"captions": captions_hashes(rows)})
     for file in files:
         _say(str(file))
 
 
-def _renewed_page(run: Path) -> Path:
-    """The run's page, written anew with the results in it."""
+def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
+    """Write the results into the run, and its page anew."""
+    import json
+
+    from captune.data.atomic import atomic_file
     from captune.report import write_page
 
-    return write_page(run)
+    with atomic_file(run / "rating.json") as stream:
+        stream.write(json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n")
+    return [run / "rating.json", write_page(run)]
 
 
 def _say(text: str) -> None:

@@ -70,6 +70,7 @@ def _report_one(
     source: Path, out: Path | None, *, intervals: bool, pdf: bool, terminal: bool, lang: str, as_json: bool
 ) -> list[Path]:
     """Report on one run or table and return the files written."""
+    from captune.data.locks import folder_lock
     from captune.report import analyse, write_report
     from captune.report.files import write_whole
     from captune.report.write import REPORT_FILES
@@ -84,15 +85,16 @@ def _report_one(
         own = source_folder is not None and folder.resolve() == source_folder.resolve()
         if not own:
             _check_files(folder, names, [source])
-        files = write_report(
-            folder,
-            run,
-            intervals=intervals,
-            chart_formats=formats,
-            language=lang,
-            source=source_folder,
-            write=write_whole if own else _write_output,
-        )
+        with folder_lock(folder, "captune report"):
+            files = write_report(
+                folder,
+                run,
+                intervals=intervals,
+                chart_formats=formats,
+                language=lang,
+                source=source_folder,
+                write=write_whole if own else _write_output,
+            )
     if as_json:
         print_json(run_as_json(run, analyse(run)), files)
     elif terminal:
@@ -104,6 +106,7 @@ def _report_one(
 
 def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, lang: str, as_json: bool) -> list[Path]:
     """Compare several runs and return the files written."""
+    from captune.data.locks import folder_lock
     from captune.report import compare_runs, write_comparison
     from captune.report.write import COMPARISON_FILES
 
@@ -113,7 +116,10 @@ def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, l
     if out is not None:
         _check_files(out, COMPARISON_FILES, sources)
         _, pictures_of = next(iter(read.values()))
-        files = write_comparison(out, comparison, pictures_of, intervals=intervals, language=lang, write=_write_output)
+        with folder_lock(out, "captune report"):
+            files = write_comparison(
+                out, comparison, pictures_of, intervals=intervals, language=lang, write=_write_output
+            )
     if as_json:
         print_json(comparison.to_dict(), files)
     else:

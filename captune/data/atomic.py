@@ -132,7 +132,10 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iter
             try:
                 yield partial
                 _sync_tree(partial)
-                _move_folder(partial, target)
+                if replace:
+                    _move_folder(partial, target)
+                else:
+                    _move_to_new(partial, target)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -144,6 +147,16 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     if os.fspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
         return True
     return os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
+
+
+def _move_to_new(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; a folder that another process has filled since the check is not replaced."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InputError(f"the folder '{target}' exists already; give another name or remove it.") from None
 
 
 def _move_folder(source: Path, target: Path) -> None:

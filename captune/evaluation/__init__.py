@@ -5,6 +5,7 @@ tensors are swapped. Every checkpoint captions the same images, and the referenc
 """
 
 from captune.evaluation.checkpoints import evaluate_checkpoints
+from captune.evaluation.destination import evaluation_folder
 from captune.evaluation.models import evaluate_models
 from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options, exif_mark
 
@@ -15,5 +16,6 @@ __all__ = [
     "decoding_options",
     "evaluate_checkpoints",
     "evaluate_models",
+    "evaluation_folder",
     "exif_mark",
 ]

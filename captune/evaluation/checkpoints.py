@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import RunConfig
+from captune.data.locks import folder_lock
 from captune.decoding import Caption
+from captune.evaluation.destination import check_destination, is_own_evaluation
 from captune.evaluation.scoring import Evaluation
 from captune.events import Event, Listener
 from captune.features import Alone, StoredFeatures, features_of, store_root
@@ -44,18 +45,23 @@ def evaluate_checkpoints(
         InputError: data, model or a checkpoint cannot be used.
     """
     tell = listener if listener is not None else _ignore
-    evaluation = Evaluation(config, evaluation_set(config, tell))
-    _evaluate(config, evaluation, checkpoints, tell)
-    # The model is let go of before another one is loaded.
-    _compare(config, evaluation, captioners, tell)
-    write_report(config.output, evaluation.run_scores())
+    check_destination(config, checkpoints)
+    with folder_lock(config.output, "captune evaluate"):
+        evaluation = Evaluation(config, evaluation_set(config, tell))
+        if is_own_evaluation(config, config.output, checkpoints):
+            evaluation.recall()
+        _evaluate(config, evaluation, checkpoints, tell)
+        # The model is let go of before another one is loaded.
+        _compare(config, evaluation, captioners, tell)
+        # Not before: captions are kept in the cache, and scores that are there stay complete until all are made anew.
+        evaluation.write()
+        write_report(config.output, evaluation.run_scores())
     return evaluation.run_scores()
 
 
 def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> None:
     """Caption and score the pretrained model and every checkpoint."""
     records = [read_record(folder) for folder in checkpoints]
-    _claim(config.output)
     device = pick_device()
     model = load_model(config.model, device, parts=LANGUAGE)
 
@@ -71,7 +77,7 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
 
         captioner = MiniGPT4Captioner(model, exif_rotation=config.exif_rotation)
         captions = evaluation.cached(captioner.fingerprint, config.model.instruction, generate)
-        row = evaluation.add(epoch, captions)
+        row = evaluation.score(epoch, captions)
         tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
 
     @cache
@@ -98,15 +104,8 @@ def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str
         captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, exif_rotation=config.exif_rotation)
         asked = evaluation.instruction_for(captioner)
         captions = evaluation.caption_with(captioner, asked, compared)
-        row = evaluation.add(None, captions, name=_row_name(path), instruction=asked)
+        row = evaluation.score(None, captions, name=_row_name(path), instruction=asked)
         tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
-
-
-def _claim(output: Path) -> None:
-    """Make the folder and write into it, so that no caption is made for a place that takes none."""
-    output.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=output):
-        pass
 
 
 def _row_name(path: str) -> str:

@@ -60,9 +60,10 @@ def evaluate_models(
                 path, dtype=config.model.dtype, instruction=instruction, exif_rotation=config.exif_rotation
             )
             captions = evaluation.caption_with(captioner, captioner.instruction, captioned)
-            row = evaluation.add(None, captions, name=name, instruction=captioner.instruction)
+            row = evaluation.score(None, captions, name=name, instruction=captioner.instruction)
             listener({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
             del captioner  # before the next model is loaded
+        evaluation.write()
         write_report(config.output, evaluation.run_scores())
     return evaluation.run_scores()
 

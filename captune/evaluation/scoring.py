@@ -18,13 +18,13 @@ from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, DecodingOptions, generate_captions
 from captune.decoding.caption_cache import cached_captions
-from captune.errors import RefusedImagesError
+from captune.errors import InputError, RefusedImagesError
 from captune.features import StoredFeatures
 from captune.metrics import Scorer, Scores, Signature, prompt_hash
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
 from captune.protocols import EvaluationSet
-from captune.report.record import CheckpointScores, RunScores, write_scores
+from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.thumbnails import write_thumbnails
 
 __all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"]
@@ -76,6 +76,8 @@ class Evaluation:
         self._config = config
         self._options = decoding_options(config)
         self._scores: list[Scores] = []
+        self._earlier: dict[str, CheckpointScores] = {}
+        self._written = 0
         self._scorer = Scorer(
             chosen.references,
             chosen.rules.metrics,
@@ -157,7 +159,21 @@ class Evaluation:
         name: str | None = None,
         instruction: str | None = None,
     ) -> CheckpointScores:
-        """Score one checkpoint's captions and write them into the run.
+        """Score one checkpoint's captions and write them into the run at once; see `score`."""
+        row = self.score(epoch, captions, train_slice, name=name, instruction=instruction)
+        self.write()
+        return row
+
+    def score(
+        self,
+        epoch: int | None,
+        captions: Sequence[Caption],
+        train_slice: Mapping[str, float] | None = None,
+        *,
+        name: str | None = None,
+        instruction: str | None = None,
+    ) -> CheckpointScores:
+        """Score one checkpoint's captions.
 
         Args:
             epoch: which epoch ended with this checkpoint, or None for the pretrained model.
@@ -167,7 +183,7 @@ class Evaluation:
             instruction: what that captioner was asked; None asked nothing.
 
         Returns:
-            The row that `scores.json` now ends with.
+            The row, the last one so far.
         """
         texts = {
             image.id: self.chosen.reply(caption.text)
@@ -176,16 +192,40 @@ class Evaluation:
         unfinished = tuple(
             image.id for image, caption in zip(self.chosen.images, captions, strict=True) if not caption.stopped
         )
+        earlier = self._earlier.pop(name if name is not None else checkpoint_name(epoch), None)
+        if train_slice is None and earlier is not None and dict(earlier.captions) == texts:
+            train_slice = earlier.train_slice
+        if epoch is not None:
+            self._keep_earlier([row for row in self._earlier.values() if row.epoch is not None and row.epoch < epoch])
         row = self._append(epoch, texts, unfinished, train_slice or {}, name)
-        if name is not None:
-            row = self._with_instruction(row, instruction)
-        self._write(row)
-        return row
+        return row if name is None else self._with_instruction(row, instruction)
+
+    def recall(self) -> None:
+        """Keep what the run's `scores.json` tells of these images and is not scored now.
+
+        Scores on training images of checkpoints that say the same as before, and rows of other captioners and of
+        checkpoints that are no longer there.
+        """
+        try:
+            scores = read_scores(self.output)
+        except InputError:
+            return
+        images = {image.id for image in self.chosen.images}
+        if (scores.data, scores.split, scores.protocol) == (self.chosen.name, self.chosen.split, self.chosen.protocol):
+            self._earlier = {row.name: row for row in scores.checkpoints if set(row.captions) == images}
+
+    def _keep_earlier(self, rows: Sequence[CheckpointScores]) -> None:
+        self.restore(rows)
+        for row in rows:
+            del self._earlier[row.name]
 
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
         """Take up rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
             self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice, row.name)
+            if row.name != checkpoint_name(row.epoch):
+                # Another captioner was asked what its own signature tells.
+                self.rows[-1] = replace(self.rows[-1], signature=row.signature)
 
     def has(self, epoch: int | None) -> bool:
         """Whether the checkpoint of this epoch is scored already."""
@@ -234,16 +274,20 @@ class Evaluation:
         compared = {rival: paired_bootstrap(scores, other) for rival, other in rivals.items()}
         return {name: {rival: tests[name] for rival, tests in compared.items()} for name in scores.corpus}
 
-    def _write(self, row: CheckpointScores) -> None:
+    def write(self) -> None:
+        """Write what was scored since the last time: captions first, and the scores of all rows last."""
+        self._keep_earlier(list(self._earlier.values()))
         folder = self.output
-        results = [{"image_id": image, "caption": text} for image, text in row.captions.items()]
-        _write_json(folder / "captions" / f"{self.chosen.name}-{row.name}.json", results)
-        if len(self.rows) == 1:
+        if not self._written:
             _write_json(folder / "captions" / f"{self.chosen.name}-references.json", self._annotations())
             ids = (image.id for image in self.chosen.images)
             write_thumbnails(
                 folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
             )
+        for row in self.rows[self._written :]:
+            results = [{"image_id": image, "caption": text} for image, text in row.captions.items()]
+            _write_json(folder / "captions" / f"{self.chosen.name}-{row.name}.json", results)
+        self._written = len(self.rows)
         write_scores(self.run_scores(), folder)
 
     def run_scores(self) -> RunScores:

@@ -6,16 +6,22 @@ each metric with the people.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from captune.errors import InputError
 from captune.parsing import load_json
+from captune.report.record import CheckpointScores, RunScores
 from captune.report.text import one_line
 
-__all__ = ["FILE", "rating_part", "read_rating"]
+__all__ = ["FILE", "captions_hashes", "rating_of", "rating_part", "read_rating"]
+
+logger = logging.getLogger(__name__)
 
 FILE = "rating.json"
 
@@ -42,6 +48,28 @@ def read_rating(run_dir: Path) -> Mapping[str, Any] | None:
     if not known:
         raise InputError(f"{file} is not what `captune rate --results` writes; call it again, or remove the file.")
     return tree  # type: ignore[no-any-return]
+
+
+def rating_of(run_dir: Path, scores: RunScores) -> Mapping[str, Any] | None:
+    """The results of a run's human rating where they are of the captions in its scores; None otherwise.
+
+    Raises:
+        InputError: as `read_rating`.
+    """
+    rating = read_rating(run_dir)
+    # Results of older versions do not tell of which captions they are.
+    rated = {} if rating is None else rating.get("captions", {})
+    now = captions_hashes(scores.checkpoints)
+    if any(now.get(name) != value for name, value in rated.items()):
+        logger.warning("%s is of other captions than scores.json, and is left out of the report.", run_dir / FILE)
+        return None
+    return rating
+
+
+def captions_hashes(rows: Iterable[CheckpointScores]) -> dict[str, str]:
+    """Row name -> hash of all of its captions."""
+    texts = {row.name: json.dumps(dict(row.captions), sort_keys=True) for row in rows}
+    return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
 
 
 def rating_part(rating: Mapping[str, Any]) -> str:

@@ -1,4 +1,10 @@
-"""Small pictures of the evaluated images, kept in the run so that its page can be made without the data set."""
+"""Small pictures of the evaluated images, kept in the run so that its page can be made without the data set.
+
+    RUN/thumbnails/<image id>.jpg
+    RUN/thumbnails/images.json     image id -> hash of the file that the picture was made of
+
+A picture is used where its image is the one that was evaluated last, whatever other images had the same id before.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +12,13 @@ import base64
 import contextlib
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from captune.data.content_hash import content_hash
 from captune.data.images import image_size, reduced_image
 from captune.errors import DataError
 from captune.report.files import write_whole
@@ -18,9 +26,10 @@ from captune.report.files import write_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EMBEDDED_BYTES", "embedded_thumbnails", "thumbnail_path", "write_thumbnails"]
+__all__ = ["EMBEDDED_BYTES", "embedded_thumbnails", "thumbnail_path", "thumbnail_sources", "write_thumbnails"]
 
 FOLDER = "thumbnails"
+SOURCES = "images.json"
 
 LONGEST_SIDE, QUALITY = 256, 78
 """Pixels and JPEG quality of the pictures in the run; the page makes them smaller when they are many."""
@@ -40,8 +49,14 @@ def thumbnail_path(run_dir: Path, image: str) -> Path:
     return run_dir / FOLDER / f"{name}.jpg"
 
 
+def thumbnail_sources(run_dir: Path) -> dict[str, str] | None:
+    """Image id -> content hash of the file that was evaluated; None in runs of older versions."""
+    read = _read_sources(run_dir)
+    return None if read is None else {image: source.partition(" ")[0] for image, source in read.items()}
+
+
 def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation: bool = True) -> int:
-    """Make the small pictures that are not there yet; images that cannot be read are left out.
+    """Make the small pictures that are not there yet or are of other images; what cannot be read is left out.
 
     Args:
         run_dir: the run.
@@ -54,15 +69,31 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation
     Raises:
         ToolError: a picture cannot be written.
     """
-    made = 0
+    known = _read_sources(run_dir)
+    sources, made = dict(known or {}), 0
     for image, file in images.items():
         path = thumbnail_path(run_dir, image)
-        if path.exists():
-            continue
-        with contextlib.suppress(OSError, DataError):
+        try:
+            source = content_hash(file).hex() + ("" if exif_rotation else " as stored")
+            if sources.get(image) == source and path.exists():
+                continue
             write_whole(path, _small_picture(file, exif_rotation))
+            sources[image] = source
             made += 1
+        except (OSError, DataError):
+            # A picture that is there is of another image.
+            sources.pop(image, None)
+    if images and sources != known:
+        write_whole(run_dir / FOLDER / SOURCES, json.dumps(sources) + "\n")
     return made
+
+
+def _read_sources(run_dir: Path) -> dict[str, str] | None:
+    try:
+        read = json.loads((run_dir / FOLDER / SOURCES).read_bytes())
+        return {str(image): str(source) for image, source in read.items()}
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def embedded_thumbnails(run_dir: Path, images: Iterable[str], budget: int = EMBEDDED_BYTES) -> dict[str, str]:
@@ -77,8 +108,9 @@ def embedded_thumbnails(run_dir: Path, images: Iterable[str], budget: int = EMBE
         Image id -> base64 of a JPEG; images without a readable picture are absent, and so are the last ones when
         even the smallest size is too large.
     """
+    evaluated = thumbnail_sources(run_dir)
     sources = {}
-    for image in images:
+    for image in images if evaluated is None else (image for image in images if image in evaluated):
         with contextlib.suppress(OSError):
             sources[image] = thumbnail_path(run_dir, image).read_bytes()
     if not sources:

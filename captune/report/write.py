@@ -13,7 +13,7 @@ from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
 from captune.report.matrix import read_matrix
 from captune.report.page import build_page
-from captune.report.rating import read_rating
+from captune.report.rating import rating_of
 from captune.report.record import RunScores, read_scores
 from captune.report.sentences import analysis_markdown
 from captune.report.table import latex_table, markdown_table
@@ -125,5 +125,5 @@ def write_page(run_dir: Path, *, language: str = "en") -> Path:
 
 
 def _page(run_dir: Path, scores: RunScores, language: str) -> str:
-    log, rating, matrix = read_log(run_dir / "log.jsonl"), read_rating(run_dir), read_matrix(run_dir)
+    log, rating, matrix = read_log(run_dir / "log.jsonl"), rating_of(run_dir, scores), read_matrix(run_dir)
     return build_page(scores, log, run_dir=run_dir, language=language, rating=rating, matrix=matrix)

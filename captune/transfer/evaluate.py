@@ -17,10 +17,12 @@ from torch import Tensor
 from captune.config import RunConfig
 from captune.data.corruptions import corrupt
 from captune.data.images import load_image
+from captune.data.locks import folder_lock
 from captune.data.manifest import resolve_image
 from captune.data.partial import temporary_folder
 from captune.decoding import Caption, encode_images, generate_captions
 from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark
+from captune.evaluation.destination import check_destination, is_own_evaluation
 from captune.events import Event, Listener
 from captune.metrics import Scorer, Scores
 from captune.metrics.signature import prompt_hash
@@ -82,7 +84,21 @@ def evaluate_matrix(
     Raises:
         InputError: data, model or a checkpoint cannot be used.
     """
-    tell = listener if listener is not None else _ignore
+    check_destination(config, checkpoints)
+    with folder_lock(config.output, "captune evaluate"):
+        return _evaluate_matrix(config, checkpoints, data, instructions, damages, split, listener or _ignore)
+
+
+def _evaluate_matrix(
+    config: RunConfig,
+    checkpoints: Sequence[Path],
+    data: Sequence[str],
+    instructions: Sequence[str],
+    damages: Sequence[Damage],
+    split: str | None,
+    tell: Listener,
+) -> Matrix:
+    """The same in a folder that no other process writes into."""
     sets = evaluation_sets(config, data, split, tell)
     records = [read_record(folder) for folder in checkpoints]
     applied = sets[0].rules.applied(config)
@@ -97,6 +113,8 @@ def evaluate_matrix(
     ]
     work = _Work(applied, model, versions, rows, tell)
     home = Evaluation(config, sets[0])
+    if is_own_evaluation(config, config.output, checkpoints):
+        home.recall()
     epochs = {checkpoint_name(record.epoch): record.epoch for record in records}
 
     places: list[_Place] = []
@@ -109,7 +127,7 @@ def evaluate_matrix(
         if not number:
             for row in rows:
                 if row.instruction == asked[0]:
-                    home.add(epochs.get(row.checkpoint), captions[row.name])
+                    home.score(epochs.get(row.checkpoint), captions[row.name])
     for damage in damages:
         place = work.place(sets[0], damage.name, "corruption", [image.id for image in sets[0].images])
         with temporary_folder("damage") as folder:
@@ -117,6 +135,7 @@ def evaluate_matrix(
             work.run(files, [place], f"images with {damage.name}")
         places.append(place)
     matrix = work.matrix(places)
+    home.write()
     _write(config.output, matrix)
     write_report(config.output, home.run_scores())
     return matrix

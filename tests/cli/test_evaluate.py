@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from captune.cli import app, call, run
-from captune.config import parse_config
+from captune.config import load_config, parse_config
+from captune.data.locks import folder_lock
 from captune.training import train
 
 
@@ -54,7 +55,8 @@ def test_a_copy_without_checkpoints_says_so(trained: Path, tmp_path: Path, capsy
     shutil.copytree(trained, copy)
     shutil.rmtree(copy / "checkpoints")
     assert evaluate(copy) == 0
-    assert names(copy) == ["pretrained"]
+    # The row of the checkpoint that is gone is kept: nothing else tells of it.
+    assert names(copy) == ["pretrained", "epoch0"]
     assert f"There is no checkpoint in {copy}" in capsys.readouterr().err
 
 
@@ -74,3 +76,111 @@ def test_nothing_is_captioned_for_a_place_that_takes_nothing(
     monkeypatch.setattr("captune.evaluation.checkpoints.load_model", fail)
     assert evaluate(trained, "--out", trained / "config.yaml") == 2
     assert "is a file, and a folder is needed there" in capsys.readouterr().err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All of a run, but for what an evaluation of other data adds."""
+    return {
+        name: path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not (name := str(path.relative_to(folder))).startswith((".captune", "evaluations", "cache"))
+    }
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data", "{other}"],
+        ["--data", "{other}:val"],
+        ["data.evaluate={other}"],
+        ["--split", "val"],
+        ["data.evaluate_images=2"],
+        ["evaluate.max_new_tokens=2"],
+        ["model.instruction=What is this?"],
+        ["--data", "{other}", "--prompt", "What is this?", "data.evaluate_images=2"],
+    ],
+)
+def test_another_evaluation_leaves_the_run_as_it_is(
+    toy_data: Path, run_copy: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(run_copy)
+    other = toy_data / "manifest.jsonl"
+    assert evaluate(run_copy, *(option.format(other=other) for option in options)) == 0
+    assert files(run_copy) == before
+    (folder,) = (run_copy / "evaluations").iterdir()
+    assert names(folder) == ["pretrained", "epoch0"]
+    assert f"goes to {folder}" in capsys.readouterr().err
+
+
+def test_some_checkpoints_are_no_evaluation_of_the_run(run_copy: Path) -> None:
+    before = files(run_copy)
+    shutil.copytree(run_copy / "checkpoints" / "epoch-000", run_copy.parent / "epoch-000")
+    assert evaluate(run_copy, "--checkpoint", run_copy.parent / "epoch-000") == 0
+    assert files(run_copy) == before
+    assert evaluate(run_copy, "--checkpoint", run_copy / "checkpoints" / "epoch-000", "evaluate.batch_size=2") == 0
+    after = files(run_copy)
+    # The page shows the log, which tells by now how long the run took.
+    assert {name for name in after if after[name] != before.get(name)} <= {"report.html"}
+
+
+def test_scores_on_training_images_and_rows_of_others_are_kept(run_copy: Path) -> None:
+    scores = json.loads((run_copy / "scores.json").read_text())
+    assert scores["checkpoints"][1]["train_slice"]
+    other = {**scores["checkpoints"][0], "name": "another/captioner"}
+    scores["checkpoints"].append(other)
+    (run_copy / "scores.json").write_text(json.dumps(scores))
+    assert evaluate(run_copy) == 0
+    rows = json.loads((run_copy / "scores.json").read_text())["checkpoints"]
+    assert [row["name"] for row in rows] == ["pretrained", "epoch0", "another/captioner"]
+    assert rows[:2] == scores["checkpoints"][:2]
+    assert rows[2]["captions"] == other["captions"]
+
+
+@pytest.mark.parametrize("moment", ["checkpoints.load_trained", "scoring.write_scores"])
+def test_an_evaluation_that_dies_loses_no_row(
+    run_copy: Path, moment: str, monkeypatch: pytest.MonkeyPatch, toy_data: Path
+) -> None:
+    before = (run_copy / "scores.json").read_bytes()
+
+    def die(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"captune.evaluation.{moment}", die)
+    assert evaluate(run_copy) == 130
+    assert (run_copy / "scores.json").read_bytes() == before
+    monkeypatch.undo()
+    events: list[str] = []
+    train(load_config(run_copy / "config.yaml", [f"output={run_copy}"]), lambda event: events.append(event["event"]))
+    assert events == ["reused"]
+
+
+def test_a_run_is_no_place_for_another_evaluation(
+    toy_data: Path, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(run_copy)
+    assert evaluate(run_copy, "--split", "val", "--out", run_copy) == 2
+    assert "is the folder of a run" in capsys.readouterr().err
+    assert files(run_copy) == before
+
+
+@pytest.mark.parametrize("name", ["report.html", "captions/mine.json", "scores.json", "table.csv"])
+def test_files_of_others_are_not_replaced(
+    trained: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("precious")
+    assert evaluate(trained, "--out", tmp_path / "out") == 2
+    assert "no scores.json of an evaluation" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_text() == "precious"
+
+
+def test_one_evaluation_at_a_time(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with folder_lock(run_copy, "captune train"):
+        assert evaluate(run_copy) == 2
+    assert "is in use: captune train" in capsys.readouterr().err

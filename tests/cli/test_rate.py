@@ -105,7 +105,9 @@ def test_results_are_printed_and_put_into_the_report(made: Path, capsys: pytest.
     assert "Krippendorff" in page
     assert _call("rate", made, "--results", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((made / "rating.json").read_text())
+    written = json.loads((made / "rating.json").read_text())
+    assert set(written.pop("captions")) == {"pretrained", "epoch1"}
+    assert printed == written
     assert f"{printed['win_rates']['human']['value']:.3f}" in page
     # A study is found by its own folder, too, and by nothing else.
     assert _call("rate", made / "rating", "--results", "--json") == 0
@@ -126,6 +128,67 @@ def test_the_report_is_written_again_with_the_people_in_it(made: Path, capsys: p
     (made / "rating.json").unlink()
     assert 'id="people"' not in write_page(made).read_text()
     capsys.readouterr()
+
+
+def _change_captions(run: Path) -> None:
+    """Another run with images of the same ids, in the same folder."""
+    scores = json.loads((run / "scores.json").read_text())
+    for row in scores["checkpoints"]:
+        row["captions"] = {image: f"{text} again" for image, text in row["captions"].items()}
+    (run / "scores.json").write_text(json.dumps(scores))
+
+
+@pytest.mark.parametrize("arguments", [("--results",), ("--links",), ("--port", "0")])
+def test_a_study_of_other_captions_is_refused(
+    made: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    from captune.report import write_page
+
+    _answer_everything(made / "rating")
+    assert _call("rate", made, "--results") == 0
+    rated = (made / "rating.json").read_bytes()
+    _change_captions(made)
+    capsys.readouterr()
+    assert _call("rate", made, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "was made of other captions" in err
+    assert (made / "rating.json").read_bytes() == rated
+    # What is there of the captions before is not shown beside the new ones.
+    assert 'id="people"' not in write_page(made).read_text()
+    # The study itself still has its results.
+    assert _call("rate", made / "rating", "--results") == 0
+    out, err = capsys.readouterr()
+    assert "Ada" in out
+    assert f"Nothing was written into {made}" in err
+    assert (made / "rating.json").read_bytes() == rated
+
+
+def test_a_study_of_other_images_is_refused(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from captune.report import write_thumbnails
+
+    monkeypatch.setattr("captune.apps.http.run_server", lambda application, listener: listener.close())
+    pictures = {path.stem: path for path in (run_dir / "pictures").iterdir()}
+    write_thumbnails(run_dir, pictures)
+    assert _call("rate", run_dir, "--images", 4, "--port", 0) == 0
+    Image.new("RGB", (40, 30), "blue").save(run_dir / "pictures" / "other.png")
+    write_thumbnails(run_dir, dict.fromkeys(pictures, run_dir / "pictures" / "other.png"))
+    assert _call("rate", run_dir, "--results") == 2
+    assert "was made of other images" in capsys.readouterr().err
+
+
+def test_one_server_a_study(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from captune.data.locks import folder_lock
+
+    with folder_lock(made / "rating", "captune rate"):
+        assert _call("rate", made, "--port", 0) == 2
+        assert "is in use: captune rate" in capsys.readouterr().err
+        assert _call("rate", made, "--links") == 0
+        assert _call("rate", made, "--results") == 0
+    with folder_lock(made, "captune train"):
+        assert _call("rate", made, "--results") == 2
 
 
 @pytest.mark.parametrize(

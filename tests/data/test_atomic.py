@@ -192,3 +192,16 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: int) -> No
     assert target.read_text() == "old"
     left = [name for name in names(tmp_path) if name != "a.txt"]
     assert left == [] if number == signal.SIGINT else all(name.startswith(".") for name in left)
+
+
+def test_a_folder_that_another_process_filled_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_folder(tmp_path / "study", replace=False) as partial:
+            (partial / "mine").touch()
+            (tmp_path / "study").mkdir()
+            (tmp_path / "study" / "theirs").touch()
+
+    with pytest.raises(InputError, match="exists already"):
+        fill()
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["study"]

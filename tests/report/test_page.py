@@ -220,6 +220,31 @@ def test_thumbnails_fit_the_budget_and_survive_broken_files(tmp_path: Path) -> N
         assert max(image.size) == 256
 
 
+def test_a_thumbnail_is_of_the_image_that_has_its_id_now(tmp_path: Path) -> None:
+    first, second = (_picture(tmp_path / f"{name}.jpg") for name in ("first", "second"))
+    run = tmp_path / "run"
+    assert write_thumbnails(run, {"0": first, "1": second}) == 2
+    before = embedded_thumbnails(run, ["0", "1"])
+    assert write_thumbnails(run, {"0": second, "1": second}) == 1
+    after = embedded_thumbnails(run, ["0", "1"])
+    assert after["0"] == after["1"] == before["1"] != before["0"]
+    assert write_thumbnails(run, {"0": second}, exif_rotation=False) == 1
+    # A picture of an image that is gone is of nothing that can be evaluated.
+    assert write_thumbnails(run, {"0": tmp_path / "gone.jpg"}) == 0
+    assert set(embedded_thumbnails(run, ["0", "1"])) == {"1"}
+
+
+def test_thumbnails_of_an_older_version_are_shown_and_made_anew_by_an_evaluation(tmp_path: Path) -> None:
+    picture, other = (_picture(tmp_path / f"{name}.jpg") for name in ("picture", "other"))
+    run = tmp_path / "run"
+    write_thumbnails(run, {"0": picture})
+    (run / "thumbnails" / "images.json").unlink()
+    before = embedded_thumbnails(run, ["0"])
+    assert set(before) == {"0"}
+    assert write_thumbnails(run, {"0": other}) == 1
+    assert embedded_thumbnails(run, ["0"]) != before
+
+
 @pytest.mark.parametrize("image", ["../../etc/passwd", "a/b", "..", ".", "x" * 5000, "\ud800", "\x00", "图", "a\\b"])
 def test_a_thumbnail_never_leaves_its_folder(image: str, tmp_path: Path) -> None:
     path = thumbnail_path(tmp_path, image)

@@ -53,6 +53,7 @@ def create_study(folder: Path, material: Material, options: StudyOptions, names:
             for system in material.systems
         },
         "attention": {str(image): list(pair) for image, pair in design.attention.items()},
+        "evaluated": {image: material.evaluated[image] for image in design.images if image in material.evaluated},
         "tasks": {part: [task.captions for task in tasks] for part, tasks in design.tasks.items()},
     }
     with atomic_folder(folder, replace=False) as partial:

@@ -155,7 +155,7 @@ def draw_design(material: Material, options: StudyOptions) -> Design:
     for place, image in enumerate(images):
         said: dict[str, list[str]] = {}
         for system in material.systems:
-            said.setdefault(_shown(system.captions[image], options), []).append(system.name)
+            said.setdefault(as_shown(system.captions[image], options), []).append(system.name)
         places.append({})
         for text, names in said.items():
             places[-1] |= dict.fromkeys(names, len(captions))
@@ -198,7 +198,8 @@ def _plain(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def _shown(text: str, options: StudyOptions) -> str:
+def as_shown(text: str, options: StudyOptions) -> str:
+    """A caption as the raters of a study see it."""
     return _plain(text) if options.as_written else shown_caption(text)
 
 
@@ -268,7 +269,7 @@ def _attention_checks(
         chance = random.Random(f"{options.seed}/attention/{image}")
         others = chance.sample([other for other in told if other != image], k=min(len(told) - 1, 200))
         foreign = min(others, key=lambda other: len(words[other] & words[image]) / len(words[other] | words[image]))
-        true, false = (_shown(chance.choice(list(material.references[of])), options) for of in (image, foreign))
+        true, false = (as_shown(chance.choice(list(material.references[of])), options) for of in (image, foreign))
         checks[place] = (len(captions), len(captions) + 1)
         captions += [Caption(place, true, ()), Caption(place, false, ())]
     return checks

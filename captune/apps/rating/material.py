@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from captune.data.content_hash import content_hash
 from captune.data.manifest import read_manifest, resolve_image
 from captune.data.picture_folder import PictureFolder
 from captune.errors import CaptuneError, InputError
 from captune.metrics import score_captions
 from captune.metrics.files import read_predictions, read_references
 from captune.report import read_scores
+from captune.report.thumbnails import thumbnail_path, thumbnail_sources
 
 __all__ = ["HUMAN", "Material", "System", "choose_systems", "read_material", "with_human"]
 
@@ -46,12 +48,14 @@ class Material:
         references: image id -> its reference captions; empty where there are none.
         pictures: image id -> its file.
         source: where it came from, for the results page.
+        evaluated: image id -> hash of the file that the captions were made of, where a run says so.
     """
 
     systems: tuple[System, ...]
     references: Mapping[str, Sequence[str]]
     pictures: Mapping[str, Path]
     source: str
+    evaluated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -82,6 +86,7 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
     told: dict[str, Sequence[str]] = {}
     found: dict[str, Path] = {}
     file_names: dict[str, str] = {}
+    evaluated: dict[str, str] = {}
     if references is not None:
         read = read_references(references)
         told = {image: captions for image, captions in read.captions.items() if captions}
@@ -96,6 +101,7 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
             ]
             told = {**run.references, **told}
             found = {**_pictures_of_run(source, run.checkpoints[-1].captions), **found}
+            evaluated = {**(thumbnail_sources(source) or {}), **evaluated}
         else:
             systems.append(_scored(System(source.stem, read_predictions(source).captions), told))
     names = [system.name for system in systems]
@@ -111,7 +117,7 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
             "No picture of a captioned image was found; give --pictures with a manifest, or a folder whose files are "
             "named after the image ids, or as the references say (file_name)."
         )
-    return Material(tuple(systems), told, found, ", ".join(str(source) for source in sources))
+    return Material(tuple(systems), told, found, ", ".join(str(source) for source in sources), evaluated)
 
 
 def choose_systems(material: Material, names: Sequence[str] | None) -> Material:
@@ -170,13 +176,21 @@ def _scored(system: System, references: Mapping[str, Sequence[str]]) -> System:
 
 
 def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
-    """The pictures that a run was evaluated on, or the small ones that it keeps."""
-    from captune.report.thumbnails import thumbnail_path
-
-    found = {image: path for image in images if (path := thumbnail_path(run_dir, image)).is_file()}
+    """The pictures that a run was evaluated on, or the small ones that it keeps where a file has changed since."""
+    hashes = thumbnail_sources(run_dir)
+    wanted = set(images)
+    small = {image: path for image in wanted if (path := thumbnail_path(run_dir, image)).is_file()}
+    evaluated: dict[str, Path] = {}
     if (run_dir / "config.yaml").is_file():
-        found |= _evaluated_pictures(run_dir / "config.yaml")
-    return found
+        evaluated = _evaluated_pictures(run_dir / "config.yaml")
+    if hashes is None:
+        return small | evaluated
+    same = {
+        image: path
+        for image, path in evaluated.items()
+        if image in wanted and content_hash(path).hex() == hashes.get(image)
+    }
+    return {image: path for image, path in small.items() if image in hashes} | same
 
 
 def _evaluated_pictures(config_file: Path) -> dict[str, Path]:

@@ -1,0 +1,114 @@
+"""Where an evaluation is written: a run's own into the run, any other into a folder of that evaluation.
+
+The scores in a run's folder are of its own evaluation set, with the settings that it was begun with, and of all of its
+checkpoints. Nothing else replaces them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from captune.config import RunConfig, load_config
+from captune.errors import ConfigError, InputError
+from captune.report import read_scores
+from captune.report.write import REPORT_FILES
+
+__all__ = ["FOLDER", "check_destination", "evaluation_folder", "is_own_evaluation"]
+
+FOLDER = "evaluations"
+"""Where in a run's folder other evaluations of it are."""
+FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES)
+"""Names under which an evaluation writes."""
+_CHANGES_NOTHING = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
+"""Settings that change no caption and no score of an evaluation."""
+
+
+def evaluation_folder(config: RunConfig, own: RunConfig, checkpoints: Sequence[Path]) -> Path:
+    """Where an evaluation is written if nobody says.
+
+    Args:
+        config: of the evaluation.
+        own: the same as the configuration says it without options and overrides.
+        checkpoints: that are evaluated.
+
+    Returns:
+        The output folder of `own` for its own evaluation, otherwise a folder below it, which is the same for the same
+        evaluation.
+    """
+    output = own.output
+    if _alike(config, own) and (not _is_run(output) or is_own_evaluation(config, output, checkpoints)):
+        return output
+    manifest = config.evaluation_manifest
+    name = f"{manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
+    content = [_decisive(config), sorted(folder.name for folder in checkpoints)]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return output / FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name).lstrip('.')}-{key}"
+
+
+def is_own_evaluation(config: RunConfig, run: Path, checkpoints: Sequence[Path]) -> bool:
+    """Whether an evaluation is the one whose scores a run's folder holds.
+
+    Args:
+        config: of the evaluation.
+        run: folder of the run.
+        checkpoints: that are evaluated.
+    """
+    try:
+        written = load_config(run / "config.yaml")
+    except ConfigError:
+        return False
+    evaluated = {os.path.realpath(folder) for folder in checkpoints}
+    saved = {os.path.realpath(folder) for folder in (run / "checkpoints").glob("epoch-*") if folder.is_dir()}
+    return _alike(config, written) and evaluated == saved
+
+
+def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
+    """See that an evaluation replaces neither a run's own scores nor files of others.
+
+    Args:
+        config: of the evaluation, with the folder where it is to be written.
+        checkpoints: that are evaluated.
+
+    Raises:
+        InputError: it would.
+    """
+    output = config.output
+    if _is_run(output):
+        if not is_own_evaluation(config, output, checkpoints):
+            raise InputError(
+                f"{output} is the folder of a run, and holds the scores of its own evaluation; give --out another "
+                "folder for an evaluation on other data, with other settings or of some checkpoints."
+            )
+        return
+    try:
+        read_scores(output)
+    except InputError:
+        # Without scores of an earlier evaluation nothing there is known to be of captune.
+        foreign = next((name for name in FILES if os.path.lexists(output / name)), None)
+        if foreign is not None:
+            raise InputError(
+                f"{output} holds '{foreign}', and no scores.json of an evaluation; give --out another folder."
+            ) from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _alike(one: RunConfig, other: RunConfig) -> bool:
+    return _decisive(one) == _decisive(other)
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide captions and scores."""
+    settings = config.model_dump(mode="json", include={"model", "data", "evaluate", "seed"})
+    for section, names in _CHANGES_NOTHING.items():
+        for name in names:
+            settings[section].pop(name, None)
+    return settings
