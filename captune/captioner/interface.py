@@ -54,8 +54,8 @@ class Captioner(ABC):
         """Load a captioner.
 
         Args:
-            path: a captune model, a checkpoint of a training run, `toy`, or a transformers image-text-to-text model
-                (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...); a folder or a hub id.
+            path: a captune model, a checkpoint of a training run, `toy`, a transformers image-text-to-text model
+                (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...), or a peft adapter of one of these; a folder or a hub id.
             dtype: number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
             device: such as `cuda:1`; by default this process's GPU (torchrun says which), else the CPU.
             instruction: what is asked of an image; by default what the model was tuned with.
@@ -66,7 +66,7 @@ class Captioner(ABC):
             The captioner, its model in eval mode.
 
         Raises:
-            WeightsError: there is no such model, it is broken, or it captions no images.
+            WeightsError: there is no such model, its weights are broken or do not fit it, or it captions no images.
             MissingExtraError: it needs a library that is not installed.
         """
         from captune.captioner.loading import load_captioner

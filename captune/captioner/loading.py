@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner
 from captune.captioner.minigpt4 import MiniGPT4Captioner
-from captune.captioner.processor_loading import complete_settings, load_processor
+from captune.captioner.model_inputs import probe_images
+from captune.captioner.processor_loading import complete_settings, load_processor, processor_folder
 from captune.captioner.transformers_model import TransformersCaptioner
 from captune.config import ModelConfig
+from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
 from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
-from captune.weights.strict import load_strictly
+from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
+from captune.weights.strict import load_strictly, why_unread
 
 __all__ = ["load_captioner"]
 
@@ -36,25 +44,36 @@ def load_captioner(
         raise ConfigError("The instruction is empty; give what is to be asked of an image, or leave it out.")
     place = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else named_device(device)
     resolved = resolve_model(name)
-    config = None if is_adapter(resolved) else _config(resolved, name)
+    adapter = find_adapter(resolved)
+    base, base_name = (resolved, name) if adapter is None else _base(adapter)
+    state = {} if adapter is None else read_adapter(adapter)
+    config = None if is_adapter(base) else _config(base, base_name)
     if config is None or isinstance(config, MiniGPT4Config):
         given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
-        model = load_model(ModelConfig(path=name, dtype=dtype, **given), place)
-        return MiniGPT4Captioner(
+        model = load_model(ModelConfig(path=base_name, dtype=dtype, **given), place)
+        tuned = MiniGPT4Captioner(
             model, name=name, instruction=instruction, fast_decode=fast_decode, exif_rotation=exif_rotation
         )
+        if adapter is not None:
+            wrapped = attach_adapter(model, adapter, state)
+            tuned.fingerprint += f"-{whole_hash(state.items())}"
+            batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(place)
+            pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
+            _refuse_idle(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
+        return tuned
     from transformers import AutoModelForImageTextToText
 
-    processor = load_processor(resolved, config, name)
+    processor = load_processor(base if adapter is None else processor_folder(adapter, base), config, name)
     loaded = load_strictly(
         AutoModelForImageTextToText.from_pretrained,
-        resolved,
-        f"The model {name}",
+        base,
+        f"The model {base_name}",
         dtype=compute_dtype(dtype, place),
         trust_remote_code=False,
     )
+    wrapped = None if adapter is None else attach_adapter(loaded, adapter, state)
     complete_settings(processor, loaded)
-    return TransformersCaptioner(
+    captioner = TransformersCaptioner(
         loaded.to(place).eval(),
         processor,
         name=name,
@@ -62,6 +81,66 @@ def load_captioner(
         fast_decode=fast_decode,
         exif_rotation=exif_rotation,
     )
+    if adapter is not None:
+        captioner.fingerprint += f"-{whole_hash(state.items())}"
+        _refuse_idle(wrapped, adapter, lambda: _first_scores(captioner))
+    return captioner
+
+
+def _base(adapter: Path) -> tuple[str, str]:
+    """The base model of a peft adapter, resolved and as it is named.
+
+    Raises:
+        WeightsError: it is not there, or is an adapter itself.
+    """
+    name = base_of(adapter)
+    try:
+        resolved = resolve_model(name)
+    except WeightsError as error:
+        raise WeightsError(
+            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded ({error}) If it has moved, "
+            "set base_model_name_or_path in adapter_config.json to where it is now."
+        ) from error
+    if find_adapter(resolved) is not None:
+        raise WeightsError(
+            f"The base model {name} of the adapter {adapter} is an adapter itself; merge that one into its own base "
+            "model first."
+        )
+    return resolved, name
+
+
+def _first_scores(captioner: TransformersCaptioner) -> Tensor:
+    """Scores of the first token of two captions, from the model's head where its `generate` shows none (Janus)."""
+    try:
+        return captioner.first_scores(probe_images(), captioner.prompt(None))
+    except WeightsError:
+        head = captioner.model.get_output_embeddings()
+        if head is None:
+            raise
+    seen: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        captioner.generate(probe_images(), None, DecodingOptions(max_new_tokens=1))
+    finally:
+        hook.remove()
+    return torch.cat([scores[:, -1] for scores in seen])
+
+
+def _refuse_idle(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
+    """Refuse an adapter with which a caption begins with the same scores as without it.
+
+    Raises:
+        WeightsError: it changes none.
+    """
+    with torch.inference_mode():
+        tuned = scores()
+        with wrapped.disable_adapter():
+            plain = scores()
+    if torch.equal(tuned, plain):
+        raise WeightsError(
+            f"The adapter {adapter} changes no score of its base model, so its captions are the base model's; give "
+            "a trained adapter, or the base model itself."
+        )
 
 
 def _config(resolved: str, name: str) -> Any:
@@ -75,6 +154,8 @@ def _config(resolved: str, name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(resolved, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if not Path(resolved).is_dir():
+            raise WeightsError(f"The model {name} cannot be loaded: {why_unread(resolved, error)}") from error
         raise WeightsError(
             f"{name} holds no model that captune or transformers knows; expected a captune model, a checkpoint of a "
             "run, or an image-text-to-text model of transformers."

@@ -6,12 +6,13 @@ were saved before a library's release knew a setting are completed from the mode
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from captune.errors import InputError, MissingExtraError, WeightsError
 from captune.parsing import load_json
 
-__all__ = ["complete_settings", "load_processor"]
+__all__ = ["complete_settings", "load_processor", "processor_folder"]
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
@@ -43,6 +44,18 @@ def load_processor(path: str, config: Any, name: str) -> Any:
         return _pair(path)
     except Exception as error:
         raise _unloadable(name, error) from error
+
+
+def processor_folder(adapter: Path, base: str) -> str:
+    """Where the processor of an adapter is: with the adapter if it was saved there, else with its base model.
+
+    Args:
+        adapter: folder of the adapter.
+        base: folder or hub id of its base model.
+    """
+    has_images = any((adapter / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    has_words = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return str(adapter) if has_images and has_words else base
 
 
 def complete_settings(processor: Any, model: Any) -> None:

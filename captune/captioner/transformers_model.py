@@ -145,8 +145,8 @@ class TransformersCaptioner(Captioner):
         try:
             if not self.inputs.pads_pictures(pictures, text):
                 return True
-            mixed = self._first_scores(pictures, text)
-            alone = torch.cat([self._first_scores([picture], text) for picture in pictures])
+            mixed = self.first_scores(pictures, text)
+            alone = torch.cat([self.first_scores([picture], text) for picture in pictures])
         except Exception:  # the batch that fails with real images tells what is wrong
             return False
         room = _SAME if self.model.dtype == torch.float32 else 50 * _SAME
@@ -158,13 +158,21 @@ class TransformersCaptioner(Captioner):
     def _captions_alone(self) -> bool:
         """Whether the model captions pictures without words, and other pictures otherwise."""
         try:
-            scores = self._first_scores(probe_images(), None)
+            scores = self.first_scores(probe_images(), None)
         except Exception:  # whatever it raises, it wants to be asked something
             return False
         return not torch.equal(scores[0], scores[1])
 
-    def _first_scores(self, images: list[Image.Image], text: str | None) -> Tensor:
-        """(B, V) scores of the first token."""
+    def first_scores(self, images: list[Image.Image], text: str | None) -> Tensor:
+        """(B, V) scores of the first token of a caption.
+
+        Args:
+            images: B of them, as `prepare` gives them.
+            text: what `prompt` gives.
+
+        Raises:
+            WeightsError: the model generates in a way that shows no scores.
+        """
         observer = Observer()
         self._output(images, [""] * len(images), text, DecodingOptions(max_new_tokens=1), observer)
         if observer.scores is None:

@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
 def caption(
     model: Annotated[
         str,
-        typer.Argument(help="toy, a captune model, a run's checkpoint, or a transformers image-text-to-text model."),
+        typer.Argument(
+            help="toy, a captune model, a run's checkpoint, a transformers image-text-to-text model or a peft adapter."
+        ),
     ],
     inputs: Annotated[
         list[str],

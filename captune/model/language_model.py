@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
 from captune.parsing import load_json
-from captune.weights.pointers import refuse_pointers
+from captune.weights.pointers import refuse_part, refuse_pointers
 from captune.weights.strict import load_strictly, quiet
 
 __all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
@@ -26,6 +26,7 @@ def language_config(llm: str | Path) -> Any:
         WeightsError: there is none, or it needs code of its own, which is not run.
     """
     refuse_pointers(llm)
+    refuse_part(llm)
     try:
         config = AutoConfig.from_pretrained(str(llm), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:

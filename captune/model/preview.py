@@ -9,6 +9,7 @@ from captune.model.build import preview_parts
 from captune.model.configuration import MiniGPT4Config
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import OriginalFaults
+from captune.weights.pointers import refuse_part
 from captune.weights.strict import why_unread
 
 __all__ = ["preview_model"]
@@ -38,6 +39,7 @@ def preview_model(config: ModelConfig) -> tuple[MiniGPT4Config, MiniGPT4Processo
 
 def _whole(name: str) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
     path = resolve_model(name)
+    refuse_part(path)
     try:
         found = MiniGPT4Config.from_pretrained(path)
         if found.model_type != MiniGPT4Config.model_type:

@@ -15,6 +15,7 @@ from captune.data.images import Picture, as_list, read_picture, to_pixels
 from captune.errors import DataError
 from captune.model.prompt import Conversation, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
+from captune.weights.pointers import refuse_part
 
 if TYPE_CHECKING:
     from captune.model.configuration import MiniGPT4Config
@@ -68,6 +69,7 @@ class MiniGPT4Processor:
             config: the model's configuration; by default it is read from there, too.
             hub_options: `revision`, `token`, `cache_dir`, ... for a hub id.
         """
+        refuse_part(folder)
         if config is None:
             from captune.model.configuration import MiniGPT4Config
 

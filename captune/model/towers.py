@@ -22,7 +22,7 @@ from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config
 from captune.model.minigpt4 import MiniGPT4
 from captune.parsing import load_json
-from captune.weights.pointers import refuse_pointers
+from captune.weights.pointers import refuse_part, refuse_pointers
 from captune.weights.strict import load_strictly
 
 __all__ = ["preview_tower", "with_tower"]
@@ -80,6 +80,7 @@ def preview_tower(vision: str | Path, llm: str | Path) -> MiniGPT4Config:
 
 def _read_config(vision: str | Path) -> Any:
     refuse_pointers(vision)
+    refuse_part(vision)
     try:
         given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Pointers that git-lfs leaves where a file was not downloaded; needs no torch."""
+"""Folders that are not the model they are taken for: pointers of git-lfs, adapters, checkpoints; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captune.errors import WeightsError
 
-__all__ = ["refuse_pointer", "refuse_pointers"]
+__all__ = ["refuse_part", "refuse_pointer", "refuse_pointers"]
 
 _SETTINGS = (
     "config.json",
@@ -67,3 +67,23 @@ def refuse_pointers(model: str | Path) -> None:
         for pattern in _VOCABULARIES:
             for file in sorted(folder.glob(pattern)):
                 refuse_pointer(file)
+
+
+def refuse_part(model: str | Path) -> None:
+    """Refuse a folder that holds only what was trained, where a whole model is needed.
+
+    Args:
+        model: a folder; a hub id is left alone.
+
+    Raises:
+        WeightsError: it is a peft adapter, or a checkpoint of a run.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return
+    for record, kind in (("adapter_config.json", "a peft adapter"), ("checkpoint.json", "a checkpoint of a run")):
+        if (folder / record).is_file():
+            raise WeightsError(
+                f"{model} is {kind} and no whole model; `captune caption`, `captune serve` and `captune evaluate "
+                "--captioner` load it with its base model, and here a whole model is needed."
+            )

@@ -98,6 +98,7 @@ def check_keys(
     missing: Collection[str],
     unexpected: Collection[str],
     mismatched: Collection[tuple[str, Collection[int], Collection[int]]] = (),
+    misfit: str = "does not fit its configuration",
 ) -> None:
     """Refuse weights whose names or shapes are not those of the model.
 
@@ -107,6 +108,7 @@ def check_keys(
         missing: tensors of the model that the files do not have.
         unexpected: tensors of the files that the model does not have.
         mismatched: name, shape in the files and shape in the model.
+        misfit: what is said of it.
 
     Raises:
         WeightsError: there is any; one sentence with counts, first names and, where it can be told, the cause.
@@ -122,7 +124,7 @@ def check_keys(
         faults.append(f"hold {len(shapes)} of another shape ('{name}': {shapes[name]})")
     if faults:
         cause = _cause(missing, unexpected, bool(mismatched))
-        raise WeightsError(f"{what} does not fit its configuration: its files {' and '.join(faults)}; {cause}.")
+        raise WeightsError(f"{what} {misfit}: its files {' and '.join(faults)}; {cause}.")
 
 
 def _first(names: Collection[str]) -> str:
@@ -133,7 +135,9 @@ def _first(names: Collection[str]) -> str:
 def _cause(missing: Collection[str], unexpected: Collection[str], mismatched: bool) -> str:
     """The usual cause of such names, and what to do."""
     for pattern, cause in _CAUSES:
-        if any(re.search(pattern, name) for name in unexpected):
+        if any(re.search(pattern, name) for name in unexpected) and not any(
+            re.search(pattern, name) for name in missing
+        ):
             return f"{cause}: give the files of the model itself"
     for wrapper in _WRAPPERS:
         if any(wrapper in name for name in unexpected) and not any(wrapper in name for name in missing):

@@ -1,0 +1,331 @@
+"""Adapters of peft, as TRL, Unsloth, ms-swift and LLaMA-Factory leave them, put onto their base model.
+
+peft itself passes over keys that it cannot place, and leaves modules without their tensors as they were made: the
+captions are then the base model's. Here every tensor of the file is placed, and every module of the adapter filled.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from captune.errors import MissingExtraError, WeightsError
+from captune.parsing import load_json
+from captune.weights.files import SINGLE, read_header
+from captune.weights.pointers import refuse_pointer
+from captune.weights.strict import check_keys, check_values, one_line, quiet
+
+__all__ = ["attach_adapter", "base_of", "find_adapter", "read_adapter"]
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_NAME = "default"
+_PREFIX = "base_model.model."
+"""What peft puts before the names of the model it wraps."""
+_ALL_LINEAR = "all-linear"
+_TARGETS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def find_adapter(model: str | Path, **hub: Any) -> Path | None:
+    """The folder of a peft adapter, on this machine or on the hub; None where the name is of a whole model.
+
+    Args:
+        model: a folder, or a hub id.
+        hub: `revision`, `token`, `cache_dir` of a hub id.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / _CONFIG).is_file():
+            return None
+        whole = (*SINGLE, *(f"{name}.index.json" for name in SINGLE))
+        return None if any((folder / name).is_file() for name in whole) else folder
+
+    def fetch(name: str) -> str | None:
+        found: str | None = cached_file(
+            str(model),
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub,
+        )
+        return found
+
+    try:
+        config = fetch(_CONFIG)
+        if config is None or (fetch(_WEIGHTS[0]) or fetch(_WEIGHTS[1])) is None:
+            return None
+        for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
+            fetch(name)
+    except OSError:
+        # What is wrong with the name is said by who loads the model.
+        return None
+    return Path(config).parent
+
+
+def base_of(folder: Path) -> str:
+    """The base model that an adapter was trained on: a folder, or a hub id.
+
+    A relative path is looked for in the adapter's own folder first, then in the current one.
+
+    Returns:
+        A folder that is there, or the name as it is in the adapter's settings.
+
+    Raises:
+        WeightsError: the adapter names none.
+    """
+    config = _settings(folder)
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise WeightsError(
+            f"{folder / _CONFIG} names no base model; set base_model_name_or_path to its folder or hub id."
+        )
+    for candidate in (folder / Path(base).expanduser(), Path(base).expanduser()):
+        if candidate.is_dir() and candidate.resolve() != folder.resolve():
+            return str(candidate)
+    return base
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / _CONFIG
+    refuse_pointer(file)
+    try:
+        settings = load_json(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"it holds a {type(settings).__name__}")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be read: {one_line(error)}; copy it again from its source.") from error
+    return settings
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter, under the names in its file.
+
+    Raises:
+        WeightsError: there is no file of weights, it is broken, or holds NaN.
+    """
+    for name in _WEIGHTS:
+        file = folder / name
+        if not file.is_file():
+            continue
+        if file.suffix == ".safetensors":
+            read_header(file)
+        refuse_pointer(file)
+        try:
+            state = (
+                load_file(file)
+                if file.suffix == ".safetensors"
+                else torch.load(file, map_location="cpu", weights_only=True)
+            )
+            if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+                raise ValueError("it holds more than tensors")
+        except Exception as error:  # on broken files torch raises nearly anything
+            if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+                raise WeightsError(
+                    f"{file} holds more than tensors, and opening it could run code; it was not opened. Save the "
+                    "adapter again as safetensors."
+                ) from error
+            raise WeightsError(f"{file} cannot be read: {one_line(error)}; copy it again from its source.") from error
+        if not state:
+            raise WeightsError(f"{file} holds no tensors; copy it again from its source.")
+        check_values(f"The adapter {file}", state.items())
+        return dict(state)
+    raise WeightsError(f"{folder} holds {_CONFIG} and no {' or '.join(_WEIGHTS)}; copy the adapter's weights into it.")
+
+
+def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any:
+    """Put an adapter onto its base model, in place, with every tensor placed and every module filled.
+
+    Adapters that were trained with a release of transformers whose module paths differ (`language_model.model` instead
+    of `model.language_model`) are placed by the library's own table of renamed paths.
+
+    Args:
+        model: the base model.
+        folder: of the adapter.
+        state: its tensors, of `read_adapter`.
+
+    Returns:
+        peft's wrapper of the model; only its `disable_adapter` is needed, since the model itself holds the adapter.
+
+    Raises:
+        WeightsError: the adapter is of another model, incomplete, or of a kind that does not change weights.
+        MissingExtraError: peft is not installed.
+    """
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise MissingExtraError("A peft adapter", "train") from error
+    what = f"The adapter {folder}"
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # of unknown kinds and settings
+        raise WeightsError(f"{folder / _CONFIG} cannot be used: {one_line(error)}.") from error
+    if config.is_prompt_learning or not hasattr(config, "target_modules"):
+        raise WeightsError(
+            f"{what} is a {config.peft_type.value} adapter, which changes no weights; captune loads LoRA and its kin."
+        )
+    config.inference_mode = True
+    if _is_zero(state):
+        raise WeightsError(
+            f"{what} changes nothing: all of its 'lora_B' are zero, as before training; give a trained one."
+        )
+    moved = _moved_modules(model, state)
+    _retarget(config, model, moved)
+    try:
+        with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            wrapped = PeftModel(model, config, adapter_name=_NAME)
+    except Exception as error:  # peft raises ValueError and others where modules are not found
+        raise WeightsError(f"{what} does not fit its base model: {one_line(error)}") from error
+    own, embeddings = _own_tensors(wrapped, False), _own_tensors(wrapped, True)
+    placed = _placed(wrapped, config, own, state, moved)
+    mismatched = [
+        (name, tuple(placed[name].shape), tuple(tensor.shape))
+        for name, tensor in embeddings.items()
+        if name in placed and placed[name].shape != tensor.shape
+    ]
+    check_keys(
+        what,
+        count=len(own),
+        missing=own.keys() - placed.keys(),
+        unexpected=placed.keys() - embeddings.keys(),
+        mismatched=mismatched,
+        misfit="does not fit its base model",
+    )
+    with torch.no_grad():
+        for name, tensor in placed.items():
+            embeddings[name].copy_(tensor)
+    after = _own_tensors(wrapped, True)
+    assert all(torch.equal(after[name], tensor.to(after[name])) for name, tensor in placed.items())
+    wrapped.eval()
+    return wrapped
+
+
+def _is_zero(state: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter has LoRA alone, and its second matrices are all zero."""
+    if not all(".lora_" in name for name in state):
+        return False
+    second = [tensor for name, tensor in state.items() if ".lora_B" in name or ".lora_embedding_B" in name]
+    return bool(second) and not any(bool(tensor.any()) for tensor in second)
+
+
+def _own_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
+    """What peft would save of the adapter: name in the file -> the tensor itself.
+
+    Args:
+        wrapped: peft's wrapper.
+        embeddings: with the model's own embeddings, which are saved where their number was changed.
+    """
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return dict(get_peft_model_state_dict(wrapped, adapter_name=_NAME, save_embedding_layers=embeddings))
+        except (AttributeError, NotImplementedError):
+            # A model without token embeddings.
+            return dict(get_peft_model_state_dict(wrapped, adapter_name=_NAME, save_embedding_layers=False))
+
+
+def _module_of(name: str) -> str:
+    """The path of the module that a tensor of an adapter's file belongs to."""
+    path = re.sub(rf"^({re.escape(_PREFIX)})+", "", name)
+    return (
+        re.split(r"\.(?:lora_|base_layer\.|modules_to_save\.|original_module\.)", path)[0]
+        if ".lora_" in path
+        else (path.rpartition(".")[0])
+    )
+
+
+def _moved_modules(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Paths in an adapter's file that the library has renamed since: path there -> path in this model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    here = model.state_dict(keep_vars=True)
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    moved = {}
+    for module in {_module_of(name) for name in names}:
+        weight = f"{module}.weight"
+        if weight in here:
+            continue
+        renamed, _ = rename_source_key(weight, renamings, [], model.base_model_prefix, here)
+        if renamed in here:
+            moved[module] = renamed.removesuffix(".weight")
+    return moved
+
+
+def _retarget(config: Any, model: Any, moved: Mapping[str, str]) -> None:
+    """Resolve the modules that an adapter's settings name by paths of an earlier release, to paths in this model."""
+    if not moved or config.target_modules == _ALL_LINEAR:
+        return
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    earlier = dict(_changed_beginnings(there, here) for there, here in moved.items())
+
+    def before(path: str) -> str:
+        for here in sorted(earlier, key=len, reverse=True):
+            if path == here or path.startswith(f"{here}." if here else ""):
+                return f"{earlier[here]}{path[len(here) :]}".lstrip(".")
+        return path
+
+    modules = [name for name, module in model.named_modules() if isinstance(module, _TARGETS)]
+    targets = [name for name in modules if check_target_module_exists(config, before(name))]
+    if not targets:
+        return
+    for field in ("rank_pattern", "alpha_pattern"):
+        pattern = getattr(config, field, None) or {}
+        resolved = {
+            re.escape(name): value
+            for name in targets
+            for key, value in pattern.items()
+            if re.match(rf"(.*\.)?({key})$", before(name))
+        }
+        if pattern:
+            setattr(config, field, resolved)
+    config.target_modules = set(targets)
+    for field in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        if getattr(config, field, None):
+            setattr(config, field, None)
+
+
+def _changed_beginnings(there: str, here: str) -> tuple[str, str]:
+    """Two paths of one module without what ends both, the present one first."""
+    old, new = there.split("."), here.split(".")
+    while old and new and old[-1] == new[-1]:
+        old.pop()
+        new.pop()
+    return ".".join(new), ".".join(old)
+
+
+def _placed(
+    wrapped: Any, config: Any, own: Mapping[str, Tensor], state: Mapping[str, Tensor], moved: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """An adapter's tensors under the names that they have in this model."""
+    plain = {_named_here(name, moved): tensor for name, tensor in state.items()}
+    if len(plain) != len(state):
+        raise WeightsError("Two tensors of the adapter's file have one place in the model; save the adapter again.")
+    if plain.keys() == own.keys():
+        return plain
+    try:
+        # Experts that the library keeps in one tensor now.
+        from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+        converted = convert_peft_adapter_state_dict_for_transformers(wrapped, config, dict(state), _NAME)
+    except Exception:  # what does not fit is said by its names
+        return plain
+    return dict(converted) if converted.keys() == own.keys() else plain
+
+
+def _named_here(name: str, moved: Mapping[str, str]) -> str:
+    module = _module_of(name)
+    path = re.sub(rf"^({re.escape(_PREFIX)})+", "", name)
+    rest = path[len(module) :].replace(f".{_NAME}.", ".").removesuffix(f".{_NAME}")
+    return f"{_PREFIX}{moved.get(module, module)}{rest}"
