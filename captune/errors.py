@@ -5,6 +5,7 @@
     │   ├── ConfigError           a YAML or an override that does not make a `RunConfig`
     │   ├── DataError             annotations, manifests or images that cannot be used
     │   │   ├── RefusedImagesError    some images of a batch; the others are captioned
+    │   │   │   └── NonFiniteScoresError    the model's scores of them are NaN or infinite
     │   │   └── ImageTooLargeError    an image of more pixels than the limit
     │   ├── MetricInputError      predictions and references that cannot be scored
     │   ├── WeightsError          a checkpoint that is broken or belongs to another model
@@ -31,6 +32,7 @@ __all__ = [
     "InputError",
     "MetricInputError",
     "MissingExtraError",
+    "NonFiniteScoresError",
     "RefusedImagesError",
     "StoppedError",
     "ToolError",
@@ -76,6 +78,10 @@ class RefusedImagesError(DataError):
         )
         self.captions = list(captions)
         self.reasons = dict(reasons)
+
+
+class NonFiniteScoresError(RefusedImagesError):
+    """The model's scores are NaN or infinite for some images of a batch; the others are captioned."""
 
 
 class ImageTooLargeError(DataError):

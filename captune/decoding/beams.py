@@ -66,11 +66,12 @@ class Beams:
         self._done_lengths = _more(self._done_lengths, len(requests))
         self._is_done = _more(self._is_done, len(requests))
 
-    def advance(self, logits: Tensor) -> Advance:
+    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> Advance:
         """Take one step of every search.
 
         Args:
             logits: (A * K, V), of the newest token of each beam.
+            spoiled: (A * K,) bool, beams of images that end as faulty whatever their logits are.
         """
         A, K, V = len(self._numbers), self.group, logits.shape[1]
         log_probs = F.log_softmax(logits.float(), dim=-1)
@@ -79,6 +80,10 @@ class Beams:
         totals = (log_probs.view(A, K, V) + self._running.unsqueeze(2)).view(A, K * V)
         # Enough of them that K go on when the best ones all end, whichever of the ids ends them.
         best, indices = totals.topk(min(max(2, 1 + len(self._stop.end_ids)) * K, K * V), dim=1)
+        # A logit that is NaN or +inf makes all log-probabilities of its beam NaN, and NaN is the highest of `topk`.
+        unusable = ~best[:, 0].isfinite()
+        if spoiled is not None:
+            unusable |= spoiled.view(A, K).any(dim=1)
         parents, tokens = indices // V, indices % V
         counts = torch.tensor(self._counts, device=logits.device)
         ids = self._ids.gather(1, parents.unsqueeze(2).expand(-1, -1, self._ids.shape[2]))
@@ -91,12 +96,13 @@ class Beams:
         self._running = going.gather(1, chosen)
         self._ids = ids.gather(1, chosen.unsqueeze(2).expand(-1, -1, ids.shape[2]))
         self._counts = [count + 1 for count in self._counts]
-        over = (~improvable | ends.all(dim=1)).tolist()
+        over, failed = torch.stack([~improvable | ends.all(dim=1) | unusable, unusable]).tolist()
         ended = [place for place, yes in enumerate(over) if yes]
+        faulty = [place for place in ended if failed[place]]
         offsets = torch.arange(A, device=logits.device).unsqueeze(1) * K
         rows = (parents.gather(1, chosen) + offsets).view(-1)
-        progress = [Progress(self._numbers[place], self._answer(place), True) for place in ended]
-        return Advance(tokens.gather(1, chosen).view(-1), rows, progress, ended)
+        progress = [Progress(self._numbers[place], self._answer(place), True, failed[place]) for place in ended]
+        return Advance(tokens.gather(1, chosen).view(-1), rows, progress, ended, faulty)
 
     def keep(self, places: Sequence[int]) -> None:
         """Leave the images at these places, in this order."""

@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 
 from captune.decoding.backoff import fewer, in_batches, is_out_of_memory
+from captune.decoding.finite import refuse_faulty
 from captune.decoding.loop import ConstantText, DecodingLoop
 from captune.decoding.options import Caption, DecodingOptions
 from captune.decoding.reference import generate_with_transformers
 from captune.decoding.request import FeatureRows, Progress, Request, common_prefix
 from captune.decoding.stop import StopRule
 from captune.decoding.trial import unsupported
+from captune.errors import NonFiniteScoresError
 from captune.model import MiniGPT4, MiniGPT4Processor
 
 __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids"]
@@ -52,6 +54,10 @@ def generate_captions(
 
     Returns:
         N captions in the order of the features; in float32 the same for an image whatever its batch is.
+
+    Raises:
+        NonFiniteScoresError: some images' features, or the scores of some images' tokens, are not numbers; it has the
+            captions of the others.
     """
     processor = _processor(model)
     asked = [instruction] * len(features) if isinstance(instruction, str) else list(instruction)
@@ -62,8 +68,14 @@ def generate_captions(
         )
         for number, (question, key) in enumerate(zip(asked, streams, strict=True))
     ]
-    rows = generate_ids(model, requests, options, engine=engine, on_progress=on_progress)
-    return [as_caption(processor, row) for row in rows]
+    faulty: set[int] = set()
+    try:
+        rows = generate_ids(model, requests, options, engine=engine, on_progress=on_progress)
+    except NonFiniteScoresError as error:
+        rows, faulty = [row or [] for row in error.captions], set(error.reasons)
+    captions = [as_caption(processor, row) for row in rows]
+    refuse_faulty(captions, faulty)
+    return captions
 
 
 @torch.inference_mode()
@@ -92,6 +104,7 @@ def generate_ids(
 
     Raises:
         torch.OutOfMemoryError: a single row is too much.
+        NonFiniteScoresError: the scores of some rows are not numbers; it has the other rows.
     """
     if not requests:
         return []
@@ -107,13 +120,17 @@ def generate_ids(
     else:
         work = _with_transformers(model, numbered, options, stop_symbol)
     rows: list[list[int]] = [[] for _ in requests]
+    faulty: set[int] = set()
     done = 0
     for ended in work:
         for progress in ended:
             rows[progress.number] = list(progress.ids)
+            if progress.faulty:
+                faulty.add(progress.number)
         done += len(ended)
         if on_progress is not None and ended:
             on_progress(done, len(rows))
+    refuse_faulty(rows, faulty)
     return rows
 
 
@@ -171,11 +188,11 @@ def _with_transformers(
 ) -> Iterator[list[Progress]]:
     """The captions of one batch after the other."""
 
-    def run(batch: Sequence[Request]) -> list[list[int]]:
+    def run(batch: Sequence[Request]) -> tuple[list[list[int]], set[int]]:
         return generate_with_transformers(model, batch, options, stop_symbol=stop_symbol)
 
-    for batch, rows in in_batches(requests, options.batch_size, run):
-        yield [Progress(request.number, row, True) for request, row in zip(batch, rows, strict=True)]
+    for batch, (rows, faulty) in in_batches(requests, options.batch_size, run):
+        yield [Progress(batch[n].number, row, True, n in faulty) for n, row in enumerate(rows)]
 
 
 def _processor(model: MiniGPT4) -> MiniGPT4Processor:

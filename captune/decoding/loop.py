@@ -100,6 +100,7 @@ class DecodingLoop:
         self._packs = takes_packs(model.llm)
         self._ends = model.llm if self._packs and says_ends(model.llm) else None
         self._coming: list[Request] = []
+        self._spoiled: Tensor | None = None
         # Of each caption: its request, and how many tokens are in its slot. Of each row: what it is fed next.
         self._requests: list[Request] = []
         self._lengths: list[int] = []
@@ -163,11 +164,15 @@ class DecodingLoop:
         else:
             self._begin()
             logits = self._logits()
-        advance = self._choice.advance(logits)
+        advance = self._choice.advance(logits, self._spoiled_rows(len(logits)))
         self._lengths = [length + 1 for length in self._lengths]
         if advance.parents is not None:
             self._follow(advance.parents)
         self._fed = self._embedding(advance.tokens).unsqueeze(1)
+        if advance.faulty:
+            group = self._choice.group
+            slots = torch.tensor(advance.faulty, device=self._device).unsqueeze(1) * group
+            self._cache.clear((slots + torch.arange(group, device=self._device)).view(-1), self._C)
         self._leave(advance.ended)
         return advance.progress
 
@@ -253,12 +258,28 @@ class DecodingLoop:
         rows = torch.zeros(len(self._coming), max(len(r.prompt) for r in self._coming) - self._C, dtype=torch.int64)
         for row, request in zip(rows, self._coming, strict=True):
             row[: len(request.prompt) - self._C] = torch.tensor(request.prompt[self._C :])
-        features = [given for given in (request.read_features() for request in self._coming) if given is not None]
-        image_tokens = self._model.project(torch.cat(features).to(self._device)) if features else None
+        features = [(n, given) for n, given in enumerate(map(Request.read_features, self._coming)) if given is not None]
+        image_tokens = None
+        if features:
+            images = torch.cat([given for _, given in features]).to(self._device)
+            # Features that are not numbers spoil their own row alone: they do not come into the forward of all.
+            usable = images.flatten(1).isfinite().all(dim=1)
+            owners = torch.tensor([n for n, given in features for _ in given], device=self._device)
+            faults = torch.zeros(len(self._coming), dtype=torch.int64, device=self._device)
+            self._spoiled = faults.index_add(0, owners, (~usable).long()) > 0
+            image_tokens = self._model.project(images.where(usable.view(-1, 1, 1), 0))
         embeddings = self._model.embed(rows.to(self._device), image_tokens)
         stop = self._C + rows.shape[1]
         seen = self._seen(torch.arange(self._C, stop, device=self._device), stop)
         return embeddings, seen.view(1, 1, rows.shape[1], stop)
+
+    def _spoiled_rows(self, count: int) -> Tensor | None:
+        """(R,) bool, which of the R rows began with features that are not numbers; None where none began."""
+        if self._spoiled is None:
+            return None
+        begun = self._spoiled.repeat_interleave(self._choice.group)
+        self._spoiled = None
+        return torch.cat([begun.new_zeros(count - len(begun)), begun])
 
     def _follow(self, parents: Tensor) -> None:
         """Give each beam the keys and values of the beam that it goes on from; what both share stays."""

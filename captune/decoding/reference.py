@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from captune.decoding.choosing import draw, penalised, restricted, stream
+from captune.decoding.finite import ScoreCheck
 from captune.decoding.options import DecodingOptions
 from captune.decoding.request import Request
 from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
@@ -58,7 +59,7 @@ class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
 @torch.inference_mode()
 def generate_with_transformers(
     model: MiniGPT4, requests: Sequence[Request], options: DecodingOptions, *, stop_symbol: bool
-) -> list[list[int]]:
+) -> tuple[list[list[int]], set[int]]:
     """Decode one batch of captions.
 
     Args:
@@ -68,7 +69,7 @@ def generate_with_transformers(
         stop_symbol: whether the stop symbol ends a caption, or the end of text alone.
 
     Returns:
-        B lists of new ids, up to the token that ended them.
+        B lists of new ids, up to the token that ended them; and places of those whose scores are not numbers.
     """
     processor = model.processor
     assert processor is not None
@@ -77,13 +78,13 @@ def generate_with_transformers(
     features = [given for given in (request.read_features() for request in requests) if given is not None]
     ends = list(processor.end_ids)
     settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
-    processors: list[LogitsProcessor] = []
+    check = ScoreCheck()
+    processors: list[LogitsProcessor] = [check]
     if options.repetition_penalty != 1.0:
         processors.append(_Penalty(options.repetition_penalty))
     if options.sampled:
         processors.append(Draws(options, [request.key for request in requests]))
-    if processors:
-        settings["logits_processor"] = LogitsProcessorList(processors)
+    settings["logits_processor"] = LogitsProcessorList(processors)
     if stop_symbol:
         settings["stopping_criteria"] = StoppingCriteriaList([StopSymbol(processor)])
     new_ids = model.generate(
@@ -102,7 +103,8 @@ def generate_with_transformers(
         **settings,
     )
     symbol = StopSymbol(processor) if stop_symbol else None
-    return [_cut(row, processor, symbol) for row in new_ids.tolist()]
+    rows = [_cut(row, processor, symbol) for row in new_ids.tolist()]
+    return rows, check.faulty([len(row) for row in rows], beams=options.beams)
 
 
 def _cut(row: list[int], processor: MiniGPT4Processor, symbol: StopSymbol | None) -> list[int]:

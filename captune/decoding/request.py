@@ -56,11 +56,13 @@ class Progress:
         number: of the request.
         ids: all new ids so far, of the best beam where there are several; read it at once, the list goes on growing.
         ended: whether that was all.
+        faulty: whether it ended because the model's scores are not numbers (`finite`); the ids are no answer then.
     """
 
     number: int
     ids: Sequence[int]
     ended: bool
+    faulty: bool = False
 
 
 def common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -28,12 +28,14 @@ class Advance:
         parents: (R,) int64, the row whose keys and values each row goes on with; None where that is its own.
         progress: one for each group of rows that has something to tell.
         ended: places of the groups that are done, ascending.
+        faulty: those of them whose scores are not numbers.
     """
 
     tokens: Tensor
     parents: Tensor | None
     progress: list[Progress]
     ended: list[int]
+    faulty: list[int]
 
 
 @dataclass(slots=True)
@@ -69,11 +71,12 @@ class SingleRows:
             for r in requests
         ]
 
-    def advance(self, logits: Tensor) -> Advance:
+    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> Advance:
         """Choose the next token of every row.
 
         Args:
             logits: (A, V), of the newest token of each row.
+            spoiled: (A,) bool, rows that end as faulty whatever their logits are.
         """
         scores = logits.float()
         if self._options.repetition_penalty != 1.0:
@@ -82,19 +85,29 @@ class SingleRows:
         if self._options.sampled:
             numbers = torch.stack([row.numbers[len(row.ids)] for row in self._rows if row.numbers is not None])
             tokens = draw(restricted(scores, self._options), numbers)
+            highest = scores.amax(dim=1)
         else:
             tokens = scores.argmax(dim=1)
+            # Of a row with NaN, argmax gives the place of a NaN: the highest score tells of the whole row.
+            highest = scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        usable = highest.isfinite()
+        if spoiled is not None:
+            usable &= ~spoiled
         if self._said is not None:
             self._said[torch.arange(len(tokens), device=tokens.device), tokens] = True
-        progress, ended = [], []
-        for place, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
-            done = row.stop.ended(row.ids, token)
+        progress, ended, faulty = [], [], []
+        # Both in one transfer: on a GPU the step waits for the tokens anyway.
+        chosen, is_usable = torch.stack([tokens, usable.to(tokens.dtype)]).tolist()
+        for place, (row, token) in enumerate(zip(self._rows, chosen, strict=True)):
+            done = not is_usable[place] or row.stop.ended(row.ids, token)
             row.ids.append(token)
             done = done or len(row.ids) >= self._options.max_new_tokens
             if done:
                 ended.append(place)
-            progress.append(Progress(row.number, row.ids, done))
-        return Advance(tokens, None, progress, ended)
+            if not is_usable[place]:
+                faulty.append(place)
+            progress.append(Progress(row.number, row.ids, done, not is_usable[place]))
+        return Advance(tokens, None, progress, ended, faulty)
 
     def keep(self, places: Sequence[int]) -> None:
         """Leave the rows at these places, in this order."""

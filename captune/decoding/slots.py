@@ -166,6 +166,15 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
         self._place.pack = pack
         self._place.width = self._place.length = max(pack.width, pack.stop)
 
+    def clear(self, slots: Tensor, start: int) -> None:
+        """Set columns of slots from `start` on to zero.
+
+        What is masked is still multiplied by zero, so NaN in a slot would spoil the next row that it is given to.
+        """
+        for layer in self.layers:
+            layer.keys[slots, :, start:] = 0
+            layer.values[slots, :, start:] = 0
+
     def move(self, sources: Tensor, targets: Tensor, start: int, stop: int) -> None:
         """Copy columns `start` to `stop` of slots onto others; all are read before any is written."""
         for layer in self.layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from captune.decoding.finite import refuse_faulty
 from captune.decoding.generate import as_caption, generate_ids
 from captune.decoding.loop import DecodingLoop
 from captune.decoding.options import DecodingOptions
@@ -81,6 +82,9 @@ def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> 
 
     Yields:
         Pieces of text, none empty, but one where the caption is.
+
+    Raises:
+        NonFiniteScoresError: the features or the scores are not numbers.
     """
     processor = model.processor
     if processor is None:
@@ -93,6 +97,7 @@ def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> 
     text = TextStream(processor)
     while loop.active:
         for progress in loop.step():
+            refuse_faulty([None], {0} if progress.faulty else ())
             piece = text.more(progress.ids, ended=progress.ended)
             if piece:
                 yield piece

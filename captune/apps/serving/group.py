@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from captune.apps.serving.checkpoints import ServedModel
+from captune.apps.serving.errors import APIError
 from captune.apps.serving.jobs import Event, Job
 from captune.decoding import DecodingLoop, Progress, Request, StopRule, generate_ids
+from captune.decoding.finite import NOT_NUMBERS
 from captune.decoding.generate import as_caption
 from captune.decoding.stream import TextStream
 from captune.decoding.trial import unsupported
+from captune.errors import NonFiniteScoresError
 
 __all__ = ["Group"]
 
@@ -84,15 +87,23 @@ class Group:
                 self._tell(progress)
             return
         requests, self._whole = self._whole, []
-        rows = generate_ids(self._served.model, requests, self._options)
-        for request, row in zip(requests, rows, strict=True):
-            self._tell(Progress(request.number, _up_to_stop(row, request.stop), True))
+        faulty: set[int] = set()
+        try:
+            rows = generate_ids(self._served.model, requests, self._options)
+        except NonFiniteScoresError as error:
+            rows, faulty = [row or [] for row in error.captions], set(error.reasons)
+        for place, (request, row) in enumerate(zip(requests, rows, strict=True)):
+            self._tell(Progress(request.number, _up_to_stop(row, request.stop), True, place in faulty))
 
     def _tell(self, progress: Progress) -> None:
         job = self._jobs[progress.number]
         if progress.ended:
             del self._jobs[progress.number]
         if job.cancelled:
+            return
+        if progress.faulty:
+            sentence = f"{NOT_NUMBERS[0].upper()}{NOT_NUMBERS[1:]}."
+            job.tell(Event(error=APIError(500, sentence, code="scores_not_finite")))
             return
         # With beams the best one may still become another.
         piece = ""
