@@ -38,6 +38,12 @@ class Characters:
     def encode(self, text: str) -> list[int]:
         return [3 + (ord(character) - 32) % (VOCABULARY - 3) for character in text]
 
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        return self.encode("".join(pieces))
+
+    def special_in(self, text: str) -> str | None:
+        return None
+
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(chr(i - 3 + 32) for i in ids if i >= 3)
 

@@ -146,13 +146,16 @@ def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
     folder = resolve_model(model)
     with needs("captune check --model", "train"):
         from captune.model.processor import MiniGPT4Processor
+    from captune.model.prompt import IMAGE_PLACEHOLDER
 
     layout = MiniGPT4Processor.from_pretrained(folder).layout
-    stop = layout.conversation.stop_symbol.strip()
+    stop = layout.stop_text.strip()
 
     def flaw(caption: str) -> TargetFlaw | None:
         if stop and stop in caption:
             return "stopped"
+        if IMAGE_PLACEHOLDER in caption or layout.tokenizer.special_in(caption) is not None:
+            return "special"
         return "truncated" if layout.target_ids(caption)[1] else None
 
     return flaw

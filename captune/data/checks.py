@@ -19,12 +19,13 @@ from captune.errors import DataError
 
 __all__ = ["TargetFlaw", "check_manifest"]
 
-TargetFlaw = Literal["truncated", "stopped"]
+TargetFlaw = Literal["truncated", "stopped", "special"]
 """Why a model cannot learn a caption whole, as a kind of problem."""
 
 _FLAWS: Final[dict[TargetFlaw, str]] = {
     "truncated": "is longer than a target may be; training cuts its end.",
     "stopped": "holds what ends an answer of this model; generation would stop there.",
+    "special": "spells out a special token of this model's prompts; it is learnt as plain text.",
 }
 
 

@@ -29,11 +29,12 @@ KINDS: Final = {
     "long": "over-long caption",
     "truncated": "truncated target",
     "stopped": "caption with a stop symbol",
+    "special": "caption with a special token",
 }
 """Each kind of problem and what one of it is called."""
 
 NOTES: Final = frozenset(
-    {"repaired", "unused", "quoted", "small", "shared", "repeated", "long", "truncated", "stopped"}
+    {"repaired", "unused", "quoted", "small", "shared", "repeated", "long", "truncated", "stopped", "special"}
 )
 """The kinds that are worth knowing and stop nothing."""
 

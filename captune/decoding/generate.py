@@ -138,7 +138,8 @@ def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
     """Read a row of new ids."""
     answer = processor.before_end(ids)
     text = processor.tokenizer.decode(answer)
-    stopped = len(answer) < len(ids) or processor.layout.conversation.stop_symbol in text
+    symbol = processor.layout.stop_text
+    stopped = len(answer) < len(ids) or (symbol != "" and symbol in text)
     return Caption(processor.layout.cut(text), len(ids), stopped)
 
 

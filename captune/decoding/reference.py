@@ -110,7 +110,7 @@ def generate_with_transformers(
 def _cut(row: list[int], processor: MiniGPT4Processor, symbol: StopSymbol | None) -> list[int]:
     """A row up to its end; behind it, transformers fills up to the longest row."""
     row = row[: len(processor.before_end(row)) + 1]
-    if symbol is None or symbol.symbol not in symbol.tokenizer.decode(row):
+    if symbol is None or not symbol.symbol or symbol.symbol not in symbol.tokenizer.decode(row):
         return row
     shortest = next(n for n in range(1, len(row) + 1) if symbol.symbol in symbol.tokenizer.decode(row[:n]))
     return row[:shortest]

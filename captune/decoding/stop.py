@@ -28,7 +28,7 @@ class StopRule:
 
     def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True, also: Sequence[str] = ()) -> None:
         self._tokenizer = processor.tokenizer
-        own = processor.layout.conversation.stop_symbol if symbol else ""
+        own = processor.layout.stop_text if symbol else ""
         self._symbols = tuple(filter(None, (own, *also)))
         self.end_ids = frozenset(processor.end_ids)
         # However a symbol is cut into tokens, it has no more of them than bytes; one token more keeps the space that

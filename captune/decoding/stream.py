@@ -33,7 +33,7 @@ class TextStream:
 
     def __init__(self, processor: MiniGPT4Processor, stops: Sequence[str] = ()) -> None:
         self._processor = processor
-        self._symbol = processor.layout.conversation.stop_symbol
+        self._symbol = processor.layout.stop_text
         self._stops = tuple(stops)
         self.text = ""
         self.stopped = False
@@ -55,7 +55,7 @@ class TextStream:
         return piece
 
     def _ended(self, decoded: str) -> str:
-        text = decoded.split(self._symbol, 1)[0]
+        text = decoded.split(self._symbol, 1)[0] if self._symbol else decoded
         if places := [place for place in map(text.find, self._stops) if place >= 0]:
             self.stopped = True
             # As OpenAI's API does, up to the letter before the stop sequence: a space there stays.
@@ -64,7 +64,7 @@ class TextStream:
 
     def _certain(self, decoded: str) -> str:
         text = decoded.rstrip("�")
-        symbols = (self._symbol, *self._stops)
+        symbols = [symbol for symbol in (self._symbol, *self._stops) if symbol]
         ends = [place for place in map(text.find, symbols) if place >= 0]
         # A text may also end with the beginning of a symbol, of which the rest is still to come.
         for symbol in symbols:

@@ -23,7 +23,7 @@ from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS
 from captune.model.sketch import sketch
-from captune.model.tokenizer import load_tokenizer, transformers_tokenizer
+from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer, transformers_tokenizer
 from captune.model.towers import preview_tower, with_tower
 
 __all__ = ["ALIGNMENT_CONFIG", "build", "preview_parts"]
@@ -129,15 +129,25 @@ def preview_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, 
 def _converse(
     config: MiniGPT4Config, llm: str | Path, conversation: str | None, max_target_tokens: int
 ) -> MiniGPT4Processor:
-    """A processor that asks as the language model wants to be asked; the configuration learns how."""
+    """A processor that asks as the language model expects it; the configuration learns how."""
     config.max_target_tokens = max_target_tokens
     config.end_ids = end_ids(llm)
+    tokenizer: Tokenizer
     if conversation is not None:
         config.conversation = conversation
+        tokenizer = load_tokenizer(llm)
     else:
+        tokenizer = HuggingFaceTokenizer(transformers_tokenizer(llm))
         config.conversation = "chat"
-        config.wrapping = asdict(conversation_of(transformers_tokenizer(llm)))
-    return MiniGPT4Processor(load_tokenizer(llm), config)
+        config.library_tokens = True
+        config.wrapping = asdict(conversation_of(tokenizer.library, str(llm)))
+    embeddings = int(config.text_config.get_text_config().vocab_size)
+    if tokenizer.vocabulary_size > embeddings:
+        raise WeightsError(
+            f"The tokenizer of {llm} has {tokenizer.vocabulary_size:,} tokens, but the model embeddings for "
+            f"{embeddings:,}; resize the model (resize_token_embeddings) or give the tokenizer that belongs to it."
+        )
+    return MiniGPT4Processor(tokenizer, config)
 
 
 def _renew_projection(model: MiniGPT4, seed: int) -> None:

@@ -27,15 +27,16 @@ class StopSymbol(StoppingCriteria):  # type: ignore[misc]  # transformers has no
     """
 
     def __init__(self, processor: MiniGPT4Processor) -> None:
-        self.symbol = processor.layout.conversation.stop_symbol
+        self.symbol = processor.layout.stop_text
         self.tokenizer = processor.tokenizer
         # However the symbol is cut into tokens, it has no more of them than bytes.
         self.tail = len(self.symbol.encode())
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """Which of the (B, T) rows have ended, (B,) bool."""
-        rows = input_ids[:, -self.tail :].tolist()
-        ended = [self.symbol in self.tokenizer.decode(row) for row in rows]
+        ended = [False] * len(input_ids)
+        if self.symbol:
+            ended = [self.symbol in self.tokenizer.decode(row) for row in input_ids[:, -self.tail :].tolist()]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 

@@ -1,64 +1,211 @@
-"""A chat model's own way of wrapping a question, read off its template."""
+"""A chat model's own way of wrapping a question, read off its template.
+
+A template is a program. What it depends on besides the question is fixed here: the clock, for which a date of the past
+is put, so that the same model is asked the same on every day.
+"""
 
 from __future__ import annotations
 
+import logging
+from datetime import datetime
 from typing import Any
 
 from captune.errors import ConfigError
-from captune.model.prompt import Conversation
+from captune.model.prompt import IMAGE_PLACEHOLDER, Conversation
 
-__all__ = ["conversation_of"]
+__all__ = ["beginnings_of_text", "conversation_of"]
 
-_ASKED, _TOLD = "CAPTUNEASKED", "CAPTUNETOLD"
+logger = logging.getLogger(__name__)
+
+_QUESTION, _ANSWER = "CAPTUNEQUESTION", "CAPTUNEANSWER"
+_LATER_QUESTION, _LATER_ANSWER = "CAPTUNELATERQUESTION", "CAPTUNELATERANSWER"
+_ANSWERS = ("A red circle.", "The dog", "there is", "Two men, 3 dogs")
+"""Answers with which it is tried where a prompt ends and an answer begins."""
+
+CLOCK = datetime(2024, 7, 26, 12)
+"""The time that templates are told. The date is the one that Llama 3's template has where there is no clock."""
+_RENDERED = 4
+"""How often a template is filled, to see whether its text is always the same."""
 
 PLAIN = "User: {}\nAssistant: "
 """For a language model without a chat template."""
 
 
-def conversation_of(tokenizer: Any) -> Conversation:
-    """How a language model wants to be asked.
+def conversation_of(tokenizer: Any, name: str | None = None) -> Conversation:
+    """How a language model expects a question.
 
-    The template is filled once, with a stand-in for question and answer, and cut around them. What it puts in by
-    itself (a system prompt, the day's date, an empty block of thought) stays as it was on that day.
+    The template is filled with a placeholder for question and answer, and cut around them. What it puts in by itself (a
+    system prompt, an empty block of thought) stays as it is. White space in front of the answer belongs to the prompt
+    or to the answer, so that both together have the tokens that the tokenizer gives the whole text.
 
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
+        name: of the model; with it, a template that depends on the clock is named in the log.
 
     Returns:
         The wrapping, and what ends an answer in it.
 
     Raises:
-        ConfigError: the template cannot be filled, changes the question, or nothing ends an answer.
+        ConfigError: the template cannot be filled, changes the question, is never the same, or nothing ends an answer.
     """
     if not tokenizer.chat_template:
         if tokenizer.eos_token is None:
             raise ConfigError(
                 "The tokenizer has neither a chat template nor an end-of-text token; give a conversation."
             )
-        return Conversation(PLAIN, tokenizer.eos_token, bos=tokenizer.bos_token is not None)
-    asked = {"role": "user", "content": _ASKED}
-    try:
-        text = tokenizer.apply_chat_template([asked, {"role": "assistant", "content": _TOLD}], tokenize=False)
-    except Exception as error:  # a template is a program, and fails like one
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"The model's chat template cannot be filled: {reason}; give a conversation.") from error
-    before, found_question, rest = text.partition(_ASKED)
-    between, found_answer, after = rest.partition(_TOLD)
+        starts, first = _beginning(tokenizer)
+        before, between = (first + PLAIN).split("{}")
+        return _divided(tokenizer, before, between, None, tokenizer.eos_token, bos=starts)
+    clock = _Clock()
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    text = _rendered(tokenizer, turns, clock)
+    if any(_rendered(tokenizer, turns, clock) != text for _ in range(_RENDERED)):
+        raise ConfigError("The model's chat template writes another text each time; give a conversation.")
+    if clock.formats and name is not None:
+        logger.warning(
+            "The chat template of %s writes the date (%s); it is told %s on every day, so that prompts stay the same.",
+            name,
+            ", ".join(clock.formats),
+            f"{CLOCK:%d %B %Y}",
+        )
+    before, found_question, rest = text.partition(_QUESTION)
+    between, found_answer, after = rest.partition(_ANSWER)
     if not (found_question and found_answer) or "{}" in before:
         raise ConfigError("The model's chat template changes what is put into it; give a conversation.")
     bos = tokenizer.bos_token
-    starts = bos is not None and before.startswith(bos)
-    template = f"{before[len(bos) :] if starts else before}{{}}{between}"
-    return Conversation(template, _stop_symbol(tokenizer, after), bos=starts)
+    starts = bool(bos) and before.startswith(bos)
+    asked = _generation_prompt(tokenizer, turns[:1], clock)
+    return _divided(
+        tokenizer, before, between, asked, after, bos=starts, later=_later(tokenizer, turns, between, after, clock)
+    )
 
 
-def _stop_symbol(tokenizer: Any, after: str) -> str:
-    """What follows an answer: the first special token there, the text if there is none, or the end of text."""
+def beginnings_of_text(tokenizer: Any) -> tuple[int, bool]:
+    """How many beginnings of text a prompt of a language model has, and whether it begins with one.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerBase`.
+    """
+    conversation = conversation_of(tokenizer)
+    stretches = conversation.wrap("Look.").split(IMAGE_PLACEHOLDER)
+    ids = [token for text in stretches for token in tokenizer.encode(text, add_special_tokens=False)]
+    if conversation.bos and ids[:1] != [tokenizer.bos_token_id]:
+        ids.insert(0, tokenizer.bos_token_id)
+    return ids.count(tokenizer.bos_token_id), ids[:1] == [tokenizer.bos_token_id]
+
+
+class _Clock:
+    """Tells a template the same time always, and remembers how it was asked."""
+
+    def __init__(self) -> None:
+        self.formats: dict[str, None] = {}
+
+    def __call__(self, form: str) -> str:
+        self.formats[form] = None
+        return CLOCK.strftime(form)
+
+
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], clock: _Clock, **settings: Any) -> str:
+    """The text of a conversation."""
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=clock, **settings)
+    except Exception as error:  # a template is a program, and fails like one
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"The model's chat template cannot be filled: {reason}; give a conversation.") from error
+    return str(text)
+
+
+def _generation_prompt(tokenizer: Any, question: list[dict[str, str]], clock: _Clock) -> str | None:
+    """What the template puts between a question and an answer that is to be generated; None where it does not say."""
+    try:
+        text = _rendered(tokenizer, question, clock, add_generation_prompt=True)
+    except ConfigError:
+        return None
+    return text.partition(_QUESTION)[2]
+
+
+def _later(tokenizer: Any, turns: list[dict[str, str]], between: str, after: str, clock: _Clock) -> str | None:
+    """What stands between the end of an answer and the next answer, `{}` for the question; None if that is not said."""
+    more = [{"role": "user", "content": _LATER_QUESTION}, {"role": "assistant", "content": _LATER_ANSWER}]
+    try:
+        text = _rendered(tokenizer, [*turns, *more], clock)
+    except ConfigError:
+        return None
+    front = text.partition(_ANSWER)[2].partition(_LATER_QUESTION)[0]
+    stop, suffix = _end(tokenizer, after)
+    if not front.startswith(suffix + stop) or "{}" in front:
+        return None
+    return front.removeprefix(suffix + stop) + "{}" + between
+
+
+def _divided(
+    tokenizer: Any,
+    before: str,
+    between: str,
+    asked: str | None,
+    after: str,
+    *,
+    bos: bool,
+    later: str | None = None,
+) -> Conversation:
+    """A conversation whose answers take as much of the white space in front of them as the tokenizer would.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerBase`.
+        before: text in front of the question.
+        between: text between question and answer.
+        asked: what the template puts there where an answer is to be generated.
+        after: text behind the answer.
+        bos: whether a prompt begins with the BOS.
+        later: see `Conversation`.
+    """
+    stop, suffix = _end(tokenizer, after)
+    bare = between.rstrip(" ")
+    ends = [between, bare]
+    if asked is not None and between.startswith(asked) and not between[len(asked) :].strip():
+        ends.insert(0, asked)
+
+    def agrees(end: str) -> bool:
+        prompt = tokenizer.encode("x" + end, add_special_tokens=False)
+        wholes = (tokenizer.encode(f"x{between}{answer}", add_special_tokens=False) for answer in _ANSWERS)
+        return all(whole[: len(prompt)] == prompt for whole in wholes)
+
+    end = next(filter(agrees, ends), between)
+    prefix = between[len(end) :]
+    if later is not None:
+        later = later.removesuffix(between) + end
+    return Conversation(
+        f"{before}{{}}{end}",
+        stop,
+        bos=bos,
+        answer_prefix=prefix,
+        answer_suffix=suffix,
+        later=later,
+        in_context=True,
+    )
+
+
+def _beginning(tokenizer: Any) -> tuple[bool, str]:
+    """Whether a tokenizer puts its BOS in front of a text, and the text of what it puts there instead."""
+    bare, framed = (tokenizer.encode("x", add_special_tokens=adds) for adds in (False, True))
+    front: list[int] = next((framed[:n] for n in range(len(framed)) if framed[n : n + len(bare)] == bare), [])
+    if front == [tokenizer.bos_token_id]:
+        return True, ""
+    return False, "".join(tokenizer.convert_ids_to_tokens(front))
+
+
+def _end(tokenizer: Any, after: str) -> tuple[str, str]:
+    """What ends an answer, and white space in front of it.
+
+    That is the first special token behind an answer, the text if there is none, or the end of text.
+    """
     added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    placed = [(after.index(token), -len(token), token) for token in added if token and token in after]
-    if placed:
-        return min(placed)[2]
+    found = [(after.index(token), -len(token), token) for token in added if token.strip() and token in after]
+    if found:
+        place, _, token = min(found)
+        suffix = after[:place]
+        return token, "" if suffix.strip() else suffix
     stop: str | None = after.strip() or tokenizer.eos_token
     if stop is None:
         raise ConfigError("Nothing ends an answer in the model's chat template; give a conversation.")
-    return stop
+    return stop, ""

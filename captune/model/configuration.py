@@ -22,6 +22,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
             Q-Former.
         conversation: name of the prompt's wrapping (`captune.model.prompt.CONVERSATIONS`), or what it is called here.
         wrapping: the fields of a `Conversation` that stands in no list, such as a chat model's own; None otherwise.
+        library_tokens: read a LLaMA vocabulary as transformers does, and not as the original code did.
         end_ids: ids that end an answer, where the language model has more of them than its tokenizer's end of text.
         max_target_tokens: longest caption in tokens, stop symbol included.
         vision_norm_eps: epsilon of the LayerNorm behind a BLIP-2 tower (`ln_vision`). The original uses torch's
@@ -45,6 +46,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     patches_per_token: int = 4
     conversation: str = "vicuna-v0"
     wrapping: dict[str, Any] | None = None
+    library_tokens: bool = False
     end_ids: list[int] | None = None
     max_target_tokens: int = 160
     vision_norm_eps: float = 1e-5

@@ -88,6 +88,7 @@ class Expected:
         stop_symbol: text that ends an answer.
         stop_ids: its ids behind a word.
         max_new_tokens: how long a caption evaluation allows.
+        beginnings: how many beginnings of text a prompt has, and whether it begins with one.
     """
 
     caption: str
@@ -95,6 +96,7 @@ class Expected:
     stop_symbol: str
     stop_ids: tuple[int, ...]
     max_new_tokens: int
+    beginnings: tuple[int, bool] = (1, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def checks(
     """
     found: list[tuple[str, tuple[Status, str]]] = [
         ("same prompt", _same_prompt(taught, prompt, tokenizer)),
-        ("one BOS", _both(taught, prompt, lambda tokens: _one_bos(tokens, tokenizer.bos_id))),
+        ("one BOS", _both(taught, prompt, lambda tokens: _bos(tokens, tokenizer.bos_id, expected.beginnings))),
         ("image tokens", _both(taught, prompt, lambda tokens: _image(tokens, expected.image_tokens))),
         ("positions", _positions(taught, prompt)),
         ("loss mask", _loss_mask(taught)),
@@ -184,13 +186,19 @@ def _both(
     return examine(prompt)
 
 
-def _one_bos(tokens: Sequence[FedToken], bos: int | None) -> tuple[Status, str]:
+def _bos(tokens: Sequence[FedToken], bos: int | None, expected: tuple[int, bool]) -> tuple[Status, str]:
+    """Whether the beginnings of text are those that the conversation has, or the language model's own template."""
     if bos is None:
         return "ok", "the vocabulary has none"
     places = [place for place, token in enumerate(tokens) if token.id == bos]
+    found = f"has {len(places)} (at {', '.join(map(str, places))})" if places else "has none"
+    if (len(places), places[:1] == [0]) != expected:
+        count, starts = expected
+        wanted = "" if expected == (1, True) else f"; expected {count}{', the first at the start' if starts else ''}"
+        return "FAIL", found + wanted
     if places == [0]:
         return "ok", "one, at the start"
-    return "FAIL", f"has {len(places)} (at {', '.join(map(str, places))})" if places else "has none"
+    return "ok", f"{found.removeprefix('has ')}, as the language model's tokenizer writes a prompt"
 
 
 def _image(tokens: Sequence[FedToken], count: int) -> tuple[Status, str]:

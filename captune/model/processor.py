@@ -54,7 +54,7 @@ class MiniGPT4Processor:
             max_target_tokens=config.max_target_tokens,
         )
         ends = [tokenizer.eos_id, *(config.end_ids or ())]
-        if len(self.layout.stop_ids) == 1 and not tokenizer.decode(self.layout.stop_ids):
+        if not self.layout.stop_text:
             # A special token such as <end_of_turn> has no text to be found by; it ends decoding by its id.
             tokenizer.eos_id = self.layout.stop_ids[0]
             ends.insert(0, tokenizer.eos_id)
@@ -74,7 +74,7 @@ class MiniGPT4Processor:
             from captune.model.configuration import MiniGPT4Config
 
             config = MiniGPT4Config.from_pretrained(str(folder), **hub_options)
-        return cls(load_tokenizer(folder, **hub_options), config)
+        return cls(load_tokenizer(folder, library=config.library_tokens, **hub_options), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the vocabulary's files beside a model's weights."""
@@ -150,7 +150,7 @@ class MiniGPT4Processor:
             return self.layout.text_ids(question)
         if with_image:
             return self.layout.prompt(question).ids
-        return self.layout.text_ids(self.layout.conversation.template.replace("{}", question, 1))
+        return self.layout.text_ids(self.layout.pieces(question, images=0))
 
     def pixels(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
         """Images as the original's deterministic transform makes them, (I, 3, S, S) float32.

@@ -7,16 +7,19 @@ A sequence is a row of token ids in which every image token is an `IMAGE_SLOT`:
 
 A training sample is the generation prompt followed by its targets, so the two cannot drift apart. As in the original
 code each stretch of text is tokenised by itself, so that the ids do not depend on what the image is replaced by.
+Special tokens and the image's placeholder are read in the template; in an instruction and a caption they are text, but
+for the first placeholder of an instruction, which says where the image goes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
 from captune.errors import ConfigError
-from captune.model.tokenizer import Tokenizer
+from captune.model.tokenizer import Tokenizer, Words
 
 __all__ = [
     "CONVERSATIONS",
@@ -34,6 +37,9 @@ IMAGE_SLOT = -1
 IMAGE_PLACEHOLDER = "<ImageHere>"
 """Stands in a prompt's text where an image goes, as in the original code."""
 
+_PLACEHOLDER = re.compile(rf"((?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?)")
+"""The placeholder with the marks around it, which are part of the template like it."""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -43,11 +49,21 @@ class Conversation:
         template: text with one `{}` for the instruction.
         stop_symbol: text that ends every answer; it is trained as part of the answer and ends decoding.
         bos: whether a prompt begins with the vocabulary's BOS, where it has one.
+        answer_prefix: white space between prompt and answer that is tokenized with the answer.
+        answer_suffix: white space between an answer and its stop symbol.
+        later: text between the end of an answer and the next answer, with one `{}` for the question; None wraps every
+            question like the first, behind a BOS.
+        in_context: tokenize an answer behind the text in front of it, as the tokenizer would the whole; otherwise by
+            itself, as the original does.
     """
 
     template: str
     stop_symbol: str
     bos: bool = True
+    answer_prefix: str = ""
+    answer_suffix: str = ""
+    later: str | None = None
+    in_context: bool = False
 
     def wrap(self, instruction: str) -> str:
         """Text of a prompt that asks `instruction` of one image."""
@@ -169,23 +185,29 @@ class PromptLayout:
         # As it comes out behind a word: "###" has another id there than at the start of a text.
         word = tokenizer.encode("a")
         self.stop_ids: tuple[int, ...] = tuple(tokenizer.encode("a" + conversation.stop_symbol)[len(word) :])
+        # A special token such as <end_of_turn> has no text; where a text spells it out, nothing ends.
+        by_id = len(self.stop_ids) == 1 and not tokenizer.decode(self.stop_ids)
+        self.stop_text = "" if by_id else conversation.stop_symbol
+        self._context = "x" + conversation.template.partition("{}")[2]
+        self._context_ids = tokenizer.encode(self._context)
         if max_target_tokens <= len(self.stop_ids):
             raise ConfigError(
                 f"max_target_tokens is {max_target_tokens}, but the stop symbol '{conversation.stop_symbol}' alone "
                 f"takes {len(self.stop_ids)}; give room for a caption."
             )
 
-    def text_ids(self, prompt: str) -> tuple[int, ...]:
+    def text_ids(self, prompt: str | Sequence[str]) -> tuple[int, ...]:
         """Ids of a literal prompt text, Q slots for each `<ImageHere>`, BOS first.
+
+        Args:
+            prompt: the text, or pieces of it; in those that are `Words` neither special tokens nor the placeholder are
+                read.
 
         Raises:
             ConfigError: the prompt is longer than `max_prompt_tokens`.
         """
-        ids: list[int] = []
-        for position, stretch in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
-            if position:
-                ids.extend([IMAGE_SLOT] * self.image_tokens)
-            ids.extend(self.tokenizer.encode(stretch))
+        pieces = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = self._stretches(pieces)
         bos = self.tokenizer.bos_id if self.conversation.bos else None
         # Some prompts spell out the BOS; the tokenizer turns that into its id, and one BOS is enough.
         if bos is not None and ids[:1] == [bos] and not self.faults.double_bos:
@@ -194,8 +216,8 @@ class PromptLayout:
         if limit is not None and len(ids) > limit:
             if not self.faults.clip_image:
                 raise ConfigError(
-                    f"The prompt {prompt!r} takes {len(ids)} tokens, {self.image_tokens} of them the image's, and "
-                    f"max_prompt_tokens is {limit}; shorten the instruction."
+                    f"The prompt {''.join(pieces)!r} takes {len(ids)} tokens, {self.image_tokens} of them the image's, "
+                    f"and max_prompt_tokens is {limit}; shorten the instruction."
                 )
             ids = ids[:limit]
         return tuple(ids) if bos is None else (bos, *ids)
@@ -203,18 +225,66 @@ class PromptLayout:
     def prompt(self, instruction: str) -> TokenSequence:
         """What generation starts from: `instruction` asked of one image."""
         if instruction not in self._prompts:
-            ids = self.text_ids(self.conversation.wrap(instruction))
+            ids = self.text_ids(self.pieces(instruction))
             self._prompts[instruction] = TokenSequence(ids, prompt_length=len(ids))
         return self._prompts[instruction]
 
     def target_ids(self, caption: str) -> tuple[tuple[int, ...], bool]:
         """Ids of a caption and its stop symbol, and whether the caption had to be cut."""
-        ids = tuple(self.tokenizer.encode(caption + self.conversation.stop_symbol))
+        ids = tuple(self._answer_ids(caption))
         if len(ids) <= self.max_target_tokens:
             return ids, False
         if self.faults.cut_stop_symbol:
             return ids[: self.max_target_tokens], True
         return ids[: self.max_target_tokens - len(self.stop_ids)] + self.stop_ids, True
+
+    def pieces(self, question: str, *, images: int | None = 1) -> list[str]:
+        """The text of a prompt, the person's words apart from the template.
+
+        Args:
+            question: what is asked.
+            images: how many placeholders in it are read, the first ones; None is all. With 1, a question without any
+                is asked of one image, which stands in front of it; with 0, it is asked without an image.
+        """
+        before, _, after = self.conversation.template.partition("{}")
+        parts = _PLACEHOLDER.split(question, maxsplit=images or 0) if images != 0 else [question]
+        if images == 1 and len(parts) == 1:
+            before += f"<Img>{IMAGE_PLACEHOLDER}</Img> "
+        asked = [part if number % 2 else Words(part) for number, part in enumerate(parts)]
+        return [before, *asked, after]
+
+    def prompt_text(self, instruction: str) -> str:
+        """What identifies the prompt in a signature: all its text, or the instruction where the conversation is named.
+
+        The conversations in `CONVERSATIONS` never change; a chat template may, under the same name.
+        """
+        if self.conversation in CONVERSATIONS.values():
+            return instruction
+        return self.conversation.wrap(instruction) + self.conversation.answer_prefix
+
+    def _stretches(self, pieces: Sequence[str]) -> list[int]:
+        """Ids of pieces of text, each stretch between images tokenized by itself, and the images' slots."""
+        stretches: list[list[str]] = [[]]
+        for piece in pieces:
+            parts = [piece] if isinstance(piece, Words) else piece.split(IMAGE_PLACEHOLDER)
+            stretches[-1].append(parts[0])
+            stretches += [[part] for part in parts[1:]]
+        ids: list[int] = []
+        for number, stretch in enumerate(stretches):
+            ids += [IMAGE_SLOT] * self.image_tokens * (number > 0)
+            ids += self.tokenizer.encode_pieces(stretch)
+        return ids
+
+    def _answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer and its stop symbol."""
+        chat = self.conversation
+        end = chat.answer_suffix + chat.stop_symbol
+        if chat.in_context:
+            context = self._context_ids
+            ids = self.tokenizer.encode_pieces([self._context + chat.answer_prefix, Words(answer), end])
+            if ids[: len(context)] == context:
+                return ids[len(context) :]
+        return self.tokenizer.encode_pieces([chat.answer_prefix, Words(answer), end])
 
     def sample(self, instruction: str, caption: str) -> TokenSequence:
         """What training sees: the generation prompt, then `caption` and the stop symbol as targets."""
@@ -236,12 +306,12 @@ class PromptLayout:
             The row. As in the original each later question is wrapped like the first and starts with a BOS.
             When the turns take more than `max_target_tokens`, the last answer that is begun is cut.
         """
-        prompt = self.text_ids(self.conversation.template.replace("{}", turns[0][0], 1))
+        prompt = self.text_ids(self.pieces(turns[0][0], images=None))
         ids: list[int] = []
         learnt: list[bool] = []
         for number, (question, answer) in enumerate(turns):
             asked: Sequence[int] = self._later_question(question) if number else ()
-            told = self.tokenizer.encode(answer + self.conversation.stop_symbol)
+            told = self._answer_ids(answer)
             ids.extend([*asked, *told])
             learnt.extend([False] * len(asked) + [True] * len(told))
         limit = self.max_target_tokens
@@ -266,20 +336,22 @@ class PromptLayout:
             question: that is to be answered.
         """
         first = turns[0][0] if turns else question
-        ids = list(self.text_ids(self.conversation.template.replace("{}", first, 1)))
+        ids = list(self.text_ids(self.pieces(first, images=None)))
         later = [asked for asked, _ in turns[1:]] + ([question] if turns else [])
         for (_, answer), asked in zip(turns, later, strict=True):
-            ids += self.tokenizer.encode(answer + self.conversation.stop_symbol)
+            ids += self._answer_ids(answer)
             ids += self._later_question(asked)
         return TokenSequence(tuple(ids), len(ids))
 
     def _later_question(self, question: str) -> list[int]:
-        """Ids of a question that is not the first: wrapped like the first, behind a BOS of its own."""
-        ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        for place, stretch in enumerate(self.conversation.template.replace("{}", question, 1).split(IMAGE_PLACEHOLDER)):
-            ids += [IMAGE_SLOT] * self.image_tokens * (place > 0)
-            ids += self.tokenizer.encode(stretch)
-        return ids
+        """Ids of a question that is not the first, by default wrapped like the first, behind another BOS."""
+        pieces = self.pieces(question, images=None)
+        later = self.conversation.later
+        if later is not None:
+            pieces[0], _, pieces[-1] = later.partition("{}")
+        ids = self._stretches(pieces)
+        bos = self.tokenizer.bos_id if self.conversation.bos and later is None else None
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def _dollar_places(self, row: TokenSequence) -> tuple[int, ...]:
         """Positions behind the prompt of the word that the original takes for padding."""
@@ -293,4 +365,4 @@ class PromptLayout:
 
     def cut(self, text: str) -> str:
         """A generated text as a caption: everything from the stop symbol on is left out."""
-        return text.split(self.conversation.stop_symbol, 1)[0].strip()
+        return (text.split(self.stop_text, 1)[0] if self.stop_text else text).strip()

@@ -1,9 +1,12 @@
 """Text to token ids and back, the way the language model learnt them.
 
-The original code tokenises every piece of a prompt by itself with the slow LLaMA tokenizer of transformers 4.30:
+The original code tokenises every piece of a prompt separately with the slow LLaMA tokenizer of transformers 4.30:
 text between special tokens goes to SentencePiece, which puts its "▁" before each stretch. Newer releases of
-transformers drop that "▁" after a special token, so a LLaMA vocabulary is read by SentencePiece directly here;
-every other vocabulary goes through transformers' own tokenizer.
+transformers drop that "▁" after a special token, so the original's models read a LLaMA vocabulary by SentencePiece
+directly. Every other vocabulary, and every model that talks in its own chat template, uses transformers' tokenizer.
+
+A prompt is a template with a person's words in it. Special tokens are read in the template only: a caption or an
+instruction that holds "</s>" is tokenized as these four characters.
 """
 
 from __future__ import annotations
@@ -11,14 +14,23 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from captune.errors import MissingExtraError, WeightsError
+from captune.model.plain_text import PlainVocabulary
 from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointer, refuse_pointers
 
-__all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "transformers_tokenizer"]
+__all__ = [
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "Words",
+    "load_tokenizer",
+    "transformers_tokenizer",
+]
 
 SENTENCEPIECE_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 SENTENCEPIECE_FILES = (
@@ -27,6 +39,13 @@ SENTENCEPIECE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Words(str):
+    """Text of a person, in which nothing is a special token."""
+
+    __slots__ = ()
 
 
 class Tokenizer(Protocol):
@@ -37,7 +56,13 @@ class Tokenizer(Protocol):
     vocabulary_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added before or after."""
+        """Token ids of `text`, nothing added before or after; special tokens are read."""
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """Token ids of pieces of one text; in those that are `Words`, special tokens are not read."""
+
+    def special_in(self, text: str) -> str | None:
+        """A special or added token that the text spells out, or None."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -72,9 +97,13 @@ class SentencePieceTokenizer:
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"{path} is not a SentencePiece vocabulary; copy it again from its source.") from error
         special = {self._pieces.id_to_piece(i): i for i in range(len(self._pieces)) if self._is_special(i)}
-        special |= _added_tokens(folder)
+        added = _added_tokens(folder)
+        special |= {text: token.id for text, token in added.items()}
         self._special = special
-        self._special_ids = frozenset(special.values())
+        self._added = added
+        # Added tokens that are not special are part of a text.
+        self._spoken = {token.id: text for text, token in added.items() if not token.special}
+        self._special_ids = frozenset(set(special.values()) - set(self._spoken))
         # Longest first, so that a token that begins with another one wins.
         names = sorted(special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
@@ -87,20 +116,62 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; each stretch between special tokens starts with "▁"."""
+        return self.encode_pieces([text])
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """Token ids of pieces of one text; in those that are `Words`, special tokens are not read."""
+        stretches: list[str | int] = [""]
+        for piece in pieces:
+            split = [piece] if isinstance(piece, Words) or not self._split else self._split.split(piece)
+            for number, part in enumerate(split):
+                if number % 2:
+                    self._put_special(stretches, part)
+                elif self._strips(stretches):
+                    stretches[-1] = part.lstrip()
+                else:
+                    stretches[-1] = f"{stretches[-1]}{part}"
         ids: list[int] = []
-        for stretch in self._split.split(text) if self._split else [text]:
-            if stretch in self._special:
-                ids.append(self._special[stretch])
+        for stretch in stretches:
+            if isinstance(stretch, int):
+                ids.append(stretch)
             elif stretch:
                 # A lone surrogate has no UTF-8 form; SentencePiece would refuse the whole text for it.
                 ids.extend(self._pieces.encode(stretch.encode("utf-8", "replace").decode("utf-8")))
         return ids
 
+    def _put_special(self, stretches: list[str | int], token: str) -> None:
+        added = self._added.get(token)
+        if added is not None and added.lstrip:
+            stretches[-1] = str(stretches[-1]).rstrip()
+        stretches += [self._special[token], ""]
+
+    def _strips(self, stretches: list[str | int]) -> bool:
+        """Whether the token in front of the next text takes the white space behind it."""
+        if len(stretches) < 2 or stretches[-1] != "":
+            return False
+        return any(token.rstrip and token.id == stretches[-2] for token in self._added.values())
+
+    def special_in(self, text: str) -> str | None:
+        """A special or added token that the text spells out, or None."""
+        found = None if self._split is None else self._split.search(text)
+        return None if found is None else found[0]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
         known = len(self._pieces)
-        kept = [int(i) for i in ids if int(i) not in self._special_ids and 0 <= int(i) < known]
-        return str(self._pieces.decode(kept))
+        kept = [
+            int(i) for i in ids if int(i) not in self._special_ids and (0 <= int(i) < known or int(i) in self._spoken)
+        ]
+        if not any(i in self._spoken for i in kept):
+            return str(self._pieces.decode(kept))
+        text, stretch = "", list[int]()
+        for token in [*kept, None]:
+            if token is None or token in self._spoken:
+                text += str(self._pieces.decode(stretch)) + ("" if token is None else self._spoken[token])
+                stretch = []
+            else:
+                stretch.append(token)
+        return text
 
     def piece_id(self, piece: str) -> int | None:
         """Id of one piece of the vocabulary, or None where there is no such piece."""
@@ -119,18 +190,62 @@ class HuggingFaceTokenizer:
     """Any other vocabulary, through transformers' tokenizer.
 
     Args:
-        tokenizer: a `PreTrainedTokenizerBase`.
+        library: a `PreTrainedTokenizerBase`.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.bos_id: int | None = tokenizer.bos_token_id
-        self.eos_id: int | None = tokenizer.eos_token_id
-        self.vocabulary_size = len(tokenizer)
+    def __init__(self, library: Any) -> None:
+        self._tokenizer = library
+        self.bos_id: int | None = library.bos_token_id
+        self.eos_id: int | None = library.eos_token_id
+        self.vocabulary_size = max([len(library) - 1, *library.added_tokens_decoder]) + 1
+        # White space among added tokens (Gemma's line breaks) is part of ordinary texts, and so are SentencePiece's
+        # bytes; every other added token has a meaning of its own, special or not.
+        self._control = {
+            str(token): int(i)
+            for i, token in library.added_tokens_decoder.items()
+            if not str(token).isspace() and not _BYTE.fullmatch(str(token))
+        }
+        self._control_ids = frozenset(self._control.values())
+        names = sorted(self._control, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+        self._controls_in = lru_cache(maxsize=64)(self._count_controls)
+
+    @property
+    def library(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added before or after."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """Token ids of pieces of one text; in those that are `Words`, special tokens are not read."""
+        ids = self.encode("".join(pieces))
+        meant = sum(self._controls_in(piece) for piece in pieces if not isinstance(piece, Words))
+        if sum(i in self._control_ids for i in ids) == meant:
+            return ids
+        return self._plain.encode(self._marked(pieces))
+
+    def _count_controls(self, text: str) -> int:
+        return sum(i in self._control_ids for i in self.encode(text))
+
+    def _marked(self, pieces: Sequence[str]) -> list[tuple[str, bool]]:
+        """The pieces, cut so that each special token that is meant is a piece of its own."""
+        cut: list[tuple[str, bool]] = []
+        for piece in pieces:
+            parts = [str(piece)] if isinstance(piece, Words) or not self._split else self._split.split(piece)
+            cut += [(part, bool(number % 2)) for number, part in enumerate(parts) if part]
+        return cut
+
+    @cached_property
+    def _plain(self) -> PlainVocabulary:
+        return PlainVocabulary(self._tokenizer, self._control)
+
+    def special_in(self, text: str) -> str | None:
+        """A special or added token that the text spells out, or None."""
+        found = None if self._split is None else self._split.search(text)
+        return None if found is None else found[0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -147,28 +262,30 @@ class HuggingFaceTokenizer:
         self._tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(folder: str | Path, **hub_options: Any) -> Tokenizer:
+def load_tokenizer(folder: str | Path, *, library: bool = False, **hub_options: Any) -> Tokenizer:
     """Read the vocabulary of a language model.
 
     Args:
         folder: a folder with tokenizer files, or a hub id.
+        library: read a LLaMA vocabulary as transformers does, too, and not as the original code did.
         hub_options: `revision`, `token`, `cache_dir`, ... for a hub id.
 
     Returns:
-        The tokenizer that gives the ids the original code gives.
+        The tokenizer that gives the ids the original code gives, or those of transformers.
 
     Raises:
         WeightsError: no vocabulary is found there, or it cannot be read.
     """
     path = Path(folder)
     refuse_pointers(path)
-    if path.is_dir() and (path / "tokenizer.model").is_file():
+    if not library and path.is_dir() and (path / "tokenizer.model").is_file():
         config = path / "tokenizer_config.json"
         settings = load_json(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if settings.get("tokenizer_class", SENTENCEPIECE_CLASSES[0]) in SENTENCEPIECE_CLASSES:
             return SentencePieceTokenizer(path)
     # `legacy` matters to LLaMA vocabularies that come as tokenizer.json alone; others ignore it.
-    return HuggingFaceTokenizer(transformers_tokenizer(folder, legacy=True, **hub_options))
+    legacy = {} if library else {"legacy": True}
+    return HuggingFaceTokenizer(transformers_tokenizer(folder, **legacy, **hub_options))
 
 
 def transformers_tokenizer(folder: str | Path, **options: Any) -> Any:
@@ -197,14 +314,30 @@ def transformers_tokenizer(folder: str | Path, **options: Any) -> Any:
         ) from error
 
 
-def _added_tokens(folder: Path) -> dict[str, int]:
-    """Tokens that were added to the vocabulary after it was trained, such as Vicuna's `<pad>`."""
-    added: dict[str, int] = {}
+class _Added:
+    """A token that was added to the vocabulary after it was trained, such as Vicuna's `<pad>`.
+
+    Args:
+        number: its id.
+        settings: of `added_tokens_decoder`.
+    """
+
+    def __init__(self, number: int, settings: dict[str, Any]) -> None:
+        self.id = number
+        self.special = bool(settings.get("special", False))
+        self.lstrip = bool(settings.get("lstrip", False))
+        self.rstrip = bool(settings.get("rstrip", False))
+
+
+def _added_tokens(folder: Path) -> dict[str, _Added]:
+    """Tokens that were added to the vocabulary after it was trained."""
+    added: dict[str, _Added] = {}
     listed = folder / "added_tokens.json"
     if listed.is_file():
-        added |= {str(token): int(i) for token, i in load_json(listed.read_text(encoding="utf-8")).items()}
+        tokens = load_json(listed.read_text(encoding="utf-8"))
+        added |= {str(token): _Added(int(i), {"special": True}) for token, i in tokens.items()}
     config = folder / "tokenizer_config.json"
     if config.is_file():
         decoder = load_json(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
-        added |= {str(entry["content"]): int(i) for i, entry in decoder.items() if entry.get("special", False)}
+        added |= {str(entry["content"]): _Added(int(i), entry) for i, entry in decoder.items()}
     return added

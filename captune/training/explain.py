@@ -26,7 +26,9 @@ from captune.data.manifest import Sample
 from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
+from captune.model.chat import beginnings_of_text
 from captune.model.explain import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
+from captune.model.tokenizer import HuggingFaceTokenizer
 from captune.protocols import EvaluationSet
 from captune.training.distributed import World
 from captune.training.door import LossSpy, watched
@@ -105,11 +107,19 @@ def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0)
         stop_symbol=layout.conversation.stop_symbol,
         stop_ids=layout.stop_ids,
         max_new_tokens=config.evaluate.max_new_tokens,
+        beginnings=_beginnings(model, processor),
     )
     results = checks(lesson, prompt, decoded, expected, processor.tokenizer)
     return Explanation(
         image.id, texts[chosen], lesson, prompt, expected.stop_symbol, tuple(results), processor.tokenizer
     )
+
+
+def _beginnings(model: MiniGPT4, processor: MiniGPT4Processor) -> tuple[int, bool]:
+    """The beginnings of text that a prompt has to have: one at the start, or what a chat model's own template says."""
+    if model.config.wrapping is None or not isinstance(processor.tokenizer, HuggingFaceTokenizer):
+        return 1, True
+    return beginnings_of_text(processor.tokenizer.library)
 
 
 def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
@@ -177,8 +187,8 @@ def _evaluation(config: RunConfig, image: Sample, max_new_tokens: int) -> Evalua
     """The run's evaluation of one image, decoding greedily."""
     decoding = {"max_new_tokens": max_new_tokens, "beams": 1, "repetition_penalty": 1.0}
     settings = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=decoding)})
-    # Nothing is scored here, but CIDEr refuses a single image.
-    references = {name: list(image.captions) for name in (image.id, f"{image.id} again")}
+    # Nothing is scored here, but CIDEr refuses a single image, and references without words.
+    references = {name: ["a caption"] for name in (image.id, f"{image.id} again")}
     chosen = EvaluationSet("explain", image.split, settings.evaluate.protocol, Path(), (image,), references)
     return Evaluation(settings, chosen)
 

@@ -63,12 +63,12 @@ class Pieces:
 
 @dataclass
 class _Layout:
-    conversation: Any
+    stop_text: str
 
 
 def processor(symbol: str, tokenizer: Any = None) -> Any:
     tokenizer = tokenizer or Pieces()
-    layout = _Layout(SimpleNamespace(stop_symbol=symbol))
+    layout = _Layout(symbol)
     return SimpleNamespace(tokenizer=tokenizer, layout=layout, end_ids=(tokenizer.eos_id,))
 
 
