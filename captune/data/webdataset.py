@@ -155,7 +155,7 @@ class WebDatasetReading:
         # Of `a.seg.png`, webdataset's ending is all that follows the first dot: it is no picture of the sample.
         is_image = ending.count(".") == 1 and is_image_name(f"_{ending}")
         if not is_image and ending not in (".txt", ".json"):
-            if not is_companion(ending):
+            if not is_companion(member.name):
                 self.left_out.add(member.name)
             return
         if reason := too_large(member, MAX_MEMBER if is_image else MAX_LINE):

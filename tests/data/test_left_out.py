@@ -1,0 +1,133 @@
+"""Files and members that are not read as images are counted by ending and said in one line."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captune import cli
+from captune.bulk import read_inputs
+from captune.bulk.shards import Item, TarShard
+from captune.data import formats
+from captune.data.embedded import EmbeddedImages
+from captune.data.folder import FolderReading
+from captune.data.importing import Row
+from captune.data.left_out import LeftOut
+from captune.data.webdataset import WebDatasetReading
+from captune.errors import DataError
+
+IMAGES = ("a.jpg", "b.jfif", "c.JPE", "d.jpg_large", "sub/e.webp")
+OTHERS = ("f.heic", "g.eps", "h.mov", "i", "sub/orphan.txt")
+SENTENCE = (
+    "5 files are not images by their ending: 1 without an ending, 1 .eps, 1 .heic, 1 .mov, 1 .txt; to read .heic: "
+    "pip install 'captune[heic]'"
+)
+
+
+@pytest.fixture(autouse=True)
+def _without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats._available()
+    known = tuple(name for name in formats.FORMATS if name != "HEIF")
+    monkeypatch.setattr(formats, "_available", lambda: known)
+    formats.image_suffixes.cache_clear()
+    yield  # type: ignore[misc]
+    formats.image_suffixes.cache_clear()
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name in (*IMAGES, *OTHERS):
+        (folder / name).write_bytes(picture())
+        if not name.endswith(".txt"):
+            (folder / name).with_suffix(".txt").write_text("A red square.\n")
+    for name in (".DS_Store", "Thumbs.db", "a.jpg.json", "b.npy"):
+        (folder / name).write_bytes(b"0")
+    return folder
+
+
+def tar(path: Path, names: tuple[str, ...], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name in names:
+            member = tarfile.TarInfo(name)
+            data = b"A red square.\n" if name.endswith(".txt") else picture()
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_a_folder_to_train_on(photos: Path) -> None:
+    reading = FolderReading(photos)
+    rows = [row for row in reading.rows() if isinstance(row, Row)]
+    assert [row.image for row in rows] == sorted(IMAGES)
+    assert reading.left_out.sentence() == SENTENCE
+
+
+def test_a_folder_to_caption(photos: Path) -> None:
+    found = read_inputs([str(photos)])
+    assert list(found.paths) == sorted(IMAGES)
+    assert found.left_out.sentence() == SENTENCE
+    for name in IMAGES:
+        (photos / name).unlink()
+    with pytest.raises(DataError, match=r"no images in .*: .* 1 \.heic"):
+        read_inputs([str(photos)])
+
+
+def test_the_commands_say_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*command: object) -> str:
+        assert cli.run(lambda: cli.call(cli.app, [str(part) for part in command])) == 0
+        return capsys.readouterr().err
+
+    assert f"{SENTENCE}.\n" in run("prepare", "folder", photos, "--out", tmp_path / "m.jsonl")
+    names = ("0.jpg", "0.txt", "0.mov", "1.jfif", "1.txt")
+    said = run("prepare", "webdataset", tar(tmp_path / "a.tar", names), "--out", tmp_path / "w.jsonl")
+    assert "1 member is not an image by its ending: 1 .mov.\n" in said
+    assert "images             2" in said
+
+
+def test_a_given_file_is_read_whatever_its_ending_is(tmp_path: Path) -> None:
+    (tmp_path / "photo.bin").write_bytes(picture())
+    assert list(read_inputs([str(tmp_path / "photo.bin")]).paths) == [str(tmp_path / "photo.bin")]
+    (tmp_path / "photo.bin").write_bytes(b"no image")
+    with pytest.raises(DataError, match="by its ending or its content"):
+        read_inputs([str(tmp_path / "photo.bin")])
+
+
+def test_members_of_a_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("0.jpg", "0.txt", "1.jpe", "2.heic", "3.eps", "4.npy", "5.jpg_large")
+    path = tar(tmp_path / "a.tar", names)
+    with caplog.at_level(logging.WARNING):
+        entries = list(TarShard("a", str(path)).items())
+    # A HEIF picture is an image for certain: it goes into the quarantine with the extra's name.
+    assert [entry.id for entry in entries if isinstance(entry, Item)] == ["0", "1", "2", "5"]
+    assert "1 member is not an image by its ending: 1 .eps." in caplog.text
+    reading = WebDatasetReading(path, EmbeddedImages(tmp_path / "out"))
+    assert [row.id for row in reading.rows() if isinstance(row, Row)] == ["0"]
+    assert reading.left_out.sentence("member") == (
+        "2 members are not images by their ending: 1 .eps, 1 .heic; to read .heic: pip install 'captune[heic]'"
+    )
+
+
+def test_many_endings_are_counted_together() -> None:
+    left_out = LeftOut()
+    assert left_out.sentence() is None
+    for number in range(20):
+        left_out.add(f"a.{number}")
+    left_out.add("b.mov")
+    left_out.add("c.MOV")
+    sentence = left_out.sentence()
+    assert sentence is not None
+    assert sentence.startswith("22 files are not images by their ending: 2 .mov, 1 .0, ")
+    assert sentence.endswith("13 of other endings")
