@@ -25,8 +25,8 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run (its pretrained model and every epoch side by side), a checkpoint of one, a captune model, a "
-            "hub id, or toy."
+            help="A run (its pretrained model and every epoch side by side), a checkpoint of one, a captune model, "
+            "any image-text-to-text model of transformers, a hub id, or toy."
         ),
     ] = "toy",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",

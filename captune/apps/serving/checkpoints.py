@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captune.apps.serving.captioners import ServedCaptioner
+from captune.apps.serving.questions import Dialogue, Prompt, layout_prompt
 from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import load_config
-from captune.errors import InputError, WeightsError
+from captune.errors import WeightsError
 from captune.model.adapter import load_trained, read_record
 from captune.model.loading import load_model, pick_device
 
@@ -67,6 +69,15 @@ class ServedModel:
         config = self.model.llm.config.get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or 2048)
 
+    def lay_out(self, dialogue: Dialogue, max_tokens: int) -> Prompt:
+        """The prompt of a dialogue.
+
+        Raises:
+            APIError: 400 when prompt and answer together are longer than the model's context.
+        """
+        ids = layout_prompt(self.processor.layout, dialogue, self.context, max_tokens)
+        return Prompt(ids, tokens=len(ids))
+
     def select(self, name: str) -> None:
         """Put a checkpoint's tensors into the model; nothing is done when they are there."""
         if name == self._current:
@@ -82,23 +93,23 @@ class ServedModel:
         return self.captioner.encode(pixels, len(pixels))
 
 
-def load_served(path: str) -> ServedModel:
+def load_served(path: str) -> ServedModel | ServedCaptioner:
     """Load what `captune serve` was given.
 
     Args:
-        path: a run (its pretrained model and every epoch are served), a checkpoint of one, a captune model, a hub id,
-            or `toy`.
+        path: a run (its pretrained model and every epoch are served), a checkpoint of one, a captune model, any other
+            captioner, a hub id, or `toy`.
 
     Raises:
-        InputError: it is none of these, broken, or a model of another kind.
+        InputError: it is none of these, or broken.
     """
     folder = Path(path).expanduser()
     if (folder / "config.yaml").is_file():
         return _load_run(folder)
     captioner = Captioner.from_pretrained(path)
-    if not isinstance(captioner, MiniGPT4Captioner):
-        raise InputError(f"{path} is no captune model, and only those are served; captune caption takes it.")
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name if folder.exists() else path.split("/")[-1])
+    if not isinstance(captioner, MiniGPT4Captioner):
+        return ServedCaptioner(captioner, name)
     return ServedModel(captioner, {name: _trained(captioner.model)}, {name: str(captioner.instruction)})
 
 

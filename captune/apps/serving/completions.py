@@ -15,14 +15,15 @@ from typing import Any, Literal
 from starlette.concurrency import run_in_threadpool
 
 from captune.apps.serving.bodies import refuse_unsupported
+from captune.apps.serving.captioners import ServedCaptioner
 from captune.apps.serving.checkpoints import ServedModel
-from captune.apps.serving.engine import Engine
 from captune.apps.serving.errors import APIError
 from captune.apps.serving.jobs import Event, Job
 from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.pool import ImagePool
-from captune.apps.serving.questions import ImageLimits, has_remote_images, layout_prompt, read_messages
+from captune.apps.serving.questions import ImageLimits, Prompt, has_remote_images, read_messages
 from captune.apps.serving.schema import ChatRequest, Choice, Completion, Reply, Usage
+from captune.apps.serving.waiting import Waiting
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError
 
@@ -88,8 +89,8 @@ class Answering:
 
     def __init__(
         self,
-        served: ServedModel,
-        engine: Engine,
+        served: ServedModel | ServedCaptioner,
+        engine: Waiting,
         pool: ImagePool,
         measurements: Measurements,
         limits: Limits,
@@ -153,10 +154,11 @@ class Answering:
             # The first of several answers is the one that there would be alone; the others draw other numbers.
             draws = f"{seed}/{number}" if number else f"{seed}"
             stops = tuple(request.stop or ())
-            jobs.append(Job(request.model, prompt, images, options, draws, partial(tell, number), stops))
+            told = partial(tell, number)
+            jobs.append(Job(request.model, prompt.ids, images, options, draws, told, stops, prompt.question))
         self._engine.submit(*jobs)
-        self._measurements.prompt_tokens.inc(len(prompt))
-        return Answers(jobs, news, len(prompt))
+        self._measurements.prompt_tokens.inc(prompt.tokens)
+        return Answers(jobs, news, prompt.tokens)
 
     async def whole(self, request: ChatRequest, answers: Answers, name: str, gone: asyncio.Future[None]) -> Completion:
         """Wait for the end of all answers.
@@ -226,12 +228,11 @@ class Answering:
             # A client that leaves ends this generator here.
             answers.cancel()
 
-    def _read(self, request: ChatRequest, options: DecodingOptions) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
-        """The ids of a request's prompt, and its image files."""
+    def _read(self, request: ChatRequest, options: DecodingOptions) -> tuple[Prompt, tuple[bytes, ...]]:
+        """A request's prompt, and its image files."""
         instruction = self._served.instructions[request.model]
         dialogue = read_messages(request.messages, instruction, self._limits.images, self._fetch)
-        layout = self._served.processor.layout
-        return layout_prompt(layout, dialogue, self._served.context, options.max_new_tokens), dialogue.images
+        return self._served.lay_out(dialogue, options.max_new_tokens), dialogue.images
 
     def _usage(self, answers: Answers, ended: Mapping[int, Event]) -> Usage:
         """What all answers took, which is counted here; the prompt they share is one."""

@@ -7,7 +7,6 @@ a `DecodingLoop` of its own; groups take steps in turns, so that two checkpoints
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from captune.apps.serving.errors import APIError
 from captune.apps.serving.group import Group
 from captune.apps.serving.jobs import Event, Job, Pixels
 from captune.apps.serving.measurements import Measurements
+from captune.apps.serving.waiting import Waiting
 from captune.decoding import DecodingOptions
 from captune.decoding.backoff import is_out_of_memory
 
@@ -41,7 +41,7 @@ REMEMBERED = 128
 """Images whose features are kept: a dialogue and a comparison of checkpoints ask of the same image again."""
 
 
-class Engine:
+class Engine(Waiting):
     """Owns a model and answers jobs.
 
     Args:
@@ -54,50 +54,11 @@ class Engine:
     def __init__(
         self, served: ServedModel, measurements: Measurements, *, slots: int = 32, most_waiting: int = 256
     ) -> None:
+        super().__init__(measurements, most_waiting, "captune-decoding")
         self.served = served
-        self._measurements = measurements
         self._slots = slots
-        self._most_waiting = most_waiting
-        self._waiting: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._stopping = False
         self._groups: dict[Any, Group] = {}
         self._features: OrderedDict[str, Tensor] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="captune-decoding", daemon=True)
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether jobs are answered."""
-        return self._thread.is_alive() and not self._stopping
-
-    def submit(self, *jobs: Job) -> None:
-        """Take in jobs, all or none.
-
-        Raises:
-            APIError: 429 when too many wait, 503 when the engine is stopping.
-        """
-        with self._changed:
-            if self._stopping or not self._thread.is_alive():
-                raise APIError(503, "The server is stopping.", code="stopping")
-            # More answers than may wait, of one request, come in when nothing else waits: else they never would.
-            if len(self._waiting) + len(jobs) > max(self._most_waiting, len(jobs)):
-                raise APIError(
-                    429, f"{self._most_waiting} requests are waiting already; try again in a moment.", code="queue_full"
-                )
-            self._waiting.extend(jobs)
-            self._measurements.waiting.set(len(self._waiting))
-            self._changed.notify()
-
-    def stop(self, seconds: float = 20.0) -> None:
-        """Answer what was taken in, then end; give up after some seconds."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join(seconds)
 
     def _run(self) -> None:
         while True:

@@ -6,9 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from captune.apps.serving.errors import APIError
 from captune.decoding import DecodingOptions
@@ -23,14 +21,14 @@ class Pixels:
 
     Attributes:
         key: tells it from others.
-        values: (3, S, S) float32.
+        values: what the captioner's `prepare` gives, such as (3, S, S) float32 or a Pillow image.
     """
 
     key: str
-    values: NDArray[np.float32]
+    values: Any
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> Pixels:
+    def of(cls, values: Any) -> Pixels:
         """Pixels named after what they are."""
         return cls(hashlib.sha256(values.tobytes()).hexdigest(), values)
 
@@ -65,6 +63,7 @@ class Job:
         options: how to decode; their seed is 0, the asker's own is in `draws`.
         draws: names the stream of draws when sampling.
         tell: called with every event, in the engine's thread.
+        question: what a captioner that reads no ids is asked.
         stops: texts that end the answer and are no part of it.
         cancelled: set by whoever does not want it any more.
         arrived: when, on the monotonic clock.
@@ -78,6 +77,7 @@ class Job:
     draws: str
     tell: Callable[[Event], None]
     stops: tuple[str, ...] = ()
+    question: str = ""
     cancelled: bool = False
     arrived: float = field(default_factory=time.monotonic)
     stream: TextStream | None = None

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from captune.apps.serving.captioners import ServedCaptioner
 from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.errors import APIError
 from captune.apps.serving.jobs import Pixels
@@ -22,7 +23,7 @@ class ImagePool:
         threads: files decoded at once; one of the largest that are let in takes a few hundred MB while it is decoded.
     """
 
-    def __init__(self, served: ServedModel, threads: int = 2) -> None:
+    def __init__(self, served: ServedModel | ServedCaptioner, threads: int = 2) -> None:
         self._served = served
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="captune-images")
 

@@ -19,6 +19,7 @@ __all__ = [
     "CHARACTERS_PER_TOKEN",
     "Dialogue",
     "ImageLimits",
+    "Prompt",
     "decode_data_url",
     "has_remote_images",
     "layout_prompt",
@@ -59,6 +60,21 @@ class Dialogue:
     turns: tuple[tuple[str, str], ...]
     question: str
     images: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model reads besides the images.
+
+    Attributes:
+        ids: of its tokens, where it is decoded token by token.
+        question: what any other captioner is asked; empty asks nothing.
+        tokens: how many it reads.
+    """
+
+    ids: tuple[int, ...] = ()
+    question: str = ""
+    tokens: int = 0
 
 
 def read_messages(

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from captune import __version__
 from captune.apps.http import LOCAL_HOSTS, Guard
 from captune.apps.serving.bodies import BoundedRoute, validation_failure
+from captune.apps.serving.captioners import CaptionerEngine, ServedCaptioner
 from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.completions import Answering, Limits
 from captune.apps.serving.engine import Engine
@@ -27,6 +28,7 @@ from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.page import PAGE_FILES, index, page_file
 from captune.apps.serving.pool import ImagePool
 from captune.apps.serving.schema import ChatRequest, Completion, Failure, ModelCard, ModelList
+from captune.apps.serving.waiting import Waiting
 
 if TYPE_CHECKING:
     from captune.apps.http import Application
@@ -48,7 +50,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 
 def serving_application(
-    served: ServedModel,
+    served: ServedModel | ServedCaptioner,
     *,
     limits: Limits | None = None,
     hosts: Sequence[str] | None = LOCAL_HOSTS,
@@ -68,7 +70,12 @@ def serving_application(
     """
     chosen = limits or Limits()
     measurements = Measurements()
-    engine = Engine(served, measurements, slots=chosen.slots, most_waiting=chosen.waiting)
+    slots, waiting = chosen.slots, chosen.waiting
+    engine: Waiting
+    if isinstance(served, ServedCaptioner):
+        engine = CaptionerEngine(served, measurements, slots=slots, most_waiting=waiting)
+    else:
+        engine = Engine(served, measurements, slots=slots, most_waiting=waiting)
     pool = ImagePool(served)
     answering = Answering(served, engine, pool, measurements, chosen, fetch)
 
@@ -99,7 +106,11 @@ def serving_application(
 
 
 def _add_endpoint(
-    application: FastAPI, served: ServedModel, engine: Engine, measurements: Measurements, answering: Answering
+    application: FastAPI,
+    served: ServedModel | ServedCaptioner,
+    engine: Waiting,
+    measurements: Measurements,
+    answering: Answering,
 ) -> None:
     created = int(time.time())
 
@@ -156,7 +167,7 @@ def _add_endpoint(
         return Response(measurements.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(application: FastAPI, served: ServedModel, examples: dict[str, Path]) -> None:
+def _add_page(application: FastAPI, served: ServedModel | ServedCaptioner, examples: dict[str, Path]) -> None:
     names = list(examples)
 
     @application.get("/", include_in_schema=False)

@@ -1,0 +1,118 @@
+"""Captioners that are no MiniGPT-4 behind the endpoint: whole answers, the captions that they give elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from vision_families import save_family
+
+from captune.apps.serving.captioners import ServedCaptioner
+from captune.apps.serving.checkpoints import load_served
+from captune.apps.serving.server import serving_application
+from captune.captioner import Captioner
+from captune.decoding import DecodingOptions
+
+
+@pytest.fixture(scope="module", params=["blip", "llava"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ServedCaptioner:
+    made = load_served(str(save_family(request.param, tmp_path_factory.mktemp("model") / request.param)))
+    assert isinstance(made, ServedCaptioner)
+    assert made.names == (request.param,)
+    return made
+
+
+@pytest.fixture
+def client(served: ServedCaptioner) -> Iterator[TestClient]:
+    with TestClient(serving_application(served, hosts=None)) as client:  # type: ignore[arg-type]
+        yield client
+
+
+def data_url(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def body(served: ServedCaptioner, *parts: Any, **settings: Any) -> dict[str, Any]:
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else
+        {"type": "image_url", "image_url": {"url": data_url(part)}}
+        for part in parts
+    ]  # fmt: skip
+    messages = [{"role": "user", "content": content}]
+    return {"model": served.names[0], "messages": messages, "max_tokens": 6, **settings}
+
+
+def answer(client: TestClient, asked: dict[str, Any]) -> str:
+    response = client.post("/v1/chat/completions", json=asked)
+    assert response.status_code == 200, response.text
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def caption(captioner: Captioner, picture: Image.Image, question: str | None = None, **settings: Any) -> str:
+    return captioner(picture, question, DecodingOptions(max_new_tokens=6, **settings))
+
+
+def test_the_answer_is_the_caption(served: ServedCaptioner, client: TestClient, pictures: list[Image.Image]) -> None:
+    expected = [caption(served.captioner, picture) for picture in pictures[:6]]
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(lambda picture: answer(client, body(served, picture)), pictures[:6])) == expected
+    question = "What colour is it?"
+    assert answer(client, body(served, pictures[0], question)) == caption(served.captioner, pictures[0], question)
+    beams = body(served, pictures[0], num_beams=2)
+    assert answer(client, beams) == caption(served.captioner, pictures[0], beams=2)
+
+
+def test_streams_and_stops(served: ServedCaptioner, client: TestClient, pictures: list[Image.Image]) -> None:
+    text = caption(served.captioner, pictures[0])
+    with client.stream("POST", "/v1/chat/completions", json=body(served, pictures[0], stream=True)) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    assert sum('"content":' in line for line in lines) >= 2
+    if len(text) > 1:
+        response = client.post("/v1/chat/completions", json=body(served, pictures[0], stop=text[1]))
+        (choice,) = response.json()["choices"]
+        assert choice["message"]["content"] == text.partition(text[1])[0]
+        assert choice["finish_reason"] == "stop"
+    several = client.post("/v1/chat/completions", json=body(served, pictures[0], n=2, temperature=1.0, seed=1)).json()
+    assert [choice["index"] for choice in several["choices"]] == [0, 1]
+
+
+def test_what_a_captioner_cannot_answer(
+    served: ServedCaptioner, client: TestClient, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = client.post("/v1/chat/completions", json=body(served, pictures[0], pictures[1]))
+    assert two.status_code == 400
+    assert "captions one image" in two.json()["error"]["message"]
+    dialogue = body(served, pictures[0])
+    dialogue["messages"] += [{"role": "assistant", "content": "A dog."}, {"role": "user", "content": "And?"}]
+    assert "continues no dialogue" in client.post("/v1/chat/completions", json=dialogue).json()["error"]["message"]
+
+    def fail(**settings: Any) -> Any:
+        raise ValueError("no such cache")
+
+    monkeypatch.setattr(served.captioner.model, "generate", fail)  # type: ignore[attr-defined]
+    failed = client.post("/v1/chat/completions", json=body(served, pictures[0]))
+    assert failed.status_code == 400
+    assert "cannot caption this way (ValueError: no such cache)" in failed.json()["error"]["message"]
+    monkeypatch.undo()
+    assert answer(client, body(served, pictures[0])) == caption(served.captioner, pictures[0])
+
+
+def test_a_model_that_reads_no_words(pictures: list[Image.Image], tmp_path: Path) -> None:
+    made = load_served(str(save_family("vision-encoder-decoder", tmp_path)))
+    assert isinstance(made, ServedCaptioner)
+    with TestClient(serving_application(made, hosts=None)) as client:  # type: ignore[arg-type]
+        assert answer(client, body(made, pictures[0])) == caption(made.captioner, pictures[0])
+        asked = client.post("/v1/chat/completions", json=body(made, pictures[0], "What is it?"))
+        assert asked.status_code == 400
+        assert "captions without a question" in asked.json()["error"]["message"]
