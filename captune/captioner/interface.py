@@ -18,7 +18,7 @@ from typing import Any, overload
 from captune.data.images import Picture, as_list
 from captune.data.lookahead import in_order
 from captune.decoding import Caption, DecodingOptions
-from captune.errors import RefusedImagesError
+from captune.errors import NonFiniteScoresError, RefusedImagesError
 
 __all__ = ["Captioner", "Picture"]
 
@@ -139,22 +139,25 @@ class Captioner(ABC):
 
         Raises:
             DataError: an image cannot be read; names the file.
-            RefusedImagesError: the model refuses some; all others are captioned.
+            RefusedImagesError: the model refuses some, or its scores of some are not numbers (NonFiniteScoresError);
+                all others are captioned.
         """
         size = 4 * (options or DecodingOptions()).batch_size
         captions: list[Caption | None] = []
         reasons: dict[int, str] = {}
+        kind = RefusedImagesError
         for start in range(0, len(files), size):
             prepared = [made for _, made in in_order(files[start : start + size], self.prepare)]
             try:
                 captions += self.generate(prepared, instruction, options)
             except RefusedImagesError as error:
+                kind = type(error) if isinstance(error, NonFiniteScoresError) else kind
                 reasons |= {start + place: reason for place, reason in error.reasons.items()}
                 captions += error.captions
             if on_progress is not None:
                 on_progress(len(captions), len(files))
         if reasons:
-            raise RefusedImagesError(captions, reasons, [str(file) for file in files])
+            raise kind(captions, reasons, [str(file) for file in files])
         return [caption for caption in captions if caption is not None]
 
     def stream(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.fast import FastDecoder
 from captune.captioner.generation import Observer, caption_ends, reset_decoding, written_ids
@@ -22,14 +22,19 @@ from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
 from captune.data.images import read_picture
 from captune.decoding import Caption, DecodingOptions
 from captune.decoding.backoff import in_batches, is_out_of_memory
+from captune.decoding.finite import NOT_NUMBERS, ScoreCheck
 from captune.decoding.reference import Draws
-from captune.errors import CaptuneError, ConfigError, RefusedImagesError, WeightsError
+from captune.errors import CaptuneError, ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
 from captune.model.processor import DEFAULT_INSTRUCTION
 
 __all__ = ["TransformersCaptioner"]
 
 _SAME = 1e-3
 """Largest relative difference of scores that rounding explains in float32; other formats are given more room."""
+
+
+_TRIED_APART = 4
+"""Images whose scores are not numbers even alone, after which the others of a batch are not tried alone."""
 
 
 class TransformersCaptioner(Captioner):
@@ -124,7 +129,8 @@ class TransformersCaptioner(Captioner):
                 if on_progress is not None:
                     on_progress(done, len(prepared))
         if reasons:
-            raise RefusedImagesError(captions, reasons)
+            kind = NonFiniteScoresError if NOT_NUMBERS in reasons.values() else RefusedImagesError
+            raise kind(captions, reasons)
         return [caption for caption in captions if caption is not None]
 
     def _groups(self, images: Sequence[Image.Image], options: DecodingOptions) -> list[list[int]]:
@@ -189,7 +195,8 @@ class TransformersCaptioner(Captioner):
             torch.OutOfMemoryError: the batch is too much.
         """
         try:
-            return list(self._batch(images, keys, text, options))
+            rows = self._batch(images, keys, text, options)
+            return self._apart(rows, images, keys, text, options) if len(images) > 1 else rows
         except CaptuneError:
             raise
         except Exception as error:  # processors and models of hundreds of families raise anything
@@ -204,17 +211,39 @@ class TransformersCaptioner(Captioner):
             raise WeightsError(f"{self.name} cannot caption this way ({first_line(failure)}).") from failure
         return [f"{self.name} refuses it ({first_line(failure)})."]
 
+    def _apart(
+        self,
+        rows: list[Caption | str],
+        images: list[Image.Image],
+        keys: Sequence[str],
+        text: str | None,
+        options: DecodingOptions,
+    ) -> list[Caption | str]:
+        """Captions of a batch, those whose scores are not numbers generated again without neighbours.
+
+        Models that lay the patches of all images end to end let one image's NaN spoil the others. Where the first few
+        fail alone as well, so does the model.
+        """
+        tried = 0
+        for n, row in enumerate(rows):
+            if row == NOT_NUMBERS and tried < _TRIED_APART:
+                rows[n] = self._batch([images[n]], [keys[n]], text, options)[0]
+                tried += rows[n] == NOT_NUMBERS
+        return rows
+
     def _batch(
         self, images: list[Image.Image], keys: Sequence[str], text: str | None, options: DecodingOptions
-    ) -> list[Caption]:
-        observer = Observer()
-        output, prompt = self._output(images, keys, text, options, observer)
+    ) -> list[Caption | str]:
+        observer, check = Observer(), ScoreCheck()
+        output, prompt = self._output(images, keys, text, options, observer, check)
         if options.sampled and observer.scores is None:
             raise ConfigError(
                 f"{self.name} draws no words: its own generate drops what draws them; leave temperature 0."
             )
         rows, old = written_ids(output, prompt, observer.begin)
-        return [self._caption(row, old) for row in rows.tolist()]
+        captions = [self._caption(row, old) for row in rows.tolist()]
+        faulty = check.faulty([caption.tokens for caption in captions], beams=options.beams)
+        return [NOT_NUMBERS if n in faulty else caption for n, caption in enumerate(captions)]
 
     @torch.inference_mode()
     def _output(
@@ -223,14 +252,14 @@ class TransformersCaptioner(Captioner):
         keys: Sequence[str],
         text: str | None,
         options: DecodingOptions,
-        observer: Observer,
+        *watching: LogitsProcessor,
     ) -> tuple[Tensor, Tensor | None]:
         """What `generate` gives for a batch, and the ids that it was given."""
         inputs = self.inputs.batch(images, text).to(self.model.device, self.model.dtype)
         settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
         if options.repetition_penalty != 1.0:
             settings["repetition_penalty"] = options.repetition_penalty
-        processors: list[Any] = [observer, *([Draws(options, keys)] if options.sampled else [])]
+        processors: list[Any] = [*watching, *([Draws(options, keys)] if options.sampled else [])]
         output = self.model.generate(
             **inputs,
             max_new_tokens=options.max_new_tokens,

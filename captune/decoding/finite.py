@@ -20,7 +20,7 @@ __all__ = ["NOT_NUMBERS", "ScoreCheck", "refuse_faulty"]
 
 NOT_NUMBERS = (
     "the model's scores are not numbers (NaN or infinite): a weight is broken, or the number format overflows; try "
-    "--dtype bfloat16 or float32"
+    "--dtype bfloat16 or float32 (model.dtype in a run's configuration)"
 )
 """Why an image has no caption."""
 
@@ -38,6 +38,9 @@ class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no 
         """The (R, V) scores, unchanged; called once a step."""
         faulty = ~scores.amax(dim=-1).isfinite()
         now = torch.where(faulty, self._step, _NEVER)
+        if self._first is not None and len(self._first) != len(now):
+            # A family that changes its batch on the way: whose rows these were is not known.
+            self._first = self._first.amin().expand(len(now))
         self._first = now if self._first is None else torch.minimum(self._first, now)
         self._step += 1
         return scores
@@ -51,7 +54,9 @@ class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no 
         """
         if self._first is None:
             return set()
-        first = self._first.view(len(lengths), -1).amin(dim=1).tolist()
+        whole = len(self._first) % len(lengths) == 0
+        each = self._first.view(len(lengths), -1) if whole else self._first.expand(len(lengths), -1)
+        first = each.amin(dim=1).tolist()
         # The steps of a beam search decide its answer even where they are more than the answer is long.
         ends = [_NEVER] * len(lengths) if beams > 1 else lengths
         return {n for n, (step, end) in enumerate(zip(first, ends, strict=True)) if step < end}

@@ -10,8 +10,9 @@ from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import RunConfig
 from captune.data.locks import folder_lock
 from captune.decoding import Caption
+from captune.errors import NonFiniteScoresError
 from captune.evaluation.destination import check_destination, is_own_evaluation
-from captune.evaluation.scoring import Evaluation
+from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import Alone, StoredFeatures, features_of, store_root
 from captune.model.adapter import load_trained, read_record
@@ -42,7 +43,8 @@ def evaluate_checkpoints(
         All rows, the pretrained model first, other captioners last.
 
     Raises:
-        InputError: data, model or a checkpoint cannot be used.
+        InputError: data, model or a checkpoint cannot be used; or the scores of some are not numbers, which have no
+            row, while all others are scored.
     """
     tell = listener if listener is not None else _ignore
     check_destination(config, checkpoints)
@@ -50,17 +52,18 @@ def evaluate_checkpoints(
         evaluation = Evaluation(config, evaluation_set(config, tell))
         if is_own_evaluation(config, config.output, checkpoints):
             evaluation.recall()
-        _evaluate(config, evaluation, checkpoints, tell)
+        faulty = _evaluate(config, evaluation, checkpoints, tell)
         # The model is let go of before another one is loaded.
-        _compare(config, evaluation, captioners, tell)
+        faulty += _compare(config, evaluation, captioners, tell)
         # Not before: captions are kept in the cache, and scores that are there stay complete until all are made anew.
         evaluation.write()
         write_report(config.output, evaluation.run_scores())
+    refuse_rows(faulty, config.output)
     return evaluation.run_scores()
 
 
-def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> None:
-    """Caption and score the pretrained model and every checkpoint."""
+def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> list[str]:
+    """Caption and score the pretrained model and every checkpoint; names of those whose scores are not numbers."""
     records = [read_record(folder) for folder in checkpoints]
     device = pick_device()
     model = load_model(config.model, device, parts=LANGUAGE)
@@ -88,14 +91,25 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         )
         return stored.all_whole("evaluation images")
 
-    evaluate(None)
+    try:
+        evaluate(None)
+    except NonFiniteScoresError:
+        # All other rows are compared with this one.
+        refuse_rows([checkpoint_name(None)], config.output, scored=False)
+    faulty = []
     for folder, record in zip(checkpoints, records, strict=True):
         load_trained(model, folder)
-        evaluate(record.epoch)
+        try:
+            evaluate(record.epoch)
+        except NonFiniteScoresError:
+            faulty.append(checkpoint_name(record.epoch))
+            evaluation.leave_out(faulty[-1])
+    return faulty
 
 
-def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], tell: Listener) -> None:
-    """Caption and score the same images with other captioners, one after the other."""
+def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], tell: Listener) -> list[str]:
+    """Caption and score the same images with other captioners; names of those whose scores are not numbers."""
+    faulty = []
     for path in captioners:
 
         def compared(done: int, count: int, name: str = path) -> None:
@@ -103,9 +117,15 @@ def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str
 
         captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, exif_rotation=config.exif_rotation)
         asked = evaluation.instruction_for(captioner)
-        captions = evaluation.caption_with(captioner, asked, compared)
+        try:
+            captions = evaluation.caption_with(captioner, asked, compared)
+        except NonFiniteScoresError:
+            faulty.append(_row_name(path))
+            evaluation.leave_out(faulty[-1])
+            continue
         row = evaluation.score(None, captions, name=_row_name(path), instruction=asked)
         tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
+    return faulty
 
 
 def _row_name(path: str) -> str:

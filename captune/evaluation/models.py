@@ -9,8 +9,8 @@ from pathlib import Path
 from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data.locks import folder_lock
-from captune.errors import ConfigError
-from captune.evaluation.scoring import Evaluation
+from captune.errors import ConfigError, NonFiniteScoresError
+from captune.evaluation.scoring import Evaluation, refuse_rows
 from captune.events import Listener
 from captune.protocols import evaluation_set
 from captune.report import read_scores, write_report
@@ -37,7 +37,7 @@ def evaluate_models(
 
     Raises:
         ConfigError: the protocol needs a run, or the output folder holds something else.
-        InputError: data or a model cannot be used.
+        InputError: data or a model cannot be used; or the scores of some are not numbers, which have no row.
     """
     names = row_names(models)
     chosen = evaluation_set(config, listener, guard=False)
@@ -51,6 +51,7 @@ def evaluate_models(
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
     with folder_lock(config.output, "captune evaluate"):
         evaluation = Evaluation(config, chosen)
+        faulty: list[str] = []
         for name, path in zip(names, models, strict=True):
 
             def captioned(done: int, count: int, name: str = name) -> None:
@@ -59,12 +60,19 @@ def evaluate_models(
             captioner = Captioner.from_pretrained(
                 path, dtype=config.model.dtype, instruction=instruction, exif_rotation=config.exif_rotation
             )
-            captions = evaluation.caption_with(captioner, captioner.instruction, captioned)
+            try:
+                captions = evaluation.caption_with(captioner, captioner.instruction, captioned)
+            except NonFiniteScoresError:
+                faulty.append(name)
+                continue
             row = evaluation.score(None, captions, name=name, instruction=captioner.instruction)
             listener({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
             del captioner  # before the next model is loaded
+        if not evaluation.rows:
+            refuse_rows(faulty, config.output, scored=False)
         evaluation.write()
         write_report(config.output, evaluation.run_scores())
+    refuse_rows(faulty, config.output)
     return evaluation.run_scores()
 
 

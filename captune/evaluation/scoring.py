@@ -18,7 +18,8 @@ from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, DecodingOptions, generate_captions
 from captune.decoding.caption_cache import cached_captions
-from captune.errors import InputError, RefusedImagesError
+from captune.decoding.finite import NOT_NUMBERS
+from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 from captune.features import StoredFeatures
 from captune.metrics import Scorer, Scores, Signature, prompt_hash
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
@@ -27,7 +28,7 @@ from captune.protocols import EvaluationSet
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.thumbnails import write_thumbnails
 
-__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"]
+__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "refuse_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,23 @@ def exif_mark(config: RunConfig, chosen: EvaluationSet) -> str | None:
     if not chosen.has_rotated_images:
         return None
     return "upright" if config.exif_rotation else "stored"
+
+
+def refuse_rows(faulty: Sequence[str], output: Path, *, scored: bool = True) -> None:
+    """End an evaluation in which the scores of some rows are not numbers.
+
+    Args:
+        faulty: names of these rows.
+        output: folder of the evaluation.
+        scored: whether there are other rows.
+
+    Raises:
+        InputError: there are such rows.
+    """
+    if faulty:
+        others = f" The other rows are in {output}." if scored else ""
+        missing = "it has" if len(faulty) == 1 else "they have"
+        raise InputError(f"{', '.join(faulty)}: {NOT_NUMBERS}; {missing} no row.{others}")
 
 
 class Evaluation:
@@ -137,6 +155,9 @@ class Evaluation:
             captioner: captions.
             instruction: what it is asked; None asks nothing.
             on_progress: called with (done, N) as captions are there.
+
+        Raises:
+            NonFiniteScoresError: the scores of some images are not numbers.
         """
         files = self.image_files
 
@@ -144,6 +165,8 @@ class Evaluation:
             chosen = [files[i] for i in places]
             try:
                 return captioner.caption_files(chosen, instruction, self._options, on_progress=on_progress)
+            except NonFiniteScoresError:
+                raise
             except RefusedImagesError as error:
                 logger.warning("%s Their captions count as empty.", error)
                 return [Caption("", 0, False) if caption is None else caption for caption in error.captions]
@@ -226,6 +249,10 @@ class Evaluation:
             if row.name != checkpoint_name(row.epoch):
                 # Another captioner was asked what its own signature tells.
                 self.rows[-1] = replace(self.rows[-1], signature=row.signature)
+
+    def leave_out(self, name: str) -> None:
+        """Forget what an earlier evaluation tells of a row that cannot be scored now."""
+        self._earlier.pop(name, None)
 
     def has(self, epoch: int | None) -> bool:
         """Whether the checkpoint of this epoch is scored already."""

@@ -22,6 +22,9 @@ SHARD = 1024
 """Images of a shard: about 50 MB of bfloat16 features, and what a killed run has to compute again at most."""
 
 
+_OVERFLOW = "a weight of the vision tower is broken, or its number format overflows (try model.dtype=float32)"
+
+
 class Broken(NamedTuple):
     """An image whose features cannot be made.
 
@@ -59,7 +62,7 @@ def encode_missing(
         on_progress: called with the number of images that are done.
 
     Returns:
-        The images that cannot be decoded.
+        The images that cannot be decoded, and those whose features are not numbers: these are not stored.
     """
     weight = model.vision.parameters().__next__()
     size = int(model.config.vision_config.image_size)
@@ -72,7 +75,12 @@ def encode_missing(
         if waiting:
             pixels = torch.from_numpy(np.stack([values for _, values in waiting])).to(weight.device, weight.dtype)
             encoded = model.encode_features(pixels).cpu()
-            shard.extend(zip((place for place, _ in waiting), encoded, strict=True))
+            usable = encoded.flatten(1).isfinite().all(dim=1).tolist()
+            for (place, _), features, is_usable in zip(waiting, encoded, usable, strict=True):
+                if is_usable:
+                    shard.append((place, features))
+                else:
+                    broken.append(Broken(place, f"the features of '{files[place]}' are not numbers: {_OVERFLOW}."))
             waiting.clear()
             if on_progress is not None:
                 on_progress(done)

@@ -168,8 +168,8 @@ def features_of(
                     config, files, contents, store, places, together, batch_size, exif_rotation, on_progress
                 )
                 store.refresh()
-    bad = {contents[item.place] for item in broken}
-    broken += [Broken(place, _reason(files[place])) for place, content in enumerate(contents) if content in bad]
+    bad = {contents[item.place]: item.reason for item in broken}
+    broken += [Broken(place, bad[content]) for place, content in enumerate(contents) if content in bad]
     reasons = dict(reversed(broken))
     whole = [place for place in range(len(files)) if place not in reasons]
     try:

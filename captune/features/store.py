@@ -23,6 +23,7 @@ from torch import Tensor
 from captune.data.atomic import atomic_file
 from captune.data.content_hash import HASH_BYTES
 from captune.data.lookahead import in_order
+from captune.errors import DataError
 from captune.features.identity import TowerIdentity
 from captune.features.shard import Shard, open_shard, write_shard
 
@@ -47,10 +48,22 @@ class StoredFeatures:
         return len(self._shard_of)
 
     def __getitem__(self, places: slice | Sequence[int]) -> Tensor:
-        """Copies of some images' features, (B, Q, F) on the CPU."""
+        """Copies of some images' features, (B, Q, F) on the CPU.
+
+        Raises:
+            DataError: some are not numbers; names the shard.
+        """
         chosen = range(*places.indices(len(self))) if isinstance(places, slice) else places
         rows = [self._shards[self._shard_of[place]].features[int(self._row_of[place])] for place in chosen]
-        return torch.stack(rows)
+        features = torch.stack(rows)
+        # One NaN or infinity makes the sum one, and a sum takes less time than a look at each number.
+        if not features.sum(dtype=torch.float32).isfinite() and not features.isfinite().all():
+            bad = next(place for place, row in zip(chosen, rows, strict=True) if not row.isfinite().all())
+            raise DataError(
+                f"'{self._shards[self._shard_of[bad]].path}' holds features that are not numbers; remove this file to "
+                "have them made again."
+            )
+        return features
 
     def every(self, step: int, first: int = 0) -> StoredFeatures:
         """Every so manieth image, from the first one given on."""

@@ -20,8 +20,9 @@ from captune.data.atomic import atomic_folder
 from captune.data.locks import folder_lock
 from captune.data.manifest import manifest_hash, resolve_image
 from captune.decoding import Caption
-from captune.errors import ConfigError, StoppedError
-from captune.evaluation import Evaluation
+from captune.decoding.finite import NOT_NUMBERS
+from captune.errors import ConfigError, InputError, NonFiniteScoresError, StoppedError
+from captune.evaluation import Evaluation, checkpoint_name
 from captune.events import Listener
 from captune.features import StoredFeatures
 from captune.hub import check_model
@@ -243,10 +244,12 @@ class _Run:
             self.journal.tell("captions", epoch=epoch, done=done, count=count)
 
         own = self.test_features.every(self.place.size, self.place.rank)
-        with self.together():
-            mine = self.evaluation.caption(self.model, own, report)
-        captions = self.place.merge(mine, len(self.test_features))
-        learnt = self.train_slice.scores(self._caption_together)
+        captions = self._captions(epoch, own, len(self.test_features), report)
+
+        def caption_slice(features: Tensor) -> list[Caption]:
+            return self._captions(epoch, features[self.place.rank :: self.place.size], len(features))
+
+        learnt = self.train_slice.scores(caption_slice)
         if self.place.is_main:
             row = self.evaluation.add(epoch, captions, learnt)
             self.journal.tell("cost", **self.cost.read())
@@ -257,11 +260,28 @@ class _Run:
         self.place.wait()
         self.model.train(training)
 
-    def _caption_together(self, features: Tensor) -> list[Caption]:
-        """Captions of images over all processes, on every one."""
+    def _captions(
+        self,
+        epoch: int | None,
+        own: Tensor | StoredFeatures,
+        count: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Captions of `count` images, of which this process makes its own; on every process.
+
+        Raises:
+            InputError: the scores of some are not numbers; all processes end.
+        """
+        mine: list[Caption] = []
         with self.together():
-            mine = self.evaluation.caption(self.model, features[self.place.rank :: self.place.size])
-        return self.place.merge(mine, len(features))
+            try:
+                mine, faulty = self.evaluation.caption(self.model, own, on_progress), False
+            except NonFiniteScoresError:
+                faulty = True
+        if self.place.any(faulty):
+            kept = "" if epoch is None else f" The checkpoints and the rows before it are in {self.config.output}."
+            raise InputError(f"{checkpoint_name(epoch)}: {NOT_NUMBERS}; it is not scored, and training ends.{kept}")
+        return self.place.merge(mine, count)
 
     def _save_state(self, step: int) -> None:
         if self.place.is_main:

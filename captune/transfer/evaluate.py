@@ -21,8 +21,10 @@ from captune.data.locks import folder_lock
 from captune.data.manifest import resolve_image
 from captune.data.partial import temporary_folder
 from captune.decoding import Caption, encode_images, generate_captions
+from captune.errors import NonFiniteScoresError
 from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark
 from captune.evaluation.destination import check_destination, is_own_evaluation
+from captune.evaluation.scoring import refuse_rows
 from captune.events import Event, Listener
 from captune.metrics import Scorer, Scores
 from captune.metrics.signature import prompt_hash
@@ -126,7 +128,7 @@ def _evaluate_matrix(
         places += [whole, *parts]
         if not number:
             for row in rows:
-                if row.instruction == asked[0]:
+                if row.instruction == asked[0] and row.name in captions:
                     home.score(epochs.get(row.checkpoint), captions[row.name])
     for damage in damages:
         place = work.place(sets[0], damage.name, "corruption", [image.id for image in sets[0].images])
@@ -135,9 +137,12 @@ def _evaluate_matrix(
             work.run(files, [place], f"images with {damage.name}")
         places.append(place)
     matrix = work.matrix(places)
+    for name in work.faulty:
+        home.leave_out(name)
     home.write()
     _write(config.output, matrix)
     write_report(config.output, home.run_scores())
+    refuse_rows(work.faulty, config.output)
     return matrix
 
 
@@ -171,6 +176,7 @@ class _Work:
     rows: list[Row]
     tell: Listener
     said: dict[tuple[str, str], list[Caption]] = field(default_factory=dict)
+    faulty: list[str] = field(default_factory=list)
 
     def place(self, chosen: EvaluationSet, name: str, kind: str, ids: list[str]) -> _Place:
         """A column that scores some images of a set."""
@@ -191,9 +197,15 @@ class _Work:
         features = self._encoded(files, what)
         chosen = places[0].chosen
         captions: dict[str, list[Caption]] = {}
-        for row in self.rows:
+        for row in [*self.rows]:
+            if row not in self.rows:
+                continue
             self.versions.use(row.checkpoint)
-            captions[row.name] = self._captions(features, chosen, row)
+            try:
+                captions[row.name] = self._captions(features, chosen, row)
+            except NonFiniteScoresError:
+                self._leave_out(row.checkpoint)
+                continue
             ids = [image.id for image in chosen.images]
             by_id = dict(zip(ids, captions[row.name], strict=True))
             for place in places:
@@ -203,6 +215,17 @@ class _Work:
             corpus = dict(places[0].found[row.name].corpus)
             self.tell({"event": "cell", "row": row.name, "column": places[0].name, "scores": corpus})
         return captions
+
+    def _leave_out(self, checkpoint: str) -> None:
+        """Take a checkpoint out of the matrix, whose scores are not numbers.
+
+        Raises:
+            InputError: it is the one that all others are compared with.
+        """
+        if checkpoint == self.rows[0].checkpoint:
+            refuse_rows([checkpoint], self.config.output, scored=False)
+        self.faulty.append(checkpoint)
+        self.rows[:] = [row for row in self.rows if row.checkpoint != checkpoint]
 
     def _encoded(self, files: Sequence[Path], what: str) -> Tensor:
         def encoded(done: int, count: int) -> None:
