@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from captune.bulk.contents import FileState
 from captune.bulk.job import Job
 from captune.bulk.output import Row
+from captune.bulk.payloads import Payloads
 from captune.bulk.progress import Progress
 from captune.bulk.shards import Entry, Rejected, Shard, file_states
 from captune.data.first_seen import FirstSeen
@@ -84,7 +85,15 @@ def caption_entries(
     bad: list[Row] = []
     size = captions.options.batch_size * _BATCHES
     # Photographs are large when they are decoded: one batch lies ready while a chunk is captioned.
-    for entry, made in in_order(entries, prepare, captions.workers, ahead=captions.options.batch_size):
+    payloads = Payloads()
+    looked = in_order(
+        payloads.admitted(entries),
+        lambda held: payloads.decoded(held, prepare),
+        captions.workers,
+        ahead=captions.options.batch_size,
+    )
+    for held, made in looked:
+        entry = held.entry
         if isinstance(made, Exception):
             bad.append({"id": entry.id, "image": entry.image, "reason": " ".join(str(made).split())})
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -69,6 +70,8 @@ def run(command: Callable[[], Any]) -> int:
     Returns:
         0 when done, 1 when captune or the machine failed, 2 when the input is wrong, 130 after Ctrl-C.
     """
+    # Pillow warns of EXIF data, palettes and sizes; what is wrong with a picture is said with its name.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         result = command()
     except CaptuneError as error:
