@@ -59,6 +59,14 @@ def test_overrides_win_and_reach_every_section() -> None:
     assert config.evaluation_manifest == Path("a.jsonl")
 
 
+@pytest.mark.parametrize(
+    "value", ["data.train_split=", "data.train_split=[]", "data.train_split=[1]", "data.train_split=7"]
+)
+def test_no_training_split(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_split is"):
+        parse_config({}, [value])
+
+
 def test_scientific_notation_without_a_point_is_a_number() -> None:
     """YAML 1.1 reads 3e-5 as text; a person means a number."""
     assert parse_config({}, ["train.learning_rate=3e-5"]).train.learning_rate == 3e-5

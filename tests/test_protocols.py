@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from captune.config import parse_config
-from captune.data.manifest import Sample, write_manifest
+from captune.data.manifest import Sample, read_manifest, write_manifest
 from captune.errors import ConfigError, DataError
 from captune.protocols import (
     cut_reply,
@@ -47,6 +47,27 @@ def test_slides_takes_training_images_and_says_leak(manifest: Path) -> None:
     assert chosen.leak is not None
     assert chosen.references[chosen.images[0].id][1:] == [f"{chosen.images[0].image[:-4]} p.", "m.", "It runs."]
     assert chosen.reply("a ### Assistant: b") == "b"
+
+
+@pytest.mark.parametrize("setting", ["train,test", "[train, test]", " test, train ,train"])
+def test_several_splits_are_trained_on_together(manifest: Path, setting: str) -> None:
+    rows = [Sample("x", "x.jpg", ("A cat .",), "restval"), Sample("y", "y.jpg", ("A cat .",), "val")]
+    write_manifest(manifest.parent / "more.jsonl", [*rows, *read_manifest(manifest)])
+    data = [f"data.train={manifest.parent / 'more.jsonl'}", f"data.train_split={setting}"]
+    config = parse_config({}, data)
+    assert len(training_images(config)) == 80
+    assert set(config.data.train_splits) == {"train", "test"}
+    config = parse_config({}, [*data, "data.train_split=train,restval", "evaluate.protocol=slides"])
+    assert config.data.train_split == "train,restval"
+    assert len(training_images(config)) == 61
+    assert evaluation_set(config).split == "train,restval"
+    with pytest.raises(DataError, match=r"no images of the split 'restvall'; it has train \(60\), test \(20\)"):
+        training_images(parse_config({}, [*data, "data.train_split=train,restvall"]))
+
+
+def test_evaluated_images_of_a_second_training_split_are_a_leak(manifest: Path) -> None:
+    config = parse_config({}, [f"data.train={manifest}", "data.train_split=[train,test]"])
+    assert "20 of 20 evaluated images were trained on" in str(evaluation_set(config).leak)
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ class Conversations:
         (text, count), *_ = self._instructions.most_common(1)
         shown = printable(" ".join(text.split()))[:80]
         more = "" if len(self._instructions) < _MOST_INSTRUCTIONS else " or more"
-        kinds = f"{len(self._instructions):,}{more}"
+        kinds = f"{len(self._instructions):,}{more}" if len(self._instructions) > 1 else "one"
         return [
-            f"conversations have {kinds} instructions, most often '{shown}' ({count:,} times); "
-            "a manifest holds none, so set model.instruction, and train.instructions for several"
+            f"the instructions of conversations are not kept ({kinds}; '{shown}' {count:,} times): a manifest holds "
+            "none, so set model.instruction, and train.instructions for several"
         ]
 
 

@@ -1,7 +1,8 @@
 """From an image's name in an annotation file to the file in the image folder, where the two are spelt differently.
 
-Names that differ from a file's in one of three known ways are found: paths of Windows (`C:\\data\\a.jpg`), letters with
-accents in the other of Unicode's two forms (a folder that went through macOS), and names without an ending.
+Names that differ from a file's in one of four known ways are found: paths of Windows (`C:\\data\\a.jpg`), letters with
+accents in the other of Unicode's two forms (a folder that went through macOS), paths that begin with the image folder
+(`images/a.jpg`), and names without an ending where the format leaves it out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SPELLINGS: Final = {
     "windows": "image names are paths of Windows",
     "unicode": "image names have accents in another Unicode form than the files (NFC, NFD)",
     "ending": "image names have no ending",
+    "folder": "image names begin with the name of the image folder",
 }
 """How names can differ from the files', as a summary says it."""
 
@@ -67,6 +69,9 @@ def file_name(name: str, folder: Path, *, any_ending: bool = False) -> tuple[str
     for form in written_alike(name):
         if os.path.isfile(folder / form):
             return form, "unicode"
+    below = name.removeprefix(f"{folder.resolve().name}/")
+    if below != name and os.path.isfile(folder / below):
+        return below, "folder"
     if any_ending:
         stem = os.path.splitext(name)[0]
         for ending in (*_USUAL, *sorted(image_suffixes().difference(_USUAL))):

@@ -91,7 +91,7 @@ class Summary:
     @property
     def notes(self) -> list[str]:
         """How splits were drawn, and how images were found whose files have other names, a sentence each."""
-        spelt = [f"{count:,} {SPELLINGS[way]}, such as {example}" for way, (count, example) in self._respelt.items()]
+        spelt = [f"{SPELLINGS[way]} ({count:,}, such as {example})" for way, (count, example) in self._respelt.items()]
         return [*self._division, *spelt]
 
     def divide(self, splits: dict[str, str], shares: Shares, division: Division) -> None:

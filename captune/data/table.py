@@ -219,6 +219,7 @@ def _delimited_records(
     for line, row in rows:
         if isinstance(row, DataError):
             hint = " --quoting none takes quotation marks as text." if "quotation mark" in str(row) else ""
+            hint = " --encoding names another encoding." if "is not UTF-8" in str(row) else hint
             yield Problem(reading.name, line, "malformed", f"{row}{hint}")
             continue
         if len(row) != len(header):
@@ -241,7 +242,10 @@ def _delimiter(header: str, usual: str, columns: Columns, reading: Reading) -> s
     """What divides the columns: the usual character, or the one that makes the needed columns of the header."""
 
     def names(delimiter: str) -> list[str]:
-        return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        try:
+            return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        except csv.Error:  # which reading the row will say
+            return []
 
     needed = set(columns.names())
     if needed <= set(names(usual)):
@@ -333,7 +337,7 @@ def _json_records(
             _point_out_split(columns, list(record), reading.name)
         good += 1
         yield entry.line, values
-    if first is not None and not good:
+    if first is not None and not good and not is_conversation(first.record):
         require_columns(columns, list(first.record), f"{reading.name}{f':{first.line}' if first.line else ''}")
     if first is None and passed:
         lists = ", ".join(f"'{key}'" for key in passed)

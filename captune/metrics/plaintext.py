@@ -41,7 +41,10 @@ def table_rows(
         return None
     header = text.lstrip("\r\n").partition("\n")[0][:_LONGEST_HEADER]
     for delimiter in _DELIMITERS:
-        columns = [column.strip() for column in next(csv.reader([header.rstrip("\r")], delimiter=delimiter), [])]
+        try:
+            columns = [column.strip() for column in next(csv.reader([header.rstrip("\r")], delimiter=delimiter), [])]
+        except csv.Error:  # no header
+            continue
         if any(key in columns for key in id_keys) and any(key in columns for key in caption_keys):
             return _rows(text, name, delimiter, columns, next(key for key in id_keys if key in columns))
     if _ending(name) in _TABLES:

@@ -74,7 +74,8 @@ def evaluation_sets(
     sets = [evaluation_set(config, listener)]
     for source in data:
         path, own = _path_and_split(source)
-        chosen = own or _split(path, split or config.data.evaluate_split, asked=split is not None)
+        wanted = split or config.data.evaluate_split
+        chosen = own or _split(path, wanted, config.data.train_splits, asked=split is not None)
         if chosen == sets[0].split and path.exists() and path.samefile(sets[0].manifest):
             continue  # home was named among the others
         section = config.data.model_copy(update={"evaluate": path, "evaluate_split": chosen})
@@ -104,7 +105,7 @@ def _path_and_split(source: str) -> tuple[Path, str | None]:
     return Path(source), None
 
 
-def _split(path: Path, wanted: str, *, asked: bool) -> str:
+def _split(path: Path, wanted: str, trained: tuple[str, ...], *, asked: bool) -> str:
     """The split of a manifest to evaluate: the wanted one, or the only one that is not for training."""
     counts: Counter[str] = Counter()
     for _, row in scan_manifest(path):
@@ -112,7 +113,7 @@ def _split(path: Path, wanted: str, *, asked: bool) -> str:
             counts[row.split] += 1
     if counts[wanted] or asked:
         return wanted
-    others = [name for name in counts if name != "train"] or list(counts)
+    others = [name for name in counts if name not in ("train", *trained)] or list(counts)
     if len(others) == 1:
         return others[0]
     there = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(20) if count)

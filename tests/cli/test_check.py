@@ -69,6 +69,19 @@ def test_targets_that_training_would_cut(manifest: Path, capsys: pytest.CaptureF
     assert check(manifest, "--model", "toy", "--strict") == 2
 
 
+def test_several_training_splits(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("imagehash", reason="needs the extra 'data'")
+    for name in ("b", "c"):
+        Image.effect_noise((64, 48), 40).save(manifest.parent / f"{name}.jpg")
+    splits = (("a", "train"), ("b", "restval"), ("c", "test"))
+    write_manifest(manifest, [Sample(name, f"{name}.jpg", ("A dog .",), split) for name, split in splits])
+    assert check(manifest, "--split", "train,restval", "--split", "test", "--against", manifest, "--json") == 0
+    (leaks,) = json.loads(capsys.readouterr().out)["leaks"]
+    assert (leaks["trained"], leaks["evaluated"]) == (2, 1)
+    assert check(manifest, "--split", "train,restvall") == 2
+    assert "no image is of the split 'restvall'" in capsys.readouterr().out
+
+
 def test_no_manifest_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path / "none.jsonl") == 2
     assert "there is no file" in capsys.readouterr().err

@@ -277,6 +277,50 @@ def test_hostile_tables_are_one_sentence(
     assert not (tmp_path / "m.jsonl").exists()
 
 
+def test_where_a_split_comes_from_is_said(repository: Path, flickr30k: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
+    annotations = [{"image_id": number, "caption": "A dog ."} for number in range(3)]
+    for name, words in (("latest.json", "train 3, since the name"), ("captions_val2017.json", "val 3, as the name")):
+        (flickr30k / name).write_text(json.dumps({"images": images, "annotations": annotations}))
+        done = run(repository, flickr30k, "prepare", "coco", name, "--images", "flickr30k-images", "--out", "c.jsonl")
+        assert f"{words} '{name}' says" in done.stderr
+
+
+def test_restval_and_shares_on_the_command_line(repository: Path, flickr30k: Path) -> None:
+    entries = [
+        {"filename": f"{number}.jpg", "split": split, "sentences": [{"raw": "A dog ."}]}
+        for number, split in enumerate(["train", "restval", "test"])
+    ]
+    (flickr30k / "k.json").write_text(json.dumps({"images": entries}))
+    arguments = ["prepare", "karpathy", "k.json", "--out", "k.jsonl", "--json"]
+    answer = json.loads(run(repository, flickr30k, *arguments).stdout)
+    assert answer["splits"] == {"train": 1, "restval": 1, "test": 1}
+    assert "--restval train" in answer["notes"][0]
+    answer = json.loads(run(repository, flickr30k, *arguments, "--restval", "train").stdout)
+    assert (answer["splits"], answer["notes"]) == ({"train": 2, "test": 1}, [])
+    (flickr30k / "t.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n2.jpg,c\n")
+    table = ["prepare", "table", "t.csv", "--images", "flickr30k-images", "--out", "t.jsonl", "--json", "--split"]
+    answer = json.loads(run(repository, flickr30k, *table, "train=0.6,test=0.4", "--seed", "1").stdout)
+    assert answer["splits"] == {"train": 2, "test": 1}
+    assert "seed 1" in answer["notes"][0]
+    for wrong, words in (("train,test", "expected one split, or shares"), ("train=0.6", "add up to 0.6")):
+        done = run(repository, flickr30k, *table, wrong)
+        assert (done.returncode, words in done.stderr) == (2, True)
+
+
+def test_problems_with_names_that_are_not_utf8_can_be_written(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in (b"caf\xe9", b"a"):
+        Image.new("RGB", (8, 8)).save(os.fsencode(tmp_path / "photos") + b"/" + name + b".png")
+        with open(os.fsencode(tmp_path / "photos") + b"/" + name + b".txt", "w") as stream:
+            stream.write("A dog .")
+    done = run(repository, tmp_path, "prepare", "folder", "photos", "--out", "m.jsonl", "--problems", "p.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "the image name 'caf\\xe9.png' is not UTF-8; rename the file." in done.stderr
+    (problem,) = map(json.loads, (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines())
+    assert problem["kind"] == "path"
+
+
 def test_a_table_with_a_mark_and_windows_line_ends(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfimage,caption\r\na.jpg,A dog .\r\n")
     done = run(repository, tmp_path, "prepare", "table", "t.csv", "--check-images", "none", "--out", "m.jsonl")

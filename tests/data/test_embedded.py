@@ -295,6 +295,98 @@ def test_no_tar(tmp_path: Path) -> None:
         list(WebDatasetReading(tmp_path / "a.tar", EmbeddedImages(tmp_path)).rows())
 
 
+def members(*files: tuple[str, bytes | str]) -> list[tuple[str, bytes]]:
+    return [(name, data.encode() if isinstance(data, str) else data) for name, data in files]
+
+
+def archive(path: Path, files: list[tuple[str, bytes]]) -> Path:
+    """A tar in which a name may be twice."""
+    with tarfile.open(path, "w") as tar_file:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar_file.addfile(member, io.BytesIO(data))
+    return path
+
+
+JPEG = picture(kind="JPEG")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (members(("a.jpg", JPEG), ("a.txt", "x"), ("a.jpg", JPEG), ("a.txt", "y")), "'a.jpg' is in the tar twice"),
+        (members(("a.jpg", JPEG), ("a.txt", "x"), ("a.txt", "y")), "'a.txt' is in the tar twice"),
+        (members(("a.jpg", JPEG), ("a.png", picture()), ("a.txt", "x")), "has two images, '.jpg' and '.png'"),
+    ],
+)
+def test_a_key_with_a_member_twice_is_left_out(tmp_path: Path, files: list[tuple[str, bytes]], words: str) -> None:
+    files += members(("b.jpg", JPEG), ("b.txt", "good"))
+    reading = WebDatasetReading(archive(tmp_path / "a.tar", files), EmbeddedImages(tmp_path / "i"))
+    rows, problems = split_up(list(reading.rows()))
+    assert [row.id for row in rows] == ["b"]
+    assert words in problems[0].message
+    assert problems[0].rows == sum(name.endswith(".txt") for name, _ in files) - 1
+    assert everything_below(tmp_path / "i") == ["b.jpg"]
+
+
+def test_a_key_that_comes_again_later_in_a_tar_is_left_out(tmp_path: Path) -> None:
+    files = [member for key in "aba" for member in members((f"{key}.jpg", JPEG), (f"{key}.txt", key))]
+    reading = WebDatasetReading(archive(tmp_path / "a.tar", files), EmbeddedImages(tmp_path / "i"))
+    rows, problems = split_up(list(reading.rows()))
+    assert [row.id for row in rows] == ["a", "b"]
+    assert [problem.message for problem in problems] == [
+        "the key 'a' is in the tar already; its second sample is left out."
+    ]
+
+
+def test_keys_that_begin_again_in_each_tar(tmp_path: Path) -> None:
+    for number, colour in enumerate(("red", "blue")):
+        files = [
+            member
+            for key in "01"
+            for member in members((f"{key}.jpg", picture(colour, "JPEG")), (f"{key}.txt", f"{colour} {key}"))
+        ]
+        archive(tmp_path / f"shard-{number}.tar", files)
+    reading = WebDatasetReading(tmp_path, EmbeddedImages(tmp_path / "i"))
+    rows, problems = split_up(list(reading.rows()))
+    assert [(row.id, row.captions) for row in rows] == [
+        ("0", ("red 0",)),
+        ("1", ("red 1",)),
+        ("shard-1/0", ("blue 0",)),
+        ("shard-1/1", ("blue 1",)),
+    ]
+    assert not problems
+    assert [(tmp_path / "i" / row.image).read_bytes() == picture("blue", "JPEG") for row in rows] == [False] * 2 + [
+        True
+    ] * 2
+    assert reading.notes == ["2 keys of earlier tars came again; ids have the tar's name, as 'shard-1/0'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "expected", "notes"),
+    [
+        ("A dog.", {"caption": "A dog.", "similarity": float("nan")}, ("A dog.",), 0),
+        (" A  dog. \n", {"caption": "A dog."}, ("A dog.",), 0),
+        ("A dog\nruns.", {"caption": "A dog\nruns."}, ("A dog\nruns.",), 0),
+        ("One.\nTwo.", {"captions": ["One.", "Two."]}, ("One.", "Two."), 0),
+        ("A dog.", {"caption": "A cat."}, ("A dog.",), 1),
+        ("A dog.", {"caption": None, "url": "x"}, ("A dog.",), 0),
+        ("", {"caption": "A dog."}, ("A dog.",), 0),
+    ],
+)
+def test_a_caption_in_text_and_json_is_one_caption(
+    tmp_path: Path, text: str, entry: dict[str, Any], expected: tuple[str, ...], notes: int
+) -> None:
+    for order in (("txt", "json"), ("json", "txt")):
+        contents = {"txt": text, "json": json.dumps(entry)}
+        files = members(("0.jpg", JPEG), *((f"0.{ending}", contents[ending]) for ending in order))
+        reading = WebDatasetReading(archive(tmp_path / "a.tar", files), EmbeddedImages(tmp_path / "i"))
+        rows, problems = split_up(list(reading.rows()))
+        assert [row.captions for row in rows] == [expected]
+        assert [problem.kind for problem in problems] == ["unused"] * notes
+
+
 # Hugging Face
 
 

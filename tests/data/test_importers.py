@@ -163,6 +163,16 @@ def test_karpathy(tmp_path: Path) -> None:
     ]
 
 
+def test_restval_may_be_training_images(tmp_path: Path) -> None:
+    entries = [karpathy_entry("a.jpg", "train"), karpathy_entry("b.jpg", "restval"), karpathy_entry("c.jpg", "test")]
+    entries[0]["cocoid"] = 391895.0
+    (tmp_path / "k.json").write_text(json.dumps({"images": entries}))
+    for options, splits in (({}, ["train", "restval", "test"]), ({"restval": "train"}, ["train", "train", "test"])):
+        rows, _ = split_up(karpathy_rows(Reading(tmp_path / "k.json"), **options))
+        assert [row.split for row in rows] == splits
+        assert rows[0].id == "391895"
+
+
 @pytest.mark.parametrize("text", ["{}", '{"images": []}', '{"image": [1]}', '{"images": {"a": 1}}', "[1]"])
 def test_not_karpathy(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"Karpathy's JSON|cannot be read"):
@@ -252,6 +262,36 @@ def test_coco_in_either_order(tmp_path: Path, order: list[str]) -> None:
         "entry 4 of images cannot be read: 'id' must be text or a whole number, not true or false.",
         "entry 5 of annotations cannot be read: 'caption' is missing.",
         "the image 9 ('9.jpg') has no caption.",
+    ]
+
+
+def test_two_images_of_one_id_lose_their_captions(tmp_path: Path) -> None:
+    images = [{"id": n, "file_name": name} for n, name in ((1, "a.jpg"), (2, "b.jpg"), ("1", "c.jpg"), (2.0, "b.jpg"))]
+    annotations = [{"image_id": n, "caption": f"caption {n}"} for n in (1, 2, 1)]
+    reading = written(tmp_path / "c.json", json.dumps({"annotations": annotations, "images": images}))
+    summary, samples = run(coco_rows(reading, split="val"), tmp_path)
+    assert [(sample.id, sample.image) for sample in samples] == [("2", "b.jpg")]
+    assert [problem.message for problem in summary.problems.first] == [
+        "the image id 1 is in the list of images twice: 'a.jpg' and 'c.jpg'.",
+        "the image id 1 is of several images; its 2 captions are left out.",
+    ]
+    assert summary.problems.rows == 2
+
+
+def test_an_entry_that_cannot_be_read_ends_no_import(tmp_path: Path) -> None:
+    text = (
+        '{"images": [{"id": 1, "file_name": "a.jpg", "area": NaN}, {"id": ' + "9" * 5000 + ', "file_name": "b.jpg"}],'
+        '"annotations": [{"image_id": 1, "caption": "x", "caption": "y"}, {"image_id": 1, "caption": "caf\xe9"},'
+        '{"image_id": 1.5, "caption": "z"}, {"image_id": 1, "caption": "good"}]}'
+    )
+    reading = written(tmp_path / "c.json", text.encode("latin-1"))
+    summary, samples = run(coco_rows(reading, split="val"), tmp_path)
+    assert [(sample.id, sample.captions) for sample in samples] == [("1", ("good",))]
+    assert [problem.message for problem in summary.problems.first] == [
+        "entry 2 of images cannot be read: 'id' must be text or a whole number, not inf.",
+        "entry 1 of annotations cannot be read: the key 'caption' is given twice.",
+        "the caption of '1' is not UTF-8 (byte 0xe9).",
+        "entry 3 of annotations cannot be read: 'image_id' must be text or a whole number, not 1.5.",
     ]
 
 
@@ -350,6 +390,27 @@ def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
     assert [Path(problem.file).name for problem in summary.problems.first] == ["alone.webp", "bad.txt"]
     assert str(summary.problems.first[1]) == f"{tmp_path}/bad.txt:1: the line is not UTF-8 (byte 0xe9 at column 1)."
     assert reading.share == 1.0
+
+
+def test_images_that_share_a_text_and_texts_without_an_image(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg", "cafe\u0301.jpg"):
+        (tmp_path / name).touch()
+    texts = {"a.txt": "One.\nTwo.", "b.txt": "Good.\nalso\0bad.\nFine.", "c.txt": "Three.", "caf\u00e9.txt": "Four."}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    summary, samples = run(FolderReading(tmp_path).rows(), tmp_path)
+    assert [(sample.id, sample.captions) for sample in samples] == [
+        ("b", ("Good.", "Fine.")),
+        ("cafe\u0301", ("Four.",)),
+    ]
+    assert summary.captions + summary.problems.rows == 7
+    assert [(Path(problem.file).name, problem.line, problem.kind) for problem in summary.problems.first] == [
+        ("c.txt", 0, "missing"),
+        ("a.jpg", 0, "duplicate"),
+        ("a.png", 0, "duplicate"),
+        ("b.txt", 2, "malformed"),
+    ]
+    assert "'a.jpg' and 'a.png' share 'a.txt'" in summary.problems.first[1].message
 
 
 def test_no_folder(tmp_path: Path) -> None:
