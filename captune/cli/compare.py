@@ -195,6 +195,21 @@ def _mark(bootstrap: Comparison, randomization: Comparison) -> str:
     return next((stars for level, stars in LEVELS if larger < level), "")
 
 
+def _shown_mark(shown: float, bootstrap: Comparison, randomization: Comparison, digits: int) -> str:
+    """The stars behind a number; none behind one that shows as 0."""
+    from captune.report.columns import shows_zero
+
+    if shows_zero(shown, digits) or shows_zero(bootstrap.difference, digits):
+        return ""
+    return _mark(bootstrap, randomization)
+
+
+def _signed(value: float, digits: int, sign: str = "+") -> str:
+    """A number with its sign, and 0 without one."""
+    text = f"{value:{sign}.{digits}f}"
+    return text.lstrip("+-") if not float(text) else text
+
+
 def _tables(
     scored: dict[str, Scores],
     tests: dict[str, dict[str, tuple[Comparison, Comparison]]],
@@ -211,8 +226,10 @@ def _tables(
     scores = list(scored[baseline].corpus)
     rows = []
     for name, system in scored.items():
-        marks = {score: _mark(*pair) for score, pair in tests.get(name, {}).items()}
-        rows.append([name, *(f"{system.corpus[score]:.{digits}f}{marks.get(score, '')}" for score in scores)])
+        marks = {score: _shown_mark(system.corpus[score], *pair, digits) for score, pair in tests.get(name, {}).items()}
+        rows.append(
+            [name, *(_signed(system.corpus[score], digits, sign="") + marks.get(score, "") for score in scores)]
+        )
     scales = [f"{score} ({given.SCALES[score]})" for score in scores]
     parts = [table(form, ["System", *scales], rows)]
     for name, results in tests.items():
@@ -221,11 +238,10 @@ def _tables(
             lines.append(
                 [
                     score,
-                    f"{drawn.difference:+.{digits}f}{_mark(drawn, swapped)}",
-                    f"[{drawn.low:+.{digits}f}, {drawn.high:+.{digits}f}]",
-                    f"{drawn.p_value:.4f}",
-                    f"{swapped.p_value:.4f}",
-                    f"{drawn.smallest:.{digits}f}",
+                    _signed(drawn.difference, digits) + _shown_mark(drawn.difference, drawn, swapped, digits),
+                    f"[{_signed(drawn.low, digits)}, {_signed(drawn.high, digits)}]",
+                    *(f"{test.p_value:.4f}" if test.is_tested else "–" for test in (drawn, swapped)),
+                    f"{drawn.smallest:.{digits}f}" if drawn.is_tested else "–",
                 ]
             )
         header = [

@@ -299,7 +299,10 @@ class Evaluation:
         """For each metric, tests of a checkpoint against the first one and against the one before."""
         rivals = {PRETRAINED: self._scores[0], "previous": self._scores[-1]} if self._scores else {}
         compared = {rival: paired_bootstrap(scores, other) for rival, other in rivals.items()}
-        return {name: {rival: tests[name] for rival, tests in compared.items()} for name in scores.corpus}
+        return {
+            name: {rival: tests[name] for rival, tests in compared.items() if tests[name].is_tested}
+            for name in scores.corpus
+        }
 
     def write(self) -> None:
         """Write what was scored since the last time: captions first, and the scores of all rows last."""

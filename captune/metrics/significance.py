@@ -9,6 +9,7 @@ each resample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "NEGLIGIBLE",
     "Comparison",
     "Interval",
     "approximate_randomization",
     "confidence_intervals",
     "paired_bootstrap",
 ]
+
+NEGLIGIBLE = 1e-6
+"""A score below this is 0 but for the constants that smooth it (BLEU's 1e-9): it is not ranked, marked or tested."""
 
 _KEPT = "kept from the whole set"
 _SEED = 12345
@@ -64,7 +69,8 @@ class Comparison:
     Attributes:
         score: of the system in question.
         baseline: of the other.
-        p_value: the chance of a difference at least this large, in either direction, between equal systems.
+        p_value: the chance of a difference at least this large, in either direction, between equal systems; nan where
+            both scores are below `NEGLIGIBLE`, which is not tested.
         low: lower end of the difference's confidence interval (bootstrap only, else nan).
         high: its upper end.
         smallest: the smallest true difference that this test set shows four times out of five, at the level of 5 %
@@ -86,7 +92,12 @@ class Comparison:
         return self.score - self.baseline
 
     def __str__(self) -> str:
-        return f"{self.difference:+.4f} (p = {self.p_value:.4f})"
+        return f"{self.difference:+.4f} (p = {self.p_value:.4f})" if self.is_tested else "0.0000 (not tested)"
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there is anything to test."""
+        return not math.isnan(self.p_value)
 
 
 def confidence_intervals(
@@ -148,7 +159,7 @@ def paired_bootstrap(
         result[name] = Comparison(
             system.corpus[name],
             baseline.corpus[name],
-            (extreme + 1) / (resamples + 1),
+            _p_value(extreme, resamples, system, baseline, name),
             low,
             high,
             smallest=reach * float(differences.std(ddof=1)),
@@ -192,10 +203,19 @@ def approximate_randomization(
                 extreme[name] += count
     return {
         name: Comparison(
-            system.corpus[name], baseline.corpus[name], (count + 1) / (trials + 1), frequencies=_frequencies(name)
+            system.corpus[name],
+            baseline.corpus[name],
+            _p_value(count, trials, system, baseline, name),
+            frequencies=_frequencies(name),
         )
         for name, count in extreme.items()
     }
+
+
+def _p_value(extreme: int, draws: int, system: Scores, baseline: Scores, name: str) -> float:
+    if max(abs(system.corpus[name]), abs(baseline.corpus[name])) < NEGLIGIBLE:
+        return math.nan
+    return (extreme + 1) / (draws + 1)
 
 
 def _frequencies(name: str) -> str | None:

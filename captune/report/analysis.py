@@ -2,15 +2,21 @@
 
 Rules, so that every sentence of the report can be checked by hand:
 
+- All of it is about the rows of one training (see `course`); other captioners in the table are compared with its last
+  row.
+- Where the table carries paired tests, a difference between two rows that does not pass its test is no gain, jump, drop
+  or disagreement, and no reason for advice.
 - A gain goes from the first row to the last; relative to the first row where that is not 0 as shown.
+- A row is best for sure when it differs from every other row: by the paired test where the two were tested, else by
+  intervals that do not meet.
 - The pace of a metric is its range over all rows divided by the number of steps.
 - The trend of the last three checkpoints is the slope of the least-squares line through them: rising or
   falling when it is at least a quarter of the pace, else flat.
-- Where confidence intervals are given, a rise or fall over the last three that is smaller than half the width of
-  the last interval, and that no paired test supports, counts as unclear: it may be noise.
-- Over-fitting: from a metric's best row to the last, it falls visibly on the evaluated images while it rises visibly
-  on the slice of training images.
-- Swinging: the last three steps change sign twice and each is at least a quarter of the range.
+- A rise or fall over the last three counts as unclear when no paired test of a step supports it, or without tests when
+  it is smaller than half the width of the last confidence interval: it may be noise.
+- Over-fitting: from a metric's best row to the last, it falls by more than chance on the evaluated images while it
+  rises visibly on the slice of training images.
+- Swinging: the last three steps change sign twice, each is at least a quarter of the range, and each passes its test.
 """
 
 from __future__ import annotations
@@ -24,11 +30,11 @@ from typing import Any, Literal
 
 from captune.report.axis import positions
 from captune.report.captions import mean_lengths
-from captune.report.columns import DECIMALS, SLIDES_METRICS, column
+from captune.report.columns import DECIMALS, SLIDES_METRICS, column, shows_zero
+from captune.report.course import course_of, differ, has_statistics
 from captune.report.record import CheckpointScores, RunScores
-from captune.report.table import SIGNIFICANT
 
-__all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "Overfit", "Trend", "analyse"]
+__all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "OtherRow", "Overfit", "Trend", "analyse"]
 
 TREND_WINDOW = 3
 """How many of the last checkpoints a trend is fitted through."""
@@ -65,7 +71,9 @@ class MetricAnalysis:
         paired: whether these bounds come from the paired difference; else they combine the intervals of both rows
             and are wider than they need be, for both rows are on the same images.
         p_value: of the paired test of the last row against the pretrained one, or None.
-        best, best_value: the row with the best score and that score; None and NaN without any score.
+        differs: whether the last row differs from the first by more than chance; None where nothing tells.
+        best, best_value: the row with the best score and that score; None and NaN without any score above 0.
+        best_is_sure: whether it differs from every other row by more than chance; True where nothing could tell.
         largest_jump: the step that improved the metric most, or None.
         drops: the steps on which it got worse by something visible.
         missing: rows without a finite score.
@@ -82,8 +90,10 @@ class MetricAnalysis:
     relative_interval: tuple[float, float] | None
     paired: bool
     p_value: float | None
+    differs: bool | None
     best: str | None
     best_value: float
+    best_is_sure: bool
     largest_jump: Jump | None
     drops: tuple[Jump, ...]
     missing: tuple[str, ...]
@@ -110,11 +120,32 @@ class Overfit:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherRow:
+    """A row that is no checkpoint of the training, such as another captioner.
+
+    Attributes:
+        name: of the row.
+        reference: the row that it is compared with.
+        higher: metrics on which it scores higher, by more than chance where that can be told.
+        lower: metrics on which it scores lower.
+        unclear: metrics on which no difference is shown.
+    """
+
+    name: str
+    reference: str
+    higher: tuple[str, ...]
+    lower: tuple[str, ...]
+    unclear: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
     """What the whole table says.
 
     Attributes:
-        rows: names of the rows, in the order of training.
+        rows: names of the training's rows, in its order; where the table is of no training, of the first row alone.
+        is_training: whether they are checkpoints of a training.
+        others: the other rows.
         metrics: one entry a column, in the order of the table.
         ranking: metrics with a relative gain, largest gain first.
         disagreements: (before, after, metrics that improved, metrics that got worse), for every step on which
@@ -128,6 +159,8 @@ class Analysis:
     """
 
     rows: tuple[str, ...]
+    is_training: bool
+    others: tuple[OtherRow, ...]
     metrics: tuple[MetricAnalysis, ...]
     ranking: tuple[str, ...]
     disagreements: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]
@@ -153,13 +186,24 @@ def analyse(run: RunScores) -> Analysis:
     Args:
         run: at least one row, from `scores.json` or a bare table.
     """
+    course = course_of(run)
+    others = tuple(_other(run, row, course.run.checkpoints[-1]) for row in course.others)
+    run = course.run
     entries = tuple(_analyse_metric(run, metric) for metric in run.metrics)
-    ranked = [entry for entry in entries if entry.relative_gain is not None and column(entry.metric).direction]
+    ranked = [
+        entry
+        for entry in entries
+        if entry.relative_gain is not None
+        and column(entry.metric).direction
+        and (entry.differs is not False or shows_zero(entry.gain))
+    ]
     ranked.sort(key=lambda entry: -_better(entry.metric, entry.relative_gain or 0.0))
     advice, advised_by = _advise(entries)
     lengths, reference_length = mean_lengths(run)
     return Analysis(
         rows=tuple(row.name for row in run.checkpoints),
+        is_training=course.is_training,
+        others=others,
         metrics=entries,
         ranking=tuple(entry.metric for entry in ranked),
         disagreements=tuple(_disagreements(run)),
@@ -177,11 +221,17 @@ def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
     names = [row.name for row in run.checkpoints]
     values = [math.nan if value is None else value for value in run.values(metric)]
     present = [index for index, value in enumerate(values) if math.isfinite(value)]
-    best = max(present, key=lambda index: _better(metric, values[index]), default=None)
-    steps = [Jump(names[before], names[after], values[after] - values[before]) for before, after in pairwise(present)]
+    ranked = [index for index in present if not shows_zero(values[index])]
+    best = max(ranked, key=lambda index: _better(metric, values[index]), default=None)
+    steps = [
+        Jump(names[before], names[after], values[after] - values[before])
+        for before, after in pairwise(present)
+        if differ(run, metric, before, after) is not False
+    ]
     top = max(steps, key=lambda step: _better(metric, step.change), default=None)
     first, last = values[0], values[-1]
     several = len(values) > 1
+    zero = several and shows_zero(first) and shows_zero(last)
     defined = several and math.isfinite(first) and math.isfinite(last) and abs(first) >= VISIBLE
     trend, slope, pace = _trend(run, metric, values)
     return MetricAnalysis(
@@ -192,9 +242,11 @@ def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
         relative_gain=(last - first) / abs(first) if defined else None,
         relative_interval=_relative_interval(run, metric) if defined else None,
         paired="pretrained" in run.checkpoints[-1].differences.get(metric, {}),
-        p_value=run.checkpoints[-1].p_values.get(metric, {}).get("pretrained"),
+        p_value=None if zero else run.checkpoints[-1].p_values.get(metric, {}).get("pretrained"),
+        differs=differ(run, metric, 0, len(values) - 1) if several else None,
         best=None if best is None else names[best],
         best_value=math.nan if best is None else values[best],
+        best_is_sure=best is not None and all(_tells_apart(run, metric, best, other) for other in present),
         largest_jump=top if top and _better(metric, top.change) >= VISIBLE else None,
         drops=tuple(step for step in steps if _better(metric, step.change) <= -VISIBLE),
         missing=tuple(name for name, value in zip(names, values, strict=True) if not math.isfinite(value)),
@@ -202,6 +254,33 @@ def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
         slope=slope,
         pace=pace,
     )
+
+
+def _tells_apart(run: RunScores, metric: str, row: int, other: int) -> bool:
+    """Whether a row differs from another one by more than chance, as far as the table can tell."""
+    if row == other:
+        return True
+    told = differ(run, metric, min(row, other), max(row, other))
+    return told is True if has_statistics(run) else told is not False
+
+
+def _other(run: RunScores, row: CheckpointScores, reference: CheckpointScores) -> OtherRow:
+    """A row of another captioner against a checkpoint."""
+    names = [each.name for each in run.checkpoints]
+    places = sorted((names.index(row.name), names.index(reference.name)))
+    higher: list[str] = []
+    lower: list[str] = []
+    unclear: list[str] = []
+    for metric in run.metrics:
+        change = row.corpus.get(metric, math.nan) - reference.corpus.get(metric, math.nan)
+        if not math.isfinite(change):
+            continue
+        told = differ(run, metric, *places)
+        if told is False or (told is None and has_statistics(run)):
+            unclear.append(metric)
+        else:
+            (higher if change > 0 else lower).append(metric)
+    return OtherRow(row.name, reference.name, tuple(higher), tuple(lower), tuple(unclear))
 
 
 def _better(metric: str, change: float) -> float:
@@ -236,11 +315,14 @@ def _trend(run: RunScores, metric: str, values: Sequence[float]) -> tuple[Trend 
         return "flat", slope, pace
     steps = [after - before for before, after in zip(values[-4:], values[-3:], strict=False)]
     signs = [math.copysign(1, step) for step in steps]
-    if signs[0] != signs[1] != signs[2] and min(map(abs, steps)) >= TREND_SHARE * span:
+    last = len(values) - 1
+    told = [differ(run, metric, place - 1, place) for place in range(last - len(steps) + 1, last + 1)]
+    swings = signs[0] != signs[1] != signs[2] and min(map(abs, steps)) >= TREND_SHARE * span
+    if swings and False not in told:
         return "swinging", slope, pace
     if abs(slope) < TREND_SHARE * pace:
         return "flat", slope, pace
-    if _maybe_noise(run, metric, values[-1] - values[-TREND_WINDOW]):
+    if _maybe_noise(run, metric, slope):
         return "unclear", slope, pace
     return ("rising" if _better(metric, slope) > 0 else "falling"), slope, pace
 
@@ -253,28 +335,36 @@ def _slope(places: Sequence[float], values: Sequence[float]) -> float:
     return math.fsum((a - x) * (b - y) for a, b in zip(places, values, strict=True)) / spread
 
 
-def _maybe_noise(run: RunScores, metric: str, change: float) -> bool:
-    """Whether a change over the last three rows is smaller than what their statistics can tell apart."""
-    window = run.checkpoints[-TREND_WINDOW + 1 :]
-    tests = [row.p_values.get(metric, {}).get("previous") for row in window]
-    if any(p is not None and p < SIGNIFICANT for p in tests):
-        return False
+def _maybe_noise(run: RunScores, metric: str, slope: float) -> bool:
+    """Whether a slope over the last three rows is no more than what their statistics can tell apart."""
+    places = range(len(run.checkpoints) - TREND_WINDOW + 1, len(run.checkpoints))
+    values = [run.checkpoints[place].corpus[metric] for place in (places[0] - 1, *places)]
+    if any("previous" in run.checkpoints[place].p_values.get(metric, {}) for place in places):
+        along = [after - before for before, after in pairwise(values)]
+        return not any(
+            change * slope > 0 and differ(run, metric, place - 1, place)
+            for place, change in zip(places, along, strict=True)
+        )
     bounds = run.checkpoints[-1].intervals.get(metric)
-    return bounds is not None and abs(change) < (bounds[1] - bounds[0]) / 2
+    return bounds is not None and abs(values[-1] - values[0]) < (bounds[1] - bounds[0]) / 2
 
 
 def _disagreements(run: RunScores) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
     """The steps, and the whole road, on which some metrics improved visibly and others got worse."""
     rows = run.checkpoints
-    pairs = list(pairwise(rows))
+    pairs = list(pairwise(range(len(rows))))
     if len(rows) > 2:
-        pairs.append((rows[0], rows[-1]))
+        pairs.append((0, len(rows) - 1))
     found = []
-    for before, after in pairs:
+    for first, second in pairs:
+        before, after = rows[first], rows[second]
         changes = {
             name: _better(name, after.corpus[name] - before.corpus[name])
             for name in run.metrics
-            if name in before.corpus and name in after.corpus and column(name).direction
+            if name in before.corpus
+            and name in after.corpus
+            and column(name).direction
+            and differ(run, name, first, second) is not False
         }
         up = tuple(name for name, change in changes.items() if change >= VISIBLE)
         down = tuple(name for name, change in changes.items() if change <= -VISIBLE)
@@ -310,6 +400,7 @@ def _best_row(entries: Sequence[MetricAnalysis]) -> str | None:
 def _overfit(run: RunScores, entries: Sequence[MetricAnalysis]) -> tuple[Overfit, ...]:
     """Metrics that rise on training images while they fall on the evaluated ones."""
     rows = {row.name: row for row in run.checkpoints}
+    places = {name: place for place, name in enumerate(rows)}
     last = run.checkpoints[-1]
     found = []
     for entry in entries:
@@ -318,7 +409,11 @@ def _overfit(run: RunScores, entries: Sequence[MetricAnalysis]) -> tuple[Overfit
             continue
         evaluated = last.corpus[name] - best.corpus[name]
         trained = last.train_slice[name] - best.train_slice[name]
-        if _falls(name, best, last) and _better(name, trained) >= VISIBLE:
+        if best is last:
+            continue
+        told = differ(run, name, places[best.name], len(places) - 1)
+        falls = _falls(name, best, last) if told is None else told and _better(name, evaluated) < 0
+        if falls and _better(name, trained) >= VISIBLE:
             found.append(Overfit(name, best.name, evaluated, trained))
     return tuple(found)
 

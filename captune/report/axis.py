@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from captune.report.course import drawn_rows
 from captune.report.record import RunScores
 from captune.report.text import one_line
 
@@ -34,6 +35,7 @@ class Axis:
         rotation: angle of the labels in degrees.
         label_height: inches that the labels need below the axis beyond one line.
         overhang: inches that the first label reaches to the left of its row.
+        joined: how many rows, from the first on, a line joins; those behind them are other captioners.
     """
 
     positions: tuple[float, ...]
@@ -42,6 +44,7 @@ class Axis:
     rotation: float
     label_height: float
     overhang: float
+    joined: int
 
     def ticks(self, width: float) -> tuple[list[float], list[str]]:
         """The rows that get a label: the first, the last and as many between as fit side by side.
@@ -52,9 +55,11 @@ class Axis:
         span = self.positions[-1] - self.positions[0]
         if not span:
             return list(self.positions), list(self.labels)
+        count = self.joined or len(self.positions)
         inch = width * 0.92 / span
-        sizes = [0.2 if self.rotation else _inches(label) + 0.08 for label in self.labels]
-        places = [position * inch for position in self.positions]
+        sizes = [0.2 if self.rotation else _inches(label) + 0.08 for label in self.labels[:count]]
+        places = [position * inch for position in self.positions[:count]]
+        span = self.positions[count - 1] - self.positions[0]
         kept = [0]
         last = len(places) - 1
         # Round numbers of epochs where every epoch has a row; where they have gaps, whatever fits.
@@ -66,6 +71,7 @@ class Axis:
                 kept.append(index)
         if last and _apart(places, sizes, kept[-1], last):
             kept.append(last)
+        kept += range(count, len(self.positions))
         return [self.positions[index] for index in kept], [self.labels[index] for index in kept]
 
 
@@ -90,19 +96,45 @@ def checkpoint_axis(run: RunScores, width: float) -> Axis:
     Args:
         run: the rows.
         width: of the narrower panel that shares the axis, in inches.
+
+    Returns:
+        The axis for the rows as `drawn_rows` orders them.
     """
+    run, joined = drawn_rows(run)
+    if 0 < joined < len(run.checkpoints):
+        return _with_others(run, joined, width)
     places, epochs = positions(run)
     names = [_shortened(one_line(row.name)) for row in run.checkpoints]
     if epochs:
         # On two lines it leaves room for the label of epoch 0 beside it.
         first = [names[0].replace("pretrained", "pre-\ntrained")] if run.checkpoints[0].epoch is None else []
         labels = (*first, *(str(row.epoch) for row in run.checkpoints[len(first) :]))
-        return Axis(places, labels, "epoch", 0, 0.11 if "\n" in labels[0] else 0.0, _inches(labels[0]) / 2)
+        height = 0.11 if "\n" in labels[0] else 0.0
+        return Axis(places, labels, "epoch", 0, height, _inches(labels[0]) / 2, joined)
     widths = [_inches(name) for name in names]
     if sum(widths) + 0.12 * len(names) <= width or len(names) == 1:
-        return Axis(places, tuple(names), "", 0, 0.0, widths[0] / 2)
+        return Axis(places, tuple(names), "", 0, 0.0, widths[0] / 2, joined)
     angle = math.radians(ROTATION)
-    return Axis(places, tuple(names), "", ROTATION, max(widths) * math.sin(angle) - 0.1, widths[0] * math.cos(angle))
+    height = max(widths) * math.sin(angle) - 0.1
+    return Axis(places, tuple(names), "", ROTATION, height, widths[0] * math.cos(angle), joined)
+
+
+def _with_others(run: RunScores, joined: int, width: float) -> Axis:
+    """The axis of a training with other captioners to the right of it.
+
+    Their names are on two lines in turns; a chart that can turn labels has room for that.
+    """
+    others = [_shortened(one_line(row.name)) for row in run.checkpoints[joined:]]
+    share = min(0.6, len(others) * max(map(_inches, others)) * 0.6 / width)
+    axis = checkpoint_axis(replace(run, checkpoints=run.checkpoints[:joined]), width * (1 - share))
+    span = axis.positions[-1] - axis.positions[0]
+    apart = span * share / (1 - share) / len(others) if span else 1.0
+    places = [axis.positions[-1] + apart * (number + 1) for number in range(len(others))]
+    height = max(axis.label_height, max(map(_inches, others)) * math.sin(math.radians(ROTATION)) - 0.1)
+    labels = tuple("\n" * (number % 2) + name for number, name in enumerate(others))
+    return replace(
+        axis, positions=(*axis.positions, *places), labels=(*axis.labels, *labels), label_height=height, joined=joined
+    )
 
 
 def spread_labels(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captune.errors import InputError, MissingExtraError
-from captune.report.axis import Axis, checkpoint_axis, spread_labels
+from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
 from captune.report.columns import column
+from captune.report.course import drawn_rows
 from captune.report.record import RunScores
 from captune.report.table import leak_reasons, provenance, signatures
 from captune.report.text import one_line
@@ -141,6 +142,7 @@ def _figure(run: RunScores) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    run, _ = drawn_rows(run)
     drawn = [name for name in run.metrics if column(name).top is not None and run.finite(name)]
     left = [name for name in drawn if not name.startswith("CIDEr")]
     right = [name for name in drawn if name.startswith("CIDEr")]
@@ -171,16 +173,18 @@ def _draw_panel(
 ) -> None:
     """Lines, bands, end labels and both axes of one panel; `size` in inches."""
     for metric in metrics:
-        _draw_metric(panel, run, metric, axis.positions)
+        _draw_metric(panel, run, metric, axis)
     low, high = _limits(run, metrics)
     panel.set_ylim(low, high)
     margin = max(0.04 * (axis.positions[-1] - axis.positions[0]), 0.15 if len(axis.positions) > 1 else 0.5)
     panel.set_xlim(axis.positions[0] - margin, axis.positions[-1] + margin)
     ticks, names = axis.ticks(size[0])
-    panel.set_xticks(ticks, names, rotation=axis.rotation, ha="right" if axis.rotation else "center")
-    if axis.rotation:
-        for text in panel.get_xticklabels():
-            text.set_rotation_mode("anchor")
+    others = len(axis.positions) - axis.joined if axis.joined else 0
+    names = [*names[: len(names) - others], *(name.strip() for name in names[len(names) - others :])]
+    panel.set_xticks(ticks, names)
+    for place, text in enumerate(panel.get_xticklabels()):
+        if axis.rotation or place >= len(names) - others:
+            text.set(rotation=axis.rotation or ROTATION, ha="right", rotation_mode="anchor")
     panel.set_xlabel(axis.title)
     panel.set_ylabel(label)
     panel.tick_params(width=0.8, color="#444444")
@@ -192,14 +196,17 @@ def _draw_panel(
         _label_ends(panel, run, metrics, size=size)
 
 
-def _draw_metric(panel: Axes, run: RunScores, metric: str, positions: Sequence[float]) -> None:
-    """One line with its markers, and its intervals as a band with thin bounds."""
-    style = _STYLES[metric]
+def _draw_metric(panel: Axes, run: RunScores, metric: str, axis: Axis) -> None:
+    """One line with its markers, and its intervals as a band with thin bounds; other captioners are marks alone."""
+    style, positions, joined = _STYLES[metric], axis.positions, axis.joined
     values = [math.nan if value is None else value for value in run.values(metric)]
     bounds = [row.intervals.get(metric, (math.nan, math.nan)) for row in run.checkpoints]
     low, high = [pair[0] for pair in bounds], [pair[1] for pair in bounds]
     if not all(map(math.isnan, low)):
-        panel.fill_between(positions, low, high, color=style.colour, alpha=0.13, linewidth=0, zorder=1)
+        band = slice(0, joined)
+        panel.fill_between(
+            positions[band], low[band], high[band], color=style.colour, alpha=0.13, linewidth=0, zorder=1
+        )
         # Bars as well while there is room: overlapping bands cannot be told apart in black and white.
         if len(positions) <= 12:
             errors = [
@@ -218,16 +225,26 @@ def _draw_metric(panel: Axes, run: RunScores, metric: str, positions: Sequence[f
                 zorder=2,
             )
     panel.plot(
-        positions,
-        values,
+        positions[:joined],
+        values[:joined],
         color=style.colour,
         marker=style.marker,
         linestyle=style.dashes,
-        markevery=max(1, math.ceil(len(positions) / 15)),
+        markevery=max(1, math.ceil(joined / 15)),
         zorder=3,
-        label=metric,
+        label=metric if joined else None,
         **_LINE,
     )
+    if joined < len(positions):
+        panel.plot(
+            positions[joined:],
+            values[joined:],
+            color=style.colour,
+            marker=style.marker,
+            zorder=3,
+            label=None if joined else metric,
+            **{**_LINE, "linestyle": "none"},
+        )
 
 
 def _limits(run: RunScores, metrics: Sequence[str]) -> tuple[float, float]:

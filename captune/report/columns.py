@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["SLIDES_METRICS", "Column", "column", "format_value", "order_metrics", "scale_sentence"]
+from captune.metrics.significance import NEGLIGIBLE
+
+__all__ = ["SLIDES_METRICS", "Column", "column", "format_value", "order_metrics", "scale_sentence", "shows_zero"]
 
 DECIMALS = 4
 """Decimals that tables show; two values that look equal count as a tie."""
@@ -53,12 +55,19 @@ def order_metrics(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(first + [name for name in present if name not in SLIDES_METRICS])
 
 
+def shows_zero(value: float, decimals: int = DECIMALS) -> bool:
+    """Whether a score or a difference is 0 as far as it is shown, or below `NEGLIGIBLE`."""
+    return abs(value) < max(NEGLIGIBLE, 0.5 * 10.0**-decimals)
+
+
 def format_value(value: float | None) -> str:
     """A score as a table cell: four decimals, `nan` for not a number, a dash where there is none."""
     if value is None:
         return "–"
     if math.isnan(value):
         return "nan"
+    if shows_zero(value):
+        return f"{0:.{DECIMALS}f}"
     return f"{value:.{DECIMALS}f}" if abs(value) < 1e6 else f"{value:.{DECIMALS}g}"
 
 

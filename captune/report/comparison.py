@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from captune.errors import InputError
 from captune.report.captions import tokenizer_name
-from captune.report.columns import SLIDES_METRICS
+from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
+from captune.report.course import course_of
 from captune.report.record import CheckpointScores, RunScores
 from captune.report.text import markdown, one_line
 
@@ -29,7 +30,8 @@ class Comparison:
     Attributes:
         table: one row a run, with scores computed anew from the captions, intervals, captions and references.
         differences: metric -> (i, j) -> score of row i minus row j, for every i below j in the table.
-        p_values: metric -> (i, j) -> probability of so large a difference between equal runs.
+        p_values: metric -> (i, j) -> probability of so large a difference between equal runs; absent where both scores
+            are 0 but for smoothing.
         agreement: (i, j) -> Spearman's rank correlation of both rows' CIDEr over the images; NaN where it has none.
         telling: images whose CIDEr differs most between two of the rows, the most telling first.
     """
@@ -49,7 +51,7 @@ class Comparison:
                 "run": names[i],
                 "other": names[j],
                 "difference": difference,
-                "p_value": self.p_values[metric][i, j],
+                "p_value": self.p_values[metric].get((i, j)),
             }
             for metric, pairs in self.differences.items()
             for (i, j), difference in pairs.items()
@@ -86,7 +88,7 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     for name, run in runs.items():
         _check(name, run, names[0], first)
     scorer = Scorer(dict(first.references.items()), tokenize=tokenizer_name(first))
-    scores = [scorer.score(dict(run.checkpoints[-1].captions.items())) for run in runs.values()]
+    scores = [scorer.score(dict(_last(run).captions.items())) for run in runs.values()]
     rows = tuple(
         _row(name, run, own, confidence_intervals(own, resamples=resamples))
         for (name, run), own in zip(runs.items(), scores, strict=True)
@@ -98,7 +100,7 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     return Comparison(
         table=table,
         differences={m: {pair: found[m].difference for pair, found in tests.items()} for m in metrics},
-        p_values={m: {pair: found[m].p_value for pair, found in tests.items()} for m in metrics},
+        p_values={m: {pair: found[m].p_value for pair, found in tests.items() if found[m].is_tested} for m in metrics},
         agreement={(i, j): _spearman(*_columns(scores[i], scores[j])) for i, j in pairs},
         telling=_telling(rows),
     )
@@ -118,13 +120,17 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
     for metric, pairs in comparison.differences.items():
         cells = {}
         for (i, j), difference in pairs.items():
-            p = comparison.p_values[metric][i, j]
-            cells[i, j] = f"{difference:+.4f} (p = {p:.3f})"
-            cells[j, i] = f"{-difference:+.4f} (p = {p:.3f})"
+            p = comparison.p_values[metric].get((i, j))
+            cells[i, j], cells[j, i] = _tested(difference, p), _tested(-difference, p)
         found.append((f"{metric}: row minus column", square(cells)))
     rho = {pair: "nan" if math.isnan(value) else f"{value:.2f}" for pair, value in comparison.agreement.items()}
     rho |= {(j, i): text for (i, j), text in rho.items()}
     return [*found, ("Agreement: rank correlation of CIDEr over images", square(rho))]
+
+
+def _tested(difference: float, p: float | None) -> str:
+    """A difference with its test; one that shows as 0 is none, whatever its test says."""
+    return format_value(0.0) if p is None or shows_zero(difference) else f"{difference:+.4f} (p = {p:.3f})"
 
 
 def telling_lines(comparison: Comparison) -> list[str]:
@@ -155,7 +161,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def _check(name: str, run: RunScores, first_name: str, first: RunScores) -> None:
     """Refuse runs that cannot be compared image by image."""
-    row = run.checkpoints[-1]
+    row = _last(run)
     if not row.captions or not run.references:
         raise InputError(f"{name} holds no captions or no references, so it cannot be compared; evaluate it again.")
     if set(row.captions) != set(run.references):
@@ -167,9 +173,14 @@ def _check(name: str, run: RunScores, first_name: str, first: RunScores) -> None
         )
 
 
+def _last(run: RunScores) -> CheckpointScores:
+    """The last checkpoint of a run, which other captioners may follow in its table."""
+    return course_of(run).run.checkpoints[-1]
+
+
 def _row(name: str, run: RunScores, scores: Scores, intervals: Mapping[str, Any]) -> CheckpointScores:
     """A run's last checkpoint as a row of the comparison's table."""
-    row = run.checkpoints[-1]
+    row = _last(run)
     return CheckpointScores(
         name=name,
         corpus=dict(scores.corpus),

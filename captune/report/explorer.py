@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from captune.report.columns import order_metrics
+from captune.report.course import course_of
 from captune.report.record import RunScores
 
 __all__ = ["MOST_CHARACTERS", "MOST_IMAGES", "explorer_data", "select_images"]
@@ -36,7 +37,8 @@ def select_images(run: RunScores, most: int = MOST_IMAGES) -> list[str]:
         return images
     metrics = _per_image_metrics(run)
     metric = "CIDEr" if "CIDEr" in metrics else next(iter(metrics), "")
-    first, last = run.checkpoints[0].per_image, run.checkpoints[-1].per_image
+    rows = course_of(run).run.checkpoints
+    first, last = rows[0].per_image, rows[-1].per_image
 
     def change(image: str) -> float:
         value = last.get(image, {}).get(metric, 0.0) - first.get(image, {}).get(metric, 0.0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from captune.report.analysis import analyse
-from captune.report.axis import checkpoint_axis, positions
+from captune.report.axis import checkpoint_axis
 from captune.report.captions import CaptionStatistics, most_changed_words, word_classes
 from captune.report.columns import column
 from captune.report.comparison import Comparison, matrices
+from captune.report.course import course_of, drawn_rows
 from captune.report.record import RunScores
 from captune.report.sentences import sentences
 from captune.report.sentences_zh import chinese_notes, chinese_sentences
@@ -92,9 +94,9 @@ def notes_part(run: RunScores) -> str:
 
 def score_charts(run: RunScores) -> str:
     """Scores over training with their intervals: metrics from 0 to 1, and CIDEr by itself."""
-    places, epochs = positions(run)
     axis = checkpoint_axis(run, width=3.5)
     ticks = list(zip(*axis.ticks(3.5), strict=True))
+    run, joined = drawn_rows(run)
     drawn = [metric for metric in run.metrics if column(metric).top is not None]
     parts = []
     for label, metrics in (
@@ -102,11 +104,11 @@ def score_charts(run: RunScores) -> str:
         ("cider", [metric for metric in drawn if metric.startswith("CIDEr")]),
     ):
         series = [
-            _metric_series(run, metric, index if label == "score" else 5 + index)
+            replace(_metric_series(run, metric, index if label == "score" else 5 + index), joined=joined)
             for index, metric in enumerate(metrics)
         ]
         title = f"{', '.join(metrics)}, {', '.join(row.name for row in run.checkpoints[:40])}"
-        chart = line_chart(places, series, title=title, x_label="epoch" if epochs else "", y_label=label, ticks=ticks)
+        chart = line_chart(axis.positions, series, title=title, x_label=axis.title, y_label=label, ticks=ticks)
         if chart:
             parts.append(_figure("metrics_chart", chart))
     return "".join(parts)
@@ -159,6 +161,11 @@ def distributions_part(run: RunScores, rows: Sequence[CaptionStatistics], refere
         return '<p data-t="no_captions"></p>'
     axis = checkpoint_axis(run, width=3.5)
     ticks = list(zip(*axis.ticks(3.5), strict=True))
+    ordered, joined = drawn_rows(run)
+    places = {row.name: place for place, row in enumerate(run.checkpoints)}
+    rows = [rows[places[row.name]] for row in ordered.checkpoints]
+    everything, run = rows, course_of(run).run
+    rows = everything[: joined or 1]
     names = [row.name for row in run.checkpoints]
     ends = [0, len(names) - 1] if len(names) > 1 else [0]
     cider = [
@@ -168,10 +175,10 @@ def distributions_part(run: RunScores, rows: Sequence[CaptionStatistics], refere
     lengths = [(names[end], list(map(float, rows[end].lengths)), 5 * (end > 0)) for end in ends]
     if references.lengths:
         lengths.append(("references", list(map(float, references.lengths)), 7))
-    mean = [Series("", [row.mean_length for row in rows], 0)]
+    mean = [Series("", [row.mean_length for row in everything], 0, joined=joined)]
     if references.lengths:
-        mean.append(Series("references", [references.mean_length] * len(rows), 7, translate="references"))
-    words = [Series("", [float(len(row.words)) or math.nan for row in rows], 2)]
+        mean.append(Series("references", [references.mean_length] * len(everything), 7, translate="references"))
+    words = [Series("", [float(len(row.words)) or math.nan for row in everything], 2, joined=joined)]
     charts = [
         ("cider_distribution", _histogram(cider, "per_image_cider")),
         ("length_distribution", _histogram(lengths, "words_per_caption", whole=True)),
@@ -189,7 +196,7 @@ def distributions_part(run: RunScores, rows: Sequence[CaptionStatistics], refere
         ),
     ]
     figures = "".join(_figure(key, chart) for key, chart in charts if chart)
-    tables = [_word_lists(rows), _class_table(run, rows, references), _failure_table(run, rows)]
+    tables = [_word_lists(rows), _class_table(run, rows, references), _failure_table(ordered, everything)]
     return f'<div class="charts">{figures}</div>{"".join(tables)}'
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from captune.report.analysis import TREND_WINDOW, Analysis, Jump, MetricAnalysis, Trend
-from captune.report.columns import SLIDES_METRICS, column, format_value
+from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
+from captune.report.course import course_of
 from captune.report.record import RunScores
 from captune.report.table import SIGNIFICANT
 from captune.report.text import markdown, one_line
@@ -38,13 +39,12 @@ def sentences(run: RunScores, analysis: Analysis) -> list[Sentence]:
         run: the rows.
         analysis: what `analyse` computed from them.
     """
-    found = [
-        *_leaks(run),
-        *_missing(analysis),
-        *(_several_rows(run, analysis) if len(analysis.rows) > 1 else _single_row(analysis)),
-        *_overfit(analysis),
-        *_lengths(analysis),
-    ]
+    found = [*_leaks(run), *_missing(analysis)]
+    if analysis.is_training:
+        rows = course_of(run).run
+        found += _several_rows(rows, analysis) if len(analysis.rows) > 1 else _single_row(analysis)
+        found += [*_overfit(analysis), *_lengths(analysis)]
+    found += _others(analysis)
     return [Sentence(topic, one_line(text)) for topic, text in found]
 
 
@@ -59,6 +59,8 @@ def percent(share: float) -> str:
     if abs(share) >= 1e4:
         return f"{share:+.2g}-fold"
     size = abs(share) * 100
+    if size < 0.005:
+        return "+0 %"
     decimals = 0 if size >= 9.95 or share == 0 else 1 if size >= 0.95 else 2
     return f"{share * 100:+,.{decimals}f} %"
 
@@ -111,8 +113,13 @@ def _missing(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _gains(analysis: Analysis) -> str:
     """Relative gain of every metric, first row to last."""
-    parts = []
+    parts: list[str] = []
+    unclear: list[str] = []
+    equal: list[str] = []
     for entry in analysis.metrics:
+        if entry.differs is False:
+            (equal if shows_zero(entry.gain) else unclear).append(entry.metric)
+            continue
         road = f"{format_value(entry.first)} to {format_value(entry.last)}"
         if entry.relative_gain is not None:
             bounds = entry.relative_interval
@@ -122,10 +129,16 @@ def _gains(analysis: Analysis) -> str:
             parts.append(f"{entry.metric} {entry.gain:+.4f} ({road}; no relative gain, for it starts at 0)")
         else:
             parts.append(f"{entry.metric} unknown ({road})")
-    text = f"From {analysis.rows[0]} to {analysis.rows[-1]}: {', '.join(parts)}."
-    if any(entry.relative_interval and not entry.paired for entry in analysis.metrics):
+    text = f"From {analysis.rows[0]} to {analysis.rows[-1]}: {', '.join(parts)}." if parts else ""
+    if unclear:
+        verb = "differs" if len(unclear) == 1 else "differ"
+        text = text or f"From {analysis.rows[0]} to {analysis.rows[-1]}:"
+        text += f" {_listed(unclear)} {verb} by no more than chance."
+    if equal:
+        text += f" {_listed(equal)} {'stays as it is' if len(equal) == 1 else 'stay as they are'}."
+    if any(entry.relative_interval and not entry.paired and entry.differs is not False for entry in analysis.metrics):
         text += " The bounds combine both rows' intervals; paired on the same images they would be narrower."
-    return text
+    return text.strip()
 
 
 def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
@@ -154,7 +167,9 @@ def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _improvement(entry: MetricAnalysis) -> float:
-    """The relative gain, turned so that larger is better."""
+    """The relative gain, turned so that larger is better; 0 where there is none that can be seen."""
+    if entry.differs is False:
+        return 0.0
     return (entry.relative_gain or 0.0) * (column(entry.metric).direction or 1)
 
 
@@ -162,14 +177,21 @@ def _best(analysis: Analysis) -> str:
     """Best checkpoint of every metric, grouped."""
     known = [entry for entry in analysis.metrics if column(entry.metric).direction]
     groups: dict[str, list[str]] = {}
+    leads: dict[str, list[str]] = {}
     for entry in known:
         if entry.best is not None:
-            groups.setdefault(entry.best, []).append(entry.metric)
-    if not groups:
+            (groups if entry.best_is_sure else leads).setdefault(entry.best, []).append(entry.metric)
+    if not groups and not leads:
         return "No row is better than another."
-    if len(groups) == 1 and len(known) > 1:
-        return f"{next(iter(groups))} is best on all {len(known)} metrics."
-    parts = [f"{name} is best on {_listed(metrics)}" for name, metrics in groups.items()]
+
+    def metrics_of(metrics: list[str]) -> str:
+        return f"all {len(known)} metrics" if len(metrics) == len(known) > 1 else _listed(metrics)
+
+    parts = [f"{name} is best on {metrics_of(metrics)}" for name, metrics in groups.items()]
+    parts += [
+        f"{name} scores highest on {metrics_of(metrics)}, though not by more than chance over every other row"
+        for name, metrics in leads.items()
+    ]
     return f"{'; '.join(parts)}."
 
 
@@ -187,7 +209,8 @@ def _drops(analysis: Analysis) -> str:
     """Every step on which a metric got worse."""
     drops = [(entry.metric, jump) for entry in analysis.metrics for jump in entry.drops]
     if not drops:
-        return "No metric gets worse at any step."
+        tested = any(entry.p_value is not None for entry in analysis.metrics)
+        return f"No metric gets worse at any step{' by more than chance' if tested else ''}."
     drops.sort(key=lambda drop: -abs(drop[1].change) / (column(drop[0]).top or 1))
 
     def shown(metric: str, jump: Jump) -> str:
@@ -253,7 +276,9 @@ def _agreement(analysis: Analysis) -> str:
     """Steps on which some metrics improve while others get worse."""
     found = analysis.disagreements
     if not found:
-        return "No two metrics disagree about the direction of any step."
+        tested = any(entry.p_value is not None for entry in analysis.metrics)
+        chance = ", as far as it is more than chance" if tested else ""
+        return f"No two metrics disagree about the direction of any step{chance}."
     # The whole road, when the metrics part on it, matters more than any single step.
     ends = (analysis.rows[0], analysis.rows[-1])
     ordered = sorted(found, key=lambda item: item[:2] != ends)
@@ -303,6 +328,29 @@ def _overfit(analysis: Analysis) -> list[tuple[str, str]]:
         for item in analysis.overfit
     ]
     return [("Over-fitting", f"{_capital('; '.join(parts))}.")]
+
+
+def _others(analysis: Analysis) -> list[tuple[str, str]]:
+    """Rows of other captioners, each against the last checkpoint (or several models, against the first)."""
+    if not analysis.others:
+        return []
+    reference = analysis.others[0].reference
+    texts = []
+    for row in analysis.others:
+        count = len(row.higher) + len(row.lower) + len(row.unclear)
+        parts = [
+            f"{verb} on {f'all {len(metrics)} metrics' if len(metrics) == count > 2 else _listed(metrics)}"
+            for verb, metrics in (
+                ("scores higher", row.higher),
+                ("scores lower", row.lower),
+                ("shows no difference", row.unclear),
+            )
+            if metrics
+        ]
+        texts.append(f"{row.name} {', '.join(parts) or 'has no score in common with it'}")
+    what = "Other captioners" if analysis.is_training else "Models"
+    kind = " (these rows are no checkpoints of the training)" if analysis.is_training else ""
+    return [(what, f"Compared with {reference}{kind}: {'; '.join(texts)}.")]
 
 
 def _lengths(analysis: Analysis) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 from captune.report.analysis import TREND_WINDOW, Advice, Analysis, Trend
-from captune.report.columns import column, format_value, scale_sentence
+from captune.report.columns import column, format_value, scale_sentence, shows_zero
+from captune.report.course import course_of
 from captune.report.record import RunScores
 from captune.report.sentences import MOST, SOME, Sentence, percent
 from captune.report.table import DAGGERS, SIGNIFICANT, leak_reasons
@@ -38,9 +39,13 @@ def chinese_sentences(run: RunScores, analysis: Analysis) -> list[Sentence]:
         analysis: what `analyse` computed from them.
     """
     found = [*_leaks(run), *_missing(analysis)]
+    rows = course_of(run).run
+    if not analysis.is_training:
+        found += _others(analysis)
+        return [Sentence(topic, one_line(text)) for topic, text in found]
     if len(analysis.rows) == 1:
         found.append(("增益", f"只有一个检查点 {analysis.rows[0]}，尚无可比较的对象。"))
-    elif all(len({format_value(value) for value in run.values(entry.metric)}) == 1 for entry in analysis.metrics):
+    elif all(len({format_value(value) for value in rows.values(entry.metric)}) == 1 for entry in analysis.metrics):
         found.append(
             (
                 "增益",
@@ -58,7 +63,7 @@ def chinese_sentences(run: RunScores, analysis: Analysis) -> list[Sentence]:
             ("一致性", _agreement(analysis)),
             *_significance(analysis),
         ]
-    found += [*_overfit(analysis), *_lengths(analysis)]
+    found += [*_overfit(analysis), *_lengths(analysis), *_others(analysis)]
     return [Sentence(topic, one_line(text)) for topic, text in found]
 
 
@@ -93,8 +98,13 @@ def _missing(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _gains(analysis: Analysis) -> str:
-    parts = []
+    parts: list[str] = []
+    unclear: list[str] = []
+    equal: list[str] = []
     for entry in analysis.metrics:
+        if entry.differs is False:
+            (equal if shows_zero(entry.gain) else unclear).append(entry.metric)
+            continue
         road = f"{format_value(entry.first)} 到 {format_value(entry.last)}"
         if entry.relative_gain is not None:
             bounds = entry.relative_interval
@@ -104,11 +114,18 @@ def _gains(analysis: Analysis) -> str:
             parts.append(f"{entry.metric} {entry.gain:+.4f}（{road}；起点为 0，没有相对增益）")
         else:
             parts.append(f"{entry.metric} 未知（{road}）")
+    if unclear:
+        parts.append(f"{_listed(unclear)} 的差异不超出偶然")
+    if equal:
+        parts.append(f"{_listed(equal)} 不变")
     return f"从 {analysis.rows[0]} 到 {analysis.rows[-1]}：{'，'.join(parts)}。"
 
 
 def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
-    shown = [(name, analysis[name].relative_gain or 0.0) for name in analysis.ranking]
+    shown = [
+        (name, 0.0 if analysis[name].differs is False else analysis[name].relative_gain or 0.0)
+        for name in analysis.ranking
+    ]
     if len(shown) < 2:
         return []
     better = [item for item in shown if item[1] * column(item[0]).direction > 0]
@@ -126,11 +143,14 @@ def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _best(analysis: Analysis) -> list[tuple[str, str]]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, bool], list[str]] = {}
     for entry in analysis.metrics:
         if entry.best is not None and column(entry.metric).direction:
-            groups.setdefault(entry.best, []).append(entry.metric)
-    parts = [f"{name} 在 {_listed(metrics)} 上最佳" for name, metrics in groups.items()]
+            groups.setdefault((entry.best, entry.best_is_sure), []).append(entry.metric)
+    parts = [
+        f"{name} 在 {_listed(metrics)} 上{'最佳' if sure else '得分最高，但与其他某些行的差异不超出偶然'}"
+        for (name, sure), metrics in groups.items()
+    ]
     return [("最佳检查点", f"{';'.join(parts)}。")] if parts else []
 
 
@@ -146,7 +166,8 @@ def _jumps(analysis: Analysis) -> list[tuple[str, str]]:
 def _drops(analysis: Analysis) -> str:
     drops = [(entry.metric, jump) for entry in analysis.metrics for jump in entry.drops]
     if not drops:
-        return "没有指标在任何一步变差。"
+        tested = any(entry.p_value is not None for entry in analysis.metrics)
+        return f"没有指标在任何一步变差{'到超出偶然的程度' if tested else ''}。"
     drops.sort(key=lambda drop: -abs(drop[1].change) / (column(drop[0]).top or 1))
     parts = [f"{metric} {jump.change:+.4f}（{jump.before} 到 {jump.after}）" for metric, jump in drops[:MOST]]
     more = f"，另有 {len(drops) - MOST} 处较小的下降" if len(drops) > MOST else ""
@@ -175,7 +196,8 @@ def _trends(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _agreement(analysis: Analysis) -> str:
     if not analysis.disagreements:
-        return "各指标在每一步的方向都一致。"
+        tested = any(entry.p_value is not None for entry in analysis.metrics)
+        return f"{'就超出偶然的变化而言，' if tested else ''}各指标在每一步的方向都一致。"
     ends = (analysis.rows[0], analysis.rows[-1])
     ordered = sorted(analysis.disagreements, key=lambda item: item[:2] != ends)
     parts = [
@@ -206,6 +228,22 @@ def _overfit(analysis: Analysis) -> list[tuple[str, str]]:
         for item in analysis.overfit
     ]
     return [("过拟合", f"{';'.join(parts) or '没有指标在训练图像上升而在评测图像上降'}。")]
+
+
+def _others(analysis: Analysis) -> list[tuple[str, str]]:
+    if not analysis.others:
+        return []
+    texts = []
+    for row in analysis.others:
+        parts = [
+            f"在 {_listed(metrics)} 上{verb}"
+            for verb, metrics in (("较高", row.higher), ("较低", row.lower), ("未见差异", row.unclear))
+            if metrics
+        ]
+        texts.append(f"{row.name} {'，'.join(parts) or '没有共同的得分'}")
+    what = "其他描述模型" if analysis.is_training else "各模型"
+    kind = "（这些行不是本次训练的检查点）" if analysis.is_training else ""
+    return [(what, f"与 {analysis.others[0].reference} 相比{kind}：{'；'.join(texts)}。")]
 
 
 def _lengths(analysis: Analysis) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ class Series:
         style: which of the style sheet's classes `s0` to `s9` it wears, and which marker.
         bands: (low, high) for a place, NaN where there is none; empty for no band.
         translate: key of the page's dictionary, where the name is a word and not a metric.
+        joined: how many values, from the first on, the line joins; None is all. The others are marks by themselves.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Series:
     style: int
     bands: Sequence[tuple[float, float]] = ()
     translate: str = ""
+    joined: int | None = None
 
 
 def line_chart(
@@ -136,11 +138,15 @@ class _Frame:
 def _line(frame: _Frame, places: Sequence[float], line: Series, *, markers: bool) -> list[str]:
     """Band, line and markers of one series."""
     parts = []
-    for run in _runs([all(map(math.isfinite, band)) for band in line.bands]):
+    joined = len(line.values) if line.joined is None else line.joined
+    for run in _runs([all(map(math.isfinite, band)) for band in line.bands[:joined]]):
         upper = [f"{frame.x(places[i]):.1f},{frame.y(line.bands[i][1]):.1f}" for i in run]
         lower = [f"{frame.x(places[i]):.1f},{frame.y(line.bands[i][0]):.1f}" for i in reversed(run)]
         parts.append(f'<polygon class="band s{line.style}" points="{" ".join(upper + lower)}"/>')
-    for run in _runs([math.isfinite(value) for value in line.values]):
+    for i in range(joined, len(line.values)):
+        if math.isfinite(line.values[i]):
+            parts.append(_marker(frame.x(places[i]), frame.y(line.values[i]), line.style))
+    for run in _runs([math.isfinite(value) for value in line.values[:joined]]):
         points = " ".join(f"{frame.x(places[i]):.1f},{frame.y(line.values[i]):.1f}" for i in run)
         parts.append(f'<polyline class="line s{line.style}" points="{points}"/>')
         if markers:

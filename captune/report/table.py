@@ -6,7 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from captune.report.columns import column, format_value, scale_sentence
+from captune.report.columns import column, format_value, scale_sentence, shows_zero
+from captune.report.course import SIGNIFICANT
 from captune.report.record import RIVALS, CheckpointScores, RunScores
 from captune.report.text import latex, markdown
 
@@ -22,9 +23,6 @@ __all__ = [
     "provenance",
     "signatures",
 ]
-
-SIGNIFICANT = 0.05
-"""A paired test below this probability earns a mark."""
 
 DAGGERS = {"pretrained": "†", "previous": "‡"}
 RIVAL_NAMES = {"previous": "the row above"}
@@ -52,14 +50,15 @@ def best_value(run: RunScores, metric: str) -> str | None:
     """The best score of a column as it is shown, so that what looks equal is equally best.
 
     Returns:
-        None where no row is better than another: fewer than two scores, all shown alike, or a metric of which
-        the report does not know whether higher is better.
+        None where no row is better than another: fewer than two scores, all shown alike, none above 0 as shown, or a
+        metric of which the report does not know whether higher is better.
     """
     finite = run.finite(metric)
     direction = column(metric).direction
     if not direction or len({format_value(value) for value in finite}) < 2:
         return None
-    return format_value(max(finite) if direction > 0 else min(finite))
+    best = max(finite) if direction > 0 else min(finite)
+    return None if shows_zero(best) else format_value(best)
 
 
 def cells(run: RunScores) -> list[list[Cell]]:
@@ -177,7 +176,7 @@ def _cell(row: CheckpointScores, metric: str, best: str | None) -> Cell:
     shown = format_value(value)
     tests = row.p_values.get(metric, {})
     bounds = row.intervals.get(metric)
-    marked = value is not None and math.isfinite(value)
+    marked = value is not None and math.isfinite(value) and not shows_zero(value)
     return Cell(
         value=shown,
         best=marked and shown == best,

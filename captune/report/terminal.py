@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captune.report.columns import format_value, order_metrics
+from captune.report.course import course_of
 from captune.report.record import RunScores
 from captune.report.table import cells, daggers, leak_reasons, notes, signatures
 from captune.report.text import one_line
@@ -83,7 +84,8 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def sparklines(run: RunScores) -> list[str]:
-    """A line a metric: its name, its course over the rows, and its first and last score."""
+    """A line a metric: its name, its course over the training's rows, and its first and last score."""
+    run = course_of(run).run
     width = max(map(cell_width, map(one_line, run.metrics)))
     lines = []
     for metric in run.metrics:
@@ -105,7 +107,8 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
         A heading and its lines for "improved" and for "regressed"; nothing without scores per image. Images are
         compared by CIDEr, or by the first metric that is given for every image.
     """
-    first, last = run.checkpoints[0], run.checkpoints[-1]
+    rows = course_of(run).run.checkpoints
+    first, last = rows[0], rows[-1]
     metrics = order_metrics(name for scores in last.per_image.values() for name in scores)
     metric = "CIDEr" if "CIDEr" in metrics else next(iter(metrics), "")
     changes = {

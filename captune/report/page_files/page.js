@@ -186,8 +186,10 @@ const number = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3));
 
 function changeNode(change) {
   if (Number.isNaN(change)) return element("span", {}, "–");
-  const kind = change > 0 ? "up" : change < 0 ? "down" : "";
-  const arrow = change > 0 ? "▲ +" : change < 0 ? "▼ −" : "";
+  // What shows as 0.000 is no change.
+  const visible = Math.abs(change) >= 0.0005 ? change : 0;
+  const kind = visible > 0 ? "up" : visible < 0 ? "down" : "";
+  const arrow = visible > 0 ? "▲ +" : visible < 0 ? "▼ −" : "";
   return element("span", { class: kind }, `${arrow}${Math.abs(change).toFixed(3)}`);
 }
 
