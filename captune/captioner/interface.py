@@ -36,6 +36,10 @@ class Captioner(ABC):
     instruction: str | None
     fingerprint: str
 
+    def prompt_text(self, instruction: str | None) -> str | None:
+        """What a signature tells of the prompt: the instruction, or all of its text where the captioner knows that."""
+        return instruction
+
     @property
     def follows_instructions(self) -> bool:
         """Whether it can be asked anything; otherwise its own instruction, or none, is the only one it knows."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,10 @@ class MiniGPT4Captioner(Captioner):
         self.name = name
         self.instruction: str = instruction or self.processor.instruction
         self.fingerprint = f"{frozen_fingerprint(model)}-{whole_hash(model.trained_parameters())}-{model.llm.dtype}"
+        if model.config.wrapping is not None:
+            # The same weights say other things in another conversation.
+            text = json.dumps(asdict(self.processor.layout.conversation), sort_keys=True)
+            self.fingerprint += f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self._size = int(model.config.vision_config.image_size)
         self._fast = FastDecoder() if fast_decode else None
         if fast_decode:
@@ -57,6 +64,10 @@ class MiniGPT4Captioner(Captioner):
         if exif_rotation:
             # Earlier releases showed images as stored, and had no mark for it.
             self.fingerprint += "-upright"
+
+    def prompt_text(self, instruction: str | None) -> str | None:
+        """The whole prompt where it comes from a chat template; see `Captioner.prompt_text`."""
+        return None if instruction is None else self.processor.layout.prompt_text(instruction)
 
     def prepare(self, picture: Picture, name: str = "") -> NDArray[np.float32]:
         """(3, S, S) float32 pixels, as the original's deterministic transform makes them."""

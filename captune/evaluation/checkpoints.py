@@ -15,7 +15,7 @@ from captune.evaluation.destination import check_destination, is_own_evaluation
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import Alone, StoredFeatures, features_of, store_root
-from captune.model.adapter import load_trained, read_record
+from captune.model.adapter import load_trained, read_record, use_wrapping
 from captune.model.loading import LANGUAGE, load_model, pick_device
 from captune.protocols import evaluation_set
 from captune.report import write_report
@@ -67,6 +67,10 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
     records = [read_record(folder) for folder in checkpoints]
     device = pick_device()
     model = load_model(config.model, device, parts=LANGUAGE)
+    if records:
+        # The model before training is asked what the run's checkpoints were trained with.
+        use_wrapping(model, records[0].wrapping, checkpoints[0])
+    evaluation.ask_as(model)
 
     def encoded(done: int, count: int) -> None:
         tell({"event": "features", "what": "evaluation images", "done": done, "count": count})
@@ -123,7 +127,7 @@ def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str
             faulty.append(_row_name(path))
             evaluation.leave_out(faulty[-1])
             continue
-        row = evaluation.score(None, captions, name=_row_name(path), instruction=asked)
+        row = evaluation.score(None, captions, name=_row_name(path), instruction=captioner.prompt_text(asked))
         tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
     return faulty
 

@@ -65,7 +65,7 @@ def evaluate_models(
             except NonFiniteScoresError:
                 faulty.append(name)
                 continue
-            row = evaluation.score(None, captions, name=name, instruction=captioner.instruction)
+            row = evaluation.score(None, captions, name=name, instruction=captioner.prompt_text(captioner.instruction))
             listener({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
             del captioner  # before the next model is loaded
         if not evaluation.rows:

@@ -126,6 +126,11 @@ class Evaluation:
         instruction = self._config.model.instruction
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
 
+    def ask_as(self, model: MiniGPT4) -> None:
+        """Let the signature tell the prompt of a model, which is more than the instruction in a chat template."""
+        assert model.processor is not None
+        self._scorer.sign_prompt(model.processor.layout.prompt_text(self._config.model.instruction))
+
     def cached(
         self, fingerprint: str, instruction: str | None, generate: Callable[[list[int]], list[Caption]]
     ) -> list[Caption]:

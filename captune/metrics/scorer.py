@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
@@ -134,6 +135,16 @@ class Scorer:
             exif=options["exif"],
             leak=options["leak"],
         )
+
+    def sign_prompt(self, prompt: str) -> None:
+        """Put another prompt into the signature of the scores to come.
+
+        Args:
+            prompt: its text.
+        """
+        self._options["prompt"] = prompt
+        self._signature = replace(self._signature, prompt=prompt_hash(prompt))
+        self._subset = None
 
     def score(self, predictions: Predictions, *, subset: bool = False) -> Scores:
         """Score one system.

@@ -18,9 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers.utils import cached_file
 
-from captune.errors import WeightsError
+from captune.errors import ConfigError, WeightsError
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
+from captune.model.prompt import Conversation
 from captune.model.sketch import fingerprint, sketch
 from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointer
@@ -36,6 +37,7 @@ __all__ = [
     "read_record",
     "save_trained",
     "trained_state",
+    "use_wrapping",
 ]
 
 FORMAT = 1
@@ -60,6 +62,8 @@ class CheckpointRecord:
         captune: version that wrote it.
         format: version of this record.
         lora: `r`, `alpha`, `targets` and `dropout` of LoRA, where it was trained.
+        wrapping: the text around the instruction, as the fields of a `Conversation`, where the conversation is not one
+            that is known by its name.
         parts: folders or hub ids of `llm` and `vision`, where a new projection joined them instead of a whole model.
     """
 
@@ -76,6 +80,7 @@ class CheckpointRecord:
     format: int = FORMAT
     lora: dict[str, Any] | None = None
     parts: dict[str, str] | None = None
+    wrapping: dict[str, Any] | None = None
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
@@ -116,7 +121,7 @@ def read_record(folder: Path) -> CheckpointRecord:
         content = load_json(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
-        content = {"lora": None, "parts": None} | content
+        content = {"lora": None, "parts": None, "wrapping": None} | content
         return CheckpointRecord(**{field.name: content[field.name] for field in fields(CheckpointRecord)})
     except FileNotFoundError:
         raise WeightsError(
@@ -170,9 +175,37 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
+    use_wrapping(model, record.wrapping, folder)
     if model.processor is not None:
         model.processor.instruction = record.instruction
     return record
+
+
+def use_wrapping(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path) -> None:
+    """Ask a model with the very text that a run was trained with, whatever its chat template says by now.
+
+    Args:
+        model: its processor is told.
+        wrapping: the fields of a `Conversation`, as the run stored them.
+        source: the file or folder they come from.
+
+    Raises:
+        WeightsError: the run did not store them though it needs them, or they cannot be used.
+    """
+    if wrapping is None:
+        if model.config.library_tokens:
+            raise WeightsError(
+                f"{source} is of a run of an earlier captune, which did not store the text of its prompts; train "
+                "again, or use it with the captune that wrote it."
+            )
+        return
+    try:
+        conversation = Conversation(**wrapping)
+        if model.processor is not None and model.processor.layout.conversation != conversation:
+            model.processor.converse(conversation)
+    except (TypeError, AttributeError, ConfigError) as error:
+        raise WeightsError(f"The prompt that {source} stores cannot be used: {error!r}.") from error
+    model.config.wrapping = dict(wrapping)
 
 
 def is_adapter(path: str | Path) -> bool:

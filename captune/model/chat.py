@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from functools import cache
+from string import ascii_letters
 from typing import Any
 
 from captune.errors import ConfigError
@@ -24,8 +26,16 @@ _ANSWERS = ("A red circle.", "The dog", "there is", "Two men, 3 dogs")
 
 CLOCK = datetime(2024, 7, 26, 12)
 """The time that templates are told. The date is the one that Llama 3's template has where there is no clock."""
+_OTHER_CLOCK = datetime(2023, 12, 1, 9)
 _RENDERED = 4
 """How often a template is filled, to see whether its text is always the same."""
+
+_STRFTIME = (
+    "{%- macro strftime_now(format) -%}{%- set told = namespace(text=format) -%}"
+    "{%- for code, value in captune_clock.items() -%}{%- set told.text = told.text | replace(code, value) -%}"
+    "{%- endfor -%}{{- told.text -}}{%- endmacro -%}"
+)
+"""Replaces, within a template, the library's function of the same name, which asks the clock of the machine."""
 
 PLAIN = "User: {}\nAssistant: "
 """For a language model without a chat template."""
@@ -56,27 +66,31 @@ def conversation_of(tokenizer: Any, name: str | None = None) -> Conversation:
         starts, first = _beginning(tokenizer)
         before, between = (first + PLAIN).split("{}")
         return _divided(tokenizer, before, between, None, tokenizer.eos_token, bos=starts)
-    clock = _Clock()
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-    text = _rendered(tokenizer, turns, clock)
-    if any(_rendered(tokenizer, turns, clock) != text for _ in range(_RENDERED)):
+    text = _rendered(tokenizer, turns)
+    if any(_rendered(tokenizer, turns) != text for _ in range(_RENDERED)):
         raise ConfigError("The model's chat template writes another text each time; give a conversation.")
-    if clock.formats and name is not None:
-        logger.warning(
-            "The chat template of %s writes the date (%s); it is told %s on every day, so that prompts stay the same.",
-            name,
-            ", ".join(clock.formats),
-            f"{CLOCK:%d %B %Y}",
-        )
+    if name is not None and _rendered(tokenizer, turns, _OTHER_CLOCK) != text:
+        _announce_date(name)
     before, found_question, rest = text.partition(_QUESTION)
     between, found_answer, after = rest.partition(_ANSWER)
     if not (found_question and found_answer) or "{}" in before:
         raise ConfigError("The model's chat template changes what is put into it; give a conversation.")
     bos = tokenizer.bos_token
     starts = bool(bos) and before.startswith(bos)
-    asked = _generation_prompt(tokenizer, turns[:1], clock)
+    asked = _generation_prompt(tokenizer, turns[:1])
     return _divided(
-        tokenizer, before, between, asked, after, bos=starts, later=_later(tokenizer, turns, between, after, clock)
+        tokenizer, before, between, asked, after, bos=starts, later=_later(tokenizer, turns, between, after)
+    )
+
+
+@cache
+def _announce_date(name: str) -> None:
+    """Say once that a model's prompts have another date than today's."""
+    logger.warning(
+        "The chat template of %s writes the date; it is given %s on every day, so that prompts stay the same.",
+        name,
+        f"{CLOCK:%d %B %Y}",
     )
 
 
@@ -94,41 +108,35 @@ def beginnings_of_text(tokenizer: Any) -> tuple[int, bool]:
     return ids.count(tokenizer.bos_token_id), ids[:1] == [tokenizer.bos_token_id]
 
 
-class _Clock:
-    """Tells a template the same time always, and remembers how it was asked."""
-
-    def __init__(self) -> None:
-        self.formats: dict[str, None] = {}
-
-    def __call__(self, form: str) -> str:
-        self.formats[form] = None
-        return CLOCK.strftime(form)
-
-
-def _rendered(tokenizer: Any, turns: list[dict[str, str]], clock: _Clock, **settings: Any) -> str:
-    """The text of a conversation."""
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], clock: datetime = CLOCK, **settings: Any) -> str:
+    """The text of a conversation at a fixed time."""
+    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in ascii_letters]
+    told = {code: clock.strftime(code) for code in codes}
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=clock, **settings)
+        template = _STRFTIME + str(tokenizer.get_chat_template())
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, captune_clock=told, **settings
+        )
     except Exception as error:  # a template is a program, and fails like one
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"The model's chat template cannot be filled: {reason}; give a conversation.") from error
     return str(text)
 
 
-def _generation_prompt(tokenizer: Any, question: list[dict[str, str]], clock: _Clock) -> str | None:
+def _generation_prompt(tokenizer: Any, question: list[dict[str, str]]) -> str | None:
     """What the template puts between a question and an answer that is to be generated; None where it does not say."""
     try:
-        text = _rendered(tokenizer, question, clock, add_generation_prompt=True)
+        text = _rendered(tokenizer, question, add_generation_prompt=True)
     except ConfigError:
         return None
     return text.partition(_QUESTION)[2]
 
 
-def _later(tokenizer: Any, turns: list[dict[str, str]], between: str, after: str, clock: _Clock) -> str | None:
+def _later(tokenizer: Any, turns: list[dict[str, str]], between: str, after: str) -> str | None:
     """What stands between the end of an answer and the next answer, `{}` for the question; None if that is not said."""
     more = [{"role": "user", "content": _LATER_QUESTION}, {"role": "assistant", "content": _LATER_ANSWER}]
     try:
-        text = _rendered(tokenizer, [*turns, *more], clock)
+        text = _rendered(tokenizer, [*turns, *more])
     except ConfigError:
         return None
     front = text.partition(_ANSWER)[2].partition(_LATER_QUESTION)[0]

@@ -53,12 +53,8 @@ class MiniGPT4Processor:
             image_tokens=config.image_tokens,
             max_target_tokens=config.max_target_tokens,
         )
-        ends = [tokenizer.eos_id, *(config.end_ids or ())]
-        if not self.layout.stop_text:
-            # A special token such as <end_of_turn> has no text to be found by; it ends decoding by its id.
-            tokenizer.eos_id = self.layout.stop_ids[0]
-            ends.insert(0, tokenizer.eos_id)
-        self.end_ids = tuple(dict.fromkeys(i for i in ends if i is not None and i < tokenizer.vocabulary_size))
+        self._ends = [i for i in (tokenizer.eos_id, *(config.end_ids or ())) if i is not None]
+        self.end_ids = self._find_ends()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: MiniGPT4Config | None = None, **hub_options: Any) -> Self:
@@ -79,6 +75,26 @@ class MiniGPT4Processor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the vocabulary's files beside a model's weights."""
         self.tokenizer.save(Path(folder))
+
+    def _find_ends(self) -> tuple[int, ...]:
+        ends = list(self._ends)
+        if not self.layout.stop_text:
+            # A special token such as <end_of_turn> has no text to be found by; it ends decoding by its id.
+            self.tokenizer.eos_id = self.layout.stop_ids[0]
+            ends.insert(0, self.layout.stop_ids[0])
+        return tuple(dict.fromkeys(i for i in ends if i < self.tokenizer.vocabulary_size))
+
+    def converse(self, conversation: Conversation) -> None:
+        """Wrap instructions in another conversation, such as the one that a checkpoint was trained with."""
+        self.layout = PromptLayout(
+            self.tokenizer,
+            conversation,
+            image_tokens=self.layout.image_tokens,
+            max_target_tokens=self.layout.max_target_tokens,
+            max_prompt_tokens=self.layout.max_prompt_tokens,
+            faults=self.layout.faults,
+        )
+        self.end_ids = self._find_ends()
 
     def use(
         self,

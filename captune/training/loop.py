@@ -44,6 +44,7 @@ from captune.training.run_folder import (
     refuse_unless_free,
     run_status,
 )
+from captune.training.run_prompt import keep_prompt, use_prompt
 from captune.training.samples import TrainingSamples
 from captune.training.sharding import Shards, held_bytes
 from captune.training.state import Position
@@ -115,6 +116,11 @@ def _train(config: RunConfig, listener: Listener | None, *, resume: bool, overwr
             model = load_tunable(
                 config, place.device, [sample.captions[0] for sample in longest], examples, shards is not None
             )
+            if resuming:
+                use_prompt(config.output, model)
+            elif place.is_main:
+                keep_prompt(config.output, model)
+            evaluation.ask_as(model)
             record = _describe(model, config)
             if shards is not None:
                 shards.divide(model)
@@ -332,4 +338,5 @@ def _describe(model: MiniGPT4, config: RunConfig) -> CheckpointRecord:
         captune=__version__,
         lora=model.config.lora,
         parts=None if parts.llm is None else {"llm": parts.llm, "vision": str(parts.vision)},
+        wrapping=model.config.wrapping,
     )

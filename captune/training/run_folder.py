@@ -43,7 +43,7 @@ KEPT = re.compile(r"features|cache|replaced-\d+")
 IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
 """Files of killed writers and of the system; never in the way, and never removed."""
 OWN = re.compile(
-    r"config\.yaml|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json|tensorboard|thumbnails"
+    r"config\.yaml|prompt\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json|tensorboard|thumbnails"
     r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
     r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
 )

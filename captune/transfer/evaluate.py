@@ -30,7 +30,7 @@ from captune.metrics import Scorer, Scores
 from captune.metrics.signature import prompt_hash
 from captune.metrics.significance import confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
-from captune.model.adapter import load_trained, read_record, trained_state
+from captune.model.adapter import load_trained, read_record, trained_state, use_wrapping
 from captune.model.loading import load_model, pick_device
 from captune.protocols import EvaluationSet
 from captune.report import write_report
@@ -107,6 +107,8 @@ def _evaluate_matrix(
     # What it was trained with comes first: the home of a checkpoint is its own prompt on the run's own data.
     asked = list(dict.fromkeys([applied.model.instruction, *instructions]))
     model = load_model(config.model, pick_device())
+    if records:
+        use_wrapping(model, records[0].wrapping, checkpoints[0])
     versions = _Versions(model, [(checkpoint_name(r.epoch), f) for r, f in zip(records, checkpoints, strict=True)])
     rows = [
         Row(name if len(asked) == 1 else f"{name}, prompt {number}", name, instruction)
@@ -115,6 +117,7 @@ def _evaluate_matrix(
     ]
     work = _Work(applied, model, versions, rows, tell)
     home = Evaluation(config, sets[0])
+    home.ask_as(model)
     if is_own_evaluation(config, config.output, checkpoints):
         home.recall()
     epochs = {checkpoint_name(record.epoch): record.epoch for record in records}
@@ -211,7 +214,7 @@ class _Work:
             for place in places:
                 self.said[row.name, place.name] = [by_id[image] for image in place.ids]
                 texts = {image: chosen.reply(by_id[image].text) for image in place.ids}
-                place.found[row.name] = _asked(place.scorer.score(texts), row.instruction)
+                place.found[row.name] = _asked(place.scorer.score(texts), self.model, row.instruction)
             corpus = dict(places[0].found[row.name].corpus)
             self.tell({"event": "cell", "row": row.name, "column": places[0].name, "scores": corpus})
         return captions
@@ -297,9 +300,10 @@ class _Work:
         )
 
 
-def _asked(scores: Scores, instruction: str) -> Scores:
+def _asked(scores: Scores, model: MiniGPT4, instruction: str) -> Scores:
     """Scores whose signature tells the prompt; the references of a column are prepared once for all prompts."""
-    details = replace(scores.details, prompt=prompt_hash(instruction))
+    assert model.processor is not None
+    details = replace(scores.details, prompt=prompt_hash(model.processor.layout.prompt_text(instruction)))
     return Scores(scores.ids, scores.statistics, details)
 
 

@@ -17,7 +17,7 @@ from captune.apps.serving.questions import Dialogue, Prompt, layout_prompt
 from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import load_config
 from captune.errors import WeightsError
-from captune.model.adapter import load_trained, read_record
+from captune.model.adapter import load_trained
 from captune.model.loading import load_model, pick_device
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _load_run(folder: Path) -> ServedModel:
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("epoch-"))):
         record = load_trained(model, path)
         name = f"epoch{record.epoch}"
-        checkpoints[name], instructions[name] = _trained(model), read_record(path).instruction
+        checkpoints[name], instructions[name] = _trained(model), record.instruction
     for name, shape in {name: p.shape for name, p in model.trained_parameters()}.items():
         # LoRA came with a checkpoint; nought adds nothing, which is what the pretrained model has.
         pretrained.setdefault(name, torch.zeros(shape))

@@ -1,0 +1,168 @@
+"""The text of a prompt is fixed when a run begins, whatever the day is and whatever the chat template becomes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
+
+from captune.config import RunConfig, parse_config
+from captune.errors import ConfigError, StoppedError, WeightsError
+from captune.evaluation import evaluate_checkpoints
+from captune.metrics import prompt_hash
+from captune.model import MiniGPT4
+from captune.model.adapter import load_trained, read_record
+from captune.model.build import build, preview_parts
+from captune.model.chat import conversation_of
+from captune.report import read_scores
+from captune.training import train
+
+from ..language_models import CHATML, write_language_model, write_tokenizer, write_tower
+
+DATED = "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n" + CHATML
+INSTRUCTION = "What is this?"
+
+
+class Clock(datetime):
+    """The library's clock, on a day of our choice."""
+
+    day = 1
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime(2026, 11, cls.day)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    return Clock
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> RunConfig:
+    """A finished run of one epoch."""
+    folder = tmp_path_factory.mktemp("dated")
+    config = parse_config(
+        {
+            "output": str(folder / "run"),
+            "model": {
+                "llm": str(write_language_model(folder / "llm", template=DATED)),
+                "vision": str(write_tower(folder / "tower")),
+                "instruction": INSTRUCTION,
+            },
+            "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 4, "evaluate_images": 2},
+            "train": {"epochs": 1, "batch_size": 10, "warmup_steps": 0},
+            "evaluate": {"max_new_tokens": 3, "train_slice": 0},
+        }
+    )
+    train(config)
+    return config
+
+
+def change_template(config: RunConfig, template: str) -> None:
+    (Path(str(config.model.llm)) / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def test_prompts_are_the_same_on_every_day(tmp_path: Path, clock: type[Clock], caplog: Any) -> None:
+    own = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=DATED)
+    texts = []
+    for day in (1, 2):
+        clock.day = day
+        assert f"{day:02d} Nov 2026" in own.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+        texts.append(conversation_of(own, str(tmp_path)))
+    assert texts[0] == texts[1]
+    assert "Today: 26 Jul 2024" in texts[0].template
+    assert caplog.text.count("writes the date") == 1
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["{{ strftime_now('%Y')[:2] }}", "{{ strftime_now('%-d. %B') }}", "{% if strftime_now('%j') %}x{% endif %}"],
+)
+def test_what_templates_do_with_the_date(tmp_path: Path, written: str) -> None:
+    own = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=written + CHATML)
+    found = conversation_of(own).template.partition("<|im_start|>")[0]
+    assert found in ("20", "26. July", "x")
+
+
+def test_a_template_of_chance_is_refused(tmp_path: Path) -> None:
+    template = "{{ range(100000) | random }}" + CHATML
+    with pytest.raises(ConfigError, match="another text each time"):
+        conversation_of(write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=template))
+
+
+def test_a_run_keeps_its_prompt(begun: RunConfig, tmp_path: Path) -> None:
+    """Evaluation, captioning and the signature go by the text that was trained, not by today's template."""
+    checkpoint = begun.output / "checkpoints" / "epoch-000"
+    record = read_record(checkpoint)
+    assert record.wrapping is not None
+    assert "26 Jul 2024" in record.wrapping["template"]
+    assert json.loads((begun.output / "prompt.json").read_text())["wrapping"] == record.wrapping
+    before = read_scores(begun.output).checkpoints
+    tuned = MiniGPT4.from_pretrained(checkpoint)
+    ids = tuned.processor.layout.prompt(INSTRUCTION).ids
+    text = tuned.processor.layout.conversation.wrap(INSTRUCTION)
+    assert f"prompt:{prompt_hash(text)}|" in before[-1].signature
+    change_template(begun, CHATML)
+    try:
+        assert preview_parts(str(begun.model.llm), str(begun.model.vision))[1].layout.prompt(INSTRUCTION).ids != ids
+        again = MiniGPT4.from_pretrained(checkpoint)
+        assert again.processor.layout.prompt(INSTRUCTION).ids == ids
+        again.save_pretrained(tmp_path / "whole")
+        assert MiniGPT4.from_pretrained(tmp_path / "whole").processor.layout.prompt(INSTRUCTION).ids == ids
+        elsewhere = begun.model_copy(update={"output": tmp_path / "evaluation"})
+        rows = evaluate_checkpoints(elsewhere, [checkpoint]).checkpoints
+        assert [row.captions for row in rows] == [row.captions for row in before]
+        assert [row.signature for row in rows] == [row.signature for row in before]
+    finally:
+        change_template(begun, DATED)
+
+
+def test_a_resumed_run_keeps_its_prompt(begun: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"epochs": 2, "batch_size": 10, "warmup_steps": 0}
+    config = begun.model_copy(
+        update={"output": tmp_path / "run", "train": begun.train.model_copy(update=changes), "save_every": 1}
+    )
+
+    def stop(event: Any) -> None:
+        if event["event"] == "checkpoint":
+            raise StoppedError("stopped", 15)  # type: ignore[arg-type]
+
+    with pytest.raises(StoppedError):
+        train(config, stop)
+    kept = tmp_path / "old"
+    shutil.copytree(config.output, kept)
+    change_template(begun, CHATML)
+    try:
+        train(config)
+        last = read_record(config.output / "checkpoints" / "epoch-001")
+        assert last.wrapping == read_record(config.output / "checkpoints" / "epoch-000").wrapping
+        old = config.model_copy(update={"output": kept})
+        (kept / "prompt.json").unlink()
+        written = (kept / "config.yaml").read_text(encoding="utf-8")
+        (kept / "config.yaml").write_text(written.replace(str(config.output), str(kept)), encoding="utf-8")
+        with pytest.raises(WeightsError, match="did not store the text of its prompts"):
+            train(old)
+    finally:
+        change_template(begun, DATED)
+
+
+def test_a_checkpoint_of_an_earlier_captune_is_refused(begun: RunConfig, tmp_path: Path) -> None:
+    """It has only the conversation's name, which does not say what was trained."""
+    shutil.copytree(begun.output / "checkpoints" / "epoch-000", tmp_path / "old")
+    record = json.loads((tmp_path / "old" / "checkpoint.json").read_text(encoding="utf-8"))
+    for name in ("wrapping", "sha256"):
+        record.pop(name, None)
+    (tmp_path / "old" / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
+    model = build(llm=str(begun.model.llm), vision=str(begun.model.vision), dtype=torch.float32)
+    with pytest.raises(WeightsError, match="did not store the text of its prompts"):
+        load_trained(model, tmp_path / "old")
+    assert AutoTokenizer.from_pretrained(str(begun.model.llm)).chat_template == DATED
