@@ -124,7 +124,10 @@ def _caption(
         except RefusedImagesError as error:
             made = error.captions
             refused = [(good[place][0], reason) for place, reason in sorted(error.reasons.items())]
-            bad = bad + [{"id": entry.id, "image": entry.image, "reason": reason} for entry, reason in refused]
+            bad = bad + [
+                {"id": entry.id, "image": entry.image, "reason": f"the image '{entry.image}': {reason}"}
+                for entry, reason in refused
+            ]
         rows = [
             {"id": entry.id, "image": entry.image, "caption": caption.text, "stopped": caption.stopped}
             for (entry, _), caption in zip(good, made, strict=True)

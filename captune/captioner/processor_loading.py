@@ -6,13 +6,14 @@ were saved before a library's release knew a setting are completed from the mode
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from captune.errors import InputError, MissingExtraError, WeightsError
 from captune.parsing import load_json
 
-__all__ = ["complete_settings", "load_processor", "processor_folder"]
+__all__ = ["complete_settings", "load_processor", "missing_library", "processor_folder"]
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
@@ -35,7 +36,7 @@ def load_processor(path: str, config: Any, name: str) -> Any:
         if "torchvision" in str(error).lower():
             processor = _without_videos(path, config, name)
         elif isinstance(error, ImportError):
-            raise _missing(name, error) from error
+            raise missing_library(f"The processor of {name}", error) from error
         else:
             raise _unloadable(name, error) from error
     if _is_complete(processor):
@@ -138,7 +139,7 @@ def _without_videos(path: str, config: Any, name: str) -> Any:
         settings, _ = kind.get_processor_dict(path)
         return kind.from_args_and_dict([make(part, settings) for part in kind.get_attributes()], settings)
     except ImportError as error:
-        raise _missing(name, error) from error
+        raise missing_library(f"The processor of {name}", error) from error
     except Exception as error:
         raise _unloadable(name, error) from error
 
@@ -169,23 +170,31 @@ def _json(path: str, file: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def missing_library(what: str, error: ImportError) -> InputError:
+    """What transformers says of a library that a model needs, as one sentence.
+
+    Args:
+        what: needs it, as the beginning of the sentence.
+        error: of the import.
+    """
+    text = " ".join(str(error).split())
+    if "num2words" in text:
+        return MissingExtraError(what, "smolvlm")
+    if "torchvision" in text.lower():
+        return InputError(
+            f"{what} needs torchvision, which is not installed; install the torchvision that belongs to your build of "
+            "torch."
+        )
+    if named := re.search(r"`pip install ([\w.-]+)`", text):
+        return InputError(f"{what} needs {named[1]}, which is not installed; install it with: pip install {named[1]}")
+    return InputError(f"{what} needs a library that is not installed: {text[:300]}")
+
+
 def _unloadable(name: str, error: Exception) -> InputError:
     text = " ".join(str(error).split())
     if "torchvision" in text.lower():
-        return InputError(
-            f"The processor of {name} needs torchvision, which is not installed; install the torchvision that belongs "
-            "to your build of torch."
-        )
+        return missing_library(f"The processor of {name}", ImportError(text))
     return WeightsError(
         f"The processor of {name} cannot be loaded: {text[:200]}; expected processor_config.json or "
         "preprocessor_config.json and a tokenizer next to the weights."
     )
-
-
-def _missing(name: str, error: ImportError) -> InputError:
-    if "torchvision" in str(error).lower():
-        return _unloadable(name, error)
-    if "num2words" in str(error):
-        return MissingExtraError(f"The processor of {name}", "smolvlm")
-    lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return InputError(f"The processor of {name} needs a library that is not installed: {lines[:300]}")

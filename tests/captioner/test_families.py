@@ -200,7 +200,22 @@ def test_an_image_that_is_refused_is_put_aside(folder_of: Any) -> None:
     ((rows, bad),) = caption_entries(Captions(captioner, options), iter(items))
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert [row["id"] for row in bad] == ["5"]
+    assert "5.png" in bad[0]["reason"]
     assert "aspect ratio" in bad[0]["reason"]
+
+
+def test_a_missing_library_is_one_sentence(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        raise ImportError(
+            "\nTower requires the timm library but it was not found.\nInstall it with `pip install timm`."
+        )
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", fail)
+    with pytest.raises(InputError, match=r"The model .* needs timm, which is not installed; .*pip install timm$"):
+        load(folder_of("llava"))
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", fail)
+    with pytest.raises(InputError, match=r"The processor of .* needs timm"):
+        load(folder_of("llava"))
 
 
 def test_a_model_that_fails_is_one_sentence(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
