@@ -15,6 +15,8 @@ from programs import Finished
 from captune.cli import app, call
 from captune.cli import run as as_program
 from captune.cli.caption import _part
+from captune.hub import resolve_model
+from captune.model import MiniGPT4
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
     def command(*words: object, name: str = "caption") -> Finished:
         given = ["toy", *map(str, words)] if name == "caption" else list(map(str, words))
-        code = as_program(lambda: call(app, [name, *given]))
+        code = as_program(lambda: call(app, [name, *given] if name else given))
         said = capfd.readouterr()
         return Finished(code, said.out, said.err)
 
@@ -189,6 +191,30 @@ def test_equal_keys_printed_to_stdout(run: Run, photos: Path, tmp_path: Path) ->
     assert done.code == 2
     assert [json.loads(line)["id"] for line in done.out.splitlines()] == ["0"]
     assert "the id '0' is in another archive already" in done.err
+
+
+def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp_path: Path) -> None:
+    model = MiniGPT4.from_pretrained(resolve_model("toy")).float()
+    model.projection.weight.data.fill_(3e38)  # a number, whose products are none
+    model.save_pretrained(tmp_path / "model")
+    files = sorted(photos.iterdir())[:2]
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in files:
+        shutil.copyfile(file, images / file.name)
+    for words in ([], ["--beams", 2], ["--temperature", 1]):
+        one = run("caption", tmp_path / "model", files[0], *words, name="")
+        assert (one.code, one.out) == (2, "")
+        (said,) = (line for line in one.err.splitlines() if line.startswith("captune: "))
+        assert said.startswith("captune: the model's scores are not numbers (NaN or infinite)")
+    done = run("caption", tmp_path / "model", images, "--out", tmp_path / "c.jsonl", name="")
+    assert done.code == 2
+    assert rows(tmp_path / "c.jsonl") == []
+    quarantined = rows(tmp_path / "c.quarantine.jsonl")
+    assert [row["id"] for row in quarantined] == [file.name for file in files]
+    assert all("--dtype bfloat16 or float32" in str(row["reason"]) for row in quarantined)
+    assert run("caption", tmp_path / "model", images, "--txt", name="").code == 2
+    assert not list(images.glob("*.txt"))
 
 
 @pytest.mark.parametrize(

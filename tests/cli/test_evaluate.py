@@ -7,11 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from captune.cli import app, call, run
 from captune.config import load_config, parse_config
 from captune.data.locks import folder_lock
+from captune.decoding import Caption
+from captune.decoding.finite import NOT_NUMBERS
+from captune.errors import InputError, NonFiniteScoresError
+from captune.evaluation import Evaluation, evaluate_checkpoints
+from captune.hub import resolve_model
+from captune.model import MiniGPT4
+from captune.model.adapter import read_record, save_trained, trained_state
 from captune.training import train
 
 
@@ -184,3 +192,59 @@ def test_one_evaluation_at_a_time(run_copy: Path, capsys: pytest.CaptureFixture[
     with folder_lock(run_copy, "captune train"):
         assert evaluate(run_copy) == 2
     assert "is in use: captune train" in capsys.readouterr().err
+
+
+@pytest.fixture
+def overflowing(trained: Path, tmp_path: Path) -> Path:
+    """A checkpoint of numbers whose products are none."""
+    record = read_record(trained / "checkpoints" / "epoch-000")
+    model = MiniGPT4.from_pretrained(resolve_model("toy"))
+    state = {name: torch.full_like(value, 3e38) for name, value in trained_state(model).items()}
+    save_trained(tmp_path, state, record.at(1, record.step + 1))
+    return tmp_path
+
+
+def test_a_checkpoint_whose_scores_are_not_numbers_has_no_row(
+    trained: Path, overflowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = trained / "checkpoints" / "epoch-000"
+    out = tmp_path / "out"
+    for more in ([], ["--prompt", "Say it."]):
+        code = evaluate(trained, "--checkpoint", overflowing, "--checkpoint", good, "--out", out, *more)
+        err = capsys.readouterr().err
+        assert code == 2
+        assert "captune: epoch1: the model's scores are not numbers" in err
+        assert f"it has no row. The other rows are in {out}." in err
+        assert names(out) == ["pretrained", "epoch0"]
+    matrix = json.loads((out / "matrix.json").read_text())
+    assert {row["checkpoint"] for row in matrix["rows"]} == {"pretrained", "epoch0"}
+
+
+def test_a_model_whose_scores_are_not_numbers_ends_the_evaluation_and_the_training(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(trained / "config.yaml", [f"output={tmp_path / 'run'}", "evaluate.train_slice=0"])
+    caption, calls = Evaluation.caption, []
+
+    def failing(evaluation: Evaluation, *arguments: object, **named: object) -> list[Caption]:
+        calls.append(1)
+        if len(calls) != 1:
+            raise NonFiniteScoresError([None], {0: NOT_NUMBERS})
+        return caption(evaluation, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluation, "caption", failing)
+    with pytest.raises(InputError, match="epoch0: the model's scores are not numbers"):
+        train(config)
+    assert names(tmp_path / "run") == ["pretrained"]
+    assert (tmp_path / "run" / "checkpoints" / "epoch-000").is_dir()
+    calls.append(1)
+    shutil.rmtree(tmp_path / "run" / "cache", ignore_errors=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "cache", ignore_errors=True)
+    before = (copy / "scores.json").read_bytes()
+    with pytest.raises(InputError, match="pretrained: the model's scores are not numbers"):
+        evaluate_checkpoints(
+            load_config(copy / "config.yaml", [f"output={copy}"]), [copy / "checkpoints" / "epoch-000"]
+        )
+    assert (copy / "scores.json").read_bytes() == before

@@ -302,3 +302,38 @@ def test_a_disk_without_room_is_told_before_the_towers_run(
     monkeypatch.setattr("captune.features.prepare.load_model", lambda *args, **options: pytest.fail("loaded"))
     with pytest.raises(DataError, match="more room"):
         features_of(TOY, images, tmp_path / "store", Alone(CPU))
+
+
+def test_features_that_are_not_numbers_are_not_stored(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captune.model import MiniGPT4
+
+    encode = MiniGPT4.encode_features
+
+    def overflow(model: MiniGPT4, pixels: torch.Tensor) -> torch.Tensor:
+        features = encode(model, pixels)
+        features[1] = torch.inf
+        return features
+
+    monkeypatch.setattr(MiniGPT4, "encode_features", overflow)
+    shutil.copyfile(images[1], tmp_path / "same.jpg")
+    found = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", Alone(CPU))
+    assert [item.place for item in found.broken] == [1, len(images)]
+    assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in found.broken)
+    assert bool(found.features[:].isfinite().all())
+    monkeypatch.undo()
+    assert len(stored([*images, tmp_path / "same.jpg"], tmp_path / "features")) == len(images) + 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_stored_features_that_are_not_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    store, ids = FeatureStore(tmp_path, identity(torch.float16)), contents(4)
+    features = torch.full((4, 2, 3), 6e4, dtype=torch.float16)  # their sum is no float16
+    features[2, 1, 1] = value
+    store.add(ids, features)
+    store.refresh()
+    read = store.read(ids)
+    assert torch.equal(read[[0, 1, 3]], features[[0, 1, 3]])
+    with pytest.raises(DataError, match=r"shard-.*holds features that are not numbers; remove this file"):
+        read[1:3]

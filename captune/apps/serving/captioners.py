@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from captune.apps.serving.errors import APIError
+from captune.apps.serving.errors import APIError, scores_error
 from captune.apps.serving.jobs import Event, Job
 from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.questions import Dialogue, Prompt
@@ -19,6 +19,7 @@ from captune.apps.serving.waiting import Waiting
 from captune.captioner import Captioner
 from captune.decoding import Caption
 from captune.decoding.backoff import is_out_of_memory
+from captune.decoding.finite import NOT_NUMBERS
 from captune.errors import InputError, RefusedImagesError
 from captune.model.prompt import IMAGE_PLACEHOLDER
 
@@ -133,7 +134,10 @@ class CaptionerEngine(Waiting):
                 )
             )
         except RefusedImagesError as error:
-            refused = {n: APIError(400, text, code="invalid_image") for n, text in error.reasons.items()}
+            refused = {
+                n: scores_error(text) if text == NOT_NUMBERS else APIError(400, text, code="invalid_image")
+                for n, text in error.reasons.items()
+            }
             return [refused.get(n) or caption for n, caption in enumerate(error.captions)]
         except InputError as error:
             failure = APIError(400, str(error), code="unsupported")

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-__all__ = ["APIError", "error_body", "refusal"]
+__all__ = ["APIError", "error_body", "refusal", "scores_error"]
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -26,6 +26,15 @@ class APIError(HTTPException):
         super().__init__(status, message)
         self.status = status
         self.body = error_body(status, message, code=code, param=param)
+
+
+def scores_error(reason: str) -> APIError:
+    """The answer where the model's scores are not numbers; it is the model's fault and not the request's.
+
+    Args:
+        reason: `captune.decoding.finite.NOT_NUMBERS`.
+    """
+    return APIError(500, f"{reason[0].upper()}{reason[1:]}.", code="scores_not_finite")
 
 
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:

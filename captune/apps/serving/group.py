@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from captune.apps.serving.checkpoints import ServedModel
-from captune.apps.serving.errors import APIError
+from captune.apps.serving.errors import scores_error
 from captune.apps.serving.jobs import Event, Job
 from captune.decoding import DecodingLoop, Progress, Request, StopRule, generate_ids
 from captune.decoding.finite import NOT_NUMBERS
@@ -102,8 +102,7 @@ class Group:
         if job.cancelled:
             return
         if progress.faulty:
-            sentence = f"{NOT_NUMBERS[0].upper()}{NOT_NUMBERS[1:]}."
-            job.tell(Event(error=APIError(500, sentence, code="scores_not_finite")))
+            job.tell(Event(error=scores_error(NOT_NUMBERS)))
             return
         # With beams the best one may still become another.
         piece = ""

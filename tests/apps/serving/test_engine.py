@@ -197,3 +197,33 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         load_served(str(tmp_path))
     with pytest.raises(InputError):
         load_served(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
+    engine: Engine,
+    served: ServedModel,
+    pictures: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+    beams: int,
+) -> None:
+    encode = served.encode
+
+    def overflow(pixels: Any) -> torch.Tensor:
+        return torch.stack([each * (torch.nan if n == 1 else 1) for n, each in enumerate(encode(pixels))])
+
+    monkeypatch.setattr(served, "encode", overflow)
+    if whole:  # a language model whose answers come whole, from transformers' generate
+        for module in ("captune.apps.serving.group", "captune.decoding.generate"):
+            monkeypatch.setattr(f"{module}.unsupported", lambda *_: "told so")
+    askers = [Asker(served, picture, max_new_tokens=5, beams=beams) for picture in pictures[:3]]
+    with engine._changed:
+        engine._waiting.extend(asker.job for asker in askers)
+    engine.start()
+    assert askers[0].text
+    assert askers[2].text
+    assert askers[1].error.status == 500
+    assert "scores are not numbers" in askers[1].error.body["error"]["message"]
+    assert askers[1].error.body["error"]["type"] == "server_error"
