@@ -8,6 +8,7 @@ import math
 import re
 from pathlib import Path
 
+from captune.data.spreadsheet import CsvWriter, plain_cell
 from captune.errors import InputError
 from captune.report.fields import LARGEST, first_repeated
 from captune.report.record import CheckpointScores, RunScores
@@ -19,14 +20,14 @@ LEAK_COLUMN = "leak"
 
 
 def csv_table(run: RunScores) -> str:
-    """The table as CSV in full precision: `checkpoint,BLEU-1,...`.
+    """The table as CSV in full precision: `checkpoint,BLEU-1,...`, safe to open in a spreadsheet.
 
     A last column `leak` stands there only when a row is marked. An absent score is an empty cell and one that
     is not a number reads `nan`.
     """
     leaked = any(row.leak for row in run.checkpoints)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CsvWriter(text)
     writer.writerow([NAME_COLUMN, *run.metrics, *([LEAK_COLUMN] if leaked else [])])
     for row in run.checkpoints:
         scores = [repr(float(row.corpus[name])) if name in row.corpus else "" for name in run.metrics]
@@ -60,7 +61,7 @@ def read_csv(path: Path) -> RunScores:
     if not rows:
         raise InputError(f"{path} is empty; expected a header '{NAME_COLUMN},BLEU-1,...' and one row a checkpoint.")
     (_, header), *body = rows
-    header = [cell.strip() for cell in header]
+    header = [plain_cell(cell.strip()) for cell in header]
     metrics = [name for name in header[1:] if name != LEAK_COLUMN]
     if header[0].lower() != NAME_COLUMN or not all(metrics) or not metrics:
         raise InputError(f"{path}: the header is {','.join(header)[:80]!r}, expected '{NAME_COLUMN},BLEU-1,...'.")
@@ -89,14 +90,14 @@ def _checkpoint(cells: list[str], header: list[str], place: str) -> CheckpointSc
     """One row of the table; `place` names it in messages."""
     if len(cells) != len(header):
         raise InputError(f"{place} has {len(cells)} cells, but the header has {len(header)}.")
-    name = cells[0].strip()
+    name = plain_cell(cells[0].strip())
     if not name:
         raise InputError(f"{place} has no name in its first cell.")
     corpus = {}
     leak = None
     for metric, cell in zip(header[1:], cells[1:], strict=True):
         if metric == LEAK_COLUMN:
-            leak = cell.strip() or None
+            leak = plain_cell(cell.strip()) or None
         elif cell.strip():
             corpus[metric] = _score(cell.strip(), f"{place}: {metric}")
     if not corpus:

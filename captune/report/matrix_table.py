@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import math
 from collections.abc import Sequence
 from html import escape
 
+from captune.data.spreadsheet import CsvWriter
 from captune.report.columns import format_value, scale_sentence
 from captune.report.matrix import Cell, Column, Difference, Matrix
 from captune.report.text import one_line
@@ -23,11 +23,11 @@ _HEADER = (
 
 
 def matrix_csv(matrix: Matrix) -> str:
-    """Every number of the matrix, a line for each row, column and metric."""
+    """Every number of the matrix, a line for each row, column and metric, safe to open in a spreadsheet."""
     columns = {column.name: column for column in matrix.columns}
     rows = {row.name: row for row in matrix.rows}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CsvWriter(text)
     writer.writerow(_HEADER)
     for cell in matrix.cells:
         row, column = rows[cell.row], columns[cell.column]

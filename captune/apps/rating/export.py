@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ from captune.apps.rating.findings import Results
 from captune.apps.rating.judgements import points
 from captune.apps.rating.store import Store
 from captune.data.outputs import check_output, output_file
+from captune.data.spreadsheet import CsvWriter
 
 __all__ = ["answers_csv", "check_results", "results_json", "write_results"]
 
@@ -45,7 +45,7 @@ def answers_csv(store: Store) -> str:
     names = {rater.number: rater.name for rater in store.raters()}
     trials = {number: store.trials(number) for number in names}
     out = io.StringIO()
-    writer = csv.writer(out)
+    writer = CsvWriter(out, lineterminator="\r\n")
     writer.writerow(COLUMNS)
     for answer in store.answers():
         trial = trials[answer.rater][answer.position]
@@ -66,7 +66,7 @@ def answers_csv(store: Store) -> str:
             "" if answer.seconds is None else answer.seconds,
             round(answer.time, 3),
         ]
-        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+        writer.writerow(cells)
     return out.getvalue()
 
 
@@ -105,7 +105,3 @@ def check_results(folder: Path) -> None:
 def results_json(results: Results) -> str:
     """The results as one JSON object."""
     return json.dumps(results.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-
-
-def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
