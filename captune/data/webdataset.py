@@ -1,18 +1,19 @@
 """Importer of webdataset tars: members that share a key are one sample, `000123.jpg` beside `000123.txt` or `.json`.
 
 The text holds one caption a line; the JSON a string or a list under "caption" or "captions". Where a sample has both,
-as img2dataset writes them, the captions are those of the text. A key that an earlier tar has, too, gets the name of its
-tar in front as an id; a key that is twice in one tar is a problem. Tars are read as streams, member by member, so that
-one of any size needs the memory of one sample. Links, devices, names that lead out of the folder and members too large
-are said and passed over.
+as img2dataset writes them, the captions are those of the text. A key that is twice in one tar is a problem. Tars are
+read as streams, member by member, so that one of any size needs the memory of one sample. Links, devices, names that
+lead out of the folder and members too large are said and passed over.
 Source: https://github.com/webdataset/webdataset
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from captune.data.formats import is_image_name
 from captune.data.importing import Row
 from captune.data.left_out import LeftOut, is_companion
 from captune.data.manifest import check_image_name
-from captune.data.problems import Problem, plural
+from captune.data.problems import Problem
 from captune.data.tars import MAX_MEMBER, open_tar, too_large
 from captune.data.text import MAX_LINE, parse_json
 from captune.errors import DataError
@@ -89,7 +90,7 @@ class WebDatasetReading:
             raise DataError(f"'{source}' {what}; give a tar file, or a folder of them.")
         self.notes: list[str] = []
         self._keys = FirstSeen()
-        self._renamed: list[str] = []
+        self._sharing: set[int] = set()  # tars that have a key of another one
         self._sizes = [path.stat().st_size for path in self._tars]
         self._done = 0
         self._open: object = None
@@ -104,12 +105,38 @@ class WebDatasetReading:
     def rows(self) -> Iterator[Row | Problem]:
         """The samples in the order of the tars; the id is the key.
 
+        Where a key is in several tars, all ids of these tars begin with the tar's name (`shard-00001/0007`), as in
+        `captune caption`. That is known when all tars are read; until then the rows of several tars are on the disk.
+
         Yields:
             a row a sample whose image was written to the folder, or what is wrong with a member.
 
         Raises:
             DataError: a file is no tar, or broken.
+            OSError: no room for the rows.
         """
+        if len(self._tars) == 1:
+            yield from self._read()
+            return
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
+            for row in self._read():
+                if isinstance(row, Problem):
+                    yield row
+                else:
+                    kept.write(json.dumps([self._done, row.image, row.captions, row.id]) + "\n")
+            kept.seek(0)
+            for number, image, captions, key in map(json.loads, kept):
+                own = f"{self._name(number)}/{key}" if number in self._sharing else key
+                yield Row(0, image, tuple(captions), self._split, own)
+        if self._sharing:
+            names = f"of {len(self._sharing)} tars begin with their names, {self._name(min(self._sharing))}/..."
+            self.notes.append(f"keys are in several tars, so ids {names}")
+
+    def _name(self, number: int) -> str:
+        """A tar's name without its ending."""
+        return _TAR.sub("", self._tars[number].name)
+
+    def _read(self) -> Iterator[Row | Problem]:
         for number, path in enumerate(self._tars):
             self._done = number
             with open(path, "rb") as file:
@@ -122,9 +149,6 @@ class WebDatasetReading:
                         raise
                     raise DataError(f"'{path}' is no whole tar file: {error}.") from error
         self._done = len(self._tars)
-        if self._renamed:
-            count = plural(len(self._renamed), "key")
-            self.notes.append(f"{count} of earlier tars came again; ids have the tar's name, as '{self._renamed[0]}'")
 
     def _of_tar(self, tar: tarfile.TarFile, name: str) -> Iterator[Row | Problem]:
         sample: _Sample | None = None
@@ -194,7 +218,7 @@ class WebDatasetReading:
             yield Problem(name, 0, "empty", f"the sample '{sample.key}' has no caption.", 0)
             return
         first = self._keys.line_of(sample.key)
-        if first == self._done + 1:
+        if first == self._done:
             message = f"the key '{sample.key}' is in the tar already; its second sample is left out."
             yield Problem(name, 0, "duplicate", message, len(captions))
             return
@@ -205,13 +229,13 @@ class WebDatasetReading:
                 yield Problem(name, 0, "unused", message)
         own = sample.key
         if first is None:
-            self._keys.add(own, self._done + 1)
+            self._keys.add(own, self._done)
         else:
-            own = f"{_TAR.sub('', self._tars[self._done].name)}/{sample.key}"
-            self._renamed.append(own)
+            self._sharing |= {first, self._done}
+            own = f"{self._name(self._done)}/{own}"
         ending, data = sample.image
         file = self._embedded.add(data, own.replace("/", "_") + ending)
-        yield Row(0, file, tuple(captions), self._split, own)
+        yield Row(0, file, tuple(captions), self._split, sample.key)
 
 
 def _text_captions(text: str) -> list[str]:

@@ -351,8 +351,8 @@ def test_keys_that_begin_again_in_each_tar(tmp_path: Path) -> None:
     reading = WebDatasetReading(tmp_path, EmbeddedImages(tmp_path / "i"))
     rows, problems = split_up(list(reading.rows()))
     assert [(row.id, row.captions) for row in rows] == [
-        ("0", ("red 0",)),
-        ("1", ("red 1",)),
+        ("shard-0/0", ("red 0",)),
+        ("shard-0/1", ("red 1",)),
         ("shard-1/0", ("blue 0",)),
         ("shard-1/1", ("blue 1",)),
     ]
@@ -360,7 +360,11 @@ def test_keys_that_begin_again_in_each_tar(tmp_path: Path) -> None:
     assert [(tmp_path / "i" / row.image).read_bytes() == picture("blue", "JPEG") for row in rows] == [False] * 2 + [
         True
     ] * 2
-    assert reading.notes == ["2 keys of earlier tars came again; ids have the tar's name, as 'shard-1/0'"]
+    (note,) = reading.notes
+    assert note == "keys are in several tars, so ids of 2 tars begin with their names, shard-0/..."
+    archive(tmp_path / "shard-2.tar", members(("9.jpg", picture("green", "JPEG")), ("9.txt", "green")))
+    rows, _ = split_up(list(WebDatasetReading(tmp_path, EmbeddedImages(tmp_path / "i")).rows()))
+    assert [row.id for row in rows] == ["shard-0/0", "shard-0/1", "shard-1/0", "shard-1/1", "9"]
 
 
 @pytest.mark.parametrize(
