@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import os
 import shutil
@@ -84,11 +85,13 @@ class StoredImages:
         features: of the N - B whole ones, in their order.
         whole: places of these among the N files.
         broken: the B others, each with the reason.
+        digest: hash of what all N files contain, in their order.
     """
 
     features: StoredFeatures
     whole: tuple[int, ...]
     broken: tuple[Broken, ...]
+    digest: str = ""
 
     def all_whole(self, what: str) -> StoredFeatures:
         """The features, where no image may be missing.
@@ -179,7 +182,8 @@ def features_of(
             f"{store.folder} has no features of some images that another process made; set data.features to a folder "
             "that all machines share."
         ) from error
-    return StoredImages(features, tuple(whole), tuple(Broken(*item) for item in sorted(reasons.items())))
+    digest = hashlib.blake2b(b"".join(contents), digest_size=16).hexdigest()
+    return StoredImages(features, tuple(whole), tuple(Broken(*item) for item in sorted(reasons.items())), digest)
 
 
 def _encode(

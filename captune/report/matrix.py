@@ -16,6 +16,7 @@ gain is the difference to the first row in the same column. `shift` compares a c
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from typing import Any
 from captune.errors import InputError
 from captune.parsing import load_json
 from captune.report.columns import order_metrics
+from captune.report.record import RunScores
 
 __all__ = [
     "FILE",
@@ -34,9 +36,12 @@ __all__ = [
     "Matrix",
     "Row",
     "matrix_from_json",
+    "matrix_of",
     "matrix_to_json",
     "read_matrix",
 ]
+
+logger = logging.getLogger(__name__)
 
 FILE = "matrix.json"
 FORMAT = 1
@@ -186,6 +191,31 @@ def read_matrix(run_dir: Path) -> Matrix | None:
         return matrix_from_json(file.read_bytes().decode("utf-8"), str(file)) if file.is_file() else None
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text; evaluate again to write it.") from error
+
+
+def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
+    """The matrix of a run where its scores at home are those of the run; None otherwise.
+
+    Raises:
+        InputError: as `read_matrix`.
+    """
+    matrix = read_matrix(run_dir)
+    if matrix is None:
+        return None
+    now = {row.name: row.corpus for row in scores.checkpoints}
+    # The first row of a checkpoint asks what the run asks.
+    own = {row.checkpoint: row.name for row in reversed(matrix.rows)}
+    home = matrix.columns[0].name
+    for checkpoint, row in own.items():
+        if checkpoint in now and not _alike(matrix.cell(row, home).scores, now[checkpoint]):
+            logger.warning("%s was made of other captions than scores.json, and is left out.", run_dir / FILE)
+            return None
+    return matrix
+
+
+def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether scores are the same numbers; what is not a number equals itself."""
+    return _finite(dict(one)) == _finite(dict(other))  # type: ignore[no-any-return]
 
 
 def _cell(tree: dict[str, Any]) -> Cell:

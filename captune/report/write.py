@@ -11,7 +11,7 @@ from captune.report.bare_table import csv_table
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
-from captune.report.matrix import read_matrix
+from captune.report.matrix import matrix_of
 from captune.report.page import build_page
 from captune.report.rating import rating_of
 from captune.report.record import RunScores, read_scores
@@ -125,5 +125,5 @@ def write_page(run_dir: Path, *, language: str = "en") -> Path:
 
 
 def _page(run_dir: Path, scores: RunScores, language: str) -> str:
-    log, rating, matrix = read_log(run_dir / "log.jsonl"), rating_of(run_dir, scores), read_matrix(run_dir)
+    log, rating, matrix = read_log(run_dir / "log.jsonl"), rating_of(run_dir, scores), matrix_of(run_dir, scores)
     return build_page(scores, log, run_dir=run_dir, language=language, rating=rating, matrix=matrix)

@@ -34,6 +34,7 @@ from captune.training.compiling import wanted_layers
 from captune.training.cost import CostMeter
 from captune.training.distributed import World, world
 from captune.training.feature_stage import run_features
+from captune.training.image_record import keep_image_record
 from captune.training.journal import Journal, first_event
 from captune.training.quarantine import keep_quarantine, without_broken
 from captune.training.run_folder import (
@@ -105,6 +106,8 @@ def _train(config: RunConfig, listener: Listener | None, *, resume: bool, overwr
         broken = {}
         if place.is_main or resuming:
             broken = keep_quarantine(config.output, images, stored, resuming=resuming)
+            both = {"training images": stored, "evaluation images": test_stored}
+            keep_image_record(config.output, both, resuming=resuming)
         place.wait()
         images = whole
         samples = TrainingSamples(images, config.train, config.seed)

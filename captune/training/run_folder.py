@@ -16,12 +16,14 @@ from pathlib import Path
 from captune.config import RunConfig, commented_yaml, load_config
 from captune.data.atomic import atomic_file
 from captune.data.locks import is_lock_file
-from captune.data.manifest import manifest_hash
+from captune.data.manifest import manifest_hash, read_manifest, resolve_image
 from captune.data.outputs import RECORDS
-from captune.errors import ConfigError, InputError
+from captune.errors import ConfigError, DataError, InputError
+from captune.features import content_ids, store_root
 from captune.model.adapter import read_record
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores
+from captune.report.thumbnails import thumbnail_sources
 from captune.training.journal import first_event
 from captune.training.state import FOLDER as RESUME
 from captune.training.state import has_states, newest_position
@@ -43,7 +45,8 @@ KEPT = re.compile(r"features|cache|replaced-\d+")
 IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
 """Files of killed writers and of the system; never in the way, and never removed."""
 OWN = re.compile(
-    r"config\.yaml|prompt\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json|tensorboard|thumbnails"
+    r"config\.yaml|prompt\.json|images\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json"
+    r"|tensorboard|thumbnails"
     r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
     r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
 )
@@ -149,7 +152,7 @@ def open_run_folder(config: RunConfig, found: Inspection) -> Path | None:
     output.mkdir(parents=True, exist_ok=True)
     aside = None
     if found.status is RunStatus.BEGUN:
-        for name in ("log.jsonl", "quarantine.json"):
+        for name in ("log.jsonl", "quarantine.json", "images.json"):
             (output / name).unlink(missing_ok=True)
     elif found.status is not RunStatus.EMPTY:
         aside = _move_aside(output)
@@ -215,7 +218,31 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspec
             return _damaged(output, f"{file} is missing or damaged", rewritten=True)
         if captions != dict(row.captions):
             return _damaged(output, f"{file} and scores.json hold different captions", rewritten=True)
+    changed = _changed_image(config)
+    if changed is not None:
+        return _refused(
+            RunStatus.OTHER,
+            f"{output} holds this run, and the image {changed} has other content than when the run was evaluated; put "
+            f"it back, evaluate the run again with `captune evaluate {output}`, give another folder with output=...",
+        )
     return Inspection(RunStatus.FINISHED)
+
+
+def _changed_image(config: RunConfig) -> Path | None:
+    """An evaluation image that is there and is not the one that was captioned."""
+    evaluated = thumbnail_sources(config.output) or {}
+    try:
+        samples = read_manifest(config.evaluation_manifest)
+    except DataError:
+        return None
+    files = {
+        resolve_image(config.evaluation_manifest, sample.image): evaluated[sample.id]
+        for sample in samples
+        if sample.id in evaluated
+    }
+    contents = content_ids(list(files), store_root(config))
+    found = zip(files.items(), contents, strict=True)
+    return next((path for (path, then), now in found if isinstance(now, bytes) and now.hex() != then), None)
 
 
 def _fact(error: InputError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from captune.errors import InputError, ToolError
 from captune.report import read_scores, write_report, write_scores
+from captune.report.matrix import Cell, Column, Matrix, Row, matrix_of, matrix_to_json
 
 FILES = ["table.md", "table.csv", "table.tex", "analysis.md", "metrics.png", "metrics.svg", "report.html"]
 
@@ -45,11 +47,40 @@ def test_unwritable_folder(make_run: Any, slides: Any, tmp_path: Path) -> None:
 
 
 def test_hostile_captions_pass_through(make_run: Any, slides: Any, tmp_path: Path) -> None:
-    import dataclasses
-
     run = make_run(slides)
     captions = {"../../etc": "<script>\x00\u202e" + "a" * 10_000, "🐶": "\ud800 lone"}
     row = dataclasses.replace(run.checkpoints[0], captions=captions)
     write_scores(dataclasses.replace(run, checkpoints=(row,)), tmp_path)
     assert read_scores(tmp_path).checkpoints[0].captions == captions
     assert len(write_report(tmp_path)) == len(FILES)
+
+
+def test_a_matrix_of_other_captions_is_left_out(
+    make_run: Any, slides: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(slides)
+    first = run.checkpoints[0]
+    rows = (Row(first.name, first.name, "Describe."), Row(f"{first.name}, prompt 2", first.name, "What is it?"))
+    columns = (Column("home", "home", 8), Column("other", "data", 8))
+    cells = tuple(
+        # Only the first prompt at home is what the run itself was asked.
+        Cell(
+            row.name,
+            column.name,
+            first.corpus if (row, column) == (rows[0], columns[0]) else {"CIDEr": 9.0},
+            {},
+            {},
+            {},
+            1,
+            0.0,
+            0,
+            "",
+        )
+        for row in rows
+        for column in columns
+    )
+    (tmp_path / "matrix.json").write_text(matrix_to_json(Matrix(rows, columns, cells)))
+    assert matrix_of(tmp_path, run) is not None
+    other = dataclasses.replace(first, corpus={name: value + 0.01 for name, value in first.corpus.items()})
+    assert matrix_of(tmp_path, dataclasses.replace(run, checkpoints=(other, *run.checkpoints[1:]))) is None
+    assert "matrix.json was made of other captions" in caplog.text

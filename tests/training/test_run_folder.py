@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_features, tiny_minigpt4
 
 from captune.config import RunConfig, parse_config
+from captune.data.content_hash import content_hash
 from captune.data.locks import folder_lock
-from captune.errors import ConfigError, InputError, WeightsError
+from captune.data.manifest import read_manifest
+from captune.errors import ConfigError, DataError, InputError, WeightsError
 from captune.events import Event
+from captune.features import StoredImages
 from captune.model.adapter import load_trained
 from captune.training import feature_stage, loop, train
 from captune.training.run_folder import RunStatus, inspect_run, run_status
@@ -288,6 +294,42 @@ def test_never_to_resume_moves_aside_what_was_saved(toy_data: Path, unfinished: 
 def test_a_moved_run_is_the_same_run(toy_data: Path, unfinished: Path, finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(unfinished, tmp_path / "elsewhere"))
     assert inspect_run(settings(toy_data, run)).status is RunStatus.UNFINISHED
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_run_that_resumes_must_have_the_images_it_began_with(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    victim = data / read_manifest(data / "manifest.jsonl", split)[0].image
+
+    def features(config: Any, files: Sequence[Path], *given: Any, **named: Any) -> StoredImages:
+        digest = "".join(content_hash(file).hex() for file in files)
+        return replace(tiny_features(config, files, *given, **named), digest=digest)
+
+    monkeypatch.setattr(feature_stage, "features_of", features)
+    config = settings(data, tmp_path / "run")
+    interrupted(config, "checkpoint", 1)
+    Image.new("RGB", (30, 30), "red").save(victim)
+    with pytest.raises(DataError, match=r"are not those that the run in .* began with"):
+        train(config)
+
+
+def test_a_finished_run_is_of_the_images_it_was_evaluated_on(toy_data: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    config = settings(data, tmp_path / "run")
+    train(config)
+    assert run_status(config) is RunStatus.FINISHED
+    victim = data / read_manifest(data / "manifest.jsonl", "test")[0].image
+    before = victim.read_bytes()
+    Image.new("RGB", (30, 30), "red").save(victim)
+    with pytest.raises(ConfigError, match=f"{victim.name} has other content .*--overwrite"):
+        train(config)
+    victim.write_bytes(before)
+    assert run_status(config) is RunStatus.FINISHED
+    # Data that has moved away is no reason to train again.
+    shutil.rmtree(victim.parent)
+    assert run_status(config) is RunStatus.FINISHED
 
 
 def test_a_second_training_in_a_folder_is_refused(toy_data: Path, tmp_path: Path) -> None:
