@@ -10,9 +10,10 @@ from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data.locks import folder_lock
 from captune.errors import ConfigError, NonFiniteScoresError
+from captune.evaluation.destination import check_destination
 from captune.evaluation.scoring import Evaluation, refuse_rows
 from captune.events import Listener
-from captune.protocols import evaluation_set
+from captune.protocols import EvaluationSet, evaluation_set
 from captune.report import read_scores, write_report
 from captune.report.record import RunScores
 
@@ -47,7 +48,7 @@ def evaluate_models(
             "choose protocol karpathy."
         )
     instruction = chosen.rules.instruction or instruction
-    _check_output(config.output, names)
+    _check_output(config, chosen, names)
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
     with folder_lock(config.output, "captune evaluate"):
         evaluation = Evaluation(config, chosen)
@@ -93,17 +94,24 @@ def row_names(models: Sequence[str]) -> list[str]:
     return [str(model) for model in models]
 
 
-def _check_output(output: Path, names: Sequence[str]) -> None:
-    """Refuse a folder that holds a run, or scores that would be lost.
+def _check_output(config: RunConfig, chosen: EvaluationSet, names: Sequence[str]) -> None:
+    """Refuse a folder that holds a run, files of others, or scores that would be lost.
 
     Raises:
-        ConfigError: names the folder.
+        InputError: names the folder.
     """
-    if (output / "config.yaml").exists() or (output / "checkpoints").exists():
-        raise ConfigError(f"{output} is the folder of a run; give another folder as --out.")
-    if (output / "scores.json").exists():
-        lost = [row.name for row in read_scores(output).checkpoints if row.name not in names]
-        if lost:
-            raise ConfigError(
-                f"{output} holds an evaluation of {', '.join(lost)}; name these models too, or give another --out."
-            )
+    output = config.output
+    check_destination(config, ())
+    if not (output / "scores.json").exists():
+        return
+    earlier = read_scores(output)
+    lost = [row.name for row in earlier.checkpoints if row.name not in names]
+    if lost:
+        raise ConfigError(
+            f"{output} holds an evaluation of {', '.join(lost)}; name these models too, or give another --out."
+        )
+    if (earlier.data, earlier.split, earlier.images) != (chosen.name, chosen.split, len(chosen.images)):
+        raise ConfigError(
+            f"{output} holds an evaluation on {earlier.data}, split {earlier.split}, {earlier.images} images; give "
+            "another --out for other images."
+        )

@@ -44,6 +44,9 @@ def test_models_are_rows_of_one_table(
     before = (out / "scores.json").read_bytes()
     assert evaluate(blip, "--data", manifest, "--out", out) == 2
     assert "holds an evaluation of toy, models/florence2" in capfd.readouterr().err
+    command = ["toy", blip, florence, "--data", manifest, "--out", out, "--split", "val"]
+    assert evaluate(*command) == 2
+    assert "holds an evaluation on flickr30k, split test, 12 images" in capfd.readouterr().err
     assert (out / "scores.json").read_bytes() == before
 
 
@@ -80,6 +83,10 @@ def test_what_a_model_without_a_run_needs(toy_data: Path, tmp_path: Path, capfd:
     (tmp_path / "run" / "config.yaml").write_text(json.dumps({}))
     assert evaluate("toy", "--data", manifest, "--out", tmp_path / "run") == 2
     assert "is the folder of a run" in capfd.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("of another tool")
+    assert evaluate("toy", "--data", manifest, "--out", tmp_path / "mine") == 2
+    assert "holds 'report.html'" in capfd.readouterr().err
     assert not (tmp_path / "a").exists()
 
 
