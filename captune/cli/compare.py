@@ -156,12 +156,16 @@ def _common(
     references: References, predictions: list[Predictions], warnings: list[str]
 ) -> tuple[References, list[Predictions]]:
     """Keep the images that have references and a caption of every system, and say how many are left out."""
+    from captune.metrics.alignment import near_miss
+
     described = {image: captions for image, captions in references.captions.items() if captions}
     common = set(described).intersection(*(system.captions for system in predictions))
     if 0 < len(common) < len(described):
+        extra = [image for system in predictions for image in system.captions if image not in described]
+        missing = [image for image in described if image not in common]
         warnings.append(
-            f"{len(described) - len(common):,} of {len(described):,} images lack a prediction of some system and are "
-            "left out (--subset); scores of other subsets cannot be compared with these."
+            f"{len(missing):,} of {len(described):,} images lack a prediction of some system and are left out "
+            f"(--subset){near_miss(extra, missing)}; scores of other subsets cannot be compared with these."
         )
     if common:
         references = replace(references, captions={i: texts for i, texts in described.items() if i in common})

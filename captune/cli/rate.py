@@ -161,6 +161,8 @@ def _make(
     people = raters if raters is not None else len(names) or 3
     options = StudyOptions(**{"judgements": min(3, people), **chosen, "raters": people})
     material = choose_systems(read_material(sources, references=references, pictures=pictures), systems)
+    for sentence in material.left_out():
+        _say(f"captune: warning: {sentence}")
     if human:
         material = with_human(material, options.seed)
     store = create_study(folder, material, options, names)

@@ -12,7 +12,7 @@ from statistics import fmean
 from captune.errors import MetricInputError
 from captune.metrics.files import Predictions, References
 
-__all__ = ["Aligned", "align", "caption_warnings"]
+__all__ = ["Aligned", "align", "caption_warnings", "near_miss"]
 
 LENGTH_RATIO = 2.0
 SAMPLES = 3
@@ -55,12 +55,12 @@ def align(predictions: Predictions, references: References, *, subset: bool = Fa
     if not shared:
         raise MetricInputError(
             f"No id of {predictions.source} is in {references.source}: "
-            f"{_some(predictions.captions)} against {_some(described)}{_near_miss(extra, missing)}."
+            f"{_some(predictions.captions)} against {_some(described)}{near_miss(extra, missing)}."
         )
     if missing and not subset:
         raise MetricInputError(
             f"{len(missing):,} of {len(described):,} images have no prediction in {predictions.source}, for example "
-            f"{_some(missing)}{_near_miss(extra, missing)}{_split_hint(references)}; caption them, or score only "
+            f"{_some(missing)}{near_miss(extra, missing)}{_split_hint(references)}; caption them, or score only "
             "the images that have both with --subset."
         )
     warnings = []
@@ -73,7 +73,7 @@ def align(predictions: Predictions, references: References, *, subset: bool = Fa
         why = "belong to images without references" if len(extra) > 1 else "belongs to an image without references"
         warnings.append(
             f"{_count(extra, 'prediction', 'predictions')} of {predictions.source} {why} and "
-            f"{'were' if len(extra) > 1 else 'was'} left out, for example {_some(extra)}{_near_miss(extra, missing)}."
+            f"{'were' if len(extra) > 1 else 'was'} left out, for example {_some(extra)}{near_miss(extra, missing)}."
         )
     if missing:
         warnings.append(
@@ -135,8 +135,16 @@ def caption_warnings(predictions: Mapping[str, str], references: Mapping[str, Se
     return warnings
 
 
-def _near_miss(extra: Iterable[str], missing: Iterable[str]) -> str:
-    """Explain ids that would match if only they were written alike."""
+def near_miss(extra: Iterable[str], missing: Iterable[str]) -> str:
+    """Explain ids that would match if only they were written alike.
+
+    Args:
+        extra: ids that are in one file only.
+        missing: ids that are in the other only.
+
+    Returns:
+        A clause that begins with "; ", or nothing.
+    """
     bare: dict[str, str] = {}
     for image in extra:
         bare.setdefault(_bare(image), image)

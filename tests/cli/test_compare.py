@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,32 @@ def test_mistakes(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_ids_that_nearly_match_are_named_in_a_subset(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = json.loads(files["same"].read_text())
+    files["same"].write_text(
+        json.dumps({f"{image}.jpg" if image == "1" else image: t for image, t in captions.items()})
+    )
+    assert compare(files, ["good", "same"], "--subset") == 0
+    assert "'1.jpg' and '1' may be the same image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("digits", ["2", "4", "17"])
+def test_zeros_are_neither_marked_nor_tested(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str], digits: str
+) -> None:
+    """BLEU-4 of captions of one wrong word is a smoothing constant, which differs from others of its kind."""
+    captions = json.loads(files["same"].read_text())
+    for name, text in (("good", "zzz"), ("same", "zzz yyy xxx")):
+        files[name].write_text(json.dumps(dict.fromkeys(captions, text)))
+    assert compare(files, ["good", "same"], "--metrics", "bleu,cider", "--digits", digits) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("BLEU-4"))
+    assert "*" not in line
+    assert line.split()[-3:] == ["–", "–", "–"]
+    assert not re.search(r"[-+]0\.0+\b", out)
+    assert compare(files, ["good", "same"], "--metrics", "bleu", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["differences"]["same"]["BLEU-4"]["p_bootstrap"] is None

@@ -12,8 +12,10 @@ from captune.data.manifest import read_manifest, resolve_image
 from captune.data.picture_folder import PictureFolder
 from captune.errors import CaptuneError, InputError
 from captune.metrics import score_captions
+from captune.metrics.alignment import near_miss
 from captune.metrics.files import read_predictions, read_references
 from captune.report import read_scores
+from captune.report.course import course_of
 from captune.report.thumbnails import thumbnail_path, thumbnail_sources
 
 __all__ = ["HUMAN", "Material", "System", "choose_systems", "read_material", "with_human"]
@@ -49,6 +51,7 @@ class Material:
         pictures: image id -> its file.
         source: where it came from, for the results page.
         evaluated: image id -> hash of the file that the captions were made of, where a run says so.
+        ends: the first and the last checkpoint of the training, where the systems are of one run.
     """
 
     systems: tuple[System, ...]
@@ -56,6 +59,7 @@ class Material:
     pictures: Mapping[str, Path]
     source: str
     evaluated: Mapping[str, str] = field(default_factory=dict)
+    ends: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -66,6 +70,29 @@ class Material:
             for image in first.captions
             if image in self.pictures and all(image in system.captions for system in others)
         )
+
+    def left_out(self) -> list[str]:
+        """What is not shown because ids do not meet, a sentence each, with the ids that nearly do."""
+        captioned = list(dict.fromkeys(image for system in self.systems for image in system.captions))
+        shared = [image for image in captioned if all(image in system.captions for system in self.systems)]
+        found = []
+        for system in self.systems:
+            missing = [image for image in captioned if image not in system.captions]
+            if missing:
+                only = [image for image in system.captions if image not in shared]
+                found.append(
+                    f"{system.name} has no caption of {len(missing):,} of {len(captioned):,} images, such as "
+                    f"{missing[0]!r}, which are left out{near_miss(only, missing)}."
+                )
+        for what, known in (("picture", self.pictures), ("reference caption", self.references)):
+            missing = [image for image in shared if image not in known]
+            if missing and known:
+                only = [image for image in known if image not in shared]
+                found.append(
+                    f"{len(missing):,} of {len(shared):,} images have no {what}, such as {missing[0]!r}"
+                    f"{near_miss(only, missing)}."
+                )
+        return found
 
 
 def read_material(sources: Sequence[Path], *, references: Path | None = None, pictures: Path | None = None) -> Material:
@@ -87,6 +114,7 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
     found: dict[str, Path] = {}
     file_names: dict[str, str] = {}
     evaluated: dict[str, str] = {}
+    ends: tuple[str, ...] = ()
     if references is not None:
         read = read_references(references)
         told = {image: captions for image, captions in read.captions.items() if captions}
@@ -99,6 +127,9 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
             systems += [
                 System(f"{prefix}{row.name}", row.captions, row.corpus, row.per_image) for row in run.checkpoints
             ]
+            rows = course_of(run).run.checkpoints
+            if len(sources) == 1 and len(rows) > 1:
+                ends = (rows[0].name, rows[-1].name)
             told = {**run.references, **told}
             found = {**_pictures_of_run(source, run.checkpoints[-1].captions), **found}
             evaluated = {**(thumbnail_sources(source) or {}), **evaluated}
@@ -117,7 +148,8 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
             "No picture of a captioned image was found; give --pictures with a manifest, or a folder whose files are "
             "named after the image ids, or as the references say (file_name)."
         )
-    return Material(tuple(systems), told, found, ", ".join(str(source) for source in sources), evaluated)
+    told_of = ", ".join(str(source) for source in sources)
+    return Material(tuple(systems), told, found, told_of, evaluated, ends)
 
 
 def choose_systems(material: Material, names: Sequence[str] | None) -> Material:
@@ -132,7 +164,7 @@ def choose_systems(material: Material, names: Sequence[str] | None) -> Material:
     """
     by_name = {system.name: system for system in material.systems}
     if names is None:
-        names = list(dict.fromkeys((material.systems[0].name, material.systems[-1].name)))
+        names = list(dict.fromkeys(material.ends or (material.systems[0].name, material.systems[-1].name)))
     if unknown := next((name for name in names if name not in by_name), None):
         raise InputError(f"There is no system {unknown!r}; there are: {', '.join(by_name)}.")
     if len(set(names)) != len(names):

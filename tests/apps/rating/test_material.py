@@ -89,3 +89,33 @@ def test_pictures_by_the_file_names_of_the_references(rated_run: Path, tmp_path:
         [tmp_path / "mine.json"], references=tmp_path / "references.json", pictures=rated_run / "pictures"
     )
     assert len(read.images) == 3
+
+
+def test_images_that_are_left_out_are_told_with_the_ids_that_nearly_meet(
+    rated_run: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    captions = json.loads(files[0].read_text())
+    other = tmp_path / "other.json"
+    first, second, *_ = captions
+    other.write_text(
+        json.dumps({f"images/{first}.jpg" if image == first else image: text for image, text in captions.items()})
+    )
+    read = read_material([files[0], other], references=files[1], pictures=rated_run / "pictures")
+    assert read_material([files[0]], references=files[1], pictures=rated_run / "pictures").left_out() == []
+    mine, theirs = read.left_out()
+    assert mine.startswith(f"mine has no caption of 1 of {len(captions) + 1} images, such as 'images/{first}.jpg'")
+    assert theirs.startswith(f"other has no caption of 1 of {len(captions) + 1} images, such as '{first}'")
+    assert all("may be the same image" in sentence for sentence in (mine, theirs))
+    references = json.loads(files[1].read_text())
+    files[1].write_text(json.dumps({image.lower() if image == second else image: t for image, t in references.items()}))
+    (sentence,) = read_material([files[0]], references=files[1], pictures=rated_run / "pictures").left_out()
+    assert f"1 of {len(captions)} images have no reference caption, such as '{second}'" in sentence
+    assert f"'{second.lower()}' and '{second}' may be the same image" in sentence
+
+
+def test_other_captioners_are_not_the_last_checkpoint(rated_run: Path, tmp_path: Path) -> None:
+    run = json.loads((rated_run / "scores.json").read_text())
+    run["checkpoints"].append({**run["checkpoints"][-1], "name": "blip2", "epoch": None})
+    (tmp_path / "scores.json").write_text(json.dumps(run))
+    read = read_material([tmp_path], pictures=rated_run / "pictures")
+    assert [system.name for system in choose_systems(read, None).systems] == ["pretrained", "epoch1"]
