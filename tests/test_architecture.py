@@ -113,6 +113,28 @@ def test_every_room_is_known_and_no_wall_is_crossed(repository: Path) -> None:
     assert not crossed
 
 
+@pytest.mark.parametrize(
+    ("call", "allowed"),
+    [
+        # One decoder, which opens an allow-list of formats; the others read what captune itself has encoded.
+        ("Image.open(", {"data/formats.py", "data/images.py", "data/corruptions.py", "captioner/fast.py"}),
+        # One parser; the others read what captune itself has written, or tell faults in more detail.
+        (
+            "json.loads(",
+            {"parsing.py", "metrics/jsontext.py", "metrics/spice.py", "report/page.py", "toy/flickr30k.py"}
+            | {"data/gathering.py", "apps/rating/pages.py", "apps/rating/store.py", "model/plain_text.py"},
+        ),
+        ("json.load(", set()),
+        ("yaml.safe_load(", set()),
+        ("yaml.load(", set()),
+    ],
+)
+def test_files_of_others_are_read_in_one_place(repository: Path, call: str, allowed: set[str]) -> None:
+    package = repository / "captune"
+    users = {path.relative_to(package).as_posix() for path in modules(repository) if call in path.read_text("utf-8")}
+    assert users == allowed
+
+
 def test_walls_have_no_circles() -> None:
     order: list[str] = []
     open_rooms = {room: set(others) - {room} for room, others in WALLS.items()}

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from captune.data.content_hash import content_hash
 from captune.data.images import image_size, reduced_image
 from captune.errors import DataError
+from captune.parsing import load_json
 from captune.report.files import write_whole
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation
 
 def _read_sources(run_dir: Path) -> dict[str, str] | None:
     try:
-        read = json.loads((run_dir / FOLDER / SOURCES).read_bytes())
+        read = load_json((run_dir / FOLDER / SOURCES).read_bytes())
         return {str(image): str(source) for image, source in read.items()}
     except (OSError, ValueError, AttributeError):
         return None
