@@ -118,13 +118,6 @@ def test_every_room_is_known_and_no_wall_is_crossed(repository: Path) -> None:
     [
         # One decoder, which opens an allow-list of formats; the others read what captune itself has encoded.
         ("Image.open(", {"data/formats.py", "data/images.py", "data/corruptions.py", "captioner/fast.py"}),
-        # One parser; the others read what captune itself has written, or tell faults in more detail.
-        (
-            "json.loads(",
-            {"parsing.py", "metrics/jsontext.py", "metrics/spice.py", "report/page.py", "toy/flickr30k.py"}
-            | {"data/gathering.py", "apps/rating/pages.py", "apps/rating/store.py", "model/plain_text.py"},
-        ),
-        ("json.load(", set()),
         ("yaml.safe_load(", set()),
         ("yaml.load(", set()),
     ],

@@ -18,7 +18,7 @@ from captune.data.problems import Problem
 from captune.data.webdataset import WebDatasetReading
 from captune.errors import DataError
 
-LARGE = 300 << 20
+LARGE = 257 << 20
 
 
 def picture() -> bytes:
