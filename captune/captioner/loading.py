@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from captune.captioner.identity import whole_hash
@@ -24,7 +25,7 @@ from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
 from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
-from captune.weights.strict import load_strictly, why_unread
+from captune.weights.strict import load_strictly, one_line, why_unread
 
 __all__ = ["load_captioner"]
 
@@ -50,7 +51,7 @@ def load_captioner(
     config = None if is_adapter(base) else _config(base, base_name)
     if config is None or isinstance(config, MiniGPT4Config):
         given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
-        model = load_model(ModelConfig(path=base_name, dtype=dtype, **given), place)
+        model = load_model(ModelConfig(path=name if adapter is None else base, dtype=dtype, **given), place)
         tuned = MiniGPT4Captioner(
             model, name=name, instruction=instruction, fast_decode=fast_decode, exif_rotation=exif_rotation
         )
@@ -97,13 +98,15 @@ def _base(adapter: Path) -> tuple[str, str]:
     Raises:
         WeightsError: it is not there, or is an adapter itself.
     """
-    name = base_of(adapter)
+    name, revision = base_of(adapter)
     try:
         resolved = resolve_model(name)
-    except WeightsError as error:
+        if revision is not None and not Path(resolved).is_dir():
+            resolved = snapshot_download(name, revision=revision)
+    except Exception as error:  # the hub's library raises errors of several kinds
         raise WeightsError(
-            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded ({error}) If it has moved, "
-            "set base_model_name_or_path in adapter_config.json to where it is now."
+            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {one_line(error)} If it "
+            "has moved, set base_model_name_or_path in adapter_config.json to where it is now."
         ) from error
     if find_adapter(resolved) is not None:
         raise WeightsError(

@@ -70,13 +70,14 @@ def find_adapter(model: str | Path, **hub: Any) -> Path | None:
     return Path(config).parent
 
 
-def base_of(folder: Path) -> str:
+def base_of(folder: Path) -> tuple[str, str | None]:
     """The base model that an adapter was trained on: a folder, or a hub id.
 
     A relative path is looked for in the adapter's own folder first, then in the current one.
 
     Returns:
-        A folder that is there, or the name as it is in the adapter's settings.
+        A folder that is there, or the name as it is in the adapter's settings; and of a hub id the revision, if the
+        settings have one.
 
     Raises:
         WeightsError: the adapter names none.
@@ -89,8 +90,8 @@ def base_of(folder: Path) -> str:
         )
     for candidate in (folder / Path(base).expanduser(), Path(base).expanduser()):
         if candidate.is_dir() and candidate.resolve() != folder.resolve():
-            return str(candidate)
-    return base
+            return str(candidate), None
+    return base, config.get("revision")
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -111,6 +112,12 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: there is no file of weights, it is broken, or holds NaN.
     """
+    for file in sorted(folder.glob("non_lora_*.bin")):
+        # LLaVA's and other scripts save there what they train besides the adapter.
+        raise WeightsError(
+            f"{folder} holds {file.name}, trained weights outside of the adapter, which captune does not read; merge "
+            "both into the base model with the script that trained them."
+        )
     for name in _WEIGHTS:
         file = folder / name
         if not file.is_file():
@@ -164,7 +171,9 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
         raise MissingExtraError("A peft adapter", "train") from error
     what = f"The adapter {folder}"
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # of unknown kinds and settings
         raise WeightsError(f"{folder / _CONFIG} cannot be used: {one_line(error)}.") from error
     if config.is_prompt_learning or not hasattr(config, "target_modules"):

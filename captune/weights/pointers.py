@@ -84,6 +84,6 @@ def refuse_part(model: str | Path) -> None:
     for record, kind in (("adapter_config.json", "a peft adapter"), ("checkpoint.json", "a checkpoint of a run")):
         if (folder / record).is_file():
             raise WeightsError(
-                f"{model} is {kind} and no whole model; `captune caption`, `captune serve` and `captune evaluate "
-                "--captioner` load it with its base model, and here a whole model is needed."
+                f"{model} is {kind} and no whole model, which is needed here; give its base model, or merge it into "
+                "that. `captune caption`, `captune serve` and `captune evaluate --captioner` take it as it is."
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from captune.errors import WeightsError
+from captune.errors import InputError, WeightsError
 from captune.weights.files import check_weights
 from captune.weights.pointers import refuse_pointers
 
@@ -53,7 +53,7 @@ def load_strictly(
 
     Raises:
         WeightsError: a file is broken; a tensor is missing, of another shape, not of this model, or holds NaN.
-        ImportError: the model needs a library that is not installed.
+        InputError: the model needs a library that is not installed.
         MemoryError, torch.OutOfMemoryError: there is no room for it.
     """
     refuse_pointers(path)
@@ -69,8 +69,10 @@ def load_strictly(
             model, loaded = from_pretrained(
                 str(path), output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except (ImportError, MemoryError, torch.OutOfMemoryError, WeightsError):
+    except (MemoryError, torch.OutOfMemoryError, InputError):
         raise
+    except ImportError as error:
+        raise InputError(f"{what} needs a library that is not installed: {one_line(error)}") from error
     except Exception as error:  # broken files make the readers below transformers raise nearly anything
         raise WeightsError(f"{what} cannot be loaded: {why_unread(path, error)}") from error
     check_keys(
@@ -80,7 +82,7 @@ def load_strictly(
         unexpected=_not_computed(model, loaded["unexpected_keys"], ignored),
         mismatched=loaded["mismatched_keys"],
     )
-    check_values(what, model.named_parameters())
+    check_values(what, model.state_dict(keep_vars=True).items())
     return model
 
 
@@ -148,7 +150,7 @@ def _cause(missing: Collection[str], unexpected: Collection[str], mismatched: bo
     return "copy the configuration and the weights again from one source"
 
 
-def check_values(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def check_values(what: str, tensors: Iterable[tuple[str, Any]]) -> None:
     """Refuse weights that were never filled, or that hold NaN or infinity.
 
     Args:
@@ -159,6 +161,8 @@ def check_values(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
         WeightsError: names the first.
     """
     for name, tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
         if tensor.is_meta:
             raise WeightsError(f"{what} has no values for '{name}'; copy its files again from their source.")
         is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.itemsize > 1
@@ -166,10 +170,10 @@ def check_values(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
             continue
         # NaN wins over every number in both; one pass without a copy.
         if not all(bool(value.isfinite()) for value in torch.aminmax(tensor.detach())):
-            raise WeightsError(
-                f"{what} holds NaN or infinity in '{name}'; copy its files again from their source, or use an earlier "
-                "checkpoint if it was trained so."
-            )
+            advice = "copy its files again from their source, or use an earlier checkpoint if it was trained so"
+            if tensor.dtype == torch.float16:
+                advice = "if they are numbers in its files, float16 is too narrow for them: set dtype to bfloat16"
+            raise WeightsError(f"{what} holds NaN or infinity in '{name}'; {advice}.")
 
 
 def why_unread(path: str | Path, error: Exception) -> str:

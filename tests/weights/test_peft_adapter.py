@@ -251,6 +251,9 @@ def test_files_that_are_none(base: Path, adapter: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(WeightsError, match=sentence):
             Captioner.from_pretrained(copy(str(number), file, content))
+    both = copy("both", "non_lora_state_dict.bin", b"")
+    with pytest.raises(WeightsError, match=r"non_lora_state_dict\.bin, trained weights outside of the adapter"):
+        Captioner.from_pretrained(both)
     bare = copy("bare", "README.md", b"")
     (bare / "adapter_model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"no adapter_model\.safetensors or adapter_model\.bin"):
@@ -321,6 +324,22 @@ def test_adapters_of_adapters_and_in_other_places(adapter: Path, tmp_path: Path)
         Captioner.from_pretrained(folder)
     with pytest.raises(WeightsError, match="is a peft adapter and no whole model"):
         language_config(adapter)
+
+
+def test_the_revision_of_a_base_model(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter that names a revision of its base model on the hub gets that one."""
+    settings = {"base_model_name_or_path": "user/model", "revision": "v2"}
+    base, folder = (
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"],
+        changed(adapter, tmp_path / "adapter", nothing, **settings),
+    )
+    called = []
+    monkeypatch.setattr("captune.hub.detect_offline", lambda: False)
+    monkeypatch.setattr(
+        "captune.captioner.loading.snapshot_download", lambda name, revision: called.append((name, revision)) or base
+    )
+    assert Captioner.from_pretrained(folder).fingerprint == Captioner.from_pretrained(adapter).fingerprint
+    assert called == [("user/model", "v2")]
 
 
 def test_an_adapter_of_a_minigpt4(tmp_path: Path) -> None:

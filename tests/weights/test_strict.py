@@ -189,6 +189,26 @@ def test_every_way_to_store_a_model(
         load(changed(source, tmp_path / "renamed", part, renamed, stored))
 
 
+def test_numbers_that_a_format_cannot_hold(llama: Path, tmp_path: Path) -> None:
+    def large(state: State, key: str) -> None:
+        state[key] = state[key] + 1e6
+
+    folder = changed(llama, tmp_path / "model", "q_proj.weight", large, "one file")
+    load_language_model(folder, dtype=torch.bfloat16)
+    with pytest.raises(WeightsError, match="float16 is too narrow"):
+        load_language_model(folder, dtype=torch.float16)
+
+
+def test_a_library_that_is_not_installed() -> None:
+    def from_pretrained(path: str, **options: Any) -> Any:
+        raise ImportError("\nTimmWrapperModel requires the timm library\nbut it was not found.")
+
+    with pytest.raises(
+        InputError, match=r"The model x needs a library that is not installed: TimmWrapper.* but it was"
+    ):
+        load_strictly(from_pretrained, "x", "The model x")
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_another_number_of_layers(llama: Path, layers: int, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama, tmp_path / "model"))
