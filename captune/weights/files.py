@@ -20,6 +20,7 @@ __all__ = [
     "StoredTensor",
     "check_weights",
     "read_header",
+    "stored_names",
     "stored_tensors",
     "weight_files",
 ]
@@ -52,6 +53,14 @@ class StoredTensor(NamedTuple):
 
     name: str
     tensor: Tensor
+
+
+def stored_names(model: str | Path) -> list[str]:
+    """Names of the tensors in the safetensors files of a model's folder; of a hub id and of files of torch none."""
+    folder = Path(model)
+    single, index = folder / SINGLE[0], folder / f"{SINGLE[0]}.index.json"
+    files = [single] if single.is_file() else [folder / name for name in _listed(index)] if index.is_file() else []
+    return sorted(name for file in files for name in read_header(file)[0])
 
 
 def check_weights(model: str | Path) -> None:

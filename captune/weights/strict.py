@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
 from captune.errors import InputError, WeightsError
-from captune.weights.files import check_weights
+from captune.weights.files import check_weights, stored_names
 from captune.weights.pointers import refuse_pointers
 
 __all__ = ["check_keys", "check_values", "load_strictly", "one_line", "quiet", "why_unread"]
@@ -82,8 +84,30 @@ def load_strictly(
         unexpected=_not_computed(model, loaded["unexpected_keys"], ignored),
         mismatched=loaded["mismatched_keys"],
     )
+    _refuse_shared_places(model, path, what)
     check_values(what, model.state_dict(keep_vars=True).items())
     return model
+
+
+def _refuse_shared_places(model: Any, path: str | Path, what: str) -> None:
+    """Refuse files in which two tensors, under names of two releases, are one tensor of the model.
+
+    The library takes one of the two and does not report the other.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if not isinstance(entry, WeightRenaming)]
+    here = model.state_dict(keep_vars=True)
+    places: dict[str, str] = {}
+    for name in stored_names(path):
+        place, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, here)
+        if place not in here and name in here:
+            place = name
+        if converter is None and place in here and places.setdefault(place, name) != name:
+            raise WeightsError(
+                f"{what} does not fit its configuration: its files hold '{places[place]}' and '{name}', which are one "
+                "tensor of the model; save the weights again."
+            )
 
 
 def _not_computed(model: nn.Module, names: Collection[str], ignored: str | None) -> list[str]:

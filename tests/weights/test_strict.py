@@ -178,6 +178,20 @@ def test_what_does_not_fit_is_refused(
     assert str(tmp_path) in str(refused.value), "the model is named"
 
 
+def test_one_tensor_under_two_names(models: dict[str, tuple[Path, Load, str]], tmp_path: Path) -> None:
+    """The library would take one of them and say nothing of the other."""
+
+    def twice(state: State, key: str) -> None:
+        assert key.startswith("language_model.model.")
+        state["model.language_model." + key.removeprefix("language_model.model.")] = state[key] + 1
+
+    source, load, part = models["captioner"]
+    with pytest.raises(
+        WeightsError, match=r"'language_model\.model\..*' and 'model\.language.*are one tensor of the model"
+    ):
+        load(changed(source, tmp_path / "model", part, twice, "one file"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stored", ["one file", "shards", "bin"])
 def test_every_way_to_store_a_model(
