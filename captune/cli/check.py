@@ -145,10 +145,11 @@ def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
     require_extra("captune check --model", "train")
     folder = resolve_model(model)
     with needs("captune check --model", "train"):
-        from captune.model.processor import MiniGPT4Processor
+        from captune.config import ModelConfig
+        from captune.model.preview import preview_model
     from captune.model.prompt import IMAGE_PLACEHOLDER
 
-    layout = MiniGPT4Processor.from_pretrained(folder).layout
+    layout = preview_model(ModelConfig(path=folder))[1].layout
     stop = layout.stop_text.strip()
 
     def flaw(caption: str) -> TargetFlaw | None:

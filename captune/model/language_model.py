@@ -37,7 +37,7 @@ def language_config(llm: str | Path) -> Any:
         raise WeightsError(
             f"{llm} is not the folder of a language model; expected a config.json that transformers knows in it."
         ) from error
-    if not hasattr(config.get_text_config(), "vocab_size"):
+    if type(config) not in AutoModelForCausalLM._model_mapping or not hasattr(config.get_text_config(), "vocab_size"):
         raise WeightsError(f"{llm} is a {config.model_type}; expected a causal language model.")
     return config
 

@@ -352,6 +352,16 @@ def test_a_leftover_adapter_next_to_weights(models: dict[str, tuple[Path, Load, 
         load(folder)
 
 
+def test_another_kind_of_model(
+    models: dict[str, tuple[Path, Load, str]], toy_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llava, _, _ = models["captioner"]
+    with pytest.raises(WeightsError, match="is a llava; expected a causal language model"):
+        language_config(llava)
+    assert run(lambda: call(app, ["check", str(toy_data / "manifest.jsonl"), "--model", str(llava)])) == 2
+    assert "it is a 'llava'" in capsys.readouterr().err
+
+
 def test_a_broken_tokenizer(llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama, tmp_path / "model"))
     (folder / "tokenizer.json").write_text('{"version": "1.0"')
