@@ -29,7 +29,12 @@ _EXACT = 1e-3
 """Largest relative difference of logits that rounding in float32 explains."""
 _EXACT_IN_HALF = 0.1
 """The same for 16-bit formats, whose own noise is several percent."""
+_LAST = 6
+"""Tokens at the end of a long row whose logits are compared; all tokens of a short one are."""
+_STEP = 64
+"""Widths are tried in multiples of this, so that rows a little longer need no other trial."""
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TRIED_WIDE: WeakKeyDictionary[Any, dict[int, str | None]] = WeakKeyDictionary()
 _TRIED_PACKED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_ENDS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_NEWEST: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
@@ -39,7 +44,8 @@ def unsupported(llm: Any, width: int) -> str | None:
     """Why a language model's rows cannot be decoded from slots.
 
     Slots need a cache that is keys and values and nothing else, and no window narrower than the rows. Whether masks and
-    positions are honoured is tried out on a few tokens, once for a model: some families ignore them without a word.
+    positions are honoured is tried out on a few tokens, once for a model, and on rows of this width: some families
+    ignore them without a word, or only beyond a window that their cache knows nothing of (GPT-Neo).
 
     Args:
         llm: a causal language model.
@@ -60,7 +66,14 @@ def unsupported(llm: Any, width: int) -> str | None:
             return f"its window of {window} tokens is narrower than a row of {width}"
     if llm not in _TRIED:
         _TRIED[llm] = _trial(llm, _from_slots)
-    return _TRIED[llm]
+    if _TRIED[llm] is not None or width <= _TOKENS:
+        return _TRIED[llm]
+    tried = _TRIED_WIDE.setdefault(llm, {})
+    positions = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None) or width
+    wide = max(width, min(-(-width // _STEP) * _STEP, int(positions)))
+    if wide not in tried:
+        tried[wide] = _trial(llm, _from_slots, wide)
+    return tried[wide]
 
 
 def takes_packs(llm: Any) -> bool:
@@ -108,7 +121,7 @@ def takes_newest(llm: Any) -> bool:
 
 
 @torch.inference_mode()
-def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]]) -> str | None:
+def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], tokens: int = _TOKENS) -> str | None:
     """Run rows from slots and each alone, and compare the logits: a reason why not, or None.
 
     `forward` is called itself, past what somebody may have hooked to the model.
@@ -116,15 +129,19 @@ def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]]) 
     Args:
         llm: a causal language model.
         run: given the model and (R, T, D) embeddings, (R, V) logits behind some tokens and (R,) these tokens' columns.
+        tokens: T; of rows longer than a few tokens only the last ones are compared.
     """
     embedding = llm.get_input_embeddings()
-    ids = torch.arange(_ROWS * _TOKENS, device=embedding.weight.device).view(_ROWS, _TOKENS)
+    ids = torch.arange(_ROWS * tokens, device=embedding.weight.device).view(_ROWS, tokens)
     embeddings = embedding(ids * 7 % embedding.weight.shape[0])
+    kept: dict[str, Any] = {} if tokens == _TOKENS else {"logits_to_keep": _LAST}
+    skipped = 0 if tokens == _TOKENS else tokens - _LAST
     try:
-        alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False).logits[0] for row in embeddings]
+        alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False, **kept).logits[0] for row in embeddings]
         worst = 0.0
         for found, columns in run(llm, embeddings):
-            wanted = torch.stack([row[column] for row, column in zip(alone, columns.tolist(), strict=True)])
+            places = (columns - skipped).tolist()
+            wanted = torch.stack([row[place] for row, place in zip(alone, places, strict=True)])
             worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
     except (AttributeError, ConfigError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it does not take rows from slots ({' '.join(str(error).split())[:120]})"
@@ -143,7 +160,7 @@ def _from_newest(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _read_seen(llm: Any, cache: SlotCache, fed: Tensor, columns: Tensor) -> Tensor:
-    seen = torch.arange(_TOKENS, device=columns.device) <= columns.unsqueeze(1)
+    seen = torch.arange(cache.width, device=columns.device) <= columns.unsqueeze(1)
     return read(llm.forward, llm.config, cache, fed, columns.unsqueeze(1), seen.unsqueeze(1))
 
 
@@ -151,8 +168,9 @@ def _from_slots(
     llm: Any, embeddings: Tensor, read_next: Callable[[Any, SlotCache, Tensor, Tensor], Tensor] = _read_seen
 ) -> list[tuple[Tensor, Tensor]]:
     """Rows of other lengths side by side, three tokens one after the other."""
-    cache = SlotCache(_ROWS, _TOKENS, layers=layers_of(llm))
-    lengths = torch.tensor([_TOKENS - 3, _TOKENS - 6, _TOKENS - 4], device=embeddings.device)
+    tokens = embeddings.shape[1]
+    cache = SlotCache(_ROWS, tokens, layers=layers_of(llm))
+    lengths = torch.tensor([tokens - 3, tokens - _LAST, tokens - 4], device=embeddings.device)
     _begin(llm, cache, embeddings, int(lengths.max()))
     return [_next(llm, cache, embeddings, lengths + step, read_next) for step in range(3)]
 
@@ -194,6 +212,6 @@ def _next(
     read_next: Callable[[Any, SlotCache, Tensor, Tensor], Tensor] = _read_seen,
 ) -> tuple[Tensor, Tensor]:
     """Logits behind the tokens of these columns, and the columns."""
-    cache.extend(columns, int(columns.max()) + 1, _TOKENS)
+    cache.extend(columns, int(columns.max()) + 1, embeddings.shape[1])
     fed = embeddings[torch.arange(len(columns), device=columns.device), columns].unsqueeze(1)
     return read_next(llm, cache, fed, columns), columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config
@@ -36,7 +38,7 @@ _ENCODERS: dict[str, Any] = {
 _OTHER_HALF = r"^(text_model|text_projection|visual_projection)\.|^logit_(scale|bias)$"
 """What a whole SigLIP or CLIP has for texts."""
 _BLIP2 = "blip-2"
-_SIGLIP_NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_HALF = [0.5, 0.5, 0.5]
 SMALLEST_GROUP = 4
 """Patches that are joined to one image token, at least, as in MiniGPT-v2: fewer tokens for the language model."""
 
@@ -94,6 +96,7 @@ def _read_config(vision: str | Path) -> Any:
 
 def _joined(vision: str | Path, llm: str | Path, given: Any, tower: Any) -> MiniGPT4Config:
     """What joins a tower, of this configuration, and a language model."""
+    normalisation = _normalisation(vision, given.model_type)
     if given.model_type == _BLIP2:
         return MiniGPT4Config(
             vision_config=tower.to_dict(),
@@ -101,15 +104,14 @@ def _joined(vision: str | Path, llm: str | Path, given: Any, tower: Any) -> Mini
             text_config=language_config(llm),
             query_tokens=given.num_query_tokens,
             vision_norm_eps=tower.layer_norm_eps,
+            **normalisation,
         )
     patches = (tower.image_size // tower.patch_size) ** 2
-    normalisation = _normalisation(vision, given.model_type)
     return MiniGPT4Config(
         vision_config=tower.to_dict(),
         text_config=language_config(llm),
         patches_per_token=next(n for n in range(min(SMALLEST_GROUP, patches), patches + 1) if patches % n == 0),
-        pixel_mean=normalisation.get("image_mean"),
-        pixel_std=normalisation.get("image_std"),
+        **normalisation,
     )
 
 
@@ -140,9 +142,29 @@ def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, given: 
 
 
 def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
-    """Mean and deviation that a tower was trained with; empty where they are CLIP's, as those of the pixels are."""
-    if "siglip" not in kind:
+    """Mean and deviation that a tower was trained with; empty where they are CLIP's, as those of the pixels are.
+
+    Args:
+        vision: the tower's folder or hub id; its image processor's settings name them.
+        kind: of the tower, which decides where they are not named.
+    """
+    stated: dict[str, Any] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        file = cached_file(str(vision), name, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            content = load_json(Path(file).read_text(encoding="utf-8"))
+            stated |= content.get("image_processor", {}) if name == "processor_config.json" else content
+    defaults = (_HALF, _HALF) if "siglip" in kind else (CLIP_MEAN.tolist(), CLIP_STD.tolist())
+    mean, std = (
+        np.broadcast_to(np.asarray(stated.get(key, default), dtype=np.float64), 3)
+        for key, default in zip(("image_mean", "image_std"), defaults, strict=True)
+    )
+    if stated.get("do_normalize") is False:
+        mean, std = np.zeros(3), np.ones(3)
+    # Pixels are from 0 to 1 here; a processor that scales otherwise means its mean and deviation on its own scale.
+    scale = 255 * float(stated.get("rescale_factor", 1 / 255)) if stated.get("do_rescale", True) else 255.0
+    if scale != 1:
+        mean, std = mean / scale, std / scale
+    if np.allclose(mean, CLIP_MEAN, atol=1e-6) and np.allclose(std, CLIP_STD, atol=1e-6):
         return {}
-    file = cached_file(str(vision), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    stated = load_json(Path(file).read_text(encoding="utf-8")) if file is not None else {}
-    return {key: list(stated.get(key, default)) for key, default in _SIGLIP_NORMALISATION.items()}
+    return {"pixel_mean": mean.tolist(), "pixel_std": std.tolist()}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, LlamaForCausalLM
 
+from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.decoding import DecodingOptions, generate_captions
 from captune.decoding.generate import as_caption, generate_ids
 from captune.decoding.request import Request
+from captune.decoding.trial import unsupported
 from captune.errors import WeightsError
 from captune.model import MiniGPT4
 from captune.model.build import build, preview_parts
@@ -143,3 +146,47 @@ def test_each_end_of_generation_config_ends_a_caption(beams: int, tower: Path, t
     assert all(as_caption(processor, row).stopped == (row[-1] in ends) for row in rows)
     model.save_pretrained(tmp_path / "whole")
     assert MiniGPT4.from_pretrained(tmp_path / "whole").processor.end_ids == processor.end_ids
+
+
+@pytest.mark.parametrize(
+    ("stated", "mean", "std"),
+    [
+        (None, None, None),
+        (
+            {"image_mean": CLIP_MEAN.tolist(), "image_std": CLIP_STD.tolist()},
+            None,
+            None,
+        ),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, 0.5, 0.5),
+        ({"image_mean": [0.4] * 3, "image_std": 0.2}, 0.4, 0.2),
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({"image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 2 / 255}, 0.5, 0.5),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_normalisation_of_a_clip_tower(stated: Any, mean: Any, std: Any, nested: bool, tmp_path: Path) -> None:
+    """Whatever its image processor's settings say, in either of the files that transformers writes."""
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "clip")
+    if stated is not None:
+        name = "processor_config.json" if nested else "preprocessor_config.json"
+        content = {"image_processor": stated} if nested else stated
+        (tmp_path / "clip" / name).write_text(json.dumps(content), encoding="utf-8")
+    config = preview_parts(write_language_model(tmp_path / "llm"), tmp_path / "clip")[0]
+    assert config.pixel_mean == (None if mean is None else pytest.approx([mean] * 3))
+    assert config.pixel_std == (None if std is None else pytest.approx([std] * 3))
+
+
+def test_a_window_that_no_cache_tells_of(tower: Path, tmp_path: Path) -> None:
+    """GPT-Neo's own attention counts columns; rows longer than its window are decoded by transformers."""
+    sizes = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 24}
+    llm = write_language_model(tmp_path / "llm", "gpt_neo", template=None, **sizes)
+    model = joined(llm, tower)
+    assert unsupported(model.llm, 12) is None
+    assert "rows from slots change its logits" in str(unsupported(model.llm, 90))
+    features, options = features_of(model), DecodingOptions(max_new_tokens=12)
+    said, wanted = (
+        [caption.text for caption in generate_captions(model, features, "What is in it?", options, engine=engine)]
+        for engine in ("captune", "transformers")
+    )
+    assert said == wanted
