@@ -5,6 +5,7 @@
     {"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>Describe it."},
                                        {"role": "assistant", "content": "A dog."}]}
     {"images": ["a.jpg"], "query": "<image>Describe it.", "response": "A dog.", "history": []}
+    {"images": ["a.jpg"], "instruction": "<image>Describe it.", "output": "A dog."}
 
 The first answer is the image's caption. Further turns are questions about the image and no descriptions; they are
 captions only where that is requested. A manifest has no place for instructions, so they are counted.
@@ -25,6 +26,8 @@ Turns: TypeAlias = Literal["first", "all"]
 """Which answers of a conversation are captions."""
 
 _MARKS = re.compile(r"\s*(?:<image>|<ImageHere>|<img>.*?</img>|<\|image\|>|<image_placeholder>)\s*")
+_LISTS = ("conversations", "messages", "conversation")
+_PAIRS = (("query", "response"), ("instruction", "output"))
 _ANSWERS = frozenset({"gpt", "assistant", "model", "bot", "chatgpt"})
 _QUESTIONS = frozenset({"human", "user"})
 _MOST_INSTRUCTIONS = 1000  # that are counted apart
@@ -32,9 +35,8 @@ _MOST_INSTRUCTIONS = 1000  # that are counted apart
 
 def is_conversation(record: dict[str, Any]) -> bool:
     """Whether an object holds turns and not a caption."""
-    return any(isinstance(record.get(key), list) for key in ("conversations", "messages", "conversation")) or (
-        isinstance(record.get("query"), str) and "response" in record
-    )
+    has_turns = any(isinstance(record.get(key), list) for key in _LISTS)
+    return has_turns or any(question in record and answer in record for question, answer in _PAIRS)
 
 
 class Conversations:
@@ -99,12 +101,15 @@ class Conversations:
 
 def _turns_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Role and text of each turn, without the marks of images."""
-    turns = next((record[key] for key in ("conversations", "messages", "conversation") if key in record), None)
+    turns = next((record[key] for key in _LISTS if key in record), None)
     if turns is None:
+        asked, answered = next(
+            (question, answer) for question, answer in _PAIRS if question in record and answer in record
+        )
         history = record.get("history") or []
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise ValueError("'history' must be a list of pairs")
-        pairs = [*history, [record["query"], record["response"]]]
+        pairs = [*history, [record[asked], record[answered]]]
         turns = [turn for question, answer in pairs for turn in ({"user": question}, {"assistant": answer})]
         turns = [{"role": role, "content": text} for turn in turns for role, text in turn.items()]
     if not isinstance(turns, list):

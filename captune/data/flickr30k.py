@@ -10,7 +10,6 @@ image it is repaired, and that is said.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
 from captune.data.manifest import Sample
 from captune.data.problems import Problem, plural
-from captune.data.text import Reading, checked_lines, parse_json
+from captune.data.text import Reading, checked_lines, parse_list
 from captune.errors import DataError
 
 __all__ = ["flickr30k_rows", "write_grounded_detail"]
@@ -100,26 +99,12 @@ def _hugging_face_rows(lines: Iterable[str | DataError], name: str) -> Iterator[
             yield Problem(name, line, "malformed", message)
             continue
         try:
-            captions = _caption_list(row[raw])
+            captions = tuple(parse_list(row[raw]))
         except ValueError as error:
             message = f"the captions of '{row[filename]}' cannot be read: {error}."
             yield Problem(name, line, "malformed", message)
             continue
         yield Row(line, row[filename], captions, row[split])
-
-
-def _caption_list(text: str) -> tuple[str, ...]:
-    """A JSON list of strings; also Python's spelling, which pandas leaves when it saves the file again."""
-    try:
-        captions = parse_json(text)
-    except ValueError as error:
-        try:
-            captions = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise error from None
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError("a JSON list of strings is expected")
-    return tuple(captions)
 
 
 def _kaggle_captions(lines: Iterable[str | DataError], name: str, split: str) -> Iterator[CaptionRow | Problem]:

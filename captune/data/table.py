@@ -28,7 +28,7 @@ from captune.data.importing import Row
 from captune.data.json_table import Entry, json_entries, json_layout
 from captune.data.parquet import parquet_columns, parquet_rows
 from captune.data.problems import Problem, plural
-from captune.data.text import Reading, checked_lines, parse_json
+from captune.data.text import Reading, checked_lines, parse_list
 from captune.errors import DataError
 
 __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]
@@ -176,6 +176,8 @@ def caption_rows(
 
 def _image_name(cell: Any, column: str, embedded: EmbeddedImages | None) -> str:
     """The name of an image file; an image that comes inside is written first."""
+    if isinstance(cell, list) and len(cell) == 1:
+        cell = cell[0]
     if isinstance(cell, str):
         return cell
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
@@ -383,7 +385,7 @@ def _caption_list(value: Any, column: str) -> list[str]:
     """One caption or several: a list, or its JSON in a cell."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = parse_json(value)
+            return parse_list(value)
         except ValueError:
             return [value]  # a caption may begin with a bracket
     if isinstance(value, str):

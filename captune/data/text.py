@@ -6,12 +6,14 @@ mark of UTF-16 or UTF-32 (Excel's "Unicode text") are converted. Windows line en
 
 from __future__ import annotations
 
+import ast
 import codecs
 import gzip
 import io
 import json
 import os
 import re
+import tokenize
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, Protocol
 
 from captune.errors import DataError
 
-__all__ = ["MAX_LINE", "Reading", "checked_lines", "parse_json", "text_lines"]
+__all__ = ["MAX_LINE", "Reading", "checked_lines", "parse_json", "parse_list", "text_lines"]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
@@ -266,6 +268,36 @@ def parse_json(text: str) -> Any:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("not valid JSON: it is nested too deeply") from error
+
+
+def parse_list(text: str) -> list[str]:
+    """The strings of a list that is written as text: in JSON, or as Python and numpy print it into a cell of pandas.
+
+    Raises:
+        ValueError: it is none; the message is about JSON.
+    """
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        value = _printed_list(text)
+        if value is None:
+            raise error from None
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError("a JSON list of strings is expected")
+    return value
+
+
+def _printed_list(text: str) -> list[str] | None:
+    """The strings of `['a', "b"]`, and of numpy's `['a' "b"]`, which to Python is one string."""
+    try:
+        if not isinstance(ast.literal_eval(text.strip()), list):
+            return None
+        tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
+        strings = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
+    except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+        return None
+    others = {token.string for token in tokens if token.type in (tokenize.OP, tokenize.NAME, tokenize.NUMBER)}
+    return strings if others <= {"[", "]", ","} and all(isinstance(entry, str) for entry in strings) else None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

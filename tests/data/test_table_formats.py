@@ -219,6 +219,22 @@ def test_the_annotations_of_minigpt4(tmp_path: Path, numbers: bool) -> None:
     assert any("as in MiniGPT-4's data" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '["A dog.", "It\'s red."]',
+        """['A dog.', "It's red."]""",  # as pandas writes a list
+        """['A dog.' "It's red."]""",  # and an array of numpy
+        """['A dog.'\n "It's red."]""",
+    ],
+)
+def test_a_list_of_captions_in_a_cell(tmp_path: Path, cell: str) -> None:
+    quoted = cell.replace('"', '""')
+    samples, summary, _ = imported(tmp_path, "t.csv", f'image,caption\n1.jpg,"{quoted}"\n2.jpg,[sic] dog\n3.jpg,[1]\n')
+    assert captions(samples) == {"1.jpg": ["A dog.", "It's red."], "2.jpg": ["[sic] dog"], "3.jpg": ["[1]"]}
+    assert not summary.problems
+
+
 # Conversations
 
 QUESTION, ANSWER = "<image>\nDescribe it.", "A dog."
@@ -242,6 +258,7 @@ MESSAGES = [
             "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}],
         },
         {"images": ["1.jpg"], "query": QUESTION, "response": ANSWER},
+        {"images": ["1.jpg"], "instruction": QUESTION, "input": "", "output": ANSWER},
         {"images": [{"path": "1.jpg"}], "messages": MESSAGES},
     ],
 )
