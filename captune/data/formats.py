@@ -122,8 +122,11 @@ def open_image(stream: IO[bytes], name: str, *, most_pixels: int | None = None) 
         image = Image.open(stream, formats=formats)
     except UnidentifiedImageError:
         stream.seek(0)
-        if reason := _not_opened(stream.read(16)):
+        head = stream.read(16)
+        if reason := _not_opened(head):
             raise DataError(f"the image '{name}' {reason}") from None
+        if kind := next((known for known in formats if _claims(known, head)), None):
+            raise DataError(f"cannot decode the image '{name}': it begins as {kind} and is damaged.") from None
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, *_stored_size(stream, formats), limit) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from captune.data.atomic import atomic_file
 from captune.errors import DataError
 from captune.features import StoredImages
+from captune.parsing import load_json
 
 __all__ = ["keep_image_record"]
 
@@ -33,7 +34,7 @@ def keep_image_record(output: Path, stored: Mapping[str, StoredImages], *, resum
             stream.write(json.dumps(now) + "\n")
         return
     try:
-        before = dict(json.loads(path.read_bytes()))
+        before = dict(load_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         # Runs of older versions have no such file.
         return

@@ -101,12 +101,17 @@ def test_a_heif_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPa
         read_picture(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40, "IMG_1.jpg")
 
 
+@pytest.mark.parametrize("data", [saved("JPEG")[:3], saved("PNG")[:20], b"GIF89a"])
+def test_a_damaged_file_is_called_by_its_format(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"begins as \w+ and is damaged"):
+        read_picture(data + b"\0" * 30, "a.bin")
+
+
 def test_a_heif_is_read_and_listed(tmp_path: Path) -> None:
     pytest.importorskip("pillow_heif", reason="needs the extra 'heic'")
-    load_image_before = formats._available()
-    assert "HEIF" in load_image_before
-    (tmp_path / "a.HEIC").write_bytes(saved("HEIF", picture(64, 48), quality=100))
+    assert "HEIF" in formats._available()
     assert is_image_name("a.HEIC")
+    (tmp_path / "a.HEIC").write_bytes(saved("HEIF", picture(64, 48), quality=100))
     difference = np.asarray(load_image(tmp_path / "a.HEIC")).astype(int) - np.asarray(picture(64, 48))
     assert np.abs(difference).mean() < 12
 
