@@ -175,14 +175,7 @@ class Answering:
         ended: dict[int, Event] = {}
         try:
             while len(ended) < len(answers.jobs):
-                coming = asyncio.ensure_future(answers.news.get())
-                await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    raise APIError(499, "The client has left.")
-                number, event = coming.result()
-                if event.error is not None:
-                    raise event.error
+                number, event = await _told(answers, gone)
                 if event.finish is not None:
                     ended[number] = event
         finally:
@@ -198,8 +191,33 @@ class Answering:
             usage=self._usage(answers, ended),
         )
 
-    async def stream(self, request: ChatRequest, answers: Answers, name: str) -> AsyncIterator[str]:
-        """Server-sent events of the answers as they grow, in OpenAI's form."""
+    async def first(self, answers: Answers, gone: asyncio.Future[None]) -> tuple[int, Event]:
+        """The number and the event that a stream begins with: what fails at once has a status of its own.
+
+        Args:
+            answers: what was submitted.
+            gone: done when the client has left.
+
+        Raises:
+            APIError: decoding failed, or the client has left.
+        """
+        try:
+            return await _told(answers, gone)
+        except BaseException:
+            answers.cancel()
+            raise
+
+    async def stream(
+        self, request: ChatRequest, answers: Answers, name: str, first: tuple[int, Event]
+    ) -> AsyncIterator[str]:
+        """Server-sent events of the answers as they grow, in OpenAI's form.
+
+        Args:
+            request: the request.
+            answers: what was submitted for it.
+            name: of the completion.
+            first: what `first` gave.
+        """
         head: dict[str, Any] = {
             "id": name,
             "object": "chat.completion.chunk",
@@ -210,8 +228,10 @@ class Answering:
         try:
             for number in range(len(answers.jobs)):
                 yield _chunk(head, number, {"role": "assistant", "content": ""})
+            coming: tuple[int, Event] | None = first
             while len(ended) < len(answers.jobs):
-                number, event = await answers.news.get()
+                number, event = coming or await answers.news.get()
+                coming = None
                 if event.error is not None:
                     yield _data(event.error.body)
                     return
@@ -262,6 +282,25 @@ class Answering:
             return DecodingOptions(max_new_tokens=most, **chosen)
         except ConfigError as error:
             raise APIError(400, str(error)) from None
+
+
+async def _told(answers: Answers, gone: asyncio.Future[None]) -> tuple[int, Event]:
+    """What the engine tells next.
+
+    Raises:
+        APIError: decoding failed, or the client has left.
+    """
+    coming = asyncio.ensure_future(answers.news.get())
+    try:
+        await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise APIError(499, "The client has left.")
+    finally:
+        coming.cancel()
+    number, event = coming.result()
+    if event.error is not None:
+        raise event.error
+    return number, event
 
 
 def _finish(event: Event) -> Literal["stop", "length"]:

@@ -126,14 +126,15 @@ def _add_endpoint(
         """Answer a question about images, or go on with a dialogue."""
         answers = await answering.submit(asked)
         name = f"chatcmpl-{secrets.token_hex(12)}"
-        if asked.stream:
-            return StreamingResponse(
-                answering.stream(asked, answers, name),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-store"},
-            )
         gone = asyncio.ensure_future(_left(request))
         try:
+            if asked.stream:
+                first = await answering.first(answers, gone)
+                return StreamingResponse(
+                    answering.stream(asked, answers, name, first),
+                    media_type="text/event-stream",
+                    headers={"cache-control": "no-store"},
+                )
             completion = await answering.whole(asked, answers, name, gone)
         finally:
             gone.cancel()

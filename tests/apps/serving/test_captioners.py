@@ -116,3 +116,21 @@ def test_a_model_that_reads_no_words(pictures: list[Image.Image], tmp_path: Path
         asked = client.post("/v1/chat/completions", json=body(made, pictures[0], "What is it?"))
         assert asked.status_code == 400
         assert "captions without a question" in asked.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_scores_that_are_not_numbers_are_an_error_of_the_server(
+    client: TestClient, served: ServedCaptioner, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    inputs = served.captioner.inputs  # type: ignore[attr-defined]
+    batch = inputs.batch
+
+    def overflow(images: Any, text: Any) -> Any:
+        made = batch(images, text)
+        made["pixel_values"].fill_(float("nan"))
+        return made
+
+    monkeypatch.setattr(inputs, "batch", overflow)
+    response = client.post("/v1/chat/completions", json=body(served, Image.new("RGB", (40, 30)), stream=stream))
+    assert response.status_code == 500
+    assert "scores are not numbers" in response.json()["error"]["message"]

@@ -227,3 +227,24 @@ def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
     assert askers[1].error.status == 500
     assert "scores are not numbers" in askers[1].error.body["error"]["message"]
     assert askers[1].error.body["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_fails_at_once_has_a_status_of_its_own(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    from fastapi.testclient import TestClient
+
+    from captune.apps.serving.server import serving_application
+
+    encode = served.encode
+    monkeypatch.setattr(served, "encode", lambda pixels: encode(pixels) * torch.nan)
+    # A red point.
+    data = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+    content = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}]
+    asked = {"model": "pretrained", "messages": [{"role": "user", "content": content}], "stream": stream}
+    with TestClient(serving_application(served, hosts=None)) as client:  # type: ignore[arg-type]
+        response = client.post("/v1/chat/completions", json=asked)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "scores_not_finite"
+    assert response.json()["error"]["type"] == "server_error"
