@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from captune.metrics import Scores
 from captune.metrics.scores import METRICS
+from captune.metrics.significance import NEGLIGIBLE
 from captune.report.matrix import Difference
 
 __all__ = ["relative_drops"]
@@ -33,8 +34,8 @@ def relative_drops(
         confidence: of the interval.
 
     Returns:
-        metric -> 1 - away / home: 0 is no loss, 1 a total one, below 0 a gain. A score of 0 at home has no ratio and
-        is left out.
+        metric -> 1 - away / home: 0 is no loss, 1 a total one, below 0 a gain. A score of 0 at home, or of no more than
+        the constants that smooth it, has no ratio and is left out.
     """
     paired = home.ids == away.ids
     random = np.random.default_rng(_SEED)
@@ -50,7 +51,7 @@ def relative_drops(
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     drops = {}
     for name in home.corpus:
-        if name not in away.corpus or not home.corpus[name] > 0:
+        if name not in away.corpus or not home.corpus[name] >= NEGLIGIBLE:
             continue
         own, other = np.concatenate(at_home[name]), np.concatenate(elsewhere[name])
         ratios = 1 - other[own > 0] / own[own > 0]

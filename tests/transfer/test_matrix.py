@@ -126,6 +126,10 @@ def test_a_drop_is_the_share_that_is_lost_with_a_paired_interval() -> None:
         assert drop.paired
     assert all(drop.low == drop.high == 0 for drop in relative_drops(home, home).values())
     assert relative_drops(home, worse) == drops
+    # A score that is no more than a smoothing constant has no share to lose.
+    zero = of.score(dict.fromkeys(said, "zzz"))
+    assert 0 < zero.corpus["BLEU-4"] < 1e-6
+    assert "BLEU-4" not in relative_drops(zero, home)
 
 
 def test_other_images_are_drawn_by_themselves_and_leave_more_doubt() -> None:

@@ -104,9 +104,8 @@ class CaptionerEngine(Waiting):
         """Waiting jobs with the question and the decoding of the first one."""
         with self._changed:
             waiting = [job for job in self._waiting if not job.cancelled]
-            batch = [job for job in waiting if (job.prompt, job.options) == (waiting[0].prompt, waiting[0].options)][
-                : self._slots
-            ]
+            kind = (waiting[0].question, waiting[0].options) if waiting else None
+            batch = [job for job in waiting if (job.question, job.options) == kind][: self._slots]
             self._waiting = deque(job for job in waiting if job not in batch)
             self._measurements.waiting.set(len(self._waiting))
         return batch

@@ -14,8 +14,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from vision_families import save_family
 
-from captune.apps.serving.captioners import ServedCaptioner
+from captune.apps.serving.captioners import CaptionerEngine, ServedCaptioner
 from captune.apps.serving.checkpoints import load_served
+from captune.apps.serving.jobs import Job, Pixels
+from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.server import serving_application
 from captune.captioner import Captioner
 from captune.decoding import DecodingOptions
@@ -70,6 +72,24 @@ def test_the_answer_is_the_caption(served: ServedCaptioner, client: TestClient, 
     assert answer(client, body(served, pictures[0], question)) == caption(served.captioner, pictures[0], question)
     beams = body(served, pictures[0], num_beams=2)
     assert answer(client, beams) == caption(served.captioner, pictures[0], beams=2)
+
+
+def test_a_batch_is_of_one_question(served: ServedCaptioner, pictures: list[Image.Image]) -> None:
+    """Requests that wait together are answered together only where they ask the same."""
+    engine = CaptionerEngine(served, Measurements(), slots=8)
+    pixels = (Pixels.of(served.captioner.prepare(pictures[0])),)
+    questions = ("What is it?", "Which colour?", "What is it?", "")
+    jobs = [
+        Job(served.names[0], (), pixels, DecodingOptions(), "", lambda event: None, (), question)
+        for question in questions
+    ]
+    engine._waiting.extend(jobs)
+    assert [[job.question for job in engine._next()] for _ in range(4)] == [
+        ["What is it?", "What is it?"],
+        ["Which colour?"],
+        [""],
+        [],
+    ]
 
 
 def test_streams_and_stops(served: ServedCaptioner, client: TestClient, pictures: list[Image.Image]) -> None:
