@@ -88,15 +88,16 @@ class FolderReading:
                 path = (Path(parent) / name).relative_to(self.folder).as_posix()
                 if is_image_name(name):
                     images.append(path)
-                elif name.endswith(".txt"):
+                elif name.lower().endswith(".txt"):
                     texts.add(path)
         return sorted(images), texts
 
 
 def _text_of(image: str, texts: set[str]) -> str:
     """The text of an image's name, in whatever Unicode form; the name itself where there is none."""
-    name = os.path.splitext(image)[0] + ".txt"
-    return next((form for form in (name, *written_alike(name)) if form in texts), name)
+    stem = os.path.splitext(image)[0]
+    names = [form + ending for ending in (".txt", ".TXT") for form in (stem, *written_alike(stem))]
+    return next((name for name in names if name in texts), names[0])
 
 
 def _without_image(file: Path) -> Problem:

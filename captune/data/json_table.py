@@ -1,8 +1,9 @@
 """Rows with named columns from JSON: JSON Lines, an array of objects, or one object that holds such an array.
 
 What is inside tells the format, not the name of the file. An object may hold its rows under any key; under keys that
-are names of splits (`{"train": [...], "val": [...]}`) they are of these splits. `{"a.jpg": "A dog ."}` and pandas'
-`{"image": {"0": "a.jpg"}, "caption": {"0": "A dog ."}}` are read as well.
+are names of splits (`{"train": [...], "val": [...]}`) they are of these splits. Read as well are `{"a.jpg": "A dog ."}`,
+objects under keys of their own (`{"7": {"image": "a.jpg", ...}}`), and the columns that pandas writes
+(`{"image": {"0": "a.jpg"}, "caption": {"0": "A dog ."}}`).
 """
 
 from __future__ import annotations
@@ -94,10 +95,13 @@ def json_entries(
         if is_mapping is None:
             is_mapping = layout == "object" and is_image_name(key)
         if is_mapping:
-            yield Entry(0, f"key '{key}': ", {image: key, captions[0]: item})
+            record = {image: key, **item} if isinstance(item, dict) else {image: key, captions[0]: item}
+            yield Entry(0, f"key '{key}': ", record)
         elif not in_list:
             if isinstance(item, dict) and key in (image, *captions):
                 columns[key] = item
+            elif _is_row(item, image):
+                yield Entry(0, f"key '{key}': ", item)
         elif layout == "object" and key in passed:
             passed[key] += 1
         elif layout == "object" and key != current and not _is_row(item, image):

@@ -222,7 +222,7 @@ def outcome(rows: Iterable[Row | Problem], folder: Path, check: ImageCheck) -> i
 
 
 @pytest.mark.parametrize("write", FORMATS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(items=ITEMS)
 def test_captions_in_are_captions_out_and_captions_named(
     write: Callable[[Path, list[Item]], Iterable[Row | Problem]], items: list[Item]
@@ -243,7 +243,7 @@ def test_members_of_tars_are_captions_or_named(items: list[Item]) -> None:
         assert outcome(webdataset(Path(name), texts), Path(name), "none") == 2 * len(texts)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(files=st.dictionaries(st.sampled_from(FILES), TEXTS))
 def test_lines_of_texts_in_a_folder_are_captions_or_named(files: dict[str, list[str]]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -395,7 +395,7 @@ def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
 def test_images_that_share_a_text_and_texts_without_an_image(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b.jpg", "cafe\u0301.jpg"):
         (tmp_path / name).touch()
-    texts = {"a.txt": "One.\nTwo.", "b.txt": "Good.\nalso\0bad.\nFine.", "c.txt": "Three.", "caf\u00e9.txt": "Four."}
+    texts = {"a.txt": "One.\nTwo.", "b.TXT": "Good.\nalso\0bad.\nFine.", "c.txt": "Three.", "caf\u00e9.txt": "Four."}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     summary, samples = run(FolderReading(tmp_path).rows(), tmp_path)
@@ -408,7 +408,7 @@ def test_images_that_share_a_text_and_texts_without_an_image(tmp_path: Path) -> 
         ("c.txt", 0, "missing"),
         ("a.jpg", 0, "duplicate"),
         ("a.png", 0, "duplicate"),
-        ("b.txt", 2, "malformed"),
+        ("b.TXT", 2, "malformed"),
     ]
     assert "'a.jpg' and 'a.png' share 'a.txt'" in summary.problems.first[1].message
 

@@ -169,6 +169,8 @@ BOTH = {"1.jpg": ["A dog."], "2.jpg": ["A cat."]}
         {"info": {"year": 2024}, "data": ROWS, "licenses": [{"id": 1}]},
         {"1.jpg": "A dog.", "2.jpg": ["A cat."]},
         {"image": {"0": "1.jpg", "1": "2.jpg"}, "caption": {"0": "A dog.", "1": "A cat."}},
+        {"7": ROWS[0], "8": ROWS[1]},
+        {"1.jpg": {"caption": "A dog."}, "2.jpg": {"caption": ["A cat."]}},
         {"train": ROWS[:1], "validation": ROWS[1:]},
     ],
 )
