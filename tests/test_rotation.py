@@ -140,3 +140,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
     turned, stored = caption(), caption("--no-exif-rotation")
     assert turned["sideways.png"] == turned["upright.png"] == stored["upright.png"]
+    capsys.readouterr()
+    command = ["caption", "toy", str(photos), "--out", str(tmp_path / "out0.jsonl"), "--no-exif-rotation"]
+    assert cli.run(lambda: cli.call(cli.app, command)) == 2
+    assert "choose --exif-rotation or --no-exif-rotation" in capsys.readouterr().err

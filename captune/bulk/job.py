@@ -228,6 +228,12 @@ class Job:
             raise DataError(f"'{path}' is broken ({error!r}); give another folder.") from error
         for key, value in wanted.items():
             if there[key] != value:
+                if _unturned(there[key]) == _unturned(value):
+                    raise ConfigError(
+                        f"'{self.folder}' holds captions of images that were turned another way than now; choose "
+                        "--exif-rotation or --no-exif-rotation (earlier releases showed MiniGPT-4 images as they are "
+                        "stored), or give another name."
+                    )
                 raise ConfigError(
                     f"'{self.folder}' holds captions with {key} {there[key]!r}, and now it is {value!r}; give another "
                     "name, or move that folder away."
@@ -271,3 +277,8 @@ class Job:
                     f"'{files[name]}' is another file now than the one that was captioned into '{self.folder}'; give "
                     "--out another name."
                 )
+
+
+def _unturned(fingerprint: Any) -> str:
+    """A captioner's fingerprint without its mark of how images are turned."""
+    return str(fingerprint).removesuffix("-upright").removesuffix("-stored")
