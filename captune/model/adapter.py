@@ -35,6 +35,7 @@ __all__ = [
     "load_adapter",
     "load_trained",
     "read_record",
+    "read_trained",
     "save_trained",
     "trained_state",
     "use_wrapping",
@@ -131,6 +132,40 @@ def read_record(folder: Path) -> CheckpointRecord:
         raise WeightsError(f"{path} is broken: {error!r}; train this epoch again.") from error
 
 
+def read_trained(folder: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint.
+
+    Raises:
+        WeightsError: they are missing, or tensors or record are not what was written.
+    """
+    path = folder / "trained.safetensors"
+    refuse_pointer(path)
+    try:
+        data = path.read_bytes()
+        state: dict[str, Tensor] = load(data)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is missing or broken; train this epoch again.") from error
+    described = load_json((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    # Checkpoints of older versions have no hash.
+    if described.get(_HASH, "") not in ("", hashlib.sha256(data).hexdigest()):
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 is not the one that checkpoint.json names; copy it anew from where it is "
+            "intact, or train this epoch again."
+        )
+    if _HASH in described:
+        length = int.from_bytes(data[:8], "little")
+        record = load_json(load_json(data[8 : 8 + length])["__metadata__"]["captune"])
+        # Where models are may change.
+        same = set(record) & set(described) - {"model", "parts"}
+        other = sorted(name for name in same if described[name] != record[name])
+        if other:
+            raise WeightsError(
+                f"{folder / 'checkpoint.json'} was changed or is damaged: its '{other[0]}' is not what {path.name} was "
+                "written with; copy it anew from where it is intact, or train this epoch again."
+            )
+    return state
+
+
 def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     """Put a checkpoint's tensors into a model.
 
@@ -155,19 +190,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
             "load the model it was trained on."
         )
     path = folder / "trained.safetensors"
-    refuse_pointer(path)
-    try:
-        data = path.read_bytes()
-        state = load(data)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} is missing or broken; train this epoch again.") from error
-    # Checkpoints of older versions have no hash.
-    written = load_json((folder / "checkpoint.json").read_text(encoding="utf-8")).get(_HASH)
-    if written not in (None, hashlib.sha256(data).hexdigest()):
-        raise WeightsError(
-            f"{path} is damaged: its SHA-256 is not the one that checkpoint.json names; copy it anew from where it is "
-            "intact, or train this epoch again."
-        )
+    state = read_trained(folder)
     parameters = dict(model.trained_parameters())
     if set(state) != set(parameters) or any(state[name].shape != p.shape for name, p in parameters.items()):
         raise WeightsError(f"{path} holds other tensors than this model trains; expected {', '.join(parameters)}.")

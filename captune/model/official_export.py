@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captune.errors import WeightsError
 from captune.hub import resolve_model
-from captune.model.adapter import is_adapter, read_record
+from captune.model.adapter import is_adapter, read_record, read_trained
 from captune.parsing import load_json
 
 __all__ = ["official_checkpoint"]
@@ -36,6 +36,7 @@ def official_checkpoint(source: str | Path) -> dict[str, Any]:
     if is_adapter(source):
         record = read_record(Path(source))
         conversation, lora = record.conversation, record.lora
+        read_trained(Path(source))  # what is damaged is refused
         files = [Path(source) / "trained.safetensors"]
     else:
         folder = Path(resolve_model(str(source)))

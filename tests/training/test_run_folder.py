@@ -354,6 +354,18 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(run: Path) -> None:
         load_trained(tiny_minigpt4(), checkpoint)
 
 
+def test_a_checkpoint_whose_record_was_changed_is_refused(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "epoch-001"
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    # The model may have moved; what it was asked may not.
+    for changed in ({"model": "elsewhere"}, {"instruction": "Describe this inage."}):
+        (checkpoint / "checkpoint.json").write_text(json.dumps(record | changed))
+        if "model" in changed:
+            load_trained(tiny_minigpt4(), checkpoint)
+    with pytest.raises(WeightsError, match="its 'instruction' is not what"):
+        load_trained(tiny_minigpt4(), checkpoint)
+
+
 def test_a_checkpoint_of_an_older_version_has_no_hash_and_is_loaded(run: Path) -> None:
     checkpoint = run / "checkpoints" / "epoch-001"
     record = json.loads((checkpoint / "checkpoint.json").read_text())
