@@ -94,7 +94,7 @@ class Guard:
         if problem := self._wrong_host(headers, scope) or self._wrong_request(scope["method"], headers):
             await self._refuse(send, *problem)
             return
-        body, held = bytearray(), 0
+        body, held, arrived = bytearray(), 0, False
         try:
             async with asyncio.timeout(self._body_seconds):
                 more = scope["method"] not in ("GET", "HEAD")
@@ -113,8 +113,11 @@ class Guard:
                         await self._refuse(send, 429, "Too much is waiting to be answered; try again in a moment.")
                         return
                     body += chunk
+            arrived = True
             await self._application(scope, _replaying(bytes(body), receive), _with_headers(send))
         except TimeoutError:
+            if arrived:  # a time-out of the application's own
+                raise
             await self._refuse(send, 408, f"The request did not arrive within {self._body_seconds:g} seconds.")
         finally:
             self._waiting -= held

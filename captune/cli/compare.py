@@ -224,6 +224,7 @@ def _tables(
     **_: Any,
 ) -> str:
     from captune.cli.tables import table
+    from captune.report.columns import shows_zero
 
     baseline = next(iter(scored))
     signature = scored[baseline].signature
@@ -239,13 +240,14 @@ def _tables(
     for name, results in tests.items():
         lines = []
         for score, (drawn, swapped) in results.items():
+            tested = not (shows_zero(drawn.score, digits) and shows_zero(drawn.baseline, digits))
             lines.append(
                 [
                     score,
                     _signed(drawn.difference, digits) + _shown_mark(drawn.difference, drawn, swapped, digits),
                     f"[{_signed(drawn.low, digits)}, {_signed(drawn.high, digits)}]",
-                    *(f"{test.p_value:.4f}" if test.is_tested else "–" for test in (drawn, swapped)),
-                    f"{drawn.smallest:.{digits}f}" if drawn.is_tested else "–",
+                    *(f"{test.p_value:.4f}" if tested else "–" for test in (drawn, swapped)),
+                    f"{drawn.smallest:.{digits}f}" if tested else "–",
                 ]
             )
         header = [

@@ -96,7 +96,7 @@ def rate(
     from captune.cli.extras import needs
 
     with needs("captune rate", "serve"):
-        from captune.apps.http import base_url
+        from captune.apps.http import answered_hosts, base_url
         from captune.apps.rating.store import DATABASE, Store
     given = {
         "design": design,
@@ -131,6 +131,7 @@ def rate(
         if results:
             _show_results(store, sources, min_attention, out, as_json=as_json)
         elif links:
+            answered_hosts(host, url)
             _print_links(store, (url or base_url(host, port)).rstrip("/"), as_json=as_json)
         else:
             _serve(store, host, port, url, as_json=as_json)

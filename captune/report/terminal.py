@@ -117,9 +117,10 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
         if metric in scores and metric in first.per_image.get(image, {})
     }
     ranked = sorted((image for image in changes if math.isfinite(changes[image])), key=lambda image: changes[image])
+    # A change that shows as 0.000 is none.
     groups = [
-        (f"Most improved ({metric}, {first.name} to {last.name})", [i for i in ranked[::-1] if changes[i] > 0]),
-        (f"Most regressed ({metric}, {first.name} to {last.name})", [i for i in ranked if changes[i] < 0]),
+        (f"Most improved ({metric}, {first.name} to {last.name})", [i for i in ranked[::-1] if changes[i] >= 0.0005]),
+        (f"Most regressed ({metric}, {first.name} to {last.name})", [i for i in ranked if changes[i] <= -0.0005]),
     ]
     found = []
     for heading, images in groups:
