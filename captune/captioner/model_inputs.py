@@ -103,10 +103,10 @@ class ModelInputs:
         self._drop_end = False
         self._prompt = DOCUMENTED.get(model.config.model_type, Prompt())
         if self._template is not None:
-            self._fit_template()
-        elif self.takes_text:
+            self._fit_template(of_tokenizer=getattr(processor, "chat_template", None) is None)
+        if self._template is None and self.takes_text:
             self._fit_prompt(type(model))
-        self.question = self._prompt.question
+        self.question = None if self.has_template else self._prompt.question
 
     @property
     def has_template(self) -> bool:
@@ -203,8 +203,12 @@ class ModelInputs:
                 raise WeightsError(f"The tokenizer of {self.name} has neither a padding token nor an end of text.")
             tokenizer.pad_token = tokenizer.eos_token
 
-    def _fit_template(self) -> None:
+    def _fit_template(self, *, of_tokenizer: bool) -> None:
         """Find out whether the template takes a message in parts, or as one text that holds the image token.
+
+        Args:
+            of_tokenizer: whether it is saved with the tokenizer alone. If it then knows no images, and the processor
+                writes the image token by itself, it is the language model's own, and not of this model.
 
         Raises:
             WeightsError: it takes neither, or what it renders never shows an image.
@@ -212,6 +216,9 @@ class ModelInputs:
         failure: WeightsError | None = None
         for parts in (True, False):
             self._parts = parts
+            if not parts and of_tokenizer and self._shows_image("?"):
+                self._template, self._nested = None, False
+                return
             try:
                 text = self._rendered("?")
             except WeightsError as error:

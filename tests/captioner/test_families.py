@@ -158,6 +158,17 @@ def test_a_template_of_the_tokenizer_alone(
     assert captions(load(folder), QUESTION) == documented("llava", folder_of("llava"), QUESTION)
 
 
+def test_a_template_of_the_language_model_is_not_used(folder_of: Any, tmp_path: Path) -> None:
+    """BLIP-2's processor writes the image token; what its tokenizer has for texts says nothing of images."""
+    folder = save_family("blip-2 (OPT)", tmp_path)
+    chat = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": chat}))
+    captioner = load(folder)
+    assert not captioner.inputs.has_template
+    assert captions(captioner) == documented("blip-2 (OPT)", folder_of("blip-2 (OPT)"), None)
+
+
 def test_a_template_that_shows_no_image(tmp_path: Path) -> None:
     folder = save_family("llava", tmp_path)
     (folder / "chat_template.jinja").write_text("{{ messages[0]['role'] }}: answer!")
