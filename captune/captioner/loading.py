@@ -15,7 +15,7 @@ from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner
 from captune.captioner.minigpt4 import MiniGPT4Captioner
 from captune.captioner.model_inputs import probe_images
-from captune.captioner.processor_loading import complete_settings, load_processor, missing_library, processor_folder
+from captune.captioner.processor_loading import complete_settings, load_processor, processor_folder
 from captune.captioner.transformers_model import TransformersCaptioner
 from captune.config import ModelConfig
 from captune.decoding import DecodingOptions
@@ -65,17 +65,13 @@ def load_captioner(
     from transformers import AutoModelForImageTextToText
 
     processor = load_processor(base if adapter is None else processor_folder(adapter, base), config, name)
-    what = f"The model {base_name}"
-    try:
-        loaded = load_strictly(
-            AutoModelForImageTextToText.from_pretrained,
-            base,
-            what,
-            dtype=compute_dtype(dtype, place),
-            trust_remote_code=False,
-        )
-    except ImportError as error:
-        raise missing_library(what, error) from error
+    loaded = load_strictly(
+        AutoModelForImageTextToText.from_pretrained,
+        base,
+        f"The model {base_name}",
+        dtype=compute_dtype(dtype, place),
+        trust_remote_code=False,
+    )
     wrapped = None if adapter is None else attach_adapter(loaded, adapter, state)
     complete_settings(processor, loaded)
     captioner = TransformersCaptioner(

@@ -6,14 +6,14 @@ were saved before a library's release knew a setting are completed from the mode
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from captune.errors import InputError, MissingExtraError, WeightsError
+from captune.errors import InputError, WeightsError
 from captune.parsing import load_json
+from captune.weights.libraries import missing_library
 
-__all__ = ["complete_settings", "load_processor", "missing_library", "processor_folder"]
+__all__ = ["complete_settings", "load_processor", "processor_folder"]
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
@@ -168,26 +168,6 @@ def _json(path: str, file: str) -> dict[str, Any]:
     with open(local, encoding="utf-8") as stream:
         content = load_json(stream.read())
     return content if isinstance(content, dict) else {}
-
-
-def missing_library(what: str, error: ImportError) -> InputError:
-    """What transformers says of a library that a model needs, as one sentence.
-
-    Args:
-        what: needs it, as the beginning of the sentence.
-        error: of the import.
-    """
-    text = " ".join(str(error).split())
-    if "num2words" in text:
-        return MissingExtraError(what, "smolvlm")
-    if "torchvision" in text.lower():
-        return InputError(
-            f"{what} needs torchvision, which is not installed; install the torchvision that belongs to your build of "
-            "torch."
-        )
-    if named := re.search(r"`pip install ([\w.-]+)`", text):
-        return InputError(f"{what} needs {named[1]}, which is not installed; install it with: pip install {named[1]}")
-    return InputError(f"{what} needs a library that is not installed: {text[:300]}")
 
 
 def _unloadable(name: str, error: Exception) -> InputError:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from captune.errors import InputError, WeightsError
 from captune.weights.files import check_weights, stored_names
+from captune.weights.libraries import missing_library
 from captune.weights.pointers import refuse_pointers
 
 __all__ = ["check_keys", "check_values", "load_strictly", "one_line", "quiet", "why_unread"]
@@ -74,7 +75,7 @@ def load_strictly(
     except (MemoryError, torch.OutOfMemoryError, InputError):
         raise
     except ImportError as error:
-        raise InputError(f"{what} needs a library that is not installed: {one_line(error)}") from error
+        raise missing_library(what, error) from error
     except Exception as error:  # broken files make the readers below transformers raise nearly anything
         raise WeightsError(f"{what} cannot be loaded: {why_unread(path, error)}") from error
     check_keys(
