@@ -43,11 +43,11 @@ def cramp(model: MiniGPT4, told: dict[str, Any]) -> None:
     def forward(module: Any, given: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
         kind = "train" if states.requires_grad else "caption"
-        passes[kind] += 1
-        # The first two passes with a gradient are the probe's.
-        if (kind, passes[kind]) in (("train", 3), ("caption", 9)):
+        # Passes with a gradient are the probe's before they are a step's.
+        passes[kind] += kind == "caption" or told["probed"]
+        if (kind, passes[kind]) in (("train", 1), ("caption", 9)):
             lack("forward")
-        if (kind, passes[kind]) == ("train", 7):
+        if (kind, passes[kind]) == ("train", 5):
             states.register_hook(lambda gradient: lack("backward"))
 
     layer.register_forward_hook(forward)
@@ -57,8 +57,8 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
     """Run it as this process, which the environment says the place of."""
     torch.set_num_threads(1)
     settings = load_config(config)
-    divide, captioned = sharding.Shards.divide, loop.Evaluation.caption
-    told: dict[str, Any] = {"captions": [], "outages": 0}
+    divide, captioned, probe = sharding.Shards.divide, loop.Evaluation.caption, loop.Stepper.probe
+    told: dict[str, Any] = {"captions": [], "outages": 0, "probed": False}
     rank = int(os.environ.get("RANK", "0"))
 
     def load(*given: Any) -> MiniGPT4:
@@ -77,6 +77,11 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
         if what == "cramped" and rank == 1:
             cramp(model, told)
 
+    def probed(stepper: Any) -> str | None:
+        reason = probe(stepper)
+        told["probed"] = True
+        return reason
+
     def caption(evaluation: Any, model: MiniGPT4, features: Tensor, on_progress: Any = None) -> Any:
         found = captioned(evaluation, model, features, on_progress)
         told["captions"].append(len(found))
@@ -93,6 +98,7 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
         stack.enter_context(patch.object(loop, "load_tunable", load))
         stack.enter_context(patch.object(loop.Evaluation, "caption", caption))
         stack.enter_context(patch.object(sharding.Shards, "divide", divided))
+        stack.enter_context(patch.object(loop.Stepper, "probe", probed))
         stack.enter_context(patch.object(feature_stage, "features_of", tiny_features))
         train(settings, listen if rank == 0 else None)
     Path(out, f"{rank}.json").write_text(json.dumps(told))
