@@ -1,9 +1,9 @@
 """Rows with named columns from JSON: JSON Lines, an array of objects, or one object that holds such an array.
 
 What is inside tells the format, not the name of the file. An object may hold its rows under any key; under keys that
-are names of splits (`{"train": [...], "val": [...]}`) they are of these splits. Read as well are `{"a.jpg": "A dog ."}`,
-objects under keys of their own (`{"7": {"image": "a.jpg", ...}}`), and the columns that pandas writes
-(`{"image": {"0": "a.jpg"}, "caption": {"0": "A dog ."}}`).
+are names of splits (`{"train": [...], "val": [...]}`) they are of these splits. Read as well are captions by image
+(`{"a.jpg": "A dog ."}`), objects under keys of their own (`{"7": {"image": "a.jpg", ...}}`), and the columns that
+pandas writes (`{"image": {"0": "a.jpg"}, "caption": {"0": "A dog ."}}`).
 """
 
 from __future__ import annotations
