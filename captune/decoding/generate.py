@@ -21,6 +21,7 @@ from captune.decoding.stop import StopRule
 from captune.decoding.trial import unsupported
 from captune.errors import NonFiniteScoresError
 from captune.model import MiniGPT4, MiniGPT4Processor
+from captune.model.batching import batchable
 
 __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids"]
 
@@ -192,7 +193,11 @@ def _with_transformers(
     def run(batch: Sequence[Request]) -> tuple[list[list[int]], set[int]]:
         return generate_with_transformers(model, batch, options, stop_symbol=stop_symbol)
 
-    for batch, (rows, faulty) in in_batches(requests, options.batch_size, run):
+    size = options.batch_size
+    if len(requests) > 1 and not batchable(model.llm, padded=len({len(one.prompt) for one in requests}) > 1):
+        logger.warning("captions are generated one by one: in a batch, this language model generates other ones.")
+        size = 1
+    for batch, (rows, faulty) in in_batches(requests, size, run):
         yield [Progress(batch[n].number, row, True, n in faulty) for n, row in enumerate(rows)]
 
 

@@ -13,7 +13,9 @@ from captune.decoding.choosing import draw, penalised, restricted, stream
 from captune.decoding.finite import ScoreCheck
 from captune.decoding.options import DecodingOptions
 from captune.decoding.request import Request
+from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
+from captune.model.batching import batchable
 from captune.model.captioning import StopSymbol
 
 __all__ = ["Draws", "generate_with_transformers"]
@@ -85,6 +87,12 @@ def generate_with_transformers(
     if options.sampled:
         processors.append(Draws(options, [request.key for request in requests]))
     settings["logits_processor"] = LogitsProcessorList(processors)
+    if options.beams > 1 and not batchable(model.llm, padded=False):
+        # Beams are a batch, too.
+        raise ConfigError(
+            f"A '{model.llm.config.model_type}' language model mixes up the rows of a batch, so it has no beam "
+            "search; set the number of beams to 1."
+        )
     if stop_symbol:
         settings["stopping_criteria"] = StoppingCriteriaList([StopSymbol(processor)])
     new_ids = model.generate(

@@ -51,7 +51,7 @@ def check_causal(llm: Any, name: str) -> None:
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(
-            f"The language model {name} does not read embeddings, as image tokens are ({reason}); give another."
+            f"The language model {name} cannot be run on words and their embeddings ({reason}); give another."
         ) from error
     allowed = _ALLOWED_IN_HALF if words.dtype in (torch.bfloat16, torch.float16) else _ALLOWED
     kept = slice(0, _TOKENS // 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
-from captune.parsing import load_json
 from captune.weights.pointers import refuse_part, refuse_pointers
 from captune.weights.strict import load_strictly, quiet
 
 __all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
+
+
+_WIDTHS: dict[str, int] = {}
+"""Widths that were found out, by configuration."""
 
 
 def language_config(llm: str | Path) -> Any:
@@ -48,15 +51,12 @@ def embedding_width(config: Any) -> int:
     Args:
         config: of a causal language model.
     """
-    return _embedding_width(config.to_json_string(use_diff=False))
-
-
-@lru_cache(maxsize=8)
-def _embedding_width(text: str) -> int:
-    settings = load_json(text)
-    with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-    return int(model.get_input_embeddings().weight.shape[1])
+    key = config.to_json_string(use_diff=False)
+    if key not in _WIDTHS:
+        with torch.device("meta"), quiet():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        _WIDTHS[key] = int(model.get_input_embeddings().weight.shape[1])
+    return _WIDTHS[key]
 
 
 def end_ids(llm: str | Path) -> list[int]:

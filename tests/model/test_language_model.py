@@ -8,15 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlamaForCausalLM,
+)
 
 from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.decoding import DecodingOptions, generate_captions
 from captune.decoding.generate import as_caption, generate_ids
 from captune.decoding.request import Request
 from captune.decoding.trial import unsupported
-from captune.errors import WeightsError
+from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
+from captune.model.batching import batchable
 from captune.model.build import build, preview_parts
 from captune.model.causality import check_causal
 from captune.model.language_model import embedding_width
@@ -190,3 +198,25 @@ def test_a_window_that_no_cache_tells_of(tower: Path, tmp_path: Path) -> None:
         for engine in ("captune", "transformers")
     )
     assert said == wanted
+
+
+def test_rows_that_a_batch_would_mix_up(tower: Path, tmp_path: Path) -> None:
+    """RWKV's state goes wrong in transformers' batches, so its captions are generated one by one."""
+    sizes = {"attention_hidden_size": 32, "context_length": 512}
+    model = joined(write_language_model(tmp_path / "rwkv", "rwkv", template=None, **sizes), tower)
+    assert not batchable(model.llm, padded=False)
+    features, options = features_of(model), DecodingOptions(max_new_tokens=8)
+    said = [caption.text for caption in generate_captions(model, features, "What?", options)]
+    alone = [generate_captions(model, features[n : n + 1], "What?", options)[0].text for n in range(len(features))]
+    assert said == alone
+    with pytest.raises(ConfigError, match="no beam search"):
+        generate_captions(model, features, "What?", DecodingOptions(max_new_tokens=8, beams=2))
+    llama = joined(write_language_model(tmp_path / "llama"), tower)
+    assert batchable(llama.llm, padded=False)
+    assert batchable(llama.llm, padded=True)
+
+
+def test_settings_that_json_does_not_hold() -> None:
+    """Mamba 2 has an infinite limit among its settings."""
+    config = AutoConfig.for_model("mamba2", hidden_size=32, num_heads=4, head_dim=16, n_groups=1, state_size=8)
+    assert embedding_width(config) == 32
