@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
-__all__ = ["Observer", "caption_ends", "reset_decoding", "written_ids"]
+__all__ = ["Observer", "caption_ends", "caption_starts", "reset_decoding", "written_ids"]
 
 _KEPT = {
     "bos_token_id",
@@ -92,6 +92,13 @@ def written_ids(output: Tensor, prompt: Tensor | None, begin: int) -> tuple[Tens
         if torch.equal(output[:, :length], prompt.to(output.device)):
             return output[:, length:], max(0, begin - length)
     return output, min(begin, output.shape[1])
+
+
+def caption_starts(model: Any) -> set[int]:
+    """Ids that begin a text, which are no part of it whatever a tokenizer makes of them."""
+    configs = [getattr(part, "generation_config", None) for part in model.modules()]
+    configs += [model.config, model.config.get_text_config(decoder=True)]
+    return set(_values(configs, ("bos_token_id", "decoder_start_token_id")))
 
 
 def caption_ends(model: Any, tokenizer: Any) -> tuple[set[int], set[int]]:

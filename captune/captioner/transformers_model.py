@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.fast import FastDecoder
-from captune.captioner.generation import Observer, caption_ends, reset_decoding, written_ids
+from captune.captioner.generation import Observer, caption_ends, caption_starts, reset_decoding, written_ids
 from captune.captioner.identity import sampled_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
@@ -68,6 +69,7 @@ class TransformersCaptioner(Captioner):
         self.name = name
         self.inputs = ModelInputs(processor, model, name)
         reset_decoding(model, processor.tokenizer.pad_token_id)
+        self._starts = caption_starts(model)
         self._ends, self._fillers = caption_ends(model, processor.tokenizer)
         self.instruction = instruction
         if instruction is None:
@@ -284,7 +286,9 @@ class TransformersCaptioner(Captioner):
             if token in self._ends and all(other in self._fillers for other in new[place + 1 :]):
                 length = place + 1
                 break
-        text = self.processor.tokenizer.decode(row[: old + length], skip_special_tokens=True)
+        # A tokenizer need not know that an id only begins texts, as BLIP's does not.
+        words = list(dropwhile(self._starts.__contains__, row[:old])) + new[:length]
+        text = self.processor.tokenizer.decode(words, skip_special_tokens=True)
         return Caption(text.strip(), length, length > 0 and new[length - 1] in self._ends)
 
     def stream(

@@ -269,13 +269,14 @@ def test_captions_are_cut_where_generation_begins() -> None:
 
 def test_an_end_that_ends_nothing_is_no_end() -> None:
     captioner = object.__new__(TransformersCaptioner)
-    captioner._ends, captioner._fillers = {2}, {0, 2}
+    captioner._starts, captioner._ends, captioner._fillers = {1}, {2}, {0, 2}
     captioner.processor = SimpleNamespace(
         tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     )
     assert captioner._caption([2, 7, 2, 8, 2, 0, 0], 1).text == "2 7 2 8 2"
     assert captioner._caption([2, 7, 2, 8, 2, 0, 0], 1).stopped
     assert not captioner._caption([7, 2, 8], 0).stopped
+    assert captioner._caption([1, 9, 1, 8], 2).text == "9 1 8", "what a decoder starts with is no word"
 
 
 def test_the_table_of_families_is_true(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
