@@ -89,7 +89,7 @@ def load_captioner(
 
 
 def _base(adapter: Path) -> tuple[str, str]:
-    """The base model of a peft adapter, resolved and as it is named.
+    """The base model of a peft adapter: resolved, and as messages call it.
 
     Raises:
         WeightsError: it is not there, or is an adapter itself.
@@ -109,7 +109,7 @@ def _base(adapter: Path) -> tuple[str, str]:
             f"The base model {name} of the adapter {adapter} is an adapter itself; merge that one into its own base "
             "model first."
         )
-    return resolved, name
+    return resolved, f"{name} (base model of the adapter {adapter})"
 
 
 def _first_scores(captioner: TransformersCaptioner) -> Tensor:

@@ -43,7 +43,6 @@ __all__ = [
 
 FORMAT = 1
 _HASH = "sha256"
-_PARTS = {"llm": "language model", "vision": "vision tower"}
 
 
 @dataclass(frozen=True)
@@ -285,13 +284,14 @@ def load_adapter(
     if record.parts is not None and base_model is None:
         from captune.model.build import build
 
-        for part, path in record.parts.items():
-            if Path(path).is_absolute() and not Path(path).exists():
-                raise WeightsError(
-                    f"{folder} was trained on the {_PARTS[part]} {path}, which is not there; put it back, or change "
-                    f"'{part}' under 'parts' in its checkpoint.json."
-                )
-        joined = build(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
+        try:
+            joined = build(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
+        except WeightsError as error:
+            raise WeightsError(
+                f"The checkpoint {folder} was trained on the language model {record.parts['llm']} and the vision tower "
+                f"{record.parts['vision']}, which cannot be loaded: {error} If they have moved, change 'parts' in its "
+                "checkpoint.json."
+            ) from error
         load_trained(joined, folder)
         joined.eval()
         return joined

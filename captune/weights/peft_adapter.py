@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -27,6 +28,8 @@ __all__ = ["attach_adapter", "base_of", "find_adapter", "read_adapter"]
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_FETCHED = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "non_lora_*.bin")
+"""What is fetched of an adapter on the hub: weights, settings and its processor."""
 _NAME = "default"
 _PREFIX = "base_model.model."
 """What peft puts before the names of the model it wraps."""
@@ -34,12 +37,11 @@ _ALL_LINEAR = "all-linear"
 _TARGETS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def find_adapter(model: str | Path, **hub: Any) -> Path | None:
+def find_adapter(model: str | Path) -> Path | None:
     """The folder of a peft adapter, on this machine or on the hub; None where the name is of a whole model.
 
     Args:
-        model: a folder, or a hub id.
-        hub: `revision`, `token`, `cache_dir` of a hub id.
+        model: a folder, or a hub id, of which the adapter's files are fetched.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -47,27 +49,18 @@ def find_adapter(model: str | Path, **hub: Any) -> Path | None:
             return None
         whole = (*SINGLE, *(f"{name}.index.json" for name in SINGLE))
         return None if any((folder / name).is_file() for name in whole) else folder
-
-    def fetch(name: str) -> str | None:
-        found: str | None = cached_file(
-            str(model),
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub,
-        )
-        return found
-
+    missing_is_none = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
     try:
-        config = fetch(_CONFIG)
-        if config is None or (fetch(_WEIGHTS[0]) or fetch(_WEIGHTS[1])) is None:
+        if cached_file(str(model), _CONFIG, **missing_is_none) is None:
             return None
-        for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
-            fetch(name)
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
     except OSError:
         # What is wrong with the name is said by who loads the model.
         return None
-    return Path(config).parent
+    return fetched if any((fetched / name).is_file() for name in _WEIGHTS) else None
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,11 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     without_tower = load_model(ModelConfig(path=str(folder)), torch.device("cpu"), parts=LANGUAGE)
     assert torch.equal(without_tower.projection.weight, tuned.projection.weight)
     assert not list(without_tower.vision.parameters())
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    text = (moved / "checkpoint.json").read_text().replace(str(siglip), "/absent/tower")
+    (moved / "checkpoint.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"moved was trained on .* the vision tower /absent/tower, which cannot be"):
+        Captioner.from_pretrained(moved)
     preview = preview_model(config.model)[0]
     assert (preview.image_tokens, preview.feature_size) == (tuned.config.image_tokens, tuned.config.feature_size)
     assert preview.wrapping == tuned.config.wrapping

@@ -221,7 +221,10 @@ def test_what_does_not_fit_is_refused(adapter: Path, fault: Callable[[State], No
             {"base_model_name_or_path": "/absent/model"},
             r"on the model /absent/model, which cannot be loaded",
         ),
-        ({"base_model_name_or_path": "nobody/has-this"}, "nobody/has-this cannot be loaded: there is no such folder"),
+        (
+            {"base_model_name_or_path": "nobody/has-this"},
+            r"nobody/has-this \(base model of the adapter .*\) cannot be loaded: there is no such",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(
@@ -324,6 +327,22 @@ def test_adapters_of_adapters_and_in_other_places(adapter: Path, tmp_path: Path)
         Captioner.from_pretrained(folder)
     with pytest.raises(WeightsError, match="is a peft adapter and no whole model"):
         language_config(adapter)
+
+
+def test_an_adapter_on_the_hub(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hub ids, out of the hub's cache."""
+    commit = "a" * 40
+    named = changed(adapter, tmp_path / "named", nothing, base_model_name_or_path="user/base")
+    for name, folder in (("base", base), ("adapter", named)):
+        cached = tmp_path / "hub" / f"models--user--{name}"
+        shutil.copytree(folder, cached / "snapshots" / commit)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text(commit)
+    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_adapter("user/base") is None
+    assert Captioner.from_pretrained("user/adapter").fingerprint == Captioner.from_pretrained(adapter).fingerprint
 
 
 def test_the_revision_of_a_base_model(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
