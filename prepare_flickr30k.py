@@ -34,7 +34,9 @@ def prepare(
     """Turn Flickr30k's CSV into a manifest, and into the original project's JSON."""
     from captune.data.flickr30k import write_grounded_detail
     from captune.data.manifest import iter_manifest
+    from captune.data.outputs import check_output
 
+    check_output(out, command="prepare", reads=[annotations])
     flickr30k(annotations, manifest, images, None, check_images, strict, problems=problems)
     count = write_grounded_detail(out, iter_manifest(manifest))
     print(f"{manifest} -> {out}: {count:,} images, the captions of each joined to one", file=sys.stderr)

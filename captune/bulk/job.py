@@ -27,7 +27,7 @@ from captune.bulk.output import COMMAND, Row, as_text, read_rows, write_rows
 from captune.bulk.shards import PathShard, Shard
 from captune.bulk.sources import Inputs
 from captune.data.atomic import atomic_file
-from captune.data.outputs import output_note
+from captune.data.outputs import has_record, output_note
 from captune.errors import ConfigError, DataError
 from captune.parsing import load_json
 
@@ -196,12 +196,14 @@ class Job:
     def files(self) -> list[Path]:
         """The files of captions of all finished shards, those of earlier lists of images and other archives included.
 
+        Files of others in the same folder are left out.
+
         Raises:
             DataError: one was changed.
         """
         found = []
         for path in sorted(self.folder.glob(f"*.{self._ending}")):
-            if path.stem != "quarantine" and not path.name.startswith("."):
+            if path.stem != "quarantine" and has_record(path, COMMAND):
                 self.note(path)
                 found.append(path)
         return found

@@ -122,7 +122,8 @@ def caption(
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
     if txt and (out is not None or engine == "ray" or parts > 1 or found.archives):
         raise typer.BadParameter("--txt writes beside image files: it takes no --out, tars, parquet, Ray or parts.")
-    require_extra("captune caption", "train", *(["bulk"] if engine == "ray" or fast_decode else []))
+    parquet = out is not None and (out.suffix == ".parquet" if one_file else output_format == "parquet")
+    require_extra("captune caption", "train", *(["bulk"] if engine == "ray" or fast_decode or parquet else []))
     resolve_model(model)
     lock: AbstractContextManager[None] = nullcontext()
     folder, ending = out, output_format

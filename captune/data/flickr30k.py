@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from textwrap import shorten
 
-from captune.data.atomic import atomic_file
 from captune.data.delimited import delimited_rows
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
 from captune.data.manifest import Sample
+from captune.data.outputs import check_output, output_file
 from captune.data.problems import Problem, plural
 from captune.data.text import Reading, checked_lines, parse_list
 from captune.errors import DataError
@@ -65,10 +65,12 @@ def write_grounded_detail(path: str | os.PathLike[str], samples: Iterable[Sample
         how many images were written.
 
     Raises:
+        InputError: there is a file that captune did not write.
         OSError: from the file system, with the name of the file.
     """
+    check_output(path, command="prepare")
     count = 0
-    with atomic_file(path) as stream:
+    with output_file(path, command="prepare") as stream:
         for count, sample in enumerate(samples, 1):
             row = {"image_id": sample.id, "grounded_caption": " ".join(sample.captions)}
             stream.write(("[\n" if count == 1 else ",\n") + json.dumps(row, ensure_ascii=False))

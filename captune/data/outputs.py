@@ -31,6 +31,7 @@ __all__ = [
     "check_output",
     "check_output_folder",
     "file_hash",
+    "has_record",
     "is_inside",
     "is_own_output",
     "output_file",
@@ -113,15 +114,18 @@ def is_own_output(path: AnyPath, command: str) -> bool:
     return output_note(path, command) is not None
 
 
+def has_record(path: AnyPath, command: str) -> bool:
+    """Whether a command has written a file of this name, whatever it holds now."""
+    return _read_record(Path(os.path.realpath(path)), command) is not None
+
+
 def output_note(path: AnyPath, command: str) -> Note | None:
     """What a command noted of an output when it wrote it; None unless the file is the command's own and unchanged."""
     target = Path(os.path.realpath(path))
+    record = _read_record(target, command)
     try:
-        record = load_json(_record_path(target).read_text(encoding="utf-8"))
-        if record["file"] != target.name or record["command"] != command:
-            return None
-        note = record["sha256"].get(file_hash(target))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        note = None if record is None else record.get(file_hash(target))
+    except OSError:
         return None
     return note if isinstance(note, dict) else None
 
@@ -197,6 +201,16 @@ def _record(command: str, note: Note | None, written: Path, target: Path) -> Non
     with atomic_file(_record_path(target)) as stream:
         json.dump(record, stream, ensure_ascii=True)
         stream.write("\n")
+
+
+def _read_record(target: Path, command: str) -> dict[str, Any] | None:
+    """Notes by the hash of the file that they are of."""
+    try:
+        record = load_json(_record_path(target).read_text(encoding="utf-8"))
+        hashes = record["sha256"] if record["file"] == target.name and record["command"] == command else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return hashes if isinstance(hashes, dict) else None
 
 
 def _record_path(target: Path) -> Path:

@@ -84,6 +84,17 @@ def test_files_of_others_neither_pass_for_done_nor_are_replaced(
     assert files_of(tmp_path / "out") == before
 
 
+def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
+    images = draw(tmp_path / "out", 3)
+    (tmp_path / "out" / "manifest.jsonl").write_text("mine\n")
+    for name in "ab":
+        tar_of(tmp_path / "out" / f"{name}.tar", images[:1], ["0.png"])
+    for _ in range(2):
+        rows = work(tmp_path / "out", tmp_path / "out")
+        assert [row["id"] for row in rows] == ["a/0", "b/0", "0000.png", "0001.png", "0002.png"]
+    assert (tmp_path / "out" / "manifest.jsonl").read_text() == "mine\n"
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
