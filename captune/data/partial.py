@@ -39,7 +39,7 @@ _searched: set[str] = set()
 
 @contextlib.contextmanager
 def partial_file(target: Path, mode: str, **options: Any) -> Iterator[tuple[IO[Any], Path]]:
-    """A new hidden file beside `target`, open and locked; whoever opened it renames or removes it.
+    """A new hidden file beside `target`, open and locked; whoever opened it renames it. An exception removes it.
 
     Args:
         target: the final name; its folder is there.
@@ -52,21 +52,21 @@ def partial_file(target: Path, mode: str, **options: Any) -> Iterator[tuple[IO[A
     _search_once(target.parent)
     while True:
         path = _hidden(target)
-        stream = open(path, mode, **options)  # noqa: SIM115  (closed below)
-        lock = os.dup(stream.fileno())
         try:
-            if not _is_locked(lock, path):
-                continue
-            yield stream, path
-            return
-        finally:
-            stream.close()
-            os.close(lock)
+            # Ctrl-C may come at any point from here on.
+            with open(path, mode, **options) as stream, _duplicate(stream.fileno()) as lock:
+                if _is_locked(lock, path):
+                    yield stream, path
+                    return
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
 
 
 @contextlib.contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """A new hidden folder beside `target`, locked; whoever asked for it renames or removes it.
+    """A new hidden folder beside `target`, locked; whoever asked for it renames it. An exception removes it.
 
     Args:
         target: the final name; its parent is there.
@@ -77,11 +77,15 @@ def partial_folder(target: Path) -> Iterator[Path]:
     _search_once(target.parent)
     while True:
         path = _hidden(target)
-        path.mkdir()
-        with _locked_folder(path) as is_ours:
-            if is_ours:
-                yield path
-                return
+        try:
+            path.mkdir()
+            with _locked_folder(path) as is_ours:
+                if is_ours:
+                    yield path
+                    return
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -154,6 +158,16 @@ def _remove_unless_locked(path: Path) -> None:
             path.unlink()
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _duplicate(handle: int) -> Iterator[int]:
+    """A second handle of an open file, which keeps its lock when the first one is closed."""
+    second = os.dup(handle)
+    try:
+        yield second
+    finally:
+        os.close(second)
 
 
 @contextlib.contextmanager
