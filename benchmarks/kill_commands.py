@@ -1,19 +1,22 @@
-"""Kill train, evaluate, report, features and rate with SIGKILL at random moments: nothing that was finished is lost.
+"""Kill commands with SIGKILL at random moments: nothing that was finished is lost.
 
     python benchmarks/kill_commands.py [--kills 20] [--seed 0] [--json]
 
-The toy captioner over drawn scenes. After every kill what was complete before must be there as it was, and what has its
-final name must be complete; at the end each command runs undisturbed and must give what it gives without kills.
+The commands are train, evaluate, report, features, rate, caption and prepare, with the toy captioner over drawn
+scenes. After every kill what was complete before must be there as it was, and what has its final name must be
+complete; at the end each command runs undisturbed and must give what it gives without kills.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -31,6 +34,7 @@ from PIL import Image
 from captune.apps.rating.store import Store
 from captune.cli import app, call, run
 from captune.config import RunConfig, parse_config
+from captune.data import read_manifest, resolve_image
 from captune.features import FeatureStore, store_root, tower_identity
 from captune.model.adapter import read_record
 from captune.report import read_scores
@@ -260,11 +264,70 @@ def rate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
     return Trial("rate", work, check, lambda: None)
 
 
-TRIALS = (train_trial, evaluate_trial, report_trial, features_trial, rate_trial)
+def caption_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
+    images = config.data.train.parent / "flickr30k-images"
+    out, expected = folder / "captioned", folder / "captions"
+    known: dict[str, bytes] = {}
+
+    def caption(to: Path) -> Callable[[], object]:
+        return command("caption", "toy", images, "--out", to, "--shard-size", 8, "--max-new-tokens", 12)
+
+    def rows(of: Path) -> list[str]:
+        return [line for path in sorted(of.glob("images-*.jsonl")) for line in path.read_text().splitlines()]
+
+    def check() -> None:
+        for name, data in known.items():
+            must((out / name).read_bytes() == data, f"{name} is not what it was")
+        known.update((path.name, path.read_bytes()) for path in out.glob("images-*.jsonl"))
+        for row in rows(out):
+            json.loads(row)
+        if len(rows(out)) == len(rows(expected)):
+            compare()
+            shutil.rmtree(out)
+            known.clear()
+
+    def compare() -> None:
+        if out.exists():
+            must(rows(out) == rows(expected), "other captions")
+
+    seconds_of(caption(expected))
+    return Trial("caption", caption(out), check, compare)
+
+
+def prepare_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
+    samples = read_manifest(config.data.train)
+    tar = folder / "shard.tar"
+    with tarfile.open(tar, "w") as archive:
+        for sample in samples:
+            archive.add(resolve_image(config.data.train, sample.image), f"{sample.id}.jpg")
+            text = "\n".join(sample.captions).encode()
+            member = tarfile.TarInfo(f"{sample.id}.txt")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    home, expected = folder / "prepared", folder / "prepared_whole"
+
+    def prepare(to: Path) -> Callable[[], object]:
+        return command("prepare", "webdataset", tar, "--images", to / "images", "--out", to / "manifest.jsonl")
+
+    def check() -> None:
+        manifest = home / "manifest.jsonl"
+        if manifest.exists():
+            must(manifest.read_bytes() == (expected / "manifest.jsonl").read_bytes(), "another manifest")
+            for sample in read_manifest(manifest):
+                with Image.open(resolve_image(manifest, sample.image)) as picture:
+                    picture.load()
+            shutil.rmtree(home)
+
+    seconds_of(prepare(expected))
+    return Trial("prepare", prepare(home), check, lambda: None)
+
+
+TRIALS = (train_trial, evaluate_trial, report_trial, features_trial, rate_trial, caption_trial, prepare_trial)
 
 
 def main() -> int:
     parser = options(__doc__)
+    parser.add_argument("--only", help="one command")
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
@@ -287,6 +350,8 @@ def main() -> int:
         )
         seconds_of(lambda: train(config))
         for make in TRIALS:
+            if arguments.only not in (None, make.__name__.removesuffix("_trial")):
+                continue
             trial = make(folder, config, config.output)
             met = killed(trial, arguments.kills, draw, output)
             rows.append([trial.name, arguments.kills, met, "nothing"])
