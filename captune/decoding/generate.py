@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from captune.decoding.reference import generate_with_transformers
 from captune.decoding.request import FeatureRows, Progress, Request, common_prefix
 from captune.decoding.stop import StopRule
 from captune.decoding.trial import unsupported
-from captune.errors import NonFiniteScoresError
+from captune.errors import ConfigError, NonFiniteScoresError
 from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.model.batching import batchable
 
@@ -193,6 +194,12 @@ def _with_transformers(
     def run(batch: Sequence[Request]) -> tuple[list[list[int]], set[int]]:
         return generate_with_transformers(model, batch, options, stop_symbol=stop_symbol)
 
+    # The library's own condition in `generate`, which raises a bare ValueError.
+    if "inputs_embeds" not in signature(model.llm.prepare_inputs_for_generation).parameters:
+        raise ConfigError(
+            f"transformers generates no text behind embeddings for a '{model.llm.config.model_type}' language model, "
+            "so it cannot caption images; give another one."
+        )
     size = options.batch_size
     if len(requests) > 1 and not batchable(model.llm, padded=len({len(one.prompt) for one in requests}) > 1):
         logger.warning("captions are generated one by one: in a batch, this language model generates other ones.")

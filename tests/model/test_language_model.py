@@ -220,3 +220,10 @@ def test_settings_that_json_does_not_hold() -> None:
     """Mamba 2 has an infinite limit among its settings."""
     config = AutoConfig.for_model("mamba2", hidden_size=32, num_heads=4, head_dim=16, n_groups=1, state_size=8)
     assert embedding_width(config) == 32
+
+
+def test_a_model_that_generates_nothing_behind_embeddings(tower: Path, tmp_path: Path) -> None:
+    sizes = {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
+    model = joined(write_language_model(tmp_path / "llm", "bamba", mamba_expand=2, mamba_chunk_size=16, **sizes), tower)
+    with pytest.raises(ConfigError, match="so it cannot caption images"):
+        generate_captions(model, features_of(model), "What?", DecodingOptions(max_new_tokens=4))
