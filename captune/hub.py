@@ -38,8 +38,8 @@ def resolve_model(name: str) -> str:
     For a hub id, a machine without network is detected at once (`detect_offline`).
 
     Raises:
-        WeightsError: the name has the form of a path and there is no such folder, or the folder holds no model or
-            pointers of git-lfs.
+        WeightsError: the name has the form of a path and there is no such folder, the folder holds no model or
+            pointers of git-lfs, or the hub cannot be reached and its cache here does not hold the model.
     """
     if name == TOY:
         return str(files("captune") / "toy" / "pretrained")
@@ -58,7 +58,7 @@ def resolve_model(name: str) -> str:
             f"There is no model folder {name}; give the folder of a captune model (`captune convert` makes one of the "
             "original files), a hub id, or 'toy'."
         )
-    detect_offline()
+    _require_reachable(name)
     return name
 
 
@@ -81,15 +81,28 @@ def check_model(config: ModelConfig) -> None:
         if not Path(name).expanduser().is_dir():
             if not is_hub_id(name):
                 raise WeightsError(f"{setting} is {name}, and there is no such folder; give a folder or a hub id.")
-            detect_offline()
+            _require_reachable(name)
+
+
+def _require_reachable(name: str) -> None:
+    """Refuse a hub id that is not in the cache where the hub cannot be reached."""
+    if not detect_offline():
+        return
+    from huggingface_hub import constants
+
+    if not Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir():
+        raise WeightsError(
+            f"There is no folder {name} here, and the model cannot be downloaded from the Hugging Face hub: there is "
+            "no connection, and its cache does not hold it; give the folder of a model, or download it first."
+        )
 
 
 @lru_cache(maxsize=1)
 def detect_offline() -> bool:
     """Switch the hub's library to its offline mode where no connection to the hub can be made.
 
-    Offline, the library uses its cache and fails at once; otherwise it retries each file for a minute. The first call
-    of a process tries one connection.
+    Offline, the library uses its cache and fails at once; otherwise it would retry each file for a minute. The first
+    call of a process tries one connection.
 
     Returns:
         Whether this process is offline.

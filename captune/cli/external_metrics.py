@@ -35,14 +35,17 @@ def check_external(options: Options) -> None:
         find_models(options.spice_models)
     if "clipscore" in options.metrics:
         from captune.cli.preflight import require_extra
-        from captune.errors import MetricInputError
-        from captune.hub import detect_offline, is_hub_id
+        from captune.errors import MetricInputError, WeightsError
+        from captune.hub import is_hub_id, resolve_model
 
         require_extra("CLIPScore", "train")
         if not Path(options.clip).is_dir():
             if not is_hub_id(options.clip):
                 raise MetricInputError(f"--clip is {options.clip}, and there is no such folder; give one, or a hub id.")
-            detect_offline()
+            try:
+                resolve_model(options.clip)
+            except WeightsError as error:
+                raise MetricInputError(f"{error} (--clip FOLDER)") from error
 
 
 def _tokenized(system: System, options: Options) -> tuple[list[str], list[list[str]]]:

@@ -14,7 +14,7 @@ import captune
 from captune import hub
 from captune.cli import app, call, run
 from captune.cli.preflight import check_output_folder, require_extra
-from captune.errors import ConfigError, MissingExtraError
+from captune.errors import ConfigError, MissingExtraError, WeightsError
 
 WITHOUT_TORCH = """
 import sys
@@ -169,7 +169,9 @@ class TestOffline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         hub.detect_offline.cache_clear()
 
-    def test_a_hub_that_takes_no_connection_is_not_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_hub_that_takes_no_connection_is_not_asked_again(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         attempts = []
 
         def refuse(address: tuple[str, int], timeout: float) -> None:
@@ -177,8 +179,12 @@ class TestOffline:
             raise ConnectionRefusedError
 
         monkeypatch.setattr("socket.create_connection", refuse)
+        for name in ("user/model", "user/other"):
+            with pytest.raises(WeightsError, match="there is no connection"):
+                hub.resolve_model(name)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        (tmp_path / "models--user--model" / "snapshots").mkdir(parents=True)
         assert hub.resolve_model("user/model") == "user/model"
-        assert hub.resolve_model("user/other") == "user/other"
         assert len(attempts) == 1
         assert constants.HF_HUB_OFFLINE
         hub.detect_offline.cache_clear()

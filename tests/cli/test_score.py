@@ -158,7 +158,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "novel without training": (["--metric", "novel"], "'novel' needs --training"),
     "unknown split": (["--split", "val"], "does not tell splits"),
     "signature": (["--data", "a|b"], "without '|'"),
-    "pictures": (["--metrics", "clipscore"], "CLIPScore needs the picture of image '1'; give --images"),
+    "pictures": (["--metrics", "clipscore", "--clip", "."], "CLIPScore needs the picture of image '1'; give --images"),
     "wrong option": (["--tokenize", "ptp"], "ptp"),
     "two files": (["-p", "more.json"], "--predictions was given 2 times"),
     "two references": (["-r", "more.json"], "--references was given 2 times"),
