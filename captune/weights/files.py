@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from captune.weights.pointers import refuse_pointer
 
 __all__ = [
     "TOWERS",
+    "StoredName",
     "StoredTensor",
     "check_weights",
     "read_header",
@@ -30,6 +32,8 @@ TOWERS = ("vision.", "qformer.", "query_tokens")
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 """Weights in one file, in the order in which transformers prefers them; `NAME.index.json` lists those in several."""
+_WHOLE = ("I", "U", "BOOL")
+"""How the names of whole numbers' formats begin in safetensors files."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -55,12 +59,44 @@ class StoredTensor(NamedTuple):
     tensor: Tensor
 
 
-def stored_names(model: str | Path) -> list[str]:
-    """Names of the tensors in the safetensors files of a model's folder; of a hub id and of files of torch none."""
-    folder = Path(model)
-    single, index = folder / SINGLE[0], folder / f"{SINGLE[0]}.index.json"
-    files = [single] if single.is_file() else [folder / name for name in _listed(index)] if index.is_file() else []
-    return sorted(name for file in files for name in read_header(file)[0])
+class StoredName(NamedTuple):
+    """A tensor in a file that was not read.
+
+    Attributes:
+        name: as in the file.
+        file: where it is.
+        floating: whether it holds floating-point numbers, not whole ones.
+    """
+
+    name: str
+    file: Path
+    floating: bool
+
+
+def stored_names(model: str | Path) -> Iterator[StoredName]:
+    """Names of the tensors in the files of a model's folder; of a hub id none."""
+    for file in _read_files(Path(model)):
+        if file.suffix == ".safetensors":
+            header = read_header(file)[0]
+            kinds = {name: not str(entry["dtype"]).startswith(_WHOLE) for name, entry in header.items()}
+        else:
+            # On the meta device no tensor is read.
+            state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+            kinds = {
+                name: not isinstance(value, Tensor) or value.dtype.is_floating_point for name, value in state.items()
+            }
+        for name in sorted(kinds):
+            yield StoredName(name, file, kinds[name])
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """The weight files of a folder that transformers would read."""
+    for single in SINGLE:
+        if (folder / single).is_file():
+            return [folder / single]
+        if (index := folder / f"{single}.index.json").is_file():
+            return [folder / name for name in _listed(index)]
+    return []
 
 
 def check_weights(model: str | Path) -> None:
@@ -78,19 +114,10 @@ def check_weights(model: str | Path) -> None:
     if not folder.is_dir():
         return
     refuse_pointer(folder / f"{SINGLE[0]}.index.json")
-    for single in SINGLE:
-        index = folder / f"{single}.index.json"
-        if (folder / single).is_file():
-            files: Iterable[Path] = [folder / single]
-        elif index.is_file():
-            files = [folder / name for name in _listed(index)]
-        else:
-            continue
-        for file in files:
-            if not file.is_file():
-                raise WeightsError(f"{index} lists {file.name}, which is not in the folder; copy it there.")
-            _check_file(file)
-        return
+    for file in _read_files(folder):
+        if not file.is_file():
+            raise WeightsError(f"An index in {folder} lists {file.name}, which is not in the folder; copy it there.")
+        _check_file(file)
 
 
 def _check_file(file: Path) -> None:
@@ -100,13 +127,20 @@ def _check_file(file: Path) -> None:
     refuse_pointer(file)
     if file.stat().st_size == 0:
         raise WeightsError(f"{file} is empty; copy it again from its source.")
+    with file.open("rb") as stream:
+        # The page of an error, saved under the file's name.
+        if stream.read(64).lstrip().startswith((b"<", b"{")):
+            raise WeightsError(f"{file} is a text and no file of torch.save; copy it again from its source.")
 
 
 def _listed(index: Path) -> list[str]:
     """The files that an index lists."""
     refuse_pointer(index)
     try:
-        return sorted(set(load_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(load_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("weight_map names no files")
+        return names
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index} lists no weight files ({error!r}); copy it again from its source.") from error
 

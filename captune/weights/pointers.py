@@ -1,10 +1,14 @@
-"""Folders that are not the model they are taken for: pointers of git-lfs, adapters, checkpoints; needs no torch."""
+"""Folders that are not the model they are taken for: pointers of git-lfs, broken settings, adapters, checkpoints.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from captune.errors import WeightsError
+from captune.parsing import load_json
 
 __all__ = ["refuse_part", "refuse_pointer", "refuse_pointers"]
 
@@ -49,24 +53,36 @@ def refuse_pointer(file: Path) -> None:
 
 
 def refuse_pointers(model: str | Path) -> None:
-    """Refuse a model's folder whose settings or vocabulary are pointers of git-lfs.
+    """Refuse a model's folder whose settings or vocabulary are pointers of git-lfs, or whose settings are broken.
+
+    Of broken settings the library passes over some without a word, such as the ends in generation_config.json.
 
     Args:
         model: a folder; a hub id, whose files are never pointers, is left alone.
 
     Raises:
-        WeightsError: a file that would be read is a pointer.
+        WeightsError: a file that would be read is a pointer, or is no JSON object where it should be one.
     """
     folder = Path(model)
     if not folder.is_dir():
         return
     for name in _SETTINGS:
         refuse_pointer(folder / name)
+        if name.endswith(".json"):
+            _refuse_broken(folder / name)
     refuse_pointer(folder / "tokenizer.json")
     if not (folder / "tokenizer.json").is_file():
         for pattern in _VOCABULARIES:
             for file in sorted(folder.glob(pattern)):
                 refuse_pointer(file)
+
+
+def _refuse_broken(file: Path) -> None:
+    try:
+        if file.is_file() and not isinstance(load_json(file.read_text(encoding="utf-8")), dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be read: {error}; copy it again from its source.") from error
 
 
 def refuse_part(model: str | Path) -> None:

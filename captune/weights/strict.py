@@ -85,29 +85,44 @@ def load_strictly(
         unexpected=_not_computed(model, loaded["unexpected_keys"], ignored),
         mismatched=loaded["mismatched_keys"],
     )
-    _refuse_shared_places(model, path, what)
+    _check_stored(model, path, what)
     check_values(what, model.state_dict(keep_vars=True).items())
     return model
 
 
-def _refuse_shared_places(model: Any, path: str | Path, what: str) -> None:
-    """Refuse files in which two tensors, under names of two releases, are one tensor of the model.
+def _check_stored(model: Any, path: str | Path, what: str) -> None:
+    """Refuse what the library loads without a report.
 
-    The library takes one of the two and does not report the other.
+    That is two tensors which are one tensor of the model, under names of two releases or in two shards, of which it
+    takes one; and whole numbers, which it casts.
     """
     conversions = get_model_conversion_mapping(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if not isinstance(entry, WeightRenaming)]
     here = model.state_dict(keep_vars=True)
-    places: dict[str, str] = {}
-    for name in stored_names(path):
+    places: dict[str, tuple[str, Path]] = {}
+    quantized = getattr(getattr(model, "config", None), "quantization_config", None) is not None
+    for name, file, floating in stored_names(path):
         place, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, here)
         if place not in here and name in here:
             place = name
-        if converter is None and place in here and places.setdefault(place, name) != name:
+        if converter is not None or place not in here:
+            continue
+        if here[place].is_floating_point() and not floating and not quantized:
             raise WeightsError(
-                f"{what} does not fit its configuration: its files hold '{places[place]}' and '{name}', which are one "
-                "tensor of the model; save the weights again."
+                f"{what} does not fit its configuration: its files hold '{name}' in whole numbers, as a quantised copy "
+                "without its scales does; give the files of the model itself."
+            )
+        first, shard = places.setdefault(place, (name, file))
+        if first != name:
+            raise WeightsError(
+                f"{what} does not fit its configuration: its files hold '{first}' and '{name}', which are one tensor "
+                "of the model; save the weights again."
+            )
+        if shard != file:
+            raise WeightsError(
+                f"{what} is ambiguous: {shard.name} and {file.name} both hold '{name}'; copy its files again from one "
+                "source."
             )
 
 

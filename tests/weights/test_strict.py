@@ -178,7 +178,8 @@ def test_what_does_not_fit_is_refused(
     assert str(tmp_path) in str(refused.value), "the model is named"
 
 
-def test_one_tensor_under_two_names(models: dict[str, tuple[Path, Load, str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["one file", "shards", "bin"])
+def test_one_tensor_under_two_names(models: dict[str, tuple[Path, Load, str]], stored: str, tmp_path: Path) -> None:
     """The library would take one of them and say nothing of the other."""
 
     def twice(state: State, key: str) -> None:
@@ -189,7 +190,54 @@ def test_one_tensor_under_two_names(models: dict[str, tuple[Path, Load, str]], t
     with pytest.raises(
         WeightsError, match=r"'language_model\.model\..*' and 'model\.language.*are one tensor of the model"
     ):
-        load(changed(source, tmp_path / "model", part, twice, "one file"))
+        load(changed(source, tmp_path / "model", part, twice, stored))
+
+
+def test_one_tensor_in_two_shards(llama: Path, tmp_path: Path) -> None:
+    """The library would take the last one."""
+    folder = changed(llama, tmp_path / "model", "", None, "shards")
+    first, second = sorted(folder.glob("model-*.safetensors"))
+    state, name = load_file(second), min(load_file(first))
+    save_file({**state, name: load_file(first)[name] + 1}, second, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=rf"{first.name} and {second.name} both hold '{name}'"):
+        load_language_model(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("listed", [{}, {"a": 3}, {"a": None}])
+def test_an_index_that_names_no_files(llama: Path, listed: dict[str, Any], tmp_path: Path) -> None:
+    folder = changed(llama, tmp_path / "model", "", None, "shards")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    with pytest.raises(WeightsError, match=r"index\.json lists no weight files"):
+        load_language_model(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("stored", ["one file", "bin"])
+def test_whole_numbers_for_weights(llama: Path, stored: str, tmp_path: Path) -> None:
+    """The library would cast them, and the scales that belong to them are not there."""
+
+    def rounded(state: State, key: str) -> None:
+        state[key] = (state[key] * 100).to(torch.int8)
+
+    folder = changed(llama, tmp_path / "model", "q_proj.weight", rounded, stored)
+    with pytest.raises(WeightsError, match=r"hold 'model\..*q_proj\.weight' in whole numbers"):
+        load_language_model(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["", "[1", "[]"])
+def test_broken_settings_are_named(llama: Path, name: str, text: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    (folder / name).write_text(text)
+    with pytest.raises(WeightsError, match=rf"{name} cannot be read: .*; copy it again"):
+        resolve_model(str(folder))
+
+
+def test_a_page_under_the_name_of_weights(llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text("<html>404</html>")
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin is a text and no file of torch\.save"):
+        load_language_model(folder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
