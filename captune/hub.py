@@ -20,7 +20,7 @@ from captune.weights.pointers import refuse_pointers
 if TYPE_CHECKING:
     from captune.config import ModelConfig
 
-__all__ = ["TOY", "check_model", "detect_offline", "is_hub_id", "resolve_model"]
+__all__ = ["TOY", "check_model", "detect_offline", "is_hub_id", "require_available", "resolve_model"]
 
 TOY = "toy"
 _CONNECT_TIMEOUT = 3.0
@@ -38,8 +38,8 @@ def resolve_model(name: str) -> str:
     For a hub id, a machine without network is detected at once (`detect_offline`).
 
     Raises:
-        WeightsError: the name has the form of a path and there is no such folder, the folder holds no model or
-            pointers of git-lfs, or the hub cannot be reached and its cache here does not hold the model.
+        WeightsError: the name has the form of a path and there is no such folder, or the folder holds no
+            model or pointers of git-lfs.
     """
     if name == TOY:
         return str(files("captune") / "toy" / "pretrained")
@@ -58,7 +58,7 @@ def resolve_model(name: str) -> str:
             f"There is no model folder {name}; give the folder of a captune model (`captune convert` makes one of the "
             "original files), a hub id, or 'toy'."
         )
-    _require_reachable(name)
+    detect_offline()
     return name
 
 
@@ -81,19 +81,23 @@ def check_model(config: ModelConfig) -> None:
         if not Path(name).expanduser().is_dir():
             if not is_hub_id(name):
                 raise WeightsError(f"{setting} is {name}, and there is no such folder; give a folder or a hub id.")
-            _require_reachable(name)
+            detect_offline()
 
 
-def _require_reachable(name: str) -> None:
-    """Refuse a hub id that is not in the cache where the hub cannot be reached."""
-    if not detect_offline():
+def require_available(name: str) -> None:
+    """Refuse a hub id that is not in the cache where the hub cannot be reached; folders and `toy` pass.
+
+    Raises:
+        WeightsError: names the model.
+    """
+    if name == TOY or Path(name).expanduser().is_dir() or not detect_offline():
         return
     from huggingface_hub import constants
 
     if not Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir():
         raise WeightsError(
-            f"There is no folder {name} here, and the model cannot be downloaded from the Hugging Face hub: there is "
-            "no connection, and its cache does not hold it; give the folder of a model, or download it first."
+            f"{name} cannot be read: there is no such folder here, and no connection to the Hugging Face hub, whose "
+            "cache here does not hold it either; give the folder of a model, or download it first."
         )
 
 

@@ -102,9 +102,8 @@ def caption(
     from captune.bulk import read_inputs
     from captune.cli.caption_small import parts_of, print_captions, write_beside, write_one_file
     from captune.cli.extras import needs
-    from captune.cli.preflight import require_extra
+    from captune.cli.preflight import check_named_model, require_extra
     from captune.data.locks import folder_lock
-    from captune.hub import resolve_model
 
     part_number, parts = _part(part)
     found = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
@@ -124,7 +123,7 @@ def caption(
         raise typer.BadParameter("--txt writes beside image files: it takes no --out, tars, parquet, Ray or parts.")
     parquet = out is not None and (out.suffix == ".parquet" if one_file else output_format == "parquet")
     require_extra("captune caption", "train", *(["bulk"] if engine == "ray" or fast_decode or parquet else []))
-    resolve_model(model)
+    check_named_model(model)
     lock: AbstractContextManager[None] = nullcontext()
     folder, ending = out, output_format
     if out is not None:

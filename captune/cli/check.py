@@ -140,10 +140,11 @@ def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
     """What a model cannot learn of a caption."""
     from captune.cli.extras import needs
     from captune.cli.preflight import require_extra
-    from captune.hub import resolve_model
+    from captune.hub import require_available, resolve_model
 
     require_extra("captune check --model", "train")
     folder = resolve_model(model)
+    require_available(model)
     with needs("captune check --model", "train"):
         from captune.config import ModelConfig
         from captune.model.preview import preview_model

@@ -39,11 +39,10 @@ def run_models(request: ModelsRequest) -> None:
         CaptuneError: as `captune.evaluation.evaluate_models`.
     """
     from captune.cli.extras import needs
-    from captune.cli.preflight import check_run, require_extra
+    from captune.cli.preflight import check_named_model, check_run, require_extra
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
     from captune.config import parse_config
-    from captune.hub import resolve_model
     from captune.report import analyse
 
     if request.data is None or request.out is None:
@@ -58,7 +57,7 @@ def run_models(request: ModelsRequest) -> None:
     require_extra("captune evaluate", "train")
     check_run(config, trains=False)
     for model in request.models:
-        resolve_model(model)
+        check_named_model(model)
     asks = any(setting.startswith("model.instruction=") for setting in request.settings)
     instruction = config.model.instruction if asks else request.instruction
     with needs("captune evaluate", "train"):

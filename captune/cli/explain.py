@@ -52,13 +52,12 @@ def explain(
     Exit code 1 when a check fails.
     """
     from captune.cli.extras import needs
-    from captune.cli.preflight import require_extra
+    from captune.cli.preflight import check_configured_model, require_extra
     from captune.config import load_config
-    from captune.hub import check_model
 
     settings = load_config(config, overrides or [])
     require_extra("captune explain", "train")
-    check_model(settings.model)
+    check_configured_model(settings.model)
     sample = _sample(settings, image, text)
     with needs("captune explain", "train"):
         from captune.model.preview import preview_model

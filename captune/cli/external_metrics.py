@@ -36,14 +36,14 @@ def check_external(options: Options) -> None:
     if "clipscore" in options.metrics:
         from captune.cli.preflight import require_extra
         from captune.errors import MetricInputError, WeightsError
-        from captune.hub import is_hub_id, resolve_model
+        from captune.hub import is_hub_id, require_available
 
         require_extra("CLIPScore", "train")
         if not Path(options.clip).is_dir():
             if not is_hub_id(options.clip):
                 raise MetricInputError(f"--clip is {options.clip}, and there is no such folder; give one, or a hub id.")
             try:
-                resolve_model(options.clip)
+                require_available(options.clip)
             except WeightsError as error:
                 raise MetricInputError(f"{error} (--clip FOLDER)") from error
 

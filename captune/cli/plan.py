@@ -56,14 +56,13 @@ def plan(
     Exit code 1 when it does not fit the card.
     """
     from captune.cli.extras import needs
-    from captune.cli.preflight import require_extra
+    from captune.cli.preflight import check_configured_model, require_extra
     from captune.config import load_config
-    from captune.hub import check_model
 
     settings = load_config(config, overrides or [])
     limit = None if gpu is None else card_bytes(gpu)
     require_extra("captune plan", "train")
-    check_model(settings.model)
+    check_configured_model(settings.model)
     with needs("captune plan", "train"):
         import torch
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from captune.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from captune.config import RunConfig
+    from captune.config import ModelConfig, RunConfig
 
-__all__ = ["check_output_folder", "check_run", "require_extra"]
+__all__ = ["check_configured_model", "check_named_model", "check_output_folder", "check_run", "require_extra"]
 
 _LEAST_DISK = 50 * 2**20
 """Bytes that must be free for a run's folder; a run that cannot write its first checkpoint should not begin."""
@@ -65,8 +65,6 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
         ConfigError: a manifest is missing, or the output folder cannot be written.
         WeightsError: there is no such model.
     """
-    from captune.hub import check_model
-
     manifests = {"data.evaluate" if config.data.evaluate is not None else "data.train": config.evaluation_manifest}
     if trains:
         manifests["data.train"] = config.data.train
@@ -75,8 +73,34 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
             raise ConfigError(
                 f"{setting} is {path}, and there is no such file; give a manifest, which `captune prepare` writes."
             )
-    check_model(config.model)
+    check_configured_model(config.model)
     check_output_folder(config.output)
+
+
+def check_named_model(name: str) -> None:
+    """Refuse a captioner that cannot be read: a model, checkpoint, adapter or hub id.
+
+    Raises:
+        WeightsError: there is no such folder, and the hub does not provide it.
+    """
+    from captune.hub import require_available, resolve_model
+
+    resolve_model(name)
+    require_available(name)
+
+
+def check_configured_model(config: ModelConfig) -> None:
+    """Refuse a model, or parts of one, that cannot be read.
+
+    Raises:
+        WeightsError: there is no such folder, and the hub does not provide it.
+        ConfigError: the parts are of a kind that only `captune convert` joins.
+    """
+    from captune.hub import check_model, require_available
+
+    check_model(config)
+    for name in (config.path,) if config.llm is None else (config.llm, config.vision):
+        require_available(str(name))
 
 
 def check_output_folder(folder: Path) -> None:

@@ -89,13 +89,12 @@ def run_server_of(
     from functools import partial
 
     from captune.cli.extras import needs
-    from captune.cli.preflight import require_extra
+    from captune.cli.preflight import check_named_model, require_extra
     from captune.data.partial import temporary_folder
-    from captune.hub import resolve_model
 
     require_extra("captune serve", "serve", "train")
     if not Path(model, "config.yaml").is_file():  # a run names its model itself
-        resolve_model(model)
+        check_named_model(model)
     with needs("captune serve", "serve"):
         from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
     with needs("captune serve", "train"):

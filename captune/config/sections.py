@@ -183,7 +183,7 @@ class EvaluateConfig(_Section):
     """Beams of beam search; 1 is greedy decoding."""
     length_penalty: float = 1.0
     """Exponent on a beam's length; above 1 favours longer captions."""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     """Divides the score of tokens that were already said; 1 is off."""
     compile: bool = False
     """Decode with compiled steps of one shape (torch.compile, CUDA graphs on a GPU): for large evaluations on a GPU."""

@@ -26,6 +26,10 @@ def stream(options: DecodingOptions, key: str) -> Tensor:
     return torch.rand(options.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
+_SMALLEST = 1e-6
+"""Below this temperature the quotient could overflow, so the largest score is taken off first: 0 stays 0."""
+
+
 def penalised(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
     """Scores (B, V) with those of tokens already said, (B, V) bool, divided by the penalty (multiplied below 0)."""
     return torch.where(said, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
@@ -33,6 +37,8 @@ def penalised(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
 
 def restricted(scores: Tensor, options: DecodingOptions) -> Tensor:
     """Logits (B, V) sharpened by the temperature, -inf outside of `top_k` and `top_p`, in transformers' order."""
+    if options.temperature < _SMALLEST:
+        scores = scores - scores.amax(dim=1, keepdim=True)
     scores = scores / options.temperature
     if 0 < options.top_k < scores.shape[1]:
         least = scores.topk(options.top_k, dim=1).values[:, -1:]

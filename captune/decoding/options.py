@@ -49,8 +49,10 @@ class DecodingOptions:
             raise ConfigError(f"temperature is {self.temperature:g} and top_k {self.top_k}; neither may be below 0.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p:g}; expected a share above 0 and at most 1.")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"repetition_penalty is {self.repetition_penalty:g}; expected a number above 0.")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ConfigError(
+                f"repetition_penalty is {self.repetition_penalty:g}; expected 0.01 to 100, where 1 is off."
+            )
         if self.sampled and self.beams > 1:
             raise ConfigError(f"beams is {self.beams} and temperature {self.temperature:g}; use one of them.")
 

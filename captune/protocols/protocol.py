@@ -33,7 +33,7 @@ class Decoding(_Section):
     """Beams of beam search; 1 is greedy decoding."""
     length_penalty: float | None = None
     """Exponent on a beam's length."""
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     """Divides the score of tokens that were already said."""
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from captune.decoding import DecodingOptions, Request, generate_captions, generate_ids
+from captune.decoding.choosing import draw, restricted
 from captune.decoding.generate import Engine
 from captune.decoding.stream import stream_text
-from captune.errors import NonFiniteScoresError
+from captune.errors import ConfigError, NonFiniteScoresError
 from captune.model import MiniGPT4
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -137,3 +138,16 @@ def test_captions_and_streams(model: MiniGPT4, features: Tensor) -> None:
     for way in ("greedy", "beams"):
         request = mixed(model, spoiled)[1]
         refused(lambda: list(stream_text(model, request, options(way, 1))))  # noqa: B023
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-20, 1e-6])
+def test_any_temperature_draws_a_token(temperature: float) -> None:
+    scores = torch.tensor([[1e4, 1e4 - 1, -3e4], [-2e4, 0.0, 1.0]])
+    left = restricted(scores, DecodingOptions(temperature=temperature, top_p=0.9))
+    assert draw(left, torch.tensor([0.5, 0.5])).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("penalty", [1.4e-45, 0.0, 1e38, float("nan")])
+def test_a_penalty_that_leaves_no_numbers_is_refused(penalty: float) -> None:
+    with pytest.raises(ConfigError, match=r"0\.01 to 100"):
+        DecodingOptions(repetition_penalty=penalty)

@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused(adapter: Path, fault: Callable[[State], No
         ),
         (
             {"base_model_name_or_path": "nobody/has-this"},
-            r"on the model nobody/has-this, which cannot be loaded: There is no folder",
+            r"nobody/has-this \(base model of the adapter .*\) cannot be loaded: there is no such",
         ),
     ],
 )

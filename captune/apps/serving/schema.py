@@ -156,7 +156,7 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(None, ge=-LARGEST_SEED, le=LARGEST_SEED)
     num_beams: int | None = Field(None, ge=1, le=8)
     length_penalty: float | None = Field(None, ge=-5, le=5)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
