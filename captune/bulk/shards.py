@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from captune.bulk.contents import FileState, file_state
 from captune.data.formats import HEIF_SUFFIXES, is_image_name
+from captune.data.ids import id_text
 from captune.data.left_out import LeftOut, is_companion
 from captune.data.names import name_as_text
 from captune.data.parquet import bounded_batches, shared_values
@@ -196,7 +197,7 @@ class ParquetShard:
                 for batch in bounded_batches(file, columns, _ROWS):
                     for place in range(batch.num_rows):
                         own = None if key is None else batch.column(key)[place].as_py()
-                        yield self._item(row, None if own is None else str(own), batch.column(image)[place].as_py())
+                        yield self._item(row, _row_id(own), batch.column(image)[place].as_py())
                         row += 1
         except (ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -235,6 +236,16 @@ class ParquetShard:
                 "it with --image-column."
             )
         return found
+
+
+def _row_id(value: object) -> str | None:
+    """The id of a row as all commands write it; None without one, which is NaN where ids are floats."""
+    if value is None or value != value:
+        return None
+    try:
+        return id_text(value, "id")
+    except TypeError:
+        return str(value)
 
 
 Shard: TypeAlias = PathShard | TarShard | ParquetShard

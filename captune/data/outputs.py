@@ -1,7 +1,7 @@
 """The one place that decides what a command may write.
 
-An output never replaces a file that the command reads, and never a file that the same command did not write. Proof of
-the latter is a record: `.captune/` next to an output holds, for each output, the command and the SHA-256 of what it
+An output never replaces a file that the command reads, a picture, or a file that the same command did not write. Proof
+of the last is a record: `.captune/` next to an output holds, for each output, the command and the SHA-256 of what it
 wrote. A file that was changed since has another hash, so changes by hand are not lost either.
 
     check_output("out.jsonl", command="caption", reads=["in.jsonl"])     # first thing, before any work
@@ -64,7 +64,8 @@ def check_output(
         option: the option that named the output, for messages.
 
     Raises:
-        InputError: the output is a folder, is read by this command, or exists and is not this command's own output.
+        InputError: the output is a folder, is read by this command, is a picture that the command did not write, or
+            exists, is not this command's own output, and may not be overwritten.
     """
     if os.path.isdir(path):
         raise InputError(f"'{path}' is a folder, and a file is to be written there; give the name of a file.")
@@ -73,7 +74,10 @@ def check_output(
     for read in reads:
         if _same(path, read):
             raise InputError(f"'{read}' is read here; give {option} another name.")
-    if overwrite or os.path.getsize(path) == 0 or is_own_output(path, command):
+    if os.path.getsize(path) == 0 or is_own_output(path, command):
+        return
+    if overwrite:
+        _refuse_picture(path, option)
         return
     hint = "" if overwrite is None else ", or pass --overwrite to replace it"
     raise InputError(
@@ -186,6 +190,16 @@ def file_hash(path: AnyPath) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _refuse_picture(path: AnyPath, option: str) -> None:
+    """Refuse to replace a picture: a command that can overwrite writes none, so its name is a slip."""
+    from captune.data.formats import is_image_name
+
+    if is_image_name(os.fspath(path)):
+        raise InputError(
+            f"'{path}' has the name of a picture, which --overwrite does not replace; give {option} another name."
+        )
 
 
 def _record(command: str, note: Note | None, written: Path, target: Path) -> None:

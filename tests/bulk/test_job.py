@@ -238,6 +238,17 @@ def test_parquet_inputs(tmp_path: Path) -> None:
     assert isinstance(entry, Rejected)
 
 
+def test_ids_that_pandas_made_floats_of_are_whole_numbers(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    ids = [391895.0, None, float("nan"), 2.5]
+    table = pyarrow.table({"image": [b"bytes"] * 4, "image_id": pyarrow.array(ids, pyarrow.float64())})
+    parquet.write_table(table, tmp_path / "data.parquet")
+    found = [entry.id for entry in ParquetShard("data", str(tmp_path / "data.parquet")).items()]
+    assert found == ["391895", "data:1", "data:2", "2.5"]
+
+
 def test_lists_and_manifests(tmp_path: Path) -> None:
     images = draw(tmp_path / "images", 4)
     (tmp_path / "list.txt").write_text("images/0002.png\n\nimages/0000.png\nimages/0002.png\n")

@@ -96,6 +96,13 @@ def test_what_the_command_did_not_write_is_refused(tmp_path: Path, change: Calla
     assert out.read_bytes() == before
 
 
+def test_a_picture_is_never_replaced(tmp_path: Path) -> None:
+    picture = tmp_path / "photo.JPG"
+    picture.write_bytes(b"pixels")
+    with pytest.raises(InputError, match=r"photo\.JPG' has the name of a picture.*give --problems another name"):
+        check_output(picture, command="prepare", overwrite=True, option="--problems")
+
+
 def test_streams_empty_files_and_new_files_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "pipe")
