@@ -80,11 +80,8 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
             header = read_header(file)[0]
             kinds = {name: not str(entry["dtype"]).startswith(_WHOLE) for name, entry in header.items()}
         else:
-            # On the meta device no tensor is read.
-            state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
-            kinds = {
-                name: not isinstance(value, Tensor) or value.dtype.is_floating_point for name, value in state.items()
-            }
+            state = _torch_state(file, "meta")
+            kinds = {name: tensor.is_floating_point() for name, tensor in state.items()}
         for name in sorted(kinds):
             yield StoredName(name, file, kinds[name])
 
@@ -146,7 +143,7 @@ def _listed(index: Path) -> list[str]:
 
 
 def weight_files(model: str | Path) -> list[Path]:
-    """The safetensors files of a model.
+    """The weight files of a model that transformers would read.
 
     Args:
         model: a folder, or a hub id whose files are fetched where they are not there yet.
@@ -159,17 +156,18 @@ def weight_files(model: str | Path) -> list[Path]:
         path = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
         return None if path is None else Path(path)
 
-    index = found(f"{SINGLE[0]}.index.json")
-    if index is not None:
-        refuse_pointer(index)
-    single = found(SINGLE[0])
-    if single is not None:
-        return [single]
-    names = [SINGLE[0]] if index is None else _listed(index)
-    files = [found(name) for name in names]
-    if not all(files):
-        raise WeightsError(f"{model} has no {names[files.index(None)]}; expected weights in safetensors files.")
-    return [file for file in files if file is not None]
+    for single in SINGLE:
+        if (file := found(single)) is not None:
+            return [file]
+        if (index := found(f"{single}.index.json")) is None:
+            continue
+        files = []
+        for name in _listed(index):
+            if (file := found(name)) is None:
+                raise WeightsError(f"{model} has no {name}, which {index.name} lists; copy it there.")
+            files.append(file)
+        return files
+    raise WeightsError(f"{model} has no weights; expected {' or '.join(SINGLE)}.")
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -204,11 +202,17 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTensor]:
-    """Tensors of a safetensors file whose names begin with one of some prefixes, in the order of their names.
+    """Tensors of a file whose names begin with one of some prefixes, in the order of their names.
 
     Raises:
         WeightsError: the file is cut off or of another kind.
     """
+    if file.suffix != ".safetensors":
+        state = _torch_state(file, "cpu")
+        for name in sorted(state):
+            if name.startswith(prefixes):
+                yield StoredTensor(name, state[name].detach())
+        return
     header, start = read_header(file)
     try:
         with file.open("rb") as stream:
@@ -223,3 +227,25 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
             yield StoredTensor(name, flat.view(entry["shape"]))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:200]}.") from error
+
+
+def _torch_state(file: Path, device: str) -> dict[str, Any]:
+    """What a file of torch.save holds, mapped into memory where its format allows; on `meta` no tensor is read.
+
+    Raises:
+        WeightsError: it cannot be read, or holds more than tensors.
+    """
+    _check_file(file)
+    try:
+        state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # on broken files torch raises nearly anything
+        if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+            raise WeightsError(
+                f"{file} holds more than tensors, and opening it could run code; it was not opened. Save the model "
+                "again as safetensors."
+            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{file} cannot be read: {reason}; copy it again from its source.") from error
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise WeightsError(f"{file} holds more than tensors under their names; save the model again as safetensors.")
+    return state

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from captune.config import ModelConfig
 from captune.decoding import encode_images
-from captune.errors import DataError
+from captune.errors import DataError, WeightsError
 from captune.features import Alone, FeatureStore, StoredFeatures, TowerIdentity, features_of, tower_identity
 from captune.features import prepare as prepare_module
 from captune.features.shard import open_shard, write_shard
@@ -262,6 +262,27 @@ def test_a_changed_tower_or_setting_is_another_store(images: list[Path], tmp_pat
     model.config.vision_norm_eps = 1e-3
     model.save_pretrained(folder)
     assert tower_identity(config, CPU, tmp_path).key not in seen | {changed}
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_towers_in_files_of_torch(shards: int, tmp_path: Path) -> None:
+    """Many towers on the hub have no safetensors file."""
+    folder = Path(shutil.copytree(resolve_model("toy"), tmp_path / "model"))
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(state)
+    files = ["pytorch_model.bin"] if shards == 1 else ["pytorch_model-1.bin", "pytorch_model-2.bin"]
+    for number, file in enumerate(files):
+        torch.save({name: state[name] for name in names[number::shards]}, folder / file)
+    if shards > 1:
+        weight_map = {name: files[place % shards] for place, name in enumerate(names)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    identity = tower_identity(ModelConfig(path=str(folder)), CPU, tmp_path)
+    assert shards > 1 or identity.key == tower_identity(TOY, CPU, tmp_path).key
+    for file in files:
+        (folder / file).unlink()
+    with pytest.raises(WeightsError, match=r"expected model\.safetensors or pytorch_model\.bin|which .* lists"):
+        tower_identity(ModelConfig(path=str(folder)), CPU, tmp_path)
 
 
 def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], tmp_path: Path) -> None:
