@@ -25,7 +25,7 @@ from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
 from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
-from captune.weights.strict import load_strictly, one_line, why_unread
+from captune.weights.strict import load_strictly, one_line, read_config, why_unread
 
 __all__ = ["load_captioner"]
 
@@ -155,7 +155,7 @@ def _config(resolved: str, name: str) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config = AutoConfig.from_pretrained(resolved, trust_remote_code=False)
+        config = read_config(AutoConfig.from_pretrained, resolved, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not Path(resolved).is_dir():
             raise WeightsError(f"The model {name} cannot be loaded: {why_unread(resolved, error)}") from error

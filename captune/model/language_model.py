@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
 from captune.weights.pointers import refuse_part, refuse_pointers
-from captune.weights.strict import load_strictly, quiet
+from captune.weights.strict import load_strictly, one_line, quiet, read_config
 
 __all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
 
@@ -31,7 +31,7 @@ def language_config(llm: str | Path) -> Any:
     refuse_pointers(llm)
     refuse_part(llm)
     try:
-        config = AutoConfig.from_pretrained(str(llm), trust_remote_code=False)
+        config = read_config(AutoConfig.from_pretrained, llm, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if "trust_remote_code" in str(error):
             raise WeightsError(
@@ -53,8 +53,16 @@ def embedding_width(config: Any) -> int:
     """
     key = config.to_json_string(use_diff=False)
     if key not in _WIDTHS:
-        with torch.device("meta"), quiet():
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        try:
+            with torch.device("meta"), quiet():
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        except ImportError:
+            raise
+        except Exception as error:  # of values that the configuration's class does not check
+            raise WeightsError(
+                f"The configuration of the language model, a {config.model_type}, holds a value that is wrong: "
+                f"{one_line(error)}; copy its config.json again from its source."
+            ) from error
         _WIDTHS[key] = int(model.get_input_embeddings().weight.shape[1])
     return _WIDTHS[key]
 

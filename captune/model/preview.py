@@ -10,7 +10,7 @@ from captune.model.configuration import MiniGPT4Config
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import OriginalFaults
 from captune.weights.pointers import refuse_part
-from captune.weights.strict import why_unread
+from captune.weights.strict import read_config, why_unread
 
 __all__ = ["preview_model"]
 
@@ -41,7 +41,7 @@ def _whole(name: str) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
     path = resolve_model(name)
     refuse_part(path)
     try:
-        found = MiniGPT4Config.from_pretrained(path)
+        found = read_config(MiniGPT4Config.from_pretrained, path)
         if found.model_type != MiniGPT4Config.model_type:
             raise ValueError(f"it is a '{found.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -25,7 +25,7 @@ from captune.model.language_model import language_config
 from captune.model.minigpt4 import MiniGPT4
 from captune.parsing import load_json
 from captune.weights.pointers import refuse_part, refuse_pointers
-from captune.weights.strict import load_strictly
+from captune.weights.strict import load_strictly, read_config
 
 __all__ = ["preview_tower", "with_tower"]
 
@@ -84,7 +84,7 @@ def _read_config(vision: str | Path) -> Any:
     refuse_pointers(vision)
     refuse_part(vision)
     try:
-        given = AutoConfig.from_pretrained(str(vision), trust_remote_code=False)
+        given = read_config(AutoConfig.from_pretrained, vision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
     if given.model_type not in (*_ENCODERS, _BLIP2):

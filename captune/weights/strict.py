@@ -23,7 +23,7 @@ from captune.weights.files import check_weights, stored_names
 from captune.weights.libraries import missing_library
 from captune.weights.pointers import refuse_pointers
 
-__all__ = ["check_keys", "check_values", "load_strictly", "one_line", "quiet", "why_unread"]
+__all__ = ["check_keys", "check_values", "load_strictly", "one_line", "quiet", "read_config", "why_unread"]
 
 _SHOWN = 3
 """Names of tensors in a message."""
@@ -214,6 +214,29 @@ def check_values(what: str, tensors: Iterable[tuple[str, Any]]) -> None:
             if tensor.dtype == torch.float16:
                 advice = "if they are numbers in its files, float16 is too narrow for them: set dtype to bfloat16"
             raise WeightsError(f"{what} holds NaN or infinity in '{name}'; {advice}.")
+
+
+def read_config(from_pretrained: Callable[..., Any], path: str | Path, **options: Any) -> Any:
+    """The configuration of a model.
+
+    Args:
+        from_pretrained: of a class of configurations.
+        path: folder or hub id.
+        options: of `from_pretrained`.
+
+    Raises:
+        WeightsError: a value in it is of the wrong type, or contradicts another.
+        OSError, ValueError, KeyError, TypeError: there is none, or the library does not know the kind of model.
+    """
+    try:
+        return from_pretrained(str(path), **options)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise
+    except Exception as error:  # the library checks values with errors of its own, and uses some unchecked
+        raise WeightsError(
+            f"The configuration of {path} holds a value that is wrong: {one_line(error)}; copy its config.json again "
+            "from its source."
+        ) from error
 
 
 def why_unread(path: str | Path, error: Exception) -> str:

@@ -34,7 +34,7 @@ from captune.errors import InputError, WeightsError
 from captune.metrics.clipscore import ClipScorer
 from captune.model import MiniGPT4
 from captune.model.build import build
-from captune.model.language_model import language_config, load_language_model
+from captune.model.language_model import embedding_width, language_config, load_language_model
 from captune.model.loading import resolve_model
 from captune.model.official_files import read_pth
 from captune.model.tokenizer import load_tokenizer
@@ -230,6 +230,17 @@ def test_broken_settings_are_named(llama: Path, name: str, text: str, tmp_path: 
     (folder / name).write_text(text)
     with pytest.raises(WeightsError, match=rf"{name} cannot be read: .*; copy it again"):
         resolve_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("vocab_size", "x"), ("hidden_size", 17), ("dtype", "float99"), ("hidden_act", "nope")]
+)
+def test_a_wrong_value_in_a_configuration(llama: Path, name: str, value: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(WeightsError, match=r"configuration of .* holds a value that is wrong: .*; copy its config"):
+        embedding_width(language_config(folder))
 
 
 def test_a_page_under_the_name_of_weights(llama: Path, tmp_path: Path) -> None:
