@@ -17,13 +17,14 @@ from typing import Any
 from captune.config import RunConfig, load_config
 from captune.errors import ConfigError, InputError
 from captune.report import read_scores
+from captune.report.matrix import MATRIX_FILES
 from captune.report.write import REPORT_FILES
 
 __all__ = ["FOLDER", "check_destination", "evaluation_folder", "is_own_evaluation"]
 
 FOLDER = "evaluations"
 """Where in a run's folder other evaluations of it are."""
-FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES)
+FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES, *MATRIX_FILES)
 """Names under which an evaluation writes."""
 _CHANGES_NOTHING = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
 """Settings that change no caption and no score of an evaluation."""

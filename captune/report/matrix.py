@@ -30,6 +30,7 @@ from captune.report.record import RunScores
 
 __all__ = [
     "FILE",
+    "MATRIX_FILES",
     "Cell",
     "Column",
     "Difference",
@@ -44,6 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FILE = "matrix.json"
+MATRIX_FILES = (FILE, "matrix.csv", "matrix.md", "matrix.png")
 FORMAT = 1
 
 

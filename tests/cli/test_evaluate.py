@@ -177,7 +177,7 @@ def test_a_run_is_no_place_for_another_evaluation(
     assert files(run_copy) == before
 
 
-@pytest.mark.parametrize("name", ["report.html", "captions/mine.json", "scores.json", "table.csv"])
+@pytest.mark.parametrize("name", ["report.html", "captions/mine.json", "scores.json", "table.csv", "matrix.md"])
 def test_files_of_others_are_not_replaced(
     trained: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
