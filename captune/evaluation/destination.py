@@ -26,6 +26,8 @@ FOLDER = "evaluations"
 """Where in a run's folder other evaluations of it are."""
 FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES, *MATRIX_FILES)
 """Names under which an evaluation writes."""
+BEFORE_SCORES = ("captions", "thumbnails")
+"""Those that it writes before its scores."""
 _CHANGES_NOTHING = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
 """Settings that change no caption and no score of an evaluation."""
 
@@ -90,8 +92,10 @@ def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
     try:
         read_scores(output)
     except InputError:
-        # Without scores of an earlier evaluation nothing there is known to be of captune.
-        foreign = next((name for name in FILES if os.path.lexists(output / name)), None)
+        # Without scores of an earlier evaluation nothing there is known to be of captune, except what is written before
+        # them by an evaluation that was killed: its captions are in the cache.
+        known = BEFORE_SCORES if any((output / "cache" / "captions").glob("*.jsonl")) else ()
+        foreign = next((name for name in FILES if name not in known and os.path.lexists(output / name)), None)
         if foreign is not None:
             raise InputError(
                 f"{output} holds '{foreign}', and no scores.json of an evaluation; give --out another folder."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -175,6 +176,20 @@ def test_a_run_is_no_place_for_another_evaluation(
     assert evaluate(run_copy, "--split", "val", "--out", run_copy) == 2
     assert "is the folder of a run" in capsys.readouterr().err
     assert files(run_copy) == before
+
+
+def test_an_evaluation_that_ended_before_its_scores_resumes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("captune.evaluation.scoring.write_scores", fail)
+        assert evaluate(trained, "--out", tmp_path / "out") != 0
+    assert (tmp_path / "out" / "captions").is_dir()
+    assert not (tmp_path / "out" / "scores.json").exists()
+    assert evaluate(trained, "--out", tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize("name", ["report.html", "captions/mine.json", "scores.json", "table.csv", "matrix.md"])
