@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from captune.errors import ConfigError, WeightsError
+from captune.model.chat import announce_date, with_clock
 
 __all__ = ["ModelInputs", "Prompt", "first_line", "probe_images"]
 
@@ -130,7 +131,7 @@ class ModelInputs:
 
     @property
     def fingerprint(self) -> str:
-        """Tells inputs apart: by the words around a question, which may hold a date, and by how pictures are made."""
+        """Tells inputs apart: by the words around a question, and by how pictures are made."""
         settings = self.processor.image_processor.to_dict()
         made = {name: value for name, value in settings.items() if name not in _NAMES_OF_CLASSES}
         text = json.dumps([self.prompt("?") if self.takes_text else None, made], sort_keys=True, default=str)
@@ -151,7 +152,6 @@ class ModelInputs:
                 raise ConfigError(f"{self.name} captions without a question; leave the instruction out.")
             return None
         if self._template is not None:
-            # Rendered once: a template that writes the date writes one day for as long as the model is loaded.
             if question not in self._prompts:
                 self._prompts[question] = self._rendered(question)
             return self._prompts[question]
@@ -242,10 +242,12 @@ class ModelInputs:
         template = self._template
         if isinstance(template, dict):
             template = template.get("default", next(iter(template.values())))
+        if "strftime_now" in str(template):
+            announce_date(self.name)
         try:
             text: str = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}],
-                chat_template=template,
+                chat_template=with_clock(str(template)),
                 add_generation_prompt=True,
                 tokenize=False,
             )

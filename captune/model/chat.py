@@ -15,7 +15,7 @@ from typing import Any
 from captune.errors import ConfigError
 from captune.model.prompt import IMAGE_PLACEHOLDER, Conversation
 
-__all__ = ["beginnings_of_text", "conversation_of"]
+__all__ = ["announce_date", "beginnings_of_text", "conversation_of", "with_clock"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _RENDERED = 4
 
 _STRFTIME = (
     "{%- macro strftime_now(format) -%}{%- set told = namespace(text=format) -%}"
-    "{%- for code, value in captune_clock.items() -%}{%- set told.text = told.text | replace(code, value) -%}"
+    "{%- for code, value in CLOCK.items() -%}{%- set told.text = told.text | replace(code, value) -%}"
     "{%- endfor -%}{{- told.text -}}{%- endmacro -%}"
 )
 """Replaces, within a template, the library's function of the same name, which asks the clock of the machine."""
@@ -71,7 +71,7 @@ def conversation_of(tokenizer: Any, name: str | None = None) -> Conversation:
     if any(_rendered(tokenizer, turns) != text for _ in range(_RENDERED)):
         raise ConfigError("The model's chat template writes another text each time; give a conversation.")
     if name is not None and _rendered(tokenizer, turns, _OTHER_CLOCK) != text:
-        _announce_date(name)
+        announce_date(name)
     before, found_question, rest = text.partition(_QUESTION)
     between, found_answer, after = rest.partition(_ANSWER)
     if not (found_question and found_answer) or "{}" in before:
@@ -85,7 +85,7 @@ def conversation_of(tokenizer: Any, name: str | None = None) -> Conversation:
 
 
 @cache
-def _announce_date(name: str) -> None:
+def announce_date(name: str) -> None:
     """Say once that a model's prompts have another date than today's."""
     logger.warning(
         "The chat template of %s writes the date; it is given %s on every day, so that prompts stay the same.",
@@ -108,15 +108,19 @@ def beginnings_of_text(tokenizer: Any) -> tuple[int, bool]:
     return ids.count(tokenizer.bos_token_id), ids[:1] == [tokenizer.bos_token_id]
 
 
+def with_clock(template: str, clock: datetime = CLOCK) -> str:
+    """A chat template that writes a fixed time where it would write the machine's."""
+    if "strftime_now" not in template:
+        return template
+    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in ascii_letters]
+    return _STRFTIME.replace("CLOCK", repr({code: clock.strftime(code) for code in codes})) + template
+
+
 def _rendered(tokenizer: Any, turns: list[dict[str, str]], clock: datetime = CLOCK, **settings: Any) -> str:
     """The text of a conversation at a fixed time."""
-    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in ascii_letters]
-    told = {code: clock.strftime(code) for code in codes}
     try:
-        template = _STRFTIME + str(tokenizer.get_chat_template())
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, captune_clock=told, **settings
-        )
+        template = with_clock(str(tokenizer.get_chat_template()), clock)
+        text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **settings)
     except Exception as error:  # a template is a program, and fails like one
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"The model's chat template cannot be filled: {reason}; give a conversation.") from error

@@ -166,3 +166,11 @@ def test_fingerprints_tell_models_apart(toy: Captioner, tmp_path: Path) -> None:
         with torch.no_grad():
             weight.copy_(kept)
     assert MiniGPT4Captioner(toy.model).fingerprint == before
+
+
+def test_a_template_with_the_date_is_the_same_on_every_day() -> None:
+    model, processor = MODELS["llava"]()
+    plain = TransformersCaptioner(model, processor, name="llava").prompt()
+    processor.chat_template = "{{ strftime_now('%d %b %Y %S') }} " + processor.chat_template
+    first = TransformersCaptioner(model, processor, name="llava")
+    assert first.prompt() == f"26 Jul 2024 00 {plain}"
