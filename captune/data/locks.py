@@ -1,7 +1,7 @@
 """One writer a folder: a lock that its holder's death releases.
 
     FOLDER/.captune.lock         locked by the operating system while a process writes here
-    FOLDER/.captune.writer.json  who that is; only for the message that the next process prints
+    FOLDER/.captune.writer.json  who that is: for the message that the next process prints, and left by a kill
 
 A bulk job that several workers share has one lock for each worker's part. The system releases the lock of a process
 that was killed, so there is no stale lock to remove; the files may stay. A file system without locks is announced and
@@ -27,7 +27,7 @@ from pathlib import Path
 from captune.errors import InputError
 from captune.parsing import load_json
 
-__all__ = ["folder_lock", "is_lock_file"]
+__all__ = ["folder_lock", "is_lock_file", "last_writer"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,15 @@ def folder_lock(
 def is_lock_file(name: str) -> bool:
     """Whether a file name is one of those that `folder_lock` leaves in a folder."""
     return _FILE.fullmatch(name) is not None
+
+
+def last_writer(folder: str | os.PathLike[str]) -> str | None:
+    """What the process does that writes into a folder, or did that was killed there; None if the last one ended."""
+    try:
+        what = load_json((Path(folder) / f"{_PREFIX}.writer.json").read_text(encoding="utf-8"))["what"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return what if isinstance(what, str) else None
 
 
 @contextlib.contextmanager

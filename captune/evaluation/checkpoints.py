@@ -11,7 +11,7 @@ from captune.config import RunConfig
 from captune.data.locks import folder_lock
 from captune.decoding import Caption
 from captune.errors import NonFiniteScoresError
-from captune.evaluation.destination import check_destination, is_own_evaluation
+from captune.evaluation.destination import WRITER, check_destination, is_own_evaluation
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import Alone, StoredFeatures, features_of, store_root
@@ -48,7 +48,7 @@ def evaluate_checkpoints(
     """
     tell = listener if listener is not None else _ignore
     check_destination(config, checkpoints)
-    with folder_lock(config.output, "captune evaluate"):
+    with folder_lock(config.output, WRITER):
         evaluation = Evaluation(config, evaluation_set(config, tell))
         if is_own_evaluation(config, config.output, checkpoints):
             evaluation.recall()

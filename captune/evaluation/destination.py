@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from captune.config import RunConfig, load_config
+from captune.data.locks import last_writer
 from captune.errors import ConfigError, InputError
 from captune.report import read_scores
 from captune.report.matrix import MATRIX_FILES
 from captune.report.write import REPORT_FILES
 
-__all__ = ["FOLDER", "check_destination", "evaluation_folder", "is_own_evaluation"]
+__all__ = ["FOLDER", "WRITER", "check_destination", "evaluation_folder", "is_own_evaluation"]
 
 FOLDER = "evaluations"
 """Where in a run's folder other evaluations of it are."""
 FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES, *MATRIX_FILES)
 """Names under which an evaluation writes."""
+WRITER = "captune evaluate"
+"""What an evaluation calls itself in the lock of its folder."""
 BEFORE_SCORES = ("captions", "thumbnails")
 """Those that it writes before its scores."""
 _CHANGES_NOTHING = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
@@ -93,8 +96,9 @@ def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
         read_scores(output)
     except InputError:
         # Without scores of an earlier evaluation nothing there is known to be of captune, except what is written before
-        # them by an evaluation that was killed: its captions are in the cache.
-        known = BEFORE_SCORES if any((output / "cache" / "captions").glob("*.jsonl")) else ()
+        # them by an evaluation that was killed: it left its captions in the cache, or its name as the last writer's.
+        cached = any((output / "cache" / "captions").glob("*.jsonl"))
+        known = BEFORE_SCORES if cached or last_writer(output) == WRITER else ()
         foreign = next((name for name in FILES if name not in known and os.path.lexists(output / name)), None)
         if foreign is not None:
             raise InputError(

@@ -10,7 +10,7 @@ from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data.locks import folder_lock
 from captune.errors import ConfigError, NonFiniteScoresError
-from captune.evaluation.destination import check_destination
+from captune.evaluation.destination import WRITER, check_destination
 from captune.evaluation.scoring import Evaluation, refuse_rows
 from captune.events import Listener
 from captune.protocols import EvaluationSet, evaluation_set
@@ -50,7 +50,7 @@ def evaluate_models(
     instruction = chosen.rules.instruction or instruction
     _check_output(config, chosen, names)
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
-    with folder_lock(config.output, "captune evaluate"):
+    with folder_lock(config.output, WRITER):
         evaluation = Evaluation(config, chosen)
         faulty: list[str] = []
         for name, path in zip(names, models, strict=True):

@@ -23,7 +23,7 @@ from captune.data.partial import temporary_folder
 from captune.decoding import Caption, encode_images, generate_captions
 from captune.errors import NonFiniteScoresError
 from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark
-from captune.evaluation.destination import check_destination, is_own_evaluation
+from captune.evaluation.destination import WRITER, check_destination, is_own_evaluation
 from captune.evaluation.scoring import refuse_rows
 from captune.events import Event, Listener
 from captune.metrics import Scorer, Scores
@@ -87,7 +87,7 @@ def evaluate_matrix(
         InputError: data, model or a checkpoint cannot be used.
     """
     check_destination(config, checkpoints)
-    with folder_lock(config.output, "captune evaluate"):
+    with folder_lock(config.output, WRITER):
         return _evaluate_matrix(config, checkpoints, data, instructions, damages, split, listener or _ignore)
 
 

@@ -192,6 +192,13 @@ def test_an_evaluation_that_ended_before_its_scores_resumes(
     assert evaluate(trained, "--out", tmp_path / "out") == 0
 
 
+def test_a_kill_leaves_a_folder_that_the_same_evaluation_can_use(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "captions").mkdir(parents=True)
+    (out / ".captune.writer.json").write_text(json.dumps({"what": "captune evaluate", "pid": 1}))
+    assert evaluate(trained, "--out", out) == 0
+
+
 @pytest.mark.parametrize("name", ["report.html", "captions/mine.json", "scores.json", "table.csv", "matrix.md"])
 def test_files_of_others_are_not_replaced(
     trained: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
