@@ -160,7 +160,7 @@ class _Document:
                 parse = self._parse_large
                 continue
             except RecursionError as error:
-                raise self.error(str(error)) from error
+                raise self.error("it is nested too deeply") from error
             else:
                 # A number at the edge of a chunk may go on: "1", "1.", "1.5".
                 if self._complete or self._text[end : end + 1] in _AFTER_VALUE:
