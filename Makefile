@@ -8,9 +8,9 @@ EXTRAS := train,data,serve,bulk,heic,java,quant,zh
 
 # The tests that depend most on the releases of other libraries; `make newest` and `make oldest` run them.
 SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generate.py tests/model/test_build.py \
-  tests/model/test_layer_call.py tests/training/test_packing.py tests/training/test_resume.py tests/apps/serving \
-  tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py \
-  tests/test_slides_commands.py
+  tests/model/test_layer_call.py tests/training/test_packing.py tests/training/test_resume.py \
+  tests/apps/serving/test_captioners.py tests/apps/serving/test_choices.py tests/apps/serving/test_endpoint.py \
+  tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py tests/test_slides_commands.py
 
 .PHONY: demo test check newest oldest clean
 
@@ -44,7 +44,7 @@ oldest:
 	  --no-annotate --no-header pyproject.toml | grep -vE '^(nvidia|cuda|triton)' > .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-oldest/lowest.txt \
-	  hypothesis openai pytest pytest-xdist schemathesis tensorboard
+	  hypothesis openai pytest pytest-xdist tensorboard
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	# Old releases warn of each other.
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -W default $(SHORT)

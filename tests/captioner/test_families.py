@@ -172,7 +172,7 @@ def test_a_template_of_the_language_model_is_not_used(folder_of: Any, tmp_path: 
 def test_a_template_that_shows_no_image(tmp_path: Path) -> None:
     folder = save_family("llava", tmp_path)
     (folder / "chat_template.jinja").write_text("{{ messages[0]['role'] }}: answer!")
-    with pytest.raises(WeightsError, match="cannot caption this way"):
+    with pytest.raises(WeightsError, match=r"cannot caption this way|renders no image token"):
         captions(load(folder))
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
     with pytest.raises(WeightsError, match=r"fails .*no users here"):
