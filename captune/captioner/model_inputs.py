@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from captune.errors import ConfigError, WeightsError
 from captune.model.chat import announce_date, with_clock
 
 __all__ = ["ModelInputs", "Prompt", "first_line", "probe_images"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class ModelInputs:
         template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
         self._template = template if self.takes_text else None
         self._prompts: dict[str | None, str] = {}
+        self._announced: set[str] = set()
         self._parts = True
         self._nested = self._template is not None
         self._drop_end = False
@@ -156,6 +160,20 @@ class ModelInputs:
                 self._prompts[question] = self._rendered(question)
             return self._prompts[question]
         return None if question is None else f"{self._prompt.before}{question}{self._prompt.after}"
+
+    def announce_special_tokens(self, question: str) -> None:
+        """Warn, once a question, of words that the processor reads as special tokens; it cannot take them as text."""
+        if question == self.question or question in self._announced:
+            return
+        self._announced.add(question)
+        tokenizer = self.processor.tokenizer
+        special = {str(token) for token in tokenizer.all_special_tokens}
+        special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        if held := sorted(token for token in special if token and token in question):
+            words = ", ".join(map(repr, held))
+            logger.warning(
+                "The instruction holds %s, which %s reads as a special token, not as text.", words, self.name
+            )
 
     def batch(self, images: Sequence[Image.Image], prompt: str | None) -> Any:
         """The inputs of a batch, on the CPU.

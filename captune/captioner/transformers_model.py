@@ -98,7 +98,10 @@ class TransformersCaptioner(Captioner):
 
     def prompt(self, instruction: str | None = None) -> str | None:
         """The text that the processor gets with every image; None where the model is asked nothing."""
-        return self.inputs.prompt(self.instruction if instruction is None else instruction)
+        asked = self.instruction if instruction is None else instruction
+        if asked is not None:
+            self.inputs.announce_special_tokens(asked)
+        return self.inputs.prompt(asked)
 
     def generate(
         self,

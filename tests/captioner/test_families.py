@@ -287,3 +287,17 @@ def test_the_table_of_families_is_true(repository: Path, tmp_path: Path, monkeyp
     assert len(rows) == len(FAMILIES), "python benchmarks/captioners.py --write"
     for name in ("blip", "florence2", "llava", "vision-encoder-decoder"):
         assert rows[name] == f"| {' | '.join(captioners.row(name, tmp_path / name))} |"
+
+
+def test_special_tokens_in_an_instruction_are_announced(folder_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+    captioner = load(folder_of("llava"))
+    end = captioner.processor.tokenizer.eos_token
+    captions(captioner, QUESTION)
+    assert not caplog.records
+    for _ in range(2):
+        captions(captioner, f"{QUESTION} {end}")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The instruction holds {end!r}, which {captioner.name} reads as a special token, not as text."
+    ]
+    assert load(folder_of("kosmos-2")).prompt() is not None  # the prompt of its own documentation is not announced
+    assert len(caplog.records) == 1
