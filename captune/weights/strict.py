@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
@@ -228,15 +229,26 @@ def read_config(from_pretrained: Callable[..., Any], path: str | Path, **options
         WeightsError: a value in it is of the wrong type, or contradicts another.
         OSError, ValueError, KeyError, TypeError: there is none, or the library does not know the kind of model.
     """
+    cause: Exception | None = None
     try:
-        return from_pretrained(str(path), **options)
+        config = from_pretrained(str(path), **options)
+        parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
+        wrong = next((f"{name} is {part!r}" for name, part in parts.items() if not _is_settings(part)), "")
     except (OSError, ValueError, KeyError, TypeError):
         raise
     except Exception as error:  # the library checks values with errors of its own, and uses some unchecked
+        wrong, cause = one_line(error), error
+    if wrong:
         raise WeightsError(
-            f"The configuration of {path} holds a value that is wrong: {one_line(error)}; copy its config.json again "
-            "from its source."
-        ) from error
+            f"The configuration of {path} holds a value that is wrong: {wrong}; copy its config.json again from its "
+            "source."
+        ) from cause
+    return config
+
+
+def _is_settings(part: Any) -> bool:
+    """Whether a part of a configuration may be settings of a model: absent, or a configuration or a mapping."""
+    return part is None or isinstance(part, PreTrainedConfig | dict)
 
 
 def why_unread(path: str | Path, error: Exception) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -39,7 +40,7 @@ from captune.model.loading import resolve_model
 from captune.model.official_files import read_pth
 from captune.model.tokenizer import load_tokenizer
 from captune.model.towers import with_tower
-from captune.weights.strict import load_strictly
+from captune.weights.strict import load_strictly, read_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476838912\n"
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -241,6 +242,12 @@ def test_a_wrong_value_in_a_configuration(llama: Path, name: str, value: Any, tm
     (folder / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(WeightsError, match=r"configuration of .* holds a value that is wrong: .*; copy its config"):
         embedding_width(language_config(folder))
+
+
+def test_a_part_that_is_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "siglip", "vision_config": 3}')
+    with pytest.raises(WeightsError, match="holds a value that is wrong"):
+        read_config(AutoConfig.from_pretrained, tmp_path)
 
 
 def test_a_page_under_the_name_of_weights(llama: Path, tmp_path: Path) -> None:
