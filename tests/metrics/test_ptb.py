@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -168,3 +170,10 @@ def test_a_call_gives_a_line_for_every_caption(captions: list[str]) -> None:
     assert len(lines) == len(captions)
     if captions:
         assert lines[-1] == ptb.tokenize(captions[-1])
+
+
+def test_no_group_is_possessive(repository: Path) -> None:
+    """Python before 3.11.5 matches a possessive group wrongly where it backtracks; then tokens differ from Java's."""
+    possessive = re.compile(r"\)(?:[+*?]|\{+[0-9,]+\}+)\+|\(\?>")
+    for path in sorted((repository / "captune").rglob("*.py")):
+        assert not possessive.search(path.read_text(encoding="utf-8")), path

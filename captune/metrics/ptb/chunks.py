@@ -18,7 +18,7 @@ __all__ = ["PUNCTUATION", "chunk_tokens"]
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _PLAIN = re.compile(r"([A-Za-z]++)([.,]?)").fullmatch
-_HYPHENATED = re.compile(r"([A-Za-z]++(?:-[A-Za-z]++)++)[.,]?").fullmatch
+_HYPHENATED = re.compile(r"([A-Za-z]++(?:-[A-Za-z]++)+)[.,]?").fullmatch
 _NUMBER = re.compile(r"([0-9]{1,2}|[0-9]{1,4}[A-Za-z]++)[.,]?").fullmatch
 # Letters, quotes, dashes and other marks: no digit and none of [<@=&], stops only at the end, [:;] only as the last.
 _SAFE_END = r"(?:\.*+[\"')!?,\]]*+|[:;])"

@@ -34,7 +34,7 @@ _DEGREE = re.compile(r"((?:ph|ed)\.d)\.", re.IGNORECASE | re.ASCII).match
 _CAPITAL_NEXT = re.compile("[ \t\xa0\u2003\n\x85][ \t\xa0\u2003\n\x85A-ZÉ]").match
 _TAG_NEXT = re.compile("[ \t\xa0\u2003\n\x85](?=<)").match
 _NUMBER_NEXT = re.compile("[ \t\xa0\u2003\n\x85]?[0-9٠]").match
-_INITIALS_AND_TAG = re.compile("((?:[A-Za-z]\\.)++)[ \t\xa0\u2003\n\x85]++(?=<)").match
+_INITIALS_AND_TAG = re.compile("((?:[A-Za-z]\\.)+)[ \t\xa0\u2003\n\x85]++(?=<)").match
 _BLANK = re.compile("[ \t\xa0\u2003\n\x85]").match
 
 _WORD_START = frozenset(ascii_letters + "éÉ˂\xad\ue000")

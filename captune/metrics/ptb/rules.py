@@ -109,13 +109,13 @@ _ANY_APOS = "(?:['’‘`]|&[aA][pP][oO][sS];)"
 _CLITIC = "(?:[sSmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
 _WORD = "(?:«L»«LN»*+|«N»«AN»*+)"
 _PART = f"(?:[dDoOlL]{_ANY_APOS}«AN»)?«AN»++"
-_HYPHENATED = f"{_PART}(?:[-_‐]{_PART})++"
-_COMPOUND = f"(?:[dDoOlL]{_ANY_APOS}«AN»{{2,}}|{_PART}[-_‐]{_PART})(?:[-_‐]{_PART})*+"
-_DOTTED = "«L»«LN»*+(?:[.!?]«L»«LN»*+)++"
+_HYPHENATED = f"{_PART}(?:[-_‐]{_PART})+"
+_COMPOUND = f"(?:[dDoOlL]{_ANY_APOS}«AN»{{2,}}|{_PART}[-_‐]{_PART})(?:[-_‐]{_PART})*"
+_DOTTED = "«L»«LN»*+(?:[.!?]«L»«LN»*+)+"
 _STARTER = "«B»++(?:" + "|".join(f"{word[0]}(?i:{re.escape(word[1:])})" for word in sorted(FIRST_WORDS)) + ")«B»"
-_NUMBER = r"(?:«N»++|[.,:٫\xad]«N»++)(?:[.,:٫\xad]«N»++)*+"
+_NUMBER = r"(?:«N»++|[.,:٫\xad]«N»++)(?:[.,:٫\xad]«N»++)*"
 _SLASH = r"\\?/"
-_SLASHED = f"[A-Za-z0-9]++(?:-[A-Za-z]++)*+(?:{_SLASH}[A-Za-z0-9]++(?:-[A-Za-z]++)*+){{1,2}}+"
+_SLASHED = f"[A-Za-z0-9]++(?:-[A-Za-z]++)*(?:{_SLASH}[A-Za-z0-9]++(?:-[A-Za-z]++)*){{1,2}}"
 
 ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 #: A word and nothing more.
@@ -138,11 +138,11 @@ _CONTRACTIONS = (
 )
 _STOPPED = (
     Rule(rf"([A-Za-z])\.{_STARTER}"),  # p|. The
-    Rule(rf"((?:[A-Za-z]\.){{2,}}+){_STARTER}", back=1),
+    Rule(rf"((?:[A-Za-z]\.){{2,}}){_STARTER}", back=1),
     Rule(f"({_DOTTED}){_APOS}{_CLITIC}"),
     WORD,
     Rule(f"({_DOTTED})"),
-    Rule(r"((?:[A-Za-z]\.)++)"),
+    Rule(r"((?:[A-Za-z]\.)+)"),
     Rule(rf"({_WORD}\.)[,;:]"),
     Rule(rf"({_DOTTED}\.)[,;:]"),
 )
@@ -152,8 +152,8 @@ _JOINED = (
     Rule(f"({_SLASHED})"),
     Rule(rf"({_HYPHENATED}\.)[,;:]"),
 )
-_CAPITALS = Rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++)", _plain_ampersands)
-_CAPITALS_STOPPED = Rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)++\.)[,;:]", _plain_ampersands)
+_CAPITALS = Rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)+)", _plain_ampersands)
+_CAPITALS_STOPPED = Rule(r"([A-Z]++(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]++)+\.)[,;:]", _plain_ampersands)
 _FACE = Rule(r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\))", _brackets_named)
 
 #: The rules for what begins as a word, by the character after the word.
@@ -194,7 +194,7 @@ _APOSTROPHES = (
     Rule(f"({_APOS}{_CLITIC})", _quotes_straightened),
 )
 _CURLY = Rule("([`‘’“‚‹›]{1,2}+)", _quotes_straightened)
-_STARS = Rule(r"(\*++|(?:\\\*)++)")
+_STARS = Rule(r"(\*++|(?:\\\*)+)")
 
 _SINGLE = {
     **{character: Rule("(.)") for character in "%/\\|$⁄+.:;=<>^~,"},
@@ -218,7 +218,7 @@ _SPECIAL: dict[str, tuple[Rule, ...]] = {
     "٫": (_SIGNED,),
     "+": (_SIGNED, _PHONE),
     "-": (_SIGNED, _FACE, Rule("(-{2,4}+)(?!-)", _constant("--")), Rule("(-++)")),
-    ".": (_SIGNED, Rule(r"(\.{3,5}+|\.(?:[ \xa0]\.){2,4}+)", _constant("..."))),
+    ".": (_SIGNED, Rule(r"(\.{3,5}+|\.(?:[ \xa0]\.){2,4})", _constant("..."))),
     ":": (_SMILEY, _SIGNED),
     ",": (_SIGNED,),
     ";": (_SMILEY,),

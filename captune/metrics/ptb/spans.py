@@ -18,27 +18,27 @@ _LONGEST_TAG = 1000
 
 _EMAIL_OPENING = re.compile("<|&[lL][tT];").match
 _EMAIL_RUN = re.compile(r'[^ \t\n"()<>{|}\xa0]++').match
-_EMAIL_HOST = re.compile(r'[^ \t\n"().<>{|}\xa0]++(?:\.[^ \t\n"().<>{|}\xa0]++)*+>?').match
+_EMAIL_HOST = re.compile(r'[^ \t\n"().<>{|}\xa0]++(?:\.[^ \t\n"().<>{|}\xa0]++)*>?').match
 # "a+b.com", but not "a-b.com": the original takes no capital, digit or most punctuation here, and all beyond ASCII.
-_SITE_RUN = re.compile(r"""[^ \t\n!"$'(),-_`{|}\ue000]++(?:\.[^ \t\n!"$'(),-_`{|}\ue000]++)*+""").match
+_SITE_RUN = re.compile(r"""[^ \t\n!"$'(),-_`{|}\ue000]++(?:\.[^ \t\n!"$'(),-_`{|}\ue000]++)*""").match
 _SITE_END = re.compile(r"\.(?:com|net|org|edu)", re.IGNORECASE | re.ASCII)
-_WWW_RUN = re.compile(r'[wW]{3}\.[^ \t\n!"(),.<>?{|}]++(?:\.[^ \t\n!"(),.<>?{|}]++)*+').match
+_WWW_RUN = re.compile(r'[wW]{3}\.[^ \t\n!"(),.<>?{|}]++(?:\.[^ \t\n!"(),.<>?{|}]++)*').match
 _WWW_END = re.compile(r"\.[A-Za-z]{2,4}").match
 _PATH = re.compile(r'/[^ \t\n"()<>|]+[^ \t\n!"(),\-.<>?{|}]').match
 _LINK = re.compile(r'[hH][tT][tT][pP][sS]?://[^ \t\n"()<>{|}]+[^ \t\n!"(),\-.<>?{|}]').match
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*+"
 _TAG = re.compile(
-    rf"<(?:/{_NAME} *+|{_NAME}(?: ++{_NAME}(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?+)*+ *+(?:/ *+)?)>"
+    rf"<(?:/{_NAME} *+|{_NAME}(?: ++{_NAME}(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?)* *+(?:/ *+)?)>"
 ).match
 _DECLARATION = re.compile(r"<[!?][A-Za-z-][^>\n]*+").match
-_FILE_RUN = Pattern("«LN»++(?:\\.«LN»++)++")
+_FILE_RUN = Pattern("«LN»++(?:\\.«LN»++)+")
 _FILE_END = Pattern(
     r"(?i:\.(?:bat|bmp|cgi|class|cpp|c|dll|docx?|exe|gif|gz|html?|h|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql"
     r"|tar|txt|wav|xml|x|zip))[ \t\xa0\u2003\n\x85.?!,]"
 )
 _LIST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.,\xad]*+").match
-_LIST_TAIL = re.compile(r"(?:-[A-Za-z0-9\xad]++)++").match
-_LIST_INITIALS = re.compile(r"(?<=-[A-Za-z])\.(?:[A-Za-z]\.)++").match
+_LIST_TAIL = re.compile(r"(?:-[A-Za-z0-9\xad]++)+").match
+_LIST_INITIALS = re.compile(r"(?<=-[A-Za-z])\.(?:[A-Za-z]\.)+").match
 
 
 class Spans:
