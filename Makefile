@@ -44,7 +44,7 @@ oldest:
 	  --no-annotate --no-header pyproject.toml | grep -vE '^(nvidia|cuda|triton)' > .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-oldest/lowest.txt \
-	  hypothesis openai pytest pytest-xdist tensorboard
+	  httpx hypothesis openai pytest pytest-xdist tensorboard
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	# Old releases warn of each other.
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -W default $(SHORT)
