@@ -24,6 +24,7 @@ __all__ = [
     "read_header",
     "stored_names",
     "stored_tensors",
+    "torch_state",
     "weight_files",
 ]
 
@@ -80,7 +81,7 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
             header = read_header(file)[0]
             kinds = {name: not str(entry["dtype"]).startswith(_WHOLE) for name, entry in header.items()}
         else:
-            state = _torch_state(file, "meta")
+            state = torch_state(file, "meta")
             kinds = {name: tensor.is_floating_point() for name, tensor in state.items()}
         for name in sorted(kinds):
             yield StoredName(name, file, kinds[name])
@@ -208,7 +209,7 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
         WeightsError: the file is cut off or of another kind.
     """
     if file.suffix != ".safetensors":
-        state = _torch_state(file, "cpu")
+        state = torch_state(file, "cpu")
         for name in sorted(state):
             if name.startswith(prefixes):
                 yield StoredTensor(name, state[name].detach())
@@ -229,7 +230,7 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
         raise WeightsError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:200]}.") from error
 
 
-def _torch_state(file: Path, device: str) -> dict[str, Any]:
+def torch_state(file: Path, device: str) -> dict[str, Any]:
     """What a file of torch.save holds, mapped into memory where its format allows; on `meta` no tensor is read.
 
     Raises:

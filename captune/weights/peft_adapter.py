@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
-from captune.weights.files import SINGLE, read_header
+from captune.weights.files import SINGLE, read_header, torch_state
 from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_keys, check_values, one_line, quiet
 
@@ -115,24 +115,16 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
         file = folder / name
         if not file.is_file():
             continue
+        refuse_pointer(file)
         if file.suffix == ".safetensors":
             read_header(file)
-        refuse_pointer(file)
-        try:
-            state = (
-                load_file(file)
-                if file.suffix == ".safetensors"
-                else torch.load(file, map_location="cpu", weights_only=True)
-            )
-            if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-                raise ValueError("it holds more than tensors")
-        except Exception as error:  # on broken files torch raises nearly anything
-            if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
-                raise WeightsError(
-                    f"{file} holds more than tensors, and opening it could run code; it was not opened. Save the "
-                    "adapter again as safetensors."
-                ) from error
-            raise WeightsError(f"{file} cannot be read: {one_line(error)}; copy it again from its source.") from error
+            try:
+                state = load_file(file)
+            except Exception as error:  # what a header does not tell, such as an unknown number format
+                reason = one_line(error)
+                raise WeightsError(f"{file} cannot be read: {reason}; copy it again from its source.") from error
+        else:
+            state = torch_state(file, "cpu")
         if not state:
             raise WeightsError(f"{file} holds no tensors; copy it again from its source.")
         check_values(f"The adapter {file}", state.items())
