@@ -15,7 +15,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Words that carry no meaning as identifiers; `docs/glossary.md` has the terms to use instead.
-FORBIDDEN_IDENTIFIERS = frozenset("place found given chosen asked said told wanted whole together theirs own".split())
+FORBIDDEN_IDENTIFIERS = frozenset(
+    ["place", "found", "given", "chosen", "asked", "said", "told", "wanted", "whole", "together", "theirs", "own"]
+)
 
 
 @dataclass
@@ -161,11 +163,8 @@ def code_lines(text: str) -> int:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
+            value = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     lines: set[int] = set()
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
