@@ -19,6 +19,7 @@ from captune.bulk.job import Job
 from captune.bulk.progress import Progress
 from captune.bulk.shards import Shard
 from captune.bulk.work import Captions, caption_shard
+from captune.common import error_text
 from captune.errors import ConfigError, MissingExtraError, ToolError
 
 if TYPE_CHECKING:
@@ -165,13 +166,13 @@ class _Crew:
         try:
             captioned, rejected = self._ray.get(call)
         except self._ray.exceptions.RayActorError as error:
-            self._again(shard, f"its actor died ({' '.join(str(error).split())[:200]})")
+            self._again(shard, f"its actor died ({error_text(error)})")
             if self._waiting:
                 self._employ()
             return
         except self._ray.exceptions.RayTaskError as error:
             # The work itself failed, and would with every actor.
-            self._failed[shard.name] = " ".join(str(error.cause).split())[:300]
+            self._failed[shard.name] = error_text(error.cause)
         else:
             if self._progress is not None:
                 self._progress.count(captioned, rejected)

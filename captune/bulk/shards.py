@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from captune.bulk.contents import FileState, file_state
+from captune.common import error_text
 from captune.data.formats import HEIF_SUFFIXES, is_image_name
 from captune.data.ids import id_text
 from captune.data.left_out import LeftOut, is_companion
@@ -200,7 +201,7 @@ class ParquetShard:
                         yield self._item(row, _row_id(own), batch.column(image)[place].as_py())
                         row += 1
         except (ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = error_text(error)
             shown = name_as_text(self.path)
             yield Rejected(f"{shown}:{row}", shown, f"'{self.path}' is broken from row {row} on: {reason}.")
 

@@ -17,6 +17,7 @@ from captune.captioner.minigpt4 import MiniGPT4Captioner
 from captune.captioner.model_inputs import probe_images
 from captune.captioner.processor_loading import complete_settings, load_processor, processor_folder
 from captune.captioner.transformers_model import TransformersCaptioner
+from captune.common import error_text
 from captune.config import ModelConfig
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
@@ -25,7 +26,7 @@ from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
 from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
-from captune.weights.strict import load_strictly, one_line, read_config, why_unread
+from captune.weights.strict import load_strictly, read_config, why_unread
 
 __all__ = ["load_captioner"]
 
@@ -101,7 +102,7 @@ def _base(adapter: Path) -> tuple[str, str]:
             resolved = snapshot_download(name, revision=revision)
     except Exception as error:  # the hub's library raises errors of several kinds
         raise WeightsError(
-            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {one_line(error)} If it "
+            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {error_text(error)} If it "
             "has moved, set base_model_name_or_path in adapter_config.json to where it is now."
         ) from error
     if find_adapter(resolved) is not None:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
 from captune.model.chat import announce_date, with_clock
 
@@ -69,7 +70,7 @@ def probe_images() -> list[Image.Image]:
 
 def first_line(error: BaseException) -> str:
     """An exception as a part of a sentence."""
-    text = " ".join(str(error).split())[:240]
+    text = error_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

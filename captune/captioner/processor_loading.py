@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from captune.common import error_text
 from captune.errors import InputError, WeightsError
 from captune.parsing import load_json
 from captune.weights.libraries import missing_library
@@ -171,10 +172,9 @@ def _json(path: str, file: str) -> dict[str, Any]:
 
 
 def _unloadable(name: str, error: Exception) -> InputError:
-    text = " ".join(str(error).split())
-    if "torchvision" in text.lower():
-        return missing_library(f"The processor of {name}", ImportError(text))
+    if "torchvision" in str(error).lower():
+        return missing_library(f"The processor of {name}", ImportError(str(error)))
     return WeightsError(
-        f"The processor of {name} cannot be loaded: {text[:200]}; expected processor_config.json or "
+        f"The processor of {name} cannot be loaded: {error_text(error)}; expected processor_config.json or "
         "preprocessor_config.json and a tokenizer next to the weights."
     )

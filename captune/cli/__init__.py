@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from captune.cli.quiet import silence_libraries
+from captune.common import shorten
 from captune.errors import CaptuneError
 
 __all__ = ["app", "main", "run", "run_program"]
@@ -93,8 +94,7 @@ def run(command: Callable[[], Any]) -> int:
         return 2
     except OSError as error:
         if error.errno in WRONG_PATHS and error.filename:
-            name = str(error.filename)
-            shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+            shown = shorten(str(error.filename), LONGEST_SHOWN, "...")
             print(f"captune: {shown} {WRONG_PATHS[error.errno]}; give another path.", file=sys.stderr)
             return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):

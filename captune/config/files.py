@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from captune.common import did_you_mean, shorten
 from captune.config.sections import RunConfig
 from captune.errors import ConfigError
 from captune.lavis import is_lavis, translate
@@ -159,16 +159,13 @@ def _sentence(problem: dict[str, Any]) -> str:
     name = ".".join(place)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(place[:-1])
-        close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys are: {', '.join(known)}."
+        hint = did_you_mean(place[-1], known, f"known keys are: {', '.join(known)}.", cutoff=0.5)
         return f"there is no key '{name}'; {hint}"
     given = problem.get("input")
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not place:
         return f"{message}."
-    shown = repr(given)
-    shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
-    return f"{name} is {shown}: {message[0].lower()}{message[1:]}."
+    return f"{name} is {shorten(repr(given), _LONGEST_SHOWN, '...')}: {message[0].lower()}{message[1:]}."
 
 
 def _known_keys(place: list[str]) -> list[str]:

@@ -15,8 +15,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from textwrap import shorten
 
+from captune.common import shorten
 from captune.data.delimited import delimited_rows
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
@@ -132,4 +132,4 @@ def _kaggle_captions(lines: Iterable[str | DataError], name: str, split: str) ->
 
 def _shown(text: str) -> str:
     """A line as far as a message should repeat it."""
-    return repr(shorten(text, 80, placeholder=" ..."))
+    return repr(shorten(" ".join(text.split()), 80, " ..."))

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from captune.common import first_line
 from captune.data.embedded import MAX_IMAGE, EmbeddedImages
 from captune.data.gathering import CaptionRow, gathered
 from captune.data.importing import Row
@@ -104,7 +105,7 @@ class HuggingFaceReading:
         except OSError as error:
             raise DataError(f"'{place}' cannot be read: {error}.") from error
         except Exception as error:  # Arrow, JSON and the hub's client each have exceptions of their own
-            raise DataError(f"'{place}' cannot be read: {_first_line(error)}.") from error
+            raise DataError(f"'{place}' cannot be read: {first_line(error)}.") from error
 
     def _with_bytes(self, record: dict[str, Any]) -> dict[str, Any]:
         """A row whose image is given by a path, with the bytes of that file."""
@@ -117,7 +118,7 @@ class HuggingFaceReading:
         try:
             file = (self._folder / path).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
-            raise DataError(f"the image {path!r} cannot be found: {_first_line(error)}.") from error
+            raise DataError(f"the image {path!r} cannot be found: {first_line(error)}.") from error
         if not file.is_relative_to(self._folder):
             raise DataError(f"the image '{path}' lies outside of the data set's folder '{self._folder}'.")
         if missing := absence(file):
@@ -143,7 +144,7 @@ def _loaded(source: str, configuration: str | None, split: str | None) -> dict[s
             place = os.path.abspath(source) if os.path.isdir(source) else source
             found = datasets.load_dataset(place, configuration, streaming=True)
     except Exception as error:  # the library has an exception for everything that can be wrong with a data set
-        raise DataError(f"the data set '{source}' cannot be loaded: {_first_line(error)}.") from error
+        raise DataError(f"the data set '{source}' cannot be loaded: {first_line(error)}.") from error
     parts = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
     if split is None:
         return parts
@@ -159,8 +160,3 @@ def _count(part: Any) -> int | None:
     except TypeError:
         known = getattr(getattr(part, "info", None), "splits", None) or {}
         return next((known[name].num_examples for name in known if name == str(part.split)), None)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

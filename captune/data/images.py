@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from captune.common import first_line
 from captune.data.formats import open_image
 from captune.data.modes import is_turned, to_rgb, upright
 from captune.errors import DataError
@@ -273,5 +274,4 @@ def _undecodable(stream: IO[bytes] | None, name: str, error: Exception) -> DataE
         return DataError(f"cannot decode the image '{name}': the file is empty.")
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"cannot decode the image '{name}': it is no image file that captune reads.")
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError(f"cannot decode the image '{name}': {reason}.")
+    return DataError(f"cannot decode the image '{name}': {first_line(error)}.")

@@ -10,7 +10,6 @@ blank. `domain` is a part of the split that is also scored by itself, as NoCaps'
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import json
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captune.common import did_you_mean
 from captune.data.atomic import atomic_file
 from captune.data.first_seen import FirstSeen
 from captune.data.outputs import output_file
@@ -285,8 +285,7 @@ def _parse(text: str) -> Sample:
         raise ValueError(f"a JSON object with the keys {', '.join(_KEYS)} is expected")
     for key in row:
         if key not in _KNOWN:
-            near = difflib.get_close_matches(key, _KNOWN, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_KNOWN)}"
+            hint = did_you_mean(key, _KNOWN, f"known are {', '.join(_KNOWN)}")
             raise ValueError(f"the key '{key}' is unknown; {hint}")
     for key in _KEYS:
         if key not in row:

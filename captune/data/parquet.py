@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from captune.common import first_line
 from captune.data.problems import Problem
 from captune.data.text import Reading
 from captune.errors import DataError, MissingExtraError
@@ -57,7 +58,7 @@ def parquet_rows(reading: Reading, columns: Sequence[str]) -> Iterator[tuple[int
                 except UnicodeDecodeError:
                     yield Problem(reading.name, number, "encoding", "the row is not UTF-8.")
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"'{reading.name}' is broken after row {number:,}: {_first_line(error)}.") from error
+        raise DataError(f"'{reading.name}' is broken after row {number:,}: {first_line(error)}.") from error
     finally:
         reading.close()
 
@@ -109,9 +110,4 @@ def _opened(reading: Reading, columns: Sequence[str] = ()) -> Any:
             reading.file, metadata=about, pre_buffer=False, buffer_size=1 << 20, read_dictionary=shared
         )
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"'{reading.name}' is no parquet file that can be read: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+        raise DataError(f"'{reading.name}' is no parquet file that can be read: {first_line(error)}.") from error

@@ -9,7 +9,6 @@ Objects that hold a conversation instead of a caption are read as `captune.data.
 from __future__ import annotations
 
 import csv
-import difflib
 import itertools
 import logging
 import re
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from captune.common import did_you_mean
 from captune.data.coco import coco_rows
 from captune.data.conversations import Conversations, Turns, is_conversation
 from captune.data.delimited import Quoting, delimited_rows, looks_quoted
@@ -366,11 +366,10 @@ def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
     """
     for name in columns.names():
         if there.count(name) != 1:
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f" did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, there)
             listed = ", ".join(there[:20])
             raise DataError(
-                f"{place}: there is not one column '{name}';{hint} the columns are: {listed}. "
+                f"{place}: there is not one column '{name}'; {f'{hint} ' if hint else ''}the columns are: {listed}. "
                 "Name them with --image-column, --caption-column, --split-column and --id-column."
             )
     _point_out_split(columns, there, place)

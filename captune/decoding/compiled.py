@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captune.common import error_text
 from captune.decoding.backoff import is_out_of_memory
 from captune.errors import ConfigError
 from captune.model.compiled import CompiledLayers
@@ -66,6 +67,6 @@ class CompiledForward:
         return self._llm(**inputs)
 
     def _give_up(self, error: Exception) -> None:
-        why = " ".join(str(error).split())[:200]
+        why = error_text(error)
         logger.warning("decoding goes on without torch.compile, which failed: %s", why)
         self._layers = None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captune.common import error_text
 from captune.decoding.backoff import is_out_of_memory
 from captune.decoding.compiled import CompiledForward
 from captune.decoding.forwards import read, read_newest
@@ -100,7 +101,7 @@ class FixedStep:
         except Exception as error:  # what a driver or a library may raise has no common type
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
-            why = " ".join(str(error).split())[:200]
+            why = error_text(error)
             logger.warning("steps of decoding are launched one by one, since they cannot be recorded: %s", why)
 
 

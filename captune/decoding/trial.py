@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from captune.common import error_text
 from captune.decoding.forwards import fill, read, read_newest, read_packed
 from captune.decoding.newest import at, has_kernel
 from captune.decoding.packed import Pack
@@ -113,7 +114,7 @@ def takes_newest(llm: Any) -> bool:
             with at(llm.device):
                 reason = _trial(llm, _from_newest)
         except Exception as error:  # what a kernel's compiler, its tools or a driver may raise has no common type
-            reason = f"it cannot be made ({' '.join(str(error).split())[:120]})"
+            reason = f"it cannot be made ({error_text(error)})"
         _TRIED_NEWEST[llm] = reason
         if reason is not None:
             logger.warning("decoding attends without captune's own kernel: %s", reason)
@@ -144,7 +145,7 @@ def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], 
             wanted = torch.stack([row[place] for row, place in zip(alone, places, strict=True)])
             worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
     except (AttributeError, ConfigError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return f"it does not take rows from slots ({' '.join(str(error).split())[:120]})"
+        return f"it does not take rows from slots ({error_text(error)})"
     allowed = _EXACT_IN_HALF if wanted.dtype in (torch.bfloat16, torch.float16) else _EXACT
     # Written this way round, so that logits which are no numbers do not pass.
     return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"

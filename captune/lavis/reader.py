@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from captune.common import did_you_mean
 from captune.errors import ConfigError
 
 __all__ = ["Reader"]
@@ -57,8 +57,7 @@ class Reader:
         known = sorted(known)
         for key in given:
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"did you mean '{close[0]}'?" if close else f"known keys are: {', '.join(known)}"
+                hint = did_you_mean(str(key), known, f"known keys are: {', '.join(known)}", cutoff=0.5)
                 raise self.error(f"there is no key '{f'{place}.' if place else ''}{key}'; {hint}")
 
     def error(self, sentence: str) -> ConfigError:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captune.common import first_line
 from captune.errors import DataError, MetricInputError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ class ClipScorer:
         except WeightsError as error:
             raise MetricInputError(str(error)) from error
         except Exception as error:  # on broken files the tokenizers' library raises a bare Exception
-            first = str(error).strip().split("\n")[0]
             raise MetricInputError(
-                f"The CLIP model '{name}' cannot be loaded ({first}); give a folder with a CLIP model (--clip FOLDER)."
+                f"The CLIP model '{name}' cannot be loaded ({first_line(error)}); give a folder with a CLIP "
+                "model (--clip FOLDER)."
             ) from error
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise MetricInputError(f"'{name}' is a {type(model).__name__}, which does not compare pictures with text.")

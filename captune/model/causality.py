@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captune.common import error_text
 from captune.errors import WeightsError
 
 __all__ = ["check_causal"]
@@ -49,7 +50,7 @@ def check_causal(llm: Any, name: str) -> None:
             for inputs in ({"input_ids": ids}, {"inputs_embeds": words}, {"inputs_embeds": changed})
         )
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = error_text(error)
         raise WeightsError(
             f"The language model {name} cannot be run on words and their embeddings ({reason}); give another."
         ) from error

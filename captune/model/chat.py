@@ -12,6 +12,7 @@ from functools import cache
 from string import ascii_letters
 from typing import Any
 
+from captune.common import error_text
 from captune.errors import ConfigError
 from captune.model.prompt import IMAGE_PLACEHOLDER, Conversation
 
@@ -122,7 +123,7 @@ def _rendered(tokenizer: Any, turns: list[dict[str, str]], clock: datetime = CLO
         template = with_clock(str(tokenizer.get_chat_template()), clock)
         text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **settings)
     except Exception as error:  # a template is a program, and fails like one
-        reason = " ".join(str(error).split())[:200]
+        reason = error_text(error)
         raise ConfigError(f"The model's chat template cannot be filled: {reason}; give a conversation.") from error
     return str(text)
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
+from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
 from captune.weights.pointers import refuse_part, refuse_pointers
-from captune.weights.strict import load_strictly, one_line, quiet, read_config
+from captune.weights.strict import load_strictly, quiet, read_config
 
 __all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
 
@@ -61,7 +62,7 @@ def embedding_width(config: Any) -> int:
         except Exception as error:  # of values that the configuration's class does not check
             raise WeightsError(
                 f"The configuration of the language model, a {config.model_type}, holds a value that is wrong: "
-                f"{one_line(error)}; copy its config.json again from its source."
+                f"{error_text(error)}; copy its config.json again from its source."
             ) from error
         _WIDTHS[key] = int(model.get_input_embeddings().weight.shape[1])
     return _WIDTHS[key]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from captune.common import error_text
 from captune.errors import ToolError
 
 if TYPE_CHECKING:
@@ -100,5 +101,5 @@ def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: st
             repo_id=made.repo_id, folder_path=folder, commit_message=message, token=token
         )
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        raise ToolError(f"The hub did not take {repo_id}: {' '.join(str(error).split())[:200]}") from error
+        raise ToolError(f"The hub did not take {repo_id}: {error_text(error)}") from error
     return str(commit.commit_url)

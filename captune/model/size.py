@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
+from captune.common import error_text
 from captune.errors import ConfigError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
@@ -159,7 +160,7 @@ def _layer(text_config: Any, dtype: torch.dtype, lora: dict[str, Any] | None) ->
     try:
         traces = [[_traced(text_config, layers, tokens, dtype, lora) for layers in (1, 2)] for tokens in TRACED_TOKENS]
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = error_text(error)
         raise ConfigError(f"The memory of a '{text_config.model_type}' layer cannot be traced: {reason}") from error
     kept = [two[0] - one[0] for one, two in traces]
     cached = traces[0][1][1] - traces[0][0][1]

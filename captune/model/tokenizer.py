@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.model.plain_text import PlainVocabulary
 from captune.parsing import load_json
@@ -307,7 +308,7 @@ def transformers_tokenizer(folder: str | Path, **options: Any) -> Any:
         raise
     except Exception as error:  # on broken files the tokenizers' library raises a bare Exception
         if (Path(folder) / "tokenizer.json").is_file():
-            reason = " ".join(str(error).split())[:200]
+            reason = error_text(error)
             raise WeightsError(f"The tokenizer in {folder} is broken: {reason}; copy it again.") from error
         raise WeightsError(
             f"No tokenizer was found in {folder}; expected tokenizer.model or tokenizer.json next to the weights."

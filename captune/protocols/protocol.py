@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from captune.common import did_you_mean, listed
 from captune.config import RunConfig
 from captune.errors import ConfigError
 from captune.parsing import load_yaml
@@ -108,8 +108,7 @@ def load_protocol(name: str) -> Protocol:
     if name in shipped_protocols():
         path = _FOLDER / f"{name}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
-        near = difflib.get_close_matches(name, shipped_protocols(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {' and '.join(shipped_protocols())}."
+        hint = did_you_mean(name, shipped_protocols(), f"there are {listed(shipped_protocols())}.")
         raise ConfigError(f"there is no protocol '{name}'; {hint} For one of your own give the path of a .yaml file.")
     try:
         content: Any = load_yaml(path.read_text(encoding="utf-8-sig"))
@@ -133,8 +132,7 @@ def _sentence(problem: dict[str, Any]) -> str:
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         known = list(Decoding.model_fields if len(problem["loc"]) > 1 else Protocol.model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
+        hint = did_you_mean(str(problem["loc"][-1]), known, f"known are {', '.join(known)}.")
         return f"there is no field '{place}'; {hint}"
     if problem["type"] == "missing":
         return f"the field '{place}' is missing."

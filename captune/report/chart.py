@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captune.common import shorten
 from captune.errors import InputError, MissingExtraError
 from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
 from captune.report.columns import column
@@ -280,11 +281,11 @@ def _label_ends(panel: Axes, run: RunScores, metrics: Sequence[str], *, size: tu
 def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:
     """Title with the mark LEAK, and the signature small at the foot; returns the inches both take."""
     left = 0.15 / WIDTH
-    title = _shortened(one_line(provenance(run)), 88)
+    title = shorten(one_line(provenance(run)), 88)
     figure.text(left, 1 - 0.12 / HEIGHT, title, va="top", fontsize=9, fontweight="bold")
     top = 0.42
     if leaks := "; ".join(f"{mark}: {reason}" for reason, mark in leak_reasons(run).items()):
-        text = _shortened(one_line(leaks), 110)
+        text = shorten(one_line(leaks), 110)
         figure.text(left, 1 - 0.31 / HEIGHT, text, va="top", fontsize=7.5, color="#B00020", fontweight="bold")
         top += 0.2
     given = signatures(run)[:1]
@@ -293,10 +294,6 @@ def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:
     return top, 0.1 * (1 + signature.count("\n")) if signature else 0.0
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def _folded(text: str, width: int) -> str:
     """A signature on at most two lines, as much of it as they hold."""
-    return text if len(text) <= width else f"{text[:width]}\n{_shortened(text[width:], width)}"
+    return text if len(text) <= width else f"{text[:width]}\n{shorten(text[width:], width)}"

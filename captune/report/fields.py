@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from captune.common import shorten
 from captune.errors import InputError
 
 __all__ = ["LARGEST", "Fields", "first_repeated"]
@@ -169,4 +170,4 @@ def _shown(value: object) -> str:
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     text = "null" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shorten(text, 60, "...")

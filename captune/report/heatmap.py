@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captune.common import shorten
 from captune.report.chart import figure_bytes, plain_matplotlib
 from captune.report.matrix import Cell, Column, Matrix
 from captune.report.matrix_table import strength_curves
@@ -116,5 +117,4 @@ def _title(column: Column) -> str:
 
 
 def _name(text: str) -> str:
-    text = one_line(text)
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    return shorten(one_line(text), _LONGEST_NAME)

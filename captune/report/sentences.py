@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from captune.common import listed
 from captune.report.analysis import TREND_WINDOW, Analysis, Jump, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
 from captune.report.course import course_of
@@ -92,7 +92,7 @@ def _leaks(run: RunScores) -> list[tuple[str, str]]:
     if not marked:
         return []
     every = len(marked) == len(run.checkpoints)
-    rows = "All rows" if every and len(marked) > 1 else _listed(row.name for row in marked)
+    rows = "All rows" if every and len(marked) > 1 else listed(row.name for row in marked)
     reasons = "; ".join(dict.fromkeys((row.leak or "").rstrip(".") for row in marked))
     verb = "is" if len(marked) == 1 else "are"
     return [("Leak", f"{rows} {verb} marked LEAK ({reasons}): not to be compared with published scores.")]
@@ -105,7 +105,7 @@ def _missing(analysis: Analysis) -> list[tuple[str, str]]:
         if entry.missing:
             groups.setdefault(entry.missing, []).append(entry.metric)
     parts = [
-        f"at {'any row' if len(rows) == len(analysis.rows) > 1 else _listed(rows)} for {_listed(metrics)}"
+        f"at {'any row' if len(rows) == len(analysis.rows) > 1 else listed(rows)} for {listed(metrics)}"
         for rows, metrics in groups.items()
     ]
     return [("Missing", f"There is no value {'; '.join(parts)}.")] if parts else []
@@ -133,9 +133,9 @@ def _gains(analysis: Analysis) -> str:
     if unclear:
         verb = "differs" if len(unclear) == 1 else "differ"
         text = text or f"From {analysis.rows[0]} to {analysis.rows[-1]}:"
-        text += f" {_listed(unclear)} {verb} by no more than chance."
+        text += f" {listed(unclear)} {verb} by no more than chance."
     if equal:
-        text += f" {_listed(equal)} {'stays as it is' if len(equal) == 1 else 'stay as they are'}."
+        text += f" {listed(equal)} {'stays as it is' if len(equal) == 1 else 'stay as they are'}."
     if any(entry.relative_interval and not entry.paired and entry.differs is not False for entry in analysis.metrics):
         text += " The bounds combine both rows' intervals; paired on the same images they would be narrower."
     return text.strip()
@@ -158,11 +158,11 @@ def _ranking(analysis: Analysis) -> list[tuple[str, str]]:
         parts.append(f"{improved[0].metric} {verb} fastest ({percent(improved[0].relative_gain or 0.0)})")
         slowest = improved[-2:][::-1] if len(improved) > 3 else improved[-1:]
         if len(improved) > 1 and not worse:
-            parts.append(f"{_listed(shown(entry) for entry in slowest)} least")
+            parts.append(f"{listed(shown(entry) for entry in slowest)} least")
     else:
         parts.append("no metric improved")
     if worse:
-        parts.append(f"{_listed(shown(entry) for entry in worse)} got worse")
+        parts.append(f"{listed(shown(entry) for entry in worse)} got worse")
     return [("Fastest and slowest", f"Relative to the first row, {('; ' if worse else ', ').join(parts)}.")]
 
 
@@ -185,7 +185,7 @@ def _best(analysis: Analysis) -> str:
         return "No row is better than another."
 
     def metrics_of(metrics: list[str]) -> str:
-        return f"all {len(known)} metrics" if len(metrics) == len(known) > 1 else _listed(metrics)
+        return f"all {len(known)} metrics" if len(metrics) == len(known) > 1 else listed(metrics)
 
     parts = [f"{name} is best on {metrics_of(metrics)}" for name, metrics in groups.items()]
     parts += [
@@ -201,7 +201,7 @@ def _largest_jumps(analysis: Analysis) -> list[tuple[str, str]]:
     for entry in analysis.metrics:
         if jump := entry.largest_jump:
             groups.setdefault((jump.before, jump.after), []).append(f"{entry.metric} ({jump.change:+.4f})")
-    parts = [f"at {after}, from {before}, for {_listed(items)}" for (before, after), items in groups.items()]
+    parts = [f"at {after}, from {before}, for {listed(items)}" for (before, after), items in groups.items()]
     return [("Largest jump", f"The largest jump comes {'; '.join(parts)}.")] if parts else []
 
 
@@ -242,7 +242,7 @@ def _trends(analysis: Analysis) -> list[tuple[str, str]]:
         if entry.trend:
             share = f" ({100 * entry.slope / entry.pace:.0f} %)" if entry.pace else ""
             groups.setdefault(entry.trend, []).append(entry.metric + share)
-    parts = [f"{_TREND_WORDS[trend]}: {_listed(items)}" for trend, items in groups.items()]
+    parts = [f"{_TREND_WORDS[trend]}: {listed(items)}" for trend, items in groups.items()]
     rule = (
         f"In brackets, the slope of the line through the last {TREND_WINDOW} checkpoints as a share of the metric's "
         "pace, which is its range over all rows divided by the training between them; below 25 % it counts as flat."
@@ -293,7 +293,7 @@ def _sides(up: tuple[str, ...], down: tuple[str, ...]) -> str:
 
     def side(names: tuple[str, ...], other: tuple[str, ...], plural: str, singular: str) -> str:
         short = len(names) <= SOME or len(names) < len(other)
-        who = _listed(names) if short else f"{len(names)} others"
+        who = listed(names) if short else f"{len(names)} others"
         return f"{who} {singular if len(names) == 1 else plural}"
 
     return f"{side(down, up, 'get worse', 'gets worse')} while {side(up, down, 'improve', 'improves')}"
@@ -309,10 +309,10 @@ def _significance(analysis: Analysis) -> list[tuple[str, str]]:
     parts = []
     if sure:
         largest = max(0.001, *(p for _, p in sure), 0.0)
-        metrics = f"all {len(sure)} metrics" if len(sure) == len(tested) > 2 else _listed(name for name, _ in sure)
+        metrics = f"all {len(sure)} metrics" if len(sure) == len(tested) > 2 else listed(name for name, _ in sure)
         parts.append(f"differs from {analysis.rows[0]} by more than chance on {metrics} (p <= {largest:.2g})")
     if unsure:
-        parts.append(f"the difference may be chance on {_listed(unsure)}")
+        parts.append(f"the difference may be chance on {listed(unsure)}")
     return [("Significance", f"{analysis.rows[-1]} {' but '.join(parts)}.")]
 
 
@@ -339,7 +339,7 @@ def _others(analysis: Analysis) -> list[tuple[str, str]]:
     for row in analysis.others:
         count = len(row.higher) + len(row.lower) + len(row.unclear)
         parts = [
-            f"{verb} on {f'all {len(metrics)} metrics' if len(metrics) == count > 2 else _listed(metrics)}"
+            f"{verb} on {f'all {len(metrics)} metrics' if len(metrics) == count > 2 else listed(metrics)}"
             for verb, metrics in (
                 ("scores higher", row.higher),
                 ("scores lower", row.lower),
@@ -368,9 +368,3 @@ def _lengths(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _listed(items: Iterable[str]) -> str:
-    """Items as "a", "a and b" or "a, b and c"."""
-    *head, last = items
-    return f"{', '.join(head)} and {last}" if head else last

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from captune.common import shorten
 from captune.report.columns import format_value, order_metrics
 from captune.report.course import course_of
 from captune.report.record import RunScores
@@ -129,12 +130,8 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
             lines.append(f"{image}  {changes[image]:+.3f}")
             lines += [f"  {row.name}: {row.captions.get(image, '')}" for row in (first, last)]
         if lines:
-            found.append((one_line(heading), [_cut(one_line(line)) for line in lines]))
+            found.append((one_line(heading), [shorten(one_line(line), LONGEST_LINE) for line in lines]))
     return found
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
 def cell_width(text: str) -> int:

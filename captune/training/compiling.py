@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captune.common import error_text
 from captune.config import TrainConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
@@ -74,7 +75,7 @@ def wanted_layers(model: MiniGPT4, config: TrainConfig, *, divided: bool = False
     try:
         return compile_layers(model)
     except (ConfigError, ImportError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:160]
+        why = error_text(error)
         logger.warning("the language model's layers are not compiled: %s", why)
         return None
 

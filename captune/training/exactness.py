@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from captune.common import error_text
 from captune.decoding.backoff import is_out_of_memory
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
@@ -200,4 +201,4 @@ def _difference(
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
+    return error_text(error)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from captune.common import error_text
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
 from captune.model.compiled import CompiledLayers
@@ -197,7 +198,7 @@ class Objective:
         """Whether an error was the compiler's; if so, the layers are computed as they are from now on."""
         if self.compiled is None or not is_compile_error(error):
             return False
-        self.stop_compiling(f"torch.compile fails ({' '.join(str(error).split())[:120]})")
+        self.stop_compiling(f"torch.compile fails ({error_text(error)})")
         return True
 
     def _prompt_of(self, sample: TrainingSample) -> TokenSequence:

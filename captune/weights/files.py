@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import cached_file
 
+from captune.common import error_text
 from captune.errors import WeightsError
 from captune.parsing import load_json
 from captune.weights.pointers import refuse_pointer
@@ -194,7 +195,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         header.pop("__metadata__", None)
         end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:200]}.") from error
+        raise WeightsError(f"{file} is no whole safetensors file: {error_text(error)}.") from error
     if size < end:
         raise WeightsError(
             f"{file} is cut off: its header promises {end:,} bytes, and it has {size:,}; copy it again from its source."
@@ -227,7 +228,7 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
             flat = torch.frombuffer(mapped, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)
             yield StoredTensor(name, flat.view(entry["shape"]))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:200]}.") from error
+        raise WeightsError(f"{file} is no whole safetensors file: {error_text(error)}.") from error
 
 
 def torch_state(file: Path, device: str) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def torch_state(file: Path, device: str) -> dict[str, Any]:
                 f"{file} holds more than tensors, and opening it could run code; it was not opened. Save the model "
                 "again as safetensors."
             ) from error
-        reason = " ".join(str(error).split())[:200]
+        reason = error_text(error)
         raise WeightsError(f"{file} cannot be read: {reason}; copy it again from its source.") from error
     if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
         raise WeightsError(f"{file} holds more than tensors under their names; save the model again as safetensors.")

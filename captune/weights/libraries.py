@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from captune.common import error_text
 from captune.errors import InputError, MissingExtraError
 
 __all__ = ["missing_library"]
@@ -16,7 +17,7 @@ def missing_library(what: str, error: ImportError) -> InputError:
         what: needs it, as the beginning of the sentence.
         error: of the import.
     """
-    text = " ".join(str(error).split())
+    text = str(error)
     if "num2words" in text:
         return MissingExtraError(what, "smolvlm")
     if "torchvision" in text.lower():
@@ -26,4 +27,4 @@ def missing_library(what: str, error: ImportError) -> InputError:
         )
     if named := re.search(r"`pip install ([\w.-]+)`", text):
         return InputError(f"{what} needs {named[1]}, which is not installed; install it with: pip install {named[1]}")
-    return InputError(f"{what} needs a library that is not installed: {text[:300]}")
+    return InputError(f"{what} needs a library that is not installed: {error_text(error)}")

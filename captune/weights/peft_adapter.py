@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
 from captune.weights.files import SINGLE, read_header, torch_state
 from captune.weights.pointers import refuse_pointer
-from captune.weights.strict import check_keys, check_values, one_line, quiet
+from captune.weights.strict import check_keys, check_values, quiet
 
 __all__ = ["attach_adapter", "base_of", "find_adapter", "read_adapter"]
 
@@ -95,7 +96,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read: {one_line(error)}; copy it again from its source.") from error
+        raise WeightsError(f"{file} cannot be read: {error_text(error)}; copy it again from its source.") from error
     return settings
 
 
@@ -121,7 +122,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             try:
                 state = load_file(file)
             except Exception as error:  # what a header does not tell, such as an unknown number format
-                reason = one_line(error)
+                reason = error_text(error)
                 raise WeightsError(f"{file} cannot be read: {reason}; copy it again from its source.") from error
         else:
             state = torch_state(file, "cpu")
@@ -160,7 +161,7 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # of unknown kinds and settings
-        raise WeightsError(f"{folder / _CONFIG} cannot be used: {one_line(error)}.") from error
+        raise WeightsError(f"{folder / _CONFIG} cannot be used: {error_text(error)}.") from error
     if config.is_prompt_learning or not hasattr(config, "target_modules"):
         raise WeightsError(
             f"{what} is a {config.peft_type.value} adapter, which changes no weights; captune loads LoRA and its kin."
@@ -177,7 +178,7 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, config, adapter_name=_NAME)
     except Exception as error:  # peft raises ValueError and others where modules are not found
-        raise WeightsError(f"{what} does not fit its base model: {one_line(error)}") from error
+        raise WeightsError(f"{what} does not fit its base model: {error_text(error)}") from error
     own, embeddings = _own_tensors(wrapped, False), _own_tensors(wrapped, True)
     placed = _placed(wrapped, config, own, state, moved)
     mismatched = [

@@ -19,12 +19,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
+from captune.common import error_text
 from captune.errors import InputError, WeightsError
 from captune.weights.files import check_weights, stored_names
 from captune.weights.libraries import missing_library
 from captune.weights.pointers import refuse_pointers
 
-__all__ = ["check_keys", "check_values", "load_strictly", "one_line", "quiet", "read_config", "why_unread"]
+__all__ = ["check_keys", "check_values", "load_strictly", "quiet", "read_config", "why_unread"]
 
 _SHOWN = 3
 """Names of tensors in a message."""
@@ -237,7 +238,7 @@ def read_config(from_pretrained: Callable[..., Any], path: str | Path, **options
     except (OSError, ValueError, KeyError, TypeError):
         raise
     except Exception as error:  # the library checks values with errors of its own, and uses some unchecked
-        wrong, cause = one_line(error), error
+        wrong, cause = error_text(error), error
     if wrong:
         raise WeightsError(
             f"The configuration of {path} holds a value that is wrong: {wrong}; copy its config.json again from its "
@@ -256,7 +257,7 @@ def why_unread(path: str | Path, error: Exception) -> str:
     if isinstance(error, OSError) and not Path(path).expanduser().exists():
         # The library's own text speaks of connections and caches, and not of the folder that was probably meant.
         return "there is no such folder here, and a model of that name could not be had from the Hugging Face hub."
-    text = one_line(error)
+    text = error_text(error)
     if "weights_only" in text or "WeightsUnpickler" in text:
         return (
             "its files hold more than tensors and plain values, and opening them could run code; they were not opened. "
@@ -268,11 +269,6 @@ def why_unread(path: str | Path, error: Exception) -> str:
             "differ); copy the configuration and the weights again from one source."
         )
     return text
-
-
-def one_line(error: Exception) -> str:
-    """The beginning of an error's text, as a part of a sentence."""
-    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

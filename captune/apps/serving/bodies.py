@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from captune.apps.serving.errors import APIError
 from captune.apps.serving.schema import NEUTRAL, NEUTRAL_IN_MESSAGES, WITHOUT_EFFECT, ChatRequest
+from captune.common import did_you_mean
 
 __all__ = ["MOST_VALUES", "BoundedRoute", "read_json", "refuse_unsupported", "validation_failure"]
 
@@ -99,6 +99,5 @@ def _refuse(
         short = path + name[:50]
         if name in neutral:
             raise APIError(400, f"{short} is not supported here; leave it out.", code="unsupported", param=short)
-        close = difflib.get_close_matches(name[:50], [*supported, *neutral], n=1)
-        hint = f"did you mean {close[0]}?" if close else "leave it out."
+        hint = did_you_mean(name[:50], [*supported, *neutral], "leave it out.")
         raise APIError(400, f"There is no setting {short!r}; {hint}", code="unsupported", param=short)

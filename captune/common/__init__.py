@@ -1,0 +1,7 @@
+"""Small helpers that every room may use; this room imports nothing of captune."""
+
+from __future__ import annotations
+
+from captune.common.text import did_you_mean, error_text, first_line, listed, shorten
+
+__all__ = ["did_you_mean", "error_text", "first_line", "listed", "shorten"]
