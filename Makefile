@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# How Python runs pytest; `coverage` sets another one.
+RUN := -m
 EXTRAS := train,data,serve,bulk,heic,java,quant,zh
 
 # The tests that depend most on the releases of other libraries; `make newest` and `make oldest` run them.
@@ -12,14 +14,21 @@ SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generat
   tests/apps/serving/test_captioners.py tests/apps/serving/test_choices.py tests/apps/serving/test_endpoint.py \
   tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py tests/test_slides_commands.py
 
-.PHONY: demo test check newest oldest clean
+.PHONY: demo test coverage check newest oldest clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/captune demo
 
 test: $(VENV)/dev.stamp
 	# Two processes with two threads each would wait for one another on two cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python $(RUN) pytest -n 2 $(PYTEST)
+
+# Every test, and which lines and branches of captune/ they run, also in the programs that they start.
+coverage: $(VENV)/dev.stamp
+	$(BIN)/coverage erase
+	$(MAKE) test RUN="-m coverage run -m"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
