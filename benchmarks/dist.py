@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file
 from captune.config import parse_config
 from captune.data.manifest import Sample
 from captune.training.distributed import world
+from captune.training.fsdp import Shards, held_bytes
 from captune.training.samples import TrainingSamples
-from captune.training.sharding import Shards, held_bytes
 from captune.training.step import Stepper
 
 IMAGES, PER_IMAGE, PER_STEP, STEPS, VOCABULARY = 24, 5, 8, 6, 2048

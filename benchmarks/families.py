@@ -30,8 +30,8 @@ from transformers import AutoConfig
 from captune.config import FastConfig
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
-from captune.training.exactness import probe
-from captune.training.objective import Objective
+from captune.training.equivalence import probe
+from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2}

@@ -10,8 +10,8 @@ import torch
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4, MiniGPT4Config
-from captune.training.compiling import compile_layers
-from captune.training.objective import Objective
+from captune.training.loss import Objective
+from captune.training.optimizations import compile_layers
 from captune.training.samples import TrainingSample
 
 __all__ = ["LENGTH", "PER_IMAGE", "PLAIN", "distances", "exact"]

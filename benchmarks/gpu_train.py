@@ -33,9 +33,8 @@ from captune.config import FastConfig
 from captune.model import IMAGE_SLOT, MiniGPT4
 from captune.model.memory import TrainingLoad, training_memory
 from captune.model.size import measure_model
-from captune.training.compiling import compile_layers
-from captune.training.logits import targets_at_once
-from captune.training.objective import Objective
+from captune.training.loss import Objective, targets_at_once
+from captune.training.optimizations import compile_layers
 from captune.training.packing import row_multiple
 from captune.training.samples import TrainingSample
 

@@ -32,7 +32,7 @@ from captune.data.flickr30k import flickr30k_rows
 from captune.data.importing import prepare
 from captune.data.text import Reading
 from captune.toy import write_flickr30k
-from captune.training import feature_stage, loop, train
+from captune.training import loop, preparation, train
 
 
 def write_data(folder: Path) -> Path:
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     loop.load_tunable = lambda *given: tiny_minigpt4()
-    feature_stage.features_of = tiny_features
+    preparation.features_of = tiny_features
     output = Output(arguments.json, "SIGKILL at random moments")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -23,9 +23,8 @@ from transformers import LlamaConfig
 from captune.config import parse_config
 from captune.model.preview import preview_model
 from captune.model.size import measure_model
-from captune.training.plan import Planner
-from captune.training.probe import probe
-from captune.training.tunable import load_tunable
+from captune.training.plan import Planner, probe
+from captune.training.preparation import load_tunable
 
 SETTINGS: dict[str, list[str]] = {
     "as it is": [],

@@ -22,7 +22,7 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4, MiniGPT4Config
-from captune.training.objective import Objective
+from captune.training.loss import Objective
 from captune.training.packing import constant_prefix_length, pack
 from captune.training.samples import TrainingSample
 

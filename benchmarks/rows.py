@@ -28,7 +28,7 @@ import torch
 
 from captune.config import FastConfig, TrainConfig
 from captune.data.manifest import Sample
-from captune.training.objective import Objective
+from captune.training.loss import Objective
 from captune.training.packing import constant_prefix_length, pack
 from captune.training.samples import TrainingSample, TrainingSamples
 

@@ -46,10 +46,10 @@ from captune.data.manifest import Sample
 from captune.features import FeatureStore, TowerIdentity, content_ids, encode_missing
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
 from captune.training.distributed import World
-from captune.training.objective import Objective
+from captune.training.loss import Objective
+from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.samples import TrainingSamples
-from captune.training.schedule import learning_rate
-from captune.training.step import Stepper, build_optimizer
+from captune.training.step import Stepper
 
 VOCABULARY, WIDTH, LAYERS, QUERIES, PER_STEP, PER_IMAGE = 4096, 512, 8, 32, 8, 5
 IMAGE_ID = VOCABULARY - 1

@@ -26,7 +26,7 @@ from captune.events import Event
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers
 from captune.model.lora import attach_lora
-from captune.training import feature_stage, loop, sharding, train
+from captune.training import fsdp, loop, preparation, train
 
 TEXT = {**SIZES, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4}
 
@@ -57,7 +57,7 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
     """Run it as this process, which the environment says the place of."""
     torch.set_num_threads(1)
     settings = load_config(config)
-    divide, captioned, probe = sharding.Shards.divide, loop.Evaluation.caption, loop.Stepper.probe
+    divide, captioned, probe = fsdp.Shards.divide, loop.Evaluation.caption, loop.Stepper.probe
     told: dict[str, Any] = {"captions": [], "outages": 0, "probed": False}
     rank = int(os.environ.get("RANK", "0"))
 
@@ -69,7 +69,7 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
         model.checkpoint_activations(settings.train.gradient_checkpointing)
         return model
 
-    def divided(shards: sharding.Shards, model: MiniGPT4) -> None:
+    def divided(shards: fsdp.Shards, model: MiniGPT4) -> None:
         divide(shards, model)
         layers = list(decoder_layers(model.llm).parameters())
         told["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
@@ -97,9 +97,9 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
     with ExitStack() as stack:
         stack.enter_context(patch.object(loop, "load_tunable", load))
         stack.enter_context(patch.object(loop.Evaluation, "caption", caption))
-        stack.enter_context(patch.object(sharding.Shards, "divide", divided))
+        stack.enter_context(patch.object(fsdp.Shards, "divide", divided))
         stack.enter_context(patch.object(loop.Stepper, "probe", probed))
-        stack.enter_context(patch.object(feature_stage, "features_of", tiny_features))
+        stack.enter_context(patch.object(preparation, "features_of", tiny_features))
         train(settings, listen if rank == 0 else None)
     Path(out, f"{rank}.json").write_text(json.dumps(told))
 

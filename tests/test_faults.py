@@ -16,7 +16,7 @@ from programs import Finished, run_program
 
 from captune.config import parse_config
 from captune.data.manifest import read_manifest
-from captune.training.run_folder import RunStatus, run_status
+from captune.training.checkpoints import RunStatus, run_status
 
 LINES_OF_A_MESSAGE = 1
 

@@ -176,7 +176,7 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
 
 def run_checkpoints(settings: RunConfig) -> list[Path]:
     """The checkpoints of a run's folder; that there is none is said."""
-    from captune.training.run_folder import checkpoint_folders
+    from captune.training.checkpoints import checkpoint_folders
 
     found = checkpoint_folders(settings.output)
     if not found:

@@ -35,7 +35,7 @@ def features(
     check_run(settings, trains=True)
     with needs("captune features", "train"), show_progress() as listener:
         from captune.errors import DataError
-        from captune.training.feature_stage import store_features
+        from captune.training.preparation import store_features
 
         stage = store_features(settings, listener)
     typer.echo(stage.folder)

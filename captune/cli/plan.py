@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from captune.config import RunConfig
     from captune.model.memory import MemoryEstimate
-    from captune.training.plan import Plan, Planner, Proposal
-    from captune.training.probe import Measured
+    from captune.training.plan import Measured, Plan, Planner, Proposal
 
 __all__ = ["card_bytes", "plan", "register"]
 
@@ -69,8 +68,8 @@ def plan(
         from captune.model.loading import pick_device
         from captune.model.preview import preview_model
         from captune.training.plan import Planner
-        from captune.training.probe import probe as measure
-        from captune.training.tunable import load_tunable
+        from captune.training.plan import probe as measure
+        from captune.training.preparation import load_tunable
     here = pick_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from captune.training.loop import train
+from captune.training.optimizer import learning_rate
 from captune.training.samples import TrainingSamples
-from captune.training.schedule import learning_rate
 
 __all__ = ["TrainingSamples", "learning_rate", "train"]

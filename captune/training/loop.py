@@ -30,14 +30,8 @@ from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
-from captune.training.compiling import wanted_layers
-from captune.training.cost import CostMeter
-from captune.training.distributed import World, world
-from captune.training.feature_stage import run_features
-from captune.training.image_record import keep_image_record
-from captune.training.journal import Journal, first_event
-from captune.training.quarantine import keep_quarantine, without_broken
-from captune.training.run_folder import (
+from captune.training.checkpoints import (
+    Position,
     RunStatus,
     checkpoint_folder,
     inspect_run,
@@ -45,14 +39,22 @@ from captune.training.run_folder import (
     refuse_unless_free,
     run_status,
 )
-from captune.training.run_prompt import keep_prompt, use_prompt
-from captune.training.samples import TrainingSamples
-from captune.training.sharding import Shards, held_bytes
-from captune.training.state import Position
+from captune.training.distributed import World, world
+from captune.training.fsdp import Shards, held_bytes
+from captune.training.optimizations import wanted_layers
+from captune.training.preparation import (
+    keep_image_record,
+    keep_prompt,
+    keep_quarantine,
+    load_tunable,
+    run_features,
+    use_prompt,
+    without_broken,
+)
+from captune.training.run_log import CostMeter, Journal, first_event
+from captune.training.samples import TrainingSamples, TrainSlice
 from captune.training.step import Stepper
 from captune.training.stopping import listen_for_stop
-from captune.training.train_slice import TrainSlice
-from captune.training.tunable import load_tunable
 
 __all__ = ["train"]
 

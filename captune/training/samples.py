@@ -1,4 +1,4 @@
-"""What is learnt in which step: a pure function of seed and step, whatever the number of processes."""
+"""Which samples each step trains on: a pure function of seed and step, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from os.path import commonprefix
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from captune.config import TrainConfig
+from captune.config import RunConfig, TrainConfig
 from captune.data.manifest import Sample
+from captune.decoding import Caption
 from captune.errors import DataError
+from captune.features import StoredFeatures
+from captune.metrics import Scorer
+from captune.model import PromptLayout
+from captune.protocols import training_images
 
-__all__ = ["TrainingSample", "TrainingSamples"]
+__all__ = ["TrainSlice", "TrainingSample", "TrainingSamples", "longest_samples", "made_up_samples"]
 
 POOL = 1024
 """Samples of similar length are brought together within shuffled pools of about this many."""
@@ -280,3 +286,72 @@ def _of_shared_row(sample: TrainingSample) -> int:
     """The same, but what captions begin with in common counts once, as it is fed once."""
     common = sum(len(commonprefix(pair)) for pair in pairwise(sorted(sample.captions)))  # noqa: RUF071  # no paths
     return _of_all_captions(sample) - common
+
+
+_WORDS = ("dog", "cat", "man", "bus", "sun", "hat", "pen", "toy", "red", "fox")
+"""What made-up captions are made of; no two begin with the same letter."""
+
+
+def longest_samples(config: RunConfig) -> list[tuple[str, ...]] | None:
+    """What the longest samples of the data teach, a step's number of them; None where there is no data yet.
+
+    Raises:
+        DataError: there is data, and it cannot be read.
+    """
+    try:
+        images = training_images(config)
+    except DataError:
+        if config.data.train.exists():
+            raise
+        return None
+    samples = TrainingSamples(images, config.train, config.seed)
+    return [sample.captions for sample in samples.heaviest_step()]
+
+
+def made_up_samples(config: RunConfig, layout: PromptLayout, tokens: int) -> list[tuple[str, ...]]:
+    """As many samples as a step has, with captions of so many tokens, or as many as the layout allows."""
+    together = config.train.captions_per_image if config.train.targets == "each" else 1
+    captions = tuple(_caption_of(layout, tokens, number) for number in range(together))
+    return [captions] * max(1, config.train.batch_size // together)
+
+
+def _caption_of(layout: PromptLayout, tokens: int, number: int) -> str:
+    """One of several captions that begin otherwise, so that a row has no tokens of theirs in common."""
+    further, first = divmod(number, len(_WORDS))
+    words = [_WORDS[first]]
+    while len(layout.target_ids(" ".join(words))[0]) < min(tokens, layout.max_target_tokens):
+        words.append(_WORDS[further % len(_WORDS)])
+    return " ".join(words)
+
+
+class TrainSlice:
+    """Every so manieth training image, against its own captions.
+
+    Args:
+        images: the training images.
+        features: of these.
+        count: how many are taken.
+
+    Attributes:
+        features: (N, Q, F) of the images that were taken.
+    """
+
+    def __init__(self, images: Sequence[Sample], features: Tensor | StoredFeatures, count: int) -> None:
+        places = sorted({place * len(images) // count for place in range(count)}) if count else []
+        places = [place for place in places if images[place].captions]
+        self._ids = [images[place].id for place in places]
+        # CIDEr of fewer than two images is undefined.
+        self._scorer = Scorer({images[p].id: list(images[p].captions) for p in places}) if len(places) > 1 else None
+        self.features: Tensor | None = features[places] if self._scorer is not None else None
+
+    def scores(self, caption: Callable[[Tensor], list[Caption]]) -> dict[str, float]:
+        """Corpus scores of the slice.
+
+        Args:
+            caption: captions all of the slice's images from their features.
+        """
+        if self._scorer is None or self.features is None:
+            return {}
+        captions = caption(self.features)
+        texts = {image: found.text for image, found in zip(self._ids, captions, strict=True)}
+        return dict(self._scorer.score(texts).corpus)

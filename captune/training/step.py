@@ -12,20 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from captune.config import RunConfig, TrainConfig
+from captune.config import RunConfig
 from captune.errors import TrainingError
 from captune.features import StoredFeatures
 from captune.model import MiniGPT4
 from captune.model.compiled import CompiledLayers
-from captune.model.masters import MasterAdamW
+from captune.training.checkpoints import Position, load_newest, save_state
 from captune.training.distributed import World
-from captune.training.exactness import probe
-from captune.training.objective import Objective
+from captune.training.equivalence import probe
+from captune.training.loss import Objective
+from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.samples import TrainingSample, TrainingSamples
-from captune.training.schedule import learning_rate
-from captune.training.state import Position, load_newest, save_state
 
-__all__ = ["StepResult", "Stepper", "build_optimizer"]
+__all__ = ["StepResult", "Stepper"]
 
 logger = logging.getLogger(__name__)
 
@@ -196,16 +195,3 @@ class Stepper:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> MasterAdamW:
-    """AdamW that decays matrices and leaves biases and gains alone, as the original groups them.
-
-    On a GPU all parameters are updated by one kernel.
-    """
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    fused = all(parameter.is_cuda for parameter in parameters)
-    return MasterAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused or None)

@@ -16,7 +16,8 @@ from captune.decoding import Request, generate
 from captune.errors import DataError
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, OriginalFaults, PromptLayout
 from captune.model.preview import preview_model
-from captune.training import objective, packing
+from captune.training import loss as loss_module
+from captune.training import packing
 from captune.training.explain import Explanation, explain, stand_in
 
 IMAGE = Sample("1", "1.jpg", ("A dog runs.", "Two men, one in a gray shirt.", "A dog on a stair."), "train")
@@ -95,7 +96,7 @@ def test_another_prompt_in_training(make_config: Any, monkeypatch: pytest.Monkey
     def pack(prompt: tuple[int, ...], *rest: Any, **kwargs: Any) -> packing.PackedBatch:
         return right(prompt[:-3], *rest, **kwargs)
 
-    monkeypatch.setattr(objective, "pack", pack)
+    monkeypatch.setattr(loss_module, "pack", pack)
     assert failed(explained(make_config())) == {"same prompt"}
 
 
@@ -119,7 +120,7 @@ def test_positions_that_go_on(make_config: Any, monkeypatch: pytest.MonkeyPatch)
         batch.position_ids[:] = torch.arange(kwargs["cached"], kwargs["cached"] + batch.position_ids.shape[1])
         return batch
 
-    monkeypatch.setattr(objective, "pack", pack)
+    monkeypatch.setattr(loss_module, "pack", pack)
     assert failed(explained(make_config(), caption=0)) == {"positions"}
 
 

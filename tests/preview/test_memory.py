@@ -23,8 +23,7 @@ from captune.model.memory import (
 from captune.model.preview import preview_model
 from captune.model.quantization import FORMATS
 from captune.model.size import QUANTIZED, ModelSize, measure_model, saved_bytes
-from captune.training.plan import Planner
-from captune.training.probe import probe
+from captune.training.plan import Planner, probe
 
 CLOSE = 0.1
 MIDDLE = LlamaConfig(

@@ -14,9 +14,9 @@ from captune.config import FastConfig, RunConfig, parse_config
 from captune.data.manifest import Sample
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
-from captune.training.compiling import compile_layers, wanted_layers
 from captune.training.distributed import World
-from captune.training.objective import Objective
+from captune.training.loss import Objective
+from captune.training.optimizations import compile_layers, wanted_layers
 from captune.training.samples import TrainingSample, TrainingSamples
 from captune.training.step import Stepper
 

@@ -11,8 +11,8 @@ import torch
 from captune.config import parse_config
 from captune.report import read_scores
 from captune.report.training_log import read_log
-from captune.training import cost, train
-from captune.training.cost import CostMeter
+from captune.training import run_log, train
+from captune.training.run_log import CostMeter
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def counter(folder: Path, name: str, microjoules: int) -> None:
 
 
 def test_energy_of_processor_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "POWERCAP", tmp_path)
+    monkeypatch.setattr(run_log, "POWERCAP", tmp_path)
     assert "energy" not in CostMeter(CPU).read()
     for name, before in (("intel-rapl:0", 1_000_000), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
         counter(tmp_path, name, before)

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 from captune.config import FastConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
-from captune.training import ends
-from captune.training.exactness import probe
-from captune.training.objective import Objective
+from captune.training import optimizations
+from captune.training.equivalence import probe
+from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
 INSTRUCTION = "Describe this image."
@@ -66,7 +66,7 @@ def test_less_is_computed_and_the_gradient_is_the_same(layers: int, constant_pre
 def test_the_first_layer_saves_something_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = Objective(model_of(2), INSTRUCTION, FastConfig())
     _, flops = gradient(objective)
-    monkeypatch.setattr(ends, "_image_end", lambda batch: 0)
+    monkeypatch.setattr(optimizations, "_image_end", lambda batch: 0)
     _, last_only = gradient(objective)
     assert flops < last_only
 
@@ -88,7 +88,7 @@ def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.Monk
     def refuse(llm: Any) -> Any:
         raise ConfigError("they do not stand in one list")
 
-    monkeypatch.setattr(ends, "decoder_layers", refuse)
+    monkeypatch.setattr(optimizations, "decoder_layers", refuse)
     objective = Objective(model_of(2), INSTRUCTION, FastConfig())
     assert probe(objective, SAMPLES, features(objective.model)) is None
     assert objective.packed

@@ -13,8 +13,8 @@ from transformers import AutoConfig
 
 from captune.config import FastConfig
 from captune.model import MiniGPT4
-from captune.training.fused import FusedLayers, normed, rotated
-from captune.training.objective import Objective
+from captune.training.loss import Objective
+from captune.training.optimizations import FusedLayers, normed, rotated
 from captune.training.samples import TrainingSample
 
 SAMPLES = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from captune.errors import MissingExtraError
-from captune.training.journal import Journal
+from captune.training.run_log import Journal
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:

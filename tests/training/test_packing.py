@@ -17,9 +17,10 @@ from transformers import AutoConfig
 from captune.config import FastConfig
 from captune.model import MiniGPT4
 from captune.model.layer_call import LayerCall
-from captune.training import exactness, logits
-from captune.training.exactness import probe, short_copy
-from captune.training.objective import Objective
+from captune.training import equivalence
+from captune.training import loss as loss_module
+from captune.training.equivalence import probe, short_copy
+from captune.training.loss import Objective
 from captune.training.packing import fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 
@@ -111,7 +112,7 @@ def test_logits_in_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPa
     model = family(name, EXACT_FAMILIES.get(name, settings))
     whole = PIECES["separate rows"]
     loss, gradient = loss_and_gradient(model, whole)
-    monkeypatch.setattr(logits, "VALUES_AT_ONCE", 7 * model.llm.get_output_embeddings().weight.shape[0])
+    monkeypatch.setattr(loss_module, "VALUES_AT_ONCE", 7 * model.llm.get_output_embeddings().weight.shape[0])
     chunked_loss, chunked_gradient = loss_and_gradient(model, whole)
     assert chunked_loss == pytest.approx(loss, rel=1e-6)
     assert relative(chunked_gradient, gradient) < 1e-5
@@ -122,7 +123,7 @@ def test_logits_in_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPa
 
 def test_few_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_minigpt4()
-    monkeypatch.setattr(logits, "VALUES_AT_ONCE", 5 * VOCABULARY)
+    monkeypatch.setattr(loss_module, "VALUES_AT_ONCE", 5 * VOCABULARY)
     sizes: list[int] = []
     model.llm.lm_head.register_forward_hook(lambda module, states, output: sizes.append(output.numel()))
     loss_and_gradient(model, PIECES["shared prefix"])
@@ -225,7 +226,7 @@ def test_memory_that_runs_out_leaves_the_model_whole(monkeypatch: pytest.MonkeyP
     def full(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(exactness, "copy", SimpleNamespace(deepcopy=full))
+    monkeypatch.setattr(equivalence, "copy", SimpleNamespace(deepcopy=full))
     assert short_copy(model) is None
     assert len(model.llm.model.layers) == 5
 
@@ -319,7 +320,7 @@ def test_a_gradient_is_summed_in_one_order(chunked: bool, monkeypatch: pytest.Mo
     """The last prompt state has a gradient from every caption of its image; threads must not race to add them up."""
     model = tiny_minigpt4()
     if chunked:
-        monkeypatch.setattr(logits, "VALUES_AT_ONCE", 7 * VOCABULARY)
+        monkeypatch.setattr(loss_module, "VALUES_AT_ONCE", 7 * VOCABULARY)
     called: list[str] = []
 
     class Operations(TorchDispatchMode):

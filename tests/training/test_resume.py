@@ -21,15 +21,15 @@ from tiny import tiny_features, tiny_minigpt4
 from captune.config import RunConfig, parse_config
 from captune.errors import ConfigError, StoppedError
 from captune.events import Event
-from captune.training import feature_stage, loop, train
-from captune.training.run_folder import RunStatus, inspect_run, run_status
+from captune.training import loop, preparation, train
+from captune.training.checkpoints import RunStatus, inspect_run, run_status
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "load_tunable", lambda *given: tiny_minigpt4())
-        patch.setattr(feature_stage, "features_of", tiny_features)
+        patch.setattr(preparation, "features_of", tiny_features)
         torch.set_num_threads(1)
         yield
 
@@ -168,11 +168,11 @@ import sys
 sys.path[:0] = {path!r}
 from tiny import tiny_features, tiny_minigpt4
 from captune.config import load_config
-from captune.training import feature_stage, loop, train
+from captune.training import preparation, loop, train
 import torch
 torch.set_num_threads(1)
 loop.load_tunable = lambda *given: tiny_minigpt4()
-feature_stage.features_of = tiny_features
+preparation.features_of = tiny_features
 train(load_config({config!r}))
 """
 

@@ -22,15 +22,15 @@ from captune.errors import ConfigError, DataError, InputError, WeightsError
 from captune.events import Event
 from captune.features import StoredImages
 from captune.model.adapter import load_trained
-from captune.training import feature_stage, loop, train
-from captune.training.run_folder import RunStatus, inspect_run, run_status
+from captune.training import loop, preparation, train
+from captune.training.checkpoints import RunStatus, inspect_run, run_status
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "load_tunable", lambda *given: tiny_minigpt4())
-        patch.setattr(feature_stage, "features_of", tiny_features)
+        patch.setattr(preparation, "features_of", tiny_features)
         torch.set_num_threads(1)
         yield
 
@@ -307,7 +307,7 @@ def test_a_run_that_resumes_must_have_the_images_it_began_with(
         digest = "".join(content_hash(file).hex() for file in files)
         return replace(tiny_features(config, files, *given, **named), digest=digest)
 
-    monkeypatch.setattr(feature_stage, "features_of", features)
+    monkeypatch.setattr(preparation, "features_of", features)
     config = settings(data, tmp_path / "run")
     interrupted(config, "checkpoint", 1)
     Image.new("RGB", (30, 30), "red").save(victim)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from captune.config import TrainConfig
-from captune.training.schedule import learning_rate
+from captune.training.optimizer import learning_rate
 
 
 def test_warm_up_then_cosine() -> None:

@@ -11,7 +11,7 @@ from captune.data.manifest import Sample
 from captune.errors import TrainingError
 from captune.model import MiniGPT4
 from captune.training.distributed import World
-from captune.training.objective import Objective
+from captune.training.loss import Objective
 from captune.training.samples import TrainingSamples
 from captune.training.step import Stepper
 

@@ -17,7 +17,7 @@ from captune.model.adapter import read_record
 from captune.model.loading import load_model
 from captune.model.preview import preview_model
 from captune.training import train
-from captune.training.tunable import load_tunable
+from captune.training.preparation import load_tunable
 
 CPU = torch.device("cpu")
 

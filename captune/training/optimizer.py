@@ -1,12 +1,16 @@
-"""The learning rate of a step."""
+"""The optimizer and the learning rate of a step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from torch import nn
 
 from captune.config import TrainConfig
+from captune.model.masters import MasterAdamW
 
-__all__ = ["learning_rate"]
+__all__ = ["build_optimizer", "learning_rate"]
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -29,3 +33,16 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
         return min(config.learning_rate, config.warmup_learning_rate + rise)
     fall = 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
     return (config.learning_rate - config.min_learning_rate) * fall + config.min_learning_rate
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> MasterAdamW:
+    """AdamW that decays matrices and leaves biases and gains alone, as the original groups them.
+
+    On a GPU all parameters are updated by one kernel.
+    """
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.is_cuda for parameter in parameters)
+    return MasterAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused or None)

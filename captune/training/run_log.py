@@ -1,19 +1,23 @@
-"""What a run tells while it goes: lines of `log.jsonl`, a tracker's curves, a progress bar."""
+"""The events of a run: lines of `log.jsonl`, a tracker's curves, a progress bar, and what the run costs."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
+
+import torch
 
 from captune.data.atomic import atomic_file
 from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 from captune.parsing import load_json
 
-__all__ = ["Journal", "first_event"]
+__all__ = ["CostMeter", "Journal", "first_event"]
 
 PASSING = frozenset({"features", "captions", "progress"})
 """Events that only say how far something is; they are shown and not kept."""
@@ -159,3 +163,65 @@ def _open_tracker(name: str, folder: Path, settings: Event) -> _Tracker | None:
     except ImportError as error:
         raise MissingExtraError(f"track: {name}", "track") from error
     return None
+
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux shows the energy of whole processor packages (RAPL), in microjoules."""
+
+
+class CostMeter:
+    """Measures from its making on.
+
+    Args:
+        device: where the run computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = _energy(device)
+
+    def read(self) -> dict[str, float]:
+        """`peak_memory` in bytes, of the GPU or of this process, and `energy` in joules where it is known."""
+        cost = {"peak_memory": float(_peak_memory(self._device))}
+        now = _energy(self._device)
+        used = [now[name] - self._before[name] for name in now.keys() & self._before.keys()]
+        # A counter that has begun again says nothing.
+        if used and min(used) >= 0:
+            cost["energy"] = round(sum(used), 1)
+        return cost
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _energy(device: torch.device) -> dict[str, float]:
+    """Joules that were used so far, by counter; empty where there is none that may be read."""
+    counters: dict[str, float] = {}
+    if device.type == "cuda":
+        nvml = _nvml()
+        if nvml is not None:
+            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+            counters["gpu"] = nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+    for counter in POWERCAP.glob("intel-rapl:*/energy_uj"):
+        # Packages have one colon in their name, parts of them two.
+        if counter.parent.name.count(":") == 1:
+            try:
+                counters[counter.parent.name] = int(counter.read_text()) / 1e6
+            except (OSError, ValueError):
+                continue
+    return counters
+
+
+def _nvml() -> Any:
+    """NVIDIA's management library where its Python package and its driver are there."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # without a driver it raises errors of its own
+        return None
+    return pynvml

@@ -21,7 +21,7 @@ from captune.decoding.backoff import is_out_of_memory
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers, is_divided
-from captune.training.objective import Objective
+from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
 __all__ = ["probe", "short_copy"]

@@ -1,16 +1,25 @@
-"""Norms and rotary positions of frozen float32 layers as one operation each, with its gradient by formula.
+"""Exact optimizations of packed rows: skip unused first- and last-layer work, fused float32 operations, torch.compile.
 
-transformers writes a root-mean-square norm as five passes over the states and a rotation as eight, and autograd walks
-back through each of them. By formula both take a third of that. A compiler finds the same and more; this is for where
-layers are not compiled. What is replaced is first held to the original, so that a family's own kind of norm or rotation
+First layer: text embeddings are not trained, so the gradient through the queries, keys and values of text is unused.
+The tokens up to the image's last one run first; then the text after it, detached from its embeddings, attends to their
+keys and values. Last layer: of all prompt tokens but the last one only keys and values are used (see
+`captune.model.layer_call`). Both require causal attention, as packed rows do.
+
+Fused operations: transformers computes an RMS norm in five passes over the states and a rotation in eight, and autograd
+differentiates each of them; a closed-form gradient takes a third of that. They apply to frozen float32 layers that are
+not compiled, and each replacement is first compared with the original, so that a family's own kind of norm or rotation
 stays as it is.
+
+Only packed training passes are compiled: captioning and plain rows, which the equivalence check compares with, are not.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -18,11 +27,75 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from captune.common import error_text
+from captune.config import TrainConfig
 from captune.errors import ConfigError
+from captune.model import MiniGPT4
+from captune.model.compiled import CompiledLayers
 from captune.model.language_model import decoder_layers, is_divided
-from captune.model.layer_call import replaced_forward
+from captune.model.layer_call import Growing, LayerCall, intercepted, replaced_forward, states_of, with_states
+from captune.model.prompt import IMAGE_SLOT
+from captune.training.packing import PackedBatch
 
-__all__ = ["FusedLayers", "normed", "rotated"]
+__all__ = ["FusedLayers", "compile_layers", "ends_in_parts", "is_compile_error", "normed", "rotated", "wanted_layers"]
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ends_in_parts(llm: Any, batch: PackedBatch) -> Iterator[None]:
+    """Within the block the first and the last layer do only what is read of them; for one forward over a batch.
+
+    Args:
+        llm: a causal language model.
+        batch: packed rows.
+
+    Raises:
+        ConfigError: the layers do not stand in one list.
+    """
+    layers = decoder_layers(llm)
+    seen, unread = _image_end(batch), int(batch.columns.min())
+    with ExitStack() as stack:
+        if unread:
+            stack.enter_context(intercepted(layers[-1], partial(_prompt_read, unread)))
+        if seen and len(layers) > 1 and not _trains_embeddings(llm, layers):
+            stack.enter_context(intercepted(layers[0], partial(_image_first, seen)))
+        yield
+
+
+def _image_end(batch: PackedBatch) -> int:
+    """How many tokens of the rows, which share a prompt, end with the last one of the image; 0 without an image."""
+    places = (batch.input_ids[0] == IMAGE_SLOT).nonzero()
+    return int(places.max()) + 1 if len(places) else 0
+
+
+def _trains_embeddings(llm: Any, layers: Any) -> bool:
+    """Whether something outside of the layers is trained, so that text needs its gradient."""
+    inside = {id(parameter) for parameter in layers.parameters()}
+    return any(parameter.requires_grad and id(parameter) not in inside for parameter in llm.parameters())
+
+
+def _image_first(seen: int, call: LayerCall) -> Any:
+    """What the first layer returns; no gradient goes back to what is behind the first `seen` tokens."""
+    cache = _cache_of(call, 0)
+    columns = cache.length + seen
+    first = call.part(slice(None, seen)).seeing(columns)(cache)
+    rest = call.part(slice(seen, None)).detached()(cache)
+    return with_states(rest, torch.cat([states_of(first), states_of(rest)], dim=1))
+
+
+def _prompt_read(unread: int, call: LayerCall) -> Any:
+    """What the last layer returns, but that the first `unread` tokens' states are those it was given."""
+    cache = _cache_of(call, -1)
+    call.part(slice(None, unread)).read(cache)
+    rest = call.part(slice(unread, None))(cache)
+    return with_states(rest, torch.cat([call.states[:, :unread], states_of(rest)], dim=1))
+
+
+def _cache_of(call: LayerCall, number: int) -> Growing:
+    """What stands for the cache in one layer, with the text in front of the rows, where that is not in them."""
+    return Growing(None if call.cache is None else call.cache.layers[number])
+
 
 _ROTARY = "apply_rotary_pos_emb"
 """The function of a family's module that turns queries and keys."""
@@ -231,3 +304,68 @@ def _alike(wanted: Callable[..., tuple[Tensor, ...]], found: Callable[..., tuple
         one.shape == other.shape and float((one - other).abs().max()) <= _EXACT * float(one.abs().max())
         for one, other in zip(*given, strict=True)
     )
+
+
+class _Prefix:
+    """What one layer has of the text in front of the rows: stands for a cache of all layers.
+
+    Args:
+        layer: of a cache; its keys and values are (B, H, C, W).
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.keys, self.values = layer.keys, layer.values
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+        """The layer's own keys and values behind these; which layer it is is not looked at."""
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+
+
+def compile_layers(model: MiniGPT4, backend: str = "inductor") -> CompiledLayers:
+    """The layers compiled for rows of any number and length.
+
+    Args:
+        model: on its device, with all that its layers will have.
+        backend: of `torch.compile`.
+
+    Raises:
+        ConfigError: the layers do not stand in one list.
+    """
+    return CompiledLayers(model.llm, _Prefix, dynamic=True, backend=backend)
+
+
+def wanted_layers(model: MiniGPT4, config: TrainConfig, *, divided: bool = False) -> CompiledLayers | None:
+    """The layers compiled as a configuration asks for it, None where it does not or they cannot be.
+
+    Args:
+        model: on its device.
+        config: of the training.
+        divided: whether the layers are divided among processes.
+    """
+    asked = config.fast.compile
+    on_gpu = model.projection.weight.device.type == "cuda"
+    if asked is False or (asked == "auto" and not on_gpu):
+        return None
+    reasons = {
+        "train.fast.target_logits is off": not config.fast.target_logits,
+        "train.gradient_checkpointing computes them twice": config.gradient_checkpointing,
+        "train.shard divides them": divided,
+        "the language model is quantized": getattr(model.llm, "is_quantized", False),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            logger.warning("the language model's layers are not compiled, since %s", reason)
+            return None
+    try:
+        return compile_layers(model)
+    except (ConfigError, ImportError, RuntimeError) as error:
+        why = error_text(error)
+        logger.warning("the language model's layers are not compiled: %s", why)
+        return None
+
+
+def is_compile_error(error: BaseException) -> bool:
+    """Whether an error is the compiler's and not the model's."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)

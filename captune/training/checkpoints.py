@@ -1,46 +1,186 @@
-"""The folder of a run: which files it holds, and whether a run may begin, resume or end there.
+"""The output folder of a run: its files, its saved training states, and whether a run may start or resume there.
 
-Nothing that is in the folder is removed. A run begins in a folder that is new, empty, or holds this very run before
-anything of it was saved. What another run or another program left there is refused, or moved into `replaced-N` inside
-the folder with `--overwrite`.
+A saved state holds all that is needed to resume exactly. Order, targets and learning rate are pure functions of seed
+and step, and nothing else is random, so the state is the trained tensors, the optimizer's moments and the number of
+steps. It is written to a hidden name, synced and renamed, and has a hash; a damaged state is skipped and the previous
+one is used.
+
+Nothing in the folder is removed. A run starts in a folder that is new, empty, or holds this very run before anything of
+it was saved. Files of another run or program are refused, or moved into `replaced-N` inside the folder with
+`--overwrite`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import re
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
 from captune.config import RunConfig, commented_yaml, load_config
-from captune.data.atomic import atomic_file
+from captune.data.atomic import atomic_file, atomic_folder
 from captune.data.locks import is_lock_file
 from captune.data.manifest import manifest_hash, read_manifest, resolve_image
 from captune.data.outputs import RECORDS
 from captune.errors import ConfigError, DataError, InputError
 from captune.features import content_ids, store_root
 from captune.model.adapter import read_record
+from captune.model.masters import MasterAdamW
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores
 from captune.report.thumbnails import thumbnail_sources
-from captune.training.journal import first_event
-from captune.training.state import FOLDER as RESUME
-from captune.training.state import has_states, newest_position
+from captune.training.run_log import first_event
 
 __all__ = [
+    "Position",
     "RunStatus",
     "checkpoint_folder",
     "checkpoint_folders",
+    "has_states",
     "inspect_run",
+    "load_newest",
+    "newest_position",
     "open_run_folder",
     "refuse_unless_free",
     "run_status",
+    "save_state",
 ]
+
+logger = logging.getLogger(__name__)
+
+STATES = "resume"
+STATES_KEPT = 2
+"""How many states are kept: the newest, and the one before it for the case that the disk lies."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is.
+
+    Attributes:
+        step: optimiser steps taken.
+        skipped: how many of them were skipped for an infinite or undefined loss.
+        manifest_hash: of the training manifest.
+    """
+
+    step: int
+    skipped: int
+    manifest_hash: str
+
+
+def save_state(
+    output: Path,
+    names: Sequence[str],
+    parameters: Sequence[nn.Parameter],
+    optimizer: MasterAdamW,
+    at: Position,
+) -> None:
+    """Write the state of a run; older ones are removed once it is on the disk.
+
+    Args:
+        output: folder of the run.
+        names: of the trained tensors.
+        parameters: the trained tensors.
+        optimizer: whose moments belong to them.
+        at: where the run is.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in zip(names, parameters, strict=True):
+        master = optimizer.master_of(parameter)
+        tensors[name] = master.detach().cpu().contiguous()
+        for moment, value in optimizer.state[master].items():
+            tensors[f"{name}//{moment}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    with atomic_folder(output / STATES / f"step-{at.step:08d}") as folder:
+        # Written by Python, so that a full disk is an OSError like any other.
+        data = save(tensors)
+        (folder / "state.safetensors").write_bytes(data)
+        record = {**asdict(at), "sha256": _hash(at, data)}
+        (folder / "state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    for old in _folders(output)[:-STATES_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_newest(
+    output: Path, names: Sequence[str], parameters: Sequence[nn.Parameter], optimizer: MasterAdamW
+) -> Position | None:
+    """Put the newest whole state of a run back.
+
+    Returns:
+        Where the run is, or None if there is no whole state and nothing was changed.
+    """
+    for at, tensors in _whole_states(output):
+        if all(name in tensors and tensors[name].shape == p.shape for name, p in zip(names, parameters, strict=True)):
+            _restore(tensors, names, parameters, optimizer)
+            return at
+    return None
+
+
+def has_states(output: Path) -> bool:
+    """Whether any state was saved, intact or not."""
+    return bool(_folders(output))
+
+
+def newest_position(output: Path) -> Position | None:
+    """Where the newest whole state of a run is, if there is one."""
+    return next((at for at, _ in _whole_states(output)), None)
+
+
+def _whole_states(output: Path) -> Iterator[tuple[Position, dict[str, Tensor]]]:
+    for folder in reversed(_folders(output)):
+        try:
+            record = load_json((folder / "state.json").read_text(encoding="utf-8"))
+            written = record.pop("sha256", None)
+            at, data = Position(**record), (folder / "state.safetensors").read_bytes()
+            # States of older versions have no hash.
+            if written is not None and written != _hash(at, data):
+                raise ValueError("its hash is another one than when it was written")
+            tensors = load(data)
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            logger.warning("%s is damaged and is passed over: %s", folder, error)
+            continue
+        yield at, tensors
+
+
+def _hash(at: Position, data: bytes) -> str:
+    """SHA-256 of position and tensors."""
+    return hashlib.sha256(json.dumps(asdict(at)).encode() + data).hexdigest()
+
+
+def _restore(
+    tensors: dict[str, Tensor],
+    names: Sequence[str],
+    parameters: Sequence[nn.Parameter],
+    optimizer: MasterAdamW,
+) -> None:
+    for name, parameter in zip(names, parameters, strict=True):
+        optimizer.take_over(parameter, tensors[name])
+        # The counter of steps stays where the optimiser keeps it; moments go where the parameter is.
+        moments = {key.partition("//")[2]: value for key, value in tensors.items() if key.startswith(f"{name}//")}
+        optimizer.state[optimizer.master_of(parameter)] = {
+            moment: value if moment == "step" else value.to(parameter.device) for moment, value in moments.items()
+        }
+
+
+def _folders(output: Path) -> list[Path]:
+    """The states of a run, oldest first."""
+    found = [path for path in (output / STATES).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
 
 HEADING = "The configuration of this run, with every default filled in."
 CONFIG = "config.yaml"
-KEPT = re.compile(r"features|cache|replaced-\d+")
+UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
 """What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
 IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
 """Files of killed writers and of the system; never in the way, and never removed."""
@@ -190,7 +330,7 @@ def _inspect_own(config: RunConfig) -> Inspection:
         return _inspect_finished(config, scores, data)
     position = newest_position(output)
     if position is None:
-        return _damaged(output, f"no saved state in {output / RESUME} is intact", rewritten=False)
+        return _damaged(output, f"no saved state in {output / STATES} is intact", rewritten=False)
     if position.manifest_hash != data:
         return _other(output)
     return Inspection(RunStatus.UNFINISHED)
@@ -279,14 +419,14 @@ def _entries(output: Path) -> list[str]:
     return [
         name
         for name in names
-        if not (is_lock_file(name) or name == RECORDS or KEPT.fullmatch(name) or IGNORED.fullmatch(name))
+        if not (is_lock_file(name) or name == RECORDS or UNTOUCHED.fullmatch(name) or IGNORED.fullmatch(name))
     ]
 
 
 def _unknown(output: Path) -> list[str]:
     """What a run that has saved nothing yet cannot have written."""
     unknown = [name for name in _entries(output) if not OWN.fullmatch(name)]
-    for folder, own in (("checkpoints", ""), (RESUME, ""), ("captions", r".*-(pretrained|references)\.json")):
+    for folder, own in (("checkpoints", ""), (STATES, ""), ("captions", r".*-(pretrained|references)\.json")):
         entries = _entries(output / folder)
         unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(own, name)]
     log = output / "log.jsonl"
