@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from tiny import tiny_features, tiny_minigpt4
 
 from captune.config import parse_config
-from captune.data.flickr30k import flickr30k_rows
+from captune.data.importers.flickr import flickr30k_rows
 from captune.data.importing import prepare
-from captune.data.text import Reading
+from captune.data.readers import SourceFile
 from captune.toy import write_flickr30k
 from captune.training import loop, preparation, train
 
@@ -38,7 +38,7 @@ from captune.training import loop, preparation, train
 def write_data(folder: Path) -> Path:
     """Drawn scenes with their manifest."""
     written = write_flickr30k(folder, train=24, val=4, test=12, seed=7)
-    reading = Reading(written.annotations)
+    reading = SourceFile(written.annotations)
     manifest = folder / "manifest.jsonl"
     prepare(flickr30k_rows(reading), source=str(written.annotations), images=written.images, out=manifest)
     reading.close()

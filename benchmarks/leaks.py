@@ -28,9 +28,8 @@ import numpy as np
 from PIL import Image
 
 from captune.data.leaks import ImageFile, find_leaks
-from captune.data.leaks.fingerprints import VIEWS, WHOLE, fingerprint
+from captune.data.leaks.fingerprints import VIEWS, WHOLE, close_pairs, fingerprint
 from captune.data.leaks.guard import RADIUS, candidates
-from captune.data.leaks.hamming import close_pairs
 from captune.data.leaks.pixels import LARGEST_DIFFERENCE, LEAST_STRUCTURE, Likeness, compare, read_thumbnail
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import scenes

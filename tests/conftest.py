@@ -65,14 +65,14 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes in the layout of Flickr30k with their manifest: 24 to train on, 4 to validate, 12 to test."""
-    from captune.data.flickr30k import flickr30k_rows
+    from captune.data.importers.flickr import flickr30k_rows
     from captune.data.importing import prepare
-    from captune.data.text import Reading
+    from captune.data.readers import SourceFile
     from captune.toy import write_flickr30k
 
     folder = tmp_path_factory.mktemp("toy") / "flickr30k"
     written = write_flickr30k(folder, train=24, val=4, test=12, seed=7)
-    reading = Reading(written.annotations)
+    reading = SourceFile(written.annotations)
     prepare(
         flickr30k_rows(reading),
         source=str(written.annotations),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captune.bulk.job import Job
 from captune.bulk.output import Row, read_rows
-from captune.data.first_seen import FirstSeen
+from captune.data.ids import SeenIds
 from captune.errors import DataError
 
 __all__ = ["make_ids_unique"]
@@ -44,7 +44,7 @@ def make_ids_unique(job: Job) -> list[str]:
 
 def _sharing(job: Job, files: list[Path], *, written: bool) -> set[str]:
     """Names of the shards that share an id, as it is written or as it is in the archive."""
-    seen = FirstSeen()
+    seen = SeenIds()
     found: set[str] = set()
     for number, path in enumerate(files):
         prefix = "" if written or not job.note(path)["prefixed"] else f"{path.stem}/"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from captune.data.atomic import atomic_file
-from captune.data.names import name_as_text
+from captune.data.image_files import name_as_text
 from captune.data.outputs import output_file
 from captune.errors import DataError, MissingExtraError
 from captune.parsing import load_json

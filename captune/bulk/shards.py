@@ -16,12 +16,10 @@ from typing import Any, TypeAlias
 
 from captune.bulk.contents import FileState, file_state
 from captune.common import error_text
+from captune.data.archives import MAX_MEMBER, bounded_batches, open_tar, shared_values, too_large
 from captune.data.formats import HEIF_SUFFIXES, is_image_name
 from captune.data.ids import id_text
-from captune.data.left_out import LeftOut, is_companion
-from captune.data.names import name_as_text
-from captune.data.parquet import bounded_batches, shared_values
-from captune.data.tars import MAX_MEMBER, open_tar, too_large
+from captune.data.image_files import SkippedFiles, is_companion, name_as_text
 from captune.errors import DataError
 
 __all__ = ["Entry", "Item", "ParquetShard", "PathShard", "Rejected", "Shard", "TarShard", "file_states"]
@@ -39,7 +37,7 @@ class Item:
     """One image.
 
     Attributes:
-        id: names it in the output; a name that is not UTF-8 is escaped (`captune.data.names`).
+        id: names it in the output; a name that is not UTF-8 is escaped (`captune.data.image_files`).
         image: where it is, for people, escaped in the same way.
         payload: its path, or the bytes of its file.
     """
@@ -113,7 +111,7 @@ class TarShard:
 
     def items(self) -> Iterator[Entry]:
         """The images, in order; where the archive is broken, what is wrong with it comes last."""
-        left_out = LeftOut()
+        skipped = SkippedFiles()
         try:
             with open(self.path, "rb") as stream, open_tar(stream) as archive:
                 for member in archive:
@@ -122,7 +120,7 @@ class TarShard:
                         continue
                     if not is_image_name(name.name) and name.suffix.lower() not in HEIF_SUFFIXES:
                         if not is_companion(name.name):
-                            left_out.add(name.name)
+                            skipped.add(name.name)
                         continue
                     where = name_as_text(f"{self.path}:{member.name}")
                     # As in webdataset, the key of a sample ends at the first dot of its file's name.
@@ -140,7 +138,7 @@ class TarShard:
             reason = " ".join(str(error).split()) or type(error).__name__
             shown = name_as_text(self.path)
             yield Rejected(shown, shown, f"the archive '{self.path}' is broken from here on: {reason}.")
-        if others := left_out.sentence("member"):
+        if others := skipped.sentence("member"):
             logger.warning("%s: %s.", self.path, others)
 
     def files(self) -> dict[str, Path]:

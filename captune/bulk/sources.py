@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captune.bulk.shards import ParquetShard, TarShard
-from captune.data.folder import refuse_unread
 from captune.data.formats import HEIF_SUFFIXES, is_image_name
+from captune.data.image_files import SkippedFiles, name_as_text
 from captune.data.images import image_size
-from captune.data.left_out import LeftOut
+from captune.data.importers.folder import raise_unreadable_folder
 from captune.data.manifest import iter_manifest, resolve_image
-from captune.data.names import name_as_text
 from captune.errors import DataError
 
 __all__ = ["Inputs", "read_inputs"]
@@ -36,13 +35,13 @@ class Inputs:
         paths: id to path of each image file, in order; an id stands for one image only.
         archives: tars and parquet files.
         repeated: how many images were named more than once; they are captioned once.
-        left_out: the files of folders that are neither images nor belong to one.
+        skipped: the files of folders that are neither images nor belong to one.
     """
 
     paths: dict[str, str] = field(default_factory=dict)
     archives: list[TarShard | ParquetShard] = field(default_factory=list)
     repeated: int = 0
-    left_out: LeftOut = field(default_factory=LeftOut)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
     def add(self, name: str, path: Path) -> None:
         """Take in an image file; a name that is not UTF-8 becomes an id that is.
@@ -86,7 +85,7 @@ def read_inputs(
     folders = sum(os.path.isdir(given) for given in inputs)
     for given in inputs:
         before = len(found.paths) + len(found.archives) + found.repeated
-        for name, path in _listed(given, found.left_out, many=folders > 1, split=split):
+        for name, path in _listed(given, found.skipped, many=folders > 1, split=split):
             lowered = path.name.lower()
             if lowered.endswith(_TARS):
                 found.archives.append(TarShard(_shard_name(name), str(path)))
@@ -95,7 +94,7 @@ def read_inputs(
             else:
                 found.add(name, path)
         if len(found.paths) + len(found.archives) + found.repeated == before:
-            others = found.left_out.sentence()
+            others = found.skipped.sentence()
             raise DataError(
                 f"there are no images in '{given}'; expected files such as .jpg or .png, .tar or .parquet."
                 f"{f' {others}.' if others else ''}"
@@ -121,12 +120,12 @@ def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
             )
 
 
-def _listed(given: str, left_out: LeftOut, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
+def _listed(given: str, skipped: SkippedFiles, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
     """Ids and paths that one input stands for."""
     path = Path(given)
     lowered = path.name.lower()
     if path.is_dir():
-        for relative in sorted(_below(path, left_out)):
+        for relative in sorted(_below(path, skipped)):
             yield (f"{path.as_posix().rstrip('/')}/{relative}" if many else relative), path / relative
     elif not path.exists():
         raise DataError(f"there is no file or folder '{given}'.")
@@ -160,12 +159,12 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def _below(folder: Path, left_out: LeftOut) -> Iterator[str]:
+def _below(folder: Path, skipped: SkippedFiles) -> Iterator[str]:
     """Relative paths, with `/`, of what can be captioned; links to folders are not followed, so no loop arises."""
-    for parent, folders, names in os.walk(folder, onerror=refuse_unread):
+    for parent, folders, names in os.walk(folder, onerror=raise_unreadable_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         archives = {name for name in names if name.lower().endswith((*_TARS, ".parquet"))}
-        left_out.add_folder(name for name in names if name not in archives)
+        skipped.add_folder(name for name in names if name not in archives)
         for name in names:
             if not name.startswith(".") and (is_image_name(name) or name in archives):
                 yield (Path(parent) / name).relative_to(folder).as_posix()

@@ -12,8 +12,8 @@ from captune.bulk.output import Row
 from captune.bulk.payloads import Payloads
 from captune.bulk.progress import Progress
 from captune.bulk.shards import Entry, Rejected, Shard, file_states
-from captune.data.first_seen import FirstSeen
-from captune.data.lookahead import in_order
+from captune.data.ids import SeenIds
+from captune.data.prefetch import prefetch_map
 from captune.errors import DataError, RefusedImagesError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def caption_entries(
     size = captions.options.batch_size * _BATCHES
     # Photographs are large when they are decoded: one batch lies ready while a chunk is captioned.
     payloads = Payloads()
-    looked = in_order(
+    looked = prefetch_map(
         payloads.admitted(entries),
         lambda held: payloads.decoded(held, prepare),
         captions.workers,
@@ -177,7 +177,7 @@ def once(entries: Iterator[Entry], where: str) -> Iterator[Entry]:
         entries: images.
         where: what ids are unique in, for the reason.
     """
-    seen = FirstSeen()
+    seen = SeenIds()
     for entry in entries:
         if seen.line_of(entry.id) is not None:
             yield Rejected(entry.id, entry.image, f"the id '{entry.id}' is in {where} already.")

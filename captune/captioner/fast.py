@@ -18,8 +18,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from captune.data.formats import MAX_PIXELS, too_many_scans
-from captune.data.images import to_pixels
-from captune.data.modes import is_turned
+from captune.data.images import is_turned, to_pixels
 from captune.errors import MissingExtraError
 
 __all__ = ["FastDecoder"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from captune.data.images import Picture, as_list
-from captune.data.lookahead import in_order
+from captune.data.prefetch import prefetch_map
 from captune.decoding import Caption, DecodingOptions
 from captune.errors import NonFiniteScoresError, RefusedImagesError
 
@@ -151,7 +151,7 @@ class Captioner(ABC):
         reasons: dict[int, str] = {}
         kind = RefusedImagesError
         for start in range(0, len(files), size):
-            prepared = [made for _, made in in_order(files[start : start + size], self.prepare)]
+            prepared = [made for _, made in prefetch_map(files[start : start + size], self.prepare)]
             try:
                 captions += self.generate(prepared, instruction, options)
             except RefusedImagesError as error:
@@ -203,6 +203,6 @@ class Captioner(ABC):
             DataError: an image cannot be read; names the file.
         """
         listed, is_one = as_list(pictures)
-        prepared = [made for _, made in in_order(listed, self.prepare)]
+        prepared = [made for _, made in prefetch_map(listed, self.prepare)]
         texts = [caption.text for caption in self.generate(prepared, instruction, options)]
         return texts[0] if is_one else texts

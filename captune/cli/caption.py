@@ -107,7 +107,7 @@ def caption(
 
     part_number, parts = _part(part)
     found = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
-    if others := found.left_out.sentence():
+    if others := found.skipped.sentence():
         typer.echo(f"{others}.", err=True)
     if found.repeated:
         typer.echo(f"{found.repeated:,} images were named more than once; they are captioned once.", err=True)
@@ -226,7 +226,7 @@ def _run(
     """Work on a job's folder; the job, and how many images are in quarantine."""
     from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards
     from captune.bulk.ray_engine import Workers, run_with_ray
-    from captune.data.problems import plural
+    from captune.data.issues import plural
 
     captioner: Captioner = captions.captioner
     identity = JobIdentity(captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options))

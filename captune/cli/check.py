@@ -59,14 +59,14 @@ def check(
     """
     from captune.config import split_names
     from captune.data.checks import check_manifest
+    from captune.data.issues import plural
     from captune.data.outputs import check_output
-    from captune.data.problems import plural
-    from captune.data.text import Reading
+    from captune.data.readers import SourceFile
 
     if problems is not None:
         check_output(problems, command="check", reads=[manifest, *(against or [])], option="--problems")
     flaw = None if model is None else _flaw_by(model)
-    reading = Reading(manifest)
+    reading = SourceFile(manifest)
     with watched(manifest.name, reading, problems, "check") as callbacks:
         summary = check_manifest(
             reading,
@@ -76,7 +76,7 @@ def check(
             max_words=max_words,
             flaw=flaw,
             progress=callbacks.progress,
-            on_problem=callbacks.on_problem,
+            on_issue=callbacks.on_issue,
         )
         fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
         leaks = [_compared(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
@@ -98,11 +98,11 @@ def _compared(
     manifest: Path, other: Path, train_splits: tuple[str, ...], summary: Summary, callbacks: Callbacks
 ) -> dict[str, object]:
     """Look for leaks; each one is a problem of the summary."""
-    from captune.data.leaks.manifests import compare_manifests, leak_problems
-    from captune.data.problems import plural
+    from captune.data.issues import plural
+    from captune.data.leaks.guard import compare_manifests, leak_issues
 
     report = compare_manifests(manifest, other, train_split=train_splits, progress=callbacks.share)
-    for problem in leak_problems(report, str(other)):
+    for problem in leak_issues(report, str(other)):
         summary.problems.add(problem)
     none = f"none of {plural(len(report.evaluated), 'image')} was trained on"
     unread = f"; of {plural(report.unread, 'image')} that cannot be read only the ids were compared"

@@ -117,12 +117,12 @@ def _pictures(system: System, options: Options) -> list[Path]:
     Raises:
         MetricInputError: a picture is not there, or nobody says where the pictures are.
     """
-    from captune.data.picture_folder import PictureFolder
+    from captune.data.image_files import ImageFolder
     from captune.errors import DataError, MetricInputError
 
     if options.images is not None and not options.images.is_dir():
         raise MetricInputError(f"There is no folder '{options.images}'; --images takes the folder of the pictures.")
-    folder = None if options.images is None else PictureFolder(options.images)
+    folder = None if options.images is None else ImageFolder(options.images)
     found: list[Path] = []
     for image in system.predictions:
         path = system.pictures.get(image)

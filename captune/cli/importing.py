@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import typer
 
 if TYPE_CHECKING:
-    from captune.data.importing import Row, Summary
-    from captune.data.problems import Problem
-    from captune.data.shares import Shares
+    from captune.data.importing import Summary
+    from captune.data.issues import Issue
+    from captune.data.rows import Row
+    from captune.data.splits import Shares
 
 __all__ = [
     "Callbacks",
@@ -104,18 +105,18 @@ def find_folder(base: Path, names: Iterable[str]) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def resplit(rows: Iterable[Row | Problem], splits: Path | None) -> Iterable[Row | Problem]:
+def resplit(rows: Iterable[Row | Issue], splits: Path | None) -> Iterable[Row | Issue]:
     """Rows with the splits of Karpathy's JSON, where one is given."""
     if splits is None:
         return rows
-    from captune.data.karpathy import read_splits, with_splits
-    from captune.data.text import Reading
+    from captune.data.importers.karpathy import read_splits, with_splits
+    from captune.data.readers import SourceFile
 
-    return with_splits(rows, read_splits(Reading(splits)))
+    return with_splits(rows, read_splits(SourceFile(splits)))
 
 
 def import_rows(
-    rows: Iterable[Row | Problem], source: Path, reading: Source, folders: Iterable[str], options: Options
+    rows: Iterable[Row | Issue], source: Path, reading: Source, folders: Iterable[str], options: Options
 ) -> None:
     """Run an import with a progress bar on a terminal, and tell on stderr what came of it.
 
@@ -130,8 +131,8 @@ def import_rows(
         DataError: see `captune.data.importing.prepare`.
     """
     from captune.data.importing import prepare
+    from captune.data.issues import printable
     from captune.data.outputs import check_output
-    from captune.data.problems import printable
     from captune.errors import InputError
 
     check_output(options.out, command="prepare", reads=[source], overwrite=options.overwrite)
@@ -151,7 +152,7 @@ def import_rows(
             strict=options.strict,
             overwrite=options.overwrite,
             progress=callbacks.progress,
-            on_problem=callbacks.on_problem,
+            on_issue=callbacks.on_issue,
             shares=options.shares,
             compared=callbacks.share,
         )
@@ -179,7 +180,7 @@ def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_o
         split_origin: where the split of the images comes from, as a clause.
         left_out: whether problems are rows that were left out, which are counted then.
     """
-    from captune.data.problems import printable
+    from captune.data.issues import printable
 
     words = summary.words_per_caption
     mean = sum(length * count for length, count in words.items()) / max(1, summary.captions)
@@ -201,7 +202,7 @@ def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_o
 
 def samples_in_words(summary: Summary) -> list[str]:
     """Five of the images with their captions."""
-    from captune.data.problems import plural, printable
+    from captune.data.issues import plural, printable
 
     lines = [f"  {plural(len(summary.samples), 'image')} of them:"]
     for sample in summary.samples:
@@ -233,12 +234,12 @@ class Callbacks:
     Attributes:
         progress: told the number of images done; how far the file is, the file knows.
         share: told the number of images done and of all.
-        on_problem: told every problem.
+        on_issue: told every problem.
     """
 
     progress: Callable[[int], None] | None
     share: Callable[[int, int], None] | None
-    on_problem: Callable[[Problem], None] | None
+    on_issue: Callable[[Issue], None] | None
 
 
 @contextlib.contextmanager
@@ -256,21 +257,21 @@ def watched(title: str, reading: HasShare, problems: Path | None, command: str) 
     """
     with (
         warnings.catch_warnings(),
-        _problem_log(problems, command) as on_problem,
+        _problem_log(problems, command) as on_issue,
         _progress_bar(title, reading) as update,
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
         try:
             if update is None:
-                yield Callbacks(None, None, on_problem)
+                yield Callbacks(None, None, on_issue)
             else:
-                yield Callbacks(update, update, on_problem)
+                yield Callbacks(update, update, on_issue)
         except KeyboardInterrupt as error:
             raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
 
 
 @contextlib.contextmanager
-def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Problem], None] | None]:
+def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Issue], None] | None]:
     """A callback that writes every problem to a file; the file is kept when the import fails for its data."""
     from captune.data.outputs import output_file
     from captune.errors import DataError
@@ -281,7 +282,7 @@ def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Problem]
     failure: DataError | None = None
     with output_file(path, command=command) as stream:
 
-        def write(problem: Problem) -> None:
+        def write(problem: Issue) -> None:
             line = json.dumps(dataclasses.asdict(problem), ensure_ascii=False)
             # Names that are not UTF-8, and halves of surrogate pairs, become JSON's escapes.
             stream.write(line.encode("utf-8", "backslashreplace").decode() + "\n")

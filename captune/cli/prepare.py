@@ -13,8 +13,8 @@ from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, P
 from captune.cli.prepare_own import folder, hf, split_and_shares, table, webdataset
 
 if TYPE_CHECKING:
-    from captune.data.importing import Row
-    from captune.data.problems import Problem
+    from captune.data.issues import Issue
+    from captune.data.rows import Row
 
 __all__ = ["app", "register"]
 
@@ -74,12 +74,11 @@ def flickr30k(
 
     Images are looked for in flickr30k-images, flickr30k_images or images beside SOURCE.
     """
-    from captune.data.flickr30k import flickr30k_rows
-    from captune.data.text import Reading
-    from captune.data.token_lines import token_rows
+    from captune.data.importers.flickr import flickr30k_rows, token_rows
+    from captune.data.readers import SourceFile
 
     file = find_file(source, _FLICKR30K_FILES, _FLICKR30K_ORIGIN)
-    reading = Reading(file)
+    reading = SourceFile(file)
     rows = token_rows(reading) if ".token" in file.suffixes else flickr30k_rows(reading)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(resplit(rows, splits), file, reading, _FLICKR30K_IMAGES, options)
@@ -105,13 +104,13 @@ def flickr8k(
     The lists Flickr_8k.{train,dev,test}Images.txt beside SOURCE give the splits; images that none of them names
     become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
     """
-    from captune.data.karpathy import with_splits
-    from captune.data.text import Reading
-    from captune.data.token_lines import listed_splits, token_rows
+    from captune.data.importers.flickr import listed_splits, token_rows
+    from captune.data.importers.karpathy import with_splits
+    from captune.data.readers import SourceFile
 
     file = find_file(source, ("Flickr8k.token.txt", "captions.txt"), "Flickr8k's captions are Flickr8k.token.txt")
-    reading = Reading(file)
-    rows: Iterable[Row | Problem] = token_rows(reading)
+    reading = SourceFile(file)
+    rows: Iterable[Row | Issue] = token_rows(reading)
     listed = {} if splits else listed_splits(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
@@ -138,10 +137,10 @@ def karpathy(
     COCO's training set of published numbers is train and restval together: 113,287 images. Images are looked for in
     images or flickr30k-images beside SOURCE, COCO's in their folders train2014 and val2014 there.
     """
-    from captune.data.karpathy import karpathy_rows
-    from captune.data.text import Reading
+    from captune.data.importers.karpathy import karpathy_rows
+    from captune.data.readers import SourceFile
 
-    reading = Reading(source)
+    reading = SourceFile(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     rows = karpathy_rows(reading, restval="train" if restval == "train" else "restval")
     import_rows(rows, source, reading, ("images", "flickr30k-images", ""), options)
@@ -173,11 +172,11 @@ def coco(
     Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it, in
     images, or in MiniGPT-4's folder image.
     """
-    from captune.data.coco import coco_rows
+    from captune.data.importers.coco import coco_rows
+    from captune.data.readers import SourceFile
     from captune.data.splits import split_of_name
-    from captune.data.text import Reading
 
-    reading = Reading(source)
+    reading = SourceFile(source)
     name = source.name.split(".")[0].rsplit("_", 1)[-1]
     guess, origin = split_of_name(source.name)
     own, shares = (guess, None) if split is None else split_and_shares(split, seed, splits)
@@ -203,11 +202,11 @@ def nocaps(
 
     Images are looked for in validation, val or images beside SOURCE.
     """
-    from captune.data.coco import coco_rows
+    from captune.data.importers.coco import coco_rows
+    from captune.data.readers import SourceFile
     from captune.data.splits import split_of_name
-    from captune.data.text import Reading
 
-    reading = Reading(source)
+    reading = SourceFile(source)
     split, origin = split_of_name(source.name)
     options = Options(
         out, images, check_images, strict, as_json, problems, overwrite, split_origin=origin.partition(";")[0]
@@ -231,10 +230,10 @@ def textcaps(
 
     Images are looked for in train_images (those of val, too) or images beside SOURCE.
     """
-    from captune.data.text import Reading
-    from captune.data.textcaps import textcaps_rows
+    from captune.data.importers.coco import textcaps_rows
+    from captune.data.readers import SourceFile
 
-    reading = Reading(source)
+    reading = SourceFile(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     import_rows(textcaps_rows(reading), source, reading, ("train_images", "images"), options)
 
@@ -261,16 +260,15 @@ def chinese(
     Lists such as coco-cn_train.txt beside SOURCE give the splits. Images are looked for in images,
     flickr30k-images or beside SOURCE, COCO's in their folders train2014 and val2014 there.
     """
-    from captune.data.chinese import chinese_lists, with_coco_names
-    from captune.data.karpathy import with_splits
+    from captune.data.importers.flickr import chinese_lists, token_rows, with_coco_names
+    from captune.data.importers.karpathy import with_splits
+    from captune.data.readers import SourceFile
     from captune.data.splits import split_of_name
-    from captune.data.text import Reading
-    from captune.data.token_lines import token_rows
 
     file = find_file(source, ("imageid.human-written-caption.txt",), "COCO-CN's is imageid.human-written-caption.txt")
-    reading = Reading(file)
+    reading = SourceFile(file)
     guess, origin = split_of_name(file.name)
-    rows: Iterable[Row | Problem] = token_rows(reading, split=split or guess)
+    rows: Iterable[Row | Issue] = token_rows(reading, split=split or guess)
     listed = {} if splits or split else chinese_lists(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
     told = None if split or splits or listed else origin

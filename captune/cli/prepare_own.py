@@ -13,10 +13,10 @@ from captune.cli.importing import Options, import_rows
 from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Seed, SplitOrShares, Strict
 
 if TYPE_CHECKING:
-    from captune.data.left_out import LeftOut
-    from captune.data.shares import Shares
-    from captune.data.table import Columns
-    from captune.data.text import Reading
+    from captune.data.image_files import SkippedFiles
+    from captune.data.importers.table import Columns
+    from captune.data.readers import SourceFile
+    from captune.data.splits import Shares
 
 __all__ = ["folder", "hf", "split_and_shares", "table", "webdataset"]
 
@@ -68,20 +68,20 @@ def table(
     Images are looked for in images beside SOURCE, or beside it. Images that lie inside a parquet file are written
     into the folder of --images, by default one beside the manifest.
     """
-    from captune.data.embedded import EmbeddedImages
-    from captune.data.table import table_rows
-    from captune.data.text import Reading
+    from captune.data.archives import InlineImages
+    from captune.data.importers.table import table_rows
+    from captune.data.readers import SourceFile
 
     own, shares = split_and_shares(split, seed, split_column)
-    reading = Reading(source, encoding)
+    reading = SourceFile(source, encoding)
     columns = _columns(image_column, caption_column, split_column, id_column)
-    embedded = None
+    inline_images = None
     if source.suffix in (".parquet", ".pq") and _holds_images(reading, image_column):
         images = _target(out, images)
         images.mkdir(parents=True, exist_ok=True)
-        embedded = EmbeddedImages(images)
+        inline_images = InlineImages(images)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite, shares)
-    rows = table_rows(reading, columns, split=own, embedded=embedded, quoting=quoting, turns=turns)
+    rows = table_rows(reading, columns, split=own, inline_images=inline_images, quoting=quoting, turns=turns)
     import_rows(rows, source, reading, ("images", "image", ""), options)
 
 
@@ -97,12 +97,12 @@ def folder(
     overwrite: Overwrite = False,
 ) -> None:
     """A folder of images with a text file of the same name beside each, one caption a line."""
-    from captune.data.folder import FolderReading
+    from captune.data.importers.folder import FolderSource
 
     own, shares = split_and_shares(split, seed)
-    reading = FolderReading(source, split=own)
+    reading = FolderSource(source, split=own)
     options = Options(out, source, check_images, strict, as_json, problems, overwrite, shares)
-    with _announced(reading.left_out):
+    with _announced(reading.skipped):
         import_rows(reading.rows(), source, reading, (), options)
 
 
@@ -135,16 +135,16 @@ def hf(
 
     The images are written into the folder of --images, which the manifest then points to.
     """
-    from captune.data.embedded import EmbeddedImages
-    from captune.data.hugging_face import HuggingFaceReading
+    from captune.data.archives import InlineImages
+    from captune.data.importers.hugging_face import HuggingFaceSource
 
     target = _target(out, images)
     columns = _columns(image_column, caption_column, split_column, id_column)
     own, shares = (None, None) if split is None else split_and_shares(split, seed, split_column)
-    reading = HuggingFaceReading(
+    reading = HuggingFaceSource(
         source,
         columns,
-        EmbeddedImages(target),
+        InlineImages(target),
         configuration=configuration,
         split=None if shares is not None else own,
     )
@@ -170,25 +170,25 @@ def webdataset(
     The images are written into the folder of --images, which the manifest then points to. Links in a tar are not
     followed.
     """
-    from captune.data.embedded import EmbeddedImages
-    from captune.data.webdataset import WebDatasetReading
+    from captune.data.archives import InlineImages
+    from captune.data.importers.webdataset import WebDatasetSource
 
     target = _target(out, images)
     own, shares = split_and_shares(split, seed)
-    reading = WebDatasetReading(source, EmbeddedImages(target), split=own)
+    reading = WebDatasetSource(source, InlineImages(target), split=own)
     target.mkdir(parents=True, exist_ok=True)
     options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
-    with _announced(reading.left_out, "member"):
+    with _announced(reading.skipped, "member"):
         import_rows(reading.rows(), source, reading, (), options)
 
 
 @contextmanager
-def _announced(left_out: LeftOut, what: str = "file") -> Iterator[None]:
+def _announced(skipped: SkippedFiles, what: str = "file") -> Iterator[None]:
     """Say on stderr what was not read, also where the import fails."""
     try:
         yield
     finally:
-        if sentence := left_out.sentence(what):
+        if sentence := skipped.sentence(what):
             typer.echo(f"{sentence}.", err=True)
 
 
@@ -203,7 +203,7 @@ def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, S
     Raises:
         DataError: shares are wrong, or given with another option that gives splits.
     """
-    from captune.data.shares import parse_shares
+    from captune.data.splits import parse_shares
     from captune.errors import DataError
 
     shares = parse_shares(text, seed)
@@ -215,7 +215,7 @@ def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, S
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:
-    from captune.data.table import Columns
+    from captune.data.importers.table import Columns
 
     return Columns(image, tuple(captions), split, name)
 
@@ -230,9 +230,9 @@ def _target(out: Path, images: Path | None) -> Path:
     return images or out.parent / f"{out.stem}-images"
 
 
-def _holds_images(reading: Reading, column: str) -> bool:
+def _holds_images(reading: SourceFile, column: str) -> bool:
     """Whether a column of a parquet file holds image files and not their names."""
-    from captune.data.parquet import column_type
+    from captune.data.archives import column_type
 
     kind = column_type(reading, column)
     return kind.startswith(("binary", "large_binary", "struct"))

@@ -90,7 +90,7 @@ def run_server_of(
 
     from captune.cli.extras import needs
     from captune.cli.preflight import check_named_model, require_extra
-    from captune.data.partial import temporary_folder
+    from captune.data.atomic import temporary_folder
 
     require_extra("captune serve", "serve", "train")
     if not Path(model, "config.yaml").is_file():  # a run names its model itself

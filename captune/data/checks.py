@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from captune.data.first_seen import FirstSeen
+from captune.data.ids import SeenIds
 from captune.data.images import check_image
 from captune.data.importing import ImageCheck, Summary
-from captune.data.lookahead import in_order
-from captune.data.manifest import Sample, absence, resolve_image, scan_manifest
-from captune.data.problems import Problem, Problems
-from captune.data.text import Reading
+from captune.data.issues import Issue, Issues
+from captune.data.manifest import Sample, missing_reason, resolve_image, scan_manifest
+from captune.data.prefetch import prefetch_map
+from captune.data.readers import SourceFile
 from captune.errors import DataError
 
 __all__ = ["TargetFlaw", "check_manifest"]
@@ -30,7 +30,7 @@ _FLAWS: Final[dict[TargetFlaw, str]] = {
 
 
 def check_manifest(
-    manifest: str | os.PathLike[str] | Reading,
+    manifest: str | os.PathLike[str] | SourceFile,
     *,
     needed_splits: Sequence[str] = ("train",),
     check: ImageCheck = "decode",
@@ -38,7 +38,7 @@ def check_manifest(
     max_words: int = 100,
     flaw: Callable[[str], TargetFlaw | None] | None = None,
     progress: Callable[[int], None] | None = None,
-    on_problem: Callable[[Problem], None] | None = None,
+    on_issue: Callable[[Issue], None] | None = None,
     workers: int | None = None,
 ) -> Summary:
     """Look at every row, caption and image of a manifest.
@@ -56,7 +56,7 @@ def check_manifest(
         max_words: longest caption, in words between white space, that is not noted.
         flaw: what is wrong with a caption as a model's target; None leaves this question out.
         progress: called now and then with the number of rows done.
-        on_problem: called with every problem as it is met.
+        on_issue: called with every problem as it is met.
         workers: threads that decode images; as many as processors by default, at most eight.
 
     Returns:
@@ -65,22 +65,22 @@ def check_manifest(
     Raises:
         DataError: there is no such file, or it is no text; bad rows are no exception here.
     """
-    reading = manifest if isinstance(manifest, Reading) else Reading(manifest)
+    reading = manifest if isinstance(manifest, SourceFile) else SourceFile(manifest)
     name = reading.name
-    summary = Summary(problems=Problems(on_problem=on_problem))
+    summary = Summary(problems=Issues(on_issue=on_issue))
 
-    def image_problems(row: tuple[int, Sample | Problem]) -> list[Problem]:
+    def image_problems(row: tuple[int, Sample | Issue]) -> list[Issue]:
         line, sample = row
-        if isinstance(sample, Problem):
+        if isinstance(sample, Issue):
             return []
         return _image_problems(name, line, resolve_image(reading.path, sample.image), check, min_side)
 
-    paths = FirstSeen()
+    paths = SeenIds()
     scanned = scan_manifest(reading)
-    looked = _unseen(scanned) if check == "none" else in_order(scanned, image_problems, workers)
+    looked = _unseen(scanned) if check == "none" else prefetch_map(scanned, image_problems, workers)
     with contextlib.closing(looked) as rows:
         for done, ((line, sample), problems) in enumerate(rows, 1):
-            if isinstance(sample, Problem):
+            if isinstance(sample, Issue):
                 summary.problems.add(sample)
                 continue
             summary.add(sample)
@@ -90,7 +90,7 @@ def check_manifest(
                 paths.add(path, line)
             else:
                 message = f"the image '{sample.image}' of '{sample.id}' stands on line {first} under another id."
-                problems.append(Problem(name, line, "shared", message))
+                problems.append(Issue(name, line, "shared", message))
             problems += _caption_problems(name, line, sample, max_words, flaw)
             for problem in problems:
                 summary.problems.add(problem)
@@ -100,46 +100,46 @@ def check_manifest(
         if not summary.splits[split]:
             there = ", ".join(f"{split} ({count:,})" for split, count in summary.splits.most_common(20))
             message = f"no image is of the split '{split}'; there is {there or 'none'}."
-            summary.problems.add(Problem(name, 0, "split", message))
+            summary.problems.add(Issue(name, 0, "split", message))
     return summary
 
 
 def _unseen(
-    rows: Iterator[tuple[int, Sample | Problem]],
-) -> Generator[tuple[tuple[int, Sample | Problem], list[Problem]], None, None]:
+    rows: Iterator[tuple[int, Sample | Issue]],
+) -> Generator[tuple[tuple[int, Sample | Issue], list[Issue]], None, None]:
     """Rows without a look at their images, which no thread is needed for."""
     for row in rows:
         yield row, []
 
 
-def _image_problems(name: str, line: int, path: Path, check: ImageCheck, min_side: int) -> list[Problem]:
+def _image_problems(name: str, line: int, path: Path, check: ImageCheck, min_side: int) -> list[Issue]:
     """What is wrong with an image; runs in a thread."""
-    if missing := absence(path):
-        return [Problem(name, line, "missing", missing)]
+    if missing := missing_reason(path):
+        return [Issue(name, line, "missing", missing)]
     if check == "exist":
         return []
     try:
         width, height = check_image(path)
     except DataError as error:
-        return [Problem(name, line, "undecodable", str(error))]
+        return [Issue(name, line, "undecodable", str(error))]
     if min(width, height) < min_side:
         message = f"the image '{path}' has {width} x {height} pixels, less than {min_side} on a side."
-        return [Problem(name, line, "small", message)]
+        return [Issue(name, line, "small", message)]
     return []
 
 
 def _caption_problems(
     name: str, line: int, sample: Sample, max_words: int, flaw: Callable[[str], TargetFlaw | None] | None
-) -> Iterator[Problem]:
+) -> Iterator[Issue]:
     """What is remarkable about the captions of an image."""
     for place, caption in enumerate(sample.captions, 1):
         which = f"caption {place} of '{sample.id}'"
         first = sample.captions.index(caption) + 1
         if first < place:
-            yield Problem(name, line, "repeated", f"{which} is the same as caption {first}.")
+            yield Issue(name, line, "repeated", f"{which} is the same as caption {first}.")
         words = len(caption.split())
         if words > max_words:
-            yield Problem(name, line, "long", f"{which} has {words} words, more than {max_words}.")
+            yield Issue(name, line, "long", f"{which} has {words} words, more than {max_words}.")
         wrong = None if flaw is None else flaw(caption)
         if wrong is not None:
-            yield Problem(name, line, wrong, f"{which} {_FLAWS[wrong]}")
+            yield Issue(name, line, wrong, f"{which} {_FLAWS[wrong]}")

@@ -1,16 +1,17 @@
-"""Rows of delimited text (CSV, TSV), in which a stray quotation mark costs no row but its own."""
+"""Rows of delimited text (CSV, TSV): reading that survives stray quotation marks, and writing for spreadsheets."""
 
 from __future__ import annotations
 
 import csv
 import posixpath
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TextIO, TypeAlias
 
 from captune.errors import DataError
 
-__all__ = ["Quoting", "delimited_rows", "looks_quoted"]
+__all__ = ["CsvWriter", "Quoting", "delimited_rows", "looks_quoted", "plain_cell", "safe_cell"]
 
 Quoting: TypeAlias = Literal["csv", "none"]
 """Whether quotation marks around a cell belong to the format ("csv") or to the text ("none")."""
@@ -29,7 +30,7 @@ def delimited_rows(
     row is an error, and reading resumes on the next line, so that no row becomes a part of another one's caption.
 
     Args:
-        lines: from `captune.data.text.checked_lines`, from the first line on.
+        lines: from `captune.data.readers.checked_lines`, from the first line on.
         delimiter: one character.
         quoting: what quotation marks mean; with "none" a row is always one line.
 
@@ -111,3 +112,33 @@ def _kind(cell: str) -> tuple[str, bool] | None:
         return None
     stem, ending = posixpath.splitext(cell)
     return (ending.lower(), stem.isdecimal()) if len(ending) > 1 or cell.isdecimal() else None
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+
+
+def safe_cell(text: str) -> str:
+    """A text as a cell: with an apostrophe in front where a spreadsheet would compute it; numbers stay as they are."""
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def plain_cell(cell: str) -> str:
+    """The text of a cell that `safe_cell` made."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+class CsvWriter:
+    """Writes rows of CSV whose texts are safe to open in a spreadsheet.
+
+    Args:
+        stream: where to.
+        lineterminator: between lines.
+    """
+
+    def __init__(self, stream: TextIO, lineterminator: str = "\n") -> None:
+        self._writer = csv.writer(stream, lineterminator=lineterminator)
+
+    def writerow(self, cells: Iterable[Any]) -> None:
+        """Write one row; what is no text is written as it is."""
+        self._writer.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in cells])

@@ -1,7 +1,7 @@
 """From an annotation file to a manifest: the way that all importers share.
 
-An importer (`captune.data.flickr30k`, ...) is a generator that knows one format and nothing else: for every image
-it yields a `Row`, or a `Problem` with its line for what it could not read. Everything that is the same for all
+An importer (`captune.data.importers`) is a generator that knows one format and nothing else: for every image
+it yields a `Row`, or an `Issue` with its line for what it could not read. Everything that is the same for all
 formats happens here, in one pass: ids, unsafe names, blank captions, duplicates, missing and broken images, the
 paths of the manifest, and the summary.
 """
@@ -20,47 +20,32 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from captune.data.atomic import is_stream
-from captune.data.first_seen import FirstSeen
-from captune.data.image_lookup import SPELLINGS, file_name, without_windows
+from captune.data.ids import SeenIds
+from captune.data.image_files import SPELLINGS, file_name, without_windows
 from captune.data.images import check_image
+from captune.data.issues import Issue, Issues, plural, printable
 from captune.data.leaks.guard import ImageFile
-from captune.data.lookahead import in_order
-from captune.data.manifest import Sample, absence, check_image_name, iter_manifest, text_fault, write_manifest
+from captune.data.manifest import (
+    Sample,
+    check_image_name,
+    invalid_text_reason,
+    iter_manifest,
+    missing_reason,
+    write_manifest,
+)
 from captune.data.outputs import check_output
-from captune.data.problems import Problem, Problems, plural, printable
-from captune.data.shares import Division, Shares, divide
+from captune.data.prefetch import prefetch_map
+from captune.data.rows import Row
+from captune.data.splits import Division, Shares, divide
 from captune.errors import DataError
 
-__all__ = ["ImageCheck", "Row", "Summary", "prepare"]
+__all__ = ["ImageCheck", "Summary", "prepare"]
 
 ImageCheck: TypeAlias = Literal["none", "exist", "decode"]
 """How far images are looked at: not at all, whether the file is there, or decoded to the last byte."""
 
 _SAMPLES_SHOWN = 5
 _PROGRESS_EVERY = 32  # rows
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image as an annotation file tells of it, before anything is checked.
-
-    Attributes:
-        line: where it begins in the file, counted from 1; 0 where the format has no lines.
-        image: name of the file, relative to the image folder.
-        captions: as they stand in the file.
-        split: as it stands in the file.
-        id: unique name; the image's name without folder and ending where the format has none.
-        domain: the part of the split that it belongs to, where the format knows such parts.
-        any_ending: whether the format names images without their ending, so that `image` ends in a guess.
-    """
-
-    line: int
-    image: str
-    captions: tuple[str, ...]
-    split: str
-    id: str | None = None
-    domain: str | None = None
-    any_ending: bool = False
 
 
 @dataclass
@@ -82,7 +67,7 @@ class Summary:
     splits: Counter[str] = field(default_factory=Counter)
     captions_per_image: Counter[int] = field(default_factory=Counter)
     words_per_caption: Counter[int] = field(default_factory=Counter)
-    problems: Problems = field(default_factory=Problems)
+    problems: Issues = field(default_factory=Issues)
     samples: list[Sample] = field(default_factory=list)
     _respelt: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
     _division: list[str] = field(default_factory=list, repr=False)
@@ -125,7 +110,7 @@ class Summary:
 
 
 def prepare(
-    rows: Iterable[Row | Problem],
+    rows: Iterable[Row | Issue],
     *,
     source: str,
     images: str | os.PathLike[str],
@@ -134,7 +119,7 @@ def prepare(
     strict: bool = False,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
-    on_problem: Callable[[Problem], None] | None = None,
+    on_issue: Callable[[Issue], None] | None = None,
     workers: int | None = None,
     shares: Shares | None = None,
     compared: Callable[[int, int], None] | None = None,
@@ -150,7 +135,7 @@ def prepare(
         strict: write nothing if anything is wrong; otherwise bad rows are left out and counted.
         overwrite: replace a file at `out` that an import did not write.
         progress: called now and then with the number of rows done.
-        on_problem: called with every problem as it is met.
+        on_issue: called with every problem as it is met.
         workers: threads that decode images; as many as processors by default, at most eight.
         shares: divide the images into these splits, whatever split the rows have.
         compared: called now and then with the number of images compared with the others for `shares`, and of all.
@@ -171,7 +156,7 @@ def prepare(
             "or pass --check-images none to prepare without the image files."
         )
     check_output(out, command="prepare", reads=[source], overwrite=overwrite)
-    summary = Summary(problems=Problems(on_problem=on_problem))
+    summary = Summary(problems=Issues(on_issue=on_issue))
     found = _cleaned(_portable(rows, folder, check, summary), source)
     if check != "none":
         found = _with_images(found, source, folder, check, summary, workers)
@@ -210,9 +195,7 @@ def _divided(
             yield replace(sample, split=splits[sample.id])
 
 
-def _portable(
-    rows: Iterable[Row | Problem], folder: Path, check: ImageCheck, summary: Summary
-) -> Iterator[Row | Problem]:
+def _portable(rows: Iterable[Row | Issue], folder: Path, check: ImageCheck, summary: Summary) -> Iterator[Row | Issue]:
     """Rows without paths of Windows in them."""
     for row in rows:
         if isinstance(row, Row) and (name := without_windows(row.image, folder, check=check != "none")) != row.image:
@@ -221,85 +204,85 @@ def _portable(
         yield row
 
 
-def _cleaned(rows: Iterable[Row | Problem], source: str) -> Generator[Row | Problem, None, None]:
+def _cleaned(rows: Iterable[Row | Issue], source: str) -> Generator[Row | Issue, None, None]:
     """Rows with an id, a safe image name and no blank captions; a second row of an id becomes a problem."""
-    seen = FirstSeen()
+    seen = SeenIds()
     for row in rows:
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             yield row
             continue
         try:
             check_image_name(row.image)
         except DataError as error:
-            yield Problem(source, row.line, "path", str(error), len(row.captions))
+            yield Issue(source, row.line, "path", str(error), len(row.captions))
             continue
         captions, problems = _cleaned_captions(row, source)
         yield from problems
         name = posixpath.splitext(posixpath.basename(row.image))[0] if row.id is None else row.id
         if not captions:
             continue
-        if fault := text_fault(name):
-            yield Problem(source, row.line, "malformed", f"the id of '{row.image}' {fault}.", len(captions))
-        elif fault := text_fault(row.split):
-            yield Problem(source, row.line, "malformed", f"the split of '{row.image}' {fault}.", len(captions))
-        elif row.domain is not None and (fault := text_fault(row.domain)):
-            yield Problem(source, row.line, "malformed", f"the domain of '{row.image}' {fault}.", len(captions))
+        if fault := invalid_text_reason(name):
+            yield Issue(source, row.line, "malformed", f"the id of '{row.image}' {fault}.", len(captions))
+        elif fault := invalid_text_reason(row.split):
+            yield Issue(source, row.line, "malformed", f"the split of '{row.image}' {fault}.", len(captions))
+        elif row.domain is not None and (fault := invalid_text_reason(row.domain)):
+            yield Issue(source, row.line, "malformed", f"the domain of '{row.image}' {fault}.", len(captions))
         elif (first := seen.line_of(name)) is not None:
             where = f"is on line {first} already" if first else "is given twice"
             message = f"the id '{name}' {where}; '{row.image}' and its captions are left out."
-            yield Problem(source, row.line, "duplicate", message, len(captions))
+            yield Issue(source, row.line, "duplicate", message, len(captions))
         else:
             seen.add(name, row.line)
             yield replace(row, captions=captions, id=name)
 
 
-def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Problem]]:
+def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Issue]]:
     """The captions that are text, unchanged, and a problem for each of the others."""
     good: list[str] = []
     problems = []
     for place, caption in enumerate(row.captions, 1):
-        fault = text_fault(caption)
+        fault = invalid_text_reason(caption)
         if fault is None:
             good.append(caption)
             continue
         kind = "malformed" if caption.strip() else "empty"
         message = f"caption {place} of {len(row.captions)} of '{row.image}' {fault}."
-        problems.append(Problem(source, row.line, kind, message))
+        problems.append(Issue(source, row.line, kind, message))
     if not good:
         message = f"'{row.image}' has no caption with text in it."
-        problems = [Problem(source, row.line, "empty", message, len(row.captions))]
+        problems = [Issue(source, row.line, "empty", message, len(row.captions))]
     return tuple(good), problems
 
 
 def _with_images(
-    found: Iterator[Row | Problem],
+    found: Iterator[Row | Issue],
     source: str,
     folder: Path,
     check: ImageCheck,
     summary: Summary,
     workers: int | None,
-) -> Generator[Row | Problem, None, None]:
+) -> Generator[Row | Issue, None, None]:
     """Rows whose image is there, and decodes to the last byte if that is requested; the order is kept."""
     ways: dict[str, str] = {}  # of files with other names than in the annotation file
 
-    def verdict(row: Row | Problem) -> Row | Problem:
-        if isinstance(row, Problem):
+    def verdict(row: Row | Issue) -> Row | Issue:
+        if isinstance(row, Issue):
             return row
         path = folder / row.image
-        if missing := absence(path):
+        if missing := missing_reason(path):
             other = file_name(row.image, folder, any_ending=row.any_ending)
             if other is None:
-                return Problem(source, row.line, "missing", missing, len(row.captions))
+                return Issue(source, row.line, "missing", missing, len(row.captions))
             row = replace(row, image=other[0])
             path, ways[row.image] = folder / row.image, other[1]
         if check == "decode":
             try:
                 check_image(path)
             except DataError as error:
-                return Problem(source, row.line, "undecodable", str(error), len(row.captions))
+                return Issue(source, row.line, "undecodable", str(error), len(row.captions))
         return row
 
-    with contextlib.closing(in_order(found, verdict, workers)) as verdicts:
+    with contextlib.closing(prefetch_map(found, verdict, workers)) as verdicts:
         for before, row in verdicts:
             if isinstance(row, Row) and isinstance(before, Row) and (way := ways.pop(row.image, None)):
                 summary.add_spelling(way, before.image, row.image)
@@ -319,11 +302,11 @@ def _image_prefix(images: Path, out: Path) -> str:
 
 
 def _counted(
-    found: Iterator[Row | Problem], summary: Summary, prefix: str, progress: Callable[[int], None] | None
+    found: Iterator[Row | Issue], summary: Summary, prefix: str, progress: Callable[[int], None] | None
 ) -> Iterator[Sample]:
     """The good rows as samples of the manifest; everything is counted."""
     for done, row in enumerate(found, 1):
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             summary.problems.add(row)
         else:
             sample = Sample(str(row.id), prefix + row.image, row.captions, row.split, row.domain)

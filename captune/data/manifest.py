@@ -24,23 +24,23 @@ from typing import Any
 
 from captune.common import did_you_mean
 from captune.data.atomic import atomic_file
-from captune.data.first_seen import FirstSeen
+from captune.data.ids import SeenIds
+from captune.data.issues import Issue, Issues, plural, printable
 from captune.data.outputs import output_file
-from captune.data.problems import Problem, Problems, plural, printable
-from captune.data.text import Reading, checked_lines, parse_json
+from captune.data.readers import SourceFile, checked_lines, parse_json
 from captune.errors import DataError
 
 __all__ = [
     "Sample",
-    "absence",
     "check_image_name",
+    "invalid_text_reason",
     "iter_manifest",
     "manifest_hash",
+    "missing_reason",
     "read_manifest",
     "resolve_image",
     "safe_join",
     "scan_manifest",
-    "text_fault",
     "write_manifest",
 ]
 
@@ -71,7 +71,7 @@ class Sample:
     domain: str | None = None
 
 
-def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[int, Sample | Problem]]:
+def scan_manifest(manifest: str | os.PathLike[str] | SourceFile) -> Iterator[tuple[int, Sample | Issue]]:
     """Every row of a manifest, good or bad, with its line; of the ids, 16 bytes each are kept.
 
     Args:
@@ -81,25 +81,25 @@ def scan_manifest(manifest: str | os.PathLike[str] | Reading) -> Iterator[tuple[
         the line, counted from 1, and a sample or what is wrong with the row. Blank lines are passed over.
 
     Raises:
-        DataError: no such file; see `captune.data.text.checked_lines`.
+        DataError: no such file; see `captune.data.readers.checked_lines`.
     """
-    reading = manifest if isinstance(manifest, Reading) else Reading(manifest)
-    seen = FirstSeen()
+    reading = manifest if isinstance(manifest, SourceFile) else SourceFile(manifest)
+    seen = SeenIds()
     for number, text in enumerate(checked_lines(reading), 1):
         if isinstance(text, DataError):
-            yield number, Problem(reading.name, number, "encoding", str(text))
+            yield number, Issue(reading.name, number, "encoding", str(text))
             continue
         if not text.strip():
             continue
         try:
             sample = _parse(text)
         except ValueError as error:
-            yield number, Problem(reading.name, number, "malformed", _sentence(error))
+            yield number, Issue(reading.name, number, "malformed", _sentence(error))
             continue
         first = seen.line_of(sample.id)
         if first is not None:
             message = f"the id '{sample.id}' stands on line {first} already."
-            yield number, Problem(reading.name, number, "duplicate", message)
+            yield number, Issue(reading.name, number, "duplicate", message)
         else:
             seen.add(sample.id, number)
             yield number, sample
@@ -120,10 +120,10 @@ def iter_manifest(path: str | os.PathLike[str], split: str | Collection[str] | N
             names the splits that there are.
     """
     wanted = (split,) if isinstance(split, str) else split
-    problems = Problems()
+    problems = Issues()
     splits: Counter[str] = Counter()
     for _, row in scan_manifest(path):
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             problems.add(row)
             continue
         splits[row.split] += 1
@@ -186,7 +186,7 @@ def manifest_hash(path: str | os.PathLike[str]) -> str:
     Raises:
         DataError: no such file.
     """
-    reading = Reading(path)
+    reading = SourceFile(path)
     try:
         return hashlib.file_digest(reading.file, "sha256").hexdigest()
     finally:
@@ -223,7 +223,7 @@ def safe_join(folder: str | os.PathLike[str], name: str) -> Path:
     return Path(folder) / name
 
 
-def absence(path: str | os.PathLike[str]) -> str | None:
+def missing_reason(path: str | os.PathLike[str]) -> str | None:
     """Why there is no image file under a path, as a sentence; None where there is one.
 
     Raises:
@@ -258,7 +258,7 @@ def check_image_name(name: str) -> None:
         raise DataError(f"the image name {name!r} is no file name.")
 
 
-def text_fault(text: str) -> str | None:
+def invalid_text_reason(text: str) -> str | None:
     """Why a string can be no caption, id or split; None if it can.
 
     Args:
@@ -313,7 +313,7 @@ def _sentence(error: Exception) -> str:
 def _check_text(what: str, value: Any) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{what} must be a string, not {_kind(value)}")
-    if fault := text_fault(value):
+    if fault := invalid_text_reason(value):
         raise ValueError(f"{what} {fault}")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from captune.data.content_hash import HASH_BYTES, content_hash, file_state
-from captune.data.lookahead import in_order
+from captune.data.prefetch import prefetch_map
 
 __all__ = ["content_ids", "remembered"]
 
@@ -53,7 +53,9 @@ def content_ids(
             if known is None:
                 unread.append((place, entry))
             found[place] = known
-        for done, ((place, entry), digest) in enumerate(in_order(unread, lambda item: _try(files[item[0]])), start=1):
+        for done, ((place, entry), digest) in enumerate(
+            prefetch_map(unread, lambda item: _try(files[item[0]])), start=1
+        ):
             found[place] = digest
             if isinstance(digest, bytes):
                 fresh.append((str(files[place].absolute()), file_state(entry), digest))

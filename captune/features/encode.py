@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from captune.data.images import load_image, to_pixels
-from captune.data.lookahead import in_order
+from captune.data.prefetch import prefetch_map
 from captune.errors import DataError
 from captune.features.store import FeatureStore
 from captune.model import MiniGPT4
@@ -96,7 +96,7 @@ def encode_missing(
         except DataError as error:
             return error
 
-    for place, found in in_order(places, pixels_of, ahead=2 * batch_size):
+    for place, found in prefetch_map(places, pixels_of, ahead=2 * batch_size):
         done += 1
         if isinstance(found, DataError):
             broken.append(Broken(place, str(found)))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from captune.data.atomic import atomic_file
 from captune.data.content_hash import HASH_BYTES
-from captune.data.lookahead import in_order
+from captune.data.prefetch import prefetch_map
 from captune.errors import DataError
 from captune.features.identity import TowerIdentity
 from captune.features.shard import Shard, open_shard, write_shard
@@ -123,7 +123,7 @@ class FeatureStore:
     def damaged(self, names: Sequence[str]) -> list[str]:
         """Those of the named shards whose content is not what was written; each one is read as a whole."""
         shards = {shard.path.name: shard for shard in self._shards}
-        return [name for name, intact in in_order(names, lambda name: shards[name].is_intact()) if not intact]
+        return [name for name, intact in prefetch_map(names, lambda name: shards[name].is_intact()) if not intact]
 
     def pass_over(self, names: Sequence[str]) -> None:
         """Use some shards no more, and say so; their files stay."""

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from captune.data.partial import temporary_folder
+from captune.data.atomic import temporary_folder
 from captune.model.model_card import model_card, upload_folder
 from captune.model.processor import MiniGPT4Processor
 from captune.model.sketch import TensorSketch, sketch

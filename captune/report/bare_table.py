@@ -8,7 +8,7 @@ import math
 import re
 from pathlib import Path
 
-from captune.data.spreadsheet import CsvWriter, plain_cell
+from captune.data.delimited import CsvWriter, plain_cell
 from captune.errors import InputError
 from captune.report.fields import LARGEST, first_repeated
 from captune.report.record import CheckpointScores, RunScores

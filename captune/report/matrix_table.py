@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from captune.data.spreadsheet import CsvWriter
+from captune.data.delimited import CsvWriter
 from captune.report.columns import format_value, scale_sentence
 from captune.report.matrix import Cell, Column, Difference, Matrix
 from captune.report.text import one_line

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from captune.config import RunConfig
 from captune.data.corruptions import CORRUPTIONS, STRENGTHS
+from captune.data.issues import Issue
 from captune.data.manifest import scan_manifest
-from captune.data.problems import Problem
 from captune.errors import ConfigError, DataError
 from captune.events import Listener
 from captune.protocols import EvaluationSet, evaluation_set
@@ -109,7 +109,7 @@ def _split(path: Path, wanted: str, trained: tuple[str, ...], *, asked: bool) ->
     """The split of a manifest to evaluate: the wanted one, or the only one that is not for training."""
     counts: Counter[str] = Counter()
     for _, row in scan_manifest(path):
-        if not isinstance(row, Problem):
+        if not isinstance(row, Issue):
             counts[row.split] += 1
     if counts[wanted] or asked:
         return wanted

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from captune.config import RunConfig
+from captune.data.atomic import temporary_folder
 from captune.data.corruptions import corrupt
 from captune.data.images import load_image
 from captune.data.locks import folder_lock
 from captune.data.manifest import resolve_image
-from captune.data.partial import temporary_folder
 from captune.decoding import Caption, encode_images, generate_captions
 from captune.errors import NonFiniteScoresError
 from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark

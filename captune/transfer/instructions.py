@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from captune.data.text import Reading, text_lines
+from captune.data.readers import SourceFile, text_lines
 from captune.errors import DataError
 
 __all__ = ["SHIPPED", "read_instructions"]
@@ -28,7 +28,7 @@ def read_instructions(source: str) -> list[str]:
     elif not Path(source).exists():
         raise DataError(f"there is no list of instructions '{source}'; give {' or '.join(SHIPPED)}, or a text file.")
     else:
-        lines = list(text_lines(Reading(source)))
+        lines = list(text_lines(SourceFile(source)))
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not found:
         raise DataError(f"the list of instructions '{source}' is empty; write one a line.")

@@ -9,7 +9,7 @@ import pytest
 
 from captune.bulk.payloads import Payloads
 from captune.bulk.shards import Entry, Item, Rejected
-from captune.data.lookahead import in_order
+from captune.data.prefetch import prefetch_map
 
 
 @pytest.mark.parametrize("size", [40, 1000])
@@ -39,7 +39,7 @@ def test_bytes_that_wait_are_bounded_and_let_go_of(size: int) -> None:
         except ValueError:
             return None
 
-    done = list(in_order(payloads.admitted(entries()), lambda item: payloads.decoded(item, guarded), 4, ahead=16))
+    done = list(prefetch_map(payloads.admitted(entries()), lambda item: payloads.decoded(item, guarded), 4, ahead=16))
     assert [item.entry.id for item, _ in done] == [str(number) for number in range(30)]
     assert most <= max(100, size)
     assert all(item.entry.payload == b"" for item, _ in done if isinstance(item.entry, Item))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from captune.bulk import read_inputs
-from captune.data.folder import FolderReading
+from captune.data.importers.folder import FolderSource
 from captune.errors import DataError
 
 
@@ -31,4 +31,4 @@ def test_captioning(locked: Path) -> None:
 
 def test_preparing(locked: Path) -> None:
     with pytest.raises(DataError, match=r"locked' cannot be read \(Permission denied\)"):
-        list(FolderReading(locked).rows())
+        list(FolderSource(locked).rows())

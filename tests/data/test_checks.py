@@ -10,8 +10,8 @@ from PIL import Image
 
 from captune.data.checks import check_manifest
 from captune.data.importing import ImageCheck
+from captune.data.issues import Issue
 from captune.data.manifest import Sample, write_manifest
-from captune.data.problems import Problem
 from captune.errors import DataError
 
 
@@ -61,12 +61,12 @@ NEED_DECODING = {"undecodable", "small"}
 
 
 def test_everything_is_found_with_its_line_in_order(manifest: Path) -> None:
-    seen: list[Problem] = []
+    seen: list[Issue] = []
     summary = check_manifest(
         manifest,
         needed_splits=["train", "test"],
         flaw=lambda caption: "truncated" if caption.startswith("far") else None,
-        on_problem=seen.append,
+        on_issue=seen.append,
     )
     assert [(problem.line, problem.kind) for problem in summary.problems.first] == FOUND
     assert summary.problems.first == seen
@@ -112,13 +112,13 @@ def test_an_empty_manifest_lacks_its_split(tmp_path: Path) -> None:
 
 
 def test_the_real_captions_pass(shared: Path, tmp_path: Path) -> None:
-    from captune.data.flickr30k import flickr30k_rows
+    from captune.data.importers.flickr import flickr30k_rows
     from captune.data.importing import prepare
-    from captune.data.text import Reading
+    from captune.data.readers import SourceFile
 
     file = shared / "captions" / "flickr30k" / "flickr_annotations_30k.csv"
     out = tmp_path / "m.jsonl"
-    prepare(flickr30k_rows(Reading(file)), source=str(file), images=tmp_path, out=out, check="none")
+    prepare(flickr30k_rows(SourceFile(file)), source=str(file), images=tmp_path, out=out, check="none")
     summary = check_manifest(out, needed_splits=["train", "val", "test"], check="none")
     assert summary.problems.fatal == 0
     assert set(summary.problems.counts) <= {"repeated"}

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captune.data.importing import Row, prepare
-from captune.data.leaks.groups import same_picture_groups
-from captune.data.leaks.guard import ImageFile
-from captune.data.leaks.manifests import compare_manifests
+from captune.data.importing import prepare
+from captune.data.leaks.guard import ImageFile, compare_manifests, same_picture_groups
 from captune.data.manifest import read_manifest
-from captune.data.shares import Shares, divide, parse_shares
+from captune.data.rows import Row
+from captune.data.splits import Shares, divide, parse_shares
 from captune.errors import DataError
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captune.data.embedded import EmbeddedImages
-from captune.data.hugging_face import HuggingFaceReading
-from captune.data.importing import Row
-from captune.data.problems import Problem
-from captune.data.table import Columns, table_rows
-from captune.data.text import Reading
-from captune.data.webdataset import WebDatasetReading
+from captune.data.archives import InlineImages
+from captune.data.importers.hugging_face import HuggingFaceSource
+from captune.data.importers.table import Columns, table_rows
+from captune.data.importers.webdataset import WebDatasetSource
+from captune.data.issues import Issue
+from captune.data.readers import SourceFile
+from captune.data.rows import Row
 from captune.errors import DataError
 
 
@@ -28,8 +28,8 @@ def picture(colour: str = "red", kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def split_up(found: list[Row | Problem]) -> tuple[list[Row], list[Problem]]:
-    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Problem)]
+def split_up(found: list[Row | Issue]) -> tuple[list[Row], list[Issue]]:
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Issue)]
 
 
 def everything_below(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ def everything_below(folder: Path) -> list[str]:
 
 
 def test_names_are_kept_and_never_taken_twice(tmp_path: Path) -> None:
-    images = EmbeddedImages(tmp_path / "images")
+    images = InlineImages(tmp_path / "images")
     assert images.add(picture(), "a.png") == "a.png"
     assert images.add(picture(), "train/a.png") == "a.png"
     other = images.add(picture("blue"), "a.png")
@@ -55,13 +55,13 @@ def test_names_are_kept_and_never_taken_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["..", "x/..", "a\0.png", "C:"])
 def test_names_that_lead_away_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError):
-        EmbeddedImages(tmp_path / "images").add(picture(), name)
+        InlineImages(tmp_path / "images").add(picture(), name)
     assert not (tmp_path / "images").exists()
 
 
 @pytest.mark.parametrize("name", ["../../up.png", "/etc/up.png", "..\\up.png"])
 def test_folders_of_a_name_are_dropped(tmp_path: Path, name: str) -> None:
-    assert EmbeddedImages(tmp_path / "images").add(picture(), name) == "up.png"
+    assert InlineImages(tmp_path / "images").add(picture(), name) == "up.png"
     assert everything_below(tmp_path) == ["images", "images/up.png"]
 
 
@@ -69,7 +69,7 @@ def test_a_link_under_the_name_is_neither_replaced_nor_followed(tmp_path: Path) 
     (tmp_path / "images").mkdir()
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "images" / "a.png").symlink_to(tmp_path / "precious")
-    name = EmbeddedImages(tmp_path / "images").add(picture(), "a.png")
+    name = InlineImages(tmp_path / "images").add(picture(), "a.png")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "images" / "a.png").is_symlink()
     assert name != "a.png"
@@ -77,32 +77,32 @@ def test_a_link_under_the_name_is_neither_replaced_nor_followed(tmp_path: Path) 
 
 
 def test_a_file_of_other_bytes_is_never_replaced(tmp_path: Path) -> None:
-    first = EmbeddedImages(tmp_path).add(picture(), "a.png")
+    first = InlineImages(tmp_path).add(picture(), "a.png")
     before = (tmp_path / "a.png").stat()
-    other = EmbeddedImages(tmp_path).add(picture() + b"more", "a.png")
-    again = EmbeddedImages(tmp_path).add(picture(), "a.png")
+    other = InlineImages(tmp_path).add(picture() + b"more", "a.png")
+    again = InlineImages(tmp_path).add(picture(), "a.png")
     assert first == again == "a.png" != other
     assert (tmp_path / "a.png").read_bytes() == picture()
     assert (tmp_path / "a.png").stat().st_ino == before.st_ino  # the same bytes are not even written again
     assert (tmp_path / other).read_bytes() == picture() + b"more"
-    assert EmbeddedImages(tmp_path).add(picture() + b"more", "a.png") == other  # the same import names it the same
+    assert InlineImages(tmp_path).add(picture() + b"more", "a.png") == other  # the same import names it the same
 
 
 def test_an_image_too_large_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.embedded.MAX_IMAGE", 10)
+    monkeypatch.setattr("captune.data.archives.MAX_IMAGE", 10)
     with pytest.raises(DataError, match="is the limit"):
-        EmbeddedImages(tmp_path).add(picture())
+        InlineImages(tmp_path).add(picture())
 
 
 # Parquet
 
 
-def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Reading:
+def parquet(path: Path, columns: dict[str, Any], **options: Any) -> SourceFile:
     pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
     from pyarrow import parquet as pq
 
     pq.write_table(pyarrow.table(columns), path, **options)
-    return Reading(path)
+    return SourceFile(path)
 
 
 def test_parquet_with_file_names(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_parquet_with_file_names(tmp_path: Path) -> None:
 def test_parquet_with_images_inside(tmp_path: Path) -> None:
     cells = [{"bytes": picture(), "path": "../a.png"}, {"bytes": picture("blue"), "path": None}, {"bytes": None}]
     reading = parquet(tmp_path / "t.parquet", {"image": cells, "caption": ["A .", "B .", "C ."]})
-    images = EmbeddedImages(tmp_path / "images")
-    rows, problems = split_up(list(table_rows(reading, Columns(), embedded=images)))
+    images = InlineImages(tmp_path / "images")
+    rows, problems = split_up(list(table_rows(reading, Columns(), inline_images=images)))
     assert rows[0] == Row(1, "a.png", ("A .",), "train")
     assert (tmp_path / "images" / rows[1].image).read_bytes() == picture("blue")
     assert [problem.message for problem in problems] == ["'image' must be the name of a file, not dict."]
@@ -159,14 +159,14 @@ def test_parquet_that_is_none_or_broken(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="needs the extra 'data'")
     (tmp_path / "no.parquet").write_text("image,caption\n")
     with pytest.raises(DataError, match="is no parquet file that can be read"):
-        list(table_rows(Reading(tmp_path / "no.parquet"), Columns()))
+        list(table_rows(SourceFile(tmp_path / "no.parquet"), Columns()))
     many = {"image": [f"{i}.jpg" for i in range(5000)], "caption": [os.urandom(20).hex() for _ in range(5000)]}
     parquet(tmp_path / "t.parquet", many).close()
     data = bytearray((tmp_path / "t.parquet").read_bytes())
     data[2000:60000] = bytes(58000)
     (tmp_path / "t.parquet").write_bytes(data)
     with pytest.raises(DataError, match="is broken after row"):
-        list(table_rows(Reading(tmp_path / "t.parquet"), Columns()))
+        list(table_rows(SourceFile(tmp_path / "t.parquet"), Columns()))
     with pytest.raises(DataError, match=r"did you mean 'image'\?"):
         list(table_rows(parquet(tmp_path / "u.parquet", {"image": ["a"], "caption": ["b"]}), Columns("imge")))
 
@@ -208,8 +208,8 @@ def test_a_tar_with_all_kinds_of_captions(tmp_path: Path, mode: str) -> None:
         },
         mode,
     )
-    images = EmbeddedImages(tmp_path / "images")
-    reading = WebDatasetReading(source, images, split="val")
+    images = InlineImages(tmp_path / "images")
+    reading = WebDatasetSource(source, images, split="val")
     rows, problems = split_up(list(reading.rows()))
     assert rows == [
         Row(0, "0001.jpg", ("One .", "Two ."), "val", "0001"),
@@ -253,8 +253,8 @@ def test_a_hostile_tar(tmp_path: Path) -> None:
         add("mute.jpg", picture(kind="JPEG"))
         add("good.jpg", picture(kind="JPEG"))
         add("good.txt", b"Good .")
-    images = EmbeddedImages(tmp_path / "data" / "images")
-    rows, problems = split_up(list(WebDatasetReading(path, images).rows()))
+    images = InlineImages(tmp_path / "data" / "images")
+    rows, problems = split_up(list(WebDatasetSource(path, images).rows()))
     assert [row.id for row in rows] == ["door/through", "good"]
     assert [problem.kind for problem in problems] == ["path"] * 8 + ["malformed"] * 3 + ["empty"]
     assert "'caption' is given twice" in problems[9].message
@@ -271,9 +271,9 @@ def test_a_hostile_tar(tmp_path: Path) -> None:
 
 
 def test_a_member_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.webdataset.MAX_LINE", 10)
+    monkeypatch.setattr("captune.data.importers.webdataset.MAX_LINE", 10)
     source = tar(tmp_path / "a.tar", {"a.jpg": picture(kind="JPEG"), "a.txt": b"long " * 10, "b.jpg": b""})
-    _, problems = split_up(list(WebDatasetReading(source, EmbeddedImages(tmp_path / "i")).rows()))
+    _, problems = split_up(list(WebDatasetSource(source, InlineImages(tmp_path / "i")).rows()))
     assert "the member 'a.txt' has 0 MB" in problems[0].message
 
 
@@ -282,17 +282,17 @@ def test_a_tar_cut_short(tmp_path: Path, cut: int) -> None:
     source = tar(tmp_path / "a.tar", {f"{n}.txt": b"x" * 400 for n in range(9)})
     source.write_bytes(source.read_bytes()[:cut])
     with pytest.raises(DataError, match="is no whole tar file"):
-        list(WebDatasetReading(source, EmbeddedImages(tmp_path / "i")).rows())
+        list(WebDatasetSource(source, InlineImages(tmp_path / "i")).rows())
 
 
 def test_no_tar(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.tar file"):
-        WebDatasetReading(tmp_path, EmbeddedImages(tmp_path))
+        WebDatasetSource(tmp_path, InlineImages(tmp_path))
     with pytest.raises(DataError, match="is not there"):
-        WebDatasetReading(tmp_path / "a.tar", EmbeddedImages(tmp_path))
+        WebDatasetSource(tmp_path / "a.tar", InlineImages(tmp_path))
     (tmp_path / "a.tar").write_text("no tar at all, but long enough to hold a header" * 40)
     with pytest.raises(DataError, match="is no whole tar file"):
-        list(WebDatasetReading(tmp_path / "a.tar", EmbeddedImages(tmp_path)).rows())
+        list(WebDatasetSource(tmp_path / "a.tar", InlineImages(tmp_path)).rows())
 
 
 def members(*files: tuple[str, bytes | str]) -> list[tuple[str, bytes]]:
@@ -322,7 +322,7 @@ JPEG = picture(kind="JPEG")
 )
 def test_a_key_with_a_member_twice_is_left_out(tmp_path: Path, files: list[tuple[str, bytes]], words: str) -> None:
     files += members(("b.jpg", JPEG), ("b.txt", "good"))
-    reading = WebDatasetReading(archive(tmp_path / "a.tar", files), EmbeddedImages(tmp_path / "i"))
+    reading = WebDatasetSource(archive(tmp_path / "a.tar", files), InlineImages(tmp_path / "i"))
     rows, problems = split_up(list(reading.rows()))
     assert [row.id for row in rows] == ["b"]
     assert words in problems[0].message
@@ -332,7 +332,7 @@ def test_a_key_with_a_member_twice_is_left_out(tmp_path: Path, files: list[tuple
 
 def test_a_key_that_comes_again_later_in_a_tar_is_left_out(tmp_path: Path) -> None:
     files = [member for key in "aba" for member in members((f"{key}.jpg", JPEG), (f"{key}.txt", key))]
-    reading = WebDatasetReading(archive(tmp_path / "a.tar", files), EmbeddedImages(tmp_path / "i"))
+    reading = WebDatasetSource(archive(tmp_path / "a.tar", files), InlineImages(tmp_path / "i"))
     rows, problems = split_up(list(reading.rows()))
     assert [row.id for row in rows] == ["a", "b"]
     assert [problem.message for problem in problems] == [
@@ -348,7 +348,7 @@ def test_keys_that_begin_again_in_each_tar(tmp_path: Path) -> None:
             for member in members((f"{key}.jpg", picture(colour, "JPEG")), (f"{key}.txt", f"{colour} {key}"))
         ]
         archive(tmp_path / f"shard-{number}.tar", files)
-    reading = WebDatasetReading(tmp_path, EmbeddedImages(tmp_path / "i"))
+    reading = WebDatasetSource(tmp_path, InlineImages(tmp_path / "i"))
     rows, problems = split_up(list(reading.rows()))
     assert [(row.id, row.captions) for row in rows] == [
         ("shard-0/0", ("red 0",)),
@@ -363,7 +363,7 @@ def test_keys_that_begin_again_in_each_tar(tmp_path: Path) -> None:
     (note,) = reading.notes
     assert note == "keys are in several tars, so ids of 2 tars begin with their names, shard-0/..."
     archive(tmp_path / "shard-2.tar", members(("9.jpg", picture("green", "JPEG")), ("9.txt", "green")))
-    rows, _ = split_up(list(WebDatasetReading(tmp_path, EmbeddedImages(tmp_path / "i")).rows()))
+    rows, _ = split_up(list(WebDatasetSource(tmp_path, InlineImages(tmp_path / "i")).rows()))
     assert [row.id for row in rows] == ["shard-0/0", "shard-0/1", "shard-1/0", "shard-1/1", "9"]
 
 
@@ -385,7 +385,7 @@ def test_a_caption_in_text_and_json_is_one_caption(
     for order in (("txt", "json"), ("json", "txt")):
         contents = {"txt": text, "json": json.dumps(entry)}
         files = members(("0.jpg", JPEG), *((f"0.{ending}", contents[ending]) for ending in order))
-        reading = WebDatasetReading(archive(tmp_path / "a.tar", files), EmbeddedImages(tmp_path / "i"))
+        reading = WebDatasetSource(archive(tmp_path / "a.tar", files), InlineImages(tmp_path / "i"))
         rows, problems = split_up(list(reading.rows()))
         assert [row.captions for row in rows] == [expected]
         assert [problem.kind for problem in problems] == ["unused"] * notes
@@ -394,8 +394,8 @@ def test_a_caption_in_text_and_json_is_one_caption(
 # Hugging Face
 
 
-def hugging_face(source: Path, columns: Columns, images: Path, **options: Any) -> tuple[list[Row], list[Problem]]:
-    return split_up(list(HuggingFaceReading(str(source), columns, EmbeddedImages(images), **options).rows()))
+def hugging_face(source: Path, columns: Columns, images: Path, **options: Any) -> tuple[list[Row], list[Issue]]:
+    return split_up(list(HuggingFaceSource(str(source), columns, InlineImages(images), **options).rows()))
 
 
 @pytest.fixture

@@ -20,21 +20,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captune.data.chinese import with_coco_names
-from captune.data.coco import coco_rows
-from captune.data.embedded import EmbeddedImages
-from captune.data.flickr30k import flickr30k_rows
-from captune.data.folder import FolderReading
-from captune.data.hugging_face import HuggingFaceReading
-from captune.data.importing import ImageCheck, Row, prepare
-from captune.data.karpathy import karpathy_rows
+from captune.data.archives import InlineImages
+from captune.data.importers.coco import coco_rows, textcaps_rows
+from captune.data.importers.flickr import flickr30k_rows, token_rows, with_coco_names
+from captune.data.importers.folder import FolderSource
+from captune.data.importers.hugging_face import HuggingFaceSource
+from captune.data.importers.karpathy import karpathy_rows
+from captune.data.importers.table import Columns, table_rows
+from captune.data.importers.webdataset import WebDatasetSource
+from captune.data.importing import ImageCheck, prepare
+from captune.data.issues import NOTES, Issue
 from captune.data.manifest import read_manifest
-from captune.data.problems import NOTES, Problem
-from captune.data.table import Columns, table_rows
-from captune.data.text import Reading
-from captune.data.textcaps import textcaps_rows
-from captune.data.token_lines import token_rows
-from captune.data.webdataset import WebDatasetReading
+from captune.data.readers import SourceFile
+from captune.data.rows import Row
 from captune.errors import DataError
 
 
@@ -63,31 +61,31 @@ def as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def comma_separated(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def comma_separated(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([("image", "caption"), *items])
     (folder / "t.csv").write_bytes(as_bytes(buffer.getvalue()))
-    return table_rows(Reading(folder / "t.csv"), Columns())
+    return table_rows(SourceFile(folder / "t.csv"), Columns())
 
 
-def tab_separated(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def tab_separated(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     text = "".join(f"{image}\t{caption}\n" for image, caption in [("image", "caption"), *items])
     (folder / "t.tsv").write_bytes(as_bytes(text))
-    return table_rows(Reading(folder / "t.tsv"), Columns())
+    return table_rows(SourceFile(folder / "t.tsv"), Columns())
 
 
-def json_lines(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def json_lines(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     lines = [json.dumps({**item._asdict(), "similarity": float("nan")}) for item in items]
     (folder / "t.jsonl").write_text("\n".join(lines))
-    return table_rows(Reading(folder / "t.jsonl"), Columns())
+    return table_rows(SourceFile(folder / "t.jsonl"), Columns())
 
 
-def json_array(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def json_array(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     (folder / "t.json").write_text(json.dumps([{**item._asdict(), "score": float("nan")} for item in items], indent=1))
-    return table_rows(Reading(folder / "t.json"), Columns())
+    return table_rows(SourceFile(folder / "t.json"), Columns())
 
 
-def conversations(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def conversations(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     entries = [
         {
             "image": item.image,
@@ -96,17 +94,17 @@ def conversations(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
         for item in items
     ]
     (folder / "t.json").write_text(json.dumps(entries))
-    return table_rows(Reading(folder / "t.json"), Columns())
+    return table_rows(SourceFile(folder / "t.json"), Columns())
 
 
-def parquet(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def parquet(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
     from pyarrow import parquet as pq
 
     columns = {name: pyarrow.array([as_bytes(cell) for cell in column]) for name, column in _columns(items)}
     table = pyarrow.table({name: column.view(pyarrow.string()) for name, column in columns.items()})
     pq.write_table(table, folder / "t.parquet")
-    return table_rows(Reading(folder / "t.parquet"), Columns())
+    return table_rows(SourceFile(folder / "t.parquet"), Columns())
 
 
 def _columns(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
@@ -114,63 +112,63 @@ def _columns(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
     yield "caption", [item.caption for item in items]
 
 
-def coco(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def coco(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     names = list(dict.fromkeys(item.image for item in items))
     images = [{"id": number, "file_name": name} for number, name in enumerate(names[1:], 1)]  # one is not listed
     images += images[:1] + [{"id": 1, "file_name": "other.jpg"}] * (len(names) > 3)
     annotations = [{"image_id": names.index(item.image), "caption": item.caption} for item in items]
     (folder / "c.json").write_text(json.dumps({"images": [*images, {"id": 99.5}], "annotations": annotations}))
-    return coco_rows(Reading(folder / "c.json"), split="val")
+    return coco_rows(SourceFile(folder / "c.json"), split="val")
 
 
-def minigpt4(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def minigpt4(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     annotations = [{"image_id": item.image.removesuffix(".jpg"), "caption": item.caption} for item in items]
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
-    return coco_rows(Reading(folder / "filter_cap.json"), split="train")
+    return coco_rows(SourceFile(folder / "filter_cap.json"), split="train")
 
 
-def karpathy(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def karpathy(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     images = [{"filename": i.image, "split": "test", "sentences": [{"raw": i.caption}], "imgid": 0} for i in items]
     (folder / "k.json").write_text(json.dumps({"images": images}))
-    return karpathy_rows(Reading(folder / "k.json"))
+    return karpathy_rows(SourceFile(folder / "k.json"))
 
 
-def textcaps(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def textcaps(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     data = [
         {"image_id": item.image.removesuffix(".jpg"), "caption_str": item.caption, "set_name": "val"} for item in items
     ]
     (folder / "t.json").write_text(json.dumps({"data": data}))
-    return textcaps_rows(Reading(folder / "t.json"))
+    return textcaps_rows(SourceFile(folder / "t.json"))
 
 
-def hugging_face_csv(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def hugging_face_csv(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     rows = [(json.dumps([item.caption]), "[0]", "train", item.image, "0") for item in items]
     buffer = io.StringIO()
     csv.writer(buffer).writerows([("raw", "sentids", "split", "filename", "img_id"), *rows])
     (folder / "f.csv").write_bytes(as_bytes(buffer.getvalue()))
-    return flickr30k_rows(Reading(folder / "f.csv"))
+    return flickr30k_rows(SourceFile(folder / "f.csv"))
 
 
-def kaggle_bars(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def kaggle_bars(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     lines = ["image_name| comment_number| comment", *(f"{i.image}| {n}| {i.caption}" for n, i in enumerate(items))]
     (folder / "results.csv").write_bytes(as_bytes("\n".join(lines)))
-    return flickr30k_rows(Reading(folder / "results.csv"))
+    return flickr30k_rows(SourceFile(folder / "results.csv"))
 
 
-def kaggle_commas(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def kaggle_commas(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     buffer = io.StringIO()
     csv.writer(buffer).writerows([("image", "caption"), *items])
     (folder / "captions.txt").write_bytes(as_bytes(buffer.getvalue()))
-    return token_rows(Reading(folder / "captions.txt"))
+    return token_rows(SourceFile(folder / "captions.txt"))
 
 
-def tokens(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def tokens(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     lines = [f"{item.image}#{number}\t{item.caption}" for number, item in enumerate(items)]
     (folder / "t.token").write_bytes(as_bytes("\n".join(lines)))
-    return with_coco_names(token_rows(Reading(folder / "t.token")))
+    return with_coco_names(token_rows(SourceFile(folder / "t.token")))
 
 
-def webdataset(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
+def webdataset(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "JPEG")
     for tar in ("a", "b"):  # the same keys in both
@@ -181,10 +179,10 @@ def webdataset(folder: Path, items: list[Item]) -> Iterable[Row | Problem]:
                     member = tarfile.TarInfo(f"{key}.{ending}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
-    return WebDatasetReading(folder, EmbeddedImages(folder)).rows()
+    return WebDatasetSource(folder, InlineImages(folder)).rows()
 
 
-FORMATS: list[Callable[[Path, list[Item]], Iterable[Row | Problem]]] = [
+FORMATS: list[Callable[[Path, list[Item]], Iterable[Row | Issue]]] = [
     comma_separated,
     tab_separated,
     json_lines,
@@ -202,13 +200,13 @@ FORMATS: list[Callable[[Path, list[Item]], Iterable[Row | Problem]]] = [
 ]
 
 
-def outcome(rows: Iterable[Row | Problem], folder: Path, check: ImageCheck) -> int:
+def outcome(rows: Iterable[Row | Issue], folder: Path, check: ImageCheck) -> int:
     """Captions that an import wrote, and those that it left out and named."""
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     out = folder / "m.jsonl"
     try:
         summary = prepare(
-            rows, source="source", images=folder, out=out, check=check, on_problem=problems.append, workers=1
+            rows, source="source", images=folder, out=out, check=check, on_issue=problems.append, workers=1
         )
     except DataError:  # nothing is left
         written = 0
@@ -225,7 +223,7 @@ def outcome(rows: Iterable[Row | Problem], folder: Path, check: ImageCheck) -> i
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(items=ITEMS)
 def test_captions_in_are_captions_out_and_captions_named(
-    write: Callable[[Path, list[Item]], Iterable[Row | Problem]], items: list[Item]
+    write: Callable[[Path, list[Item]], Iterable[Row | Issue]], items: list[Item]
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -252,7 +250,7 @@ def test_lines_of_texts_in_a_folder_are_captions_or_named(files: dict[str, list[
         for file, lines in files.items():
             (folder / file).write_bytes(as_bytes("\n".join(lines)))
         captions = sum(bool(line.strip()) for file, lines in files.items() for line in lines if file.endswith(".txt"))
-        assert outcome(FolderReading(folder).rows(), folder, "exist") == captions
+        assert outcome(FolderSource(folder).rows(), folder, "exist") == captions
 
 
 def test_rows_of_a_data_set_are_captions_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,5 +263,5 @@ def test_rows_of_a_data_set_are_captions_or_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines) + "\n")
     images = tmp_path / "images"
     images.mkdir()
-    reading = HuggingFaceReading(str(tmp_path / "data"), Columns(), EmbeddedImages(images))
+    reading = HuggingFaceSource(str(tmp_path / "data"), Columns(), InlineImages(images))
     assert outcome(reading.rows(), images, "exist") == len(items)

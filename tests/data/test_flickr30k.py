@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captune.data.flickr30k import flickr30k_rows, write_grounded_detail
+from captune.data.importers.flickr import flickr30k_rows, write_grounded_detail
 from captune.data.importing import ImageCheck, Summary, prepare
+from captune.data.issues import Issue
 from captune.data.manifest import Sample, read_manifest
-from captune.data.problems import Problem
-from captune.data.text import Reading
+from captune.data.readers import SourceFile
 from captune.errors import DataError, InputError
 
 HEADER = ["raw", "sentids", "split", "filename", "img_id"]
@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(file: Path, images: Path, check: ImageCheck = "decode", strict: bool = False) -> Summary:
-    rows = flickr30k_rows(Reading(file))
+    rows = flickr30k_rows(SourceFile(file))
     out = file.parent / "m.jsonl"
     return prepare(rows, source=str(file), images=images, out=out, check=check, strict=strict, workers=2)
 
@@ -192,7 +192,7 @@ def test_no_usable_image_is_an_error(tmp_path: Path, images: Path) -> None:
 def test_another_encoding_is_read_and_named(tmp_path: Path, images: Path, encoding: str, words: str) -> None:
     file = write_csv(tmp_path, [row("1.jpg"), ["['café']", "[]", "train", "2.jpg", "0"]])
     file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
-    reading = Reading(file)
+    reading = SourceFile(file)
     prepare(flickr30k_rows(reading), source=str(file), images=images, out=tmp_path / "m.jsonl")
     assert read_manifest(tmp_path / "m.jsonl")[1].captions == ("café",)
     (note,) = reading.notes
@@ -224,7 +224,7 @@ def test_a_huge_field_is_a_sentence_in_bounded_memory(
     file = write_csv(tmp_path, [row("1.jpg"), row("2.jpg", ["x" * 200_000])])
     (problem,) = run(file, images).problems.first
     assert "field larger than field limit" in problem.message
-    monkeypatch.setattr("captune.data.text.MAX_LINE", 2**16)
+    monkeypatch.setattr("captune.data.readers.MAX_LINE", 2**16)
     file = write_csv(tmp_path, [row("1.jpg"), row("2.jpg", ["x" * 200_000]), row("0003.jpg")])
     summary = run(file, images)
     assert str(summary.problems.first[0]).startswith(f"{file}:3: the line is longer than")
@@ -241,14 +241,14 @@ def test_a_nul_costs_its_row(tmp_path: Path, images: Path) -> None:
 
 
 def test_escapes_that_drive_a_terminal_are_not_shown() -> None:
-    assert str(Problem("f.csv", 1, "missing", "no '\x1b[2J.jpg'.")) == "f.csv:1: no '\ufffd[2J.jpg'."
+    assert str(Issue("f.csv", 1, "missing", "no '\x1b[2J.jpg'.")) == "f.csv:1: no '\ufffd[2J.jpg'."
 
 
 def test_the_csv_is_not_overwritten_by_the_manifest(tmp_path: Path, images: Path) -> None:
     file = write_csv(tmp_path, [row("1.jpg")])
     before = file.read_bytes()
     with pytest.raises(InputError, match="is read here; give --out another name"):
-        prepare(flickr30k_rows(Reading(file)), source=str(file), images=images, out=file)
+        prepare(flickr30k_rows(SourceFile(file)), source=str(file), images=images, out=file)
     assert file.read_bytes() == before
 
 
@@ -257,12 +257,12 @@ def test_images_elsewhere_are_reached_through_links(tmp_path: Path, images: Path
     (tmp_path / "near").symlink_to(tmp_path / "far" / "deep")
     file = write_csv(tmp_path, [row("1.jpg")])
     out = tmp_path / "near" / "m.jsonl"
-    prepare(flickr30k_rows(Reading(file)), source=str(file), images=images, out=out)
+    prepare(flickr30k_rows(SourceFile(file)), source=str(file), images=images, out=out)
     (sample,) = read_manifest(out)
     assert sample.image == "../../flickr30k-images/1.jpg"
     assert (out.parent / sample.image).is_file()
     (tmp_path / "linked").symlink_to(images)
-    prepare(flickr30k_rows(Reading(file)), source=str(file), images=tmp_path / "linked", out=tmp_path / "m.jsonl")
+    prepare(flickr30k_rows(SourceFile(file)), source=str(file), images=tmp_path / "linked", out=tmp_path / "m.jsonl")
     assert read_manifest(tmp_path / "m.jsonl")[0].image == "linked/1.jpg"
 
 
@@ -272,7 +272,11 @@ def test_many_images_keep_their_order_and_report_progress(tmp_path: Path, images
     file = write_csv(tmp_path, [row(f"x{number}.jpg") for number in range(600)])
     calls: list[int] = []
     prepare(
-        flickr30k_rows(Reading(file)), source=str(file), images=images, out=tmp_path / "m.jsonl", progress=calls.append
+        flickr30k_rows(SourceFile(file)),
+        source=str(file),
+        images=images,
+        out=tmp_path / "m.jsonl",
+        progress=calls.append,
     )
     assert [sample.id for sample in read_manifest(tmp_path / "m.jsonl")] == [f"x{n}" for n in range(600)]
     assert calls == sorted(calls)
@@ -349,7 +353,7 @@ def test_the_real_files(
 ) -> None:
     file = shared / "captions" / "flickr30k" / name
     out = tmp_path / "m.jsonl"
-    rows = flickr30k_rows(Reading(file))
+    rows = flickr30k_rows(SourceFile(file))
     summary = prepare(rows, source=str(file), images=tmp_path / "flickr30k-images", out=out, check="none")
     assert (summary.images, summary.captions, summary.splits) == (images, captions, splits)
     assert len(summary.problems) == problems

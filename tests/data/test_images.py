@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from captune.data import formats
-from captune.data.images import CLIP_MEAN, CLIP_STD, check_image, decode_image, load_image, to_pixels
-from captune.data.modes import to_rgb
+from captune.data.images import CLIP_MEAN, CLIP_STD, check_image, decode_image, load_image, to_pixels, to_rgb
 from captune.errors import DataError
 
 

@@ -10,35 +10,34 @@ from pathlib import Path
 
 import pytest
 
-from captune.data.coco import coco_rows
-from captune.data.folder import FolderReading
-from captune.data.gathering import CaptionRow, gathered
-from captune.data.importing import Row, Summary, prepare
-from captune.data.json_stream import json_items
-from captune.data.karpathy import karpathy_rows, read_splits, with_splits
+from captune.data.importers.coco import coco_rows
+from captune.data.importers.flickr import listed_splits, token_rows
+from captune.data.importers.folder import FolderSource
+from captune.data.importers.karpathy import karpathy_rows, read_splits, with_splits
+from captune.data.importers.table import Columns, table_rows
+from captune.data.importing import Summary, prepare
+from captune.data.issues import Issue
 from captune.data.manifest import Sample, read_manifest
-from captune.data.problems import Problem
+from captune.data.readers import SourceFile, json_items
+from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.data.splits import split_of_name
-from captune.data.table import Columns, table_rows
-from captune.data.text import Reading
-from captune.data.token_lines import listed_splits, token_rows
 from captune.errors import DataError
 
 
-def written(path: Path, text: str | bytes) -> Reading:
+def written(path: Path, text: str | bytes) -> SourceFile:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return Reading(path)
+    return SourceFile(path)
 
 
-def run(rows: Iterable[Row | Problem], folder: Path) -> tuple[Summary, list[Sample]]:
+def run(rows: Iterable[Row | Issue], folder: Path) -> tuple[Summary, list[Sample]]:
     out = folder / "m.jsonl"
     summary = prepare(rows, source="source", images=folder, out=out, check="none")
     return summary, read_manifest(out)
 
 
-def split_up(rows: Iterable[Row | Problem]) -> tuple[list[Row], list[Problem]]:
+def split_up(rows: Iterable[Row | Issue]) -> tuple[list[Row], list[Issue]]:
     found = list(rows)
-    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Problem)]
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Issue)]
 
 
 # Streaming JSON
@@ -57,7 +56,7 @@ def split_up(rows: Iterable[Row | Problem]) -> tuple[list[Row], list[Problem]]:
 def test_a_document_streams_as_json_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, document: object
 ) -> None:
-    monkeypatch.setattr("captune.data.json_stream._CHUNK", chunk)
+    monkeypatch.setattr("captune.data.readers._CHUNK", chunk)
     for number, text in enumerate(
         [json.dumps(document, ensure_ascii=False), " " + json.dumps(document, indent=2) + "\n"]
     ):
@@ -92,15 +91,15 @@ def test_broken_documents_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, text: str | bytes, words: str
 ) -> None:
     small = isinstance(text, str) and len(text) < 1000  # an item is parsed again with every chunk
-    monkeypatch.setattr("captune.data.json_stream._CHUNK", chunk if small else 1 << 20)
+    monkeypatch.setattr("captune.data.readers._CHUNK", chunk if small else 1 << 20)
     with pytest.raises(DataError, match=words) as caught:
         list(json_items(written(tmp_path / "a.json", text)))
     assert "\n" not in str(caught.value)
 
 
 def test_an_endless_item_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.json_stream._CHUNK", 1000)
-    monkeypatch.setattr("captune.data.json_stream.MAX_LINE", 10_000)
+    monkeypatch.setattr("captune.data.readers._CHUNK", 1000)
+    monkeypatch.setattr("captune.data.readers.MAX_LINE", 10_000)
     with pytest.raises(DataError, match="longer than 0 MB, or broken, begins at character 2"):
         list(json_items(written(tmp_path / "a.json", '["' + "x" * 50_000)))
 
@@ -110,12 +109,12 @@ def test_an_endless_item_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_shuffled_captions_are_brought_together() -> None:
     captions = [CaptionRow(n + 1, f"{n // 5}.jpg", f"caption {n}", "train") for n in range(500)]
-    sorted_rows, _ = split_up(gathered(iter(captions), "f"))
+    sorted_rows, _ = split_up(group_by_image(iter(captions), "f"))
     assert [row.captions for row in sorted_rows] == [
         tuple(f"caption {5 * n + k}" for k in range(5)) for n in range(100)
     ]
     random.Random(0).shuffle(captions)
-    rows, problems = split_up(gathered(iter(captions), "f"))
+    rows, problems = split_up(group_by_image(iter(captions), "f"))
     assert not problems
     assert {row.image: sorted(row.captions) for row in rows} == {row.image: sorted(row.captions) for row in sorted_rows}
     first_seen = list(dict.fromkeys(caption.image for caption in captions))
@@ -125,11 +124,11 @@ def test_shuffled_captions_are_brought_together() -> None:
 def test_one_image_in_two_splits_is_a_problem() -> None:
     captions = [
         CaptionRow(1, "a.jpg", "x", "train"),
-        Problem("f", 2, "malformed", "y"),
+        Issue("f", 2, "malformed", "y"),
         CaptionRow(3, "a.jpg", "z", "val"),
         CaptionRow(4, "a.jpg", "w", "train"),
     ]
-    rows, problems = split_up(gathered(iter(captions), "f"))
+    rows, problems = split_up(group_by_image(iter(captions), "f"))
     assert rows == [Row(1, "a.jpg", ("x", "w"), "train")]
     assert [problem.line for problem in problems] == [2, 3]
     assert problems[1].message == "'a.jpg' is of the split 'val' here, of 'train' on line 1."
@@ -168,7 +167,7 @@ def test_restval_may_be_training_images(tmp_path: Path) -> None:
     entries[0]["cocoid"] = 391895.0
     (tmp_path / "k.json").write_text(json.dumps({"images": entries}))
     for options, splits in (({}, ["train", "restval", "test"]), ({"restval": "train"}, ["train", "train", "test"])):
-        rows, _ = split_up(karpathy_rows(Reading(tmp_path / "k.json"), **options))
+        rows, _ = split_up(karpathy_rows(SourceFile(tmp_path / "k.json"), **options))
         assert [row.split for row in rows] == splits
         assert rows[0].id == "391895"
 
@@ -182,7 +181,7 @@ def test_not_karpathy(tmp_path: Path, text: str) -> None:
 def test_splits_of_karpathy_for_other_files(tmp_path: Path) -> None:
     text = json.dumps({"images": [karpathy_entry("a.jpg", "val", filepath="x")]})
     splits = read_splits(written(tmp_path / "k.json", text))
-    problem = Problem("f", 3, "malformed", "z")
+    problem = Issue("f", 3, "malformed", "z")
     rows = with_splits([Row(1, "y/a.jpg", ("x",), "train"), Row(2, "b.jpg", ("x",), "train"), problem], splits)
     assert list(rows) == [Row(1, "y/a.jpg", ("x",), "val"), Row(2, "b.jpg", ("x",), "unlisted"), problem]
 
@@ -352,7 +351,7 @@ def test_a_column_of_splits_that_is_not_read_is_pointed_out(tmp_path: Path, capl
     assert [sample.split for sample in samples] == ["train"]
     assert "the column 'split' is not read; --split-column split" in caplog.text
     caplog.clear()
-    _, samples = run(table_rows(Reading(tmp_path / "t.csv"), Columns(split="split")), tmp_path)
+    _, samples = run(table_rows(SourceFile(tmp_path / "t.csv"), Columns(split="split")), tmp_path)
     assert [sample.split for sample in samples] == ["test"]
     assert not caplog.text
 
@@ -381,7 +380,7 @@ def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("A dog .\n\n Two . \n")
     (tmp_path / "sub" / "b.txt").write_text("一只狗")
     (tmp_path / "bad.txt").write_bytes(b"\xe9")
-    reading = FolderReading(tmp_path)
+    reading = FolderSource(tmp_path)
     summary, samples = run(reading.rows(), tmp_path)
     assert samples == [
         Sample("b", "b.JPG", ("A dog .", "Two ."), "train"),
@@ -398,7 +397,7 @@ def test_images_that_share_a_text_and_texts_without_an_image(tmp_path: Path) -> 
     texts = {"a.txt": "One.\nTwo.", "b.TXT": "Good.\nalso\0bad.\nFine.", "c.txt": "Three.", "caf\u00e9.txt": "Four."}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    summary, samples = run(FolderReading(tmp_path).rows(), tmp_path)
+    summary, samples = run(FolderSource(tmp_path).rows(), tmp_path)
     assert [(sample.id, sample.captions) for sample in samples] == [
         ("b", ("Good.", "Fine.")),
         ("cafe\u0301", ("Four.",)),
@@ -415,14 +414,14 @@ def test_images_that_share_a_text_and_texts_without_an_image(tmp_path: Path) -> 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
-        FolderReading(tmp_path / "none")
+        FolderSource(tmp_path / "none")
 
 
 # Real files
 
 
-def real_rows(captions: Path, name: str) -> Iterator[Row | Problem]:
-    reading = Reading(captions / name)
+def real_rows(captions: Path, name: str) -> Iterator[Row | Issue]:
+    reading = SourceFile(captions / name)
     if name.startswith("karpathy"):
         return karpathy_rows(reading)
     if name.startswith("coco"):
@@ -448,7 +447,7 @@ def test_the_real_files(shared: Path, tmp_path: Path, name: str, images: int, ca
 
 def test_real_photographs_with_their_captions(shared: Path, tmp_path: Path) -> None:
     folder = shared / "captions" / "flickr8k"
-    rows = token_rows(Reading(folder / "captions.txt"))
+    rows = token_rows(SourceFile(folder / "captions.txt"))
     out = tmp_path / "m.jsonl"
     summary = prepare(rows, source="captions.txt", images=folder / "images", out=out, strict=True)
     assert summary.images == 300
@@ -456,6 +455,6 @@ def test_real_photographs_with_their_captions(shared: Path, tmp_path: Path) -> N
 
 def test_the_real_lists(shared: Path, tmp_path: Path) -> None:
     folder = shared / "captions" / "flickr8k"
-    rows = with_splits(token_rows(Reading(folder / "Flickr8k.token.txt")), listed_splits(folder))
+    rows = with_splits(token_rows(SourceFile(folder / "Flickr8k.token.txt")), listed_splits(folder))
     summary, _ = run(rows, tmp_path)
     assert summary.splits == {"train": 6_000, "unlisted": 2_092}

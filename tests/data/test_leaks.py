@@ -15,12 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captune.data.leaks import ImageFile, find_leaks
-from captune.data.leaks.fingerprints import VIEWS, Fingerprint, fingerprint
-from captune.data.leaks.guard import candidates
-from captune.data.leaks.hamming import close_pairs
-from captune.data.leaks.manifests import compare_manifests, leak_problems
+from captune.data.leaks.fingerprints import VIEWS, Fingerprint, FingerprintStore, close_pairs, fingerprint
+from captune.data.leaks.guard import candidates, compare_manifests, leak_issues
 from captune.data.leaks.pixels import compare, read_thumbnail
-from captune.data.leaks.store import FingerprintStore
 from captune.data.manifest import Sample, write_manifest
 from captune.errors import DataError, MissingExtraError
 from captune.toy.drawing import draw_scene
@@ -161,7 +158,7 @@ def test_the_index_finds_what_comparing_all_finds(radius: int, crowded: bool, mo
         for bit in random.choice(64, place % 16, replace=False):
             queries[place] ^= np.uint64(1) << np.uint64(bit)
     indexed = close_pairs(queries, corpus, radius)
-    monkeypatch.setattr("captune.data.leaks.hamming._SMALL", len(corpus))
+    monkeypatch.setattr("captune.data.leaks.fingerprints._SMALL", len(corpus))
     compared = close_pairs(queries, corpus, radius)
     assert len(indexed[0]) >= 60 * (radius + 1) // 16
     for one, other in zip(indexed, compared, strict=True):
@@ -230,7 +227,7 @@ def test_manifests_are_compared_with_their_lines(drawn: list[Path], tmp_path: Pa
     write_manifest(tmp_path / "train.jsonl", [*rows, Sample("v", str(drawn[2]), ("A cat .",), "val")])
     write_manifest(tmp_path / "other.jsonl", [Sample("o", str(drawn[9]), ("x",), "train"), rows[1]])
     itself = compare_manifests(tmp_path / "train.jsonl", tmp_path / "train.jsonl")
-    assert [problem.line for problem in leak_problems(itself, "train.jsonl")] == [5]
+    assert [problem.line for problem in leak_issues(itself, "train.jsonl")] == [5]
     # A file that holds nothing but the split of training is taken whole.
     other = compare_manifests(tmp_path / "train.jsonl", tmp_path / "other.jsonl")
     assert [(leak.kind, other.evaluated[leak.evaluated].line) for leak in other.leaks] == [("id", 2)]

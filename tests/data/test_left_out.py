@@ -14,11 +14,11 @@ from captune import cli
 from captune.bulk import read_inputs
 from captune.bulk.shards import Item, TarShard
 from captune.data import formats
-from captune.data.embedded import EmbeddedImages
-from captune.data.folder import FolderReading
-from captune.data.importing import Row
-from captune.data.left_out import LeftOut
-from captune.data.webdataset import WebDatasetReading
+from captune.data.archives import InlineImages
+from captune.data.image_files import SkippedFiles
+from captune.data.importers.folder import FolderSource
+from captune.data.importers.webdataset import WebDatasetSource
+from captune.data.rows import Row
 from captune.errors import DataError
 
 IMAGES = ("a.jpg", "b.jfif", "c.JPE", "d.jpg_large", "sub/e.webp")
@@ -69,16 +69,16 @@ def tar(path: Path, names: tuple[str, ...], mode: str = "w") -> Path:
 
 
 def test_a_folder_to_train_on(photos: Path) -> None:
-    reading = FolderReading(photos)
+    reading = FolderSource(photos)
     rows = [row for row in reading.rows() if isinstance(row, Row)]
     assert [row.image for row in rows] == sorted(IMAGES)
-    assert reading.left_out.sentence() == SENTENCE
+    assert reading.skipped.sentence() == SENTENCE
 
 
 def test_a_folder_to_caption(photos: Path) -> None:
     found = read_inputs([str(photos)])
     assert list(found.paths) == sorted(IMAGES)
-    assert found.left_out.sentence() == SENTENCE
+    assert found.skipped.sentence() == SENTENCE
     for name in IMAGES:
         (photos / name).unlink()
     with pytest.raises(DataError, match=r"no images in .*: .* 1 \.heic"):
@@ -113,21 +113,21 @@ def test_members_of_a_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     # A HEIF picture is an image for certain: it goes into the quarantine with the extra's name.
     assert [entry.id for entry in entries if isinstance(entry, Item)] == ["0", "1", "2", "5"]
     assert "1 member is not an image by its ending: 1 .eps." in caplog.text
-    reading = WebDatasetReading(path, EmbeddedImages(tmp_path / "out"))
+    reading = WebDatasetSource(path, InlineImages(tmp_path / "out"))
     assert [row.id for row in reading.rows() if isinstance(row, Row)] == ["0"]
-    assert reading.left_out.sentence("member") == (
+    assert reading.skipped.sentence("member") == (
         "2 members are not images by their ending: 1 .eps, 1 .heic; to read .heic: pip install 'captune[heic]'"
     )
 
 
 def test_many_endings_are_counted_together() -> None:
-    left_out = LeftOut()
-    assert left_out.sentence() is None
+    skipped = SkippedFiles()
+    assert skipped.sentence() is None
     for number in range(20):
-        left_out.add(f"a.{number}")
-    left_out.add("b.mov")
-    left_out.add("c.MOV")
-    sentence = left_out.sentence()
+        skipped.add(f"a.{number}")
+    skipped.add("b.mov")
+    skipped.add("c.MOV")
+    sentence = skipped.sentence()
     assert sentence is not None
     assert sentence.startswith("22 files are not images by their ending: 2 .mov, 1 .0, ")
     assert sentence.endswith("13 of other endings")

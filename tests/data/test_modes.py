@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from captune.data.images import read_picture
-from captune.data.modes import to_rgb
+from captune.data.images import read_picture, to_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
 

@@ -7,7 +7,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.data.names import name_as_text, text_as_name
+from captune.data.image_files import name_as_text, text_as_name
 
 
 def test_examples() -> None:

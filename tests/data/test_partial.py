@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from captune.data import partial
-from captune.data.atomic import atomic_file, atomic_folder
-from captune.data.embedded import EmbeddedImages
-from captune.data.partial import partial_file, partial_folder, remove_abandoned, temporary_folder
+from captune.data import atomic
+from captune.data.archives import InlineImages
+from captune.data.atomic import (
+    atomic_file,
+    atomic_folder,
+    partial_file,
+    partial_folder,
+    remove_abandoned,
+    temporary_folder,
+)
 from captune.report.files import write_whole
 
 WRITERS = {
@@ -25,7 +31,7 @@ WRITERS = {
 }
 HEAD = (
     "import sys\nfrom captune.data.atomic import atomic_file, atomic_folder\n"
-    "from captune.data.partial import temporary_folder\n"
+    "from captune.data.atomic import temporary_folder\n"
     "def wait():\n    print('ready', flush=True)\n    sys.stdin.read()\n"
 )
 
@@ -33,7 +39,7 @@ HEAD = (
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a new process, with a temporary folder of its own."""
-    monkeypatch.setattr(partial, "_searched", set())
+    monkeypatch.setattr(atomic, "_searched", set())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
@@ -86,7 +92,7 @@ def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) 
     elif again == "report":
         write_whole(tmp_path / "b", "b")
     elif again == "image":
-        EmbeddedImages(tmp_path).add(b"\xff\xd8\xff", "b")
+        InlineImages(tmp_path).add(b"\xff\xd8\xff", "b")
     else:
         with temporary_folder("import"):
             pass
@@ -94,7 +100,7 @@ def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) 
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:
-    mine = f"{partial._MACHINE}01234567.partial"
+    mine = f"{atomic._MACHINE}01234567.partial"
     for name in (".a.1234abcd.partial", ".a.ffffffff01234567.partial", f"a.{mine}", "captune-import"):
         (tmp_path / name).write_text("somebody's")
     (tmp_path / f".link.{mine}").symlink_to(tmp_path / "captune-import")
@@ -115,7 +121,7 @@ def test_writers_of_one_process_leave_each_other_alone(tmp_path: Path) -> None:
 def test_a_file_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, lost = partial._is_locked, []
+    lock, lost = atomic._is_locked, []
 
     def is_locked(handle: int, path: Path) -> bool:
         if not lost:
@@ -123,7 +129,7 @@ def test_a_file_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
             remove_abandoned(tmp_path)
         return lock(handle, path)
 
-    monkeypatch.setattr(partial, "_is_locked", is_locked)
+    monkeypatch.setattr(atomic, "_is_locked", is_locked)
     with atomic_file(tmp_path / "a") as stream:
         stream.write("whole")
     assert names(tmp_path) == ["a"]

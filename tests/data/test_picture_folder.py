@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.data.picture_folder import PictureFolder
+from captune.data.image_files import ImageFolder
 from captune.errors import DataError
 
 
@@ -35,7 +35,7 @@ def coco(tmp_path: Path) -> Path:
     ],
 )
 def test_where_a_picture_is(coco: Path, folder: str, image: str, file_name: str | None, expected: str | None) -> None:
-    found = PictureFolder(coco / folder).find(image, file_name)
+    found = ImageFolder(coco / folder).find(image, file_name)
     assert found == (None if expected is None else coco / folder / expected)
 
 
@@ -43,7 +43,7 @@ def test_the_nearest_file_is_taken_and_two_as_near_are_refused(tmp_path: Path) -
     for name in ("a.jpg", "small/a.jpg", "x/b.jpg", "y/b.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    folder = PictureFolder(tmp_path)
+    folder = ImageFolder(tmp_path)
     assert folder.find("a") == tmp_path / "a.jpg"
     assert folder.find("1", "y/b.jpg") == tmp_path / "y/b.jpg"
     with pytest.raises(DataError, match=r"'x/b\.jpg' or 'y/b\.jpg'"):

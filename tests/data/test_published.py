@@ -7,21 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from captune.data.chinese import chinese_lists, with_coco_names
-from captune.data.coco import coco_rows
-from captune.data.importing import Row, prepare
-from captune.data.karpathy import with_splits
+from captune.data.importers.coco import coco_rows, textcaps_rows
+from captune.data.importers.flickr import chinese_lists, token_rows, with_coco_names
+from captune.data.importers.karpathy import with_splits
+from captune.data.importing import prepare
+from captune.data.issues import Issue
 from captune.data.manifest import Sample, read_manifest
-from captune.data.problems import Problem
-from captune.data.text import Reading
-from captune.data.textcaps import textcaps_rows
-from captune.data.token_lines import token_rows
+from captune.data.readers import SourceFile
+from captune.data.rows import Row
 from captune.errors import DataError
 
 
-def written(path: Path, text: str) -> Reading:
+def written(path: Path, text: str) -> SourceFile:
     path.write_text(text, encoding="utf-8")
-    return Reading(path)
+    return SourceFile(path)
 
 
 def test_the_domains_of_nocaps_are_kept(tmp_path: Path) -> None:
@@ -60,7 +59,7 @@ def test_textcaps(tmp_path: Path) -> None:
         Row(0, "a1.jpg", ("A sign .", "Stop ."), "train", "a1"),
         Row(0, "b2.jpg", ("A book .",), "train", "b2"),
     ]
-    assert [row.message for row in found if isinstance(row, Problem)] == [
+    assert [row.message for row in found if isinstance(row, Issue)] == [
         "entry 4 of data cannot be read: 'caption_str' is missing.",
         "entry 5 of data cannot be read: 'image_id' must be a string.",
         "entry 6 of data cannot be read: an object with 'image_id' is expected.",
@@ -95,7 +94,7 @@ def test_flickr30k_cn_is_read_without_a_note(tmp_path: Path) -> None:
 
 def test_the_real_chinese_captions(shared: Path, tmp_path: Path) -> None:
     file = shared / "captions" / "chinese" / "coco-cn_ext.icap2020.txt"
-    rows = with_coco_names(token_rows(Reading(file)))
+    rows = with_coco_names(token_rows(SourceFile(file)))
     out = tmp_path / "m.jsonl"
     summary = prepare(rows, source=str(file), images=tmp_path, out=out, check="none")
     assert not summary.problems

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.data.spreadsheet import CsvWriter, plain_cell, safe_cell
+from captune.data.delimited import CsvWriter, plain_cell, safe_cell
 from captune.report import CheckpointScores, RunScores, read_csv
 from captune.report.bare_table import csv_table
 

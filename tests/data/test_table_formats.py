@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from captune.data.archives import InlineImages
 from captune.data.delimited import delimited_rows
-from captune.data.embedded import EmbeddedImages
 from captune.data.ids import id_text
-from captune.data.importing import Row, Summary, prepare
+from captune.data.importers.table import Columns, table_rows
+from captune.data.importing import Summary, prepare
 from captune.data.manifest import Sample, read_manifest
-from captune.data.table import Columns, table_rows
-from captune.data.text import Reading
+from captune.data.readers import SourceFile
+from captune.data.rows import Row
 from captune.errors import DataError
 
 
@@ -26,7 +27,7 @@ def imported(
     """The samples of a table, the summary, and the notes."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    reading = Reading(path, options.pop("encoding", None))
+    reading = SourceFile(path, options.pop("encoding", None))
     rows = table_rows(reading, columns or Columns(), **options)
     summary = prepare(rows, source=name, images=folder, out=folder / "m.jsonl", check=check)
     return read_manifest(folder / "m.jsonl"), summary, [*reading.notes, *summary.notes]
@@ -384,6 +385,6 @@ def test_float_ids_of_parquet(tmp_path: Path) -> None:
 
     table = pyarrow.table({"image": ["1.jpg", "2.jpg"], "caption": ["a", "b"], "n": [391895.0, float("nan")]})
     parquet.write_table(table, tmp_path / "t.parquet")
-    rows = list(table_rows(Reading(tmp_path / "t.parquet"), Columns(id="n"), embedded=EmbeddedImages(tmp_path)))
+    rows = list(table_rows(SourceFile(tmp_path / "t.parquet"), Columns(id="n"), inline_images=InlineImages(tmp_path)))
     assert rows[1] == Row(1, "1.jpg", ("a",), "train", "391895")
     assert "must be text or a whole number, not nan" in str(rows[0])

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from captune.bulk.shards import Entry, Item, ParquetShard, Rejected, TarShard
-from captune.data import tars
-from captune.data.embedded import EmbeddedImages
-from captune.data.importing import Row
-from captune.data.problems import Problem
-from captune.data.webdataset import WebDatasetReading
+from captune.data import archives
+from captune.data.archives import InlineImages
+from captune.data.importers.webdataset import WebDatasetSource
+from captune.data.issues import Issue
+from captune.data.rows import Row
 from captune.errors import DataError
 
 LARGE = 257 << 20
@@ -76,9 +76,9 @@ def test_a_member_that_unfolds_is_put_aside(tmp_path: Path, kind: str) -> None:
     (rejected,) = [entry for entry in read if isinstance(entry, Rejected)]
     assert rejected.id == "huge"
     assert "MB, and 256 MB is the limit" in rejected.reason
-    rows = list(WebDatasetReading(path, EmbeddedImages(tmp_path / "out")).rows())
+    rows = list(WebDatasetSource(path, InlineImages(tmp_path / "out")).rows())
     assert [row.id for row in rows if isinstance(row, Row)] == ["0", "1"]
-    assert [row.kind for row in rows if isinstance(row, Problem)] == ["malformed"]
+    assert [row.kind for row in rows if isinstance(row, Issue)] == ["malformed"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
@@ -90,7 +90,7 @@ def test_a_name_of_gigabytes_ends_the_archive_with_a_reason(tmp_path: Path, kind
     assert isinstance(last, Rejected)
     assert "the name of a member claims 8,192 MB" in last.reason
     with pytest.raises(DataError, match="claims 8,192 MB"):
-        list(WebDatasetReading(path, EmbeddedImages(tmp_path / "out")).rows())
+        list(WebDatasetSource(path, InlineImages(tmp_path / "out")).rows())
 
 
 def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_value_that_many_rows_share_is_read_row_by_row(tmp_path: Path, monkeyp
 
 def test_the_limit_of_a_member() -> None:
     info = tarfile.TarInfo("a.jpg")
-    info.size = tars.MAX_MEMBER
-    assert tars.too_large(info) is None
+    info.size = archives.MAX_MEMBER
+    assert archives.too_large(info) is None
     info.size += 1
-    assert tars.too_large(info) is not None
+    assert archives.too_large(info) is not None

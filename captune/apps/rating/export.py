@@ -10,8 +10,8 @@ from captune.apps.rating.design import CRITERIA
 from captune.apps.rating.findings import Results
 from captune.apps.rating.judgements import points
 from captune.apps.rating.store import Store
+from captune.data.delimited import CsvWriter
 from captune.data.outputs import check_output, output_file
-from captune.data.spreadsheet import CsvWriter
 
 __all__ = ["answers_csv", "check_results", "results_json", "write_results"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from captune.data.content_hash import content_hash
+from captune.data.image_files import ImageFolder
 from captune.data.manifest import read_manifest, resolve_image
-from captune.data.picture_folder import PictureFolder
 from captune.errors import CaptuneError, InputError
 from captune.metrics import score_captions
 from captune.metrics.alignment import near_miss
@@ -245,6 +245,6 @@ def _pictures_in(place: Path, images: Iterable[str], file_names: Mapping[str, st
         return {sample.id: resolve_image(place, sample.image) for sample in read_manifest(place)}
     if not place.is_dir():
         raise InputError(f"{place} does not exist; --pictures takes a manifest or a folder.")
-    folder = PictureFolder(place)
+    folder = ImageFolder(place)
     found = {image: folder.find(image, file_names.get(image)) for image in images}
     return {image: path for image, path in found.items() if path is not None}

@@ -1,7 +1,8 @@
-"""Whether images that a model is evaluated on were among those it was trained on.
+"""The leak guard: whether images that a model is evaluated on were among those it was trained on.
 
 Three questions, the cheap ones first: is the id the same, are the bytes of the file the same, is it the same picture
-(re-encoded, resized, margins cut)? For the last, hashes of views propose pairs and the pixels decide.
+(re-encoded, resized, margins cut)? For the last, hashes of views propose pairs and the pixels decide. The same between
+two manifests, and within one data set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -19,12 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captune.data.content_hash import file_state
-from captune.data.leaks.fingerprints import VIEWS, WHOLE, Fingerprint, fingerprint
-from captune.data.leaks.hamming import INDEXED_RADIUS, Hashes, close_pairs
+from captune.data.issues import Issue, plural, printable
+from captune.data.leaks.fingerprints import (
+    INDEXED_RADIUS,
+    VIEWS,
+    WHOLE,
+    Fingerprint,
+    FingerprintStore,
+    Hashes,
+    close_pairs,
+    default_store,
+    fingerprint,
+)
 from captune.data.leaks.pixels import Thumbnail, compare, read_thumbnail
-from captune.data.leaks.store import FingerprintStore, default_store
-from captune.data.lookahead import in_order
-from captune.data.problems import plural, printable
+from captune.data.manifest import scan_manifest
+from captune.data.prefetch import prefetch_map
 from captune.errors import DataError
 
 __all__ = [
@@ -35,10 +45,13 @@ __all__ = [
     "LeakKind",
     "LeakReport",
     "candidates",
+    "compare_manifests",
     "find_leaks",
+    "leak_issues",
     "looks_same",
     "read_fingerprints",
     "read_picture",
+    "same_picture_groups",
     "same_pictures",
 ]
 
@@ -296,7 +309,7 @@ def read_fingerprints(
         path, facts, known = item
         return known if known is not None or facts is None else fingerprint(path)
 
-    with contextlib.closing(in_order(looked_up(), read, workers)) as results:
+    with contextlib.closing(prefetch_map(looked_up(), read, workers)) as results:
         for place, ((path, facts, known), found) in enumerate(results):
             digests.append(None if found is None else found.digest)
             if found is not None and found.hashes is not None:
@@ -306,3 +319,110 @@ def read_fingerprints(
             if progress is not None and (place + 1) % _PROGRESS_EVERY == 0:
                 progress(place + 1, len(images))
     return digests, hashes, readable
+
+
+def same_picture_groups(
+    images: Sequence[ImageFile],
+    *,
+    store: Path | Literal["default"] | None = "default",
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> tuple[list[int], int]:
+    """Put images together that have the same bytes or show the same picture.
+
+    Args:
+        images: N images.
+        store: database that keeps fingerprints between calls; None for none.
+        progress: called now and then with the number of files done and their total.
+        workers: threads that read images, as many as processors by default, at most eight.
+
+    Returns:
+        for each image the index of the first one of its group, and how many images could not be read, each of which
+        is a group.
+
+    Raises:
+        MissingExtraError: ImageHash is not installed.
+    """
+    with FingerprintStore(default_store() if store == "default" else store) as kept:
+        digests, hashes, readable = read_fingerprints(images, kept, progress, workers)
+    groups = list(range(len(images)))
+
+    def first_of(place: int) -> int:
+        while groups[place] != place:
+            groups[place] = groups[groups[place]]
+            place = groups[place]
+        return place
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((first_of(one), first_of(other)))
+        groups[high] = low
+
+    known: dict[bytes, int] = {}
+    for place, digest in enumerate(digests):
+        if digest is not None:
+            join(place, known.setdefault(digest, place))
+    there = np.flatnonzero(readable)
+    thumbnail = functools.lru_cache(_THUMBNAILS)(read_picture)
+    for start in range(0, len(there), _BLOCK):
+        block = there[start : start + _BLOCK]
+
+        def is_same(query: int, place: int, view: int, of_other: bool, start: int = start) -> bool:
+            one, other = int(there[start + query]), int(there[place])
+            if first_of(one) == first_of(other):
+                return False
+            return looks_same(thumbnail(images[one].path), thumbnail(images[other].path), view, of_other)
+
+        near = candidates(hashes[there], hashes[block])
+        for query, place in same_pictures(near, is_same, first_only=False):
+            join(int(block[query]), int(there[place]))
+    return [first_of(place) for place in range(len(images))], int(len(images) - readable.sum())
+
+
+def compare_manifests(
+    manifest: str | os.PathLike[str],
+    against: str | os.PathLike[str],
+    *,
+    train_split: str | Collection[str] = "train",
+    progress: Callable[[int, int], None] | None = None,
+) -> LeakReport:
+    """Look for the images of one manifest among the training images of another; bad rows are passed over.
+
+    Args:
+        manifest: its images of the training split are those trained on.
+        against: its images of all other splits are those evaluated on; of a file that has the training split only,
+            and is not `manifest` itself, all images.
+        train_split: name of the training split, or of several that are trained on together.
+        progress: called now and then with the number of files done and their total.
+
+    Raises:
+        DataError: a file is not there, or it leaves nothing to compare.
+        MissingExtraError: the library of perceptual hashes is absent.
+    """
+    splits = (train_split,) if isinstance(train_split, str) else tuple(train_split)
+    named = " or ".join(f"'{split}'" for split in splits)
+    trained, _ = _images(manifest, splits)
+    of_training, others = _images(against, splits)
+    itself = os.path.exists(manifest) and os.path.samefile(manifest, against)
+    evaluated = others or ([] if itself else of_training)
+    if not trained:
+        raise DataError(f"the manifest '{manifest}' has no images of the split {named} that could leak.")
+    if not evaluated:
+        raise DataError(f"the manifest '{against}' has no images of other splits than {named} to look for.")
+    return find_leaks(trained, evaluated, progress=progress)
+
+
+def leak_issues(report: LeakReport, name: str) -> list[Issue]:
+    """Each leaked image with the line of the manifest called `name` on which it stands."""
+    return [Issue(name, report.evaluated[leak.evaluated].line, "leak", report.in_words(leak)) for leak in report.leaks]
+
+
+def _images(manifest: str | os.PathLike[str], train_splits: Collection[str]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """The images of the training splits, and those of all others."""
+    folder = Path(manifest).parent
+    of_training: list[ImageFile] = []
+    others: list[ImageFile] = []
+    for line, row in scan_manifest(manifest):
+        if not isinstance(row, Issue):
+            part = of_training if row.split in train_splits else others
+            part.append(ImageFile(row.id, os.path.join(folder, row.image), line))
+    return of_training, others

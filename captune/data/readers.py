@@ -1,4 +1,4 @@
-"""Text files of any size, line by line in bounded memory, with a sentence for every line that is no text.
+"""Text and JSON files of any size, in bounded memory, with a sentence for every fault.
 
 Files that end in `.gz` are unpacked on the way. UTF-8 is expected. A byte order mark is read: files that begin with the
 mark of UTF-16 or UTF-32 (Excel's "Unicode text") are converted. Windows line ends are accepted.
@@ -21,7 +21,19 @@ from typing import Any, Protocol
 
 from captune.errors import DataError
 
-__all__ = ["MAX_LINE", "Reading", "checked_lines", "parse_json", "parse_list", "text_lines"]
+__all__ = [
+    "MAX_LINE",
+    "BadItem",
+    "SourceFile",
+    "checked_lines",
+    "json_items",
+    "json_parts",
+    "parse_json",
+    "parse_list",
+    "require_object",
+    "string_field",
+    "text_lines",
+]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
@@ -46,7 +58,7 @@ class _Bytes(Protocol):
     def close(self) -> None: ...
 
 
-class Reading:
+class SourceFile:
     """An open annotation file and how far it is read; what a progress bar asks.
 
     Attributes:
@@ -111,7 +123,7 @@ class Reading:
         self.file.close()
 
 
-def text_lines(reading: Reading) -> Iterator[str]:
+def text_lines(reading: SourceFile) -> Iterator[str]:
     """The lines of a UTF-8 file of which every line is needed, such as a list of images.
 
     Raises:
@@ -126,7 +138,7 @@ def text_lines(reading: Reading) -> Iterator[str]:
         yield line
 
 
-def checked_lines(reading: Reading, *, windows: bool = False) -> Iterator[str | DataError]:
+def checked_lines(reading: SourceFile, *, windows: bool = False) -> Iterator[str | DataError]:
     """The lines of a file, or why a line is no text; one bad line does not keep the others from being read.
 
     Args:
@@ -166,7 +178,7 @@ def checked_lines(reading: Reading, *, windows: bool = False) -> Iterator[str | 
             yield text
 
 
-def _raw_lines(reading: Reading) -> Iterator[bytes | DataError]:
+def _raw_lines(reading: SourceFile) -> Iterator[bytes | DataError]:
     """The lines of a file as bytes; one that is too long is passed over."""
     number = 0
     try:
@@ -201,7 +213,7 @@ def _is_western(path: Path) -> bool:
     Chinese, Japanese, Cyrillic and Greek encodings have runs of high bytes, or bytes that are no letters here.
     """
     runs = single = high = western = 0
-    for line in _raw_lines(Reading(path)):
+    for line in _raw_lines(SourceFile(path)):
         if isinstance(line, DataError) or line.isascii():
             continue
         try:
@@ -310,3 +322,178 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+
+
+_CHUNK = 1 << 20
+# White space between JSON's tokens; always matches.
+_SPACE = re.compile(r"[ \t\r\n]*")
+_AFTER_VALUE = frozenset(",]}: \t\r\n")
+
+
+class BadItem(str):
+    """What is wrong with an item of a list, in the item's place."""
+
+    __slots__ = ()
+
+
+def json_items(reading: SourceFile) -> Iterator[tuple[str, Any]]:
+    """The items of a JSON document that is a list, or an object that holds lists.
+
+    Args:
+        reading: the open file; closed at the end.
+
+    Yields:
+        `("", item)` for each item of a list; for an object `(key, item)` for each item of a list in it, and
+        `(key, value)` for every other value. An item is held alone; objects in it are parsed as `json` does, but an
+        item with a key twice, of which `json` would keep the last, is a `BadItem`.
+
+    Raises:
+        DataError: not JSON, or an item longer than `captune.data.readers.MAX_LINE`; says where.
+    """
+    for key, item, _ in json_parts(reading):
+        yield key, item
+
+
+def json_parts(reading: SourceFile) -> Iterator[tuple[str, Any, bool]]:
+    """What `json_items` yields, each with whether it is an item of a list."""
+    document = _Document(reading)
+    try:
+        if document.peek() == "[":
+            yield from document.items("")
+        else:
+            document.step("{")
+            while document.peek() != "}":
+                key = document.value()
+                if not isinstance(key, str):
+                    raise document.error("a key is expected")
+                document.step(":")
+                if document.peek() == "[":
+                    yield from document.items(key)
+                else:
+                    yield key, document.value(), False
+                if document.peek() != "}":
+                    document.step(",")
+            document.step("}")
+        if document.peek():
+            raise document.error("something follows the end")
+    finally:
+        reading.close()
+
+
+def string_field(entry: Any, key: str) -> str:
+    """The string under a key of an item.
+
+    Raises:
+        KeyError: the key is missing.
+        TypeError: the item is no object, or the value no string.
+    """
+    require_object(entry, key)
+    value = entry[key]
+    if not isinstance(value, str):
+        raise TypeError(f"'{key}' must be a string")
+    return value
+
+
+def require_object(entry: Any, key: str) -> None:
+    """Refuse an item that is no object.
+
+    Raises:
+        TypeError: it is none, or a `BadItem`, whose fault is the message.
+    """
+    if not isinstance(entry, dict):
+        raise TypeError(str(entry) if isinstance(entry, BadItem) else f"an object with '{key}' is expected")
+
+
+class _Document:
+    """The part of a document that is being parsed, and where in the whole it stands."""
+
+    def __init__(self, reading: SourceFile) -> None:
+        self._reading = reading
+        # A byte that is not UTF-8 becomes half of a surrogate pair, which is no text to whoever reads that field.
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._parse = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
+        # A number of thousands of digits is refused by int, and is no id.
+        self._parse_large = json.JSONDecoder(object_pairs_hook=self._object, parse_int=float).raw_decode
+        self._twice: str | None = None  # a key that the value being parsed has twice
+        self._text = ""
+        self._position = 0
+        self._passed = 0  # characters dropped from the front
+        self._complete = False
+
+    def error(self, what: str) -> DataError:
+        """The error for what stands at the present position."""
+        place = self._passed + self._position + 1
+        return DataError(f"'{self._reading.name}' is not valid JSON: {what} at character {place:,}.")
+
+    def peek(self) -> str:
+        """The next character that is no white space, or "" at the end."""
+        while True:
+            self._position = _SPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if self._complete:
+                return ""
+            self._read()
+
+    def step(self, expected: str) -> None:
+        """Go over one character that must stand here."""
+        if self.peek() != expected:
+            raise self.error(f"'{expected}' is expected")
+        self._position += 1
+
+    def items(self, key: str) -> Iterator[tuple[str, Any, bool]]:
+        """The items of the list that begins here."""
+        self.step("[")
+        while self.peek() != "]":
+            value = self.value()
+            yield key, value if self._twice is None else BadItem(f"the key '{self._twice}' is given twice"), True
+            if self.peek() != "]":
+                self.step(",")
+        self.step("]")
+
+    def value(self) -> Any:
+        """Parse the next value, reading on until it is whole."""
+        self.peek()
+        parse = self._parse
+        while True:
+            self._twice = None
+            try:
+                value, end = parse(self._text, self._position)
+            except json.JSONDecodeError as error:
+                if self._complete:
+                    self._position = error.pos
+                    raise self.error(error.msg[0].lower() + error.msg[1:]) from error
+            except ValueError as error:
+                if parse is self._parse_large:
+                    raise self.error(str(error)) from error
+                parse = self._parse_large
+                continue
+            except RecursionError as error:
+                raise self.error("it is nested too deeply") from error
+            else:
+                # A number at the edge of a chunk may go on: "1", "1.", "1.5".
+                if self._complete or self._text[end : end + 1] in _AFTER_VALUE:
+                    self._position = end
+                    return value
+            if len(self._text) - self._position > MAX_LINE:
+                raise self.error(f"an item longer than {MAX_LINE >> 20} MB, or broken, begins")
+            self._read()
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self._twice = next(key for key in keys if keys.count(key) > 1)
+        return entry
+
+    def _read(self) -> None:
+        """Put the next chunk behind what is not parsed yet."""
+        try:
+            data = self._reading.stream.read(_CHUNK)
+            fresh = self._decode(data, not data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"'{self._reading.name}' cannot be unpacked: {error}.") from error
+        self._complete = not data
+        self._passed += self._position
+        self._text = self._text[self._position :] + fresh
+        self._position = 0

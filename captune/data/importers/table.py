@@ -3,7 +3,7 @@
 A cell of the caption column is one caption, or a (JSON) list of them; there may be several such columns. Rows of the
 same image, wherever they are, are brought together. A cell of the image column is the name of a file; in parquet it
 may be the file itself, as Hugging Face's data sets have it. In a TSV quotation marks are text; in a CSV they quote.
-Objects that hold a conversation instead of a caption are read as `captune.data.conversations` describes.
+Objects that hold a conversation instead of a caption are read as `captune.data.importers.json_table` describes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from captune.common import did_you_mean
-from captune.data.coco import coco_rows
-from captune.data.conversations import Conversations, Turns, is_conversation
+from captune.data.archives import InlineImages, parquet_columns, parquet_rows
 from captune.data.delimited import Quoting, delimited_rows, looks_quoted
-from captune.data.embedded import EmbeddedImages
-from captune.data.gathering import CaptionRow, gathered
 from captune.data.ids import id_text, without_fraction
-from captune.data.importing import Row
-from captune.data.json_table import Entry, json_entries, json_layout
-from captune.data.parquet import parquet_columns, parquet_rows
-from captune.data.problems import Problem, plural
-from captune.data.text import Reading, checked_lines, parse_list
+from captune.data.importers.coco import coco_rows
+from captune.data.importers.json_table import Conversations, Entry, Turns, is_conversation, json_entries, json_layout
+from captune.data.issues import Issue, plural
+from captune.data.readers import SourceFile, checked_lines, parse_list
+from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.errors import DataError
 
 __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]
@@ -68,14 +65,14 @@ class Columns:
 
 
 def table_rows(
-    reading: Reading,
+    reading: SourceFile,
     columns: Columns,
     *,
     split: str = "train",
-    embedded: EmbeddedImages | None = None,
+    inline_images: InlineImages | None = None,
     quoting: Quoting | None = None,
     turns: Turns = "first",
-) -> Iterator[Row | Problem]:
+) -> Iterator[Row | Issue]:
     """The images of a table.
 
     Args:
@@ -83,7 +80,7 @@ def table_rows(
             CSV; `.gz` on top). How it was understood is noted there.
         columns: which column holds what.
         split: what images are given where the table has no column for it.
-        embedded: where images that come inside the table are written to; None refuses them.
+        inline_images: where images that come inside the table are written to; None refuses them.
         quoting: whether quotation marks around cells are text; by default they are where tabs divide columns.
         turns: which answers of conversations are captions.
 
@@ -109,7 +106,7 @@ def table_rows(
         records = _parquet_records(reading, columns)
     else:
         records = _delimited_records(reading, columns, "\t" if ending in (".tsv", ".tab") else ",", quoting)
-    return gathered(caption_rows(records, reading.name, columns, split, embedded), reading.name)
+    return group_by_image(caption_rows(records, reading.name, columns, split, inline_images), reading.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +129,12 @@ class Values:
 
 
 def caption_rows(
-    records: Iterable[tuple[int, Values] | Problem],
+    records: Iterable[tuple[int, Values] | Issue],
     source: str,
     columns: Columns,
     split: str,
-    embedded: EmbeddedImages | None,
-) -> Iterator[CaptionRow | Problem]:
+    inline_images: InlineImages | None,
+) -> Iterator[CaptionRow | Issue]:
     """Captions of records of any format, checked for the types that they must have.
 
     Args:
@@ -145,13 +142,13 @@ def caption_rows(
         source: name of the file, for messages.
         columns: which column holds what.
         split: what images are given where there is no column for it.
-        embedded: where images that come inside are written to; None refuses them.
+        inline_images: where images that come inside are written to; None refuses them.
 
     Yields:
         a row a caption, or what is wrong.
     """
     for record in records:
-        if isinstance(record, Problem):
+        if isinstance(record, Issue):
             yield record
             continue
         line, values = record
@@ -165,32 +162,32 @@ def caption_rows(
                 captions += _caption_list(value, column)
             if not captions:
                 raise ValueError(f"there is no caption in '{columns.captions[0]}'")
-            image = _image_name(values.image, columns.image, embedded)
+            image = _image_name(values.image, columns.image, inline_images)
         except (TypeError, ValueError, DataError) as error:
             message = f"{values.place}{str(error).removesuffix('.')}."
-            yield Problem(source, line, "malformed", message, max(1, len(captions)))
+            yield Issue(source, line, "malformed", message, max(1, len(captions)))
             continue
         for text in captions:
             yield CaptionRow(line, image, text, own_split, name)
 
 
-def _image_name(cell: Any, column: str, embedded: EmbeddedImages | None) -> str:
+def _image_name(cell: Any, column: str, inline_images: InlineImages | None) -> str:
     """The name of an image file; an image that comes inside is written first."""
     if isinstance(cell, list) and len(cell) == 1:
         cell = cell[0]
     if isinstance(cell, str):
         return cell
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-    if isinstance(data, bytes) and embedded is not None:
-        return embedded.add(data, path if isinstance(path, str) else None)
+    if isinstance(data, bytes) and inline_images is not None:
+        return inline_images.add(data, path if isinstance(path, str) else None)
     if data is None and isinstance(path, str):
         return path
     raise ValueError(f"'{column}' must be the name of a file, not {type(cell).__name__}")
 
 
 def _delimited_records(
-    reading: Reading, columns: Columns, delimiter: str, quoting: Quoting | None
-) -> Iterator[tuple[int, Values] | Problem]:
+    reading: SourceFile, columns: Columns, delimiter: str, quoting: Quoting | None
+) -> Iterator[tuple[int, Values] | Issue]:
     lines = checked_lines(reading, windows=True)
     start: list[str | DataError] = []  # up to the header
     header_line = ""
@@ -222,15 +219,15 @@ def _delimited_records(
         if isinstance(row, DataError):
             hint = " --quoting none takes quotation marks as text." if "quotation mark" in str(row) else ""
             hint = " --encoding names another encoding." if "is not UTF-8" in str(row) else hint
-            yield Problem(reading.name, line, "malformed", f"{row}{hint}")
+            yield Issue(reading.name, line, "malformed", f"{row}{hint}")
             continue
         if len(row) != len(header):
             message = f"the row has {plural(len(row), 'column')}, and {len(header)} are expected."
-            yield Problem(reading.name, line, "malformed", message)
+            yield Issue(reading.name, line, "malformed", message)
             continue
         if quoting == "none" and any(looks_quoted(row[caption]) for caption in captions):
             message = "the caption is quoted as in CSV, and its marks are taken as text; --quoting csv takes them off."
-            yield Problem(reading.name, line, "quoted", message)
+            yield Issue(reading.name, line, "quoted", message)
         cells: list[str | None] = [*row, None]
         own = cells[name]
         if own is not None and (whole := without_fraction(own)) != own:
@@ -240,7 +237,7 @@ def _delimited_records(
         yield line, Values(cells[image], [cells[caption] for caption in captions], cells[split], own)
 
 
-def _delimiter(header: str, usual: str, columns: Columns, reading: Reading) -> str:
+def _delimiter(header: str, usual: str, columns: Columns, reading: SourceFile) -> str:
     """What divides the columns: the usual character, or the one that makes the needed columns of the header."""
 
     def names(delimiter: str) -> list[str]:
@@ -261,7 +258,7 @@ def _delimiter(header: str, usual: str, columns: Columns, reading: Reading) -> s
     return delimiter
 
 
-def _marks_are_text(header: str, delimiter: str, reading: Reading) -> bool:
+def _marks_are_text(header: str, delimiter: str, reading: SourceFile) -> bool:
     """Whether quotation marks are text: where tabs divide columns, unless a program wrote it that quotes as CSV does.
 
     Excel's "Unicode text" is UTF-16 with tabs and quotes so; other programs quote the header as well.
@@ -276,7 +273,7 @@ def _marks_are_text(header: str, delimiter: str, reading: Reading) -> bool:
     return why is None
 
 
-def _parquet_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, Values] | Problem]:
+def _parquet_records(reading: SourceFile, columns: Columns) -> Iterator[tuple[int, Values] | Issue]:
     try:
         require_columns(columns, parquet_columns(reading), reading.name)
     except DataError:
@@ -284,7 +281,7 @@ def _parquet_records(reading: Reading, columns: Columns) -> Iterator[tuple[int, 
         raise
     names = list(dict.fromkeys(columns.names()))
     for row in parquet_rows(reading, names):
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             yield row
         else:
             yield row[0], record_values(dict(zip(names, row[1], strict=True)), columns)
@@ -305,13 +302,13 @@ def record_values(record: dict[str, Any], columns: Columns, place: str = "", own
 
 
 def _json_records(
-    entries: Iterable[Entry | Problem], reading: Reading, columns: Columns, passed: Counter[str], turns: Turns
-) -> Iterator[tuple[int, Values] | Problem]:
+    entries: Iterable[Entry | Issue], reading: SourceFile, columns: Columns, passed: Counter[str], turns: Turns
+) -> Iterator[tuple[int, Values] | Issue]:
     """The rows of JSON; keys that are absent from all of the first rows end the import, from some are bad rows."""
     conversations = Conversations(turns)
     good, bad, first = 0, 0, None
     for entry in entries:
-        if isinstance(entry, Problem):
+        if isinstance(entry, Issue):
             yield entry
             continue
         record = entry.record
@@ -323,7 +320,7 @@ def _json_records(
                 values = _with_captions(image, captions, others, columns, entry)
                 if further:
                     message = f"{entry.place}{plural(further, 'further answer')} of the conversation left out."
-                    yield Problem(reading.name, entry.line, "unused", message)
+                    yield Issue(reading.name, entry.line, "unused", message)
             else:
                 absent = [name for name in columns.names() if name not in record]
                 if absent:
@@ -333,7 +330,7 @@ def _json_records(
             bad += 1
             if not good and bad == _TRIED:
                 break
-            yield Problem(reading.name, entry.line, "malformed", f"{entry.place}{error}.")
+            yield Issue(reading.name, entry.line, "malformed", f"{entry.place}{error}.")
             continue
         if not good:
             _point_out_split(columns, list(record), reading.name)

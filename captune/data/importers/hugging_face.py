@@ -14,27 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from captune.common import first_line
-from captune.data.embedded import MAX_IMAGE, EmbeddedImages
-from captune.data.gathering import CaptionRow, gathered
-from captune.data.importing import Row
-from captune.data.manifest import absence
-from captune.data.problems import Problem
-from captune.data.table import Columns, Values, caption_rows, record_values, require_columns
+from captune.data.archives import MAX_IMAGE, InlineImages
+from captune.data.importers.table import Columns, Values, caption_rows, record_values, require_columns
+from captune.data.issues import Issue
+from captune.data.manifest import missing_reason
+from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.errors import DataError, MissingExtraError
 
-__all__ = ["HuggingFaceReading"]
+__all__ = ["HuggingFaceSource"]
 
 _SPLITS = {"validation": "val", "valid": "val", "dev": "val"}
 _SAVED = ("dataset_dict.json", "state.json")
 
 
-class HuggingFaceReading:
+class HuggingFaceSource:
     """A data set and how much of it is read.
 
     Args:
         source: a folder, or a name on the hub ("nlphuji/flickr30k").
         columns: which column holds what; where `columns.split` is None, the data set's own splits are taken.
-        embedded: where images are written to.
+        inline_images: where images are written to.
         configuration: which of a data set's configurations.
         split: read this one of its splits only.
 
@@ -47,14 +46,14 @@ class HuggingFaceReading:
         self,
         source: str,
         columns: Columns,
-        embedded: EmbeddedImages,
+        inline_images: InlineImages,
         *,
         configuration: str | None = None,
         split: str | None = None,
     ) -> None:
         self._name = source
         self._columns = columns
-        self._embedded = embedded
+        self._inline_images = inline_images
         self._folder = Path(source).resolve() if os.path.isdir(source) else None
         self._parts = _loaded(source, configuration, split)
         self.notes: list[str] = []
@@ -67,20 +66,20 @@ class HuggingFaceReading:
         """How much is read, from 0 to 1; 0 where a data set does not tell how much it holds."""
         return min(1.0, self._done / self._total) if self._total else 0.0
 
-    def rows(self) -> Iterator[Row | Problem]:
+    def rows(self) -> Iterator[Row | Issue]:
         """The images with their captions, split after split.
 
         Returns:
             an iterator over the images, and over what is wrong with a row.
         """
-        return gathered(chain.from_iterable(self._captions(*part) for part in self._parts.items()), self._name)
+        return group_by_image(chain.from_iterable(self._captions(*part) for part in self._parts.items()), self._name)
 
-    def _captions(self, split: str, part: Any) -> Iterator[CaptionRow | Problem]:
+    def _captions(self, split: str, part: Any) -> Iterator[CaptionRow | Issue]:
         place = f"{self._name}, split {split}"
         own = _SPLITS.get(split, split)
-        return caption_rows(self._records(part, place), place, self._columns, own, self._embedded)
+        return caption_rows(self._records(part, place), place, self._columns, own, self._inline_images)
 
-    def _records(self, part: Any, place: str) -> Iterator[tuple[int, Values] | Problem]:
+    def _records(self, part: Any, place: str) -> Iterator[tuple[int, Values] | Issue]:
         """The rows of a split as the importer of tables takes them, images as undecoded bytes."""
         from datasets import Image
 
@@ -99,7 +98,7 @@ class HuggingFaceReading:
                 try:
                     yield number, record_values(self._with_bytes(record), columns)
                 except DataError as error:
-                    yield Problem(place, number, "path", str(error))
+                    yield Issue(place, number, "path", str(error))
         except (DataError, MemoryError):
             raise
         except OSError as error:
@@ -121,7 +120,7 @@ class HuggingFaceReading:
             raise DataError(f"the image {path!r} cannot be found: {first_line(error)}.") from error
         if not file.is_relative_to(self._folder):
             raise DataError(f"the image '{path}' lies outside of the data set's folder '{self._folder}'.")
-        if missing := absence(file):
+        if missing := missing_reason(file):
             raise DataError(missing)
         if file.stat().st_size > MAX_IMAGE:
             raise DataError(f"the image '{file}' is larger than {MAX_IMAGE >> 20} MB.")

@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captune.data.formats import is_image_name
-from captune.data.image_lookup import written_alike
-from captune.data.importing import Row
-from captune.data.left_out import LeftOut
-from captune.data.problems import Problem
-from captune.data.text import Reading, checked_lines
+from captune.data.image_files import SkippedFiles, written_alike
+from captune.data.issues import Issue
+from captune.data.readers import SourceFile, checked_lines
+from captune.data.rows import Row
 from captune.errors import DataError
 
-__all__ = ["FolderReading", "refuse_unread"]
+__all__ = ["FolderSource", "raise_unreadable_folder"]
 
 
-class FolderReading:
+class FolderSource:
     """The images below a folder, and how many of them are done.
 
     Args:
@@ -25,7 +24,7 @@ class FolderReading:
         split: what the images are given.
 
     Attributes:
-        left_out: the files that are not read, once the rows were.
+        skipped: the files that are not read, once the rows were.
 
     Raises:
         DataError: there is no such folder.
@@ -35,7 +34,7 @@ class FolderReading:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"there is no folder '{folder}'.")
-        self.left_out = LeftOut()
+        self.skipped = SkippedFiles()
         self._split = split
         self.notes: list[str] = []
         self._done = 0
@@ -46,7 +45,7 @@ class FolderReading:
         """How much is read, from 0 to 1."""
         return min(1.0, self._done / self._total)
 
-    def rows(self) -> Iterator[Row | Problem]:
+    def rows(self) -> Iterator[Row | Issue]:
         """The images in the order of their names; the id is the path without ending.
 
         Yields:
@@ -63,7 +62,7 @@ class FolderReading:
         for self._done, (name, text) in enumerate(text_of.items(), 1):
             place = str(self.folder / name)
             if text not in texts:
-                yield Problem(place, 0, "empty", f"there is no '{Path(text).name}' with captions next to it.", 0)
+                yield Issue(place, 0, "empty", f"there is no '{Path(text).name}' with captions next to it.", 0)
                 continue
             if len(images_of[text]) > 1:
                 sharing = " and ".join(f"'{other}'" for other in images_of[text])
@@ -71,7 +70,7 @@ class FolderReading:
                 captions, problems = _captions(self.folder / text)
                 # The captions are lost once, however many images share them.
                 count = len(captions) + len(problems) if name == images_of[text][0] else 0
-                yield Problem(place, 0, "duplicate", message, count)
+                yield Issue(place, 0, "duplicate", message, count)
                 continue
             captions, problems = _captions(self.folder / text)
             yield from problems
@@ -82,8 +81,8 @@ class FolderReading:
         """Paths of the images, in order, and of the texts, relative to the folder, with `/`."""
         images: list[str] = []
         texts: set[str] = set()
-        for parent, _, names in os.walk(self.folder, onerror=refuse_unread):
-            self.left_out.add_folder(names)
+        for parent, _, names in os.walk(self.folder, onerror=raise_unreadable_folder):
+            self.skipped.add_folder(names)
             for name in names:
                 path = (Path(parent) / name).relative_to(self.folder).as_posix()
                 if is_image_name(name):
@@ -100,29 +99,29 @@ def _text_of(image: str, texts: set[str]) -> str:
     return next((name for name in names if name in texts), names[0])
 
 
-def _without_image(file: Path) -> Problem:
+def _without_image(file: Path) -> Issue:
     """A text whose captions belong to no image."""
     captions, problems = _captions(file)
     message = f"there is no image of the name '{file.stem}' next to it."
-    return Problem(str(file), 0, "missing", message, len(captions) + len(problems))
+    return Issue(str(file), 0, "missing", message, len(captions) + len(problems))
 
 
-def _captions(file: Path) -> tuple[tuple[str, ...], list[Problem]]:
+def _captions(file: Path) -> tuple[tuple[str, ...], list[Issue]]:
     """The captions of an image, one a line, and what is wrong with lines or with the file."""
     captions: list[str] = []
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     try:
-        for number, text in enumerate(checked_lines(Reading(file)), 1):
+        for number, text in enumerate(checked_lines(SourceFile(file)), 1):
             if isinstance(text, DataError):
-                problems.append(Problem(str(file), number, "malformed", str(text)))
+                problems.append(Issue(str(file), number, "malformed", str(text)))
             elif text.strip():
                 captions.append(text.strip())
     except DataError as error:
-        problems.append(Problem(str(file), 0, "malformed", str(error)))
+        problems.append(Issue(str(file), 0, "malformed", str(error)))
     return tuple(captions), problems
 
 
-def refuse_unread(error: OSError) -> None:
+def raise_unreadable_folder(error: OSError) -> None:
     """Told by `os.walk` of a folder that it cannot read, which it would pass over in silence.
 
     Raises:

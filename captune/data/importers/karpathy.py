@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from captune.data.ids import id_text
-from captune.data.importing import Row
-from captune.data.json_stream import json_items, string_field
-from captune.data.problems import Problem
-from captune.data.text import Reading
+from captune.data.issues import Issue
+from captune.data.readers import SourceFile, json_items, string_field
+from captune.data.rows import Row
 from captune.errors import DataError
 
 __all__ = ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"]
@@ -24,7 +23,7 @@ UNLISTED = "unlisted"
 """The split of images that a list of splits does not name."""
 
 
-def karpathy_rows(reading: Reading, *, restval: str = "restval") -> Iterator[Row | Problem]:
+def karpathy_rows(reading: SourceFile, *, restval: str = "restval") -> Iterator[Row | Issue]:
     """The images of Karpathy's JSON, one at a time.
 
     Args:
@@ -49,12 +48,12 @@ def karpathy_rows(reading: Reading, *, restval: str = "restval") -> Iterator[Row
             what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
             sentences = entry.get("sentences") if isinstance(entry, dict) else None
             captions = len(sentences) if isinstance(sentences, list) else 1
-            yield Problem(reading.name, 0, "malformed", f"image {number} cannot be read: {what}.", max(1, captions))
+            yield Issue(reading.name, 0, "malformed", f"image {number} cannot be read: {what}.", max(1, captions))
     if not number:
         raise DataError(f"'{reading.name}' is not Karpathy's JSON: there is no list \"images\" with entries in it.")
 
 
-def read_splits(reading: Reading) -> dict[str, str]:
+def read_splits(reading: SourceFile) -> dict[str, str]:
     """The split of every image that Karpathy's JSON names, by the name of the file without folder.
 
     Raises:
@@ -62,7 +61,7 @@ def read_splits(reading: Reading) -> dict[str, str]:
     """
     splits: dict[str, str] = {}
     for row in karpathy_rows(reading):
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             raise DataError(str(row))
         name = _file_name(row.image)
         # Two images of one name and different splits: nobody can tell which split is whose.
@@ -70,10 +69,10 @@ def read_splits(reading: Reading) -> dict[str, str]:
     return splits
 
 
-def with_splits(rows: Iterable[Row | Problem], splits: dict[str, str]) -> Iterator[Row | Problem]:
+def with_splits(rows: Iterable[Row | Issue], splits: dict[str, str]) -> Iterator[Row | Issue]:
     """Rows of any importer with the splits of a list; images that it does not name become `unlisted`."""
     for row in rows:
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             yield row
         else:
             yield replace(row, split=splits.get(_file_name(row.image), UNLISTED))

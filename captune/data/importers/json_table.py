@@ -1,4 +1,12 @@
-"""Conversations about an image, as LLaVA, ShareGPT, LLaMA-Factory, ms-swift and TRL write them, as captions.
+"""Rows with named columns from JSON, and captions from conversations.
+
+JSON Lines, an array of objects, or one object that holds such an array are read; the content decides, not the name of
+the file. An object may hold its rows under any key; under keys that are names of splits (`{"train": [...],
+"val": [...]}`) they are of these splits. Read as well are captions by image (`{"a.jpg": "A dog ."}`), objects under
+separate keys (`{"7": {"image": "a.jpg", ...}}`), and the columns that pandas writes (`{"image": {"0": "a.jpg"},
+"caption": {"0": "A dog ."}}`).
+
+Conversations about an image are read as LLaVA, ShareGPT, LLaMA-Factory, ms-swift and TRL write them:
 
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nDescribe it."},
                                          {"from": "gpt", "value": "A dog."}]}
@@ -8,7 +16,7 @@
     {"images": ["a.jpg"], "instruction": "<image>Describe it.", "output": "A dog."}
 
 The first answer is the image's caption. Further turns are questions about the image and no descriptions; they are
-captions only where that is requested. A manifest has no place for instructions, so they are counted.
+captions only where that is requested. A manifest has no field for instructions, so they are counted.
 Source: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
 """
 
@@ -16,11 +24,132 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from captune.data.problems import printable
+from captune.data.formats import is_image_name
+from captune.data.issues import Issue, printable
+from captune.data.readers import BadItem, SourceFile, checked_lines, json_parts, parse_json
+from captune.errors import DataError
 
-__all__ = ["Conversations", "Turns", "is_conversation"]
+__all__ = ["Conversations", "Entry", "Turns", "is_conversation", "json_entries", "json_layout"]
+
+Layout: TypeAlias = Literal["lines", "array", "object"]
+
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a file.
+
+    Attributes:
+        line: its line; 0 where the format has none.
+        place: what messages begin with where there is no line ("entry 3: ").
+        record: its keys and values.
+        split: that of the list it is in, where the list is called like one.
+    """
+
+    line: int
+    place: str
+    record: dict[str, Any]
+    split: str | None = None
+
+
+def json_layout(reading: SourceFile, image: str) -> Layout:
+    """How a JSON file holds its rows; nothing is read from `reading`.
+
+    Args:
+        reading: the open file.
+        image: key of the image.
+
+    Raises:
+        DataError: the gzip data are broken.
+    """
+    lines = (line for line in checked_lines(SourceFile(reading.path)) if isinstance(line, DataError) or line.strip())
+    first = next(lines, "")
+    if isinstance(first, DataError):
+        return "lines"
+    if first.lstrip().startswith("["):
+        return "array"
+    if any(ending in (".jsonl", ".ndjson") for ending in reading.path.suffixes):
+        return "lines"
+    is_last = next(lines, None) is None
+    try:
+        record = parse_json(first)
+    except ValueError:
+        return "object" if is_last or first.rstrip()[-1:] in ("{", "[", ",", ":") else "lines"
+    is_row = isinstance(record, dict) and (isinstance(record.get(image), str) or is_conversation(record))
+    return "lines" if is_row or not is_last else "object"
+
+
+def json_entries(
+    reading: SourceFile, layout: Layout, image: str, captions: tuple[str, ...], passed: Counter[str]
+) -> Iterator[Entry | Issue]:
+    """The objects of a file, and what is wrong with others.
+
+    Args:
+        reading: the open file.
+        layout: from `json_layout`.
+        image: key of the image.
+        captions: keys of the captions.
+        passed: is told the lists that hold no rows, and how many entries they have.
+
+    Raises:
+        DataError: an array or object that is not JSON.
+    """
+    if layout == "lines":
+        yield from _of_lines(reading)
+        return
+    columns: dict[str, dict[str, Any]] = {}
+    number, current, is_mapping = 0, "", None
+    for key, item, in_list in json_parts(reading):
+        if is_mapping is None:
+            is_mapping = layout == "object" and is_image_name(key)
+        if is_mapping:
+            record = {image: key, **item} if isinstance(item, dict) else {image: key, captions[0]: item}
+            yield Entry(0, f"key '{key}': ", record)
+        elif not in_list:
+            if isinstance(item, dict) and key in (image, *captions):
+                columns[key] = item
+            elif _is_row(item, image):
+                yield Entry(0, f"key '{key}': ", item)
+        elif layout == "object" and key in passed:
+            passed[key] += 1
+        elif layout == "object" and key != current and not _is_row(item, image):
+            passed[key] = 1
+        else:
+            number, current = (number if key == current else 0) + 1, key
+            place = f"entry {number} of {key}: " if key else f"entry {number}: "
+            if isinstance(item, dict):
+                yield Entry(0, place, item, _SPLITS.get(key.lower()))
+            else:
+                fault = str(item) if isinstance(item, BadItem) else "a JSON object is expected"
+                yield Issue(reading.name, 0, "malformed", f"{place}{fault}.")
+    for index in dict.fromkeys(index for column in columns.values() for index in column):
+        record = {key: column[index] for key, column in columns.items() if index in column}
+        yield Entry(0, f"row '{index}': ", record)
+
+
+def _is_row(item: Any, image: str) -> bool:
+    return isinstance(item, dict) and (image in item or is_conversation(item))
+
+
+def _of_lines(reading: SourceFile) -> Iterator[Entry | Issue]:
+    for line, text in enumerate(checked_lines(reading), 1):
+        if isinstance(text, DataError):
+            yield Issue(reading.name, line, "encoding", str(text))
+        elif text.strip():
+            try:
+                record = parse_json(text)
+                if not isinstance(record, dict):
+                    raise ValueError("a JSON object is expected")
+            except ValueError as error:
+                yield Issue(reading.name, line, "malformed", f"{error}.")
+            else:
+                yield Entry(line, "", record)
+
 
 Turns: TypeAlias = Literal["first", "all"]
 """Which answers of a conversation are captions."""

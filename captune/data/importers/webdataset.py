@@ -19,18 +19,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captune.data.embedded import EmbeddedImages
-from captune.data.first_seen import FirstSeen
+from captune.data.archives import MAX_MEMBER, InlineImages, open_tar, too_large
 from captune.data.formats import is_image_name
-from captune.data.importing import Row
-from captune.data.left_out import LeftOut, is_companion
+from captune.data.ids import SeenIds
+from captune.data.image_files import SkippedFiles, is_companion
+from captune.data.issues import Issue
 from captune.data.manifest import check_image_name
-from captune.data.problems import Problem
-from captune.data.tars import MAX_MEMBER, open_tar, too_large
-from captune.data.text import MAX_LINE, parse_json
+from captune.data.readers import MAX_LINE, parse_json
+from captune.data.rows import Row
 from captune.errors import DataError
 
-__all__ = ["WebDatasetReading"]
+__all__ = ["WebDatasetSource"]
 
 _NAME = re.compile(r"((?:.*/)?[^/.][^/.]*)(\.[^/]+)")
 _FIELDS = ("caption", "captions")
@@ -60,25 +59,25 @@ class _Sample:
         return sum(map(len, self.texts.values())) + self.unread
 
 
-class WebDatasetReading:
+class WebDatasetSource:
     """Tars and how much of them is read.
 
     Args:
         source: a tar, packed or not, or a folder of them, which are read in the order of their names.
-        embedded: where the images are written to.
+        inline_images: where the images are written to.
         split: what the images are given.
 
     Attributes:
-        left_out: the members that are not read, once the rows were.
+        skipped: the members that are not read, once the rows were.
 
     Raises:
         DataError: no such file, or a folder without tars.
     """
 
-    def __init__(self, source: str | os.PathLike[str], embedded: EmbeddedImages, *, split: str = "train") -> None:
+    def __init__(self, source: str | os.PathLike[str], inline_images: InlineImages, *, split: str = "train") -> None:
         self._source = Path(source)
-        self._embedded = embedded
-        self.left_out = LeftOut()
+        self._inline_images = inline_images
+        self.skipped = SkippedFiles()
         self._split = split
         if self._source.is_dir():
             found = (path for path in self._source.iterdir() if _TAR.search(path.name))
@@ -89,7 +88,7 @@ class WebDatasetReading:
             what = "holds no .tar file" if self._source.is_dir() else "is not there"
             raise DataError(f"'{source}' {what}; give a tar file, or a folder of them.")
         self.notes: list[str] = []
-        self._keys = FirstSeen()
+        self._keys = SeenIds()
         self._sharing: set[int] = set()  # tars that have a key of another one
         self._sizes = [path.stat().st_size for path in self._tars]
         self._done = 0
@@ -102,7 +101,7 @@ class WebDatasetReading:
         here = tell() if tell is not None and not getattr(self._open, "closed", True) else 0
         return min(1.0, (sum(self._sizes[: self._done]) + here) / max(1, sum(self._sizes)))
 
-    def rows(self) -> Iterator[Row | Problem]:
+    def rows(self) -> Iterator[Row | Issue]:
         """The samples in the order of the tars; the id is the key.
 
         Where a key is in several tars, all ids of these tars begin with the tar's name (`shard-00001/0007`), as in
@@ -120,7 +119,7 @@ class WebDatasetReading:
             return
         with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
             for row in self._read():
-                if isinstance(row, Problem):
+                if isinstance(row, Issue):
                     yield row
                 else:
                     kept.write(json.dumps([self._done, row.image, row.captions, row.id]) + "\n")
@@ -136,7 +135,7 @@ class WebDatasetReading:
         """A tar's name without its ending."""
         return _TAR.sub("", self._tars[number].name)
 
-    def _read(self) -> Iterator[Row | Problem]:
+    def _read(self) -> Iterator[Row | Issue]:
         for number, path in enumerate(self._tars):
             self._done = number
             with open(path, "rb") as file:
@@ -150,7 +149,7 @@ class WebDatasetReading:
                     raise DataError(f"'{path}' is no whole tar file: {error}.") from error
         self._done = len(self._tars)
 
-    def _of_tar(self, tar: tarfile.TarFile, name: str) -> Iterator[Row | Problem]:
+    def _of_tar(self, tar: tarfile.TarFile, name: str) -> Iterator[Row | Issue]:
         sample: _Sample | None = None
         for member in tar:
             if member.isdir():
@@ -163,7 +162,7 @@ class WebDatasetReading:
                 if found is None:
                     raise DataError(f"the member {member.name!r} has no key and ending, such as 000123.jpg.")
             except DataError as error:
-                yield Problem(name, 0, "path", str(error), int(member.name.lower().endswith((".txt", ".json"))))
+                yield Issue(name, 0, "path", str(error), int(member.name.lower().endswith((".txt", ".json"))))
                 continue
             key, ending = found[1], found[2].lower()
             if sample is None or sample.key != key:
@@ -180,7 +179,7 @@ class WebDatasetReading:
         is_image = ending.count(".") == 1 and is_image_name(f"_{ending}")
         if not is_image and ending not in (".txt", ".json"):
             if not is_companion(member.name):
-                self.left_out.add(member.name)
+                self.skipped.add(member.name)
             return
         if reason := too_large(member, MAX_MEMBER if is_image else MAX_LINE):
             sample.problem = reason
@@ -205,28 +204,28 @@ class WebDatasetReading:
             sample.problem = f"the member '{member.name}' {what}."
             sample.unread += 1
 
-    def _finished(self, sample: _Sample, name: str) -> Iterator[Row | Problem]:
+    def _finished(self, sample: _Sample, name: str) -> Iterator[Row | Issue]:
         """A sample with all its members as a row; its image is written only now."""
         problem, captions = sample.problem, sample.captions
         if problem is None and sample.image is None:
             problem = f"the sample '{sample.key}' has no image."
         if problem is not None:
-            yield Problem(name, 0, "malformed", problem, sample.rows)
+            yield Issue(name, 0, "malformed", problem, sample.rows)
             return
         assert sample.image is not None
         if not captions:
-            yield Problem(name, 0, "empty", f"the sample '{sample.key}' has no caption.", 0)
+            yield Issue(name, 0, "empty", f"the sample '{sample.key}' has no caption.", 0)
             return
         first = self._keys.line_of(sample.key)
         if first == self._done:
             message = f"the key '{sample.key}' is in the tar already; its second sample is left out."
-            yield Problem(name, 0, "duplicate", message, len(captions))
+            yield Issue(name, 0, "duplicate", message, len(captions))
             return
         known = [_words([caption]) for caption in captions]
         for text in sample.texts.get(".json") or []:
             if _words([text]) not in known:
                 message = f"the .json of '{sample.key}' has another caption than its .txt, which is kept."
-                yield Problem(name, 0, "unused", message)
+                yield Issue(name, 0, "unused", message)
         own = sample.key
         if first is None:
             self._keys.add(own, self._done)
@@ -234,7 +233,7 @@ class WebDatasetReading:
             self._sharing |= {first, self._done}
             own = f"{self._name(self._done)}/{own}"
         ending, data = sample.image
-        file = self._embedded.add(data, own.replace("/", "_") + ending)
+        file = self._inline_images.add(data, own.replace("/", "_") + ending)
         yield Row(0, file, tuple(captions), self._split, sample.key)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["KINDS", "NOTES", "Problem", "Problems", "plural", "printable"]
+__all__ = ["KINDS", "NOTES", "Issue", "Issues", "plural", "printable"]
 
 KINDS: Final = {
     "malformed": "malformed row",
@@ -42,7 +42,7 @@ _SHOWN = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Issue:
     """Something wrong at one place.
 
     Attributes:
@@ -64,7 +64,7 @@ class Problem:
         return printable(f"{place}: {self.message}")
 
 
-class Problems:
+class Issues:
     """Counts every problem and keeps the first ones, so that memory is bounded on a file of bad rows.
 
     Attributes:
@@ -74,17 +74,17 @@ class Problems:
 
     Args:
         shown: how many are kept to be listed.
-        on_problem: called with every problem, also with those that are not kept.
+        on_issue: called with every problem, also with those that are not kept.
     """
 
-    def __init__(self, shown: int = _SHOWN, on_problem: Callable[[Problem], None] | None = None) -> None:
+    def __init__(self, shown: int = _SHOWN, on_issue: Callable[[Issue], None] | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self.first: list[Problem] = []
+        self.first: list[Issue] = []
         self.rows = 0
         self._shown = shown
-        self._on_problem = on_problem
+        self._on_problem = on_issue
 
-    def add(self, problem: Problem) -> None:
+    def add(self, problem: Issue) -> None:
         """Count a problem."""
         self.counts[problem.kind] += 1
         if problem.kind not in NOTES:

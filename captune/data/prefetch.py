@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["in_order"]
+__all__ = ["prefetch_map"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 _IN_FLIGHT = 256
 
 
-def in_order(
+def prefetch_map(
     items: Iterable[Item], work: Callable[[Item], Result], workers: int | None = None, *, ahead: int = _IN_FLIGHT
 ) -> Generator[tuple[Item, Result], None, None]:
     """Each item with its result, in the order of the items.

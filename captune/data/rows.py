@@ -1,4 +1,4 @@
-"""From one caption a row to one image a row, in bounded memory, whatever the order of the file."""
+"""What importers yield: one row an image, or one a caption, which are grouped in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,36 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from captune.data.importing import Row
-from captune.data.manifest import text_fault
-from captune.data.partial import temporary_folder
-from captune.data.problems import Problem
+from captune.data.atomic import temporary_folder
+from captune.data.issues import Issue
+from captune.data.manifest import invalid_text_reason
 
-__all__ = ["CaptionRow", "gathered"]
+__all__ = ["CaptionRow", "Row", "group_by_image"]
 
 _BATCH = 5000  # runs inserted at once
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image as an annotation file tells of it, before anything is checked.
+
+    Attributes:
+        line: where it begins in the file, counted from 1; 0 where the format has no lines.
+        image: name of the file, relative to the image folder.
+        captions: as they stand in the file.
+        split: as it stands in the file.
+        id: unique name; the image's name without folder and ending where the format has none.
+        domain: the part of the split that it belongs to, where the format knows such parts.
+        any_ending: whether the format names images without their ending, so that `image` ends in a guess.
+    """
+
+    line: int
+    image: str
+    captions: tuple[str, ...]
+    split: str
+    id: str | None = None
+    domain: str | None = None
+    any_ending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +61,7 @@ class CaptionRow:
     id: str | None = None
 
 
-def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[Row | Problem]:
+def group_by_image(captions: Iterable[CaptionRow | Issue], source: str) -> Iterator[Row | Issue]:
     """Bring the captions of each image together.
 
     Neighbouring captions of an image are joined on the way; the runs go through a temporary database on the disk,
@@ -66,7 +88,7 @@ def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[
         )
         batch = []
         for row in _runs(captions, source):
-            if isinstance(row, Problem):
+            if isinstance(row, Issue):
                 yield row
                 continue
             name = None if row.id is None else _packed(row.id)
@@ -78,16 +100,16 @@ def gathered(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[
         yield from _joined(database, source)
 
 
-def _runs(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[Row | Problem]:
+def _runs(captions: Iterable[CaptionRow | Issue], source: str) -> Iterator[Row | Issue]:
     """Neighbouring captions of one image, split and id as one row; problems in between do not part them."""
     first: CaptionRow | None = None
     texts: list[str] = []
     for row in captions:
-        if isinstance(row, Problem):
+        if isinstance(row, Issue):
             yield row
-        elif fault := text_fault(row.caption):
+        elif fault := invalid_text_reason(row.caption):
             kind = "malformed" if row.caption.strip() else "empty"
-            yield Problem(source, row.line, kind, f"the caption of '{row.image}' {fault}.")
+            yield Issue(source, row.line, kind, f"the caption of '{row.image}' {fault}.")
         elif first is not None and (row.image, row.split, row.id) == (first.image, first.split, first.id):
             texts.append(row.caption)
         else:
@@ -98,7 +120,7 @@ def _runs(captions: Iterable[CaptionRow | Problem], source: str) -> Iterator[Row
         yield Row(first.line, first.image, tuple(texts), first.split, first.id)
 
 
-def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Problem]:
+def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Issue]:
     """The runs of each image as one row; a run with another split or id than the first is a problem."""
     database.execute("CREATE INDEX by_image ON run (image)")
     runs = database.execute(
@@ -115,10 +137,10 @@ def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Problem
             row = Row(line, _text(image), texts, _text(split), None if name is None else _text(name))
         elif _text(split) != row.split:
             message = f"'{row.image}' is of the split '{_text(split)}' here, of '{row.split}' on line {row.line}."
-            yield Problem(source, line, "malformed", message, len(texts))
+            yield Issue(source, line, "malformed", message, len(texts))
         elif (own := None if name is None else _text(name)) != row.id:
             message = f"'{row.image}' has the id '{own}' here, and '{row.id}' on line {row.line}."
-            yield Problem(source, line, "malformed", message, len(texts))
+            yield Issue(source, line, "malformed", message, len(texts))
         else:
             row = replace(row, captions=row.captions + texts)
     if row is not None:
