@@ -1,4 +1,4 @@
-"""Captions say five different true things; the judge of captions finds what is false."""
+"""Captions say five different true things; scene_agreement finds what is false."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from captune.toy.agreement import judge
 from captune.toy.captions import GARMENTS, PLURALS, terse_caption, write_captions
 from captune.toy.scenes import Companion, Layout, Scene, Subject, scenes
+from tools.toy.scene_agreement import scene_agreement
 
 LAYOUT = Layout(shift_x=0, shift_y=0, horizon=52, facing="right", skin=0, hair=0)
 SAMPLE = list(islice(scenes(11, held_out=False), 800))
@@ -41,7 +41,7 @@ def test_same_words_for_the_same_seed_only() -> None:
 
 
 def test_every_color_named_is_in_the_scene() -> None:
-    # On its own words, without the judge of captune.toy.agreement.
+    # On its own words, without tools.toy.scene_agreement.
     for scene in SAMPLE:
         there = {scene.subject.color, scene.subject.prop_color}
         if scene.companion is not None:
@@ -84,10 +84,10 @@ def test_places_times_and_sides_are_true() -> None:
             assert side is None or (scene.companion is not None and scene.companion.side != side[1]), caption
 
 
-def test_the_judge_agrees_with_true_captions() -> None:
+def test_scene_agreement_agrees_with_true_captions() -> None:
     for scene in SAMPLE:
         for caption in captions_of(scene):
-            verdict = judge(caption, scene)
+            verdict = scene_agreement(caption, scene)
             assert verdict.subject, caption
             assert verdict.count, caption
             assert verdict.action, caption
@@ -114,16 +114,16 @@ SCENE = Scene(
         ("A man in a red shirt next to a dog.", ("a dog",)),
     ],
 )
-def test_the_judge_finds_what_is_not_there(caption: str, wrong: tuple[str, ...]) -> None:
-    assert judge(caption, SCENE).wrong == wrong
+def test_scene_agreement_finds_what_is_not_there(caption: str, wrong: tuple[str, ...]) -> None:
+    assert scene_agreement(caption, SCENE).wrong == wrong
 
 
-def test_the_judge_looks_at_the_subject_first() -> None:
-    verdict = judge("A white house stands next to a man in a red shirt.", SCENE)
+def test_scene_agreement_looks_at_the_subject_first() -> None:
+    verdict = scene_agreement("A white house stands next to a man in a red shirt.", SCENE)
     assert not verdict.subject
     assert verdict.color is None
-    assert not judge("A man in red stands in the snow.", SCENE).action
-    assert not judge("", SCENE).subject
+    assert not scene_agreement("A man in red stands in the snow.", SCENE).action
+    assert not scene_agreement("", SCENE).subject
 
 
 def test_notes() -> None:

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from captune.data.images import to_pixels
-from captune.toy.agreement import judge
 from captune.toy.captions import terse_caption
 from captune.toy.drawing import draw_scene
 from captune.toy.flickr30k import plan_rows
-from captune.toy.vocabulary import INSTRUCTIONS
+from tools.toy.scene_agreement import scene_agreement
 
 torch = pytest.importorskip("torch")
 
 from captune.decoding import DecodingOptions, generate_captions  # noqa: E402
 from captune.hub import resolve_model  # noqa: E402
 from captune.model import MiniGPT4  # noqa: E402
+from tools.toy.model import INSTRUCTIONS  # noqa: E402
 
 FOLDER = Path(resolve_model("toy"))
 
@@ -89,7 +89,7 @@ def test_a_moved_projection_speaks_in_captions(model: MiniGPT4, rows, features) 
         tuned(**tuned.processor.pad(sequences), features=seen[torch.from_numpy(picked)]).loss.backward()
         optimizer.step()
     said = answers(tuned, features, INSTRUCTIONS[0])
-    verdicts = [judge(text, row.scene) for text, row in zip(said, rows, strict=True)]
+    verdicts = [scene_agreement(text, row.scene) for text, row in zip(said, rows, strict=True)]
     assert np.mean([text.endswith(".") and text[0].isupper() for text in said]) > 0.9, said[:5]
     assert np.mean([verdict.subject for verdict in verdicts]) > 0.6, said[:10]
 

@@ -1,6 +1,6 @@
-"""Does a caption name the right things? Reads a caption back into mentions and holds them against the scene.
+"""Whether a caption names the right things: parses a caption into mentions and compares them with the scene.
 
-Independent of how captions are written: only words are looked at, so it judges the captions of a model as well.
+It reads only words and does not know how captions are written, so it also evaluates the captions of a model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from captune.toy.scenes import COLORS, PEOPLE, Scene
 
-__all__ = ["Agreement", "judge"]
+__all__ = ["Agreement", "scene_agreement"]
 
 # noun -> the kinds of thing it may stand for.
 _NOUNS: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ class Agreement:
         color: it is given the right colour; `None` when it is given none.
         action: the subject's action is named.
         companion: the companion is named with the right colour; `None` when the scene has none or it goes unnamed.
-        wrong: what is named and is not in the scene, each as it stands in the caption.
+        wrong: named things that are not in the scene, each in the words of the caption.
     """
 
     subject: bool
@@ -57,7 +57,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class _Mention:
-    """A noun with what is said of it, from word `start` up to but without word `end`."""
+    """A noun with its attributes, from word `start` up to but without word `end`."""
 
     start: int
     end: int
@@ -68,8 +68,8 @@ class _Mention:
 
 
 def _mentions(words: list[str]) -> list[_Mention]:
-    """Nouns with the count, size and colour before them; clothes lend their colour to the person before them."""
-    found: list[_Mention] = []
+    """Nouns with the count, size and colour before them; the colour of clothes is that of the person before them."""
+    mentions: list[_Mention] = []
     count, color, size, start = None, "", "", 0
     for index, word in enumerate(words):
         if word in _COUNTS:
@@ -79,32 +79,32 @@ def _mentions(words: list[str]) -> list[_Mention]:
         elif word in _COLOR_WORDS:
             color = word
             followed = index + 1 < len(words) and words[index + 1] in _NOUNS
-            if found and words[index - 1] == "in" and not followed:  # "a man in red"
-                found[-1] = replace(found[-1], end=index + 1, color=word)
+            if mentions and words[index - 1] == "in" and not followed:  # "a man in red"
+                mentions[-1] = replace(mentions[-1], end=index + 1, color=word)
         elif word in _NOUNS:
-            if word in _GARMENTS and found:
-                wearer = tuple(kind for kind in found[-1].kinds if kind in _NOUNS[word])
-                found[-1] = replace(found[-1], end=index + 1, kinds=wearer, color=color)
+            if word in _GARMENTS and mentions:
+                wearer = tuple(kind for kind in mentions[-1].kinds if kind in _NOUNS[word])
+                mentions[-1] = replace(mentions[-1], end=index + 1, kinds=wearer, color=color)
             else:
-                found.append(_Mention(start, index + 1, _NOUNS[word], count, color, size))
+                mentions.append(_Mention(start, index + 1, _NOUNS[word], count, color, size))
             count, color, size, start = None, "", "", index + 1
-    return found
+    return mentions
 
 
-def judge(caption: str, scene: Scene) -> Agreement:
-    """Hold a caption against the scene it is about.
+def scene_agreement(caption: str, scene: Scene) -> Agreement:
+    """Compare a caption with its scene.
 
     Args:
         caption: an English sentence, capitals and punctuation do not matter.
-        scene: what there is to see.
+        scene: what the image shows.
 
     Returns:
-        What is right and what is not.
+        Which parts agree.
     """
     words = re.findall(r"[a-z]+", caption.lower())
     mentions = _mentions(words)
     subject, companion = scene.subject, scene.companion
-    # What there is: kind, count, colour, size.
+    # Things in the scene: kind, count, colour, size.
     present = [(subject.kind, subject.count, subject.color, "")]
     if subject.action in _PROPS:
         present.append((_PROPS[subject.action], 1, subject.prop_color, ""))
