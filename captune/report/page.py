@@ -21,6 +21,7 @@ from captune.report.comparison import Comparison
 from captune.report.explorer import MOST_CHARACTERS, MOST_IMAGES, explorer_data, select_images
 from captune.report.matrix import Matrix
 from captune.report.matrix_table import matrix_part
+from captune.report.narrative import LANGUAGES, catalogue
 from captune.report.page_parts import (
     analysis_part,
     comparison_part,
@@ -40,8 +41,6 @@ from captune.report.thumbnails import EMBEDDED_BYTES, embedded_thumbnails
 from captune.report.training_log import TrainingLog
 
 __all__ = ["LANGUAGES", "build_page"]
-
-LANGUAGES = ("en", "zh")
 
 PAGE_BYTES = 4_700_000
 """What texts, scores and pictures of a page may take together, so that it can be sent by mail."""
@@ -159,8 +158,7 @@ def _page_file(name: str) -> str:
 
 
 def _dictionary() -> dict[str, dict[str, str]]:
-    words: dict[str, dict[str, str]] = json.loads(_page_file("words.json"))
-    return words
+    return {language: dict(catalogue(language).page) for language in LANGUAGES}
 
 
 def _fill(skeleton: str, parts: Mapping[str, str]) -> str:

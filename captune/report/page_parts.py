@@ -13,11 +13,10 @@ from captune.report.captions import CaptionStatistics, most_changed_words, word_
 from captune.report.columns import column
 from captune.report.comparison import Comparison, matrices
 from captune.report.course import course_of, drawn_rows
+from captune.report.narrative import LANGUAGES, sentences, table_notes
 from captune.report.record import RunScores
-from captune.report.sentences import sentences
-from captune.report.sentences_zh import chinese_notes, chinese_sentences
 from captune.report.svg import Series, line_chart
-from captune.report.table import Cell, cells, daggers, leak_reasons, notes, signatures
+from captune.report.table import Cell, cells, daggers, leak_reasons, signatures
 from captune.report.text import one_line
 from captune.report.training_log import TrainingLog
 
@@ -85,10 +84,9 @@ def table_part(run: RunScores) -> str:
 
 def notes_part(run: RunScores) -> str:
     """What must be read with the table, in both languages."""
-    english = ["* best of its column.", *notes(run)]
     return "".join(
-        f'<ul class="notes" lang="{language}" data-only="{language}">{_items(lines)}</ul>'
-        for language, lines in (("en", english), ("zh", chinese_notes(run)))
+        f'<ul class="notes" lang="{language}" data-only="{language}">{_items(table_notes(run, language))}</ul>'
+        for language in LANGUAGES
     )
 
 
@@ -118,8 +116,9 @@ def analysis_part(run: RunScores) -> str:
     """The computed sentences, in both languages."""
     analysis = analyse(run)
     parts = []
-    for language, found in (("en", sentences(run, analysis)), ("zh", chinese_sentences(run, analysis))):
-        items = "".join(f"<dt>{_safe(item.topic)}</dt><dd>{_safe(item.text)}</dd>" for item in found)
+    for language in LANGUAGES:
+        statements = sentences(run, analysis, language)
+        items = "".join(f"<dt>{_safe(item.topic)}</dt><dd>{_safe(item.text)}</dd>" for item in statements)
         parts.append(f'<dl class="analysis" lang="{language}" data-only="{language}">{items}</dl>')
     return "".join(parts)
 

@@ -12,10 +12,10 @@ from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
 from captune.report.matrix import matrix_of
+from captune.report.narrative import analysis_markdown
 from captune.report.page import build_page
 from captune.report.rating import rating_of
 from captune.report.record import RunScores, read_scores
-from captune.report.sentences import analysis_markdown
 from captune.report.table import latex_table, markdown_table
 from captune.report.training_log import TrainingLog, read_log
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
 from captune.report.fields import LARGEST
-from captune.report.sentences import analysis_markdown, percent
+from captune.report.narrative import analysis_markdown, percent
 
 
 def _said(run: RunScores) -> dict[str, str]:

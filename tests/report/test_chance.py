@@ -17,7 +17,6 @@ from captune.report.columns import format_value
 from captune.report.comparison import compare_runs, comparison_markdown
 from captune.report.course import course_of
 from captune.report.page_parts import distributions_part, score_charts
-from captune.report.sentences_zh import chinese_sentences
 from captune.report.table import cells, latex_table
 from captune.report.terminal import sparklines
 
@@ -54,7 +53,7 @@ def test_what_shows_as_zero_has_no_mark(make_run: Any, value: float) -> None:
     assert analysis["BLEU-4"].best is analysis["BLEU-4"].p_value is analysis["BLEU-4"].largest_jump is None
     assert analysis["BLEU-4"].drops == ()
     assert analysis.ranking == ("CIDEr",)
-    for text in (*_said(run).values(), *(item.text for item in chinese_sentences(run, analysis))):
+    for text in (*_said(run).values(), *(item.text for item in sentences(run, analysis, "zh"))):
         assert "BLEU-4" not in text or "BLEU-4 stays as it is" in text or "BLEU-4 不变" in text or "flat" in text
 
 
@@ -106,7 +105,7 @@ def test_differences_that_pass_no_test_are_no_findings(make_run: Any) -> None:
     assert "is best" not in said["Best checkpoint"]
     assert "lower the learning rate" not in said.get("Advice", "").lower()
     chinese = {
-        item.topic: item.text for item in chinese_sentences(*(lambda r: (r, analyse(r)))(_tested(make_run(table), 0.4)))
+        item.topic: item.text for item in sentences(*(lambda r: (r, analyse(r)))(_tested(make_run(table), 0.4)), "zh")
     }
     assert chinese["增益"] == "从 pretrained 到 epoch3：BLEU-4、CIDEr 的差异不超出偶然。"
     assert "降低学习率" not in chinese.get("建议", "")
@@ -155,7 +154,7 @@ def test_other_captioners_are_no_epochs(make_run: Any, first: bool, tests: bool)
     analysis = analyse(run)
     assert analysis.rows == ("pretrained", "epoch0", "epoch1", "epoch2")
     said = _said(run)
-    chinese = {item.topic: item.text for item in chinese_sentences(run, analysis)}
+    chinese = {item.topic: item.text for item in sentences(run, analysis, "zh")}
     for found, topic in ((said, "Other captioners"), (chinese, "其他描述模型")):
         assert "blip2-opt" in found[topic]
         assert "epoch2" in found[topic]
