@@ -110,7 +110,8 @@ class Package:
         bypasses = []
         for name, module in self.modules.items():
             for target, _ in module.imports:
-                if target.count(".") >= 2 and self.room(target) != self.room(name):
+                inner = target.count(".") >= 2 and not self.modules[target].is_face
+                if inner and self.room(target) != self.room(name):
                     bypasses.append((name, target))
         return bypasses
 
