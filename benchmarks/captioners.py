@@ -33,7 +33,7 @@ from captune.errors import CaptuneError, MissingExtraError
 
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-COLUMNS = ("family", "prompt", "asked by default", "caption", "batch", "beams")
+COLUMNS = ("family", "prompt", "default instruction", "caption", "batch", "beams")
 SIZES = [(40, 30), (64, 64), (30, 90), (90, 30), (20, 20)]
 
 
@@ -54,17 +54,17 @@ def row(name: str, folder: Path) -> tuple[str, ...]:
         processing_smolvlm.num2words = str
         captioner = Captioner.from_pretrained(saved, device="cpu", dtype="float32")
     assert isinstance(captioner, TransformersCaptioner)
-    kind = "chat template" if captioner.inputs.has_template else "text" if captioner.inputs.takes_text else "no words"
-    asked = f"`{captioner.instruction}`" if captioner.instruction is not None else "nothing"
+    kind = "chat template" if captioner.inputs.has_template else "text" if captioner.inputs.takes_text else "no text"
+    instruction = f"`{captioner.instruction}`" if captioner.instruction is not None else "none"
     texts = captions(captioner)
     if isinstance(texts, str):
-        return (label, kind, asked, texts, "", "")
+        return (label, kind, instruction, texts, "", "")
     batch = "yes" if texts == captions(captioner, batch_size=1) else "no"
     if batch == "yes" and not captioner._mixes_sizes:
         batch = "by size"
     beams = captions(captioner, beams=2)
     depends = "yes" if len(set(texts)) > 1 else "the picture changes nothing"
-    return (label, kind, asked, depends, batch, beams if isinstance(beams, str) else "yes")
+    return (label, kind, instruction, depends, batch, beams if isinstance(beams, str) else "yes")
 
 
 def captions(captioner: Captioner, **settings: int) -> list[str] | str:
