@@ -39,8 +39,8 @@ import transformers
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from captune.decoding import DecodingOptions, Request, generate_ids
-from captune.decoding.loop import ConstantText, DecodingLoop
-from captune.decoding.stop import StopRule
+from captune.decoding.engine import DecodingEngine, SharedPrefix
+from captune.decoding.options import StopRule
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 
 SIZES = {"tiny": (128, 344, 2, 2), "7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
@@ -147,13 +147,13 @@ def requests_for(model: MiniGPT4, count: int) -> tuple[list[Request], torch.Tens
 def step_times(model: MiniGPT4, requests: list[Request], options: DecodingOptions) -> list[float]:
     """Seconds of every step of captune's loop on one batch; a step ends when its tokens are known on the CPU."""
     prompt = requests[0].prompt
-    loop = DecodingLoop(
+    loop = DecodingEngine(
         model,
         options,
         StopRule(model.processor, symbol=False),
         slots=len(requests),
         longest_prompt=len(prompt),
-        prefix=ConstantText(model, prompt[:PREFIX]),
+        prefix=SharedPrefix(model, prompt[:PREFIX]),
     )
     loop.admit(requests)
     times = []

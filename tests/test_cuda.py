@@ -22,9 +22,9 @@ from tiny import ending_minigpt4
 import captune
 from captune.config import RunConfig, parse_config
 from captune.decoding import DecodingOptions, Request, generate_ids
-from captune.decoding.fixed import recorder_for
-from captune.decoding.newest import attend
-from captune.decoding.trial import takes_newest
+from captune.decoding.capabilities import supports_decode_attention
+from captune.decoding.cuda_graph import graph_capture_for
+from captune.decoding.decode_attention import attend
 from captune.evaluation import checkpoints
 from captune.model import MiniGPT4
 from captune.training import distributed, train
@@ -79,8 +79,8 @@ def test_recorded_and_compiled_steps_change_no_caption(
     model: MiniGPT4, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests, options = mixed(model), DecodingOptions(max_new_tokens=14, **WAYS[way])
-    assert recorder_for(model.llm) is not None
-    assert takes_newest(model.llm)
+    assert graph_capture_for(model.llm) is not None
+    assert supports_decode_attention(model.llm)
     wanted = generate_ids(model, requests, options, engine="transformers")
     assert len({len(row) for row in wanted}) > 2
     for size in (1, 5, 32):

@@ -9,8 +9,8 @@ import pytest
 from captune import cli
 from captune.config import load_config
 from captune.errors import ConfigError
+from captune.evaluation import load_protocol
 from captune.parsing import load_json, load_yaml
-from captune.protocols import load_protocol
 
 DEEP = 5_000
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

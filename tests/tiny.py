@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
-from captune.decoding import encode_images
-from captune.features import StoredImages
+from captune.features import StoredImages, encode_images
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 
 VOCABULARY = 96

@@ -18,7 +18,7 @@ from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.data.images import read_picture, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions
-from captune.decoding.stream import stream_text
+from captune.decoding.text_stream import stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.model.adapter import frozen_fingerprint
 
@@ -95,7 +95,7 @@ class MiniGPT4Captioner(Captioner):
     @torch.inference_mode()
     def encode(self, prepared: Sequence[NDArray[np.float32]], batch_size: int) -> Tensor:
         """(N, Q, F) features of N images' pixels; half as many at once where the memory does not hold `batch_size`."""
-        from captune.decoding.backoff import in_batches
+        from captune.decoding.oom import in_batches
 
         weight = self.model.vision.embeddings.patch_embedding.weight
 

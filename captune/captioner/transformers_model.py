@@ -22,9 +22,9 @@ from captune.captioner.interface import Captioner, Picture
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
 from captune.data.images import read_picture
 from captune.decoding import Caption, DecodingOptions
-from captune.decoding.backoff import in_batches, is_out_of_memory
-from captune.decoding.finite import NOT_NUMBERS, ScoreCheck
-from captune.decoding.reference import Draws
+from captune.decoding.oom import in_batches, is_out_of_memory
+from captune.decoding.options import NON_FINITE_SCORES
+from captune.decoding.reference import SamplingProcessor, ScoreCheck
 from captune.errors import CaptuneError, ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
 from captune.model.processor import DEFAULT_INSTRUCTION
 
@@ -134,7 +134,7 @@ class TransformersCaptioner(Captioner):
                 if on_progress is not None:
                     on_progress(done, len(prepared))
         if reasons:
-            kind = NonFiniteScoresError if NOT_NUMBERS in reasons.values() else RefusedImagesError
+            kind = NonFiniteScoresError if NON_FINITE_SCORES in reasons.values() else RefusedImagesError
             raise kind(captions, reasons)
         return [caption for caption in captions if caption is not None]
 
@@ -231,9 +231,9 @@ class TransformersCaptioner(Captioner):
         """
         tried = 0
         for n, row in enumerate(rows):
-            if row == NOT_NUMBERS and tried < _TRIED_APART:
+            if row == NON_FINITE_SCORES and tried < _TRIED_APART:
                 rows[n] = self._batch([images[n]], [keys[n]], text, options)[0]
-                tried += rows[n] == NOT_NUMBERS
+                tried += rows[n] == NON_FINITE_SCORES
         return rows
 
     def _batch(
@@ -248,7 +248,7 @@ class TransformersCaptioner(Captioner):
         rows, old = written_ids(output, prompt, observer.begin)
         captions = [self._caption(row, old) for row in rows.tolist()]
         faulty = check.faulty([caption.tokens for caption in captions], beams=options.beams)
-        return [NOT_NUMBERS if n in faulty else caption for n, caption in enumerate(captions)]
+        return [NON_FINITE_SCORES if n in faulty else caption for n, caption in enumerate(captions)]
 
     @torch.inference_mode()
     def _output(
@@ -264,7 +264,7 @@ class TransformersCaptioner(Captioner):
         settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
         if options.repetition_penalty != 1.0:
             settings["repetition_penalty"] = options.repetition_penalty
-        processors: list[Any] = [*watching, *([Draws(options, keys)] if options.sampled else [])]
+        processors: list[Any] = [*watching, *([SamplingProcessor(options, keys)] if options.sampled else [])]
         output = self.model.generate(
             **inputs,
             max_new_tokens=options.max_new_tokens,

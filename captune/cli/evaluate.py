@@ -11,10 +11,18 @@ import typer
 from captune.cli.train import ALLOW_LEAKS
 from captune.errors import ConfigError
 
+__all__ = [
+    "ModelsRequest",
+    "RobustnessOptions",
+    "evaluate",
+    "register",
+    "run_evaluation",
+    "run_matrix",
+    "run_models",
+]
+
 if TYPE_CHECKING:
     from captune.config import RunConfig
-
-__all__ = ["Travel", "evaluate", "register", "run_evaluation", "run_matrix"]
 
 
 def register(app: typer.Typer) -> None:
@@ -71,7 +79,7 @@ def evaluate(
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
     sources = data or []
     if is_model(config, bool(sources)):
-        from captune.cli.evaluate_models import ModelsRequest, run_models
+        from captune.cli.evaluate import ModelsRequest, run_models
 
         if len(sources) > 1 or corrupt or prompts or len(prompt or []) > 1 or checkpoint:
             raise ConfigError(
@@ -84,7 +92,9 @@ def evaluate(
         run_models(ModelsRequest(models, settings, chosen_data, out, next(iter(prompt or []), None)))
         return
     if len(sources) > 1 or corrupt or prompt or prompts:
-        asked = Travel(sources, split, corrupt or [], strength or [1, 2, 3, 4, 5], prompt or [], prompts or [])
+        asked = RobustnessOptions(
+            sources, split, corrupt or [], strength or [1, 2, 3, 4, 5], prompt or [], prompts or []
+        )
         run_matrix(config, settings, checkpoint, out, asked)
         return
     if sources:
@@ -102,7 +112,7 @@ def is_model(config: Path, has_data: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Travel:
+class RobustnessOptions:
     """What a matrix is asked for: data sets, damage and prompts."""
 
     data: list[str]
@@ -114,12 +124,12 @@ class Travel:
 
 
 def run_matrix(
-    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, asked: Travel
+    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, asked: RobustnessOptions
 ) -> None:
     """Evaluate the matrix and print its table and where the files are.
 
     Raises:
-        CaptuneError: as `captune.transfer.evaluate_matrix`.
+        CaptuneError: as `captune.evaluation.evaluate_matrix`.
     """
     from captune.cli.extras import needs
     from captune.cli.preflight import check_run, require_extra
@@ -130,8 +140,8 @@ def run_matrix(
     require_extra("captune evaluate", "train")
     check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
     with needs("captune evaluate", "train"):
-        from captune.transfer import evaluate_matrix, read_instructions
-        from captune.transfer.columns import parse_damages
+        from captune.evaluation import evaluate_matrix, read_instructions
+        from captune.evaluation.robustness_columns import parse_corruptions
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
     settings = _written_to(settings, config, overrides, checkpoints, out)
@@ -142,7 +152,7 @@ def run_matrix(
             checkpoints,
             asked.data,
             instructions=instructions,
-            damages=parse_damages(asked.corrupt, asked.strengths),
+            damages=parse_corruptions(asked.corrupt, asked.strengths),
             split=asked.split,
             listener=listener,
         )
@@ -235,3 +245,59 @@ def run_evaluation(
         scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
     print_report(scores, analyse(scores))
     typer.echo(f"\nTable, chart and captions are in {settings.output}", err=True)
+
+
+@dataclass(frozen=True)
+class ModelsRequest:
+    """What is evaluated.
+
+    Attributes:
+        models: folders or hub ids.
+        settings: `section.key=value` for the evaluation.
+        data: manifest, and its split or None.
+        out: folder of the evaluation.
+        instruction: what every model is asked; None asks each its own instruction.
+    """
+
+    models: list[str]
+    settings: list[str]
+    data: tuple[str, str | None] | None
+    out: Path | None
+    instruction: str | None
+
+
+def run_models(request: ModelsRequest) -> None:
+    """Evaluate models and print the table and where the files are.
+
+    Raises:
+        ConfigError: no data or no folder is given.
+        CaptuneError: as `captune.evaluation.evaluate_models`.
+    """
+    from captune.cli.extras import needs
+    from captune.cli.preflight import check_named_model, check_run, require_extra
+    from captune.cli.progress import show_progress
+    from captune.cli.report import print_report
+    from captune.config import parse_config
+    from captune.report import analyse
+
+    if request.data is None or request.out is None:
+        raise ConfigError(
+            f"{request.models[0]} is a model without a run; give the images to evaluate it on as --data MANIFEST and a "
+            "folder for captions, scores and table as --out FOLDER."
+        )
+    manifest, split = request.data
+    data = {"train": manifest, "evaluate": manifest, **({} if split is None else {"evaluate_split": split})}
+    content = {"output": str(request.out), "model": {"path": request.models[0]}, "data": data}
+    config = parse_config(content, request.settings)
+    require_extra("captune evaluate", "train")
+    check_run(config, trains=False)
+    for model in request.models:
+        check_named_model(model)
+    asks = any(setting.startswith("model.instruction=") for setting in request.settings)
+    instruction = config.model.instruction if asks else request.instruction
+    with needs("captune evaluate", "train"):
+        from captune.evaluation import evaluate_models
+    with show_progress() as listener:
+        scores = evaluate_models(config, request.models, listener, instruction=instruction)
+    print_report(scores, analyse(scores))
+    typer.echo(f"\nTable, page and captions are in {request.out}", err=True)

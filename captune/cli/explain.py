@@ -76,7 +76,7 @@ def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
     """The image that was asked for, or a made-up one with a caption of the person's own."""
     from captune.data.manifest import Sample
     from captune.errors import DataError, InputError
-    from captune.protocols import training_images
+    from captune.evaluation import training_images
 
     if text is not None:
         if not text.strip():

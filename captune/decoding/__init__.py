@@ -1,24 +1,22 @@
-"""From images to captions: stored features, batched generation."""
+"""From image features to captions: batched generation with a static KV cache, sampling, beam search and streaming."""
 
 from __future__ import annotations
 
-from captune.decoding.features import encode_images
-from captune.decoding.generate import Engine, generate_captions, generate_ids
-from captune.decoding.loop import ConstantText, DecodingLoop
-from captune.decoding.options import Caption, DecodingOptions
-from captune.decoding.request import Progress, Request
-from captune.decoding.stop import StopRule
+from captune.decoding.engine import DecodingEngine, SharedPrefix
+from captune.decoding.generate import Engine, generate_captions, generate_ids, prompt_embeddings
+from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
 
 __all__ = [
+    "NON_FINITE_SCORES",
     "Caption",
-    "ConstantText",
-    "DecodingLoop",
+    "DecodingEngine",
     "DecodingOptions",
     "Engine",
     "Progress",
     "Request",
+    "SharedPrefix",
     "StopRule",
-    "encode_images",
     "generate_captions",
     "generate_ids",
+    "prompt_embeddings",
 ]

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captune.decoding.choosing import penalised
-from captune.decoding.options import DecodingOptions
-from captune.decoding.request import Progress, Request
-from captune.decoding.rows import Advance
-from captune.decoding.stop import StopRule
+from captune.decoding.options import DecodingOptions, Progress, Request, StopRule
+from captune.decoding.sampling import StepOutput, apply_repetition_penalty
 
 __all__ = ["Beams"]
 
@@ -66,7 +63,7 @@ class Beams:
         self._done_lengths = _more(self._done_lengths, len(requests))
         self._is_done = _more(self._is_done, len(requests))
 
-    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> Advance:
+    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> StepOutput:
         """Take one step of every search.
 
         Args:
@@ -76,7 +73,7 @@ class Beams:
         A, K, V = len(self._numbers), self.group, logits.shape[1]
         log_probs = F.log_softmax(logits.float(), dim=-1)
         if self._options.repetition_penalty != 1.0:
-            log_probs = penalised(log_probs, self._already_said(V), self._options.repetition_penalty)
+            log_probs = apply_repetition_penalty(log_probs, self._already_said(V), self._options.repetition_penalty)
         totals = (log_probs.view(A, K, V) + self._running.unsqueeze(2)).view(A, K * V)
         # Enough of them that K go on when the best ones all end, whichever of the ids ends them.
         best, indices = totals.topk(min(max(2, 1 + len(self._stop.end_ids)) * K, K * V), dim=1)
@@ -102,7 +99,7 @@ class Beams:
         offsets = torch.arange(A, device=logits.device).unsqueeze(1) * K
         rows = (parents.gather(1, chosen) + offsets).view(-1)
         progress = [Progress(self._numbers[place], self._answer(place), True, failed[place]) for place in ended]
-        return Advance(tokens.gather(1, chosen).view(-1), rows, progress, ended, faulty)
+        return StepOutput(tokens.gather(1, chosen).view(-1), rows, progress, ended, faulty)
 
     def keep(self, places: Sequence[int]) -> None:
         """Leave the images at these places, in this order."""

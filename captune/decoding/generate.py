@@ -11,20 +11,27 @@ from inspect import signature
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from captune.decoding.backoff import fewer, in_batches, is_out_of_memory
-from captune.decoding.finite import refuse_faulty
-from captune.decoding.loop import ConstantText, DecodingLoop
-from captune.decoding.options import Caption, DecodingOptions
+from captune.decoding.capabilities import unsupported_reason
+from captune.decoding.engine import DecodingEngine, SharedPrefix
+from captune.decoding.oom import halve_on_oom, in_batches, is_out_of_memory
+from captune.decoding.options import (
+    Caption,
+    DecodingOptions,
+    FeatureRows,
+    Progress,
+    Request,
+    StopRule,
+    common_prefix,
+    raise_if_faulty,
+)
 from captune.decoding.reference import generate_with_transformers
-from captune.decoding.request import FeatureRows, Progress, Request, common_prefix
-from captune.decoding.stop import StopRule
-from captune.decoding.trial import unsupported
 from captune.errors import ConfigError, NonFiniteScoresError
 from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.model.batching import batchable
 
-__all__ = ["Engine", "as_caption", "generate_captions", "generate_ids"]
+__all__ = ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +83,7 @@ def generate_captions(
     except NonFiniteScoresError as error:
         rows, faulty = [row or [] for row in error.captions], set(error.reasons)
     captions = [as_caption(processor, row) for row in rows]
-    refuse_faulty(captions, faulty)
+    raise_if_faulty(captions, faulty)
     return captions
 
 
@@ -113,7 +120,7 @@ def generate_ids(
     numbered = [replace(request, number=number) for number, request in enumerate(requests)]
     if engine == "captune":
         longest = max(len(request.prompt) for request in requests) + options.max_new_tokens
-        reason = unsupported(model.llm, longest)
+        reason = unsupported_reason(model.llm, longest)
         if reason is not None:
             logger.warning("decoding with transformers' generate, which is slower: %s", reason)
             engine = "transformers"
@@ -132,7 +139,7 @@ def generate_ids(
         done += len(ended)
         if on_progress is not None and ended:
             on_progress(done, len(rows))
-    refuse_faulty(rows, faulty)
+    raise_if_faulty(rows, faulty)
     return rows
 
 
@@ -153,17 +160,17 @@ def _with_loop(
     waiting = deque(requests)
     # For one row alone, a forward for the constant text would cost more than it saves.
     shared = common_prefix([request.prompt for request in requests]) if len(requests) > 1 else ()
-    prefix = ConstantText(model, shared)
+    prefix = SharedPrefix(model, shared)
     longest = max(len(request.prompt) for request in requests)
     # Compiled steps keep their shape where fewer captions than usual are asked for.
     slots = options.batch_size if options.compiled else min(options.batch_size, len(requests))
-    loop: DecodingLoop | None = None
+    loop: DecodingEngine | None = None
     under_way: list[Request] = []
     while waiting or under_way:
         try:
             if loop is None:
-                loop = DecodingLoop(model, options, stop, slots=slots, longest_prompt=longest, prefix=prefix)
-            if waiting and loop.roomy:
+                loop = DecodingEngine(model, options, stop, slots=slots, longest_prompt=longest, prefix=prefix)
+            if waiting and loop.has_capacity:
                 coming = [waiting[place] for place in range(min(loop.free, len(waiting)))]
                 under_way = [*loop.requests, *coming]
                 loop.admit(coming)
@@ -175,7 +182,7 @@ def _with_loop(
                 raise
             loop = None
         if loop is None:
-            slots = fewer(slots)
+            slots = halve_on_oom(slots)
             # What was under way is begun again; what ended before is kept.
             started = {request.number for request in under_way}
             waiting = deque([*under_way, *(request for request in waiting if request.number not in started)])
@@ -212,3 +219,23 @@ def _processor(model: MiniGPT4) -> MiniGPT4Processor:
     if model.processor is None:
         raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
     return model.processor
+
+
+@torch.inference_mode()
+def prompt_embeddings(model: MiniGPT4, features: FeatureRows, instruction: str) -> Tensor:
+    """What the language model is fed before its first word.
+
+    Args:
+        model: its processor attached.
+        features: of the frozen part, for N images.
+        instruction: what is asked of every image.
+
+    Returns:
+        (N, T, D) whole prompts, BOS and image included, on the CPU in the language model's number format.
+    """
+    if model.processor is None:
+        raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
+    device = model.projection.weight.device
+    rows = features[0 : len(features)].to(device)
+    ids = torch.tensor([model.processor.layout.prompt(instruction).ids], device=device).expand(len(rows), -1)
+    return model.embed(ids, model.project(rows)).cpu()

@@ -1,12 +1,27 @@
-"""How captions are decoded, and what comes out."""
+"""What goes into decoding and what comes out: options, requests with their stop rule, progress, captions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from captune.errors import ConfigError
+from torch import Tensor
 
-__all__ = ["Caption", "DecodingOptions"]
+from captune.errors import ConfigError, NonFiniteScoresError
+from captune.model import IMAGE_SLOT, MiniGPT4Processor
+
+__all__ = [
+    "NON_FINITE_SCORES",
+    "Caption",
+    "DecodingOptions",
+    "FeatureRows",
+    "Progress",
+    "Request",
+    "StopRule",
+    "common_prefix",
+    "raise_if_faulty",
+]
 
 
 @dataclass(frozen=True)
@@ -87,3 +102,138 @@ class Caption:
     text: str
     tokens: int
     stopped: bool
+
+
+_BROKEN = "�"
+
+
+class StopRule:
+    """Tells when a row of new ids has ended.
+
+    Args:
+        processor: knows the stop symbol and the vocabulary.
+        symbol: whether the stop symbol ends a row; without it, only the end of text does.
+        also: other texts that end a row, such as the stop sequences of a request.
+    """
+
+    def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True, also: Sequence[str] = ()) -> None:
+        self._tokenizer = processor.tokenizer
+        own = processor.layout.stop_text if symbol else ""
+        self._symbols = tuple(filter(None, (own, *also)))
+        self.end_ids = frozenset(processor.end_ids)
+        # However a symbol is cut into tokens, it has no more of them than bytes; one token more keeps the space that
+        # a vocabulary leaves out at the start of a text.
+        self._tail = max((len(text.encode()) for text in self._symbols), default=0)
+        self._anchor = self._tokenizer.encode("a")[-1:]
+        self._anchor_text = self._tokenizer.decode(self._anchor)
+        self._completes: dict[int, bool] = {}
+
+    def ended(self, ids: Sequence[int], newest: int) -> bool:
+        """Whether `newest`, said behind `ids`, ends the row."""
+        if newest in self.end_ids:
+            return True
+        if not self._symbols or not self._may_complete(newest):
+            return False
+        text = self._tokenizer.decode([*ids[-self._tail :], newest])
+        return any(symbol in text for symbol in self._symbols)
+
+    def _may_complete(self, token: int) -> bool:
+        known = self._completes.get(token)
+        if known is None:
+            known = self._completes[token] = self._look(token)
+        return known
+
+    def _look(self, token: int) -> bool:
+        text = self._tokenizer.decode([*self._anchor, token])
+        if not text.startswith(self._anchor_text) or _BROKEN in text:
+            # A piece of a character, or a vocabulary whose texts do not simply follow each other.
+            return True
+        text = text[len(self._anchor_text) :]
+        rests = tuple(symbol[place:] for symbol in self._symbols for place in range(1, len(symbol)))
+        return any(symbol in text for symbol in self._symbols) or text.startswith(rests)
+
+
+class FeatureRows(Protocol):
+    """Features of N images, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: slice, /) -> Tensor:
+        """Those of some images, (B, Q, F)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Request:
+    """One caption that is asked for.
+
+    Attributes:
+        number: tells it from others; its place in a list of results.
+        prompt: T token ids, `IMAGE_SLOT` where an image token goes.
+        features: (I, Q, F) output of the frozen part for its images, or what gives it when it is needed; None for
+            text alone.
+        key: names the image's stream of draws beside the seed; requests with equal keys draw the same numbers.
+        stop: when this caption has ended, where that is not the rule of the loop.
+    """
+
+    number: int
+    prompt: tuple[int, ...]
+    features: Tensor | Callable[[], Tensor] | None = None
+    key: str = ""
+    stop: StopRule | None = None
+
+    def read_features(self) -> Tensor | None:
+        """(I, Q, F), or None for text alone."""
+        return self.features() if callable(self.features) else self.features
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where one request stands after a step.
+
+    Attributes:
+        number: of the request.
+        ids: all new ids so far, of the best beam where there are several; read it at once, the list goes on growing.
+        ended: whether that was all.
+        faulty: whether it ended because the model's scores are not numbers (`finite`); the ids are no answer then.
+    """
+
+    number: int
+    ids: Sequence[int]
+    ended: bool
+    faulty: bool = False
+
+
+def common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Leading text that all prompts share, at most up to the first image and without the last token of any."""
+    first = prompts[0]
+    length = min(len(prompt) for prompt in prompts) - 1
+    if IMAGE_SLOT in first:
+        length = min(length, first.index(IMAGE_SLOT))
+    for other in set(prompts):
+        while other[:length] != first[:length]:
+            length -= 1
+    return first[: max(length, 0)]
+
+
+NON_FINITE_SCORES = (
+    "the model's scores are not numbers (NaN or infinite): a weight is broken, or the number format overflows; try "
+    "--dtype bfloat16 or float32 (model.dtype in a run's configuration)"
+)
+"""Why an image has no caption."""
+
+
+def raise_if_faulty(captions: Sequence[Any], faulty: Collection[int], reason: str = NON_FINITE_SCORES) -> None:
+    """See that no caption was chosen by scores that are not numbers.
+
+    Args:
+        captions: one for each image.
+        faulty: places of those that were.
+        reason: a sentence.
+
+    Raises:
+        NonFiniteScoresError: some were; it has the others.
+    """
+    if faulty:
+        kept = [None if place in faulty else caption for place, caption in enumerate(captions)]
+        raise NonFiniteScoresError(kept, dict.fromkeys(sorted(faulty), reason))

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from captune.decoding.choosing import draw, penalised, restricted, stream
-from captune.decoding.finite import ScoreCheck
-from captune.decoding.options import DecodingOptions
-from captune.decoding.request import Request
+from captune.decoding.options import DecodingOptions, Request
+from captune.decoding.sampling import apply_repetition_penalty, row_uniforms, sample, warp_logits
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
 from captune.model.batching import batchable
 from captune.model.captioning import StopSymbol
 
-__all__ = ["Draws", "generate_with_transformers"]
+__all__ = ["SamplingProcessor", "ScoreCheck", "generate_with_transformers"]
 
 
-class Draws(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
     """Leaves of each row's logits only the token that the row's own stream draws.
 
     Args:
@@ -31,13 +29,13 @@ class Draws(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
 
     def __init__(self, options: DecodingOptions, keys: Sequence[str]) -> None:
         self._options = options
-        self._numbers = torch.stack([stream(options, key) for key in keys])
+        self._numbers = torch.stack([row_uniforms(options, key) for key in keys])
         self._step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) scores of which one a row is not -inf; called once a step."""
         scores = scores.float()
-        tokens = draw(restricted(scores, self._options), self._numbers[:, self._step])
+        tokens = sample(warp_logits(scores, self._options), self._numbers[:, self._step])
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, tokens.unsqueeze(1), 0.0)
 
@@ -55,7 +53,7 @@ class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) scores, those of the (B, T) new ids penalised."""
         said = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
-        return penalised(scores, said, self._penalty)
+        return apply_repetition_penalty(scores, said, self._penalty)
 
 
 @torch.inference_mode()
@@ -85,7 +83,7 @@ def generate_with_transformers(
     if options.repetition_penalty != 1.0:
         processors.append(_Penalty(options.repetition_penalty))
     if options.sampled:
-        processors.append(Draws(options, [request.key for request in requests]))
+        processors.append(SamplingProcessor(options, [request.key for request in requests]))
     settings["logits_processor"] = LogitsProcessorList(processors)
     if options.beams > 1 and not batchable(model.llm, padded=False):
         # Beams are a batch, too.
@@ -122,3 +120,41 @@ def _cut(row: list[int], processor: MiniGPT4Processor, symbol: StopSymbol | None
         return row
     shortest = next(n for n in range(1, len(row) + 1) if symbol.symbol in symbol.tokenizer.decode(row[:n]))
     return row[:shortest]
+
+
+_NEVER = torch.iinfo(torch.int64).max
+
+
+class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+    """Sees which rows of transformers' `generate` get scores that are not numbers, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The (R, V) scores, unchanged; called once a step."""
+        faulty = ~scores.amax(dim=-1).isfinite()
+        now = torch.where(faulty, self._step, _NEVER)
+        if self._first is not None and len(self._first) != len(now):
+            # A family that changes its batch on the way: whose rows these were is not known.
+            self._first = self._first.amin().expand(len(now))
+        self._first = now if self._first is None else torch.minimum(self._first, now)
+        self._step += 1
+        return scores
+
+    def faulty(self, lengths: Sequence[int], *, beams: int = 1) -> set[int]:
+        """Places of the captions that were chosen by scores that are not numbers.
+
+        Args:
+            lengths: tokens of each of the N captions; what `generate` computes behind an end does not count.
+            beams: rows of a caption.
+        """
+        if self._first is None:
+            return set()
+        whole = len(self._first) % len(lengths) == 0
+        each = self._first.view(len(lengths), -1) if whole else self._first.expand(len(lengths), -1)
+        first = each.amin(dim=1).tolist()
+        # The steps of a beam search decide its answer even where they are more than the answer is long.
+        ends = [_NEVER] * len(lengths) if beams > 1 else lengths
+        return {n for n, (step, end) in enumerate(zip(first, ends, strict=True)) if step < end}

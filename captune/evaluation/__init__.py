@@ -1,21 +1,45 @@
 """Captions and scores of any number of checkpoints, with one load of the model.
 
-The language model and the images' features stay where they are; from one checkpoint to the next only the trained
-tensors are swapped. Every checkpoint captions the same images, and the references are prepared once.
+The language model and the images' features stay in memory; from one checkpoint to the next only the trained tensors are
+swapped. Every checkpoint captions the same images, and the references are prepared once.
 """
 
-from captune.evaluation.checkpoints import evaluate_checkpoints
-from captune.evaluation.destination import evaluation_folder
-from captune.evaluation.models import evaluate_models
+from captune.evaluation.checkpoints import evaluate_checkpoints, evaluate_models
+from captune.evaluation.output_folder import evaluation_folder
+from captune.evaluation.protocol import (
+    Decoding,
+    EvaluationSet,
+    Protocol,
+    cut_reply,
+    evaluation_set,
+    load_protocol,
+    shipped_protocols,
+    split_references,
+    training_images,
+)
+from captune.evaluation.robustness import evaluate_matrix
+from captune.evaluation.robustness_columns import parse_corruptions, read_instructions
 from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options, exif_mark
 
 __all__ = [
     "PRETRAINED",
+    "Decoding",
     "Evaluation",
+    "EvaluationSet",
+    "Protocol",
     "checkpoint_name",
+    "cut_reply",
     "decoding_options",
     "evaluate_checkpoints",
+    "evaluate_matrix",
     "evaluate_models",
     "evaluation_folder",
+    "evaluation_set",
     "exif_mark",
+    "load_protocol",
+    "parse_corruptions",
+    "read_instructions",
+    "shipped_protocols",
+    "split_references",
+    "training_images",
 ]

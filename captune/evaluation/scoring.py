@@ -18,13 +18,13 @@ from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, DecodingOptions, generate_captions
 from captune.decoding.caption_cache import cached_captions
-from captune.decoding.finite import NOT_NUMBERS
+from captune.decoding.options import NON_FINITE_SCORES
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
+from captune.evaluation.protocol import EvaluationSet
 from captune.features import StoredFeatures
 from captune.metrics import Scorer, Scores, Signature, prompt_hash
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
-from captune.protocols import EvaluationSet
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.thumbnails import write_thumbnails
 
@@ -73,7 +73,7 @@ def refuse_rows(faulty: Sequence[str], output: Path, *, scored: bool = True) -> 
     if faulty:
         others = f" The other rows are in {output}." if scored else ""
         missing = "it has" if len(faulty) == 1 else "they have"
-        raise InputError(f"{', '.join(faulty)}: {NOT_NUMBERS}; {missing} no row.{others}")
+        raise InputError(f"{', '.join(faulty)}: {NON_FINITE_SCORES}; {missing} no row.{others}")
 
 
 class Evaluation:

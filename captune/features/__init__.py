@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from captune.features.contents import content_ids
-from captune.features.encode import Broken, encode_missing
+from captune.features.encode import UnreadableImage, encode_images, encode_missing
 from captune.features.identity import TowerIdentity, tower_identity
-from captune.features.prepare import Alone, StoredImages, features_of, store_root
+from captune.features.prepare import SingleProcess, StoredImages, features_of, store_root
 from captune.features.store import FeatureStore, StoredFeatures
 
 __all__ = [
-    "Alone",
-    "Broken",
     "FeatureStore",
+    "SingleProcess",
     "StoredFeatures",
     "StoredImages",
     "TowerIdentity",
+    "UnreadableImage",
     "content_ids",
+    "encode_images",
     "encode_missing",
     "features_of",
     "store_root",

@@ -16,7 +16,7 @@ from pathlib import Path
 from captune.data.content_hash import HASH_BYTES, content_hash, file_state
 from captune.data.prefetch import prefetch_map
 
-__all__ = ["content_ids", "remembered"]
+__all__ = ["cached_content_hashes", "content_ids"]
 
 _REMEMBERED = "contents.sqlite"
 _BATCH = 5_000
@@ -67,7 +67,7 @@ def content_ids(
     return [item for item in found if item is not None]
 
 
-def remembered(file: Path, purpose: str, root: Path, compute: Callable[[], bytes]) -> bytes:
+def cached_content_hashes(file: Path, purpose: str, root: Path, compute: Callable[[], bytes]) -> bytes:
     """16 bytes that follow from a file, computed again only where the file has changed.
 
     Args:

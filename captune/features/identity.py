@@ -13,7 +13,7 @@ import PIL
 import torch
 
 from captune.config import ModelConfig
-from captune.features.contents import remembered
+from captune.features.contents import cached_content_hashes
 from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter, read_record
@@ -115,7 +115,7 @@ def _weights(config: ModelConfig, dtype: torch.dtype, root: Path) -> str:
                 own.update(values)
             return own.digest()[:16]
 
-        digest.update(remembered(file, f"towers-{dtype}", root, of_file))
+        digest.update(cached_content_hashes(file, f"towers-{dtype}", root, of_file))
     return digest.hexdigest()[:32]
 
 

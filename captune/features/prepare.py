@@ -19,12 +19,12 @@ from captune.data.images import load_image
 from captune.data.locks import folder_lock
 from captune.errors import DataError
 from captune.features.contents import content_ids
-from captune.features.encode import Broken, encode_missing
+from captune.features.encode import UnreadableImage, encode_missing
 from captune.features.identity import tower_identity
 from captune.features.store import FeatureStore, StoredFeatures
 from captune.model.loading import TOWERS, load_model
 
-__all__ = ["Alone", "StoredImages", "Together", "features_of", "store_root"]
+__all__ = ["ProcessGroup", "SingleProcess", "StoredImages", "features_of", "store_root"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ FOLDER = "features"
 _UNREADABLE = bytes(16)
 
 
-class Together(Protocol):
+class ProcessGroup(Protocol):
     """The processes that share the work; a run's `World` is one."""
 
     @property
@@ -54,7 +54,7 @@ class Together(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """A process without others.
 
     Args:
@@ -90,7 +90,7 @@ class StoredImages:
 
     features: StoredFeatures
     whole: tuple[int, ...]
-    broken: tuple[Broken, ...]
+    broken: tuple[UnreadableImage, ...]
     digest: str = ""
 
     def all_whole(self, what: str) -> StoredFeatures:
@@ -118,7 +118,7 @@ def features_of(
     config: ModelConfig,
     files: Sequence[Path],
     root: Path,
-    together: Together,
+    together: ProcessGroup,
     *,
     batch_size: int = 32,
     exif_rotation: bool = True,
@@ -144,7 +144,9 @@ def features_of(
     store = FeatureStore(root, identity)
     found = together.merge(content_ids(together.share(files), root), len(files))
     contents = [_UNREADABLE if isinstance(item, OSError) else item for item in found]
-    broken = [Broken(place, _reason(files[place])) for place, item in enumerate(found) if isinstance(item, OSError)]
+    broken = [
+        UnreadableImage(place, _reason(files[place])) for place, item in enumerate(found) if isinstance(item, OSError)
+    ]
     store.refresh()
     # One list for all: others may be adding to the same store right now.
     used = together.gather(store.used(contents))[0]
@@ -172,7 +174,7 @@ def features_of(
                 )
                 store.refresh()
     bad = {contents[item.place]: item.reason for item in broken}
-    broken += [Broken(place, bad[content]) for place, content in enumerate(contents) if content in bad]
+    broken += [UnreadableImage(place, bad[content]) for place, content in enumerate(contents) if content in bad]
     reasons = dict(reversed(broken))
     whole = [place for place in range(len(files)) if place not in reasons]
     try:
@@ -183,7 +185,9 @@ def features_of(
             "that all machines share."
         ) from error
     digest = hashlib.blake2b(b"".join(contents), digest_size=16).hexdigest()
-    return StoredImages(features, tuple(whole), tuple(Broken(*item) for item in sorted(reasons.items())), digest)
+    return StoredImages(
+        features, tuple(whole), tuple(UnreadableImage(*item) for item in sorted(reasons.items())), digest
+    )
 
 
 def _encode(
@@ -192,14 +196,14 @@ def _encode(
     contents: Sequence[bytes],
     store: FeatureStore,
     missing: list[int],
-    together: Together,
+    together: ProcessGroup,
     batch_size: int,
     exif_rotation: bool,
     on_progress: Callable[[int, int], None] | None,
-) -> list[Broken]:
+) -> list[UnreadableImage]:
     """Make this process's share of what is missing; the towers are let go of afterwards."""
     mine = together.share(missing)
-    broken: list[Broken] = []
+    broken: list[UnreadableImage] = []
     if mine:
         model = load_model(config, together.device, parts=TOWERS)
 

@@ -24,12 +24,11 @@ from transformers import LlamaConfig
 from captune.config import RunConfig
 from captune.data.manifest import Sample
 from captune.errors import DataError, ToolError
-from captune.evaluation import Evaluation
+from captune.evaluation import Evaluation, EvaluationSet
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
 from captune.model.chat import beginnings_of_text
 from captune.model.explain import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.model.tokenizer import HuggingFaceTokenizer
-from captune.protocols import EvaluationSet
 from captune.training.distributed import World
 from captune.training.door import LossSpy, watched
 from captune.training.samples import TrainingSamples

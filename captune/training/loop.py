@@ -20,15 +20,14 @@ from captune.data.atomic import atomic_folder
 from captune.data.locks import folder_lock
 from captune.data.manifest import manifest_hash, resolve_image
 from captune.decoding import Caption
-from captune.decoding.finite import NOT_NUMBERS
+from captune.decoding.options import NON_FINITE_SCORES
 from captune.errors import ConfigError, InputError, NonFiniteScoresError, StoppedError
-from captune.evaluation import Evaluation, checkpoint_name
+from captune.evaluation import Evaluation, checkpoint_name, evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures
 from captune.hub import check_model
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
-from captune.protocols import evaluation_set, training_images
 from captune.report import CheckpointScores, read_scores, write_report
 from captune.training.checkpoints import (
     Position,
@@ -291,7 +290,9 @@ class _Run:
                 faulty = True
         if self.place.any(faulty):
             kept = "" if epoch is None else f" The checkpoints and the rows before it are in {self.config.output}."
-            raise InputError(f"{checkpoint_name(epoch)}: {NOT_NUMBERS}; it is not scored, and training ends.{kept}")
+            raise InputError(
+                f"{checkpoint_name(epoch)}: {NON_FINITE_SCORES}; it is not scored, and training ends.{kept}"
+            )
         return self.place.merge(mine, count)
 
     def _save_state(self, step: int) -> None:

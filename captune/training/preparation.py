@@ -18,6 +18,7 @@ from captune.config import RunConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import Sample, resolve_image
 from captune.errors import DataError, WeightsError
+from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredImages, features_of, store_root
 from captune.hub import check_model
@@ -27,7 +28,6 @@ from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_mo
 from captune.model.lora import attach_lora
 from captune.model.preview import preview_model
 from captune.parsing import load_json
-from captune.protocols import evaluation_set, training_images
 from captune.training.distributed import World, world
 
 __all__ = [

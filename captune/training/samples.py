@@ -19,10 +19,10 @@ from captune.config import RunConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.decoding import Caption
 from captune.errors import DataError
+from captune.evaluation import training_images
 from captune.features import StoredFeatures
 from captune.metrics import Scorer
 from captune.model import PromptLayout
-from captune.protocols import training_images
 
 __all__ = ["TrainSlice", "TrainingSample", "TrainingSamples", "longest_samples", "made_up_samples"]
 

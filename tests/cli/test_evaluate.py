@@ -15,7 +15,7 @@ from captune.cli import app, call, run
 from captune.config import load_config, parse_config
 from captune.data.locks import folder_lock
 from captune.decoding import Caption
-from captune.decoding.finite import NOT_NUMBERS
+from captune.decoding.options import NON_FINITE_SCORES
 from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, evaluate_checkpoints
 from captune.hub import resolve_model
@@ -251,7 +251,7 @@ def test_a_model_whose_scores_are_not_numbers_ends_the_evaluation_and_the_traini
     def failing(evaluation: Evaluation, *arguments: object, **named: object) -> list[Caption]:
         calls.append(1)
         if len(calls) != 1:
-            raise NonFiniteScoresError([None], {0: NOT_NUMBERS})
+            raise NonFiniteScoresError([None], {0: NON_FINITE_SCORES})
         return caption(evaluation, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Evaluation, "caption", failing)

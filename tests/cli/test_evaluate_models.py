@@ -12,7 +12,7 @@ from vision_families import save_family
 from captune.captioner import TransformersCaptioner
 from captune.cli import app, call, run
 from captune.errors import ConfigError
-from captune.evaluation.models import row_names
+from captune.evaluation.checkpoints import row_names
 from captune.metrics import prompt_hash
 from captune.report import read_scores
 

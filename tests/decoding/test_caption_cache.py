@@ -11,7 +11,7 @@ from torch import Tensor
 
 import captune.evaluation.checkpoints
 from captune.config import RunConfig
-from captune.decoding import Caption, DecodingLoop
+from captune.decoding import Caption, DecodingEngine
 from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
 from captune.hub import resolve_model
@@ -101,13 +101,13 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
         }
     )
     counts = {"loads": 0, "captions": 0, "encoded": 0}
-    load, admit, encode = captune.evaluation.checkpoints.load_model, DecodingLoop.admit, MiniGPT4.encode_features
+    load, admit, encode = captune.evaluation.checkpoints.load_model, DecodingEngine.admit, MiniGPT4.encode_features
 
     def counted_load(*args: Any, **settings: Any) -> MiniGPT4:
         counts["loads"] += 1
         return load(*args, **settings)
 
-    def counted_admit(self: DecodingLoop, requests: Any) -> None:
+    def counted_admit(self: DecodingEngine, requests: Any) -> None:
         counts["captions"] += len(requests)
         admit(self, requests)
 
@@ -116,7 +116,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
         return encode(self, pixels)
 
     monkeypatch.setattr(captune.evaluation.checkpoints, "load_model", counted_load)
-    monkeypatch.setattr(DecodingLoop, "admit", counted_admit)
+    monkeypatch.setattr(DecodingEngine, "admit", counted_admit)
     monkeypatch.setattr(MiniGPT4, "encode_features", counted_encode)
     model = captune.MiniGPT4.from_pretrained(resolve_model("toy"))
     record = CheckpointRecord(

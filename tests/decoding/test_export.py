@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captune.decoding import DecodingOptions, generate_captions
-from captune.decoding.export import prompt_embeddings
+from captune.decoding.generate import prompt_embeddings
 from captune.model import MiniGPT4
 
 

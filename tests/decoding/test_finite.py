@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from captune.decoding import DecodingOptions, Request, generate_captions, generate_ids
-from captune.decoding.choosing import draw, restricted
 from captune.decoding.generate import Engine
-from captune.decoding.stream import stream_text
+from captune.decoding.sampling import sample, warp_logits
+from captune.decoding.text_stream import stream_text
 from captune.errors import ConfigError, NonFiniteScoresError
 from captune.model import MiniGPT4
 
@@ -41,7 +41,7 @@ def mixed(model: MiniGPT4, features: Tensor) -> list[Request]:
 @pytest.fixture(autouse=True)
 def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of one shape through the model's own layers: what a compiler makes of them is tested elsewhere."""
-    monkeypatch.setattr("captune.decoding.fixed.CompiledForward", lambda llm: llm)
+    monkeypatch.setattr("captune.decoding.cuda_graph.CompiledForward", lambda llm: llm)
 
 
 @contextlib.contextmanager
@@ -143,8 +143,8 @@ def test_captions_and_streams(model: MiniGPT4, features: Tensor) -> None:
 @pytest.mark.parametrize("temperature", [1e-45, 1e-20, 1e-6])
 def test_any_temperature_draws_a_token(temperature: float) -> None:
     scores = torch.tensor([[1e4, 1e4 - 1, -3e4], [-2e4, 0.0, 1.0]])
-    left = restricted(scores, DecodingOptions(temperature=temperature, top_p=0.9))
-    assert draw(left, torch.tensor([0.5, 0.5])).tolist() == [0, 2]
+    left = warp_logits(scores, DecodingOptions(temperature=temperature, top_p=0.9))
+    assert sample(left, torch.tensor([0.5, 0.5])).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("penalty", [1.4e-45, 0.0, 1e38, float("nan")])

@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from captune.decoding import DecodingOptions, Request, generate_captions, generate_ids
-from captune.decoding.loop import ConstantText, DecodingLoop
-from captune.decoding.request import common_prefix
-from captune.decoding.stop import StopRule
-from captune.decoding.trial import unsupported
+from captune.decoding.capabilities import unsupported_reason
+from captune.decoding.engine import DecodingEngine, SharedPrefix
+from captune.decoding.options import StopRule, common_prefix
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 
@@ -86,10 +85,10 @@ def test_each_image_may_be_asked_something_else(model: MiniGPT4, features: Tenso
 def test_fixed_shapes_change_nothing(model: MiniGPT4, features: Tensor, way: str) -> None:
     requests = mixed(model, features)
     wanted = generate_ids(model, requests, options(way))
-    prefix = ConstantText(model, common_prefix([request.prompt for request in requests]))
+    prefix = SharedPrefix(model, common_prefix([request.prompt for request in requests]))
     longest = max(len(request.prompt) for request in requests)
     stop = StopRule(model.processor)
-    loop = DecodingLoop(model, options(way), stop, slots=5, longest_prompt=longest, prefix=prefix, fixed=True)
+    loop = DecodingEngine(model, options(way), stop, slots=5, longest_prompt=longest, prefix=prefix, fixed=True)
     found, waiting, shapes = {}, list(requests), set()
     handle = model.llm.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.add(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
@@ -203,12 +202,12 @@ def test_draws_belong_to_the_image(model: MiniGPT4, features: Tensor) -> None:
 
 
 def test_draws_follow_the_distribution(model: MiniGPT4) -> None:
-    from captune.decoding.choosing import draw, restricted
+    from captune.decoding.sampling import sample, warp_logits
 
     logits = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.0]]).expand(20_000, -1)
     settings = DecodingOptions(temperature=0.8, top_k=4, top_p=0.95)
     numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = draw(restricted(logits, settings), numbers).bincount(minlength=5) / 20_000
+    found = sample(warp_logits(logits, settings), numbers).bincount(minlength=5) / 20_000
     wanted = (torch.tensor([2.0, 1.0, 0.5, -torch.inf, 0.0]) / 0.8).softmax(0)
     # top_p leaves out what is behind 95 percent.
     kept = wanted.sort(descending=True).values.cumsum(0) - wanted.sort(descending=True).values < 0.95
@@ -220,14 +219,14 @@ def test_draws_follow_the_distribution(model: MiniGPT4) -> None:
 def test_restrictions_are_those_of_transformers() -> None:
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    from captune.decoding.choosing import restricted
+    from captune.decoding.sampling import warp_logits
 
     scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(1)) * 3
     for temperature, top_k, top_p in itertools.product((0.5, 1.7), (0, 1, 12, 80), (0.1, 0.8, 1.0)):
         wanted = TemperatureLogitsWarper(temperature)(None, scores)
         wanted = TopKLogitsWarper(top_k)(None, wanted) if top_k else wanted
         wanted = TopPLogitsWarper(top_p)(None, wanted) if top_p < 1 else wanted
-        found = restricted(scores, DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p))
+        found = warp_logits(scores, DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p))
         assert torch.equal(found, wanted)
 
 
@@ -252,7 +251,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_language_models_of_other_families(family: str, features: Tensor) -> None:
     other = tiny_minigpt4(FAMILIES[family](), scale=2.0)
-    assert unsupported(other.llm, 100) is None
+    assert unsupported_reason(other.llm, 100) is None
     requests = mixed(other, features[:6])
     for way in ("greedy", "beams"):
         wanted = [generate_ids(other, [request], options(way), engine="transformers")[0] for request in requests]
@@ -275,7 +274,7 @@ def test_what_does_not_fit_slots_goes_through_transformers(
     family: Callable[[], Any], reason: str, features: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = tiny_minigpt4(family())
-    found = unsupported(other.llm, 100)
+    found = unsupported_reason(other.llm, 100)
     assert found is not None
     assert reason in found
     requests = mixed(other, features[:3])
@@ -292,7 +291,7 @@ def test_nothing_asked_nothing_said(model: MiniGPT4, features: Tensor) -> None:
 
 
 def test_the_loop_refuses_what_does_not_fit(model: MiniGPT4, features: Tensor) -> None:
-    loop = DecodingLoop(model, options("greedy"), StopRule(model.processor), slots=1, longest_prompt=8)
+    loop = DecodingEngine(model, options("greedy"), StopRule(model.processor), slots=1, longest_prompt=8)
     with pytest.raises(ValueError, match="longer than was announced"):
         loop.admit([Request(0, tuple(range(3, 20)))])
     loop.admit([Request(0, (5, 6))])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.decoding.stop import StopRule
+from captune.decoding.options import StopRule
 
 PIECES = [
     "",

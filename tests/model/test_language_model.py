@@ -19,9 +19,9 @@ from transformers import (
 
 from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.decoding import DecodingOptions, generate_captions
+from captune.decoding.capabilities import unsupported_reason
 from captune.decoding.generate import as_caption, generate_ids
-from captune.decoding.request import Request
-from captune.decoding.trial import unsupported
+from captune.decoding.options import Request
 from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
 from captune.model.batching import batchable
@@ -190,8 +190,8 @@ def test_a_window_that_no_cache_tells_of(tower: Path, tmp_path: Path) -> None:
     sizes = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 24}
     llm = write_language_model(tmp_path / "llm", "gpt_neo", template=None, **sizes)
     model = joined(llm, tower)
-    assert unsupported(model.llm, 12) is None
-    assert "rows from slots change its logits" in str(unsupported(model.llm, 90))
+    assert unsupported_reason(model.llm, 12) is None
+    assert "rows from slots change its logits" in str(unsupported_reason(model.llm, 90))
     features, options = features_of(model), DecodingOptions(max_new_tokens=12)
     said, wanted = (
         [caption.text for caption in generate_captions(model, features, "What is in it?", options, engine=engine)]

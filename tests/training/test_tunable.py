@@ -10,8 +10,8 @@ import torch
 
 from captune.config import RunConfig, parse_config
 from captune.data.manifest import read_manifest, resolve_image
-from captune.decoding import encode_images
 from captune.errors import ConfigError, WeightsError
+from captune.features import encode_images
 from captune.model import MiniGPT4
 from captune.model.adapter import read_record
 from captune.model.loading import load_model

@@ -18,8 +18,8 @@ from captune.apps.serving.questions import Dialogue, Prompt
 from captune.apps.serving.waiting import Waiting
 from captune.captioner import Captioner
 from captune.decoding import Caption
-from captune.decoding.backoff import is_out_of_memory
-from captune.decoding.finite import NOT_NUMBERS
+from captune.decoding.oom import is_out_of_memory
+from captune.decoding.options import NON_FINITE_SCORES
 from captune.errors import InputError, RefusedImagesError
 from captune.model.prompt import IMAGE_PLACEHOLDER
 
@@ -134,7 +134,7 @@ class CaptionerEngine(Waiting):
             )
         except RefusedImagesError as error:
             refused = {
-                n: scores_error(text) if text == NOT_NUMBERS else APIError(400, text, code="invalid_image")
+                n: scores_error(text) if text == NON_FINITE_SCORES else APIError(400, text, code="invalid_image")
                 for n, text in error.reasons.items()
             }
             return [refused.get(n) or caption for n, caption in enumerate(error.captions)]

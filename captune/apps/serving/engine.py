@@ -1,7 +1,7 @@
 """Decoding for many askers at once: requests join the captions under way at the next step and leave when they end.
 
 One thread owns the model. Requests that can share a forward (the same checkpoint, the same decoding) form a group with
-a `DecodingLoop` of its own; groups take steps in turns, so that two checkpoints side by side grow side by side.
+a `DecodingEngine` of its own; groups take steps in turns, so that two checkpoints side by side grow side by side.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from captune.apps.serving.jobs import Event, Job, Pixels
 from captune.apps.serving.measurements import Measurements
 from captune.apps.serving.waiting import Waiting
 from captune.decoding import DecodingOptions
-from captune.decoding.backoff import is_out_of_memory
+from captune.decoding.oom import is_out_of_memory
 
 __all__ = ["Engine"]
 

@@ -32,7 +32,7 @@ def scores_error(reason: str) -> APIError:
     """The answer where the model's scores are not numbers; it is the model's fault and not the request's.
 
     Args:
-        reason: `captune.decoding.finite.NOT_NUMBERS`.
+        reason: `captune.decoding.options.NON_FINITE_SCORES`.
     """
     return APIError(500, f"{reason[0].upper()}{reason[1:]}.", code="scores_not_finite")
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from captune.apps.serving.checkpoints import ServedModel
 from captune.apps.serving.errors import scores_error
 from captune.apps.serving.jobs import Event, Job
-from captune.decoding import DecodingLoop, Progress, Request, StopRule, generate_ids
-from captune.decoding.finite import NOT_NUMBERS
+from captune.decoding import DecodingEngine, Progress, Request, StopRule, generate_ids
+from captune.decoding.capabilities import unsupported_reason
 from captune.decoding.generate import as_caption
-from captune.decoding.stream import TextStream
-from captune.decoding.trial import unsupported
+from captune.decoding.options import NON_FINITE_SCORES
+from captune.decoding.text_stream import TextStream
 from captune.errors import NonFiniteScoresError
 
 __all__ = ["Group"]
@@ -37,11 +37,11 @@ class Group:
         self._jobs: dict[int, Job] = {}
         self._next = 0
         model = served.model
-        self._loop: DecodingLoop | None = None
+        self._loop: DecodingEngine | None = None
         self._whole: list[Request] = []
-        if unsupported(model.llm, longest + first.options.max_new_tokens) is None:
+        if unsupported_reason(model.llm, longest + first.options.max_new_tokens) is None:
             stop = StopRule(served.processor)
-            self._loop = DecodingLoop(model, first.options, stop, slots=slots, longest_prompt=longest)
+            self._loop = DecodingEngine(model, first.options, stop, slots=slots, longest_prompt=longest)
 
     @property
     def jobs(self) -> list[Job]:
@@ -102,13 +102,13 @@ class Group:
         if job.cancelled:
             return
         if progress.faulty:
-            job.tell(Event(error=scores_error(NOT_NUMBERS)))
+            job.tell(Event(error=scores_error(NON_FINITE_SCORES)))
             return
         # With beams the best one may still become another.
         piece = ""
         assert job.stream is not None
         if progress.ended or self._options.beams == 1:
-            piece = job.stream.more(progress.ids, ended=progress.ended)
+            piece = job.stream.push(progress.ids, ended=progress.ended)
         if progress.ended:
             stopped = job.stream.stopped or as_caption(self._served.processor, progress.ids).stopped
             job.tell(Event(piece, "stop" if stopped else "length", job.stream.text, len(progress.ids)))

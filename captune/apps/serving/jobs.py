@@ -10,7 +10,7 @@ from typing import Any
 
 from captune.apps.serving.errors import APIError
 from captune.decoding import DecodingOptions
-from captune.decoding.stream import TextStream
+from captune.decoding.text_stream import TextStream
 
 __all__ = ["Event", "Job", "Pixels"]
 

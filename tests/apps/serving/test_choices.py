@@ -9,7 +9,7 @@ from PIL import Image
 
 from captune.apps.serving.checkpoints import ServedModel, load_served
 from captune.decoding import DecodingOptions, Request, StopRule, generate_ids
-from captune.decoding.stream import TextStream
+from captune.decoding.text_stream import TextStream
 
 
 def _streamed(chunks: Any) -> tuple[dict[int, str], dict[int, str], Any]:
@@ -133,7 +133,7 @@ def test_a_stream_never_gives_a_piece_of_a_stop_sequence(served: ServedModel) ->
         rule, stream, told = StopRule(served.processor, also=[stop]), TextStream(served.processor, [stop]), []
         for count in range(1, len(ids) + 1):
             ended = rule.ended(ids[: count - 1], ids[count - 1])
-            told.append(stream.more(ids[:count], ended=ended))
+            told.append(stream.push(ids[:count], ended=ended))
             assert expected.startswith("".join(told))
             if ended:
                 break

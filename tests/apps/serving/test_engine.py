@@ -123,11 +123,11 @@ def test_jobs_taken_in_before_the_end_are_answered(
 def test_short_memory_means_fewer_at_once_and_the_same_answers(
     engine: Engine, served: ServedModel, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from captune.decoding import DecodingLoop
+    from captune.decoding import DecodingEngine
 
-    calls, step = 0, DecodingLoop.step
+    calls, step = 0, DecodingEngine.step
 
-    def failing(loop: DecodingLoop) -> Any:
+    def failing(loop: DecodingEngine) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:
@@ -136,7 +136,7 @@ def test_short_memory_means_fewer_at_once_and_the_same_answers(
 
     served.select(served.names[-1])
     wanted = served.captioner.generate([served.captioner.prepare(picture) for picture in pictures[:4]])
-    monkeypatch.setattr(DecodingLoop, "step", failing)
+    monkeypatch.setattr(DecodingEngine, "step", failing)
     askers = [Asker(served, picture, served.names[-1]) for picture in pictures[:4]]
     engine.start()
     for asker in askers:
@@ -154,13 +154,13 @@ def test_a_failure_is_told_to_its_jobs_and_the_engine_lives(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    from captune.decoding import DecodingLoop
+    from captune.decoding import DecodingEngine
 
     def failing(*_: Any) -> Any:
         raise ZeroDivisionError("a fault of ours")
 
     with monkeypatch.context() as patched:
-        patched.setattr(DecodingLoop, method, failing)
+        patched.setattr(DecodingEngine, method, failing)
         engine.start()
         asker = Asker(served, pictures[0])
         engine.submit(asker.job)
@@ -217,7 +217,7 @@ def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
     monkeypatch.setattr(served, "encode", overflow)
     if whole:  # a language model whose answers come whole, from transformers' generate
         for module in ("captune.apps.serving.group", "captune.decoding.generate"):
-            monkeypatch.setattr(f"{module}.unsupported", lambda *_: "told so")
+            monkeypatch.setattr(f"{module}.unsupported_reason", lambda *_: "told so")
     askers = [Asker(served, picture, max_new_tokens=5, beams=beams) for picture in pictures[:3]]
     with engine._changed:
         engine._waiting.extend(asker.job for asker in askers)

@@ -1,26 +1,76 @@
-"""Rows that are decoded one token after the other, greedily or by drawing.
+"""Greedy decoding and sampling: which token comes next in each row.
 
-Letters: A rows that are alive, V vocabulary.
+Letters: B or A rows, V vocabulary, M longest caption in tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captune.decoding.choosing import draw, penalised, restricted, stream
-from captune.decoding.options import DecodingOptions
-from captune.decoding.request import Progress, Request
-from captune.decoding.stop import StopRule
+from captune.decoding.options import DecodingOptions, Progress, Request, StopRule
 
-__all__ = ["Advance", "SingleRows"]
+__all__ = ["SamplingState", "StepOutput", "apply_repetition_penalty", "row_uniforms", "sample", "warp_logits"]
+
+
+def row_uniforms(options: DecodingOptions, key: str) -> Tensor:
+    """The M numbers in [0, 1) that draw an image's tokens; seed and key decide them, and nothing else.
+
+    Returns:
+        (M,) float64 on the CPU.
+    """
+    digest = hashlib.sha256(f"{options.seed}/{key}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(options.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+_SMALLEST = 1e-6
+"""Below this temperature the quotient could overflow, so the largest score is taken off first: 0 stays 0."""
+
+
+def apply_repetition_penalty(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
+    """Scores (B, V) with those of tokens already said, (B, V) bool, divided by the penalty (multiplied below 0)."""
+    return torch.where(said, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def warp_logits(scores: Tensor, options: DecodingOptions) -> Tensor:
+    """Logits (B, V) sharpened by the temperature, -inf outside of `top_k` and `top_p`, in transformers' order."""
+    if options.temperature < _SMALLEST:
+        scores = scores - scores.amax(dim=1, keepdim=True)
+    scores = scores / options.temperature
+    if 0 < options.top_k < scores.shape[1]:
+        least = scores.topk(options.top_k, dim=1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if options.top_p < 1:
+        ordered, places = scores.sort(dim=1)
+        outside = ordered.softmax(dim=1).cumsum(dim=1) <= 1 - options.top_p
+        outside[:, -1] = False
+        scores = scores.masked_fill(outside.scatter(1, places, outside), -torch.inf)
+    return scores
+
+
+def sample(scores: Tensor, numbers: Tensor) -> Tensor:
+    """One token a row, by inverting the distribution function.
+
+    Args:
+        scores: (B, V) restricted logits.
+        numbers: (B,) in [0, 1).
+
+    Returns:
+        (B,) int64 ids; the same for a row whatever rows lie beside it.
+    """
+    steps = scores.double().softmax(dim=1).cumsum(dim=1)
+    # The last step is 1 but for rounding; a number beyond it would name no token.
+    wanted = numbers.to(scores.device).unsqueeze(1) * steps[:, -1:]
+    return torch.searchsorted(steps, wanted, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
+class StepOutput:
     """What a step decided.
 
     Attributes:
@@ -46,7 +96,7 @@ class _Row:
     stop: StopRule
 
 
-class SingleRows:
+class SamplingState:
     """The state of A rows, each one a group of its own.
 
     Args:
@@ -67,11 +117,11 @@ class SingleRows:
         """Take in new rows behind those that are there."""
         sampled = self._options.sampled
         self._rows += [
-            _Row(r.number, [], stream(self._options, r.key) if sampled else None, r.stop or self._stop)
+            _Row(r.number, [], row_uniforms(self._options, r.key) if sampled else None, r.stop or self._stop)
             for r in requests
         ]
 
-    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> Advance:
+    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> StepOutput:
         """Choose the next token of every row.
 
         Args:
@@ -81,10 +131,10 @@ class SingleRows:
         scores = logits.float()
         if self._options.repetition_penalty != 1.0:
             said = self._already_said(scores)
-            scores = penalised(scores, said, self._options.repetition_penalty)
+            scores = apply_repetition_penalty(scores, said, self._options.repetition_penalty)
         if self._options.sampled:
             numbers = torch.stack([row.numbers[len(row.ids)] for row in self._rows if row.numbers is not None])
-            tokens = draw(restricted(scores, self._options), numbers)
+            tokens = sample(warp_logits(scores, self._options), numbers)
             highest = scores.amax(dim=1)
         else:
             tokens = scores.argmax(dim=1)
@@ -107,7 +157,7 @@ class SingleRows:
             if not is_usable[place]:
                 faulty.append(place)
             progress.append(Progress(row.number, row.ids, done, not is_usable[place]))
-        return Advance(tokens, None, progress, ended, faulty)
+        return StepOutput(tokens, None, progress, ended, faulty)
 
     def keep(self, places: Sequence[int]) -> None:
         """Leave the rows at these places, in this order."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-__all__ = ["NEWEST", "at", "has_kernel"]
+__all__ = ["DECODE_ATTENTION", "at", "has_kernel"]
 
-NEWEST = "captune_newest"
+DECODE_ATTENTION = "captune_newest"
 """This attention, as transformers knows it; it needs `columns` among the arguments of a model's forward."""
 
 
@@ -58,7 +58,7 @@ def attend(
     Returns:
         (N, 1, H, D).
     """
-    from captune.decoding.newest_kernel import BLOCK, WARPS, one_query
+    from captune.decoding.decode_attention_kernel import BLOCK, WARPS, one_query
 
     rows, heads, _, size = query.shape
     found = torch.empty((rows, heads, 1, size), dtype=query.dtype, device=query.device)
@@ -88,4 +88,4 @@ def attend(
     return found.transpose(1, 2), None
 
 
-AttentionInterface.register(NEWEST, attend)
+AttentionInterface.register(DECODE_ATTENTION, attend)

@@ -16,31 +16,37 @@ from torch import Tensor
 
 from captune.config import RunConfig
 from captune.data.atomic import temporary_folder
-from captune.data.corruptions import corrupt
 from captune.data.images import load_image
 from captune.data.locks import folder_lock
 from captune.data.manifest import resolve_image
-from captune.decoding import Caption, encode_images, generate_captions
+from captune.decoding import Caption, generate_captions
 from captune.errors import NonFiniteScoresError
-from captune.evaluation import Evaluation, checkpoint_name, decoding_options, exif_mark
-from captune.evaluation.destination import WRITER, check_destination, is_own_evaluation
-from captune.evaluation.scoring import refuse_rows
+from captune.evaluation.corruptions import corrupt
+from captune.evaluation.output_folder import WRITER, check_destination, is_own_evaluation
+from captune.evaluation.protocol import EvaluationSet
+from captune.evaluation.robustness_columns import (
+    Corruption,
+    divergence,
+    domains_of,
+    evaluation_sets,
+    relative_drops,
+    unseen_share,
+    word_counts,
+)
+from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_options, exif_mark, refuse_rows
 from captune.events import Event, Listener
+from captune.features import encode_images
 from captune.metrics import Scorer, Scores
 from captune.metrics.signature import prompt_hash
 from captune.metrics.significance import confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
 from captune.model.adapter import load_trained, read_record, trained_state, use_wrapping
 from captune.model.loading import load_model, pick_device
-from captune.protocols import EvaluationSet
 from captune.report import write_report
 from captune.report.files import write_whole
 from captune.report.heatmap import draw_heatmap
 from captune.report.matrix import FILE, Cell, Column, Difference, Matrix, Row, matrix_to_json
 from captune.report.matrix_table import matrix_csv, matrix_markdown
-from captune.transfer.columns import Damage, evaluation_sets, parts_of
-from captune.transfer.differences import relative_drops
-from captune.transfer.vocabulary import divergence, unseen_share, word_counts
 
 __all__ = ["evaluate_matrix"]
 
@@ -67,7 +73,7 @@ def evaluate_matrix(
     data: Sequence[str],
     *,
     instructions: Sequence[str] = (),
-    damages: Sequence[Damage] = (),
+    damages: Sequence[Corruption] = (),
     split: str | None = None,
     listener: Listener | None = None,
 ) -> Matrix:
@@ -96,7 +102,7 @@ def _evaluate_matrix(
     checkpoints: Sequence[Path],
     data: Sequence[str],
     instructions: Sequence[str],
-    damages: Sequence[Damage],
+    damages: Sequence[Corruption],
     split: str | None,
     tell: Listener,
 ) -> Matrix:
@@ -109,7 +115,9 @@ def _evaluate_matrix(
     model = load_model(config.model, pick_device())
     if records:
         use_wrapping(model, records[0].wrapping, checkpoints[0])
-    versions = _Versions(model, [(checkpoint_name(r.epoch), f) for r, f in zip(records, checkpoints, strict=True)])
+    versions = CheckpointSwapper(
+        model, [(checkpoint_name(r.epoch), f) for r, f in zip(records, checkpoints, strict=True)]
+    )
     rows = [
         Row(name if len(asked) == 1 else f"{name}, prompt {number}", name, instruction)
         for name in versions.names
@@ -125,7 +133,7 @@ def _evaluate_matrix(
     places: list[_Place] = []
     for number, chosen in enumerate(sets):
         whole = work.place(chosen, chosen.name, "data" if number else "home", [image.id for image in chosen.images])
-        parts = [work.place(chosen, f"{chosen.name}/{name}", "domain", ids) for name, ids in parts_of(chosen).items()]
+        parts = [work.place(chosen, f"{chosen.name}/{name}", "domain", ids) for name, ids in domains_of(chosen).items()]
         files = [resolve_image(chosen.manifest, image.image) for image in chosen.images]
         captions = work.run(files, [whole, *parts], f"images of {chosen.name}")
         places += [whole, *parts]
@@ -149,7 +157,7 @@ def _evaluate_matrix(
     return matrix
 
 
-class _Versions:
+class CheckpointSwapper:
     """The model before training and its checkpoints, any of which can be put into it."""
 
     def __init__(self, model: MiniGPT4, checkpoints: Sequence[tuple[str, Path]]) -> None:
@@ -175,7 +183,7 @@ class _Work:
 
     config: RunConfig
     model: MiniGPT4
-    versions: _Versions
+    versions: CheckpointSwapper
     rows: list[Row]
     tell: Listener
     said: dict[tuple[str, str], list[Caption]] = field(default_factory=dict)
@@ -307,7 +315,7 @@ def _asked(scores: Scores, model: MiniGPT4, instruction: str) -> Scores:
     return Scores(scores.ids, scores.statistics, details)
 
 
-def _damaged(chosen: EvaluationSet, damage: Damage, folder: Path, config: RunConfig) -> list[Path]:
+def _damaged(chosen: EvaluationSet, damage: Corruption, folder: Path, config: RunConfig) -> list[Path]:
     """Damaged copies of a set's images, without loss."""
     files = []
     for number, image in enumerate(chosen.images):

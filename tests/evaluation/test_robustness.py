@@ -22,10 +22,16 @@ from captune.report.matrix_table import matrix_csv, matrix_markdown, matrix_part
 
 torch = pytest.importorskip("torch", reason="needs the extra 'train'")
 
-from captune.transfer.columns import evaluation_sets, parse_damages, parts_of  # noqa: E402
-from captune.transfer.differences import relative_drops  # noqa: E402
-from captune.transfer.instructions import read_instructions  # noqa: E402
-from captune.transfer.vocabulary import divergence, unseen_share, word_counts  # noqa: E402
+from captune.evaluation.robustness_columns import (  # noqa: E402  # noqa: E402
+    divergence,
+    domains_of,
+    evaluation_sets,
+    parse_corruptions,
+    read_instructions,
+    relative_drops,
+    unseen_share,
+    word_counts,
+)
 
 
 def example() -> Matrix:
@@ -197,17 +203,17 @@ def test_domains_are_parts_where_there_are_several(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [*rows, Sample("t", "t.jpg", ("A .",), "train")])
     config = parse_config({}, [f"data.train={tmp_path / 'm.jsonl'}"])
     (chosen,) = evaluation_sets(config, [])
-    assert parts_of(chosen) == {"in": ["0", "2"], "out": ["1", "3"]}
+    assert domains_of(chosen) == {"in": ["0", "2"], "out": ["1", "3"]}
     same = replace(chosen, images=tuple(replace(image, domain="in") for image in chosen.images))
-    assert parts_of(same) == {}
+    assert domains_of(same) == {}
 
 
 def test_damages_are_named() -> None:
-    names = [damage.name for damage in parse_damages(["blur", "jpeg"], [3, 1])]
+    names = [damage.name for damage in parse_corruptions(["blur", "jpeg"], [3, 1])]
     assert names == ["blur 1", "blur 3", "jpeg 1", "jpeg 3"]
-    assert len(parse_damages(["all"])) == 25
+    assert len(parse_corruptions(["all"])) == 25
     with pytest.raises(ConfigError, match="no corruption 'rain'; choose of blur"):
-        parse_damages(["rain"])
+        parse_corruptions(["rain"])
 
 
 def test_lists_of_instructions(tmp_path: Path) -> None:

@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captune.decoding.newest import NEWEST
-from captune.decoding.packed import PACKED, Pack, attention
-from captune.decoding.slots import SlotCache
+from captune.decoding.decode_attention import DECODE_ATTENTION
+from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache, attention
 from captune.model.language_model import decoder_layers
 from captune.model.layer_call import KeysTaken, LayerCall, intercepted, states_of, with_states
 from captune.transformers_compat import CACHE_ARGUMENT
 
-__all__ = ["fill", "read", "read_newest", "read_packed"]
+__all__ = ["decode_step", "fill", "mixed_forward", "read"]
 
 
 def fill(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, seen: Tensor
 ) -> None:
     """Put the keys and values of prompts into the slots that the cache was told.
 
@@ -34,7 +33,7 @@ def fill(
     Args:
         forward: the model, or its `forward`.
         config: its configuration.
-        cache: after `SlotCache.fill`.
+        cache: after `StaticKVCache.fill`.
         embeddings: (B, T, D).
         positions: (B, T) int64.
         seen: (B or 1, T, columns) bool, what each token looks at.
@@ -44,29 +43,29 @@ def fill(
 
 
 def read(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, seen: Tensor
 ) -> Tensor:
     """(B, V) logits behind one token a row, whose keys and values go where the cache was told; arguments of `fill`."""
     logits: Tensor = _run(forward, config, cache, embeddings, positions, seen).logits[:, -1]
     return logits
 
 
-def read_newest(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, columns: Tensor
+def decode_step(
+    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, columns: Tensor
 ) -> Tensor:
     """The same as `read` where every row looks at its own column and all before it, by the attention of `newest`.
 
     Args:
         forward: the model, or its `forward`.
         config: its configuration; its attention must be `sdpa`.
-        cache: after `SlotCache.extend`.
+        cache: after `StaticKVCache.extend`.
         embeddings: (B, 1, D).
         columns: (B,) int64, where the tokens go.
 
     Returns:
         (B, V).
     """
-    with attention(config, NEWEST):
+    with attention(config, DECODE_ATTENTION):
         logits: Tensor = forward(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
@@ -79,14 +78,14 @@ def read_newest(
     return logits
 
 
-def read_packed(
+def mixed_forward(
     forward: Callable[..., Any],
     config: Any,
-    cache: SlotCache,
+    cache: StaticKVCache,
     embeddings: Tensor,
     positions: Tensor,
     last: Tensor,
-    pack: Pack,
+    pack: MixedBatch,
     llm: Any = None,
 ) -> Tensor:
     """Logits behind the newest token of rows under way and behind prompts that come in, from one forward over both.
@@ -107,7 +106,7 @@ def read_packed(
     cache.pack(pack)
     said = partial(_say_ends, cache, last, pack, positions[0, last])
     ends = nullcontext() if llm is None else intercepted(decoder_layers(llm)[-1], said)
-    with attention(config, PACKED), ends:
+    with attention(config, MIXED_ATTENTION), ends:
         logits: Tensor = forward(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
@@ -120,7 +119,7 @@ def read_packed(
     return logits[0]
 
 
-def _say_ends(cache: SlotCache, last: Tensor, pack: Pack, columns: Tensor, call: LayerCall) -> Any:
+def _say_ends(cache: StaticKVCache, last: Tensor, pack: MixedBatch, columns: Tensor, call: LayerCall) -> Any:
     """What the last layer returns, but that only the states of the `last` tokens are new."""
     call.read(cache, pack=pack)
     ends = pack.ends(columns)
@@ -135,7 +134,7 @@ def _no_mask(embeddings: Tensor) -> Tensor:
 
 
 def _run(
-    forward: Callable[..., Any], config: Any, cache: SlotCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, seen: Tensor
 ) -> Any:
     mask = seen.unsqueeze(1)
     if config.get_text_config(decoder=True)._attn_implementation == "eager":

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["fewer", "in_batches", "is_out_of_memory"]
+__all__ = ["halve_on_oom", "in_batches", "is_out_of_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def in_batches(
             start += len(batch)
             yield batch, result
             continue
-        size = fewer(len(batch))
+        size = halve_on_oom(len(batch))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -52,7 +52,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def fewer(rows: int) -> int:
+def halve_on_oom(rows: int) -> int:
     """Half as many; called when the error is gone, and with it what its traceback kept in memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from captune.decoding.finite import refuse_faulty
+from captune.decoding.capabilities import unsupported_reason
+from captune.decoding.engine import DecodingEngine
 from captune.decoding.generate import as_caption, generate_ids
-from captune.decoding.loop import DecodingLoop
-from captune.decoding.options import DecodingOptions
-from captune.decoding.request import Request
-from captune.decoding.stop import StopRule
-from captune.decoding.trial import unsupported
+from captune.decoding.options import DecodingOptions, Request, StopRule, raise_if_faulty
 from captune.model import MiniGPT4, MiniGPT4Processor
 
 __all__ = ["TextStream", "stream_text"]
@@ -38,7 +35,7 @@ class TextStream:
         self.text = ""
         self.stopped = False
 
-    def more(self, ids: Sequence[int], *, ended: bool) -> str:
+    def push(self, ids: Sequence[int], *, ended: bool) -> str:
         """The text that is new.
 
         Args:
@@ -89,15 +86,15 @@ def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> 
     processor = model.processor
     if processor is None:
         raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
-    if options.beams > 1 or unsupported(model.llm, len(request.prompt) + options.max_new_tokens) is not None:
+    if options.beams > 1 or unsupported_reason(model.llm, len(request.prompt) + options.max_new_tokens) is not None:
         yield as_caption(processor, generate_ids(model, [request], options)[0]).text
         return
-    loop = DecodingLoop(model, options, StopRule(processor), slots=1, longest_prompt=len(request.prompt))
+    loop = DecodingEngine(model, options, StopRule(processor), slots=1, longest_prompt=len(request.prompt))
     loop.admit([request])
     text = TextStream(processor)
     while loop.active:
         for progress in loop.step():
-            refuse_faulty([None], {0} if progress.faulty else ())
-            piece = text.more(progress.ids, ended=progress.ended)
+            raise_if_faulty([None], {0} if progress.faulty else ())
+            piece = text.push(progress.ids, ended=progress.ended)
             if piece:
                 yield piece

@@ -1,31 +1,143 @@
-"""Keys and values of the rows that are being decoded, in slots of fixed size.
+"""The keys and values of the rows that are decoded, in slots of fixed size, and mixed batches that write into them.
 
-Letters: N slots, H heads, W columns, D width of a head, C columns of text that every prompt begins with.
+Letters: N slots, H heads, W columns of a slot, D width of a head, C columns of the shared prefix; R rows in a forward,
+B prompts of T tokens.
 
-    slot   | constant text | rest of the prompt | caption ........ | free |
+    slot   | shared prefix | rest of the prompt | caption ........ | free |
     column   0 ... C-1       C ... P-1            P ...              W-1
 
-A row stands at the left of its slot and its column is its position, so rows of any length lie side by side without
-padding between their tokens: what is behind a row's end is not looked at, and is overwritten as the row grows. A row
-that ends leaves its slot to the last one in use, or to a new row; nothing else is moved, and no tensor changes its
-size. transformers' own cache grows by copying itself at every step.
+A row begins at the left of its slot and its column is its position, so rows of any length are side by side without
+padding between their tokens: what is after a row's end is masked, and is overwritten as the row grows. When a row ends,
+its slot goes to the last row in use, or to a new one; nothing else is moved, and no tensor changes its size.
+transformers' own cache grows by copying itself at every step.
+
+A mixed batch runs the newest tokens of R rows and B new prompts through one forward:
+
+    tokens    r1 r2 ... rR | prompt 1 (T tokens) | prompt 2 | ... | prompt B
+
+All that a layer does token by token, which is nearly everything, runs over the R + B * T tokens at once: the weights
+are read once instead of twice, and a product of 100 rows costs little more than one of 30. Attention alone looks at
+each part in its own shape, in transformers' own kernel, so a token sees exactly what it sees in a separate forward.
+Serving engines call this piggybacked prefill (Agrawal et al. 2023, SARATHI).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from captune.decoding.packed import Pack
 from captune.model.layer_call import KeysTaken
 
-__all__ = ["SlotCache", "layers_of"]
+__all__ = ["MIXED_ATTENTION", "MixedBatch", "StaticKVCache", "attention", "layers_of"]
+
+MIXED_ATTENTION = "captune_packed"
+"""Attention of a packed forward, as transformers knows it."""
+
+
+class MixedBatch(NamedTuple):
+    """Where the tokens of a packed forward go, and what they see.
+
+    Attributes:
+        columns: (R,) int64, the column of each row's newest token; row r is in slot r.
+        seen: (R, 1, 1, width) bool, what it sees of its slot.
+        first: slot of the first prompt, R or more.
+        start: first column of the prompts.
+        begun: (1, 1, T, start + T) bool, what the tokens of a prompt see of their slot.
+    """
+
+    columns: Tensor
+    seen: Tensor
+    first: int
+    start: int
+    begun: Tensor
+
+    @property
+    def width(self) -> int:
+        """Columns that rows under way look at."""
+        return self.seen.shape[3]
+
+    @property
+    def stop(self) -> int:
+        """The column behind the prompts."""
+        return self.begun.shape[3]
+
+    def store(self, states: Tensor, slots: Tensor) -> None:
+        """Write (1, H, R + B * T, D) keys or values of a layer into its (N, H, W, D) slots."""
+        rows = len(self.columns)
+        places = torch.arange(rows, device=states.device)
+        # Two index tensors around a slice: the indexed dimensions come first.
+        slots[places, :, self.columns] = states[0, :, :rows].transpose(0, 1)
+        if states.shape[2] == rows:
+            return
+        prompts = self._prompts(states)
+        slots[self.first : self.first + len(prompts), :, self.start : self.stop] = prompts
+
+    def attend(self, module: Any, query: Tensor, keys: Tensor, values: Tensor, **settings: Any) -> Tensor:
+        """What (1, H, R + B * T, D) queries find in the slots, (1, R + B * T, H, D)."""
+        rows, kernel = len(self.columns), AttentionInterface()["sdpa"]
+        parts = []
+        if rows:
+            newest = query[0, :, :rows].transpose(0, 1).unsqueeze(2)
+            seen = _look(keys, values, slice(0, rows), self.width)
+            parts.append(kernel(module, newest, *seen, self.seen, **settings)[0])
+        if query.shape[2] > rows:
+            prompts = self._prompts(query)
+            slots = slice(self.first, self.first + len(prompts))
+            parts.append(kernel(module, prompts, *_look(keys, values, slots, self.stop), self.begun, **settings)[0])
+        return torch.cat([part.flatten(0, 1) for part in parts]).unsqueeze(0)
+
+    def ends(self, columns: Tensor) -> MixedBatch:
+        """The same without the prompts but for one token of each, which is a row's newest like the others.
+
+        Args:
+            columns: (R + B,) int64, the columns of all rows' newest tokens.
+        """
+        width = max(self.width, self.stop)
+        seen = torch.arange(width, device=columns.device) <= columns.unsqueeze(1)
+        return self._replace(columns=columns, seen=seen[:, None, None], first=len(columns))
+
+    def _prompts(self, states: Tensor) -> Tensor:
+        """(B, H, T, D) of (1, H, R + B * T, D)."""
+        _, heads, _, width = states.shape
+        prompts = states[0, :, len(self.columns) :].reshape(heads, -1, self.begun.shape[2], width)
+        return prompts.transpose(0, 1)
+
+
+def _look(keys: Tensor, values: Tensor, rows: slice, width: int) -> tuple[Tensor, Tensor]:
+    return keys[rows, :, :width], values[rows, :, :width]
+
+
+def _attend(
+    module: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, pack: MixedBatch, **settings: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention function for a packed forward; a model that does not hand on `pack` fails its trial."""
+    return pack.attend(module, query, keys, values, **settings), None
+
+
+AttentionInterface.register(MIXED_ATTENTION, _attend)
+
+
+@contextmanager
+def attention(config: Any, name: str) -> Iterator[None]:
+    """Let a model's layers attend by another function, for the length of a forward.
+
+    Args:
+        config: of the model.
+        name: of a function that transformers' `AttentionInterface` knows.
+    """
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 class _Place:
@@ -38,7 +150,7 @@ class _Place:
         self.columns: slice | Tensor = slice(0, 0)
         self.width = 0
         self.length = 0
-        self.pack: Pack | None = None
+        self.pack: MixedBatch | None = None
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types here
@@ -106,7 +218,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     get_max_cache_shape = get_max_length
 
 
-class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
+class StaticKVCache(Cache):  # type: ignore[misc]  # transformers has no types here
     """Keys and values of up to N rows of up to W tokens.
 
     Args:
@@ -161,7 +273,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
         self._place.length = length
         self._place.width = width
 
-    def pack(self, pack: Pack) -> None:
+    def pack(self, pack: MixedBatch) -> None:
         """The next forward brings one token to each of the first slots, and prompts to slots behind them."""
         self._place.pack = pack
         self._place.width = self._place.length = max(pack.width, pack.stop)

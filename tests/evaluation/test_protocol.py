@@ -9,7 +9,7 @@ from PIL import Image
 from captune.config import parse_config
 from captune.data.manifest import Sample, read_manifest, write_manifest
 from captune.errors import ConfigError, DataError
-from captune.protocols import (
+from captune.evaluation import (
     cut_reply,
     evaluation_set,
     load_protocol,
@@ -112,7 +112,7 @@ def test_the_shipped_protocols_are_read_and_sign_with_their_name(repository: Pat
         protocol = load_protocol(name)
         assert (protocol.name, protocol.signature) == (name, name)
     # The shipped file that explains them names every field.
-    explained = (repository / "captune" / "protocols" / "karpathy.yaml").read_text(encoding="utf-8")
+    explained = (repository / "captune" / "evaluation" / "protocols" / "karpathy.yaml").read_text(encoding="utf-8")
     assert all(f"\n{field}: " in explained for field in type(load_protocol("karpathy")).model_fields)
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.decoding import DecodingOptions, Request, generate_ids, loop, trial
-from captune.decoding.newest import at, has_kernel
+from captune.decoding import DecodingOptions, Request, capabilities, engine, generate_ids
+from captune.decoding.decode_attention import at, has_kernel
 from captune.model import MiniGPT4
 
 
 def test_the_kernel_under_the_interpreter() -> None:
     """In a process of its own, for Triton asks for its interpreter when it is imported, and torch imports it first."""
     pytest.importorskip("triton", reason="needs triton")
-    tests = Path(__file__).with_name("interpreted_newest.py")
+    tests = Path(__file__).with_name("interpreted_decode_attention.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests)]
     ran = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-4000:]
@@ -40,10 +40,10 @@ def test_a_kernel_that_cannot_be_made_is_done_without(
     def fail(*given: Any, **more: Any) -> Any:
         raise PermissionError("no cache for kernels")
 
-    monkeypatch.setattr(trial, "has_kernel", lambda device: True)
-    monkeypatch.setattr(trial, "_TRIED_NEWEST", {})
-    monkeypatch.setattr(trial, "read_newest", fail)
-    monkeypatch.setattr(loop, "recorder_for", lambda llm: lambda run: run)
+    monkeypatch.setattr(capabilities, "has_kernel", lambda device: True)
+    monkeypatch.setattr(capabilities, "_TRIED_DECODE_ATTENTION", {})
+    monkeypatch.setattr(capabilities, "decode_step", fail)
+    monkeypatch.setattr(engine, "graph_capture_for", lambda llm: lambda run: run)
     for _ in range(2):
         assert generate_ids(model, requests, options) == wanted
     (said,) = [record.getMessage() for record in caplog.records]

@@ -13,12 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from captune.decoding import DecodingOptions, Request, generate_ids
-from captune.decoding import loop as loop_module
-from captune.decoding.loop import DecodingLoop
-from captune.decoding.packed import PACKED, attention
-from captune.decoding.request import common_prefix
-from captune.decoding.stop import StopRule
-from captune.decoding.trial import says_ends, takes_packs
+from captune.decoding import engine as loop_module
+from captune.decoding.capabilities import supports_mixed_batch, supports_sequence_ends
+from captune.decoding.engine import DecodingEngine
+from captune.decoding.kv_cache import MIXED_ATTENTION, attention
+from captune.decoding.options import StopRule, common_prefix
 from captune.model import MiniGPT4
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -50,14 +49,14 @@ def test_captions_are_those_of_prompts_alone(
     family: str, way: str, features: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_minigpt4(PACKING[family](), scale=2.0)
-    assert takes_packs(model.llm)
-    assert says_ends(model.llm)
+    assert supports_mixed_batch(model.llm)
+    assert supports_sequence_ends(model.llm)
     before = model.llm.config._attn_implementation
     requests = mixed(model, features)
     options = DecodingOptions(max_new_tokens=12, batch_size=4, **WAYS[way])
     packed = generate_ids(model, requests, options)
     assert model.llm.config._attn_implementation == before
-    monkeypatch.setattr(loop_module, "takes_packs", lambda llm: False)
+    monkeypatch.setattr(loop_module, "supports_mixed_batch", lambda llm: False)
     assert generate_ids(model, requests, options) == packed
 
 
@@ -86,10 +85,10 @@ def test_the_last_layer_is_run_for_the_ends_of_prompts(model: MiniGPT4, features
 def test_a_model_that_cannot_is_found_out() -> None:
     """MPT's layers do not hand on where the rows lie; eager attention has no place to look at it."""
     mpt = AutoConfig.for_model("mpt", vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=256)
-    assert not takes_packs(tiny_minigpt4(mpt).llm)
+    assert not supports_mixed_batch(tiny_minigpt4(mpt).llm)
     eager = tiny_minigpt4().llm
     eager.set_attn_implementation("eager")
-    assert not takes_packs(eager)
+    assert not supports_mixed_batch(eager)
 
 
 def test_a_model_whose_tokens_see_their_neighbours_is_found_out() -> None:
@@ -97,14 +96,14 @@ def test_a_model_whose_tokens_see_their_neighbours_is_found_out() -> None:
     model = tiny_minigpt4(scale=2.0)
     layer = model.llm.model.layers[0].mlp
     layer.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
-    assert not takes_packs(model.llm)
+    assert not supports_mixed_batch(model.llm)
 
 
 def test_prompts_take_no_forward_of_their_own(model: MiniGPT4, features: Tensor) -> None:
     requests = mixed(model, features)
     longest = max(len(request.prompt) for request in requests)
     options = DecodingOptions(max_new_tokens=14, batch_size=4)
-    loop = DecodingLoop(model, options, StopRule(model.processor), slots=4, longest_prompt=longest)
+    loop = DecodingEngine(model, options, StopRule(model.processor), slots=4, longest_prompt=longest)
     forwards: list[tuple[int, ...]] = []
     handle = model.llm.register_forward_pre_hook(
         lambda module, args, kwargs: forwards.append(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
@@ -112,7 +111,7 @@ def test_prompts_take_no_forward_of_their_own(model: MiniGPT4, features: Tensor)
     waiting, steps, found = list(requests), 0, {}
     try:
         while waiting or loop.active:
-            if waiting and loop.roomy:
+            if waiting and loop.has_capacity:
                 coming, waiting = waiting[: loop.free], waiting[loop.free :]
                 loop.admit(coming)
             found.update({p.number: list(p.ids) for p in loop.step() if p.ended})
@@ -131,6 +130,6 @@ def test_the_attention_is_put_back_when_the_memory_runs_out(model: MiniGPT4) -> 
         assert model.llm.config._attn_implementation != before
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError), attention(model.llm.config, PACKED):
+    with pytest.raises(torch.OutOfMemoryError), attention(model.llm.config, MIXED_ATTENTION):
         forward()
     assert model.llm.config._attn_implementation == before

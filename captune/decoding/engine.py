@@ -15,20 +15,17 @@ import torch
 from torch import Tensor
 
 from captune.decoding.beams import Beams
-from captune.decoding.fixed import FixedStep, recorder_for
-from captune.decoding.forwards import fill, read, read_packed
-from captune.decoding.newest import at
-from captune.decoding.options import DecodingOptions
-from captune.decoding.packed import Pack
-from captune.decoding.request import Progress, Request
-from captune.decoding.rows import SingleRows
-from captune.decoding.slots import SlotCache, layers_of
-from captune.decoding.stop import StopRule
-from captune.decoding.trial import says_ends, takes_packs
+from captune.decoding.capabilities import supports_mixed_batch, supports_sequence_ends
+from captune.decoding.cuda_graph import GraphedStep, graph_capture_for
+from captune.decoding.decode_attention import at
+from captune.decoding.forward import fill, mixed_forward, read
+from captune.decoding.kv_cache import MixedBatch, StaticKVCache, layers_of
+from captune.decoding.options import DecodingOptions, Progress, Request, StopRule
+from captune.decoding.sampling import SamplingState
 from captune.model import MiniGPT4
 from captune.transformers_compat import kv_cache_of
 
-__all__ = ["ConstantText", "DecodingLoop"]
+__all__ = ["DecodingEngine", "SharedPrefix"]
 
 _REFILLED = 8
 """Where new captions cost a forward of another kind, they come in when one in so many slots is free."""
@@ -37,7 +34,7 @@ _ROUNDED_TO = 8
 """Columns that are looked at are a multiple of this: kernels are quicker on it and see fewer shapes."""
 
 
-class ConstantText:
+class SharedPrefix:
     """Keys and values of the text that prompts begin with, computed once.
 
     Args:
@@ -56,7 +53,7 @@ class ConstantText:
             self.states = [(layer.keys, layer.values) for layer in kv_cache_of(output).layers]
 
 
-class DecodingLoop:
+class DecodingEngine:
     """Decodes up to `slots` captions at once.
 
     Args:
@@ -78,27 +75,27 @@ class DecodingLoop:
         *,
         slots: int,
         longest_prompt: int,
-        prefix: ConstantText | None = None,
+        prefix: SharedPrefix | None = None,
         fixed: bool = False,
     ) -> None:
         self._model = model
         self._embedding = model.get_input_embeddings()
         self._device = model.projection.weight.device
-        self._choice: SingleRows | Beams = (
-            SingleRows(options, stop) if options.beams == 1 else Beams(options, stop, self._device)
+        self._choice: SamplingState | Beams = (
+            SamplingState(options, stop) if options.beams == 1 else Beams(options, stop, self._device)
         )
         self._slots = slots
-        self._prefix = prefix if prefix is not None else ConstantText(model)
+        self._prefix = prefix if prefix is not None else SharedPrefix(model)
         self._C = len(self._prefix.ids)
         width = -(-(longest_prompt + options.max_new_tokens) // _ROUNDED_TO) * _ROUNDED_TO
-        self._cache = SlotCache(slots * self._choice.group, width, self._prefix.states, layers_of(model.llm))
-        record = recorder_for(model.llm)
-        self._fixed: FixedStep | None = None
+        self._cache = StaticKVCache(slots * self._choice.group, width, self._prefix.states, layers_of(model.llm))
+        record = graph_capture_for(model.llm)
+        self._fixed: GraphedStep | None = None
         if fixed or options.compiled or record is not None:
-            self._fixed = FixedStep(model.llm, self._cache, self._C, compiled=options.compiled, record=record)
+            self._fixed = GraphedStep(model.llm, self._cache, self._C, compiled=options.compiled, record=record)
         self._longest_prompt = longest_prompt
-        self._packs = takes_packs(model.llm)
-        self._ends = model.llm if self._packs and says_ends(model.llm) else None
+        self._packs = supports_mixed_batch(model.llm)
+        self._ends = model.llm if self._packs and supports_sequence_ends(model.llm) else None
         self._coming: list[Request] = []
         self._spoiled: Tensor | None = None
         # Of each caption: its request, and how many tokens are in its slot. Of each row: what it is fed next.
@@ -117,7 +114,7 @@ class DecodingLoop:
         return self._slots - self.active
 
     @property
-    def roomy(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether it is worth while to take in captions now, if any wait."""
         # Prompts that come in beside the others' tokens cost nothing but themselves; alone, they cost a forward, and
         # where steps are recorded they cost a step that is not.
@@ -198,14 +195,14 @@ class DecodingLoop:
         B, T, D = embeddings.shape
         columns = self._columns()
         width = self._rounded(max(self._lengths) + 1) if rows else 0
-        pack = Pack(columns, self._seen(columns, width)[:, None], rows, self._C, begun)
+        pack = MixedBatch(columns, self._seen(columns, width)[:, None], rows, self._C, begun)
         tokens = torch.cat([self._fed.view(1, rows, D), embeddings.reshape(1, B * T, D)], dim=1)
         places = torch.arange(self._C, self._C + T, device=self._device).expand(B, -1)
         positions = torch.cat([columns, places.reshape(-1)]).unsqueeze(0)
         ends = [rows + place * T + len(r.prompt) - self._C - 1 for place, r in enumerate(self._coming)]
         last = torch.tensor([*range(rows), *ends], device=self._device)
         llm = self._model.llm
-        logits = read_packed(llm, llm.config, self._cache, tokens, positions, last, pack, self._ends)
+        logits = mixed_forward(llm, llm.config, self._cache, tokens, positions, last, pack, self._ends)
         self._spread(self._C + T)
         self._join()
         return torch.cat([logits[:rows], logits[rows:].repeat_interleave(self._choice.group, dim=0)])

@@ -1,8 +1,10 @@
-"""Steps of one shape: every slot is fed a token, whether a caption is in it or not.
+"""Decoding steps of one fixed shape, captured as a CUDA graph or compiled: every slot is fed a token, used or not.
 
 That costs work and changes no caption, and on a GPU it pays. A step launches more than a thousand kernels one by one,
-which takes Python longer than the GPU needs for them; with one shape, and with inputs that stay in place, they are
-recorded once as a CUDA graph and launched together from then on.
+which takes Python longer than the GPU needs for them; with one shape, and with inputs at fixed addresses, they are
+captured once as a CUDA graph and launched with a single call from then on.
+
+Letters: N rows, H heads, W columns of a slot, D width of a head.
 """
 
 from __future__ import annotations
@@ -15,22 +17,23 @@ import torch
 from torch import Tensor
 
 from captune.common import error_text
-from captune.decoding.backoff import is_out_of_memory
-from captune.decoding.compiled import CompiledForward
-from captune.decoding.forwards import read, read_newest
-from captune.decoding.slots import SlotCache
-from captune.decoding.trial import takes_newest
+from captune.decoding.capabilities import supports_decode_attention
+from captune.decoding.forward import decode_step, read
+from captune.decoding.kv_cache import StaticKVCache
+from captune.decoding.oom import is_out_of_memory
+from captune.errors import ConfigError
+from captune.model.compiled import CompiledLayers
 from captune.model.language_model import is_divided
 
-__all__ = ["FixedStep", "Recorder", "recorder_for"]
+__all__ = ["CompiledForward", "GraphCapture", "GraphedStep", "graph_capture_for"]
 
 logger = logging.getLogger(__name__)
 
-Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+GraphCapture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Makes of a function, which has run before, one that does the same on the same tensors and gives the same one."""
 
 
-class FixedStep:
+class GraphedStep:
     """The logits behind one new token a row.
 
     Args:
@@ -42,13 +45,13 @@ class FixedStep:
     """
 
     def __init__(
-        self, llm: Any, cache: SlotCache, start: int, *, compiled: bool = False, record: Recorder | None = None
+        self, llm: Any, cache: StaticKVCache, start: int, *, compiled: bool = False, record: GraphCapture | None = None
     ) -> None:
         self._llm = llm
         self._forward: Any = CompiledForward(llm) if compiled else llm
         self._cache = cache
         self._start = start
-        self._newest = takes_newest(llm)
+        self._newest = supports_decode_attention(llm)
         self._record = record
         self._recorded: Callable[[], Tensor] | None = None
         self._fed = torch.zeros(0)
@@ -90,11 +93,11 @@ class FixedStep:
         self._cache.extend(columns, width, width)
         forward = self._forward if self._cache.is_whole else self._llm
         if self._newest:
-            return read_newest(forward, self._llm.config, self._cache, self._fed, columns)
+            return decode_step(forward, self._llm.config, self._cache, self._fed, columns)
         seen = (torch.arange(width, device=columns.device) <= columns.unsqueeze(1)).unsqueeze(1)
         return read(forward, self._llm.config, self._cache, self._fed, columns.unsqueeze(1), seen)
 
-    def _try_to_record(self, record: Recorder) -> None:
+    def _try_to_record(self, record: GraphCapture) -> None:
         self._record = None
         try:
             self._recorded = record(self._run)
@@ -105,7 +108,7 @@ class FixedStep:
             logger.warning("steps of decoding are launched one by one, since they cannot be recorded: %s", why)
 
 
-def recorder_for(llm: Any) -> Recorder | None:
+def graph_capture_for(llm: Any) -> GraphCapture | None:
     """How steps of a language model are recorded: as CUDA graphs on one GPU, else not at all."""
     devices = {parameter.device for parameter in llm.parameters()}
     alone = len(devices) == 1 and next(iter(devices)).type == "cuda"
@@ -124,3 +127,55 @@ def _as_cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return result
 
     return replay
+
+
+class _Newest:
+    """One layer's slots, to which each row brings one token: stands for a cache of all layers.
+
+    Args:
+        layer: of a `StaticKVCache` after `StaticKVCache.extend`.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.keys, self.values = layer.keys, layer.values
+        self.rows, self.columns = layer.newest
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+        """Write (N, H, 1, D) states into the slots (N, H, W, D) and give these."""
+        self.keys[self.rows, :, self.columns] = keys[:, :, 0]
+        self.values[self.rows, :, self.columns] = values[:, :, 0]
+        return self.keys, self.values
+
+
+class CompiledForward:
+    """Calls a model through its layers, compiled for the one shape that it is fed; where that fails, as it is.
+
+    Args:
+        llm: a causal language model.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, llm: Any, backend: str = "inductor") -> None:
+        self._llm = llm
+        self._layers: CompiledLayers | None = None
+        try:
+            self._layers = CompiledLayers(llm, _Newest, dynamic=False, backend=backend)
+        except (ConfigError, ImportError, RuntimeError) as error:
+            self._give_up(error)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output; the arguments are those of its `forward`."""
+        if self._layers is not None:
+            try:
+                with self._layers.in_use():
+                    return self._llm(**inputs)
+            except Exception as error:  # what a compiler, its back end or a driver may raise has no common type
+                if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                    raise
+                self._give_up(error)
+        return self._llm(**inputs)
+
+    def _give_up(self, error: Exception) -> None:
+        why = error_text(error)
+        logger.warning("decoding goes on without torch.compile, which failed: %s", why)
+        self._layers = None

@@ -14,13 +14,17 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from captune.common import error_text
-from captune.decoding.forwards import fill, read, read_newest, read_packed
-from captune.decoding.newest import at, has_kernel
-from captune.decoding.packed import Pack
-from captune.decoding.slots import SlotCache, layers_of
+from captune.decoding.decode_attention import at, has_kernel
+from captune.decoding.forward import decode_step, fill, mixed_forward, read
+from captune.decoding.kv_cache import MixedBatch, StaticKVCache, layers_of
 from captune.errors import ConfigError
 
-__all__ = ["says_ends", "takes_newest", "takes_packs", "unsupported"]
+__all__ = [
+    "supports_decode_attention",
+    "supports_mixed_batch",
+    "supports_sequence_ends",
+    "unsupported_reason",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +40,12 @@ _STEP = 64
 """Widths are tried in multiples of this, so that rows a little longer need no other trial."""
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_WIDE: WeakKeyDictionary[Any, dict[int, str | None]] = WeakKeyDictionary()
-_TRIED_PACKED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TRIED_MIXED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_ENDS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
-_TRIED_NEWEST: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TRIED_DECODE_ATTENTION: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
-def unsupported(llm: Any, width: int) -> str | None:
+def unsupported_reason(llm: Any, width: int) -> str | None:
     """Why a language model's rows cannot be decoded from slots.
 
     Slots need a cache that is keys and values and nothing else, and no window narrower than the rows. Whether masks and
@@ -77,48 +81,48 @@ def unsupported(llm: Any, width: int) -> str | None:
     return tried[wide]
 
 
-def takes_packs(llm: Any) -> bool:
-    """Whether prompts can come in beside the newest tokens of other rows, in one forward (`captune.decoding.packed`).
+def supports_mixed_batch(llm: Any) -> bool:
+    """Whether prompts can come in beside the newest tokens of other rows, in one forward (`captune.decoding.kv_cache`).
 
     Args:
         llm: a causal language model that slots fit.
     """
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
         return False
-    if llm not in _TRIED_PACKED:
-        _TRIED_PACKED[llm] = _trial(llm, _from_packs)
-    return _TRIED_PACKED[llm] is None
+    if llm not in _TRIED_MIXED:
+        _TRIED_MIXED[llm] = _trial(llm, _from_mixed_batch)
+    return _TRIED_MIXED[llm] is None
 
 
-def says_ends(llm: Any) -> bool:
+def supports_sequence_ends(llm: Any) -> bool:
     """Whether the last layer can be run for the ends of prompts only, and read the rest of them.
 
     Args:
         llm: a causal language model that takes packs.
     """
     if llm not in _TRIED_ENDS:
-        _TRIED_ENDS[llm] = _trial(llm, partial(_from_packs, ends=True))
+        _TRIED_ENDS[llm] = _trial(llm, partial(_from_mixed_batch, ends=True))
     return _TRIED_ENDS[llm] is None
 
 
-def takes_newest(llm: Any) -> bool:
-    """Whether single tokens can attend by the kernel of `captune.decoding.newest`: on a GPU only.
+def supports_decode_attention(llm: Any) -> bool:
+    """Whether single tokens can attend by the kernel of `captune.decoding.decode_attention`: on a GPU only.
 
     Args:
         llm: a causal language model that slots fit.
     """
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa" or not has_kernel(llm.device):
         return False
-    if llm not in _TRIED_NEWEST:
+    if llm not in _TRIED_DECODE_ATTENTION:
         try:
             with at(llm.device):
-                reason = _trial(llm, _from_newest)
+                reason = _trial(llm, _from_decode_attention)
         except Exception as error:  # what a kernel's compiler, its tools or a driver may raise has no common type
             reason = f"it cannot be made ({error_text(error)})"
-        _TRIED_NEWEST[llm] = reason
+        _TRIED_DECODE_ATTENTION[llm] = reason
         if reason is not None:
             logger.warning("decoding attends without captune's own kernel: %s", reason)
-    return _TRIED_NEWEST[llm] is None
+    return _TRIED_DECODE_ATTENTION[llm] is None
 
 
 @torch.inference_mode()
@@ -151,39 +155,39 @@ def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], 
     return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"
 
 
-def _from_newest(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _from_decode_attention(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
     """As from slots, by the kernel for single tokens."""
 
-    def read_next(llm: Any, cache: SlotCache, fed: Tensor, columns: Tensor) -> Tensor:
-        return read_newest(llm.forward, llm.config, cache, fed, columns)
+    def read_next(llm: Any, cache: StaticKVCache, fed: Tensor, columns: Tensor) -> Tensor:
+        return decode_step(llm.forward, llm.config, cache, fed, columns)
 
     return _from_slots(llm, embeddings, read_next)
 
 
-def _read_seen(llm: Any, cache: SlotCache, fed: Tensor, columns: Tensor) -> Tensor:
+def _read_seen(llm: Any, cache: StaticKVCache, fed: Tensor, columns: Tensor) -> Tensor:
     seen = torch.arange(cache.width, device=columns.device) <= columns.unsqueeze(1)
     return read(llm.forward, llm.config, cache, fed, columns.unsqueeze(1), seen.unsqueeze(1))
 
 
 def _from_slots(
-    llm: Any, embeddings: Tensor, read_next: Callable[[Any, SlotCache, Tensor, Tensor], Tensor] = _read_seen
+    llm: Any, embeddings: Tensor, read_next: Callable[[Any, StaticKVCache, Tensor, Tensor], Tensor] = _read_seen
 ) -> list[tuple[Tensor, Tensor]]:
     """Rows of other lengths side by side, three tokens one after the other."""
     tokens = embeddings.shape[1]
-    cache = SlotCache(_ROWS, tokens, layers=layers_of(llm))
+    cache = StaticKVCache(_ROWS, tokens, layers=layers_of(llm))
     lengths = torch.tensor([tokens - 3, tokens - _LAST, tokens - 4], device=embeddings.device)
     _begin(llm, cache, embeddings, int(lengths.max()))
     return [_next(llm, cache, embeddings, lengths + step, read_next) for step in range(3)]
 
 
-def _from_packs(llm: Any, embeddings: Tensor, *, ends: bool = False) -> list[tuple[Tensor, Tensor]]:
+def _from_mixed_batch(llm: Any, embeddings: Tensor, *, ends: bool = False) -> list[tuple[Tensor, Tensor]]:
     """One row under way, two that come in beside its next token, and one more token of all."""
-    cache = SlotCache(_ROWS, _TOKENS, layers=layers_of(llm))
+    cache = StaticKVCache(_ROWS, _TOKENS, layers=layers_of(llm))
     under_way, longest, shorter = 5, 8, 6
     _begin(llm, cache, embeddings[:1], under_way)
     device = embeddings.device
     places = torch.arange(longest, device=device)
-    pack = Pack(
+    pack = MixedBatch(
         columns=torch.tensor([under_way], device=device),
         seen=(torch.arange(under_way + 1, device=device) <= under_way).view(1, 1, 1, -1),
         first=1,
@@ -193,12 +197,12 @@ def _from_packs(llm: Any, embeddings: Tensor, *, ends: bool = False) -> list[tup
     tokens = torch.cat([embeddings[0, under_way : under_way + 1], *embeddings[1:, :longest]]).unsqueeze(0)
     positions = torch.cat([pack.columns, places, places]).unsqueeze(0)
     last = torch.tensor([0, longest, longest + shorter], device=device)
-    logits = read_packed(llm.forward, llm.config, cache, tokens, positions, last, pack, llm if ends else None)
+    logits = mixed_forward(llm.forward, llm.config, cache, tokens, positions, last, pack, llm if ends else None)
     columns = torch.tensor([under_way, longest - 1, shorter - 1], device=device)
     return [(logits, columns), _next(llm, cache, embeddings, columns + 1)]
 
 
-def _begin(llm: Any, cache: SlotCache, embeddings: Tensor, length: int) -> None:
+def _begin(llm: Any, cache: StaticKVCache, embeddings: Tensor, length: int) -> None:
     cache.fill(0, len(embeddings), 0, length)
     positions = torch.arange(length, device=embeddings.device)
     seen = (positions <= positions.unsqueeze(1)).unsqueeze(0)
@@ -207,10 +211,10 @@ def _begin(llm: Any, cache: SlotCache, embeddings: Tensor, length: int) -> None:
 
 def _next(
     llm: Any,
-    cache: SlotCache,
+    cache: StaticKVCache,
     embeddings: Tensor,
     columns: Tensor,
-    read_next: Callable[[Any, SlotCache, Tensor, Tensor], Tensor] = _read_seen,
+    read_next: Callable[[Any, StaticKVCache, Tensor, Tensor], Tensor] = _read_seen,
 ) -> tuple[Tensor, Tensor]:
     """Logits behind the tokens of these columns, and the columns."""
     cache.extend(columns, int(columns.max()) + 1, embeddings.shape[1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captune.data.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from captune.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import scenes
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from captune.decoding import DecodingOptions, Request, fixed, generate_ids, loop
-from captune.decoding.fixed import recorder_for
+from captune.decoding import DecodingOptions, Request, cuda_graph, engine, generate_ids
+from captune.decoding.cuda_graph import graph_capture_for
 from captune.model import MiniGPT4
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def test_recorded_steps_change_nothing(
         recordings += 1
         return traced(run)
 
-    monkeypatch.setattr(loop, "recorder_for", lambda llm: record)
+    monkeypatch.setattr(engine, "graph_capture_for", lambda llm: record)
     ran = 0
     handle = model.llm.register_forward_hook(lambda *_: count())
 
@@ -75,7 +75,7 @@ def test_a_step_that_cannot_be_recorded_is_run(
     def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(loop, "recorder_for", lambda llm: record)
+    monkeypatch.setattr(engine, "graph_capture_for", lambda llm: record)
     assert generate_ids(model, requests, options) == wanted
     assert caplog.text.count("cannot be recorded: operation not permitted") == 1
 
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_while_recording_halves_the_batch(
     wanted = generate_ids(model, requests, options)
     slots = []
 
-    class Watched(fixed.FixedStep):
+    class Watched(cuda_graph.GraphedStep):
         def __init__(self, llm: Any, cache: Any, *args: Any, **kwargs: Any) -> None:
             slots.append(cache.slots)
             super().__init__(llm, cache, *args, **kwargs)
@@ -97,11 +97,11 @@ def test_memory_that_runs_out_while_recording_halves_the_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return traced(run)
 
-    monkeypatch.setattr(loop, "recorder_for", lambda llm: record)
-    monkeypatch.setattr(loop, "FixedStep", Watched)
+    monkeypatch.setattr(engine, "graph_capture_for", lambda llm: record)
+    monkeypatch.setattr(engine, "GraphedStep", Watched)
     assert generate_ids(model, requests, options) == wanted
     assert slots == [8, 4, 2]
 
 
 def test_nothing_is_recorded_on_a_processor(model: MiniGPT4) -> None:
-    assert recorder_for(model.llm) is None
+    assert graph_capture_for(model.llm) is None

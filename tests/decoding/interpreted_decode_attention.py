@@ -1,4 +1,4 @@
-"""The kernel for single tokens, as Triton's interpreter computes it on any processor: run by `test_newest`."""
+"""The decode-attention kernel in Triton's interpreter, which runs on any processor: see `test_decode_attention`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from captune.decoding import DecodingOptions, Request, generate_ids, loop, trial
-from captune.decoding.fixed import FixedStep
-from captune.decoding.newest import attend
+from captune.decoding import DecodingOptions, Request, capabilities, engine, generate_ids
+from captune.decoding.cuda_graph import GraphedStep
+from captune.decoding.decode_attention import attend
 from captune.model import MiniGPT4
 
 
@@ -53,16 +53,16 @@ def test_captions_are_the_same(
     wanted = generate_ids(model, requests, options)
     used = 0
 
-    class Watched(FixedStep):
+    class Watched(GraphedStep):
         def _run(self) -> Tensor:
             nonlocal used
             used += self._newest
             return super()._run()
 
-    monkeypatch.setattr(trial, "has_kernel", lambda device: True)
-    monkeypatch.setattr(loop, "FixedStep", Watched)
-    monkeypatch.setattr(loop, "recorder_for", lambda llm: lambda run: run)
-    monkeypatch.setattr(trial, "_TRIED_NEWEST", {})
+    monkeypatch.setattr(capabilities, "has_kernel", lambda device: True)
+    monkeypatch.setattr(engine, "GraphedStep", Watched)
+    monkeypatch.setattr(engine, "graph_capture_for", lambda llm: lambda run: run)
+    monkeypatch.setattr(capabilities, "_TRIED_DECODE_ATTENTION", {})
     assert generate_ids(model, requests, options) == wanted
     assert used >= 2
     assert not caplog.records

@@ -1,0 +1,334 @@
+"""What is evaluated: a protocol as a YAML file, and the images and references that it selects for a run.
+
+A protocol says which images are captioned, what is scored against what, and how captions are decoded; its signature is
+part of every score. Images that a run was trained on are detected, and their scores are marked LEAK.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from captune.common import did_you_mean, listed
+from captune.config import RunConfig
+from captune.data.images import has_rotation
+from captune.data.leaks import ImageFile, find_leaks
+from captune.data.manifest import Sample, read_manifest, resolve_image
+from captune.errors import ConfigError, DataError
+from captune.events import Listener
+from captune.parsing import load_yaml
+
+__all__ = [
+    "ALLOWED",
+    "Decoding",
+    "EvaluationSet",
+    "Protocol",
+    "cut_reply",
+    "evaluation_set",
+    "image_files",
+    "leak_reason",
+    "load_protocol",
+    "shipped_protocols",
+    "split_references",
+    "training_images",
+]
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent / "protocols"
+_METRICS = ("bleu", "cider", "rouge-l")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Decoding(_Section):
+    """How captions are decoded; what is not said is as the run says."""
+
+    max_new_tokens: int | None = Field(None, gt=0)
+    """Longest caption in tokens."""
+    beams: int | None = Field(None, gt=0)
+    """Beams of beam search; 1 is greedy decoding."""
+    length_penalty: float | None = None
+    """Exponent on a beam's length."""
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    """Divides the score of tokens that were already said."""
+
+
+class Protocol(_Section):
+    """What is evaluated and how; karpathy.yaml explains every field."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """What it is called in tables; the signature adds a hash for files that do not ship with captune."""
+    images: Literal["evaluation", "training"] = "evaluation"
+    """Whether the images are those of the evaluation manifest or those that were trained on."""
+    split: str | None = Field(None, min_length=1)
+    """Split of the images; null is the run's."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Share of the images that is drawn; null is all, in their order."""
+    seed: int = Field(42, ge=0)
+    """Decides which share."""
+    references: Literal["separate", "cut_at_full_stops"] = "separate"
+    """The captions as they are, or joined and cut at every full stop."""
+    reply: Literal["whole", "after_last_mark"] = "whole"
+    """What is scored of a reply."""
+    instruction: str | None = Field(None, min_length=1)
+    """What the model is asked; null is what it was trained with."""
+    decoding: Decoding | None = None
+    """How captions are decoded; null is as the run says."""
+    metrics: tuple[str, ...] = Field(_METRICS, min_length=1)
+    """Metrics of coco-caption, without Java."""
+    leak: str | None = Field(None, min_length=1)
+    """Why every row is marked LEAK; null leaves the question to the leak guard."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in _METRICS:
+                raise ValueError(f"the metric '{name}' is not known; choose out of {', '.join(_METRICS)}")
+        return names
+
+    @property
+    def signature(self) -> str:
+        """The name, with eight digits of a hash of everything it says unless it is one that ships."""
+        if self.name in shipped_protocols() and self == load_protocol(self.name):
+            return self.name
+        return f"{self.name}@{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """A run's configuration with the instruction and the decoding that this protocol asks for."""
+        if self.decoding is not None:
+            asked = self.decoding.model_dump(exclude_none=True)
+            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=asked)})
+        if self.instruction is not None:
+            model = config.model.model_copy(update={"instruction": self.instruction})
+            config = config.model_copy(update={"model": model})
+        return config
+
+
+@cache
+def shipped_protocols() -> tuple[str, ...]:
+    """The names of the protocols that come with captune."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+
+
+def load_protocol(name: str) -> Protocol:
+    """Read a protocol.
+
+    Args:
+        name: of one that ships, or the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none of this name, the file is no YAML, or a field of it is wrong.
+    """
+    path = Path(name)
+    if name in shipped_protocols():
+        path = _FOLDER / f"{name}.yaml"
+    elif path.suffix not in (".yaml", ".yml"):
+        hint = did_you_mean(name, shipped_protocols(), f"there are {listed(shipped_protocols())}.")
+        raise ConfigError(f"there is no protocol '{name}'; {hint} For one of your own give the path of a .yaml file.")
+    try:
+        content: Any = load_yaml(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no protocol file '{path}'; give the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the protocol '{path}' cannot be read as UTF-8 text: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"the protocol '{path}' is not valid YAML: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the protocol '{path}' holds no fields; expected 'name:', 'images:', 'references:' ...")
+    try:
+        return Protocol.model_validate(content)
+    except ValidationError as error:
+        problems = " ".join(_sentence(dict(problem)) for problem in error.errors())
+        raise ConfigError(f"the protocol '{path}': {problems}") from None
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    """One thing that pydantic found, as a sentence."""
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = list(Decoding.model_fields if len(problem["loc"]) > 1 else Protocol.model_fields)
+        hint = did_you_mean(str(problem["loc"][-1]), known, f"known are {', '.join(known)}.")
+        return f"there is no field '{place}'; {hint}"
+    if problem["type"] == "missing":
+        return f"the field '{place}' is missing."
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place} is {problem.get('input')!r}: {message[0].lower()}{message[1:]}."
+
+
+ALLOWED = "allowed by --allow-leaks"
+"""Stands for the reason of a mark where the user asked to see the numbers without it."""
+
+
+def image_files(manifest: str | os.PathLike[str], images: Sequence[Sample]) -> list[ImageFile]:
+    """Images of a manifest as the leak guard takes them."""
+    folder = os.path.dirname(os.path.abspath(manifest))
+    return [ImageFile(image.id, os.path.join(folder, image.image)) for image in images]
+
+
+def leak_reason(
+    config: RunConfig, trained: Sequence[ImageFile], evaluated: Sequence[ImageFile], listener: Listener | None = None
+) -> str | None:
+    """Look for the evaluated images among the trained ones, and say so on the log when some are there.
+
+    Args:
+        config: of the run; `evaluate.allow_leaks` keeps the reason to itself.
+        trained: the images that the run trains on.
+        evaluated: the images that it is evaluated on.
+        listener: is told how far it is.
+
+    Returns:
+        why the rows are marked LEAK, or None.
+
+    Raises:
+        MissingExtraError: the library of perceptual hashes is absent.
+    """
+
+    def tell(done: int, count: int) -> None:
+        if listener is not None:
+            listener({"event": "leaks", "done": done, "count": count})
+
+    report = find_leaks(trained, evaluated, progress=tell)
+    if report.reason is None:
+        return None
+    if config.evaluate.allow_leaks:
+        return ALLOWED
+    logger.warning(
+        "the results are marked LEAK: %s. Take them out, or pass --allow-leaks to have the mark without the reason.",
+        report.reason,
+    )
+    return report.reason
+
+
+_REPLY_MARKS = re.compile(r"### Assistant:|\[INST\]|<Img>|\[Img\]|<DESC>")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What every checkpoint is scored on.
+
+    Attributes:
+        name: of the data, for signatures and file names.
+        split: its part.
+        protocol: signature of the protocol that chose it.
+        manifest: where the images are listed.
+        images: the images, in a fixed order.
+        references: image id to reference captions.
+        leak: why the rows are marked LEAK, or None.
+        rules: the protocol itself.
+    """
+
+    name: str
+    split: str
+    protocol: str
+    manifest: Path
+    images: tuple[Sample, ...]
+    references: dict[str, list[str]]
+    leak: str | None = None
+    rules: Protocol = field(default_factory=lambda: load_protocol("karpathy"))
+
+    @cached_property
+    def has_rotated_images(self) -> bool:
+        """Whether EXIF notes a rotation of some image."""
+        return any(has_rotation(resolve_image(self.manifest, image.image)) for image in self.images)
+
+    def reply(self, text: str) -> str:
+        """A generated text as it is scored."""
+        return cut_reply(text) if self.rules.reply == "after_last_mark" else text
+
+
+def training_images(config: RunConfig) -> list[Sample]:
+    """The images that a run trains on.
+
+    Raises:
+        DataError: the manifest is broken or has no such split.
+    """
+    images = read_manifest(config.data.train, config.data.train_splits)
+    return images[: config.data.train_images]
+
+
+def evaluation_set(config: RunConfig, listener: Listener | None = None, *, guard: bool = True) -> EvaluationSet:
+    """The images that a run is evaluated on, as its protocol says, and whether it trained on them.
+
+    Args:
+        config: of the run.
+        listener: is told how far the leak guard is.
+        guard: whether to look for the images among those that the run trains on.
+
+    Raises:
+        ConfigError: there is no such protocol, or its file is wrong.
+        DataError: the manifest is broken, has no such split, or leaves too few images.
+    """
+    protocol = load_protocol(config.evaluate.protocol)
+    of_training = protocol.images == "training"
+    manifest = config.data.train if of_training else config.evaluation_manifest
+    split = protocol.split or (config.data.train_split if of_training else config.data.evaluate_split)
+    if of_training and split == config.data.train_split:
+        images = training_images(config)
+    else:
+        images = read_manifest(manifest, split)
+    chosen = _drawn(images, protocol)[: config.data.evaluate_images]
+    references = {image.id: _references(image, protocol) for image in chosen}
+    empty = [image.id for image in chosen if not references[image.id]]
+    if empty:
+        raise DataError(f"{manifest}: image '{empty[0]}' ({len(empty)} in all) has no captions to score against.")
+    if len(chosen) < 2:
+        raise DataError(f"{manifest}: split '{split}' has {len(chosen)} image to evaluate; CIDEr needs at least two.")
+    name = manifest.resolve().parent.name or manifest.stem
+    leak = protocol.leak or (_leak(config, manifest, chosen, listener) if guard else None)
+    return EvaluationSet(name, split, protocol.signature, manifest, tuple(chosen), references, leak, protocol)
+
+
+def _drawn(images: list[Sample], protocol: Protocol) -> list[Sample]:
+    """The share of the images that a protocol draws, at least two."""
+    if protocol.share is None:
+        return images
+    count = max(2, int(len(images) * protocol.share))
+    return random.Random(protocol.seed).sample(images, min(count, len(images)))
+
+
+def _references(image: Sample, protocol: Protocol) -> list[str]:
+    if protocol.references == "cut_at_full_stops":
+        return split_references(" ".join(image.captions))
+    return list(image.captions)
+
+
+def _leak(config: RunConfig, manifest: Path, chosen: list[Sample], listener: Listener | None) -> str | None:
+    """Why the chosen images are marked LEAK; of torchrun's processes only the first one, which reports, asks."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    if not config.data.train.is_file():
+        logger.warning(
+            "the training manifest %s is not there, so nobody knows whether images of %s were trained on.",
+            config.data.train,
+            manifest,
+        )
+        return None
+    trained = image_files(config.data.train, training_images(config))
+    return leak_reason(config, trained, image_files(manifest, chosen), listener)
+
+
+def split_references(joined: str) -> list[str]:
+    """Cut joined captions at every full stop, as the original's `convert_to_coco_format` does.
+
+    "At 7.30 p.m. a dog  runs ." becomes four references, and a caption without a full stop runs into the next.
+    """
+    return [f"{piece.strip()}." for piece in joined.split(".") if piece.strip()]
+
+
+def cut_reply(text: str) -> str:
+    """Keep what follows the last marker of a prompt, as the original's `post_handle` does."""
+    return _REPLY_MARKS.split(text)[-1].strip()
