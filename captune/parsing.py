@@ -1,38 +1,180 @@
-"""JSON and YAML texts from files: every fault of a text is a `ValueError`, also nesting without end.
+"""Parse JSON and YAML from files and validate the values with pydantic.
 
-Python's readers raise `RecursionError` where a text is nested a thousand deep, and YAML's aliases let a few hundred
-bytes stand for billions of values; whoever reads a file here need not think of either.
+Every fault of a text is a `ValueError`. Python's parsers raise `RecursionError` for a text nested a thousand deep, and
+YAML's aliases let a few hundred bytes expand to billions of values; callers need not handle either. A value of the
+wrong type is one sentence that names its position in the file.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from captune.common import did_you_mean, shorten
+from captune.errors import CaptuneError, InputError
 
 if TYPE_CHECKING:
     import yaml
+    from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["load_json", "load_yaml"]
+__all__ = ["first_repeated", "load_json", "load_yaml", "show_value", "validate"]
+
+T = TypeVar("T")
 
 _MAX_DEPTH = 100
 _MAX_VALUES = 1_000_000
 _TOO_DEEP = "it is nested too deeply"
+_MAX_SHOWN = 200
+"""Characters of a value or of its position in a message."""
+_MAX_PROBLEMS = 5
+"""Problems of one file that a message lists."""
+_EXPECTED = {
+    "dict_type": "an object",
+    "mapping_type": "an object",
+    "dataclass_type": "an object",
+    "model_type": "an object",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "a text",
+    "int_type": "an integer",
+}
+"""pydantic's types of errors in the words of JSON."""
 
 
-def load_json(text: str | bytes, **settings: Any) -> Any:
+def load_json(text: str | bytes, *, unique_keys: bool = False, **settings: Any) -> Any:
     """Parse JSON.
 
     Args:
         text: the document.
+        unique_keys: refuse an object that has a key twice; by default the last value counts, as in Python.
         settings: of `json.loads`.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: it is not JSON, is nested too deeply, or repeats a key.
     """
+    if unique_keys:
+        settings["object_pairs_hook"] = _with_unique_keys
     try:
         return json.loads(text, **settings)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        raise ValueError(f"an object has the key {first_repeated(key for key, _ in pairs)!r} twice")
+    return built
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurred before, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def validate(
+    value: object, kind: type[T], source: str, error: type[CaptuneError] = InputError, *, remedy: str = ""
+) -> T:
+    """Build a pydantic model or a dataclass from the values of a JSON or YAML document.
+
+    Args:
+        value: the parsed document.
+        kind: what to build; an annotation of its fields may carry pydantic's constraints and validators.
+        source: name of the file in messages.
+        error: class of the error.
+        remedy: a sentence that ends the message, about what to do.
+
+    Raises:
+        CaptuneError: of the class `error`; a key is unknown or missing, or a value is not as its field requires.
+    """
+    from pydantic import ValidationError
+
+    try:
+        built: T = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
+    except ValidationError as problems:
+        raise error(f"{source}: {_describe(problems, kind)} {remedy}".rstrip()) from None
+    return built
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _describe(error: ValidationError, kind: Any) -> str:
+    """The problems that pydantic reports, a sentence each."""
+    problems = error.errors(include_url=False)
+    sentences = [_sentence(dict(problem), kind) for problem in problems[:_MAX_PROBLEMS]]
+    if len(problems) > _MAX_PROBLEMS:
+        sentences.append(f"There are {len(problems) - _MAX_PROBLEMS:,} more problems.")
+    return " ".join(sentences)
+
+
+def _sentence(problem: dict[str, Any], kind: Any) -> str:
+    path = tuple(key for key in problem["loc"] if key != "[key]")
+    name = _position(path)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _field_names(kind, path[:-1])
+        hint = did_you_mean(str(path[-1]), known, f"known keys are: {', '.join(known)}.", cutoff=0.5)
+        return f"there is no key '{name}'; {hint}"
+    if problem["type"] == "missing":
+        return f"the key '{name}' is missing."
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not path and problem["type"] == "value_error":
+        return f"{message}."
+    if problem["type"] == "too_short":
+        message = f"expected at least {problem['ctx']['min_length']}"
+    expected = _EXPECTED.get(problem["type"]) or re.sub(r"^(Input should be|expected) ", "", message)
+    if expected.startswith(("greater than", "less than")):
+        expected = f"a number {expected}"
+    value = problem.get("input")
+    if expected != message:
+        return f"{name or 'the file'} is {show_value(value)}, expected {expected}."
+    shown = "" if isinstance(value, (dict, list)) else f" is {show_value(value)}"
+    return f"{name}{shown}: {message[0].lower()}{message[1:]}."
+
+
+def _position(path: Iterable[str | int]) -> str:
+    """A position in a document, such as `checkpoints[0].captions['12']`."""
+    text = "".join(f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]" for key in path)
+    return shorten(text.removeprefix("."), _MAX_SHOWN, "...")
+
+
+def _field_names(kind: Any, path: Iterable[str | int]) -> list[str]:
+    """Names of the fields of the model or dataclass at a position in `kind`."""
+    fields = _fields(kind)
+    for key in path:
+        # An index or a key of a mapping leads to the same annotation, which names the type of the values.
+        fields = _fields(fields[str(key)]) if key in fields else fields
+    return list(fields)
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Name and annotation of each field of the first model or dataclass in an annotation."""
+    if hasattr(annotation, "model_fields"):
+        return {name: field.annotation for name, field in annotation.model_fields.items()}
+    if is_dataclass(annotation):
+        return dict(get_type_hints(annotation))
+    return next(filter(None, map(_fields, get_args(annotation))), {})
+
+
+def show_value(value: object) -> str:
+    """A value of a document in few enough characters for a sentence."""
+    if isinstance(value, (dict, list)):
+        kind, article = ("object", "an") if isinstance(value, dict) else ("list", "a")
+        return f"{article} {kind} of {len(value)}" if value else f"an empty {kind}"
+    return "null" if value is None else shorten(repr(value), _MAX_SHOWN, "...")
 
 
 def load_yaml(text: str, loader: type[yaml.SafeLoader] | None = None) -> Any:

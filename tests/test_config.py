@@ -17,12 +17,12 @@ from captune.toy import TOY_SETTINGS
         (["trian.epochs=3"], "there is no key 'trian'; did you mean 'train'?"),
         (["train.lerning_rate=1e-3"], "there is no key 'train.lerning_rate'; did you mean 'learning_rate'?"),
         (["train.epochs=many"], "train.epochs is 'many'"),
-        (["train.targets=all"], "train.targets is 'all': input should be 'each', 'one' or 'joined'"),
-        (["train.epochs=0"], "train.epochs is 0: input should be greater than 0"),
+        (["train.targets=all"], "train.targets is 'all', expected 'each', 'one' or 'joined'"),
+        (["train.epochs=0"], "train.epochs is 0, expected a number greater than 0"),
         (["train.min_learning_rate=1"], "above train.learning_rate 3e-05"),
         (["train=3"], "train is 3"),
         (["train.epochs"], "'train.epochs' is not an override"),
-        (["model.path="], "model.path is None"),
+        (["model.path="], "model.path is null"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(overrides: list[str], sentence: str) -> None:

@@ -6,23 +6,18 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from captune.common import did_you_mean, shorten
 from captune.config.sections import RunConfig
 from captune.errors import ConfigError
 from captune.lavis import is_lavis, translate
-from captune.parsing import load_yaml
+from captune.parsing import load_yaml, validate
 
 __all__ = ["convert_config", "load_config", "parse_config"]
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_SHOWN = 200
-"""Characters of a value in a message."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -127,11 +122,7 @@ def parse_config(
     """
     for override in overrides:
         content = _override(content, override)
-    try:
-        return RunConfig.model_validate(content)
-    except ValidationError as error:
-        sentences = [_sentence(dict(problem)) for problem in error.errors()]
-        raise ConfigError(f"{source}: {' '.join(sentences)}") from None
+    return validate(content, RunConfig, source, ConfigError)
 
 
 def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
@@ -151,30 +142,3 @@ def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
         node = node[key]
     node[keys[-1]] = parsed
     return merged
-
-
-def _sentence(problem: dict[str, Any]) -> str:
-    """One problem that pydantic found, as a sentence a person can act on."""
-    place = [str(part) for part in problem["loc"]]
-    name = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
-        hint = did_you_mean(place[-1], known, f"known keys are: {', '.join(known)}.", cutoff=0.5)
-        return f"there is no key '{name}'; {hint}"
-    given = problem.get("input")
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not place:
-        return f"{message}."
-    return f"{name} is {shorten(repr(given), _LONGEST_SHOWN, '...')}: {message[0].lower()}{message[1:]}."
-
-
-def _known_keys(place: list[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
-    for name in place:
-        annotation = section.model_fields[name].annotation if name in section.model_fields else None
-        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        sections = [kind for kind in inner if issubclass(kind, BaseModel)]
-        if not sections:
-            return []
-        section = sections[0]
-    return list(section.model_fields)

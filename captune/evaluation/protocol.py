@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from captune.common import did_you_mean, listed
 from captune.config import RunConfig
@@ -26,7 +26,7 @@ from captune.data.leaks import ImageFile, find_leaks
 from captune.data.manifest import Sample, read_manifest, resolve_image
 from captune.errors import ConfigError, DataError
 from captune.events import Listener
-from captune.parsing import load_yaml
+from captune.parsing import load_yaml, validate
 
 __all__ = [
     "ALLOWED",
@@ -149,24 +149,7 @@ def load_protocol(name: str) -> Protocol:
         raise ConfigError(f"the protocol '{path}' is not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the protocol '{path}' holds no fields; expected 'name:', 'images:', 'references:' ...")
-    try:
-        return Protocol.model_validate(content)
-    except ValidationError as error:
-        problems = " ".join(_sentence(dict(problem)) for problem in error.errors())
-        raise ConfigError(f"the protocol '{path}': {problems}") from None
-
-
-def _sentence(problem: dict[str, Any]) -> str:
-    """One thing that pydantic found, as a sentence."""
-    place = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        known = list(Decoding.model_fields if len(problem["loc"]) > 1 else Protocol.model_fields)
-        hint = did_you_mean(str(problem["loc"][-1]), known, f"known are {', '.join(known)}.")
-        return f"there is no field '{place}'; {hint}"
-    if problem["type"] == "missing":
-        return f"the field '{place}' is missing."
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place} is {problem.get('input')!r}: {message[0].lower()}{message[1:]}."
+    return validate(content, Protocol, f"the protocol '{path}'", ConfigError)
 
 
 ALLOWED = "allowed by --allow-leaks"

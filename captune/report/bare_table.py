@@ -10,8 +10,8 @@ from pathlib import Path
 
 from captune.data.delimited import CsvWriter, plain_cell
 from captune.errors import InputError
-from captune.report.fields import LARGEST, first_repeated
-from captune.report.record import CheckpointScores, RunScores
+from captune.parsing import first_repeated
+from captune.report.record import MAX_SCORE, CheckpointScores, RunScores
 
 __all__ = ["csv_table", "read_csv"]
 
@@ -112,6 +112,6 @@ def _score(cell: str, place: str) -> float:
         value = float(cell)
     except ValueError:
         value = math.inf
-    if abs(value) > LARGEST:
+    if abs(value) > MAX_SCORE:
         raise InputError(f"{place} is {cell[:40]!r}, expected a number such as 0.3175.")
     return value

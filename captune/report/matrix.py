@@ -1,4 +1,4 @@
-"""How a model travels, as a file: `matrix.json` with every cell of rows (checkpoint, prompt) and columns (data).
+"""`matrix.json`: scores of every row (checkpoint and prompt) on every column (data set, domain or corruption).
 
     {"format": 1, "metrics": ["BLEU-1", ..., "CIDEr"],
      "rows":    [{"name": "epoch4", "checkpoint": "epoch4", "instruction": "Describe ..."}],
@@ -8,9 +8,9 @@
                   "drops": {"CIDEr": {"value": 0.31, "low": 0.27, "high": 0.35, "paired": false}},
                   "gains": {...}, "words": 812, "divergence": 0.21, "unfinished": 3, "signature": "...", "leak": null}]}
 
-A drop is the share that is lost of the score at home, which is the checkpoint's first prompt on the first column; a
-gain is the difference to the first row in the same column. `shift` compares a column's references with those of home;
-`divergence` of a cell compares what was said with them.
+A drop is the lost share of the score at home, which is the checkpoint's first prompt on the first column; a gain is the
+difference to the first row in the same column. `shift` compares a column's references with those of home; `divergence`
+of a cell compares its captions with its references.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+from pydantic import ConfigDict, Strict
 
 from captune.errors import InputError
-from captune.parsing import load_json
 from captune.report.columns import order_metrics
-from captune.report.record import RunScores
+from captune.report.files import parse_versioned_json, read_text
+from captune.report.record import RunScores, Score, Text
 
 __all__ = [
     "FILE",
@@ -48,55 +50,64 @@ FILE = "matrix.json"
 MATRIX_FILES = (FILE, "matrix.csv", "matrix.md", "matrix.png")
 FORMAT = 1
 
+_STRICT = ConfigDict(extra="forbid")
+Integer: TypeAlias = Annotated[int, Strict()]
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A difference of two scores with its interval of 95 %.
 
     Attributes:
-        value: see where it stands.
+        value: the difference; what it is relative to depends on the field.
         low: lower end.
         high: upper end.
-        paired: whether both scores are of the same images, drawn together.
+        paired: whether both scores are of the same images, resampled alike.
     """
 
-    value: float
-    low: float
-    high: float
-    paired: bool
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    value: Score
+    low: Score
+    high: Score
+    paired: Annotated[bool, Strict()]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A checkpoint asked in certain words.
+    """A checkpoint with a prompt.
 
     Attributes:
         name: unique in the matrix.
         checkpoint: "pretrained", "epoch0", ...
-        instruction: what it was asked.
+        instruction: the prompt.
     """
 
-    name: str
-    checkpoint: str
-    instruction: str
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: Text
+    checkpoint: Text
+    instruction: Text
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What is evaluated on.
+    """A set of images that is evaluated.
 
     Attributes:
         name: unique in the matrix.
-        kind: "home", "data", "domain" (a part of a data set) or "corruption" (damaged images of home).
-        images: how many.
-        shift: `unseen`, the share of its references' words that stand nowhere in home's, and `divergence`, the
+        kind: "home", "data", "domain" (a part of a data set) or "corruption" (corrupted images of home).
+        images: number of images.
+        shift: `unseen`, the share of its references' words that do not occur in home's, and `divergence`, the
             Jensen-Shannon divergence of both in bits.
     """
 
-    name: str
-    kind: str
-    images: int
-    shift: Mapping[str, float] = field(default_factory=dict)
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: Text
+    kind: Text
+    images: Integer
+    shift: Mapping[str, Score] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,29 +121,33 @@ class Cell:
         intervals: metric -> (low, high) of the score.
         drops: metric -> share of the home score that is lost here; empty at home itself.
         gains: metric -> score minus the first row's here; empty in the first row.
-        words: how many different words were said.
-        divergence: between the words said and those of the references, in bits.
+        words: number of different words in the captions.
+        divergence: between the words of captions and of references, in bits.
         unfinished: captions that ended at the length limit.
         signature: how the scores were computed.
         leak: why the cell is marked LEAK, or None.
     """
 
-    row: str
-    column: str
-    scores: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    row: Text
+    column: Text
+    scores: Mapping[str, Score]
+    intervals: Mapping[str, tuple[Score, Score]]
     drops: Mapping[str, Difference]
     gains: Mapping[str, Difference]
-    words: int
-    divergence: float
-    unfinished: int
-    signature: str
-    leak: str | None = None
+    words: Integer
+    divergence: Score
+    unfinished: Integer
+    signature: Text
+    leak: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """All cells, each row on each column; the first column is home."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
@@ -169,30 +184,26 @@ def matrix_from_json(text: str, source: str = FILE) -> Matrix:
     Raises:
         InputError: the text is not JSON or not such a file.
     """
-    try:
-        tree = load_json(text)
-        if tree["format"] != FORMAT:
-            raise InputError(f"{source} has format {tree['format']!r}; this captune reads {FORMAT}; evaluate again.")
-        return Matrix(
-            tuple(Row(**row) for row in tree["rows"]),
-            tuple(Column(**column) for column in tree["columns"]),
-            tuple(_cell(cell) for cell in tree["cells"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{source} is not what captune evaluate writes; evaluate again to write it.") from error
+    matrix = parse_versioned_json(
+        text, Matrix, source, version=FORMAT, remedy="evaluate again to write it", derived=("metrics",)
+    )
+    cells = {(cell.row, cell.column) for cell in matrix.cells}
+    if not cells or cells != {(row.name, column.name) for row in matrix.rows for column in matrix.columns}:
+        raise InputError(f"{source} does not have a cell for each row and column; evaluate again to write it.")
+    return matrix
 
 
 def read_matrix(run_dir: Path) -> Matrix | None:
     """The matrix of a run; None when it has none.
 
     Raises:
-        InputError: the file is there and is not what `captune evaluate` writes.
+        InputError: the file exists and is not what `captune evaluate` writes.
     """
     file = run_dir / FILE
-    try:
-        return matrix_from_json(file.read_bytes().decode("utf-8"), str(file)) if file.is_file() else None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text; evaluate again to write it.") from error
+    if not file.is_file():
+        return None
+    remedy = "evaluate again to write it"
+    return matrix_from_json(read_text(file, missing=remedy, undecodable=remedy), str(file))
 
 
 def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
@@ -205,10 +216,10 @@ def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
     if matrix is None:
         return None
     now = {row.name: row.corpus for row in scores.checkpoints}
-    # The first row of a checkpoint asks what the run asks.
-    own = {row.checkpoint: row.name for row in reversed(matrix.rows)}
+    # The first row of a checkpoint has the prompt of the run.
+    first_rows = {row.checkpoint: row.name for row in reversed(matrix.rows)}
     home = matrix.columns[0].name
-    for checkpoint, row in own.items():
+    for checkpoint, row in first_rows.items():
         if checkpoint in now and not _alike(matrix.cell(row, home).scores, now[checkpoint]):
             logger.warning("%s was made of other captions than scores.json, and is left out.", run_dir / FILE)
             return None
@@ -218,20 +229,6 @@ def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
 def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     """Whether scores are the same numbers; what is not a number equals itself."""
     return _finite(dict(one)) == _finite(dict(other))  # type: ignore[no-any-return]
-
-
-def _cell(tree: dict[str, Any]) -> Cell:
-    for name in ("drops", "gains"):
-        tree[name] = {metric: Difference(**_numbers(of)) for metric, of in tree[name].items()}
-    tree["scores"] = _numbers(tree["scores"])
-    tree["intervals"] = {
-        metric: tuple(math.nan if end is None else end for end in ends) for metric, ends in tree["intervals"].items()
-    }
-    return Cell(**tree)
-
-
-def _numbers(tree: dict[str, Any]) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in tree.items()}
 
 
 def _finite(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`scores.json`: what an evaluation hands to the report, as frozen records and a strict reader.
+"""`scores.json`: the results of an evaluation as frozen records, with a strict reader.
 
 The file is one JSON object:
 
@@ -17,12 +17,8 @@ The file is one JSON object:
          "train_slice": {"CIDEr": 0.9}},                                      optional
         ...]}
 
-Rows stand in the order of training, the pretrained model first. `epoch` counts from 0 and is null for the
-pretrained model; `leak` is null or says why the row must carry the mark LEAK; scores are on coco-caption's
-scale (CIDEr 0-10, others 0-1), and null stands for not a number. An interval holds the confidence bounds of a
-corpus score; a p-value and the bounds of a difference belong to the paired test of this row against the
-pretrained one or the one before. `unfinished` lists images whose caption ended at the length limit, without the
-stop symbol; `train_slice` holds the row's scores on a fixed slice of the training images, which tell over-fitting.
+Rows are in the order of training, the pretrained model first. Scores are on coco-caption's scale (CIDEr 0-10, others
+0-1); null is not a number.
 """
 
 from __future__ import annotations
@@ -32,19 +28,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from captune.errors import InputError
-from captune.parsing import load_json
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, Strict
+
+from captune.parsing import first_repeated
 from captune.report.columns import order_metrics
-from captune.report.fields import Fields, first_repeated
-from captune.report.files import write_whole
+from captune.report.files import parse_versioned_json, read_text, write_whole
 
 __all__ = [
+    "BASELINES",
     "FORMAT",
-    "RIVALS",
+    "MAX_SCORE",
     "CheckpointScores",
+    "Interval",
     "RunScores",
+    "Score",
     "read_scores",
     "scores_from_json",
     "scores_to_json",
@@ -54,8 +53,73 @@ __all__ = [
 FORMAT = 1
 """Version of the file; a reader refuses any other."""
 
-RIVALS = ("pretrained", "previous")
-"""What a row may be tested against."""
+BASELINES = ("pretrained", "previous")
+"""Rows that a row may be tested against."""
+
+MAX_SCORE = 1e9
+"""No score of captions comes near it; a larger one is a defect of the file and would break every chart."""
+
+_REQUIRED = ("name", "epoch", "signature", "leak", "corpus", "per_image", "captions")
+
+
+def _score(value: object) -> float:
+    """A number, or NaN for null."""
+    if value is None:
+        return math.nan
+    # A bool is an int in Python; Python's own writer spells a missing score NaN.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > MAX_SCORE:
+        raise ValueError(f"expected null or a number of at most {MAX_SCORE:.0e}")
+    return float(value)
+
+
+def _interval(value: object) -> tuple[float, float]:
+    if isinstance(value, list) and len(value) == 2:
+        low, high = map(_score, value)
+        if low <= high:
+            return low, high
+    raise ValueError("expected [low, high] with low <= high")
+
+
+def _baseline(name: str) -> str:
+    if name not in BASELINES:
+        raise ValueError(f"expected {BASELINES[0]!r} or {BASELINES[1]!r}")
+    return name
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected a text that is not empty")
+    return text
+
+
+def _require_fields(row: Any) -> Any:
+    """Defaults are for rows that are built in Python; the file has these fields."""
+    if isinstance(row, dict) and (missing := next((name for name in _REQUIRED if name not in row), None)):
+        raise ValueError(f"the key '{missing}' is missing")
+    return row
+
+
+def _require_known_metrics(row: CheckpointScores) -> CheckpointScores:
+    for name, metrics in (("intervals", row.intervals), ("p_values", row.p_values), ("differences", row.differences)):
+        if unknown := next((metric for metric in metrics if metric not in row.corpus), None):
+            raise ValueError(f"'{name}' may have only metrics of 'corpus' (got {unknown!r})")
+    return row
+
+
+def _require_unique_names(rows: tuple[CheckpointScores, ...]) -> tuple[CheckpointScores, ...]:
+    if not rows:
+        raise ValueError("expected at least one checkpoint")
+    if (repeated := first_repeated(row.name for row in rows)) is not None:
+        raise ValueError(f"two checkpoints called {repeated!r}; names must be unique")
+    return rows
+
+
+Text: TypeAlias = Annotated[str, Strict()]
+Name: TypeAlias = Annotated[str, Strict(), AfterValidator(_not_blank)]
+Score: TypeAlias = Annotated[float, PlainValidator(_score)]
+Interval: TypeAlias = Annotated[tuple[float, float], PlainValidator(_interval)]
+Probability: TypeAlias = Annotated[float, Strict(), Field(ge=0, le=1)]
+Baseline: TypeAlias = Annotated[str, AfterValidator(_baseline)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,53 +128,66 @@ class CheckpointScores:
 
     Attributes:
         name: "pretrained", "epoch0", ...; unique in the run.
-        epoch: which epoch ended with this checkpoint, from 0; None for the pretrained model.
+        corpus: metric -> corpus score.
+        epoch: the epoch that ended with this checkpoint, from 0; None for the pretrained model.
         signature: how the scores were computed; empty when unknown.
         leak: why the row is marked LEAK, or None.
-        corpus: metric -> corpus score.
         per_image: image id -> metric -> score.
-        captions: image id -> what the checkpoint wrote.
-        intervals: metric -> (low, high) of the corpus score.
-        p_values: metric -> {"pretrained": p, "previous": p}, either may be missing.
+        captions: image id -> the checkpoint's caption.
+        intervals: metric -> confidence interval (low, high) of the corpus score.
+        p_values: metric -> {"pretrained": p, "previous": p} of the paired tests; either may be missing.
         differences: metric -> {"pretrained": (low, high), "previous": (low, high)} of this row's score minus the
             other's, paired on the same images.
-        unfinished: images whose caption ended at the length limit; None when that is not known.
-        train_slice: metric -> corpus score on a fixed slice of the training images.
+        unfinished: images whose caption ended at the length limit, without the stop symbol; None when unknown.
+        train_slice: metric -> corpus score on a fixed slice of the training images, which shows over-fitting.
     """
 
-    name: str
-    corpus: Mapping[str, float]
-    epoch: int | None = None
-    signature: str = ""
-    leak: str | None = None
-    per_image: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    captions: Mapping[str, str] = field(default_factory=dict)
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    p_values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    differences: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
-    unfinished: tuple[str, ...] | None = None
-    train_slice: Mapping[str, float] = field(default_factory=dict)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: Name
+    corpus: Annotated[Mapping[str, Score], Field(min_length=1)]
+    epoch: Annotated[int, Strict(), Field(ge=0)] | None = None
+    signature: Text = ""
+    leak: Name | None = None
+    per_image: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    captions: Mapping[str, Text] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    p_values: Mapping[str, Mapping[Baseline, Probability]] = field(default_factory=dict)
+    differences: Mapping[str, Mapping[Baseline, Interval]] = field(default_factory=dict)
+    unfinished: tuple[Text, ...] | None = None
+    train_slice: Mapping[str, Score] = field(default_factory=dict)
+
+
+Rows: TypeAlias = Annotated[
+    tuple[
+        Annotated[CheckpointScores, BeforeValidator(_require_fields), AfterValidator(_require_known_metrics)],
+        ...,
+    ],
+    AfterValidator(_require_unique_names),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class RunScores:
-    """All rows of a run, in the order of training, and what they were measured on.
+    """All rows of a run, in the order of training, and the data they were measured on.
 
     Attributes:
         data: name of the evaluated data; for a bare table the name of its file.
         checkpoints: the rows, at least one.
         split: the evaluated split; empty for a bare table.
         protocol: "karpathy", "slides", ...; empty for a bare table.
-        images: how many images every row was scored on; None for a bare table.
-        references: image id -> its reference captions, where the evaluation gave them.
+        images: number of images that every row was scored on; None for a bare table.
+        references: image id -> its reference captions, where the evaluation recorded them.
     """
 
-    data: str
-    checkpoints: tuple[CheckpointScores, ...]
-    split: str = ""
-    protocol: str = ""
-    images: int | None = None
-    references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    data: Text
+    checkpoints: Rows
+    split: Text = ""
+    protocol: Text = ""
+    images: Annotated[int, Strict(), Field(ge=1)] | None = None
+    references: Mapping[str, tuple[Text, ...]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -136,16 +213,11 @@ def read_scores(path: Path) -> RunScores:
         InputError: there is no such file, it is not JSON, or a part of it is not as the format says.
     """
     file = path / "scores.json" if path.is_dir() else path
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(
-            f"{file} does not exist; give a run directory that `captune evaluate` has written to."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text (byte {error.start}); evaluate again to write it.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    text = read_text(
+        file,
+        missing="give a run directory that `captune evaluate` has written to",
+        undecodable="evaluate again to write it",
+    )
     return scores_from_json(text, str(file))
 
 
@@ -159,36 +231,14 @@ def scores_from_json(text: str, source: str = "scores.json") -> RunScores:
     Raises:
         InputError: the text is not JSON, or a part of it is not as the format says.
     """
-    try:
-        tree = load_json(text, object_pairs_hook=_without_repetition)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{source} is not JSON (line {error.lineno}: {error.msg}); evaluate again to write it."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not a valid score file: {error}.") from None
-    top = Fields(tree, source, "the file")
-    version = top.integer("format")
-    if version != FORMAT:
-        raise InputError(f"{source} has format {version}, but this captune reads format {FORMAT}; evaluate again.")
-    rows = tuple(
-        _checkpoint(Fields(row, source, f"checkpoints[{index}]"))
-        for index, row in enumerate(top.sequence("checkpoints"))
+    return parse_versioned_json(
+        text,
+        RunScores,
+        source,
+        version=FORMAT,
+        remedy="evaluate again to write it",
+        required=("data", "split", "protocol", "images", "checkpoints"),
     )
-    if not rows:
-        raise InputError(f"{source} holds no checkpoint; evaluate at least one.")
-    if (repeated := first_repeated(row.name for row in rows)) is not None:
-        raise InputError(f"{source} holds two checkpoints called {repeated!r}; names must be unique.")
-    run = RunScores(
-        data=top.text("data"),
-        split=top.text("split"),
-        protocol=top.text("protocol"),
-        images=top.integer("images", least=1),
-        references=top.mapping("references", Fields.texts) if "references" in top else {},
-        checkpoints=rows,
-    )
-    top.finish()
-    return run
 
 
 def scores_to_json(run: RunScores) -> str:
@@ -207,7 +257,7 @@ def scores_to_json(run: RunScores) -> str:
 
 
 def write_scores(run: RunScores, path: Path) -> Path:
-    """Write a `scores.json` that is whole under its name or not there at all.
+    """Write a `scores.json`, complete or not at all.
 
     Args:
         run: what to write; its NaN become null.
@@ -217,34 +267,6 @@ def write_scores(run: RunScores, path: Path) -> Path:
         ToolError: the file cannot be written.
     """
     return write_whole(path / "scores.json" if path.is_dir() else path, scores_to_json(run))
-
-
-def _checkpoint(fields: Fields) -> CheckpointScores:
-    """Check one element of `checkpoints`."""
-    row = CheckpointScores(
-        name=fields.text("name", empty=False),
-        epoch=fields.integer("epoch") if fields.get("epoch") is not None else None,
-        signature=fields.text("signature"),
-        leak=fields.text("leak", empty=False) if fields.get("leak") is not None else None,
-        corpus=fields.mapping("corpus", Fields.score),
-        per_image=fields.mapping("per_image", Fields.scores),
-        captions=fields.mapping("captions", Fields.caption),
-        intervals=fields.mapping("intervals", Fields.interval) if "intervals" in fields else {},
-        p_values=fields.mapping("p_values", Fields.probabilities) if "p_values" in fields else {},
-        differences=fields.mapping("differences", Fields.named_intervals) if "differences" in fields else {},
-        unfinished=fields.texts("unfinished", fields.get("unfinished")) if "unfinished" in fields else None,
-        train_slice=fields.mapping("train_slice", Fields.score) if "train_slice" in fields else {},
-    )
-    if not row.corpus:
-        raise fields.wrong("corpus", "at least one metric")
-    for part, given in (("intervals", row.intervals), ("p_values", row.p_values), ("differences", row.differences)):
-        if stray := next((name for name in given if name not in row.corpus), None):
-            raise fields.wrong(part, f"only metrics of 'corpus' (got {stray!r})")
-    for part, pairs in (("p_values", row.p_values), ("differences", row.differences)):
-        if stray := next((rival for tests in pairs.values() for rival in tests if rival not in RIVALS), None):
-            raise fields.wrong(part, f"'pretrained' and 'previous' as names (got {stray!r})")
-    fields.finish()
-    return row
 
 
 def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
@@ -258,29 +280,15 @@ def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
         "per_image": {image: _numbers(scores) for image, scores in row.per_image.items()},
         "captions": dict(row.captions),
     }
-    if row.intervals:
-        tree["intervals"] = {name: list(bounds) for name, bounds in row.intervals.items()}
-    if row.p_values:
-        tree["p_values"] = {name: dict(tests) for name, tests in row.p_values.items()}
-    if row.differences:
-        tree["differences"] = {
-            name: {rival: list(bounds) for rival, bounds in tests.items()} for name, tests in row.differences.items()
-        }
+    optional = {"intervals": row.intervals, "p_values": row.p_values, "differences": row.differences}
+    tree |= {name: value for name, value in optional.items() if value}
     if row.unfinished is not None:
-        tree["unfinished"] = list(row.unfinished)
+        tree["unfinished"] = row.unfinished
     if row.train_slice:
         tree["train_slice"] = _numbers(row.train_slice)
     return tree
 
 
 def _numbers(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Scores as JSON can say them: null for what is not a number."""
+    """Scores with null for what is not a number, which JSON does not have."""
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, refusing a name that stands in it twice (JSON would keep the last in silence)."""
-    built = dict(pairs)
-    if len(built) != len(pairs):
-        raise ValueError(f"the name {first_repeated(name for name, _ in pairs)!r} stands twice in an object")
-    return built

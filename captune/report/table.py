@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from captune.report.columns import column, format_value, scale_sentence, shows_zero
 from captune.report.course import SIGNIFICANT
-from captune.report.record import RIVALS, CheckpointScores, RunScores
+from captune.report.record import BASELINES, CheckpointScores, RunScores
 from captune.report.text import latex, markdown
 
 __all__ = [
@@ -81,7 +81,7 @@ def notes(run: RunScores) -> list[str]:
     tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
     # The first row is the pretrained model of a run, or the first of several models.
     names = {"pretrained": run.checkpoints[0].name, **RIVAL_NAMES}
-    marks = [f"{DAGGERS[rival]} differs from {names[rival]}" for rival in RIVALS if rival in tested]
+    marks = [f"{DAGGERS[rival]} differs from {names[rival]}" for rival in BASELINES if rival in tested]
     if marks:
         condition = f"paired test over images, p < {SIGNIFICANT:g}, not corrected for the number of tests"
         lines.append(f"{', '.join(marks)} ({condition}).")
@@ -180,7 +180,7 @@ def _cell(row: CheckpointScores, metric: str, best: str | None) -> Cell:
     return Cell(
         value=shown,
         best=marked and shown == best,
-        differs=tuple(rival for rival in RIVALS if marked and tests.get(rival, 1.0) < SIGNIFICANT),
+        differs=tuple(rival for rival in BASELINES if marked and tests.get(rival, 1.0) < SIGNIFICANT),
         interval=f"[{format_value(bounds[0])}, {format_value(bounds[1])}]" if bounds else "",
     )
 

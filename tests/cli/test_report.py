@@ -105,7 +105,7 @@ def test_no_line_of_the_table_is_cut_in_a_narrow_pipe(
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "does not exist"), ("{", "is not JSON (line 1"), ('{"format": 9}', "format 9")],
+    [(None, "does not exist"), ("{", "is not JSON ("), ('{"format": 9}', "format 9")],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(
     content: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

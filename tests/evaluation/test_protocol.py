@@ -150,9 +150,9 @@ def test_a_copy_under_a_shipped_name_is_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("name: a\nreferenses: separate\n", "no field 'referenses'; did you mean 'references'?"),
-        ("name: a\ndecoding: {beam: 3}\n", "no field 'decoding.beam'; did you mean 'beams'?"),
-        ("share: 0.1\n", "the field 'name' is missing"),
+        ("name: a\nreferenses: separate\n", "no key 'referenses'; did you mean 'references'?"),
+        ("name: a\ndecoding: {beam: 3}\n", "no key 'decoding.beam'; did you mean 'beams'?"),
+        ("share: 0.1\n", "the key 'name' is missing"),
         ("name: a\nshare: 2\n", "share is 2"),
         ("name: a\nmetrics: [spice]\n", "'spice' is not known"),
         ("name: 'a|b'\n", "name is 'a|b'"),

@@ -71,9 +71,15 @@ def test_the_file_is_read_back_and_is_strict_json(tmp_path: Path) -> None:
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert matrix_to_json(matrix_from_json(text)) == text
     assert read_matrix(tmp_path) is None
-    for wrong in ("{}", "[]", "{", text.replace('"format": 1', '"format": 2'), text.replace('"words"', '"wrds"')):
+    changes = {
+        '"format": 1': '"format": 2',
+        '"words"': '"wrds"',
+        '"words": 40': '"words": "4"',
+        '"row": "': '"row": "x',
+    }
+    for wrong in ("{}", "[]", "{", *(text.replace(*change) for change in changes.items())):
         (tmp_path / "matrix.json").write_text(wrong)
-        with pytest.raises(InputError, match="evaluate again"):
+        with pytest.raises(InputError, match=r"[Ee]valuate again"):
             read_matrix(tmp_path)
 
 

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
-from captune.report.fields import LARGEST
 from captune.report.narrative import analysis_markdown, percent
+from captune.report.record import MAX_SCORE
 
 
 def _said(run: RunScores) -> dict[str, str]:
@@ -190,10 +190,10 @@ def test_percent(share: float, text: str) -> None:
     assert percent(share) == text
 
 
-scores = st.none() | st.floats(0, 10) | st.just(math.nan) | st.sampled_from([0.0, 1e-9, LARGEST, -1.0])
+scores = st.none() | st.floats(0, 10) | st.just(math.nan) | st.sampled_from([0.0, 1e-9, MAX_SCORE, -1.0])
 
 
-@example([{"CIDEr": 1.0}, {"CIDEr": LARGEST}])
+@example([{"CIDEr": 1.0}, {"CIDEr": MAX_SCORE}])
 @given(
     st.lists(st.dictionaries(st.sampled_from(["BLEU-4", "CIDEr", "new"]), scores, min_size=1), min_size=1, max_size=7)
 )
