@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig
 
 from captune.config import parse_config
-from captune.model.preview import preview_model
+from captune.model.loading import load_config_and_processor
 from captune.model.size import measure_model
 from captune.training.plan import Planner, probe
 from captune.training.preparation import load_tunable
@@ -46,7 +46,7 @@ def main() -> int:
             content = {"output": folder, "data": {"train": str(Path(folder) / "manifest.jsonl")}}
             config = parse_config(content, [*overrides, "train.batch_size=20", "evaluate.batch_size=8"])
             device = torch.device("cpu")
-            planner = Planner(config, *preview_model(config.model), device, caption_tokens=24)
+            planner = Planner(config, *load_config_and_processor(config.model), device, caption_tokens=24)
             for found in probe(config, load_tunable(config, device), planner):
                 worst = max(worst, found.ratio, 1 / found.ratio)
                 rows.append([name, found.name, f"{found.predicted:,}", f"{found.measured:,}", f"{found.ratio:.3f}"])
@@ -59,7 +59,7 @@ def main() -> int:
                     ratio=round(found.ratio, 4),
                 )
     output.table(["", "", "predicted", "counted", "ratio"], rows)
-    vicuna = preview_model(config.model)[0]
+    vicuna = load_config_and_processor(config.model)[0]
     vicuna.lora = None
     vicuna.text_config = LlamaConfig()
     size = measure_model(vicuna, torch.bfloat16, None)

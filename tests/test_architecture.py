@@ -17,7 +17,7 @@ WALLS: dict[str, set[str]] = {
     "parsing": set(),
     "events": set(),
     "transformers_compat": set(),
-    "weights": set(),
+    "weights": {"transformers_compat"},
     "hub": {"config", "weights"},
     "metrics": {"data", "weights"},
     "data": set(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
+from captune.decoding.reference import StopSymbol
 from captune.features import StoredImages, encode_images
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 
@@ -114,3 +115,17 @@ def tiny_features(config: Any, files: Sequence[Path], root: Path, together: Any,
     """Stands for `captune.features.features_of` where the model is `tiny_minigpt4`, which lies in no folder."""
     encoded: Any = InMemory(encode_images(tiny_minigpt4(), files))
     return StoredImages(encoded, tuple(range(len(files))), ())
+
+
+def reference_captions(model: MiniGPT4, images: Any, prompt: str | None = None, *, max_new_tokens: int) -> list[str]:
+    """Greedy captions of one batch of images by transformers' own `generate`."""
+    new_ids = model.generate(
+        **model.processor(images, prompt),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        stopping_criteria=[StopSymbol(model.processor)],
+    )
+    return list(model.processor.batch_decode(new_ids))

@@ -11,7 +11,6 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner
 from captune.captioner.minigpt4 import MiniGPT4Captioner
 from captune.captioner.model_inputs import probe_images
@@ -25,6 +24,7 @@ from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
+from captune.weights.fingerprint import full_hash
 from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
 from captune.weights.strict import load_strictly, read_config, why_unread
 
@@ -58,7 +58,7 @@ def load_captioner(
         )
         if adapter is not None:
             wrapped = attach_adapter(model, adapter, state)
-            tuned.fingerprint += f"-{whole_hash(state.items())}"
+            tuned.fingerprint += f"-{full_hash(state.items())}"
             batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(place)
             pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
             _refuse_idle(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
@@ -84,7 +84,7 @@ def load_captioner(
         exif_rotation=exif_rotation,
     )
     if adapter is not None:
-        captioner.fingerprint += f"-{whole_hash(state.items())}"
+        captioner.fingerprint += f"-{full_hash(state.items())}"
         _refuse_idle(wrapped, adapter, lambda: _first_scores(captioner))
     return captioner
 

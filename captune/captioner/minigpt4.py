@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captune.captioner.fast import FastDecoder
-from captune.captioner.identity import whole_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.data.images import read_picture, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions
 from captune.decoding.text_stream import stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.model.adapter import frozen_fingerprint
+from captune.weights.fingerprint import full_hash
 
 __all__ = ["MiniGPT4Captioner"]
 
@@ -51,7 +51,7 @@ class MiniGPT4Captioner(Captioner):
         self.processor: MiniGPT4Processor = model.processor
         self.name = name
         self.instruction: str = instruction or self.processor.instruction
-        self.fingerprint = f"{frozen_fingerprint(model)}-{whole_hash(model.trained_parameters())}-{model.llm.dtype}"
+        self.fingerprint = f"{frozen_fingerprint(model)}-{full_hash(model.trained_parameters())}-{model.llm.dtype}"
         if model.config.wrapping is not None:
             # The same weights say other things in another conversation.
             text = json.dumps(asdict(self.processor.layout.conversation), sort_keys=True)

@@ -17,7 +17,6 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.fast import FastDecoder
 from captune.captioner.generation import Observer, caption_ends, caption_starts, reset_decoding, written_ids
-from captune.captioner.identity import sampled_hash
 from captune.captioner.interface import Captioner, Picture
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
 from captune.data.images import read_picture
@@ -27,6 +26,7 @@ from captune.decoding.options import NON_FINITE_SCORES
 from captune.decoding.reference import SamplingProcessor, ScoreCheck
 from captune.errors import CaptuneError, ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
 from captune.model.processor import DEFAULT_INSTRUCTION
+from captune.weights.fingerprint import sampled_hash
 
 __all__ = ["TransformersCaptioner"]
 

@@ -147,10 +147,10 @@ def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
     require_available(model)
     with needs("captune check --model", "train"):
         from captune.config import ModelConfig
-        from captune.model.preview import preview_model
+        from captune.model.loading import load_config_and_processor
     from captune.model.prompt import IMAGE_PLACEHOLDER
 
-    layout = preview_model(ModelConfig(path=folder))[1].layout
+    layout = load_config_and_processor(ModelConfig(path=folder))[1].layout
     stop = layout.stop_text.strip()
 
     def flaw(caption: str) -> TargetFlaw | None:

@@ -60,10 +60,10 @@ def explain(
     check_configured_model(settings.model)
     sample = _sample(settings, image, text)
     with needs("captune explain", "train"):
-        from captune.model.preview import preview_model
+        from captune.model.loading import load_config_and_processor
         from captune.training.explain import explain as watch
         from captune.training.explain import stand_in
-    model_config, processor = preview_model(settings.model)
+    model_config, processor = load_config_and_processor(settings.model)
     explanation = watch(settings, stand_in(model_config, processor), sample, caption)
     if as_json:
         _print_json(explanation)

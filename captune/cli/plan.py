@@ -65,8 +65,7 @@ def plan(
     with needs("captune plan", "train"):
         import torch
 
-        from captune.model.loading import pick_device
-        from captune.model.preview import preview_model
+        from captune.model.loading import load_config_and_processor, pick_device
         from captune.training.plan import Planner
         from captune.training.plan import probe as measure
         from captune.training.preparation import load_tunable
@@ -75,7 +74,7 @@ def plan(
         limit = torch.cuda.get_device_properties(here).total_memory
     # A probe counts what happens here; a size alone stands for a GPU.
     device = here if probe or limit is None else torch.device("cuda")
-    model_config, processor = preview_model(settings.model)
+    model_config, processor = load_config_and_processor(settings.model)
     planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
     predicted = planner.plan()
     fits = limit is None or predicted.peak <= limit

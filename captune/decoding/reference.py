@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from captune.decoding.options import DecodingOptions, Request
 from captune.decoding.sampling import apply_repetition_penalty, row_uniforms, sample, warp_logits
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
 from captune.model.batching import batchable
-from captune.model.captioning import StopSymbol
 
-__all__ = ["SamplingProcessor", "ScoreCheck", "generate_with_transformers"]
+__all__ = ["SamplingProcessor", "ScoreCheck", "StopSymbol", "generate_with_transformers"]
 
 
 class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
@@ -54,6 +53,30 @@ class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
         """(B, V) scores, those of the (B, T) new ids penalised."""
         said = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
         return apply_repetition_penalty(scores, said, self._penalty)
+
+
+class StopSymbol(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
+    """True for the rows whose newest tokens complete the stop symbol.
+
+    The symbol is text and not a token: a vocabulary may spell it in several ways, so the end of every row is decoded
+    after each step and searched for it.
+
+    Args:
+        processor: of the model.
+    """
+
+    def __init__(self, processor: MiniGPT4Processor) -> None:
+        self.symbol = processor.layout.stop_text
+        self.tokenizer = processor.tokenizer
+        # The symbol has at most as many tokens as bytes.
+        self.tail = len(self.symbol.encode())
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Which of the (B, T) rows have ended, (B,) bool."""
+        ended = [False] * len(input_ids)
+        if self.symbol:
+            ended = [self.symbol in self.tokenizer.decode(row) for row in input_ids[:, -self.tail :].tolist()]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
 @torch.inference_mode()

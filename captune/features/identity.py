@@ -17,8 +17,7 @@ from captune.features.contents import cached_content_hashes
 from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter, read_record
-from captune.model.loading import compute_dtype
-from captune.model.preview import preview_model
+from captune.model.loading import compute_dtype, load_config_and_processor
 from captune.weights.files import TOWERS, stored_tensors, weight_files
 
 __all__ = ["TowerIdentity", "tower_identity"]
@@ -88,7 +87,7 @@ def tower_identity(
     Raises:
         WeightsError: the model is not there or broken.
     """
-    found, _ = preview_model(config)
+    found, _ = load_config_and_processor(config)
     dtype = compute_dtype(config.dtype, device)
     return TowerIdentity(
         weights=_weights(config, dtype, root),

@@ -16,23 +16,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from transformers.utils import cached_file
 
 from captune.errors import ConfigError, WeightsError
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import Conversation
-from captune.model.sketch import fingerprint, sketch
 from captune.parsing import load_json
+from captune.transformers_compat import fetch_file
+from captune.weights.fingerprint import combine_fingerprints, tensor_fingerprints
 from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_values
 
 __all__ = [
     "CheckpointRecord",
-    "fetched_adapter",
+    "fetch_checkpoint",
     "frozen_fingerprint",
     "is_adapter",
-    "load_adapter",
     "load_trained",
     "read_record",
     "read_trained",
@@ -88,9 +87,9 @@ class CheckpointRecord:
 
 
 def frozen_fingerprint(model: MiniGPT4) -> str:
-    """Fingerprint of everything that is not trained, the same whether LoRA stands beside it or the towers are there."""
-    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
-    return fingerprint((*sketch((name.replace(".base_layer.", "."), p) for name, p in frozen), *model.absent))
+    """Fingerprint of everything that is not trained, the same with and without LoRA, and with unloaded towers."""
+    frozen = ((name.replace(".base_layer.", "."), p) for name, p in model.named_parameters() if not p.requires_grad)
+    return combine_fingerprints((*tensor_fingerprints(frozen), *model.unloaded_fingerprints))
 
 
 def trained_state(model: MiniGPT4) -> dict[str, Tensor]:
@@ -156,11 +155,11 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
         record = load_json(load_json(data[8 : 8 + length])["__metadata__"]["captune"])
         # Where models are may change.
         same = set(record) & set(described) - {"model", "parts"}
-        other = sorted(name for name in same if described[name] != record[name])
-        if other:
+        differing = sorted(name for name in same if described[name] != record[name])
+        if differing:
             raise WeightsError(
-                f"{folder / 'checkpoint.json'} was changed or is damaged: its '{other[0]}' is not what {path.name} was "
-                "written with; copy it anew from where it is intact, or train this epoch again."
+                f"{folder / 'checkpoint.json'} was changed or is damaged: its '{differing[0]}' is not what "
+                f"{path.name} was written with; copy it anew from where it is intact, or train this epoch again."
             )
     return state
 
@@ -182,11 +181,11 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     if record.lora is not None and model.config.lora is None:
         settings = dict(record.lora)
         attach_lora(model, rank=settings["r"], alpha=settings["alpha"], targets=settings["targets"])
-    own = frozen_fingerprint(model)
-    if record.frozen != own:
+    frozen = frozen_fingerprint(model)
+    if record.frozen != frozen:
         raise WeightsError(
-            f"{folder} was trained on the frozen parts {record.frozen} (of {record.model}), but this model has {own}; "
-            "load the model it was trained on."
+            f"{folder} was trained on the frozen parts {record.frozen} (of {record.model}), but this model has "
+            f"{frozen}; load the model it was trained on."
         )
     path = folder / "trained.safetensors"
     state = read_trained(folder)
@@ -236,73 +235,21 @@ def is_adapter(path: str | Path) -> bool:
     return (folder / "checkpoint.json").is_file() and not (folder / "config.json").is_file()
 
 
-def fetched_adapter(name: str | Path, **hub: Any) -> Path | None:
-    """The folder of a checkpoint, on this machine or on the hub; None where the name stands for a whole model.
+def fetch_checkpoint(name: str | Path, **hub_options: Any) -> Path | None:
+    """The folder of a checkpoint, downloaded from the hub if necessary; None if the name is that of a complete model.
 
     Args:
         name: a folder, or a hub id.
-        hub: `revision`, `token`, `cache_dir` of a hub id.
+        hub_options: `revision`, `token`, `cache_dir` of a hub id.
     """
     if Path(name).is_dir():
         return Path(name) if is_adapter(name) else None
 
-    def fetch(file: str) -> str | None:
-        found: str | None = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
-        return found
-
     try:
-        record = fetch("checkpoint.json")
+        record = fetch_file(name, "checkpoint.json", **hub_options)
     except OSError:
-        # What is wrong with the name is said by who loads the model.
+        # Loading the model reports what is wrong with the name.
         return None
-    if record is None or fetch("config.json") is not None or fetch("trained.safetensors") is None:
+    if record is None or fetch_file(name, "config.json", **hub_options) is not None:
         return None
-    return Path(record).parent
-
-
-def load_adapter(
-    folder: Path, kind: type[MiniGPT4], *args: Any, base_model: str | Path | None = None, **options: Any
-) -> MiniGPT4:
-    """Load a checkpoint together with the model it belongs to.
-
-    Args:
-        folder: `checkpoints/epoch-NNN` of a run.
-        kind: class of the model.
-        args: of `from_pretrained`.
-        base_model: where the model is, if it has moved since.
-        options: of `from_pretrained`.
-
-    Returns:
-        The tuned model; its processor asks what it was tuned with.
-
-    Raises:
-        WeightsError: the checkpoint is broken, or its model is not where it was.
-    """
-    from captune.hub import resolve_model
-
-    record = read_record(folder)
-    if record.parts is not None and base_model is None:
-        from captune.model.build import build
-
-        try:
-            joined = build(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
-        except WeightsError as error:
-            raise WeightsError(
-                f"The checkpoint {folder} was trained on the language model {record.parts['llm']} and the vision tower "
-                f"{record.parts['vision']}, which cannot be loaded: {error} If they have moved, change 'parts' in its "
-                "checkpoint.json."
-            ) from error
-        load_trained(joined, folder)
-        joined.eval()
-        return joined
-    try:
-        base = resolve_model(str(base_model or record.model))
-    except WeightsError as error:
-        raise WeightsError(
-            f"{folder} was trained on the model {record.model}, which is not there; give base_model, the folder or "
-            "hub id where it is now."
-        ) from error
-    model = kind.from_pretrained(base, *args, **options)
-    load_trained(model, folder)
-    model.eval()
-    return model
+    return None if fetch_file(name, "trained.safetensors", **hub_options) is None else record.parent

@@ -22,11 +22,11 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS
-from captune.model.sketch import sketch
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer, transformers_tokenizer
-from captune.model.towers import preview_tower, with_tower
+from captune.model.towers import joint_config, with_vision_encoder
+from captune.weights.fingerprint import tensor_fingerprints
 
-__all__ = ["ALIGNMENT_CONFIG", "build", "preview_parts"]
+__all__ = ["ALIGNMENT_CONFIG", "build", "config_and_processor_of_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def build(
         seed: of the new projection.
         vision_heads: attention heads of the original's tower.
         qformer_heads: attention heads of the original's Q-Former.
-        parts: the large parts that are kept; where the vision tower is not, `absent` keeps what identifies it.
+        parts: the large parts that are kept; without the vision tower, `unloaded_fingerprints` identifies it.
         aligned: a checkpoint brings the projection, so no warning says that it has to be aligned first.
         llm_options: for the language model's `from_pretrained`: `quantization_config`, `device_map`, ...
 
@@ -91,10 +91,10 @@ def build(
     elif qformer is not None:
         raise WeightsError(f"{qformer} belongs to the original's tower (eva_vit_g.pth), and {vision} is another one.")
     else:
-        model = with_tower(vision, llm, dtype)
+        model = with_vision_encoder(vision, llm, dtype)
         model.llm = load_language_model(llm, dtype=dtype, **llm_options)
-    model.processor = _converse(model.config, llm, conversation, max_target_tokens)
-    _renew_projection(model, seed)
+    model.processor = _make_processor(model.config, llm, conversation, max_target_tokens)
+    _reinit_projection(model, seed)
     if not aligned:
         logger.warning(
             "The projection between %s and %s is new and random: align it on image-text pairs first (stage 1), with "
@@ -104,14 +104,15 @@ def build(
             ALIGNMENT_CONFIG,
         )
     if "vision" not in parts:
-        model.absent = sketch((f"vision.{name}", p) for name, p in model.vision.named_parameters())
+        tower = ((f"vision.{name}", parameter) for name, parameter in model.vision.named_parameters())
+        model.unloaded_fingerprints = tensor_fingerprints(tower)
         model.vision = nn.Identity()
     if "llm" not in parts:
         model.llm = nn.Identity()
     return model
 
 
-def preview_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
+def config_and_processor_of_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
     """Configuration and processor of the captioner that `build` would make, without any weights.
 
     Args:
@@ -122,11 +123,11 @@ def preview_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, 
         ConfigError: the chat template cannot be used.
         WeightsError: a part is missing, or of a kind that is not known here.
     """
-    config = preview_tower(vision, llm)
-    return config, _converse(config, llm, None, config.max_target_tokens)
+    config = joint_config(vision, llm)
+    return config, _make_processor(config, llm, None, config.max_target_tokens)
 
 
-def _converse(
+def _make_processor(
     config: MiniGPT4Config, llm: str | Path, conversation: str | None, max_target_tokens: int
 ) -> MiniGPT4Processor:
     """A processor that asks as the language model expects it; the configuration learns how."""
@@ -150,7 +151,7 @@ def _converse(
     return MiniGPT4Processor(tokenizer, config)
 
 
-def _renew_projection(model: MiniGPT4, seed: int) -> None:
+def _reinit_projection(model: MiniGPT4, seed: int) -> None:
     """A projection whose image tokens are about as long as the language model's token embeddings."""
     embedding = model.get_input_embeddings()
     weight = embedding.weight

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
 from captune.model.causality import check_causal
+from captune.transformers_compat import has_auto_class
 from captune.weights.pointers import refuse_part, refuse_pointers
 from captune.weights.strict import load_strictly, quiet, read_config
 
@@ -41,7 +42,7 @@ def language_config(llm: str | Path) -> Any:
         raise WeightsError(
             f"{llm} is not the folder of a language model; expected a config.json that transformers knows in it."
         ) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping or not hasattr(config.get_text_config(), "vocab_size"):
+    if not has_auto_class(AutoModelForCausalLM, config) or not hasattr(config.get_text_config(), "vocab_size"):
         raise WeightsError(f"{llm} is a {config.model_type}; expected a causal language model.")
     return config
 

@@ -1,19 +1,24 @@
-"""A model ready for use: found, loaded, put on its device in its number format."""
+"""Loading a MiniGPT-4: a complete model, a checkpoint of a run with its model, or a new captioner of two parts."""
 
 from __future__ import annotations
 
 import gc
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captune.config import ModelConfig
-from captune.errors import ConfigError
+from captune.errors import ConfigError, WeightsError
 from captune.hub import check_model, resolve_model
+from captune.model.adapter import fetch_checkpoint, load_trained, read_record
+from captune.model.build import build, config_and_processor_of_parts
+from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
+from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import OriginalFaults
 from captune.model.quantization import (
     GradientDeviation,
@@ -21,6 +26,8 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
+from captune.weights.pointers import refuse_part
+from captune.weights.strict import read_config, why_unread
 
 __all__ = [
     "EVERYTHING",
@@ -28,7 +35,9 @@ __all__ = [
     "TOWERS",
     "compute_dtype",
     "load_checked",
+    "load_config_and_processor",
     "load_model",
+    "load_pretrained",
     "named_device",
     "pick_device",
 ]
@@ -66,9 +75,56 @@ def named_device(name: str) -> torch.device:
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
     """The frozen parts' number format: as set, or bfloat16 on a GPU and float32 on a CPU."""
     if setting != "auto":
-        chosen: torch.dtype = getattr(torch, setting)
-        return chosen
+        dtype: torch.dtype = getattr(torch, setting)
+        return dtype
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, **options: Any) -> MiniGPT4:
+    """Load a complete model, or a checkpoint of a run together with the model that it belongs to.
+
+    Args:
+        name: a folder that `MiniGPT4.save_pretrained` wrote, a checkpoint (`checkpoints/epoch-NNN` of a run), or the
+            hub id of either.
+        base_model: for a checkpoint, where its model is, if it has moved since.
+        options: of `MiniGPT4.from_pretrained`: `dtype`, `device_map`, `parts`, `revision`, ...
+
+    Returns:
+        The model in eval mode; that of a checkpoint uses the instruction that it was tuned with.
+
+    Raises:
+        WeightsError: a file is missing or broken, the checkpoint belongs to other frozen parts, or its model is not
+            where it was.
+    """
+    hub_options = {key: options[key] for key in ("revision", "token", "cache_dir") if key in options}
+    folder = fetch_checkpoint(name, **hub_options)
+    if folder is None:
+        complete: MiniGPT4 = MiniGPT4.from_pretrained(name, **options)
+        return complete
+    # The revision is that of the checkpoint; its model has another.
+    options.pop("revision", None)
+    record = read_record(folder)
+    if record.parts is not None and base_model is None:
+        try:
+            model = build(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
+        except WeightsError as error:
+            raise WeightsError(
+                f"The checkpoint {folder} was trained on the language model {record.parts['llm']} and the vision tower "
+                f"{record.parts['vision']}, which cannot be loaded: {error} If they have moved, change 'parts' in its "
+                "checkpoint.json."
+            ) from error
+    else:
+        try:
+            base = resolve_model(str(base_model or record.model))
+        except WeightsError as error:
+            raise WeightsError(
+                f"{folder} was trained on the model {record.model}, which is not there; give base_model, the folder or "
+                "hub id where it is now."
+            ) from error
+        model = load_pretrained(base, **options)
+    load_trained(model, folder)
+    model.eval()
+    return model
 
 
 def load_model(
@@ -96,11 +152,9 @@ def load_model(
         options["quantization_config"] = quantization_config(config.quantization, dtype)
         options["device_map"] = {"": device}
     if config.llm is not None:
-        from captune.model.build import build
-
         model = build(llm=config.llm, vision=str(config.vision), parts=parts, **options)
     else:
-        model = MiniGPT4.from_pretrained(resolve_model(config.path), parts=tuple(parts), **options)
+        model = load_pretrained(resolve_model(config.path), parts=tuple(parts), **options)
     model.projection.float()
     if "quantization_config" not in options:
         model.to(device)
@@ -143,11 +197,42 @@ def load_checked(
     try:
         reference = projection_gradient(load_model(exact, device, recompute=True, parts=LANGUAGE).train(), batch)
     except torch.OutOfMemoryError:
-        there = load_model(exact, torch.device("cpu"), recompute=True, parts=LANGUAGE)
-        reference = projection_gradient(there.train(), batch)
+        on_cpu = load_model(exact, torch.device("cpu"), recompute=True, parts=LANGUAGE)
+        reference = projection_gradient(on_cpu.train(), batch)
     gc.collect()
     model = load_model(config, device, recompute=recompute, parts=LANGUAGE)
     deviation = compare_gradients(projection_gradient(model.train(), batch), reference)
     logger.info("quantization %s: %s", quantization, deviation)
     deviation.check(quantization)
     return model.eval(), deviation
+
+
+def load_config_and_processor(config: ModelConfig) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
+    """Load a model's configuration and processor, which training and evaluation use, without its weights.
+
+    Raises:
+        WeightsError: it is not there, is broken, or is no captune model.
+    """
+    check_model(config)
+    if config.llm is not None:
+        model_config, processor = config_and_processor_of_parts(config.llm, str(config.vision))
+    else:
+        model_config = _read_config(config.path)
+        processor = MiniGPT4Processor.from_pretrained(resolve_model(config.path), model_config)
+    if config.faults:
+        processor.use(faults=OriginalFaults.under("slides", config.faults))
+    return model_config, processor
+
+
+def _read_config(name: str) -> MiniGPT4Config:
+    path = resolve_model(name)
+    refuse_part(path)
+    try:
+        config: MiniGPT4Config = read_config(MiniGPT4Config.from_pretrained, path)
+        if config.model_type != MiniGPT4Config.model_type:
+            raise ValueError(f"it is a '{config.model_type}'")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"The configuration of the model {name} cannot be read: {why_unread(path, error)}"
+        ) from error
+    return config

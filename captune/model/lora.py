@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from captune.errors import MissingExtraError, WeightsError
 from captune.model.official_keys import State
-
-if TYPE_CHECKING:
-    from captune.model.minigpt4 import MiniGPT4
 
 __all__ = ["add_lora", "attach_lora", "with_lora"]
 
@@ -44,7 +42,7 @@ def with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
 
 
 def attach_lora(
-    model: MiniGPT4,
+    model: PreTrainedModel,
     *,
     rank: int = 64,
     alpha: float = 16.0,
@@ -54,7 +52,7 @@ def attach_lora(
     """Give a model's language model LoRA, to be trained with the projection; the defaults are MiniGPT-v2's.
 
     Args:
-        model: gets LoRA, and notes it in its configuration.
+        model: a `MiniGPT4`; its language model gets LoRA, and its configuration the settings.
         rank: of the matrices.
         alpha: their product is scaled by alpha / rank.
         targets: last part of the names of the linear layers that get one.
@@ -74,11 +72,11 @@ def attach_lora(
     model.freeze()
 
 
-def add_lora(model: MiniGPT4, state: State, alpha: float, file: str) -> None:
+def add_lora(model: PreTrainedModel, state: State, alpha: float, file: str) -> None:
     """Put LoRA tensors of a file into a model.
 
     Args:
-        model: its language model has no LoRA yet.
+        model: a `MiniGPT4` without LoRA.
         state: tensors under their names in the language model.
         alpha: the product of a pair is scaled by alpha / rank.
         file: the file's name, for messages.
@@ -91,10 +89,12 @@ def add_lora(model: MiniGPT4, state: State, alpha: float, file: str) -> None:
         raise WeightsError(f"{file}: the LoRA tensors have the ranks {sorted(ranks)}; expected one rank.")
     targets = sorted({key.split(".lora_")[0].rsplit(".", 1)[1] for key in state})
     attach_lora(model, rank=ranks.pop(), alpha=alpha, targets=targets)
-    wanted = {key: parameter for key, parameter in model.llm.named_parameters() if ".lora_" in key}
-    wrong = sorted(set(wanted) ^ set(state)) or [key for key in wanted if wanted[key].shape != state[key].shape]
+    parameters = {key: parameter for key, parameter in model.llm.named_parameters() if ".lora_" in key}
+    wrong = sorted(set(parameters) ^ set(state)) or [
+        key for key, parameter in parameters.items() if parameter.shape != state[key].shape
+    ]
     if wrong:
         raise WeightsError(f"{file}: the LoRA tensors do not fit this language model; see '{wrong[0]}'.")
     with torch.no_grad():
-        for key, parameter in wanted.items():
+        for key, parameter in parameters.items():
             parameter.copy_(state[key])

@@ -10,26 +10,30 @@ language model, V vocabulary, S side of an image in pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Blip2QFormerModel, GenerationConfig
+from transformers import AutoModelForCausalLM, Blip2QFormerModel, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from captune.model.captioning import caption_images
+from captune.data.atomic import temporary_folder
+from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
-from captune.model.pretrained import PretrainedCaptioner
-from captune.model.processor import ImageLike, MiniGPT4Processor
+from captune.model.model_card import model_card, upload_folder
+from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
-from captune.model.sketch import TensorSketch
+from captune.model.quantization import skip_modules
 from captune.model.vision import renormalise, vision_tower
+from captune.transformers_compat import model_from_config, set_activation_checkpointing
+from captune.weights.files import TOWERS, stored_tensors, weight_files
+from captune.weights.fingerprint import TensorFingerprint, tensor_fingerprints
+from captune.weights.strict import load_strictly
 
 __all__ = ["MiniGPT4"]
 
@@ -37,7 +41,7 @@ IGNORED = -100
 """Label of a position that is no target, as everywhere in transformers."""
 
 
-class MiniGPT4(PretrainedCaptioner):
+class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no types here
     """A frozen vision tower and language model, joined by one trained linear projection.
 
     Args:
@@ -45,7 +49,9 @@ class MiniGPT4(PretrainedCaptioner):
         parts: the large parts that are made; the others are put in their place by who loads them, or do without.
 
     Attributes:
-        absent: sketches of the towers where these are not loaded, since a checkpoint names the parts it belongs to.
+        processor: converts images and text to batches, and ids to captions; None unless loaded or attached.
+        unloaded_fingerprints: of the towers' tensors where these are not loaded, since a checkpoint names the parts it
+            belongs to.
     """
 
     config_class = MiniGPT4Config
@@ -61,7 +67,7 @@ class MiniGPT4(PretrainedCaptioner):
             self.vision = vision_tower(config)
         self.qformer: nn.Module | None = None
         if config.qformer_config is not None and "qformer" in parts:
-            self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+            self.qformer = model_from_config(Blip2QFormerModel, config.qformer_config)
             self.query_tokens = nn.Parameter(torch.zeros(1, config.query_tokens, config.feature_size))
         self.projection = nn.Linear(config.feature_size, config.text_width)
         self.llm: Any = nn.Identity()
@@ -73,9 +79,106 @@ class MiniGPT4(PretrainedCaptioner):
         self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in left_out]
         if "qformer" in left_out:
             self._keys_to_ignore_on_load_unexpected.append("^query_tokens$")
-        self.absent: tuple[TensorSketch, ...] = ()
+        self.processor: MiniGPT4Processor | None = None
+        self.unloaded_fingerprints: tuple[TensorFingerprint, ...] = ()
         self.post_init()
         self.freeze()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:
+        """Load a complete model and its processor; `captune.model.load_pretrained` also loads checkpoints of a run.
+
+        Args:
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or its hub id.
+            args: of transformers' `from_pretrained`.
+            kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `quantization_config` (it applies to the
+                language model only), `revision`, ...; `parts`, which of "vision", "qformer" and "llm" are loaded, all
+                by default.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            WeightsError: a file is broken, or a tensor is missing, of another shape or not of this model.
+        """
+        path = pretrained_model_name_or_path
+        if (Path(path) / "checkpoint.json").is_file() and not (Path(path) / "config.json").is_file():
+            raise WeightsError(
+                f"{path} is a checkpoint of a run and not a complete model; load it with "
+                "captune.model.load_pretrained, which loads the model it belongs to as well."
+            )
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = skip_modules(
+                kwargs["quantization_config"], ["vision", "qformer", "projection", "llm.lm_head", "lm_head"]
+            )
+        model = load_strictly(
+            lambda folder, **options: super(MiniGPT4, cls).from_pretrained(folder, *args, **options),
+            path,
+            f"The model {path}",
+            **kwargs,
+        )
+        if "vision" not in kwargs.get("parts", ("vision",)):
+            towers = (item for file in weight_files(path) for item in stored_tensors(file, TOWERS))
+            model.unloaded_fingerprints = tensor_fingerprints(t for t in towers if t.tensor.is_floating_point())
+        hub_options = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        model.processor = MiniGPT4Processor.from_pretrained(path, model.config, **hub_options)
+        loaded: Self = model.freeze().eval()
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *args: Any,
+        metrics: Mapping[str, float] | None = None,
+        signature: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the configuration, weights (safetensors), the processor's files and a model card to a folder.
+
+        Args:
+            save_directory: the folder; created if missing.
+            args: of transformers' `save_pretrained`.
+            metrics: for the card: name to value.
+            signature: of the metrics, which are not shown without it.
+            kwargs: of transformers' `save_pretrained`: `max_shard_size`, ...
+        """
+        super().save_pretrained(str(save_directory), *args, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(Path(save_directory))
+        card = model_card(self.config, self.processor, metrics=metrics, signature=signature)
+        (Path(save_directory) / "README.md").write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        signature: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload captioner",
+        **kwargs: Any,
+    ) -> str:
+        """Upload the model, its processor and its card to the hub.
+
+        Args:
+            repo_id: `user/name`; created if missing.
+            metrics: for the card: name to value.
+            signature: of the metrics, which are not shown without it.
+            private: whether a new repository is private.
+            token: of the hub; by default the one that `hf auth login` stored.
+            commit_message: of the upload.
+            kwargs: of `save_pretrained`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ToolError: the hub refused.
+        """
+        with temporary_folder("upload") as folder:
+            self.save_pretrained(folder, metrics=metrics, signature=signature, **kwargs)
+            return upload_folder(folder, repo_id, private=private, token=token, message=commit_message)
 
     def freeze(self) -> Self:
         """Train the projection, and LoRA where there is one, alone; every other part stays in eval mode for good."""
@@ -102,8 +205,7 @@ class MiniGPT4(PretrainedCaptioner):
         """
         for module in self.llm.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.gradient_checkpointing = enabled
-                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                set_activation_checkpointing(module, enabled)
                 module.training = enabled and self.training
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -271,49 +373,6 @@ class MiniGPT4(PretrainedCaptioner):
                 inputs_embeds=self.embed(input_ids, image_tokens), attention_mask=attention_mask, **kwargs
             )
         return new_ids
-
-    def caption(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        instruction: str | None = None,
-        *,
-        batch_size: int = 16,
-        max_new_tokens: int = 40,
-        num_beams: int = 1,
-        **settings: Any,
-    ) -> list[str]:
-        """Caption images.
-
-        Args:
-            images: one image or N: paths, Pillow images, or (H, W, 3) uint8 arrays.
-            instruction: what is asked of every image; by default what the model was tuned with.
-            batch_size: images captioned at once.
-            max_new_tokens: longest caption in tokens; decoding ends earlier at the stop symbol.
-            num_beams: beams of beam search; 1 is greedy.
-            settings: passed to transformers' `generate`.
-
-        Returns:
-            N captions, stop symbol removed, in the order of the images.
-
-        Raises:
-            DataError: an image cannot be read; names the file.
-        """
-        processor = self._ready()
-        return caption_images(
-            self,
-            processor.listed(images),
-            instruction,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            **settings,
-        )
-
-    def _ready(self) -> MiniGPT4Processor:
-        """The processor, or a sentence where there is none."""
-        if self.processor is None:
-            raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
-        return self.processor
 
 
 def _recomputes(module: nn.Module) -> bool:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from captune.common import error_text
 from captune.errors import ToolError
-
-if TYPE_CHECKING:
-    from captune.model.minigpt4 import MiniGPT4
+from captune.model.configuration import MiniGPT4Config
+from captune.model.processor import MiniGPT4Processor
 
 __all__ = ["model_card", "upload_folder"]
 
 
 def model_card(
-    model: MiniGPT4,
+    config: MiniGPT4Config,
+    processor: MiniGPT4Processor | None,
     *,
     metrics: Mapping[str, float] | None = None,
     signature: str | None = None,
@@ -28,7 +27,8 @@ def model_card(
     """README.md of a model's folder.
 
     Args:
-        model: what it is about.
+        config: of the model.
+        processor: of the model; without it the card does not state the prompt.
         metrics: name to value, as `captune.metrics` gives them.
         signature: of these values: data, split, prompt, decoding, protocol, tool versions. Values without a signature
             are not shown, since nobody could compare them.
@@ -45,7 +45,6 @@ def model_card(
     if base_model is not None:
         header["base_model"] = base_model
     lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", "# Image captioner", ""]
-    config = model.config
     bridge = "a Q-Former and " if config.qformer_config is not None else ""
     lines += [
         f"A {config.vision_config.model_type} tower and a {config.text_config.model_type} language model, joined by "
@@ -53,19 +52,19 @@ def model_card(
         f"An image takes {config.image_tokens} tokens.",
         "",
         "```python",
-        "from captune import MiniGPT4",
+        "from captune import Captioner",
         "",
-        'model = MiniGPT4.from_pretrained("this/model")',
-        'model.caption(["photo.jpg"])',
+        'captioner = Captioner.from_pretrained("this/model")',
+        'captioner(["photo.jpg"])',
         "```",
     ]
-    if model.processor is not None:
-        conversation = model.processor.layout.conversation
+    if processor is not None:
+        conversation = processor.layout.conversation
         lines += [
             "",
             "## Prompt",
             "",
-            f"- instruction: `{model.processor.instruction}`",
+            f"- instruction: `{processor.instruction}`",
             f"- wrapped as: `{json.dumps(conversation.template, ensure_ascii=False)}`",
             f"- stop symbol: `{json.dumps(conversation.stop_symbol, ensure_ascii=False)}`",
         ]

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from captune.errors import ConfigError, MissingExtraError, WeightsError
-from captune.model.minigpt4 import MiniGPT4
 
 __all__ = [
     "FORMATS",
@@ -24,6 +23,7 @@ __all__ = [
     "compare_gradients",
     "projection_gradient",
     "quantization_config",
+    "skip_modules",
 ]
 
 FORMATS = ("int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8")
@@ -101,11 +101,11 @@ class GradientDeviation:
             )
 
 
-def projection_gradient(model: MiniGPT4, batch: Mapping[str, Tensor]) -> Tensor:
+def projection_gradient(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Gradient of the projection's weight on a few rows, (D, Q-width) float32 on the CPU.
 
     Args:
-        model: in any format; what it has accumulated so far in gradients is lost.
+        model: a `MiniGPT4` in any format; gradients accumulated so far are cleared.
         batch: keyword arguments of `MiniGPT4.forward`, labels included.
     """
     device = model.projection.weight.device
@@ -129,15 +129,15 @@ def compare_gradients(gradient: Tensor, reference: Tensor) -> GradientDeviation:
     return GradientDeviation(float(cosine), float(difference))
 
 
-def language_only(config: Any, kept: list[str]) -> Any:
-    """A quantisation that leaves the named parts of a `MiniGPT4` as they are.
+def skip_modules(config: Any, names: list[str]) -> Any:
+    """A copy of a quantization configuration that does not quantize the named modules.
 
     Args:
         config: of transformers.
-        kept: names of parts, such as `projection`.
+        names: of modules, such as `projection`.
     """
     config = copy.deepcopy(config)
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if hasattr(config, field):
-            setattr(config, field, sorted({*(getattr(config, field) or []), *kept}))
+            setattr(config, field, sorted({*(getattr(config, field) or []), *names}))
     return config

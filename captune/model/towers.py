@@ -16,7 +16,6 @@ from transformers import (
     CLIPVisionModel,
     SiglipVisionModel,
 )
-from transformers.utils import cached_file
 
 from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.errors import WeightsError
@@ -24,10 +23,11 @@ from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config
 from captune.model.minigpt4 import MiniGPT4
 from captune.parsing import load_json
+from captune.transformers_compat import fetch_file, model_from_config
 from captune.weights.pointers import refuse_part, refuse_pointers
 from captune.weights.strict import load_strictly, read_config
 
-__all__ = ["preview_tower", "with_tower"]
+__all__ = ["joint_config", "with_vision_encoder"]
 
 _ENCODERS: dict[str, Any] = {
     "siglip": SiglipVisionModel,
@@ -43,7 +43,7 @@ SMALLEST_GROUP = 4
 """Patches that are joined to one image token, at least, as in MiniGPT-v2: fewer tokens for the language model."""
 
 
-def with_tower(vision: str | Path, llm: str | Path, dtype: torch.dtype) -> MiniGPT4:
+def with_vision_encoder(vision: str | Path, llm: str | Path, dtype: torch.dtype) -> MiniGPT4:
     """A model with the tower of a folder or hub id; its language model and processor are still to come.
 
     Args:
@@ -54,55 +54,55 @@ def with_tower(vision: str | Path, llm: str | Path, dtype: torch.dtype) -> MiniG
     Raises:
         WeightsError: the tower is missing, broken, or of another kind.
     """
-    given = _read_config(vision)
-    if given.model_type == _BLIP2:
-        return _with_blip2(vision, llm, dtype, given)
+    source = _read_config(vision)
+    if source.model_type == _BLIP2:
+        return _with_blip2(vision, llm, dtype, source)
     tower = load_strictly(
-        _ENCODERS[given.model_type].from_pretrained,
+        _ENCODERS[source.model_type].from_pretrained,
         vision,
         f"The vision tower {vision}",
         ignored=_OTHER_HALF,
         dtype=dtype,
     )
     with torch.device("meta"):
-        model = MiniGPT4(_joined(vision, llm, given, tower.config), parts=())
+        model = MiniGPT4(joint_from(vision, llm, source, tower.config), parts=())
     model.vision = tower
     return model
 
 
-def preview_tower(vision: str | Path, llm: str | Path) -> MiniGPT4Config:
-    """The configuration of the model that `with_tower` would make, without any weights.
+def joint_config(vision: str | Path, llm: str | Path) -> MiniGPT4Config:
+    """The configuration of the model that `with_vision_encoder` would make, without any weights.
 
     Raises:
         WeightsError: the tower is missing, or of another kind.
     """
-    given = _read_config(vision)
-    return _joined(vision, llm, given, getattr(given, "vision_config", given))
+    source = _read_config(vision)
+    return joint_from(vision, llm, source, getattr(source, "vision_config", source))
 
 
 def _read_config(vision: str | Path) -> Any:
     refuse_pointers(vision)
     refuse_part(vision)
     try:
-        given = read_config(AutoConfig.from_pretrained, vision, trust_remote_code=False)
+        source = read_config(AutoConfig.from_pretrained, vision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{vision} is neither eva_vit_g.pth nor a vision model with a config.json.") from error
-    if given.model_type not in (*_ENCODERS, _BLIP2):
+    if source.model_type not in (*_ENCODERS, _BLIP2):
         raise WeightsError(
-            f"{vision} is a {given.model_type}; expected eva_vit_g.pth, or a SigLIP, CLIP or BLIP-2 model."
+            f"{vision} is a {source.model_type}; expected eva_vit_g.pth, or a SigLIP, CLIP or BLIP-2 model."
         )
-    return given
+    return source
 
 
-def _joined(vision: str | Path, llm: str | Path, given: Any, tower: Any) -> MiniGPT4Config:
+def joint_from(vision: str | Path, llm: str | Path, source: Any, tower: Any) -> MiniGPT4Config:
     """What joins a tower, of this configuration, and a language model."""
-    normalisation = _normalisation(vision, given.model_type)
-    if given.model_type == _BLIP2:
+    normalisation = _normalisation(vision, source.model_type)
+    if source.model_type == _BLIP2:
         return MiniGPT4Config(
             vision_config=tower.to_dict(),
-            qformer_config=given.qformer_config.to_dict(),
+            qformer_config=source.qformer_config.to_dict(),
             text_config=language_config(llm),
-            query_tokens=given.num_query_tokens,
+            query_tokens=source.num_query_tokens,
             vision_norm_eps=tower.layer_norm_eps,
             **normalisation,
         )
@@ -120,16 +120,16 @@ class _Blip2Towers(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers 
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.vision_model = Blip2VisionModel._from_config(config.vision_config)
-        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        self.vision_model = model_from_config(Blip2VisionModel, config.vision_config)
+        self.qformer = model_from_config(Blip2QFormerModel, config.qformer_config)
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.post_init()
 
 
-def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, given: Any) -> MiniGPT4:
+def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, source: Any) -> MiniGPT4:
     """Tower, Q-Former and queries out of a whole BLIP-2, whose own language model is not read."""
     with torch.device("meta"):
-        model = MiniGPT4(_joined(vision, llm, given, given.vision_config), parts=())
+        model = MiniGPT4(joint_from(vision, llm, source, source.vision_config), parts=())
     towers = load_strictly(
         _Blip2Towers.from_pretrained,
         vision,
@@ -150,9 +150,9 @@ def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
     """
     stated: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
-        file = cached_file(str(vision), name, _raise_exceptions_for_missing_entries=False)
+        file = fetch_file(vision, name)
         if file is not None:
-            content = load_json(Path(file).read_text(encoding="utf-8"))
+            content = load_json(file.read_text(encoding="utf-8"))
             stated |= content.get("image_processor", {}) if name == "processor_config.json" else content
     defaults = (_HALF, _HALF) if "siglip" in kind else (CLIP_MEAN.tolist(), CLIP_STD.tolist())
     mean, std = (

@@ -11,6 +11,7 @@ from transformers import AutoModel, Blip2VisionConfig, Blip2VisionModel
 
 from captune.data.images import CLIP_MEAN, CLIP_STD
 from captune.model.configuration import MiniGPT4Config
+from captune.transformers_compat import model_from_config
 
 __all__ = ["renormalise", "vision_tower"]
 
@@ -20,7 +21,7 @@ def vision_tower(config: MiniGPT4Config) -> nn.Module:
     if not isinstance(config.vision_config, Blip2VisionConfig):
         other: nn.Module = AutoModel.from_config(config.vision_config)
         return other
-    tower: Any = Blip2VisionModel._from_config(config.vision_config)
+    tower: Any = model_from_config(Blip2VisionModel, config.vision_config)
     tower.post_layernorm.eps = config.vision_norm_eps
     blip2: nn.Module = tower
     return blip2

@@ -24,9 +24,8 @@ from captune.features import StoredImages, features_of, store_root
 from captune.hub import check_model
 from captune.model import MiniGPT4
 from captune.model.adapter import use_wrapping
-from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_model
+from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_config_and_processor, load_model
 from captune.model.lora import attach_lora
-from captune.model.preview import preview_model
 from captune.parsing import load_json
 from captune.training.distributed import World, world
 
@@ -230,7 +229,7 @@ def load_tunable(
         device = torch.device("cpu")
     recompute = config.train.gradient_checkpointing
     if config.model.quantization is not None and features is not None:
-        _, processor = preview_model(config.model)
+        _, processor = load_config_and_processor(config.model)
         layout = processor.layout
         prompt = layout.prompt(config.model.instruction).ids
         batch = processor.pad([layout.answered(prompt, caption) for caption in captions])

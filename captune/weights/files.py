@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.utils import cached_file
 
 from captune.common import error_text
 from captune.errors import WeightsError
 from captune.parsing import load_json
+from captune.transformers_compat import fetch_file
 from captune.weights.pointers import refuse_pointer
 
 __all__ = [
@@ -154,18 +154,14 @@ def weight_files(model: str | Path) -> list[Path]:
         WeightsError: it has none.
     """
 
-    def found(name: str) -> Path | None:
-        path = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else Path(path)
-
     for single in SINGLE:
-        if (file := found(single)) is not None:
+        if (file := fetch_file(model, single)) is not None:
             return [file]
-        if (index := found(f"{single}.index.json")) is None:
+        if (index := fetch_file(model, f"{single}.index.json")) is None:
             continue
         files = []
         for name in _listed(index):
-            if (file := found(name)) is None:
+            if (file := fetch_file(model, name)) is None:
                 raise WeightsError(f"{model} has no {name}, which {index.name} lists; copy it there.")
             files.append(file)
         return files

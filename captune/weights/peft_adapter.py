@@ -16,11 +16,11 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
 from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
+from captune.transformers_compat import fetch_file
 from captune.weights.files import SINGLE, read_header, torch_state
 from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_keys, check_values, quiet
@@ -48,14 +48,10 @@ def find_adapter(model: str | Path) -> Path | None:
     if folder.is_dir():
         if not (folder / _CONFIG).is_file():
             return None
-        whole = (*SINGLE, *(f"{name}.index.json" for name in SINGLE))
-        return None if any((folder / name).is_file() for name in whole) else folder
-    missing_is_none = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
+        complete = (*SINGLE, *(f"{name}.index.json" for name in SINGLE))
+        return None if any((folder / name).is_file() for name in complete) else folder
     try:
-        if cached_file(str(model), _CONFIG, **missing_is_none) is None:
+        if fetch_file(model, _CONFIG, require_connection=False) is None:
             return None
         fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
     except OSError:

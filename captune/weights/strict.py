@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
 from captune.common import error_text
 from captune.errors import InputError, WeightsError
+from captune.transformers_compat import StoredNameMapping
 from captune.weights.files import check_weights, stored_names
 from captune.weights.libraries import missing_library
 from captune.weights.pointers import refuse_pointers
@@ -98,24 +97,22 @@ def _check_stored(model: Any, path: str | Path, what: str) -> None:
     That is two tensors which are one tensor of the model, under names of two releases or in two shards, of which it
     takes one; and whole numbers, which it casts.
     """
-    conversions = get_model_conversion_mapping(model)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if not isinstance(entry, WeightRenaming)]
-    here = model.state_dict(keep_vars=True)
-    places: dict[str, tuple[str, Path]] = {}
+    model_name = StoredNameMapping(model)
+    tensors = model.state_dict(keep_vars=True)
+    sources: dict[str, tuple[str, Path]] = {}
     quantized = getattr(getattr(model, "config", None), "quantization_config", None) is not None
     for name, file, floating in stored_names(path):
-        place, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, here)
-        if place not in here and name in here:
-            place = name
-        if converter is not None or place not in here:
+        renamed, is_converted = model_name(name)
+        if renamed not in tensors and name in tensors:
+            renamed = name
+        if is_converted or renamed not in tensors:
             continue
-        if here[place].is_floating_point() and not floating and not quantized:
+        if tensors[renamed].is_floating_point() and not floating and not quantized:
             raise WeightsError(
                 f"{what} does not fit its configuration: its files hold '{name}' in whole numbers, as a quantised copy "
                 "without its scales does; give the files of the model itself."
             )
-        first, shard = places.setdefault(place, (name, file))
+        first, shard = sources.setdefault(renamed, (name, file))
         if first != name:
             raise WeightsError(
                 f"{what} does not fit its configuration: its files hold '{first}' and '{name}', which are one tensor "
@@ -163,7 +160,7 @@ def check_keys(
     if unexpected:
         faults.append(f"hold {len(unexpected)} that it does not have ({_first(unexpected)})")
     if mismatched:
-        shapes = {name: f"{tuple(stored)} instead of {tuple(wanted)}" for name, stored, wanted in mismatched}
+        shapes = {name: f"{tuple(stored)} instead of {tuple(expected)}" for name, stored, expected in mismatched}
         name = min(shapes)
         faults.append(f"hold {len(shapes)} of another shape ('{name}': {shapes[name]})")
     if faults:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import reference_captions
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.trainers import BpeTrainer
@@ -39,11 +40,10 @@ from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
 from captune.model import CONVERSATIONS, MiniGPT4
 from captune.model.adapter import read_record
-from captune.model.build import ALIGNMENT_CONFIG, build, preview_parts
+from captune.model.build import ALIGNMENT_CONFIG, build, config_and_processor_of_parts
 from captune.model.chat import conversation_of
-from captune.model.loading import LANGUAGE, load_model
+from captune.model.loading import LANGUAGE, load_config_and_processor, load_model, load_pretrained
 from captune.model.lora import attach_lora
-from captune.model.preview import preview_model
 from captune.training import train
 
 from .conftest import TEXT, OfficialFiles
@@ -189,7 +189,9 @@ def test_any_language_model(
     assert again.processor.layout.sample(question, answer) == row
     tied = again.llm.get_output_embeddings().weight is again.llm.get_input_embeddings().weight
     assert tied == config.tie_word_embeddings
-    assert again.caption([PICTURE], question, max_new_tokens=4) == model.caption([PICTURE], question, max_new_tokens=4)
+    assert reference_captions(again, [PICTURE], question, max_new_tokens=4) == reference_captions(
+        model, [PICTURE], question, max_new_tokens=4
+    )
 
 
 def test_lora_on_any_language_model(family: tuple[str, Path], siglip: Path) -> None:
@@ -226,7 +228,7 @@ def test_a_stop_symbol_ends_decoding(family: tuple[str, Path], siglip: Path) -> 
         return forced
 
     model.llm.get_output_embeddings().register_forward_hook(say_stop)
-    assert model.caption([PICTURE, PICTURE], max_new_tokens=8) == ["", ""]
+    assert reference_captions(model, [PICTURE, PICTURE], max_new_tokens=8) == ["", ""]
     assert len(lengths) == 1
 
 
@@ -304,7 +306,7 @@ def test_convert_makes_one_too(llama3: Path, siglip: Path, tmp_path: Path, capsy
     arguments = ["convert", "--llm", llama3, "--vision", siglip, "--out", tmp_path / "model", "--dtype", "float32"]
     assert run(lambda: call(app, [str(argument) for argument in arguments])) == 0
     assert "stage 1" in capsys.readouterr().err
-    assert MiniGPT4.from_pretrained(tmp_path / "model").caption(PICTURE, max_new_tokens=2)
+    assert reference_captions(MiniGPT4.from_pretrained(tmp_path / "model"), PICTURE, max_new_tokens=2)
 
 
 def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tmp_path: Path) -> None:
@@ -322,9 +324,9 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     folder = tmp_path / "run" / "checkpoints" / "epoch-000"
     record = read_record(folder)
     assert record.parts == {"llm": str(llama3), "vision": str(siglip)}
-    tuned, new = MiniGPT4.from_pretrained(folder), build(llm=llama3, vision=siglip)
+    tuned, new = load_pretrained(folder), build(llm=llama3, vision=siglip)
     assert not torch.equal(tuned.projection.weight, new.projection.weight)
-    caption = tuned.caption(PICTURE, max_new_tokens=3)
+    caption = reference_captions(tuned, PICTURE, max_new_tokens=3)
     assert [Captioner.from_pretrained(folder)(PICTURE, None, DecodingOptions(max_new_tokens=3))] == caption
     without_tower = load_model(ModelConfig(path=str(folder)), torch.device("cpu"), parts=LANGUAGE)
     assert torch.equal(without_tower.projection.weight, tuned.projection.weight)
@@ -334,7 +336,7 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     (moved / "checkpoint.json").write_text(text)
     with pytest.raises(WeightsError, match=r"moved was trained on .* the vision tower /absent/tower, which cannot be"):
         Captioner.from_pretrained(moved)
-    preview = preview_model(config.model)[0]
+    preview = load_config_and_processor(config.model)[0]
     assert (preview.image_tokens, preview.feature_size) == (tuned.config.image_tokens, tuned.config.feature_size)
     assert preview.wrapping == tuned.config.wrapping
 
@@ -377,7 +379,7 @@ def test_the_tower_of_a_blip2_of_transformers(llama3: Path, tmp_path: Path) -> N
     again = MiniGPT4.from_pretrained(tmp_path / "captioner")
     with torch.no_grad():
         assert torch.equal(again.encode_features(pixels), expected)
-    preview = preview_parts(llama3, tmp_path / "blip2")[0]
+    preview = config_and_processor_of_parts(llama3, tmp_path / "blip2")[0]
     for name in ("vision_config", "qformer_config", "text_config"):
         assert getattr(preview, name).hidden_size == getattr(model.config, name).hidden_size
     assert (preview.image_tokens, preview.feature_size, preview.wrapping) == (5, 24, model.config.wrapping)

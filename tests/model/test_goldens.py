@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import reference_captions
 from torch import Tensor
 
 from captune.config import TrainConfig
@@ -204,8 +205,9 @@ def test_images_in_captions_out(golden: Golden, shared: Path) -> None:
         batch = processor(files, case["prompts"], literal=True)
         new_ids = golden.model.generate(**batch, max_new_tokens=20, do_sample=False)
         assert processor.batch_decode(new_ids) == case["text_cut_like_Chat_answer"]
-    captions = golden.model.caption(files, "What is this?", max_new_tokens=5, batch_size=4)
-    assert captions == [golden.model.caption(load_image(file), "What is this?", max_new_tokens=5)[0] for file in files]
+    captions = reference_captions(golden.model, files, "What is this?", max_new_tokens=5)
+    images = [load_image(file) for file in files]
+    assert captions == [reference_captions(golden.model, [i], "What is this?", max_new_tokens=5)[0] for i in images]
 
 
 def test_generated_ids(golden: Golden) -> None:

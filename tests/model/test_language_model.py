@@ -25,7 +25,7 @@ from captune.decoding.options import Request
 from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
 from captune.model.batching import batchable
-from captune.model.build import build, preview_parts
+from captune.model.build import build, config_and_processor_of_parts
 from captune.model.causality import check_causal
 from captune.model.language_model import embedding_width
 
@@ -52,7 +52,12 @@ def test_embeddings_narrower_than_states(tower: Path, tmp_path: Path) -> None:
     """Image tokens have the width of embeddings, and each row the tokens of its own picture."""
     llm = write_language_model(tmp_path / "llm", "opt", template=None, **OPT)
     model = joined(llm, tower)
-    assert preview_parts(llm, tower)[0].text_width == model.config.text_width == embedding_width(model.llm.config) == 16
+    assert (
+        config_and_processor_of_parts(llm, tower)[0].text_width
+        == model.config.text_width
+        == embedding_width(model.llm.config)
+        == 16
+    )
     ids = torch.tensor([model.processor.layout.prompt("What?").ids] * 2)
     features = features_of(model, 2)
     both = model.embed(ids, model.project(features))
@@ -180,7 +185,7 @@ def test_the_normalisation_of_a_clip_tower(stated: Any, mean: Any, std: Any, nes
         name = "processor_config.json" if nested else "preprocessor_config.json"
         content = {"image_processor": stated} if nested else stated
         (tmp_path / "clip" / name).write_text(json.dumps(content), encoding="utf-8")
-    config = preview_parts(write_language_model(tmp_path / "llm"), tmp_path / "clip")[0]
+    config = config_and_processor_of_parts(write_language_model(tmp_path / "llm"), tmp_path / "clip")[0]
     assert config.pixel_mean == (None if mean is None else pytest.approx([mean] * 3))
     assert config.pixel_std == (None if std is None else pytest.approx([std] * 3))
 

@@ -15,7 +15,7 @@ from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, OriginalFaults, PromptLayout
-from captune.model.preview import preview_model
+from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module
 from captune.training import packing
 from captune.training.explain import Explanation, explain, stand_in
@@ -30,7 +30,7 @@ WAYS = {
 
 
 def explained(config: RunConfig, image: Sample = IMAGE, caption: int = 0, **settings: Any) -> Explanation:
-    model_config, processor = preview_model(config.model)
+    model_config, processor = load_config_and_processor(config.model)
     if settings:
         processor.use(**settings)
     return explain(config, stand_in(model_config, processor), image, caption)
@@ -52,7 +52,7 @@ def test_training_and_generation_agree(make_config: Any, model: str, way: str) -
 def test_the_sequence_is_the_layouts(make_config: Any) -> None:
     """What was read off at the language model's door is what the layout says, in every way of training."""
     config = make_config()
-    _, processor = preview_model(config.model)
+    _, processor = load_config_and_processor(config.model)
     for way in WAYS.values():
         for number, caption in enumerate(IMAGE.captions):
             row = processor.layout.sample(config.model.instruction, caption)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Config
+from captune.model.loading import load_config_and_processor
 from captune.model.memory import (
     GenerationLoad,
     MemoryEstimate,
@@ -20,7 +21,6 @@ from captune.model.memory import (
     generation_memory,
     training_memory,
 )
-from captune.model.preview import preview_model
 from captune.model.quantization import FORMATS
 from captune.model.size import QUANTIZED, ModelSize, measure_model, saved_bytes
 from captune.training.plan import Planner, probe
@@ -60,7 +60,7 @@ def measured_parts(
     make_config: Callable[..., Any], text_config: LlamaConfig | None, way: list[str]
 ) -> dict[str, float]:
     config = make_config("vicuna", "evaluate.batch_size=3", "evaluate.max_new_tokens=9", *way)
-    model_config, processor = preview_model(config.model)
+    model_config, processor = load_config_and_processor(config.model)
     if text_config is not None:
         model_config.text_config = text_config
     torch.manual_seed(0)

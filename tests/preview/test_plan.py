@@ -15,14 +15,14 @@ from captune.cli import app, call, run
 from captune.cli.plan import card_bytes
 from captune.config import parse_config
 from captune.errors import InputError
-from captune.model.preview import preview_model
+from captune.model.loading import load_config_and_processor
 from captune.training.plan import Planner
 
 GPU = torch.device("cuda")
 
 
 def planner(config: Any, **settings: Any) -> Planner:
-    model_config, processor = preview_model(config.model)
+    model_config, processor = load_config_and_processor(config.model)
     return Planner(config, model_config, processor, settings.pop("device", GPU), **settings)
 
 
@@ -32,7 +32,7 @@ def test_loads_come_from_the_data(make_config: Callable[..., Any]) -> None:
     assert plans.from_data
     packed = plans.training_load(config)
     assert (packed.rows, packed.images) == (2, 2)
-    _, processor = preview_model(config.model)
+    _, processor = load_config_and_processor(config.model)
     targets = [len(processor.layout.target_ids(text)[0]) for texts in plans.captions for text in texts]
     assert packed.logit_positions == sum(targets)
     plain = make_config("vicuna", "train.batch_size=10", *(f"train.fast.{key}=false" for key in
@@ -208,7 +208,7 @@ def test_a_model_that_is_neither_here_nor_on_the_hub(
     def out_of_reach(name: str) -> Any:
         raise OSError(f"We couldn't connect to 'https://somewhere' to load {name}")
 
-    monkeypatch.setattr("captune.model.preview.MiniGPT4Config.from_pretrained", out_of_reach)
+    monkeypatch.setattr("captune.model.loading.MiniGPT4Config.from_pretrained", out_of_reach)
     assert command("plan", yaml_file, "model.path=weights/absent") == 2
     said = capsys.readouterr().err
     assert "weights/absent cannot be read: there is no such folder here" in said

@@ -19,8 +19,9 @@ from captune.evaluation import evaluate_checkpoints
 from captune.metrics import prompt_hash
 from captune.model import MiniGPT4
 from captune.model.adapter import load_trained, read_record
-from captune.model.build import build, preview_parts
+from captune.model.build import build, config_and_processor_of_parts
 from captune.model.chat import conversation_of
+from captune.model.loading import load_pretrained
 from captune.report import read_scores
 from captune.training import train
 
@@ -107,14 +108,19 @@ def test_a_run_keeps_its_prompt(begun: RunConfig, tmp_path: Path) -> None:
     assert "26 Jul 2024" in record.wrapping["template"]
     assert json.loads((begun.output / "prompt.json").read_text())["wrapping"] == record.wrapping
     before = read_scores(begun.output).checkpoints
-    tuned = MiniGPT4.from_pretrained(checkpoint)
+    tuned = load_pretrained(checkpoint)
     ids = tuned.processor.layout.prompt(INSTRUCTION).ids
     text = tuned.processor.layout.conversation.wrap(INSTRUCTION)
     assert f"prompt:{prompt_hash(text)}|" in before[-1].signature
     change_template(begun, CHATML)
     try:
-        assert preview_parts(str(begun.model.llm), str(begun.model.vision))[1].layout.prompt(INSTRUCTION).ids != ids
-        again = MiniGPT4.from_pretrained(checkpoint)
+        assert (
+            config_and_processor_of_parts(str(begun.model.llm), str(begun.model.vision))[1]
+            .layout.prompt(INSTRUCTION)
+            .ids
+            != ids
+        )
+        again = load_pretrained(checkpoint)
         assert again.processor.layout.prompt(INSTRUCTION).ids == ids
         again.save_pretrained(tmp_path / "whole")
         assert MiniGPT4.from_pretrained(tmp_path / "whole").processor.layout.prompt(INSTRUCTION).ids == ids

@@ -12,10 +12,8 @@ from captune.config import RunConfig, parse_config
 from captune.data.manifest import read_manifest, resolve_image
 from captune.errors import ConfigError, WeightsError
 from captune.features import encode_images
-from captune.model import MiniGPT4
 from captune.model.adapter import read_record
-from captune.model.loading import load_model
-from captune.model.preview import preview_model
+from captune.model.loading import load_config_and_processor, load_model, load_pretrained
 from captune.training import train
 from captune.training.preparation import load_tunable
 
@@ -38,7 +36,7 @@ def test_lora_is_trained_saved_and_loaded(toy_data: Path, tmp_path: Path) -> Non
     train(config)
     folder = tmp_path / "run" / "checkpoints" / "epoch-000"
     assert read_record(folder).lora == {"r": 2, "alpha": 4.0, "targets": ["q_proj"], "dropout": 0.0}
-    tuned = MiniGPT4.from_pretrained(folder)
+    tuned = load_pretrained(folder)
     changed = [name for name, value in tuned.named_parameters() if ".lora_B." in name and bool(value.any())]
     assert changed
 
@@ -70,7 +68,7 @@ def test_gradient_checkpointing_changes_nothing(toy_data: Path, tmp_path: Path) 
         output = tmp_path / str(checkpointing)
         train(settings(toy_data, output, train={"gradient_checkpointing": checkpointing}))
         folder = output / "checkpoints" / "epoch-000"
-        weights.append(MiniGPT4.from_pretrained(folder).projection.weight.detach())
+        weights.append(load_pretrained(folder).projection.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-8)
     model = load_tunable(settings(toy_data, tmp_path, train={"gradient_checkpointing": True}), CPU)
     assert all(layer.gradient_checkpointing for layer in model.llm.model.layers)
@@ -92,7 +90,7 @@ def test_faults_are_for_slides_only(toy_data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only protocol slides may"):
         settings(toy_data, tmp_path, model=faults)
     config = settings(toy_data, tmp_path, model=faults, evaluate={"protocol": "slides"})
-    _, processor = preview_model(config.model)
+    _, processor = load_config_and_processor(config.model)
     assert processor.layout.faults.cut_stop_symbol
     model = load_tunable(config, CPU)
     assert model.processor is not None

@@ -39,7 +39,7 @@ from captune.model.language_model import embedding_width, language_config, load_
 from captune.model.loading import resolve_model
 from captune.model.official_files import read_pth
 from captune.model.tokenizer import load_tokenizer
-from captune.model.towers import with_tower
+from captune.model.towers import with_vision_encoder
 from captune.weights.strict import load_strictly, read_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476838912\n"
@@ -84,7 +84,7 @@ def models(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     build(llm=llama, vision=root / "tower", dtype=torch.float32, aligned=True).save_pretrained(root / "captune")
 
     def tower(folder: Path) -> Any:
-        return with_tower(folder, llama, torch.float32)
+        return with_vision_encoder(folder, llama, torch.float32)
 
     return {
         "captioner": (root / "llava", Captioner.from_pretrained, "self_attn.q_proj.weight"),

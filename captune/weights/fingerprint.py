@@ -1,0 +1,76 @@
+"""Fingerprints of weights: short hashes that tell models apart.
+
+A model that is used as it is gets a fingerprint of a sample of its values, which is quick at 13 GB. What is trained is
+hashed completely, since a few training steps change little of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["TensorFingerprint", "combine_fingerprints", "full_hash", "sampled_hash", "tensor_fingerprints"]
+
+_SAMPLES = 64
+"""Values of each tensor that are sampled, at least."""
+_HEX_DIGITS = 16
+
+
+class TensorFingerprint(NamedTuple):
+    """What identifies one tensor.
+
+    Attributes:
+        name: of the tensor.
+        content: its shape and a sample of its values, in bfloat16, so that the same weights in another float format
+            have the same fingerprint.
+    """
+
+    name: str
+    content: bytes
+
+
+def tensor_fingerprints(tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorFingerprint, ...]:
+    """Fingerprints of named tensors."""
+    return tuple(TensorFingerprint(name, _content(tensor)) for name, tensor in tensors)
+
+
+def combine_fingerprints(fingerprints: Iterable[TensorFingerprint]) -> str:
+    """Fingerprint of a model, 16 hexadecimal digits, independent of the order of its tensors."""
+    digest = hashlib.sha256()
+    for name, content in sorted(fingerprints):
+        digest.update(name.encode() + content)
+    return digest.hexdigest()[:_HEX_DIGITS]
+
+
+def full_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of every bit of named tensors in float32, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:_HEX_DIGITS]
+
+
+def sampled_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of names, shapes and a sample of the values of named tensors, 16 hexadecimal digits."""
+    return full_hash((f"{name}{tuple(tensor.shape)}", _sample(tensor)) for name, tensor in tensors)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLES)]
+
+
+def _content(tensor: Tensor) -> bytes:
+    shape = f"{tuple(tensor.shape)}".encode()
+    if type(tensor) not in (Tensor, nn.Parameter):
+        # The values of a quantised weight can be read by its library only.
+        return shape + type(tensor).__name__.encode()
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return shape
+    sample = _sample(tensor)[:_SAMPLES]
+    return shape + bytes(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
