@@ -1,28 +1,79 @@
-"""What the page's image explorer needs: captions, references and scores of the images on the page."""
+"""The data of the page's image explorer: captions, references, scores and pictures, as many as a page can hold."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from captune.report.columns import order_metrics
 from captune.report.course import course_of
 from captune.report.record import RunScores
+from captune.report.thumbnails import EMBEDDED_BYTES, embedded_thumbnails
 
-__all__ = ["MOST_CHARACTERS", "MOST_IMAGES", "explorer_data", "select_images"]
+__all__ = ["MAX_CHARACTERS", "MAX_IMAGES", "explorer_data", "explorer_json", "script_json", "select_images"]
 
-MOST_IMAGES = 1000
+MAX_IMAGES = 1000
 """Images on one page; the rest stays in `scores.json`."""
 
-MOST_CHARACTERS = 1000
+MAX_CHARACTERS = 1000
 """Characters of a caption or reference on the page; a model that loops may write ten times as many."""
+
+PAGE_BYTES = 4_700_000
+"""Size of a page with texts, scores and pictures, so that it can be sent by mail."""
+
+TEXT_CHARACTERS = 3_000_000
+"""Size of texts and scores beyond which fewer of them are shown."""
+
+_LIMITS = ((MAX_IMAGES, MAX_CHARACTERS), (MAX_IMAGES, 300), (500, 300), (200, 200), (50, 200), (20, 100))
+"""Images and characters of a caption on the page, tried in turn."""
 
 COLUMNS = ("CIDEr", "BLEU-4", "ROUGE-L")
 """Metrics that a card shows first, where they are given for every image."""
 
 
-def select_images(run: RunScores, most: int = MOST_IMAGES) -> list[str]:
+def explorer_json(
+    run: RunScores,
+    run_dir: Path | None,
+    failures: Sequence[Mapping[str, Sequence[str]]],
+    **settings: Any,
+) -> str:
+    """Everything that the page's script shows and sorts, with as many images and as much text as fit.
+
+    Args:
+        run: the rows.
+        run_dir: where the thumbnails are; None for a page without pictures.
+        failures: for every row, image id -> failures of its caption.
+        settings: further values for the script.
+
+    Returns:
+        JSON for a script element; see `explorer_data`.
+    """
+    for images, characters in _LIMITS:
+        tree = explorer_data(run, select_images(run, images), failures, characters)
+        text = script_json(tree)
+        if len(text) <= TEXT_CHARACTERS:
+            break
+    if run_dir is not None:
+        budget = min(EMBEDDED_BYTES, PAGE_BYTES - len(text.encode("utf-8")))
+        pictures = embedded_thumbnails(run_dir, [image["i"] for image in tree["images"]], budget)
+        for image in tree["images"]:
+            if image["i"] in pictures:
+                image["t"] = pictures[image["i"]]
+    return script_json({**settings, **tree})
+
+
+def script_json(tree: Any) -> str:
+    """JSON that is safe inside a script element, whatever text it holds."""
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def select_images(run: RunScores, most: int = MAX_IMAGES) -> list[str]:
     """Ids of the images on the page, in the order of the data.
 
     All of them, or where there are too many those whose CIDEr (or first metric) changed most from the first row to
@@ -53,7 +104,7 @@ def explorer_data(
     run: RunScores,
     images: Sequence[str],
     failures: Sequence[Mapping[str, Sequence[str]]],
-    longest: int = MOST_CHARACTERS,
+    longest: int = MAX_CHARACTERS,
 ) -> dict[str, Any]:
     """The explorer's data as JSON values.
 
@@ -64,13 +115,13 @@ def explorer_data(
         longest: characters of a caption or reference that are shown.
 
     Returns:
-        `checkpoints`, `metrics`, `columns` (places of the metrics to show first), `failures` (their names),
-        `left_out` (images that are not on the page) and `images`, one object an image: `i` its id, `r` its
-        references, `c` a caption a row or null, `s` a list of scores a row for every metric, `f` the failures a row
-        (left out when there are none). Pictures are added by the page as `t`.
+        `checkpoints`, `metrics`, `columns` (indices of the metrics, the most telling first), `failures` (their
+        names), `left_out` (how many images are not on the page) and `images`, one object an image: `i` its id, `r`
+        its references, `c` a caption a row or null, `s` a list of scores a row for every metric, `f` the failures a
+        row (left out when there are none). `explorer_json` adds the picture as `t`.
     """
     metrics = _per_image_metrics(run)
-    names = sorted({failure for row in failures for found in row.values() for failure in found})
+    names = sorted({failure for row in failures for names in row.values() for failure in names})
     total = len({image for row in run.checkpoints for image in (*row.captions, *row.per_image)})
     first = [metrics.index(name) for name in COLUMNS if name in metrics]
     return {
@@ -92,15 +143,15 @@ def _image(
     longest: int,
 ) -> dict[str, Any]:
     """One image's part of the data."""
-    found = [[names.index(failure) for failure in row.get(image, ())] for row in failures]
+    failed = [[names.index(failure) for failure in row.get(image, ())] for row in failures]
     tree: dict[str, Any] = {
         "i": image,
         "r": [_shortened(text, longest) for text in run.references.get(image, ())],
         "c": [_shortened(row.captions[image], longest) if image in row.captions else None for row in run.checkpoints],
         "s": [[_score(row.per_image.get(image, {}).get(metric)) for row in run.checkpoints] for metric in metrics],
     }
-    if any(found):
-        tree["f"] = found
+    if any(failed):
+        tree["f"] = failed
     return tree
 
 

@@ -1,55 +1,40 @@
 """`report.html`: one self-contained page that shows what training did, image by image.
 
-The page is built from `page_files/` (a skeleton, a style sheet, a script, a dictionary) and what a run holds. It
-needs no network, forbids itself any by its content security policy, and opens from a mail attachment years later.
+The page is rendered from the templates, the style sheet and the script in `page_files/`, the words in `messages/` and
+what a run holds. It needs no network, its content security policy forbids it any, and it opens from a mail attachment
+years later.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from captune.report.captions import CaptionStatistics, caption_statistics
-from captune.report.comparison import Comparison
-from captune.report.explorer import MOST_CHARACTERS, MOST_IMAGES, explorer_data, select_images
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from captune.report.analysis import analyse
+from captune.report.captions import CaptionStatistics, caption_statistics, most_changed_words, word_classes
+from captune.report.comparison import Comparison, matrices
+from captune.report.course import course_of, drawn_rows
+from captune.report.explorer import explorer_json
 from captune.report.matrix import Matrix
 from captune.report.matrix_table import matrix_part
-from captune.report.narrative import LANGUAGES, catalogue
-from captune.report.page_parts import (
-    analysis_part,
-    comparison_part,
-    distributions_part,
-    facts_part,
-    leak_part,
-    notes_part,
-    score_charts,
-    table_part,
-    training_part,
-)
+from captune.report.narrative import LANGUAGES, catalogue, sentences, table_notes
+from captune.report.page_charts import distribution_charts, score_charts, training_charts
 from captune.report.rating import rating_part
 from captune.report.record import RunScores
-from captune.report.table import provenance
+from captune.report.table import cells, daggers, leak_reasons, provenance, signatures
 from captune.report.text import one_line
-from captune.report.thumbnails import EMBEDDED_BYTES, embedded_thumbnails
 from captune.report.training_log import TrainingLog
 
 __all__ = ["LANGUAGES", "build_page"]
-
-PAGE_BYTES = 4_700_000
-"""What texts, scores and pictures of a page may take together, so that it can be sent by mail."""
-
-TEXT_CHARACTERS = 3_000_000
-"""What texts and scores may take of that before less of them is shown."""
-
-_LIMITS = ((MOST_IMAGES, MOST_CHARACTERS), (MOST_IMAGES, 300), (500, 300), (200, 200), (50, 200), (20, 100))
-"""Images and characters of a caption on the page, tried in turn."""
 
 
 def build_page(
@@ -66,112 +51,152 @@ def build_page(
 
     Args:
         run: the scores, with captions and references where there are some.
-        log: what the training log tells; an empty one leaves its parts out.
-        run_dir: where the small pictures lie (`captune.report.thumbnails`); None for a page without any.
+        log: what the training log holds; an empty one leaves its parts out.
+        run_dir: where the thumbnails are (`captune.report.thumbnails`); None for a page without pictures.
         language: "en" or "zh", in which the page opens; a reader can switch.
-        comparison: when the rows are several runs and not the checkpoints of one; their tests then stand in the
-            place of the analysis of a course, and there is no chart of one.
-        rating: what people said of the captions (`captune.report.rating`), where they were asked.
-        matrix: how the model does on other data, damaged images and prompts, where that was evaluated.
+        comparison: when the rows are several runs and not the checkpoints of one; their tests then replace the
+            analysis and the charts of a training.
+        rating: the results of a human rating of the captions (`captune.report.rating`), where there are some.
+        matrix: scores on other data, damaged images and prompts, where they were evaluated.
 
     Returns:
-        The whole HTML document, the same for the same run.
+        The complete HTML document, the same for the same run.
     """
-    words = _dictionary()
+    words = catalogue(language).page
     statistics, references = caption_statistics(run)
-    data = _data(run, run_dir, statistics, words, language)
     script = _page_file("page.js")
-    document = _fill(
-        _page_file("page.html"),
-        {
-            "lang": language,
-            "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            "title": escape(one_line(f"{run.data} – captune")),
-            "css": _page_file("page.css"),
-            "heading": escape(one_line(provenance(run))),
-            "leaks": leak_part(run),
-            "facts": facts_part(run, log),
-            "table": table_part(run),
-            "notes": notes_part(run),
-            "score_charts": score_charts(run) if comparison is None else "",
-            "analysis": analysis_part(run) if comparison is None else comparison_part(comparison),
-            "training": training_part(log),
-            "distributions": distributions_part(run, statistics, references),
-            "rating": rating_part(rating) if rating is not None else "",
-            "rating_link": '<a href="#people" data-t="people"></a>' if rating is not None else "",
-            "transfer": _transfer(matrix, run_dir) if matrix is not None else "",
-            "transfer_link": '<a href="#transfer" data-t="transfer"></a>' if matrix is not None else "",
-            "citation": escape(_citation(run)),
-            "data": data,
-            "script": script,
-        },
+    analysis = analyse(run) if comparison is None else None
+    picture = run_dir / "matrix.png" if run_dir is not None else None
+    heatmap = picture.read_bytes() if matrix is not None and picture is not None and picture.is_file() else None
+    data = explorer_json(
+        run,
+        run_dir,
+        [row.failures for row in statistics],
+        language=language,
+        words={name: catalogue(name).page for name in LANGUAGES},
     )
-    return _translated(document, words[language])
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            language=language,
+            languages={"en": "English", "zh": "中文"},
+            words=words,
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            style_sheet=Markup(_page_file("page.css")),
+            data=Markup(data),
+            run=run,
+            provenance=provenance(run),
+            leaks=leak_reasons(run),
+            facts=_facts(run, log),
+            signatures=signatures(run),
+            lines=list(zip(run.checkpoints, cells(run), strict=True)),
+            daggers=daggers,
+            notes={name: table_notes(run, name) for name in LANGUAGES},
+            analysis={name: sentences(run, analysis, name) for name in LANGUAGES if analysis is not None},
+            matrices=[] if comparison is None else matrices(comparison),
+            score_charts=_charts(score_charts(run, words) if comparison is None else []),
+            training_charts=_charts(training_charts(log, words)),
+            captions=_captions(run, statistics, references, words),
+            transfer=None if matrix is None else _section(matrix_part(matrix, heatmap), words),
+            people=None if rating is None else _section(rating_part(rating), words),
+            citation_signatures=list(dict.fromkeys(row.signature for row in run.checkpoints if row.signature)),
+        )
+    )
 
 
-def _transfer(matrix: Matrix, run_dir: Path | None) -> str:
-    """The section of the matrix, with its picture where one was drawn."""
-    picture = None if run_dir is None else run_dir / "matrix.png"
-    return matrix_part(matrix, picture.read_bytes() if picture is not None and picture.is_file() else None)
-
-
-def _data(
-    run: RunScores,
-    run_dir: Path | None,
-    statistics: Sequence[CaptionStatistics],
-    words: Mapping[str, Mapping[str, str]],
-    language: str,
-) -> str:
-    """Everything that the script shows and sorts, as JSON, with as many images and as much text as a page may hold."""
-    failures = [row.failures for row in statistics]
-    for most, longest in _LIMITS:
-        tree = explorer_data(run, select_images(run, most), failures, longest)
-        text = _json(tree)
-        if len(text) <= TEXT_CHARACTERS:
-            break
-    if run_dir is not None:
-        room = min(EMBEDDED_BYTES, PAGE_BYTES - len(text.encode("utf-8")))
-        pictures = embedded_thumbnails(run_dir, [image["i"] for image in tree["images"]], room)
-        for image in tree["images"]:
-            if image["i"] in pictures:
-                image["t"] = pictures[image["i"]]
-    return _json({"language": language, "words": words, **tree})
-
-
-def _json(tree: Any) -> str:
-    """JSON that may stand inside a script element whatever text it holds."""
-    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _citation(run: RunScores) -> str:
-    """A sentence that a paper can quote, with the signature."""
-    given = list(dict.fromkeys(row.signature for row in run.checkpoints if row.signature))
-    signature = f", signature {given[0]}" if len(given) == 1 else ""
-    return one_line(f"Scored with captune on {provenance(run)}{signature}.")
+@cache
+def _environment() -> Environment:
+    """The templates; every value that is no markup is written on one line and escaped."""
+    return Environment(
+        loader=FunctionLoader(_page_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _page_file(name: str) -> str:
     return (files("captune.report") / "page_files" / name).read_text(encoding="utf-8")
 
 
-def _dictionary() -> dict[str, dict[str, str]]:
-    return {language: dict(catalogue(language).page) for language in LANGUAGES}
+def _section(html: str, words: Mapping[str, str]) -> Markup:
+    """A section that was made elsewhere, with the words of its elements filled in."""
+
+    def filled(match: re.Match[str]) -> str:
+        return match[1] + escape(words.get(match[2], match[2]))
+
+    return Markup(re.sub(r'(data-t="([^"]*)"[^>]*>)(?=</)', filled, html))
 
 
-def _fill(skeleton: str, parts: Mapping[str, str]) -> str:
-    """Put every part in its place, in one pass: what a part holds is never taken for a place."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], skeleton)
+def _charts(charts: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    return [(key, Markup(drawing)) for key, drawing in charts]
 
 
-def _translated(document: str, words: Mapping[str, str]) -> str:
-    """Write the words of one language into the elements that ask for them, so that no script is needed to read."""
-    head, mark, rest = document.partition('<script type="application/json"')
-    filled = re.sub(
-        r'(data-t="([^"]*)"[^>]*>)[^<]*(?=</)',
-        lambda match: match[1] + escape(words.get(match[2], match[2])),
-        head,
-    )
-    return filled + mark + rest
+def _facts(run: RunScores, log: TrainingLog) -> dict[str, str]:
+    """What was trained on what, and what it cost: key of the words that name it -> value, where it is known."""
+    facts = {
+        "data": ", ".join(part for part in (run.data, run.split) if part),
+        "protocol": run.protocol,
+        "evaluated_images": f"{run.images:,}" if run.images is not None else "",
+        "model": log.facts.get("model", ""),
+        "train_images": log.facts.get("images", ""),
+        "captions_an_epoch": log.facts.get("captions", ""),
+        **{key: log.facts.get(key, "") for key in ("steps", "step_captions", "device", "processes")},
+        "time": _duration(log.seconds) if log.seconds is not None else "",
+        "rate": f"{log.captions_per_s:.1f}" if log.captions_per_s is not None else "",
+        "memory": f"{log.peak_memory / 1e9:.2f} GB" if log.peak_memory is not None else "",
+        "energy": f"{log.energy / 3.6e6:.3f} kWh" if log.energy is not None else "",
+    }
+    return {key: str(value) for key, value in facts.items() if str(value)}
+
+
+def _captions(
+    run: RunScores, statistics: Sequence[CaptionStatistics], references: CaptionStatistics, words: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Charts and tables of the captions; None where there are none."""
+    if not any(row.lengths for row in statistics):
+        return None
+    ordered, joined = drawn_rows(run)
+    by_name = {row.name: entry for row, entry in zip(run.checkpoints, statistics, strict=True)}
+    drawn = [by_name[row.name] for row in ordered.checkpoints]
+    trained, training = drawn[: joined or 1], course_of(run).run.checkpoints
+    gained, lost = most_changed_words(trained[0].words, trained[-1].words)
+    ends = dict.fromkeys((0, len(trained) - 1))
+    return {
+        "charts": _charts(distribution_charts(run, drawn, references, words)),
+        "changed_words": {
+            "words_gained": {word: trained[-1].words[word] for word in gained},
+            "words_lost": {word: trained[0].words[word] for word in lost},
+        },
+        "columns": [*(training[end].name for end in ends), *([None] if references.words else [])],
+        "classes": _class_shares([*(trained[end] for end in ends), *([references] if references.words else [])]),
+        "rows": [row.name for row in ordered.checkpoints],
+        "failures": _failure_shares(drawn),
+    }
+
+
+def _class_shares(columns: Sequence[CaptionStatistics]) -> dict[str, list[float | None]]:
+    """Word class -> its share of all words in every column."""
+    shares = [word_classes(column.words) for column in columns]
+    classes = next((list(known) for known in shares if known), [])
+    return {name: [known.get(name) for known in shares] for name in classes}
+
+
+def _failure_shares(rows: Sequence[CaptionStatistics]) -> dict[str, list[float]]:
+    """Failure -> its share of the captions of every row, where any caption fails so."""
+    failures = sorted({failure for row in rows for names in row.failures.values() for failure in names})
+    return {
+        failure: [sum(failure in names for names in row.failures.values()) / (len(row.lengths) or 1) for row in rows]
+        for failure in failures
+    }
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"

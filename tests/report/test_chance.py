@@ -11,12 +11,21 @@ from typing import Any
 import pytest
 
 from captune.metrics import Scorer, approximate_randomization, paired_bootstrap
-from captune.report import CheckpointScores, RunScores, analyse, markdown_table, read_csv, sentences
+from captune.report import (
+    CheckpointScores,
+    RunScores,
+    TrainingLog,
+    analyse,
+    build_page,
+    markdown_table,
+    read_csv,
+    sentences,
+)
 from captune.report.axis import checkpoint_axis
 from captune.report.columns import format_value
 from captune.report.comparison import compare_runs, comparison_markdown
 from captune.report.course import course_of
-from captune.report.page_parts import distributions_part, score_charts
+from captune.report.page_charts import score_charts
 from captune.report.table import cells, latex_table
 from captune.report.terminal import sparklines
 
@@ -142,6 +151,10 @@ def test_overfitting_needs_the_test(make_run: Any) -> None:
     assert analyse(_tested(run, 0.3)).overfit == ()
 
 
+def _score_charts(run: RunScores) -> str:
+    return "".join(drawing for _, drawing in score_charts(run, {}))
+
+
 BLIP = CheckpointScores(name="blip2-opt", corpus={"BLEU-4": 0.1, "CIDEr": 0.9})
 
 
@@ -169,9 +182,9 @@ def test_other_captioners_are_no_epochs(make_run: Any, first: bool, tests: bool)
     assert len(axis.positions) == 6
     assert list(axis.positions) == sorted(axis.positions)
     assert [label.strip() for label in axis.labels[4:]] == ["blip2-opt", "llava"]
-    for chart in re.findall(r'<polyline class="line[^"]*" points="([^"]*)"', score_charts(run)):
+    for chart in re.findall(r'<polyline class="line[^"]*" points="([^"]*)"', _score_charts(run)):
         assert len(chart.split()) == 4
-    assert score_charts(run).count('class="mark') == 12
+    assert _score_charts(run).count('class="mark') == 12
 
 
 def test_the_chart_joins_no_captioner(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +218,7 @@ def test_models_without_a_training_are_compared_and_not_advised() -> None:
         assert set(said) == {"Models"}
         assert said["Models"].startswith("Compared with blip-base: git scores lower on BLEU-4 and CIDEr;")
         assert not checkpoint_axis(run, 3.5).joined
-        assert "polyline" not in score_charts(run)
+        assert "polyline" not in _score_charts(run)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +253,6 @@ def test_a_test_against_a_row_of_another_captioner_is_not_the_steps(make_run: An
 
 
 def test_the_pages_lengths_and_classes_leave_other_captioners_alone(make_run: Any) -> None:
-    from captune.report.captions import caption_statistics
-
     own = make_run({"CIDEr": (0.3, 0.4)})
     words = ("a dog", "a dog runs", "the cat sleeps on the mat")
     rows = [
@@ -249,7 +260,7 @@ def test_the_pages_lengths_and_classes_leave_other_captioners_alone(make_run: An
         for row, text in zip((*own.checkpoints, BLIP), words, strict=True)
     ]
     run = dataclasses.replace(own, checkpoints=tuple(rows), references={"1": ("a dog",), "2": ("a dog",)})
-    text = distributions_part(run, *caption_statistics(run))
+    text = build_page(run, TrainingLog())
     gained = text.partition('data-t="words_gained"')[2].partition("</p>")[0]
     assert "runs" in gained
     assert "cat" not in gained

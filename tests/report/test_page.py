@@ -17,9 +17,9 @@ from PIL import Image
 
 from captune.report import RunScores, TrainingLog, build_page, read_log, write_thumbnails
 from captune.report.captions import caption_statistics, most_changed_words, word_classes
-from captune.report.explorer import MOST_CHARACTERS, MOST_IMAGES, explorer_data, select_images
-from captune.report.page import _dictionary
-from captune.report.svg import Series, line_chart, nice_ticks
+from captune.report.explorer import MAX_CHARACTERS, MAX_IMAGES, explorer_data, select_images
+from captune.report.narrative import catalogue
+from captune.report.page_charts import Series, line_chart, nice_ticks
 from captune.report.thumbnails import embedded_thumbnails, thumbnail_path
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x00\u202e&amp;{{data}}"
@@ -118,7 +118,7 @@ def test_both_languages_are_readable_without_a_script(run: RunScores, language: 
 
 
 def test_every_word_of_the_page_is_in_both_dictionaries(run: RunScores, repository: Path) -> None:
-    words = _dictionary()
+    words = {language: catalogue(language).page for language in ("en", "zh")}
     assert words["en"].keys() == words["zh"].keys()
     page = build_page(run, TrainingLog(steps=(0.0, 1.0), loss=(2.0, 1.0), lr=(1e-5, 1e-5)))
     head = page.partition('<script type="application/json"')[0]
@@ -135,18 +135,18 @@ def test_a_bare_table_makes_a_page_too(make_run: Any, slides: Any) -> None:
 
 def test_long_captions_and_many_images_are_limited(run: RunScores) -> None:
     row = run.checkpoints[0]
-    many = {str(index): "x" * 10_000 for index in range(MOST_IMAGES + 200)}
+    many = {str(index): "x" * 10_000 for index in range(MAX_IMAGES + 200)}
     first = dataclasses.replace(row, captions=many, per_image={i: {"CIDEr": 0.5} for i in many})
     last = dataclasses.replace(first, name="epoch0", per_image={i: {"CIDEr": int(i) / 1000} for i in many})
     big = dataclasses.replace(run, checkpoints=(first, last), references={})
     images = select_images(big)
-    assert len(images) == MOST_IMAGES
-    assert {"0", str(MOST_IMAGES + 199)} <= set(images)
+    assert len(images) == MAX_IMAGES
+    assert {"0", str(MAX_IMAGES + 199)} <= set(images)
     assert "500" in images or "700" in images
     assert images == sorted(images, key=int)
     data = explorer_data(big, images, [{}, {}])
     assert data["left_out"] == 200
-    assert data["images"][0]["c"][0] == "x" * MOST_CHARACTERS + "… (10,000 characters)"
+    assert data["images"][0]["c"][0] == "x" * MAX_CHARACTERS + "… (10,000 characters)"
 
 
 def test_a_model_that_never_stops_does_not_make_the_page_too_large(run: RunScores, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_drawing_is_valid_xml_and_leaves_gaps() -> None:
 
     nan = float("nan")
     series = [Series("a<b>&", [0.1, nan, 0.3, 0.4], 0, [(0.0, 0.2), (nan, nan), (0.2, 0.4), (0.3, 0.5)])]
-    drawing = line_chart([0, 1, 2, 3], series, title='"<t>"', x_label="epoch", y_label="score")
+    drawing = line_chart([0, 1, 2, 3], series, '"<t>"', "epoch", "score", {"epoch": "轮次"})
     tree = ElementTree.fromstring(drawing)
     assert len(tree.findall("polyline")) == len(tree.findall("polygon")) == 2
-    assert line_chart([0, 1], [Series("x", [nan, nan], 0)], title="", x_label="", y_label="") == ""
+    assert line_chart([0, 1], [Series("x", [nan, nan], 0)], "", "", "", {}) == ""

@@ -1,0 +1,319 @@
+"""The page's line charts as inline SVG.
+
+They are not drawn by matplotlib, as the pictures of `captune.report.chart` are: the style sheet colours them, so that
+they follow light and dark, the page's script translates their words, and a plain install can draw them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from captune.report.axis import checkpoint_axis, spread_labels
+from captune.report.captions import CaptionStatistics
+from captune.report.columns import column
+from captune.report.course import course_of, drawn_rows
+from captune.report.record import RunScores
+from captune.report.text import one_line
+from captune.report.training_log import TrainingLog
+
+__all__ = ["Series", "distribution_charts", "line_chart", "nice_ticks", "score_charts", "training_charts"]
+
+BINS = 20
+WIDTH, HEIGHT = 480, 300
+"""Units of a drawing, which the page scales."""
+
+LEFT, TOP, BOTTOM = 52.0, 26.0, HEIGHT - 40.0
+"""Edges of the area in which lines are drawn; the right one leaves room for their names."""
+
+AXIS_INCHES = 3.5
+"""Width of the axis for which labels of checkpoints are laid out."""
+
+MAX_MARKERS = 40
+"""Positions beyond which the values of a line are not marked."""
+
+_MARKERS: Sequence[Sequence[tuple[float, float]]] = (
+    (),  # a circle
+    ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
+    ((0, -4.5), (4, 3.5), (-4, 3.5)),
+    ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0)),
+    ((0, 4.5), (4, -3.5), (-4, -3.5)),
+    (),
+)
+"""Corners of the shapes by which lines are told apart without colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: the label at its end.
+        values: one for a position on the x axis; NaN leaves a gap.
+        style: number of its class `s0` to `s9` in the style sheet, and of its marker.
+        bands: (low, high) for a position, NaN where there is none; empty for no band.
+        translate: key of the page's words, where the name is a word and not a metric.
+        joined: how many values, from the first on, the line joins; None is all. The others are marks alone.
+    """
+
+    name: str
+    values: Sequence[float]
+    style: int
+    bands: Sequence[tuple[float, float]] = ()
+    translate: str = ""
+    joined: int | None = None
+
+
+def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Scores over training with their intervals: metrics from 0 to 1, and CIDEr in a separate chart.
+
+    Args:
+        run: the rows.
+        words: the page's words in the language in which it opens.
+
+    Returns:
+        The key of its caption and the drawing, for every chart that has something to show.
+    """
+    drawn, joined = drawn_rows(run)
+    metrics = [metric for metric in drawn.metrics if column(metric).top is not None]
+    charts = []
+    for label, first_style, names in (
+        ("score", 0, [metric for metric in metrics if not metric.startswith("CIDEr")]),
+        ("cider", 5, [metric for metric in metrics if metric.startswith("CIDEr")]),
+    ):
+        series = []
+        for index, metric in enumerate(names):
+            values = [math.nan if value is None else value for value in drawn.values(metric)]
+            bands = [row.intervals.get(metric, (math.nan, math.nan)) for row in drawn.checkpoints]
+            series.append(Series(metric, values, (first_style + index) % 10, bands, joined=joined))
+        title = f"{', '.join(names)}, {', '.join(row.name for row in drawn.checkpoints[:40])}"
+        charts.append(("metrics_chart", _over_checkpoints(run, series, title, label, words)))
+    return [chart for chart in charts if chart[1]]
+
+
+def training_charts(log: TrainingLog, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Loss and learning rate over the steps; see `score_charts`."""
+    charts = []
+    for key, values, style in (("loss", log.loss, 0), ("lr", log.lr, 3)):
+        if log.steps and (drawing := line_chart(log.steps, [Series("", values, style)], key, "step", key, words)):
+            charts.append((f"{key}_chart", drawing))
+    return charts
+
+
+def distribution_charts(
+    run: RunScores, rows: Sequence[CaptionStatistics], references: CaptionStatistics, words: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """CIDEr of single images, lengths and vocabulary; see `score_charts`.
+
+    Args:
+        run: the rows.
+        rows: their captions, in the order in which charts draw them.
+        references: the references.
+        words: the page's words in the language in which it opens.
+    """
+    trained, joined = course_of(run).run.checkpoints, drawn_rows(run)[1]
+    cider, lengths = [], []
+    for end in dict.fromkeys((0, len(trained) - 1)):
+        name, style = trained[end].name, 5 if end else 0
+        scores = [image.get("CIDEr", math.nan) for image in trained[end].per_image.values()]
+        cider.append(Series(name, scores, style))
+        lengths.append(Series(name, rows[end].lengths, style))
+    means = [Series("", [row.mean_length for row in rows], 0, joined=joined)]
+    if references.lengths:
+        lengths.append(Series("references", references.lengths, 7, translate="references"))
+        means.append(Series("references", [references.mean_length] * len(rows), 7, translate="references"))
+    sizes = [Series("", [float(len(row.words)) or math.nan for row in rows], 2, joined=joined)]
+    charts = [
+        ("cider_distribution", _histogram(cider, "per_image_cider", words)),
+        ("length_distribution", _histogram(lengths, "words_per_caption", words, integers=True)),
+        ("length_chart", _over_checkpoints(run, means, "mean length", "words_per_caption", words)),
+        ("vocabulary_chart", _over_checkpoints(run, sizes, "vocabulary", "vocabulary", words)),
+    ]
+    return [chart for chart in charts if chart[1]]
+
+
+def _over_checkpoints(
+    run: RunScores, series: Sequence[Series], title: str, y_label: str, words: Mapping[str, str]
+) -> str:
+    """A chart with a position for every row of the run."""
+    axis = checkpoint_axis(run, width=AXIS_INCHES)
+    ticks = list(zip(*axis.ticks(AXIS_INCHES), strict=True))
+    return line_chart(axis.positions, series, title, axis.title, y_label, words, ticks=ticks, markers=True)
+
+
+def _histogram(groups: Sequence[Series], x_label: str, words: Mapping[str, str], *, integers: bool = False) -> str:
+    """Shares of values in equal bins, a line a group; integers are not split."""
+    finite = [[value for value in group.values if math.isfinite(value)] for group in groups]
+    ordered = sorted(value for values in finite for value in values)
+    if not ordered:
+        return ""
+    # A single caption that runs on must not squeeze all others into the first bin.
+    low, high = ordered[0], ordered[min(len(ordered) - 1, int(0.995 * len(ordered)))]
+    width = (high - low) / BINS or 1.0
+    if integers:
+        width = max(1.0, math.ceil(width))
+    count = max(1, math.ceil((high - low) / width + 1e-9)) + (1 if integers else 0)
+    centres = [low + (index + (0 if integers else 0.5)) * width for index in range(count)]
+    series = []
+    for group, values in zip(groups, finite, strict=True):
+        bins = [0] * count
+        for value in values:
+            bins[min(count - 1, int((value - low) / width))] += 1
+        shares = [number / len(values) for number in bins] if values else [math.nan] * count
+        series.append(Series(group.name, shares, group.style, translate=group.translate))
+    return line_chart(centres, series, x_label, x_label, "share", words)
+
+
+def line_chart(
+    positions: Sequence[float],
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    words: Mapping[str, str],
+    *,
+    ticks: Sequence[tuple[float, str]] = (),
+    markers: bool = False,
+) -> str:
+    """Draw lines over common positions.
+
+    Args:
+        positions: of the values on the x axis, ascending.
+        series: the lines; those without a finite value are left out.
+        title: the alternative text.
+        x_label: key of the words under the x axis, or empty.
+        y_label: key of the words over the y axis.
+        words: the page's words in the language in which it opens.
+        ticks: (position, label) on the x axis; by default round numbers.
+        markers: whether values are marked, unless they are many.
+
+    Returns:
+        An `<svg>` element, or an empty text when there is nothing to draw.
+    """
+    drawn = [line for line in series if any(map(math.isfinite, line.values))]
+    if not drawn:
+        return ""
+    drawing = _Drawing(positions, drawn, title, words)
+    drawing.text(4, 14, y_label, key=y_label, kind="axis")
+    drawing.grid(ticks)
+    if x_label:
+        drawing.text((LEFT + drawing.right) / 2, HEIGHT - 4, x_label, key=x_label, kind="axis", anchor="middle")
+    for line in drawn:
+        drawing.line(line, markers=markers and len(positions) <= MAX_MARKERS)
+    drawing.end_labels(drawn)
+    return ElementTree.tostring(drawing.svg, encoding="unicode")
+
+
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers between two bounds, at most `most` of them, 1, 2 or 5 times a power of ten apart."""
+    span = high - low
+    if not span > 0:
+        return [low]
+    raw = span / most
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+class _Drawing:
+    """An `<svg>` element that grows, and the scales from values to its units."""
+
+    def __init__(
+        self, positions: Sequence[float], series: Sequence[Series], title: str, words: Mapping[str, str]
+    ) -> None:
+        values = [value for line in series for value in line.values if math.isfinite(value)]
+        values += [bound for line in series for band in line.bands for bound in band if math.isfinite(bound)]
+        low, high = min(values), max(values)
+        margin = max(0.06 * (high - low), 0.01 * max(abs(low), abs(high)), 1e-9)
+        self.low = max(0.0, low - margin) if low >= 0 else low - margin
+        self.high = high + margin
+        self.right = WIDTH - 16.0 - 7.2 * max(len(line.name) for line in series)
+        self.positions, self.words = positions, words
+        attributes = {
+            "class": "chart",
+            "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+            "role": "img",
+            "aria-label": one_line(title),
+        }
+        self.svg = ElementTree.Element("svg", attributes)
+
+    def x(self, position: float) -> float:
+        start, end = self.positions[0], self.positions[-1]
+        if end == start:
+            return (LEFT + self.right) / 2
+        return LEFT + 8 + (position - start) / (end - start) * (self.right - LEFT - 16)
+
+    def y(self, value: float) -> float:
+        return BOTTOM - (value - self.low) / (self.high - self.low) * (BOTTOM - TOP)
+
+    def add(self, tag: str, kind: str, **attributes: float | str) -> ElementTree.Element:
+        """A shape of a class of the style sheet; numbers are rounded to a tenth."""
+        shown = {name: f"{v:.1f}" if isinstance(v, float) else str(v) for name, v in attributes.items()}
+        return ElementTree.SubElement(self.svg, tag, {"class": kind, **shown} if kind else shown)
+
+    def text(self, x: float, y: float, text: str, *, key: str = "", kind: str = "", anchor: str = "") -> None:
+        """A text, or the word `key` in the page's language."""
+        node = self.add("text", kind, x=x, y=y, **({"text-anchor": anchor} if anchor else {}))
+        if key:
+            node.set("data-t", key)
+        node.text = one_line(self.words.get(key, text))
+
+    def grid(self, ticks: Sequence[tuple[float, str]]) -> None:
+        """Grid lines with their numbers, and the labels of the x axis."""
+        for value in nice_ticks(self.low, self.high):
+            y = self.y(value)
+            self.add("line", "grid", x1=LEFT, x2=self.right, y1=y, y2=y)
+            self.text(LEFT - 6, y + 4, f"{value:.4g}", anchor="end")
+        round_numbers = nice_ticks(self.positions[0], self.positions[-1])
+        for position, label in ticks or [(number, f"{number:.4g}") for number in round_numbers]:
+            for row, part in enumerate(label.split("\n")):
+                self.text(self.x(position), BOTTOM + 14 + 11 * row, part, anchor="middle")
+
+    def line(self, line: Series, *, markers: bool) -> None:
+        """Band, line and markers of one series."""
+        count = len(line.values)
+        joined = count if line.joined is None else line.joined
+        points = [(self.x(place), self.y(value)) for place, value in zip(self.positions, line.values, strict=True)]
+        present = [math.isfinite(value) for value in line.values]
+        for run in _runs([all(map(math.isfinite, band)) for band in line.bands[:joined]]):
+            upper = [(points[i][0], self.y(line.bands[i][1])) for i in run]
+            lower = [(points[i][0], self.y(line.bands[i][0])) for i in reversed(run)]
+            self.add("polygon", f"band s{line.style}", points=_points(upper + lower))
+        for run in _runs(present[:joined]):
+            self.add("polyline", f"line s{line.style}", points=_points([points[i] for i in run]))
+        for i in range(count):
+            if present[i] and (markers or i >= joined):
+                self.marker(*points[i], line.style)
+
+    def marker(self, x: float, y: float, style: int) -> None:
+        """The small shape of a style."""
+        if corners := _MARKERS[style % len(_MARKERS)]:
+            self.add("polygon", f"mark s{style}", points=_points([(x + a, y + b) for a, b in corners]))
+        else:
+            self.add("circle", f"mark s{style}", cx=x, cy=y, r=3.5)
+
+    def end_labels(self, series: Sequence[Series]) -> None:
+        """Every line's name at its end, none over another."""
+        named = [line for line in series if line.name]
+        ends = [self.y(next(v for v in reversed(line.values) if math.isfinite(v))) for line in named]
+        for line, end, y in zip(named, ends, spread_labels(ends, gap=14, low=TOP, high=BOTTOM), strict=True):
+            self.add("line", "lead", x1=self.right - 6, y1=end, x2=self.right + 6, y2=y)
+            self.text(self.right + 9, y + 4, line.name, key=line.translate, kind=f"name s{line.style}")
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _runs(present: Sequence[bool]) -> list[list[int]]:
+    """Indices of values that follow each other without a gap."""
+    runs: list[list[int]] = []
+    for index, here in enumerate(present):
+        if here and runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        elif here:
+            runs.append([index])
+    return runs
