@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from captune.features.contents import content_ids
+from captune.data.content_hash import content_ids
 from captune.features.encode import UnreadableImage, encode_images, encode_missing
 from captune.features.identity import TowerIdentity, tower_identity
 from captune.features.prepare import SingleProcess, StoredImages, features_of, store_root

@@ -13,7 +13,7 @@ import PIL
 import torch
 
 from captune.config import ModelConfig
-from captune.features.contents import cached_content_hashes
+from captune.data.content_hash import cached_digest
 from captune.hub import resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter, read_record
@@ -81,7 +81,7 @@ def tower_identity(
     Args:
         config: which model, in which number format.
         device: where it would run; decides the number format.
-        root: folder of the store, where hashes of large files are remembered.
+        root: folder of the store, where hashes of large files are cached.
         exif_rotation: whether images are turned upright as their EXIF data say.
 
     Raises:
@@ -114,7 +114,7 @@ def _weights(config: ModelConfig, dtype: torch.dtype, root: Path) -> str:
                 own.update(values)
             return own.digest()[:16]
 
-        digest.update(cached_content_hashes(file, f"towers-{dtype}", root, of_file))
+        digest.update(cached_digest(file, f"towers-{dtype}", root, of_file))
     return digest.hexdigest()[:32]
 
 

@@ -15,10 +15,10 @@ from typing import Protocol, TypeVar
 import torch
 
 from captune.config import ModelConfig, RunConfig
+from captune.data.content_hash import content_ids
 from captune.data.images import load_image
 from captune.data.locks import folder_lock
 from captune.errors import DataError
-from captune.features.contents import content_ids
 from captune.features.encode import UnreadableImage, encode_missing
 from captune.features.identity import tower_identity
 from captune.features.store import FeatureStore, StoredFeatures

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from captune.data.content_hash import content_hash, file_state
+from captune.data.content_hash import FileCache, cached_map, content_hash, file_state
 
 
 def test_exchanged_content_of_equal_size_and_time_is_another_state(tmp_path: Path) -> None:
@@ -35,3 +35,48 @@ def test_a_hash_is_of_the_bytes(tmp_path: Path) -> None:
     copy.write_bytes(b"two")
     assert content_hash(file) != content_hash(copy)
     assert len(content_hash(file)) == 16
+
+
+def test_values_are_kept_for_a_path_and_a_state(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "kept.sqlite"
+    columns = {"digest": 16, "hashes": 8}
+    with FileCache(file, "fingerprint", columns) as cache:
+        assert cache.get("a.jpg", "10 20") is None
+        cache.put("a.jpg", "10 20", (b"d" * 16, b"h" * 8))
+        cache.put("broken.jpg", "1 2", (b"e" * 16, None))
+        cache.put("short.jpg", "1 2", (b"e", None))
+        cache.put("caf\udce9.jpg", "1 2", (b"e" * 16, None))
+    with FileCache(file, "fingerprint", columns) as cache:
+        assert cache.get("a.jpg", "10 20") == (b"d" * 16, b"h" * 8)
+        assert cache.get("broken.jpg", "1 2") == (b"e" * 16, None)
+        assert cache.get("a.jpg", "11 20") is None
+        assert cache.get("a.jpg", "10 21") is None
+        assert cache.get("short.jpg", "1 2") is None
+        assert cache.get("caf\udce9.jpg", "1 2") is None
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b", "none", "a\0b")]
+    files[0].write_bytes(b"one")
+    files[1].write_bytes(b"two")
+    read: list[str] = []
+
+    def compute(file: str) -> tuple[bytes]:
+        read.append(Path(file).name)
+        return (content_hash(file),)
+
+    def run() -> dict[int, object]:
+        read.clear()
+        with FileCache(tmp_path / "kept.sqlite", "content_of", {"id": 16}) as cache:
+            return dict(cached_map(files, cache, compute))
+
+    results = run()
+    assert sorted(read) == ["a", "b"]
+    assert results[0] == (content_hash(files[0]),)
+    assert isinstance(results[2], FileNotFoundError)
+    assert isinstance(results[3], OSError)
+    assert run()[1] == results[1]
+    assert read == []
+    files[1].write_bytes(b"three")
+    assert run()[1] == (content_hash(files[1]),)
+    assert read == ["b"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captune.data.leaks import ImageFile, find_leaks
-from captune.data.leaks.fingerprints import VIEWS, Fingerprint, FingerprintStore, close_pairs, fingerprint
+from captune.data.leaks.fingerprints import VIEWS, close_pairs, fingerprint
 from captune.data.leaks.guard import candidates, compare_manifests, leak_issues
 from captune.data.leaks.pixels import compare, read_thumbnail
 from captune.data.manifest import Sample, write_manifest
@@ -194,24 +194,6 @@ def test_flat_pictures_are_the_same_only_in_the_same_colour(tmp_path: Path) -> N
     evaluated = files([tmp_path / "b.jpg", tmp_path / "c.png"], "e")
     report = find_leaks(files([tmp_path / "a.png"], "t"), evaluated, store=None)
     assert [leak.evaluated for leak in report.leaks] == [0]
-
-
-def test_fingerprints_are_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
-    file = tmp_path / "cache" / "kept.sqlite"
-    known = Fingerprint(b"d" * 16, np.arange(len(VIEWS), dtype=np.uint64))
-    with FingerprintStore(file) as store:
-        assert store.get("a.jpg", "10 20") is None
-        store.put("a.jpg", "10 20", known)
-        store.put("broken.jpg", "1 2", Fingerprint(b"e" * 16, None))
-    with FingerprintStore(file) as store:
-        found = store.get("a.jpg", "10 20")
-        assert found is not None
-        assert found.digest == known.digest
-        assert found.hashes is not None
-        assert found.hashes.tolist() == list(range(len(VIEWS)))
-        assert store.get("broken.jpg", "1 2") == Fingerprint(b"e" * 16, None)
-        assert store.get("a.jpg", "11 20") is None
-        assert store.get("a.jpg", "10 21") is None
 
 
 def test_a_store_that_cannot_be_used_changes_nothing(drawn: list[Path], tmp_path: Path) -> None:

@@ -14,23 +14,22 @@ buckets, as those of pictures that look alike do, all are compared instead.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
 import itertools
 import os
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from captune.data.content_hash import HASH_BYTES, FileCache
 from captune.data.images import reduced_image
 from captune.errors import DataError, MissingExtraError
 
@@ -40,12 +39,12 @@ __all__ = [
     "WHOLE",
     "Box",
     "Fingerprint",
-    "FingerprintStore",
     "Hashes",
     "Pairs",
     "close_pairs",
     "default_store",
     "fingerprint",
+    "fingerprint_cache",
     "view_hashes",
 ]
 
@@ -203,23 +202,16 @@ class Fingerprint:
     hashes: Hashes | None
 
 
-def fingerprint(path: str) -> Fingerprint | None:
+def fingerprint(path: str) -> Fingerprint:
     """Read a file once for its digest and hashes.
 
-    Returns:
-        the fingerprint, or None where the file cannot be read.
-
     Raises:
+        OSError: the file cannot be read.
         MissingExtraError: ImageHash is not installed.
     """
-    try:
-        if not os.path.isfile(path):  # a pipe would block for ever
-            return None
-        with open(path, "rb") as file:
-            data = file.read()
-    except (OSError, ValueError):
-        return None
-    digest = hashlib.blake2b(data, digest_size=16).digest()
+    with open(path, "rb") as file:
+        data = file.read()
+    digest = hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
     try:
         image = reduced_image(io.BytesIO(data), path, 2 * _SIDE)
     except DataError:
@@ -251,7 +243,6 @@ def view_hashes(image: Image.Image) -> Hashes:
 
 
 _VERSION = 3  # counts up when the same file would give another fingerprint, or is known by something else
-_BATCH = 2000
 
 
 def default_store() -> Path:
@@ -260,69 +251,11 @@ def default_store() -> Path:
     return Path(cache) / "captune" / f"fingerprints-{_VERSION}.sqlite"
 
 
-class FingerprintStore:
-    """Finds and keeps fingerprints; use it as a context manager, in one thread.
+def fingerprint_cache(store: Path | Literal["default"] | None) -> FileCache:
+    """The cache of fingerprints: a digest, and the hashes where the file can be decoded.
 
     Args:
-        file: the database, made where it is absent; None keeps nothing.
+        store: the database; by default in `$XDG_CACHE_HOME/captune` or `~/.cache/captune`; None keeps nothing.
     """
-
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-        self._database: sqlite3.Connection | None = None
-        self._fresh: list[tuple[str, str, bytes, bytes | None]] = []
-
-    def __enter__(self) -> FingerprintStore:
-        if self._file is None:
-            return self
-        with self._unless_broken():
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self._file, timeout=5)
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS fingerprint "
-                "(path TEXT PRIMARY KEY, state TEXT, digest BLOB, hashes BLOB) WITHOUT ROWID"
-            )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-
-    def get(self, path: str, state: str) -> Fingerprint | None:
-        """The fingerprint of a file in this state (`file_state`), or None."""
-        row = None
-        with self._unless_broken():
-            if self._database is not None:
-                query = "SELECT digest, hashes FROM fingerprint WHERE path = ? AND state = ?"
-                row = self._database.execute(query, (path, state)).fetchone()
-        if row is None:
-            return None
-        digest, hashes = row
-        known = None if hashes is None else np.frombuffer(hashes, np.uint64)
-        return None if known is not None and known.size != len(VIEWS) else Fingerprint(digest, known)
-
-    def put(self, path: str, state: str, found: Fingerprint) -> None:
-        """Keep the fingerprint of a file."""
-        hashes = None if found.hashes is None else found.hashes.tobytes()
-        self._fresh.append((path, state, found.digest, hashes))
-        if len(self._fresh) >= _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        with self._unless_broken():
-            if self._database is not None and self._fresh:
-                with self._database:
-                    self._database.executemany("INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?)", self._fresh)
-        self._fresh.clear()
-
-    @contextlib.contextmanager
-    def _unless_broken(self) -> Iterator[None]:
-        """Go on without the store where it fails: a full or read-only disk, a lock, a file of another kind."""
-        try:
-            yield
-        except (sqlite3.Error, OSError, UnicodeEncodeError):
-            if self._database is not None:
-                self._database.close()
-            self._database = None
+    file = default_store() if store == "default" else store
+    return FileCache(file, "fingerprint", {"digest": HASH_BYTES, "hashes": 8 * len(VIEWS)})

@@ -7,7 +7,6 @@ two manifests, and within one data set.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections import Counter
@@ -19,22 +18,19 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from captune.data.content_hash import file_state
+from captune.data.content_hash import cached_map
 from captune.data.issues import Issue, plural, printable
 from captune.data.leaks.fingerprints import (
     INDEXED_RADIUS,
     VIEWS,
     WHOLE,
-    Fingerprint,
-    FingerprintStore,
     Hashes,
     close_pairs,
-    default_store,
     fingerprint,
+    fingerprint_cache,
 )
 from captune.data.leaks.pixels import Thumbnail, compare, read_thumbnail
 from captune.data.manifest import scan_manifest
-from captune.data.prefetch import prefetch_map
 from captune.errors import DataError
 
 __all__ = [
@@ -162,8 +158,7 @@ def find_leaks(
     """
     ids = {image.id: place for place, image in enumerate(trained)}
     leaks = {place: Leak("id", place, ids[image.id]) for place, image in enumerate(evaluated) if image.id in ids}
-    with FingerprintStore(default_store() if store == "default" else store) as kept:
-        digests, hashes, readable = read_fingerprints([*trained, *evaluated], kept, progress, workers)
+    digests, hashes, readable = read_fingerprints([*trained, *evaluated], store, progress, workers)
     count = len(trained)
     known = {digest: place for place, digest in enumerate(digests[:count]) if digest is not None}
     for place, digest in enumerate(digests[count:]):
@@ -287,37 +282,28 @@ def read_picture(path: str) -> Thumbnail | None:
 
 def read_fingerprints(
     images: Sequence[ImageFile],
-    kept: FingerprintStore,
+    store: Path | Literal["default"] | None,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
 ) -> tuple[list[bytes | None], Hashes, NDArray[np.bool_]]:
     """Digest and hashes of each file, and whether it is an image that could be read."""
-    digests: list[bytes | None] = []
+    digests: list[bytes | None] = [None] * len(images)
     hashes = np.zeros((len(images), len(VIEWS)), np.uint64)
     readable = np.zeros(len(images), np.bool_)
 
-    def looked_up() -> Iterator[tuple[str, os.stat_result | None, Fingerprint | None]]:
-        for image in images:
-            try:
-                facts = os.stat(image.path)
-            except (OSError, ValueError):
-                yield image.path, None, None
-            else:
-                yield image.path, facts, kept.get(os.path.abspath(image.path), file_state(facts))
+    def compute(path: str) -> tuple[bytes, bytes | None]:
+        result = fingerprint(path)
+        return result.digest, None if result.hashes is None else result.hashes.tobytes()
 
-    def read(item: tuple[str, os.stat_result | None, Fingerprint | None]) -> Fingerprint | None:
-        path, facts, known = item
-        return known if known is not None or facts is None else fingerprint(path)
-
-    with contextlib.closing(prefetch_map(looked_up(), read, workers)) as results:
-        for place, ((path, facts, known), found) in enumerate(results):
-            digests.append(None if found is None else found.digest)
-            if found is not None and found.hashes is not None:
-                hashes[place], readable[place] = found.hashes, True
-            if found is not None and known is None and facts is not None:
-                kept.put(os.path.abspath(path), file_state(facts), found)
-            if progress is not None and (place + 1) % _PROGRESS_EVERY == 0:
-                progress(place + 1, len(images))
+    with fingerprint_cache(store) as cache:
+        results = cached_map([image.path for image in images], cache, compute, workers)
+        for done, (index, values) in enumerate(results, 1):
+            if not isinstance(values, OSError):
+                digests[index], packed = values
+                if packed is not None:
+                    hashes[index], readable[index] = np.frombuffer(packed, np.uint64), True
+            if progress is not None and done % _PROGRESS_EVERY == 0:
+                progress(done, len(images))
     return digests, hashes, readable
 
 
@@ -343,8 +329,7 @@ def same_picture_groups(
     Raises:
         MissingExtraError: ImageHash is not installed.
     """
-    with FingerprintStore(default_store() if store == "default" else store) as kept:
-        digests, hashes, readable = read_fingerprints(images, kept, progress, workers)
+    digests, hashes, readable = read_fingerprints(images, store, progress, workers)
     groups = list(range(len(images)))
 
     def first_of(place: int) -> int:
