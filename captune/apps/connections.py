@@ -1,4 +1,4 @@
-"""Connections of both servers: bounded in number, and in the time that a request may take to arrive."""
+"""Connections of both servers: limits on their number and on the time of a request to arrive."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ HEADER_SECONDS = 30.0
 """Time for the headers of a request to arrive, from its first byte or from the connection."""
 
 BODY_SECONDS = 35.0
-"""Time for its body. `captune.apps.http.Guard` answers 408 before; this ends connections that nobody reads from."""
+"""Time for its body. `SecurityMiddleware` answers 408 earlier; this closes connections whose body is not read."""
 
 WRITE_SECONDS = 60.0
-"""Time for which a client may leave an answer unread that its buffers do not hold."""
+"""Time for which a client may leave a response unread once the buffers are full."""
 
 ACCEPTED_AT_ONCE = 8
-"""Connections accepted before any of them is looked at; each is an open file beyond the limit for a moment."""
+"""Connections accepted before any of them is handled; each is briefly an open file beyond the limit."""
 
 RESERVED_FILES = 64
-"""Open files that are kept for other things: images, pages, look-ups of names, connections just accepted."""
+"""Open files reserved for images, pages, name look-ups and connections just accepted."""
 
 MOST_CONNECTIONS = 4096
 
 
 def most_connections() -> int:
-    """How many connections may be open, so that the process never runs out of files."""
+    """Limit on open connections, so that the process never runs out of files."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit
@@ -50,19 +50,19 @@ def most_connections() -> int:
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when a request takes too long to arrive, or when others need its place.
+    """A connection that is closed when a request takes too long to arrive, or when too many connections are open.
 
-    Where too many are open, the one goes that has been idle or sending for longest: a client that sends its request at
-    once is answered, however many others do not.
+    In the second case the connection that has been idle or sending for longest is closed, so that a client that sends
+    its request at once is answered, however many others do not.
 
     Attributes:
-        most: connections that may be open.
+        most: limit on open connections.
     """
 
     most: int = MOST_CONNECTIONS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a new connection in, and close another one if there are too many."""
+        """Accept a connection, and close another one if there are too many."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -72,7 +72,7 @@ class Connection(H11Protocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Read what came."""
+        """Handle received bytes."""
         super().data_received(data)
         self._watch()
 
@@ -84,12 +84,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not read: it has some time for that."""
+        """The client does not read; it has `WRITE_SECONDS` to do so."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """The client reads again."""
         if self._write_timer is not None:
             self._write_timer.cancel()
         super().resume_writing()
@@ -100,7 +100,7 @@ class Connection(H11Protocol):
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
     def _watch(self) -> None:
-        """Start the clock of what arrives now: headers or body of one request."""
+        """Start the timer of the headers or the body of one request."""
         state = self.conn.their_state
         if (state, self.cycle) == self._phase:
             return
@@ -111,23 +111,23 @@ class Connection(H11Protocol):
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
     def _make_room(self) -> None:
-        """Close the connection that can be spared best: this one, where all others are being answered."""
+        """Close the connection that has waited longest, or this one if all others are being answered."""
         others = [
             other
             for other in self.connections
             if isinstance(other, Connection) and other is not self and other.is_arriving
         ]
-        spared = min(others, key=lambda other: (other.conn.their_state is h11.SEND_BODY, other._since), default=self)
-        # It is counted until its loss is told, and more may come in before.
-        self.connections.discard(spared)
-        spared.transport.abort()
+        closed = min(others, key=lambda other: (other.conn.their_state is h11.SEND_BODY, other._since), default=self)
+        # It would be counted until `connection_lost` is called, and more may be accepted before.
+        self.connections.discard(closed)
+        closed.transport.abort()
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with a long queue of connections that are still to be accepted."""
+    """uvicorn's server with a long queue of connections to accept."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; asyncio takes the number that it accepts at once for the length of the queue."""
+        """Listen; asyncio would use the number of connections accepted at once as the length of the queue."""
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(2048)

@@ -1,4 +1,8 @@
-"""What both servers share: limits on what comes in, headers on what goes out, and the start of a server."""
+"""Security of both servers (limits on requests, security headers) and their start.
+
+Starlette's TrustedHostMiddleware is not used: it does not know the address that a client has connected to, and its
+error is plain text without a hint.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,15 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-__all__ = ["LOCAL_HOSTS", "Guard", "answered_hosts", "base_url", "is_local", "listening_socket", "run_server"]
+__all__ = [
+    "LOCAL_HOSTS",
+    "SecurityMiddleware",
+    "answered_hosts",
+    "base_url",
+    "is_local",
+    "listening_socket",
+    "run_server",
+]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -31,7 +43,7 @@ CONTENT_SECURITY_POLICY = (
 
 _HEADERS = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
-    # Not `no-referrer`: with it browsers hide the origin of a form, too, and that is checked here.
+    # Not `no-referrer`, with which browsers also hide the origin of a form, which is checked here.
     (b"referrer-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -41,28 +53,27 @@ _HEADERS = (
 )
 
 Refusal = Callable[[int, str], tuple[str, bytes]]
-"""Makes content type and body of a refusal from its status and sentence."""
+"""Makes content type and body of an error response from its status and sentence."""
 
 
 def _plain(status: int, sentence: str) -> tuple[str, bytes]:
     return "text/plain; charset=utf-8", f"{sentence}\n".encode()
 
 
-class Guard:
-    """Lets through what is small, for this host, and from this site.
+class SecurityMiddleware:
+    """ASGI middleware that refuses large or slow requests, unknown hosts and requests from other sites.
 
-    A body is read before the application sees the request, so that one without a length or slower than anybody's
-    line ends here.
+    The body is read before the application is called, so that bodies without a length or at a trickle end here.
 
     Args:
-        application: what is guarded.
-        max_body: bytes of one request's body; more is 413.
-        max_waiting: bytes of all bodies that are being read or answered together; more is 429.
-        hosts: names in the Host header that are answered, against DNS rebinding; None is any. The host of `site` and
-            the address that a connection was made to are answered too.
-        site: what addresses begin with where a proxy is in front, which browsers then name as the origin.
-        refusal: how a refusal is written.
-        body_seconds: time to send a body in; longer is 408.
+        application: the protected application.
+        max_body: limit on the bytes of a body; more is 413.
+        max_waiting: limit on the bytes of all bodies that are being read or answered; more is 429.
+        hosts: accepted names in the Host header, against DNS rebinding; None accepts any. The host of `site` and the
+            address of the connection are accepted too.
+        site: beginning of the addresses behind a proxy, which browsers send as the origin.
+        refusal: formats error responses.
+        body_seconds: limit on the time of a body to arrive; longer is 408.
     """
 
     def __init__(
@@ -86,7 +97,7 @@ class Guard:
         self._waiting = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one connection event, as ASGI asks."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
@@ -94,7 +105,7 @@ class Guard:
         if problem := self._wrong_host(headers, scope) or self._wrong_request(scope["method"], headers):
             await self._refuse(send, *problem)
             return
-        body, held, arrived = bytearray(), 0, False
+        body, received, is_complete = bytearray(), 0, False
         try:
             async with asyncio.timeout(self._body_seconds):
                 more = scope["method"] not in ("GET", "HEAD")
@@ -104,30 +115,30 @@ class Guard:
                         return
                     chunk: bytes = message.get("body", b"")
                     more = message.get("more_body", False)
-                    held += len(chunk)
+                    received += len(chunk)
                     self._waiting += len(chunk)
-                    if held > self._max_body:
+                    if received > self._max_body:
                         await self._refuse(send, 413, f"The request is larger than {self._max_body:,} bytes.")
                         return
                     if self._waiting > self._max_waiting:
                         await self._refuse(send, 429, "Too much is waiting to be answered; try again in a moment.")
                         return
                     body += chunk
-            arrived = True
+            is_complete = True
             await self._application(scope, _replaying(bytes(body), receive), _with_headers(send))
         except TimeoutError:
-            if arrived:  # a time-out of the application's own
+            if is_complete:  # raised by the application
                 raise
             await self._refuse(send, 408, f"The request did not arrive within {self._body_seconds:g} seconds.")
         finally:
-            self._waiting -= held
+            self._waiting -= received
 
     def _wrong_host(self, headers: dict[bytes, str], scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
-        """Status and sentence for a request to a name that is not answered."""
+        """Status and sentence of the refusal of another host name."""
         if self._hosts is None:
             return None
         name = _name(headers.get(b"host", ""))
-        # An address cannot be bound anew, so the one that the client has connected to is as good as a name.
+        # DNS rebinding needs a name, so the address that the client has connected to is accepted.
         if name in self._hosts or _same_address(name, (scope.get("server") or ("",))[0]):
             return None
         return 400, (
@@ -136,10 +147,10 @@ class Guard:
         )
 
     def _wrong_request(self, method: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
-        """Status and sentence for another request that is refused by its headers."""
+        """Status and sentence of other refusals by the headers."""
         host = headers.get(b"host", "").lower()
         if method not in ("GET", "HEAD", "OPTIONS"):
-            # Browsers tell where a post comes from; programs that are no browser tell neither, and have no cookies.
+            # Browsers send where a POST comes from; other programs send neither header and have no cookies.
             origin = headers.get(b"origin")
             if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
                 origin is not None and origin.lower().partition("://")[2] != host and origin.lower() != self._site
@@ -154,7 +165,7 @@ class Guard:
         content_type, body = self._refusal(status, sentence)
         headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
         if status in (408, 413):
-            # What is left of the body is not read.
+            # The rest of the body is not read.
             headers.append((b"connection", b"close"))
         answer = _with_headers(send)
         await answer({"type": "http.response.start", "status": status, "headers": headers})
@@ -167,11 +178,11 @@ def is_local(host: str) -> bool:
 
 
 def answered_hosts(host: str, url: str | None) -> tuple[str, ...] | None:
-    """The hosts of a `Guard`: this machine's names; None, which is any, where others are let in by no name.
+    """The hosts of a `SecurityMiddleware`: the names of this machine, or None (any) for other machines without a name.
 
     Args:
-        host: that the server was told to listen on.
-        url: what addresses begin with, where that was named.
+        host: the one to listen on.
+        url: beginning of the addresses, if it is set.
 
     Raises:
         InputError: `url` is not the beginning of an address.
@@ -183,18 +194,18 @@ def answered_hosts(host: str, url: str | None) -> tuple[str, ...] | None:
 
 
 def base_url(host: str, port: int) -> str:
-    """What addresses of a server begin with, as those may type them who can reach it.
+    """Beginning of the addresses of a server, for those who can reach it.
 
     Args:
-        host: that it was told to listen on; for all addresses of the machine, the one that leads outwards is named.
-        port: that it listens on.
+        host: the one it listens on; of all addresses of the machine the outward one is used.
+        port: the one it listens on.
     """
     if host == "localhost":
         host = "127.0.0.1"
     elif host in ("0.0.0.0", "::", ""):
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                # Nothing is sent: the machine only says which of its addresses it would use.
+                # Sends nothing: the system only picks the address that it would use.
                 probe.connect(("192.0.2.1", 9))
                 host = str(probe.getsockname()[0])
         except OSError:
@@ -203,20 +214,20 @@ def base_url(host: str, port: int) -> str:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that a taken port is one sentence before anything is loaded.
+    """A listening socket, so that a used port is reported before the model is loaded.
 
     Args:
         host: name or address to bind to.
-        port: 0 takes a free one.
+        port: 0 picks a free one.
 
     Raises:
-        InputError: the port is taken, or the host is not one of this machine.
-        ToolError: the machine does not let it listen for another reason.
+        InputError: the port is in use, or the host is not one of this machine.
+        ToolError: listening fails for another reason.
     """
     listener: socket.socket | None = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # The protocol is named because asyncio turns delays off (Nagle) only for sockets that say they are TCP.
+        # With an explicit protocol: asyncio disables Nagle's algorithm only for sockets of IPPROTO_TCP.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -233,7 +244,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def run_server(application: Any, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are being answered are answered first.
+    """Serve until SIGINT or SIGTERM; running requests are completed first.
 
     Args:
         application: an ASGI application.
@@ -248,7 +259,7 @@ def run_server(application: Any, listener: socket.socket) -> None:
 
     config = uvicorn.Config(
         application,
-        # Named, so that other libraries that happen to be installed change nothing.
+        # Explicit, so that other installed libraries change nothing.
         loop="asyncio",
         http=Limited,
         ws="none",
@@ -257,7 +268,7 @@ def run_server(application: Any, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=20,
-        # People look at a page for a while.
+        # Users look at a page for a while.
         timeout_keep_alive=60,
         lifespan="on",
     )
@@ -293,23 +304,23 @@ def _name(host: str) -> str:
 
 
 def _same_address(name: str, address: str) -> bool:
-    """Whether both are the same IP address; names are none."""
+    """Whether both are the same IP address; False for names."""
     try:
-        one, other = ipaddress.ip_address(name), ipaddress.ip_address(address)
+        first, second = ipaddress.ip_address(name), ipaddress.ip_address(address)
     except ValueError:
         return False
-    return (getattr(one, "ipv4_mapped", None) or one) == (getattr(other, "ipv4_mapped", None) or other)
+    return (getattr(first, "ipv4_mapped", None) or first) == (getattr(second, "ipv4_mapped", None) or second)
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:
-    """Give the application the body that was read, then whatever comes (the client's leaving)."""
-    given = False
+    """Give the application the received body, then the following messages (the disconnect of the client)."""
+    sent = False
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             return await receive()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay

@@ -100,10 +100,10 @@ def run_server_of(
     with needs("captune serve", "train"):
         import torch  # noqa: F401  the extra that is named must be the one that is missing
     with needs("captune serve", "serve"):
-        from captune.apps.serving.checkpoints import load_served
         from captune.apps.serving.completions import Limits
-        from captune.apps.serving.questions import ImageLimits
+        from captune.apps.serving.messages import ImageLimits
         from captune.apps.serving.remote import fetch_image
+        from captune.apps.serving.served_models import load_served
         from captune.apps.serving.server import serving_application
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")

@@ -16,7 +16,7 @@ import uvicorn
 
 from captune.apps import connections
 from captune.apps.connections import Connection, Server, most_connections
-from captune.apps.http import Guard, listening_socket
+from captune.apps.http import SecurityMiddleware, listening_socket
 
 Serve = Callable[..., int]
 
@@ -41,7 +41,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
             monkeypatch.setattr(connections, name, seconds)
         listener = listening_socket("127.0.0.1", 0)
         port = int(listener.getsockname()[1])
-        application: Any = Guard(_hello, max_body=1000, body_seconds=seconds)
+        application: Any = SecurityMiddleware(_hello, max_body=1000, body_seconds=seconds)
         config = uvicorn.Config(
             application,
             http=type("Few", (Connection,), {"most": most}),
@@ -79,7 +79,7 @@ def _open(port: int, data: bytes) -> socket.socket:
     return one
 
 
-def _is_cut(one: socket.socket, drip: bytes = b"a", seconds: float = 10.0) -> bool:
+def _is_closed(one: socket.socket, drip: bytes = b"a", seconds: float = 10.0) -> bool:
     """Whether a connection that sends a byte now and then is closed."""
     deadline = time.monotonic() + seconds
     one.settimeout(0.05)
@@ -116,7 +116,7 @@ def test_a_request_that_does_not_end_is_cut(serve: Serve, data: bytes) -> None:
     port = serve()
     with _open(port, data) as slow:
         assert _status(port) == 200
-        assert _is_cut(slow)
+        assert _is_closed(slow)
 
 
 def test_a_client_that_sends_at_once_keeps_its_connection(serve: Serve) -> None:
@@ -155,8 +155,8 @@ def test_the_slowest_make_room_for_others(serve: Serve) -> None:
     more = [_open(port, HEAD + b"X-A: ") for _ in range(30)]
     for _ in range(20):
         assert _status(port) == 200
-    assert _is_cut(slow[0])
-    assert not _is_cut(more[-1], seconds=0.2)
+    assert _is_closed(slow[0])
+    assert not _is_closed(more[-1], seconds=0.2)
     for one in (*slow, *more, idle):
         one.close()
 
@@ -172,7 +172,7 @@ def test_garbage_leaves_no_traceback(serve: Serve) -> None:
         HEAD + b"X-A: " + b"a" * 200_000,
     ):
         with _open(port, data) as one:
-            assert _is_cut(one, drip=b"")
+            assert _is_closed(one, drip=b"")
     assert _status(port) == 200
 
 

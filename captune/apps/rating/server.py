@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from captune.apps.http import LOCAL_HOSTS, Guard
+from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
 from captune.apps.rating.create import picture_path
 from captune.apps.rating.design import CRITERIA
 from captune.apps.rating.export import answers_csv
@@ -73,7 +73,9 @@ class _Study:
             return self._results[1]
 
 
-def rating_application(store: Store, *, hosts: Sequence[str] | None = LOCAL_HOSTS, site: str | None = None) -> Guard:
+def rating_application(
+    store: Store, *, hosts: Sequence[str] | None = LOCAL_HOSTS, site: str | None = None
+) -> SecurityMiddleware:
     """The application of an open study.
 
     Args:
@@ -92,7 +94,7 @@ def rating_application(store: Store, *, hosts: Sequence[str] | None = LOCAL_HOST
     _add_general_pages(application)
     _add_rater_pages(application, study)
     _add_results_pages(application, study, secure=site is not None and site.startswith("https://"))
-    return Guard(application, max_body=MAX_BODY, hosts=hosts, site=site)
+    return SecurityMiddleware(application, max_body=MAX_BODY, hosts=hosts, site=site)
 
 
 def _add_general_pages(application: FastAPI) -> None:

@@ -1,7 +1,7 @@
-"""A model behind a page and an OpenAI-style endpoint, requests decoded together as they come.
+"""A model behind a web page and an OpenAI-compatible endpoint; requests are decoded together as they arrive.
 
-`checkpoints` loads, `questions` turns messages into prompts, `engine` decodes, `server` and `schema` are the endpoint,
-`page` the page.
+`served_models` loads, `messages` turns messages into prompts, `jobs` and `engine` decode, `schema` and `completions`
+are the endpoint, and `server` is the application with its page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a request to its answer, whole or as a stream."""
+"""From a request to its answer, complete or as a stream."""
 
 from __future__ import annotations
 
@@ -14,38 +14,32 @@ from typing import Any, Literal
 
 from starlette.concurrency import run_in_threadpool
 
-from captune.apps.serving.bodies import refuse_unsupported
-from captune.apps.serving.captioners import ServedCaptioner
-from captune.apps.serving.checkpoints import ServedModel
-from captune.apps.serving.errors import APIError
-from captune.apps.serving.jobs import Event, Job
-from captune.apps.serving.measurements import Measurements
-from captune.apps.serving.pool import ImagePool
-from captune.apps.serving.questions import ImageLimits, Prompt, has_remote_images, read_messages
-from captune.apps.serving.schema import ChatRequest, Choice, Completion, Reply, Usage
-from captune.apps.serving.waiting import Waiting
+from captune.apps.serving.jobs import Event, Job, JobQueue, Metrics
+from captune.apps.serving.messages import ImageLimits, Prompt, has_remote_images, read_messages
+from captune.apps.serving.schema import APIError, ChatRequest, Choice, Completion, Reply, Usage, refuse_unsupported
+from captune.apps.serving.served_models import ImagePool, ServedCaptioner, ServedModel
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError
 
 __all__ = ["Answering", "Answers", "Limits"]
 
 NEW_TOKENS = 160
-"""Longest answer where a request does not say."""
+"""Default of max_tokens."""
 
 FETCHING = 16
-"""Requests at once whose remote images are fetched."""
+"""Threads that fetch remote images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What requests may take.
+    """Limits on requests.
 
     Attributes:
         body: bytes of a request; base64 takes a third more than an image file.
-        waiting: requests that wait to be decoded; more are told 429.
+        waiting: requests that wait to be decoded; more are answered with 429.
         slots: answers of one kind decoded at once.
         images: on images.
-        preparing: requests whose images are being read; more are told 429.
+        preparing: requests whose images are being read; more are answered with 429.
     """
 
     body: int = 20 << 20
@@ -57,57 +51,57 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to one request that are under way.
+    """The running answers of one request.
 
     Attributes:
         jobs: one for each answer.
-        news: what the engine tells: the number of an answer, and its event.
-        prompt_tokens: of the prompt that they share.
+        events: of the engine: the number of an answer and its event.
+        prompt_tokens: length of their common prompt.
     """
 
     jobs: Sequence[Job]
-    news: asyncio.Queue[tuple[int, Event]]
+    events: asyncio.Queue[tuple[int, Event]]
     prompt_tokens: int
 
     def cancel(self) -> None:
-        """Nobody waits for the answers any more."""
+        """The client no longer waits for the answers."""
         for job in self.jobs:
             job.cancelled = True
 
 
 class Answering:
-    """Turns requests into jobs, and what the engine tells of them into answers.
+    """Turns requests into jobs, and the events of the jobs into answers.
 
     Args:
         served: the model with its checkpoints.
         engine: decodes.
-        pool: reads images.
-        measurements: what is counted.
+        pool: decodes images.
+        metrics: of the server.
         limits: on requests.
-        fetch: gets a remote image; None refuses them.
+        fetch: downloads a remote image; None refuses them.
     """
 
     def __init__(
         self,
         served: ServedModel | ServedCaptioner,
-        engine: Waiting,
+        engine: JobQueue,
         pool: ImagePool,
-        measurements: Measurements,
+        metrics: Metrics,
         limits: Limits,
         fetch: Callable[[str], bytes] | None,
     ) -> None:
         self._served, self._engine, self._pool = served, engine, pool
-        self._measurements, self._limits, self._fetch = measurements, limits, fetch
+        self._metrics, self._limits, self._fetch = metrics, limits, fetch
         self._preparing = 0
-        # Threads of their own: a slow site keeps requests waiting that name remote images, and no others.
+        # Separate threads: a slow site only delays requests with remote images.
         self._fetching = ThreadPoolExecutor(FETCHING, thread_name_prefix="captune-fetching")
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads."""
         self._fetching.shutdown(wait=False, cancel_futures=True)
 
     def check_model(self, name: str) -> None:
-        """Refuse a checkpoint that there is not.
+        """Refuse an unknown model name.
 
         Raises:
             APIError: 404.
@@ -121,7 +115,7 @@ class Answering:
             )
 
     async def submit(self, request: ChatRequest) -> Answers:
-        """Read a request and give it to the engine.
+        """Read a request and pass it to the engine.
 
         Raises:
             APIError: it is refused.
@@ -141,41 +135,43 @@ class Answering:
             images = await self._pool.pixels(files)
         finally:
             self._preparing -= 1
-        news: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-        def tell(number: int, event: Event) -> None:
-            # A loop that was closed has nobody left to be told.
+        def on_event(number: int, event: Event) -> None:
+            # After the event loop has closed, nothing reads the events.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(news.put_nowait, (number, event))
+                loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
         seed = request.seed if request.seed is not None else random.getrandbits(48)
         jobs = []
         for number in range(request.n or 1):
-            # The first of several answers is the one that there would be alone; the others draw other numbers.
-            draws = f"{seed}/{number}" if number else f"{seed}"
+            # The first of several answers equals the only answer with n=1; the others use other random streams.
+            key = f"{seed}/{number}" if number else f"{seed}"
             stops = tuple(request.stop or ())
-            told = partial(tell, number)
-            jobs.append(Job(request.model, prompt.ids, images, options, draws, told, stops, prompt.question))
+            callback = partial(on_event, number)
+            jobs.append(Job(request.model, prompt.ids, images, options, key, callback, stops, prompt.question))
         self._engine.submit(*jobs)
-        self._measurements.prompt_tokens.inc(prompt.tokens)
-        return Answers(jobs, news, prompt.tokens)
+        self._metrics.prompt_tokens.inc(prompt.tokens)
+        return Answers(jobs, events, prompt.tokens)
 
-    async def whole(self, request: ChatRequest, answers: Answers, name: str, gone: asyncio.Future[None]) -> Completion:
+    async def complete(
+        self, request: ChatRequest, answers: Answers, name: str, disconnected: asyncio.Future[None]
+    ) -> Completion:
         """Wait for the end of all answers.
 
         Args:
             request: the request.
-            answers: what was submitted for it.
-            name: of the completion.
-            gone: done when the client has left.
+            answers: its answers, from `submit`.
+            name: id of the completion.
+            disconnected: done when the client has closed the connection.
 
         Raises:
-            APIError: decoding failed, or the client has left.
+            APIError: decoding failed, or the client has disconnected.
         """
         ended: dict[int, Event] = {}
         try:
             while len(ended) < len(answers.jobs):
-                number, event = await _told(answers, gone)
+                number, event = await _next_event(answers, disconnected)
                 if event.finish is not None:
                     ended[number] = event
         finally:
@@ -191,18 +187,18 @@ class Answering:
             usage=self._usage(answers, ended),
         )
 
-    async def first(self, answers: Answers, gone: asyncio.Future[None]) -> tuple[int, Event]:
-        """The number and the event that a stream begins with: what fails at once has a status of its own.
+    async def first(self, answers: Answers, disconnected: asyncio.Future[None]) -> tuple[int, Event]:
+        """The number and the event that a stream begins with; a failure before it is answered with its status.
 
         Args:
-            answers: what was submitted.
-            gone: done when the client has left.
+            answers: from `submit`.
+            disconnected: done when the client has closed the connection.
 
         Raises:
-            APIError: decoding failed, or the client has left.
+            APIError: decoding failed, or the client has disconnected.
         """
         try:
-            return await _told(answers, gone)
+            return await _next_event(answers, disconnected)
         except BaseException:
             answers.cancel()
             raise
@@ -210,13 +206,13 @@ class Answering:
     async def stream(
         self, request: ChatRequest, answers: Answers, name: str, first: tuple[int, Event]
     ) -> AsyncIterator[str]:
-        """Server-sent events of the answers as they grow, in OpenAI's form.
+        """Server-sent events of the growing answers, in OpenAI's format.
 
         Args:
             request: the request.
-            answers: what was submitted for it.
-            name: of the completion.
-            first: what `first` gave.
+            answers: its answers, from `submit`.
+            name: id of the completion.
+            first: from `first`.
         """
         head: dict[str, Any] = {
             "id": name,
@@ -228,10 +224,10 @@ class Answering:
         try:
             for number in range(len(answers.jobs)):
                 yield _chunk(head, number, {"role": "assistant", "content": ""})
-            coming: tuple[int, Event] | None = first
+            pending: tuple[int, Event] | None = first
             while len(ended) < len(answers.jobs):
-                number, event = coming or await answers.news.get()
-                coming = None
+                number, event = pending or await answers.events.get()
+                pending = None
                 if event.error is not None:
                     yield _data(event.error.body)
                     return
@@ -245,7 +241,7 @@ class Answering:
                 yield _data({**head, "choices": [], "usage": usage.model_dump()})
             yield "data: [DONE]\n\n"
         finally:
-            # A client that leaves ends this generator here.
+            # When the client disconnects, the generator ends here.
             answers.cancel()
 
     def _read(self, request: ChatRequest, options: DecodingOptions) -> tuple[Prompt, tuple[bytes, ...]]:
@@ -255,9 +251,9 @@ class Answering:
         return self._served.lay_out(dialogue, options.max_new_tokens), dialogue.images
 
     def _usage(self, answers: Answers, ended: Mapping[int, Event]) -> Usage:
-        """What all answers took, which is counted here; the prompt they share is one."""
+        """Token counts of all answers, which are added to the metrics; their common prompt counts once."""
         tokens = sum(event.tokens for event in ended.values())
-        self._measurements.tokens.inc(tokens)
+        self._metrics.tokens.inc(tokens)
         return Usage(
             prompt_tokens=answers.prompt_tokens,
             completion_tokens=tokens,
@@ -266,7 +262,7 @@ class Answering:
 
     def _options(self, request: ChatRequest) -> DecodingOptions:
         most = request.max_completion_tokens or request.max_tokens or min(NEW_TOKENS, self._served.context // 2)
-        given = {
+        settings = {
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k,
@@ -274,30 +270,30 @@ class Answering:
             "length_penalty": request.length_penalty,
             "repetition_penalty": request.repetition_penalty,
         }
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if not chosen.get("temperature"):
-            # Greedy: what only changes draws must not keep requests from being decoded together.
-            chosen = {name: value for name, value in chosen.items() if name not in ("top_p", "top_k", "temperature")}
+        options: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        if not options.get("temperature"):
+            # Greedy: sampling options must not keep requests from being decoded together.
+            options = {name: value for name, value in options.items() if name not in ("top_p", "top_k", "temperature")}
         try:
-            return DecodingOptions(max_new_tokens=most, **chosen)
+            return DecodingOptions(max_new_tokens=most, **options)
         except ConfigError as error:
             raise APIError(400, str(error)) from None
 
 
-async def _told(answers: Answers, gone: asyncio.Future[None]) -> tuple[int, Event]:
-    """What the engine tells next.
+async def _next_event(answers: Answers, disconnected: asyncio.Future[None]) -> tuple[int, Event]:
+    """The next event of the engine.
 
     Raises:
-        APIError: decoding failed, or the client has left.
+        APIError: decoding failed, or the client has disconnected.
     """
-    coming = asyncio.ensure_future(answers.news.get())
+    event_task = asyncio.ensure_future(answers.events.get())
     try:
-        await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not coming.done():
+        await asyncio.wait((event_task, disconnected), return_when=asyncio.FIRST_COMPLETED)
+        if not event_task.done():
             raise APIError(499, "The client has left.")
     finally:
-        coming.cancel()
-    number, event = coming.result()
+        event_task.cancel()
+    number, event = event_task.result()
     if event.error is not None:
         raise event.error
     return number, event

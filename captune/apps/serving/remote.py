@@ -1,9 +1,11 @@
-"""Images at remote addresses, where the server's owner has allowed them: public addresses only, and little of each.
+"""Remote images, if the server's owner has allowed them: from public addresses only, and with a limit on their size.
 
-A request that names an address makes the server look there. So that nobody sees through it what only the server can
-reach (a router's page, a cloud's metadata), the name is looked up once, every address it has must be public, and the
-connection goes to the address that was checked; redirects are not followed. What is public is said here and not left
-to `ipaddress.is_global`, whose answers differ between patch releases of Python.
+A URL in a request makes the server connect to it. So that a client cannot read what only the server can reach (the
+page of a router, the metadata of a cloud), the name is resolved once, every address of it must be public, and the
+connection goes to a checked address; redirects are not followed. The public ranges are listed here because
+`ipaddress.is_global` differs between patch releases of Python. An HTTP client such as httpx has time-outs for each
+read only, so that a server which sends one byte now and then would hold a thread for hours; here a timer closes the
+connection.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from captune.apps.serving.errors import APIError
+from captune.apps.serving.schema import APIError
 
 __all__ = ["fetch_image", "is_public"]
 
@@ -34,7 +36,7 @@ _SPECIAL_IPV4 = tuple(
         (
             "0.0.0.0/8",  # this network
             "10.0.0.0/8",  # private
-            "100.64.0.0/10",  # a provider's own (carrier-grade NAT)
+            "100.64.0.0/10",  # carrier-grade NAT
             "127.0.0.0/8",  # this machine
             "169.254.0.0/16",  # link-local, with the metadata of clouds
             "172.16.0.0/12",  # private
@@ -54,7 +56,7 @@ _SPECIAL_IPV4 = tuple(
     )
 )
 _UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
-"""All that is given out; what leads inside (fc00::/7, fe80::/10, fec0::/10, ::a.b.c.d, ...) is outside of it."""
+"""All allocated addresses; internal ones (fc00::/7, fe80::/10, fec0::/10, ::a.b.c.d, ...) are outside of it."""
 
 _SPECIAL_IPV6 = tuple(
     map(
@@ -75,8 +77,8 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet.
 
-    IPv4 in IPv6 is judged as IPv4 where everybody translates it alike: mapped addresses, and NAT64's prefix for public
-    addresses. Other forms of it (6to4, Teredo, a network's own NAT64) are refused.
+    IPv4 in IPv6 is checked as IPv4 where its translation is standard: mapped addresses and NAT64's well-known prefix.
+    Other forms (6to4, Teredo, local NAT64) are refused.
     """
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv4Address):
@@ -89,12 +91,12 @@ def is_public(address: str) -> bool:
 def fetch_image(
     url: str, *, most_bytes: int, seconds: float = SECONDS, allowed: Callable[[str], bool] = is_public
 ) -> bytes:
-    """Get an image.
+    """Download an image.
 
     Args:
         url: http or https.
-        most_bytes: more is 413.
-        seconds: for all of it.
+        most_bytes: limit on its size; more is 413.
+        seconds: limit on the complete download.
         allowed: whether an IP address may be connected to.
 
     Raises:
@@ -107,16 +109,16 @@ def fetch_image(
         host = parts.hostname or ""
         if parts.username is not None or not host:
             raise ValueError
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        results = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (ValueError, KeyError, OSError, UnicodeError):
         raise _refused("An image's address is not understood, or its host is not known.") from None
-    addresses = [str(entry[4][0]) for entry in found]
+    addresses = [str(entry[4][0]) for entry in results]
     if not addresses or not all(map(allowed, addresses)):
         raise _refused("An image's address leads into a network that is not public.")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection = _Pinned(host, port, addresses[0], seconds, secure=parts.scheme == "https")
-    # The time-out of a socket begins anew with every byte that comes.
-    timer = threading.Timer(seconds, connection.cut)
+    # The time-out of a socket restarts with every received byte.
+    timer = threading.Timer(seconds, connection.abort)
     timer.start()
     try:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "captune"})
@@ -141,13 +143,13 @@ def fetch_image(
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was checked, under the name that it was asked for."""
+    """A connection to a checked address, with the requested host name."""
 
     def __init__(self, host: str, port: int, address: str, seconds: float, *, secure: bool) -> None:
         super().__init__(host, port, timeout=seconds)
         self._address = address
         self._secure = secure
-        # `self.sock` is None already while the end of an answer is read.
+        # `self.sock` is already None while the end of an answer is read.
         self._open: socket.socket | None = None
 
     def connect(self) -> None:
@@ -160,11 +162,11 @@ class _Pinned(http.client.HTTPConnection):
         if self._secure:
             self.sock.do_handshake()
 
-    def cut(self) -> None:
-        """End the connection, from another thread."""
+    def abort(self) -> None:
+        """Close the connection, from another thread."""
         with suppress(OSError):
             if self._open is not None:
-                # Not the method of TLS, which takes away what the other thread is reading from.
+                # Not the method of the TLS socket, which removes the object that the other thread reads from.
                 socket.socket.shutdown(self._open, socket.SHUT_RDWR)
 
 

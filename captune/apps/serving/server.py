@@ -1,12 +1,16 @@
-"""The application: page, chat completions, models, health and measurements."""
+"""The application: page, chat completions, models, health and metrics."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
+from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +21,51 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from captune import __version__
-from captune.apps.http import LOCAL_HOSTS, Guard
-from captune.apps.serving.bodies import BoundedRoute, validation_failure
-from captune.apps.serving.captioners import CaptionerEngine, ServedCaptioner
-from captune.apps.serving.checkpoints import ServedModel
+from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
 from captune.apps.serving.completions import Answering, Limits
-from captune.apps.serving.engine import Engine
-from captune.apps.serving.errors import APIError, error_body, refusal
-from captune.apps.serving.measurements import Measurements
-from captune.apps.serving.page import PAGE_FILES, index, page_file
-from captune.apps.serving.pool import ImagePool
-from captune.apps.serving.schema import ChatRequest, Completion, Failure, ModelCard, ModelList
-from captune.apps.serving.waiting import Waiting
+from captune.apps.serving.engine import CaptionerEngine, Engine
+from captune.apps.serving.jobs import JobQueue, Metrics
+from captune.apps.serving.schema import (
+    APIError,
+    BoundedRoute,
+    ChatRequest,
+    Completion,
+    Failure,
+    ModelCard,
+    ModelList,
+    error_body,
+    refusal,
+    validation_failure,
+)
+from captune.apps.serving.served_models import ImagePool, ServedCaptioner, ServedModel
 
 if TYPE_CHECKING:
     from captune.apps.http import Application
 
-__all__ = ["serving_application"]
+__all__ = ["PAGE_FILES", "index", "page_file", "serving_application"]
+
+PAGE_FILES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+"""Files that the page loads -> their types."""
+
+
+def index(names: Sequence[str], instructions: Mapping[str, str], examples: int) -> str:
+    """The HTML of the page.
+
+    Args:
+        names: of the checkpoints, in the order of training.
+        instructions: name -> the instruction that it was tuned with.
+        examples: number of example images.
+    """
+    facts = {"models": list(names), "instructions": dict(instructions), "examples": examples}
+    # In an attribute: the content security policy forbids inline scripts.
+    return page_file("index.html").replace("{{facts}}", escape(json.dumps(facts), quote=True))
+
+
+@cache
+def page_file(name: str) -> str:
+    """A file of the page."""
+    return (files("captune.apps.serving") / "page_files" / name).read_text(encoding="utf-8")
+
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure, "description": meaning}
@@ -63,21 +95,21 @@ def serving_application(
     Args:
         served: the model with its checkpoints.
         limits: on requests.
-        hosts: names under which the server answers; None is any.
-        site: what the page's address begins with, where a proxy stands in front.
+        hosts: accepted names in the Host header; None accepts any.
+        site: beginning of the page's address behind a proxy.
         examples: name -> image file, shown on the page.
-        fetch: gets a remote image; None refuses them.
+        fetch: downloads a remote image; None refuses them.
     """
-    chosen = limits or Limits()
-    measurements = Measurements()
-    slots, waiting = chosen.slots, chosen.waiting
-    engine: Waiting
+    limits = limits or Limits()
+    metrics = Metrics()
+    slots, waiting = limits.slots, limits.waiting
+    engine: JobQueue
     if isinstance(served, ServedCaptioner):
-        engine = CaptionerEngine(served, measurements, slots=slots, most_waiting=waiting)
+        engine = CaptionerEngine(served, metrics, slots=slots, most_waiting=waiting)
     else:
-        engine = Engine(served, measurements, slots=slots, most_waiting=waiting)
+        engine = Engine(served, metrics, slots=slots, most_waiting=waiting)
     pool = ImagePool(served)
-    answering = Answering(served, engine, pool, measurements, chosen, fetch)
+    answering = Answering(served, engine, pool, metrics, limits, fetch)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -90,26 +122,26 @@ def serving_application(
     application = FastAPI(
         title="captune",
         version=__version__,
-        description="Image captions and dialogues about images, in the manner of OpenAI's chat completions.",
+        description="Image captions and dialogues about images, with the API of OpenAI's chat completions.",
         docs_url=None,
         redoc_url=None,
         lifespan=running,
     )
     application.router.route_class = BoundedRoute
     _add_failures(application)
-    _add_endpoint(application, served, engine, measurements, answering)
+    _add_endpoint(application, served, engine, metrics, answering)
     _add_page(application, served, dict(examples or {}))
-    guarded = Guard(
-        application, max_body=chosen.body, max_waiting=8 * chosen.body, hosts=hosts, site=site, refusal=refusal
+    guarded = SecurityMiddleware(
+        application, max_body=limits.body, max_waiting=8 * limits.body, hosts=hosts, site=site, refusal=refusal
     )
-    return _Counting(guarded, measurements)
+    return _Counting(guarded, metrics)
 
 
 def _add_endpoint(
     application: FastAPI,
     served: ServedModel | ServedCaptioner,
-    engine: Waiting,
-    measurements: Measurements,
+    engine: JobQueue,
+    metrics: Metrics,
     answering: Answering,
 ) -> None:
     created = int(time.time())
@@ -122,27 +154,27 @@ def _add_endpoint(
             **_FAILURES,
         },
     )
-    async def chat_completions(request: Request, asked: ChatRequest) -> Response:
-        """Answer a question about images, or go on with a dialogue."""
-        answers = await answering.submit(asked)
+    async def chat_completions(request: Request, chat: ChatRequest) -> Response:
+        """Answer a question about images, or continue a dialogue."""
+        answers = await answering.submit(chat)
         name = f"chatcmpl-{secrets.token_hex(12)}"
-        gone = asyncio.ensure_future(_left(request))
+        disconnected = asyncio.ensure_future(_disconnected(request))
         try:
-            if asked.stream:
-                first = await answering.first(answers, gone)
+            if chat.stream:
+                first = await answering.first(answers, disconnected)
                 return StreamingResponse(
-                    answering.stream(asked, answers, name, first),
+                    answering.stream(chat, answers, name, first),
                     media_type="text/event-stream",
                     headers={"cache-control": "no-store"},
                 )
-            completion = await answering.whole(asked, answers, name, gone)
+            completion = await answering.complete(chat, answers, name, disconnected)
         finally:
-            gone.cancel()
+            disconnected.cancel()
         return JSONResponse(completion.model_dump())
 
     @application.get("/v1/models", response_model=ModelList)
     async def models() -> ModelList:
-        """The checkpoints that can be asked."""
+        """The served checkpoints."""
         return ModelList(data=[ModelCard(id=name, created=created) for name in served.names])
 
     @application.get("/v1/models/{model}", response_model=ModelCard, responses={404: _FAILURES[404]})
@@ -163,9 +195,9 @@ def _add_endpoint(
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def metrics() -> Response:
-        """What was counted, for Prometheus."""
-        return Response(measurements.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_page(application: FastAPI, served: ServedModel | ServedCaptioner, examples: dict[str, Path]) -> None:
@@ -182,11 +214,11 @@ def _add_page(application: FastAPI, served: ServedModel | ServedCaptioner, examp
             raise APIError(404, "There is no such file.")
         return Response(page_file(name), media_type=PAGE_FILES[name])
 
-    @application.get("/examples/{place}", include_in_schema=False)
-    async def example(place: str) -> Response:
-        if not (place.isascii() and place.isdecimal() and len(place) < 4 and int(place) < len(names)):
+    @application.get("/examples/{number}", include_in_schema=False)
+    async def example(number: str) -> Response:
+        if not (number.isascii() and number.isdecimal() and len(number) < 4 and int(number) < len(names)):
             raise APIError(404, "There is no such example.")
-        return FileResponse(examples[names[int(place)]])
+        return FileResponse(examples[names[int(number)]])
 
 
 def _add_failures(application: FastAPI) -> None:
@@ -212,20 +244,20 @@ class _Counting:
     """Counts requests by path and status, and how long they took.
 
     Args:
-        application: what is counted.
-        measurements: where.
+        application: the counted one.
+        metrics: receives the counts.
     """
 
-    def __init__(self, application: Any, measurements: Measurements) -> None:
+    def __init__(self, application: Any, metrics: Metrics) -> None:
         self._application = application
-        self._measurements = measurements
+        self._metrics = metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one connection event, as ASGI asks."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 500
 
         async def sending(message: Any) -> None:
             nonlocal status
@@ -236,14 +268,14 @@ class _Counting:
         try:
             await self._application(scope, receive, sending)
         finally:
-            # Only known paths: a scanner's inventions would fill the memory.
+            # Only known paths: the inventions of a scanner would fill the memory.
             path = getattr(scope.get("route"), "path", "other")
-            self._measurements.requests.labels(path, str(status)).inc()
-            self._measurements.seconds.labels(path).observe(time.perf_counter() - begun)
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
 
-async def _left(request: Request) -> None:
-    """Returns when the client has closed the connection."""
+async def _disconnected(request: Request) -> None:
+    """Return when the client has closed the connection."""
     with suppress(asyncio.CancelledError):
         while (await request.receive())["type"] != "http.disconnect":
             pass

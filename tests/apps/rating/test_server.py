@@ -13,7 +13,7 @@ import pytest
 from simulated_raters import MakeStudy
 from starlette.testclient import TestClient
 
-from captune.apps.http import LOCAL_HOSTS, Guard, answered_hosts
+from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware, answered_hosts
 from captune.apps.rating.material import Material
 from captune.apps.rating.server import MAX_BODY, rating_application
 from captune.apps.rating.store import DATABASE, Store
@@ -250,7 +250,7 @@ def test_the_address_that_was_connected_to_is_answered(host: str, server: str, s
         await send({"type": "http.response.body", "body": b""})
 
     address = f"[{server}]" if ":" in server else server
-    guard: Any = Guard(application, max_body=1)
+    guard: Any = SecurityMiddleware(application, max_body=1)
     # The test client says that it has connected to the host of its URL.
     client = TestClient(guard, base_url=f"http://{address}:8000")
     assert client.get("/", headers={"host": host}).status_code == status

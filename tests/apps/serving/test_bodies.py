@@ -13,9 +13,15 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from captune.apps.serving.bodies import MOST_VALUES, read_json, refuse_unsupported
-from captune.apps.serving.errors import APIError
-from captune.apps.serving.schema import NEUTRAL, WITHOUT_EFFECT, ChatRequest
+from captune.apps.serving.schema import (
+    MOST_VALUES,
+    NEUTRAL,
+    WITHOUT_EFFECT,
+    APIError,
+    ChatRequest,
+    read_json,
+    refuse_unsupported,
+)
 
 from .conftest import data_url
 
@@ -180,7 +186,7 @@ def test_settings_that_would_change_the_answer_are_refused() -> None:
     refuse_unsupported(_request(max_tokens=5, max_completion_tokens=5))
     for wrong, sentence in (
         ({"min_p": 0.1}, "no setting 'min_p'; "),
-        ({"max_token": 5}, "did you mean max_tokens?"),
+        ({"max_token": 5}, "did you mean 'max_tokens'?"),
         ({"presence_penalty": -1}, "presence_penalty is not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"tools": [{"type": "function"}]}, "tools is not supported"),

@@ -14,10 +14,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from vision_families import save_family
 
-from captune.apps.serving.captioners import CaptionerEngine, ServedCaptioner
-from captune.apps.serving.checkpoints import load_served
-from captune.apps.serving.jobs import Job, Pixels
-from captune.apps.serving.measurements import Measurements
+from captune.apps.serving.engine import CaptionerEngine
+from captune.apps.serving.jobs import Job, Metrics, Pixels
+from captune.apps.serving.served_models import ServedCaptioner, load_served
 from captune.apps.serving.server import serving_application
 from captune.captioner import Captioner
 from captune.decoding import DecodingOptions
@@ -76,7 +75,7 @@ def test_the_answer_is_the_caption(served: ServedCaptioner, client: TestClient, 
 
 def test_a_batch_is_of_one_question(served: ServedCaptioner, pictures: list[Image.Image]) -> None:
     """Requests that wait together are answered together only where they ask the same."""
-    engine = CaptionerEngine(served, Measurements(), slots=8)
+    engine = CaptionerEngine(served, Metrics(), slots=8)
     pixels = (Pixels.of(served.captioner.prepare(pictures[0])),)
     questions = ("What is it?", "Which colour?", "What is it?", "")
     jobs = [

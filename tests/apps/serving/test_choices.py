@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captune.apps.serving.checkpoints import ServedModel, load_served
+from captune.apps.serving.served_models import ServedModel, load_served
 from captune.decoding import DecodingOptions, Request, StopRule, generate_ids
 from captune.decoding.text_stream import TextStream
 

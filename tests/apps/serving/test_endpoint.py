@@ -180,7 +180,7 @@ def test_what_is_wrong_has_its_status_and_the_server_lives(ask: Any, server: Any
         (pictures[0], {"stop": list("abcde")}, 400, "stop: "),
         (pictures[0], {"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
         (pictures[0], {"max_tokens": 5, "max_completion_tokens": 6}, 400, "differ"),
-        (pictures[0], {"extra_body": {"temprature": 1}}, 400, "did you mean temperature?"),
+        (pictures[0], {"extra_body": {"temprature": 1}}, 400, "did you mean 'temperature'?"),
         (pictures[0], {"max_tokens": 0}, 400, "max_tokens"),
         (pictures[0], {"messages": []}, 400, "messages"),
         (
@@ -265,7 +265,7 @@ def test_a_client_that_leaves_takes_its_request_along(server: Any, pictures: lis
         )
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raw.close()
-    # Idle before the requests come in is not idle after they have gone: it has to last.
+    # Idle before the requests come in is not idle after they have disconnected: it has to last.
     deadline, idle = time.monotonic() + 30, 0
     while idle < 8:
         assert time.monotonic() < deadline, "somebody is still answered"

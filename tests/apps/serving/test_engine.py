@@ -11,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captune.apps.serving.checkpoints import ServedModel, load_served
 from captune.apps.serving.engine import Engine
-from captune.apps.serving.errors import APIError
-from captune.apps.serving.jobs import Event, Job, Pixels
-from captune.apps.serving.measurements import Measurements
+from captune.apps.serving.jobs import Event, Job, Metrics, Pixels
+from captune.apps.serving.schema import APIError
+from captune.apps.serving.served_models import ServedModel, load_served
 from captune.decoding import DecodingOptions
 from captune.errors import InputError, WeightsError
 
@@ -27,7 +26,7 @@ def served(served_run: Path) -> ServedModel:
 
 @pytest.fixture
 def engine(served: ServedModel) -> Iterator[Engine]:
-    engine = Engine(served, Measurements(), slots=4, most_waiting=50)
+    engine = Engine(served, Metrics(), slots=4, most_waiting=50)
     yield engine
     if engine._thread.ident is not None:
         engine.stop()
@@ -189,7 +188,7 @@ def test_an_image_is_encoded_once(engine: Engine, served: ServedModel, pictures:
         asker = Asker(served, pictures[0], name)
         engine.submit(asker.job)
         assert asker.text
-    assert b"captune_images_total 1.0" in engine._measurements.text()
+    assert b"captune_images_total 1.0" in engine._metrics.text()
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
 
     monkeypatch.setattr(served, "encode", overflow)
     if whole:  # a language model whose answers come whole, from transformers' generate
-        for module in ("captune.apps.serving.group", "captune.decoding.generate"):
+        for module in ("captune.apps.serving.engine", "captune.decoding.generate"):
             monkeypatch.setattr(f"{module}.unsupported_reason", lambda *_: "told so")
     askers = [Asker(served, picture, max_new_tokens=5, beams=beams) for picture in pictures[:3]]
     with engine._changed:

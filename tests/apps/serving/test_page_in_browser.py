@@ -40,7 +40,7 @@ def _drop(page: Any, data: bytes, name: str = "photo.png", kind: str = "image/pn
     page.evaluate(DROP, [base64.b64encode(data).decode(), name, kind])
 
 
-def _told(page: Any, model: str, count: int = 1) -> str:
+def _next_event(page: Any, model: str, count: int = 1) -> str:
     """The last answer of a checkpoint, when there are so many and none is on its way."""
     answers = page.locator(f"[data-model='{model}'] .told")
     answers.nth(count - 1).wait_for()
@@ -52,36 +52,36 @@ def test_a_dropped_image_is_captioned_by_both_checkpoints(
     page: Any, served_run: Path, picture_files: list[Path]
 ) -> None:
     _drop(page, picture_files[0].read_bytes())
-    assert _told(page, "pretrained") == Captioner.from_pretrained("toy")(picture_files[0])
+    assert _next_event(page, "pretrained") == Captioner.from_pretrained("toy")(picture_files[0])
     bent = Captioner.from_pretrained(served_run / "checkpoints" / "epoch-001")
-    assert _told(page, "epoch1") == bent(picture_files[0])
+    assert _next_event(page, "epoch1") == bent(picture_files[0])
     assert page.locator(".column").count() == 2
     assert page.locator("#preview").is_visible()
     # A third checkpoint joins, and another image begins anew.
     page.check("input[value='epoch0']")
     _drop(page, picture_files[1].read_bytes())
-    assert _told(page, "epoch0")
-    assert _told(page, "pretrained") == Captioner.from_pretrained("toy")(picture_files[1])
+    assert _next_event(page, "epoch0")
+    assert _next_event(page, "pretrained") == Captioner.from_pretrained("toy")(picture_files[1])
     assert [head.inner_text() for head in page.locator(".column h2").all()] == ["pretrained", "epoch0", "epoch1"]
 
 
 def test_a_dialogue_of_several_turns(page: Any, picture_files: list[Path]) -> None:
     page.uncheck("input[value='epoch1']")
     page.set_input_files("#file", picture_files[2])
-    _told(page, "pretrained")
+    _next_event(page, "pretrained")
     bodies: list[Any] = []
     page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
     for number, question in enumerate(("What colour is it?", "<b>And</b> the sky?"), 2):
         page.fill("#question", question)
         page.keyboard.press("Enter")
-        assert _told(page, "pretrained", number)
+        assert _next_event(page, "pretrained", number)
     roles = [message["role"] for message in bodies[-1]["messages"]]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
     assert page.locator(".asked").all_text_contents()[1:] == ["What colour is it?", "<b>And</b> the sky?"]
     page.click("#again")
     assert page.locator(".told").count() == 0
     page.click("#send")
-    assert _told(page, "pretrained")
+    assert _next_event(page, "pretrained")
 
 
 def test_examples_and_decoding(page: Any, start_server: Any, browser: Any) -> None:
@@ -92,7 +92,7 @@ def test_examples_and_decoding(page: Any, start_server: Any, browser: Any) -> No
     other.click("summary")
     other.fill("#max_tokens", "2")
     other.locator("#examples button").nth(3).click()
-    assert len(_told(other, "toy").split()) <= 2
+    assert len(_next_event(other, "toy").split()) <= 2
     assert other.locator(".cut").count() == 1
     other.close()
     # The run of the other tests has no pictures of its own.
@@ -145,7 +145,7 @@ def test_everybody_can_read_and_reach_it(browser: Any, server: Any, picture_file
     page = context.new_page()
     page.goto(server[1])
     page.set_input_files("#file", picture_files[0])
-    _told(page, "pretrained")
+    _next_event(page, "pretrained")
     page.click("summary")
     found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
     problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found.response["violations"]]

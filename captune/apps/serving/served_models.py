@@ -1,9 +1,11 @@
-"""One model in memory, and the tensors of every checkpoint that can be put into it."""
+"""Models that are served: a MiniGPT-4 with the tensors of its checkpoints, or any captioner; and their images."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +14,59 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captune.apps.serving.captioners import ServedCaptioner
-from captune.apps.serving.questions import Dialogue, Prompt, layout_prompt
+from captune.apps.serving.jobs import Pixels
+from captune.apps.serving.messages import Dialogue, Prompt, layout_prompt
+from captune.apps.serving.schema import APIError
 from captune.captioner import Captioner, MiniGPT4Captioner
 from captune.config import load_config
-from captune.errors import WeightsError
+from captune.errors import DataError, WeightsError
 from captune.model.adapter import load_trained
 from captune.model.loading import load_model, pick_device
+from captune.model.prompt import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
     from captune.model import MiniGPT4, MiniGPT4Processor
 
-__all__ = ["PRETRAINED", "ServedModel", "load_served"]
+__all__ = ["PRETRAINED", "ImagePool", "ServedCaptioner", "ServedModel", "load_served"]
+
+_CONTEXT = 4096
+"""Most tokens of prompt and answer; how many the prompt takes is known to the model's processor only."""
+
+
+class ServedCaptioner:
+    """Any captioner, served under one name.
+
+    Args:
+        captioner: the captioner.
+        name: the model name in requests.
+
+    Attributes:
+        names: that name.
+        instructions: name -> the instruction for requests without a text; empty for a model without prompts.
+    """
+
+    def __init__(self, captioner: Captioner, name: str) -> None:
+        self.captioner = captioner
+        self.names = (name,)
+        self.instructions = {name: captioner.instruction or ""}
+        self.context = _CONTEXT
+
+    def lay_out(self, dialogue: Dialogue, max_tokens: int) -> Prompt:
+        """The question of a dialogue; only the tokens of its words are counted, since those of an image depend on it.
+
+        Raises:
+            APIError: 400 for more than one question or image.
+        """
+        if dialogue.turns:
+            raise APIError(400, "This model answers one question and continues no dialogue.", param="messages")
+        if len(dialogue.images) != 1:
+            raise APIError(
+                400, f"This model captions one image, and the messages hold {len(dialogue.images)}.", param="messages"
+            )
+        question = dialogue.question.replace(f"<Img>{IMAGE_PLACEHOLDER}</Img>", "").strip()
+        tokenizer = getattr(getattr(self.captioner, "processor", None), "tokenizer", None)
+        return Prompt((), question, len(tokenizer(question).input_ids) if question and tokenizer is not None else 0)
+
 
 PRETRAINED = "pretrained"
 
@@ -32,9 +75,9 @@ class ServedModel:
     """A MiniGPT-4 whose trained tensors are swapped from one checkpoint to another.
 
     Args:
-        captioner: the model, holding the tensors of the last checkpoint.
+        captioner: the model, with the tensors of the last checkpoint.
         checkpoints: name -> its trained tensors; all have the same names and shapes.
-        instructions: name -> what it was tuned to be asked.
+        instructions: name -> the instruction that it was tuned with.
 
     Attributes:
         names: of the checkpoints, in the order of training.
@@ -55,7 +98,7 @@ class ServedModel:
 
     @property
     def model(self) -> MiniGPT4:
-        """The model, holding the checkpoint that was selected last."""
+        """The model with the checkpoint that was selected last."""
         return self.captioner.model
 
     @property
@@ -79,7 +122,7 @@ class ServedModel:
         return Prompt(ids, tokens=len(ids))
 
     def select(self, name: str) -> None:
-        """Put a checkpoint's tensors into the model; nothing is done when they are there."""
+        """Load a checkpoint's tensors into the model, unless they are loaded."""
         if name == self._current:
             return
         parameters = dict(self.model.trained_parameters())
@@ -94,7 +137,7 @@ class ServedModel:
 
 
 def load_served(path: str) -> ServedModel | ServedCaptioner:
-    """Load what `captune serve` was given.
+    """Load the model of `captune serve`.
 
     Args:
         path: a run (its pretrained model and every epoch are served), a checkpoint of one, a captune model, any other
@@ -116,22 +159,54 @@ def load_served(path: str) -> ServedModel | ServedCaptioner:
 def _load_run(folder: Path) -> ServedModel:
     config = load_config(folder / "config.yaml")
     model = load_model(config.model, pick_device())
-    found = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
+    epochs = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
     pretrained = _trained(model)
     checkpoints, instructions = {PRETRAINED: pretrained}, {PRETRAINED: config.model.instruction}
-    for path in sorted(found, key=lambda path: int(path.name.removeprefix("epoch-"))):
+    for path in sorted(epochs, key=lambda path: int(path.name.removeprefix("epoch-"))):
         record = load_trained(model, path)
         name = f"epoch{record.epoch}"
         checkpoints[name], instructions[name] = _trained(model), record.instruction
     for name, shape in {name: p.shape for name, p in model.trained_parameters()}.items():
-        # LoRA came with a checkpoint; nought adds nothing, which is what the pretrained model has.
+        # A checkpoint may add LoRA; zeros change nothing, as in the pretrained model.
         pretrained.setdefault(name, torch.zeros(shape))
     if any(state.keys() != pretrained.keys() for state in checkpoints.values()):
-        raise WeightsError(f"The checkpoints in {folder} trained other tensors than each other; serve them one by one.")
+        raise WeightsError(f"The checkpoints in {folder} hold different trained tensors; serve them one by one.")
     captioner = MiniGPT4Captioner(model, name=str(folder), exif_rotation=config.exif_rotation)
     return ServedModel(captioner, checkpoints, instructions)
 
 
 def _trained(model: MiniGPT4) -> dict[str, Tensor]:
-    """A copy of the trained tensors, where they are."""
+    """Copies of the trained tensors on their device."""
     return {name: parameter.detach().clone() for name, parameter in model.trained_parameters()}
+
+
+class ImagePool:
+    """Decodes image files in threads, a few at a time so that memory is bounded.
+
+    Args:
+        served: its captioner prepares the images.
+        threads: files decoded at once; one of the largest accepted takes a few hundred MB while it is decoded.
+    """
+
+    def __init__(self, served: ServedModel | ServedCaptioner, threads: int = 2) -> None:
+        self._served = served
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="captune-images")
+
+    async def pixels(self, files: Sequence[bytes]) -> tuple[Pixels, ...]:
+        """Pixels of image files, in their order.
+
+        Raises:
+            APIError: 400 for one that is broken.
+        """
+        loop = asyncio.get_running_loop()
+        return tuple([await loop.run_in_executor(self._threads, self._prepare, data) for data in files])
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _prepare(self, data: bytes) -> Pixels:
+        try:
+            return Pixels.of(self._served.captioner.prepare(data, "of the request"))
+        except DataError as error:
+            raise APIError(400, str(error), code="invalid_image", param="messages") from None

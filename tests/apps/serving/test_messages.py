@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from captune.apps.serving.errors import APIError
-from captune.apps.serving.questions import Dialogue, ImageLimits, decode_data_url, layout_prompt, read_messages
-from captune.apps.serving.schema import Message
+from captune.apps.serving.messages import Dialogue, ImageLimits, decode_data_url, layout_prompt, read_messages
+from captune.apps.serving.schema import APIError, Message
 
 ASKED = "Describe this image in detail."
 IMAGE = "<Img><ImageHere></Img>"

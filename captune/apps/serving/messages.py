@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from captune.apps.serving.errors import APIError
-from captune.apps.serving.schema import ImagePart, Message
+from captune.apps.serving.schema import APIError, ImagePart, Message
 from captune.data.images import image_size
 from captune.errors import DataError, ImageTooLargeError
 from captune.model.prompt import IMAGE_PLACEHOLDER, PromptLayout
@@ -31,16 +30,16 @@ _URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _PERCENT_CODES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "="))
 
 CHARACTERS_PER_TOKEN = 64
-"""A text of more characters for each token of the context is refused before it is tokenized, which takes long."""
+"""A text of more characters per token of the context is refused before it is tokenized, which takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may be.
+    """Limits on images.
 
     Attributes:
         count: images of one request.
-        pixels: of one image, before it is made smaller.
+        pixels: of one image before it is resized.
     """
 
     count: int = 8
@@ -49,11 +48,11 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """What was said, with `<ImageHere>` where an image is.
+    """The texts of a dialogue, with `<ImageHere>` in the place of each image.
 
     Attributes:
         turns: questions with their answers.
-        question: that is to be answered.
+        question: the one to answer.
         images: the bytes of the image files, in order.
     """
 
@@ -64,12 +63,12 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model reads besides the images.
+    """The prompt of a model, without the images.
 
     Attributes:
-        ids: of its tokens, where it is decoded token by token.
-        question: what any other captioner is asked; empty asks nothing.
-        tokens: how many it reads.
+        ids: token ids, for a model that is decoded token by token.
+        question: text for any other captioner; may be empty.
+        tokens: its length.
     """
 
     ids: tuple[int, ...] = ()
@@ -83,26 +82,26 @@ def read_messages(
     """Read the messages of a request.
 
     Args:
-        messages: system, user and assistant messages; consecutive ones of one person are joined.
-        instruction: what is asked where a user sends an image without a word.
+        messages: system, user and assistant messages; consecutive ones of one role are joined.
+        instruction: the question for an image without a text.
         limits: on images.
-        fetch: gets a remote image; None refuses it.
+        fetch: downloads a remote image; None refuses it.
 
     Raises:
-        APIError: 400 or 413, with the message that is meant.
+        APIError: 400 or 413, with the part of the request.
     """
     images: list[bytes] = []
     system: list[str] = []
-    said: list[tuple[str, str]] = []
-    for place, message in enumerate(messages):
-        text = _text(message, f"messages.{place}.content", images, limits, fetch)
+    turns: list[tuple[str, str]] = []
+    for number, message in enumerate(messages):
+        text = _text(message, f"messages.{number}.content", images, limits, fetch)
         if message.role in ("system", "developer"):
             system.append(text)
-        elif said and said[-1][0] == message.role:
-            said[-1] = (message.role, " ".join(filter(None, (said[-1][1], text))))
+        elif turns and turns[-1][0] == message.role:
+            turns[-1] = (message.role, " ".join(filter(None, (turns[-1][1], text))))
         else:
-            said.append((message.role, text))
-    if not said or said[-1][0] != "user" or said[0][0] != "user":
+            turns.append((message.role, text))
+    if not turns or turns[-1][0] != "user" or turns[0][0] != "user":
         raise APIError(400, "The messages must begin and end with one of the user.", param="messages")
     if not images:
         raise APIError(
@@ -111,9 +110,9 @@ def read_messages(
             code="image_missing",
             param="messages",
         )
-    questions = [_asked(text, instruction) for role, text in said if role == "user"]
+    questions = [_question(text, instruction) for role, text in turns if role == "user"]
     questions[0] = " ".join([*system, questions[0]])
-    answers = [text for role, text in said if role == "assistant"]
+    answers = [text for role, text in turns if role == "assistant"]
     return Dialogue(tuple(zip(questions, answers, strict=False)), questions[-1], tuple(images))
 
 
@@ -144,12 +143,12 @@ def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_to
 
 
 def decode_data_url(url: str, limits: ImageLimits, where: str) -> bytes:
-    """The bytes of an image in a `data:` URL, after a look at its size.
+    """The bytes of an image in a `data:` URL; its size is checked.
 
-    The base64 may be of the alphabet for URLs, without padding, percent-encoded and broken into lines.
+    The base64 may use the URL-safe alphabet, lack padding, be percent-encoded and have line breaks.
 
     Raises:
-        APIError: 400 for what is no base64 or no image, 413 for too many pixels.
+        APIError: 400 for invalid base64 or another file than an image, 413 for too many pixels.
     """
     match = _DATA_URL.match(url[:200])
     if match is None or match["base64"] is None:
@@ -170,7 +169,7 @@ def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
     """Refuse an image by its header, before a pixel is decoded.
 
     Raises:
-        APIError: 400 for what is no image, 413 for too many pixels.
+        APIError: 400 for another file than an image, 413 for too many pixels.
     """
     try:
         image_size(io.BytesIO(data), "of the request", most_pixels=limits.pixels)
@@ -181,7 +180,7 @@ def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
 
 
 def has_remote_images(messages: Sequence[Message]) -> bool:
-    """Whether a request names images that would have to be fetched."""
+    """Whether a request has remote images."""
     return any(
         isinstance(part, ImagePart) and _is_remote(part.image_url.url)
         for message in messages
@@ -227,11 +226,11 @@ def _image_data(url: str, limits: ImageLimits, where: str, fetch: Callable[[str]
 
 
 def _plain(text: str) -> str:
-    """A person's text; the words that stand for an image in a prompt are taken out of it."""
+    """The text of a user without the placeholder of an image."""
     return text.replace(IMAGE_PLACEHOLDER, " ").strip()
 
 
-def _asked(text: str, instruction: str) -> str:
-    """A question; an image alone is asked about in the words that the model was tuned with."""
+def _question(text: str, instruction: str) -> str:
+    """The question of a text; an image alone gets the instruction that the model was tuned with."""
     bare = text.replace(f"<Img>{IMAGE_PLACEHOLDER}</Img>", "").strip()
     return text if bare else " ".join(filter(None, (text, instruction)))
