@@ -43,8 +43,8 @@ from captune.model import MiniGPT4
 from captune.model.adapter import load_trained, read_record, trained_state, use_wrapping
 from captune.model.loading import load_model, pick_device
 from captune.report import write_report
+from captune.report.chart import draw_heatmap
 from captune.report.files import write_whole
-from captune.report.heatmap import draw_heatmap
 from captune.report.matrix import FILE, Cell, Column, Difference, Matrix, Row, matrix_to_json
 from captune.report.matrix_table import matrix_csv, matrix_markdown
 

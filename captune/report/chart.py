@@ -1,4 +1,7 @@
-"""The line chart of a run: two panels, readable in black and white, the same bytes for the same scores."""
+"""Pictures drawn by matplotlib: the line chart of a run and the heat-map of its matrix.
+
+Both are readable without colour, and the same scores give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from captune.common import shorten
 from captune.errors import InputError, MissingExtraError
 from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
 from captune.report.columns import column
 from captune.report.course import drawn_rows
+from captune.report.matrix import Column, Matrix
+from captune.report.matrix_table import strength_curves
 from captune.report.record import RunScores
 from captune.report.table import leak_reasons, provenance, signatures
 from captune.report.text import one_line
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CHART_FORMATS", "draw_chart", "figure_bytes", "plain_matplotlib"]
+__all__ = ["CHART_FORMATS", "draw_chart", "draw_heatmap", "plain_matplotlib"]
 
 CHART_FORMATS = ("png", "svg", "pdf")
 
@@ -34,9 +41,16 @@ MARGIN, LEFT_WIDTH, RIGHT_WIDTH, FULL_WIDTH = 0.6, 2.75, 2.1, 5.5
 
 DOTS_PER_INCH = 200
 
+_CELL_WIDTH, _CELL_HEIGHT = 0.5, 0.27
+_HEAD, _FOOT, _LEGEND = 0.3, 0.3, 1.5
+"""Inches of the heat-map: one of its cells, the lines above and below, and the legend of its curves."""
+
+_LONGEST_NAME = 34
+"""Characters of a row's or column's name in the heat-map."""
+
 
 class Style(NamedTuple):
-    """How one metric is drawn: told apart by colour, marker and dashes, any one of which is enough."""
+    """How one metric is drawn: its colour, its marker and its dashes each identify it."""
 
     colour: str
     marker: str
@@ -85,9 +99,9 @@ _CJK_FONTS = (
 
 
 def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
-    """Draw the scores over training: metrics from 0 to 1 on the left, CIDEr (0-10) on a panel of its own.
+    """Draw the scores over training: metrics from 0 to 1 on the left, CIDEr (0-10) on a separate panel.
 
-    Intervals, where given, are bands. A row marked LEAK is told in the title. Metrics whose scale the report does
+    Intervals are bands. The title names the rows marked LEAK. Metrics whose scale the report does
     not know are left to the table.
 
     Args:
@@ -105,12 +119,12 @@ def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[
         raise InputError(f"No chart can be written as {unknown!r}; choose of {', '.join(CHART_FORMATS)}.")
     with plain_matplotlib():
         figure = _figure(run)
-        return {name: figure_bytes(figure, name) for name in formats}
+        return {name: _figure_bytes(figure, name) for name in formats}
 
 
 @contextmanager
 def plain_matplotlib() -> Iterator[None]:
-    """matplotlib with the report's settings, whatever the user's own say, and quiet about missing glyphs."""
+    """matplotlib with the report's settings instead of the user's, and quiet about missing glyphs."""
     try:
         import matplotlib
         from matplotlib import font_manager
@@ -126,7 +140,7 @@ def plain_matplotlib() -> Iterator[None]:
         yield
 
 
-def figure_bytes(figure: Figure, name: str) -> bytes:
+def _figure_bytes(figure: Figure, name: str) -> bytes:
     """The figure's bytes without the date and the version that would make two equal charts differ."""
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": None},
@@ -139,7 +153,7 @@ def figure_bytes(figure: Figure, name: str) -> bytes:
 
 
 def _figure(run: RunScores) -> Figure:
-    """The whole figure; all places are in inches, so that nothing depends on what a name's width happens to be."""
+    """The line chart; all positions are in inches, so that nothing depends on what a name's width happens to be."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -183,8 +197,8 @@ def _draw_panel(
     others = len(axis.positions) - axis.joined if axis.joined else 0
     names = [*names[: len(names) - others], *(name.strip() for name in names[len(names) - others :])]
     panel.set_xticks(ticks, names)
-    for place, text in enumerate(panel.get_xticklabels()):
-        if axis.rotation or place >= len(names) - others:
+    for index, text in enumerate(panel.get_xticklabels()):
+        if axis.rotation or index >= len(names) - others:
             text.set(rotation=axis.rotation or ROTATION, ha="right", rotation_mode="anchor")
     panel.set_xlabel(axis.title)
     panel.set_ylabel(label)
@@ -208,16 +222,12 @@ def _draw_metric(panel: Axes, run: RunScores, metric: str, axis: Axis) -> None:
         panel.fill_between(
             positions[band], low[band], high[band], color=style.colour, alpha=0.13, linewidth=0, zorder=1
         )
-        # Bars as well while there is room: overlapping bands cannot be told apart in black and white.
+        # Bars as well while they fit: overlapping bands look alike in black and white.
         if len(positions) <= 12:
-            errors = [
-                [v - a for v, a in zip(values, low, strict=True)],
-                [b - v for v, b in zip(values, high, strict=True)],
-            ]
             panel.errorbar(
                 positions,
                 values,
-                yerr=[[max(0.0, error) if math.isfinite(error) else 0.0 for error in side] for side in errors],
+                yerr=np.nan_to_num(np.maximum(0.0, [np.subtract(values, low), np.subtract(high, values)]), posinf=0.0),
                 fmt="none",
                 ecolor=style.colour,
                 elinewidth=0.7,
@@ -258,24 +268,19 @@ def _limits(run: RunScores, metrics: Sequence[str]) -> tuple[float, float]:
 
 
 def _label_ends(panel: Axes, run: RunScores, metrics: Sequence[str], *, size: tuple[float, float]) -> None:
-    """Write every metric's name beside the end of its line, with its marker, none over another."""
+    """Write every metric's name at the end of its line, with its marker, none over another."""
     ends = {metric: run.finite(metric)[-1] for metric in metrics}
     low, high = panel.get_ylim()
-    places = spread_labels(list(ends.values()), gap=0.155 / size[1] * (high - low), low=low, high=high)
+    heights = spread_labels(list(ends.values()), gap=0.155 / size[1] * (high - low), low=low, high=high)
     transform = panel.get_yaxis_transform()  # x in widths of the panel, y in data
     right = [1 + inches / size[0] for inches in (0.02, 0.12, 0.13, 0.245, 0.36, 0.42)]
-    for (metric, value), place in zip(ends.items(), places, strict=True):
+    for (metric, value), y in zip(ends.items(), heights, strict=True):
         style = _STYLES[metric]
         outside: dict[str, Any] = {"transform": transform, "clip_on": False}
-        panel.plot(right[:2], [value, place], color="#999999", linewidth=0.6, **outside)
-        key: dict[str, Any] = {
-            "color": style.colour,
-            "marker": style.marker,
-            "linestyle": style.dashes,
-            "markevery": [1],
-        }
-        panel.plot(right[2:5], [place] * 3, **key, **_LINE, **outside)
-        panel.text(right[5], place, metric, transform=transform, va="center", ha="left", fontsize=7.5)
+        panel.plot(right[:2], [value, y], color="#999999", linewidth=0.6, **outside)
+        look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.dashes}
+        panel.plot(right[2:5], [y] * 3, markevery=[1], **look, **_LINE, **outside)
+        panel.text(right[5], y, metric, transform=transform, va="center", ha="left", fontsize=7.5)
 
 
 def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:
@@ -288,8 +293,8 @@ def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:
         text = shorten(one_line(leaks), 110)
         figure.text(left, 1 - 0.31 / HEIGHT, text, va="top", fontsize=7.5, color="#B00020", fontweight="bold")
         top += 0.2
-    given = signatures(run)[:1]
-    signature = _folded(one_line("; ".join(f"{label}: {text}" if text else label for label, text in given)), 165)
+    label, text = next(iter(signatures(run)), ("", ""))
+    signature = _folded(one_line(f"{label}: {text}" if text else label), 165)
     figure.text(left, 0.07 / HEIGHT, signature, va="bottom", fontsize=5.5, color="#555555")
     return top, 0.1 * (1 + signature.count("\n")) if signature else 0.0
 
@@ -297,3 +302,95 @@ def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:
 def _folded(text: str, width: int) -> str:
     """A signature on at most two lines, as much of it as they hold."""
     return text if len(text) <= width else f"{text[:width]}\n{shorten(text[width:], width)}"
+
+
+def draw_heatmap(matrix: Matrix) -> bytes:
+    """Draw the matrix: data sets and domains above, damaged images below, a colour scale for both.
+
+    Args:
+        matrix: what to draw.
+
+    Returns:
+        a PNG; the same bytes for the same matrix and one version of matplotlib.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    groups = [
+        [column for column in matrix.columns if (column.kind == "corruption") == damaged] for damaged in (False, True)
+    ]
+    groups = [group for group in groups if group]
+    with plain_matplotlib():
+        from matplotlib.figure import Figure
+
+        height = len(matrix.rows) * _CELL_HEIGHT
+        left = 0.075 * min(_LONGEST_NAME, max(len(row.name) for row in matrix.rows)) + 0.25
+        # Names of columns are written upward, above their cells.
+        above = [0.06 * min(_LONGEST_NAME, max(len(_title(column)) for column in group)) + 0.35 for group in groups]
+        curves = strength_curves(matrix)
+        below = 1.9 if curves else 0.0
+        width = left + max(6, *(len(group) for group in groups)) * _CELL_WIDTH + _LEGEND
+        total = sum(above) + len(groups) * height + below + _HEAD + _FOOT
+        figure = Figure(figsize=(width, total))
+        head = f"{matrix.main_metric}; coloured by what is left of home: blue all, red nothing"
+        figure.text(0.1 / width, 1 - 0.22 / total, head, fontsize=8)
+        # The other columns' signatures differ in their data alone; they are in matrix.json.
+        signature = matrix.cell(matrix.rows[-1].name, matrix.columns[0].name).signature
+        figure.text(0.1 / width, 0.08 / total, f"Signature: {one_line(signature)}", fontsize=4.5, color="#555555")
+        top = total - _HEAD
+        for group, space in zip(groups, above, strict=True):
+            top -= space + height
+            box = (left / width, top / total, len(group) * _CELL_WIDTH / width, height / total)
+            _draw_cells(figure.add_axes(box), matrix, group)
+        if curves:
+            axes = figure.add_axes((left / width, (_FOOT + 0.45) / total, 3.2 / width, (below - 0.65) / total))
+            _draw_curves(axes, curves, matrix.main_metric)
+        return _figure_bytes(figure, "png")
+
+
+def _draw_cells(axes: Axes, matrix: Matrix, group: list[Column]) -> None:
+    """One block of cells."""
+    metric = matrix.main_metric
+    cells = [[matrix.cell(row.name, column.name) for column in group] for row in matrix.rows]
+    drops = [[cell.drops.get(metric) for cell in row] for row in cells]
+    left = np.array([[1.0 if drop is None else 1 - drop.value for drop in row] for row in drops])
+    # Blue is as good as home, red is lost: a scale that colour-blind readers tell apart.
+    axes.imshow(left, cmap="RdYlBu", vmin=0.0, vmax=1.25, aspect="auto")
+    for y, row in enumerate(cells):
+        for x, cell in enumerate(row):
+            score = cell.scores.get(metric, math.nan)
+            text = (f"{score:.3f}" if math.isfinite(score) else "–") + ("\nLEAK" if cell.leak else "")
+            pale = 0.12 < left[y, x] < 1.15
+            axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color="black" if pale else "white")
+    axes.set_xticks(range(len(group)), [_name(_title(column)) for column in group])
+    axes.set_yticks(range(len(cells)), [_name(row.name) for row in matrix.rows])
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    for label in axes.get_xticklabels():
+        label.set_rotation(90)
+        label.set_fontsize(7)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_curves(axes: Axes, curves: dict[str, dict[int, float]], metric: str) -> None:
+    """How much is left at each strength, a line a kind."""
+    dashes = ("-", "--", "-.", ":", (0, (1, 3)))
+    for (kind, values), dash, marker in zip(curves.items(), dashes, "osD^v", strict=False):
+        strengths = sorted(values)
+        axes.plot(
+            strengths, [100 * values[s] for s in strengths], linestyle=dash, marker=marker, markersize=3, linewidth=1.2,
+            label=kind,
+        )  # fmt: skip
+    axes.axhline(100, color="#888888", linewidth=0.6)
+    axes.set_xticks(sorted({strength for values in curves.values() for strength in values}))
+    axes.set_xlabel("strength of the damage")
+    axes.set_ylabel(f"{metric}, % of home")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
+def _title(column: Column) -> str:
+    return f"{column.name} (home)" if column.kind == "home" else column.name
+
+
+def _name(text: str) -> str:
+    return shorten(one_line(text), _LONGEST_NAME)

@@ -107,7 +107,7 @@ def test_the_section_of_the_page_escapes_what_it_shows() -> None:
 
 def test_the_picture_is_drawn_and_the_same_again() -> None:
     pytest.importorskip("matplotlib", reason="needs the extra 'train'")
-    from captune.report.heatmap import draw_heatmap
+    from captune.report.chart import draw_heatmap
 
     picture = draw_heatmap(example())
     assert picture.startswith(b"\x89PNG")
