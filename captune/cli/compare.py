@@ -223,7 +223,7 @@ def _tables(
     confidence: float,
     **_: Any,
 ) -> str:
-    from captune.cli.tables import table
+    from captune.common.tables import table
     from captune.report.columns import shows_zero
 
     baseline = next(iter(scored))

@@ -134,7 +134,7 @@ def run_matrix(
     from captune.cli.extras import needs
     from captune.cli.preflight import check_run, require_extra
     from captune.cli.progress import show_progress
-    from captune.report.matrix_table import matrix_terminal
+    from captune.report.matrix import matrix_terminal
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")

@@ -137,7 +137,7 @@ def _print(
     proposal: Proposal | None,
     measured: list[Measured],
 ) -> None:
-    from captune.cli.tables import text_table
+    from captune.common.tables import text_table
     from captune.model.loading import compute_dtype
 
     dtype = str(compute_dtype(settings.model.dtype, device)).removeprefix("torch.")
@@ -161,7 +161,7 @@ def _print(
     print(f"\n{_verdict(planner, predicted, limit, proposal)}")
     if measured:
         rows = [[entry.name, _size(entry.predicted), _size(entry.measured), f"{entry.ratio:.3f}"] for entry in measured]
-        print("\n" + text_table(["counted in two steps", "predicted", "measured", "ratio"], rows, []))
+        print("\n" + text_table(["counted in two steps", "predicted", "measured", "ratio"], rows))
 
 
 def _verdict(planner: Planner, predicted: Plan, limit: int | None, proposal: Proposal | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from captune.cli.tables import text_table
+from captune.common.tables import text_table
 from captune.report.text import one_line
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def print_results(found: Results) -> None:
 
 def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if rows:
-        print(f"\n{title}\n{text_table(header, rows, ())}")
+        print(f"\n{title}\n{text_table(header, rows)}")
 
 
 def _number(value: float | None, digits: int = 2) -> str:

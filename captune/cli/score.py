@@ -198,7 +198,7 @@ def _table(
     digits: int,
     notes: list[str],
 ) -> str:
-    from captune.cli.tables import table
+    from captune.common.tables import table
 
     header = ["Metric", "Score", "Scale"] + (["95 % interval"] if intervals else [])
     rows = []

@@ -45,8 +45,17 @@ from captune.model.loading import load_model, pick_device
 from captune.report import write_report
 from captune.report.chart import draw_heatmap
 from captune.report.files import write_whole
-from captune.report.matrix import FILE, Cell, Column, Difference, Matrix, Row, matrix_to_json
-from captune.report.matrix_table import matrix_csv, matrix_markdown
+from captune.report.matrix import (
+    FILE,
+    Cell,
+    Column,
+    Difference,
+    Matrix,
+    Row,
+    matrix_csv,
+    matrix_markdown,
+    matrix_to_json,
+)
 
 __all__ = ["evaluate_matrix"]
 

@@ -7,13 +7,12 @@ and no data set is touched, and nothing here is estimated by eye.
 from __future__ import annotations
 
 from captune.report.analysis import Analysis, analyse
-from captune.report.bare_table import csv_table, read_csv
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, compare_runs
 from captune.report.narrative import sentences
 from captune.report.page import LANGUAGES, build_page
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
-from captune.report.table import latex_table, markdown_table
+from captune.report.table import csv_table, latex_table, markdown_table, read_csv
 from captune.report.terminal import terminal_table
 from captune.report.thumbnails import write_thumbnails
 from captune.report.training_log import TrainingLog, read_log

@@ -19,8 +19,7 @@ from captune.errors import InputError, MissingExtraError
 from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
 from captune.report.columns import column
 from captune.report.course import drawn_rows
-from captune.report.matrix import Column, Matrix
-from captune.report.matrix_table import strength_curves
+from captune.report.matrix import Column, Matrix, strength_curves
 from captune.report.record import RunScores
 from captune.report.table import leak_reasons, provenance, signatures
 from captune.report.text import one_line

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
+
+from pydantic import ConfigDict
 
 from captune.data.atomic import atomic_file
 from captune.errors import InputError, ToolError
 from captune.parsing import load_json, show_value, validate
 
-__all__ = ["parse_versioned_json", "read_text", "write_whole"]
+__all__ = ["StrictRecord", "parse_versioned_json", "read_text", "write_whole"]
 
 T = TypeVar("T")
+
+
+class StrictRecord:
+    """Base of dataclasses that are read from JSON: pydantic refuses fields that they do not have."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 def read_text(path: Path, *, missing: str, undecodable: str) -> str:

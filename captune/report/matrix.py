@@ -15,19 +15,24 @@ of a cell compares its captions with its references.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import ConfigDict, Strict
+from pydantic import Strict
 
+from captune.common.tables import escape_pipes, markdown_table, one_line, text_table
+from captune.data.delimited import CsvWriter
 from captune.errors import InputError
-from captune.report.columns import order_metrics
-from captune.report.files import parse_versioned_json, read_text
+from captune.report.columns import format_value, order_metrics, scale_sentence
+from captune.report.files import StrictRecord, parse_versioned_json, read_text
 from captune.report.record import RunScores, Score, Text
 
 __all__ = [
@@ -38,10 +43,15 @@ __all__ = [
     "Difference",
     "Matrix",
     "Row",
+    "matrix_csv",
     "matrix_from_json",
+    "matrix_markdown",
     "matrix_of",
+    "matrix_part",
+    "matrix_terminal",
     "matrix_to_json",
     "read_matrix",
+    "strength_curves",
 ]
 
 logger = logging.getLogger(__name__)
@@ -50,12 +60,11 @@ FILE = "matrix.json"
 MATRIX_FILES = (FILE, "matrix.csv", "matrix.md", "matrix.png")
 FORMAT = 1
 
-_STRICT = ConfigDict(extra="forbid")
 Integer: TypeAlias = Annotated[int, Strict()]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(StrictRecord):
     """A difference of two scores with its interval of 95 %.
 
     Attributes:
@@ -65,8 +74,6 @@ class Difference:
         paired: whether both scores are of the same images, resampled alike.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
     value: Score
     low: Score
     high: Score
@@ -74,7 +81,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(StrictRecord):
     """A checkpoint with a prompt.
 
     Attributes:
@@ -83,15 +90,13 @@ class Row:
         instruction: the prompt.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
     name: Text
     checkpoint: Text
     instruction: Text
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class Column(StrictRecord):
     """A set of images that is evaluated.
 
     Attributes:
@@ -102,8 +107,6 @@ class Column:
             Jensen-Shannon divergence of both in bits.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
     name: Text
     kind: Text
     images: Integer
@@ -111,7 +114,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(StrictRecord):
     """One row on one column.
 
     Attributes:
@@ -128,8 +131,6 @@ class Cell:
         leak: why the cell is marked LEAK, or None.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
     row: Text
     column: Text
     scores: Mapping[str, Score]
@@ -144,10 +145,8 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(StrictRecord):
     """All cells, each row on each column; the first column is home."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
@@ -238,3 +237,222 @@ def _finite(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [_finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+_HEADER = (
+    "row", "checkpoint", "instruction", "column", "kind", "images", "metric", "score", "low", "high", "drop",
+    "drop_low", "drop_high", "paired", "gain", "gain_low", "gain_high", "words", "divergence", "unseen",
+    "column_divergence", "unfinished", "leak", "signature",
+)  # fmt: skip
+
+
+def matrix_csv(matrix: Matrix) -> str:
+    """Every number of the matrix, a line for each row, column and metric, safe to open in a spreadsheet."""
+    columns = {column.name: column for column in matrix.columns}
+    rows = {row.name: row for row in matrix.rows}
+    text = io.StringIO()
+    writer = CsvWriter(text)
+    writer.writerow(_HEADER)
+    for cell in matrix.cells:
+        row, column = rows[cell.row], columns[cell.column]
+        for metric, score in cell.scores.items():
+            interval = cell.intervals.get(metric, (math.nan, math.nan))
+            drop, gain = cell.drops.get(metric), cell.gains.get(metric)
+            writer.writerow(
+                [
+                    *(row.name, row.checkpoint, row.instruction, column.name, column.kind, column.images, metric),
+                    *map(_number, (score, *interval)),
+                    *_ends(drop),
+                    "" if drop is None else str(drop.paired).lower(),
+                    *_ends(gain),
+                    *(cell.words, _number(cell.divergence)),
+                    *(_number(column.shift.get(name, math.nan)) for name in ("unseen", "divergence")),
+                    *(cell.unfinished, cell.leak or "", cell.signature),
+                ]
+            )
+    return text.getvalue()
+
+
+def matrix_markdown(matrix: Matrix) -> str:
+    """Scores of the main metric with drops, corruptions by kind, words and signatures."""
+    metric = matrix.main_metric
+    lines = [f"# How the model travels: {metric}", ""]
+    shown, titles = _table(matrix)
+    lines += _markdown(titles, shown)
+    curves = strength_curves(matrix)
+    if curves:
+        lines += ["", f"## Damaged images: mean of {metric} over the rows, as a share of home", ""]
+        strengths = sorted({strength for values in curves.values() for strength in values})
+        lines += _markdown(
+            ["", *(f"strength {strength}" for strength in strengths)],
+            [
+                [kind, *(_percent(values.get(s, math.nan), signed=False) for s in strengths)]
+                for kind, values in curves.items()
+            ],
+        )
+    lines += ["", *(f"- {note}" for note in _notes(matrix)), ""]
+    lines += [f"- {name}: `{signature}`" for name, signature in _signatures(matrix).items()]
+    return "\n".join(lines) + "\n"
+
+
+def matrix_terminal(matrix: Matrix) -> str:
+    """The table of the main metric in plain text."""
+    shown, titles = _table(matrix)
+    return "\n".join([text_table(titles, shown, numbers=False), *_notes(matrix)])
+
+
+def matrix_part(matrix: Matrix, picture: bytes | None) -> str:
+    """The section of the page that shows the matrix.
+
+    Args:
+        matrix: what to show.
+        picture: the heat-map as PNG, where there is one.
+    """
+    shown, titles = _table(matrix)
+    head = "".join(f'<th scope="col">{_safe(title)}</th>' for title in titles)
+    body = "".join(
+        f'<tr><th scope="row"><bdi>{_safe(name)}</bdi></th>'
+        + "".join(f"<td>{_safe(text)}</td>" for text in cells)
+        + "</tr>"
+        for name, *cells in shown
+    )
+    parts = [
+        f'<div class="wide" role="region" tabindex="0" data-t-label="transfer">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    ]
+    if picture is not None:
+        data = base64.b64encode(picture).decode()
+        parts.append(f'<img class="heat" alt="{_safe(_alternative(matrix))}" src="data:image/png;base64,{data}">')
+    parts += [f'<p class="leak">LEAK: {_safe(reason)}</p>' for reason in matrix.leaks()]
+    parts += [f'<p class="notes">{_safe(note)}</p>' for note in _notes(matrix) if not note.startswith("LEAK")]
+    signatures = "".join(
+        f"<li>{_safe(name)}: <code>{_safe(text)}</code></li>" for name, text in _signatures(matrix).items()
+    )
+    parts.append(f'<details><summary data-t="signature"></summary><ul>{signatures}</ul></details>')
+    title = '<h2 id="transfer-title" data-t="transfer"></h2>'
+    return f'<section id="transfer" aria-labelledby="transfer-title">{title}{"".join(parts)}</section>'
+
+
+def strength_curves(matrix: Matrix) -> dict[str, dict[int, float]]:
+    """How much of the main metric is left under each kind of corruption.
+
+    Returns:
+        kind -> strength -> mean over the rows of the score as a share of the row's score at home.
+    """
+    metric = matrix.main_metric
+    curves: dict[str, dict[int, float]] = {}
+    for column in matrix.columns:
+        if column.kind != "corruption":
+            continue
+        kind, strength = column.name.rsplit(" ", 1)
+        left = [1 - c.drops[metric].value for c in matrix.cells if c.column == column.name and metric in c.drops]
+        if left:
+            curves.setdefault(kind, {})[int(strength)] = sum(left) / len(left)
+    return curves
+
+
+def _table(matrix: Matrix) -> tuple[list[list[str]], list[str]]:
+    """Score and drop of the main metric in every cell; the longer of rows and columns goes down the page.
+
+    Returns:
+        lines of cells, the first of each its name; and the titles above.
+    """
+    metric = matrix.main_metric
+    if len(matrix.rows) > len(matrix.columns):
+        lines = [
+            [one_line(row.name), *(_cell(matrix.cell(row.name, column.name), metric) for column in matrix.columns)]
+            for row in matrix.rows
+        ]
+        return lines, [metric, *(one_line(_title(column)) for column in matrix.columns)]
+    lines = []
+    for column in matrix.columns:
+        cells = (matrix.cell(row.name, column.name) for row in matrix.rows)
+        shift = column.shift
+        words = [_percent(shift["unseen"], signed=False), f"{shift['divergence']:.3f}"] if shift else ["", ""]
+        lines.append([one_line(_title(column)), *(_cell(cell, metric) for cell in cells), *words])
+    return lines, [metric, *(one_line(row.name) for row in matrix.rows), "unseen words", "divergence"]
+
+
+def _title(column: Column) -> str:
+    return f"{column.name} (home)" if column.kind == "home" else column.name
+
+
+def _cell(cell: Cell, metric: str) -> str:
+    """ "0.8123", at home; "0.6210 -24 % [-29, -18]" elsewhere: what changes, and its interval."""
+    text = format_value(cell.scores.get(metric))
+    drop = cell.drops.get(metric)
+    if drop is not None:
+        text += f" {_percent(-drop.value)} [{_share(-drop.high)}, {_share(-drop.low)}]"
+    return text + (" LEAK" if cell.leak else "")
+
+
+def _notes(matrix: Matrix) -> list[str]:
+    """What must be known to read the table."""
+    paired = any(d.paired for cell in matrix.cells for d in cell.drops.values())
+    unpaired = any(not d.paired for cell in matrix.cells for d in cell.drops.values())
+    metric = matrix.main_metric
+    values = [score for cell in matrix.cells if (score := cell.scores.get(metric)) is not None and math.isfinite(score)]
+    notes = [scale_sentence({metric: values})]
+    if paired or unpaired:
+        how = "on the same drawn images" if paired and not unpaired else "each side drawn by itself"
+        if paired and unpaired:
+            how = "on the same drawn images where they are home's, each side drawn by itself for other data"
+        notes.append(f"In percent: change from home, with its bootstrap interval of 95 %, {how}.")
+    prompts = list(dict.fromkeys(row.instruction for row in matrix.rows))
+    if len(prompts) > 1:
+        notes += [f"Prompt {number}: {one_line(prompt)}" for number, prompt in enumerate(prompts, 1)]
+    if len(matrix.rows) <= len(matrix.columns):
+        notes.append(
+            "Unseen words: share of the references' words that home's do not have. Divergence: Jensen-Shannon, in bits."
+        )
+    return [note for note in (*notes, *(f"LEAK: {reason}" for reason in matrix.leaks())) if note]
+
+
+def _signatures(matrix: Matrix) -> dict[str, str]:
+    """The signature of each column, or of each cell of it where they differ."""
+    signatures: dict[str, str] = {}
+    for column in matrix.columns:
+        by_row = {cell.row: cell.signature for cell in matrix.cells if cell.column == column.name}
+        if len(set(by_row.values())) == 1:
+            signatures[column.name] = next(iter(by_row.values()))
+        else:
+            signatures |= {f"{column.name}, {row}": signature for row, signature in by_row.items()}
+    return signatures
+
+
+def _alternative(matrix: Matrix) -> str:
+    """Text of the picture for screen readers."""
+    return f"{matrix.main_metric} of {len(matrix.rows)} rows on {len(matrix.columns)} columns, as in the table"
+
+
+def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = f"|{' --- |' * len(titles)}"
+    return markdown_table(escape_pipes(titles), list(map(escape_pipes, rows)), rule)
+
+
+def _percent(share: float, *, signed: bool = True) -> str:
+    return f"{_share(share, signed=signed)} %"
+
+
+def _share(share: float, *, signed: bool = True) -> str:
+    """A share in percent, with the sign of a change."""
+    if not math.isfinite(share):
+        return "–"
+    percent = round(100 * share)
+    if not signed:
+        return f"{percent}"
+    return f"{percent:+d}".replace("-", "−") if percent else "±0"
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+def _ends(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["", "", ""]
+    return [_number(value) for value in (difference.value, difference.low, difference.high)]
+
+
+def _safe(text: str) -> str:
+    return escape(one_line(text))

@@ -24,8 +24,7 @@ from captune.report.captions import CaptionStatistics, caption_statistics, most_
 from captune.report.comparison import Comparison, matrices
 from captune.report.course import course_of, drawn_rows
 from captune.report.explorer import explorer_json
-from captune.report.matrix import Matrix
-from captune.report.matrix_table import matrix_part
+from captune.report.matrix import Matrix, matrix_part
 from captune.report.narrative import LANGUAGES, catalogue, sentences, table_notes
 from captune.report.page_charts import distribution_charts, score_charts, training_charts
 from captune.report.rating import rating_part

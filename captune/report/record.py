@@ -28,13 +28,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict
 
 from captune.parsing import first_repeated
 from captune.report.columns import order_metrics
-from captune.report.files import parse_versioned_json, read_text, write_whole
+from captune.report.files import StrictRecord, parse_versioned_json, read_text, write_whole
 
 __all__ = [
     "BASELINES",
@@ -123,7 +123,7 @@ Baseline: TypeAlias = Annotated[str, AfterValidator(_baseline)]
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointScores:
+class CheckpointScores(StrictRecord):
     """One row: everything measured about one checkpoint.
 
     Attributes:
@@ -141,8 +141,6 @@ class CheckpointScores:
         unfinished: images whose caption ended at the length limit, without the stop symbol; None when unknown.
         train_slice: metric -> corpus score on a fixed slice of the training images, which shows over-fitting.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: Name
     corpus: Annotated[Mapping[str, Score], Field(min_length=1)]
@@ -168,7 +166,7 @@ Rows: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class RunScores:
+class RunScores(StrictRecord):
     """All rows of a run, in the order of training, and the data they were measured on.
 
     Attributes:
@@ -179,8 +177,6 @@ class RunScores:
         images: number of images that every row was scored on; None for a bare table.
         references: image id -> its reference captions, where the evaluation recorded them.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     data: Text
     checkpoints: Rows

@@ -1,32 +1,46 @@
-"""The slides' table: one row a checkpoint, one column a metric, as Markdown, LaTeX or single cells."""
+"""Tables of scores: one row a checkpoint, one column a metric, as Markdown, LaTeX, CSV or single cells.
+
+A table is also read from CSV, written here or elsewhere.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from captune.common.tables import escape_latex, escape_markdown, latex_tabular
+from captune.common.tables import markdown_table as markdown_lines
+from captune.data.delimited import CsvWriter, plain_cell
+from captune.errors import InputError
+from captune.parsing import first_repeated
 from captune.report.columns import column, format_value, scale_sentence, shows_zero
 from captune.report.course import SIGNIFICANT
-from captune.report.record import BASELINES, CheckpointScores, RunScores
-from captune.report.text import latex, markdown
+from captune.report.files import read_text
+from captune.report.record import BASELINES, MAX_SCORE, CheckpointScores, RunScores
 
 __all__ = [
     "SIGNIFICANT",
     "Cell",
     "cells",
+    "csv_table",
     "daggers",
     "latex_table",
     "leak_reasons",
     "markdown_table",
     "notes",
     "provenance",
+    "read_csv",
     "signatures",
 ]
 
 DAGGERS = {"pretrained": "†", "previous": "‡"}
-RIVAL_NAMES = {"previous": "the row above"}
 _BREAK = "\\allowbreak "
+NAME_COLUMN = "checkpoint"
+LEAK_COLUMN = "leak"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +92,10 @@ def notes(run: RunScores) -> list[str]:
     lines = [f"Data: {provenance(run)}."]
     if scale := scale_sentence({metric: run.finite(metric) for metric in run.metrics}):
         lines.append(scale)
-    tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
+    tested = {baseline for row in run.checkpoints for tests in row.p_values.values() for baseline in tests}
     # The first row is the pretrained model of a run, or the first of several models.
-    names = {"pretrained": run.checkpoints[0].name, **RIVAL_NAMES}
-    marks = [f"{DAGGERS[rival]} differs from {names[rival]}" for rival in BASELINES if rival in tested]
+    names = {"pretrained": run.checkpoints[0].name, "previous": "the row above"}
+    marks = [f"{DAGGERS[baseline]} differs from {names[baseline]}" for baseline in BASELINES if baseline in tested]
     if marks:
         condition = f"paired test over images, p < {SIGNIFICANT:g}, not corrected for the number of tests"
         lines.append(f"{', '.join(marks)} ({condition}).")
@@ -91,13 +105,13 @@ def notes(run: RunScores) -> list[str]:
 def signatures(run: RunScores) -> list[tuple[str, str]]:
     """The signatures to print beneath the table, each with the words before it.
 
-    One when all rows agree, else every row's, since rows with different signatures must not be compared; models that
-    are asked in different words may.
+    One when all rows agree, else every row's, since rows with different signatures must not be compared; models with
+    different prompts may be.
     """
-    given = dict.fromkeys(row.signature for row in run.checkpoints)
-    if len(given) == 1:
-        return [("Signature", signature) for signature in given if signature]
-    without_prompt = {re.sub(r"\|prompt:\w+", "", signature) for signature in given}
+    distinct = dict.fromkeys(row.signature for row in run.checkpoints)
+    if len(distinct) == 1:
+        return [("Signature", signature) for signature in distinct if signature]
+    without_prompt = {re.sub(r"\|prompt:\w+", "", signature) for signature in distinct}
     label = "Signatures differ in the prompt alone" if len(without_prompt) == 1 else "Not comparable, signatures differ"
     return [
         (label, ""),
@@ -126,16 +140,13 @@ def markdown_table(run: RunScores, *, intervals: bool = False) -> str:
         value = f"**{cell.value}**" if cell.best else cell.value
         return value + daggers(cell) + (f" {cell.interval}" if intervals and cell.interval else "")
 
-    lines = [
-        _pipe_row(["checkpoint", *(markdown(name) for name in run.metrics)]),
-        _pipe_row(["---", *("---:" for _ in run.metrics)]),
+    rows = [
+        [escape_markdown(row.name) + (f" **{marks[row.leak]}**" if row.leak else ""), *map(set_cell, line)]
+        for row, line in zip(run.checkpoints, cells(run), strict=True)
     ]
-    for row, line in zip(run.checkpoints, cells(run), strict=True):
-        mark = f" **{marks[row.leak]}**" if row.leak else ""
-        lines.append(_pipe_row([markdown(row.name) + mark, *(set_cell(cell) for cell in line)]))
-    under = [markdown(note) for note in notes(run)]
-    under += [f"{markdown(label)}: {markdown(signature)}".removesuffix(": ") for label, signature in signatures(run)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in under), ""])
+    lines = markdown_lines(["checkpoint", *map(escape_markdown, run.metrics)], rows)
+    below = [*notes(run), *(f"{label}: {text}".removesuffix(": ") for label, text in signatures(run))]
+    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in below), ""])
 
 
 def latex_table(run: RunScores, *, intervals: bool = False) -> str:
@@ -148,26 +159,25 @@ def latex_table(run: RunScores, *, intervals: bool = False) -> str:
     marks = leak_reasons(run)
     caption = " ".join(_latex_note(note) for note in notes(run))
     caption += "".join(
-        f" {latex(label)}{': ' + _latex_signature(text) if text else ''}." for label, text in signatures(run)
+        f" {escape_latex(label)}{': ' + _latex_signature(text) if text else ''}." for label, text in signatures(run)
     )
+    rows = []
+    for row, line in zip(run.checkpoints, cells(run), strict=True):
+        mark = f" (\\textbf{{{escape_latex(marks[row.leak])}}})" if row.leak else ""
+        rows.append([escape_latex(row.name) + mark, *map(_latex_cell, line)])
+        if intervals and any(cell.interval for cell in line):
+            small = (f"\\scriptsize {{{escape_latex(cell.interval)}}}" if cell.interval else "" for cell in line)
+            rows.append(["", *small])
     lines = [
         "% Needs \\usepackage{booktabs}.",
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{caption}}}",
         "  \\label{tab:captune}",
-        f"  \\begin{{tabular}}{{l{'r' * len(run.metrics)}}}",
-        "    \\toprule",
-        f"    {_latex_row(['checkpoint', *(latex(name) for name in run.metrics)])}",
-        "    \\midrule",
+        *latex_tabular(["checkpoint", *map(escape_latex, run.metrics)], rows, indent="  "),
+        "\\end{table}",
     ]
-    for row, line in zip(run.checkpoints, cells(run), strict=True):
-        mark = f" (\\textbf{{{latex(marks[row.leak])}}})" if row.leak else ""
-        lines.append(f"    {_latex_row([latex(row.name) + mark, *map(_latex_cell, line)])}")
-        if intervals and any(cell.interval for cell in line):
-            small = [f"\\scriptsize {{{latex(cell.interval)}}}" if cell.interval else "" for cell in line]
-            lines.append(f"    {_latex_row(['', *small])}")
-    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+    return "\n".join([*lines, ""])
 
 
 def _cell(row: CheckpointScores, metric: str, best: str | None) -> Cell:
@@ -180,37 +190,124 @@ def _cell(row: CheckpointScores, metric: str, best: str | None) -> Cell:
     return Cell(
         value=shown,
         best=marked and shown == best,
-        differs=tuple(rival for rival in BASELINES if marked and tests.get(rival, 1.0) < SIGNIFICANT),
+        differs=tuple(baseline for baseline in BASELINES if marked and tests.get(baseline, 1.0) < SIGNIFICANT),
         interval=f"[{format_value(bounds[0])}, {format_value(bounds[1])}]" if bounds else "",
     )
 
 
 def daggers(cell: Cell) -> str:
     """The marks of a cell's significant differences, such as "†‡"."""
-    return "".join(DAGGERS[rival] for rival in cell.differs)
+    return "".join(DAGGERS[baseline] for baseline in cell.differs)
 
 
 def _latex_cell(cell: Cell) -> str:
-    value = f"\\textbf{{{latex(cell.value)}}}" if cell.best else latex(cell.value)
+    value = f"\\textbf{{{escape_latex(cell.value)}}}" if cell.best else escape_latex(cell.value)
     signs = "".join({"†": "\\dagger", "‡": "\\ddagger"}[sign] for sign in daggers(cell))
     return f"{value}$^{{{signs}}}$" if signs else value
 
 
 def _latex_note(note: str) -> str:
     """A note as a sentence of the caption."""
-    text = latex(note).replace("†", "$^{\\dagger}$").replace("‡", "$^{\\ddagger}$")
+    text = escape_latex(note).replace("†", "$^{\\dagger}$").replace("‡", "$^{\\ddagger}$")
     return text if text.endswith(".") else f"{text}."
 
 
 def _latex_signature(signature: str) -> str:
     """A signature in typewriter type that may break after its bars."""
-    bar = latex("|")
-    return f"\\texttt{{{latex(signature).replace(bar, bar + _BREAK)}}}"
+    bar = escape_latex("|")
+    return f"\\texttt{{{escape_latex(signature).replace(bar, bar + _BREAK)}}}"
 
 
-def _latex_row(values: list[str]) -> str:
-    return " & ".join(values) + " \\\\"
+def csv_table(run: RunScores) -> str:
+    """The table as CSV in full precision: `checkpoint,BLEU-1,...`, safe to open in a spreadsheet.
+
+    There is a last column `leak` only when a row is marked. An absent score is an empty cell and one that
+    is not a number reads `nan`.
+    """
+    leaked = any(row.leak for row in run.checkpoints)
+    text = io.StringIO()
+    writer = CsvWriter(text)
+    writer.writerow([NAME_COLUMN, *run.metrics, *([LEAK_COLUMN] if leaked else [])])
+    for row in run.checkpoints:
+        scores = [repr(float(row.corpus[name])) if name in row.corpus else "" for name in run.metrics]
+        writer.writerow([row.name, *scores, *([row.leak or ""] if leaked else [])])
+    return text.getvalue()
 
 
-def _pipe_row(values: list[str]) -> str:
-    return f"| {' | '.join(values)} |"
+def read_csv(path: Path) -> RunScores:
+    """Read a table of corpus scores: a header `checkpoint,BLEU-1,...`, then one row a checkpoint.
+
+    Comma, semicolon and tab are understood as separators. Epochs are read off names such as "epoch3".
+
+    Args:
+        path: the file.
+
+    Returns:
+        A run without captions, intervals or scores per image; its data has the name of the file.
+
+    Raises:
+        InputError: the file cannot be read, or a line of it is not as described.
+    """
+    text = read_text(
+        path,
+        missing="give a run directory or a CSV table of scores",
+        undecodable="save the table as UTF-8",
+    )
+    rows = _rows(text, path)
+    if not rows:
+        raise InputError(f"{path} is empty; expected a header '{NAME_COLUMN},BLEU-1,...' and one row a checkpoint.")
+    (_, header), *body = rows
+    header = [plain_cell(cell.strip()) for cell in header]
+    metrics = [name for name in header[1:] if name != LEAK_COLUMN]
+    if header[0].lower() != NAME_COLUMN or not all(metrics) or not metrics:
+        raise InputError(f"{path}: the header is {','.join(header)[:80]!r}, expected '{NAME_COLUMN},BLEU-1,...'.")
+    if len(set(header)) != len(header):
+        raise InputError(f"{path}: the header has a column twice; names must be unique.")
+    checkpoints = [_checkpoint(cells, header, f"{path}, line {line}") for line, cells in body]
+    if not checkpoints:
+        raise InputError(f"{path} has a header but no row; expected one row a checkpoint.")
+    if (repeated := first_repeated(row.name for row in checkpoints)) is not None:
+        raise InputError(f"{path} holds two rows called {repeated!r}; names must be unique.")
+    return RunScores(data=path.stem, checkpoints=tuple(checkpoints))
+
+
+def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    """All rows that are not blank, with the line each one ends on."""
+    header = text.split("\n", 1)[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}; expected CSV.") from None
+
+
+def _checkpoint(cells: list[str], header: list[str], position: str) -> CheckpointScores:
+    """One row of the table; `position` names it in messages."""
+    if len(cells) != len(header):
+        raise InputError(f"{position} has {len(cells)} cells, but the header has {len(header)}.")
+    name = plain_cell(cells[0].strip())
+    if not name:
+        raise InputError(f"{position} has no name in its first cell.")
+    corpus = {}
+    leak = None
+    for metric, cell in zip(header[1:], cells[1:], strict=True):
+        if metric == LEAK_COLUMN:
+            leak = plain_cell(cell.strip()) or None
+        elif cell.strip():
+            corpus[metric] = _score(cell.strip(), f"{position}: {metric}")
+    if not corpus:
+        raise InputError(f"{position} holds no score; expected at least one number.")
+    epoch = re.fullmatch(r"epoch[ _-]?(\d{1,9})", name, re.IGNORECASE | re.ASCII)
+    return CheckpointScores(name=name, corpus=corpus, epoch=int(epoch[1]) if epoch else None, leak=leak)
+
+
+def _score(cell: str, position: str) -> float:
+    """The number in a cell."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.inf
+    if abs(value) > MAX_SCORE:
+        raise InputError(f"{position} is {cell[:40]!r}, expected a number such as 0.3175.")
+    return value

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from captune.report.analysis import analyse
-from captune.report.bare_table import csv_table
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import write_whole
@@ -16,7 +15,7 @@ from captune.report.narrative import analysis_markdown
 from captune.report.page import build_page
 from captune.report.rating import rating_of
 from captune.report.record import RunScores, read_scores
-from captune.report.table import latex_table, markdown_table
+from captune.report.table import csv_table, latex_table, markdown_table
 from captune.report.training_log import TrainingLog, read_log
 
 __all__ = ["COMPARISON_FILES", "REPORT_FILES", "Writer", "write_comparison", "write_page", "write_report"]

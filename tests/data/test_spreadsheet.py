@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from captune.data.delimited import CsvWriter, plain_cell, safe_cell
 from captune.report import CheckpointScores, RunScores, read_csv
-from captune.report.bare_table import csv_table
+from captune.report.table import csv_table
 
 FORMULAS = (
     "=cmd|x!A0",

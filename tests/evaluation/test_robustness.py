@@ -17,8 +17,20 @@ from captune.config import parse_config
 from captune.data.manifest import Sample, read_manifest, write_manifest
 from captune.errors import ConfigError, DataError, InputError
 from captune.metrics import Scorer
-from captune.report.matrix import Cell, Column, Difference, Matrix, Row, matrix_from_json, matrix_to_json, read_matrix
-from captune.report.matrix_table import matrix_csv, matrix_markdown, matrix_part, strength_curves
+from captune.report.matrix import (
+    Cell,
+    Column,
+    Difference,
+    Matrix,
+    Row,
+    matrix_csv,
+    matrix_from_json,
+    matrix_markdown,
+    matrix_part,
+    matrix_to_json,
+    read_matrix,
+    strength_curves,
+)
 
 torch = pytest.importorskip("torch", reason="needs the extra 'train'")
 

@@ -155,7 +155,7 @@ def test_latex_is_booktabs_with_the_signature_in_the_caption(make_run: Any, slid
         ("", "is empty"),
         ("BLEU-1,CIDEr\n0.1,0.2\n", "expected 'checkpoint,BLEU-1"),
         ("checkpoint\nepoch0\n", "expected 'checkpoint,BLEU-1"),
-        ("checkpoint,CIDEr,CIDEr\na,1,1\n", "stands twice"),
+        ("checkpoint,CIDEr,CIDEr\na,1,1\n", "has a column twice"),
         ("checkpoint,CIDEr\n", "no row"),
         ("checkpoint,CIDEr\na,0.1,0.2\n", "line 2 has 3 cells"),
         ("checkpoint,CIDEr\na,0.1\n\na,0.2\n", "two rows called 'a'"),
