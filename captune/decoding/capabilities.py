@@ -1,4 +1,4 @@
-"""Whether a language model's rows can be decoded from slots, tried out and not looked up in a list of names."""
+"""What a language model's layers support, tried out on a few tokens instead of looked up in a list of names."""
 
 from __future__ import annotations
 
@@ -14,30 +14,25 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from captune.common import error_text
-from captune.decoding.decode_attention import at, has_kernel
-from captune.decoding.forward import decode_step, fill, mixed_forward, read
-from captune.decoding.kv_cache import MixedBatch, StaticKVCache, layers_of
+from captune.decoding.decode_attention import current_device, has_kernel
+from captune.decoding.forward import decode_step, forward, mixed_forward, prefill
+from captune.decoding.kv_cache import MixedBatch, StaticKVCache, cache_layer_count
 from captune.errors import ConfigError
 
-__all__ = [
-    "supports_decode_attention",
-    "supports_mixed_batch",
-    "supports_sequence_ends",
-    "unsupported_reason",
-]
+__all__ = ["supports_decode_attention", "supports_mixed_batch", "supports_sequence_ends", "unsupported_reason"]
 
 logger = logging.getLogger(__name__)
 
 _ROWS, _TOKENS = 3, 12
-"""Rows with which a model is tried out, and tokens of each."""
-_EXACT = 1e-3
+"""Rows with which a model is tried, and tokens of each."""
+_TOLERANCE = 1e-3
 """Largest relative difference of logits that rounding in float32 explains."""
-_EXACT_IN_HALF = 0.1
-"""The same for 16-bit formats, whose own noise is several percent."""
+_HALF_TOLERANCE = 0.1
+"""The same for 16-bit formats, whose noise is several percent."""
 _LAST = 6
 """Tokens at the end of a long row whose logits are compared; all tokens of a short one are."""
-_STEP = 64
-"""Widths are tried in multiples of this, so that rows a little longer need no other trial."""
+_WIDTH_STEP = 64
+"""Widths are tried in multiples of this, so that slightly longer rows need no other trial."""
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _TRIED_WIDE: WeakKeyDictionary[Any, dict[int, str | None]] = WeakKeyDictionary()
 _TRIED_MIXED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
@@ -46,11 +41,11 @@ _TRIED_DECODE_ATTENTION: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary(
 
 
 def unsupported_reason(llm: Any, width: int) -> str | None:
-    """Why a language model's rows cannot be decoded from slots.
+    """Why a language model cannot decode with the static KV cache.
 
-    Slots need a cache that is keys and values and nothing else, and no window narrower than the rows. Whether masks and
-    positions are honoured is tried out on a few tokens, once for a model, and on rows of this width: some families
-    ignore them without a word, or only beyond a window that their cache knows nothing of (GPT-Neo).
+    The static cache replaces keys and values and nothing else, and needs a window no narrower than the rows. Whether
+    masks and positions are honoured is tried on a few tokens, once for a model, and on rows of this width: some
+    families ignore them silently, or only beyond a window that their cache does not know (GPT-Neo).
 
     Args:
         llm: a causal language model.
@@ -70,71 +65,74 @@ def unsupported_reason(llm: Any, width: int) -> str | None:
         if layer.is_sliding and (window is None or window < width):
             return f"its window of {window} tokens is narrower than a row of {width}"
     if llm not in _TRIED:
-        _TRIED[llm] = _trial(llm, _from_slots)
+        _TRIED[llm] = _try(llm, _with_static_cache)
     if _TRIED[llm] is not None or width <= _TOKENS:
         return _TRIED[llm]
     tried = _TRIED_WIDE.setdefault(llm, {})
     positions = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None) or width
-    wide = max(width, min(-(-width // _STEP) * _STEP, int(positions)))
+    wide = max(width, min(-(-width // _WIDTH_STEP) * _WIDTH_STEP, int(positions)))
     if wide not in tried:
-        tried[wide] = _trial(llm, _from_slots, wide)
+        tried[wide] = _try(llm, _with_static_cache, wide)
     return tried[wide]
 
 
 def supports_mixed_batch(llm: Any) -> bool:
-    """Whether prompts can come in beside the newest tokens of other rows, in one forward (`captune.decoding.kv_cache`).
+    """Whether new prompts and the newest tokens of other rows can share a forward (`MixedBatch`).
 
     Args:
-        llm: a causal language model that slots fit.
+        llm: a causal language model that the static KV cache supports.
     """
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
         return False
     if llm not in _TRIED_MIXED:
-        _TRIED_MIXED[llm] = _trial(llm, _from_mixed_batch)
+        _TRIED_MIXED[llm] = _try(llm, _with_mixed_batch)
     return _TRIED_MIXED[llm] is None
 
 
 def supports_sequence_ends(llm: Any) -> bool:
-    """Whether the last layer can be run for the ends of prompts only, and read the rest of them.
+    """Whether the last layer can be computed for the last tokens of prompts only, and keys and values for the others.
 
     Args:
-        llm: a causal language model that takes packs.
+        llm: a causal language model that supports mixed batches.
     """
     if llm not in _TRIED_ENDS:
-        _TRIED_ENDS[llm] = _trial(llm, partial(_from_mixed_batch, ends=True))
+        _TRIED_ENDS[llm] = _try(llm, partial(_with_mixed_batch, ends=True))
     return _TRIED_ENDS[llm] is None
 
 
 def supports_decode_attention(llm: Any) -> bool:
-    """Whether single tokens can attend by the kernel of `captune.decoding.decode_attention`: on a GPU only.
+    """Whether decode steps can use the kernel of `captune.decoding.decode_attention`: on a GPU only.
 
     Args:
-        llm: a causal language model that slots fit.
+        llm: a causal language model that the static KV cache supports.
     """
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa" or not has_kernel(llm.device):
         return False
     if llm not in _TRIED_DECODE_ATTENTION:
         try:
-            with at(llm.device):
-                reason = _trial(llm, _from_decode_attention)
+            with current_device(llm.device):
+                reason = _try(llm, partial(_with_static_cache, step=_decode_step))
         except Exception as error:  # what a kernel's compiler, its tools or a driver may raise has no common type
-            reason = f"it cannot be made ({error_text(error)})"
+            reason = error_text(error)
         _TRIED_DECODE_ATTENTION[llm] = reason
         if reason is not None:
-            logger.warning("decoding attends without captune's own kernel: %s", reason)
+            logger.warning("decoding runs without captune's attention kernel, which failed (%s)", reason)
     return _TRIED_DECODE_ATTENTION[llm] is None
 
 
 @torch.inference_mode()
-def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], tokens: int = _TOKENS) -> str | None:
-    """Run rows from slots and each alone, and compare the logits: a reason why not, or None.
+def _try(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], tokens: int = _TOKENS) -> str | None:
+    """Compare the logits of a few rows with those of each row in a forward without cache.
 
-    `forward` is called itself, past what somebody may have hooked to the model.
+    `forward` is called directly, past hooks on the model.
 
     Args:
         llm: a causal language model.
-        run: given the model and (R, T, D) embeddings, (R, V) logits behind some tokens and (R,) these tokens' columns.
+        run: of the model and embeddings (R, T, D), logits (R, V) after some tokens and (R,) these tokens' columns.
         tokens: T; of rows longer than a few tokens only the last ones are compared.
+
+    Returns:
+        Why they differ, or None.
     """
     embedding = llm.get_input_embeddings()
     ids = torch.arange(_ROWS * tokens, device=embedding.weight.device).view(_ROWS, tokens)
@@ -144,79 +142,72 @@ def _trial(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], 
     try:
         alone = [llm.forward(inputs_embeds=row.unsqueeze(0), use_cache=False, **kept).logits[0] for row in embeddings]
         worst = 0.0
-        for found, columns in run(llm, embeddings):
-            places = (columns - skipped).tolist()
-            wanted = torch.stack([row[place] for row, place in zip(alone, places, strict=True)])
-            worst = max(worst, float((found - wanted).float().norm() / wanted.float().norm()))
+        for logits, columns in run(llm, embeddings):
+            indices = (columns - skipped).tolist()
+            expected = torch.stack([row[index] for row, index in zip(alone, indices, strict=True)])
+            worst = max(worst, float((logits - expected).float().norm() / expected.float().norm()))
     except (AttributeError, ConfigError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it does not take rows from slots ({error_text(error)})"
-    allowed = _EXACT_IN_HALF if wanted.dtype in (torch.bfloat16, torch.float16) else _EXACT
+    tolerance = _HALF_TOLERANCE if expected.dtype in (torch.bfloat16, torch.float16) else _TOLERANCE
     # Written this way round, so that logits which are no numbers do not pass.
-    return None if worst <= allowed else f"rows from slots change its logits by {worst:.1e}"
+    return None if worst <= tolerance else f"rows from slots change its logits by {worst:.1e}"
 
 
-def _from_decode_attention(llm: Any, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """As from slots, by the kernel for single tokens."""
-
-    def read_next(llm: Any, cache: StaticKVCache, fed: Tensor, columns: Tensor) -> Tensor:
-        return decode_step(llm.forward, llm.config, cache, fed, columns)
-
-    return _from_slots(llm, embeddings, read_next)
+_Step = Callable[[Any, StaticKVCache, Tensor, Tensor], Tensor]
+"""A decode step: (R, V) logits of a model after the tokens with embeddings (R, 1, D) in columns (R,) of a cache."""
 
 
-def _read_seen(llm: Any, cache: StaticKVCache, fed: Tensor, columns: Tensor) -> Tensor:
-    seen = torch.arange(cache.width, device=columns.device) <= columns.unsqueeze(1)
-    return read(llm.forward, llm.config, cache, fed, columns.unsqueeze(1), seen.unsqueeze(1))
+def _decode_step(llm: Any, cache: StaticKVCache, inputs: Tensor, columns: Tensor) -> Tensor:
+    return decode_step(llm.forward, llm.config, cache, inputs, columns)
 
 
-def _from_slots(
-    llm: Any, embeddings: Tensor, read_next: Callable[[Any, StaticKVCache, Tensor, Tensor], Tensor] = _read_seen
-) -> list[tuple[Tensor, Tensor]]:
-    """Rows of other lengths side by side, three tokens one after the other."""
+def _forward(llm: Any, cache: StaticKVCache, inputs: Tensor, columns: Tensor) -> Tensor:
+    mask = torch.arange(cache.width, device=columns.device) <= columns.unsqueeze(1)
+    return forward(llm.forward, llm.config, cache, inputs, columns.unsqueeze(1), mask.unsqueeze(1))
+
+
+def _with_static_cache(llm: Any, embeddings: Tensor, step: _Step = _forward) -> list[tuple[Tensor, Tensor]]:
+    """Rows of different lengths in one batch, three decode steps."""
     tokens = embeddings.shape[1]
-    cache = StaticKVCache(_ROWS, tokens, layers=layers_of(llm))
+    cache = StaticKVCache(_ROWS, tokens, layers=cache_layer_count(llm))
     lengths = torch.tensor([tokens - 3, tokens - _LAST, tokens - 4], device=embeddings.device)
-    _begin(llm, cache, embeddings, int(lengths.max()))
-    return [_next(llm, cache, embeddings, lengths + step, read_next) for step in range(3)]
+    _prefill(llm, cache, embeddings, int(lengths.max()))
+    return [_next(llm, cache, embeddings, lengths + more, step) for more in range(3)]
 
 
-def _from_mixed_batch(llm: Any, embeddings: Tensor, *, ends: bool = False) -> list[tuple[Tensor, Tensor]]:
-    """One row under way, two that come in beside its next token, and one more token of all."""
-    cache = StaticKVCache(_ROWS, _TOKENS, layers=layers_of(llm))
-    under_way, longest, shorter = 5, 8, 6
-    _begin(llm, cache, embeddings[:1], under_way)
+def _with_mixed_batch(llm: Any, embeddings: Tensor, *, ends: bool = False) -> list[tuple[Tensor, Tensor]]:
+    """One row in its decode step, two new prompts in the same forward, and one more step of all."""
+    cache = StaticKVCache(_ROWS, _TOKENS, layers=cache_layer_count(llm))
+    length, longest, shorter = 5, 8, 6
+    _prefill(llm, cache, embeddings[:1], length)
     device = embeddings.device
-    places = torch.arange(longest, device=device)
-    pack = MixedBatch(
-        columns=torch.tensor([under_way], device=device),
-        seen=(torch.arange(under_way + 1, device=device) <= under_way).view(1, 1, 1, -1),
-        first=1,
-        start=0,
-        begun=(places <= places.unsqueeze(1)).view(1, 1, longest, longest),
+    positions = torch.arange(longest, device=device)
+    batch = MixedBatch(
+        columns=torch.tensor([length], device=device),
+        mask=(torch.arange(length + 1, device=device) <= length).view(1, 1, 1, -1),
+        first_slot=1,
+        first_column=0,
+        prompt_mask=(positions <= positions.unsqueeze(1)).view(1, 1, longest, longest),
     )
-    tokens = torch.cat([embeddings[0, under_way : under_way + 1], *embeddings[1:, :longest]]).unsqueeze(0)
-    positions = torch.cat([pack.columns, places, places]).unsqueeze(0)
+    tokens = torch.cat([embeddings[0, length : length + 1], *embeddings[1:, :longest]]).unsqueeze(0)
+    all_positions = torch.cat([batch.columns, positions, positions]).unsqueeze(0)
     last = torch.tensor([0, longest, longest + shorter], device=device)
-    logits = mixed_forward(llm.forward, llm.config, cache, tokens, positions, last, pack, llm if ends else None)
-    columns = torch.tensor([under_way, longest - 1, shorter - 1], device=device)
+    logits = mixed_forward(llm.forward, llm.config, cache, tokens, all_positions, last, batch, llm if ends else None)
+    columns = torch.tensor([length, longest - 1, shorter - 1], device=device)
     return [(logits, columns), _next(llm, cache, embeddings, columns + 1)]
 
 
-def _begin(llm: Any, cache: StaticKVCache, embeddings: Tensor, length: int) -> None:
-    cache.fill(0, len(embeddings), 0, length)
+def _prefill(llm: Any, cache: StaticKVCache, embeddings: Tensor, length: int) -> None:
+    cache.set_prefill(0, len(embeddings), 0, length)
     positions = torch.arange(length, device=embeddings.device)
-    seen = (positions <= positions.unsqueeze(1)).unsqueeze(0)
-    fill(llm.forward, llm.config, cache, embeddings[:, :length], positions.expand(len(embeddings), -1), seen)
+    mask = (positions <= positions.unsqueeze(1)).unsqueeze(0)
+    prefill(llm.forward, llm.config, cache, embeddings[:, :length], positions.expand(len(embeddings), -1), mask)
 
 
 def _next(
-    llm: Any,
-    cache: StaticKVCache,
-    embeddings: Tensor,
-    columns: Tensor,
-    read_next: Callable[[Any, StaticKVCache, Tensor, Tensor], Tensor] = _read_seen,
+    llm: Any, cache: StaticKVCache, embeddings: Tensor, columns: Tensor, step: _Step = _forward
 ) -> tuple[Tensor, Tensor]:
-    """Logits behind the tokens of these columns, and the columns."""
-    cache.extend(columns, int(columns.max()) + 1, embeddings.shape[1])
-    fed = embeddings[torch.arange(len(columns), device=columns.device), columns].unsqueeze(1)
-    return read_next(llm, cache, fed, columns), columns
+    """Logits after the tokens of these columns, and the columns."""
+    cache.set_decode(columns, int(columns.max()) + 1, embeddings.shape[1])
+    inputs = embeddings[torch.arange(len(columns), device=columns.device), columns].unsqueeze(1)
+    return step(llm, cache, inputs, columns), columns

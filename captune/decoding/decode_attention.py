@@ -1,9 +1,10 @@
-"""Attention of the newest token of each row, on a GPU: the keys and values that are there are read, and once.
+"""Decode attention on a GPU: one query a row, which reads the keys and values of its columns, each once.
 
 Letters: N rows, H heads, G heads of keys, W columns of a slot, D width of a head.
 
-A step with one query a row moves bytes and hardly computes. Kernels made for long rows read every column of every slot,
-spread the mask out in memory and spend their time on queries that are not there; a row here stops at its own column.
+A decode step moves bytes and hardly computes. Kernels made for long queries read every column of every slot, expand the
+mask in memory and spend their time on queries that do not exist; here a row stops at its last column. The Triton kernel
+is in `decode_attention_kernel`, because its import needs `triton`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-__all__ = ["DECODE_ATTENTION", "at", "has_kernel"]
+__all__ = ["DECODE_ATTENTION", "current_device", "has_kernel"]
 
-DECODE_ATTENTION = "captune_newest"
-"""This attention, as transformers knows it; it needs `columns` among the arguments of a model's forward."""
+DECODE_ATTENTION = "captune_decode"
+"""Name in transformers' `AttentionInterface`; it needs `columns` among the arguments of a model's forward."""
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -27,8 +28,8 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
 
 
-def at(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU the current one: Triton's kernels and CUDA graphs go to that, wherever their tensors are."""
+def current_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one: Triton's kernels and CUDA graphs run there, wherever their tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -50,10 +51,10 @@ def attend(
         query: (N, H, 1, D).
         keys: (N, G, W, D); H is a multiple of G.
         values: (N, G, W, D).
-        mask: says the same as `columns`.
-        columns: (N,) int64, the last column that each row looks at.
+        mask: ignored; `columns` says the same.
+        columns: (N,) int64, the last column that each row sees.
         scaling: of the scores; one over the root of D by default.
-        settings: what other attentions are told.
+        settings: ignored.
 
     Returns:
         (N, 1, H, D).
@@ -61,13 +62,13 @@ def attend(
     from captune.decoding.decode_attention_kernel import BLOCK, WARPS, one_query
 
     rows, heads, _, size = query.shape
-    found = torch.empty((rows, heads, 1, size), dtype=query.dtype, device=query.device)
+    output = torch.empty((rows, heads, 1, size), dtype=query.dtype, device=query.device)
     one_query[(rows, heads)](
         query,
         keys,
         values,
         columns,
-        found,
+        output,
         size**-0.5 if scaling is None else scaling,
         query.stride(0),
         query.stride(1),
@@ -77,15 +78,15 @@ def attend(
         values.stride(0),
         values.stride(1),
         values.stride(2),
-        found.stride(0),
-        found.stride(1),
+        output.stride(0),
+        output.stride(1),
         GROUP=heads // keys.shape[1],
         D=size,
         SIZE=1 << (size - 1).bit_length(),
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
-    return found.transpose(1, 2), None
+    return output.transpose(1, 2), None
 
 
 AttentionInterface.register(DECODE_ATTENTION, attend)

@@ -1,6 +1,6 @@
-"""A language model's forwards over rows in slots: prompts that fill them, one more token of each, or both at once.
+"""A language model's forward passes over a static KV cache: prefill, decode step, and both at once.
 
-Letters: B prompts of T tokens, R rows under way, D model width, V vocabulary.
+Letters: B prompts of T tokens, R rows that are decoded, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ import torch
 from torch import Tensor
 
 from captune.decoding.decode_attention import DECODE_ATTENTION
-from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache, attention
+from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache, use_attention
 from captune.model.language_model import decoder_layers
 from captune.model.layer_call import KeysTaken, LayerCall, intercepted, states_of, with_states
 from captune.transformers_compat import CACHE_ARGUMENT
 
-__all__ = ["decode_step", "fill", "mixed_forward", "read"]
+__all__ = ["decode_step", "forward", "mixed_forward", "prefill"]
 
 
-def fill(
-    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+def prefill(
+    model: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, mask: Tensor
 ) -> None:
-    """Put the keys and values of prompts into the slots that the cache was told.
+    """Write the keys and values of prompts into their slots.
 
-    Nobody reads what the model would say behind a prompt without its last token, so the forward ends in the last layer
-    as soon as that has its keys and values: neither its attention and feed-forward nor the head are computed.
+    The model's output for a prompt without its last token is unused, so the forward ends in the last layer as soon as
+    that has its keys and values: neither its attention and feed-forward nor the head are computed.
 
     Args:
-        forward: the model, or its `forward`.
+        model: the language model, or its `forward`.
         config: its configuration.
-        cache: after `StaticKVCache.fill`.
+        cache: after `StaticKVCache.set_prefill`.
         embeddings: (B, T, D).
         positions: (B, T) int64.
-        seen: (B or 1, T, columns) bool, what each token looks at.
+        mask: (B or 1, T, columns) bool, the columns that each token sees.
     """
     with suppress(KeysTaken):
-        _run(forward, config, cache, embeddings, positions, seen)
+        _run(model, config, cache, embeddings, positions, mask)
 
 
-def read(
-    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+def forward(
+    model: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, mask: Tensor
 ) -> Tensor:
-    """(B, V) logits behind one token a row, whose keys and values go where the cache was told; arguments of `fill`."""
-    logits: Tensor = _run(forward, config, cache, embeddings, positions, seen).logits[:, -1]
+    """(R, V) logits after one new token a row; arguments of `prefill`, after `StaticKVCache.set_decode`."""
+    logits: Tensor = _run(model, config, cache, embeddings, positions, mask).logits[:, -1]
     return logits
 
 
 def decode_step(
-    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, columns: Tensor
+    model: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, columns: Tensor
 ) -> Tensor:
-    """The same as `read` where every row looks at its own column and all before it, by the attention of `newest`.
+    """The same as `forward` where every row sees its column and all before it, by captune's decode attention.
 
     Args:
-        forward: the model, or its `forward`.
+        model: the language model, or its `forward`.
         config: its configuration; its attention must be `sdpa`.
-        cache: after `StaticKVCache.extend`.
-        embeddings: (B, 1, D).
-        columns: (B,) int64, where the tokens go.
+        cache: after `StaticKVCache.set_decode`.
+        embeddings: (R, 1, D).
+        columns: (R,) int64, where the tokens are written.
 
     Returns:
-        (B, V).
+        (R, V).
     """
-    with attention(config, DECODE_ATTENTION):
-        logits: Tensor = forward(
+    with use_attention(config, DECODE_ATTENTION):
+        logits: Tensor = model(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
             position_ids=columns.unsqueeze(1),
@@ -79,67 +79,68 @@ def decode_step(
 
 
 def mixed_forward(
-    forward: Callable[..., Any],
+    model: Callable[..., Any],
     config: Any,
     cache: StaticKVCache,
     embeddings: Tensor,
     positions: Tensor,
     last: Tensor,
-    pack: MixedBatch,
+    batch: MixedBatch,
     llm: Any = None,
 ) -> Tensor:
-    """Logits behind the newest token of rows under way and behind prompts that come in, from one forward over both.
+    """Logits after the newest token of rows and after new prompts, from one forward over both.
 
     Args:
-        forward: the model, or its `forward`.
+        model: the language model, or its `forward`.
         config: its configuration; its attention must be `sdpa`.
-        cache: where the keys and values go.
+        cache: receives the keys and values.
         embeddings: (1, R + B * T, D), R newest tokens and B prompts of T tokens, end to end.
         positions: (1, R + B * T) int64.
-        last: (R + B,) int64, behind which of these tokens logits are wanted.
-        pack: where each token goes and what it sees.
-        llm: the model again, where its last layer is to be run for these tokens only and to read the others.
+        last: (R + B,) int64, the tokens whose logits are returned.
+        batch: where each token is written and what it sees.
+        llm: the language model again, to compute its last layer for these tokens only; of the others that layer
+            computes keys and values.
 
     Returns:
         (R + B, V).
     """
-    cache.pack(pack)
-    said = partial(_say_ends, cache, last, pack, positions[0, last])
-    ends = nullcontext() if llm is None else intercepted(decoder_layers(llm)[-1], said)
-    with attention(config, MIXED_ATTENTION), ends:
-        logits: Tensor = forward(
+    cache.set_mixed(batch)
+    replaced = partial(_set_sequence_ends, cache, last, batch, positions[0, last])
+    last_layer = nullcontext() if llm is None else intercepted(decoder_layers(llm)[-1], replaced)
+    with use_attention(config, MIXED_ATTENTION), last_layer:
+        logits: Tensor = model(
             inputs_embeds=embeddings,
             attention_mask=_no_mask(embeddings),
             position_ids=positions,
             use_cache=True,
             logits_to_keep=last,
-            pack=pack,
+            mixed_batch=batch,
             **{CACHE_ARGUMENT: cache},
         ).logits
     return logits[0]
 
 
-def _say_ends(cache: StaticKVCache, last: Tensor, pack: MixedBatch, columns: Tensor, call: LayerCall) -> Any:
-    """What the last layer returns, but that only the states of the `last` tokens are new."""
-    call.read(cache, pack=pack)
-    ends = pack.ends(columns)
-    cache.pack(ends)
-    said = call.part(last)(cache, pack=ends)
-    return with_states(said, call.states.index_copy(1, last, states_of(said)))
+def _set_sequence_ends(cache: StaticKVCache, last: Tensor, batch: MixedBatch, columns: Tensor, call: LayerCall) -> Any:
+    """The last layer's output with new states for the `last` tokens only."""
+    call.read(cache, mixed_batch=batch)
+    ends = batch.only_newest(columns)
+    cache.set_mixed(ends)
+    output = call.part(last)(cache, mixed_batch=ends)
+    return with_states(output, call.states.index_copy(1, last, states_of(output)))
 
 
 def _no_mask(embeddings: Tensor) -> Tensor:
-    """Four dimensions, which models hand on as they are; what each token sees, the attention is told otherwise."""
+    """A mask of four dimensions, which models pass on unchanged; the attention function takes its mask elsewhere."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
 
 
 def _run(
-    forward: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, seen: Tensor
+    model: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, mask: Tensor
 ) -> Any:
-    mask = seen.unsqueeze(1)
+    mask = mask.unsqueeze(1)
     if config.get_text_config(decoder=True)._attn_implementation == "eager":
         mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, torch.finfo(embeddings.dtype).min)
-    return forward(
+    return model(
         inputs_embeds=embeddings,
         attention_mask=mask.expand(len(embeddings), -1, -1, -1),
         position_ids=positions,

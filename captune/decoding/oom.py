@@ -1,4 +1,4 @@
-"""Work on batches that become smaller when the memory runs out."""
+"""Batches that are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Result = TypeVar("Result")
 def in_batches(
     items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Results of consecutive batches; a batch that does not fit is halved, and so are those behind it.
+    """Results of consecutive batches; a batch that does not fit into memory is halved, and so are those after it.
 
     Args:
         items: N of them.
         size: of a batch.
-        run: does the work on one batch.
+        run: computes one batch.
 
     Yields:
         A batch and its result.
 
     Raises:
-        torch.OutOfMemoryError: a single item is too much.
+        torch.OutOfMemoryError: a single item does not fit.
     """
     start = 0
     while start < len(items):
@@ -47,14 +47,16 @@ def in_batches(
         size = halve_on_oom(len(batch))
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the CPU, had no more memory to give."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the CPU, has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def halve_on_oom(rows: int) -> int:
-    """Half as many; called when the error is gone, and with it what its traceback kept in memory."""
+    """Half as many rows; called after the error is released, and with it what its traceback kept in memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    logger.warning("out of memory: going on with %d at once", rows // 2)
+    logger.warning("out of memory: continuing with %d at once", rows // 2)
     return rows // 2

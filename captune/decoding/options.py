@@ -32,17 +32,17 @@ class DecodingOptions:
         max_new_tokens: longest caption in tokens, stop symbol included.
         beams: beams of beam search; 1 is greedy.
         length_penalty: exponent on a beam's length.
-        repetition_penalty: divides the score of tokens already said; 1 is off.
+        repetition_penalty: divides the scores of tokens generated before; 1 is off.
         batch_size: images captioned at once.
-        temperature: above 0 a token is drawn from the distribution sharpened by it; 0 takes the likeliest.
-        top_k: draw among so many likeliest tokens only; 0 is all.
-        top_p: draw among the likeliest tokens that together have this probability; 1 is all.
-        seed: of the draws. Each image has a stream of its own, so its caption depends on no neighbour.
-        compiled: feed the language model batches of one shape through torch.compile, with CUDA graphs on a GPU. The
+        temperature: above 0 a token is sampled from the distribution sharpened by it; 0 takes the most likely one.
+        top_k: sample among so many most likely tokens only; 0 is all.
+        top_p: sample among the most likely tokens with this total probability; 1 is all.
+        seed: of sampling. Each image has separate random numbers, so its caption depends on no other image.
+        compiled: run the language model in batches of one shape through torch.compile, with CUDA graphs on a GPU. The
             first step takes up to a minute; the captions are the same, but for rounding.
 
     Raises:
-        ConfigError: a value is out of its range, or beams and a temperature are asked for together.
+        ConfigError: a value is out of its range, or both beams and a temperature are set.
     """
 
     max_new_tokens: int = 40
@@ -73,20 +73,20 @@ class DecodingOptions:
 
     @property
     def sampled(self) -> bool:
-        """Whether tokens are drawn."""
+        """Whether tokens are sampled."""
         return self.temperature > 0
 
     def __str__(self) -> str:
-        """How it stands in a signature, such as `greedy,max40` or `beam3,lp0.6,max40`."""
+        """As written in a signature, such as `greedy,max40` or `beam3,lp0.6,max40`."""
         if self.sampled:
-            parts = ["sample", f"t{self.temperature:g}"]
-            parts += [f"k{self.top_k}"] * (self.top_k > 0) + [f"p{self.top_p:g}"] * (self.top_p < 1)
-            parts.append(f"seed{self.seed}")
+            fields = ["sample", f"t{self.temperature:g}"]
+            fields += [f"k{self.top_k}"] * (self.top_k > 0) + [f"p{self.top_p:g}"] * (self.top_p < 1)
+            fields.append(f"seed{self.seed}")
         else:
-            parts = ["greedy"] if self.beams == 1 else [f"beam{self.beams}", f"lp{self.length_penalty:g}"]
+            fields = ["greedy"] if self.beams == 1 else [f"beam{self.beams}", f"lp{self.length_penalty:g}"]
         if self.repetition_penalty != 1.0:
-            parts.append(f"rp{self.repetition_penalty:g}")
-        return ",".join([*parts, f"max{self.max_new_tokens}"])
+            fields.append(f"rp{self.repetition_penalty:g}")
+        return ",".join([*fields, f"max{self.max_new_tokens}"])
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Caption:
     Attributes:
         text: the caption, without the stop symbol.
         tokens: how many tokens were generated for it, stop symbol included.
-        stopped: whether it ended by itself, with the stop symbol or the end of text, and not at the length limit.
+        stopped: whether it ended with the stop symbol or the end of text, and not at the length limit.
     """
 
     text: str
@@ -104,22 +104,27 @@ class Caption:
     stopped: bool
 
 
-_BROKEN = "�"
+_REPLACEMENT = "�"
+"""What a tokenizer decodes an incomplete character to."""
 
 
 class StopRule:
-    """Tells when a row of new ids has ended.
+    """Decides from its ids when a row has ended.
+
+    The stop symbol is text, not a token: a vocabulary may spell it in several ways, and a token may hold its end and
+    more. Decoding the tail of every row after each step would be safe and slow. A token whose text neither holds the
+    symbol nor begins with a rest of it cannot complete it, so rows are decoded after the few other tokens only; whether
+    a token can complete it is computed once, when it is first generated.
 
     Args:
-        processor: knows the stop symbol and the vocabulary.
+        processor: has the stop symbol and the vocabulary.
         symbol: whether the stop symbol ends a row; without it, only the end of text does.
         also: other texts that end a row, such as the stop sequences of a request.
     """
 
     def __init__(self, processor: MiniGPT4Processor, *, symbol: bool = True, also: Sequence[str] = ()) -> None:
         self._tokenizer = processor.tokenizer
-        own = processor.layout.stop_text if symbol else ""
-        self._symbols = tuple(filter(None, (own, *also)))
+        self._symbols = tuple(filter(None, (processor.layout.stop_text if symbol else "", *also)))
         self.end_ids = frozenset(processor.end_ids)
         # However a symbol is cut into tokens, it has no more of them than bytes; one token more keeps the space that
         # a vocabulary leaves out at the start of a text.
@@ -129,7 +134,7 @@ class StopRule:
         self._completes: dict[int, bool] = {}
 
     def ended(self, ids: Sequence[int], newest: int) -> bool:
-        """Whether `newest`, said behind `ids`, ends the row."""
+        """Whether `newest`, generated after `ids`, ends the row."""
         if newest in self.end_ids:
             return True
         if not self._symbols or not self._may_complete(newest):
@@ -140,16 +145,16 @@ class StopRule:
     def _may_complete(self, token: int) -> bool:
         known = self._completes.get(token)
         if known is None:
-            known = self._completes[token] = self._look(token)
+            known = self._completes[token] = self._compute_may_complete(token)
         return known
 
-    def _look(self, token: int) -> bool:
+    def _compute_may_complete(self, token: int) -> bool:
         text = self._tokenizer.decode([*self._anchor, token])
-        if not text.startswith(self._anchor_text) or _BROKEN in text:
-            # A piece of a character, or a vocabulary whose texts do not simply follow each other.
+        if not text.startswith(self._anchor_text) or _REPLACEMENT in text:
+            # A piece of a character, or a vocabulary whose texts are not simply concatenated.
             return True
         text = text[len(self._anchor_text) :]
-        rests = tuple(symbol[place:] for symbol in self._symbols for place in range(1, len(symbol)))
+        rests = tuple(symbol[start:] for symbol in self._symbols for start in range(1, len(symbol)))
         return any(symbol in text for symbol in self._symbols) or text.startswith(rests)
 
 
@@ -158,22 +163,22 @@ class FeatureRows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, places: slice, /) -> Tensor:
+    def __getitem__(self, rows: slice, /) -> Tensor:
         """Those of some images, (B, Q, F)."""
         ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Request:
-    """One caption that is asked for.
+    """One requested caption.
 
     Attributes:
-        number: tells it from others; its place in a list of results.
+        number: distinguishes it from others; its index in a list of results.
         prompt: T token ids, `IMAGE_SLOT` where an image token goes.
-        features: (I, Q, F) output of the frozen part for its images, or what gives it when it is needed; None for
-            text alone.
-        key: names the image's stream of draws beside the seed; requests with equal keys draw the same numbers.
-        stop: when this caption has ended, where that is not the rule of the loop.
+        features: (I, Q, F) output of the frozen part for its images, or a function that reads it when it is needed;
+            None for text alone.
+        key: selects the random numbers of sampling, with the seed; requests with equal keys use the same numbers.
+        stop: when this caption has ended, if not the engine's rule.
     """
 
     number: int
@@ -189,13 +194,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where one request stands after a step.
+    """The state of one request after a step.
 
     Attributes:
         number: of the request.
-        ids: all new ids so far, of the best beam where there are several; read it at once, the list goes on growing.
-        ended: whether that was all.
-        faulty: whether it ended because the model's scores are not numbers (`finite`); the ids are no answer then.
+        ids: all new ids so far, of the best beam where there are several; read it at once, the list keeps growing.
+        ended: whether these are all.
+        faulty: whether it ended because the model's scores are not numbers; the ids are no answer then.
     """
 
     number: int
@@ -220,20 +225,25 @@ NON_FINITE_SCORES = (
     "the model's scores are not numbers (NaN or infinite): a weight is broken, or the number format overflows; try "
     "--dtype bfloat16 or float32 (model.dtype in a run's configuration)"
 )
-"""Why an image has no caption."""
+"""Why an image has no caption.
+
+A broken weight, or an overflow in float16, makes logits NaN or infinite; the most likely token is then any id, often
+the end of text, and the caption an empty string. A row is faulty where a logit is NaN or +inf, or all are -inf; single
+logits of -inf are how models and processors forbid tokens.
+"""
 
 
 def raise_if_faulty(captions: Sequence[Any], faulty: Collection[int], reason: str = NON_FINITE_SCORES) -> None:
-    """See that no caption was chosen by scores that are not numbers.
+    """Check that no caption was chosen by scores that are not numbers.
 
     Args:
         captions: one for each image.
-        faulty: places of those that were.
+        faulty: indices of those that were.
         reason: a sentence.
 
     Raises:
         NonFiniteScoresError: some were; it has the others.
     """
     if faulty:
-        kept = [None if place in faulty else caption for place, caption in enumerate(captions)]
+        kept = [None if index in faulty else caption for index, caption in enumerate(captions)]
         raise NonFiniteScoresError(kept, dict.fromkeys(sorted(faulty), reason))

@@ -1,6 +1,6 @@
-"""Greedy decoding and sampling: which token comes next in each row.
+"""Greedy decoding and sampling: the next token of each row, and the state of rows that are decoded one token at a time.
 
-Letters: B or A rows, V vocabulary, M longest caption in tokens.
+Letters: R rows, V vocabulary, M longest caption in tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["SamplingState", "StepOutput", "apply_repetition_penalty", "row_unifo
 
 
 def row_uniforms(options: DecodingOptions, key: str) -> Tensor:
-    """The M numbers in [0, 1) that draw an image's tokens; seed and key decide them, and nothing else.
+    """The M uniform numbers in [0, 1) that sample an image's tokens; only seed and key decide them.
 
     Returns:
         (M,) float64 on the CPU.
@@ -29,16 +29,16 @@ def row_uniforms(options: DecodingOptions, key: str) -> Tensor:
 
 
 _SMALLEST = 1e-6
-"""Below this temperature the quotient could overflow, so the largest score is taken off first: 0 stays 0."""
+"""Below this temperature the quotient could overflow, so the largest score is subtracted first: 0 stays 0."""
 
 
-def apply_repetition_penalty(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
-    """Scores (B, V) with those of tokens already said, (B, V) bool, divided by the penalty (multiplied below 0)."""
-    return torch.where(said, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+def apply_repetition_penalty(scores: Tensor, generated: Tensor, penalty: float) -> Tensor:
+    """Scores (R, V), those of generated tokens, (R, V) bool, divided by the penalty (multiplied below 0)."""
+    return torch.where(generated, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def warp_logits(scores: Tensor, options: DecodingOptions) -> Tensor:
-    """Logits (B, V) sharpened by the temperature, -inf outside of `top_k` and `top_p`, in transformers' order."""
+    """Logits (R, V) divided by the temperature, -inf outside of `top_k` and `top_p`, in transformers' order."""
     if options.temperature < _SMALLEST:
         scores = scores - scores.amax(dim=1, keepdim=True)
     scores = scores / options.temperature
@@ -46,27 +46,27 @@ def warp_logits(scores: Tensor, options: DecodingOptions) -> Tensor:
         least = scores.topk(options.top_k, dim=1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
     if options.top_p < 1:
-        ordered, places = scores.sort(dim=1)
+        ordered, indices = scores.sort(dim=1)
         outside = ordered.softmax(dim=1).cumsum(dim=1) <= 1 - options.top_p
         outside[:, -1] = False
-        scores = scores.masked_fill(outside.scatter(1, places, outside), -torch.inf)
+        scores = scores.masked_fill(outside.scatter(1, indices, outside), -torch.inf)
     return scores
 
 
-def sample(scores: Tensor, numbers: Tensor) -> Tensor:
-    """One token a row, by inverting the distribution function.
+def sample(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """One token a row, by inverting the cumulative distribution.
 
     Args:
-        scores: (B, V) restricted logits.
-        numbers: (B,) in [0, 1).
+        scores: (R, V) warped logits.
+        uniforms: (R,) in [0, 1).
 
     Returns:
-        (B,) int64 ids; the same for a row whatever rows lie beside it.
+        (R,) int64 ids; the same for a row in any batch.
     """
-    steps = scores.double().softmax(dim=1).cumsum(dim=1)
+    cumulative = scores.double().softmax(dim=1).cumsum(dim=1)
     # The last step is 1 but for rounding; a number beyond it would name no token.
-    wanted = numbers.to(scores.device).unsqueeze(1) * steps[:, -1:]
-    return torch.searchsorted(steps, wanted, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
+    threshold = uniforms.to(scores.device).unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class StepOutput:
     """What a step decided.
 
     Attributes:
-        tokens: (R,) int64, the token that each row is fed next.
-        parents: (R,) int64, the row whose keys and values each row goes on with; None where that is its own.
-        progress: one for each group of rows that has something to tell.
-        ended: places of the groups that are done, ascending.
+        tokens: (R,) int64, the next input of each row.
+        parents: (R,) int64, the row whose keys and values each row continues; None where each continues its own.
+        progress: of each group of rows that has any to report.
+        ended: indices of the groups that have ended, ascending.
         faulty: those of them whose scores are not numbers.
     """
 
@@ -92,82 +92,81 @@ class StepOutput:
 class _Row:
     number: int
     ids: list[int]
-    numbers: Tensor | None
+    uniforms: Tensor | None
     stop: StopRule
 
 
 class SamplingState:
-    """The state of A rows, each one a group of its own.
+    """The state of R rows that are decoded greedily or by sampling.
 
     Args:
-        options: how to choose.
-        stop: when a row has ended whose request has no rule of its own.
+        options: how to choose tokens.
+        stop: when a row has ended whose request has no stop rule.
     """
 
     group = 1
-    """Rows of a group."""
+    """Rows of a request."""
 
     def __init__(self, options: DecodingOptions, stop: StopRule) -> None:
         self._options = options
         self._stop = stop
         self._rows: list[_Row] = []
-        self._said: Tensor | None = None
+        self._generated: Tensor | None = None
 
     def admit(self, requests: Sequence[Request]) -> None:
-        """Take in new rows behind those that are there."""
+        """Append new rows."""
         sampled = self._options.sampled
         self._rows += [
             _Row(r.number, [], row_uniforms(self._options, r.key) if sampled else None, r.stop or self._stop)
             for r in requests
         ]
 
-    def advance(self, logits: Tensor, spoiled: Tensor | None = None) -> StepOutput:
+    def advance(self, logits: Tensor, faulty_rows: Tensor | None = None) -> StepOutput:
         """Choose the next token of every row.
 
         Args:
-            logits: (A, V), of the newest token of each row.
-            spoiled: (A,) bool, rows that end as faulty whatever their logits are.
+            logits: (R, V), after the newest token of each row.
+            faulty_rows: (R,) bool, rows that end as faulty whatever their logits are.
         """
         scores = logits.float()
         if self._options.repetition_penalty != 1.0:
-            said = self._already_said(scores)
-            scores = apply_repetition_penalty(scores, said, self._options.repetition_penalty)
+            scores = apply_repetition_penalty(scores, self._generated_mask(scores), self._options.repetition_penalty)
         if self._options.sampled:
-            numbers = torch.stack([row.numbers[len(row.ids)] for row in self._rows if row.numbers is not None])
-            tokens = sample(warp_logits(scores, self._options), numbers)
+            uniforms = torch.stack([row.uniforms[len(row.ids)] for row in self._rows if row.uniforms is not None])
+            tokens = sample(warp_logits(scores, self._options), uniforms)
             highest = scores.amax(dim=1)
         else:
             tokens = scores.argmax(dim=1)
-            # Of a row with NaN, argmax gives the place of a NaN: the highest score tells of the whole row.
+            # Of a row with NaN, argmax returns the index of a NaN: the highest score shows whether any is in it.
             highest = scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
         usable = highest.isfinite()
-        if spoiled is not None:
-            usable &= ~spoiled
-        if self._said is not None:
-            self._said[torch.arange(len(tokens), device=tokens.device), tokens] = True
+        if faulty_rows is not None:
+            usable &= ~faulty_rows
+        if self._generated is not None:
+            self._generated[torch.arange(len(tokens), device=tokens.device), tokens] = True
         progress, ended, faulty = [], [], []
         # Both in one transfer: on a GPU the step waits for the tokens anyway.
-        chosen, is_usable = torch.stack([tokens, usable.to(tokens.dtype)]).tolist()
-        for place, (row, token) in enumerate(zip(self._rows, chosen, strict=True)):
-            done = not is_usable[place] or row.stop.ended(row.ids, token)
+        newest, is_usable = torch.stack([tokens, usable.to(tokens.dtype)]).tolist()
+        for index, (row, token) in enumerate(zip(self._rows, newest, strict=True)):
+            done = not is_usable[index] or row.stop.ended(row.ids, token)
             row.ids.append(token)
             done = done or len(row.ids) >= self._options.max_new_tokens
             if done:
-                ended.append(place)
-            if not is_usable[place]:
-                faulty.append(place)
-            progress.append(Progress(row.number, row.ids, done, not is_usable[place]))
+                ended.append(index)
+            if not is_usable[index]:
+                faulty.append(index)
+            progress.append(Progress(row.number, row.ids, done, not is_usable[index]))
         return StepOutput(tokens, None, progress, ended, faulty)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Leave the rows at these places, in this order."""
-        self._rows = [self._rows[place] for place in places]
-        if self._said is not None:
-            self._said = self._said[list(places)]
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep the rows at these indices, in this order."""
+        self._rows = [self._rows[index] for index in indices]
+        if self._generated is not None:
+            self._generated = self._generated[list(indices)]
 
-    def _already_said(self, scores: Tensor) -> Tensor:
-        """(A, V) bool; rows that came in since are empty."""
-        known = 0 if self._said is None else len(self._said)
-        fresh = torch.zeros(len(scores) - known, scores.shape[1], dtype=torch.bool, device=scores.device)
-        self._said = fresh if self._said is None else torch.cat([self._said, fresh])
-        return self._said
+    def _generated_mask(self, scores: Tensor) -> Tensor:
+        """(R, V) bool, the tokens that each row generated; new rows have none."""
+        known = 0 if self._generated is None else len(self._generated)
+        new = torch.zeros(len(scores) - known, scores.shape[1], dtype=torch.bool, device=scores.device)
+        self._generated = new if self._generated is None else torch.cat([self._generated, new])
+        return self._generated

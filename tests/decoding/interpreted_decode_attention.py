@@ -56,7 +56,7 @@ def test_captions_are_the_same(
     class Watched(GraphedStep):
         def _run(self) -> Tensor:
             nonlocal used
-            used += self._newest
+            used += self._uses_decode_attention
             return super()._run()
 
     monkeypatch.setattr(capabilities, "has_kernel", lambda device: True)

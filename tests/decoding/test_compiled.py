@@ -51,7 +51,7 @@ def test_a_compiler_that_fails_is_done_without(
     wanted = generate_ids(model, requests, options)
     monkeypatch.setattr(torch, "compile", broken)
     assert generate_ids(model, requests, replace(options, compiled=True)) == wanted
-    assert caplog.text.count("goes on without torch.compile, which failed: no C++ compiler was found") == 1
+    assert caplog.text.count("continues without torch.compile, which failed: no C++ compiler was found") == 1
 
 
 def test_how_it_runs_is_not_how_it_decodes() -> None:

@@ -77,7 +77,7 @@ def test_a_step_that_cannot_be_recorded_is_run(
 
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: record)
     assert generate_ids(model, requests, options) == wanted
-    assert caplog.text.count("cannot be recorded: operation not permitted") == 1
+    assert caplog.text.count("capture failed: operation not permitted") == 1
 
 
 def test_memory_that_runs_out_while_recording_halves_the_batch(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captune.decoding import DecodingOptions, Request, capabilities, engine, generate_ids
-from captune.decoding.decode_attention import at, has_kernel
+from captune.decoding.decode_attention import current_device, has_kernel
 from captune.model import MiniGPT4
 
 
@@ -47,12 +47,12 @@ def test_a_kernel_that_cannot_be_made_is_done_without(
     for _ in range(2):
         assert generate_ids(model, requests, options) == wanted
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said == "decoding attends without captune's own kernel: it cannot be made (no cache for kernels)"
+    assert said == "decoding runs without captune's attention kernel, which failed (no cache for kernels)"
 
 
 def test_work_goes_to_the_gpu_that_holds_the_model() -> None:
-    assert at(torch.device("cuda", 1)).idx == 1
-    with at(torch.device("cpu")):
+    assert current_device(torch.device("cuda", 1)).idx == 1
+    with current_device(torch.device("cpu")):
         pass
 
 

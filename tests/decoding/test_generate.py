@@ -88,7 +88,7 @@ def test_fixed_shapes_change_nothing(model: MiniGPT4, features: Tensor, way: str
     prefix = SharedPrefix(model, common_prefix([request.prompt for request in requests]))
     longest = max(len(request.prompt) for request in requests)
     stop = StopRule(model.processor)
-    loop = DecodingEngine(model, options(way), stop, slots=5, longest_prompt=longest, prefix=prefix, fixed=True)
+    loop = DecodingEngine(model, options(way), stop, slots=5, longest_prompt=longest, prefix=prefix, static_shape=True)
     found, waiting, shapes = {}, list(requests), set()
     handle = model.llm.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.add(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
@@ -147,7 +147,7 @@ def test_memory_runs_out(model: MiniGPT4, features: Tensor, caplog: pytest.LogCa
             caplog.clear()
             found = generate_ids(model, requests, options("greedy", batch_size=12), engine=engine)
             assert found == wanted
-            assert "going on with 3 at once" in caplog.text
+            assert "continuing with 3 at once" in caplog.text
         with pytest.raises(torch.OutOfMemoryError):
             generate_ids(model, requests, options("beams", beams=4, batch_size=12), engine="transformers")
     finally:
@@ -295,7 +295,7 @@ def test_the_loop_refuses_what_does_not_fit(model: MiniGPT4, features: Tensor) -
     with pytest.raises(ValueError, match="longer than was announced"):
         loop.admit([Request(0, tuple(range(3, 20)))])
     loop.admit([Request(0, (5, 6))])
-    with pytest.raises(ValueError, match="1 captions are to come in, and 0 may"):
+    with pytest.raises(ValueError, match="1 captions were passed, and 0 slots are free"):
         loop.admit([Request(1, (5, 6))])
 
 

@@ -16,7 +16,7 @@ from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.decoding import engine as loop_module
 from captune.decoding.capabilities import supports_mixed_batch, supports_sequence_ends
 from captune.decoding.engine import DecodingEngine
-from captune.decoding.kv_cache import MIXED_ATTENTION, attention
+from captune.decoding.kv_cache import MIXED_ATTENTION, use_attention
 from captune.decoding.options import StopRule, common_prefix
 from captune.model import MiniGPT4
 
@@ -130,6 +130,6 @@ def test_the_attention_is_put_back_when_the_memory_runs_out(model: MiniGPT4) -> 
         assert model.llm.config._attn_implementation != before
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError), attention(model.llm.config, MIXED_ATTENTION):
+    with pytest.raises(torch.OutOfMemoryError), use_attention(model.llm.config, MIXED_ATTENTION):
         forward()
     assert model.llm.config._attn_implementation == before
