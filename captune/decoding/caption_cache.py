@@ -1,7 +1,7 @@
-"""Captions that were generated before, so that a repeated evaluation generates nothing.
+"""A cache of generated captions, so that a repeated evaluation generates nothing.
 
-A file holds the captions of one identity: model, checkpoint, prompt, decoding, versions. Its lines name images by a
-hash of their files, so a renamed image is known and a changed one is not.
+A file holds the captions of one identity: model, checkpoint, prompt, decoding, versions. Its lines identify images by a
+hash of their files, so a renamed image is recognised and a changed one is not.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 def cached_captions(
     folder: Path, identity: Sequence[str], images: Sequence[Path], generate: Callable[[list[int]], Sequence[Caption]]
 ) -> list[Caption]:
-    """Captions of images, of which only those are generated that are not known.
+    """Captions of images; only those that are not cached are generated.
 
     Args:
-        folder: where captions are kept; made when there are new ones.
-        identity: everything that decides a caption beside the image.
+        folder: of the cache; created when there are new captions.
+        identity: everything that decides a caption, besides the image.
         images: N image files.
-        generate: captions the images at the places that it is given; called once, or not at all.
+        generate: captions the images with these indices; called once, or not at all.
 
     Returns:
         N captions in the order of the images.
@@ -44,16 +44,16 @@ def cached_captions(
     known = _read(path)
     keys = [image_key(image) for image in images]
     # Two images with equal bytes have one caption.
-    missing = list({key: place for place, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
+    missing = list({key: index for index, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
     if missing:
-        for place, caption in zip(missing, generate(missing), strict=True):
-            known[keys[place]] = caption
+        for index, caption in zip(missing, generate(missing), strict=True):
+            known[keys[index]] = caption
         _write(path, identity, known)
     return [known[key] for key in keys]
 
 
 def image_key(path: str | os.PathLike[str]) -> str:
-    """Hash of an image file; of its name where it cannot be read, which is told by whoever decodes it."""
+    """Hash of an image file; its name where it cannot be read, which is an error when it is decoded."""
     try:
         return content_hash(path).hex()
     except OSError:
@@ -61,7 +61,7 @@ def image_key(path: str | os.PathLike[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, Caption]:
-    """What a file holds; lines that are not as they were written are left out, and their captions generated again."""
+    """Captions in a file; damaged lines are left out, and their captions generated again."""
     known: dict[str, Caption] = {}
     damaged = 0
     try:

@@ -1,6 +1,6 @@
 """The decoding engine, with continuous batching: rows join, advance one token per step, and leave when they have ended.
 
-Letters: R rows of the forward, T tokens of a prompt, C of them in the shared prefix, W columns of a slot, D model width.
+Letters: R rows of the forward, B new prompts of T tokens, C of them in the shared prefix, D model width, V vocabulary.
 
 A row's result does not depend on the others: each token sees its own row only, at exact positions, and what decides its
 choice belongs to the row. So rows may join and leave at any step; in a batch of captions the short ones make room for

@@ -1,4 +1,4 @@
-"""Images' features in, captions out: batches that keep full, stop where an answer ends, and fit the memory there is."""
+"""Generation: from image features to captions, in batches that stay full, stop early and fit into memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_
 logger = logging.getLogger(__name__)
 
 Engine = Literal["captune", "transformers"]
-"""Who decodes: the loop of this room, or transformers' `generate`."""
+"""What decodes: `DecodingEngine`, or transformers' `generate`."""
 
 
 @torch.inference_mode()
@@ -53,12 +53,12 @@ def generate_captions(
     """Caption images from their stored features.
 
     Args:
-        model: its processor attached.
-        features: output of the frozen part for N images, a tensor (N, Q, F) or what reads it from a disk.
-        instruction: what is asked of every image, or of each.
+        model: with its processor.
+        features: output of the frozen part for N images, a tensor (N, Q, F) or an object that reads it from disk.
+        instruction: the instruction for all images, or one for each.
         options: how to decode.
-        keys: what names each image's stream of draws, such as its id; without, all draw the same numbers.
-        engine: who decodes; the captions are the same.
+        keys: one for each image, such as its id, to select its random numbers for sampling; by default all share them.
+        engine: what decodes; the captions are the same.
         on_progress: called with (done, N) as captions end.
 
     Returns:
@@ -69,13 +69,13 @@ def generate_captions(
             captions of the others.
     """
     processor = _processor(model)
-    asked = [instruction] * len(features) if isinstance(instruction, str) else list(instruction)
-    streams = keys if keys is not None else [""] * len(features)
+    instructions = [instruction] * len(features) if isinstance(instruction, str) else list(instruction)
+    row_keys = keys if keys is not None else [""] * len(features)
     requests = [
         Request(
-            number, processor.layout.prompt(question).ids, partial(features.__getitem__, slice(number, number + 1)), key
+            number, processor.layout.prompt(text).ids, partial(features.__getitem__, slice(number, number + 1)), key
         )
-        for number, (question, key) in enumerate(zip(asked, streams, strict=True))
+        for number, (text, key) in enumerate(zip(instructions, row_keys, strict=True))
     ]
     faulty: set[int] = set()
     try:
@@ -100,19 +100,19 @@ def generate_ids(
     """Continue prompts.
 
     Args:
-        model: its processor attached.
+        model: with its processor.
         requests: N prompts of any lengths; their numbers are ignored.
-        options: how to decode. Where the memory does not hold `batch_size` captions, fewer are decoded at once.
+        options: how to decode. Where `batch_size` captions do not fit into memory, fewer are decoded at once.
         stop_symbol: whether the stop symbol ends a row, or the end of text alone.
-        engine: who decodes. A language model that slots do not fit (linear attention, a narrow window) goes through
-            transformers, which is logged.
+        engine: what decodes. A language model that the static KV cache does not support (linear attention, a narrow
+            window) is decoded by transformers, which is logged.
         on_progress: called with (done, N) as rows end.
 
     Returns:
         N lists of new ids, up to the token that ended them.
 
     Raises:
-        torch.OutOfMemoryError: a single row is too much.
+        torch.OutOfMemoryError: a single row does not fit.
         NonFiniteScoresError: the scores of some rows are not numbers; it has the other rows.
     """
     if not requests:
@@ -125,7 +125,7 @@ def generate_ids(
             logger.warning("decoding with transformers' generate, which is slower: %s", reason)
             engine = "transformers"
     if engine == "captune":
-        work = _with_loop(model, numbered, options, stop_symbol)
+        work = _with_engine(model, numbered, options, stop_symbol)
     else:
         work = _with_transformers(model, numbered, options, stop_symbol)
     rows: list[list[int]] = [[] for _ in requests]
@@ -144,7 +144,7 @@ def generate_ids(
 
 
 def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
-    """Read a row of new ids."""
+    """The caption of a row of new ids."""
     answer = processor.before_end(ids)
     text = processor.tokenizer.decode(answer)
     symbol = processor.layout.stop_text
@@ -152,43 +152,43 @@ def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
     return Caption(processor.layout.cut(text), len(ids), stopped)
 
 
-def _with_loop(
+def _with_engine(
     model: MiniGPT4, requests: Sequence[Request], options: DecodingOptions, stop_symbol: bool
 ) -> Iterator[list[Progress]]:
-    """The captions that end, step by step."""
+    """The captions that ended in each step."""
     stop = StopRule(_processor(model), symbol=stop_symbol)
     waiting = deque(requests)
-    # For one row alone, a forward for the constant text would cost more than it saves.
+    # For a single row, a forward for the shared prefix would cost more than it saves.
     shared = common_prefix([request.prompt for request in requests]) if len(requests) > 1 else ()
     prefix = SharedPrefix(model, shared)
     longest = max(len(request.prompt) for request in requests)
-    # Compiled steps keep their shape where fewer captions than usual are asked for.
+    # Compiled steps keep their shape where fewer captions than usual are requested.
     slots = options.batch_size if options.compiled else min(options.batch_size, len(requests))
-    loop: DecodingEngine | None = None
-    under_way: list[Request] = []
-    while waiting or under_way:
+    decoder: DecodingEngine | None = None
+    active: list[Request] = []
+    while waiting or active:
         try:
-            if loop is None:
-                loop = DecodingEngine(model, options, stop, slots=slots, longest_prompt=longest, prefix=prefix)
-            if waiting and loop.has_capacity:
-                coming = [waiting[place] for place in range(min(loop.free, len(waiting)))]
-                under_way = [*loop.requests, *coming]
-                loop.admit(coming)
-                for _ in coming:
+            if decoder is None:
+                decoder = DecodingEngine(model, options, stop, slots=slots, longest_prompt=longest, prefix=prefix)
+            if waiting and decoder.has_capacity:
+                new = [waiting[index] for index in range(min(decoder.free, len(waiting)))]
+                active = [*decoder.requests, *new]
+                decoder.admit(new)
+                for _ in new:
                     waiting.popleft()
-            ended = [progress for progress in loop.step() if progress.ended]
+            ended = [progress for progress in decoder.step() if progress.ended]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or slots == 1:
                 raise
-            loop = None
-        if loop is None:
+            decoder = None
+        if decoder is None:
             slots = halve_on_oom(slots)
-            # What was under way is begun again; what ended before is kept.
-            started = {request.number for request in under_way}
-            waiting = deque([*under_way, *(request for request in waiting if request.number not in started)])
-            under_way = []
+            # Captions in progress begin again; those that ended before are kept.
+            started = {request.number for request in active}
+            waiting = deque([*active, *(request for request in waiting if request.number not in started)])
+            active = []
             continue
-        under_way = loop.requests
+        active = decoder.requests
         if ended:
             yield ended
 
@@ -196,15 +196,15 @@ def _with_loop(
 def _with_transformers(
     model: MiniGPT4, requests: Sequence[Request], options: DecodingOptions, stop_symbol: bool
 ) -> Iterator[list[Progress]]:
-    """The captions of one batch after the other."""
+    """The captions of each batch."""
 
     def run(batch: Sequence[Request]) -> tuple[list[list[int]], set[int]]:
         return generate_with_transformers(model, batch, options, stop_symbol=stop_symbol)
 
-    # The library's own condition in `generate`, which raises a bare ValueError.
+    # The library's condition in `generate`, which raises a bare ValueError.
     if "inputs_embeds" not in signature(model.llm.prepare_inputs_for_generation).parameters:
         raise ConfigError(
-            f"transformers generates no text behind embeddings for a '{model.llm.config.model_type}' language model, "
+            f"transformers generates no text after embeddings for a '{model.llm.config.model_type}' language model, "
             "so it cannot caption images; give another one."
         )
     size = options.batch_size
@@ -223,19 +223,18 @@ def _processor(model: MiniGPT4) -> MiniGPT4Processor:
 
 @torch.inference_mode()
 def prompt_embeddings(model: MiniGPT4, features: FeatureRows, instruction: str) -> Tensor:
-    """What the language model is fed before its first word.
+    """Complete prompts as embeddings, for engines that take them instead of token ids, such as vLLM's `EmbedsPrompt`.
 
     Args:
-        model: its processor attached.
-        features: of the frozen part, for N images.
-        instruction: what is asked of every image.
+        model: with its processor.
+        features: output of the frozen part for N images.
+        instruction: the instruction for all images.
 
     Returns:
-        (N, T, D) whole prompts, BOS and image included, on the CPU in the language model's number format.
+        (N, T, D), BOS and image included, on the CPU in the language model's number format.
     """
-    if model.processor is None:
-        raise ValueError("The model has no processor; load it with from_pretrained or load_official.")
+    processor = _processor(model)
     device = model.projection.weight.device
     rows = features[0 : len(features)].to(device)
-    ids = torch.tensor([model.processor.layout.prompt(instruction).ids], device=device).expand(len(rows), -1)
+    ids = torch.tensor([processor.layout.prompt(instruction).ids], device=device).expand(len(rows), -1)
     return model.embed(ids, model.project(rows)).cpu()

@@ -1,4 +1,7 @@
-"""The same captions by transformers' own `generate`: the reference, and the way for models that slots do not fit."""
+"""The same captions by transformers' `generate`: the reference, and the fallback where the static KV cache fails.
+
+Letters: B rows, T new tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +22,31 @@ __all__ = ["SamplingProcessor", "ScoreCheck", "StopSymbol", "generate_with_trans
 
 
 class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Leaves of each row's logits only the token that the row's own stream draws.
+    """Samples with the random numbers of each row: all logits but that of the sampled token become -inf.
 
     Args:
         options: temperature, restrictions and seed.
-        keys: of the B rows' streams.
+        keys: of the B rows; see `Request.key`.
     """
 
     def __init__(self, options: DecodingOptions, keys: Sequence[str]) -> None:
         self._options = options
-        self._numbers = torch.stack([row_uniforms(options, key) for key in keys])
+        self._uniforms = torch.stack([row_uniforms(options, key) for key in keys])
         self._step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores of which one a row is not -inf; called once a step."""
+        """(B, V) scores, of which one a row is not -inf; called once a step."""
         scores = scores.float()
-        tokens = sample(warp_logits(scores, self._options), self._numbers[:, self._step])
+        tokens = sample(warp_logits(scores, self._options), self._uniforms[:, self._step])
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, tokens.unsqueeze(1), 0.0)
 
 
 class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
-    """The penalty on what was said.
+    """The repetition penalty.
 
-    transformers' own leaves out as many of a row's first new tokens as the prompt has padding, when it is given
-    embeddings: captions in a batch would differ from captions alone.
+    When the prompt is passed as embeddings, transformers' processor skips as many of a row's first new tokens as the
+    prompt has padding: captions in a batch would differ from captions alone.
     """
 
     def __init__(self, penalty: float) -> None:
@@ -51,8 +54,8 @@ class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) scores, those of the (B, T) new ids penalised."""
-        said = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
-        return apply_repetition_penalty(scores, said, self._penalty)
+        generated = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
+        return apply_repetition_penalty(scores, generated, self._penalty)
 
 
 class StopSymbol(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
@@ -86,19 +89,19 @@ def generate_with_transformers(
     """Decode one batch of captions.
 
     Args:
-        model: its processor attached.
+        model: with its processor.
         requests: B prompts, padded on the left here.
         options: how to decode; the batch is not divided.
         stop_symbol: whether the stop symbol ends a caption, or the end of text alone.
 
     Returns:
-        B lists of new ids, up to the token that ended them; and places of those whose scores are not numbers.
+        B lists of new ids, up to the token that ended them; and the indices of those whose scores are not numbers.
     """
     processor = model.processor
     assert processor is not None
     device = model.projection.weight.device
     batch = processor.pad([TokenSequence(request.prompt, len(request.prompt)) for request in requests], left=True)
-    features = [given for given in (request.read_features() for request in requests) if given is not None]
+    features = [values for values in (request.read_features() for request in requests) if values is not None]
     ends = list(processor.end_ids)
     settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
     check = ScoreCheck()
@@ -127,7 +130,7 @@ def generate_with_transformers(
         top_p=None,
         top_k=None,
         eos_token_id=ends or None,
-        # No word is said after the end, so a filler that is no id of the vocabulary could not be embedded.
+        # Rows that have ended are padded with this id; it must be in the vocabulary, because it is embedded.
         pad_token_id=ends[0] if ends else 0,
         **settings,
     )
@@ -137,7 +140,7 @@ def generate_with_transformers(
 
 
 def _cut(row: list[int], processor: MiniGPT4Processor, symbol: StopSymbol | None) -> list[int]:
-    """A row up to its end; behind it, transformers fills up to the longest row."""
+    """A row up to its end; transformers pads it to the longest row."""
     row = row[: len(processor.before_end(row)) + 1]
     if symbol is None or not symbol.symbol or symbol.symbol not in symbol.tokenizer.decode(row):
         return row
@@ -149,7 +152,7 @@ _NEVER = torch.iinfo(torch.int64).max
 
 
 class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Sees which rows of transformers' `generate` get scores that are not numbers, without waiting for the device."""
+    """Records which rows of transformers' `generate` get scores that are not numbers, without a device sync."""
 
     def __init__(self) -> None:
         self._first: Tensor | None = None
@@ -160,24 +163,24 @@ class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no 
         faulty = ~scores.amax(dim=-1).isfinite()
         now = torch.where(faulty, self._step, _NEVER)
         if self._first is not None and len(self._first) != len(now):
-            # A family that changes its batch on the way: whose rows these were is not known.
+            # A model that changes its batch between steps: the captions of these rows are not known.
             self._first = self._first.amin().expand(len(now))
         self._first = now if self._first is None else torch.minimum(self._first, now)
         self._step += 1
         return scores
 
     def faulty(self, lengths: Sequence[int], *, beams: int = 1) -> set[int]:
-        """Places of the captions that were chosen by scores that are not numbers.
+        """Indices of the captions that were chosen by scores that are not numbers.
 
         Args:
-            lengths: tokens of each of the N captions; what `generate` computes behind an end does not count.
+            lengths: tokens of each of the N captions; what `generate` computes after an end does not count.
             beams: rows of a caption.
         """
         if self._first is None:
             return set()
-        whole = len(self._first) % len(lengths) == 0
-        each = self._first.view(len(lengths), -1) if whole else self._first.expand(len(lengths), -1)
-        first = each.amin(dim=1).tolist()
+        divides = len(self._first) % len(lengths) == 0
+        rows = self._first.view(len(lengths), -1) if divides else self._first.expand(len(lengths), -1)
+        first = rows.amin(dim=1).tolist()
         # The steps of a beam search decide its answer even where they are more than the answer is long.
         ends = [_NEVER] * len(lengths) if beams > 1 else lengths
         return {n for n, (step, end) in enumerate(zip(first, ends, strict=True)) if step < end}

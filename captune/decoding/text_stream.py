@@ -1,4 +1,4 @@
-"""A caption as it grows, word by word."""
+"""Streaming: the text of a caption as it grows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["TextStream", "stream_text"]
 
 
 class TextStream:
-    """Turns the growing ids of one caption into pieces of text that are certain.
+    """Turns the growing ids of one caption into pieces of text that no later token changes.
 
-    What may still become the stop symbol, the rest of a character, or a space that a caption does not end with is held
-    back; the pieces joined are the caption, to the letter.
+    Text that may still become the stop symbol, the rest of a character, or a space that a caption does not end with is
+    held back; the concatenated pieces are exactly the caption.
 
     Args:
-        processor: the vocabulary and the stop symbol.
-        stops: other texts that end the caption and are no part of it.
+        processor: has the vocabulary and the stop symbol.
+        stops: other texts that end the caption and are not part of it.
 
     Attributes:
-        text: what was given so far; the caption, when it has ended.
+        text: the pieces so far; the caption, when it has ended.
         stopped: whether one of `stops` ended it.
     """
 
@@ -36,49 +36,49 @@ class TextStream:
         self.stopped = False
 
     def push(self, ids: Sequence[int], *, ended: bool) -> str:
-        """The text that is new.
+        """Return the new piece of text.
 
         Args:
             ids: all ids so far.
             ended: whether these are all.
         """
         decoded = self._processor.tokenizer.decode(self._processor.before_end(ids))
-        text = self._ended(decoded) if ended else self._certain(decoded)
+        text = self._complete_text(decoded) if ended else self._stable_prefix(decoded)
         if not ended and not text.startswith(self.text):
-            # A vocabulary that rewrites its last words is waited for.
+            # The vocabulary rewrites its last words: wait.
             return ""
         piece = text[len(self.text) :]
         self.text = text
         return piece
 
-    def _ended(self, decoded: str) -> str:
+    def _complete_text(self, decoded: str) -> str:
         text = decoded.split(self._symbol, 1)[0] if self._symbol else decoded
-        if places := [place for place in map(text.find, self._stops) if place >= 0]:
+        if ends := [end for end in map(text.find, self._stops) if end >= 0]:
             self.stopped = True
-            # As OpenAI's API does, up to the letter before the stop sequence: a space there stays.
-            return text[: min(places)].lstrip()
+            # As in OpenAI's API, all text before the stop sequence: a space there stays.
+            return text[: min(ends)].lstrip()
         return self._processor.layout.cut(decoded)
 
-    def _certain(self, decoded: str) -> str:
+    def _stable_prefix(self, decoded: str) -> str:
         text = decoded.rstrip("�")
         symbols = [symbol for symbol in (self._symbol, *self._stops) if symbol]
-        ends = [place for place in map(text.find, symbols) if place >= 0]
-        # A text may also end with the beginning of a symbol, of which the rest is still to come.
+        ends = [end for end in map(text.find, symbols) if end >= 0]
+        # A text may also end with the beginning of a symbol, whose rest may follow.
         for symbol in symbols:
             ends += [len(text) - length for length in range(1, len(symbol)) if text.endswith(symbol[:length])]
         return text[: min(ends, default=len(text))].strip()
 
 
 def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> Iterator[str]:
-    """Decode one caption and give its pieces as they come; with beams, all of it at the end.
+    """Decode one caption and yield its text as it grows; with beams, all of it at the end.
 
     Args:
-        model: its processor attached.
+        model: with its processor.
         request: prompt and features of one image.
         options: how to decode.
 
     Yields:
-        Pieces of text, none empty, but one where the caption is.
+        Pieces of text; none is empty, unless the complete caption is.
 
     Raises:
         NonFiniteScoresError: the features or the scores are not numbers.
@@ -89,11 +89,11 @@ def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> 
     if options.beams > 1 or unsupported_reason(model.llm, len(request.prompt) + options.max_new_tokens) is not None:
         yield as_caption(processor, generate_ids(model, [request], options)[0]).text
         return
-    loop = DecodingEngine(model, options, StopRule(processor), slots=1, longest_prompt=len(request.prompt))
-    loop.admit([request])
+    engine = DecodingEngine(model, options, StopRule(processor), slots=1, longest_prompt=len(request.prompt))
+    engine.admit([request])
     text = TextStream(processor)
-    while loop.active:
-        for progress in loop.step():
+    while engine.active:
+        for progress in engine.step():
             raise_if_faulty([None], {0} if progress.faulty else ())
             piece = text.push(progress.ids, ended=progress.ended)
             if piece:

@@ -292,7 +292,7 @@ def test_nothing_asked_nothing_said(model: MiniGPT4, features: Tensor) -> None:
 
 def test_the_loop_refuses_what_does_not_fit(model: MiniGPT4, features: Tensor) -> None:
     loop = DecodingEngine(model, options("greedy"), StopRule(model.processor), slots=1, longest_prompt=8)
-    with pytest.raises(ValueError, match="longer than was announced"):
+    with pytest.raises(ValueError, match="longer than `longest_prompt`"):
         loop.admit([Request(0, tuple(range(3, 20)))])
     loop.admit([Request(0, (5, 6))])
     with pytest.raises(ValueError, match="1 captions were passed, and 0 slots are free"):
