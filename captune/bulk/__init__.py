@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from captune.bulk.ids import make_ids_unique
-from captune.bulk.job import Job, JobIdentity
+from captune.bulk.job import Job, JobIdentity, make_ids_unique
 from captune.bulk.output import FORMATS
-from captune.bulk.progress import Progress
 from captune.bulk.shards import ParquetShard, PathShard, Shard, TarShard
 from captune.bulk.sources import Inputs, read_inputs
-from captune.bulk.work import ShardResult, caption_shard, run_shards
+from captune.bulk.work import Progress, ShardResult, caption_shard, run_shards
 
 __all__ = [
     "FORMATS",

@@ -1,15 +1,19 @@
-"""A captioning job: what it is, which shards it has, and which of them are done.
+"""A captioning job: what it is, which shards it has, which of them are done, and ids that are unique in its result.
 
     out/job.json                       which model, prompt and decoding, and the lists of images it was given so far
-    out/images-00000.jsonl             captions of a shard; when it is there, the shard is done
+    out/images-00000.jsonl             captions of a shard; when it exists, the shard is done
     out/quarantine/images-00000.jsonl  its images that could not be captioned, and why; written just before
-    out/quarantine.jsonl               all of these together, written at the end of a run
+    out/quarantine.jsonl               all of these in one file, written at the end of a run
     out/.captune/                      hashes of these files, and of the images and archives that they were made of
 
-Nobody has to be asked whether a shard is done, so any number of workers, on any machines that share the folder, may be
+The files alone show whether a shard is done, so any number of workers, on any machines that share the folder, may be
 killed and started again. A file that captune did not write, or that has changed since, does not pass for a finished
 shard, and neither do captions of other images under the same names: the job is refused and nothing is replaced. When
-the list of images has grown since, what is captioned already is left out and the rest is cut into new shards.
+the list of images has grown since, images that have a caption are left out and the rest is cut into new shards.
+
+Keys of webdataset tars often start at 0 in each tar. Where an id is in several shards, all ids of these archives begin
+with the archive's name (`train-0/000017`); those of image files do not change. The ids do not depend on which archive
+was finished first.
 """
 
 from __future__ import annotations
@@ -22,16 +26,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from captune.bulk.contents import FileState, is_changed
 from captune.bulk.output import COMMAND, Row, as_text, read_rows, write_rows
-from captune.bulk.shards import PathShard, Shard
+from captune.bulk.shards import FileState, PathShard, Shard, is_changed
 from captune.bulk.sources import Inputs
 from captune.data.atomic import atomic_file
+from captune.data.ids import SeenIds
 from captune.data.outputs import has_record, output_note
 from captune.errors import ConfigError, DataError
 from captune.parsing import load_json
 
-__all__ = ["Job", "JobIdentity"]
+__all__ = ["Job", "JobIdentity", "make_ids_unique"]
 
 _FORMAT = 2
 _LISTED = re.compile(r"images(?:-(\d+))?-\d{5,}")
@@ -180,11 +184,11 @@ class Job:
             How many images it holds; without any there is no such file.
         """
         rows = [row for shard in self.shards if self.is_done(shard) for row in self._quarantined(shard)]
-        together = self.folder / "quarantine.jsonl"
+        combined = self.folder / "quarantine.jsonl"
         if rows:
-            write_rows(together, rows)
+            write_rows(combined, rows)
         else:
-            together.unlink(missing_ok=True)
+            combined.unlink(missing_ok=True)
         return len(rows)
 
     def rows(self) -> Iterator[Row]:
@@ -201,12 +205,12 @@ class Job:
         Raises:
             DataError: one was changed.
         """
-        found = []
+        paths = []
         for path in sorted(self.folder.glob(f"*.{self._ending}")):
             if path.stem != "quarantine" and has_record(path, COMMAND):
                 self.note(path)
-                found.append(path)
-        return found
+                paths.append(path)
+        return paths
 
     def _quarantined(self, shard: Shard) -> Iterator[Row]:
         path = self.quarantine_of(shard.name)
@@ -216,19 +220,19 @@ class Job:
     def _record(self, identity: JobIdentity, shard_size: int) -> dict[str, Any]:
         """What the folder says of itself, or what it will say."""
         path = self.folder / "job.json"
-        wanted = as_text({"format": _FORMAT, "shard_size": shard_size, "output": self._ending, **asdict(identity)})
+        expected = as_text({"format": _FORMAT, "shard_size": shard_size, "output": self._ending, **asdict(identity)})
         if not path.exists():
-            together = self.folder / "quarantine.jsonl"
-            if together.exists():
-                self.note(together)
-            return wanted | {"lists": []}
+            combined = self.folder / "quarantine.jsonl"
+            if combined.exists():
+                self.note(combined)
+            return expected | {"lists": []}
         try:
             record: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
-            there = {key: record[key] for key in wanted}
+            there = {key: record[key] for key in expected}
             lists = [str(name) for name in record["lists"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{path}' is broken ({error!r}); give another folder.") from error
-        for key, value in wanted.items():
+        for key, value in expected.items():
             if there[key] != value:
                 if _unturned(there[key]) == _unturned(value):
                     raise ConfigError(
@@ -240,18 +244,18 @@ class Job:
                     f"'{self.folder}' holds captions with {key} {there[key]!r}, and now it is {value!r}; give another "
                     "name, or move that folder away."
                 )
-        return wanted | {"lists": lists}
+        return expected | {"lists": lists}
 
     def _captioned_before(self, generation: int, paths: dict[str, str]) -> set[str]:
         """Ids in the shards of earlier lists of images."""
-        found: set[str] = set()
+        ids: set[str] = set()
         files = {key: Path(file) for key, file in paths.items()} if generation else {}
         for path in self.folder.glob(f"images-*.{self._ending}"):
             name = _LISTED.fullmatch(path.stem)
             if name is not None and int(name[1] or 0) < generation:
                 self._refuse_changed(files, self.note(path)["files"])
-                found.update(str(row["id"]) for row in read_rows(path))
-        return found
+                ids.update(str(row["id"]) for row in read_rows(path))
+        return ids
 
     def note(self, path: Path) -> dict[str, Any]:
         """What was noted when a file of this job was written.
@@ -284,3 +288,59 @@ class Job:
 def _unturned(fingerprint: Any) -> str:
     """A captioner's fingerprint without its mark of how images are turned."""
     return str(fingerprint).removesuffix("-upright").removesuffix("-stored")
+
+
+def make_ids_unique(job: Job) -> list[str]:
+    """Put the name of the archive before the ids that are in several finished shards.
+
+    Args:
+        job: whose shards are all done.
+
+    Returns:
+        Names of the archives whose ids begin with their name now and did not before.
+
+    Raises:
+        DataError: an id is in two shards even so.
+    """
+    files = job.files()
+    if len(files) < 2 or not any(job.is_archive(path.stem) for path in files):
+        return []
+    shared = _sharing(job, files, written=False)
+    prefixed = [path for path in files if path.stem in shared and job.is_archive(path.stem)]
+    prefixed = [path for path in prefixed if not job.note(path)["prefixed"]]
+    for path in prefixed:
+        _prefix(job, path)
+    if shared and (left := _sharing(job, files, written=True)):
+        raise DataError(f"the same ids are in {' and '.join(sorted(left)[:3])} of '{job.folder}'; caption them apart.")
+    return [path.stem for path in prefixed]
+
+
+def _sharing(job: Job, files: list[Path], *, written: bool) -> set[str]:
+    """Names of the shards that share an id, as it is written or as it is in the archive."""
+    seen = SeenIds()
+    sharing: set[str] = set()
+    for number, path in enumerate(files):
+        prefix = "" if written or not job.note(path)["prefixed"] else f"{path.stem}/"
+        for row in read_rows(path):
+            name = str(row["id"]).removeprefix(prefix)
+            first = seen.line_of(name)
+            if first is None:
+                seen.add(name, number)
+            elif first != number:
+                sharing |= {files[first].stem, path.stem}
+    return sharing
+
+
+def _prefix(job: Job, path: Path) -> None:
+    note = job.note(path)
+    quarantine = job.folder / "quarantine" / f"{path.stem}.jsonl"
+    rejected: list[Row] = []
+    if note["rejected"]:
+        rejected = list(read_rows(quarantine))
+        if not job.note(quarantine)["prefixed"]:
+            rejected = _prefixed(path.stem, rejected)
+    job.write(path.stem, _prefixed(path.stem, list(read_rows(path))), rejected, note["files"], prefixed=True)
+
+
+def _prefixed(name: str, rows: list[Row]) -> list[Row]:
+    return [{**row, "id": f"{name}/{row['id']}"} for row in rows]

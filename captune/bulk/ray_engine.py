@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captune.bulk.job import Job
-from captune.bulk.progress import Progress
 from captune.bulk.shards import Shard
-from captune.bulk.work import Captions, caption_shard
+from captune.bulk.work import Captions, Progress, caption_shard
 from captune.common import error_text
 from captune.errors import ConfigError, MissingExtraError, ToolError
 
@@ -97,13 +96,13 @@ def run_with_ray(workers: Workers, job: Job, shards: Sequence[Shard], progress: 
     if started:
         ray.init(address=workers.address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        _Crew(ray, workers, job, shards, progress).work()
+        _WorkerPool(ray, workers, job, shards, progress).work()
     finally:
         if started:
             ray.shutdown()
 
 
-class _Crew:
+class _WorkerPool:
     """Hands shards to actors until all are done."""
 
     def __init__(
@@ -122,7 +121,7 @@ class _Crew:
 
     def work(self) -> None:
         for _ in range(min(self._room(), len(self._waiting))):
-            self._employ()
+            self._start_worker()
         while self._running:
             ready, _ = self._ray.wait(list(self._running), num_returns=1)
             for call in ready:
@@ -150,14 +149,14 @@ class _Crew:
             logger.warning("%d actors were asked for; the machines hold %d", self._workers.count, room)
         return min(room, self._workers.count or room)
 
-    def _employ(self) -> None:
+    def _start_worker(self) -> None:
         """Start an actor and give it a shard."""
         actor = self._kind.options(num_cpus=self._workers.cpus, num_gpus=self._workers.gpus).remote(
             self._workers, self._job
         )
-        self._hand_out(actor)
+        self._dispatch(actor)
 
-    def _hand_out(self, actor: Any) -> None:
+    def _dispatch(self, actor: Any) -> None:
         if self._waiting:
             shard = self._waiting.popleft()
             self._running[actor.run.remote(shard)] = (actor, shard)
@@ -166,9 +165,9 @@ class _Crew:
         try:
             captioned, rejected = self._ray.get(call)
         except self._ray.exceptions.RayActorError as error:
-            self._again(shard, f"its actor died ({error_text(error)})")
+            self._retry(shard, f"its actor died ({error_text(error)})")
             if self._waiting:
-                self._employ()
+                self._start_worker()
             return
         except self._ray.exceptions.RayTaskError as error:
             # The work itself failed, and would with every actor.
@@ -177,9 +176,9 @@ class _Crew:
             if self._progress is not None:
                 self._progress.count(captioned, rejected)
                 self._progress.shard_done()
-        self._hand_out(actor)
+        self._dispatch(actor)
 
-    def _again(self, shard: Shard, reason: str) -> None:
+    def _retry(self, shard: Shard, reason: str) -> None:
         self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
         if self._tries[shard.name] >= _TRIES:
             self._failed[shard.name] = reason

@@ -1,12 +1,17 @@
-"""Shards: parts of a collection that are captioned by one worker into one file.
+"""Shards: parts of a collection that one worker captions into one file, and whether their files are still the same.
 
-Image files are cut into shards of equal size; a webdataset tar or a parquet file is a shard as it is.
+Image files are cut into shards of equal size; a webdataset tar or a parquet file is one shard.
+
+A file is identified by its bytes. Size, times and inode only save reading it again: where all of them are equal, so are
+the bytes; where one differs (another machine, a copy), the hashes of the bytes are compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -14,15 +19,72 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from captune.bulk.contents import FileState, file_state
 from captune.common import error_text
-from captune.data.archives import MAX_MEMBER, bounded_batches, open_tar, shared_values, too_large
+from captune.data.archives import MAX_MEMBER, bounded_batches, open_parquet, open_tar, too_large
 from captune.data.formats import HEIF_SUFFIXES, is_image_name
 from captune.data.ids import id_text
 from captune.data.image_files import SkippedFiles, is_companion, name_as_text
 from captune.errors import DataError
 
-__all__ = ["Entry", "Item", "ParquetShard", "PathShard", "Rejected", "Shard", "TarShard", "file_states"]
+__all__ = [
+    "Entry",
+    "FileState",
+    "Item",
+    "ParquetShard",
+    "PathShard",
+    "Rejected",
+    "Shard",
+    "TarShard",
+    "file_state",
+    "file_states",
+    "is_changed",
+]
+
+_WHOLE = 64 << 20
+"""Bytes up to which a file is hashed completely; of a larger one (a tar) the size and samples."""
+_SAMPLES, _SAMPLE = 16, 1 << 16
+
+FileState: TypeAlias = list[Any]
+"""Hash of the bytes, size, time of change, time of change of the inode, inode."""
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state of a file, to be kept with its captions; None where it cannot be read."""
+    try:
+        return [_digest(path), *_key(path)]
+    except OSError:
+        return None
+
+
+def is_changed(path: Path, state: FileState | None) -> bool:
+    """Whether a file has other bytes than when its state was taken; one that is gone or had no state has not."""
+    try:
+        return state is not None and _key(path) != state[1:] and _digest(path) != state[0]
+    except OSError:
+        return False
+
+
+def _key(path: Path) -> list[int]:
+    entry = path.stat()
+    return [entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns, entry.st_ino]
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise OSError(f"'{path}' is not a regular file")
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest.update(f"{size}\n".encode())
+        if size <= _WHOLE:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        else:
+            for number in range(_SAMPLES):
+                stream.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()
+
 
 logger = logging.getLogger(__name__)
 
@@ -183,20 +245,17 @@ class ParquetShard:
 
         row = 0
         try:
-            about = parquet.read_metadata(self.path)
-            names = about.schema.to_arrow_schema().names
+            names = parquet.read_schema(self.path).names
             image = self._column(names, self.image_column, _IMAGE_COLUMNS, "images")
-            chosen = self._column(names, self.id_column, _ID_COLUMNS, None)
-            key = None if chosen == image else chosen
+            id_column = self._column(names, self.id_column, _ID_COLUMNS, None)
+            key = None if id_column == image else id_column
             assert image is not None
             columns = [image] if key is None else [image, key]
-            with parquet.ParquetFile(
-                self.path, pre_buffer=False, buffer_size=1 << 20, read_dictionary=shared_values(about.schema, [image])
-            ) as file:
+            with open_parquet(self.path, [image]) as file:
                 for batch in bounded_batches(file, columns, _ROWS):
-                    for place in range(batch.num_rows):
-                        own = None if key is None else batch.column(key)[place].as_py()
-                        yield self._item(row, _row_id(own), batch.column(image)[place].as_py())
+                    for index in range(batch.num_rows):
+                        row_id = None if key is None else batch.column(key)[index].as_py()
+                        yield self._item(row, _row_id(row_id), batch.column(image)[index].as_py())
                         row += 1
         except (ArrowException, OSError) as error:
             reason = error_text(error)
@@ -223,18 +282,20 @@ class ParquetShard:
             return Item(name, name_as_text(text), Path(self.path).parent / text)
         return Rejected(name, where, f"row {row} of '{self.path}' holds no image.")
 
-    def _column(self, names: list[str], asked: str | None, usual: tuple[str, ...], needed: str | None) -> str | None:
-        if asked is not None:
-            if asked not in names:
-                raise DataError(f"'{self.path}' has no column '{asked}'; it has {', '.join(names)}.")
-            return asked
-        found = next((name for name in usual if name in names), None)
-        if found is None and needed is not None:
+    def _column(
+        self, names: list[str], requested: str | None, usual: tuple[str, ...], needed: str | None
+    ) -> str | None:
+        if requested is not None:
+            if requested not in names:
+                raise DataError(f"'{self.path}' has no column '{requested}'; it has {', '.join(names)}.")
+            return requested
+        known = next((name for name in usual if name in names), None)
+        if known is None and needed is not None:
             raise DataError(
                 f"'{self.path}' has no column of {needed} that is known by its name; it has {', '.join(names)}. Name "
                 "it with --image-column."
             )
-        return found
+        return known
 
 
 def _row_id(value: object) -> str | None:

@@ -81,26 +81,26 @@ def read_inputs(
     Raises:
         DataError: an input is not there, is of no known kind, or holds nothing; or two images have one id.
     """
-    found = Inputs()
-    folders = sum(os.path.isdir(given) for given in inputs)
-    for given in inputs:
-        before = len(found.paths) + len(found.archives) + found.repeated
-        for name, path in _listed(given, found.skipped, many=folders > 1, split=split):
+    listed = Inputs()
+    folders = sum(os.path.isdir(entry) for entry in inputs)
+    for entry in inputs:
+        before = len(listed.paths) + len(listed.archives) + listed.repeated
+        for name, path in _listed(entry, listed.skipped, many=folders > 1, split=split):
             lowered = path.name.lower()
             if lowered.endswith(_TARS):
-                found.archives.append(TarShard(_shard_name(name), str(path)))
+                listed.archives.append(TarShard(_shard_name(name), str(path)))
             elif lowered.endswith(".parquet"):
-                found.archives.append(ParquetShard(_shard_name(name), str(path), image_column, id_column))
+                listed.archives.append(ParquetShard(_shard_name(name), str(path), image_column, id_column))
             else:
-                found.add(name, path)
-        if len(found.paths) + len(found.archives) + found.repeated == before:
-            others = found.skipped.sentence()
+                listed.add(name, path)
+        if len(listed.paths) + len(listed.archives) + listed.repeated == before:
+            others = listed.skipped.sentence()
             raise DataError(
-                f"there are no images in '{given}'; expected files such as .jpg or .png, .tar or .parquet."
+                f"there are no images in '{entry}'; expected files such as .jpg or .png, .tar or .parquet."
                 f"{f' {others}.' if others else ''}"
             )
-    _refuse_equal_names(found.archives)
-    return found
+    _refuse_equal_names(listed.archives)
+    return listed
 
 
 def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
@@ -120,32 +120,32 @@ def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
             )
 
 
-def _listed(given: str, skipped: SkippedFiles, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
+def _listed(entry: str, skipped: SkippedFiles, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
     """Ids and paths that one input stands for."""
-    path = Path(given)
+    path = Path(entry)
     lowered = path.name.lower()
     if path.is_dir():
         for relative in sorted(_below(path, skipped)):
             yield (f"{path.as_posix().rstrip('/')}/{relative}" if many else relative), path / relative
     elif not path.exists():
-        raise DataError(f"there is no file or folder '{given}'.")
+        raise DataError(f"there is no file or folder '{entry}'.")
     elif lowered.endswith((".jsonl", ".jsonl.gz")):
         for sample in iter_manifest(path, split):
             yield sample.id, resolve_image(path, sample.image)
     elif lowered.endswith(".txt"):
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         if "\0" in text:
-            raise DataError(f"'{given}' is not a list of paths in UTF-8 (it holds NUL characters); save it as UTF-8.")
+            raise DataError(f"'{entry}' is not a list of paths in UTF-8 (it holds NUL characters); save it as UTF-8.")
         for line in text.split("\n"):
             if line.strip():
                 yield line.strip(), path.parent / line.strip()
     elif lowered.endswith((*_TARS, ".parquet")):
         yield path.name, path
     elif is_image_name(path.name) or path.suffix.lower() in HEIF_SUFFIXES or _is_image(path):
-        yield given, path
+        yield entry, path
     else:
         raise DataError(
-            f"'{given}' is no image, folder, manifest (.jsonl), list of paths (.txt), .tar or .parquet that is known "
+            f"'{entry}' is no image, folder, manifest (.jsonl), list of paths (.txt), .tar or .parquet that is known "
             "by its ending or its content."
         )
 

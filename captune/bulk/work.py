@@ -1,26 +1,168 @@
-"""The work on shards: decode ahead in threads, caption in batches, put what is bad aside."""
+"""The work on shards: decode ahead in threads, caption in batches, put bad images into quarantine, count progress.
+
+Image files between reading and decoding are bounded in bytes, and released once decoded.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
-from captune.bulk.contents import FileState
 from captune.bulk.job import Job
 from captune.bulk.output import Row
-from captune.bulk.payloads import Payloads
-from captune.bulk.progress import Progress
-from captune.bulk.shards import Entry, Rejected, Shard, file_states
+from captune.bulk.shards import Entry, FileState, Item, Rejected, Shard, file_states
 from captune.data.ids import SeenIds
 from captune.data.prefetch import prefetch_map
 from captune.errors import DataError, RefusedImagesError
+
+__all__ = [
+    "MOST_BYTES",
+    "Captions",
+    "Held",
+    "Payloads",
+    "Progress",
+    "ShardResult",
+    "caption_entries",
+    "caption_shard",
+    "once",
+    "run_shards",
+]
+
+MOST_BYTES = 512 << 20
+"""Of all files that wait to be decoded; a larger one waits until it is the only one."""
+
+
+@dataclass
+class Held:
+    """An entry on its way to the decoder.
+
+    Attributes:
+        entry: without the bytes of its file once it was decoded.
+    """
+
+    entry: Entry
+
+
+class Payloads:
+    """Lets entries in as far as the memory for their files goes.
+
+    Args:
+        most_bytes: of all files that wait.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most = most_bytes
+        self._used = 0
+        self._changed = Condition()
+
+    def admitted(self, entries: Iterator[Entry]) -> Iterator[Held]:
+        """The entries, each one when there is room for its file; they are decoded in other threads meanwhile."""
+        for entry in entries:
+            size = _size(entry)
+            with self._changed:
+                self._changed.wait_for(lambda size=size: not self._used or self._used + size <= self._most)  # type: ignore[misc]
+                self._used += size
+            yield Held(entry)
+
+    def decoded(self, held: Held, decode: Callable[[Entry], Any]) -> Any:
+        """What `decode` makes of an entry, whose file is let go of."""
+        size = _size(held.entry)
+        try:
+            return decode(held.entry)
+        finally:
+            if isinstance(held.entry, Item) and size:
+                held.entry = replace(held.entry, payload=b"")
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+def _size(entry: Entry) -> int:
+    return len(entry.payload) if isinstance(entry, Item) and isinstance(entry.payload, bytes) else 0
+
+
+@dataclass
+class Progress:
+    """Counts images while they are captioned.
+
+    Attributes:
+        shards: of the run.
+        images: of the run, as far as is known before they are read; None where an archive does not say.
+        shards_done: finished shards, those of earlier runs included.
+        captioned: images captioned in this run.
+        rejected: images put into quarantine in this run.
+        listener: is called after every change.
+    """
+
+    shards: int
+    images: int | None
+    shards_done: int = 0
+    captioned: int = 0
+    rejected: int = 0
+    listener: Callable[[Progress], None] | None = None
+    clock: Callable[[], float] = time.monotonic
+    _began: float = field(init=False)
+    _before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._before = self.shards_done
+
+    def count(self, captioned: int, rejected: int) -> None:
+        """Images were captioned, and others put into quarantine."""
+        self.captioned += captioned
+        self.rejected += rejected
+        self._tell()
+
+    def shard_done(self) -> None:
+        """A shard's file is there."""
+        self.shards_done += 1
+        self._tell()
+
+    @property
+    def images_per_s(self) -> float:
+        """Images captioned a second since the run began."""
+        passed = self.clock() - self._began
+        return (self.captioned + self.rejected) / passed if passed > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated from what is done; None before there is anything to tell it from."""
+        done = self.captioned + self.rejected
+        passed = self.clock() - self._began
+        if not done:
+            return None
+        if self.images is not None:
+            return max(0.0, passed / done * (self.images - done))
+        finished = self.shards_done - self._before
+        return passed / finished * (self.shards - self.shards_done) if finished else None
+
+    def __str__(self) -> str:
+        """Such as `1,234 of 5,000 images, 3 in quarantine, 12/40 shards, 51.2 images/s, 1:13 left`."""
+        total = "" if self.images is None else f" of {self.images:,}"
+        parts = [f"{self.captioned + self.rejected:,}{total} images"]
+        parts += [f"{self.rejected:,} in quarantine"] * (self.rejected > 0)
+        parts.append(f"{self.shards_done:,}/{self.shards:,} shards")
+        parts.append(f"{self.images_per_s:.1f} images/s")
+        left = self.seconds_left
+        if left is not None:
+            minutes, seconds = divmod(round(left), 60)
+            hours, minutes = divmod(minutes, 60)
+            parts.append(f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left")
+        return ", ".join(parts)
+
+    def _tell(self) -> None:
+        if self.listener is not None:
+            self.listener(self)
+
 
 if TYPE_CHECKING:
     from captune.captioner import Captioner
     from captune.decoding import DecodingOptions
 
-__all__ = ["Captions", "ShardResult", "caption_entries", "caption_shard", "once", "run_shards"]
 
 _BATCHES = 4
 """Images that are handed to the captioner at once, in batches: rows that end early make room for others among them."""
@@ -123,7 +265,7 @@ def _caption(
             )
         except RefusedImagesError as error:
             made = error.captions
-            refused = [(good[place][0], reason) for place, reason in sorted(error.reasons.items())]
+            refused = [(good[index][0], reason) for index, reason in sorted(error.reasons.items())]
             bad = bad + [
                 {"id": entry.id, "image": entry.image, "reason": f"the image '{entry.image}': {reason}"}
                 for entry, reason in refused

@@ -25,14 +25,14 @@ _EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-def print_captions(captions: Captions, found: Inputs) -> int:
+def print_captions(captions: Captions, inputs: Inputs) -> int:
     """Print captions: of one image the words alone, of several JSON Lines. How many could not be captioned."""
     from captune.bulk.output import as_text
     from captune.bulk.work import caption_entries, once
 
-    alone = len(found.paths) == 1 and not found.archives
+    alone = len(inputs.paths) == 1 and not inputs.archives
     rejected = 0
-    for rows, bad in caption_entries(captions, once(_entries(found), "another archive")):
+    for rows, bad in caption_entries(captions, once(_entries(inputs), "another archive")):
         for row in rows:
             line = row["caption"] if alone else json.dumps(as_text(row), ensure_ascii=False)
             sys.stdout.buffer.write(f"{line}\n".encode())
@@ -41,15 +41,14 @@ def print_captions(captions: Captions, found: Inputs) -> int:
     return rejected
 
 
-def write_beside(captions: Captions, found: Inputs) -> int:
+def write_beside(captions: Captions, inputs: Inputs) -> int:
     """Write a text file beside each image that has none. How many images could not be captioned."""
     from captune.bulk.output import has_text, shared_texts, write_texts
-    from captune.bulk.progress import Progress
     from captune.bulk.shards import Item
-    from captune.bulk.work import caption_entries
+    from captune.bulk.work import Progress, caption_entries
 
-    waiting = {name: path for name, path in found.paths.items() if not has_text(path)}
-    skipped = len(found.paths) - len(waiting)
+    waiting = {name: path for name, path in inputs.paths.items() if not has_text(path)}
+    skipped = len(inputs.paths) - len(waiting)
     rejected = 0
     for text, images in shared_texts(waiting.values()).items():
         named = " and ".join(f"'{image}'" for image in images)
@@ -88,9 +87,9 @@ def write_one_file(out: Path, job: Job) -> None:
     from captune.data.outputs import is_own_output
 
     write_rows(out, chain.from_iterable(read_rows(path) for path in job.files()))
-    together, quarantine = job.folder / "quarantine.jsonl", quarantine_of(out)
-    if together.exists():
-        write_rows(quarantine, read_rows(together))
+    combined, quarantine = job.folder / "quarantine.jsonl", quarantine_of(out)
+    if combined.exists():
+        write_rows(quarantine, read_rows(combined))
     elif is_own_output(quarantine, COMMAND):
         quarantine.unlink()
     typer.echo(f"All captions together are in {out}", err=True)
@@ -126,13 +125,13 @@ def shown_progress(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
             stream.flush()
 
 
-def _entries(found: Inputs) -> Iterator[Entry]:
+def _entries(inputs: Inputs) -> Iterator[Entry]:
     """All images, file by file and archive by archive."""
     from captune.bulk.shards import Item
 
-    for name, path in found.paths.items():
+    for name, path in inputs.paths.items():
         yield Item(name, path, Path(path))
-    for archive in found.archives:
+    for archive in inputs.archives:
         yield from archive.items()
 
 

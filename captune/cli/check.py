@@ -128,11 +128,11 @@ def histogram(words: Counter[int]) -> list[str]:
         bars[length // width] += count
     highest = max(bars.values())
     lines = ["  words a caption:"]
-    for place in range(max(bars) + 1):
-        first = place * width
+    for index in range(max(bars) + 1):
+        first = index * width
         label = f"{first}" if width == 1 else f"{first}-{first + width - 1}"
-        bar = "#" * math.ceil(bars[place] / highest * _BAR_WIDTH)
-        lines.append(f"  {label:>9} {bars[place]:>10,} {bar}")
+        bar = "#" * math.ceil(bars[index] / highest * _BAR_WIDTH)
+        lines.append(f"  {label:>9} {bars[index]:>10,} {bar}")
     return lines
 
 

@@ -167,8 +167,8 @@ def import_rows(
         print(json.dumps(answer, ensure_ascii=False))
         return
     counts = counts_in_words(summary, options.split_origin, left_out=True)
-    told = [f"  note      {printable(note)}" for note in notes]
-    lines = [printable(f"{source} -> {options.out}"), *counts, *told, *samples_in_words(summary)]
+    note_lines = [f"  note      {printable(note)}" for note in notes]
+    lines = [printable(f"{source} -> {options.out}"), *counts, *note_lines, *samples_in_words(summary)]
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -179,11 +179,11 @@ def coco(
     reading = SourceFile(source)
     name = source.name.split(".")[0].rsplit("_", 1)[-1]
     guess, origin = split_of_name(source.name)
-    own, shares = (guess, None) if split is None else split_and_shares(split, seed, splits)
+    split_name, shares = (guess, None) if split is None else split_and_shares(split, seed, splits)
     options = Options(
         out, images, check_images, strict, as_json, problems, overwrite, shares, None if split or splits else origin
     )
-    rows = resplit(coco_rows(reading, split=own), splits)
+    rows = resplit(coco_rows(reading, split=split_name), splits)
     import_rows(rows, source, reading, (name, f"../{name}", "images", "image"), options)
 
 
@@ -271,6 +271,6 @@ def chinese(
     rows: Iterable[Row | Issue] = token_rows(reading, split=split or guess)
     listed = {} if splits or split else chinese_lists(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
-    told = None if split or splits or listed else origin
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite, split_origin=told)
+    split_origin = None if split or splits or listed else origin
+    options = Options(out, images, check_images, strict, as_json, problems, overwrite, split_origin=split_origin)
     import_rows(with_coco_names(rows), file, reading, ("images", "flickr30k-images", ""), options)

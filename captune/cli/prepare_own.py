@@ -72,7 +72,7 @@ def table(
     from captune.data.importers.table import table_rows
     from captune.data.readers import SourceFile
 
-    own, shares = split_and_shares(split, seed, split_column)
+    split_name, shares = split_and_shares(split, seed, split_column)
     reading = SourceFile(source, encoding)
     columns = _columns(image_column, caption_column, split_column, id_column)
     inline_images = None
@@ -81,7 +81,7 @@ def table(
         images.mkdir(parents=True, exist_ok=True)
         inline_images = InlineImages(images)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite, shares)
-    rows = table_rows(reading, columns, split=own, inline_images=inline_images, quoting=quoting, turns=turns)
+    rows = table_rows(reading, columns, split=split_name, inline_images=inline_images, quoting=quoting, turns=turns)
     import_rows(rows, source, reading, ("images", "image", ""), options)
 
 
@@ -99,8 +99,8 @@ def folder(
     """A folder of images with a text file of the same name beside each, one caption a line."""
     from captune.data.importers.folder import FolderSource
 
-    own, shares = split_and_shares(split, seed)
-    reading = FolderSource(source, split=own)
+    split_name, shares = split_and_shares(split, seed)
+    reading = FolderSource(source, split=split_name)
     options = Options(out, source, check_images, strict, as_json, problems, overwrite, shares)
     with _announced(reading.skipped):
         import_rows(reading.rows(), source, reading, (), options)
@@ -140,13 +140,13 @@ def hf(
 
     target = _target(out, images)
     columns = _columns(image_column, caption_column, split_column, id_column)
-    own, shares = (None, None) if split is None else split_and_shares(split, seed, split_column)
+    split_name, shares = (None, None) if split is None else split_and_shares(split, seed, split_column)
     reading = HuggingFaceSource(
         source,
         columns,
         InlineImages(target),
         configuration=configuration,
-        split=None if shares is not None else own,
+        split=None if shares is not None else split_name,
     )
     target.mkdir(parents=True, exist_ok=True)
     options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
@@ -174,8 +174,8 @@ def webdataset(
     from captune.data.importers.webdataset import WebDatasetSource
 
     target = _target(out, images)
-    own, shares = split_and_shares(split, seed)
-    reading = WebDatasetSource(source, InlineImages(target), split=own)
+    split_name, shares = split_and_shares(split, seed)
+    reading = WebDatasetSource(source, InlineImages(target), split=split_name)
     target.mkdir(parents=True, exist_ok=True)
     options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
     with _announced(reading.skipped, "member"):

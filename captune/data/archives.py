@@ -25,10 +25,10 @@ __all__ = [
     "InlineImages",
     "bounded_batches",
     "column_type",
+    "open_parquet",
     "open_tar",
     "parquet_columns",
     "parquet_rows",
-    "shared_values",
     "too_large",
 ]
 
@@ -118,10 +118,10 @@ def parquet_rows(reading: SourceFile, columns: Sequence[str]) -> Iterator[tuple[
     try:
         for batch in bounded_batches(_opened(reading, columns), list(columns), _BATCH):
             parts = [batch.column(name) for name in columns]
-            for place in range(batch.num_rows):
+            for index in range(batch.num_rows):
                 number += 1
                 try:
-                    yield number, tuple(part[place].as_py() for part in parts)
+                    yield number, tuple(part[index].as_py() for part in parts)
                 except UnicodeDecodeError:
                     yield Issue(reading.name, number, "encoding", "the row is not UTF-8.")
     except (pyarrow.ArrowException, OSError) as error:
@@ -141,41 +141,50 @@ def bounded_batches(file: Any, columns: Sequence[str], most_rows: int) -> Iterat
     Yields:
         batches of about 64 MB at most, or of one row.
     """
-    wanted = set(columns)
+    names = set(columns)
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         parts = [about.column(number) for number in range(about.num_columns)]
-        size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in wanted)
+        size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in names)
         rows = max(1, min(most_rows, about.num_rows * _BATCH_BYTES // max(1, size)))
         yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=list(columns))
 
 
-def shared_values(schema: Any, columns: Sequence[str]) -> list[str]:
-    """What pyarrow's `read_dictionary` is given, so that a value that many rows share is in memory once.
+def open_parquet(file: IO[bytes] | str, columns: Sequence[str] = ()) -> Any:
+    """Open a parquet file for reading in bounded memory.
 
     Args:
-        schema: a `pyarrow.parquet.ParquetSchema`.
-        columns: of bytes, or of `{bytes, path}`.
+        file: its path, or the open file.
+        columns: of bytes, or of `{bytes, path}`, whose values rows may share; a shared value is in memory once.
+
+    Returns:
+        a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        pyarrow.ArrowException, OSError: it is no parquet file, or broken.
+        MissingExtraError: pyarrow is not installed.
     """
-    wanted = {path for name in columns for path in (name, f"{name}.bytes")}
-    leaves = [schema.column(number) for number in range(len(schema))]
-    return [leaf.path for leaf in leaves if leaf.path in wanted and leaf.physical_type == "BYTE_ARRAY"]
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("reading parquet", "data") from error
+    about = parquet.read_metadata(file)
+    if not isinstance(file, str):
+        file.seek(0)
+    paths = {path for name in columns for path in (name, f"{name}.bytes")}
+    leaves = [about.schema.column(number) for number in range(len(about.schema))]
+    shared = [leaf.path for leaf in leaves if leaf.path in paths and leaf.physical_type == "BYTE_ARRAY"]
+    # Buffered reads keep no more of a column than a page, however large its row groups are.
+    return parquet.ParquetFile(file, metadata=about, pre_buffer=False, buffer_size=1 << 20, read_dictionary=shared)
 
 
 def _opened(reading: SourceFile, columns: Sequence[str] = ()) -> Any:
     try:
         import pyarrow
-        import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise MissingExtraError("reading parquet", "data") from error
     try:
-        # Buffered reads keep no more of a column than a page, however large its row groups are.
-        about = pyarrow.parquet.read_metadata(reading.file)
-        shared = shared_values(about.schema, columns)
-        reading.file.seek(0)
-        return pyarrow.parquet.ParquetFile(
-            reading.file, metadata=about, pre_buffer=False, buffer_size=1 << 20, read_dictionary=shared
-        )
+        return open_parquet(reading.file, columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"'{reading.name}' is no parquet file that can be read: {first_line(error)}.") from error
 
@@ -228,19 +237,19 @@ class InlineImages:
         digest = hashlib.blake2b(data, digest_size=16).digest()
         mark = int.from_bytes(digest[:7], "big")
         ending = next((ending for start, ending in _ENDINGS.items() if data.startswith(start)), ".img")
-        chosen = posixpath.basename((name or "").replace("\\", "/"))
-        if len(os.fsencode(chosen)) > _LONGEST_NAME:
-            chosen = ""
-        before = self._names.line_of(chosen) if chosen else mark + 1
-        if before is None and _holds_other_bytes(safe_join(self.folder, chosen), data):
+        file_name = posixpath.basename((name or "").replace("\\", "/"))
+        if len(os.fsencode(file_name)) > _LONGEST_NAME:
+            file_name = ""
+        before = self._names.line_of(file_name) if file_name else mark + 1
+        if before is None and _holds_other_bytes(safe_join(self.folder, file_name), data):
             before = mark + 1
         if before is not None and before != mark:
-            chosen = digest.hex() + ending
-            before = self._names.line_of(chosen)
+            file_name = digest.hex() + ending
+            before = self._names.line_of(file_name)
         if before is None:
-            self._write(safe_join(self.folder, chosen), data)
-            self._names.add(chosen, mark)
-        return chosen
+            self._write(safe_join(self.folder, file_name), data)
+            self._names.add(file_name, mark)
+        return file_name
 
     def _write(self, target: Path, data: bytes) -> None:
         """A file that is whole or not there; the same bytes are not written again."""

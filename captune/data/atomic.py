@@ -135,8 +135,8 @@ def remove_abandoned(folder: Path) -> None:
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if _PARTIAL.fullmatch(entry.name) or _is_temporary(entry)]
-        for path in found:
+        paths = [Path(entry.path) for entry in entries if _PARTIAL.fullmatch(entry.name) or _is_temporary(entry)]
+        for path in paths:
             with contextlib.suppress(OSError):
                 _remove_unless_locked(path)
 

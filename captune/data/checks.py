@@ -132,10 +132,10 @@ def _caption_problems(
     name: str, line: int, sample: Sample, max_words: int, flaw: Callable[[str], TargetFlaw | None] | None
 ) -> Iterator[Issue]:
     """What is remarkable about the captions of an image."""
-    for place, caption in enumerate(sample.captions, 1):
-        which = f"caption {place} of '{sample.id}'"
+    for number, caption in enumerate(sample.captions, 1):
+        which = f"caption {number} of '{sample.id}'"
         first = sample.captions.index(caption) + 1
-        if first < place:
+        if first < number:
             yield Issue(name, line, "repeated", f"{which} is the same as caption {first}.")
         words = len(caption.split())
         if words > max_words:

@@ -86,8 +86,8 @@ def _available() -> tuple[str, ...]:
 def image_suffixes() -> frozenset[str]:
     """Endings, in lower case, of files that are read as images where a folder or an archive is listed."""
     known = _available()
-    own = {ending for ending, name in Image.registered_extensions().items() if name in known}
-    return frozenset(own | _ALSO | (HEIF_SUFFIXES if "HEIF" in known else set()))
+    registered = {ending for ending, name in Image.registered_extensions().items() if name in known}
+    return frozenset(registered | _ALSO | (HEIF_SUFFIXES if "HEIF" in known else set()))
 
 
 def is_image_name(name: str) -> bool:
@@ -169,8 +169,8 @@ def too_many_scans(stream: IO[bytes]) -> int:
 def _scans(data: bytes) -> int:
     """Scans of a JPEG up to its end."""
     scans, at = 0, 2
-    while found := _NEXT_MARKER.search(data, at):
-        marker, at = data[found.end() - 1], found.end()
+    while match := _NEXT_MARKER.search(data, at):
+        marker, at = data[match.end() - 1], match.end()
         if marker == 0xD9:
             break
         if marker in (0x01, 0xD8):

@@ -74,9 +74,9 @@ class SeenIds:
             return self._recent[name]
         if self._hashes.size:
             key = hash(name)
-            place = int(self._hashes.searchsorted(np.int64(key)))
-            if place < self._hashes.size and self._hashes[place] == key:
-                return int(self._lines[place])
+            index = int(self._hashes.searchsorted(np.int64(key)))
+            if index < self._hashes.size and self._hashes[index] == key:
+                return int(self._lines[index])
         return None
 
     def add(self, name: str, line: int) -> None:

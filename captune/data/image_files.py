@@ -193,12 +193,12 @@ class ImageFolder:
     @functools.cached_property
     def _files(self) -> list[str]:
         """Relative paths of all images, the nearest first."""
-        found = []
+        paths = []
         for parent, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
             relative = Path(parent).relative_to(self.folder)
-            found += [(relative / name).as_posix() for name in names if is_image_name(name)]
-        return sorted(found, key=lambda path: (path.count("/"), path))
+            paths += [(relative / name).as_posix() for name in names if is_image_name(name)]
+        return sorted(paths, key=lambda path: (path.count("/"), path))
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[str]]:

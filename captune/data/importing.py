@@ -105,8 +105,8 @@ class Summary:
             self.words_per_caption[len(caption.split())] += 1
         if len(self.samples) < _SAMPLES_SHOWN:
             self.samples.append(sample)
-        elif (place := self._dice.randrange(self.images)) < _SAMPLES_SHOWN:
-            self.samples[place] = sample
+        elif (index := self._dice.randrange(self.images)) < _SAMPLES_SHOWN:
+            self.samples[index] = sample
 
 
 def prepare(
@@ -157,11 +157,11 @@ def prepare(
         )
     check_output(out, command="prepare", reads=[source], overwrite=overwrite)
     summary = Summary(problems=Issues(on_issue=on_issue))
-    found = _cleaned(_portable(rows, folder, check, summary), source)
+    checked = _cleaned(_portable(rows, folder, check, summary), source)
     if check != "none":
-        found = _with_images(found, source, folder, check, summary, workers)
-    with contextlib.closing(found):
-        samples = _counted(found, summary, _image_prefix(folder, Path(out)), progress)
+        checked = _with_images(checked, source, folder, check, summary, workers)
+    with contextlib.closing(checked):
+        samples = _counted(checked, summary, _image_prefix(folder, Path(out)), progress)
         accepted = _accepted(samples, summary, source, strict)
         if shares is not None:
             accepted = _divided(accepted, summary, shares, Path(out), compared)
@@ -240,13 +240,13 @@ def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Issu
     """The captions that are text, unchanged, and a problem for each of the others."""
     good: list[str] = []
     problems = []
-    for place, caption in enumerate(row.captions, 1):
+    for number, caption in enumerate(row.captions, 1):
         fault = invalid_text_reason(caption)
         if fault is None:
             good.append(caption)
             continue
         kind = "malformed" if caption.strip() else "empty"
-        message = f"caption {place} of {len(row.captions)} of '{row.image}' {fault}."
+        message = f"caption {number} of {len(row.captions)} of '{row.image}' {fault}."
         problems.append(Issue(source, row.line, kind, message))
     if not good:
         message = f"'{row.image}' has no caption with text in it."
@@ -255,7 +255,7 @@ def _cleaned_captions(row: Row, source: str) -> tuple[tuple[str, ...], list[Issu
 
 
 def _with_images(
-    found: Iterator[Row | Issue],
+    rows: Iterator[Row | Issue],
     source: str,
     folder: Path,
     check: ImageCheck,
@@ -282,7 +282,7 @@ def _with_images(
                 return Issue(source, row.line, "undecodable", str(error), len(row.captions))
         return row
 
-    with contextlib.closing(prefetch_map(found, verdict, workers)) as verdicts:
+    with contextlib.closing(prefetch_map(rows, verdict, workers)) as verdicts:
         for before, row in verdicts:
             if isinstance(row, Row) and isinstance(before, Row) and (way := ways.pop(row.image, None)):
                 summary.add_spelling(way, before.image, row.image)
@@ -302,10 +302,10 @@ def _image_prefix(images: Path, out: Path) -> str:
 
 
 def _counted(
-    found: Iterator[Row | Issue], summary: Summary, prefix: str, progress: Callable[[int], None] | None
+    rows: Iterator[Row | Issue], summary: Summary, prefix: str, progress: Callable[[int], None] | None
 ) -> Iterator[Sample]:
     """The good rows as samples of the manifest; everything is counted."""
-    for done, row in enumerate(found, 1):
+    for done, row in enumerate(rows, 1):
         if isinstance(row, Issue):
             summary.problems.add(row)
         else:

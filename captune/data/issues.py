@@ -60,8 +60,8 @@ class Issue:
     rows: int = 1
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return printable(f"{place}: {self.message}")
+        location = f"{self.file}:{self.line}" if self.line else self.file
+        return printable(f"{location}: {self.message}")
 
 
 class Issues:

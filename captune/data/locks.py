@@ -165,8 +165,9 @@ def _this_process(what: str) -> dict[str, str | int]:
 def _in_use(root: Path, name: str) -> str:
     """A sentence that says who writes into a folder."""
     try:
-        told = load_json((root / f"{name}.writer.json").read_text(encoding="utf-8"))
-        who = f"{told['what']} (process {told['pid']} on {told['host']} since {told['since']}: {told['command']})"
+        writer = load_json((root / f"{name}.writer.json").read_text(encoding="utf-8"))
+        process = f"process {writer['pid']} on {writer['host']} since {writer['since']}: {writer['command']}"
+        who = f"{writer['what']} ({process})"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process of captune"
     return f"{root} is in use: {who} writes there."

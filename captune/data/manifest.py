@@ -119,7 +119,7 @@ def iter_manifest(path: str | os.PathLike[str], split: str | Collection[str] | N
         DataError: bad rows (all of them in one error, with their lines), or no sample in a split; the message
             names the splits that there are.
     """
-    wanted = (split,) if isinstance(split, str) else split
+    selected = (split,) if isinstance(split, str) else split
     problems = Issues()
     splits: Counter[str] = Counter()
     for _, row in scan_manifest(path):
@@ -127,13 +127,13 @@ def iter_manifest(path: str | os.PathLike[str], split: str | Collection[str] | N
             problems.add(row)
             continue
         splits[row.split] += 1
-        if wanted is None or row.split in wanted:
+        if selected is None or row.split in selected:
             yield row
     if problems:
         raise DataError(f"the manifest '{path}' has {plural(len(problems), 'bad row')}:\n{problems.listing()}")
     if not splits:
         raise DataError(f"the manifest '{path}' holds no images.")
-    empty = next((name for name in wanted or () if not splits[name]), None)
+    empty = next((name for name in selected or () if not splits[name]), None)
     if empty is not None:
         there = ", ".join(f"{name} ({count:,})" for name, count in splits.most_common(20))
         raise DataError(f"the manifest '{path}' has no images of the split '{empty}'; it has {there}.")
@@ -300,8 +300,8 @@ def _parse(text: str) -> Sample:
         raise ValueError(f"captions must be a list of strings, not {_kind(captions)}")
     if not captions:
         raise ValueError("captions is empty; at least one caption is expected")
-    for place, caption in enumerate(captions, 1):
-        _check_text(f"caption {place} of {len(captions)}", caption)
+    for number, caption in enumerate(captions, 1):
+        _check_text(f"caption {number} of {len(captions)}", caption)
     return Sample(row["id"], row["image"], tuple(captions), row["split"], domain)
 
 

@@ -226,10 +226,10 @@ def _is_western(path: Path) -> bool:
             line.decode("cp1252")
         except UnicodeDecodeError:
             return False
-        found = _HIGH.findall(line)
-        runs += len(found)
-        single += sum(len(run) == 1 for run in found)
-        high += sum(map(len, found))
+        high_runs = _HIGH.findall(line)
+        runs += len(high_runs)
+        single += sum(len(run) == 1 for run in high_runs)
+        high += sum(map(len, high_runs))
         western += len(_WESTERN.findall(line))
     return single >= _WESTERN_SHARE * runs and western >= _WESTERN_SHARE * high
 
@@ -313,12 +313,12 @@ def _printed_list(text: str) -> list[str] | None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key '{twice}' is given twice")
-    return found
+    return entry
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
@@ -422,8 +422,8 @@ class _Document:
 
     def error(self, what: str) -> DataError:
         """The error for what stands at the present position."""
-        place = self._passed + self._position + 1
-        return DataError(f"'{self._reading.name}' is not valid JSON: {what} at character {place:,}.")
+        position = self._passed + self._position + 1
+        return DataError(f"'{self._reading.name}' is not valid JSON: {what} at character {position:,}.")
 
     def peek(self) -> str:
         """The next character that is no white space, or "" at the end."""

@@ -92,17 +92,17 @@ def divide(
     """
     groups, unread = same_picture_groups(images, progress=progress)
     members: dict[int, list[int]] = {}
-    for place, group in enumerate(groups):
-        members.setdefault(group, []).append(place)
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
     if len(members) < len(shares.shares):
         raise DataError(
             f"{len(members)} different pictures cannot be divided into {len(shares.shares)} splits; give fewer splits."
         )
-    ordered = sorted(members.values(), key=lambda places: _order(min(images[i].id for i in places), shares.seed))
+    ordered = sorted(members.values(), key=lambda indices: _order(min(images[i].id for i in indices), shares.seed))
     splits = [""] * len(images)
-    for places, name in zip(ordered, _filled(ordered, _counts(len(images), shares.shares)), strict=True):
-        for place in places:
-            splits[place] = name
+    for indices, name in zip(ordered, _filled(ordered, _counts(len(images), shares.shares)), strict=True):
+        for index in indices:
+            splits[index] = name
     return Division(splits, len(images) - len(members), unread)
 
 
@@ -110,16 +110,16 @@ def _filled(groups: Sequence[Sequence[int]], counts: dict[str, int]) -> list[str
     """The split of each group: the splits one after the other, each until it has its number of images."""
     names = list(counts)
     bounds = list(itertools.accumulate(counts.values()))
-    chosen: list[str] = []
+    filled: list[str] = []
     done = 0
     for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
-        current = names.index(chosen[-1]) if chosen else 0
+        current = names.index(filled[-1]) if filled else 0
         rest = len(names) - current - 1  # splits that have no group yet
-        if chosen and rest and (done + len(group) / 2 > bounds[current] or left <= rest):
+        if filled and rest and (done + len(group) / 2 > bounds[current] or left <= rest):
             current += 1
-        chosen.append(names[current])
+        filled.append(names[current])
         done += len(group)
-    return chosen
+    return filled
 
 
 def _counts(total: int, shares: dict[str, float]) -> dict[str, int]:
@@ -155,8 +155,8 @@ def split_of_name(name: str) -> tuple[str, str]:
         "train", "val" or "test", and the reason as a clause for the summary; "train" where the name says no split, or
         several.
     """
-    said = dict.fromkeys(_WORDS[word] for word in _WORD.findall(name.lower()) if word in _WORDS)
-    if len(said) == 1:
-        return next(iter(said)), f"as the name '{name}' says; --split names another"
-    why = "says several splits" if said else "says no split"
+    splits = dict.fromkeys(_WORDS[word] for word in _WORD.findall(name.lower()) if word in _WORDS)
+    if len(splits) == 1:
+        return next(iter(splits)), f"as the name '{name}' says; --split names another"
+    why = "says several splits" if splits else "says no split"
     return "train", f"since the name '{name}' {why}; --split names another"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from captune.bulk.payloads import Payloads
 from captune.bulk.shards import Entry, Item, Rejected
+from captune.bulk.work import Payloads
 from captune.data.prefetch import prefetch_map
 
 

@@ -199,13 +199,13 @@ def _token_captions(lines: Iterable[str | DataError], name: str, split: str) -> 
             continue
         if not text.strip():
             continue
-        found = _LINE.fullmatch(text)
-        if found is None:
+        match = _LINE.fullmatch(text)
+        if match is None:
             yield Issue(name, line, "malformed", f"'image#number<TAB>caption' is expected, not {text[:80]!r}.")
             continue
-        image = found["image"]
+        image = match["image"]
         # Flickr30k-CN has `image#zhb#0` and a space by design.
-        if "\t" not in found["gap"] and not found["number"].startswith("zh"):
+        if "\t" not in match["gap"] and not match["number"].startswith("zh"):
             yield Issue(name, line, "repaired", "a space stands where a tab is expected; the caption is kept.")
         if numbered := _NUMBERED.fullmatch(image):
             if image != repaired:
@@ -213,7 +213,7 @@ def _token_captions(lines: Iterable[str | DataError], name: str, split: str) -> 
             repaired, image = image, numbered[1]
         if not posixpath.splitext(image)[1]:
             image += ".jpg"
-        yield CaptionRow(line, image, found["caption"], split)
+        yield CaptionRow(line, image, match["caption"], split)
 
 
 def _comma_captions(lines: Iterable[str | DataError], name: str, split: str) -> Iterator[CaptionRow | Issue]:
@@ -249,16 +249,16 @@ def chinese_lists(folder: Path) -> dict[str, str]:
     """
     splits: dict[str, str] = {}
     for path in sorted(folder.glob("*cn_*.txt")):
-        if found := _CHINESE_LISTS.fullmatch(path.name):
+        if match := _CHINESE_LISTS.fullmatch(path.name):
             names = read_image_list(SourceFile(path))
-            splits |= {name if name.endswith(".jpg") else f"{name}.jpg": found[1] for name in names}
+            splits |= {name if name.endswith(".jpg") else f"{name}.jpg": match[1] for name in names}
     return splits
 
 
 def with_coco_names(rows: Iterable[Row | Issue]) -> Iterator[Row | Issue]:
     """Rows whose COCO images have COCO's number as id, and their folder (`val2014/...`) in front; others unchanged."""
     for row in rows:
-        if isinstance(row, Row) and (found := _COCO.fullmatch(row.image)):
-            yield replace(row, image=f"{found[1]}/{row.image}", id=str(int(found[2])))
+        if isinstance(row, Row) and (match := _COCO.fullmatch(row.image)):
+            yield replace(row, image=f"{match[1]}/{row.image}", id=str(int(match[2])))
         else:
             yield row

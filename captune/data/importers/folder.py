@@ -60,9 +60,9 @@ class FolderSource:
         for text in sorted(texts - images_of.keys()):
             yield _without_image(self.folder / text)
         for self._done, (name, text) in enumerate(text_of.items(), 1):
-            place = str(self.folder / name)
+            location = str(self.folder / name)
             if text not in texts:
-                yield Issue(place, 0, "empty", f"there is no '{Path(text).name}' with captions next to it.", 0)
+                yield Issue(location, 0, "empty", f"there is no '{Path(text).name}' with captions next to it.", 0)
                 continue
             if len(images_of[text]) > 1:
                 sharing = " and ".join(f"'{other}'" for other in images_of[text])
@@ -70,7 +70,7 @@ class FolderSource:
                 captions, problems = _captions(self.folder / text)
                 # The captions are lost once, however many images share them.
                 count = len(captions) + len(problems) if name == images_of[text][0] else 0
-                yield Issue(place, 0, "duplicate", message, count)
+                yield Issue(location, 0, "duplicate", message, count)
                 continue
             captions, problems = _captions(self.folder / text)
             yield from problems

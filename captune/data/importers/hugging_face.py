@@ -75,18 +75,18 @@ class HuggingFaceSource:
         return group_by_image(chain.from_iterable(self._captions(*part) for part in self._parts.items()), self._name)
 
     def _captions(self, split: str, part: Any) -> Iterator[CaptionRow | Issue]:
-        place = f"{self._name}, split {split}"
-        own = _SPLITS.get(split, split)
-        return caption_rows(self._records(part, place), place, self._columns, own, self._inline_images)
+        location = f"{self._name}, split {split}"
+        split_name = _SPLITS.get(split, split)
+        return caption_rows(self._records(part, location), location, self._columns, split_name, self._inline_images)
 
-    def _records(self, part: Any, place: str) -> Iterator[tuple[int, Values] | Issue]:
+    def _records(self, part: Any, location: str) -> Iterator[tuple[int, Values] | Issue]:
         """The rows of a split as the importer of tables takes them, images as undecoded bytes."""
         from datasets import Image
 
         columns = self._columns
         there = part.column_names
         if there is not None:
-            require_columns(columns, there, place)
+            require_columns(columns, there, location)
             part = part.select_columns(list(dict.fromkeys(columns.names())))
         if isinstance((part.features or {}).get(columns.image), Image):
             part = part.cast_column(columns.image, Image(decode=False))
@@ -94,17 +94,17 @@ class HuggingFaceSource:
             for number, record in enumerate(part, 1):
                 self._done += 1
                 if number == 1 and there is None:
-                    require_columns(columns, list(record), place)
+                    require_columns(columns, list(record), location)
                 try:
                     yield number, record_values(self._with_bytes(record), columns)
                 except DataError as error:
-                    yield Issue(place, number, "path", str(error))
+                    yield Issue(location, number, "path", str(error))
         except (DataError, MemoryError):
             raise
         except OSError as error:
-            raise DataError(f"'{place}' cannot be read: {error}.") from error
+            raise DataError(f"'{location}' cannot be read: {error}.") from error
         except Exception as error:  # Arrow, JSON and the hub's client each have exceptions of their own
-            raise DataError(f"'{place}' cannot be read: {first_line(error)}.") from error
+            raise DataError(f"'{location}' cannot be read: {first_line(error)}.") from error
 
     def _with_bytes(self, record: dict[str, Any]) -> dict[str, Any]:
         """A row whose image is given by a path, with the bytes of that file."""
@@ -137,14 +137,14 @@ def _loaded(source: str, configuration: str | None, split: str | None) -> dict[s
         raise DataError(f"'{source}' is a file; give the folder of a data set, or use captune prepare table.")
     try:
         if any(os.path.isfile(os.path.join(source, name)) for name in _SAVED):
-            found = datasets.load_from_disk(source)
+            loaded = datasets.load_from_disk(source)
         else:
             # "." is no name to the library.
-            place = os.path.abspath(source) if os.path.isdir(source) else source
-            found = datasets.load_dataset(place, configuration, streaming=True)
+            path = os.path.abspath(source) if os.path.isdir(source) else source
+            loaded = datasets.load_dataset(path, configuration, streaming=True)
     except Exception as error:  # the library has an exception for everything that can be wrong with a data set
         raise DataError(f"the data set '{source}' cannot be loaded: {first_line(error)}.") from error
-    parts = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
+    parts = dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
     if split is None:
         return parts
     if split not in parts:

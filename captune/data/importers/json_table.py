@@ -46,13 +46,13 @@ class Entry:
 
     Attributes:
         line: its line; 0 where the format has none.
-        place: what messages begin with where there is no line ("entry 3: ").
+        location: what messages begin with where there is no line ("entry 3: ").
         record: its keys and values.
         split: that of the list it is in, where the list is called like one.
     """
 
     line: int
-    place: str
+    location: str
     record: dict[str, Any]
     split: str | None = None
 
@@ -121,12 +121,12 @@ def json_entries(
             passed[key] = 1
         else:
             number, current = (number if key == current else 0) + 1, key
-            place = f"entry {number} of {key}: " if key else f"entry {number}: "
+            location = f"entry {number} of {key}: " if key else f"entry {number}: "
             if isinstance(item, dict):
-                yield Entry(0, place, item, _SPLITS.get(key.lower()))
+                yield Entry(0, location, item, _SPLITS.get(key.lower()))
             else:
                 fault = str(item) if isinstance(item, BadItem) else "a JSON object is expected"
-                yield Issue(reading.name, 0, "malformed", f"{place}{fault}.")
+                yield Issue(reading.name, 0, "malformed", f"{location}{fault}.")
     for index in dict.fromkeys(index for column in columns.values() for index in column):
         record = {key: column[index] for key, column in columns.items() if index in column}
         yield Entry(0, f"row '{index}': ", record)
@@ -209,9 +209,9 @@ class Conversations:
         if not answers:
             raise ValueError("the conversation has no answer")
         taken = answers if self._turns == "all" else answers[:1]
-        for asked, _ in taken:
-            if asked in self._instructions or len(self._instructions) < _MOST_INSTRUCTIONS:
-                self._instructions[asked] += 1
+        for instruction, _ in taken:
+            if instruction in self._instructions or len(self._instructions) < _MOST_INSTRUCTIONS:
+                self._instructions[instruction] += 1
         return images, [text for _, text in taken], len(answers) - len(taken)
 
     def notes(self) -> list[str]:
@@ -232,18 +232,18 @@ def _turns_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Role and text of each turn, without the marks of images."""
     turns = next((record[key] for key in _LISTS if key in record), None)
     if turns is None:
-        asked, answered = next(
+        question_key, answer_key = next(
             (question, answer) for question, answer in _PAIRS if question in record and answer in record
         )
         history = record.get("history") or []
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise ValueError("'history' must be a list of pairs")
-        pairs = [*history, [record[asked], record[answered]]]
+        pairs = [*history, [record[question_key], record[answer_key]]]
         turns = [turn for question, answer in pairs for turn in ({"user": question}, {"assistant": answer})]
         turns = [{"role": role, "content": text} for turn in turns for role, text in turn.items()]
     if not isinstance(turns, list):
         raise ValueError("the turns must be a list")
-    found = []
+    parsed = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise ValueError(f"turn {number} is no object")
@@ -251,8 +251,8 @@ def _turns_of(record: dict[str, Any]) -> list[tuple[str, str]]:
         text = _text(turn.get("value", turn.get("content")))
         if not isinstance(role, str) or text is None:
             raise ValueError(f"turn {number} must have a role ('from' or 'role') and text ('value' or 'content')")
-        found.append((role.lower(), _MARKS.sub(" ", text).strip()))
-    return found
+        parsed.append((role.lower(), _MARKS.sub(" ", text).strip()))
+    return parsed
 
 
 def _text(content: Any) -> str | None:

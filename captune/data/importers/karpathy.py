@@ -87,8 +87,8 @@ def _row(entry: Any) -> Row:
     if not isinstance(sentences, list):
         raise TypeError("'sentences' must be a list")
     captions = tuple(string_field(sentence, "raw") for sentence in sentences)
-    own = entry.get("cocoid")
-    return Row(0, image, captions, split, None if own is None else id_text(own, "cocoid"))
+    coco_id = entry.get("cocoid")
+    return Row(0, image, captions, split, None if coco_id is None else id_text(coco_id, "cocoid"))
 
 
 def _file_name(image: str) -> str:

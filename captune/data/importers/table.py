@@ -100,8 +100,8 @@ def table_rows(
         if first is None and "annotations" in passed:
             reading.reopen()
             return coco_rows(reading, split=split)
-        found = itertools.chain([] if first is None else [first], entries)
-        records = _json_records(found, reading, columns, passed, turns)
+        entries = itertools.chain([] if first is None else [first], entries)
+        records = _json_records(entries, reading, columns, passed, turns)
     elif ending in (".parquet", ".pq"):
         records = _parquet_records(reading, columns)
     else:
@@ -118,14 +118,14 @@ class Values:
         captions: a cell for each column of captions.
         split: None where there is no such column.
         id: None where there is no such column.
-        place: what messages begin with where rows have no line.
+        location: what messages begin with where rows have no line.
     """
 
     image: Any
     captions: list[Any]
     split: Any
     id: Any
-    place: str = ""
+    location: str = ""
 
 
 def caption_rows(
@@ -152,10 +152,10 @@ def caption_rows(
             yield record
             continue
         line, values = record
-        own_split = split if columns.split is None and values.split is None else values.split
+        row_split = split if columns.split is None and values.split is None else values.split
         captions: list[str] = []
         try:
-            if type(own_split) is not str:
+            if type(row_split) is not str:
                 raise ValueError(f"'{columns.split}' must be a string")
             name = None if columns.id is None else id_text(values.id, columns.id)
             for column, value in zip(columns.captions, values.captions, strict=True):
@@ -164,11 +164,11 @@ def caption_rows(
                 raise ValueError(f"there is no caption in '{columns.captions[0]}'")
             image = _image_name(values.image, columns.image, inline_images)
         except (TypeError, ValueError, DataError) as error:
-            message = f"{values.place}{str(error).removesuffix('.')}."
+            message = f"{values.location}{str(error).removesuffix('.')}."
             yield Issue(source, line, "malformed", message, max(1, len(captions)))
             continue
         for text in captions:
-            yield CaptionRow(line, image, text, own_split, name)
+            yield CaptionRow(line, image, text, row_split, name)
 
 
 def _image_name(cell: Any, column: str, inline_images: InlineImages | None) -> str:
@@ -229,12 +229,12 @@ def _delimited_records(
             message = "the caption is quoted as in CSV, and its marks are taken as text; --quoting csv takes them off."
             yield Issue(reading.name, line, "quoted", message)
         cells: list[str | None] = [*row, None]
-        own = cells[name]
-        if own is not None and (whole := without_fraction(own)) != own:
+        row_id = cells[name]
+        if row_id is not None and (shortened := without_fraction(row_id)) != row_id:
             if not has_fractions:
-                reading.notes.append(f"ids that pandas wrote as '{own}' are read as '{whole}'")
-            own, has_fractions = whole, True
-        yield line, Values(cells[image], [cells[caption] for caption in captions], cells[split], own)
+                reading.notes.append(f"ids that pandas wrote as '{row_id}' are read as '{shortened}'")
+            row_id, has_fractions = shortened, True
+        yield line, Values(cells[image], [cells[caption] for caption in captions], cells[split], row_id)
 
 
 def _delimiter(header: str, usual: str, columns: Columns, reading: SourceFile) -> str:
@@ -287,18 +287,20 @@ def _parquet_records(reading: SourceFile, columns: Columns) -> Iterator[tuple[in
             yield row[0], record_values(dict(zip(names, row[1], strict=True)), columns)
 
 
-def record_values(record: dict[str, Any], columns: Columns, place: str = "", own_split: str | None = None) -> Values:
-    """What a record with every column holds.
+def record_values(
+    record: dict[str, Any], columns: Columns, location: str = "", list_split: str | None = None
+) -> Values:
+    """The values of a record that has every column.
 
     Args:
         record: name of a column to its value.
         columns: which column holds what.
-        place: what messages begin with where rows have no line.
-        own_split: where there is no column of splits.
+        location: what messages begin with where rows have no line.
+        list_split: where there is no column of splits.
     """
-    split = own_split if columns.split is None else record[columns.split]
+    split = list_split if columns.split is None else record[columns.split]
     name = None if columns.id is None else record[columns.id]
-    return Values(record[columns.image], [record[caption] for caption in columns.captions], split, name, place)
+    return Values(record[columns.image], [record[caption] for caption in columns.captions], split, name, location)
 
 
 def _json_records(
@@ -319,18 +321,18 @@ def _json_records(
                 others = {columns.split: record.get(columns.split or ""), columns.id: record.get(columns.id or "")}
                 values = _with_captions(image, captions, others, columns, entry)
                 if further:
-                    message = f"{entry.place}{plural(further, 'further answer')} of the conversation left out."
+                    message = f"{entry.location}{plural(further, 'further answer')} of the conversation left out."
                     yield Issue(reading.name, entry.line, "unused", message)
             else:
                 absent = [name for name in columns.names() if name not in record]
                 if absent:
                     raise ValueError(f"'{absent[0]}' is missing")
-                values = record_values(record, columns, entry.place, entry.split)
+                values = record_values(record, columns, entry.location, entry.split)
         except ValueError as error:
             bad += 1
             if not good and bad == _TRIED:
                 break
-            yield Issue(reading.name, entry.line, "malformed", f"{entry.place}{error}.")
+            yield Issue(reading.name, entry.line, "malformed", f"{entry.location}{error}.")
             continue
         if not good:
             _point_out_split(columns, list(record), reading.name)
@@ -352,10 +354,10 @@ def _with_captions(
     """A conversation as a row; its captions are those of the first column."""
     rest: list[list[str]] = [[] for _ in columns.captions[1:]]
     split = entry.split if columns.split is None else others[columns.split]
-    return Values(image, [captions, *rest], split, None if columns.id is None else others[columns.id], entry.place)
+    return Values(image, [captions, *rest], split, None if columns.id is None else others[columns.id], entry.location)
 
 
-def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
+def require_columns(columns: Columns, there: Sequence[str], location: str) -> None:
     """Refuse a table without the columns, naming those that it has.
 
     Raises:
@@ -366,15 +368,16 @@ def require_columns(columns: Columns, there: Sequence[str], place: str) -> None:
             hint = did_you_mean(name, there)
             listed = ", ".join(there[:20])
             raise DataError(
-                f"{place}: there is not one column '{name}'; {f'{hint} ' if hint else ''}the columns are: {listed}. "
+                f"{location}: there is not one column '{name}'; {f'{hint} ' if hint else ''}the columns are: {listed}. "
                 "Name them with --image-column, --caption-column, --split-column and --id-column."
             )
-    _point_out_split(columns, there, place)
+    _point_out_split(columns, there, location)
 
 
-def _point_out_split(columns: Columns, there: Sequence[str], place: str) -> None:
+def _point_out_split(columns: Columns, there: Sequence[str], location: str) -> None:
     if columns.split is None and "split" in there:
-        logger.warning("%s: the column 'split' is not read; --split-column split takes an image's split from it", place)
+        hint = "--split-column split takes an image's split from it"
+        logger.warning("%s: the column 'split' is not read; %s", location, hint)
 
 
 def _caption_list(value: Any, column: str) -> list[str]:

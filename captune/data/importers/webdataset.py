@@ -80,8 +80,8 @@ class WebDatasetSource:
         self.skipped = SkippedFiles()
         self._split = split
         if self._source.is_dir():
-            found = (path for path in self._source.iterdir() if _TAR.search(path.name))
-            self._tars = sorted(path for path in found if path.is_file())
+            paths = (path for path in self._source.iterdir() if _TAR.search(path.name))
+            self._tars = sorted(path for path in paths if path.is_file())
         else:
             self._tars = [self._source] if self._source.is_file() else []
         if not self._tars:
@@ -125,8 +125,8 @@ class WebDatasetSource:
                     kept.write(json.dumps([self._done, row.image, row.captions, row.id]) + "\n")
             kept.seek(0)
             for number, image, captions, key in map(json.loads, kept):
-                own = f"{self._name(number)}/{key}" if number in self._sharing else key
-                yield Row(0, image, tuple(captions), self._split, own)
+                name = f"{self._name(number)}/{key}" if number in self._sharing else key
+                yield Row(0, image, tuple(captions), self._split, name)
         if self._sharing:
             names = f"of {len(self._sharing)} tars begin with their names, {self._name(min(self._sharing))}/..."
             self.notes.append(f"keys are in several tars, so ids {names}")
@@ -154,17 +154,17 @@ class WebDatasetSource:
         for member in tar:
             if member.isdir():
                 continue
-            found = _NAME.fullmatch(member.name.removeprefix("./"))
+            match = _NAME.fullmatch(member.name.removeprefix("./"))
             try:
                 check_image_name(member.name)
                 if not member.isreg():
                     raise DataError(f"the member {member.name!r} is a link or a device, which is not followed.")
-                if found is None:
+                if match is None:
                     raise DataError(f"the member {member.name!r} has no key and ending, such as 000123.jpg.")
             except DataError as error:
                 yield Issue(name, 0, "path", str(error), int(member.name.lower().endswith((".txt", ".json"))))
                 continue
-            key, ending = found[1], found[2].lower()
+            key, ending = match[1], match[2].lower()
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield from self._finished(sample, name)
@@ -226,14 +226,14 @@ class WebDatasetSource:
             if _words([text]) not in known:
                 message = f"the .json of '{sample.key}' has another caption than its .txt, which is kept."
                 yield Issue(name, 0, "unused", message)
-        own = sample.key
+        unique_key = sample.key
         if first is None:
-            self._keys.add(own, self._done)
+            self._keys.add(unique_key, self._done)
         else:
             self._sharing |= {first, self._done}
-            own = f"{self._name(self._done)}/{own}"
+            unique_key = f"{self._name(self._done)}/{unique_key}"
         ending, data = sample.image
-        file = self._inline_images.add(data, own.replace("/", "_") + ending)
+        file = self._inline_images.add(data, unique_key.replace("/", "_") + ending)
         yield Row(0, file, tuple(captions), self._split, sample.key)
 
 

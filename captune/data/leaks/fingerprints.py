@@ -111,7 +111,7 @@ class _Index:
 
     def close(self, queries: Hashes, radius: int) -> Pairs:
         """The pairs, each once."""
-        found: list[Pairs] = []
+        pairs: list[Pairs] = []
         sizes = np.zeros(len(queries), np.int64)
         for quarter, (_, _, starts) in enumerate(self._sorted):
             buckets = _quarters(queries, quarter)[:, None] ^ _NEAR
@@ -119,14 +119,14 @@ class _Index:
         crowded = sizes * _WORTH > len(self._corpus)
         dense, rest = np.flatnonzero(crowded), np.flatnonzero(~crowded)
         rows, columns, bits = _all_compared(queries[dense], self._corpus, radius)
-        found.append((dense[rows], columns, bits))
+        pairs.append((dense[rows], columns, bits))
         # As many queries at once as fill the room for entries.
         parts = np.cumsum(sizes[rest]) // _EXPANDED
         for part in np.split(rest, np.flatnonzero(np.diff(parts)) + 1):
             for quarter in range(4):
                 rows, columns, bits = self._in_buckets(queries[part], quarter, radius)
-                found.append((part[rows], columns, bits))
-        rows, columns, bits = _joined(found)
+                pairs.append((part[rows], columns, bits))
+        rows, columns, bits = _joined(pairs)
         # A pair is met once for each quarter that agrees.
         _, first = np.unique(rows * len(self._corpus) + columns, return_index=True)
         return rows[first], columns[first], bits[first]
@@ -156,7 +156,7 @@ def _quarters(hashes: Hashes, quarter: int) -> NDArray[np.int64]:
 
 def _all_compared(queries: Hashes, corpus: Hashes, radius: int) -> Pairs:
     """Every query with every hash, tile after tile."""
-    found: list[Pairs] = []
+    pairs: list[Pairs] = []
     for start in range(0, len(corpus), _TILE):
         tile = corpus[start : start + _TILE]
         different, count = np.empty_like(tile), np.empty(len(tile), np.uint8)
@@ -167,8 +167,8 @@ def _all_compared(queries: Hashes, corpus: Hashes, radius: int) -> Pairs:
             np.less_equal(count, radius, out=near)
             if near.any():
                 places = np.flatnonzero(near)
-                found.append((np.full(len(places), row), places + start, count[places]))
-    return _joined(found)
+                pairs.append((np.full(len(places), row), places + start, count[places]))
+    return _joined(pairs)
 
 
 def _joined(parts: Sequence[Pairs]) -> Pairs:
@@ -234,11 +234,11 @@ def view_hashes(image: Image.Image) -> Hashes:
         raise MissingExtraError("the leak guard", "data") from error
     small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     hashes = np.empty(len(VIEWS), np.uint64)
-    for place, box in enumerate(VIEWS):
+    for index, box in enumerate(VIEWS):
         left, top, right, bottom = (share * _SIDE for share in box)
         view = small.resize((32, 32), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         bits = imagehash.phash(view).hash
-        hashes[place] = np.packbits(bits.reshape(-1)).view(">u8")[0]
+        hashes[index] = np.packbits(bits.reshape(-1)).view(">u8")[0]
     return hashes
 
 

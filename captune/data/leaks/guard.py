@@ -156,30 +156,30 @@ def find_leaks(
     Raises:
         MissingExtraError: ImageHash is not installed.
     """
-    ids = {image.id: place for place, image in enumerate(trained)}
-    leaks = {place: Leak("id", place, ids[image.id]) for place, image in enumerate(evaluated) if image.id in ids}
+    ids = {image.id: index for index, image in enumerate(trained)}
+    leaks = {index: Leak("id", index, ids[image.id]) for index, image in enumerate(evaluated) if image.id in ids}
     digests, hashes, readable = read_fingerprints([*trained, *evaluated], store, progress, workers)
     count = len(trained)
-    known = {digest: place for place, digest in enumerate(digests[:count]) if digest is not None}
-    for place, digest in enumerate(digests[count:]):
-        if place not in leaks and digest is not None and digest in known:
-            leaks[place] = Leak("bytes", place, known[digest])
-    rest = np.array([place for place in np.flatnonzero(readable[count:]) if place not in leaks], np.int64)
+    known = {digest: index for index, digest in enumerate(digests[:count]) if digest is not None}
+    for index, digest in enumerate(digests[count:]):
+        if index not in leaks and digest is not None and digest in known:
+            leaks[index] = Leak("bytes", index, known[digest])
+    rest = np.array([index for index in np.flatnonzero(readable[count:]) if index not in leaks], np.int64)
     there = np.flatnonzero(readable[:count])
     corpus = hashes[there]
     thumbnail = functools.lru_cache(_THUMBNAILS)(read_picture)
     for start in range(0, len(rest), _BLOCK):
         block = rest[start : start + _BLOCK]
 
-        def is_same(query: int, place: int, view: int, of_trained: bool, block: NDArray[np.int64] = block) -> bool:
-            one, other = evaluated[block[query]].path, trained[there[place]].path
+        def is_same(query: int, index: int, view: int, of_trained: bool, block: NDArray[np.int64] = block) -> bool:
+            one, other = evaluated[block[query]].path, trained[there[index]].path
             return looks_same(thumbnail(one), thumbnail(other), view, of_trained)
 
         near = candidates(corpus, hashes[count + block])
-        for query, place in same_pictures(near, is_same, first_only=True):
-            leaks[int(block[query])] = Leak("picture", int(block[query]), int(there[place]))
-    found = tuple(leaks[place] for place in sorted(leaks))
-    return LeakReport(trained, evaluated, found, int(len(readable) - readable.sum()))
+        for query, index in same_pictures(near, is_same, first_only=True):
+            leaks[int(block[query])] = Leak("picture", int(block[query]), int(there[index]))
+    found_leaks = tuple(leaks[index] for index in sorted(leaks))
+    return LeakReport(trained, evaluated, found_leaks, int(len(readable) - readable.sum()))
 
 
 class Candidates(NamedTuple):
@@ -229,13 +229,13 @@ def candidates(trained: Hashes, evaluated: Hashes, radius: int = RADIUS) -> Cand
             rows, columns, bits = close_pairs(evaluated[:, view], trained[:, 0], radius)
             parts.append((rows, columns, np.full(len(rows), view), np.full(len(rows), False), bits))
     rows, columns, views, of_trained, bits = (np.concatenate(column) for column in zip(*parts, strict=True))
-    found = Candidates(rows, columns, views, of_trained, bits)
+    pairs = Candidates(rows, columns, views, of_trained, bits)
     # The best view of each pair, then the nearest pairs of each evaluated image first.
-    found = found.at(np.lexsort((found.bits, found.trained, found.evaluated)))
+    pairs = pairs.at(np.lexsort((pairs.bits, pairs.trained, pairs.evaluated)))
     fresh = np.ones(len(bits), np.bool_)
-    fresh[1:] = (np.diff(found.evaluated) != 0) | (np.diff(found.trained) != 0)
-    found = found.at(np.flatnonzero(fresh))
-    return found.at(np.lexsort((found.bits, found.evaluated)))
+    fresh[1:] = (np.diff(pairs.evaluated) != 0) | (np.diff(pairs.trained) != 0)
+    pairs = pairs.at(np.flatnonzero(fresh))
+    return pairs.at(np.lexsort((pairs.bits, pairs.evaluated)))
 
 
 def same_pictures(
@@ -332,35 +332,35 @@ def same_picture_groups(
     digests, hashes, readable = read_fingerprints(images, store, progress, workers)
     groups = list(range(len(images)))
 
-    def first_of(place: int) -> int:
-        while groups[place] != place:
-            groups[place] = groups[groups[place]]
-            place = groups[place]
-        return place
+    def first_of(index: int) -> int:
+        while groups[index] != index:
+            groups[index] = groups[groups[index]]
+            index = groups[index]
+        return index
 
     def join(one: int, other: int) -> None:
         low, high = sorted((first_of(one), first_of(other)))
         groups[high] = low
 
     known: dict[bytes, int] = {}
-    for place, digest in enumerate(digests):
+    for index, digest in enumerate(digests):
         if digest is not None:
-            join(place, known.setdefault(digest, place))
+            join(index, known.setdefault(digest, index))
     there = np.flatnonzero(readable)
     thumbnail = functools.lru_cache(_THUMBNAILS)(read_picture)
     for start in range(0, len(there), _BLOCK):
         block = there[start : start + _BLOCK]
 
-        def is_same(query: int, place: int, view: int, of_other: bool, start: int = start) -> bool:
-            one, other = int(there[start + query]), int(there[place])
+        def is_same(query: int, index: int, view: int, of_other: bool, start: int = start) -> bool:
+            one, other = int(there[start + query]), int(there[index])
             if first_of(one) == first_of(other):
                 return False
             return looks_same(thumbnail(images[one].path), thumbnail(images[other].path), view, of_other)
 
         near = candidates(hashes[there], hashes[block])
-        for query, place in same_pictures(near, is_same, first_only=False):
-            join(int(block[query]), int(there[place]))
-    return [first_of(place) for place in range(len(images))], int(len(images) - readable.sum())
+        for query, index in same_pictures(near, is_same, first_only=False):
+            join(int(block[query]), int(there[index]))
+    return [first_of(index) for index in range(len(images))], int(len(images) - readable.sum())
 
 
 def compare_manifests(

@@ -61,36 +61,36 @@ def between(view_of_one: Box, view_of_other: Box) -> Alignment:
 
 def align(one: Pixels, other: Pixels, start: Alignment) -> Alignment | None:
     """The alignment that makes the grey pictures most alike, from coarse to fine; None where there is none."""
-    found = start
+    alignment = start
     for level in _LEVELS:
         side = min(level, len(one))
         first, second = resized(one, side), resized(other, side)
         along_y, along_x = np.gradient(second, axis=0), np.gradient(second, axis=1)
         for _ in range(_STEPS):
-            horizontal, vertical = positions(found, side)
+            horizontal, vertical = positions(alignment, side)
             overlap = np.outer(inside(vertical), inside(horizontal))
             if overlap.mean() < _LEAST_ALIGNED:
                 return None
             there, slope_x, slope_y = (moved(part, horizontal, vertical) for part in (second, along_x, along_y))
-            place = _centres(side)
+            centres = _centres(side)
             # A unit of coordinates is half a side.
-            slopes = np.stack([slope_x * place, slope_x, slope_y * place[:, None], slope_y]) * (side / 2)
+            slopes = np.stack([slope_x * centres, slope_x, slope_y * centres[:, None], slope_y]) * (side / 2)
             slopes = (slopes * overlap).reshape(4, -1)
             residual = ((first - there) * overlap).reshape(-1)
             normal = slopes @ slopes.T
             normal[np.diag_indices(4)] += 1e-3 * np.trace(normal) / 4 + 1e-6
             step = np.linalg.solve(normal, slopes @ residual)
-            found = found + np.clip(step, -0.1, 0.1)
+            alignment = alignment + np.clip(step, -0.1, 0.1)
             if np.abs(step).max() < 0.2 / side:
                 break
-    return found
+    return alignment
 
 
 def positions(alignment: Alignment, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where each column and each row of one picture lies in the other, in its pixels."""
-    place, half = _centres(side), side / 2
-    columns = (alignment[0] * place + alignment[1] + 1) * half - 0.5
-    return columns, (alignment[2] * place + alignment[3] + 1) * half - 0.5
+    centres, half = _centres(side), side / 2
+    columns = (alignment[0] * centres + alignment[1] + 1) * half - 0.5
+    return columns, (alignment[2] * centres + alignment[3] + 1) * half - 0.5
 
 
 def _centres(side: int) -> NDArray[np.float64]:
@@ -191,13 +191,13 @@ def compare(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, view_
     """
     side = min(len(one), len(other))
     one, other = resized(one, side), resized(other, side)
-    found = align(one[..., 0], other[..., 0], between(view_of_one, view_of_other))
-    if found is None:
+    alignment = align(one[..., 0], other[..., 0], between(view_of_one, view_of_other))
+    if alignment is None:
         return Likeness(float("inf"), -1.0)
-    horizontal, vertical = positions(found, side)
+    horizontal, vertical = positions(alignment, side)
     # The overlap as a share of `one`, and of `other`.
     overlap = inside(horizontal).mean() * inside(vertical).mean()
-    if overlap * min(1.0, found[0] * found[2]) < _LEAST_OVERLAP:
+    if overlap * min(1.0, alignment[0] * alignment[2]) < _LEAST_OVERLAP:
         return Likeness(float("inf"), -1.0)
     # Reading between pixels smooths a little; smoothing both more leaves no difference of that.
     one, there = _smoothed(one), moved(_smoothed(other), horizontal, vertical)
