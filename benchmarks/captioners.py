@@ -27,7 +27,7 @@ from PIL import Image
 from transformers.models.smolvlm import processing_smolvlm
 from vision_families import FAMILIES, save_family
 
-from captune.captioner import Captioner, TransformersCaptioner
+from captune.captioner import Captioner, TransformersBackend
 from captune.decoding import DecodingOptions
 from captune.errors import CaptuneError, MissingExtraError
 
@@ -53,14 +53,15 @@ def row(name: str, folder: Path) -> tuple[str, ...]:
         label = f"{name} (extra `{error.extra}`)"
         processing_smolvlm.num2words = str
         captioner = Captioner.from_pretrained(saved, device="cpu", dtype="float32")
-    assert isinstance(captioner, TransformersCaptioner)
-    kind = "chat template" if captioner.inputs.has_template else "text" if captioner.inputs.takes_text else "no text"
+    backend = captioner.backend
+    assert isinstance(backend, TransformersBackend)
+    kind = "chat template" if backend.inputs.has_template else "text" if backend.inputs.takes_text else "no text"
     instruction = f"`{captioner.instruction}`" if captioner.instruction is not None else "none"
     texts = captions(captioner)
     if isinstance(texts, str):
         return (label, kind, instruction, texts, "", "")
     batch = "yes" if texts == captions(captioner, batch_size=1) else "no"
-    if batch == "yes" and not captioner._mixes_sizes:
+    if batch == "yes" and not backend._mixes_sizes:
         batch = "by size"
     beams = captions(captioner, beams=2)
     depends = "yes" if len(set(texts)) > 1 else "the picture changes nothing"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from captune.captioner.interface import Captioner, Picture
-from captune.captioner.minigpt4 import MiniGPT4Captioner
-from captune.captioner.transformers_model import TransformersCaptioner
+from captune.captioner.backend import CaptionBackend
+from captune.captioner.captioner import Captioner
+from captune.captioner.minigpt4 import MiniGPT4Backend
+from captune.captioner.transformers_model import TransformersBackend
 
-__all__ = ["Captioner", "MiniGPT4Captioner", "Picture", "TransformersCaptioner"]
+__all__ = ["CaptionBackend", "Captioner", "MiniGPT4Backend", "TransformersBackend"]

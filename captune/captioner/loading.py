@@ -1,4 +1,4 @@
-"""Which captioner a path or hub id is."""
+"""Loading the backend of a captioner from a folder or hub id."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from captune.captioner.interface import Captioner
-from captune.captioner.minigpt4 import MiniGPT4Captioner
+from captune.captioner.backend import CaptionBackend
+from captune.captioner.minigpt4 import MiniGPT4Backend
 from captune.captioner.model_inputs import probe_images
 from captune.captioner.processor_loading import complete_settings, load_processor, processor_folder
-from captune.captioner.transformers_model import TransformersCaptioner
+from captune.captioner.transformers_model import TransformersBackend
 from captune.common import error_text
 from captune.config import ModelConfig
 from captune.decoding import DecodingOptions
@@ -28,10 +28,10 @@ from captune.weights.fingerprint import full_hash
 from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
 from captune.weights.strict import load_strictly, read_config, why_unread
 
-__all__ = ["load_captioner"]
+__all__ = ["load_backend"]
 
 
-def load_captioner(
+def load_backend(
     path: str | Path,
     *,
     dtype: str,
@@ -39,7 +39,7 @@ def load_captioner(
     instruction: str | None,
     fast_decode: bool,
     exif_rotation: bool = True,
-) -> Captioner:
+) -> CaptionBackend:
     """Load a captioner; see `Captioner.from_pretrained`."""
     name = str(path)
     if instruction is not None and not instruction.strip():
@@ -53,7 +53,7 @@ def load_captioner(
     if config is None or isinstance(config, MiniGPT4Config):
         given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
         model = load_model(ModelConfig(path=name if adapter is None else base, dtype=dtype, **given), place)
-        tuned = MiniGPT4Captioner(
+        tuned = MiniGPT4Backend(
             model, name=name, instruction=instruction, fast_decode=fast_decode, exif_rotation=exif_rotation
         )
         if adapter is not None:
@@ -75,7 +75,7 @@ def load_captioner(
     )
     wrapped = None if adapter is None else attach_adapter(loaded, adapter, state)
     complete_settings(processor, loaded)
-    captioner = TransformersCaptioner(
+    captioner = TransformersBackend(
         loaded.to(place).eval(),
         processor,
         name=name,
@@ -113,7 +113,7 @@ def _base(adapter: Path) -> tuple[str, str]:
     return resolved, f"{name} (base model of the adapter {adapter})"
 
 
-def _first_scores(captioner: TransformersCaptioner) -> Tensor:
+def _first_scores(captioner: TransformersBackend) -> Tensor:
     """Scores of the first token of two captions, from the model's head where its `generate` shows none (Janus)."""
     try:
         return captioner.first_scores(probe_images(), captioner.prompt(None))

@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captune.captioner.fast import FastDecoder
-from captune.captioner.interface import Captioner, Picture
-from captune.data.images import read_picture, to_pixels
+from captune.data.images import ImageInput, read_image, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions
 from captune.decoding.text_stream import stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.model.adapter import frozen_fingerprint
 from captune.weights.fingerprint import full_hash
 
-__all__ = ["MiniGPT4Captioner"]
+__all__ = ["MiniGPT4Backend"]
 
 
-class MiniGPT4Captioner(Captioner):
+class MiniGPT4Backend:
     """A MiniGPT-4, alone or with a checkpoint of a run.
 
     Args:
@@ -65,14 +64,19 @@ class MiniGPT4Captioner(Captioner):
             # Earlier releases showed images as stored, and had no mark for it.
             self.fingerprint += "-upright"
 
+    @property
+    def follows_instructions(self) -> bool:
+        """Always: it takes any instruction."""
+        return True
+
     def prompt_text(self, instruction: str | None) -> str | None:
-        """The whole prompt where it comes from a chat template; see `Captioner.prompt_text`."""
+        """The complete prompt if it comes from a chat template; see `CaptionBackend.prompt_text`."""
         return None if instruction is None else self.processor.layout.prompt_text(instruction)
 
-    def prepare(self, picture: Picture, name: str = "") -> NDArray[np.float32]:
+    def prepare(self, image: ImageInput, name: str = "") -> NDArray[np.float32]:
         """(3, S, S) float32 pixels, as the original's deterministic transform makes them."""
-        made = None if self._fast is None else self._fast.square(picture, self._size, exif=self._exif)
-        return to_pixels(read_picture(picture, name, exif=self._exif), self._size) if made is None else made
+        made = None if self._fast is None else self._fast.square(image, self._size, exif=self._exif)
+        return to_pixels(read_image(image, name, exif=self._exif), self._size) if made is None else made
 
     def generate(
         self,
@@ -83,7 +87,7 @@ class MiniGPT4Captioner(Captioner):
         keys: Sequence[str] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
-        """Caption pixels; see `Captioner.generate`."""
+        """Caption pixels; see `CaptionBackend.generate`."""
         if not prepared:
             return []
         chosen = options or DecodingOptions()
@@ -107,9 +111,9 @@ class MiniGPT4Captioner(Captioner):
         return torch.cat([features for _, features in in_batches(prepared, batch_size, run)])
 
     def stream(
-        self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None
+        self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
     ) -> Iterator[str]:
-        """Caption one image, piece by piece; see `Captioner.stream`."""
-        features = self.encode([self.prepare(picture)], 1)
+        """Caption one image, piece by piece; see `CaptionBackend.stream`."""
+        features = self.encode([self.prepare(image)], 1)
         prompt = self.processor.layout.prompt(instruction or self.instruction).ids
         yield from stream_text(self.model, Request(0, prompt, features), options or DecodingOptions())

@@ -17,9 +17,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.fast import FastDecoder
 from captune.captioner.generation import Observer, caption_ends, caption_starts, reset_decoding, written_ids
-from captune.captioner.interface import Captioner, Picture
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
-from captune.data.images import read_picture
+from captune.data.images import ImageInput, read_image
 from captune.decoding import Caption, DecodingOptions
 from captune.decoding.oom import in_batches, is_out_of_memory
 from captune.decoding.options import NON_FINITE_SCORES
@@ -28,7 +27,7 @@ from captune.errors import CaptuneError, ConfigError, NonFiniteScoresError, Refu
 from captune.model.processor import DEFAULT_INSTRUCTION
 from captune.weights.fingerprint import sampled_hash
 
-__all__ = ["TransformersCaptioner"]
+__all__ = ["TransformersBackend"]
 
 _SAME = 1e-3
 """Largest relative difference of scores that rounding explains in float32; other formats are given more room."""
@@ -38,7 +37,7 @@ _TRIED_APART = 4
 """Images whose scores are not numbers even alone, after which the others of a batch are not tried alone."""
 
 
-class TransformersCaptioner(Captioner):
+class TransformersBackend:
     """A transformers model with its processor.
 
     Args:
@@ -91,10 +90,14 @@ class TransformersCaptioner(Captioner):
         """Whether it can be asked anything: not the models that know prompts of tasks, or none."""
         return self.instruction is not None and self.inputs.question is None
 
-    def prepare(self, picture: Picture, name: str = "") -> Image.Image:
+    def prompt_text(self, instruction: str | None) -> str | None:
+        """The instruction; see `CaptionBackend.prompt_text`."""
+        return instruction
+
+    def prepare(self, image: ImageInput, name: str = "") -> Image.Image:
         """An RGB image."""
-        made = None if self._fast is None else self._fast.image(picture, exif=self._exif)
-        return read_picture(picture, name, exif=self._exif) if made is None else made
+        made = None if self._fast is None else self._fast.image(image, exif=self._exif)
+        return read_image(image, name, exif=self._exif) if made is None else made
 
     def prompt(self, instruction: str | None = None) -> str | None:
         """The text that the processor gets with every image; None where the model is asked nothing."""
@@ -112,7 +115,7 @@ class TransformersCaptioner(Captioner):
         keys: Sequence[str] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
-        """Caption RGB images; see `Captioner.generate`."""
+        """Caption RGB images; see `CaptionBackend.generate`."""
         chosen = options or DecodingOptions()
         streams = list(keys) if keys is not None else [""] * len(prepared)
         text = self.prompt(instruction)
@@ -295,7 +298,7 @@ class TransformersCaptioner(Captioner):
         return Caption(text.strip(), length, length > 0 and new[length - 1] in self._ends)
 
     def stream(
-        self, picture: Picture, instruction: str | None = None, options: DecodingOptions | None = None
+        self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
     ) -> Iterator[str]:
         """Caption one image; the words come all at once."""
-        yield self.generate([self.prepare(picture)], instruction, options)[0].text
+        yield self.generate([self.prepare(image)], instruction, options)[0].text

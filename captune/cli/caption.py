@@ -138,7 +138,7 @@ def caption(
 
             from captune.bulk.work import Captions
             from captune.captioner import Captioner
-            from captune.captioner.minigpt4 import MiniGPT4Captioner
+            from captune.captioner.minigpt4 import MiniGPT4Backend
             from captune.decoding import DecodingOptions
 
         options = DecodingOptions(
@@ -163,7 +163,7 @@ def caption(
             exif_rotation=exif_rotation,
         )
         captioner = load()
-        if compiled and not isinstance(captioner, MiniGPT4Captioner):
+        if compiled and not isinstance(captioner.backend, MiniGPT4Backend):
             raise typer.BadParameter(
                 f"--compile is for MiniGPT-4; {model} decodes by transformers' generate: leave it out."
             )

@@ -43,7 +43,7 @@ class ModelConfig(_Section):
     """Folder or hub id of a SigLIP, CLIP or BLIP-2 model in front of `llm`; for eva_vit_g.pth use `captune convert`."""
     quantization: Literal["int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8"] | None = None
     """The language model in fewer bits: less memory, not less time; null is as it is. Needs the extra `quant`."""
-    faults: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "dollars_are_padding"], ...] = ()
+    faults: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "pad_is_dollar_sign"], ...] = ()
     """Faults of the original code to repeat on purpose, under protocol slides only."""
 
     @property

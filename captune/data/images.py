@@ -33,7 +33,7 @@ from captune.errors import DataError
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
-    "Picture",
+    "ImageInput",
     "as_list",
     "check_image",
     "decode_image",
@@ -41,7 +41,7 @@ __all__ = [
     "image_size",
     "is_turned",
     "load_image",
-    "read_picture",
+    "read_image",
     "reduced_image",
     "to_pixels",
     "to_rgb",
@@ -50,7 +50,7 @@ __all__ = [
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """An image: a path, the bytes of a file, a Pillow image, or (H, W, 3) or (H, W) uint8 values."""
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
@@ -66,11 +66,11 @@ _PNG_NOTES = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def read_picture(picture: Picture, name: str = "", *, exif: bool = True) -> Image.Image:
+def read_image(image: ImageInput, name: str = "", *, exif: bool = True) -> Image.Image:
     """An image in any form, in mode RGB.
 
     Args:
-        picture: a path, the bytes of a file, a Pillow image, or an array.
+        image: a path, the bytes of a file, a Pillow image, or an array.
         name: what error messages call it; by default its path.
         exif: turn it upright as its EXIF data say. The original MiniGPT-4 does not.
 
@@ -80,24 +80,24 @@ def read_picture(picture: Picture, name: str = "", *, exif: bool = True) -> Imag
     Raises:
         DataError: it cannot be read; the message says why.
     """
-    if isinstance(picture, bytes):
-        return decode_image(io.BytesIO(picture), name or "given", exif=exif)
-    if isinstance(picture, Image.Image):
-        return _finished(picture, name or "given", exif)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
+    if isinstance(image, bytes):
+        return decode_image(io.BytesIO(image), name or "given", exif=exif)
+    if isinstance(image, Image.Image):
+        return _finished(image, name or "given", exif)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise DataError(
-                f"An image array has shape {picture.shape} and type {picture.dtype}; expected (height, width, 3) uint8."
+                f"An image array has shape {image.shape} and type {image.dtype}; expected (height, width, 3) uint8."
             )
-        return Image.fromarray(picture).convert("RGB")
-    return load_image(picture, exif=exif)
+        return Image.fromarray(image).convert("RGB")
+    return load_image(image, exif=exif)
 
 
-def as_list(pictures: Any) -> tuple[list[Any], bool]:
+def as_list(images: Any) -> tuple[list[Any], bool]:
     """Images as a list, and whether only one was given."""
-    one = isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
-    one = one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
-    return ([pictures] if one else list(pictures)), one
+    is_one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
+    is_one = is_one or (isinstance(images, np.ndarray) and images.ndim < 4)
+    return ([images] if is_one else list(images)), is_one
 
 
 def load_image(path: PathLike, *, exif: bool = True) -> Image.Image:

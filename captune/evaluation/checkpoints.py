@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from captune.captioner import Captioner, MiniGPT4Captioner
+from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import RunConfig
 from captune.data.locks import folder_lock
 from captune.decoding import Caption
@@ -85,7 +85,7 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         def generate(places: list[int]) -> list[Caption]:
             return evaluation.caption(model, features()[places], captioned)
 
-        captioner = MiniGPT4Captioner(model, exif_rotation=config.exif_rotation)
+        captioner = MiniGPT4Backend(model, exif_rotation=config.exif_rotation)
         captions = evaluation.cached(captioner.fingerprint, config.model.instruction, generate)
         row = evaluation.score(epoch, captions)
         tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})

@@ -189,9 +189,9 @@ def _tensor(output: Any) -> torch.Tensor:
 
 
 def _decode(picture: str | os.PathLike[str] | Image) -> Image:
-    from captune.data.images import read_picture
+    from captune.data.images import read_image
 
     try:
-        return read_picture(picture)
+        return read_image(picture)
     except DataError as error:
         raise MetricInputError(f"CLIPScore: {error}") from error

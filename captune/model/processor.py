@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from captune.data.images import Picture, as_list, read_picture, to_pixels
+from captune.data.images import ImageInput, as_list, read_image, to_pixels
 from captune.errors import DataError
 from captune.model.prompt import Conversation, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
@@ -20,12 +20,10 @@ from captune.weights.pointers import refuse_part
 if TYPE_CHECKING:
     from captune.model.configuration import MiniGPT4Config
 
-__all__ = ["DEFAULT_INSTRUCTION", "ImageLike", "MiniGPT4Processor"]
+__all__ = ["DEFAULT_INSTRUCTION", "MiniGPT4Processor"]
 
 IGNORED = -100
 DEFAULT_INSTRUCTION = "Describe this image in detail."
-
-ImageLike = Picture
 
 
 class MiniGPT4Processor:
@@ -121,7 +119,7 @@ class MiniGPT4Processor:
 
     def __call__(
         self,
-        images: ImageLike | Sequence[ImageLike] | None = None,
+        images: ImageInput | Sequence[ImageInput] | None = None,
         text: str | Sequence[str] | None = None,
         answers: str | Sequence[str] | None = None,
         *,
@@ -142,46 +140,46 @@ class MiniGPT4Processor:
         Raises:
             DataError: the numbers of images, texts and answers do not agree, or an image cannot be read.
         """
-        pictures = None if images is None else self.listed(images)
-        asked = [self.instruction] if text is None else self.listed(text)
-        told = None if answers is None else self.listed(answers)
-        counts = {len(given) for given in (pictures, told) if given is not None} | ({len(asked)} - {1})
+        image_list = None if images is None else self.listed(images)
+        prompts = [self.instruction] if text is None else self.listed(text)
+        answer_list = None if answers is None else self.listed(answers)
+        counts = {len(items) for items in (image_list, answer_list) if items is not None} | ({len(prompts)} - {1})
         if len(counts) > 1:
             raise DataError(f"There are {sorted(counts)} images, texts and answers; expected as many of each.")
-        asked = asked * max(counts, default=1) if len(asked) == 1 else asked
-        prompts = [self._prompt_ids(question, literal, pictures is not None) for question in asked]
-        if told is None:
-            rows = [TokenSequence(ids, len(ids)) for ids in prompts]
+        prompts = prompts * max(counts, default=1) if len(prompts) == 1 else prompts
+        prompt_ids = [self._prompt_ids(prompt, literal, image_list is not None) for prompt in prompts]
+        if answer_list is None:
+            rows = [TokenSequence(ids, len(ids)) for ids in prompt_ids]
         else:
-            rows = [self.layout.answered(ids, answer) for ids, answer in zip(prompts, told, strict=True)]
-        batch: dict[str, Tensor] = self.pad(rows, left=told is None)
-        if told is None:
+            rows = [self.layout.with_answer(ids, answer) for ids, answer in zip(prompt_ids, answer_list, strict=True)]
+        batch: dict[str, Tensor] = self.pad(rows, left=answer_list is None)
+        if answer_list is None:
             del batch["labels"]
-        if pictures is not None:
-            batch["pixel_values"] = self.pixels(pictures)
+        if image_list is not None:
+            batch["pixel_values"] = self.pixels(image_list)
         return BatchFeature(batch)
 
-    def _prompt_ids(self, question: str, literal: bool, with_image: bool) -> tuple[int, ...]:
+    def _prompt_ids(self, prompt: str, literal: bool, with_image: bool) -> tuple[int, ...]:
         if literal:
-            return self.layout.text_ids(question)
+            return self.layout.text_ids(prompt)
         if with_image:
-            return self.layout.prompt(question).ids
-        return self.layout.text_ids(self.layout.pieces(question, images=0))
+            return self.layout.prompt(prompt).ids
+        return self.layout.text_ids(self.layout.pieces(prompt, images=0))
 
-    def pixels(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+    def pixels(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
         """Images as the original's deterministic transform makes them, (I, 3, S, S) float32.
 
         Raises:
             DataError: an image cannot be read; names the file.
         """
         return torch.from_numpy(
-            np.stack([to_pixels(read_picture(image), self.image_size) for image in self.listed(images)])
+            np.stack([to_pixels(read_image(image), self.image_size) for image in self.listed(images)])
         )
 
     @staticmethod
-    def listed(given: Any) -> list[Any]:
-        """One thing as a list of one; an array is one image unless it has a fourth dimension."""
-        return as_list(given)[0]
+    def listed(items: Any) -> list[Any]:
+        """One item as a list of one; an array is one image unless it has a fourth dimension."""
+        return as_list(items)[0]
 
     def pad(self, rows: Sequence[TokenSequence], *, left: bool = False) -> dict[str, Tensor]:
         """Rows of different length as one batch.
@@ -194,7 +192,7 @@ class MiniGPT4Processor:
             `input_ids`, `attention_mask` and `labels`, each (B, T) int64; labels are -100 where nothing is learnt.
         """
         length = max(len(row.ids) for row in rows)
-        if self.layout.faults.dollars_are_padding and not left:
+        if self.layout.faults.pad_is_dollar_sign and not left:
             # The original pads prompts and answers apart from each other.
             prompt_length = max(row.prompt_length for row in rows)
             length = prompt_length + max(len(row.ids) - row.prompt_length for row in rows)
@@ -208,8 +206,8 @@ class MiniGPT4Processor:
             input_ids[index, start:end] = ids
             attention_mask[index, start:end] = 1
             labels[index, start + row.prompt_length : end] = ids[row.prompt_length :]
-            labels[index, [start + place for place in row.unlearnt]] = IGNORED
-            attention_mask[index, [start + place for place in row.unseen]] = 0
+            labels[index, [start + position for position in row.masked]] = IGNORED
+            attention_mask[index, [start + position for position in row.excluded_from_attention]] = 0
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def batch_decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
@@ -219,4 +217,4 @@ class MiniGPT4Processor:
 
     def before_end(self, ids: Sequence[int]) -> Sequence[int]:
         """The ids of an answer in front of the first one that ends it."""
-        return ids[: next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))]
+        return ids[: next((index for index, token in enumerate(ids) if token in self.end_ids), len(ids))]

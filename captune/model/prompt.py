@@ -89,13 +89,13 @@ class OriginalFaults:
         cut_stop_symbol: a caption that is too long loses its stop symbol, so that its end is never learnt.
         clip_image: a prompt that is too long is cut from the right, into the image if need be.
         double_bos: a prompt that spells out its BOS gets a second one.
-        dollars_are_padding: padding is the word "$$"; a caption's own "$$" is not learnt, and is lost in decoding.
+        pad_is_dollar_sign: padding is the word "$$"; a caption's own "$$" is not learnt, and is lost in decoding.
     """
 
     cut_stop_symbol: bool = False
     clip_image: bool = False
     double_bos: bool = False
-    dollars_are_padding: bool = False
+    pad_is_dollar_sign: bool = False
 
     @classmethod
     def under(cls, protocol: str, names: Sequence[str] = ()) -> Self:
@@ -123,22 +123,22 @@ class TokenSequence:
 
     Attributes:
         ids: T token ids, `IMAGE_SLOT` where an image token goes.
-        prompt_length: how many of them are prompt; the rest are targets, but for those in `unlearnt`.
+        prompt_length: how many of them are prompt; the rest are targets, but for those in `masked`.
         truncated: whether the caption was too long and its end was left out (the stop symbol never is).
-        unlearnt: positions behind the prompt that are no targets, such as later questions of a dialogue.
-        unseen: positions that attention leaves out; only an original fault makes any.
+        masked: positions behind the prompt that are no targets, such as later questions of a dialogue.
+        excluded_from_attention: positions that attention leaves out; only an original fault makes any.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
     truncated: bool = False
-    unlearnt: tuple[int, ...] = ()
-    unseen: tuple[int, ...] = ()
+    masked: tuple[int, ...] = ()
+    excluded_from_attention: tuple[int, ...] = ()
 
     @property
     def target_count(self) -> int:
         """Number of target tokens, stop symbol included."""
-        return len(self.ids) - self.prompt_length - len(self.unlearnt)
+        return len(self.ids) - self.prompt_length - len(self.masked)
 
 
 class PromptLayout:
@@ -180,7 +180,7 @@ class PromptLayout:
         # What stands in padding is never seen; the original puts this word there.
         dollars = tokenizer.piece_id("$$")
         self.pad_id: int = dollars or 0
-        self._dollars = dollars if self.faults.dollars_are_padding else None
+        self._dollars = dollars if self.faults.pad_is_dollar_sign else None
         self._prompts: dict[str, TokenSequence] = {}
         # As it comes out behind a word: "###" has another id there than at the start of a text.
         word = tokenizer.encode("a")
@@ -288,13 +288,13 @@ class PromptLayout:
 
     def sample(self, instruction: str, caption: str) -> TokenSequence:
         """What training sees: the generation prompt, then `caption` and the stop symbol as targets."""
-        return self.answered(self.prompt(instruction).ids, caption)
+        return self.with_answer(self.prompt(instruction).ids, caption)
 
-    def answered(self, prompt_ids: tuple[int, ...], caption: str) -> TokenSequence:
+    def with_answer(self, prompt_ids: tuple[int, ...], caption: str) -> TokenSequence:
         """A prompt's ids followed by `caption` and the stop symbol as targets."""
         targets, truncated = self.target_ids(caption)
         row = TokenSequence(prompt_ids + targets, len(prompt_ids), truncated)
-        return TokenSequence(row.ids, row.prompt_length, truncated, unlearnt=self._dollar_places(row))
+        return TokenSequence(row.ids, row.prompt_length, truncated, masked=self._dollar_places(row))
 
     def dialogue(self, turns: Sequence[tuple[str, str]]) -> TokenSequence:
         """Several questions about one image, every answer a target.
@@ -325,7 +325,11 @@ class PromptLayout:
         questions = [len(prompt) + i for i, is_target in enumerate(learnt[: self.max_target_tokens]) if not is_target]
         dollars = self._dollar_places(row)
         return TokenSequence(
-            row.ids, row.prompt_length, truncated, tuple(sorted({*questions, *dollars})), unseen=dollars
+            row.ids,
+            row.prompt_length,
+            truncated,
+            tuple(sorted({*questions, *dollars})),
+            excluded_from_attention=dollars,
         )
 
     def reply(self, turns: Sequence[tuple[str, str]], question: str) -> TokenSequence:

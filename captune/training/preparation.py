@@ -232,7 +232,7 @@ def load_tunable(
         _, processor = load_config_and_processor(config.model)
         layout = processor.layout
         prompt = layout.prompt(config.model.instruction).ids
-        batch = processor.pad([layout.answered(prompt, caption) for caption in captions])
+        batch = processor.pad([layout.with_answer(prompt, caption) for caption in captions])
         model, _ = load_checked(config.model, device, {**batch, "features": features}, recompute=recompute)
     else:
         model = load_model(config.model, device, recompute=recompute, parts=LANGUAGE)

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import reference_captions
 
 import captune
-from captune.captioner import Captioner, MiniGPT4Captioner, TransformersCaptioner
+from captune.captioner import Captioner, MiniGPT4Backend, TransformersBackend
 from captune.decoding import DecodingOptions
 from captune.errors import DataError, InputError, WeightsError
 
@@ -38,13 +38,13 @@ def toy() -> Captioner:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def other(request: pytest.FixtureRequest) -> TransformersCaptioner:
+def other(request: pytest.FixtureRequest) -> TransformersBackend:
     model, processor = MODELS[request.param]()
-    return TransformersCaptioner(model, processor, name=request.param)
+    return TransformersBackend(model, processor, name=request.param)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_batch_equals_single_images(other: TransformersCaptioner, way: str) -> None:
+def test_a_batch_equals_single_images(other: TransformersBackend, way: str) -> None:
     prepared = [other.prepare(picture) for picture in pictures()]
     keys = [str(n) for n in range(len(prepared))]
     options = DecodingOptions(max_new_tokens=8, **WAYS[way])
@@ -55,7 +55,7 @@ def test_a_batch_equals_single_images(other: TransformersCaptioner, way: str) ->
         assert other.generate(prepared, None, settings, keys=keys) == alone, size
 
 
-def test_the_instruction_is_asked(other: TransformersCaptioner) -> None:
+def test_the_instruction_is_asked(other: TransformersBackend) -> None:
     options = DecodingOptions(max_new_tokens=12)
     prepared = [other.prepare(picture) for picture in pictures()]
     default = other.generate(prepared, None, options)
@@ -67,7 +67,7 @@ def test_the_instruction_is_asked(other: TransformersCaptioner) -> None:
     assert "What colour is it?" in text
 
 
-def test_memory_runs_out(other: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_runs_out(other: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = [other.prepare(picture) for picture in pictures()]
     options = DecodingOptions(max_new_tokens=4)
     wanted = other.generate(prepared, None, options)
@@ -86,10 +86,9 @@ def test_memory_runs_out(other: TransformersCaptioner, monkeypatch: pytest.Monke
 def test_from_files(name: str, tmp_path: Path) -> None:
     """As a person loads one: by its folder, with nothing but the files in it."""
     captioner = Captioner.from_pretrained(save(name, tmp_path))
-    assert isinstance(captioner, TransformersCaptioner)
-    assert captioner.model.dtype == torch.float32
-    model, processor = MODELS[name]()
-    wanted = TransformersCaptioner(model, processor)
+    assert isinstance(captioner.backend, TransformersBackend)
+    assert captioner.backend.model.dtype == torch.float32
+    wanted = Captioner(TransformersBackend(*MODELS[name]()))
     assert captioner(pictures()) == wanted(pictures())
     assert captioner.fingerprint == wanted.fingerprint
 
@@ -107,8 +106,8 @@ def test_one_image_or_several(toy: Captioner, tmp_path: Path) -> None:
     assert several == [toy(image) for image in images]
     assert toy([]) == []
     assert toy([file]) == [one]
-    assert isinstance(toy, MiniGPT4Captioner)
-    assert reference_captions(toy.model, file, max_new_tokens=40) == [one]
+    assert isinstance(toy.backend, MiniGPT4Backend)
+    assert reference_captions(toy.backend.model, file, max_new_tokens=40) == [one]
 
 
 def test_pieces_are_the_caption(toy: Captioner, toy_data: Path) -> None:
@@ -154,24 +153,24 @@ def test_a_model_without_its_processor(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_models_apart(toy: Captioner, tmp_path: Path) -> None:
-    assert isinstance(toy, MiniGPT4Captioner)
-    before = toy.fingerprint
-    assert MiniGPT4Captioner(toy.model).fingerprint == before
-    weight = toy.model.projection.weight
+    assert isinstance(toy.backend, MiniGPT4Backend)
+    before, model = toy.fingerprint, toy.backend.model
+    assert MiniGPT4Backend(model).fingerprint == before
+    weight = model.projection.weight
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[-1, -1] += 1e-6
     try:
-        assert MiniGPT4Captioner(toy.model).fingerprint != before, "one value of the projection, a little"
+        assert MiniGPT4Backend(model).fingerprint != before, "one value of the projection, a little"
     finally:
         with torch.no_grad():
             weight.copy_(kept)
-    assert MiniGPT4Captioner(toy.model).fingerprint == before
+    assert MiniGPT4Backend(model).fingerprint == before
 
 
 def test_a_template_with_the_date_is_the_same_on_every_day() -> None:
     model, processor = MODELS["llava"]()
-    plain = TransformersCaptioner(model, processor, name="llava").prompt()
+    plain = TransformersBackend(model, processor, name="llava").prompt()
     processor.chat_template = "{{ strftime_now('%d %b %Y %S') }} " + processor.chat_template
-    first = TransformersCaptioner(model, processor, name="llava")
+    first = TransformersBackend(model, processor, name="llava")
     assert first.prompt() == f"26 Jul 2024 00 {plain}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from captioner_models import save
 
-from captune.captioner import TransformersCaptioner
+from captune.captioner import TransformersBackend
 from captune.cli import app, call
 from captune.cli import run as as_program
 from captune.report import read_scores
@@ -25,13 +25,13 @@ def test_another_captioner_in_the_same_table(
         "evaluate: {max_new_tokens: 6}\n"
     )
     asked: list[str | None] = []
-    right = TransformersCaptioner.prompt
+    right = TransformersBackend.prompt
 
-    def prompt(self: TransformersCaptioner, instruction: str | None = None) -> str | None:
+    def prompt(self: TransformersBackend, instruction: str | None = None) -> str | None:
         asked.append(instruction)
         return right(self, instruction)
 
-    monkeypatch.setattr(TransformersCaptioner, "prompt", prompt)
+    monkeypatch.setattr(TransformersBackend, "prompt", prompt)
     command = ["evaluate", str(config), "--captioner", str(other)]
     assert as_program(lambda: call(app, command)) == 0
     assert f"models/{name}" in capfd.readouterr().out

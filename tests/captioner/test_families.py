@@ -16,7 +16,7 @@ from vision_families import FAMILIES, save_family
 
 from captune.bulk.shards import Item
 from captune.bulk.work import Captions, caption_entries
-from captune.captioner import Captioner, TransformersCaptioner
+from captune.captioner import Captioner, TransformersBackend
 from captune.captioner.generation import written_ids
 from captune.captioner.processor_loading import load_processor
 from captune.decoding import DecodingOptions
@@ -49,13 +49,13 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return made
 
 
-def load(folder: Path, **settings: Any) -> TransformersCaptioner:
-    captioner = Captioner.from_pretrained(folder, device="cpu", dtype="float32", **settings)
-    assert isinstance(captioner, TransformersCaptioner)
-    return captioner
+def load(folder: Path, **settings: Any) -> TransformersBackend:
+    backend = Captioner.from_pretrained(folder, device="cpu", dtype="float32", **settings).backend
+    assert isinstance(backend, TransformersBackend)
+    return backend
 
 
-def captions(captioner: Captioner, question: str | None = None, **settings: Any) -> list[str]:
+def captions(captioner: TransformersBackend, question: str | None = None, **settings: Any) -> list[str]:
     prepared = [captioner.prepare(picture) for picture in pictures()]
     options = DecodingOptions(max_new_tokens=TOKENS, **settings)
     return [caption.text for caption in captioner.generate(prepared, question, options)]
@@ -195,7 +195,7 @@ def test_settings_of_generation_choose_no_words(name: str, folder_of: Any, tmp_p
                 repetition_penalty=1.9, min_new_tokens=7, no_repeat_ngram_size=1, num_beams=3, do_sample=True,
                 suppress_tokens=list(range(4, 200)), forced_eos_token_id=2,
             )  # fmt: skip
-    changed = TransformersCaptioner(model, load_processor(str(tmp_path), model.config, name), name=name)
+    changed = TransformersBackend(model, load_processor(str(tmp_path), model.config, name), name=name)
     assert captions(changed) == expected
 
 
@@ -208,7 +208,7 @@ def test_an_image_that_is_refused_is_put_aside(folder_of: Any) -> None:
     assert raised.value.captions[:5] == captioner.generate(pictures(), None, options)
     assert raised.value.captions[5] is None
     items = [Item(str(n), f"{n}.png", image) for n, image in enumerate(images)]
-    ((rows, bad),) = caption_entries(Captions(captioner, options), iter(items))
+    ((rows, bad),) = caption_entries(Captions(Captioner(captioner), options), iter(items))
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert [row["id"] for row in bad] == ["5"]
     assert "5.png" in bad[0]["reason"]
@@ -268,7 +268,7 @@ def test_captions_are_cut_where_generation_begins() -> None:
 
 
 def test_an_end_that_ends_nothing_is_no_end() -> None:
-    captioner = object.__new__(TransformersCaptioner)
+    captioner = object.__new__(TransformersBackend)
     captioner._starts, captioner._ends, captioner._fillers = {1}, {2}, {0, 2}
     captioner.processor = SimpleNamespace(
         tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))

@@ -11,7 +11,7 @@ import torch
 from captioner_models import save
 from PIL import Image
 
-from captune.captioner import Captioner, TransformersCaptioner
+from captune.captioner import Captioner, TransformersBackend
 from captune.decoding import DecodingOptions
 from captune.errors import NonFiniteScoresError
 
@@ -19,20 +19,20 @@ WAYS = [{}, {"beams": 2}, {"temperature": 0.7, "seed": 3}]
 
 
 @pytest.fixture(scope="module")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> TransformersCaptioner:
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> TransformersBackend:
     folder = save("blip2", tmp_path_factory.mktemp("blip2") / "model")
-    loaded = Captioner.from_pretrained(folder, device="cpu", dtype="float32")
-    assert isinstance(loaded, TransformersCaptioner)
-    return loaded
+    backend = Captioner.from_pretrained(folder, device="cpu", dtype="float32").backend
+    assert isinstance(backend, TransformersBackend)
+    return backend
 
 
 @pytest.fixture(scope="module")
-def prepared(captioner: TransformersCaptioner) -> list[Any]:
+def prepared(captioner: TransformersBackend) -> list[Any]:
     draws = np.random.default_rng(0)
     return [captioner.prepare(Image.fromarray(draws.integers(0, 255, (30, 40, 3), dtype=np.uint8))) for _ in range(4)]
 
 
-def spoil(captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+def spoil(captioner: TransformersBackend, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Let `change` spoil the pixels of a batch."""
     batch = captioner.inputs.batch
 
@@ -46,7 +46,7 @@ def spoil(captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch, cha
 
 @pytest.mark.parametrize("settings", WAYS)
 def test_an_image_is_lost_and_its_neighbours_are_not(
-    captioner: TransformersCaptioner, prepared: list[Any], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    captioner: TransformersBackend, prepared: list[Any], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     options = DecodingOptions(max_new_tokens=6, **settings)
     wanted = captioner.generate(prepared, options=options, keys=list("abcd"))
@@ -63,7 +63,7 @@ def test_an_image_is_lost_and_its_neighbours_are_not(
 
 
 def test_an_image_that_spoils_the_batch_costs_itself_alone(
-    captioner: TransformersCaptioner, prepared: list[Any], monkeypatch: pytest.MonkeyPatch
+    captioner: TransformersBackend, prepared: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in models that lay the patches of all images end to end."""
     options = DecodingOptions(max_new_tokens=6)
@@ -81,7 +81,7 @@ def test_an_image_that_spoils_the_batch_costs_itself_alone(
 
 
 def test_files_and_a_model_that_overflows(
-    captioner: TransformersCaptioner, prepared: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    captioner: TransformersBackend, prepared: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / f"{n}.png" for n in range(7)]
     for file in files:
@@ -89,6 +89,6 @@ def test_files_and_a_model_that_overflows(
     calls = []
     spoil(captioner, monkeypatch, lambda pixels: (calls.append(len(pixels)), pixels.fill_(torch.inf)))
     with pytest.raises(NonFiniteScoresError, match=r"7 of 7 images.*0\.png is the first: the model's scores") as raised:
-        captioner.caption_files(files, options=DecodingOptions(max_new_tokens=3, batch_size=7))
+        Captioner(captioner).caption_files(files, options=DecodingOptions(max_new_tokens=3, batch_size=7))
     assert raised.value.captions == [None] * 7
     assert calls == [7, 1, 1, 1, 1]  # not each of them again

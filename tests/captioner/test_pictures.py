@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from captune.captioner.fast import FastDecoder
-from captune.data.images import CLIP_STD, load_image, read_picture, to_pixels
+from captune.data.images import CLIP_STD, load_image, read_image, to_pixels
 from captune.errors import DataError
 
 SIZE = 48
@@ -92,30 +92,30 @@ def test_path_and_bytes_are_read_alike(kind: str, tmp_path: Path) -> None:
     data = bytes_of(READ[kind])
     (tmp_path / "image").write_bytes(data)
     plain = load_image(tmp_path / "image")
-    assert np.array_equal(np.asarray(read_picture(data)), np.asarray(plain))
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "image")), np.asarray(plain))
+    assert np.array_equal(np.asarray(read_image(data)), np.asarray(plain))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "image")), np.asarray(plain))
     assert plain.mode == "RGB"
 
 
 def test_what_the_kinds_become() -> None:
-    upright = np.asarray(read_picture(bytes_of(turned)))
-    lying = np.asarray(read_picture(bytes_of(turned), exif=False))
+    upright = np.asarray(read_image(bytes_of(turned)))
+    lying = np.asarray(read_image(bytes_of(turned), exif=False))
     assert upright.shape == (160, 110, 3)
     assert np.array_equal(upright, np.rot90(lying, -1))
-    grey = np.asarray(read_picture(bytes_of(deep)))
+    grey = np.asarray(read_image(bytes_of(deep)))
     assert grey[0, 0].tolist() == [0, 0, 0]
     assert grey[-1, -1].tolist() == [255, 255, 255]
     assert 120 < grey[20].mean() < 136
-    assert np.array_equal(np.asarray(read_picture(Image.open(io.BytesIO(bytes_of(deep))))), grey), (
+    assert np.array_equal(np.asarray(read_image(Image.open(io.BytesIO(bytes_of(deep))))), grey), (
         "opened by somebody else"
     )
-    first = np.asarray(read_picture(bytes_of(animated)))
+    first = np.asarray(read_image(bytes_of(animated)))
     assert np.abs(first.astype(int) - np.asarray(scene()).astype(int)).mean() < 25, "not the red frame behind it"
     see_through = scene().convert("RGBA")
     see_through.putalpha(0)
     data = bytes_of(lambda file: see_through.save(file, "png"))
-    assert np.array_equal(np.asarray(read_picture(data)), np.asarray(scene()))
-    ink = np.asarray(read_picture(bytes_of(READ["CMYK"]))).astype(int)
+    assert np.array_equal(np.asarray(read_image(data)), np.asarray(scene()))
+    ink = np.asarray(read_image(bytes_of(READ["CMYK"]))).astype(int)
     assert np.abs(ink - np.asarray(scene()).astype(int)).mean() < 12
 
 
@@ -125,10 +125,10 @@ def test_what_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jpg"
     path.write_bytes(bytes_of(make))
     with pytest.raises(DataError, match=word) as caught:
-        read_picture(path)
+        read_image(path)
     assert "bad.jpg" in str(caught.value)
     with pytest.raises(DataError, match=r"tar:bad\.jpg"):
-        read_picture(path.read_bytes(), "tar:bad.jpg")
+        read_image(path.read_bytes(), "tar:bad.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_fast_decoding_is_one_grey_level_apart_at_most(fast: FastDecoder, kind: 
     quick = fast.square(data, SIZE, exif=False)
     if kind in ("jpeg", "progressive", "4:4:4", "odd size", "one pixel", "grey jpeg", "turned"):
         assert quick is not None
-        wanted = to_pixels(read_picture(data, exif=False), SIZE)
+        wanted = to_pixels(read_image(data, exif=False), SIZE)
         assert quick.shape == wanted.shape
         assert quick.dtype == wanted.dtype
         assert np.abs(quick - wanted).max() <= LEVEL * 1.001
@@ -156,7 +156,7 @@ def test_fast_decoding_is_one_grey_level_apart_at_most(fast: FastDecoder, kind: 
         assert image is None, "Pillow turns it upright"
         assert fast.square(data, SIZE) is None
     elif image is not None:
-        assert np.array_equal(np.asarray(image), np.asarray(read_picture(data))), "decoded to the bit"
+        assert np.array_equal(np.asarray(image), np.asarray(read_image(data))), "decoded to the bit"
 
 
 def test_fast_decoding_of_paths_and_others(fast: FastDecoder, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from vision_families import save_family
 
-from captune.captioner import TransformersCaptioner
+from captune.captioner import TransformersBackend
 from captune.cli import app, call, run
 from captune.errors import ConfigError
 from captune.evaluation.checkpoints import row_names
@@ -54,15 +54,15 @@ def test_a_refused_image_has_an_empty_caption(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     blip = save_family("blip", tmp_path / "models" / "blip")
-    right, seen = TransformersCaptioner._batch, []
+    right, seen = TransformersBackend._batch, []
 
-    def batch(self: TransformersCaptioner, images: list[Image.Image], *rest: object) -> object:
+    def batch(self: TransformersBackend, images: list[Image.Image], *rest: object) -> object:
         seen.append(len(images))
         if images[0].size != (320, 240) and (len(images) > 1 or len(seen) == 3):
             raise ValueError("too thin")
         return right(self, images, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TransformersCaptioner, "_batch", batch)
+    monkeypatch.setattr(TransformersBackend, "_batch", batch)
     out = tmp_path / "evaluation"
     assert evaluate(blip, "--data", toy_data / "manifest.jsonl", "--out", out, "evaluate.max_new_tokens=6") == 0
     assert "1 of 12 images cannot be captioned" in caplog.text

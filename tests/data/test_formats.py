@@ -14,7 +14,7 @@ from PIL import Image
 
 from captune.data import formats
 from captune.data.formats import MAX_SCANS, is_image_name, open_image, too_many_scans
-from captune.data.images import check_image, has_rotation, image_size, load_image, read_picture
+from captune.data.images import check_image, has_rotation, image_size, load_image, read_image
 from captune.errors import DataError, ImageTooLargeError
 
 
@@ -98,13 +98,13 @@ def test_formats_that_start_other_programs_are_never_opened(
 def test_a_heif_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_available", lambda: tuple(name for name in formats.FORMATS if name != "HEIF"))
     with pytest.raises(DataError, match=r"HEIF.*pip install 'captune\[heic\]'"):
-        read_picture(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40, "IMG_1.jpg")
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40, "IMG_1.jpg")
 
 
 @pytest.mark.parametrize("data", [saved("JPEG")[:3], saved("PNG")[:20], b"GIF89a"])
 def test_a_damaged_file_is_called_by_its_format(data: bytes) -> None:
     with pytest.raises(DataError, match=r"begins as \w+ and is damaged"):
-        read_picture(data + b"\0" * 30, "a.bin")
+        read_image(data + b"\0" * 30, "a.bin")
 
 
 def test_a_heif_is_read_and_listed(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_endings(name: str, expected: bool) -> None:
 )
 def test_a_refusal_tells_the_size_that_the_file_has(data: bytes, size: str) -> None:
     with pytest.raises(ImageTooLargeError, match=f"{size} pixels, and the limit is 89,478,485"):
-        read_picture(data, "a.png")
+        read_image(data, "a.png")
 
 
 def test_a_limit_of_ones_own() -> None:
@@ -179,7 +179,7 @@ def test_a_chunk_that_unfolds_is_refused(kind: bytes) -> None:
     packed = zlib.compress(b"\0" * (80 << 20), 9)
     head = b"name\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
     with pytest.raises(DataError, match=r"a\.png"):
-        read_picture(png(16, 3, chunk(kind, head + packed)), "a.png")
+        read_image(png(16, 3, chunk(kind, head + packed)), "a.png")
 
 
 def test_which_files_note_a_rotation(tmp_path: Path) -> None:
@@ -200,5 +200,5 @@ def test_which_files_note_a_rotation(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_data_do_not_cost_the_picture(tmp_path: Path) -> None:
     data = saved("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12" * 40)
-    assert read_picture(data, "a.jpg").size == (24, 16)
+    assert read_image(data, "a.jpg").size == (24, 16)
     assert open_image(io.BytesIO(data), "a.jpg").format == "JPEG"

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from captune.data.images import read_picture, to_rgb
+from captune.data.images import read_image, to_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
 
 
 def grey_of(data: bytes | Image.Image) -> NDArray[np.uint8]:
-    rgb = np.asarray(read_picture(data, "a"))
+    rgb = np.asarray(read_image(data, "a"))
     assert np.array_equal(rgb[..., 0], rgb[..., 1])
     assert np.array_equal(rgb[..., 0], rgb[..., 2])
     return rgb[..., 0]

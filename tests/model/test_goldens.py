@@ -32,7 +32,7 @@ MINIGPT4_CASES = ("main", "student_grounding", "no_prompt", "context_clip", "tru
 MINIGPT_V2_CASES = ("main", "text_only", "conversation", "truncated")
 FORWARD_CASES = [(variant, case) for variant in VARIANTS[:2] for case in MINIGPT4_CASES]
 FORWARD_CASES += [("minigpt_v2", case) for case in MINIGPT_V2_CASES]
-FAULTS = OriginalFaults(cut_stop_symbol=True, clip_image=True, double_bos=True, dollars_are_padding=True)
+FAULTS = OriginalFaults(cut_stop_symbol=True, clip_image=True, double_bos=True, pad_is_dollar_sign=True)
 HEADS = 4
 
 

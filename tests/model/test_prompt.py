@@ -58,7 +58,7 @@ def test_dialogues_learn_their_answers(official_files: OfficialFiles, turns: lis
     assert row.ids.count(IMAGE_SLOT) == 3
     assert len(row.ids) - row.prompt_length <= limit
     assert row.ids[-len(layout.stop_ids) :] == layout.stop_ids
-    assert all(row.prompt_length <= place < len(row.ids) for place in row.unlearnt)
+    assert all(row.prompt_length <= place < len(row.ids) for place in row.masked)
     if not row.truncated:
         said = sum(len(tokenizer.encode(answer + "</s>")) for _, answer in turns)
         assert row.target_count == said

@@ -20,7 +20,7 @@ from tiny import reference_captions
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from captune.captioner import Captioner, MiniGPT4Captioner, TransformersCaptioner
+from captune.captioner import Captioner, MiniGPT4Backend, TransformersBackend
 from captune.decoding import DecodingOptions
 from captune.errors import WeightsError
 from captune.hub import resolve_model
@@ -304,7 +304,7 @@ def test_captions_of_an_adapter(base: Path, adapter: Path, tmp_path: Path, monke
     picture = Image.linear_gradient("L").convert("RGB")
     options = DecodingOptions(max_new_tokens=8)
     captioner, plain = Captioner.from_pretrained("models/adapter"), Captioner.from_pretrained(moved)
-    assert isinstance(captioner, TransformersCaptioner)
+    assert isinstance(captioner.backend, TransformersBackend)
     assert captioner.name == "models/adapter"
     assert captioner(picture, None, options) != plain(picture, None, options)
 
@@ -313,9 +313,9 @@ def test_captions_of_an_adapter(base: Path, adapter: Path, tmp_path: Path, monke
 
     other = Captioner.from_pretrained(changed(folder, tmp_path / "models" / "other", nudged))
     assert len({captioner.fingerprint, plain.fingerprint, other.fingerprint}) == 3
-    plain.processor.chat_template = "{{ 'other' }}<image>"
-    plain.processor.save_pretrained(folder)
-    assert Captioner.from_pretrained(folder).prompt("What?") == "other<image>"
+    plain.backend.processor.chat_template = "{{ 'other' }}<image>"
+    plain.backend.processor.save_pretrained(folder)
+    assert Captioner.from_pretrained(folder).backend.prompt("What?") == "other<image>"
     (folder / "config.json").write_text("{}")
     assert find_adapter(folder) == folder, "a configuration alone makes no whole model"
     shutil.copy(moved / "model.safetensors", folder)
@@ -367,7 +367,7 @@ def test_an_adapter_of_a_minigpt4(tmp_path: Path) -> None:
     folder = make(tmp_path, tmp_path / "adapter", "list", toy)
     picture = Image.linear_gradient("L").convert("RGB")
     captioner, plain = Captioner.from_pretrained(folder, dtype="float32"), Captioner.from_pretrained("toy")
-    assert isinstance(captioner, MiniGPT4Captioner)
+    assert isinstance(captioner.backend, MiniGPT4Backend)
     assert captioner(picture) != plain(picture)
     assert captioner.fingerprint.startswith(plain.fingerprint)
     assert captioner.fingerprint != plain.fingerprint

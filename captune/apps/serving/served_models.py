@@ -17,7 +17,7 @@ from torch import Tensor
 from captune.apps.serving.jobs import Pixels
 from captune.apps.serving.messages import Dialogue, Prompt, layout_prompt
 from captune.apps.serving.schema import APIError
-from captune.captioner import Captioner, MiniGPT4Captioner
+from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import load_config
 from captune.errors import DataError, WeightsError
 from captune.model.adapter import load_trained
@@ -85,7 +85,7 @@ class ServedModel:
 
     def __init__(
         self,
-        captioner: MiniGPT4Captioner,
+        captioner: MiniGPT4Backend,
         checkpoints: dict[str, dict[str, Tensor]],
         instructions: dict[str, str],
     ) -> None:
@@ -151,9 +151,10 @@ def load_served(path: str) -> ServedModel | ServedCaptioner:
         return _load_run(folder)
     captioner = Captioner.from_pretrained(path)
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name if folder.exists() else path.split("/")[-1])
-    if not isinstance(captioner, MiniGPT4Captioner):
+    backend = captioner.backend
+    if not isinstance(backend, MiniGPT4Backend):
         return ServedCaptioner(captioner, name)
-    return ServedModel(captioner, {name: _trained(captioner.model)}, {name: str(captioner.instruction)})
+    return ServedModel(backend, {name: _trained(backend.model)}, {name: backend.instruction})
 
 
 def _load_run(folder: Path) -> ServedModel:
@@ -171,7 +172,7 @@ def _load_run(folder: Path) -> ServedModel:
         pretrained.setdefault(name, torch.zeros(shape))
     if any(state.keys() != pretrained.keys() for state in checkpoints.values()):
         raise WeightsError(f"The checkpoints in {folder} hold different trained tensors; serve them one by one.")
-    captioner = MiniGPT4Captioner(model, name=str(folder), exif_rotation=config.exif_rotation)
+    captioner = MiniGPT4Backend(model, name=str(folder), exif_rotation=config.exif_rotation)
     return ServedModel(captioner, checkpoints, instructions)
 
 

@@ -119,7 +119,7 @@ def test_what_a_captioner_cannot_answer(
     def fail(**settings: Any) -> Any:
         raise ValueError("no such cache")
 
-    monkeypatch.setattr(served.captioner.model, "generate", fail)  # type: ignore[attr-defined]
+    monkeypatch.setattr(served.captioner.backend.model, "generate", fail)  # type: ignore[attr-defined]
     failed = client.post("/v1/chat/completions", json=body(served, pictures[0]))
     assert failed.status_code == 400
     assert "cannot caption this way (ValueError: no such cache)" in failed.json()["error"]["message"]
@@ -141,7 +141,7 @@ def test_a_model_that_reads_no_words(pictures: list[Image.Image], tmp_path: Path
 def test_scores_that_are_not_numbers_are_an_error_of_the_server(
     client: TestClient, served: ServedCaptioner, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    inputs = served.captioner.inputs  # type: ignore[attr-defined]
+    inputs = served.captioner.backend.inputs  # type: ignore[attr-defined]
     batch = inputs.batch
 
     def overflow(images: Any, text: Any) -> Any:

@@ -1,0 +1,197 @@
+"""`Captioner`: images and an instruction in, captions out, whatever model is behind it.
+
+captioner = Captioner.from_pretrained("toy")
+captioner("photo.jpg")                      one caption
+captioner(["a.jpg", "b.jpg"])               a list of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+from captune.captioner.backend import CaptionBackend
+from captune.captioner.loading import load_backend
+from captune.data.images import ImageInput, as_list
+from captune.data.prefetch import prefetch_map
+from captune.decoding import Caption, DecodingOptions
+from captune.errors import NonFiniteScoresError, RefusedImagesError
+
+__all__ = ["Captioner"]
+
+_BATCHES_PREPARED = 4
+"""Batches of image files that are decoded before they are captioned."""
+
+
+class Captioner:
+    """Captions images.
+
+    Args:
+        backend: the model that captions.
+    """
+
+    def __init__(self, backend: CaptionBackend) -> None:
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        instruction: str | None = None,
+        fast_decode: bool = False,
+        exif_rotation: bool = True,
+    ) -> Self:
+        """Load a captioner.
+
+        Args:
+            path: a captune model, a checkpoint of a training run, `toy`, a transformers image-text-to-text model
+                (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...), or a peft adapter of one of these; a folder or a hub id.
+            dtype: number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
+            device: such as `cuda:1`; by default this process's GPU (`LOCAL_RANK` of torchrun), else the CPU.
+            instruction: the prompt for every image; by default what the model was tuned with.
+            fast_decode: decode JPEG files with libjpeg-turbo and torch; a pixel may differ by one grey level.
+            exif_rotation: turn images upright according to their EXIF data; the original MiniGPT-4 does not.
+
+        Returns:
+            The captioner, its model in eval mode.
+
+        Raises:
+            WeightsError: there is no such model, its weights are broken or do not fit it, or it captions no images.
+            MissingExtraError: it needs a library that is not installed.
+        """
+        return cls(
+            load_backend(
+                path,
+                dtype=dtype,
+                device=device,
+                instruction=instruction,
+                fast_decode=fast_decode,
+                exif_rotation=exif_rotation,
+            )
+        )
+
+    @property
+    def name(self) -> str:
+        """What it was loaded from, for tables and messages."""
+        return self.backend.name
+
+    @property
+    def instruction(self) -> str | None:
+        """The instruction that is used where none is passed; None if the model takes none."""
+        return self.backend.instruction
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between models whose captions may differ."""
+        return self.backend.fingerprint
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it takes any instruction; see `CaptionBackend.follows_instructions`."""
+        return self.backend.follows_instructions
+
+    def prompt_text(self, instruction: str | None) -> str | None:
+        """The prompt in a signature; see `CaptionBackend.prompt_text`."""
+        return self.backend.prompt_text(instruction)
+
+    def prepare(self, image: ImageInput, name: str = "") -> Any:
+        """Decode one image for `generate`; see `CaptionBackend.prepare`."""
+        return self.backend.prepare(image, name)
+
+    def generate(
+        self,
+        prepared: Sequence[Any],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Caption prepared images; see `CaptionBackend.generate`."""
+        return self.backend.generate(prepared, instruction, options, keys=keys, on_progress=on_progress)
+
+    def stream(
+        self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> Iterator[str]:
+        """Caption one image and yield the text in pieces; see `CaptionBackend.stream`."""
+        return self.backend.stream(image, instruction, options)
+
+    def caption_files(
+        self,
+        files: Sequence[Path],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Caption image files, of which a few batches at a time are decoded.
+
+        Args:
+            files: N of them.
+            instruction: for every image; by default the captioner's own.
+            options: how to decode.
+            on_progress: called with (done, N) after each part.
+
+        Returns:
+            N captions, in the order of the files.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+            RefusedImagesError: the model refuses some, or its scores of some are not numbers (NonFiniteScoresError);
+                all others are captioned.
+        """
+        size = _BATCHES_PREPARED * (options or DecodingOptions()).batch_size
+        captions: list[Caption | None] = []
+        reasons: dict[int, str] = {}
+        kind = RefusedImagesError
+        for start in range(0, len(files), size):
+            prepared = [item for _, item in prefetch_map(files[start : start + size], self.prepare)]
+            try:
+                captions += self.generate(prepared, instruction, options)
+            except RefusedImagesError as error:
+                kind = type(error) if isinstance(error, NonFiniteScoresError) else kind
+                reasons |= {start + index: reason for index, reason in error.reasons.items()}
+                captions += error.captions
+            if on_progress is not None:
+                on_progress(len(captions), len(files))
+        if reasons:
+            raise kind(captions, reasons, [str(file) for file in files])
+        return [caption for caption in captions if caption is not None]
+
+    @overload
+    def __call__(
+        self, images: list[Any], instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> list[str]: ...
+
+    @overload
+    def __call__(
+        self, images: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> str: ...
+
+    def __call__(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+    ) -> str | list[str]:
+        """Caption one image or several.
+
+        Args:
+            images: an image, or a list of images.
+            instruction: for every image; by default the captioner's own.
+            options: how to decode; greedy by default.
+
+        Returns:
+            A caption, or as many captions as images, in their order.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+        """
+        items, is_one = as_list(images)
+        prepared = [item for _, item in prefetch_map(items, self.prepare)]
+        texts = [caption.text for caption in self.generate(prepared, instruction, options)]
+        return texts[0] if is_one else texts
