@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from captune.common import one_line
 from captune.common.tables import text_table
-from captune.report.text import one_line
 
 if TYPE_CHECKING:
     from captune.apps.rating.findings import Results

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from captune.common.text import did_you_mean, error_text, first_line, listed, shorten
+from captune.common.text import did_you_mean, error_text, first_line, listed, one_line, shorten
 
-__all__ = ["did_you_mean", "error_text", "first_line", "listed", "shorten"]
+__all__ = ["did_you_mean", "error_text", "first_line", "listed", "one_line", "shorten"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from captune.common.text import one_line
+
 __all__ = [
     "escape_latex",
     "escape_markdown",
     "escape_pipes",
     "latex_tabular",
     "markdown_table",
-    "one_line",
     "table",
     "text_table",
 ]
@@ -34,17 +35,6 @@ _MARKDOWN = {
 }
 
 Rows = Sequence[Sequence[str]]
-
-
-def one_line(text: str) -> str:
-    """The text on one line, with control characters and direction marks spelt out.
-
-    A name from a file could otherwise move the terminal's cursor, colour it or reverse the line.
-    """
-    return "".join(
-        mark if mark.isprintable() else " " if mark in "\n\r\t" else mark.encode("unicode_escape").decode("ascii")
-        for mark in text
-    )
 
 
 def escape_latex(text: str) -> str:

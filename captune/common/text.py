@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "error_text", "first_line", "listed", "shorten"]
+__all__ = ["did_you_mean", "error_text", "first_line", "listed", "one_line", "shorten"]
 
 
 def error_text(error: BaseException | str, limit: int = 300) -> str:
@@ -44,3 +44,14 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, cutoff
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean '{close[0]}'?" if close else otherwise
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with control characters and direction marks spelt out.
+
+    A name from a file could otherwise move the terminal's cursor, colour it or reverse the line.
+    """
+    return "".join(
+        mark if mark.isprintable() else " " if mark in "\n\r\t" else mark.encode("unicode_escape").decode("ascii")
+        for mark in text
+    )

@@ -13,7 +13,6 @@ from captune.report.narrative import sentences
 from captune.report.page import LANGUAGES, build_page
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.table import csv_table, latex_table, markdown_table, read_csv
-from captune.report.terminal import terminal_table
 from captune.report.thumbnails import write_thumbnails
 from captune.report.training_log import TrainingLog, read_log
 from captune.report.write import write_comparison, write_page, write_report
@@ -36,7 +35,6 @@ __all__ = [
     "read_log",
     "read_scores",
     "sentences",
-    "terminal_table",
     "write_comparison",
     "write_page",
     "write_report",

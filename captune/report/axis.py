@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from captune.common import one_line
 from captune.report.course import drawn_rows
 from captune.report.record import RunScores
-from captune.report.text import one_line
 
 __all__ = ["Axis", "checkpoint_axis", "positions", "spread_labels"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from captune.common import shorten
+from captune.common import one_line, shorten
 from captune.errors import InputError, MissingExtraError
 from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
 from captune.report.columns import column
@@ -22,7 +22,6 @@ from captune.report.course import drawn_rows
 from captune.report.matrix import Column, Matrix, strength_curves
 from captune.report.record import RunScores
 from captune.report.table import leak_reasons, provenance, signatures
-from captune.report.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

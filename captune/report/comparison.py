@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from captune.common import one_line
+from captune.common.tables import escape_markdown, markdown_table
 from captune.errors import InputError
 from captune.report.captions import tokenizer_name
 from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
 from captune.report.course import course_of
 from captune.report.record import CheckpointScores, RunScores
-from captune.report.text import markdown, one_line
 
 if TYPE_CHECKING:
     from captune.metrics import Scores
@@ -146,16 +147,15 @@ def telling_lines(comparison: Comparison) -> list[str]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Tests, agreement and telling images as Markdown, to stand below the table."""
-    names = [markdown(row.name) for row in comparison.table.checkpoints]
+    names = [escape_markdown(row.name) for row in comparison.table.checkpoints]
     lines = ["# Comparison", ""]
     for heading, rows in matrices(comparison):
-        lines += [f"## {markdown(heading)}", "", f"| | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
-        lines += [f"| {name} | {' | '.join(row)} |" for name, row in zip(names, rows, strict=True)]
-        lines.append("")
+        table = markdown_table(["", *names], [[name, *row] for name, row in zip(names, rows, strict=True)])
+        lines += [f"## {escape_markdown(heading)}", "", f"| | {' | '.join(names)} |", *table[1:], ""]
     lines += ["## Images that tell the runs apart (CIDEr)", ""]
     for line in telling_lines(comparison):
         indent = "  " if line.startswith(" ") else ""
-        lines.append(f"{indent}- {markdown(line.strip())}")
+        lines.append(f"{indent}- {escape_markdown(line.strip())}")
     return "\n".join([*lines, ""])
 
 

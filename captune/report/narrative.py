@@ -10,12 +10,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from captune.common import one_line
+from captune.common.tables import escape_markdown
 from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, scale_sentence, shows_zero
 from captune.report.course import course_of
 from captune.report.record import RunScores
 from captune.report.table import DAGGERS, SIGNIFICANT, leak_reasons, notes
-from captune.report.text import markdown, one_line
 
 __all__ = [
     "LANGUAGES",
@@ -105,7 +106,7 @@ def sentences(run: RunScores, analysis: Analysis, language: str = "en") -> list[
 
 def analysis_markdown(run: RunScores, analysis: Analysis) -> str:
     """The sentences in English as a Markdown list under a heading."""
-    lines = [f"- **{markdown(item.topic)}.** {markdown(item.text)}" for item in sentences(run, analysis)]
+    lines = [f"- **{escape_markdown(item.topic)}.** {escape_markdown(item.text)}" for item in sentences(run, analysis)]
     return "\n".join(["# Analysis", "", *lines, ""])
 
 

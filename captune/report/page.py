@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from captune.common import one_line
 from captune.report.analysis import analyse
 from captune.report.captions import CaptionStatistics, caption_statistics, most_changed_words, word_classes
 from captune.report.comparison import Comparison, matrices
@@ -30,7 +31,6 @@ from captune.report.page_charts import distribution_charts, score_charts, traini
 from captune.report.rating import rating_part
 from captune.report.record import RunScores
 from captune.report.table import cells, daggers, leak_reasons, provenance, signatures
-from captune.report.text import one_line
 from captune.report.training_log import TrainingLog
 
 __all__ = ["LANGUAGES", "build_page"]

@@ -14,10 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from captune.common import one_line
 from captune.errors import InputError
 from captune.parsing import load_json
 from captune.report.record import CheckpointScores, RunScores
-from captune.report.text import one_line
 
 __all__ = ["FILE", "captions_hashes", "rating_of", "rating_part", "read_rating"]
 

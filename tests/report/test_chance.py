@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from captune.cli.report_output import sparklines
 from captune.metrics import Scorer, approximate_randomization, paired_bootstrap
 from captune.report import (
     CheckpointScores,
@@ -27,7 +28,6 @@ from captune.report.comparison import compare_runs, comparison_markdown
 from captune.report.course import course_of
 from captune.report.page_charts import score_charts
 from captune.report.table import cells, latex_table
-from captune.report.terminal import sparklines
 
 
 def _said(run: RunScores) -> dict[str, str]:

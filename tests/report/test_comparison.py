@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from captune.cli.report_output import examples, sparkline, sparklines, wrapped
 from captune.errors import InputError
 from captune.report import CheckpointScores, RunScores, compare_runs, write_comparison
 from captune.report.comparison import comparison_markdown, matrices, telling_lines
-from captune.report.terminal import examples, sparkline, sparklines, wrapped
 
 ANIMALS = ("dog", "cat", "horse", "bird", "cow")
 PLACES = ("beach", "street", "park", "field", "house", "river")
