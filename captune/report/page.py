@@ -126,7 +126,7 @@ def _section(html: str, words: Mapping[str, str]) -> Markup:
     """A section that was made elsewhere, with the words of its elements filled in."""
 
     def filled(match: re.Match[str]) -> str:
-        return match[1] + escape(words.get(match[2], match[2]))
+        return match[1] + str(escape(words.get(match[2], match[2])))
 
     return Markup(re.sub(r'(data-t="([^"]*)"[^>]*>)(?=</)', filled, html))
 

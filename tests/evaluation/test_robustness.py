@@ -17,6 +17,7 @@ from captune.config import parse_config
 from captune.data.manifest import Sample, read_manifest, write_manifest
 from captune.errors import ConfigError, DataError, InputError
 from captune.metrics import Scorer
+from captune.report import CheckpointScores, RunScores, TrainingLog, build_page
 from captune.report.matrix import (
     Cell,
     Column,
@@ -115,6 +116,13 @@ def test_the_section_of_the_page_escapes_what_it_shows() -> None:
     assert "<0>" not in section
     assert 'src="data:image/png;base64,cG5n"' in section
     assert "LEAK: 1 of 50 was trained on" in section
+
+
+def test_the_page_shows_the_matrix_with_its_words() -> None:
+    run = RunScores("toy", (CheckpointScores("pretrained", {"CIDEr": 0.5}),))
+    page = build_page(run, TrainingLog(), matrix=example(), language="zh")
+    assert '<h2 id="transfer-title" data-t="transfer">其他数据与受损图像</h2>' in page
+    assert "epoch&lt;0&gt;|" in page
 
 
 def test_the_picture_is_drawn_and_the_same_again() -> None:
