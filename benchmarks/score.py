@@ -159,8 +159,8 @@ def stages(data: Path) -> dict[str, float]:
 
     import numpy as np
 
+    from captune.metrics import METRICS, PredictionBatch, ReferenceIndex, ScoringOptions
     from captune.metrics.encoding import Encoder
-    from captune.metrics.references import ReferenceIndex
     from captune.metrics.tokenizers import tokenizer
 
     loaded = read(str(data))
@@ -178,13 +178,12 @@ def stages(data: Path) -> dict[str, float]:
     encoder = Encoder(tokenizer("ptb"))
     tokens = clock("tokenize and number references", lambda: encoder.encode(captions))
     own = clock("tokenize and number predictions", lambda: encoder.encode(predictions))
-    ids = list(references)
-    index = clock(
-        "count and weigh references", lambda: ReferenceIndex(encoder, tokens, offsets, ids, ("bleu", "cider"), None)
-    )
-    clock("BLEU and CIDEr of predictions", lambda: index.statistics(own))
-    plain = ReferenceIndex(encoder, tokens, offsets, ids, ("rouge-l",), None)
-    clock("ROUGE-L of predictions", lambda: plain.statistics(own))
+    index = ReferenceIndex(encoder, tokens, offsets, references)
+    batch = PredictionBatch(index, own, predictions)
+    metrics = [METRICS[name](ScoringOptions()) for name in ("bleu", "cider")]
+    clock("count and weigh references", lambda: [metric.prepare(index) for metric in metrics])
+    clock("BLEU and CIDEr of predictions", lambda: [metric.statistics(batch) for metric in metrics])
+    clock("ROUGE-L of predictions", lambda: METRICS["rouge-l"](ScoringOptions()).statistics(batch))
     known = dict.fromkeys(chain.from_iterable(map(str.split, captions)), 1)
     random = np.random.default_rng(0).integers(0, 1 << 60, len(tokens.values))
 

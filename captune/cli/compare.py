@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
-from captune.cli import scoring_options as given
-from captune.cli.external_metrics import check_external
-from captune.cli.scoring_options import Options
+from captune.cli import scoring_options as flags
+from captune.cli.scoring import ScoringRun
+from captune.errors import MetricInputError
+from captune.metrics.options import DEFAULT_CLIP, ScoringOptions
 
 if TYPE_CHECKING:
     from captune.metrics import Scores
@@ -29,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    references: given.ReferencesFile,
+    references: flags.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -42,68 +43,65 @@ def compare(
     name: Annotated[
         list[str] | None, typer.Option(help="Name of a system, in the same order.", show_default="names of the files")
     ] = None,
-    metrics: given.Metrics = "bleu,cider,rouge-l",
-    as_json: given.Json = False,
-    form: given.OutputFormat = given.Format.TEXT,
+    metrics: flags.Metrics = "bleu,cider,rouge-l",
+    as_json: flags.Json = False,
+    form: flags.OutputFormat = flags.Format.TEXT,
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals of differences.")] = 0.95,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
     trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
     digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
-    split: given.Split = None,
-    tokenize: given.Tokenizer = given.Tokenize.PTB,
-    compat: given.Compatibility = given.Compat.CAPTION,
-    subset: given.Subset = False,
-    jobs: given.Jobs = 1,
-    data: given.Data = None,
-    prompt: given.Prompt = None,
-    decoding: given.Decoding = None,
-    protocol: given.Protocol = None,
-    document_frequencies: given.Frequencies = None,
-    images: given.Images = None,
-    clip: given.Clip = given.DEFAULT_CLIP,
-    java: given.Java = None,
-    java_memory: given.JavaMemory = None,
-    time_limit: given.TimeLimit = None,
-    spice_models: given.SpiceModels = None,
-    spice_cache: given.SpiceCache = None,
+    split: flags.Split = None,
+    tokenize: flags.Tokenizer = flags.Tokenize.PTB,
+    compat: flags.Compatibility = flags.Compat.CAPTION,
+    subset: flags.Subset = False,
+    jobs: flags.Jobs = 1,
+    data: flags.Data = None,
+    prompt: flags.Prompt = None,
+    decoding: flags.Decoding = None,
+    protocol: flags.Protocol = None,
+    document_frequencies: flags.Frequencies = None,
+    images: flags.Images = None,
+    clip: flags.Clip = DEFAULT_CLIP,
+    java: flags.Java = None,
+    java_memory: flags.JavaMemory = None,
+    time_limit: flags.TimeLimit = None,
+    spice_models: flags.SpiceModels = None,
+    spice_cache: flags.SpiceCache = None,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
-    from captune.errors import MetricInputError
     from captune.metrics.files import read_predictions, read_reference_files
 
-    keys = given.metric_keys(metrics)
-    if wrong := [key for key in keys if key in given.REPORTED]:
-        raise MetricInputError(f"{wrong[0]} is not compared; see it for each system with captune score.")
+    requested = flags.metric_names(metrics)
+    if reports := [key for key in requested if key in flags.REPORTED]:
+        raise MetricInputError(f"{reports[0]} is not compared; see it for each system with captune score.")
     if len(predictions) < 2:
         raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")
-    options = Options(
-        metrics=keys,
+    options = ScoringOptions(
         tokenize=tokenize.value,
         compat=compat.value,
-        subset=subset,
+        document_frequencies=document_frequencies,
         jobs=jobs,
         data=data,
         split=split,
         prompt=prompt,
         decoding=decoding,
         protocol=protocol,
-        document_frequencies=document_frequencies,
         java=java,
         java_memory=java_memory,
         time_limit=time_limit,
         spice_models=spice_models,
         spice_cache=spice_cache,
         clip=clip,
-        images=images,
     )
+    run = ScoringRun(requested, options, subset, images)
     names = _names(predictions, name)
     scoring.check_out(out, "compare", [*references, *predictions, data, protocol, document_frequencies])
-    check_external(options)
+    run.check_requirements()
     read = read_reference_files(references, split)
     warnings: list[str] = []
-    scored = _score_all(read, [read_predictions(path) for path in predictions], names, options, warnings)
+    scored = _score_all(read, [read_predictions(path) for path in predictions], names, run, warnings)
     for sentence in warnings:
         scoring.warn(sentence)
     tests = _test_all(scored, confidence, resamples, trials, seed)
@@ -112,14 +110,11 @@ def compare(
     scoring.write(text, out, "compare")
 
 
-def _names(paths: list[Path], given: list[str] | None) -> list[str]:
+def _names(paths: list[Path], names: list[str] | None) -> list[str]:
     """A different name for each system: its file's, with folders in front where files are called alike."""
-    from captune.errors import MetricInputError
-
-    if given:
-        if len(given) != len(paths):
-            raise MetricInputError(f"There are {len(given)} --name for {len(paths)} --predictions; give one for each.")
-        names = given
+    if names:
+        if len(names) != len(paths):
+            raise MetricInputError(f"There are {len(names)} --name for {len(paths)} --predictions; give one for each.")
     else:
         names = [path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name for path in paths]
         if len(set(names)) < len(names):
@@ -135,19 +130,19 @@ def _score_all(
     references: References,
     predictions: list[Predictions],
     names: list[str],
-    options: Options,
+    run: ScoringRun,
     warnings: list[str],
 ) -> dict[str, Scores]:
     """Scores of every system, all on the same images with the references prepared once; adds to `warnings`."""
-    if options.subset:
+    if run.subset:
         references, predictions = _common(references, predictions, warnings)
     scored: dict[str, Scores] = {}
     scorer, shown = None, tuple[str, ...]()
     for name, captions in zip(names, predictions, strict=True):
-        system = scoring.load_system(references, captions, name, options)
+        system = scoring.load_system(references, captions, name, run)
         if scorer is None:
-            scorer, shown = scoring.make_scorer(system, options)
-        scored[name] = scoring.score_system(system, scorer, shown, options)
+            scorer, shown = scoring.make_scorer(system, run)
+        scored[name] = scoring.score_system(system, scorer, shown)
         warnings.extend(f"{name}: {sentence}" for sentence in system.warnings)
     return scored
 
@@ -235,7 +230,7 @@ def _tables(
         rows.append(
             [name, *(_signed(system.corpus[score], digits, sign="") + marks.get(score, "") for score in scores)]
         )
-    scales = [f"{score} ({given.SCALES[score]})" for score in scores]
+    scales = [f"{score} ({scale})" for score, scale in scoring.scales(scored[baseline]).items()]
     parts = [table(form, ["System", *scales], rows)]
     for name, results in tests.items():
         lines = []
@@ -299,6 +294,6 @@ def _json(
         }
         for name, results in tests.items()
     }
-    scales = {score: given.SCALES[score] for score in scored[baseline].corpus}
+    scales = scoring.scales(scored[baseline])
     answer = {"baseline": baseline, "images": len(scored[baseline].ids), "systems": systems, "scales": scales}
     return scoring.to_json({**answer, "differences": differences, "warnings": warnings})

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
-from captune.cli import scoring_options as given
-from captune.cli.external_metrics import check_external
-from captune.cli.scoring import System
-from captune.cli.scoring_options import SCALES, Options
+from captune.cli import scoring_options as flags
+from captune.cli.scoring import ScoringRun, System
+from captune.errors import MetricInputError
+from captune.metrics.options import DEFAULT_CLIP, ScoringOptions
+from captune.metrics.registry import iter_columns
 
 if TYPE_CHECKING:
     from captune.metrics import Scores
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    references: given.ReferencesFile,
+    references: flags.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -36,85 +37,83 @@ def score(
             show_default=False,
         ),
     ],
-    metrics: given.Metrics = "bleu,cider,rouge-l",
+    metrics: flags.Metrics = "bleu,cider,rouge-l",
     metric: Annotated[
         str | None, typer.Option(help="Show this one number only, for example CIDEr.", show_default=False)
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print numbers without names, no warnings.")] = False,
-    as_json: given.Json = False,
+    as_json: flags.Json = False,
     per_image: Annotated[bool, typer.Option("--per-image", help="With --json: scores of every image too.")] = False,
-    form: given.OutputFormat = given.Format.TEXT,
+    form: flags.OutputFormat = flags.Format.TEXT,
     confidence: Annotated[bool, typer.Option("--confidence", help="Show 95 % bootstrap intervals.")] = False,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 12345,
     digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
-    split: given.Split = None,
-    tokenize: given.Tokenizer = given.Tokenize.PTB,
-    compat: given.Compatibility = given.Compat.CAPTION,
-    subset: given.Subset = False,
-    jobs: given.Jobs = 1,
+    split: flags.Split = None,
+    tokenize: flags.Tokenizer = flags.Tokenize.PTB,
+    compat: flags.Compatibility = flags.Compat.CAPTION,
+    subset: flags.Subset = False,
+    jobs: flags.Jobs = 1,
     training: Annotated[
         Path | None,
         typer.Option(help="Captions of the training set, for the share of novel captions.", show_default=False),
     ] = None,
-    data: given.Data = None,
-    prompt: given.Prompt = None,
-    decoding: given.Decoding = None,
-    protocol: given.Protocol = None,
-    document_frequencies: given.Frequencies = None,
-    images: given.Images = None,
-    clip: given.Clip = given.DEFAULT_CLIP,
-    java: given.Java = None,
-    java_memory: given.JavaMemory = None,
-    time_limit: given.TimeLimit = None,
-    spice_models: given.SpiceModels = None,
-    spice_cache: given.SpiceCache = None,
+    data: flags.Data = None,
+    prompt: flags.Prompt = None,
+    decoding: flags.Decoding = None,
+    protocol: flags.Protocol = None,
+    document_frequencies: flags.Frequencies = None,
+    images: flags.Images = None,
+    clip: flags.Clip = DEFAULT_CLIP,
+    java: flags.Java = None,
+    java_memory: flags.JavaMemory = None,
+    time_limit: flags.TimeLimit = None,
+    spice_models: flags.SpiceModels = None,
+    spice_cache: flags.SpiceCache = None,
 ) -> None:
-    """Score captions as coco-caption does, without Java unless METEOR or SPICE is asked for."""
+    """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested."""
     from captune.metrics.files import read_predictions, read_reference_files
 
-    keys = given.metric_keys(metrics) if metric is None else (_key_of(metric),)
-    options = Options(
-        metrics=keys,
+    names = flags.metric_names(metrics) if metric is None else (_metric_of(metric),)
+    options = ScoringOptions(
         tokenize=tokenize.value,
         compat=compat.value,
-        subset=subset,
+        document_frequencies=document_frequencies,
         jobs=jobs,
         data=data,
         split=split,
         prompt=prompt,
         decoding=decoding,
         protocol=protocol,
-        document_frequencies=document_frequencies,
         java=java,
         java_memory=java_memory,
         time_limit=time_limit,
         spice_models=spice_models,
         spice_cache=spice_cache,
         clip=clip,
-        images=images,
     )
+    run = ScoringRun(names, options, subset, images)
     scoring.check_out(out, "score", [*references, *predictions, training, data, protocol, document_frequencies])
-    check_external(options)
+    run.check_requirements()
     read = read_reference_files(references, split)
-    file = given.the_one(predictions, "--predictions", "; `captune compare` takes several")
-    system = scoring.load_system(read, read_predictions(file), file.stem, options)
-    scorer, shown = scoring.make_scorer(system, options)
-    scores = scoring.score_system(system, scorer, shown, options)
+    file = flags.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
+    system = scoring.load_system(read, read_predictions(file), file.stem, run)
+    scorer, shown = scoring.make_scorer(system, run)
+    scores = scoring.score_system(system, scorer, shown)
     intervals: dict[str, Interval] = {}
     if confidence and scores.statistics:
         from captune.metrics.significance import confidence_intervals
 
         intervals = confidence_intervals(scores, resamples=resamples, seed=seed)
-    extras = _extras(system, training, options)
+    extras = _extras(system, training, run)
     if not quiet:
         for sentence in system.warnings:
             scoring.warn(sentence)
     if as_json:
         text = _json(scores, intervals, extras, system, metric, per_image, _about_intervals(intervals, resamples, seed))
     elif quiet:
-        text = "\n".join(f"{value:.{digits}f}" for value in _chosen(scores, extras, metric).values())
+        text = "\n".join(f"{value:.{digits}f}" for value in _shown(scores, extras, metric).values())
     else:
         notes = [scores.signature]
         if intervals:
@@ -123,61 +122,57 @@ def score(
     scoring.write(text, out, "score")
 
 
-def _key_of(name: str) -> str:
-    """The metric that a score's name belongs to: "CIDEr" is of "cider"."""
-    from captune.errors import MetricInputError
+def _metric_of(name: str) -> str:
+    """The metric or report that yields a score: "CIDEr" is of "cider"."""
     from captune.metrics.failures import FAILURES
 
-    lower = name.lower()
-    names = {score.lower(): score.lower() for score in SCALES} | {f"bleu-{order}": "bleu" for order in range(1, 5)}
-    names |= {"refclipscore": "clipscore"} | dict.fromkeys((*FAILURES, "any"), "failures")
-    names |= dict.fromkeys(DIVERSITY, "diversity")
-    if lower not in names:
-        known = ", ".join((*SCALES, *DIVERSITY, *FAILURES))
-        raise MetricInputError(f"There is no score '{name}'; choose one of {known}.")
-    return names[lower]
+    reports = dict.fromkeys((*FAILURES, "any"), "failures") | dict.fromkeys(DIVERSITY, "diversity")
+    columns: dict[str, str] = {}
+    for key, column in iter_columns():
+        columns.setdefault(column.name, key)
+    by_lower = {column.lower(): key for column, key in (columns | reports).items()}
+    if name.lower() not in by_lower:
+        raise MetricInputError(f"There is no score '{name}'; choose one of {', '.join((*columns, *reports))}.")
+    return by_lower[name.lower()]
 
 
 DIVERSITY = ("distinct-1", "distinct-2", "vocabulary", "mean length", "unique", "novel")
 UNITS = {"vocabulary": "words", "mean length": "words"}
 
 
-def _extras(system: System, training: Path | None, options: Options) -> dict[str, dict[str, Any]]:
-    """Diversity and failures, by name, where they are asked for."""
+def _extras(system: System, training: Path | None, run: ScoringRun) -> dict[str, dict[str, Any]]:
+    """Diversity and failures, by name, where they are requested."""
     extras: dict[str, dict[str, Any]] = {}
     captions = list(system.predictions.values())
-    if "diversity" in options.metrics:
+    if "diversity" in run.names:
         from captune.metrics.diversity import diversity
         from captune.metrics.files import read_references
 
         seen = None
         if training is not None:
             seen = [caption for group in read_references(training).captions.values() for caption in group]
-        extras["diversity"] = diversity(captions, tokenize=options.tokenize, training=seen).to_dict()
-    if "failures" in options.metrics:
+        extras["diversity"] = diversity(captions, tokenize=run.options.tokenize, training=seen).to_dict()
+    if "failures" in run.names:
         from captune.metrics.failures import find_failures
 
         finished = None
         if system.finished:
             finished = [system.finished.get(image, True) for image in system.predictions]
-        failures = find_failures(
-            captions, list(system.references.values()), finished=finished, tokenize=options.tokenize
-        )
+        references = list(system.references.values())
+        failures = find_failures(captions, references, finished=finished, tokenize=run.options.tokenize)
         extras["failures"] = dict(failures.rates)
         extras["failed images"] = {
-            image: kinds for place, image in enumerate(system.predictions) if (kinds := failures.of(place))
+            image: kinds for row, image in enumerate(system.predictions) if (kinds := failures.of(row))
         }
     return extras
 
 
-def _chosen(scores: Scores, extras: dict[str, dict[str, Any]], metric: str | None) -> dict[str, float]:
-    """The numbers to show, by name; one of them where one is asked for.
+def _shown(scores: Scores, extras: dict[str, dict[str, Any]], metric: str | None) -> dict[str, float]:
+    """The numbers to show, by name; one of them where one is requested.
 
     Raises:
-        MetricInputError: the one asked for was not computed.
+        MetricInputError: the requested one was not computed.
     """
-    from captune.errors import MetricInputError
-
     numbers: dict[str, Any] = dict(scores.corpus)
     for key in ("diversity", "failures"):
         numbers |= extras.get(key, {})
@@ -201,9 +196,10 @@ def _table(
     from captune.common.tables import table
 
     header = ["Metric", "Score", "Scale"] + (["95 % interval"] if intervals else [])
+    scales = scoring.scales(scores)
     rows = []
-    for name, value in _chosen(scores, extras, metric).items():
-        scale = SCALES.get(name) or UNITS.get(name) or "share"
+    for name, value in _shown(scores, extras, metric).items():
+        scale = scales.get(name) or UNITS.get(name, "share")
         number = f"{value:.{digits}f}" if isinstance(value, float) else f"{value}"
         row = [name, number, scale]
         if intervals:
@@ -228,19 +224,19 @@ def _json(
     per_image: bool,
     about_intervals: str,
 ) -> str:
-    chosen = _chosen(scores, extras, metric)
+    shown = _shown(scores, extras, metric)
     answer: dict[str, Any] = {
         "signature": scores.signature,
         "images": len(scores.ids),
-        "scores": {name: value for name, value in chosen.items() if name in scores.corpus},
-        "scales": {name: SCALES[name] for name in chosen if name in scores.corpus},
+        "scores": {name: value for name, value in shown.items() if name in scores.corpus},
+        "scales": {name: scale for name, scale in scoring.scales(scores).items() if name in shown},
     }
     if intervals:
         answer["resampling"] = about_intervals
         answer["intervals"] = {
             name: {"low": interval.low, "high": interval.high, "deviation": interval.deviation}
             for name, interval in intervals.items()
-            if name in chosen
+            if name in shown
         }
     answer |= {key.replace(" ", "_"): values for key, values in extras.items()}
     answer["warnings"] = system.warnings

@@ -1,4 +1,4 @@
-"""What `captune score` and `captune compare` share: the way from files to scores, and from answers to paper."""
+"""What `captune score` and `captune compare` share: from files and options to scores, and from scores to output."""
 
 from __future__ import annotations
 
@@ -7,35 +7,101 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captune.cli.scoring_options import CIDERS, COMPUTED, Options
+from captune.cli.scoring_options import REPORTED
+from captune.errors import MetricInputError
+from captune.metrics.options import ScoringOptions
+from captune.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from captune.metrics import Scorer, Scores
     from captune.metrics.files import Predictions, References
 
-__all__ = ["System", "check_out", "load_system", "make_scorer", "score_system", "to_json", "warn", "write"]
+__all__ = [
+    "ScoringRun",
+    "System",
+    "check_out",
+    "load_system",
+    "make_scorer",
+    "scales",
+    "score_system",
+    "to_json",
+    "warn",
+    "write",
+]
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    """What a command scores and reports.
+
+    Attributes:
+        names: metrics and reports as requested, checked by `metric_names`.
+        options: of the scorer; `options.metrics` is replaced by the metrics of `names`.
+        subset: score only images that have both captions and references.
+        images: folder of the image files.
+    """
+
+    names: tuple[str, ...]
+    options: ScoringOptions
+    subset: bool = False
+    images: Path | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics, without reports."""
+        return tuple(name for name in self.names if name not in REPORTED)
+
+    def needs(self, what: str) -> bool:
+        """Whether a metric needs "java", "clip" or "images"."""
+        return any(what in METRICS[name].needs for name in self.metrics)
+
+    def check_requirements(self) -> None:
+        """Refuse, before any metric runs, what is not installed: Java, jars, parser models, a CLIP model.
+
+        Raises:
+            MissingExtraError: an extra is not installed.
+            MetricInputError: SPICE's parser models or the CLIP folder are missing.
+            ExternalToolError: the Java that was selected does not run.
+        """
+        for name in self.metrics:
+            METRICS[name].check_requirements(self.options)
+        if not self.needs("clip"):
+            return
+        from captune.cli.preflight import require_extra
+        from captune.errors import WeightsError
+        from captune.hub import is_hub_id, require_available
+
+        require_extra("CLIPScore", "train")
+        clip = self.options.clip
+        if not Path(clip).is_dir():
+            if not is_hub_id(clip):
+                raise MetricInputError(f"--clip is {clip}, and there is no such folder; give one, or a hub id.")
+            try:
+                require_available(clip)
+            except WeightsError as error:
+                raise MetricInputError(f"{error} (--clip FOLDER)") from error
 
 
 @dataclass
 class System:
-    """One system: its captions beside the references of the same images, and what was noticed."""
+    """Captions of one system with the references of the same images, and warnings about them."""
 
     name: str
     predictions: dict[str, str]
     references: dict[str, list[str]]
     finished: dict[str, bool]
-    pictures: dict[str, Path]
+    image_files: dict[str, Path]
     file_names: dict[str, str]
     warnings: list[str] = field(default_factory=list)
 
 
 def warn(sentence: str) -> None:
-    """Say something on stderr that does not stop the command."""
+    """Print a warning on stderr."""
     print(f"captune: warning: {sentence}", file=sys.stderr)
 
 
-def load_system(references: References, predictions: Predictions, name: str, options: Options) -> System:
-    """Match the captions of one system with the references and notice what is odd.
+def load_system(references: References, predictions: Predictions, name: str, run: ScoringRun) -> System:
+    """Match the captions of one system with the references, and collect warnings.
 
     Raises:
         MetricInputError: they do not belong together.
@@ -43,9 +109,10 @@ def load_system(references: References, predictions: Predictions, name: str, opt
     from captune.metrics.alignment import align, caption_warnings
     from captune.metrics.languages import language_warning
 
-    aligned = align(predictions, references, subset=options.subset)
+    aligned = align(predictions, references, subset=run.subset)
     warnings = list(aligned.warnings) + caption_warnings(aligned.predictions, aligned.references)
-    if options.tokenize == "ptb":
+    tokenize = run.options.tokenize
+    if tokenize == "ptb":
         for captions, whose in (
             ([caption for group in aligned.references.values() for caption in group], "references"),
             (list(aligned.predictions.values()), "predictions"),
@@ -53,69 +120,94 @@ def load_system(references: References, predictions: Predictions, name: str, opt
             if sentence := language_warning(captions):
                 warnings.append(f"In the {whose}: {sentence}")
                 break
-    for key in ("meteor", "spice"):
-        if key in options.metrics and options.tokenize != "ptb":
-            warnings.append(f"{key.upper()} knows English only, whatever --tokenize says.")
+    else:
+        english = [METRICS[name].names()[0] for name in run.metrics if METRICS[name].english_only]
+        warnings += [f"{metric} knows English only, whatever --tokenize says." for metric in english]
     finished = {image: predictions.finished[image] for image in aligned.predictions if image in predictions.finished}
-    pictures = {image: references.images[image] for image in aligned.predictions if image in references.images}
+    files = {image: references.images[image] for image in aligned.predictions if image in references.images}
     file_names = {
         image: references.file_names[image] for image in aligned.predictions if image in references.file_names
     }
-    return System(name, aligned.predictions, aligned.references, finished, pictures, file_names, warnings)
+    return System(name, aligned.predictions, aligned.references, finished, files, file_names, warnings)
 
 
-def make_scorer(system: System, options: Options) -> tuple[Scorer, tuple[str, ...]]:
+def make_scorer(system: System, run: ScoringRun) -> tuple[Scorer, tuple[str, ...]]:
     """Prepare the references of a system.
 
-    CIDEr of a single image is undefined (every n-gram has the weight ln 1 = 0): it is left out with a warning, and
-    is an error where nothing else was asked for.
+    CIDEr of a single image is undefined (every n-gram has the weight ln 1 = 0): it is left out with a warning, and is
+    an error where no other metric was requested.
 
     Returns:
-        The scorer, and which of the metrics that it computes are to be shown.
+        The scorer, and the metrics to show.
 
     Raises:
-        MetricInputError: only CIDEr was asked for, of one image.
+        MetricInputError: only CIDEr was requested, of one image.
     """
-    from captune.errors import MetricInputError
-    from captune.metrics import DocumentFrequencies, Scorer
+    from captune.metrics import Scorer
 
-    keys = [key for key in options.metrics if key in COMPUTED]
-    frequencies = None
-    if options.document_frequencies is not None:
-        frequencies = DocumentFrequencies.load(options.document_frequencies)
-    if len(system.references) == 1 and frequencies is None and any(key in CIDERS for key in keys):
-        sentence = "CIDEr of one image is undefined, since it weighs n-grams by how many images hold them"
-        advice = "give more images, or --document-frequencies of a corpus"
-        keys = [key for key in keys if key not in CIDERS]
-        if set(options.metrics) <= set(CIDERS):
-            raise MetricInputError(f"{sentence}; {advice}.")
-        system.warnings.append(f"{sentence}; it is left out ({advice}).")
-    scorer = Scorer(
-        system.references,
-        tuple(keys) or ("rouge-l",),  # the cheapest, where only numbers from elsewhere are wanted beside a signature
-        options.compat,
-        options.tokenize,
-        frequencies,
-        data=options.data,
-        split=options.split,
-        prompt=options.prompt,
-        decoding=options.decoding,
-        protocol=options.protocol,
-        jobs=options.jobs,
-    )
-    return scorer, tuple(keys)
+    metrics = run.metrics
+    if len(system.references) == 1 and run.options.document_frequencies is None:
+        kept = tuple(name for name in metrics if not METRICS[name].uses_document_frequencies)
+        if kept != metrics:
+            sentence = "CIDEr of one image is undefined, since it weighs n-grams by how many images hold them"
+            advice = "give more images, or --document-frequencies of a corpus"
+            if not kept and metrics == run.names:
+                raise MetricInputError(f"{sentence}; {advice}.")
+            system.warnings.append(f"{sentence}; it is left out ({advice}).")
+            metrics = kept
+    # Reports alone have a signature too, and ROUGE-L is the cheapest metric.
+    options = replace(run.options, metrics=metrics or ("rouge-l",))
+    files = _image_files(system, run.images) if run.needs("images") else None
+    return Scorer(system.references, options, image_files=files), metrics
 
 
-def score_system(system: System, scorer: Scorer, keys: tuple[str, ...], options: Options) -> Scores:
-    """All scores of one system that have statistics of images; diversity and failures are reported apart."""
-    from captune.cli.external_metrics import ADD_EXTERNAL
+def _image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
+    """The file of each image: as the references name it, else in the folder of --images.
 
+    Raises:
+        MetricInputError: a file does not exist, or there is no folder to search.
+    """
+    from captune.data.image_files import ImageFolder
+    from captune.errors import DataError
+
+    if folder is not None and not folder.is_dir():
+        raise MetricInputError(f"There is no folder '{folder}'; --images takes the folder of the pictures.")
+    index = None if folder is None else ImageFolder(folder)
+    files: dict[str | int, Path] = {}
+    for image in system.predictions:
+        path = system.image_files.get(image)
+        if path is not None and path.is_file():
+            files[image] = path
+            continue
+        if index is None:
+            where = "" if path is None else f", and '{path}' is not there"
+            raise MetricInputError(
+                f"CLIPScore needs the picture of image '{image}'{where}; give --images FOLDER, or references with an "
+                '"image" path (a captune manifest).'
+            )
+        file_name = system.file_names.get(image, None if path is None else path.name)
+        try:
+            file = index.find(image, file_name)
+        except DataError as error:
+            raise MetricInputError(f"CLIPScore: {error}") from error
+        if file is None:
+            looked_for = index.looked_for(image, file_name)
+            raise MetricInputError(
+                f"There is no picture of image '{image}' in '{folder}', where {looked_for} was looked for."
+            )
+        files[image] = file
+    return files
+
+
+def score_system(system: System, scorer: Scorer, metrics: tuple[str, ...]) -> Scores:
+    """The scores to show of one system."""
     scores = scorer.score(system.predictions)
-    scores = replace(scores, statistics={key: scores.statistics[key] for key in keys})
-    for key, add in ADD_EXTERNAL.items():
-        if key in options.metrics:
-            scores = add(scores, system, options)
-    return scores
+    return replace(scores, statistics={name: scores.statistics[name] for name in metrics})
+
+
+def scales(scores: Scores) -> dict[str, str]:
+    """The scale of each score in print, "0-10": papers multiply by 100, or by 10, or not."""
+    return {column.name: column.scale for name in scores.statistics for column in METRICS[name].columns}
 
 
 def to_json(answer: dict[str, Any]) -> str:
@@ -134,7 +226,7 @@ def to_json(answer: dict[str, Any]) -> str:
 
 
 def check_out(out: Path | None, command: str, reads: list[Path | str | None]) -> None:
-    """See that an answer may be written; of what is read, options that were left out are None.
+    """Check that the output may be written; inputs that were left out are None.
 
     Raises:
         InputError: it may not.
@@ -146,7 +238,7 @@ def check_out(out: Path | None, command: str, reads: list[Path | str | None]) ->
 
 
 def write(text: str, out: Path | None, command: str) -> None:
-    """Print the answer, or put it into a file that is there whole or not at all."""
+    """Print the output, or write it to a file atomically."""
     if out is None:
         print(text)
         return

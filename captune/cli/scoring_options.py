@@ -1,20 +1,18 @@
-"""The options that `captune score` and `captune compare` share, and what they make together."""
+"""The options that `captune score` and `captune compare` share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from captune.errors import MetricInputError
+from captune.metrics.registry import BUILT_IN, check_metrics
+
 __all__ = [
-    "CIDERS",
-    "COMPUTED",
-    "DEFAULT_CLIP",
     "REPORTED",
-    "SCALES",
     "Clip",
     "Compat",
     "Compatibility",
@@ -28,7 +26,6 @@ __all__ = [
     "Jobs",
     "Json",
     "Metrics",
-    "Options",
     "OutputFormat",
     "Prompt",
     "Protocol",
@@ -40,30 +37,12 @@ __all__ = [
     "TimeLimit",
     "Tokenize",
     "Tokenizer",
-    "metric_keys",
-    "the_one",
+    "exactly_one",
+    "metric_names",
 ]
 
-CIDERS = ("cider", "cider-d")
-COMPUTED = ("bleu", *CIDERS, "rouge-l")
-EXTERNAL = ("meteor", "spice", "clipscore")
 REPORTED = ("diversity", "failures")
-METRIC_NAMES = (*COMPUTED, *EXTERNAL, *REPORTED)
-
-#: The range of each score, which is printed beside it: papers multiply by 100, or by 10, or not.
-SCALES = {
-    "BLEU-1": "0-1",
-    "BLEU-2": "0-1",
-    "BLEU-3": "0-1",
-    "BLEU-4": "0-1",
-    "METEOR": "0-1",
-    "ROUGE-L": "0-1",
-    "CIDEr": "0-10",
-    "CIDEr-D": "0-10",
-    "SPICE": "0-1",
-    "CLIPScore": "0-2.5",
-    "RefCLIPScore": "0-1.4",
-}
+"""What `captune score` reports besides metrics: numbers of the complete set without statistics of images."""
 
 
 class Format(StrEnum):
@@ -85,7 +64,7 @@ class Tokenize(StrEnum):
 
 
 class Compat(StrEnum):
-    """Whether a caption is tokenized alone or in its call."""
+    """Whether a caption is tokenized separately or with its call."""
 
     CAPTION = "caption"
     COCO_CAPTION = "coco-caption"
@@ -101,11 +80,14 @@ ReferencesFile = Annotated[
         show_default=False,
     ),
 ]
-Metrics = Annotated[str, typer.Option(help=f"Comma-separated, out of {', '.join(METRIC_NAMES)}.")]
+Metrics = Annotated[
+    str,
+    typer.Option(help=f"Comma-separated, out of {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."),
+]
 Split = Annotated[str | None, typer.Option(help="Score this split of the references.", show_default=False)]
 Tokenizer = Annotated[Tokenize, typer.Option(help="Tokenizer; ptb is coco-caption's and made for English.")]
 Compatibility = Annotated[
-    Compat, typer.Option(help="'coco-caption' tokenizes the whole call together as the Java tool does.")
+    Compat, typer.Option(help="'coco-caption' tokenizes all captions in one pass, as the Java tool does.")
 ]
 Subset = Annotated[bool, typer.Option("--subset", help="Score only images that have both; else a gap is an error.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Most processes that work; few captions need one only.")]
@@ -133,7 +115,7 @@ TimeLimit = Annotated[
     float | None,
     typer.Option(
         min=0.001,
-        help="Seconds before Java counts as hung: METEOR without an answer, or SPICE as a whole.",
+        help="Seconds before Java counts as hung: METEOR without an answer, or SPICE in total.",
         show_default="300 for METEOR, 3600 for SPICE",
     ),
 ]
@@ -151,60 +133,29 @@ SpiceModels = Annotated[
 ]
 Clip = Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, for CLIPScore.", show_default=False)]
-DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything that decides a number, as given on the command line."""
-
-    metrics: tuple[str, ...]
-    tokenize: str = "ptb"
-    compat: str = "caption"
-    subset: bool = False
-    jobs: int = 1
-    data: str | None = None
-    split: str | None = None
-    prompt: str | None = None
-    decoding: str | None = None
-    protocol: str | None = None
-    document_frequencies: Path | None = None
-    java: Path | None = None
-    java_memory: str | None = None
-    time_limit: float | None = None
-    spice_cache: Path | None = None
-    spice_models: Path | None = None
-    clip: str = DEFAULT_CLIP
-    images: Path | None = None
-
-
-def metric_keys(names: str) -> tuple[str, ...]:
+def metric_names(text: str) -> tuple[str, ...]:
     """Split `--metrics` and check every name.
 
     Raises:
-        MetricInputError: a name is not known, or there is none.
+        MetricInputError: a name is unknown, or there is none.
     """
-    from captune.errors import MetricInputError
-
-    keys = tuple(dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip()))
     aliases = {"rouge": "rouge-l", "rougel": "rouge-l", "rouge_l": "rouge-l", "clip": "clipscore"}
-    keys = tuple(aliases.get(key, key) for key in keys)
-    for key in keys:
-        if key not in METRIC_NAMES:
-            raise MetricInputError(f"There is no metric '{key}'; choose out of {', '.join(METRIC_NAMES)}.")
-    if not keys:
-        raise MetricInputError(f"--metrics names nothing; choose out of {', '.join(METRIC_NAMES)}.")
-    return keys
+    lower = (name.strip().lower() for name in text.split(",") if name.strip())
+    names = tuple(dict.fromkeys(aliases.get(name, name) for name in lower))
+    check_metrics(names, REPORTED)
+    if not names:
+        raise MetricInputError(f"--metrics names nothing; choose out of {', '.join((*BUILT_IN, *REPORTED))}.")
+    return names
 
 
-def the_one(files: list[Path], option: str, advice: str = "") -> Path:
-    """The file of an option that takes one; the command line would keep the last of several without a word.
+def exactly_one(files: list[Path], option: str, advice: str = "") -> Path:
+    """The file of an option that takes one; the command line would silently keep the last of several.
 
     Raises:
         MetricInputError: several were given.
     """
-    from captune.errors import MetricInputError
-
     if len(files) > 1:
         named = ", ".join(f"'{file}'" for file in files)
         raise MetricInputError(f"{option} was given {len(files)} times ({named}); give one file{advice}.")

@@ -24,8 +24,10 @@ from captune.config import RunConfig
 from captune.data.images import has_rotation
 from captune.data.leaks import ImageFile, find_leaks
 from captune.data.manifest import Sample, read_manifest, resolve_image
-from captune.errors import ConfigError, DataError
+from captune.errors import ConfigError, DataError, MetricInputError
 from captune.events import Listener
+from captune.metrics.options import DEFAULT_METRICS
+from captune.metrics.registry import check_metrics
 from captune.parsing import load_yaml, validate
 
 __all__ = [
@@ -46,7 +48,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent / "protocols"
-_METRICS = ("bleu", "cider", "rouge-l")
 
 
 class _Section(BaseModel):
@@ -87,17 +88,18 @@ class Protocol(_Section):
     """What the model is asked; null is what it was trained with."""
     decoding: Decoding | None = None
     """How captions are decoded; null is as the run says."""
-    metrics: tuple[str, ...] = Field(_METRICS, min_length=1)
-    """Metrics of coco-caption, without Java."""
+    metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)
+    """Metrics of captune or of installed packages."""
     leak: str | None = Field(None, min_length=1)
     """Why every row is marked LEAK; null leaves the question to the leak guard."""
 
     @field_validator("metrics")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in _METRICS:
-                raise ValueError(f"the metric '{name}' is not known; choose out of {', '.join(_METRICS)}")
+        try:
+            check_metrics(names)
+        except MetricInputError as error:
+            raise ValueError(str(error)) from None
         return names
 
     @property

@@ -36,7 +36,7 @@ from captune.evaluation.robustness_columns import (
 from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_options, exif_mark, refuse_rows
 from captune.events import Event, Listener
 from captune.features import encode_images
-from captune.metrics import Scorer, Scores
+from captune.metrics import Scorer, Scores, ScoringOptions
 from captune.metrics.signature import prompt_hash
 from captune.metrics.significance import confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
@@ -202,13 +202,15 @@ class _Work:
         """A column that scores some images of a set."""
         scorer = Scorer(
             {image: chosen.references[image] for image in ids},
-            chosen.rules.metrics,
-            data=_field(name if kind != "corruption" else f"{chosen.name}+{name.replace(' ', '')}"),
-            split=_field(chosen.split),
-            decoding=str(decoding_options(self.config)),
-            protocol=chosen.protocol,
-            exif=exif_mark(self.config, chosen),
-            leak=chosen.leak is not None,
+            ScoringOptions(
+                metrics=chosen.rules.metrics,
+                data=_field(name if kind != "corruption" else f"{chosen.name}+{name.replace(' ', '')}"),
+                split=_field(chosen.split),
+                decoding=str(decoding_options(self.config)),
+                protocol=chosen.protocol,
+                exif=exif_mark(self.config, chosen),
+                leak=chosen.leak is not None,
+            ),
         )
         return _Place(name, kind, chosen, ids, scorer)
 

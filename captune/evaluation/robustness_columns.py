@@ -20,9 +20,8 @@ from captune.errors import ConfigError, DataError
 from captune.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.events import Listener
-from captune.metrics import Scores
+from captune.metrics import METRICS, Scores
 from captune.metrics.ptb import tokenize_batch
-from captune.metrics.scores import METRICS
 from captune.metrics.significance import NEGLIGIBLE
 from captune.report.matrix import Difference
 
@@ -239,7 +238,7 @@ def _resampled(scores: Scores, weights: NDArray[np.float64]) -> Mapping[str, NDA
     for key, statistics in scores.statistics.items():
         metric = METRICS[key]
         columns = metric.from_sums(weights @ np.asarray(statistics, np.float64), len(scores.ids))
-        found |= {name: columns[:, place] for place, name in enumerate(metric.names)}
+        found |= {name: columns[:, place] for place, name in enumerate(metric.names())}
     return found
 
 

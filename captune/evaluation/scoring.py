@@ -22,7 +22,7 @@ from captune.decoding.options import NON_FINITE_SCORES
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import EvaluationSet
 from captune.features import StoredFeatures
-from captune.metrics import Scorer, Scores, Signature, prompt_hash
+from captune.metrics import Scorer, Scores, ScoringOptions, Signature, prompt_hash
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
 from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
@@ -98,14 +98,17 @@ class Evaluation:
         self._written = 0
         self._scorer = Scorer(
             chosen.references,
-            chosen.rules.metrics,
-            data=chosen.name,
-            split=chosen.split,
-            prompt=config.model.instruction,
-            decoding=str(self._options),
-            protocol=chosen.protocol,
-            exif=exif_mark(config, chosen),
-            leak=chosen.leak is not None,
+            ScoringOptions(
+                metrics=chosen.rules.metrics,
+                data=chosen.name,
+                split=chosen.split,
+                prompt=config.model.instruction,
+                decoding=str(self._options),
+                protocol=chosen.protocol,
+                exif=exif_mark(config, chosen),
+                leak=chosen.leak is not None,
+            ),
+            image_files={image.id: file for image, file in zip(chosen.images, self.image_files, strict=True)},
         )
 
     @property

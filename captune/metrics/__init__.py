@@ -1,4 +1,4 @@
-"""Caption metrics with coco-caption's numbers, without Java: exact, fast, signed, with error bars.
+"""Caption metrics with the numbers of coco-caption, without Java, with signatures and confidence intervals.
 
     from captune.metrics import score_captions
 
@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from captune.metrics import ptb
     from captune.metrics.frequencies import DocumentFrequencies
-    from captune.metrics.scorer import DEFAULT_METRICS, Scorer, score_captions
-    from captune.metrics.scores import METRICS, Metric, Scores
+    from captune.metrics.metric import Column, MeanOfImages, Metric
+    from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
+    from captune.metrics.references import PredictionBatch, ReferenceIndex
+    from captune.metrics.registry import METRICS, check_metrics, find_column
+    from captune.metrics.scorer import Scorer, score_captions
+    from captune.metrics.scores import Scores
     from captune.metrics.signature import Signature, prompt_hash
     from captune.metrics.significance import (
         Comparison,
@@ -28,46 +32,60 @@ if TYPE_CHECKING:
         paired_bootstrap,
     )
 
+_MODULES = {
+    "DEFAULT_METRICS": "options",
+    "METRICS": "registry",
+    "Column": "metric",
+    "Comparison": "significance",
+    "DocumentFrequencies": "frequencies",
+    "Interval": "significance",
+    "MeanOfImages": "metric",
+    "Metric": "metric",
+    "PredictionBatch": "references",
+    "ReferenceIndex": "references",
+    "Scorer": "scorer",
+    "Scores": "scores",
+    "ScoringOptions": "options",
+    "Signature": "signature",
+    "approximate_randomization": "significance",
+    "check_metrics": "registry",
+    "confidence_intervals": "significance",
+    "find_column": "registry",
+    "paired_bootstrap": "significance",
+    "prompt_hash": "signature",
+    "score_captions": "scorer",
+}
+
 __all__ = [
     "DEFAULT_METRICS",
     "METRICS",
+    "Column",
     "Comparison",
     "DocumentFrequencies",
     "Interval",
+    "MeanOfImages",
     "Metric",
+    "PredictionBatch",
+    "ReferenceIndex",
     "Scorer",
     "Scores",
+    "ScoringOptions",
     "Signature",
     "approximate_randomization",
+    "check_metrics",
     "confidence_intervals",
+    "find_column",
     "paired_bootstrap",
     "prompt_hash",
     "ptb",
     "score_captions",
 ]
 
-_HOME = {
-    "DEFAULT_METRICS": "scorer",
-    "METRICS": "scores",
-    "Comparison": "significance",
-    "DocumentFrequencies": "frequencies",
-    "Interval": "significance",
-    "Metric": "scores",
-    "Scorer": "scorer",
-    "Scores": "scores",
-    "Signature": "signature",
-    "approximate_randomization": "significance",
-    "confidence_intervals": "significance",
-    "paired_bootstrap": "significance",
-    "prompt_hash": "signature",
-    "score_captions": "scorer",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first asked for."""
+    """Import a public name from its module on first use."""
     if name == "ptb":
         return import_module("captune.metrics.ptb")
-    if name in _HOME:
-        return getattr(import_module(f"captune.metrics.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"captune.metrics.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'captune.metrics' has no attribute '{name}'")

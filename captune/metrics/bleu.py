@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from itertools import repeat
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from captune.metrics.matching import Matches
+from captune.metrics.metric import Column, Metric
 from captune.metrics.ngrams import ORDERS
+from captune.metrics.references import PredictionBatch, ReferenceIndex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,45 +27,35 @@ _TINY = 1e-15
 _SMALL = 1e-9
 
 
-class Bleu:
-    """BLEU from the statistics of each image.
+class Bleu(Metric):
+    """BLEU-1 to BLEU-4.
 
-    The statistics are (N, 6) int64: words of the prediction, words of the closest reference, and the clipped counts
-    of the four orders. The number of n-grams of an image follows from its words.
+    The statistics of an image are 10 integers: words of the prediction, words of the reference closest in length, and
+    for each order the n-grams of the prediction and those that match a reference.
     """
 
-    key: ClassVar[str] = "bleu"
-    names: ClassVar[tuple[str, ...]] = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+    columns: ClassVar[tuple[Column, ...]] = tuple(Column(f"BLEU-{order}") for order in range(1, ORDERS + 1))
+    forks: ClassVar[bool] = True
 
-    @staticmethod
-    def statistics(
-        lengths: NDArray[np.int64], closest: NDArray[np.int64], clipped: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Put together what `per_image` and `totals` read, (N, 10) int64.
+    def prepare(self, references: ReferenceIndex) -> None:
+        """Sort the n-grams of the references."""
+        references.ngrams  # noqa: B018 - a cached property
 
-        Args:
-            lengths: (N,) words of each prediction.
-            closest: (N,) words of the reference closest in length.
-            clipped: (N, 4) matched n-grams of each order.
-        """
+    def statistics(self, predictions: PredictionBatch) -> NDArray[np.int64]:
+        """Counts of each image, (N, 10)."""
+        lengths = predictions.words.lengths
+        closest = closest_lengths(lengths, predictions.reference_lengths, predictions.offsets)
         guesses = np.maximum(0, lengths[:, None] - np.arange(ORDERS))
-        return np.column_stack((lengths, closest, guesses, clipped))
+        clipped = [clipped_counts(order.matches, len(lengths)) for order in predictions.ngrams]
+        return np.column_stack((lengths, closest, guesses, *clipped))
 
-    def per_image(self, statistics: NDArray[np.int64]) -> NDArray[np.float64]:
-        """BLEU-1 to BLEU-4 of each image, (N, 4)."""
-        return _bleu(statistics)
-
-    def corpus(self, statistics: NDArray[np.int64]) -> NDArray[np.float64]:
-        """BLEU-1 to BLEU-4 of the summed statistics, (4,)."""
-        scores: NDArray[np.float64] = _bleu(statistics.sum(axis=0)[None])[0]
-        return scores
-
-    def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
-        """BLEU of resampled sets, from (B, 10) summed statistics to (B, 4)."""
+    @classmethod
+    def from_sums(cls, sums: NDArray[Any], images: int) -> NDArray[np.float64]:
+        """BLEU of B corpora, from (B, 10) summed counts to (B, 4)."""
         return _bleu(sums)
 
 
-def _bleu(statistics: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
+def _bleu(statistics: NDArray[Any]) -> NDArray[np.float64]:
     """BLEU of every row of statistics, (N, 10) to (N, 4).
 
     Powers and exponentials go through `math`, whose last digit does not depend on the processor.
@@ -82,7 +74,7 @@ def _bleu(statistics: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.flo
 
 
 def clipped_counts(matches: Matches, images: int) -> NDArray[np.int64]:
-    """How many n-grams of each prediction stand in its references, each at most as often as in one of them.
+    """How many n-grams of each prediction are in its references, each at most as often as in one of them.
 
     Returns:
         (N,) int64.
@@ -104,8 +96,8 @@ def closest_lengths(
         reference_lengths: (C,) words of the references.
         image_offsets: (N + 1,) where each image's references begin.
     """
-    own = np.repeat(lengths, np.diff(image_offsets))
+    predicted = np.repeat(lengths, np.diff(image_offsets))
     # The smallest (distance, length) pair in one number.
-    rank = (np.abs(reference_lengths - own) << 32) | reference_lengths
+    rank = (np.abs(reference_lengths - predicted) << 32) | reference_lengths
     nearest: NDArray[np.int64] = np.minimum.reduceat(rank, image_offsets[:-1])
     return nearest & 0xFFFFFFFF

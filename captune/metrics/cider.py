@@ -8,13 +8,18 @@ weights to the reference's, and takes off for a difference in length.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from captune.errors import MetricInputError
+from captune.metrics.frequencies import CorpusCounts, DocumentFrequencies
 from captune.metrics.matching import Matches
+from captune.metrics.metric import Column, MeanOfImages
 from captune.metrics.ngrams import Ngrams
+from captune.metrics.references import PredictionBatch, ReferenceIndex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,31 +34,74 @@ _PENALTY = np.array(
 )
 
 
-class Cider:
-    """CIDEr from the score of each image; the statistics are these scores, (N, 1) float64."""
+class Cider(MeanOfImages):
+    """CIDEr; every image keeps its document frequencies in resampling."""
 
-    key: ClassVar[str] = "cider"
-    names: ClassVar[tuple[str, ...]] = ("CIDEr",)
+    columns: ClassVar[tuple[Column, ...]] = (Column("CIDEr", 10.0),)
+    uses_document_frequencies: ClassVar[bool] = True
+    forks: ClassVar[bool] = True
 
-    def per_image(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores as they are, (N, 1)."""
-        return statistics
+    def prepare(self, references: ReferenceIndex) -> None:
+        """Weigh the n-grams of the references.
 
-    def corpus(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean over images, (1,)."""
-        return np.array([np.mean(np.ascontiguousarray(statistics[:, 0]))])
+        Raises:
+            MetricInputError: no reference has a word, or there is one image only and no other corpus.
+        """
+        external = self.options.document_frequencies
+        if external is not None and not isinstance(external, DocumentFrequencies):
+            external = DocumentFrequencies.load(external)
+        if external is None and len(references.ids) == 1:
+            raise MetricInputError(
+                "CIDEr of one image alone is undefined, since every n-gram is in every image; give the document "
+                "frequencies of a corpus (DocumentFrequencies) or leave CIDEr out of the metrics"
+            )
+        if not len(references.words.values):
+            raise MetricInputError("no reference has a word, so CIDEr has nothing to weigh; look at the references")
+        self._external = external
+        self._weights = Weights(len(references.ids) if external is None else external.images)
+        counts = None if external is None else CorpusCounts(external, references.encoder)
+        index = references.ngrams
+        self._counts, self._norms = [], []
+        for ngrams in index.orders:
+            known = ngrams.images if counts is None else counts.next_order(ngrams.keys, index.vocabulary)
+            # Number -1 of an unknown n-gram selects the 0 at the end.
+            self._counts.append(np.append(known, np.int32(0)))
+            squares = self._weights.vector_squares(ngrams, known)
+            self._norms.append(norms(squares, index.caption_at, len(references.words)))
 
-    def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
-        """The mean of resampled sets, from (B, 1) sums; every image keeps its document frequencies."""
-        scores: NDArray[np.float64] = sums / images
-        return scores
+    def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
+        """CIDEr of each image, (N, 1)."""
+        words = predictions.words
+        external = None if self._external is None else CorpusCounts(self._external, predictions.encoder)
+        overlap, prediction_norms = [], []
+        for counts, order in zip(self._counts, predictions.ngrams, strict=True):
+            weights = self._weights.of(counts.take(order.matches.gram))
+            overlap.append(overlaps(order.matches, weights, len(predictions.reference_lengths)))
+            if external is None:
+                known = counts.take(order.located)
+            else:
+                known = external.next_order(order.ngrams.keys, predictions.vocabulary)
+            squares = self._weights.vector_squares(order.ngrams, known)
+            prediction_norms.append(norms(squares, predictions.prediction_at, len(words)))
+        return scores_of_images(
+            np.array(overlap),
+            np.array(prediction_norms),
+            np.array([norm[predictions.references_of] for norm in self._norms]),
+            words.lengths,
+            predictions.reference_lengths,
+            predictions.offsets,
+        )[:, None]
+
+    def signature(self) -> Mapping[str, str]:
+        """The variant, and the corpus that document frequencies come from."""
+        source = "corpus" if self._external is None else f"{self._external.source}({self._external.images})"
+        return {"cider": f"D,df={source}"}
 
 
 class CiderD(Cider):
     """The same number under the name that the paper gives the variant."""
 
-    key: ClassVar[str] = "cider-d"
-    names: ClassVar[tuple[str, ...]] = ("CIDEr-D",)
+    columns: ClassVar[tuple[Column, ...]] = (Column("CIDEr-D", 10.0),)
 
 
 class Weights:
@@ -82,7 +130,7 @@ class Weights:
         return self._kept
 
     def vector_squares(self, ngrams: Ngrams, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
-        """The squared components of all captions' vectors, where their n-grams first stand; 0 at other words.
+        """The squared components of all captions' vectors, where their n-grams first occur; 0 at other words.
 
         Args:
             ngrams: n-grams of one order.
@@ -128,9 +176,10 @@ def overlaps(matches: Matches, weight: NDArray[np.float64], references: int) -> 
         weight: (M,) the weights of the shared n-grams.
         references: how many references there are, C.
     """
-    own = matches.prediction_times * weight
-    theirs = matches.reference_times * weight
-    return np.bincount(matches.reference, np.minimum(own, theirs) * theirs, references).astype(np.float64, copy=False)
+    predicted = matches.prediction_times * weight
+    referred = matches.reference_times * weight
+    products = np.minimum(predicted, referred) * referred
+    return np.bincount(matches.reference, products, references).astype(np.float64, copy=False)
 
 
 def scores_of_images(
@@ -154,8 +203,8 @@ def scores_of_images(
     per_image = np.diff(image_offsets)
     image_of = np.repeat(np.arange(len(per_image)), per_image)
     # The original measures length in bigrams, so captions of no word and of one word are equally long.
-    own = np.maximum(0, prediction_lengths - 1)[image_of]
-    difference = np.abs(own - np.maximum(0, reference_lengths - 1))
+    bigrams = np.maximum(0, prediction_lengths - 1)[image_of]
+    difference = np.abs(bigrams - np.maximum(0, reference_lengths - 1))
     penalty = _PENALTY[np.minimum(difference, _LONGEST_DIFFERENCE)]
     total = np.zeros(len(per_image))
     for order in range(len(overlap)):

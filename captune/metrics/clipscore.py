@@ -10,26 +10,54 @@ cannot be compared; the published ones are of `openai/clip-vit-base-patch32`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captune.common import first_line
 from captune.errors import DataError, MetricInputError, MissingExtraError, WeightsError
+from captune.metrics.metric import Column, MeanOfImages
+from captune.metrics.references import PredictionBatch
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-__all__ = ["PROMPT", "WEIGHT", "ClipScoreResult", "ClipScorer"]
+__all__ = ["PROMPT", "WEIGHT", "ClipScore", "ClipScoreResult", "ClipScorer"]
 
 WEIGHT = 2.5
 PROMPT = "A photo depicts "
 DECODERS = 4
+
+
+class ClipScore(MeanOfImages):
+    """CLIPScore, and RefCLIPScore with the references."""
+
+    # The largest harmonic mean is that of 2.5 and 1.
+    columns: ClassVar[tuple[Column, ...]] = (Column("CLIPScore", WEIGHT), Column("RefCLIPScore", 10 / 7))
+    needs: ClassVar[frozenset[str]] = frozenset({"clip", "images"})
+
+    def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
+        """Both scores of each image, (N, 2)."""
+        from captune.data.images import has_rotation
+
+        files = predictions.image_files
+        self._rotated = any(map(has_rotation, files))
+        model = ClipScorer.from_pretrained(self.options.clip)
+        result = model.score(files, list(predictions.captions), predictions.reference_captions)
+        assert result.ref_clip_score is not None
+        return np.column_stack((result.clip_score, result.ref_clip_score))
+
+    def signature(self) -> Mapping[str, str]:
+        """The CLIP model, and that rotated images are shown upright."""
+        clip = self.options.clip
+        fields = {"clip": Path(clip).name if Path(clip).is_dir() else clip}
+        return fields | ({"exif": "upright"} if self._rotated else {})
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder
-from captune.metrics.ngrams import ORDERS, find_sorted, sort_ngrams
+from captune.metrics.ngrams import ORDERS, NgramTable, sort_ngrams
 from captune.metrics.tokenizers import tokenizer
 
 if TYPE_CHECKING:
@@ -18,55 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DocumentFrequencies", "NgramTable"]
+__all__ = ["CorpusCounts", "DocumentFrequencies"]
 
 _FORMAT = "captune document frequencies 1"
-
-
-class NgramTable(NamedTuple):
-    """The distinct n-grams of a corpus, numbered per order.
-
-    Attributes:
-        keys: for each order the keys of `Ngrams`, (G,) int64 ascending.
-        vocabulary: the base of the keys; words at or above it are unknown.
-    """
-
-    keys: tuple[NDArray[np.int64], ...]
-    vocabulary: int
-
-    def locate(
-        self,
-        keys: NDArray[np.int64],
-        order: int,
-        base: int,
-        previous: NDArray[np.int32],
-        words: NDArray[np.int32] | None = None,
-    ) -> NDArray[np.int32]:
-        """Number another corpus's n-grams by this table.
-
-        Args:
-            keys: (G,) int64, the other corpus's n-grams of this order, as in `Ngrams`.
-            order: 1 to 4.
-            base: the base of these keys.
-            previous: what this method returned for the order before; ignored for order 1.
-            words: (base,) int32, from the other corpus's words to this table's, -1 for unknown ones; None where
-                both have the same encoder.
-
-        Returns:
-            (G,) int32, the number of each n-gram here, -1 if it is unknown.
-        """
-        last = keys % base
-        if words is not None:
-            last = words[last].astype(np.int64)
-        known = (last >= 0) & (last < self.vocabulary)
-        wanted = last
-        if order > 1:
-            start = previous[keys // base].astype(np.int64)
-            known &= start >= 0
-            wanted = start * self.vocabulary + last
-        found = np.full(len(wanted), -1, np.int32)
-        found[known] = find_sorted(self.keys[order - 1], wanted[known])
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,3 +124,24 @@ class DocumentFrequencies:
         """(V,) int32, the number here of each word of an encoder's vocabulary, -1 for unknown ones."""
         number = {word: index for index, word in enumerate(self.words)}
         return np.array([number.get(word, -1) for word in vocabulary], np.int32)
+
+
+class CorpusCounts:
+    """The document frequencies of another corpus for the n-grams of an encoder, order by order.
+
+    Args:
+        frequencies: of the corpus.
+        encoder: that numbered the words of the n-grams.
+    """
+
+    def __init__(self, frequencies: DocumentFrequencies, encoder: Encoder) -> None:
+        self._frequencies = frequencies
+        self._words = frequencies.words_of(encoder.vocabulary)
+        self._order = 0
+        self._located = np.zeros(0, np.int32)
+
+    def next_order(self, keys: NDArray[np.int64], base: int) -> NDArray[np.int32]:
+        """How many images of the corpus hold each n-gram, (G,) int32; called once for each order, from 1 on."""
+        self._order += 1
+        self._located = self._frequencies.table.locate(keys, self._order, base, self._located, self._words)
+        return np.append(self._frequencies.counts[self._order - 1], np.int32(0)).take(self._located)

@@ -1,6 +1,6 @@
-"""Which n-grams of a prediction stand in which references of its image.
+"""Which n-grams of a prediction are in which references of its image.
 
-The references are indexed once; any number of systems is then matched against the index.
+The references are indexed once; any number of systems is then matched against the index. BLEU and CIDEr share both.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from captune.metrics.ngrams import Ngrams
+from captune.metrics.encoding import Rows
+from captune.metrics.ngrams import Ngrams, NgramTable, sort_ngrams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Matches", "OrderIndex"]
+__all__ = ["Matches", "NgramIndex", "OrderMatches"]
 
 
 class Matches(NamedTuple):
@@ -25,7 +26,7 @@ class Matches(NamedTuple):
 
     Attributes:
         predicted: (M,) int64, the prediction (which is also the image).
-        reference: (M,) int64, the reference.
+        reference: (M,) int64, the reference, numbered within the batch.
         gram: (M,) int32, the n-gram's number among the references' n-grams.
         prediction_times: (M,) int32, how often the n-gram stands in the prediction.
         reference_times: (M,) int32, how often it stands in the reference.
@@ -40,16 +41,80 @@ class Matches(NamedTuple):
     group: NDArray[np.int64]
 
 
-class OrderIndex(NamedTuple):
+class OrderMatches(NamedTuple):
+    """What the predictions of a batch and their references have in common in one order.
+
+    Attributes:
+        ngrams: the predictions' n-grams.
+        located: (G,) int32, the number of each of them among the references' n-grams, -1 for others.
+        matches: the pairs of a prediction's n-gram and a reference that holds it.
+    """
+
+    ngrams: Ngrams
+    located: NDArray[np.int32]
+    matches: Matches
+
+
+class NgramIndex:
+    """The n-grams of all references, sorted once.
+
+    Args:
+        words: the references, C rows.
+        vocabulary: how many words the encoder knows.
+        image_offsets: (N + 1,) where each image's references begin.
+
+    Attributes:
+        orders: the n-grams of each order.
+        vocabulary: the base of their keys.
+        caption_at: (P,) int64, the reference of each word.
+    """
+
+    def __init__(self, words: Rows, vocabulary: int, image_offsets: NDArray[np.int64]) -> None:
+        self.vocabulary = vocabulary
+        self.caption_at = words.owners
+        self.orders = tuple(sort_ngrams(words, vocabulary, self.caption_at, image_offsets))
+        self._table = NgramTable(tuple(ngrams.keys for ngrams in self.orders), vocabulary)
+        self._image_offsets = image_offsets
+        self._image_bounds = words.offsets[image_offsets]
+
+    def match(
+        self, words: Rows, vocabulary: int, prediction_at: NDArray[np.int64], first: int
+    ) -> tuple[OrderMatches, ...]:
+        """Match the predictions of n consecutive images with their references.
+
+        Args:
+            words: the predictions, n rows.
+            vocabulary: how many words the encoder knows by now.
+            prediction_at: (P,) int64, the prediction of each word.
+            first: the first of the images.
+        """
+        count = len(words)
+        bounds = self._image_bounds[first : first + count + 1]
+        located = np.zeros(0, np.int32)
+        possible = np.ones(len(words.values), np.bool_)
+        result = []
+        for order, ngrams in enumerate(sort_ngrams(words, vocabulary, prediction_at, np.arange(count + 1))):
+            if order:
+                possible[:-1] &= possible[1:]
+            located = self._table.locate(ngrams.keys, order + 1, vocabulary, located)
+            index = _OrderIndex(self.orders[order].slots, self.orders[order].bits, self._image_offsets[first])
+            matches = index.match(ngrams, located, prediction_at, self.caption_at, bounds, possible)
+            result.append(OrderMatches(ngrams, located, matches))
+        return tuple(result)
+
+
+class _OrderIndex(NamedTuple):
     """The references' n-grams of one order, for looking up.
 
     Attributes:
         slots: (S,) int64 ascending, `(n-gram << bits) + position`, as in `Ngrams`.
         bits: how many bits a position has.
+        first: the first reference of the batch.
     """
 
     slots: NDArray[np.int64]
     bits: int
+    first: np.int64
 
     def match(
         self,
@@ -71,7 +136,7 @@ class OrderIndex(NamedTuple):
             possible: (P,) whether the n-gram that begins at a word may stand in a reference of the image; set to False
                 here where it does not, for the next order, since a longer n-gram holds two of these.
         """
-        begin, found, width = self._runs(predicted, located, prediction_at, image_bounds, possible)
+        begin, runs, width = self._runs(predicted, located, prediction_at, image_bounds, possible)
         possible[:] = False
         possible[begin] = True
         # What stands again in its caption was counted where it stood first.
@@ -79,10 +144,10 @@ class OrderIndex(NamedTuple):
         times[predicted.repeats.first] = predicted.repeats.times
         times[predicted.repeats.later] = 0
         first = np.flatnonzero(times.take(begin))
-        begin, found, width = begin[first], found[first], width[first]
+        begin, runs, width = begin[first], runs[first], width[first]
         ends = np.cumsum(width)
         group = ends - width
-        slot = np.arange(int(width.sum())) + np.repeat(found - group, width)
+        slot = np.arange(int(width.sum())) + np.repeat(runs - group, width)
         reference = reference_at.take(self.slots.take(slot) & ((1 << self.bits) - 1))
         # An n-gram that stands several times in a reference has as many slots there, side by side.
         new = np.ones(len(slot), np.bool_)
@@ -92,7 +157,7 @@ class OrderIndex(NamedTuple):
         owner = np.repeat(begin, width).take(pair)
         return Matches(
             predicted=prediction_at.take(owner),
-            reference=reference.take(pair),
+            reference=reference.take(pair) - self.first,
             gram=located.take(predicted.at.take(owner)),
             prediction_times=times.take(owner),
             reference_times=np.diff(pair, append=len(slot)).astype(np.int32),

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics.java import JavaProcess, coco_caption_folder, find_java
+from captune.metrics.metric import Column, Metric
+from captune.metrics.options import ScoringOptions
+from captune.metrics.references import PredictionBatch
 
-__all__ = ["METEOR_JAR", "MeteorResult", "meteor", "meteor_from_statistics"]
+__all__ = ["METEOR_JAR", "Meteor", "MeteorResult", "meteor", "meteor_from_statistics"]
 
 METEOR_JAR = "meteor-1.5.jar"
 STATISTICS = 23
@@ -28,6 +32,39 @@ LINE_BREAKS = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 # Parameters of the English task "ranking", and the weights of exact, stem, synonym and paraphrase matches.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+
+
+class Meteor(Metric):
+    """METEOR 1.5 from 23 counts of each image; corpus scores come from summed counts, as the jar computes them."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("METEOR"),)
+    needs: ClassVar[frozenset[str]] = frozenset({"java"})
+    english_only: ClassVar[bool] = True
+
+    @classmethod
+    def check_requirements(cls, options: ScoringOptions) -> None:
+        """Raise if Java or the jar is not installed."""
+        find_java(options.java)
+        coco_caption_folder("meteor")
+
+    def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
+        """Counts of each image, (N, 23)."""
+        return meteor(
+            predictions.tokenized,
+            predictions.tokenized_references,
+            java=self.options.java,
+            memory=self.options.java_memory or "2G",
+            timeout=self.options.time_limit or 300.0,
+        ).statistics
+
+    @classmethod
+    def from_sums(cls, sums: NDArray[Any], images: int) -> NDArray[np.float64]:
+        """From (B, 23) summed counts to (B, 1) scores."""
+        return meteor_from_statistics(sums)[:, None]
+
+    def signature(self) -> Mapping[str, str]:
+        """The version of the jar."""
+        return {"meteor": "1.5"}
 
 
 @dataclass(frozen=True)

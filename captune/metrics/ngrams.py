@@ -22,7 +22,7 @@ from captune.metrics.encoding import Rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ORDERS", "Ngrams", "Repeats", "find_sorted", "sort_ngrams"]
+__all__ = ["ORDERS", "NgramTable", "Ngrams", "Repeats", "sort_ngrams"]
 
 ORDERS = 4
 
@@ -213,10 +213,56 @@ class _Numbering:
         return Ngrams(keys, self._slots, self._bits, self._at, np.concatenate(self._images), repeats)
 
 
-def find_sorted(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Where each wanted number stands among ascending keys, -1 if it does not."""
+class NgramTable(NamedTuple):
+    """The distinct n-grams of a corpus, numbered per order.
+
+    Attributes:
+        keys: for each order the keys of `Ngrams`, (G,) int64 ascending.
+        vocabulary: the base of the keys; words at or above it are unknown.
+    """
+
+    keys: tuple[NDArray[np.int64], ...]
+    vocabulary: int
+
+    def locate(
+        self,
+        keys: NDArray[np.int64],
+        order: int,
+        base: int,
+        previous: NDArray[np.int32],
+        words: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        """Number another corpus's n-grams by this table.
+
+        Args:
+            keys: (G,) int64, the other corpus's n-grams of this order, as in `Ngrams`.
+            order: 1 to 4.
+            base: the base of these keys.
+            previous: what this method returned for the order before; ignored for order 1.
+            words: (base,) int32, from the other corpus's words to this table's, -1 for unknown ones; None where
+                both have the same encoder.
+
+        Returns:
+            (G,) int32, the number of each n-gram here, -1 if it is unknown.
+        """
+        last = keys % base
+        if words is not None:
+            last = words[last].astype(np.int64)
+        known = (last >= 0) & (last < self.vocabulary)
+        sought = last
+        if order > 1:
+            start = previous[keys // base].astype(np.int64)
+            known &= start >= 0
+            sought = start * self.vocabulary + last
+        numbers = np.full(len(sought), -1, np.int32)
+        numbers[known] = find_sorted(self.keys[order - 1], sought[known])
+        return numbers
+
+
+def find_sorted(keys: NDArray[np.int64], sought: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The index of each number among ascending keys, -1 if it is not one of them."""
     if not len(keys):
-        return np.full(len(wanted), -1, np.int32)
-    place = np.searchsorted(keys, wanted)
-    place[place == len(keys)] = 0
-    return np.where(keys[place] == wanted, place, -1).astype(np.int32)
+        return np.full(len(sought), -1, np.int32)
+    index = np.searchsorted(keys, sought)
+    index[index == len(keys)] = 0
+    return np.where(keys[index] == sought, index, -1).astype(np.int32)

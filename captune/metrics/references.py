@@ -1,48 +1,42 @@
-"""References prepared for scoring: numbered, counted and weighed once, matched against any number of systems."""
+"""References prepared once for any number of systems, and the predictions that metrics compare with them.
+
+N images, C references, n images of a batch. What several metrics need, such as the matched n-grams of BLEU and CIDEr,
+is computed on first use and cached.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from captune.errors import MetricInputError
-from captune.metrics import bleu, cider, rouge
 from captune.metrics.encoding import Encoder, Rows
-from captune.metrics.frequencies import DocumentFrequencies, NgramTable
 from captune.metrics.inputs import ImageId
-from captune.metrics.matching import OrderIndex
-from captune.metrics.ngrams import sort_ngrams
-from captune.metrics.parallel import apart, can_fork, shares
+from captune.metrics.matching import NgramIndex, OrderMatches
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-__all__ = ["ReferenceIndex"]
-
-_CIDERS = frozenset(("cider", "cider-d"))
-
-# Below so many for each a process takes longer to come and go than it saves.
-_FEWEST_IMAGES = 4_000
+__all__ = ["PredictionBatch", "ReferenceIndex"]
 
 
 class ReferenceIndex:
     """The references of N images, C captions in all.
 
     Args:
-        encoder: what numbered the references, and will number the predictions.
+        encoder: numbered the references, and will number the predictions.
         tokens: C rows of token numbers.
         offsets: (N + 1,) int64, where each image's references begin.
-        ids: the images' names, for messages.
-        metrics: keys of the metrics that will be asked for.
-        frequencies: document frequencies of another corpus for CIDEr; None for those of these references.
-        jobs: how many processes score at most.
+        captions: image id to references.
+        image_files: image id to file, for metrics that need images.
 
-    Raises:
-        MetricInputError: CIDEr is asked for, and no reference has a word or there is one image only.
+    Attributes:
+        ids: the images.
     """
 
     def __init__(
@@ -50,142 +44,128 @@ class ReferenceIndex:
         encoder: Encoder,
         tokens: Rows,
         offsets: NDArray[np.int64],
-        ids: Sequence[ImageId],
-        metrics: Sequence[str],
-        frequencies: DocumentFrequencies | None,
-        jobs: int = 1,
+        captions: Mapping[ImageId, Sequence[str]],
+        image_files: Mapping[ImageId, Path] | None = None,
     ) -> None:
-        self._encoder, self._tokens, self._offsets, self._ids = encoder, tokens, offsets, ids
-        self._metrics, self._frequencies, self._jobs = metrics, frequencies, jobs
-        self._weights: cider.Weights | None = None
-        words = encoder.words(tokens)
-        self._lengths = words.lengths
-        if _CIDERS.intersection(metrics):
-            if frequencies is None and len(ids) == 1:
-                raise MetricInputError(
-                    "CIDEr of one image alone is undefined, since every n-gram is in every image; give the document "
-                    "frequencies of a corpus (DocumentFrequencies) or leave CIDEr out of the metrics"
-                )
-            if not len(words.values):
-                raise MetricInputError("no reference has a word, so CIDEr has nothing to weigh; look at the references")
-            self._weights = cider.Weights(len(ids) if frequencies is None else frequencies.images)
-        if self._weights is not None or "bleu" in metrics:
-            self._index(words)
+        self.encoder, self.tokens, self.offsets, self.captions = encoder, tokens, offsets, captions
+        self.image_files = image_files
+        self.ids = tuple(captions)
 
-    def _index(self, words: Rows) -> None:
-        """Count the references' n-grams and, for CIDEr, weigh them."""
-        caption_at = words.owners
-        base = self._encoder.vocabulary_size
-        foreign = self._foreign_counts()
-        keys, orders, frequencies, norms = [], [], [], []
-        for ngrams in sort_ngrams(words, base, caption_at, self._offsets):
-            keys.append(ngrams.keys)
-            orders.append(OrderIndex(ngrams.slots, ngrams.bits))
-            if self._weights is not None:
-                known = ngrams.images if foreign is None else foreign.next_order(ngrams.keys, base)
-                # The number -1 of an unknown n-gram finds the 0 at the end.
-                frequencies.append(np.append(known, np.int32(0)))
-                norms.append(cider.norms(self._weights.vector_squares(ngrams, known), caption_at, len(words)))
-        self._table = NgramTable(tuple(keys), base)
-        self._orders, self._counts, self._norms = tuple(orders), tuple(frequencies), np.array(norms)
-        self._reference_at = caption_at
-        self._image_bounds = words.offsets[self._offsets]
+    @cached_property
+    def words(self) -> Rows:
+        """C rows of word numbers."""
+        return self.encoder.words(self.tokens)
 
-    def _foreign_counts(self) -> _ForeignCounts | None:
-        if self._weights is None or self._frequencies is None:
-            return None
-        return _ForeignCounts(self._frequencies, self._encoder)
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(C,) words of each reference."""
+        return self.words.lengths
 
-    def statistics(self, tokens: Rows) -> dict[str, NDArray[Any]]:
-        """Score one prediction for each image; of several processes each scores a share of the images.
+    @cached_property
+    def ngrams(self) -> NgramIndex:
+        """The n-grams of order 1 to 4."""
+        return NgramIndex(self.words, self.encoder.vocabulary_size, self.offsets)
 
-        Args:
-            tokens: N rows of token numbers from the same encoder.
 
-        Returns:
-            For each metric its statistics, (N, K).
+class PredictionBatch:
+    """The predictions of n consecutive images of a reference index, one for each.
 
-        Raises:
-            MetricInputError: captions are too long to be compared.
-            ExternalToolError: a process failed.
-        """
-        jobs = min(self._jobs, len(tokens) // _FEWEST_IMAGES) if can_fork() else 1
-        first, *others = shares(len(tokens), jobs)
-        with ExitStack() as processes:
-            answers = [processes.enter_context(apart(partial(self._statistics, tokens, *share))) for share in others]
-            parts = [self._statistics(tokens, *first), *(answer() for answer in answers)]
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    Args:
+        references: of all images.
+        tokens: n rows of token numbers from the same encoder.
+        captions: the n predictions.
+        first: the first of the images.
 
-    def _statistics(self, tokens: Rows, start: int, end: int) -> dict[str, NDArray[Any]]:
-        """The statistics of the images from `start` to before `end`."""
-        captions = slice(self._offsets[start], self._offsets[end])
-        offsets = self._offsets[start : end + 1] - captions.start
-        tokens = tokens.part(start, end)
-        words = self._encoder.words(tokens)
-        result: dict[str, NDArray[Any]] = {}
-        if self._weights is not None or "bleu" in self._metrics:
-            clipped, scores = self._match(words, self._image_bounds[start : end + 1], captions, offsets)
-        for key in self._metrics:
-            if key == "bleu":
-                closest = bleu.closest_lengths(words.lengths, self._lengths[captions], offsets)
-                result[key] = bleu.Bleu.statistics(words.lengths, closest, clipped)
-            elif key in _CIDERS:
-                result[key] = scores[:, None]
-            elif key == "rouge-l":
-                theirs = self._tokens.part(captions.start, captions.stop)
-                result[key] = rouge.scores_of_images(tokens, theirs, offsets, self._ids[start:end])[:, None]
-        return result
+    Attributes:
+        references_of: which of all references belong to these images.
+        offsets: (n + 1,) int64, where each image's references begin among those.
+    """
 
-    def _match(
-        self, words: Rows, image_bounds: NDArray[np.int64], captions: slice, offsets: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Clipped counts of some images and orders, (n, 4), and their CIDEr, (n,), which is empty if it is not weighed.
+    def __init__(self, references: ReferenceIndex, tokens: Rows, captions: Sequence[str], first: int = 0) -> None:
+        self.references, self.tokens, self.captions, self.first = references, tokens, captions, first
+        bounds = references.offsets[first : first + len(tokens) + 1]
+        self.references_of = slice(int(bounds[0]), int(bounds[-1]))
+        self.offsets = bounds - bounds[0]
 
-        Args:
-            words: the predictions of n images.
-            image_bounds: (n + 1,) where the words of each image's references begin.
-            captions: which references are theirs.
-            offsets: (n + 1,) where each image's references begin among these.
-        """
-        base = self._encoder.vocabulary_size
-        foreign = self._foreign_counts()
-        prediction_at = words.owners
-        clipped, overlap, norms = [], [], []
-        located = np.zeros(0, np.int32)
-        possible = np.ones(len(words.values), np.bool_)
-        for order, ngrams in enumerate(sort_ngrams(words, base, prediction_at, np.arange(len(words) + 1))):
-            if order:
-                possible[:-1] &= possible[1:]
-            located = self._table.locate(ngrams.keys, order + 1, base, located)
-            matches = self._orders[order].match(
-                ngrams, located, prediction_at, self._reference_at, image_bounds, possible
-            )
-            clipped.append(bleu.clipped_counts(matches, len(words)))
-            if self._weights is None:
-                continue
-            weights = self._weights.of(self._counts[order].take(matches.gram))
-            overlap.append(cider.overlaps(matches, weights, len(self._lengths))[captions])
-            known = self._counts[order].take(located) if foreign is None else foreign.next_order(ngrams.keys, base)
-            norms.append(cider.norms(self._weights.vector_squares(ngrams, known), prediction_at, len(words)))
-        if self._weights is None:
-            return np.column_stack(clipped), np.zeros(0)
-        reference_norms, lengths = self._norms[:, captions], self._lengths[captions]
-        return np.column_stack(clipped), cider.scores_of_images(
-            np.array(overlap), np.array(norms), reference_norms, words.lengths, lengths, offsets
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, end: int) -> PredictionBatch:
+        """The images from `start` to before `end`."""
+        return PredictionBatch(
+            self.references, self.tokens.part(start, end), self.captions[start:end], self.first + start
         )
 
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of all captions."""
+        return self.references.encoder
 
-class _ForeignCounts:
-    """Another corpus's document frequencies for this encoder's n-grams, order by order."""
+    @property
+    def vocabulary(self) -> int:
+        """How many words the encoder knows."""
+        return self.encoder.vocabulary_size
 
-    def __init__(self, frequencies: DocumentFrequencies, encoder: Encoder) -> None:
-        self._frequencies = frequencies
-        self._words = frequencies.words_of(encoder.vocabulary)
-        self._order = 0
-        self._located = np.zeros(0, np.int32)
+    @property
+    def ids(self) -> Sequence[ImageId]:
+        """The images."""
+        return self.references.ids[self.first : self.first + len(self)]
 
-    def next_order(self, keys: NDArray[np.int64], base: int) -> NDArray[np.int32]:
-        """(G,) int32, in how many of the corpus's images each n-gram stands; to be asked for every order in turn."""
-        self._order += 1
-        self._located = self._frequencies.table.locate(keys, self._order, base, self._located, self._words)
-        return np.append(self._frequencies.counts[self._order - 1], np.int32(0)).take(self._located)
+    @property
+    def reference_captions(self) -> list[Sequence[str]]:
+        """The references of each image."""
+        return [self.references.captions[image] for image in self.ids]
+
+    @property
+    def image_files(self) -> list[Path]:
+        """The file of each image.
+
+        Raises:
+            MetricInputError: there are no images, or some have no file.
+        """
+        files = self.references.image_files
+        if files is None:
+            raise MetricInputError("a metric needs the images; pass image_files, a dictionary from image id to file")
+        if missing := next((image for image in self.ids if image not in files), None):
+            raise MetricInputError(f"a metric needs the images, and there is no file of image {missing!r}")
+        return [files[image] for image in self.ids]
+
+    @cached_property
+    def words(self) -> Rows:
+        """n rows of word numbers."""
+        return self.encoder.words(self.tokens)
+
+    @cached_property
+    def prediction_at(self) -> NDArray[np.int64]:
+        """(P,) the prediction of each word."""
+        return self.words.owners
+
+    @property
+    def reference_tokens(self) -> Rows:
+        """Token numbers of the images' references."""
+        return self.references.tokens.part(self.references_of.start, self.references_of.stop)
+
+    @property
+    def reference_lengths(self) -> NDArray[np.int64]:
+        """Words of each of the images' references."""
+        return self.references.lengths[self.references_of]
+
+    @cached_property
+    def ngrams(self) -> tuple[OrderMatches, ...]:
+        """For each order the n-grams that predictions and references have in common."""
+        return self.references.ngrams.match(self.words, self.vocabulary, self.prediction_at, self.first)
+
+    @property
+    def tokenized(self) -> list[str]:
+        """The predictions as tokens, joined by a space."""
+        return self._joined(self.tokens)
+
+    @property
+    def tokenized_references(self) -> list[list[str]]:
+        """The references of each image as tokens, joined by a space."""
+        lines = self._joined(self.reference_tokens)
+        return [lines[start:end] for start, end in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+    def _joined(self, rows: Rows) -> list[str]:
+        vocabulary = self.encoder.vocabulary
+        return [" ".join([vocabulary[token] for token in rows.row(index).tolist()]) for index in range(len(rows))]

@@ -13,6 +13,8 @@ import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Rows
+from captune.metrics.metric import Column, MeanOfImages
+from captune.metrics.references import PredictionBatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,24 +29,16 @@ _LONGEST_STEPS = 512
 _BLOCK = 1 << 15
 
 
-class RougeL:
-    """ROUGE-L from the score of each image; the statistics are these scores, (N, 1) float64."""
+class RougeL(MeanOfImages):
+    """ROUGE-L."""
 
-    key: ClassVar[str] = "rouge-l"
-    names: ClassVar[tuple[str, ...]] = ("ROUGE-L",)
+    columns: ClassVar[tuple[Column, ...]] = (Column("ROUGE-L"),)
+    forks: ClassVar[bool] = True
 
-    def per_image(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores as they are, (N, 1)."""
-        return statistics
-
-    def corpus(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean over images, (1,)."""
-        return np.array([np.mean(np.ascontiguousarray(statistics[:, 0]))])
-
-    def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
-        """The mean of resampled sets, from (B, 1) sums."""
-        scores: NDArray[np.float64] = sums / images
-        return scores
+    def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
+        """ROUGE-L of each image, (N, 1)."""
+        tokens, references = predictions.tokens, predictions.reference_tokens
+        return scores_of_images(tokens, references, predictions.offsets, predictions.ids)[:, None]
 
 
 def scores_of_images(

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder, Rows
-from captune.metrics.frequencies import DocumentFrequencies
 from captune.metrics.inputs import ImageId, Predictions, References, check_predictions, check_references, in_order
-from captune.metrics.parallel import encode_in_processes
-from captune.metrics.references import ReferenceIndex
+from captune.metrics.metric import Metric
+from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
+from captune.metrics.parallel import apart, can_fork, encode_in_processes, shares
+from captune.metrics.references import PredictionBatch, ReferenceIndex
+from captune.metrics.registry import METRICS, check_metrics, package_version
 from captune.metrics.scores import Scores
 from captune.metrics.signature import Signature, prompt_hash
 from captune.metrics.tokenizers import tokenizer
 
-__all__ = ["DEFAULT_METRICS", "Scorer", "score_captions"]
+if TYPE_CHECKING:
+    from pathlib import Path
 
-DEFAULT_METRICS = ("bleu", "cider", "rouge-l")
-_COMPUTED = ("bleu", "cider", "cider-d", "rouge-l")
-_COMPATIBILITIES = ("caption", "coco-caption")
+    from numpy.typing import NDArray
+
+__all__ = ["Scorer", "score_captions"]
+
+# Below this number for each, a process takes longer to start and stop than it saves.
+_FEWEST_IMAGES = 4_000
 
 
 class Scorer:
@@ -31,109 +39,61 @@ class Scorer:
 
     Args:
         references: for each image its reference captions, at least one.
-        metrics: of "bleu" (BLEU-1 to BLEU-4), "cider" (coco-caption's CIDEr, which is CIDEr-D; "cider-d" is the same
-            number under that name) and "rouge-l".
-        compat: "caption" tokenizes every caption alone; "coco-caption" all captions of the call together, as the
-            Java tool does, where the end of one line can depend on the next.
-        tokenize: "ptb", or "zh-char", "zh-jieba", "13a", "none".
-        document_frequencies: for CIDEr, those of another corpus; by default those of `references`.
-        data: the data set's name, for the signature, like all that follow.
-        split: its part.
-        prompt: the prompt's text, which stands in the signature as a hash.
-        decoding: how captions were decoded.
-        protocol: the evaluation protocol.
-        exif: "upright" or "stored", where EXIF notes a rotation of some images.
-        leak: marks the numbers as LEAK.
-        jobs: how many processes work at most; fewer do where more would not pay.
+        options: how; the defaults are BLEU, CIDEr and ROUGE-L of English captions.
+        image_files: image id to image file, for metrics that need images.
 
     Raises:
         MetricInputError: the references cannot be scored against; the sentence says why.
+        MissingExtraError: a metric needs a program or package that is not installed.
     """
 
     def __init__(
         self,
         references: References,
-        metrics: Sequence[str] = DEFAULT_METRICS,
-        compat: str = "caption",
-        tokenize: str = "ptb",
-        document_frequencies: DocumentFrequencies | None = None,
+        options: ScoringOptions | None = None,
         *,
-        data: str | None = None,
-        split: str | None = None,
-        prompt: str | None = None,
-        decoding: str | None = None,
-        protocol: str | None = None,
-        exif: str | None = None,
-        leak: bool = False,
-        jobs: int = 1,
+        image_files: Mapping[ImageId, Path] | None = None,
     ) -> None:
-        self._options: dict[str, Any] = {
-            "metrics": metrics,
-            "compat": compat,
-            "tokenize": tokenize,
-            "document_frequencies": document_frequencies,
-            "data": data,
-            "split": split,
-            "prompt": prompt,
-            "decoding": decoding,
-            "protocol": protocol,
-            "exif": exif,
-            "leak": leak,
-            "jobs": jobs,
-        }
-        self._check_options()
+        self.options = options = ScoringOptions() if options is None else options
+        check_metrics(options.metrics)
+        for name in options.metrics:
+            METRICS[name].check_requirements(options)
         references = cast("Mapping[ImageId, Sequence[str]]", references)
         check_references(references)
         self._references = references
         self._ids = tuple(references)
-        self._encoder = Encoder(tokenizer(tokenize))
+        self._encoder = Encoder(tokenizer(options.tokenize))
         self._subset: Scorer | None = None
         captions_per_image = [len(captions) for captions in references.values()]
+        fewest, most = min(captions_per_image), max(captions_per_image)
+        self._signature = self._sign(str(most) if fewest == most else f"{fewest}-{most}")
         offsets = np.zeros(len(references) + 1, np.int64)
         np.cumsum(captions_per_image, out=offsets[1:])
         tokens = self._encode(list(chain.from_iterable(references.values())))
-        self._index = ReferenceIndex(
-            self._encoder, tokens, offsets, self._ids, tuple(metrics), document_frequencies, jobs
-        )
-        fewest, most = min(captions_per_image), max(captions_per_image)
-        self._signature = self._sign(str(most) if fewest == most else f"{fewest}-{most}")
-
-    def _check_options(self) -> None:
-        metrics = self._options["metrics"]
-        if isinstance(metrics, str) or not metrics:
-            raise MetricInputError(f"metrics are {metrics!r}; give a list of names out of {', '.join(_COMPUTED)}")
-        for metric in metrics:
-            if metric not in _COMPUTED:
-                raise MetricInputError(f"the metric {metric!r} is not known; choose out of {', '.join(_COMPUTED)}")
-        if not isinstance(self._options["jobs"], int) or self._options["jobs"] < 1:
-            raise MetricInputError(f"jobs is {self._options['jobs']!r}; give a number of processes from 1 on")
-        if self._options["compat"] not in _COMPATIBILITIES:
-            raise MetricInputError(
-                f"compat is {self._options['compat']!r}; choose one of {', '.join(_COMPATIBILITIES)}"
-            )
+        self._index = ReferenceIndex(self._encoder, tokens, offsets, references, image_files)
+        self._metrics: dict[str, Metric] = {name: METRICS[name](options) for name in options.metrics}
+        _check_columns(self._metrics)
+        for metric in self._metrics.values():
+            metric.prepare(self._index)
 
     def _encode(self, captions: Sequence[str]) -> Rows:
-        whole_call = self._options["compat"] == "coco-caption"
-        return encode_in_processes(self._encoder, captions, self._options["jobs"], whole_call)
+        return encode_in_processes(self._encoder, captions, self.options.jobs, self.options.per_call)
 
     def _sign(self, refs: str) -> Signature:
-        options, tokens = self._options, self._encoder.tokenizer
-        frequencies: DocumentFrequencies | None = options["document_frequencies"]
-        whole_call = options["compat"] == "coco-caption" and tokens.tokenize_call is not None
-        weighs = any(metric.startswith("cider") for metric in options["metrics"])
-        source = "corpus" if frequencies is None else f"{frequencies.source}({frequencies.images})"
+        """The signature without the fields of the metrics."""
+        options, tokens = self.options, self._encoder.tokenizer
+        per_call = options.per_call and tokens.tokenize_call is not None
         return Signature(
             n=len(self._ids),
             refs=refs,
-            tok=tokens.name + ("+call" if whole_call else ""),
-            data=options["data"],
-            split=options["split"],
-            cider=f"D,df={source}" if weighs else None,
-            prompt=None if options["prompt"] is None else prompt_hash(options["prompt"]),
-            dec=options["decoding"],
-            proto=options["protocol"],
-            exif=options["exif"],
-            leak=options["leak"],
+            tok=tokens.name + ("+call" if per_call else ""),
+            data=options.data,
+            split=options.split,
+            prompt=None if options.prompt is None else prompt_hash(options.prompt),
+            dec=options.decoding,
+            proto=options.protocol,
+            exif=options.exif,
+            leak=options.leak,
         )
 
     def sign_prompt(self, prompt: str) -> None:
@@ -142,7 +102,7 @@ class Scorer:
         Args:
             prompt: its text.
         """
-        self._options["prompt"] = prompt
+        self.options = replace(self.options, prompt=prompt)
         self._signature = replace(self._signature, prompt=prompt_hash(prompt))
         self._subset = None
 
@@ -155,45 +115,96 @@ class Scorer:
 
         Raises:
             MetricInputError: predictions are missing, belong to no image, or cannot be compared.
+            ExternalToolError: a process or an external program failed.
         """
         predictions = cast("Mapping[ImageId, str]", predictions)
         check_predictions(predictions)
-        places, images = in_order(predictions, self._ids, subset)
-        if len(places) < len(self._ids):
-            return self._restricted([self._ids[place] for place in places]).score(predictions)
-        if self._options["compat"] == "coco-caption":
-            # The call's lines stand in the order in which the predictions were given.
-            rows = self._encode(list(predictions.values()))
-            place_of = {image: place for place, image in enumerate(predictions)}
-            tokens = rows.take([place_of[image] for image in images])
+        rows, images = in_order(predictions, self._ids, subset)
+        if len(rows) < len(self._ids):
+            return self._restricted([self._ids[row] for row in rows]).score(predictions)
+        captions = [predictions[image] for image in images]
+        if self.options.per_call:
+            # The lines of a call are in the order of the predictions.
+            encoded = self._encode(list(predictions.values()))
+            row_of = {image: row for row, image in enumerate(predictions)}
+            tokens = encoded.take([row_of[image] for image in images])
         else:
-            tokens = self._encode([predictions[image] for image in images])
-        return Scores(self._ids, self._index.statistics(tokens), self._signature)
+            tokens = self._encode(captions)
+        statistics = self._statistics(PredictionBatch(self._index, tokens, captions))
+        return Scores(self._ids, statistics, self._signature.with_fields(self._fields()))
+
+    def _statistics(self, batch: PredictionBatch) -> dict[str, NDArray[Any]]:
+        """The statistics of every metric; where it pays, each process computes those of a share of the images."""
+        forked = {name: metric for name, metric in self._metrics.items() if metric.forks}
+        jobs = min(self.options.jobs, len(batch) // _FEWEST_IMAGES) if can_fork() else 1
+
+        def compute(start: int, end: int) -> dict[str, NDArray[Any]]:
+            part = batch.part(start, end)
+            return {name: metric.statistics(part) for name, metric in forked.items()}
+
+        first, *others = shares(len(batch), jobs)
+        with ExitStack() as processes:
+            answers = [processes.enter_context(apart(partial(compute, *share))) for share in others]
+            parts = [compute(*first), *(answer() for answer in answers)]
+        statistics = {}
+        for name, metric in self._metrics.items():
+            if name in forked:
+                statistics[name] = np.concatenate([part[name] for part in parts])
+            else:
+                statistics[name] = _checked(name, metric, metric.statistics(batch), len(batch))
+        return statistics
+
+    def _fields(self) -> dict[str, str]:
+        """What the metrics add to the signature."""
+        fields: dict[str, str] = {}
+        for name, metric in self._metrics.items():
+            version = package_version(name)
+            if version is not None:
+                fields[name] = version
+            fields |= metric.signature()
+        return fields
 
     def _restricted(self, images: Sequence[ImageId]) -> Scorer:
         """The scorer of some images; the last one is kept, since checkpoints are scored on the same images."""
         if self._subset is None or self._subset._ids != tuple(images):
-            chosen = {image: self._references[image] for image in images}
-            self._subset = Scorer(chosen, **self._options)
+            references = {image: self._references[image] for image in images}
+            self._subset = Scorer(references, self.options, image_files=self._index.image_files)
         return self._subset
+
+
+def _check_columns(metrics: Mapping[str, Metric]) -> None:
+    """Check that no two metrics have a column of the same name."""
+    seen: dict[str, str] = {}
+    for name, metric in metrics.items():
+        for column in metric.names():
+            if column in seen:
+                raise MetricInputError(f"the metrics '{seen[column]}' and '{name}' both have the column '{column}'")
+            seen[column] = name
+
+
+def _checked(name: str, metric: Metric, statistics: NDArray[Any], images: int) -> NDArray[Any]:
+    """Statistics of a metric, which another package may have written.
+
+    Raises:
+        MetricInputError: they do not have one row for each image.
+    """
+    statistics = np.asarray(statistics)
+    if statistics.ndim != 2 or len(statistics) != images:
+        raise MetricInputError(
+            f"the metric '{name}' ({type(metric).__name__}) returned statistics of shape {statistics.shape} for "
+            f"{images:,} images; return one row for each image"
+        )
+    return statistics
 
 
 def score_captions(
     predictions: Predictions,
     references: References,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    compat: str = "caption",
-    tokenize: str = "ptb",
-    document_frequencies: DocumentFrequencies | None = None,
     *,
     subset: bool = False,
-    data: str | None = None,
-    split: str | None = None,
-    prompt: str | None = None,
-    decoding: str | None = None,
-    protocol: str | None = None,
-    leak: bool = False,
-    jobs: int = 1,
+    image_files: Mapping[ImageId, Path] | None = None,
+    **options: Any,
 ) -> Scores:
     """Score captions: the numbers of coco-caption, without Java.
 
@@ -202,18 +213,10 @@ def score_captions(
     Args:
         predictions: for each image one caption. An id is its text: 42 and "42" are the same image.
         references: for each image its reference captions, at least one.
-        metrics: see `Scorer`, like all that follow but `subset`.
-        compat: "caption" or "coco-caption".
-        tokenize: the tokenizer.
-        document_frequencies: of another corpus, for CIDEr.
+        metrics: names out of `METRICS`.
         subset: score the predicted images only; otherwise a missing prediction is an error.
-        data: for the signature.
-        split: for the signature.
-        prompt: for the signature.
-        decoding: for the signature.
-        protocol: for the signature.
-        leak: for the signature.
-        jobs: how many processes work at most; fewer do where more would not pay.
+        image_files: image id to image file, for metrics that need images.
+        options: further fields of `ScoringOptions`.
 
     Returns:
         Scores of the corpus and of each image, with their signature.
@@ -221,28 +224,13 @@ def score_captions(
     Raises:
         MetricInputError: the input cannot be scored; the sentence says why and what to do.
     """
-    predictions = cast("Mapping[ImageId, str]", predictions)
+    # Checked before the references are tokenized, which takes longer.
+    check_predictions(cast("Mapping[ImageId, str]", predictions))
     references = cast("Mapping[ImageId, Sequence[str]]", references)
-    check_predictions(predictions)
     check_references(references)
+    rows, _ = in_order(cast("Mapping[ImageId, str]", predictions), references, subset)
     if subset:
-        places, _ = in_order(predictions, references, subset)
         ids = list(references)
-        references = {ids[place]: references[ids[place]] for place in places}
-    else:
-        in_order(predictions, references, subset)
-    scorer = Scorer(
-        references,
-        metrics,
-        compat,
-        tokenize,
-        document_frequencies,
-        data=data,
-        split=split,
-        prompt=prompt,
-        decoding=decoding,
-        protocol=protocol,
-        leak=leak,
-        jobs=jobs,
-    )
+        references = {ids[row]: references[ids[row]] for row in rows}
+    scorer = Scorer(references, ScoringOptions(metrics=metrics, **options), image_files=image_files)  # type: ignore[arg-type]
     return scorer.score(predictions)

@@ -5,52 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from captune.errors import MetricInputError
-from captune.metrics.bleu import Bleu
-from captune.metrics.cider import Cider, CiderD
-from captune.metrics.external import ClipScore, Meteor, RefClipScore, Spice
 from captune.metrics.inputs import ImageId
-from captune.metrics.rouge import RougeL
+from captune.metrics.registry import METRICS
 from captune.metrics.signature import Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["METRICS", "Metric", "Scores"]
+__all__ = ["Scores"]
 
-
-class Metric(Protocol):
-    """A metric whose segment statistics are kept apart from their aggregation.
-
-    Statistics are one row of numbers for an image, and every corpus score is a function of their sum and of the
-    number of images; so bootstrap and paired tests work for any metric.
-
-    Attributes:
-        key: the metric's name among `metrics`.
-        names: the names of its scores.
-    """
-
-    key: ClassVar[str]
-    names: ClassVar[tuple[str, ...]]
-
-    def per_image(self, statistics: NDArray[Any]) -> NDArray[np.float64]:
-        """From (N, K) statistics to (N, len(names)) scores of images."""
-
-    def corpus(self, statistics: NDArray[Any]) -> NDArray[np.float64]:
-        """From (N, K) statistics to (len(names),) scores of the corpus."""
-
-    def from_sums(self, sums: NDArray[np.float64], images: int) -> NDArray[np.float64]:
-        """From (B, K) sums over `images` images to (B, len(names)) scores of B resampled corpora."""
-
-
-METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (Bleu(), Cider(), CiderD(), RougeL(), Meteor(), Spice(), ClipScore(), RefClipScore())
-}
 
 _FORMAT = "captune scores 1"
 
@@ -76,11 +44,11 @@ class Scores:
 
     @cached_property
     def corpus(self) -> dict[str, float]:
-        """Every score of the whole set, on coco-caption's scale: CIDEr 0 to 10, the others 0 to 1."""
+        """Every score of the complete set, on coco-caption's scale: CIDEr 0 to 10, the others 0 to 1."""
         return {
             name: value
             for key, rows in self.statistics.items()
-            for name, value in zip(METRICS[key].names, METRICS[key].corpus(rows).tolist(), strict=True)
+            for name, value in zip(METRICS[key].names(), METRICS[key].corpus(rows).tolist(), strict=True)
         }
 
     @cached_property
@@ -89,7 +57,7 @@ class Scores:
         return {
             name: values
             for key, rows in self.statistics.items()
-            for name, values in zip(METRICS[key].names, METRICS[key].per_image(rows).T, strict=True)
+            for name, values in zip(METRICS[key].names(), METRICS[key].per_image(rows).T, strict=True)
         }
 
     @cached_property
@@ -112,8 +80,8 @@ class Scores:
             names: the scores to print, all by default.
             digits: digits after the point.
         """
-        chosen = self.corpus if names is None else {name: self.corpus[name] for name in names}
-        return "  ".join(f"{name} {value:.{digits}f}" for name, value in chosen.items())
+        printed = self.corpus if names is None else {name: self.corpus[name] for name in names}
+        return "  ".join(f"{name} {value:.{digits}f}" for name, value in printed.items())
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
         """A record for JSON, from which `from_dict` makes equal scores.
@@ -141,10 +109,13 @@ class Scores:
             )
         if "statistics" not in record or "ids" not in record:
             raise MetricInputError("this record of scores holds the corpus only; write it with to_dict(images=True)")
-        unknown = record["statistics"].keys() - METRICS.keys()
+        statistics = {key: np.array(rows) for key, rows in record["statistics"].items()}
+        if "refclipscore" in statistics:  # a metric by itself in older records
+            references = statistics.pop("refclipscore")
+            statistics["clipscore"] = np.concatenate([statistics["clipscore"], references], axis=1)
+        unknown = [key for key in statistics if key not in METRICS]
         if unknown:
             raise MetricInputError(f"this record holds the unknown metrics {', '.join(sorted(unknown))}")
-        statistics = {key: np.array(rows) for key, rows in record["statistics"].items()}
         if any(rows.ndim != 2 or len(rows) != len(record["ids"]) for rows in statistics.values()):
             raise MetricInputError("this record of scores does not have one row of statistics for each image")
         return cls(tuple(record["ids"]), statistics, Signature.parse(record["signature"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from captune import __version__
@@ -10,6 +11,7 @@ from captune.errors import MetricInputError
 __all__ = ["Signature", "prompt_hash"]
 
 
+# Fields in print; those of metrics that other packages register follow "clip".
 _ORDER = (
     "data",
     "split",
@@ -46,7 +48,7 @@ class Signature:
         split: its part.
         n: how many images were scored.
         refs: references per image, "5" or "4-6".
-        tok: the tokenizer with its version; "+call" is added when a whole call was tokenized together.
+        tok: the tokenizer with its version; "+call" is added when all captions of a call were tokenized in one pass.
         cider: the variant of CIDEr and where its document frequencies come from: "D,df=corpus" is coco-caption's.
         meteor: the version of METEOR.
         spice: the version of SPICE and of its parser.
@@ -57,6 +59,7 @@ class Signature:
         exif: "upright" or "stored": how images were shown of which EXIF notes a rotation; None where there are none.
         v: captune's version.
         leak: the test images were seen in training, or its references were changed; prints as LEAK.
+        others: fields of metrics that other packages register, with their versions.
     """
 
     n: int
@@ -74,17 +77,34 @@ class Signature:
     exif: str | None = None
     v: str = __version__
     leak: bool = False
+    others: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in self._values().items():
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise MetricInputError(f"the signature's field {name!r} is not a word")
             if isinstance(value, str) and ("|" in value or not value.isprintable() or not value):
                 raise MetricInputError(
-                    f"the signature's field '{field.name}' is {value!r}; give a name without '|' and line breaks"
+                    f"the signature's field '{name}' is {value!r}; give a name without '|' and line breaks"
                 )
 
+    def _values(self) -> dict[str, object]:
+        """All fields by name, with those of other packages."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "others"} | dict(
+            self.others
+        )
+
+    def with_fields(self, values: Mapping[str, str]) -> Signature:
+        """The same signature with the fields of metrics added."""
+        known = {name: value for name, value in values.items() if name in _ORDER}
+        others = {name: value for name, value in values.items() if name not in _ORDER}
+        return replace(self, others=tuple((dict(self.others) | others).items()), **known)  # type: ignore[arg-type]
+
     def __str__(self) -> str:
-        parts = [f"{name}:{getattr(self, name)}" for name in _ORDER if getattr(self, name) is not None]
+        after = _ORDER.index("clip") + 1
+        order = (*_ORDER[:after], *dict(self.others), *_ORDER[after:])
+        values = self._values()
+        parts = [f"{name}:{values[name]}" for name in order if values[name] is not None]
         return "|".join([*parts, "LEAK"] if self.leak else parts)
 
     @classmethod
@@ -97,14 +117,14 @@ class Signature:
         parts = text.split("|")
         leak = parts[-1] == "LEAK"
         pairs = [part.split(":", 1) for part in (parts[:-1] if leak else parts)]
-        names = {field.name for field in fields(cls)} - {"leak"}
         values = {pair[0]: pair[-1] for pair in pairs}
-        if not {"n", "refs", "tok", "v"} <= values.keys() <= names or not values["n"].isdigit():
+        complete = all(len(pair) == 2 for pair in pairs) and {"n", "refs", "tok", "v"} <= values.keys()
+        if not complete or not values["n"].isdigit() or {"leak", "others"} & values.keys():
             raise MetricInputError(
                 f"{text!r} is no signature; one looks like data:coco|n:5000|refs:5|tok:ptb3.4.1|v:1.0"
             )
-        count = int(values.pop("n"))
-        return cls(n=count, leak=leak, **values)
+        count, refs, tok = int(values.pop("n")), values.pop("refs"), values.pop("tok")
+        return cls(n=count, refs=refs, tok=tok, leak=leak).with_fields(values)
 
     def with_leak(self) -> Signature:
         """The same signature with the mark LEAK."""
@@ -112,8 +132,9 @@ class Signature:
 
     def differences(self, other: Signature) -> list[str]:
         """The fields in which another signature differs, as "tok: ptb3.4.1 and 13a"."""
+        first, second = self._values(), other._values()
         return [
-            f"{field.name}: {getattr(self, field.name)} and {getattr(other, field.name)}"
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
+            f"{name}: {first.get(name)} and {second.get(name)}"
+            for name in {**first, **second}
+            if first.get(name) != second.get(name)
         ]

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captune.errors import MetricInputError
-from captune.metrics.scores import METRICS, Scores
+from captune.metrics.registry import METRICS
+from captune.metrics.scores import Scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +124,9 @@ def confidence_intervals(
     intervals = {}
     for name, (values,) in drawn.items():
         low, high = np.quantile(values, tails).tolist()
-        intervals[name] = Interval(scores.corpus[name], low, high, float(values.std(ddof=1)), _frequencies(name))
+        intervals[name] = Interval(
+            scores.corpus[name], low, high, float(values.std(ddof=1)), _frequencies(scores, name)
+        )
     return intervals
 
 
@@ -163,7 +166,7 @@ def paired_bootstrap(
             low,
             high,
             smallest=reach * float(differences.std(ddof=1)),
-            frequencies=_frequencies(name),
+            frequencies=_frequencies(system, name),
         )
     return result
 
@@ -196,17 +199,17 @@ def approximate_randomization(
             moved = swap @ (other - own)
             ours = METRICS[key].from_sums(own.sum(axis=0) + moved, images)
             theirs = METRICS[key].from_sums(other.sum(axis=0) - moved, images)
-            observed = np.array([abs(system.corpus[name] - baseline.corpus[name]) for name in METRICS[key].names])
+            observed = np.array([abs(system.corpus[name] - baseline.corpus[name]) for name in METRICS[key].names()])
             # A trial that swaps nothing must count although its sum has another last digit.
             hits = np.count_nonzero(np.abs(ours - theirs) >= observed * (1 - 1e-12), axis=0)
-            for name, count in zip(METRICS[key].names, hits.tolist(), strict=True):
+            for name, count in zip(METRICS[key].names(), hits.tolist(), strict=True):
                 extreme[name] += count
     return {
         name: Comparison(
             system.corpus[name],
             baseline.corpus[name],
             _p_value(count, trials, system, baseline, name),
-            frequencies=_frequencies(name),
+            frequencies=_frequencies(system, name),
         )
         for name, count in extreme.items()
     }
@@ -218,8 +221,10 @@ def _p_value(extreme: int, draws: int, system: Scores, baseline: Scores, name: s
     return (extreme + 1) / (draws + 1)
 
 
-def _frequencies(name: str) -> str | None:
-    return _KEPT if name.startswith("CIDEr") else None
+def _frequencies(scores: Scores, name: str) -> str | None:
+    """What happens to the document frequencies of a score in resampling."""
+    kept = any(METRICS[key].uses_document_frequencies and name in METRICS[key].names() for key in scores.statistics)
+    return _KEPT if kept else None
 
 
 def _check(resamples: int, confidence: float) -> None:
@@ -271,7 +276,7 @@ def _resampled(systems: list[Scores], resamples: int, seed: int) -> Iterator[dic
         for key in systems[0].statistics:
             metric = METRICS[key]
             columns = np.array([metric.from_sums(weights @ _as_floats(s, key), images) for s in systems])
-            portion |= {name: columns[:, :, place] for place, name in enumerate(metric.names)}
+            portion |= {name: columns[:, :, place] for place, name in enumerate(metric.names())}
         yield portion
 
 

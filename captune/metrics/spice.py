@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,48 @@ from captune.data.atomic import temporary_folder
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics.corenlp import CORENLP_VERSION, find_models
 from captune.metrics.java import JavaProcess, coco_caption_folder, find_java
+from captune.metrics.metric import Column, MeanOfImages
+from captune.metrics.options import ScoringOptions
+from captune.metrics.references import PredictionBatch
 
-__all__ = ["CATEGORIES", "SPICE_VERSION", "SpiceResult", "spice"]
+__all__ = ["CATEGORIES", "SPICE_VERSION", "Spice", "SpiceResult", "spice"]
 
 SPICE_VERSION = f"1.0,corenlp{CORENLP_VERSION}"
 SPICE_JAR = "spice-1.0.jar"
 SPICE_MAIN = "edu.anu.spice.SpiceScorer"
 CATEGORIES = ("Object", "Attribute", "Relation", "Cardinality", "Color", "Size")
 STAND_IN = Path(__file__).parent / "spice_java"
+
+
+class Spice(MeanOfImages):
+    """SPICE: the mean F-score of scene-graph tuples."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("SPICE"),)
+    needs: ClassVar[frozenset[str]] = frozenset({"java"})
+    english_only: ClassVar[bool] = True
+
+    @classmethod
+    def check_requirements(cls, options: ScoringOptions) -> None:
+        """Raise if Java, the jar or the parser's models are not installed."""
+        find_java(options.java)
+        coco_caption_folder("spice")
+        find_models(options.spice_models)
+
+    def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
+        """SPICE of each image, (N, 1)."""
+        return spice(
+            predictions.tokenized,
+            predictions.tokenized_references,
+            models=self.options.spice_models,
+            java=self.options.java,
+            memory=self.options.java_memory or "8G",
+            timeout=self.options.time_limit or 3600.0,
+            cache=self.options.spice_cache,
+        ).per_image[:, None]
+
+    def signature(self) -> Mapping[str, str]:
+        """The version of SPICE and of its parser."""
+        return {"spice": SPICE_VERSION}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from captune.metrics import find_column
 from captune.metrics.significance import NEGLIGIBLE
 
 __all__ = ["SLIDES_METRICS", "Column", "column", "format_value", "order_metrics", "scale_sentence", "shows_zero"]
@@ -20,8 +21,8 @@ class Column:
 
     Attributes:
         name: the metric's name, as in `Scores.corpus`.
-        top: upper end of its scale (10 for CIDEr), or None when the report does not know the metric.
-        direction: +1 when higher is better, -1 when lower is better, 0 when neither is known.
+        top: upper end of its scale (10 for CIDEr), or None when there is none or the metric is unknown.
+        direction: +1 when higher is better, -1 when lower is better, 0 when the metric is unknown.
     """
 
     name: str
@@ -32,20 +33,11 @@ class Column:
 SLIDES_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 """The columns that every table starts with, in the order of the slides."""
 
-_KNOWN = {
-    **{name: Column(name, 10.0 if name == "CIDEr" else 1.0, +1) for name in SLIDES_METRICS},
-    "CIDEr-D": Column("CIDEr-D", 10.0, +1),
-    "METEOR": Column("METEOR", 1.0, +1),
-    "SPICE": Column("SPICE", 1.0, +1),
-    "RefCLIPScore": Column("RefCLIPScore", 1.0, +1),
-    # 2.5 * max(cos, 0): Hessel et al. 2021, equation 1.
-    "CLIPScore": Column("CLIPScore", 2.5, +1),
-}
-
 
 def column(name: str) -> Column:
     """What is known about the metric `name`; an unknown one has neither a scale nor a better direction."""
-    return _KNOWN.get(name, Column(name))
+    known = find_column(name)
+    return Column(name) if known is None else Column(name, known.top, +1 if known.higher_is_better else -1)
 
 
 def order_metrics(names: Iterable[str]) -> tuple[str, ...]:

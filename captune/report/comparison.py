@@ -82,13 +82,13 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     Raises:
         InputError: a run has no captions or no references, or the runs are not on the same images and references.
     """
-    from captune.metrics import Scorer
+    from captune.metrics import Scorer, ScoringOptions
     from captune.metrics.significance import confidence_intervals, paired_bootstrap
 
     names, (first, *_) = list(runs), list(runs.values())
     for name, run in runs.items():
         _check(name, run, names[0], first)
-    scorer = Scorer(dict(first.references.items()), tokenize=tokenizer_name(first))
+    scorer = Scorer(dict(first.references.items()), ScoringOptions(tokenize=tokenizer_name(first)))
     scores = [scorer.score(dict(_last(run).captions.items())) for run in runs.values()]
     rows = tuple(
         _row(name, run, own, confidence_intervals(own, resamples=resamples))

