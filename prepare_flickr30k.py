@@ -32,7 +32,7 @@ def prepare(
     problems: ProblemsFile = None,
 ) -> None:
     """Turn Flickr30k's CSV into a manifest, and into the original project's JSON."""
-    from captune.data.flickr30k import write_grounded_detail
+    from captune.data.importers.flickr import write_grounded_detail
 
     from captune.data.manifest import iter_manifest
     from captune.data.outputs import check_output
