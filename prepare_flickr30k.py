@@ -33,7 +33,6 @@ def prepare(
 ) -> None:
     """Turn Flickr30k's CSV into a manifest, and into the original project's JSON."""
     from captune.data.importers.flickr import write_grounded_detail
-
     from captune.data.manifest import iter_manifest
     from captune.data.outputs import check_output
 
