@@ -81,9 +81,9 @@ def _report_one(
     if folder is not None:
         formats = ("png", "svg", "pdf") if pdf else ("png", "svg")
         names = [name for name in REPORT_FILES if name != "metrics.pdf" or pdf]
-        # The names of a run's own report are reserved in its folder; elsewhere they may be anybody's.
-        own = source_folder is not None and folder.resolve() == source_folder.resolve()
-        if not own:
+        # The names of a run's own report are reserved in its folder; elsewhere they may belong to other programs.
+        in_run_folder = source_folder is not None and folder.resolve() == source_folder.resolve()
+        if not in_run_folder:
             _check_files(folder, names, [source])
         with folder_lock(folder, "captune report"):
             files = write_report(
@@ -93,7 +93,7 @@ def _report_one(
                 chart_formats=formats,
                 language=lang,
                 source=source_folder,
-                write=write_whole if own else _write_output,
+                write=write_whole if in_run_folder else _write_output,
             )
     if as_json:
         print_json(run_as_json(run, analyse(run)), files)

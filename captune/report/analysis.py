@@ -32,6 +32,7 @@ from captune.report.axis import positions
 from captune.report.captions import mean_lengths
 from captune.report.columns import DECIMALS, SLIDES_METRICS, column, shows_zero
 from captune.report.course import course_of, differ, has_statistics
+from captune.report.files import nan_to_null
 from captune.report.record import CheckpointScores, RunScores
 
 __all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "OtherRow", "Overfit", "Trend", "analyse"]
@@ -126,7 +127,7 @@ class OtherRow:
     Attributes:
         name: of the row.
         reference: the row that it is compared with.
-        higher: metrics on which it scores higher, by more than chance where that can be told.
+        higher: metrics on which it scores higher, by more than chance where the table can tell.
         lower: metrics on which it scores lower.
         unclear: metrics on which no difference is shown.
     """
@@ -149,7 +150,7 @@ class Analysis:
         metrics: one entry a column, in the order of the table.
         ranking: metrics with a relative gain, largest gain first.
         disagreements: (before, after, metrics that improved, metrics that got worse), for every step on which
-            they part, then for the whole road when they part there.
+            they part, then from the first row to the last if they part there.
         advice: what the trends of most metrics recommend; None with too few rows.
         advised_by: the metrics whose trend led to the advice.
         best: the row that is best on most metrics, ties to CIDEr's best; None with a single row.
@@ -176,7 +177,7 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """The analysis as JSON values; null stands for not a number."""
-        tree: dict[str, Any] = _without_nan(asdict(self))
+        tree: dict[str, Any] = nan_to_null(asdict(self))
         return tree
 
 
@@ -260,8 +261,8 @@ def _tells_apart(run: RunScores, metric: str, row: int, other: int) -> bool:
     """Whether a row differs from another one by more than chance, as far as the table can tell."""
     if row == other:
         return True
-    told = differ(run, metric, min(row, other), max(row, other))
-    return told is True if has_statistics(run) else told is not False
+    differs = differ(run, metric, min(row, other), max(row, other))
+    return differs is True if has_statistics(run) else differs is not False
 
 
 def _other(run: RunScores, row: CheckpointScores, reference: CheckpointScores) -> OtherRow:
@@ -275,8 +276,8 @@ def _other(run: RunScores, row: CheckpointScores, reference: CheckpointScores) -
         change = row.corpus.get(metric, math.nan) - reference.corpus.get(metric, math.nan)
         if not math.isfinite(change):
             continue
-        told = differ(run, metric, *places)
-        if told is False or (told is None and has_statistics(run)):
+        differs = differ(run, metric, *places)
+        if differs is False or (differs is None and has_statistics(run)):
             unclear.append(metric)
         else:
             (higher if change > 0 else lower).append(metric)
@@ -316,9 +317,9 @@ def _trend(run: RunScores, metric: str, values: Sequence[float]) -> tuple[Trend 
     steps = [after - before for before, after in zip(values[-4:], values[-3:], strict=False)]
     signs = [math.copysign(1, step) for step in steps]
     last = len(values) - 1
-    told = [differ(run, metric, place - 1, place) for place in range(last - len(steps) + 1, last + 1)]
+    tests = [differ(run, metric, index - 1, index) for index in range(last - len(steps) + 1, last + 1)]
     swings = signs[0] != signs[1] != signs[2] and min(map(abs, steps)) >= TREND_SHARE * span
-    if swings and False not in told:
+    if swings and False not in tests:
         return "swinging", slope, pace
     if abs(slope) < TREND_SHARE * pace:
         return "flat", slope, pace
@@ -338,24 +339,24 @@ def _slope(places: Sequence[float], values: Sequence[float]) -> float:
 def _maybe_noise(run: RunScores, metric: str, slope: float) -> bool:
     """Whether a slope over the last three rows is no more than what their statistics can tell apart."""
     places = range(len(run.checkpoints) - TREND_WINDOW + 1, len(run.checkpoints))
-    values = [run.checkpoints[place].corpus[metric] for place in (places[0] - 1, *places)]
-    if any("previous" in run.checkpoints[place].p_values.get(metric, {}) for place in places):
+    values = [run.checkpoints[index].corpus[metric] for index in (places[0] - 1, *places)]
+    if any("previous" in run.checkpoints[index].p_values.get(metric, {}) for index in places):
         along = [after - before for before, after in pairwise(values)]
         return not any(
-            change * slope > 0 and differ(run, metric, place - 1, place)
-            for place, change in zip(places, along, strict=True)
+            change * slope > 0 and differ(run, metric, index - 1, index)
+            for index, change in zip(places, along, strict=True)
         )
     bounds = run.checkpoints[-1].intervals.get(metric)
     return bounds is not None and abs(values[-1] - values[0]) < (bounds[1] - bounds[0]) / 2
 
 
 def _disagreements(run: RunScores) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-    """The steps, and the whole road, on which some metrics improved visibly and others got worse."""
+    """The steps, and from the first row to the last, on which some metrics improved visibly and others got worse."""
     rows = run.checkpoints
     pairs = list(pairwise(range(len(rows))))
     if len(rows) > 2:
         pairs.append((0, len(rows) - 1))
-    found = []
+    disagreements = []
     for first, second in pairs:
         before, after = rows[first], rows[second]
         changes = {
@@ -369,8 +370,8 @@ def _disagreements(run: RunScores) -> list[tuple[str, str, tuple[str, ...], tupl
         up = tuple(name for name, change in changes.items() if change >= VISIBLE)
         down = tuple(name for name, change in changes.items() if change <= -VISIBLE)
         if up and down:
-            found.append((before.name, after.name, up, down))
-    return found
+            disagreements.append((before.name, after.name, up, down))
+    return disagreements
 
 
 def _advise(entries: Sequence[MetricAnalysis]) -> tuple[Advice | None, tuple[str, ...]]:
@@ -400,9 +401,9 @@ def _best_row(entries: Sequence[MetricAnalysis]) -> str | None:
 def _overfit(run: RunScores, entries: Sequence[MetricAnalysis]) -> tuple[Overfit, ...]:
     """Metrics that rise on training images while they fall on the evaluated ones."""
     rows = {row.name: row for row in run.checkpoints}
-    places = {name: place for place, name in enumerate(rows)}
+    indices = {name: index for index, name in enumerate(rows)}
     last = run.checkpoints[-1]
-    found = []
+    overfits = []
     for entry in entries:
         name, best = entry.metric, rows.get(entry.best or "")
         if best is None or name not in best.train_slice or name not in last.train_slice or name not in last.corpus:
@@ -411,11 +412,11 @@ def _overfit(run: RunScores, entries: Sequence[MetricAnalysis]) -> tuple[Overfit
         trained = last.train_slice[name] - best.train_slice[name]
         if best is last:
             continue
-        told = differ(run, name, places[best.name], len(places) - 1)
-        falls = _falls(name, best, last) if told is None else told and _better(name, evaluated) < 0
+        differs = differ(run, name, indices[best.name], len(indices) - 1)
+        falls = _falls(name, best, last) if differs is None else differs and _better(name, evaluated) < 0
         if falls and _better(name, trained) >= VISIBLE:
-            found.append(Overfit(name, best.name, evaluated, trained))
-    return tuple(found)
+            overfits.append(Overfit(name, best.name, evaluated, trained))
+    return tuple(overfits)
 
 
 def _falls(metric: str, best: CheckpointScores, last: CheckpointScores) -> bool:
@@ -425,12 +426,3 @@ def _falls(metric: str, best: CheckpointScores, last: CheckpointScores) -> bool:
         return bool(_better(metric, change) <= -VISIBLE)
     low, high = best.intervals[metric]
     return bool(last.corpus[metric] < low if _better(metric, 1.0) > 0 else last.corpus[metric] > high)
-
-
-def _without_nan(tree: Any) -> Any:
-    """The same tree with None for every float that is not finite."""
-    if isinstance(tree, dict):
-        return {name: _without_nan(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_without_nan(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

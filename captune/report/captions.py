@@ -137,13 +137,13 @@ def _failures(
     images = list(captions)
     references = [list(run.references.get(image, ())) for image in images] if run.references else None
     cut = None if unfinished is None else set(unfinished)
-    found = find_failures(
+    by_caption = find_failures(
         list(captions.values()),
         references,
         finished=None if cut is None else [image not in cut for image in images],
         tokenize=tokenizer_name,
     )
-    flagged = {image: tuple(found.of(index)) for index, image in enumerate(images)}
+    flagged = {image: tuple(by_caption.of(index)) for index, image in enumerate(images)}
     return {image: failures for image, failures in flagged.items() if failures}
 
 

@@ -91,8 +91,8 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     scorer = Scorer(dict(first.references.items()), ScoringOptions(tokenize=tokenizer_name(first)))
     scores = [scorer.score(dict(_last(run).captions.items())) for run in runs.values()]
     rows = tuple(
-        _row(name, run, own, confidence_intervals(own, resamples=resamples))
-        for (name, run), own in zip(runs.items(), scores, strict=True)
+        _row(name, run, score, confidence_intervals(score, resamples=resamples))
+        for (name, run), score in zip(runs.items(), scores, strict=True)
     )
     pairs = [(i, j) for i in range(len(rows)) for j in range(i + 1, len(rows))]
     tests = {(i, j): paired_bootstrap(scores[i], scores[j], resamples=resamples) for i, j in pairs}
@@ -100,8 +100,8 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     table = replace(first, checkpoints=rows, images=len(first.references))
     return Comparison(
         table=table,
-        differences={m: {pair: found[m].difference for pair, found in tests.items()} for m in metrics},
-        p_values={m: {pair: found[m].p_value for pair, found in tests.items() if found[m].is_tested} for m in metrics},
+        differences={m: {pair: test[m].difference for pair, test in tests.items()} for m in metrics},
+        p_values={m: {pair: test[m].p_value for pair, test in tests.items() if test[m].is_tested} for m in metrics},
         agreement={(i, j): _spearman(*_columns(scores[i], scores[j])) for i, j in pairs},
         telling=_telling(rows),
     )
@@ -117,16 +117,16 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
     def square(cell: Mapping[tuple[int, int], str]) -> list[list[str]]:
         return [[cell.get((i, j), "–" if i == j else "") for j in range(count)] for i in range(count)]
 
-    found = []
+    sections = []
     for metric, pairs in comparison.differences.items():
         cells = {}
         for (i, j), difference in pairs.items():
             p = comparison.p_values[metric].get((i, j))
             cells[i, j], cells[j, i] = _tested(difference, p), _tested(-difference, p)
-        found.append((f"{metric}: row minus column", square(cells)))
+        sections.append((f"{metric}: row minus column", square(cells)))
     rho = {pair: "nan" if math.isnan(value) else f"{value:.2f}" for pair, value in comparison.agreement.items()}
     rho |= {(j, i): text for (i, j), text in rho.items()}
-    return [*found, ("Agreement: rank correlation of CIDEr over images", square(rho))]
+    return [*sections, ("Agreement: rank correlation of CIDEr over images", square(rho))]
 
 
 def _tested(difference: float, p: float | None) -> str:

@@ -55,9 +55,9 @@ def course_of(run: RunScores) -> Course:
     if not steps and rows[begins].name.lower() != PRETRAINED:
         return Course(replace(run, checkpoints=rows[:1]), rows[1:], False)
     members = sorted(steps | {begins} if rows[begins].epoch is None else steps)
-    chosen = [_with_tests_of(rows, members, place) for place in range(len(members))]
+    checkpoints = [_with_tests_of(rows, members, position) for position in range(len(members))]
     others = tuple(row for index, row in enumerate(rows) if index not in members)
-    return Course(replace(run, checkpoints=tuple(chosen)), others, True)
+    return Course(replace(run, checkpoints=tuple(checkpoints)), others, True)
 
 
 def drawn_rows(run: RunScores) -> tuple[RunScores, int]:
@@ -67,11 +67,11 @@ def drawn_rows(run: RunScores) -> tuple[RunScores, int]:
     return replace(run, checkpoints=rows), len(course.run.checkpoints) if course.is_training else 0
 
 
-def _with_tests_of(rows: Sequence[CheckpointScores], members: Sequence[int], place: int) -> CheckpointScores:
+def _with_tests_of(rows: Sequence[CheckpointScores], members: Sequence[int], position: int) -> CheckpointScores:
     """A checkpoint with those of its tests that compare it with the first one, and with the one before."""
-    index = members[place]
+    index = members[position]
     kept = {PRETRAINED} if members[0] == 0 else set()
-    if place and members[place - 1] == index - 1:
+    if position and members[position - 1] == index - 1:
         kept.add("previous")
     row = rows[index]
     if len(kept) == 2:

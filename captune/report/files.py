@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
@@ -12,7 +13,7 @@ from captune.data.atomic import atomic_file
 from captune.errors import InputError, ToolError
 from captune.parsing import load_json, show_value, validate
 
-__all__ = ["StrictRecord", "parse_versioned_json", "read_text", "write_whole"]
+__all__ = ["StrictRecord", "nan_to_null", "parse_versioned_json", "read_text", "write_whole"]
 
 T = TypeVar("T")
 
@@ -83,6 +84,15 @@ def parse_versioned_json(
         raise InputError(f"{source} has no field '{missing}'; {remedy}.")
     fields = {name: value for name, value in tree.items() if name != "format" and name not in derived}
     return validate(fields, kind, source, remedy=f"{remedy[0].upper()}{remedy[1:]}.")
+
+
+def nan_to_null(tree: Any) -> Any:
+    """The same values with None for every float that is not finite, since JSON has no NaN."""
+    if isinstance(tree, dict):
+        return {name: nan_to_null(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [nan_to_null(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:

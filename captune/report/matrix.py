@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 from pydantic import Strict
 
@@ -33,7 +33,7 @@ from captune.common.tables import escape_pipes, markdown_table, text_table
 from captune.data.delimited import CsvWriter
 from captune.errors import InputError
 from captune.report.columns import format_value, order_metrics, scale_sentence
-from captune.report.files import StrictRecord, parse_versioned_json, read_text
+from captune.report.files import StrictRecord, nan_to_null, parse_versioned_json, read_text
 from captune.report.record import RunScores, Score, Text
 
 __all__ = [
@@ -175,7 +175,7 @@ class Matrix(StrictRecord):
 def matrix_to_json(matrix: Matrix) -> str:
     """The matrix as the text of a `matrix.json`: strict JSON, the same text for the same matrix."""
     tree = {"format": FORMAT, "metrics": list(matrix.metrics), **asdict(matrix)}
-    return json.dumps(_finite(tree), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(nan_to_null(tree), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def matrix_from_json(text: str, source: str = FILE) -> Matrix:
@@ -228,16 +228,7 @@ def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
 
 def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     """Whether scores are the same numbers; what is not a number equals itself."""
-    return _finite(dict(one)) == _finite(dict(other))  # type: ignore[no-any-return]
-
-
-def _finite(tree: Any) -> Any:
-    """The same with null for what is not a number, as JSON must have it."""
-    if isinstance(tree, dict):
-        return {name: _finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+    return nan_to_null(dict(one)) == nan_to_null(dict(other))  # type: ignore[no-any-return]
 
 
 _HEADER = (
