@@ -15,16 +15,14 @@ of a cell compares its captions with its references.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import Strict
 
@@ -48,7 +46,7 @@ __all__ = [
     "matrix_from_json",
     "matrix_markdown",
     "matrix_of",
-    "matrix_part",
+    "matrix_section",
     "matrix_terminal",
     "matrix_to_json",
     "read_matrix",
@@ -293,36 +291,18 @@ def matrix_terminal(matrix: Matrix) -> str:
     return "\n".join([text_table(titles, shown, numbers=False), *_notes(matrix)])
 
 
-def matrix_part(matrix: Matrix, picture: bytes | None) -> str:
-    """The section of the page that shows the matrix.
-
-    Args:
-        matrix: what to show.
-        picture: the heat-map as PNG, where there is one.
-    """
+def matrix_section(matrix: Matrix) -> dict[str, Any]:
+    """What the page shows of the matrix: its table, notes, signatures, and a description of its picture."""
     shown, titles = _table(matrix)
-    head = "".join(f'<th scope="col">{_safe(title)}</th>' for title in titles)
-    body = "".join(
-        f'<tr><th scope="row"><bdi>{_safe(name)}</bdi></th>'
-        + "".join(f"<td>{_safe(text)}</td>" for text in cells)
-        + "</tr>"
-        for name, *cells in shown
-    )
-    parts = [
-        f'<div class="wide" role="region" tabindex="0" data-t-label="transfer">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    ]
-    if picture is not None:
-        data = base64.b64encode(picture).decode()
-        parts.append(f'<img class="heat" alt="{_safe(_alternative(matrix))}" src="data:image/png;base64,{data}">')
-    parts += [f'<p class="leak">LEAK: {_safe(reason)}</p>' for reason in matrix.leaks()]
-    parts += [f'<p class="notes">{_safe(note)}</p>' for note in _notes(matrix) if not note.startswith("LEAK")]
-    signatures = "".join(
-        f"<li>{_safe(name)}: <code>{_safe(text)}</code></li>" for name, text in _signatures(matrix).items()
-    )
-    parts.append(f'<details><summary data-t="signature"></summary><ul>{signatures}</ul></details>')
-    title = '<h2 id="transfer-title" data-t="transfer"></h2>'
-    return f'<section id="transfer" aria-labelledby="transfer-title">{title}{"".join(parts)}</section>'
+    rows, columns = len(matrix.rows), len(matrix.columns)
+    return {
+        "titles": titles,
+        "rows": shown,
+        "leaks": matrix.leaks(),
+        "notes": [note for note in _notes(matrix) if not note.startswith("LEAK")],
+        "signatures": _signatures(matrix),
+        "description": f"{matrix.main_metric} of {rows} rows on {columns} columns, as in the table",
+    }
 
 
 def strength_curves(matrix: Matrix) -> dict[str, dict[int, float]]:
@@ -412,11 +392,6 @@ def _signatures(matrix: Matrix) -> dict[str, str]:
     return signatures
 
 
-def _alternative(matrix: Matrix) -> str:
-    """Text of the picture for screen readers."""
-    return f"{matrix.main_metric} of {len(matrix.rows)} rows on {len(matrix.columns)} columns, as in the table"
-
-
 def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rule = f"|{' --- |' * len(titles)}"
     return markdown_table(escape_pipes(titles), list(map(escape_pipes, rows)), rule)
@@ -444,7 +419,3 @@ def _ends(difference: Difference | None) -> list[str]:
     if difference is None:
         return ["", "", ""]
     return [_number(value) for value in (difference.value, difference.low, difference.high)]
-
-
-def _safe(text: str) -> str:
-    return escape(one_line(text))

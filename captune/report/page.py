@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from captune.common import one_line
 from captune.report.analysis import analyse
@@ -25,10 +24,10 @@ from captune.report.captions import CaptionStatistics, caption_statistics, most_
 from captune.report.comparison import Comparison, matrices
 from captune.report.course import course_of, drawn_rows
 from captune.report.explorer import explorer_json
-from captune.report.matrix import Matrix, matrix_part
+from captune.report.matrix import Matrix, matrix_section
 from captune.report.narrative import LANGUAGES, catalogue, sentences, table_notes
 from captune.report.page_charts import distribution_charts, score_charts, training_charts
-from captune.report.rating import rating_part
+from captune.report.rating import rating_counts, rating_tables
 from captune.report.record import RunScores
 from captune.report.table import cells, daggers, leak_reasons, provenance, signatures
 from captune.report.training_log import TrainingLog
@@ -98,8 +97,10 @@ def build_page(
             score_charts=_charts(score_charts(run, words) if comparison is None else []),
             training_charts=_charts(training_charts(log, words)),
             captions=_captions(run, statistics, references, words),
-            transfer=None if matrix is None else _section(matrix_part(matrix, heatmap), words),
-            people=None if rating is None else _section(rating_part(rating), words),
+            transfer=None if matrix is None else matrix_section(matrix),
+            heatmap=None if heatmap is None else base64.b64encode(heatmap).decode(),
+            people=None if rating is None else rating_tables(rating),
+            people_counts="" if rating is None else rating_counts(rating),
             citation_signatures=list(dict.fromkeys(row.signature for row in run.checkpoints if row.signature)),
         )
     )
@@ -120,15 +121,6 @@ def _environment() -> Environment:
 
 def _page_file(name: str) -> str:
     return (files("captune.report") / "page_files" / name).read_text(encoding="utf-8")
-
-
-def _section(html: str, words: Mapping[str, str]) -> Markup:
-    """A section that was made elsewhere, with the words of its elements filled in."""
-
-    def filled(match: re.Match[str]) -> str:
-        return match[1] + str(escape(words.get(match[2], match[2])))
-
-    return Markup(re.sub(r'(data-t="([^"]*)"[^>]*>)(?=</)', filled, html))
 
 
 def _charts(charts: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:

@@ -10,22 +10,39 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
-from captune.common import one_line
 from captune.errors import InputError
 from captune.parsing import load_json
 from captune.report.record import CheckpointScores, RunScores
 
-__all__ = ["FILE", "captions_hashes", "rating_of", "rating_part", "read_rating"]
+__all__ = ["FILE", "captions_hashes", "rating_counts", "rating_of", "rating_tables", "read_rating"]
 
 logger = logging.getLogger(__name__)
 
 FILE = "rating.json"
 
 FORMAT = 1
+
+Estimate: TypeAlias = tuple[str, str]
+"""A number and its interval as they are shown; the interval may be empty."""
+
+
+class RatingTable(NamedTuple):
+    """One table of the page.
+
+    Attributes:
+        key: of the page's words that are its heading.
+        heads: keys of the words over its columns.
+        rows: name -> cells.
+        words: whether the names are keys of the page's words.
+    """
+
+    key: str
+    heads: Sequence[str]
+    rows: Mapping[str, Sequence[Estimate]]
+    words: bool = False
 
 
 def read_rating(run_dir: Path) -> Mapping[str, Any] | None:
@@ -42,7 +59,8 @@ def read_rating(run_dir: Path) -> Mapping[str, Any] | None:
         known = isinstance(tree, dict) and tree["format"] == FORMAT
         if known:
             # Whatever is missing or of another kind shows here and not in the middle of writing a page.
-            rating_part(tree)
+            rating_counts(tree)
+            rating_tables(tree)
     except (ValueError, KeyError, TypeError, AttributeError):
         known = False
     if not known:
@@ -72,88 +90,62 @@ def captions_hashes(rows: Iterable[CheckpointScores]) -> dict[str, str]:
     return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
 
 
-def rating_part(rating: Mapping[str, Any]) -> str:
-    """The section of the page that shows the results."""
-    counts = f"{rating['counted']:,} / {rating['images']:,}"
-    parts = [f'<p class="notes"><span data-t="rating_counts"></span> {counts}</p>']
+def rating_counts(rating: Mapping[str, Any]) -> str:
+    """How many answers were counted, and of how many images."""
+    return f"{rating['counted']:,} / {rating['images']:,}"
+
+
+def rating_tables(rating: Mapping[str, Any]) -> list[RatingTable]:
+    """The results as tables of the page; those without a row are left out.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: something is missing or of another kind.
+    """
     strengths = {ranked["system"]: ranked["strength"] for ranked in rating["ranking"]}
-    rates = rating["win_rates"]
-    ordered = [name for name in strengths if name in rates] or list(rates)
-    parts.append(
-        _table(
+    rates, rubric = rating["win_rates"], rating["rubric"]
+    criteria = list(next(iter(rubric.values()), {}))
+    tables = [
+        RatingTable(
             "rating_ranking",
             ("rating_preferred", "rating_strength"),
-            [(_system(name), [_estimate(rates[name]), _estimate(strengths.get(name))]) for name in ordered],
-        )
-    )
-    rubric = rating["rubric"]
-    criteria = list(next(iter(rubric.values()), {}))
-    parts.append(
-        _table(
+            {
+                name: [_estimate(rates[name]), _estimate(strengths.get(name))]
+                for name in [name for name in strengths if name in rates] or rates
+            },
+        ),
+        RatingTable(
             "rating_points",
             [f"rating_{name}" for name in criteria],
-            [(_system(name), [_estimate(means[key]) for key in criteria]) for name, means in rubric.items()],
-        )
-    )
-    parts.append(
-        _table(
+            {name: [_estimate(means[key]) for key in criteria] for name, means in rubric.items()},
+        ),
+        RatingTable(
             "rating_agreement",
             ("rating_alpha", "rating_units"),
-            [
-                (f'<span data-t="rating_{_safe(name)}"></span>', [_estimate(found), f"{found['units']:,}"])
-                for name, found in rating["agreement"].items()
-            ],
-        )
-    )
-    parts += [_correlations(rating["correlations"], level) for level in ("caption", "system")]
-    return (
-        '<section id="people" aria-labelledby="people-title"><h2 id="people-title" data-t="people"></h2>'
-        f"{''.join(parts)}</section>"
-    )
+            {
+                f"rating_{name}": [_estimate(alpha), (f"{alpha['units']:,}", "")]
+                for name, alpha in rating["agreement"].items()
+            },
+            words=True,
+        ),
+        *(_correlations(rating["correlations"], level) for level in ("caption", "system")),
+    ]
+    return [table for table in tables if table.rows]
 
 
-def _correlations(rows: Sequence[Mapping[str, Any]], level: str) -> str:
+def _correlations(rows: Sequence[Mapping[str, Any]], level: str) -> RatingTable:
     """One row a metric: its correlation with the overall points and with preferences."""
-    found = {(row["metric"], row["target"]): row for row in rows if row["level"] == level}
-    targets = [target for target in ("overall", "preference") if any(target == key for _, key in found)]
-    lines = []
-    for metric in dict.fromkeys(metric for metric, _ in found):
-        cells = []
-        for target in targets:
-            row = found.get((metric, target))
-            cells += [_estimate(row and row["kendall"]), _estimate(row and row["pearson"])]
-        lines.append((_safe(metric), cells))
+    by_metric = {(row["metric"], row["target"]): row for row in rows if row["level"] == level}
+    targets = [target for target in ("overall", "preference") if any(target == key for _, key in by_metric)]
+    lines: dict[str, list[Estimate]] = {}
+    for metric, _ in by_metric:
+        cells = (by_metric.get((metric, target)) for target in targets)
+        lines[metric] = [_estimate(row and row[kind]) for row in cells for kind in ("kendall", "pearson")]
     heads = [f"rating_{kind}_{target}" for target in targets for kind in ("kendall", "pearson")]
-    return _table(f"rating_{level}_level", heads, lines)
+    return RatingTable(f"rating_{level}_level", heads, lines)
 
 
-def _table(key: str, heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table under a heading, or nothing; first cells are HTML already."""
-    if not lines:
-        return ""
-    head = "".join(f'<th scope="col" data-t="{_safe(name)}"></th>' for name in heads)
-    body = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, cells in lines
-    )
-    return (
-        f'<h3 id="{key}" data-t="{key}"></h3>'
-        f'<div class="wide" role="region" tabindex="0" aria-labelledby="{key}"><table>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _estimate(found: Mapping[str, Any] | None) -> str:
-    if found is None or found["value"] is None:
-        return "–"
-    shown = f"{found['value']:.3f}"
-    if found["low"] is None:
-        return shown
-    return f'{shown}<span class="interval">[{found["low"]:.3f}, {found["high"]:.3f}]</span>'
-
-
-def _system(name: str) -> str:
-    return f"<bdi>{_safe(name)}</bdi>"
-
-
-def _safe(text: str) -> str:
-    return escape(one_line(text), quote=True)
+def _estimate(estimate: Mapping[str, Any] | None) -> Estimate:
+    if estimate is None or estimate["value"] is None:
+        return "–", ""
+    interval = "" if estimate["low"] is None else f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f}", interval

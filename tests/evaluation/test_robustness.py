@@ -27,7 +27,6 @@ from captune.report.matrix import (
     matrix_csv,
     matrix_from_json,
     matrix_markdown,
-    matrix_part,
     matrix_to_json,
     read_matrix,
     strength_curves,
@@ -110,19 +109,15 @@ def test_tables_hold_every_number_its_drop_and_its_mark() -> None:
     assert strength_curves(matrix) == {"blur": {1: pytest.approx(0.9), 2: pytest.approx(0.6)}}
 
 
-def test_the_section_of_the_page_escapes_what_it_shows() -> None:
-    section = matrix_part(example(), b"png")
-    assert "epoch&lt;0&gt;|" in section
-    assert "<0>" not in section
-    assert 'src="data:image/png;base64,cG5n"' in section
-    assert "LEAK: 1 of 50 was trained on" in section
-
-
-def test_the_page_shows_the_matrix_with_its_words() -> None:
+def test_the_page_shows_the_matrix_and_escapes_it(tmp_path: Path) -> None:
+    (tmp_path / "matrix.png").write_bytes(b"png")
     run = RunScores("toy", (CheckpointScores("pretrained", {"CIDEr": 0.5}),))
-    page = build_page(run, TrainingLog(), matrix=example(), language="zh")
+    page = build_page(run, TrainingLog(), matrix=example(), run_dir=tmp_path, language="zh")
     assert '<h2 id="transfer-title" data-t="transfer">其他数据与受损图像</h2>' in page
     assert "epoch&lt;0&gt;|" in page
+    assert "<0>" not in page
+    assert 'src="data:image/png;base64,cG5n"' in page
+    assert '<p class="leak">LEAK: 1 of 50 was trained on</p>' in page
 
 
 def test_the_picture_is_drawn_and_the_same_again() -> None:

@@ -87,6 +87,24 @@ def test_hostile_text_never_becomes_markup(run: RunScores) -> None:
     assert data["checkpoints"][0] == f"0{HOSTILE}"
 
 
+def test_names_in_a_rating_are_escaped_and_need_no_word(run: RunScores) -> None:
+    value = {"value": 0.5, "low": 0.25, "high": 0.75, "units": 3}
+    rating = {
+        "counted": 1000,
+        "images": 3,
+        "ranking": [{"system": "<b>", "strength": value}],
+        "win_rates": {"<b>": value},
+        "rubric": {"<b>": {"<i>": value}},
+        "agreement": {"<i>": {**value, "low": None}},
+        "correlations": [{"metric": "<u>", "target": "overall", "level": "caption", "kendall": None, "pearson": value}],
+    }
+    page = build_page(run, TrainingLog(), rating=rating)
+    assert '<span data-t="rating_counts">Answers counted / images:</span> 1,000 / 3' in page
+    assert '<td>0.500<span class="interval">[0.250, 0.750]</span></td>' in page
+    assert not {"b", "i", "u"} & {tag for tag, _ in _read(page).tags}
+    assert all(text in page for text in ("&lt;b&gt;", "rating_&lt;i&gt;", "&lt;u&gt;"))
+
+
 def test_nothing_is_loaded_from_anywhere(run: RunScores) -> None:
     page = build_page(run, TrainingLog())
     for _, attributes in _read(page).tags:
