@@ -235,7 +235,7 @@ def rate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
                 for rater in store.raters():
                     for position in range(store.answered(rater.number), len(store.trials(rater.number))):
                         part = store.trials(rater.number)[position].part
-                        store.give(rater.number, position, "first" if part == "pairwise" else "3333", 1.0)
+                        store.save_answer(rater.number, position, "first" if part == "pairwise" else "3333", 1.0)
                         stream.write(f"{rater.number} {position}\n")
 
         http.run_server = answer

@@ -123,7 +123,7 @@ def rate(
         wanted = [name.strip() for name in systems.split(",")] if systems else None
         store = _make(folder, sources, references, pictures, wanted, human, chosen, raters, rater or [])
     with closing(store):
-        from captune.apps.rating.binding import rated_rows
+        from captune.apps.rating.create import rated_rows
 
         for run in (source for source in sources if not is_study and (source / "scores.json").is_file()):
             rated_rows(store, run)
@@ -156,17 +156,17 @@ def _make(
 ) -> Store:
     """Draw a new study."""
     from captune.apps.rating.create import create_study
-    from captune.apps.rating.design import StudyOptions
-    from captune.apps.rating.material import choose_systems, read_material, with_human
+    from captune.apps.rating.study_design import StudyOptions
+    from captune.apps.rating.study_items import choose_systems, read_study_items, with_human
 
     people = raters if raters is not None else len(names) or 3
     options = StudyOptions(**{"judgements": min(3, people), **chosen, "raters": people})
-    material = choose_systems(read_material(sources, references=references, pictures=pictures), systems)
-    for sentence in material.left_out():
+    items = choose_systems(read_study_items(sources, references=references, pictures=pictures), systems)
+    for sentence in items.left_out():
         _say(f"captune: warning: {sentence}")
     if human:
-        material = with_human(material, options.seed)
-    store = create_study(folder, material, options, names)
+        items = with_human(items, options.seed)
+    store = create_study(folder, items, options, names)
     screens = [len(store.trials(rater.number)) for rater in store.raters()]
     _say(
         f"Made a study in {folder}: {', '.join(store.setting('systems'))}; {len(store.images())} images, "
@@ -245,9 +245,9 @@ def _print_links(store: Store, base: str, *, as_json: bool) -> None:
 
 def _show_results(store: Store, sources: list[Path], least: float, out: Path | None, *, as_json: bool) -> None:
     """Print the results and put them into the run they belong to."""
-    from captune.apps.rating.binding import rated_rows
+    from captune.apps.rating.create import rated_rows
     from captune.apps.rating.export import check_results, results_json, write_results
-    from captune.apps.rating.results import compute_results
+    from captune.apps.rating.study_report import compute_results
     from captune.cli.rating_output import print_results
     from captune.data.locks import folder_lock
     from captune.report.rating import captions_hashes

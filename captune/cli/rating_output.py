@@ -9,7 +9,7 @@ from captune.common import one_line
 from captune.common.tables import text_table
 
 if TYPE_CHECKING:
-    from captune.apps.rating.findings import Results
+    from captune.apps.rating.study_report import Results
 
 __all__ = ["print_results"]
 

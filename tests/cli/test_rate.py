@@ -57,7 +57,7 @@ def _answer_everything(study: Path) -> None:
     for rater in store.raters():
         for position, trial in enumerate(store.trials(rater.number)):
             choices = ("first", "second", "tie") if trial.part == "pairwise" else ("1234", "5432", "3333")
-            store.give(rater.number, position, chance.choice(choices), 1.0)
+            store.save_answer(rater.number, position, chance.choice(choices), 1.0)
     store.close()
 
 
@@ -220,7 +220,7 @@ def test_what_makes_no_study(run_dir: Path, capsys: pytest.CaptureFixture[str]) 
         ((run_dir, "--results"), "holds no study yet"),
         ((run_dir.parent,), "scores.json does not exist"),
         ((run_dir, "--pictures", pictures, "--systems", "epoch7"), "There is no system 'epoch7'"),
-        ((run_dir, "--pictures", pictures, "--judgements", "9"), "9 judgements of each task were asked of 3 raters"),
+        ((run_dir, "--pictures", pictures, "--judgements", "9"), "need at least as many raters, not 3"),
         ((run_dir, "--pictures", pictures, "--raters", "9999"), "9999 raters are too many"),
     ):
         assert _call("rate", *arguments) == 2

@@ -1,7 +1,7 @@
-"""Blind human rating of captions: a study, its pages for raters, and what it found.
+"""Blind human rating of captions: a study, its pages for raters, and its results.
 
-`material` reads systems, `design` and `trials` decide what is asked, `create` and `store` keep it in one folder,
-`server` and `pages` ask, `results` counts and `export` writes.
+`study_items` reads systems, `study_design` draws images and tasks, `create` and `store` keep the study in one folder,
+`server` is the web application, `judgements`, `estimates`, `study_report` and `export` make the results.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ import io
 import json
 from pathlib import Path
 
-from captune.apps.rating.design import CRITERIA
-from captune.apps.rating.findings import Results
 from captune.apps.rating.judgements import points
 from captune.apps.rating.store import Store
+from captune.apps.rating.study_design import CRITERIA
+from captune.apps.rating.study_report import Results
 from captune.data.delimited import CsvWriter
 from captune.data.outputs import check_output, output_file
 
@@ -36,10 +36,10 @@ COLUMNS = (
 
 
 def answers_csv(store: Store) -> str:
-    """Every answer of a study as CSV, one a line, checks and repeats included.
+    """All answers of a study as CSV, one per line, including checks and repeats.
 
-    Several systems of one caption are joined by `|`. A text that a spreadsheet would take for a formula gets an
-    apostrophe in front.
+    Several systems of one caption are joined by `|`. A text that a spreadsheet would read as a formula gets a
+    leading apostrophe.
     """
     captions, images = store.captions(), [name for name, _ in store.images()]
     names = {rater.number: rater.name for rater in store.raters()}
@@ -49,7 +49,7 @@ def answers_csv(store: Store) -> str:
     writer.writerow(COLUMNS)
     for answer in store.answers():
         trial = trials[answer.rater][answer.position]
-        shown = [captions[place] for place in trial.captions]
+        shown = [captions[index] for index in trial.captions]
         texts = [caption.text for caption in shown] + [""] * (2 - len(shown))
         systems = ["|".join(caption.systems) for caption in shown] + [""] * (2 - len(shown))
         rubric = trial.part == "rubric"
@@ -74,7 +74,7 @@ def write_results(folder: Path, store: Store, results: Results) -> list[Path]:
     """Write `results.json` and `answers.csv`.
 
     Args:
-        folder: where to; made when it is not there.
+        folder: of the files; it is created if it does not exist.
         store: the open study.
         results: of it.
 
@@ -82,7 +82,7 @@ def write_results(folder: Path, store: Store, results: Results) -> list[Path]:
         The files.
 
     Raises:
-        InputError: a file there is not of earlier results.
+        InputError: one of its files has another origin.
     """
     check_results(folder)
     contents = (results_json(results), answers_csv(store))
@@ -93,10 +93,10 @@ def write_results(folder: Path, store: Store, results: Results) -> list[Path]:
 
 
 def check_results(folder: Path) -> None:
-    """See that results may be written into a folder.
+    """Check that results can be written into a folder.
 
     Raises:
-        InputError: a file there is not of earlier results.
+        InputError: one of its files has another origin.
     """
     for name in FILES:
         check_output(folder / name, command="rate")

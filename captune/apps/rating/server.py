@@ -1,35 +1,105 @@
-"""The web application of a study: personal pages for raters, results behind a key."""
+"""The web application of a study: personal pages for raters, results protected by a key; in English and Chinese."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 
 from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
 from captune.apps.rating.create import picture_path
-from captune.apps.rating.design import CRITERIA
 from captune.apps.rating.export import answers_csv
-from captune.apps.rating.findings import Results
-from captune.apps.rating.pages import STATIC, page, preferred_language, static_file
-from captune.apps.rating.results import compute_results
 from captune.apps.rating.store import Store
-from captune.apps.rating.trials import Trial
+from captune.apps.rating.study_design import CRITERIA, Trial
+from captune.apps.rating.study_report import Results, compute_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAX_BODY", "rating_application"]
+__all__ = ["LANGUAGES", "MAX_BODY", "STATIC", "page", "preferred_language", "rating_application", "static_file"]
+
+LANGUAGES = {"en": "English", "zh": "中文"}
+
+STATIC = {"rating.css": "text/css; charset=utf-8", "rating.js": "text/javascript; charset=utf-8"}
+"""Files that the pages load -> their types."""
+
+
+def page(name: str, language: str, **values: Any) -> str:
+    """A page.
+
+    Args:
+        name: of its template, without `.html`.
+        language: "en" or "zh".
+        values: for the template; all text is escaped.
+    """
+    words = _words()[language]
+    template = _environment().get_template(f"{name}.html")
+    return template.render(words=words, language=language, languages=LANGUAGES, **values)
+
+
+def static_file(name: str) -> bytes:
+    """A style sheet or script.
+
+    Raises:
+        KeyError: the name is unknown.
+    """
+    if name not in STATIC:
+        raise KeyError(name)
+    return _read(name).encode()
+
+
+def preferred_language(accepted: str, selected: str | None) -> str:
+    """The language of a visitor.
+
+    Args:
+        accepted: the header Accept-Language.
+        selected: earlier selection of the visitor, from a cookie or the address.
+    """
+    if selected in LANGUAGES:
+        return selected
+    for part in accepted.split(","):
+        language = part.strip()[:2].lower()
+        if language in LANGUAGES:
+            return language
+    return "en"
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FunctionLoader(_read),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+
+
+@cache
+def _words() -> dict[str, dict[str, str]]:
+    words: dict[str, dict[str, str]] = json.loads(_read("words.json"))
+    return words
+
+
+@cache
+def _read(name: str) -> str:
+    return (files("captune.apps.rating") / "page_files" / name).read_text(encoding="utf-8")
+
 
 MAX_BODY = 16 << 10
-"""Bytes of a request; an answer has a hundred."""
+"""Limit on the bytes of a request; an answer has a hundred."""
 
 CHOICES = ("first", "second", "tie")
 
@@ -37,7 +107,7 @@ _LANGUAGE, _KEY = "captune_language", "captune_results"
 
 
 class _Study:
-    """What the pages need of a study that does not change, and when each rater was shown a screen."""
+    """The constant data of a study for the pages, and when each rater was shown a screen."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -60,12 +130,12 @@ class _Study:
             self._shown[rater] = (position, time.monotonic())
 
     def seconds(self, rater: int, position: int) -> float | None:
-        """How long a screen has been shown; None when this server did not show it."""
+        """Seconds since a screen was shown; None if this process did not show it."""
         shown, since = self._shown.get(rater, (-1, 0.0))
         return round(time.monotonic() - since, 3) if shown == position else None
 
     async def results(self) -> Results:
-        """The results, computed again only when there is a new answer."""
+        """The results, computed again only after a new answer."""
         async with self._computing:
             state = self.store.state()
             if self._results is None or self._results[0] != state:
@@ -80,8 +150,8 @@ def rating_application(
 
     Args:
         store: the study; closed when the server stops.
-        hosts: names under which the server answers; None is any.
-        site: what links begin with, where a proxy stands in front.
+        hosts: accepted names in the Host header; None accepts any.
+        site: beginning of the links behind a proxy.
     """
     study = _Study(store)
 
@@ -142,7 +212,7 @@ def _add_rater_pages(application: FastAPI, study: _Study) -> None:
             total=len(trials),
             part=trial.part,
             picture=trial.image,
-            captions=[study.texts[place] for place in trial.captions],
+            captions=[study.texts[index] for index in trial.captions],
             criteria=CRITERIA,
             first_of_part=position == 0 or trials[position - 1].part != trial.part,
             notice=notice if notice in ("already", "incomplete", "undone") else None,
@@ -161,9 +231,9 @@ def _add_rater_pages(application: FastAPI, study: _Study) -> None:
         value = _value(trials[position].part, fields)
         if value is None:
             return _next(token, "incomplete")
-        # In a thread: others are served while the disk writes.
-        given = await run_in_threadpool(store.give, rater, position, value, study.seconds(rater, position))
-        return _next(token, None if given else "already")
+        # In a thread: other requests are served while the disk writes.
+        is_saved = await run_in_threadpool(store.save_answer, rater, position, value, study.seconds(rater, position))
+        return _next(token, None if is_saved else "already")
 
     @application.post("/r/{token}/undo")
     async def undo(request: Request, token: str) -> Response:
@@ -174,14 +244,14 @@ def _add_rater_pages(application: FastAPI, study: _Study) -> None:
         undone = position is not None and await run_in_threadpool(store.undo, rater, position)
         return _next(token, "undone" if undone else None)
 
-    @application.get("/r/{token}/picture/{place}")
-    async def picture(request: Request, token: str, place: str) -> Response:
+    @application.get("/r/{token}/picture/{number}")
+    async def picture(request: Request, token: str, number: str) -> Response:
         if store.rater_of(token) is None:
             return _unknown(request)
-        if not place.isascii() or not place.isdecimal() or len(place) > 9 or int(place) >= study.pictures:
+        if not number.isascii() or not number.isdecimal() or len(number) > 9 or int(number) >= study.pictures:
             return Response("There is no such picture.\n", 404)
         headers = {"cache-control": "private, max-age=86400"}
-        return FileResponse(picture_path(store.folder, int(place)), media_type="image/jpeg", headers=headers)
+        return FileResponse(picture_path(store.folder, int(number)), media_type="image/jpeg", headers=headers)
 
 
 def _add_results_pages(application: FastAPI, study: _Study, *, secure: bool) -> None:
@@ -192,7 +262,7 @@ def _add_results_pages(application: FastAPI, study: _Study, *, secure: bool) -> 
 
     def opened(key: str) -> Response:
         answer = RedirectResponse("/results", 303)
-        # Strict: no other site can make a browser send it.
+        # Strict: another site cannot make a browser send it.
         answer.set_cookie(_KEY, key, httponly=True, samesite="strict", secure=secure, path="/results")
         return answer
 
@@ -203,9 +273,9 @@ def _add_results_pages(application: FastAPI, study: _Study, *, secure: bool) -> 
             return opened(key)
         if not may_see(request):
             return _html(request, "login", status=401 if key is None else 403, wrong=key is not None)
-        found = await study.results()
+        current = await study.results()
         raters = {rater.number: rater.name for rater in store.raters()}
-        return _html(request, "results", results=found, raters=raters, source=store.setting("source"))
+        return _html(request, "results", results=current, raters=raters, source=store.setting("source"))
 
     @application.post("/results")
     async def log_in(request: Request) -> Response:
@@ -231,10 +301,12 @@ def _add_results_pages(application: FastAPI, study: _Study, *, secure: bool) -> 
 
 def _html(request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page in the visitor's language, which a link on it changes."""
-    chosen = request.query_params.get("lang")
-    language = preferred_language(request.headers.get("accept-language", ""), chosen or request.cookies.get(_LANGUAGE))
+    selected = request.query_params.get("lang")
+    language = preferred_language(
+        request.headers.get("accept-language", ""), selected or request.cookies.get(_LANGUAGE)
+    )
     answer = HTMLResponse(page(name, language, **values), status, {"cache-control": "no-store"})
-    if chosen == language:
+    if selected == language:
         answer.set_cookie(_LANGUAGE, language, max_age=365 * 86400, httponly=True, samesite="lax")
     return answer
 
@@ -248,7 +320,7 @@ def _next(token: str, notice: str | None) -> Response:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The first value of every field of a form; anything that is no form has no fields."""
+    """The first value of every field of a form; empty for any other body."""
     body = (await request.body()).decode("utf-8", "replace")
     try:
         return {name: values[0] for name, values in parse_qs(body, max_num_fields=20).items()}
@@ -257,12 +329,12 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _position(fields: Mapping[str, str]) -> int | None:
-    given = fields.get("position", "")
-    return int(given) if given.isascii() and given.isdecimal() and len(given) <= 9 else None
+    position = fields.get("position", "")
+    return int(position) if position.isascii() and position.isdecimal() and len(position) <= 9 else None
 
 
 def _value(part: str, fields: Mapping[str, str]) -> str | None:
-    """An answer as it is kept; None when the form is not filled."""
+    """The stored form of an answer; None for an incomplete form."""
     if part == "pairwise":
         choice = fields.get("choice")
         return choice if choice in CHOICES else None

@@ -1,8 +1,8 @@
-"""A study in one SQLite file: what was drawn, who rates, and every answer.
+"""A study in one SQLite file: its design, its raters and all answers.
 
-The file is in WAL mode with `synchronous=FULL`: a page is sent when the answer before it is on the disk, so neither a
-killed server nor a power cut loses one. An answer's key is its rater and position, so none is there twice; what was
-undone stays in `history`.
+The file is in WAL mode with `synchronous=FULL`: a page is sent after the previous answer is on the disk, so neither a
+killed server nor a power cut loses one. The key of an answer is its rater and position, so none is stored twice; undone
+answers stay in `history`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,63 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from captune.apps.rating.design import Caption, Design, StudyOptions
-from captune.apps.rating.tables import SCHEMA, Answer, Rater
-from captune.apps.rating.trials import Trial
+from captune.apps.rating.study_design import Caption, Design, StudyOptions, Trial
 from captune.errors import InputError
 
-__all__ = ["DATABASE", "Store"]
+__all__ = ["DATABASE", "SCHEMA", "Answer", "Rater", "Store"]
+
+SCHEMA = """
+CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE image (place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, stratum INTEGER NOT NULL) STRICT;
+CREATE TABLE caption (place INTEGER PRIMARY KEY, image INTEGER NOT NULL REFERENCES image, text TEXT NOT NULL,
+                      systems TEXT NOT NULL) STRICT;
+CREATE TABLE rater (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE trial (rater INTEGER NOT NULL REFERENCES rater, position INTEGER NOT NULL, part TEXT NOT NULL,
+                    kind TEXT NOT NULL, image INTEGER NOT NULL REFERENCES image, captions TEXT NOT NULL,
+                    expected INTEGER, repeats INTEGER, PRIMARY KEY (rater, position)) STRICT, WITHOUT ROWID;
+CREATE TABLE answer (rater INTEGER NOT NULL, position INTEGER NOT NULL, value TEXT NOT NULL, seconds REAL,
+                     time REAL NOT NULL, PRIMARY KEY (rater, position),
+                     FOREIGN KEY (rater, position) REFERENCES trial) STRICT, WITHOUT ROWID;
+CREATE TABLE history (serial INTEGER PRIMARY KEY, rater INTEGER NOT NULL, position INTEGER NOT NULL,
+                      event TEXT NOT NULL, value TEXT NOT NULL, time REAL NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rater:
+    """A person with a link.
+
+    Attributes:
+        number: from 0.
+        name: that the study's owner knows them by; raters never see it.
+    """
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A rater's answer to one screen.
+
+    Attributes:
+        rater: number.
+        position: of the screen.
+        value: "first", "second" or "tie" as shown, or four digits from 1 to 5 in the order of `CRITERIA`.
+        seconds: from the page's showing to the answer; None where the server was started anew in between.
+        time: seconds since 1970.
+    """
+
+    rater: int
+    position: int
+    value: str
+    seconds: float | None
+    time: float
+
 
 DATABASE = "study.sqlite"
 
@@ -42,7 +89,7 @@ class Store:
         folder: of the study.
 
     Raises:
-        InputError: there is no study, or one that another captune made.
+        InputError: there is no study, or one of another format.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +97,7 @@ class Store:
         if not file.is_file():
             raise InputError(f"{folder} holds no study; give the folder of one, or a run to make one of.")
         self.folder = folder
-        # Two connections: who reads does not wait for the disk.
+        # Two connections: readers do not wait for the disk.
         self._writes, self._reads = threading.Lock(), threading.Lock()
         try:
             self._writer, self._reader = (
@@ -71,9 +118,9 @@ class Store:
         """Write a new study's file; raters are added by `add_raters`.
 
         Args:
-            folder: that will hold it; only its owner can read the file.
-            design: what was drawn.
-            settings: further facts, as JSON values.
+            folder: of the file, which only its owner can read.
+            design: the drawn one.
+            settings: further values as JSON.
         """
         file = folder / DATABASE
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -92,15 +139,15 @@ class Store:
             connection.executemany(
                 "INSERT INTO image VALUES (?, ?, ?)",
                 [
-                    (place, image, stratum)
-                    for place, (image, stratum) in enumerate(zip(design.images, design.strata, strict=True))
+                    (number, image, stratum)
+                    for number, (image, stratum) in enumerate(zip(design.images, design.strata, strict=True))
                 ],
             )
             connection.executemany(
                 "INSERT INTO caption VALUES (?, ?, ?, ?)",
                 [
-                    (place, caption.image, caption.text, json.dumps(caption.systems))
-                    for place, caption in enumerate(design.captions)
+                    (number, caption.image, caption.text, json.dumps(caption.systems))
+                    for number, caption in enumerate(design.captions)
                 ],
             )
             connection.commit()
@@ -108,15 +155,15 @@ class Store:
             connection.close()
 
     def close(self) -> None:
-        """Close the file; the last one to do so folds the log of writes into it."""
+        """Close the file; the last process to do so merges the write-ahead log."""
         self._reader.close()
         self._writer.close()
 
     def setting(self, key: str) -> Any:
-        """A fact of the study.
+        """A stored setting of the study.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: the name is unknown.
         """
         rows = self._rows("SELECT value FROM study WHERE key = ?", key)
         if not rows:
@@ -125,7 +172,7 @@ class Store:
 
     @property
     def options(self) -> StudyOptions:
-        """What the study was drawn with."""
+        """Options of the study."""
         return StudyOptions(**self.setting("options"))
 
     def images(self) -> list[tuple[str, int]]:
@@ -140,14 +187,14 @@ class Store:
         return [Caption(image, text, tuple(json.loads(systems))) for image, text, systems in rows]
 
     def raters(self) -> list[Rater]:
-        """Everybody with a link."""
+        """All raters."""
         return [Rater(number, name) for number, name in self._rows("SELECT number, name FROM rater ORDER BY number")]
 
     def add_raters(self, raters: Sequence[tuple[Rater, Sequence[Trial]]]) -> None:
-        """Add people with all of their screens.
+        """Add raters with all of their screens.
 
         Raises:
-            InputError: a number or name is taken.
+            InputError: a number or name is used.
         """
         try:
             with self._writing() as connection:
@@ -170,7 +217,7 @@ class Store:
                         ],
                     )
         except sqlite3.IntegrityError:
-            raise InputError("A rater's name is taken already; give every rater a name of their own.") from None
+            raise InputError("A rater's name is taken already; give every rater another name.") from None
 
     def trials(self, rater: int) -> list[Trial]:
         """Every screen of a rater."""
@@ -183,25 +230,24 @@ class Store:
         ]
 
     def answered(self, rater: int) -> int:
-        """How many screens a rater has answered; the next one has this position."""
+        """Number of screens that a rater has answered, which is the position of the next one."""
         return int(self._rows("SELECT COUNT(*) FROM answer WHERE rater = ?", rater)[0][0])
 
     def state(self) -> tuple[int, int]:
-        """Changes with every answer that is given or undone, and with every new rater."""
+        """A value that changes with every answer, undo and new rater."""
         counts = self._rows("SELECT (SELECT COUNT(*) FROM history), (SELECT COUNT(*) FROM rater)")
         return tuple(counts[0])
 
     def answers(self) -> list[Answer]:
-        """Every answer that stands, by rater and position."""
+        """All answers that were not undone, by rater and position."""
         rows = self._rows("SELECT rater, position, value, seconds, time FROM answer ORDER BY rater, position")
         return [Answer(*row) for row in rows]
 
-    def give(self, rater: int, position: int, value: str, seconds: float | None) -> bool:
-        """Keep an answer; when this returns it is on the disk.
+    def save_answer(self, rater: int, position: int, value: str, seconds: float | None) -> bool:
+        """Store an answer on the disk.
 
         Returns:
-            Whether it was the next one. An answer that was given already (a second click, a page that was reloaded)
-            changes nothing.
+            Whether it was the next one. A repeated answer (a second click, a reloaded page) changes nothing.
         """
         with self._writing() as connection:
             done = connection.execute("SELECT COUNT(*) FROM answer WHERE rater = ?", (rater,)).fetchone()[0]
@@ -213,10 +259,10 @@ class Store:
         return True
 
     def undo(self, rater: int, position: int) -> bool:
-        """Take back an answer.
+        """Remove an answer.
 
         Returns:
-            Whether it was the last one; any other stays (a second click on undo must not undo twice).
+            Whether it was the last one; any other stays (a second click must not undo two).
         """
         with self._writing() as connection:
             done = connection.execute("SELECT COUNT(*) FROM answer WHERE rater = ?", (rater,)).fetchone()[0]
@@ -233,7 +279,7 @@ class Store:
         return f"{rater}-{self._mac(f'rater {rater}')}"
 
     def rater_of(self, token: str) -> int | None:
-        """Whose link it is; None for nobody's."""
+        """The rater of a link; None for an unknown link."""
         match = re.fullmatch(r"(\d{1,6})-([A-Za-z0-9_-]{22})", token)
         if match is None or not hmac.compare_digest(match[2], self._mac(f"rater {int(match[1])}")):
             return None
@@ -246,11 +292,11 @@ class Store:
         return self._mac("results")
 
     def is_results_key(self, key: str) -> bool:
-        """Whether a key opens the results; takes as long for a wrong one as for the right one."""
+        """Whether a key opens the results, in constant time."""
         return hmac.compare_digest(key.encode("utf-8", "replace"), self.results_key.encode())
 
     def _mac(self, purpose: str) -> str:
-        """A secret for one purpose: 132 bits of an HMAC under the study's own secret."""
+        """A secret for one purpose: 132 bits of an HMAC under the study's secret."""
         digest = hmac.new(self._secret, purpose.encode(), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest).decode()[:22]
 
@@ -267,7 +313,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is on the disk when the block is left, or never was."""
+        """A transaction that is committed to the disk after the block, or rolled back on an error."""
         with self._writes:
             self._writer.execute("BEGIN IMMEDIATE")
             try:

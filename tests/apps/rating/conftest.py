@@ -12,9 +12,9 @@ from PIL import Image
 from simulated_raters import MakeStudy, opinion
 
 from captune.apps.rating.create import create_study
-from captune.apps.rating.design import StudyOptions
-from captune.apps.rating.material import Material, choose_systems, read_material, with_human
 from captune.apps.rating.store import Store
+from captune.apps.rating.study_design import StudyOptions
+from captune.apps.rating.study_items import StudyItems, choose_systems, read_study_items, with_human
 from captune.metrics import score_captions
 from captune.report import CheckpointScores, RunScores, write_scores
 
@@ -66,18 +66,18 @@ def rated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def material(rated_run: Path) -> Material:
+def items(rated_run: Path) -> StudyItems:
     """All three checkpoints and the human control."""
-    read = read_material([rated_run], pictures=rated_run / "pictures")
+    read = read_study_items([rated_run], pictures=rated_run / "pictures")
     return with_human(choose_systems(read, list(SKILL)), seed=1)
 
 
 @pytest.fixture
-def make_study(material: Material, tmp_path: Path) -> Iterator[MakeStudy]:
+def make_study(items: StudyItems, tmp_path: Path) -> Iterator[MakeStudy]:
     """A function that makes a study in a folder of its own."""
     made: list[Store] = []
 
-    def make(given: Material = material, *, names: tuple[str, ...] = (), **options: Any) -> Store:
+    def make(given: StudyItems = items, *, names: tuple[str, ...] = (), **options: Any) -> Store:
         settings = {"images": 6, "seed": 3, **options}
         made.append(create_study(tmp_path / f"study-{len(made)}", given, StudyOptions(**settings), names))
         return made[-1]
@@ -88,12 +88,12 @@ def make_study(material: Material, tmp_path: Path) -> Iterator[MakeStudy]:
 
 
 @pytest.fixture(scope="session")
-def answered(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def answered(items: StudyItems, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A finished study of three raters on ten images, to be read only."""
     folder, chance = tmp_path_factory.mktemp("answered") / "study", random.Random(5)
-    store = create_study(folder, material, StudyOptions(images=10, seed=3))
+    store = create_study(folder, items, StudyOptions(images=10, seed=3))
     for rater in store.raters():
         for position in range(len(store.trials(rater.number))):
-            assert store.give(rater.number, position, opinion(store, rater.number, position, chance), 2.5)
+            assert store.save_answer(rater.number, position, opinion(store, rater.number, position, chance), 2.5)
     yield store
     store.close()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from captune.apps.rating.export import results_json
-from captune.apps.rating.results import compute_results
 from captune.apps.rating.store import Store
+from captune.apps.rating.study_report import compute_results
 from captune.report import write_page
 
 

@@ -14,9 +14,9 @@ from simulated_raters import MakeStudy
 from starlette.testclient import TestClient
 
 from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware, answered_hosts
-from captune.apps.rating.material import Material
 from captune.apps.rating.server import MAX_BODY, rating_application
 from captune.apps.rating.store import DATABASE, Store
+from captune.apps.rating.study_items import StudyItems
 from captune.errors import InputError
 
 Client = Callable[..., TestClient]
@@ -54,10 +54,10 @@ def _pages(client: TestClient, store: Store, rater: int) -> list[str]:
     return [*pages, client.get(link + "rate").text]
 
 
-def test_no_page_tells_who_said_what(make_study: MakeStudy, material: Material, client: Client) -> None:
+def test_no_page_tells_who_said_what(make_study: MakeStudy, items: StudyItems, client: Client) -> None:
     """Under other names in another order of the same texts, every page is the same byte for byte."""
-    renamed = tuple(replace(system, name=f"Z{number}") for number, system in enumerate(material.systems))
-    first, second = make_study(images=4), make_study(replace(material, systems=renamed), images=4)
+    renamed = tuple(replace(system, name=f"Z{number}") for number, system in enumerate(items.systems))
+    first, second = make_study(images=4), make_study(replace(items, systems=renamed), images=4)
     pages = _pages(client(first), first, 0)
     assert pages == _pages(client(second), second, 0)
     seen = "\n".join(pages).lower()
@@ -111,12 +111,12 @@ def test_an_answer_is_asked_for_until_it_is_whole(make_study: MakeStudy, client:
     assert store.answers() == []
 
 
-def test_hostile_captions_are_shown_and_do_nothing(make_study: MakeStudy, material: Material, client: Client) -> None:
+def test_hostile_captions_are_shown_and_do_nothing(make_study: MakeStudy, items: StudyItems, client: Client) -> None:
     hostile = '</bdi><script>alert(1)</script><img src=x onerror="alert(1)">{{ 7*7 }}\u202e"\'>'
     systems = tuple(
-        replace(s, captions=dict.fromkeys(s.captions, f"{n} {hostile}")) for n, s in enumerate(material.systems)
+        replace(s, captions=dict.fromkeys(s.captions, f"{n} {hostile}")) for n, s in enumerate(items.systems)
     )
-    store = make_study(replace(material, systems=systems), images=3, attention=0)
+    store = make_study(replace(items, systems=systems), images=3, attention=0)
     page = client(store).get(f"/r/{store.token(0)}/rate").text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "{{ 7*7 }}" in page
@@ -125,11 +125,11 @@ def test_hostile_captions_are_shown_and_do_nothing(make_study: MakeStudy, materi
     assert "\u202e" not in page
 
 
-def test_hostile_names_on_the_results_page(make_study: MakeStudy, material: Material, client: Client) -> None:
+def test_hostile_names_on_the_results_page(make_study: MakeStudy, items: StudyItems, client: Client) -> None:
     bad = "<b onmouseover=alert(1)>"
-    systems = (replace(material.systems[0], name=bad), *material.systems[1:])
-    store = make_study(replace(material, systems=systems), names=(bad,))
-    store.give(0, 0, "first", 1.0)
+    systems = (replace(items.systems[0], name=bad), *items.systems[1:])
+    store = make_study(replace(items, systems=systems), names=(bad,))
+    store.save_answer(0, 0, "first", 1.0)
     web = client(store)
     web.get(f"/results?key={store.results_key}", follow_redirects=True)
     page = web.get("/results").text
@@ -284,7 +284,7 @@ def test_behind_a_proxy(make_study: MakeStudy, client: Client) -> None:
 
 
 def test_every_word_is_there_in_both_languages() -> None:
-    from captune.apps.rating.pages import LANGUAGES, _words
+    from captune.apps.rating.server import LANGUAGES, _words
 
     english, chinese = (_words()[language] for language in LANGUAGES)
     assert english.keys() == chinese.keys()

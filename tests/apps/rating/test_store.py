@@ -14,31 +14,31 @@ import pytest
 from simulated_raters import MakeStudy, opinion
 
 from captune.apps.rating.create import add_raters, create_study
-from captune.apps.rating.design import StudyOptions
-from captune.apps.rating.material import Material
 from captune.apps.rating.store import DATABASE, Store
+from captune.apps.rating.study_design import StudyOptions
+from captune.apps.rating.study_items import StudyItems
 from captune.errors import InputError
 
 
 def test_an_answer_is_kept_once(make_study: MakeStudy) -> None:
     store = make_study()
-    assert store.give(0, 0, "first", 1.0)
-    assert not store.give(0, 0, "second", 1.0), "a second click changes nothing"
-    assert not store.give(0, 5, "first", 1.0), "nobody skips a screen"
-    assert store.give(0, 1, "tie", None)
+    assert store.save_answer(0, 0, "first", 1.0)
+    assert not store.save_answer(0, 0, "second", 1.0), "a second click changes nothing"
+    assert not store.save_answer(0, 5, "first", 1.0), "nobody skips a screen"
+    assert store.save_answer(0, 1, "tie", None)
     assert [(a.rater, a.position, a.value) for a in store.answers()] == [(0, 0, "first"), (0, 1, "tie")]
 
 
 def test_undo_takes_back_the_last_answer_once(make_study: MakeStudy) -> None:
     store = make_study()
     for position in range(3):
-        store.give(1, position, "first", 1.0)
+        store.save_answer(1, position, "first", 1.0)
     assert store.undo(1, 2)
     assert not store.undo(1, 2), "a second click on undo does not undo twice"
     assert not store.undo(1, 0)
     assert not store.undo(0, 0)
     assert store.answered(1) == 2
-    assert store.give(1, 2, "second", 1.0)
+    assert store.save_answer(1, 2, "second", 1.0)
     events = sqlite3.connect(store.folder / DATABASE).execute("SELECT event, value FROM history").fetchall()
     assert events[-2:] == [("undone", "first"), ("given", "second")]
 
@@ -71,7 +71,7 @@ def test_answers_given_at_once_by_many_threads(make_study: MakeStudy) -> None:
         for position in range(len(store.trials(rater))):
             value = opinion(store, rater, position, chance)
             # Everybody clicks twice.
-            kept += store.give(rater, position, value, 1.0) + store.give(rater, position, value, 1.0)
+            kept += store.save_answer(rater, position, value, 1.0) + store.save_answer(rater, position, value, 1.0)
         return kept
 
     with ThreadPoolExecutor(8) as pool:
@@ -86,7 +86,7 @@ from pathlib import Path
 from captune.apps.rating.store import Store
 store = Store(Path(sys.argv[1]))
 for position in range(100):
-    assert store.give(0, position, "first", 1.0)
+    assert store.save_answer(0, position, "first", 1.0)
     print(position, flush=True)
     if position == 7:
         # A transaction is open when the process dies.
@@ -105,7 +105,7 @@ def test_a_killed_process_loses_no_answer_that_it_confirmed(make_study: MakeStud
     confirmed = [int(line) for line in done.stdout.split()]
     assert confirmed == list(range(8))
     assert [answer.position for answer in store.answers()] == confirmed
-    assert store.give(0, 8, "tie", None)
+    assert store.save_answer(0, 8, "tie", None)
 
 
 def test_more_raters_later(make_study: MakeStudy) -> None:
@@ -116,7 +116,7 @@ def test_more_raters_later(make_study: MakeStudy) -> None:
     assert [store.trials(number) for number in range(3)] == before
     assert store.trials(3) != before[0]
     assert abs(len(store.trials(3)) - len(before[0])) <= 2
-    with pytest.raises(InputError, match="a name of their own"):
+    with pytest.raises(InputError, match="another name"):
         add_raters(store, 6, ("Ada",))
     with pytest.raises(InputError, match="5 raters already"):
         add_raters(store, 4)
@@ -125,15 +125,15 @@ def test_more_raters_later(make_study: MakeStudy) -> None:
     assert len(store.raters()) == 5
 
 
-def test_a_study_is_never_written_over(make_study: MakeStudy, material: Material) -> None:
+def test_a_study_is_never_written_over(make_study: MakeStudy, items: StudyItems) -> None:
     folder = make_study().folder
     with pytest.raises(InputError, match="exists already"):
-        create_study(folder, material, StudyOptions(images=2))
+        create_study(folder, items, StudyOptions(images=2))
 
 
-def test_a_study_that_fails_leaves_nothing(material: Material, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a name of their own"):
-        create_study(tmp_path / "study", material, StudyOptions(images=2), ("Ada", "Ada"))
+def test_a_study_that_fails_leaves_nothing(items: StudyItems, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="another name"):
+        create_study(tmp_path / "study", items, StudyOptions(images=2), ("Ada", "Ada"))
     assert os.listdir(tmp_path) == []
 
 

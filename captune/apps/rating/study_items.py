@@ -18,10 +18,10 @@ from captune.report import read_scores
 from captune.report.course import course_of
 from captune.report.thumbnails import thumbnail_path, thumbnail_sources
 
-__all__ = ["HUMAN", "Material", "System", "choose_systems", "read_material", "with_human"]
+__all__ = ["HUMAN", "StudyItems", "System", "choose_systems", "read_study_items", "with_human"]
 
 HUMAN = "human"
-"""Name of the control: one reference caption of each image, shown as if a system had written it."""
+"""Name of the control: one reference caption of each image, shown like the caption of a system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class System:
     Attributes:
         name: unique in the study.
         captions: image id -> caption.
-        corpus: automatic metric -> corpus score; empty where nothing was scored.
+        corpus: automatic metric -> corpus score; empty without scores.
         per_image: image id -> automatic metric -> score.
     """
 
@@ -42,16 +42,16 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """Everything that a study is drawn from.
+class StudyItems:
+    """The data of a study.
 
     Attributes:
-        systems: in the order they were given.
-        references: image id -> its reference captions; empty where there are none.
+        systems: in the order of the sources.
+        references: image id -> its reference captions; may be empty.
         pictures: image id -> its file.
-        source: where it came from, for the results page.
-        evaluated: image id -> hash of the file that the captions were made of, where a run says so.
-        ends: the first and the last checkpoint of the training, where the systems are of one run.
+        source: paths of the sources, for the results page.
+        evaluated: image id -> hash of the captioned file, if a run has it.
+        ends: first and last checkpoint of the training, if all systems are of one run.
     """
 
     systems: tuple[System, ...]
@@ -72,15 +72,15 @@ class Material:
         )
 
     def left_out(self) -> list[str]:
-        """What is not shown because ids do not meet, a sentence each, with the ids that nearly do."""
+        """Sentences about images that are excluded because of missing ids, with the closest ids."""
         captioned = list(dict.fromkeys(image for system in self.systems for image in system.captions))
         shared = [image for image in captioned if all(image in system.captions for system in self.systems)]
-        found = []
+        sentences = []
         for system in self.systems:
             missing = [image for image in captioned if image not in system.captions]
             if missing:
                 only = [image for image in system.captions if image not in shared]
-                found.append(
+                sentences.append(
                     f"{system.name} has no caption of {len(missing):,} of {len(captioned):,} images, such as "
                     f"{missing[0]!r}, which are left out{near_miss(only, missing)}."
                 )
@@ -88,38 +88,40 @@ class Material:
             missing = [image for image in shared if image not in known]
             if missing and known:
                 only = [image for image in known if image not in shared]
-                found.append(
+                sentences.append(
                     f"{len(missing):,} of {len(shared):,} images have no {what}, such as {missing[0]!r}"
                     f"{near_miss(only, missing)}."
                 )
-        return found
+        return sentences
 
 
-def read_material(sources: Sequence[Path], *, references: Path | None = None, pictures: Path | None = None) -> Material:
+def read_study_items(
+    sources: Sequence[Path], *, references: Path | None = None, pictures: Path | None = None
+) -> StudyItems:
     """Read runs and result files.
 
     Args:
         sources: run directories with a `scores.json`, or result files (one caption an image). With several sources
-            the systems of a run are called `run/checkpoint`.
+            the systems of a run are named `run/checkpoint`.
         references: file with reference captions; by default those in `scores.json`. Result files are scored
             against them.
-        pictures: a manifest, or a folder in which an image's file is named after its id; by default what the run's
-            configuration names, then the references file, then the run's small pictures.
+        pictures: a manifest, or a folder in which an image's file is named after its id; by default those of the
+            run's configuration, then of the references file, then the run's thumbnails.
 
     Raises:
-        InputError: a source cannot be read, two systems have one name, or no picture was found.
+        InputError: a source cannot be read, two systems have one name, or there is no picture.
     """
     systems: list[System] = []
-    told: dict[str, Sequence[str]] = {}
-    found: dict[str, Path] = {}
+    references_of: dict[str, Sequence[str]] = {}
+    files: dict[str, Path] = {}
     file_names: dict[str, str] = {}
     evaluated: dict[str, str] = {}
     ends: tuple[str, ...] = ()
     if references is not None:
         read = read_references(references)
-        told = {image: captions for image, captions in read.captions.items() if captions}
+        references_of = {image: captions for image, captions in read.captions.items() if captions}
         file_names = read.file_names
-        found = {image: path for image, path in read.images.items() if path.is_file()}
+        files = {image: path for image, path in read.images.items() if path.is_file()}
     for source in sources:
         if source.is_dir():
             run = read_scores(source)
@@ -130,11 +132,11 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
             rows = course_of(run).run.checkpoints
             if len(sources) == 1 and len(rows) > 1:
                 ends = (rows[0].name, rows[-1].name)
-            told = {**run.references, **told}
-            found = {**_pictures_of_run(source, run.checkpoints[-1].captions), **found}
+            references_of = {**run.references, **references_of}
+            files = {**_pictures_of_run(source, run.checkpoints[-1].captions), **files}
             evaluated = {**(thumbnail_sources(source) or {}), **evaluated}
         else:
-            systems.append(_scored(System(source.stem, read_predictions(source).captions), told))
+            systems.append(_scored(System(source.stem, read_predictions(source).captions), references_of))
     names = [system.name for system in systems]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"Two systems are called {repeated!r}; rename a file or give a source once.")
@@ -142,62 +144,61 @@ def read_material(sources: Sequence[Path], *, references: Path | None = None, pi
         raise InputError(f"A system is called {HUMAN!r}, which is the name of the control; rename the file.")
     ids = set().union(*(system.captions for system in systems))
     if pictures is not None:
-        found = _pictures_in(pictures, ids, file_names)
-    if not ids & found.keys():
+        files = _pictures_in(pictures, ids, file_names)
+    if not ids & files.keys():
         raise InputError(
             "No picture of a captioned image was found; give --pictures with a manifest, or a folder whose files are "
             "named after the image ids, or as the references say (file_name)."
         )
-    told_of = ", ".join(str(source) for source in sources)
-    return Material(tuple(systems), told, found, told_of, evaluated, ends)
+    source_names = ", ".join(str(source) for source in sources)
+    return StudyItems(tuple(systems), references_of, files, source_names, evaluated, ends)
 
 
-def choose_systems(material: Material, names: Sequence[str] | None) -> Material:
+def choose_systems(items: StudyItems, names: Sequence[str] | None) -> StudyItems:
     """Keep some systems.
 
     Args:
-        material: all that were read.
-        names: which; None is the first and the last (of one run: the pretrained model and the last epoch).
+        items: all that were read.
+        names: those to keep; None keeps the first and the last (of one run: the pretrained model and the last epoch).
 
     Raises:
-        InputError: a name is unknown or stands twice, or a chosen system has no captions.
+        InputError: a name is unknown or repeated, or a system has no captions.
     """
-    by_name = {system.name: system for system in material.systems}
+    by_name = {system.name: system for system in items.systems}
     if names is None:
-        names = list(dict.fromkeys(material.ends or (material.systems[0].name, material.systems[-1].name)))
+        names = list(dict.fromkeys(items.ends or (items.systems[0].name, items.systems[-1].name)))
     if unknown := next((name for name in names if name not in by_name), None):
         raise InputError(f"There is no system {unknown!r}; there are: {', '.join(by_name)}.")
     if len(set(names)) != len(names):
         raise InputError("A system was named twice; name every system once.")
-    chosen = tuple(by_name[name] for name in names)
-    if empty := next((system.name for system in chosen if not system.captions), None):
+    systems = tuple(by_name[name] for name in names)
+    if empty := next((system.name for system in systems if not system.captions), None):
         raise InputError(f"The system {empty!r} has no captions to show; evaluate it again.")
-    return replace(material, systems=chosen)
+    return replace(items, systems=systems)
 
 
-def with_human(material: Material, seed: int) -> Material:
-    """Add one reference caption of each image as a system of its own.
+def with_human(items: StudyItems, seed: int) -> StudyItems:
+    """Add one reference caption of each image as another system.
 
     Args:
-        material: with references.
-        seed: decides which of an image's references is taken.
+        items: with references.
+        seed: of the choice among an image's references.
 
     Raises:
         InputError: there are no references.
     """
-    if not material.references:
+    if not items.references:
         raise InputError(
             "The human control is a reference caption, and there are none; give --references or --no-human."
         )
     captions = {
-        image: random.Random(f"{seed}/human/{image}").choice(list(texts))
-        for image, texts in material.references.items()
+        image: random.Random(f"{seed}/human/{image}").choice(list(texts)) for image, texts in items.references.items()
     }
-    return replace(material, systems=(*material.systems, System(HUMAN, captions)))
+    return replace(items, systems=(*items.systems, System(HUMAN, captions)))
 
 
 def _scored(system: System, references: Mapping[str, Sequence[str]]) -> System:
-    """A result file with the scores of its captions against the references, where there are some for all of it."""
+    """A result file with the scores of its captions, if all of them have references."""
     common = {image: list(references[image]) for image in system.captions if image in references}
     if len(common) < 2 or len(common) != len(system.captions):
         return system
@@ -208,10 +209,10 @@ def _scored(system: System, references: Mapping[str, Sequence[str]]) -> System:
 
 
 def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
-    """The pictures that a run was evaluated on, or the small ones that it keeps where a file has changed since."""
+    """The pictures that a run was evaluated on, or its thumbnails of files that have changed since."""
     hashes = thumbnail_sources(run_dir)
-    wanted = set(images)
-    small = {image: path for image in wanted if (path := thumbnail_path(run_dir, image)).is_file()}
+    ids = set(images)
+    small = {image: path for image in ids if (path := thumbnail_path(run_dir, image)).is_file()}
     evaluated: dict[str, Path] = {}
     if (run_dir / "config.yaml").is_file():
         evaluated = _evaluated_pictures(run_dir / "config.yaml")
@@ -220,13 +221,13 @@ def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
     same = {
         image: path
         for image, path in evaluated.items()
-        if image in wanted and content_hash(path).hex() == hashes.get(image)
+        if image in ids and content_hash(path).hex() == hashes.get(image)
     }
     return {image: path for image, path in small.items() if image in hashes} | same
 
 
 def _evaluated_pictures(config_file: Path) -> dict[str, Path]:
-    """Image id -> file, from the manifest that a run's configuration names; empty where data has moved away."""
+    """Image id -> file, from the manifest in a run's configuration; empty if the data has moved."""
     from captune.config import load_config
 
     try:
@@ -239,12 +240,12 @@ def _evaluated_pictures(config_file: Path) -> dict[str, Path]:
     return {image: path for image, path in paths.items() if path.is_file()}
 
 
-def _pictures_in(place: Path, images: Iterable[str], file_names: Mapping[str, str]) -> dict[str, Path]:
+def _pictures_in(source: Path, images: Iterable[str], file_names: Mapping[str, str]) -> dict[str, Path]:
     """Image id -> file, from a manifest or a folder."""
-    if place.is_file():
-        return {sample.id: resolve_image(place, sample.image) for sample in read_manifest(place)}
-    if not place.is_dir():
-        raise InputError(f"{place} does not exist; --pictures takes a manifest or a folder.")
-    folder = ImageFolder(place)
-    found = {image: folder.find(image, file_names.get(image)) for image in images}
-    return {image: path for image, path in found.items() if path is not None}
+    if source.is_file():
+        return {sample.id: resolve_image(source, sample.image) for sample in read_manifest(source)}
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; --pictures takes a manifest or a folder.")
+    folder = ImageFolder(source)
+    files = {image: folder.find(image, file_names.get(image)) for image in images}
+    return {image: path for image, path in files.items() if path is not None}

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captune.apps.rating.design import Design, StudyOptions, draw_design, shown_caption
-from captune.apps.rating.material import HUMAN, Material
-from captune.apps.rating.trials import Trial, trials_of
+from captune.apps.rating.study_design import Design, StudyOptions, Trial, draw_design, shown_caption, trials_of
+from captune.apps.rating.study_items import HUMAN, StudyItems
 from captune.errors import InputError
 
 
@@ -23,10 +22,10 @@ def _tasks(trials: list[Trial], part: str) -> list[Trial]:
 @given(raters=st.integers(1, 7), images=st.integers(1, 18), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_every_task_is_judged_as_often_as_any_other(
-    material: Material, raters: int, images: int, data: st.DataObject
+    items: StudyItems, raters: int, images: int, data: st.DataObject
 ) -> None:
     judgements = data.draw(st.integers(1, raters))
-    design = draw_design(material, StudyOptions(images=images, raters=raters, judgements=judgements))
+    design = draw_design(items, StudyOptions(images=images, raters=raters, judgements=judgements))
     for part, tasks in design.tasks.items():
         asked = Counter[tuple[int, ...]]()
         for rater in range(raters):
@@ -36,12 +35,12 @@ def test_every_task_is_judged_as_often_as_any_other(
         assert asked == dict.fromkeys((task.captions for task in tasks), judgements)
 
 
-def test_images_are_drawn_alike_from_every_third_of_the_scores(material: Material) -> None:
-    design = draw_design(material, StudyOptions(images=9))
+def test_images_are_drawn_alike_from_every_third_of_the_scores(items: StudyItems) -> None:
+    design = draw_design(items, StudyOptions(images=9))
     assert Counter(design.strata) == {0: 3, 1: 3, 2: 3}
     scores = {
         stratum: [
-            sum(system.per_image[image]["CIDEr"] for system in material.systems if system.name != HUMAN)
+            sum(system.per_image[image]["CIDEr"] for system in items.systems if system.name != HUMAN)
             for image, own in zip(design.images, design.strata, strict=True)
             if own == stratum
         ]
@@ -51,29 +50,29 @@ def test_images_are_drawn_alike_from_every_third_of_the_scores(material: Materia
     assert max(scores[1]) <= min(scores[2])
 
 
-def test_the_seed_decides_everything(material: Material) -> None:
-    first, again, other = (draw_design(material, StudyOptions(images=6, seed=seed)) for seed in (1, 1, 2))
+def test_the_seed_decides_everything(items: StudyItems) -> None:
+    first, again, other = (draw_design(items, StudyOptions(images=6, seed=seed)) for seed in (1, 1, 2))
     assert first == again
     assert [trials_of(first, rater) for rater in range(5)] == [trials_of(again, rater) for rater in range(5)]
     assert trials_of(first, 0) != trials_of(first, 1)
     assert first.images != other.images
 
 
-def test_pairs_of_systems_are_asked_equally_often(material: Material) -> None:
-    design = draw_design(material, StudyOptions(images=18, pairs_per_image=2, design="pairwise"))
+def test_pairs_of_systems_are_asked_equally_often(items: StudyItems) -> None:
+    design = draw_design(items, StudyOptions(images=18, pairs_per_image=2, design="pairwise"))
     used = Counter(
         frozenset((one, other))
         for task in design.tasks["pairwise"]
         for one in design.captions[task.captions[0]].systems
         for other in design.captions[task.captions[1]].systems
     )
-    assert len(used) == len(list(combinations(material.systems, 2)))
+    assert len(used) == len(list(combinations(items.systems, 2)))
     # Shared captions are credited to several pairs; without them the counts differ by one at most.
     assert max(used.values()) - min(used.values()) <= 3
 
 
-def test_no_system_leads(material: Material) -> None:
-    design = draw_design(material, StudyOptions(images=18, design="pairwise"))
+def test_no_system_leads(items: StudyItems) -> None:
+    design = draw_design(items, StudyOptions(images=18, design="pairwise"))
     for rater in range(3):
         lead = Counter[str]()
         for trial in _tasks(trials_of(design, rater), "pairwise"):
@@ -83,23 +82,23 @@ def test_no_system_leads(material: Material) -> None:
         assert all(abs(count) <= 4 for count in lead.values()), lead
 
 
-def test_equal_captions_are_shown_once_and_never_compared(material: Material) -> None:
-    twin = replace(material.systems[0], name="twin", captions=material.systems[0].captions)
-    design = draw_design(replace(material, systems=(*material.systems, twin)), StudyOptions(images=6))
+def test_equal_captions_are_shown_once_and_never_compared(items: StudyItems) -> None:
+    twin = replace(items.systems[0], name="twin", captions=items.systems[0].captions)
+    design = draw_design(replace(items, systems=(*items.systems, twin)), StudyOptions(images=6))
     for caption in design.captions:
         assert ("twin" in caption.systems) == ("pretrained" in caption.systems)
     texts = [(caption.image, caption.text) for caption in design.captions if caption.systems]
     assert len(texts) == len(set(texts))
 
 
-def test_only_twins_leave_nothing_to_compare(material: Material) -> None:
-    twins = tuple(replace(material.systems[0], name=name) for name in ("one", "two"))
+def test_only_twins_leave_nothing_to_compare(items: StudyItems) -> None:
+    twins = tuple(replace(items.systems[0], name=name) for name in ("one", "two"))
     with pytest.raises(InputError, match="nothing to compare"):
-        draw_design(replace(material, systems=twins), StudyOptions(images=6, design="pairwise"))
+        draw_design(replace(items, systems=twins), StudyOptions(images=6, design="pairwise"))
 
 
-def test_repeats_and_checks(material: Material) -> None:
-    design = draw_design(material, StudyOptions(images=12, attention=0.1, repeats=0.2))
+def test_repeats_and_checks(items: StudyItems) -> None:
+    design = draw_design(items, StudyOptions(images=12, attention=0.1, repeats=0.2))
     trials = trials_of(design, 1)
     for part in ("pairwise", "rubric"):
         kinds = Counter(trial.kind for trial in trials if trial.part == part)
@@ -117,18 +116,18 @@ def test_repeats_and_checks(material: Material) -> None:
     assert [trial.part for trial in trials] == sorted(trial.part for trial in trials), "pairs come first"
 
 
-def test_false_captions_share_no_word_of_content_where_they_can(material: Material) -> None:
-    design = draw_design(material, StudyOptions(images=12))
+def test_false_captions_share_no_word_of_content_where_they_can(items: StudyItems) -> None:
+    design = draw_design(items, StudyOptions(images=12))
     small = {"beside", "there", "next", "the"}
     for image, (true, false) in design.attention.items():
-        own = {word for text in material.references[design.images[image]] for word in text.lower().split()} - small
+        own = {word for text in items.references[design.images[image]] for word in text.lower().split()} - small
         wrong = set(design.captions[false].text.lower().rstrip(".").split()) - small
         assert design.captions[true].text != design.captions[false].text
         assert len({word for word in own & wrong if len(word) > 2}) <= 2
 
 
-def test_screens_of_one_image_stand_apart(material: Material) -> None:
-    trials = trials_of(draw_design(material, StudyOptions(images=12, attention=0, repeats=0)), 0)
+def test_screens_of_one_image_stand_apart(items: StudyItems) -> None:
+    trials = trials_of(draw_design(items, StudyOptions(images=12, attention=0, repeats=0)), 0)
     together = sum(one.image == other.image for one, other in pairwise(trials))
     assert together <= 2
 
@@ -151,15 +150,15 @@ def test_all_captions_have_one_form(written: str, shown: str) -> None:
     assert shown_caption(written) == shown
 
 
-def test_captions_may_be_shown_as_written(material: Material) -> None:
-    design = draw_design(material, StudyOptions(images=6, as_written=True))
+def test_captions_may_be_shown_as_written(items: StudyItems) -> None:
+    design = draw_design(items, StudyOptions(images=6, as_written=True))
     assert any(caption.text.endswith(" .") for caption in design.captions)
     assert any(caption.text.startswith("a ") for caption in design.captions)
 
 
-def test_without_metrics_images_are_drawn_by_length(material: Material) -> None:
-    bare = tuple(replace(system, corpus={}, per_image={}) for system in material.systems)
-    design: Design = draw_design(replace(material, systems=bare), StudyOptions(images=6))
+def test_without_metrics_images_are_drawn_by_length(items: StudyItems) -> None:
+    bare = tuple(replace(system, corpus={}, per_image={}) for system in items.systems)
+    design: Design = draw_design(replace(items, systems=bare), StudyOptions(images=6))
     assert len(design.images) == 6
 
 
@@ -167,18 +166,18 @@ def test_without_metrics_images_are_drawn_by_length(material: Material) -> None:
     ("options", "sentence"),
     [
         ({"images": 0}, "must be 1 at least"),
-        ({"judgements": 4}, "4 judgements of each task were asked of 3 raters"),
+        ({"judgements": 4}, "4 judgements of each task need at least as many raters, not 3"),
         ({"attention": 0.9}, "shares of the tasks"),
         ({"repeats": -0.1}, "shares of the tasks"),
         ({"pairs_per_image": 0}, "pairs_per_image must be 1"),
     ],
 )
-def test_options_that_make_no_study(material: Material, options: dict[str, float], sentence: str) -> None:
+def test_options_that_make_no_study(items: StudyItems, options: dict[str, float], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        draw_design(material, StudyOptions(**options))  # type: ignore[arg-type]
+        draw_design(items, StudyOptions(**options))  # type: ignore[arg-type]
 
 
-def test_checks_need_references(material: Material) -> None:
+def test_checks_need_references(items: StudyItems) -> None:
     with pytest.raises(InputError, match="--attention 0"):
-        draw_design(replace(material, references={}), StudyOptions())
-    assert draw_design(replace(material, references={}), StudyOptions(attention=0)).attention == {}
+        draw_design(replace(items, references={}), StudyOptions())
+    assert draw_design(replace(items, references={}), StudyOptions(attention=0)).attention == {}

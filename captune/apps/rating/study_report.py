@@ -1,36 +1,146 @@
-"""What a study found: agreement, win rates, ranking, points, raters, and how well metrics agree with people.
+"""The results of a study: agreement, win rates, ranking, points, raters, and how well metrics agree with people.
 
-N images, B resamples, S systems. Judgements of one image belong together, so every interval draws images again.
+N images, B resamples, S systems. Judgements of one image are dependent, so every interval resamples images.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captune.apps.rating.agreement import alpha
-from captune.apps.rating.bradley_terry import bradley_terry, is_connected
-from captune.apps.rating.correlation import kendall_tau_c, pearson, row_kendall_tau_c, row_pearson
-from captune.apps.rating.design import CRITERIA, Caption
-from captune.apps.rating.estimates import Estimate, estimate, image_resamples, weighted_mean
-from captune.apps.rating.findings import OVERALL, PREFERENCE, Correlation, PairResult, Ranked, Results
-from captune.apps.rating.judgements import Judgements, read_judgements, rival_systems
-from captune.apps.rating.quality import rater_quality
+from captune.apps.rating.estimates import (
+    CONFIDENCE,
+    Estimate,
+    alpha,
+    bradley_terry,
+    estimate,
+    image_resamples,
+    is_connected,
+    kendall_tau_c,
+    pearson,
+    row_kendall_tau_c,
+    row_pearson,
+    weighted_mean,
+)
+from captune.apps.rating.judgements import Judgements, RaterQuality, rater_quality, read_judgements, rival_systems
 from captune.apps.rating.store import Store
+from captune.apps.rating.study_design import CRITERIA, Caption
 from captune.errors import InputError
 
-__all__ = ["compute_results"]
+__all__ = ["OVERALL", "PREFERENCE", "Correlation", "PairResult", "Ranked", "Results", "compute_results"]
+
+FORMAT = 1
+
+OVERALL = "overall"
+"""The mean of the four criteria."""
+
+PREFERENCE = "preference"
+"""Share of comparisons in which a caption was preferred; a tie counts as a half."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairResult:
+    """Two systems compared.
+
+    Attributes:
+        systems: their names.
+        wins: how often the first was preferred.
+        losses: how often the second was.
+        ties: how often neither.
+        share: how often the first was preferred; a tie counts as a half.
+        equal: images with the same text of both, which were not compared.
+    """
+
+    systems: tuple[str, str]
+    wins: int
+    losses: int
+    ties: int
+    share: Estimate
+    equal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Rank of a system by Bradley and Terry; strength is on the log-odds scale with mean 0."""
+
+    system: str
+    rank: int
+    strength: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """Correlation of an automatic metric with human judgements.
+
+    Attributes:
+        metric: its name.
+        target: a criterion, "overall" or "preference".
+        level: "caption", over captions, or "system", over systems.
+        pairs: number of captions or systems.
+        kendall: tau-c.
+        pearson: r.
+    """
+
+    metric: str
+    target: str
+    level: str
+    pairs: int
+    kendall: Estimate
+    pearson: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Results of a study so far.
+
+    Attributes:
+        source: sources of the study.
+        options: of the study, as JSON values.
+        systems: names.
+        images: number of images.
+        counted: number of answers in the results.
+        left_out: names of ignored raters.
+        agreement: "preference" or a criterion -> alpha and the number of items that two or more people judged.
+        win_rates: system -> share of comparisons in which it was preferred.
+        pairs: all compared pairs of systems.
+        ranking: best first; empty if there is nothing to rank or systems are not connected by comparisons.
+        rubric: system -> criterion or "overall" -> mean points.
+        correlations: of every automatic metric.
+        raters: records.
+    """
+
+    source: str
+    options: dict[str, Any]
+    systems: tuple[str, ...]
+    images: int
+    counted: int
+    left_out: tuple[str, ...] = ()
+    agreement: dict[str, tuple[Estimate, int]] = field(default_factory=dict)
+    win_rates: dict[str, Estimate] = field(default_factory=dict)
+    pairs: tuple[PairResult, ...] = ()
+    ranking: tuple[Ranked, ...] = ()
+    rubric: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    correlations: tuple[Correlation, ...] = ()
+    raters: tuple[RaterQuality, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, the content of `rating.json` in a run."""
+        return {"format": FORMAT, "confidence": CONFIDENCE, **asdict(self)} | {
+            "agreement": {name: {**alpha.to_dict(), "units": units} for name, (alpha, units) in self.agreement.items()}
+        }
 
 
 def compute_results(store: Store, least_attention: float = 0.0) -> Results:
-    """Compute the results of a study as it stands.
+    """Compute the current results of a study.
 
     Args:
         store: the open study.
-        least_attention: raters who passed a smaller share of their attention checks are not counted.
+        least_attention: raters who passed a smaller share of their attention checks are ignored.
 
     Raises:
         InputError: the share is not between 0 and 1.
@@ -70,18 +180,18 @@ class _Study:
         self.draws = draws
         self._corpus: dict[str, dict[str, float]] = store.setting("corpus")
         self._per_image: dict[str, dict[str, dict[str, float]]] = store.setting("per_image")
-        place = {name: index for index, name in enumerate(self.systems)}
+        index = {name: number for number, name in enumerate(self.systems)}
         # (N, S, S): wins of the row's system over the column's on each image, and ties of the two.
         self.wins = np.zeros((len(self.images), len(self.systems), len(self.systems)))
         self.ties = np.zeros_like(self.wins)
         for answer in judged.preferences:
-            for one, other in rival_systems(self.captions, answer.captions):
-                first, second = (one, other) if answer.outcome >= 0 else (other, one)
+            for pair in rival_systems(self.captions, answer.captions):
+                first, second = pair if answer.outcome >= 0 else pair[::-1]
                 if answer.outcome:
-                    self.wins[answer.image, place[first], place[second]] += 1
+                    self.wins[answer.image, index[first], index[second]] += 1
                 else:
-                    self.ties[answer.image, place[first], place[second]] += 1
-                    self.ties[answer.image, place[second], place[first]] += 1
+                    self.ties[answer.image, index[first], index[second]] += 1
+                    self.ties[answer.image, index[second], index[first]] += 1
         self.scored = self.wins + self.ties / 2
         # (captions, criteria): sums of points, and how many ratings.
         self.points = np.zeros((len(self.captions), len(CRITERIA)))
@@ -91,39 +201,37 @@ class _Study:
             self.ratings[rating.caption] += 1
 
     def agreement(self, parts: tuple[str, ...]) -> dict[str, tuple[Estimate, int]]:
-        found = {}
+        agreement = {}
         if "pairwise" in parts:
             units = {pair: number for number, pair in enumerate({p.captions: None for p in self.judged.preferences})}
             values = [(p.image, units[p.captions], p.outcome + 1) for p in self.judged.preferences]
-            found[PREFERENCE] = alpha(values, 3, "nominal", self.draws)
+            agreement[PREFERENCE] = alpha(values, 3, "nominal", self.draws)
         if "rubric" in parts:
             for index, criterion in enumerate(CRITERIA):
                 values = [(r.image, r.caption, r.points[index] - 1) for r in self.judged.ratings]
-                found[criterion] = alpha(values, 5, "ordinal", self.draws)
-        return found
+                agreement[criterion] = alpha(values, 5, "ordinal", self.draws)
+        return agreement
 
     def win_rates(self) -> dict[str, Estimate]:
         played = self.scored + self.scored.swapaxes(1, 2)
         return {
-            name: weighted_mean(self.scored[:, place].sum(axis=1), played[:, place].sum(axis=1), self.draws)
-            for place, name in enumerate(self.systems)
-            if played[:, place].any()
+            name: weighted_mean(self.scored[:, index].sum(axis=1), played[:, index].sum(axis=1), self.draws)
+            for index, name in enumerate(self.systems)
+            if played[:, index].any()
         }
 
     def pairs(self) -> tuple[PairResult, ...]:
-        found = []
-        for one, first in enumerate(self.systems):
-            for other, second in list(enumerate(self.systems))[one + 1 :]:
-                played = self.scored[:, one, other] + self.scored[:, other, one]
-                equal = sum(first in caption.systems and second in caption.systems for caption in self.captions)
-                if played.any() or (equal and self.judged.preferences):
-                    wins, losses, ties = (
-                        int(table.sum())
-                        for table in (self.wins[:, one, other], self.wins[:, other, one], self.ties[:, one, other])
-                    )
-                    share = weighted_mean(self.scored[:, one, other], played, self.draws)
-                    found.append(PairResult((first, second), wins, losses, ties, share, equal))
-        return tuple(found)
+        pairs = []
+        for (i, first), (j, second) in combinations(enumerate(self.systems), 2):
+            played = self.scored[:, i, j] + self.scored[:, j, i]
+            equal = sum(first in caption.systems and second in caption.systems for caption in self.captions)
+            if played.any() or (equal and self.judged.preferences):
+                wins, losses, ties = (
+                    int(table.sum()) for table in (self.wins[:, i, j], self.wins[:, j, i], self.ties[:, i, j])
+                )
+                share = weighted_mean(self.scored[:, i, j], played, self.draws)
+                pairs.append(PairResult((first, second), wins, losses, ties, share, equal))
+        return tuple(pairs)
 
     def ranking(self) -> tuple[Ranked, ...]:
         wins = self.scored.sum(axis=0)
@@ -134,39 +242,39 @@ class _Study:
         resampled = bradley_terry(np.tensordot(self.draws, self.scored, axes=1), compared)
         order = np.argsort(-strengths, kind="stable")
         return tuple(
-            Ranked(self.systems[place], rank, estimate(float(strengths[place]), resampled[:, place]))
-            for rank, place in enumerate(order.tolist(), 1)
+            Ranked(self.systems[index], rank, estimate(float(strengths[index]), resampled[:, index]))
+            for rank, index in enumerate(order.tolist(), 1)
         )
 
     def rubric(self) -> dict[str, dict[str, Estimate]]:
         """Mean over images of the mean over raters."""
-        found: dict[str, dict[str, Estimate]] = {}
+        means_of: dict[str, dict[str, Estimate]] = {}
         for system in self.systems:
             means, rated = self._system_points(system)
             if rated.any():
-                found[system] = {
+                means_of[system] = {
                     name: weighted_mean(means[:, index], rated, self.draws)
                     for index, name in enumerate((*CRITERIA, OVERALL))
                 }
-        return found
+        return means_of
 
     def correlations(self) -> list[Correlation]:
         metrics = list(dict.fromkeys(name for scores in self._corpus.values() for name in scores))
-        found = []
+        correlations = []
         for metric in metrics:
             for target, values in self._caption_targets().items():
-                found += self._at_caption_level(metric, target, values)
+                correlations += self._at_caption_level(metric, target, values)
         for metric in metrics:
             for target in (*CRITERIA, OVERALL, PREFERENCE):
-                found += self._at_system_level(metric, target)
-        return found
+                correlations += self._at_system_level(metric, target)
+        return correlations
 
     def _at_caption_level(self, metric: str, target: str, values: dict[int, float]) -> list[Correlation]:
         scored = []
-        for place, value in values.items():
-            score = self._metric_of(self.captions[place], metric)
+        for number, value in values.items():
+            score = self._metric_of(self.captions[number], metric)
             if score is not None:
-                scored.append((self.captions[place].image, score, value))
+                scored.append((self.captions[number].image, score, value))
         if not scored:
             return []
         images = np.array([image for image, _, _ in scored])
@@ -175,7 +283,7 @@ class _Study:
         return [Correlation(metric, target, "caption", len(x), kendall_tau_c(x, y, draws), pearson(x, y, draws))]
 
     def _at_system_level(self, metric: str, target: str) -> list[Correlation]:
-        """Corpus scores stay as they are; the judgements of systems are resampled."""
+        """Corpus scores are fixed; the judgements of systems are resampled."""
         names = [name for name in self.systems if metric in self._corpus[name]]
         people = [self._system_target(name, target) for name in names]
         known = [(name, value) for name, value in zip(names, people, strict=True) if value is not None]
@@ -192,41 +300,41 @@ class _Study:
         return [Correlation(metric, target, "system", len(x), kendall, r)]
 
     def _caption_targets(self) -> dict[str, dict[int, float]]:
-        """For every target the judgement of each caption that was judged."""
-        found: dict[str, dict[int, float]] = {}
+        """For every target the mean judgement of each judged caption."""
+        targets: dict[str, dict[int, float]] = {}
         rated = np.flatnonzero(self.ratings)
         if len(rated):
-            # Divided once, from whole numbers: equal judgements come out as equal numbers, which are ties.
+            # One division of integers: equal judgements become equal numbers, which are ties.
             means = self.points[rated] / self.ratings[rated, None]
             overall = self.points[rated].sum(axis=1) / (len(CRITERIA) * self.ratings[rated])
             for index, criterion in enumerate(CRITERIA):
-                found[criterion] = dict(zip(rated.tolist(), means[:, index].tolist(), strict=True))
-            found[OVERALL] = dict(zip(rated.tolist(), overall.tolist(), strict=True))
+                targets[criterion] = dict(zip(rated.tolist(), means[:, index].tolist(), strict=True))
+            targets[OVERALL] = dict(zip(rated.tolist(), overall.tolist(), strict=True))
         outcomes: defaultdict[int, list[float]] = defaultdict(list)
         for answer in self.judged.preferences:
             outcomes[answer.captions[0]].append((1 + answer.outcome) / 2)
             outcomes[answer.captions[1]].append((1 - answer.outcome) / 2)
         if outcomes:
-            found[PREFERENCE] = {place: sum(values) / len(values) for place, values in sorted(outcomes.items())}
-        return found
+            targets[PREFERENCE] = {number: sum(values) / len(values) for number, values in sorted(outcomes.items())}
+        return targets
 
     def _system_points(self, system: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(N, criteria and overall) mean points of a system's caption of each image, and (N,) whether it was rated."""
         means = np.zeros((len(self.images), len(CRITERIA) + 1))
         rated = np.zeros(len(self.images))
-        for place, caption in enumerate(self.captions):
-            if system in caption.systems and self.ratings[place]:
-                means[caption.image, :-1] = self.points[place] / self.ratings[place]
+        for number, caption in enumerate(self.captions):
+            if system in caption.systems and self.ratings[number]:
+                means[caption.image, :-1] = self.points[number] / self.ratings[number]
                 means[caption.image, -1] = means[caption.image, :-1].mean()
                 rated[caption.image] = 1
         return means, rated
 
     def _system_target(self, system: str, target: str) -> tuple[float, NDArray[np.float64]] | None:
-        """People's judgement of a system, and of its resamples (B,)."""
+        """The human judgement of a system, and of its resamples (B,)."""
         if target == PREFERENCE:
-            place = self.systems.index(system)
-            values = self.scored[:, place].sum(axis=1)
-            weights = values + self.scored[:, :, place].sum(axis=1)
+            index = self.systems.index(system)
+            values = self.scored[:, index].sum(axis=1)
+            weights = values + self.scored[:, :, index].sum(axis=1)
         else:
             means, weights = self._system_points(system)
             values = means[:, (*CRITERIA, OVERALL).index(target)]
@@ -236,7 +344,7 @@ class _Study:
             return float(values.sum() / weights.sum()), (self.draws @ values) / (self.draws @ weights)
 
     def _metric_of(self, caption: Caption, metric: str) -> float | None:
-        """The automatic score of a caption: that of the first system with a score that said it."""
+        """The automatic score of a caption: that of its first system with a score."""
         image = self.images[caption.image]
         scores = (self._per_image[name].get(image, {}).get(metric) for name in caption.systems)
         return next((score for score in scores if score is not None and np.isfinite(score)), None)

@@ -19,14 +19,20 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from simulated_raters import MakeStudy
 
-from captune.apps.rating.bradley_terry import is_connected, log_strengths
-from captune.apps.rating.correlation import row_kendall_tau_c, row_pearson, weighted_kendall_tau_c, weighted_pearson
-from captune.apps.rating.design import CRITERIA
-from captune.apps.rating.estimates import estimate, image_resamples
+from captune.apps.rating.estimates import (
+    estimate,
+    image_resamples,
+    is_connected,
+    log_strengths,
+    row_kendall_tau_c,
+    row_pearson,
+    weighted_kendall_tau_c,
+    weighted_pearson,
+)
 from captune.apps.rating.export import answers_csv, write_results
-from captune.apps.rating.findings import Results
-from captune.apps.rating.results import compute_results
 from captune.apps.rating.store import DATABASE, Store
+from captune.apps.rating.study_design import CRITERIA
+from captune.apps.rating.study_report import Results, compute_results
 from captune.errors import InputError
 
 
@@ -223,7 +229,7 @@ def test_careless_raters_can_be_left_out(make_study: MakeStudy) -> None:
                 else "tie"
             )
             careless = "5555" if trial.part == "rubric" else "first"
-            store.give(rater, position, careless if rater else careful, 1.0)
+            store.save_answer(rater, position, careless if rater else careful, 1.0)
     everybody, careful_only = compute_results(store), compute_results(store, 0.8)
     assert careful_only.left_out == ("rater 2",)
     assert careful_only.counted < everybody.counted
@@ -260,7 +266,7 @@ def test_formulas_in_captions_and_names_stay_text(make_study: MakeStudy) -> None
     store = make_study(names=('=HYPERLINK("x")', "@b", "c"))
     with sqlite3.connect(store.folder / DATABASE) as connection:
         connection.execute("UPDATE caption SET text = '=1+1'")
-    store.give(0, 0, "first", 1.0)
+    store.save_answer(0, 0, "first", 1.0)
     (row,) = csv.DictReader(io.StringIO(answers_csv(store)))
     assert row["rater"].startswith("'=")
     assert row["first_caption"] == "'=1+1"
