@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from captune.cli.progress import caption_progress
+
 if TYPE_CHECKING:
-    from captune.bulk import Inputs, Job, Progress
+    from captune.bulk import Inputs, Job
     from captune.bulk.work import Captions
     from captune.captioner import Captioner
 
@@ -106,11 +106,11 @@ def caption(
     from captune.data.locks import folder_lock
 
     part_number, parts = _part(part)
-    found = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
-    if others := found.skipped.sentence():
+    images = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
+    if others := images.skipped.sentence():
         typer.echo(f"{others}.", err=True)
-    if found.repeated:
-        typer.echo(f"{found.repeated:,} images were named more than once; they are captioned once.", err=True)
+    if images.repeated:
+        typer.echo(f"{images.repeated:,} images were named more than once; they are captioned once.", err=True)
     one_file = out is not None and out.suffix in (".jsonl", ".parquet") and not out.is_dir()
     if out is not None and not one_file and out.suffix.lower() in _FILE_ENDINGS and not out.is_dir():
         raise typer.BadParameter(
@@ -119,7 +119,7 @@ def caption(
         )
     if one_file and parts > 1:
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
-    if txt and (out is not None or engine == "ray" or parts > 1 or found.archives):
+    if txt and (out is not None or engine == "ray" or parts > 1 or images.archives):
         raise typer.BadParameter("--txt writes beside image files: it takes no --out, tars, parquet, Ray or parts.")
     parquet = out is not None and (out.suffix == ".parquet" if one_file else output_format == "parquet")
     require_extra("captune caption", "train", *(["bulk"] if engine == "ray" or fast_decode or parquet else []))
@@ -169,7 +169,7 @@ def caption(
             )
         captions = Captions(captioner, options, workers=workers)
         if folder is None or out is None:
-            rejected = write_beside(captions, found) if txt else print_captions(captions, found)
+            rejected = write_beside(captions, images) if txt else print_captions(captions, images)
             raise typer.Exit(_QUARANTINED if rejected else 0)
         actor = None
         if engine == "ray":
@@ -180,7 +180,7 @@ def caption(
         job, rejected = _run(
             folder,
             captions,
-            found,
+            images,
             ending=ending,
             shard_size=shard_size,
             actor=actor,
@@ -205,10 +205,10 @@ def _check_out(out: Path, inputs: list[str], ending: str, *, one_file: bool, ove
     if one_file:
         for file in (out, quarantine_of(out)):
             check_output(file, command=COMMAND, reads=inputs, overwrite=overwrite)
-    for given in inputs:
-        if ending == "parquet" and os.path.isdir(given) and is_inside(out, given):
+    for source in inputs:
+        if ending == "parquet" and os.path.isdir(source) and is_inside(out, source):
             raise InputError(
-                f"'{out}' is inside '{given}', which is read here, and its .parquet files would be captioned the next "
+                f"'{out}' is inside '{source}', which is read here, and its .parquet files would be captioned the next "
                 "time; give --out a name outside of it."
             )
 
@@ -216,7 +216,7 @@ def _check_out(out: Path, inputs: list[str], ending: str, *, one_file: bool, ove
 def _run(
     folder: Path,
     captions: Captions,
-    found: Inputs,
+    images: Inputs,
     *,
     ending: str,
     shard_size: int,
@@ -230,12 +230,12 @@ def _run(
 
     captioner: Captioner = captions.captioner
     identity = JobIdentity(captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options))
-    job = Job(folder, found, identity, ending=ending, shard_size=shard_size)
+    job = Job(folder, images, identity, ending=ending, shard_size=shard_size)
     mine = job.shards[part[0] :: part[1]]
     waiting = job.open_shards(*part)
     counts = [shard.count for shard in waiting]
     known = None if None in counts else sum(count for count in counts if count is not None)
-    with _shown() as show:
+    with caption_progress() as show:
         progress = Progress(len(mine), known, len(mine) - len(waiting), listener=show)
         if isinstance(actor, Workers):
             run_with_ray(actor, job, waiting, progress)
@@ -249,26 +249,19 @@ def _run(
         )
     rejected = job.gather_quarantine()
     skipped = f"; {plural(job.skipped, 'image')} captioned before" if job.skipped else ""
-    said = progress if waiting else "nothing is left to do"
-    typer.echo(f"{said}{skipped}; captions are in {folder}", err=True)
+    result = progress if waiting else "nothing is left to do"
+    typer.echo(f"{result}{skipped}; captions are in {folder}", err=True)
     if rejected:
         many = plural(rejected, "image")
         typer.echo(f"{many} could not be captioned: {folder / 'quarantine.jsonl'} says why.", err=True)
     return job, rejected
 
 
-def _part(given: str | None) -> tuple[int, int]:
+def _part(text: str | None) -> tuple[int, int]:
     """Which part of the shards this process works on, and of how many."""
-    if given is None:
+    if text is None:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    first, _, count = given.partition("/")
+    first, _, count = text.partition("/")
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
-        raise typer.BadParameter(f"--part is '{given}'; expected K/N with K from 0 to N-1, such as 0/4.")
+        raise typer.BadParameter(f"--part is '{text}'; expected K/N with K from 0 to N-1, such as 0/4.")
     return int(first), int(count)
-
-
-def _shown() -> AbstractContextManager[Callable[[Progress], None]]:
-    """Shows progress on stderr: one line that changes on a terminal, one every half minute elsewhere."""
-    from captune.cli.caption_small import shown_progress
-
-    return shown_progress(sys.stderr)

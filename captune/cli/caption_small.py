@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import typer
 
+from captune.cli.progress import caption_progress
+
 if TYPE_CHECKING:
-    from captune.bulk import Inputs, Job, Progress
+    from captune.bulk import Inputs, Job
     from captune.bulk.output import Row
     from captune.bulk.shards import Entry
     from captune.bulk.work import Captions
 
-__all__ = ["parts_of", "print_captions", "quarantine_of", "shown_progress", "write_beside", "write_one_file"]
-
-_EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+__all__ = ["parts_of", "print_captions", "quarantine_of", "write_beside", "write_one_file"]
 
 
 def print_captions(captions: Captions, inputs: Inputs) -> int:
@@ -55,7 +52,7 @@ def write_beside(captions: Captions, inputs: Inputs) -> int:
         typer.echo(f"captune: the captions of {named} would be written to the same file '{text}'.", err=True)
         waiting = {name: path for name, path in waiting.items() if path not in images}
         rejected += len(images)
-    with shown_progress(sys.stderr) as show:
+    with caption_progress() as show:
         progress = Progress(1, len(waiting), listener=show)
         entries: Iterator[Entry] = (Item(name, path, Path(path)) for name, path in waiting.items())
         for rows, bad in caption_entries(captions, entries, progress.count):
@@ -93,36 +90,6 @@ def write_one_file(out: Path, job: Job) -> None:
     elif is_own_output(quarantine, COMMAND):
         quarantine.unlink()
     typer.echo(f"All captions together are in {out}", err=True)
-
-
-@contextmanager
-def shown_progress(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
-    """Show progress: one line that is written over on a terminal, one every half minute elsewhere.
-
-    Args:
-        stream: where to.
-
-    Yields:
-        What is told every change.
-    """
-    terminal = stream.isatty()
-    last = time.monotonic() if not terminal else 0.0
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < (0.2 if terminal else _EVERY):
-            return
-        last = now
-        stream.write(f"\r\x1b[2K{progress}" if terminal else f"{progress}\n")
-        stream.flush()
-
-    try:
-        yield show
-    finally:
-        if terminal:
-            stream.write("\r\x1b[2K")
-            stream.flush()
 
 
 def _entries(inputs: Inputs) -> Iterator[Entry]:

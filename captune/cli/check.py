@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captune.cli.importing import Callbacks, counts_in_words, summary_as_json, watched
+from captune.cli.importing import Callbacks, counts_in_words, summary_as_json, with_progress
 from captune.cli.prepare_options import Check, ProblemsFile
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def check(
         check_output(problems, command="check", reads=[manifest, *(against or [])], option="--problems")
     flaw = None if model is None else _flaw_by(model)
     reading = SourceFile(manifest)
-    with watched(manifest.name, reading, problems, "check") as callbacks:
+    with with_progress(manifest.name, reading, problems, "check") as callbacks:
         summary = check_manifest(
             reading,
             needed_splits=[name for names in split for name in split_names(names)],

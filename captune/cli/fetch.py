@@ -1,14 +1,15 @@
-"""`captune fetch`: download what is too large or too differently licensed to come along."""
+"""`captune fetch`: download what is too large, or licensed too differently, to be included."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from captune.cli.progress import download_progress
 
 __all__ = ["fetch", "register"]
 
@@ -39,33 +40,16 @@ def fetch(
         typer.Option(help="sha256:... or sha1:... of the archive.", show_default="sha1 pinned in public build scripts"),
     ] = None,
 ) -> None:
-    """Download what captune does not bring, with progress and checksum; what broke off goes on."""
+    """Download what captune does not include, with progress and checksum; an interrupted download resumes."""
     from captune.metrics.corenlp import CORENLP_SHA1, CORENLP_URL, fetch_models
 
-    jars = fetch_models(
-        to,
-        url=url or CORENLP_URL,
-        archive=archive,
-        checksum=checksum or CORENLP_SHA1,
-        progress=None if archive is not None else _progress(),
-    )
+    with download_progress() if archive is None else nullcontext() as progress:
+        jars = fetch_models(
+            to,
+            url=url or CORENLP_URL,
+            archive=archive,
+            checksum=checksum or CORENLP_SHA1,
+            progress=progress,
+        )
     for jar in jars:
         print(jar)
-
-
-def _progress() -> Callable[[int, int | None], None]:
-    """A line on stderr that rewrites itself on a terminal, and one line for each tenth elsewhere."""
-    terminal = sys.stderr.isatty()
-    last = -1
-
-    def show(done: int, total: int | None) -> None:
-        nonlocal last
-        step = done * (100 if terminal else 10) // total if total else done >> (22 if terminal else 26)
-        if step == last:
-            return
-        last = step
-        size = f"{done / 1e6:,.0f} MB" + (f" of {total / 1e6:,.0f} MB ({done / total:.0%})" if total else "")
-        end = "\n" if not terminal or done == total else ""
-        print(f"\r{size}" if terminal else size, end=end, file=sys.stderr, flush=True)
-
-    return show

@@ -7,13 +7,14 @@ import dataclasses
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import typer
+
+from captune.cli.progress import HasShare, import_progress
 
 if TYPE_CHECKING:
     from captune.data.importing import Summary
@@ -30,16 +31,8 @@ __all__ = [
     "resplit",
     "samples_in_words",
     "summary_as_json",
-    "watched",
+    "with_progress",
 ]
-
-
-class HasShare(Protocol):
-    """Something being read that knows how far it is."""
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
 
 
 class Source(HasShare, Protocol):
@@ -47,13 +40,6 @@ class Source(HasShare, Protocol):
 
     notes: list[str]
     """Sentences on how it was understood."""
-
-
-class Update(Protocol):
-    """Moves a progress bar."""
-
-    def __call__(self, done: int, count: int | None = None) -> None:
-        """So many images are done, of so many if that is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +128,7 @@ def import_rows(
         )
         if os.path.realpath(options.problems) == os.path.realpath(options.out):
             raise InputError(f"'{options.out}' is the manifest; give --problems another name.")
-    with watched(source.name, reading, options.problems, "prepare") as callbacks:
+    with with_progress(source.name, reading, options.problems, "prepare") as callbacks:
         summary = prepare(
             rows,
             source=str(source),
@@ -229,12 +215,12 @@ def summary_as_json(summary: Summary, manifest: Path) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
-    """What the library calls while it works; None where nobody watches.
+    """What the library calls while it works; None without a terminal.
 
     Attributes:
-        progress: told the number of images done; how far the file is, the file knows.
-        share: told the number of images done and of all.
-        on_issue: told every problem.
+        progress: called with the number of images done.
+        share: called with the number of images done and of all.
+        on_issue: called with every problem.
     """
 
     progress: Callable[[int], None] | None
@@ -243,7 +229,7 @@ class Callbacks:
 
 
 @contextlib.contextmanager
-def watched(title: str, reading: HasShare, problems: Path | None, command: str) -> Iterator[Callbacks]:
+def with_progress(title: str, reading: HasShare, problems: Path | None, command: str) -> Iterator[Callbacks]:
     """Show a progress bar on a terminal and write problems to a file while the block runs.
 
     Args:
@@ -258,7 +244,7 @@ def watched(title: str, reading: HasShare, problems: Path | None, command: str) 
     with (
         warnings.catch_warnings(),
         _problem_log(problems, command) as on_issue,
-        _progress_bar(title, reading) as update,
+        import_progress(title, reading) as update,
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
         try:
@@ -293,33 +279,3 @@ def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Issue], 
             failure = error
     if failure is not None:
         raise failure
-
-
-@contextlib.contextmanager
-def _progress_bar(title: str, reading: HasShare) -> Iterator[Update | None]:
-    """A bar with images, rate and time left; only where someone watches."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    started = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images, {task.fields[rate]:,.0f}/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(escape(title), total=1.0, images=0, rate=0.0)
-
-        def update(done: int, count: int | None = None) -> None:
-            rate = done / max(time.monotonic() - started, 1e-6)
-            share = reading.share if count is None else done / count
-            bar.update(task, completed=share, images=done, rate=rate)
-
-        yield update

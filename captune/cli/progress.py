@@ -1,47 +1,161 @@
-"""Events as a person sees them: a progress bar on a terminal, one line an event anywhere else."""
+"""Progress on stderr: bars on a terminal, lines anywhere else."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from captune.events import Event, Listener
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
-__all__ = ["show_progress"]
+__all__ = ["HasShare", "Update", "caption_progress", "download_progress", "import_progress", "show_progress"]
+
+_EVERY = 30.0
+"""Seconds between two lines of `caption_progress` where there is no terminal."""
+
+
+class HasShare(Protocol):
+    """A source whose share that has been read is known."""
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+
+
+class Update(Protocol):
+    """Updates the bar of an import."""
+
+    def __call__(self, done: int, count: int | None = None) -> None:
+        """Set the number of images done, and of all images where that is known."""
 
 
 @contextmanager
 def show_progress() -> Iterator[Listener]:
-    """Show events on stderr while the block runs.
+    """Show events: a progress bar on a terminal, one line an event anywhere else.
 
     Yields:
-        The listener to give to training or evaluation.
+        The listener to pass to training or evaluation.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import TextColumn
 
     console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with _bars(
+        console, TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"), width=24
+    ) as bars:
         yield _Display(console, bars)
 
 
+@contextmanager
+def import_progress(title: str, source: HasShare) -> Iterator[Update | None]:
+    """Show a bar with images and rate on a terminal, and nothing anywhere else.
+
+    Args:
+        title: of the bar.
+        source: knows how much of it is read.
+
+    Yields:
+        the function that updates the bar; None where there is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import TextColumn
+
+    figures = "{task.percentage:>3.0f} %  {task.fields[images]:,} images, {task.fields[rate]:,.0f}/s"
+    started = time.monotonic()
+    with _bars(Console(stderr=True), TextColumn(figures)) as bars:
+        task = bars.add_task(escape(title), total=1.0, images=0, rate=0.0)
+
+        def update(done: int, count: int | None = None) -> None:
+            rate = done / max(time.monotonic() - started, 1e-6)
+            bars.update(task, completed=source.share if count is None else done / count, images=done, rate=rate)
+
+        yield update
+
+
+@contextmanager
+def caption_progress() -> Iterator[Callable[[object], None]]:
+    """Show the progress of a captioning job: one line that changes on a terminal, one every half minute elsewhere.
+
+    Yields:
+        the listener of `captune.bulk.Progress`, which is shown as its text.
+    """
+    if not sys.stderr.isatty():
+        shown = time.monotonic()
+
+        def write(progress: object) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= _EVERY:
+                shown = time.monotonic()
+                print(progress, file=sys.stderr, flush=True)
+
+        yield write
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress, TextColumn
+
+    with Progress(TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda progress: bars.update(task, description=escape(str(progress)))
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Show a download: a bar on a terminal, one line for each tenth (or 64 MiB) elsewhere.
+
+    Yields:
+        the function to call with the bytes done and the bytes of all, where that is known.
+    """
+    if not sys.stderr.isatty():
+        shown = -1
+
+        def write(done: int, total: int | None) -> None:
+            nonlocal shown
+            step = done * 10 // total if total else done >> 26
+            if step != shown:
+                shown = step
+                of_total = f" of {total / 1e6:,.0f} MB ({done / total:.0%})" if total else ""
+                print(f"{done / 1e6:,.0f} MB{of_total}", file=sys.stderr, flush=True)
+
+        yield write
+        return
+    from rich.console import Console
+    from rich.progress import DownloadColumn
+
+    with _bars(Console(stderr=True), DownloadColumn()) as bars:
+        task = bars.add_task("Downloading", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _bars(console: Console, *figures: ProgressColumn, width: int = 40) -> Progress:
+    """Bars with some figures, the elapsed time and the time left; shown on a terminal only, and removed at the end."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=width),
+        *figures,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 class _Display:
-    """Keeps one bar for what is going on and writes a line for what is over."""
+    """Keeps one bar for the running task and writes a line for each finished one."""
 
     def __init__(self, console: Console, bars: Progress) -> None:
         self._console = console

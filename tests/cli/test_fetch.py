@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captune import cli
-from captune.cli.fetch import _progress
+from captune.cli.progress import download_progress
 from captune.metrics.corenlp import JARS, find_models
 
 
@@ -47,16 +47,16 @@ def test_only_known_things_are_fetched(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_progress_is_one_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    show = _progress()
-    for done in range(1001):
-        show(done * 1_000_000, 1_000_000_000)
+    with download_progress() as show:
+        for done in range(1001):
+            show(done * 1_000_000, 1_000_000_000)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11
     assert lines[-1] == "1,000 MB of 1,000 MB (100%)"
 
 
 def test_progress_without_a_length(capsys: pytest.CaptureFixture[str]) -> None:
-    show = _progress()
-    show(100, None)
-    show(200_000_000, None)
+    with download_progress() as show:
+        show(100, None)
+        show(200_000_000, None)
     assert capsys.readouterr().err.splitlines() == ["0 MB", "200 MB"]
