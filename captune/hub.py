@@ -1,6 +1,7 @@
-"""Where a model's files are: a folder of this machine, the toy that comes with captune, or a hub id.
+"""Where a model's files are: in a folder, in the toy model that comes with captune, or on the Hugging Face hub.
 
-Needs no torch, so that a command refuses a wrong name before its heavy imports.
+`resolve_model` checks a model once; the loading functions take the record that it returns. Needs no torch, so that a
+command refuses a wrong name before its heavy imports.
 """
 
 from __future__ import annotations
@@ -8,23 +9,58 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 from urllib.parse import urlsplit
 
+from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.weights.pointers import refuse_pointers
 
-if TYPE_CHECKING:
-    from captune.config import ModelConfig
-
-__all__ = ["TOY", "check_model", "detect_offline", "is_hub_id", "require_available", "resolve_model"]
+__all__ = [
+    "TOY",
+    "ModelKind",
+    "ResolvedModel",
+    "detect_offline",
+    "is_hub_id",
+    "locate_model",
+    "require_available",
+    "resolve_model",
+]
 
 TOY = "toy"
+ModelKind = Literal["model", "checkpoint", "adapter", "hub", "parts"]
 _CONNECT_TIMEOUT = 3.0
 """Seconds for a connection to the hub; without one the library would retry for a minute."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model whose files were located and checked, for the functions that load it.
+
+    Attributes:
+        name: of the model in messages and records, as configured.
+        kind: "model" is a folder with a config.json, "checkpoint" one of a training run, "adapter" one of peft; "hub"
+            is a hub id, of which only the download tells the kind; "parts" is a new captioner of `llm` and `vision`.
+        path: folder or hub id; empty for parts.
+        llm: folder or hub id of the language model of a new captioner.
+        vision: folder or hub id of its vision tower.
+        dtype: number format of the frozen parts; "auto" depends on the device.
+        quantization: of the language model; None is none.
+        legacy_bugs: bugs of the original code to reproduce.
+    """
+
+    name: str
+    kind: ModelKind
+    path: str = ""
+    llm: str = ""
+    vision: str = ""
+    dtype: str = "auto"
+    quantization: str | None = None
+    legacy_bugs: tuple[str, ...] = ()
 
 
 def is_hub_id(name: str) -> bool:
@@ -32,10 +68,10 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and "\\" not in name
 
 
-def resolve_model(name: str) -> str:
-    """Where a model's files are: `toy` is the model that comes with captune; folders and hub ids stay as they are.
+def locate_model(name: str) -> str:
+    """The folder or hub id of a model: `toy` is the model that comes with captune, other names are returned unchanged.
 
-    For a hub id, a machine without network is detected at once (`detect_offline`).
+    Where the hub is needed and cannot be reached, its library is switched to offline mode (`detect_offline`).
 
     Raises:
         WeightsError: the name has the form of a path and there is no such folder, or the folder holds no
@@ -46,7 +82,7 @@ def resolve_model(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         # A checkpoint of a run or a peft adapter names its base model, which is loaded with it.
-        if not any((folder / record).is_file() for record in ("config.json", "checkpoint.json", "adapter_config.json")):
+        if _kind(folder) is None:
             raise WeightsError(
                 f"{name} holds no config.json; expected a captune model, which `captune convert` makes of the original "
                 "files and save_pretrained writes."
@@ -62,26 +98,56 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def check_model(config: ModelConfig) -> None:
-    """Refuse what can be known to be wrong before anything is loaded.
+def _kind(folder: Path) -> ModelKind | None:
+    kinds: dict[str, ModelKind] = {
+        "config.json": "model",
+        "checkpoint.json": "checkpoint",
+        "adapter_config.json": "adapter",
+    }
+    return next((kind for file, kind in kinds.items() if (folder / file).is_file()), None)
+
+
+def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
+    """Locate the files of a model, and refuse what is wrong before anything is loaded.
+
+    Args:
+        model: a name (folder, hub id or `toy`) or a configuration; a record of this function is returned unchanged.
 
     Raises:
         WeightsError: a model or a part of one has the form of a path, and there is no such folder.
         ConfigError: the parts of a new captioner are of a kind that only `captune convert` joins.
     """
-    if config.llm is None:
-        resolve_model(config.path)
-        return
-    if Path(str(config.vision)).is_file():
-        raise ConfigError(
-            f"model.vision is the file {config.vision}; join it with {config.llm} by `captune convert --llm "
-            f"{config.llm} --vision {config.vision} --out FOLDER` first, and give the folder as model.path."
+    if isinstance(model, ResolvedModel):
+        return model
+    if isinstance(model, str):
+        path = locate_model(model)
+        return ResolvedModel(model, _kind(Path(path)) or "hub", path)
+    if model.llm is None:
+        return replace(
+            resolve_model(model.path),
+            dtype=model.dtype,
+            quantization=model.quantization,
+            legacy_bugs=model.faults,
         )
-    for setting, name in (("model.llm", str(config.llm)), ("model.vision", str(config.vision))):
+    if Path(str(model.vision)).is_file():
+        raise ConfigError(
+            f"model.vision is the file {model.vision}; join it with {model.llm} by `captune convert --llm "
+            f"{model.llm} --vision {model.vision} --out FOLDER` first, and give the folder as model.path."
+        )
+    for setting, name in (("model.llm", str(model.llm)), ("model.vision", str(model.vision))):
         if not Path(name).expanduser().is_dir():
             if not is_hub_id(name):
                 raise WeightsError(f"{setting} is {name}, and there is no such folder; give a folder or a hub id.")
             detect_offline()
+    return ResolvedModel(
+        model.name,
+        "parts",
+        llm=model.llm,
+        vision=str(model.vision),
+        dtype=model.dtype,
+        quantization=model.quantization,
+        legacy_bugs=model.faults,
+    )
 
 
 def require_available(name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,12 @@ from captune.captioner.model_inputs import probe_images
 from captune.captioner.processor_loading import complete_settings, load_processor, processor_folder
 from captune.captioner.transformers_model import TransformersBackend
 from captune.common import error_text
-from captune.config import ModelConfig
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
-from captune.hub import resolve_model
+from captune.hub import ResolvedModel, resolve_model
 from captune.model import MiniGPT4Config
-from captune.model.adapter import is_adapter
 from captune.model.loading import compute_dtype, load_model, named_device, pick_device
+from captune.transformers_compat import has_auto_class
 from captune.weights.fingerprint import full_hash
 from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
 from captune.weights.strict import load_strictly, read_config, why_unread
@@ -44,90 +44,89 @@ def load_backend(
     name = str(path)
     if instruction is not None and not instruction.strip():
         raise ConfigError("The instruction is empty; give what is to be asked of an image, or leave it out.")
-    place = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else named_device(device)
-    resolved = resolve_model(name)
-    adapter = find_adapter(resolved)
-    base, base_name = (resolved, name) if adapter is None else _base(adapter)
+    target = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else named_device(device)
+    source = replace(resolve_model(name), dtype=dtype)
+    adapter = find_adapter(source.path)
+    base_name = name
+    if adapter is not None:
+        base, base_name = _base(adapter)
+        source = replace(base, dtype=dtype)
     state = {} if adapter is None else read_adapter(adapter)
-    config = None if is_adapter(base) else _config(base, base_name)
+    config = None if source.kind == "checkpoint" else _config(source.path, base_name)
+    settings: dict[str, Any] = {
+        "name": name,
+        "instruction": instruction,
+        "fast_decode": fast_decode,
+        "exif_rotation": exif_rotation,
+    }
     if config is None or isinstance(config, MiniGPT4Config):
-        given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
-        model = load_model(ModelConfig(path=name if adapter is None else base, dtype=dtype, **given), place)
-        tuned = MiniGPT4Backend(
-            model, name=name, instruction=instruction, fast_decode=fast_decode, exif_rotation=exif_rotation
-        )
+        model = load_model(source, target)
+        tuned = MiniGPT4Backend(model, **settings)
         if adapter is not None:
             wrapped = attach_adapter(model, adapter, state)
             tuned.fingerprint += f"-{full_hash(state.items())}"
-            batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(place)
+            batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(target)
             pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
             _refuse_idle(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
         return tuned
     from transformers import AutoModelForImageTextToText
 
-    processor = load_processor(base if adapter is None else processor_folder(adapter, base), config, name)
+    processor = load_processor(source.path if adapter is None else processor_folder(adapter, source.path), config, name)
     loaded = load_strictly(
         AutoModelForImageTextToText.from_pretrained,
-        base,
+        source.path,
         f"The model {base_name}",
-        dtype=compute_dtype(dtype, place),
+        dtype=compute_dtype(dtype, target),
         trust_remote_code=False,
     )
     wrapped = None if adapter is None else attach_adapter(loaded, adapter, state)
     complete_settings(processor, loaded)
-    captioner = TransformersBackend(
-        loaded.to(place).eval(),
-        processor,
-        name=name,
-        instruction=instruction,
-        fast_decode=fast_decode,
-        exif_rotation=exif_rotation,
-    )
+    backend = TransformersBackend(loaded.to(target).eval(), processor, **settings)
     if adapter is not None:
-        captioner.fingerprint += f"-{full_hash(state.items())}"
-        _refuse_idle(wrapped, adapter, lambda: _first_scores(captioner))
-    return captioner
+        backend.fingerprint += f"-{full_hash(state.items())}"
+        _refuse_idle(wrapped, adapter, lambda: _first_scores(backend))
+    return backend
 
 
-def _base(adapter: Path) -> tuple[str, str]:
-    """The base model of a peft adapter: resolved, and as messages call it.
+def _base(adapter: Path) -> tuple[ResolvedModel, str]:
+    """The base model of a peft adapter, and its name in messages.
 
     Raises:
         WeightsError: it is not there, or is an adapter itself.
     """
     name, revision = base_of(adapter)
     try:
-        resolved = resolve_model(name)
-        if revision is not None and not Path(resolved).is_dir():
-            resolved = snapshot_download(name, revision=revision)
+        base = resolve_model(name)
+        if revision is not None and base.kind == "hub":
+            base = resolve_model(snapshot_download(name, revision=revision))
     except Exception as error:  # the hub's library raises errors of several kinds
         raise WeightsError(
             f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {error_text(error)} If it "
             "has moved, set base_model_name_or_path in adapter_config.json to where it is now."
         ) from error
-    if find_adapter(resolved) is not None:
+    if find_adapter(base.path) is not None:
         raise WeightsError(
             f"The base model {name} of the adapter {adapter} is an adapter itself; merge that one into its own base "
             "model first."
         )
-    return resolved, f"{name} (base model of the adapter {adapter})"
+    return base, f"{name} (base model of the adapter {adapter})"
 
 
-def _first_scores(captioner: TransformersBackend) -> Tensor:
+def _first_scores(backend: TransformersBackend) -> Tensor:
     """Scores of the first token of two captions, from the model's head where its `generate` shows none (Janus)."""
     try:
-        return captioner.first_scores(probe_images(), captioner.prompt(None))
+        return backend.first_scores(probe_images(), backend.prompt(None))
     except WeightsError:
-        head = captioner.model.get_output_embeddings()
+        head = backend.model.get_output_embeddings()
         if head is None:
             raise
-    seen: list[Tensor] = []
-    hook = head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    outputs: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
-        captioner.generate(probe_images(), None, DecodingOptions(max_new_tokens=1))
+        backend.generate(probe_images(), None, DecodingOptions(max_new_tokens=1))
     finally:
         hook.remove()
-    return torch.cat([scores[:, -1] for scores in seen])
+    return torch.cat([scores[:, -1] for scores in outputs])
 
 
 def _refuse_idle(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
@@ -147,7 +146,7 @@ def _refuse_idle(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> N
         )
 
 
-def _config(resolved: str, name: str) -> Any:
+def _config(path: str, name: str) -> Any:
     """The configuration of a model that takes images and text.
 
     Raises:
@@ -156,15 +155,15 @@ def _config(resolved: str, name: str) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config = read_config(AutoConfig.from_pretrained, resolved, trust_remote_code=False)
+        config = read_config(AutoConfig.from_pretrained, path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if not Path(resolved).is_dir():
-            raise WeightsError(f"The model {name} cannot be loaded: {why_unread(resolved, error)}") from error
+        if not Path(path).is_dir():
+            raise WeightsError(f"The model {name} cannot be loaded: {why_unread(path, error)}") from error
         raise WeightsError(
             f"{name} holds no model that captune or transformers knows; expected a captune model, a checkpoint of a "
             "run, or an image-text-to-text model of transformers."
         ) from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    if not has_auto_class(AutoModelForImageTextToText, config):
         raise WeightsError(
             f"{name} is a {config.model_type}, which does not caption images; give an image-text-to-text model."
         )

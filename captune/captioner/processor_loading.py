@@ -12,6 +12,7 @@ from typing import Any
 from captune.common import error_text
 from captune.errors import InputError, WeightsError
 from captune.parsing import load_json
+from captune.transformers_compat import fetch_file, processor_class
 from captune.weights.libraries import missing_library
 
 __all__ = ["complete_settings", "load_processor", "processor_folder"]
@@ -148,26 +149,20 @@ def _without_videos(path: str, config: Any, name: str) -> Any:
 def _processor_class(path: str, config: Any) -> Any:
     """The class that the folder names, else the one that belongs to the configuration."""
     import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         name = _json(path, file).get("processor_class")
         if name is not None and hasattr(transformers, name):
             return getattr(transformers, name)
-    return PROCESSOR_MAPPING[type(config)]
+    return processor_class(config)
 
 
 def _json(path: str, file: str) -> dict[str, Any]:
     """A file of a model's folder or hub repository; empty where there is none."""
-    from transformers.utils import cached_file
-
-    local = cached_file(
-        path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    local = fetch_file(path, file, require_connection=False)
     if local is None:
         return {}
-    with open(local, encoding="utf-8") as stream:
-        content = load_json(stream.read())
+    content = load_json(local.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
 

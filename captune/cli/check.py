@@ -143,14 +143,13 @@ def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
     from captune.hub import require_available, resolve_model
 
     require_extra("captune check --model", "train")
-    folder = resolve_model(model)
+    source = resolve_model(model)
     require_available(model)
     with needs("captune check --model", "train"):
-        from captune.config import ModelConfig
         from captune.model.loading import load_config_and_processor
     from captune.model.prompt import IMAGE_PLACEHOLDER
 
-    layout = load_config_and_processor(ModelConfig(path=folder))[1].layout
+    layout = load_config_and_processor(source)[1].layout
     stop = layout.stop_text.strip()
 
     def flaw(caption: str) -> TargetFlaw | None:

@@ -83,9 +83,9 @@ def check_named_model(name: str) -> None:
     Raises:
         WeightsError: there is no such folder, and the hub does not provide it.
     """
-    from captune.hub import require_available, resolve_model
+    from captune.hub import locate_model, require_available
 
-    resolve_model(name)
+    locate_model(name)
     require_available(name)
 
 
@@ -96,9 +96,9 @@ def check_configured_model(config: ModelConfig) -> None:
         WeightsError: there is no such folder, and the hub does not provide it.
         ConfigError: the parts are of a kind that only `captune convert` joins.
     """
-    from captune.hub import check_model, require_available
+    from captune.hub import require_available, resolve_model
 
-    check_model(config)
+    resolve_model(config)
     for name in (config.path,) if config.llm is None else (config.llm, config.vision):
         require_available(str(name))
 

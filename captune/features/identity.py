@@ -14,7 +14,7 @@ import torch
 
 from captune.config import ModelConfig
 from captune.data.content_hash import cached_digest
-from captune.hub import resolve_model
+from captune.hub import ResolvedModel, locate_model, resolve_model
 from captune.model import MiniGPT4Config
 from captune.model.adapter import is_adapter, read_record
 from captune.model.loading import compute_dtype, load_config_and_processor
@@ -74,12 +74,12 @@ class TowerIdentity:
 
 
 def tower_identity(
-    config: ModelConfig, device: torch.device, root: Path, *, exif_rotation: bool = True
+    model: ModelConfig | ResolvedModel, device: torch.device, root: Path, *, exif_rotation: bool = True
 ) -> TowerIdentity:
     """The identity of the features that a configuration's model makes, without loading it.
 
     Args:
-        config: which model, in which number format.
+        model: which model, in which number format; a configuration is resolved first.
         device: where it would run; decides the number format.
         root: folder of the store, where hashes of large files are cached.
         exif_rotation: whether images are turned upright as their EXIF data say.
@@ -87,23 +87,24 @@ def tower_identity(
     Raises:
         WeightsError: the model is not there or broken.
     """
-    found, _ = load_config_and_processor(config)
-    dtype = compute_dtype(config.dtype, device)
+    source = resolve_model(model)
+    config, _ = load_config_and_processor(source)
+    dtype = compute_dtype(source.dtype, device)
     return TowerIdentity(
-        weights=_weights(config, dtype, root),
-        settings=_settings(found),
+        weights=_weights(source, dtype, root),
+        settings=_settings(config),
         # Pillow's resize differs between releases by a grey level.
-        transform=f"bicubic-{found.vision_config.image_size}-pillow-{PIL.__version__}{UPRIGHT * exif_rotation}",
+        transform=f"bicubic-{config.vision_config.image_size}-pillow-{PIL.__version__}{UPRIGHT * exif_rotation}",
         dtype=dtype,
-        tokens=found.image_tokens,
-        width=found.feature_size,
+        tokens=config.image_tokens,
+        width=config.feature_size,
     )
 
 
-def _weights(config: ModelConfig, dtype: torch.dtype, root: Path) -> str:
+def _weights(source: ResolvedModel, dtype: torch.dtype, root: Path) -> str:
     """Hash of the towers' weights as they compute, whatever format they are stored in; of a file it is taken once."""
     digest = hashlib.sha256()
-    for file, prefixes in _files(config):
+    for file, prefixes in _files(source):
 
         def of_file(file: Path = file, prefixes: tuple[str, ...] = prefixes) -> bytes:
             own = hashlib.sha256()
@@ -118,20 +119,20 @@ def _weights(config: ModelConfig, dtype: torch.dtype, root: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _files(config: ModelConfig) -> Iterator[tuple[Path, tuple[str, ...]]]:
+def _files(source: ResolvedModel) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """The files that hold the towers, and how their tensors' names begin there."""
-    if config.llm is not None:
-        for file in weight_files(str(config.vision)):
+    if source.kind == "parts":
+        for file in weight_files(source.vision):
             yield file, ("",)
         return
-    path = resolve_model(config.path)
+    path = source.path
     while is_adapter(path):
         record = read_record(Path(path))
         if record.parts is not None:
             for file in weight_files(record.parts["vision"]):
                 yield file, ("",)
             return
-        path = resolve_model(record.model)
+        path = locate_model(record.model)
     for file in weight_files(path):
         yield file, TOWERS
 

@@ -22,6 +22,7 @@ from captune.errors import DataError
 from captune.features.encode import UnreadableImage, encode_missing
 from captune.features.identity import tower_identity
 from captune.features.store import FeatureStore, StoredFeatures
+from captune.hub import ResolvedModel, resolve_model
 from captune.model.loading import TOWERS, load_model
 
 __all__ = ["ProcessGroup", "SingleProcess", "StoredImages", "features_of", "store_root"]
@@ -115,7 +116,7 @@ def store_root(config: RunConfig) -> Path:
 
 
 def features_of(
-    config: ModelConfig,
+    config: ModelConfig | ResolvedModel,
     files: Sequence[Path],
     root: Path,
     together: ProcessGroup,
@@ -140,6 +141,7 @@ def features_of(
         DataError: the store is not shared by all machines.
         OSError: the disk is full.
     """
+    config = resolve_model(config)
     identity = tower_identity(config, together.device, root, exif_rotation=exif_rotation)
     store = FeatureStore(root, identity)
     found = together.merge(content_ids(together.share(files), root), len(files))
@@ -191,7 +193,7 @@ def features_of(
 
 
 def _encode(
-    config: ModelConfig,
+    config: ModelConfig | ResolvedModel,
     files: Sequence[Path],
     contents: Sequence[bytes],
     store: FeatureStore,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
-from captune.hub import check_model, resolve_model
+from captune.hub import ResolvedModel, locate_model, resolve_model
 from captune.model.adapter import fetch_checkpoint, load_trained, read_record
 from captune.model.build import build, config_and_processor_of_parts
 from captune.model.configuration import MiniGPT4Config
@@ -115,7 +116,7 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
             ) from error
     else:
         try:
-            base = resolve_model(str(base_model or record.model))
+            base = locate_model(str(base_model or record.model))
         except WeightsError as error:
             raise WeightsError(
                 f"{folder} was trained on the model {record.model}, which is not there; give base_model, the folder or "
@@ -128,12 +129,16 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
 
 
 def load_model(
-    config: ModelConfig, device: torch.device, *, recompute: bool = False, parts: Sequence[str] = EVERYTHING
+    model: ModelConfig | ResolvedModel,
+    device: torch.device,
+    *,
+    recompute: bool = False,
+    parts: Sequence[str] = EVERYTHING,
 ) -> MiniGPT4:
-    """Load the captioner of a configuration, or join the parts that it names.
+    """Load a model for training or captioning, or join the parts of a new one.
 
     Args:
-        config: which one, in which number format.
+        model: which one, in which number format; a configuration is resolved first.
         device: where it goes.
         recompute: compute activations again in the backward pass instead of keeping them.
         parts: which of its large parts; with stored features `LANGUAGE` is enough, and to make them `TOWERS`.
@@ -145,94 +150,97 @@ def load_model(
         WeightsError: it is not there, is broken, or is no captune model.
         MissingExtraError: the quantization's library is not installed.
     """
-    check_model(config)
-    dtype = compute_dtype(config.dtype, device)
+    source = resolve_model(model)
+    dtype = compute_dtype(source.dtype, device)
     options: dict[str, Any] = {"dtype": dtype}
-    if config.quantization is not None and "llm" in parts:
-        options["quantization_config"] = quantization_config(config.quantization, dtype)
+    if source.quantization is not None and "llm" in parts:
+        options["quantization_config"] = quantization_config(source.quantization, dtype)
         options["device_map"] = {"": device}
-    if config.llm is not None:
-        model = build(llm=config.llm, vision=str(config.vision), parts=parts, **options)
+    if source.kind == "parts":
+        loaded = build(llm=source.llm, vision=source.vision, parts=parts, **options)
     else:
-        model = load_pretrained(resolve_model(config.path), parts=tuple(parts), **options)
-    model.projection.float()
+        loaded = load_pretrained(source.path, parts=tuple(parts), **options)
+    loaded.projection.float()
     if "quantization_config" not in options:
-        model.to(device)
-    model.checkpoint_activations(recompute)
-    if model.processor is not None and config.faults:
-        model.processor.use(faults=OriginalFaults.under("slides", config.faults))
+        loaded.to(device)
+    loaded.checkpoint_activations(recompute)
+    if loaded.processor is not None and source.legacy_bugs:
+        loaded.processor.use(faults=OriginalFaults.under("slides", source.legacy_bugs))
     logger.info(
         "loaded %s (%s): %s%s on %s, projection in float32",
-        config.name,
+        source.name,
         ", ".join(parts),
         str(dtype).removeprefix("torch."),
-        f", language model in {config.quantization}" if "quantization_config" in options else "",
+        f", language model in {source.quantization}" if "quantization_config" in options else "",
         device,
     )
-    return model
+    return loaded
 
 
 def load_checked(
-    config: ModelConfig, device: torch.device, batch: Mapping[str, Tensor], *, recompute: bool = False
+    model: ModelConfig | ResolvedModel,
+    device: torch.device,
+    batch: Mapping[str, Tensor],
+    *,
+    recompute: bool = False,
 ) -> tuple[MiniGPT4, GradientDeviation]:
-    """Load a model with a quantised language model, after a look at how far that bends the gradient.
+    """Load a model with a quantized language model, and check how far quantization changes the gradient.
 
-    The model as it is comes first and is let go of, so that the two are never in memory together.
+    The model without quantization is loaded first and freed, so that only one of the two is in memory at a time.
 
     Args:
-        config: which one, in which number format and quantization.
-        device: where it goes; the model without quantization is run on the CPU where this one has no room for it.
+        model: which one, in which number format and quantization; a configuration is resolved first.
+        device: where it goes; the model without quantization runs on the CPU if it does not fit on this device.
         batch: a few rows: keyword arguments of `MiniGPT4.forward`, with labels and the images' features.
         recompute: compute activations again in the backward pass.
 
     Returns:
-        The quantised model, without its towers, and how far its gradient of the projection deviates.
+        The quantized model, without its towers, and how far its gradient of the projection deviates.
 
     Raises:
         WeightsError: as `load_model`; or the gradient deviates so far that training would lead elsewhere.
     """
-    quantization = config.quantization
-    assert quantization is not None
-    exact = config.model_copy(update={"quantization": None})
+    source = resolve_model(model)
+    assert source.quantization is not None
+    exact = replace(source, quantization=None)
     try:
         reference = projection_gradient(load_model(exact, device, recompute=True, parts=LANGUAGE).train(), batch)
     except torch.OutOfMemoryError:
         on_cpu = load_model(exact, torch.device("cpu"), recompute=True, parts=LANGUAGE)
         reference = projection_gradient(on_cpu.train(), batch)
     gc.collect()
-    model = load_model(config, device, recompute=recompute, parts=LANGUAGE)
-    deviation = compare_gradients(projection_gradient(model.train(), batch), reference)
-    logger.info("quantization %s: %s", quantization, deviation)
-    deviation.check(quantization)
-    return model.eval(), deviation
+    loaded = load_model(source, device, recompute=recompute, parts=LANGUAGE)
+    deviation = compare_gradients(projection_gradient(loaded.train(), batch), reference)
+    logger.info("quantization %s: %s", source.quantization, deviation)
+    deviation.check(source.quantization)
+    return loaded.eval(), deviation
 
 
-def load_config_and_processor(config: ModelConfig) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
+def load_config_and_processor(model: ModelConfig | ResolvedModel) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
     """Load a model's configuration and processor, which training and evaluation use, without its weights.
 
     Raises:
         WeightsError: it is not there, is broken, or is no captune model.
     """
-    check_model(config)
-    if config.llm is not None:
-        model_config, processor = config_and_processor_of_parts(config.llm, str(config.vision))
+    source = resolve_model(model)
+    if source.kind == "parts":
+        config, processor = config_and_processor_of_parts(source.llm, source.vision)
     else:
-        model_config = _read_config(config.path)
-        processor = MiniGPT4Processor.from_pretrained(resolve_model(config.path), model_config)
-    if config.faults:
-        processor.use(faults=OriginalFaults.under("slides", config.faults))
-    return model_config, processor
+        config = _read_config(source)
+        processor = MiniGPT4Processor.from_pretrained(source.path, config)
+    if source.legacy_bugs:
+        processor.use(faults=OriginalFaults.under("slides", source.legacy_bugs))
+    return config, processor
 
 
-def _read_config(name: str) -> MiniGPT4Config:
-    path = resolve_model(name)
-    refuse_part(path)
+def _read_config(source: ResolvedModel) -> MiniGPT4Config:
+    refuse_part(source.path)
     try:
-        config: MiniGPT4Config = read_config(MiniGPT4Config.from_pretrained, path)
+        config: MiniGPT4Config = read_config(MiniGPT4Config.from_pretrained, source.path)
         if config.model_type != MiniGPT4Config.model_type:
             raise ValueError(f"it is a '{config.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"The configuration of the model {name} cannot be read: {why_unread(path, error)}"
+            f"The configuration of the model {source.name} cannot be read: {why_unread(source.path, error)}"
         ) from error
     return config

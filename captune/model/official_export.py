@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captune.errors import WeightsError
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model.adapter import is_adapter, read_record, read_trained
 from captune.parsing import load_json
 
@@ -39,7 +39,7 @@ def official_checkpoint(source: str | Path) -> dict[str, Any]:
         read_trained(Path(source))  # what is damaged is refused
         files = [Path(source) / "trained.safetensors"]
     else:
-        folder = Path(resolve_model(str(source)))
+        folder = Path(locate_model(str(source)))
         conversation, lora = _settings(folder)
         files = sorted(folder.glob("model*.safetensors"))
     if conversation not in _ORIGINAL_CONVERSATIONS:

@@ -25,7 +25,7 @@ from captune.errors import ConfigError, InputError, NonFiniteScoresError, Stoppe
 from captune.evaluation import Evaluation, checkpoint_name, evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures
-from captune.hub import check_model
+from captune.hub import resolve_model
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.report import CheckpointScores, read_scores, write_report
@@ -87,7 +87,7 @@ def _train(config: RunConfig, listener: Listener | None, *, resume: bool, overwr
     """Train in a folder that no other process writes into."""
     found = inspect_run(config)
     refuse_unless_free(found, overwrite=overwrite)
-    check_model(config.model)
+    resolve_model(config.model)
     images = training_images(config)
     samples = TrainingSamples(images, config.train, config.seed)
     evaluation = Evaluation(config, evaluation_set(config, listener))

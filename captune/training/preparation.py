@@ -21,7 +21,7 @@ from captune.errors import DataError, WeightsError
 from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredImages, features_of, store_root
-from captune.hub import check_model
+from captune.hub import resolve_model
 from captune.model import MiniGPT4
 from captune.model.adapter import use_wrapping
 from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_config_and_processor, load_model
@@ -80,7 +80,7 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
     Raises:
         InputError: configuration, data or model cannot be used.
     """
-    check_model(config.model)
+    resolve_model(config.model)
     images = training_images(config)
     files = [resolve_image(config.data.train, image.image) for image in images]
     chosen = evaluation_set(config, listener)

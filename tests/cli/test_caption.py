@@ -15,7 +15,7 @@ from programs import Finished
 from captune.cli import app, call
 from captune.cli import run as as_program
 from captune.cli.caption import _part
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model import MiniGPT4
 
 
@@ -194,7 +194,7 @@ def test_equal_keys_printed_to_stdout(run: Run, photos: Path, tmp_path: Path) ->
 
 
 def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp_path: Path) -> None:
-    model = MiniGPT4.from_pretrained(resolve_model("toy")).float()
+    model = MiniGPT4.from_pretrained(locate_model("toy")).float()
     model.projection.weight.data.fill_(3e38)  # a number, whose products are none
     model.save_pretrained(tmp_path / "model")
     files = sorted(photos.iterdir())[:2]

@@ -18,7 +18,7 @@ from captune.decoding import Caption
 from captune.decoding.options import NON_FINITE_SCORES
 from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, evaluate_checkpoints
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model import MiniGPT4
 from captune.model.adapter import read_record, save_trained, trained_state
 from captune.training import train
@@ -220,7 +220,7 @@ def test_one_evaluation_at_a_time(run_copy: Path, capsys: pytest.CaptureFixture[
 def overflowing(trained: Path, tmp_path: Path) -> Path:
     """A checkpoint of numbers whose products are none."""
     record = read_record(trained / "checkpoints" / "epoch-000")
-    model = MiniGPT4.from_pretrained(resolve_model("toy"))
+    model = MiniGPT4.from_pretrained(locate_model("toy"))
     state = {name: torch.full_like(value, 3e38) for name, value in trained_state(model).items()}
     save_trained(tmp_path, state, record.at(1, record.step + 1))
     return tmp_path

@@ -180,7 +180,7 @@ class TestOffline:
 
         monkeypatch.setattr("socket.create_connection", refuse)
         for name in ("user/model", "user/other"):
-            assert hub.resolve_model(name) == name
+            assert hub.locate_model(name) == name
             with pytest.raises(WeightsError, match="no connection to"):
                 hub.require_available(name)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -209,7 +209,7 @@ class TestOffline:
 
     def test_local_models_need_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("socket.create_connection", lambda *args: pytest.fail("a connection"))
-        assert Path(hub.resolve_model("toy")).is_dir()
+        assert Path(hub.locate_model("toy")).is_dir()
 
 
 def test_warnings_of_libraries_stay_off_the_screen(tmp_path: Path) -> None:

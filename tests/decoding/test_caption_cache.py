@@ -14,7 +14,7 @@ from captune.config import RunConfig
 from captune.decoding import Caption, DecodingEngine
 from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model import MiniGPT4
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 
@@ -118,7 +118,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
     monkeypatch.setattr(captune.evaluation.checkpoints, "load_model", counted_load)
     monkeypatch.setattr(DecodingEngine, "admit", counted_admit)
     monkeypatch.setattr(MiniGPT4, "encode_features", counted_encode)
-    model = captune.MiniGPT4.from_pretrained(resolve_model("toy"))
+    model = captune.MiniGPT4.from_pretrained(locate_model("toy"))
     record = CheckpointRecord(
         "toy", frozen_fingerprint(model), "Describe this image in detail.", "", "", "", 0, 1, 0, ""
     )

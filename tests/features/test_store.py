@@ -28,7 +28,7 @@ from captune.features import (
 )
 from captune.features import prepare as prepare_module
 from captune.features.store import open_shard, write_shard
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model.loading import LANGUAGE, load_model
 
 CPU = torch.device("cpu")
@@ -274,7 +274,7 @@ def test_a_changed_tower_or_setting_is_another_store(images: list[Path], tmp_pat
 @pytest.mark.parametrize("shards", [1, 2])
 def test_towers_in_files_of_torch(shards: int, tmp_path: Path) -> None:
     """Many towers on the hub have no safetensors file."""
-    folder = Path(shutil.copytree(resolve_model("toy"), tmp_path / "model"))
+    folder = Path(shutil.copytree(locate_model("toy"), tmp_path / "model"))
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(state)
@@ -312,7 +312,7 @@ def test_the_language_model_alone_has_the_same_fingerprint(tmp_path: Path) -> No
     whole, alone = load_model(TOY, CPU), load_model(TOY, CPU, parts=LANGUAGE)
     assert frozen_fingerprint(whole) == frozen_fingerprint(alone)
     assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in whole.parameters())
-    assert Path(resolve_model("toy")).is_dir()
+    assert Path(locate_model("toy")).is_dir()
 
 
 def test_read_only_stores_are_still_read(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from tools.toy.scene_agreement import scene_agreement
 torch = pytest.importorskip("torch")
 
 from captune.decoding import DecodingOptions, generate_captions  # noqa: E402
-from captune.hub import resolve_model  # noqa: E402
+from captune.hub import locate_model  # noqa: E402
 from captune.model import MiniGPT4  # noqa: E402
 from tools.toy.model import INSTRUCTIONS  # noqa: E402
 
-FOLDER = Path(resolve_model("toy"))
+FOLDER = Path(locate_model("toy"))
 
 
 @pytest.fixture(scope="module")

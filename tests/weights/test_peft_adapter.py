@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText
 from captune.captioner import Captioner, MiniGPT4Backend, TransformersBackend
 from captune.decoding import DecodingOptions
 from captune.errors import WeightsError
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model import MiniGPT4
 from captune.model.language_model import language_config
 from captune.weights.peft_adapter import attach_adapter, find_adapter, read_adapter
@@ -363,7 +363,7 @@ def test_the_revision_of_a_base_model(adapter: Path, tmp_path: Path, monkeypatch
 
 
 def test_an_adapter_of_a_minigpt4(tmp_path: Path) -> None:
-    toy = MiniGPT4.from_pretrained(resolve_model("toy"), dtype=torch.float32)
+    toy = MiniGPT4.from_pretrained(locate_model("toy"), dtype=torch.float32)
     folder = make(tmp_path, tmp_path / "adapter", "list", toy)
     picture = Image.linear_gradient("L").convert("RGB")
     captioner, plain = Captioner.from_pretrained(folder, dtype="float32"), Captioner.from_pretrained("toy")
@@ -371,7 +371,7 @@ def test_an_adapter_of_a_minigpt4(tmp_path: Path) -> None:
     assert captioner(picture) != plain(picture)
     assert captioner.fingerprint.startswith(plain.fingerprint)
     assert captioner.fingerprint != plain.fingerprint
-    reference = PeftModel.from_pretrained(MiniGPT4.from_pretrained(resolve_model("toy"), dtype=torch.float32), folder)
+    reference = PeftModel.from_pretrained(MiniGPT4.from_pretrained(locate_model("toy"), dtype=torch.float32), folder)
     assert [captioner(picture)] == reference_captions(reference.eval().base_model.model, picture, max_new_tokens=40)
     idle = changed(folder, tmp_path / "idle", without_effect)
     with pytest.raises(WeightsError, match="changes no score of its base model"):

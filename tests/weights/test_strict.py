@@ -36,7 +36,7 @@ from captune.metrics.clipscore import ClipScorer
 from captune.model import MiniGPT4
 from captune.model.build import build
 from captune.model.language_model import embedding_width, language_config, load_language_model
-from captune.model.loading import resolve_model
+from captune.model.loading import locate_model
 from captune.model.official_files import read_pth
 from captune.model.tokenizer import load_tokenizer
 from captune.model.towers import with_vision_encoder
@@ -230,7 +230,7 @@ def test_broken_settings_are_named(llama: Path, name: str, text: str, tmp_path: 
     folder = Path(shutil.copytree(llama, tmp_path / "model"))
     (folder / name).write_text(text)
     with pytest.raises(WeightsError, match=rf"{name} cannot be read: .*; copy it again"):
-        resolve_model(str(folder))
+        locate_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_pointers_of_every_kind(models: dict[str, tuple[Path, Load, str]], llama
     (stored / "pytorch_model.bin").write_text(POINTER)
     with pytest.raises(WeightsError, match=rf"pytorch_model\.bin {pointer}"):
         load_language_model(stored, dtype=torch.float32)
-    for read in (language_config, load_tokenizer, resolve_model):
+    for read in (language_config, load_tokenizer, locate_model):
         with pytest.raises(WeightsError, match=rf"tokenizer_config\.json {pointer}"):
             read(str(copy(llama, read.__name__, "tokenizer_config.json")))
     vocabulary = copy(llama, "vocabulary", "tokenizer.model")

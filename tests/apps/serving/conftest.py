@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captune.hub import resolve_model
+from captune.hub import locate_model
 from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.model.minigpt4 import MiniGPT4
 from captune.toy.drawing import draw_scene
@@ -39,7 +39,7 @@ def picture_files(pictures: list[Image.Image], tmp_path_factory: pytest.TempPath
 def served_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with two checkpoints, whose projections were bent a little and a lot."""
     folder = tmp_path_factory.mktemp("run")
-    model = MiniGPT4.from_pretrained(resolve_model("toy"))
+    model = MiniGPT4.from_pretrained(locate_model("toy"))
     (folder / "config.yaml").write_text("model: {path: toy}\n", encoding="utf-8")
     for epoch, bend in enumerate((0.05, 0.6)):
         checkpoint = folder / "checkpoints" / f"epoch-{epoch:03d}"
