@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["first_repeated", "load_json", "load_yaml", "show_value", "validate"]
+__all__ = [
+    "DuplicateKeyError",
+    "first_repeated",
+    "load_json",
+    "load_yaml",
+    "show_value",
+    "unique_keys_hook",
+    "validate",
+]
 
 T = TypeVar("T")
 
@@ -57,17 +65,34 @@ def load_json(text: str | bytes, *, unique_keys: bool = False, **settings: Any) 
         ValueError: it is not JSON, is nested too deeply, or repeats a key.
     """
     if unique_keys:
-        settings["object_pairs_hook"] = _with_unique_keys
+        settings["object_pairs_hook"] = unique_keys_hook
     try:
         return json.loads(text, **settings)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
 
 
-def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class DuplicateKeyError(ValueError):
+    """An object has a key twice; Python's parser would silently keep the last value.
+
+    Attributes:
+        key: the key.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} is given twice")
+        self.key = key
+
+
+def unique_keys_hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of a JSON document, for `object_pairs_hook`.
+
+    Raises:
+        DuplicateKeyError: a key is given twice.
+    """
     built = dict(pairs)
     if len(built) != len(pairs):
-        raise ValueError(f"an object has the key {first_repeated(key for key, _ in pairs)!r} twice")
+        raise DuplicateKeyError(str(first_repeated(key for key, _ in pairs)))
     return built
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from captune.errors import DataError
+from captune.parsing import unique_keys_hook
 
 __all__ = [
     "MAX_LINE",
@@ -312,16 +313,7 @@ def _printed_list(text: str) -> list[str] | None:
     return strings if others <= {"[", "]", ","} and all(isinstance(entry, str) for entry in strings) else None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key '{twice}' is given twice")
-    return entry
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys_hook)
 
 
 _CHUNK = 1 << 20

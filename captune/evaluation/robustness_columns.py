@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +20,9 @@ from captune.errors import ConfigError, DataError
 from captune.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.events import Listener
-from captune.metrics import METRICS, Scores
+from captune.metrics import Scores
 from captune.metrics.ptb import tokenize_batch
-from captune.metrics.significance import NEGLIGIBLE
+from captune.metrics.significance import NEGLIGIBLE, draw_images, resampled_scores
 from captune.report.matrix import Difference
 
 __all__ = [
@@ -205,41 +205,25 @@ def relative_drops(
     """
     paired = home.ids == away.ids
     random = np.random.default_rng(_SEED)
-    at_home: dict[str, list[NDArray[np.float64]]] = {}
-    elsewhere: dict[str, list[NDArray[np.float64]]] = {}
+    in_domain: dict[str, list[NDArray[np.float64]]] = {}
+    out_of_domain: dict[str, list[NDArray[np.float64]]] = {}
     for start in range(0, resamples, _PORTION):
         size = min(_PORTION, resamples - start)
-        weights = _weights(random, size, len(home.ids))
-        others = weights if paired else _weights(random, size, len(away.ids))
-        for found, scores, drawn in ((at_home, home, weights), (elsewhere, away, others)):
-            for name, values in _resampled(scores, drawn).items():
-                found.setdefault(name, []).append(values)
+        weights = draw_images(random, size, len(home.ids))
+        others = weights if paired else draw_images(random, size, len(away.ids))
+        for portions, scores, drawn in ((in_domain, home, weights), (out_of_domain, away, others)):
+            for name, values in resampled_scores(scores, drawn).items():
+                portions.setdefault(name, []).append(values)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     drops = {}
     for name in home.corpus:
         if name not in away.corpus or not home.corpus[name] >= NEGLIGIBLE:
             continue
-        own, other = np.concatenate(at_home[name]), np.concatenate(elsewhere[name])
-        ratios = 1 - other[own > 0] / own[own > 0]
+        base, other = np.concatenate(in_domain[name]), np.concatenate(out_of_domain[name])
+        ratios = 1 - other[base > 0] / base[base > 0]
         low, high = np.quantile(ratios, tails).tolist()
         drops[name] = Difference(1 - away.corpus[name] / home.corpus[name], low, high, paired)
     return drops
-
-
-def _weights(random: np.random.Generator, size: int, images: int) -> NDArray[np.float64]:
-    """(size, images) how often each image is drawn."""
-    drawn = random.integers(0, images, (size, images)) + np.arange(size)[:, None] * images
-    return np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float64)
-
-
-def _resampled(scores: Scores, weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-    """Corpus scores of each drawn corpus, (size,) a metric."""
-    found: dict[str, NDArray[np.float64]] = {}
-    for key, statistics in scores.statistics.items():
-        metric = METRICS[key]
-        columns = metric.from_sums(weights @ np.asarray(statistics, np.float64), len(scores.ids))
-        found |= {name: columns[:, place] for place, name in enumerate(metric.names())}
-    return found
 
 
 def word_counts(captions: Iterable[str]) -> Counter[str]:

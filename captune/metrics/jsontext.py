@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.errors import MetricInputError
+from captune.parsing import DuplicateKeyError, unique_keys_hook
 
 __all__ = ["Document", "parse_json", "read_text"]
 
@@ -39,10 +40,6 @@ class Document:
 
     value: Any = None
     lines: list[tuple[int, Any]] = field(default_factory=list)
-
-
-class _DuplicateKeyError(ValueError):
-    """An object that has a key twice; JSON readers would silently keep the last."""
 
 
 def read_text(name: str) -> str:
@@ -133,25 +130,14 @@ def _lines(text: str, name: str) -> list[tuple[int, Any]]:
     return lines
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _DuplicateKeyError(key)
-            seen.add(key)
-    return entry
-
-
 def _loads(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object)
+    return json.loads(text, object_pairs_hook=unique_keys_hook)
 
 
 def _complaint(error: Exception, text: str, name: str, line: int | None = None) -> MetricInputError:
     """The sentence for a text that is no JSON; `line` is set where `text` is that one line of a file."""
-    if isinstance(error, _DuplicateKeyError):
-        key = str(error)
+    if isinstance(error, DuplicateKeyError):
+        key = error.key
         return MetricInputError(
             f"{name}, line {line or _line_of_second(key, text)}: the key '{key}' stands twice in one object; keep one."
         )

@@ -30,7 +30,9 @@ __all__ = [
     "Interval",
     "approximate_randomization",
     "confidence_intervals",
+    "draw_images",
     "paired_bootstrap",
+    "resampled_scores",
 ]
 
 NEGLIGIBLE = 1e-6
@@ -264,20 +266,42 @@ def _portions(total: int, images: int) -> Iterator[int]:
         yield min(size, total - start)
 
 
+def draw_images(random: np.random.Generator, size: int, images: int) -> NDArray[np.float64]:
+    """Draw `images` images with replacement, `size` times.
+
+    Returns:
+        (size, images) float64, how often each image is drawn in each resample.
+    """
+    drawn = random.integers(0, images, (size, images), np.int64)
+    drawn += np.arange(size)[:, None] * images
+    return np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float64)
+
+
+def resampled_scores(scores: Scores, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Corpus scores of resampled sets of images.
+
+    Args:
+        scores: of a system on N images.
+        weights: (size, N) of `draw_images`.
+
+    Returns:
+        name of a score -> (size,) float64.
+    """
+    resampled: dict[str, NDArray[np.float64]] = {}
+    for key in scores.statistics:
+        columns = METRICS[key].from_sums(weights @ _as_floats(scores, key), len(scores.ids))
+        resampled |= {name: columns[:, index] for index, name in enumerate(METRICS[key].names())}
+    return resampled
+
+
 def _resampled(systems: list[Scores], resamples: int, seed: int) -> Iterator[dict[str, NDArray[np.float64]]]:
     """Corpus scores of resampled sets, portion by portion: from a score's name to (systems, size)."""
     images = len(systems[0].ids)
     random = np.random.default_rng(seed)
     for size in _portions(resamples, images):
-        drawn = random.integers(0, images, (size, images), np.int64)
-        drawn += np.arange(size)[:, None] * images
-        weights = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float64)
-        portion: dict[str, NDArray[np.float64]] = {}
-        for key in systems[0].statistics:
-            metric = METRICS[key]
-            columns = np.array([metric.from_sums(weights @ _as_floats(s, key), images) for s in systems])
-            portion |= {name: columns[:, :, place] for place, name in enumerate(metric.names())}
-        yield portion
+        weights = draw_images(random, size, images)
+        columns = [resampled_scores(scores, weights) for scores in systems]
+        yield {name: np.array([values[name] for values in columns]) for name in columns[0]}
 
 
 def _concatenate(portions: Iterator[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
