@@ -1,4 +1,4 @@
-"""Where checkpoints stand on the axis of training, which of them get a label, and where labels fit."""
+"""Positions of checkpoints on the axis of training, which of them get a label, and where labels fit."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Axis:
     """The horizontal axis of a chart.
 
     Attributes:
-        positions: where every row stands.
-        labels: what every row is called there.
+        positions: of the rows.
+        labels: the label of every row.
         title: what the numbers are; empty where the labels are names.
         rotation: angle of the labels in degrees.
         label_height: inches that the labels need below the axis beyond one line.
         overhang: inches that the first label reaches to the left of its row.
-        joined: how many rows, from the first on, a line joins; those behind them are other captioners.
+        joined: how many rows, from the first on, a line joins; those after them are other captioners.
     """
 
     positions: tuple[float, ...]
@@ -76,10 +76,10 @@ class Axis:
 
 
 def positions(run: RunScores) -> tuple[tuple[float, ...], bool]:
-    """Where the rows stand: at their epochs, or by their order where epochs are not known.
+    """Positions of the rows: their epochs, or their order where epochs are not known.
 
     Returns:
-        The places, and whether they are epochs. The pretrained model, which has seen no epoch, stands at -1:
+        The positions, and whether they are epochs. The pretrained model, which has seen no epoch, is at -1:
         one before the checkpoint that ended epoch 0.
     """
     epochs = [-1 if row.epoch is None and index == 0 else row.epoch for index, row in enumerate(run.checkpoints)]
@@ -106,7 +106,7 @@ def checkpoint_axis(run: RunScores, width: float) -> Axis:
     places, epochs = positions(run)
     names = [_shortened(one_line(row.name)) for row in run.checkpoints]
     if epochs:
-        # On two lines it leaves room for the label of epoch 0 beside it.
+        # On two lines it leaves space for the label of epoch 0 next to it.
         first = [names[0].replace("pretrained", "pre-\ntrained")] if run.checkpoints[0].epoch is None else []
         labels = (*first, *(str(row.epoch) for row in run.checkpoints[len(first) :]))
         height = 0.11 if "\n" in labels[0] else 0.0
@@ -122,7 +122,7 @@ def checkpoint_axis(run: RunScores, width: float) -> Axis:
 def _with_others(run: RunScores, joined: int, width: float) -> Axis:
     """The axis of a training with other captioners to the right of it.
 
-    Their names are on two lines in turns; a chart that can turn labels has room for that.
+    Their names alternate between two lines, for charts that cannot turn labels.
     """
     others = [_shortened(one_line(row.name)) for row in run.checkpoints[joined:]]
     share = min(0.6, len(others) * max(map(_inches, others)) * 0.6 / width)
@@ -138,15 +138,15 @@ def _with_others(run: RunScores, joined: int, width: float) -> Axis:
 
 
 def spread_labels(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Places for labels as near to their values as may be, at least `gap` apart and inside [low, high].
+    """Positions for labels as near to their values as possible, at least `gap` apart and inside [low, high].
 
     Groups of labels that touch are merged and centred on the mean of their values, lowest first, until none touch.
 
     Args:
-        values: where the labels would like to stand.
+        values: the best positions of the labels.
         gap: the least distance between two of them.
-        low: the lowest place.
-        high: the highest place.
+        low: the lowest position.
+        high: the highest position.
     """
     order = sorted(range(len(values)), key=lambda index: values[index])
     groups: list[list[int]] = []
@@ -168,7 +168,7 @@ def spread_labels(values: Sequence[float], *, gap: float, low: float, high: floa
 
 
 def _start(values: Sequence[float], group: Sequence[int], gap: float, low: float, high: float) -> float:
-    """Place of the lowest label of a group that is centred on its values, as far as the bounds allow."""
+    """Position of the lowest label of a group that is centred on its values, as far as the bounds allow."""
     centred = math.fsum(values[index] for index in group) / len(group) - (len(group) - 1) * gap / 2
     return max(low, min(centred, high - (len(group) - 1) * gap))
 
@@ -186,7 +186,7 @@ def _step(places: Sequence[float], sizes: Sequence[float]) -> int:
 
 
 def _apart(places: Sequence[float], sizes: Sequence[float], before: int, after: int) -> bool:
-    """Whether the labels of two rows leave each other room."""
+    """Whether the labels of two rows do not overlap."""
     return places[after] - places[before] >= (sizes[before] + sizes[after]) / 2
 
 

@@ -13,10 +13,9 @@ from typing import Any
 from captune.common import one_line
 from captune.common.tables import escape_markdown
 from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
-from captune.report.columns import SLIDES_METRICS, column, format_value, scale_sentence, shows_zero
-from captune.report.course import course_of
+from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
+from captune.report.course import SIGNIFICANT, course_of
 from captune.report.record import RunScores
-from captune.report.table import DAGGERS, SIGNIFICANT, leak_reasons, notes
 
 __all__ = [
     "LANGUAGES",
@@ -26,11 +25,10 @@ __all__ = [
     "catalogue",
     "percent",
     "sentences",
-    "table_notes",
 ]
 
-LANGUAGES = ("en", "zh")
-"""Languages of the page, each with a catalogue in `messages/`."""
+LANGUAGES = {"en": "English", "zh": "中文"}
+"""Languages of the page and their names; each has a catalogue in `messages/`."""
 
 MAX_DROPS, MAX_DISAGREEMENTS = 6, 3
 """How many drops and disagreements are spelt out before the others are counted."""
@@ -108,28 +106,6 @@ def analysis_markdown(run: RunScores, analysis: Analysis) -> str:
     """The sentences in English as a Markdown list under a heading."""
     lines = [f"- **{escape_markdown(item.topic)}.** {escape_markdown(item.text)}" for item in sentences(run, analysis)]
     return "\n".join(["# Analysis", "", *lines, ""])
-
-
-def table_notes(run: RunScores, language: str) -> list[str]:
-    """The notes beneath the page's table: which marks it has, and on which scale its scores are."""
-    texts = catalogue(language)
-    best = texts.text("note.best")
-    if language == "en":
-        return [best, *notes(run)]
-    lines = [best]
-    scale = scale_sentence({metric: run.finite(metric) for metric in run.metrics})
-    if scale:
-        lines.append(texts.text("note.scale") if scale == "Scale: CIDEr 0-10, others 0-1." else scale)
-    tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
-    first = run.checkpoints[0].name
-    rivals = {
-        "pretrained": texts.text("note.pretrained") if first == "pretrained" else one_line(first),
-        "previous": texts.text("note.previous"),
-    }
-    marks = [texts.text("note.mark", mark=DAGGERS[key], row=rivals[key]) for key in DAGGERS if key in tested]
-    if marks:
-        lines.append(texts.text("note.marks", marks=texts.join("note.separator", marks), p=SIGNIFICANT))
-    return lines + [texts.text("note.leak", mark=mark, reason=reason) for reason, mark in leak_reasons(run).items()]
 
 
 def percent(share: float) -> str:

@@ -21,15 +21,16 @@ from markupsafe import Markup
 from captune.common import one_line
 from captune.report.analysis import analyse
 from captune.report.captions import CaptionStatistics, caption_statistics, most_changed_words, word_classes
+from captune.report.columns import scale_sentence
 from captune.report.comparison import Comparison, matrices
-from captune.report.course import course_of, drawn_rows
+from captune.report.course import SIGNIFICANT, course_of, drawn_rows
 from captune.report.explorer import explorer_json
 from captune.report.matrix import Matrix, matrix_section
-from captune.report.narrative import LANGUAGES, catalogue, sentences, table_notes
+from captune.report.narrative import LANGUAGES, catalogue, sentences
 from captune.report.page_charts import distribution_charts, score_charts, training_charts
 from captune.report.rating import rating_counts, rating_tables
 from captune.report.record import RunScores
-from captune.report.table import cells, daggers, leak_reasons, provenance, signatures
+from captune.report.table import DAGGERS, cells, daggers, leak_reasons, notes, provenance, signatures
 from captune.report.training_log import TrainingLog
 
 __all__ = ["LANGUAGES", "build_page"]
@@ -78,7 +79,7 @@ def build_page(
         .get_template("page.html")
         .render(
             language=language,
-            languages={"en": "English", "zh": "中文"},
+            languages=LANGUAGES,
             words=words,
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -91,7 +92,7 @@ def build_page(
             signatures=signatures(run),
             lines=list(zip(run.checkpoints, cells(run), strict=True)),
             daggers=daggers,
-            notes={name: table_notes(run, name) for name in LANGUAGES},
+            notes={name: _notes(run, name) for name in LANGUAGES},
             analysis={name: sentences(run, analysis, name) for name in LANGUAGES if analysis is not None},
             matrices=[] if comparison is None else matrices(comparison),
             score_charts=_charts(score_charts(run, words) if comparison is None else []),
@@ -143,6 +144,28 @@ def _facts(run: RunScores, log: TrainingLog) -> dict[str, str]:
         "energy": f"{log.energy / 3.6e6:.3f} kWh" if log.energy is not None else "",
     }
     return {key: str(value) for key, value in facts.items() if str(value)}
+
+
+def _notes(run: RunScores, language: str) -> list[str]:
+    """The notes beneath the page's table: which marks it has, and on which scale its scores are."""
+    texts = catalogue(language)
+    best = texts.text("note.best")
+    if language == "en":
+        return [best, *notes(run)]
+    lines = [best]
+    scale = scale_sentence({metric: run.finite(metric) for metric in run.metrics})
+    if scale:
+        lines.append(texts.text("note.scale") if scale == "Scale: CIDEr 0-10, others 0-1." else scale)
+    tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
+    first = run.checkpoints[0].name
+    rivals = {
+        "pretrained": texts.text("note.pretrained") if first == "pretrained" else one_line(first),
+        "previous": texts.text("note.previous"),
+    }
+    marks = [texts.text("note.mark", mark=DAGGERS[key], row=rivals[key]) for key in DAGGERS if key in tested]
+    if marks:
+        lines.append(texts.text("note.marks", marks=texts.join("note.separator", marks), p=SIGNIFICANT))
+    return lines + [texts.text("note.leak", mark=mark, reason=reason) for reason, mark in leak_reasons(run).items()]
 
 
 def _captions(

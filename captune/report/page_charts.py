@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 480, 300
 """Units of a drawing, which the page scales."""
 
 LEFT, TOP, BOTTOM = 52.0, 26.0, HEIGHT - 40.0
-"""Edges of the area in which lines are drawn; the right one leaves room for their names."""
+"""Edges of the area in which lines are drawn; the right one leaves space for their names."""
 
 AXIS_INCHES = 3.5
 """Width of the axis for which labels of checkpoints are laid out."""
@@ -276,7 +276,7 @@ class _Drawing:
         """Band, line and markers of one series."""
         count = len(line.values)
         joined = count if line.joined is None else line.joined
-        points = [(self.x(place), self.y(value)) for place, value in zip(self.positions, line.values, strict=True)]
+        points = [(self.x(x), self.y(value)) for x, value in zip(self.positions, line.values, strict=True)]
         present = [math.isfinite(value) for value in line.values]
         for run in _runs([all(map(math.isfinite, band)) for band in line.bands[:joined]]):
             upper = [(points[i][0], self.y(line.bands[i][1])) for i in run]

@@ -36,14 +36,14 @@ LONGEST_SIDE, QUALITY = 256, 78
 """Pixels and JPEG quality of the pictures in the run; the page makes them smaller when they are many."""
 
 EMBEDDED_BYTES = 3_200_000
-"""What all pictures of a page may take together, as base64."""
+"""Size of all pictures of a page, as base64."""
 
 _STEPS = ((256, 78), (224, 72), (192, 68), (160, 62), (128, 58), (112, 52), (96, 46), (80, 40), (64, 36), (48, 30))
 """Sides and qualities that the page tries, best first."""
 
 
 def thumbnail_path(run_dir: Path, image: str) -> Path:
-    """Where the small picture of an image lies; any id makes a safe file name of its own."""
+    """Where the thumbnail of an image is stored; every id makes a safe and unique file name."""
     name = quote(image, safe="", errors="surrogatepass")
     if len(name) > 120 or name in (".", ".."):
         name = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
@@ -103,7 +103,7 @@ def embedded_thumbnails(run_dir: Path, images: Iterable[str], budget: int = EMBE
     Args:
         run_dir: the run.
         images: ids of the images on the page.
-        budget: bytes that all pictures together may take.
+        budget: bytes of all pictures.
 
     Returns:
         Image id -> base64 of a JPEG; images without a readable picture are absent, and so are the last ones when

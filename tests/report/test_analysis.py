@@ -233,4 +233,4 @@ def test_length_drift(make_run: Any) -> None:
     captions = ("A dog runs over the green grass .", "A dog.")
     rows = [dataclasses.replace(row, captions={"1": c}) for row, c in zip(run.checkpoints, captions, strict=True)]
     run = dataclasses.replace(run, checkpoints=tuple(rows), references={"1": ("A dog runs.", "One dog is running.")})
-    assert _said(run)["Length"] == "epoch0 writes 2.0 words a caption, pretrained wrote 7.0; references have 3.5."
+    assert _said(run)["Length"] == "epoch0 writes 2.0 words per caption, pretrained wrote 7.0; references have 3.5."

@@ -117,7 +117,7 @@ function percentiles(values) {
   return ranks;
 }
 
-// By how much the metrics place an image's change differently among all images, 0 to 1.
+// By how much the metrics rank an image's change differently among all images, 0 to 1.
 const spreads = new Map();
 function disagreement(from, to) {
   const key = `${from} ${to}`;
@@ -160,7 +160,7 @@ function searched(image) {
   }
 }
 
-let chosen = [];
+let selected = [];
 let shown = 0;
 
 function choose() {
@@ -168,15 +168,15 @@ function choose() {
   const failure = byId("failure").value;
   const to = Number(byId("to").value);
   const keys = sortKeys();
-  chosen = [];
+  selected = [];
   data.images.forEach((image, index) => {
     if (failure !== "" && !(image.f?.[to] ?? []).includes(Number(failure))) return;
     if (words.length && !words.every((word) => searched(image).includes(word))) return;
-    chosen.push(index);
+    selected.push(index);
   });
-  // Images without a score stand last, equal ones in the order of the data.
+  // Images without a score are last, equal ones in the order of the data.
   const rank = (index) => (Number.isNaN(keys[index]) ? Infinity : keys[index]);
-  chosen.sort((a, b) => (rank(a) === rank(b) ? a - b : rank(a) < rank(b) ? -1 : 1));
+  selected.sort((a, b) => (rank(a) === rank(b) ? a - b : rank(a) < rank(b) ? -1 : 1));
   draw();
 }
 
@@ -193,7 +193,7 @@ function changeNode(change) {
   return element("span", { class: kind }, `${arrow}${Math.abs(change).toFixed(3)}`);
 }
 
-function card(image, place) {
+function card(image, index) {
   const metric = Number(byId("metric").value);
   const from = Number(byId("from").value);
   const others = data.columns.filter((column) => column !== metric).slice(0, 2);
@@ -220,30 +220,30 @@ function card(image, place) {
       element("td", {}, row === from ? "" : changeNode(score(image, metric, row) - score(image, metric, from))),
       ...others.map((other) => element("td", { class: "other" }, number(score(image, other, row)))));
   });
-  return element("article", { class: "card", tabindex: "0", "aria-posinset": place + 1, "aria-setsize": chosen.length },
+  return element("article", { class: "card", tabindex: "0", "aria-posinset": index + 1, "aria-setsize": selected.length },
     element("div", {}, element("h3", {}, isolated(image.i)), element("figure", {}, picture)),
     element("div", {}, references, element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
 }
 
-// Observed anew after every batch: an end that stays in sight is told again, until it is out of sight.
+// Observed again after every batch: an end that stays in sight is reported again, until it is out of sight.
 const sight = new IntersectionObserver((entries) => {
   if (entries.some((entry) => entry.isIntersecting)) drawMore();
 }, { rootMargin: "800px" });
 
 function drawMore() {
   sight.unobserve(byId("more"));
-  const end = Math.min(chosen.length, shown + BATCH);
+  const end = Math.min(selected.length, shown + BATCH);
   const batch = document.createDocumentFragment();
-  for (; shown < end; shown++) batch.append(card(data.images[chosen[shown]], shown));
+  for (; shown < end; shown++) batch.append(card(data.images[selected[shown]], shown));
   byId("cards").append(batch);
-  if (shown < chosen.length) sight.observe(byId("more"));
+  if (shown < selected.length) sight.observe(byId("more"));
 }
 
 function draw() {
   shown = 0;
   byId("cards").replaceChildren();
   const total = data.left_out ? ` ${say("left_out").replace("{n}", data.left_out)}` : "";
-  byId("count").textContent = say("count").replace("{n}", chosen.length).replace("{all}", data.images.length) + total;
+  byId("count").textContent = say("count").replace("{n}", selected.length).replace("{all}", data.images.length) + total;
   const legends = { references: "legend_references", before: "legend_before", none: "legend_none" };
   byId("legend").textContent = say(legends[byId("compare").value]);
   drawMore();
@@ -306,7 +306,7 @@ byId("to").value = String(rows.length - 1);
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("controls").addEventListener("change", choose);
 byId("search").addEventListener("input", choose);
-addEventListener("beforeprint", () => { while (shown < Math.min(chosen.length, 200)) drawMore(); });
+addEventListener("beforeprint", () => { while (shown < Math.min(selected.length, 200)) drawMore(); });
 
 translate();
 choose();

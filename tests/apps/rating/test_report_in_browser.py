@@ -29,7 +29,7 @@ def test_the_section_of_people(
     page.goto(write_page(run).as_uri())
     page.select_option("#language", language)
     text = page.inner_text("#people")
-    assert text.startswith({"en": "People", "zh": "人工评价"}[language])
+    assert text.startswith({"en": "Human ratings", "zh": "人工评价"}[language])
     for name, rate in found.win_rates.items():
         assert name in text
         assert f"{rate.value:.3f}" in text
