@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from captune.errors import DataError
-from captune.parsing import unique_keys_hook
+from captune.parsing import first_repeated, unique_keys_hook
 
 __all__ = [
+    "BYTE_ORDER_MARKS",
     "MAX_LINE",
     "BadItem",
     "SourceFile",
@@ -39,7 +40,7 @@ __all__ = [
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
 
-_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
+BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -103,7 +104,7 @@ class SourceFile:
             unpacked = gzip.GzipFile(fileobj=self.file)
         self.stream: _Bytes = unpacked
         start = _start(unpacked)
-        marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+        marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
         self.encoding = (self._codec.name if self._codec is not None else marked) or "utf-8"
         if self.encoding == "utf-8":
             if start.startswith(codecs.BOM_UTF8):
@@ -474,8 +475,7 @@ class _Document:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entry = dict(pairs)
         if len(entry) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self._twice = next(key for key in keys if keys.count(key) > 1)
+            self._twice = first_repeated(key for key, _ in pairs)
         return entry
 
     def _read(self) -> None:

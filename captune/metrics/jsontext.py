@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import json
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captune.data.readers import BYTE_ORDER_MARKS
 from captune.errors import MetricInputError
 from captune.parsing import DuplicateKeyError, unique_keys_hook
 
@@ -21,12 +21,6 @@ __all__ = ["Document", "parse_json", "read_text"]
 GZIP_MAGIC = b"\x1f\x8b"
 _UNPACKED, _RATIO = 256 << 20, 100
 """Bytes that any gzip file may unpack to; a larger one to so many times its size, where captions come to about 10."""
-MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def read_text(name: str) -> str:
             raw = _unpacked(raw, name)
         except (OSError, EOFError, zlib.error) as error:
             raise MetricInputError(f"{name} is not a whole gzip file ({error}); copy it again.") from None
-    marked = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
+    marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
     if marked is not None:
         try:
             return raw.decode(marked)
