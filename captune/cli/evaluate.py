@@ -152,7 +152,7 @@ def run_matrix(
             checkpoints,
             asked.data,
             instructions=instructions,
-            damages=parse_corruptions(asked.corrupt, asked.strengths),
+            corruptions=parse_corruptions(asked.corrupt, asked.strengths),
             split=asked.split,
             listener=listener,
         )

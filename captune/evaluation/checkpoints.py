@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+
+import torch
 
 from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import RunConfig
@@ -17,14 +19,42 @@ from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import SingleProcess, StoredFeatures, features_of, store_root
-from captune.model.adapter import load_trained, read_record, use_wrapping
+from captune.model import MiniGPT4
+from captune.model.adapter import CheckpointRecord, load_trained, read_record, trained_state, use_wrapping
 from captune.model.loading import LANGUAGE, load_model, pick_device
 from captune.report import read_scores, write_report
 from captune.report.record import RunScores
 
-__all__ = ["evaluate_checkpoints", "evaluate_models", "row_names"]
+__all__ = ["CheckpointSwapper", "evaluate_checkpoints", "evaluate_models", "ignore_event", "row_names"]
 
 logger = logging.getLogger(__name__)
+
+
+class CheckpointSwapper:
+    """Loads one checkpoint after the other into a model, whose frozen weights stay in memory.
+
+    Args:
+        model: its prompts get the chat template of the first checkpoint, so that the model before training is prompted
+            as its checkpoints are.
+        checkpoints: folders that training wrote.
+        records: their records.
+    """
+
+    def __init__(self, model: MiniGPT4, checkpoints: Sequence[Path], records: Sequence[CheckpointRecord]) -> None:
+        self._model = model
+        if records:
+            use_wrapping(model, records[0].wrapping, checkpoints[0])
+        self._initial = trained_state(model)
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Load a checkpoint's tensors into the model; None restores the model before training."""
+        if checkpoint is not None:
+            load_trained(self._model, checkpoint)
+            return
+        with torch.no_grad():
+            for name, parameter in self._model.trained_parameters():
+                # What a checkpoint added (LoRA) has no effect while it is zero.
+                parameter.copy_(self._initial[name]) if name in self._initial else parameter.zero_()
 
 
 def evaluate_checkpoints(
@@ -39,7 +69,7 @@ def evaluate_checkpoints(
     Args:
         config: of the run; its output folder receives captions, scores, table and chart.
         checkpoints: folders that training wrote.
-        listener: is told how far it is.
+        listener: receives the progress.
         captioners: other models that caption the same images, such as transformers' image-text-to-text models.
 
     Returns:
@@ -49,46 +79,32 @@ def evaluate_checkpoints(
         InputError: data, model or a checkpoint cannot be used; or the scores of some are not numbers, which have no
             row, while all others are scored.
     """
-    tell = listener if listener is not None else _ignore
+    on_event = listener if listener is not None else ignore_event
     check_destination(config, checkpoints)
     with folder_lock(config.output, WRITER):
-        evaluation = Evaluation(config, evaluation_set(config, tell))
+        evaluation = Evaluation(config, evaluation_set(config, on_event))
         if is_own_evaluation(config, config.output, checkpoints):
             evaluation.recall()
-        faulty = _evaluate(config, evaluation, checkpoints, tell)
-        # The model is let go of before another one is loaded.
-        faulty += _compare(config, evaluation, captioners, tell)
-        # Not before: captions are kept in the cache, and scores that are there stay complete until all are made anew.
+        faulty = _evaluate(config, evaluation, checkpoints, on_event)
+        # The model is released before another one is loaded.
+        faulty += _compare(config, evaluation, captioners, on_event)
+        # Only now: captions are in the cache, and earlier scores stay complete until all new ones are computed.
         evaluation.write()
         write_report(config.output, evaluation.run_scores())
     refuse_rows(faulty, config.output)
     return evaluation.run_scores()
 
 
-def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], tell: Listener) -> list[str]:
+def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], on_event: Listener) -> list[str]:
     """Caption and score the pretrained model and every checkpoint; names of those whose scores are not numbers."""
     records = [read_record(folder) for folder in checkpoints]
     device = pick_device()
     model = load_model(config.model, device, parts=LANGUAGE)
-    if records:
-        # The model before training is asked what the run's checkpoints were trained with.
-        use_wrapping(model, records[0].wrapping, checkpoints[0])
-    evaluation.ask_as(model)
+    swapper = CheckpointSwapper(model, checkpoints, records)
+    evaluation.sign_prompt_of(model)
 
     def encoded(done: int, count: int) -> None:
-        tell({"event": "features", "what": "evaluation images", "done": done, "count": count})
-
-    def evaluate(epoch: int | None) -> None:
-        def captioned(done: int, count: int) -> None:
-            tell({"event": "captions", "epoch": epoch, "done": done, "count": count})
-
-        def generate(places: list[int]) -> list[Caption]:
-            return evaluation.caption(model, features()[places], captioned)
-
-        captioner = MiniGPT4Backend(model, exif_rotation=config.exif_rotation)
-        captions = evaluation.cached(captioner.fingerprint, config.model.instruction, generate)
-        row = evaluation.score(epoch, captions)
-        tell({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
+        on_event({"event": "features", "what": "evaluation images", "done": done, "count": count})
 
     @cache
     def features() -> StoredFeatures:
@@ -98,62 +114,71 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         )
         return stored.all_whole("evaluation images")
 
-    try:
-        evaluate(None)
-    except NonFiniteScoresError:
-        # All other rows are compared with this one.
-        refuse_rows([checkpoint_name(None)], config.output, scored=False)
-    faulty = []
-    for folder, record in zip(checkpoints, records, strict=True):
-        load_trained(model, folder)
+    faulty: list[str] = []
+    for folder, epoch in [(None, None), *zip(checkpoints, (record.epoch for record in records), strict=True)]:
+
+        def captioned(done: int, count: int, epoch: int | None = epoch) -> None:
+            on_event({"event": "captions", "epoch": epoch, "done": done, "count": count})
+
+        def generate(indices: list[int], on_progress: Callable[[int, int], None] = captioned) -> list[Caption]:
+            return evaluation.caption(model, features()[indices], on_progress)
+
+        swapper.load(folder)
+        captioner = MiniGPT4Backend(model, exif_rotation=config.exif_rotation)
         try:
-            evaluate(record.epoch)
+            captions = evaluation.cached(captioner.fingerprint, config.model.instruction, generate)
         except NonFiniteScoresError:
-            faulty.append(checkpoint_name(record.epoch))
+            if folder is None:
+                # All other rows are compared with this one.
+                refuse_rows([checkpoint_name(None)], config.output, scored=False)
+            faulty.append(checkpoint_name(epoch))
             evaluation.leave_out(faulty[-1])
+            continue
+        row = evaluation.score(epoch, captions)
+        on_event({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
     return faulty
 
 
-def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], tell: Listener) -> list[str]:
+def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], on_event: Listener) -> list[str]:
     """Caption and score the same images with other captioners; names of those whose scores are not numbers."""
     faulty = []
     for path in captioners:
 
         def compared(done: int, count: int, name: str = path) -> None:
-            tell({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
+            on_event({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
 
         captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, exif_rotation=config.exif_rotation)
-        asked = evaluation.instruction_for(captioner)
+        instruction = evaluation.instruction_for(captioner)
         try:
-            captions = evaluation.caption_with(captioner, asked, compared)
+            captions = evaluation.caption_with(captioner, instruction, compared)
         except NonFiniteScoresError:
             faulty.append(_row_name(path))
             evaluation.leave_out(faulty[-1])
             continue
-        row = evaluation.score(None, captions, name=_row_name(path), instruction=captioner.prompt_text(asked))
-        tell({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
+        row = evaluation.score(None, captions, name=_row_name(path), instruction=captioner.prompt_text(instruction))
+        on_event({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
     return faulty
 
 
 def _row_name(path: str) -> str:
-    """What another captioner is called in tables: its hub id, or the last two parts of its folder."""
+    """The name of another captioner in tables: its hub id, or the last two parts of its folder."""
     return "/".join(Path(path).parts[-2:])
 
 
-def _ignore(event: Event) -> None:
-    """Listen to nothing."""
+def ignore_event(event: Event) -> None:
+    """Ignore an event."""
 
 
 def evaluate_models(
     config: RunConfig, models: Sequence[str], listener: Listener, *, instruction: str | None = None
 ) -> RunScores:
-    """Caption and score the same images with models that belong to no run.
+    """Caption and score the same images with models without a run.
 
     Args:
         config: data, protocol and decoding; its output folder receives captions, scores, table and page.
         models: folders or hub ids of captioners, each a row.
         listener: receives the progress.
-        instruction: what every model is asked; by default each is asked its own instruction.
+        instruction: the prompt of all models; by default each has its default instruction.
 
     Returns:
         All rows, in the order of the models.
@@ -163,17 +188,17 @@ def evaluate_models(
         InputError: data or a model cannot be used; or the scores of some are not numbers, which have no row.
     """
     names = row_names(models)
-    chosen = evaluation_set(config, listener, guard=False)
-    if chosen.rules.images == "training":
+    images = evaluation_set(config, listener, guard=False)
+    if images.rules.images == "training":
         raise ConfigError(
             f"Protocol {config.evaluate.protocol} evaluates training images of a run, and a model alone has no run; "
             "choose protocol karpathy."
         )
-    instruction = chosen.rules.instruction or instruction
-    _check_output(config, chosen, names)
+    instruction = images.rules.instruction or instruction
+    _check_output(config, images, names)
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
     with folder_lock(config.output, WRITER):
-        evaluation = Evaluation(config, chosen)
+        evaluation = Evaluation(config, images)
         faulty: list[str] = []
         for name, path in zip(names, models, strict=True):
 
@@ -200,7 +225,7 @@ def evaluate_models(
 
 
 def row_names(models: Sequence[str]) -> list[str]:
-    """What models are called in tables: the hub id, or as many last parts of the folder as make it unique.
+    """The names of models in tables: the hub id, or as many last parts of the folder as make it unique.
 
     Raises:
         ConfigError: a model is named twice.
@@ -216,7 +241,7 @@ def row_names(models: Sequence[str]) -> list[str]:
     return [str(model) for model in models]
 
 
-def _check_output(config: RunConfig, chosen: EvaluationSet, names: Sequence[str]) -> None:
+def _check_output(config: RunConfig, images: EvaluationSet, names: Sequence[str]) -> None:
     """Refuse a folder that holds a run, files of others, or scores that would be lost.
 
     Raises:
@@ -232,7 +257,7 @@ def _check_output(config: RunConfig, chosen: EvaluationSet, names: Sequence[str]
         raise ConfigError(
             f"{output} holds an evaluation of {', '.join(lost)}; name these models too, or give another --out."
         )
-    if (earlier.data, earlier.split, earlier.images) != (chosen.name, chosen.split, len(chosen.images)):
+    if (earlier.data, earlier.split, earlier.images) != (images.name, images.split, len(images.images)):
         raise ConfigError(
             f"{output} holds an evaluation on {earlier.data}, split {earlier.split}, {earlier.images} images; give "
             "another --out for other images."

@@ -1,8 +1,8 @@
-"""Seeded damage to images at five strengths, to see how much of a model's score survives it.
+"""Seeded image corruptions at five strengths, to measure the robustness of a model.
 
 Strengths follow ImageNet-C (Hendrycks and Dietterich, ICLR 2019) where it has the corruption; lengths are shares of the
-picture, so that they mean the same at any size. The draw belongs to the image and the kind, not to the strength: a
-stronger corruption is more of the same.
+image, so that they mean the same at any size. Random numbers depend on image and kind, not on the strength: a stronger
+corruption is more of the same.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ STRENGTHS: Final = (1, 2, 3, 4, 5)
 _BLUR = (0.01, 0.02, 0.03, 0.045, 0.06)  # standard deviation as a share of the shorter side
 _NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation as a share of the range of grey levels
 _QUALITY = (25, 18, 15, 10, 7)  # of JPEG
-_BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added or taken, as a share of the range
+_BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added or subtracted, as a share of the range
 _COVERED = (0.05, 0.1, 0.2, 0.35, 0.5)  # share of the area
 
 
 def corrupt(image: Image.Image, kind: str, strength: int, *, image_id: str, seed: int = 0) -> Image.Image:
-    """Damage an image.
+    """Corrupt an image.
 
     Args:
         image: mode RGB.
         kind: a key of `CORRUPTIONS`.
         strength: 1-5.
-        image_id: with the seed it decides noise, places and directions.
+        image_id: with the seed it decides noise, positions and directions.
         seed: equal seeds give equal pixels.
 
     Returns:
@@ -74,16 +74,16 @@ def _brightness(image: Image.Image, strength: int, random: np.random.Generator) 
 
 
 def _occlusion(image: Image.Image, strength: int, random: np.random.Generator) -> Image.Image:
-    """A grey rectangle of the picture's proportions around a drawn point, moved inside where it would stick out."""
+    """A grey rectangle of the image's proportions around a random point, moved inside the image."""
     width, height = image.size
     side = _COVERED[strength] ** 0.5
     covered = round(side * width), round(side * height)
     x, y = random.random(2)
     left = min(max(0, round(x * width - covered[0] / 2)), width - covered[0])
     top = min(max(0, round(y * height - covered[1] / 2)), height - covered[1])
-    damaged = image.copy()
-    damaged.paste((128, 128, 128), (left, top, left + covered[0], top + covered[1]))
-    return damaged
+    corrupted = image.copy()
+    corrupted.paste((128, 128, 128), (left, top, left + covered[0], top + covered[1]))
+    return corrupted
 
 
 def _image(pixels: NDArray[np.float32]) -> Image.Image:

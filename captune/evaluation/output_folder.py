@@ -1,7 +1,7 @@
-"""Where an evaluation is written: a run's own into the run, any other into a folder of that evaluation.
+"""The output folder of an evaluation: the run's folder for the run's evaluation, a separate folder for any other.
 
-The scores in a run's folder are of its own evaluation set, with the settings that it was begun with, and of all of its
-checkpoints. Nothing else replaces them.
+The scores in a run's folder are of the run's evaluation set, with the settings at its start, and of all of its
+checkpoints. No other evaluation replaces them.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from captune.report.write import REPORT_FILES
 __all__ = ["FOLDER", "WRITER", "check_destination", "evaluation_folder", "is_own_evaluation"]
 
 FOLDER = "evaluations"
-"""Where in a run's folder other evaluations of it are."""
+"""Folder of other evaluations in a run's folder."""
 FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES, *MATRIX_FILES)
-"""Names under which an evaluation writes."""
+"""Names of an evaluation's files."""
 WRITER = "captune evaluate"
-"""What an evaluation calls itself in the lock of its folder."""
+"""Name of an evaluation in the lock of its folder."""
 BEFORE_SCORES = ("captions", "thumbnails")
-"""Those that it writes before its scores."""
-_CHANGES_NOTHING = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
-"""Settings that change no caption and no score of an evaluation."""
+"""Those that are written before the scores."""
+_WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
+"""Settings that change neither captions nor scores."""
 
 
-def evaluation_folder(config: RunConfig, own: RunConfig, checkpoints: Sequence[Path]) -> Path:
-    """Where an evaluation is written if nobody says.
+def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Sequence[Path]) -> Path:
+    """The default output folder of an evaluation.
 
     Args:
         config: of the evaluation.
-        own: the same as the configuration says it without options and overrides.
+        original: the configuration without options and overrides.
         checkpoints: that are evaluated.
 
     Returns:
-        The output folder of `own` for its own evaluation, otherwise a folder below it, which is the same for the same
+        The output folder of `original` for its evaluation, otherwise a folder in it, always the same for the same
         evaluation.
     """
-    output = own.output
-    if _alike(config, own) and (not _is_run(output) or is_own_evaluation(config, output, checkpoints)):
+    output = original.output
+    if _is_equivalent(config, original) and (not _is_run(output) or is_own_evaluation(config, output, checkpoints)):
         return output
     manifest = config.evaluation_manifest
     name = f"{manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
@@ -71,14 +71,14 @@ def is_own_evaluation(config: RunConfig, run: Path, checkpoints: Sequence[Path])
         return False
     evaluated = {os.path.realpath(folder) for folder in checkpoints}
     saved = {os.path.realpath(folder) for folder in (run / "checkpoints").glob("epoch-*") if folder.is_dir()}
-    return _alike(config, written) and evaluated == saved
+    return _is_equivalent(config, written) and evaluated == saved
 
 
 def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
-    """See that an evaluation replaces neither a run's own scores nor files of others.
+    """Check that an evaluation replaces neither the scores of a run nor files of other programs.
 
     Args:
-        config: of the evaluation, with the folder where it is to be written.
+        config: of the evaluation, with its output folder.
         checkpoints: that are evaluated.
 
     Raises:
@@ -95,8 +95,8 @@ def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
     try:
         read_scores(output)
     except InputError:
-        # Without scores of an earlier evaluation nothing there is known to be of captune, except what is written before
-        # them by an evaluation that was killed: it left its captions in the cache, or its name as the last writer's.
+        # Without scores of an earlier evaluation no file is known to be captune's, except those that a killed one wrote
+        # before its scores: it left its captions in the cache, or its name as the last writer's.
         cached = any((output / "cache" / "captions").glob("*.jsonl"))
         known = BEFORE_SCORES if cached or last_writer(output) == WRITER else ()
         foreign = next((name for name in FILES if name not in known and os.path.lexists(output / name)), None)
@@ -110,14 +110,14 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
-def _alike(one: RunConfig, other: RunConfig) -> bool:
+def _is_equivalent(one: RunConfig, other: RunConfig) -> bool:
     return _decisive(one) == _decisive(other)
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide captions and scores."""
+    """The settings that captions and scores depend on."""
     settings = config.model_dump(mode="json", include={"model", "data", "evaluate", "seed"})
-    for section, names in _CHANGES_NOTHING.items():
+    for section, names in _WITHOUT_EFFECT.items():
         for name in names:
             settings[section].pop(name, None)
     return settings

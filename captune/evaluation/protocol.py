@@ -55,7 +55,7 @@ class _Section(BaseModel):
 
 
 class Decoding(_Section):
-    """How captions are decoded; what is not said is as the run says."""
+    """How captions are decoded; unset fields are as in the run's configuration."""
 
     max_new_tokens: int | None = Field(None, gt=0)
     """Longest caption in tokens."""
@@ -64,34 +64,34 @@ class Decoding(_Section):
     length_penalty: float | None = None
     """Exponent on a beam's length."""
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    """Divides the score of tokens that were already said."""
+    """Divides the scores of tokens generated before."""
 
 
 class Protocol(_Section):
     """What is evaluated and how; karpathy.yaml explains every field."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """What it is called in tables; the signature adds a hash for files that do not ship with captune."""
+    """Its name in tables; the signature adds a hash for files that are not included in captune."""
     images: Literal["evaluation", "training"] = "evaluation"
-    """Whether the images are those of the evaluation manifest or those that were trained on."""
+    """The images of the evaluation manifest, or those that were trained on."""
     split: str | None = Field(None, min_length=1)
     """Split of the images; null is the run's."""
     share: float | None = Field(None, gt=0, le=1)
-    """Share of the images that is drawn; null is all, in their order."""
+    """Share of the images in a random sample; null is all, in their order."""
     seed: int = Field(42, ge=0)
-    """Decides which share."""
+    """Seed of the sample."""
     references: Literal["separate", "cut_at_full_stops"] = "separate"
-    """The captions as they are, or joined and cut at every full stop."""
+    """The captions unchanged, or joined and cut at every full stop."""
     reply: Literal["whole", "after_last_mark"] = "whole"
-    """What is scored of a reply."""
+    """The part of a reply that is scored."""
     instruction: str | None = Field(None, min_length=1)
-    """What the model is asked; null is what it was trained with."""
+    """The instruction; null is that of training."""
     decoding: Decoding | None = None
-    """How captions are decoded; null is as the run says."""
+    """How captions are decoded; null is as in the run's configuration."""
     metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)
     """Metrics of captune or of installed packages."""
     leak: str | None = Field(None, min_length=1)
-    """Why every row is marked LEAK; null leaves the question to the leak guard."""
+    """Why every row is marked LEAK; null leaves the decision to the leak guard."""
 
     @field_validator("metrics")
     @classmethod
@@ -104,16 +104,16 @@ class Protocol(_Section):
 
     @property
     def signature(self) -> str:
-        """The name, with eight digits of a hash of everything it says unless it is one that ships."""
+        """The name, with eight digits of a hash of all fields unless the protocol is included in captune."""
         if self.name in shipped_protocols() and self == load_protocol(self.name):
             return self.name
         return f"{self.name}@{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """A run's configuration with the instruction and the decoding that this protocol asks for."""
+        """A run's configuration with the instruction and the decoding of this protocol."""
         if self.decoding is not None:
-            asked = self.decoding.model_dump(exclude_none=True)
-            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=asked)})
+            decoding = self.decoding.model_dump(exclude_none=True)
+            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=decoding)})
         if self.instruction is not None:
             model = config.model.model_copy(update={"instruction": self.instruction})
             config = config.model_copy(update={"model": model})
@@ -122,7 +122,7 @@ class Protocol(_Section):
 
 @cache
 def shipped_protocols() -> tuple[str, ...]:
-    """The names of the protocols that come with captune."""
+    """The names of the protocols that are included in captune."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 
@@ -130,7 +130,7 @@ def load_protocol(name: str) -> Protocol:
     """Read a protocol.
 
     Args:
-        name: of one that ships, or the path of a YAML file.
+        name: of an included one, or the path of a YAML file.
 
     Raises:
         ConfigError: there is none of this name, the file is no YAML, or a field of it is wrong.
@@ -155,11 +155,11 @@ def load_protocol(name: str) -> Protocol:
 
 
 ALLOWED = "allowed by --allow-leaks"
-"""Stands for the reason of a mark where the user asked to see the numbers without it."""
+"""Replaces the reason of a LEAK mark with --allow-leaks."""
 
 
 def image_files(manifest: str | os.PathLike[str], images: Sequence[Sample]) -> list[ImageFile]:
-    """Images of a manifest as the leak guard takes them."""
+    """Images of a manifest, as input of the leak guard."""
     folder = os.path.dirname(os.path.abspath(manifest))
     return [ImageFile(image.id, os.path.join(folder, image.image)) for image in images]
 
@@ -167,26 +167,26 @@ def image_files(manifest: str | os.PathLike[str], images: Sequence[Sample]) -> l
 def leak_reason(
     config: RunConfig, trained: Sequence[ImageFile], evaluated: Sequence[ImageFile], listener: Listener | None = None
 ) -> str | None:
-    """Look for the evaluated images among the trained ones, and say so on the log when some are there.
+    """Search the evaluated images among the trained ones, and log a warning when some are among them.
 
     Args:
-        config: of the run; `evaluate.allow_leaks` keeps the reason to itself.
+        config: of the run; `evaluate.allow_leaks` replaces the reason by `ALLOWED`.
         trained: the images that the run trains on.
         evaluated: the images that it is evaluated on.
-        listener: is told how far it is.
+        listener: receives the progress.
 
     Returns:
-        why the rows are marked LEAK, or None.
+        Why the rows are marked LEAK, or None.
 
     Raises:
         MissingExtraError: the library of perceptual hashes is absent.
     """
 
-    def tell(done: int, count: int) -> None:
+    def on_progress(done: int, count: int) -> None:
         if listener is not None:
             listener({"event": "leaks", "done": done, "count": count})
 
-    report = find_leaks(trained, evaluated, progress=tell)
+    report = find_leaks(trained, evaluated, progress=on_progress)
     if report.reason is None:
         return None
     if config.evaluate.allow_leaks:
@@ -203,13 +203,13 @@ _REPLY_MARKS = re.compile(r"### Assistant:|\[INST\]|<Img>|\[Img\]|<DESC>")
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What every checkpoint is scored on.
+    """The images and references that every checkpoint is scored on.
 
     Attributes:
         name: of the data, for signatures and file names.
-        split: its part.
-        protocol: signature of the protocol that chose it.
-        manifest: where the images are listed.
+        split: of the data.
+        protocol: signature of the protocol.
+        manifest: lists the images.
         images: the images, in a fixed order.
         references: image id to reference captions.
         leak: why the rows are marked LEAK, or None.
@@ -231,7 +231,7 @@ class EvaluationSet:
         return any(has_rotation(resolve_image(self.manifest, image.image)) for image in self.images)
 
     def reply(self, text: str) -> str:
-        """A generated text as it is scored."""
+        """The part of a generated text that is scored."""
         return cut_reply(text) if self.rules.reply == "after_last_mark" else text
 
 
@@ -246,12 +246,12 @@ def training_images(config: RunConfig) -> list[Sample]:
 
 
 def evaluation_set(config: RunConfig, listener: Listener | None = None, *, guard: bool = True) -> EvaluationSet:
-    """The images that a run is evaluated on, as its protocol says, and whether it trained on them.
+    """The images that a run is evaluated on according to its protocol, and whether it was trained on them.
 
     Args:
         config: of the run.
-        listener: is told how far the leak guard is.
-        guard: whether to look for the images among those that the run trains on.
+        listener: receives the progress of the leak guard.
+        guard: whether to search the images among those that the run trains on.
 
     Raises:
         ConfigError: there is no such protocol, or its file is wrong.
@@ -265,20 +265,20 @@ def evaluation_set(config: RunConfig, listener: Listener | None = None, *, guard
         images = training_images(config)
     else:
         images = read_manifest(manifest, split)
-    chosen = _drawn(images, protocol)[: config.data.evaluate_images]
-    references = {image.id: _references(image, protocol) for image in chosen}
-    empty = [image.id for image in chosen if not references[image.id]]
+    images = _sampled(images, protocol)[: config.data.evaluate_images]
+    references = {image.id: _references(image, protocol) for image in images}
+    empty = [image.id for image in images if not references[image.id]]
     if empty:
         raise DataError(f"{manifest}: image '{empty[0]}' ({len(empty)} in all) has no captions to score against.")
-    if len(chosen) < 2:
-        raise DataError(f"{manifest}: split '{split}' has {len(chosen)} image to evaluate; CIDEr needs at least two.")
+    if len(images) < 2:
+        raise DataError(f"{manifest}: split '{split}' has {len(images)} image to evaluate; CIDEr needs at least two.")
     name = manifest.resolve().parent.name or manifest.stem
-    leak = protocol.leak or (_leak(config, manifest, chosen, listener) if guard else None)
-    return EvaluationSet(name, split, protocol.signature, manifest, tuple(chosen), references, leak, protocol)
+    leak = protocol.leak or (_leak(config, manifest, images, listener) if guard else None)
+    return EvaluationSet(name, split, protocol.signature, manifest, tuple(images), references, leak, protocol)
 
 
-def _drawn(images: list[Sample], protocol: Protocol) -> list[Sample]:
-    """The share of the images that a protocol draws, at least two."""
+def _sampled(images: list[Sample], protocol: Protocol) -> list[Sample]:
+    """The random sample of a protocol, at least two images."""
     if protocol.share is None:
         return images
     count = max(2, int(len(images) * protocol.share))
@@ -291,19 +291,19 @@ def _references(image: Sample, protocol: Protocol) -> list[str]:
     return list(image.captions)
 
 
-def _leak(config: RunConfig, manifest: Path, chosen: list[Sample], listener: Listener | None) -> str | None:
-    """Why the chosen images are marked LEAK; of torchrun's processes only the first one, which reports, asks."""
+def _leak(config: RunConfig, manifest: Path, images: list[Sample], listener: Listener | None) -> str | None:
+    """Why the images are marked LEAK; only the first of torchrun's processes, which reports, searches."""
     if os.environ.get("RANK", "0") != "0":
         return None
     if not config.data.train.is_file():
         logger.warning(
-            "the training manifest %s is not there, so nobody knows whether images of %s were trained on.",
+            "the training manifest %s does not exist, so it is unknown whether images of %s were trained on.",
             config.data.train,
             manifest,
         )
         return None
     trained = image_files(config.data.train, training_images(config))
-    return leak_reason(config, trained, image_files(manifest, chosen), listener)
+    return leak_reason(config, trained, image_files(manifest, images), listener)
 
 
 def split_references(joined: str) -> list[str]:
@@ -315,5 +315,5 @@ def split_references(joined: str) -> list[str]:
 
 
 def cut_reply(text: str) -> str:
-    """Keep what follows the last marker of a prompt, as the original's `post_handle` does."""
+    """Keep the text after the last marker of a prompt, as the original's `post_handle` does."""
     return _REPLY_MARKS.split(text)[-1].strip()

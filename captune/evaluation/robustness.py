@@ -1,7 +1,7 @@
-"""The matrix of rows (checkpoint, prompt) and columns (data, domains, damage), with one load of the model.
+"""The robustness matrix: rows (checkpoint, prompt) on columns (data sets, domains, corruptions), with one model load.
 
-Column after column: images are encoded once, then each checkpoint's trained tensors are swapped in and each prompt is
-asked. Nothing but one column's features is held.
+Column by column, images are encoded once, then each checkpoint's trained tensors are swapped in and each prompt is
+tried. Only one column's features are in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from captune.config import RunConfig
@@ -21,6 +20,7 @@ from captune.data.locks import folder_lock
 from captune.data.manifest import resolve_image
 from captune.decoding import Caption, generate_captions
 from captune.errors import NonFiniteScoresError
+from captune.evaluation.checkpoints import CheckpointSwapper, ignore_event
 from captune.evaluation.corruptions import corrupt
 from captune.evaluation.output_folder import WRITER, check_destination, is_own_evaluation
 from captune.evaluation.protocol import EvaluationSet
@@ -34,13 +34,13 @@ from captune.evaluation.robustness_columns import (
     word_counts,
 )
 from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_options, exif_mark, refuse_rows
-from captune.events import Event, Listener
+from captune.events import Listener
 from captune.features import encode_images
 from captune.metrics import Scorer, Scores, ScoringOptions
 from captune.metrics.signature import prompt_hash
 from captune.metrics.significance import confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
-from captune.model.adapter import load_trained, read_record, trained_state, use_wrapping
+from captune.model.adapter import read_record
 from captune.model.loading import load_model, pick_device
 from captune.report import write_report
 from captune.report.chart import draw_heatmap
@@ -61,19 +61,19 @@ __all__ = ["evaluate_matrix"]
 
 
 @dataclass
-class _Place:
-    """A column while it is evaluated: images, references, and what makes its numbers."""
+class _EvaluationColumn:
+    """A column during evaluation: images, references, and the scores of each row."""
 
     name: str
     kind: str
-    chosen: EvaluationSet
+    images: EvaluationSet
     ids: list[str]
     scorer: Scorer
-    found: dict[str, Scores] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
 
     @property
     def references(self) -> list[str]:
-        return [caption for image in self.ids for caption in self.chosen.references[image]]
+        return [caption for image in self.ids for caption in self.images.references[image]]
 
 
 def evaluate_matrix(
@@ -82,28 +82,28 @@ def evaluate_matrix(
     data: Sequence[str],
     *,
     instructions: Sequence[str] = (),
-    damages: Sequence[Corruption] = (),
+    corruptions: Sequence[Corruption] = (),
     split: str | None = None,
     listener: Listener | None = None,
 ) -> Matrix:
-    """Caption and score every checkpoint with every instruction on home, other data and damaged images of home.
+    """Caption and score every checkpoint with every prompt in domain, on other data and on corrupted images.
 
     Args:
-        config: of the run; its output folder receives what `evaluate_checkpoints` writes of home, and
+        config: of the run; its output folder receives what `evaluate_checkpoints` writes of the in-domain images, and
             `matrix.{json,csv,md,png}`.
-        checkpoints: folders that training wrote; the model before training comes first in any case.
+        checkpoints: folders that training wrote; the model before training is always the first row.
         data: further manifests; see `evaluation_sets`.
-        instructions: what the model is asked beside what it was trained with, one row each.
-        damages: corruptions of home's images.
+        instructions: prompts in addition to the one of training, one row each.
+        corruptions: of the in-domain images.
         split: of the further manifests.
-        listener: is told how far it is.
+        listener: receives the progress.
 
     Raises:
         InputError: data, model or a checkpoint cannot be used.
     """
     check_destination(config, checkpoints)
     with folder_lock(config.output, WRITER):
-        return _evaluate_matrix(config, checkpoints, data, instructions, damages, split, listener or _ignore)
+        return _evaluate_matrix(config, checkpoints, data, instructions, corruptions, split, listener or ignore_event)
 
 
 def _evaluate_matrix(
@@ -111,135 +111,120 @@ def _evaluate_matrix(
     checkpoints: Sequence[Path],
     data: Sequence[str],
     instructions: Sequence[str],
-    damages: Sequence[Corruption],
+    corruptions: Sequence[Corruption],
     split: str | None,
-    tell: Listener,
+    on_event: Listener,
 ) -> Matrix:
-    """The same in a folder that no other process writes into."""
-    sets = evaluation_sets(config, data, split, tell)
+    """The same in a locked folder."""
+    sets = evaluation_sets(config, data, split, on_event)
     records = [read_record(folder) for folder in checkpoints]
     applied = sets[0].rules.applied(config)
-    # What it was trained with comes first: the home of a checkpoint is its own prompt on the run's own data.
-    asked = list(dict.fromkeys([applied.model.instruction, *instructions]))
+    # The prompt of training comes first: the in-domain score of a checkpoint is that of this prompt on the run's data.
+    prompts = list(dict.fromkeys([applied.model.instruction, *instructions]))
     model = load_model(config.model, pick_device())
-    if records:
-        use_wrapping(model, records[0].wrapping, checkpoints[0])
-    versions = CheckpointSwapper(
-        model, [(checkpoint_name(r.epoch), f) for r, f in zip(records, checkpoints, strict=True)]
-    )
+    swapper = CheckpointSwapper(model, checkpoints, records)
+    folders = {checkpoint_name(None): None} | {
+        checkpoint_name(record.epoch): folder for record, folder in zip(records, checkpoints, strict=True)
+    }
     rows = [
-        Row(name if len(asked) == 1 else f"{name}, prompt {number}", name, instruction)
-        for name in versions.names
-        for number, instruction in enumerate(asked, 1)
+        Row(name if len(prompts) == 1 else f"{name}, prompt {number}", name, prompt)
+        for name in folders
+        for number, prompt in enumerate(prompts, 1)
     ]
-    work = _Work(applied, model, versions, rows, tell)
-    home = Evaluation(config, sets[0])
-    home.ask_as(model)
+    context = _Context(applied, model, swapper, folders, rows, on_event)
+    in_domain = Evaluation(config, sets[0])
+    in_domain.sign_prompt_of(model)
     if is_own_evaluation(config, config.output, checkpoints):
-        home.recall()
+        in_domain.recall()
     epochs = {checkpoint_name(record.epoch): record.epoch for record in records}
 
-    places: list[_Place] = []
-    for number, chosen in enumerate(sets):
-        whole = work.place(chosen, chosen.name, "data" if number else "home", [image.id for image in chosen.images])
-        parts = [work.place(chosen, f"{chosen.name}/{name}", "domain", ids) for name, ids in domains_of(chosen).items()]
-        files = [resolve_image(chosen.manifest, image.image) for image in chosen.images]
-        captions = work.run(files, [whole, *parts], f"images of {chosen.name}")
-        places += [whole, *parts]
+    columns: list[_EvaluationColumn] = []
+    for number, images in enumerate(sets):
+        ids = [image.id for image in images.images]
+        complete = context.column(images, images.name, "data" if number else "home", ids)
+        domains = [
+            context.column(images, f"{images.name}/{name}", "domain", domain_ids)
+            for name, domain_ids in domains_of(images).items()
+        ]
+        files = [resolve_image(images.manifest, image.image) for image in images.images]
+        captions = context.run(files, [complete, *domains], f"images of {images.name}")
+        columns += [complete, *domains]
         if not number:
             for row in rows:
-                if row.instruction == asked[0] and row.name in captions:
-                    home.score(epochs.get(row.checkpoint), captions[row.name])
-    for damage in damages:
-        place = work.place(sets[0], damage.name, "corruption", [image.id for image in sets[0].images])
-        with temporary_folder("damage") as folder:
-            files = _damaged(sets[0], damage, folder, config)
-            work.run(files, [place], f"images with {damage.name}")
-        places.append(place)
-    matrix = work.matrix(places)
-    for name in work.faulty:
-        home.leave_out(name)
-    home.write()
+                if row.instruction == prompts[0] and row.name in captions:
+                    in_domain.score(epochs.get(row.checkpoint), captions[row.name])
+    for corruption in corruptions:
+        column = context.column(sets[0], corruption.name, "corruption", [image.id for image in sets[0].images])
+        with temporary_folder("corruption") as folder:
+            files = _corrupted(sets[0], corruption, folder, config)
+            context.run(files, [column], f"images with {corruption.name}")
+        columns.append(column)
+    matrix = context.matrix(columns)
+    for name in context.faulty:
+        in_domain.leave_out(name)
+    in_domain.write()
     _write(config.output, matrix)
-    write_report(config.output, home.run_scores())
-    refuse_rows(work.faulty, config.output)
+    write_report(config.output, in_domain.run_scores())
+    refuse_rows(context.faulty, config.output)
     return matrix
 
 
-class CheckpointSwapper:
-    """The model before training and its checkpoints, any of which can be put into it."""
-
-    def __init__(self, model: MiniGPT4, checkpoints: Sequence[tuple[str, Path]]) -> None:
-        self._model = model
-        self._initial = trained_state(model)
-        self._folders = dict(checkpoints)
-        self.names = [checkpoint_name(None), *self._folders]
-
-    def use(self, name: str) -> None:
-        """Put a version's tensors into the model."""
-        if name in self._folders:
-            load_trained(self._model, self._folders[name])
-            return
-        with torch.no_grad():
-            for own, parameter in self._model.trained_parameters():
-                # What a checkpoint brought along (LoRA) does nothing while it is zero.
-                parameter.copy_(self._initial[own]) if own in self._initial else parameter.zero_()
-
-
 @dataclass
-class _Work:
+class _Context:
     """What every column is evaluated with."""
 
     config: RunConfig
     model: MiniGPT4
-    versions: CheckpointSwapper
+    swapper: CheckpointSwapper
+    folders: Mapping[str, Path | None]
     rows: list[Row]
-    tell: Listener
-    said: dict[tuple[str, str], list[Caption]] = field(default_factory=dict)
+    on_event: Listener
+    captions: dict[tuple[str, str], list[Caption]] = field(default_factory=dict)
     faulty: list[str] = field(default_factory=list)
 
-    def place(self, chosen: EvaluationSet, name: str, kind: str, ids: list[str]) -> _Place:
+    def column(self, images: EvaluationSet, name: str, kind: str, ids: list[str]) -> _EvaluationColumn:
         """A column that scores some images of a set."""
         scorer = Scorer(
-            {image: chosen.references[image] for image in ids},
+            {image: images.references[image] for image in ids},
             ScoringOptions(
-                metrics=chosen.rules.metrics,
-                data=_field(name if kind != "corruption" else f"{chosen.name}+{name.replace(' ', '')}"),
-                split=_field(chosen.split),
+                metrics=images.rules.metrics,
+                data=_signature_field(name if kind != "corruption" else f"{images.name}+{name.replace(' ', '')}"),
+                split=_signature_field(images.split),
                 decoding=str(decoding_options(self.config)),
-                protocol=chosen.protocol,
-                exif=exif_mark(self.config, chosen),
-                leak=chosen.leak is not None,
+                protocol=images.protocol,
+                exif=exif_mark(self.config, images),
+                leak=images.leak is not None,
             ),
         )
-        return _Place(name, kind, chosen, ids, scorer)
+        return _EvaluationColumn(name, kind, images, ids, scorer)
 
-    def run(self, files: Sequence[Path], places: Sequence[_Place], what: str) -> Mapping[str, list[Caption]]:
+    def run(
+        self, files: Sequence[Path], columns: Sequence[_EvaluationColumn], what: str
+    ) -> Mapping[str, list[Caption]]:
         """Encode a set's images once, caption them with every row, and score every column made of them."""
         features = self._encoded(files, what)
-        chosen = places[0].chosen
+        images = columns[0].images
         captions: dict[str, list[Caption]] = {}
         for row in [*self.rows]:
             if row not in self.rows:
                 continue
-            self.versions.use(row.checkpoint)
+            self.swapper.load(self.folders[row.checkpoint])
             try:
-                captions[row.name] = self._captions(features, chosen, row)
+                captions[row.name] = self._generate(features, images, row)
             except NonFiniteScoresError:
                 self._leave_out(row.checkpoint)
                 continue
-            ids = [image.id for image in chosen.images]
-            by_id = dict(zip(ids, captions[row.name], strict=True))
-            for place in places:
-                self.said[row.name, place.name] = [by_id[image] for image in place.ids]
-                texts = {image: chosen.reply(by_id[image].text) for image in place.ids}
-                place.found[row.name] = _asked(place.scorer.score(texts), self.model, row.instruction)
-            corpus = dict(places[0].found[row.name].corpus)
-            self.tell({"event": "cell", "row": row.name, "column": places[0].name, "scores": corpus})
+            by_id = dict(zip([image.id for image in images.images], captions[row.name], strict=True))
+            for column in columns:
+                self.captions[row.name, column.name] = [by_id[image] for image in column.ids]
+                texts = {image: images.reply(by_id[image].text) for image in column.ids}
+                column.scores[row.name] = _signed(column.scorer.score(texts), self.model, row.instruction)
+            corpus = dict(columns[0].scores[row.name].corpus)
+            self.on_event({"event": "cell", "row": row.name, "column": columns[0].name, "scores": corpus})
         return captions
 
     def _leave_out(self, checkpoint: str) -> None:
-        """Take a checkpoint out of the matrix, whose scores are not numbers.
+        """Remove a checkpoint whose scores are not numbers from the matrix.
 
         Raises:
             InputError: it is the one that all others are compared with.
@@ -251,7 +236,7 @@ class _Work:
 
     def _encoded(self, files: Sequence[Path], what: str) -> Tensor:
         def encoded(done: int, count: int) -> None:
-            self.tell({"event": "features", "what": what, "done": done, "count": count})
+            self.on_event({"event": "features", "what": what, "done": done, "count": count})
 
         return encode_images(
             self.model,
@@ -261,84 +246,84 @@ class _Work:
             on_progress=encoded,
         )
 
-    def _captions(self, features: Tensor, chosen: EvaluationSet, row: Row) -> list[Caption]:
+    def _generate(self, features: Tensor, images: EvaluationSet, row: Row) -> list[Caption]:
         def captioned(done: int, count: int) -> None:
-            self.tell({"event": "captions", "epoch": None, "what": row.name, "done": done, "count": count})
+            self.on_event({"event": "captions", "epoch": None, "what": row.name, "done": done, "count": count})
 
         return generate_captions(
             self.model,
             features,
             row.instruction,
             decoding_options(self.config),
-            keys=[image.id for image in chosen.images],
+            keys=[image.id for image in images.images],
             on_progress=captioned,
         )
 
-    def matrix(self, places: Sequence[_Place]) -> Matrix:
-        """All cells with their drops, gains and words."""
-        home = places[0]
-        words = {place.name: word_counts(place.references) for place in places}
-        known = words[home.name]
-        columns = tuple(
-            Column(
-                place.name,
-                place.kind,
-                len(place.ids),
-                {}
-                if place.kind == "corruption"
-                else {
-                    "unseen": unseen_share(words[place.name], known),
-                    "divergence": divergence(words[place.name], known),
-                },
-            )
-            for place in places
+    def matrix(self, columns: Sequence[_EvaluationColumn]) -> Matrix:
+        """All cells with their drops, gains and word statistics."""
+        words = {column.name: word_counts(column.references) for column in columns}
+        known = words[columns[0].name]
+        shifts: list[dict[str, float]] = [
+            {}
+            if column.kind == "corruption"
+            else {
+                "unseen": unseen_share(words[column.name], known),
+                "divergence": divergence(words[column.name], known),
+            }
+            for column in columns
+        ]
+        described = tuple(
+            Column(column.name, column.kind, len(column.ids), shift)
+            for column, shift in zip(columns, shifts, strict=True)
         )
-        cells = tuple(self._cell(row, place, home, words) for row in self.rows for place in places)
-        return Matrix(tuple(self.rows), columns, cells)
+        cells = tuple(self._cell(row, column, columns[0], words) for row in self.rows for column in columns)
+        return Matrix(tuple(self.rows), described, cells)
 
-    def _cell(self, row: Row, place: _Place, home: _Place, words: Mapping[str, Mapping[str, int]]) -> Cell:
-        scores, first = place.found[row.name], place.found[self.rows[0].name]
-        said = self.said[row.name, place.name]
-        own = word_counts(caption.text for caption in said)
-        own_prompt = next(other for other in self.rows if other.checkpoint == row.checkpoint)
-        at_home = place is home and row is own_prompt
-        drops = {} if at_home else relative_drops(home.found[own_prompt.name], scores)
+    def _cell(
+        self, row: Row, column: _EvaluationColumn, in_domain: _EvaluationColumn, words: Mapping[str, Mapping[str, int]]
+    ) -> Cell:
+        scores, first = column.scores[row.name], column.scores[self.rows[0].name]
+        captions = self.captions[row.name, column.name]
+        caption_words = word_counts(caption.text for caption in captions)
+        first_prompt = next(other for other in self.rows if other.checkpoint == row.checkpoint)
+        is_reference = column is in_domain and row is first_prompt
+        drops = {} if is_reference else relative_drops(in_domain.scores[first_prompt.name], scores)
         gains = {} if row is self.rows[0] else paired_bootstrap(scores, first)
         return Cell(
             row=row.name,
-            column=place.name,
+            column=column.name,
             scores=scores.corpus,
             intervals={name: (interval.low, interval.high) for name, interval in confidence_intervals(scores).items()},
             drops=drops,
             gains={name: Difference(t.difference, t.low, t.high, paired=True) for name, t in gains.items()},
-            words=len(own),
-            divergence=divergence(own, Counter(words[place.name])),
-            unfinished=sum(not caption.stopped for caption in said),
+            words=len(caption_words),
+            divergence=divergence(caption_words, Counter(words[column.name])),
+            unfinished=sum(not caption.stopped for caption in captions),
             signature=scores.signature,
-            leak=place.chosen.leak,
+            leak=column.images.leak,
         )
 
 
-def _asked(scores: Scores, model: MiniGPT4, instruction: str) -> Scores:
-    """Scores whose signature tells the prompt; the references of a column are prepared once for all prompts."""
+def _signed(scores: Scores, model: MiniGPT4, instruction: str) -> Scores:
+    """Scores with the prompt in their signature; the references of a column are prepared once for all prompts."""
     assert model.processor is not None
     details = replace(scores.details, prompt=prompt_hash(model.processor.layout.prompt_text(instruction)))
     return Scores(scores.ids, scores.statistics, details)
 
 
-def _damaged(chosen: EvaluationSet, damage: Corruption, folder: Path, config: RunConfig) -> list[Path]:
-    """Damaged copies of a set's images, without loss."""
+def _corrupted(images: EvaluationSet, corruption: Corruption, folder: Path, config: RunConfig) -> list[Path]:
+    """Corrupted copies of a set's images, stored without loss."""
     files = []
-    for number, image in enumerate(chosen.images):
-        picture = load_image(resolve_image(chosen.manifest, image.image), exif=config.exif_rotation)
+    for number, image in enumerate(images.images):
+        original = load_image(resolve_image(images.manifest, image.image), exif=config.exif_rotation)
         files.append(folder / f"{number}.png")
-        damaged = corrupt(picture, damage.kind, damage.strength, image_id=image.id, seed=config.seed)
-        damaged.save(files[-1], compress_level=1)
+        corrupted = corrupt(original, corruption.kind, corruption.strength, image_id=image.id, seed=config.seed)
+        corrupted.save(files[-1], compress_level=1)
     return files
 
 
-def _field(name: str) -> str:
-    """A name as a signature may hold it."""
+def _signature_field(name: str) -> str:
+    """A name with the characters that a signature allows."""
     return "".join(c if c.isprintable() and c != "|" else "_" for c in name) or "_"
 
 
@@ -347,7 +332,3 @@ def _write(folder: Path, matrix: Matrix) -> None:
     write_whole(folder / "matrix.csv", matrix_csv(matrix))
     write_whole(folder / "matrix.md", matrix_markdown(matrix))
     write_whole(folder / "matrix.png", draw_heatmap(matrix))
-
-
-def _ignore(event: Event) -> None:
-    """Listen to nothing."""

@@ -1,4 +1,4 @@
-"""The parts of the robustness matrix: data sets, domains, corruptions, prompts, relative drops and word statistics."""
+"""The parts of the robustness matrix: data sets, domains, corruptions, prompts, relative drops, word statistics."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ __all__ = [
     "word_counts",
 ]
 
-FEWEST = 2
-"""Images that a domain must have to be scored by itself; CIDEr needs two documents."""
+MIN_DOMAIN_IMAGES = 2
+"""Least images of a domain that is scored separately; CIDEr needs two documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """A corruption of home's images.
+    """A corruption of the in-domain images.
 
     Attributes:
         kind: a key of `captune.evaluation.corruptions.CORRUPTIONS`.
@@ -56,7 +56,7 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """What its column is called: "blur 3"."""
+        """The name of its column: "blur 3"."""
         return f"{self.kind} {self.strength}"
 
 
@@ -70,102 +70,102 @@ def parse_corruptions(kinds: Sequence[str], strengths: Sequence[int] = STRENGTHS
     Raises:
         ConfigError: a kind or strength is unknown.
     """
-    chosen = list(CORRUPTIONS) if "all" in kinds else list(dict.fromkeys(kinds))
-    if unknown := next((kind for kind in chosen if kind not in CORRUPTIONS), None):
+    names = list(CORRUPTIONS) if "all" in kinds else list(dict.fromkeys(kinds))
+    if unknown := next((kind for kind in names if kind not in CORRUPTIONS), None):
         raise ConfigError(f"there is no corruption '{unknown}'; choose of {', '.join(CORRUPTIONS)}, or all.")
     if wrong := next((strength for strength in strengths if strength not in STRENGTHS), None):
         raise ConfigError(f"the strength of a corruption is {wrong}; expected 1 to 5.")
-    return [Corruption(kind, strength) for kind in chosen for strength in sorted(set(strengths))]
+    return [Corruption(kind, strength) for kind in names for strength in sorted(set(strengths))]
 
 
 def evaluation_sets(
     config: RunConfig, data: Sequence[str], split: str | None = None, listener: Listener | None = None
 ) -> list[EvaluationSet]:
-    """Home and the other data sets, each with a name of its own.
+    """The in-domain images and the other data sets, each with a unique name.
 
     Args:
-        config: of the run, whose own evaluation images are home.
-        data: manifests, each with `:SPLIT` behind it where the split is not to be guessed; home is passed over.
+        config: of the run, whose evaluation images are in domain.
+        data: manifests, each optionally followed by `:SPLIT`; the in-domain images are skipped.
         split: of all that do not name one; by default the run's, or the only one that is not for training.
-        listener: is told how far the leak guard is.
+        listener: receives the progress of the leak guard.
 
     Raises:
-        DataError: a manifest cannot be read, or its split cannot be told.
+        DataError: a manifest cannot be read, or its split is ambiguous.
     """
     sets = [evaluation_set(config, listener)]
     for source in data:
-        path, own = _path_and_split(source)
-        wanted = split or config.data.evaluate_split
-        chosen = own or _split(path, wanted, config.data.train_splits, asked=split is not None)
-        if chosen == sets[0].split and path.exists() and path.samefile(sets[0].manifest):
-            continue  # home was named among the others
-        section = config.data.model_copy(update={"evaluate": path, "evaluate_split": chosen})
+        path, named_split = split_source(source)
+        default = split or config.data.evaluate_split
+        evaluated = named_split or _split(path, default, config.data.train_splits, required=split is not None)
+        if evaluated == sets[0].split and path.exists() and path.samefile(sets[0].manifest):
+            continue  # the in-domain images, named among the others
+        section = config.data.model_copy(update={"evaluate": path, "evaluate_split": evaluated})
         sets.append(evaluation_set(config.model_copy(update={"data": section}), listener))
     return _named(sets)
 
 
-def domains_of(chosen: EvaluationSet) -> dict[str, list[str]]:
+def domains_of(images: EvaluationSet) -> dict[str, list[str]]:
     """The domains of a data set.
 
     Returns:
         domain -> ids of its images, in order; empty for a set with fewer than two domains.
     """
-    parts: dict[str, list[str]] = {}
-    for image in chosen.images:
+    domains: dict[str, list[str]] = {}
+    for image in images.images:
         if image.domain is not None:
-            parts.setdefault(image.domain, []).append(image.id)
-    whole = len(parts) == 1 and len(next(iter(parts.values()))) == len(chosen.images)
-    return {} if whole else {name: ids for name, ids in parts.items() if len(ids) >= FEWEST}
+            domains.setdefault(image.domain, []).append(image.id)
+    is_single = len(domains) == 1 and len(next(iter(domains.values()))) == len(images.images)
+    return {} if is_single else {name: ids for name, ids in domains.items() if len(ids) >= MIN_DOMAIN_IMAGES}
 
 
-def _path_and_split(source: str) -> tuple[Path, str | None]:
-    """A manifest and the split behind its last colon; a path that is there is taken as it is."""
+def split_source(source: str) -> tuple[Path, str | None]:
+    """A manifest and the split after its last colon; an existing path is a manifest without split."""
     path, colon, split = source.rpartition(":")
     if colon and path and split and not Path(source).exists() and Path(path).is_file():
         return Path(path), split
     return Path(source), None
 
 
-def _split(path: Path, wanted: str, trained: tuple[str, ...], *, asked: bool) -> str:
-    """The split of a manifest to evaluate: the wanted one, or the only one that is not for training."""
+def _split(path: Path, default: str, trained: tuple[str, ...], *, required: bool) -> str:
+    """The split of a manifest to evaluate: the default, or the only one that is not for training."""
     counts: Counter[str] = Counter()
     for _, row in scan_manifest(path):
         if not isinstance(row, Issue):
             counts[row.split] += 1
-    if counts[wanted] or asked:
-        return wanted
+    if counts[default] or required:
+        return default
     others = [name for name in counts if name not in ("train", *trained)] or list(counts)
     if len(others) == 1:
         return others[0]
-    there = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(20) if count)
+    available = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(20) if count)
     raise DataError(
-        f"the manifest '{path}' has no images of the split '{wanted}'; it has {there or 'none'}. "
+        f"the manifest '{path}' has no images of the split '{default}'; it has {available or 'none'}. "
         f"Name one with --split, or as {path}:SPLIT."
     )
 
 
 def _named(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
-    """The sets with names that tell them apart: the file's, the folder's of a `manifest.jsonl`, and more if need be."""
+    """Sets with unique names: of the file, or of the folder of a `manifest.jsonl`, with split and number if needed."""
     names: list[str] = []
-    for chosen in sets:
-        name = chosen.name if chosen.manifest.stem == "manifest" or not names else chosen.manifest.stem
-        name = name if name not in names else f"{name}-{chosen.split}"
+    for images in sets:
+        name = images.name if images.manifest.stem == "manifest" or not names else images.manifest.stem
+        name = name if name not in names else f"{name}-{images.split}"
         number, base = 2, name
         while name in names:
             name, number = f"{base}-{number}", number + 1
         names.append(name)
-    return [replace(chosen, name=name) for chosen, name in zip(sets, names, strict=True)]
+    return [replace(images, name=name) for images, name in zip(sets, names, strict=True)]
 
 
 SHIPPED = ("en", "zh")
-"""Lists that come with captune: English, Chinese."""
+"""Lists that are included in captune: English, Chinese."""
 
 
 def read_instructions(source: str) -> list[str]:
-    """Read a list of instructions, one a line; lines that begin with # are notes.
+    """Read a list of instructions, one a line; lines that begin with # are comments.
 
     Args:
-        source: a name out of `SHIPPED`, or a file.
+        source: a name in `SHIPPED`, or a file.
 
     Raises:
         DataError: there is no such file, it is no UTF-8 text, holds no instruction, or one twice.
@@ -176,12 +176,12 @@ def read_instructions(source: str) -> list[str]:
         raise DataError(f"there is no list of instructions '{source}'; give {' or '.join(SHIPPED)}, or a text file.")
     else:
         lines = list(text_lines(SourceFile(source)))
-    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not found:
+    instructions = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not instructions:
         raise DataError(f"the list of instructions '{source}' is empty; write one a line.")
-    if twice := next((line for line in found if found.count(line) > 1), None):
+    if twice := next((line for line in instructions if instructions.count(line) > 1), None):
         raise DataError(f"the list of instructions '{source}' holds {twice!r} twice.")
-    return found
+    return instructions
 
 
 _SEED = 12345
@@ -189,45 +189,48 @@ _PORTION = 100  # resamples whose weights are held at once
 
 
 def relative_drops(
-    home: Scores, away: Scores, *, resamples: int = 1000, confidence: float = 0.95
+    in_domain: Scores, out_of_domain: Scores, *, resamples: int = 1000, confidence: float = 0.95
 ) -> dict[str, Difference]:
-    """The share of every corpus score that is lost away from home (Koehn's bootstrap, EMNLP 2004, on the ratio).
+    """The share of every corpus score that is lost out of domain (Koehn's bootstrap, EMNLP 2004, on the ratio).
+
+    N images in domain, M out of domain. Where both are the same images (a corruption), each resample draws the same
+    images on both sides; otherwise the two sides are drawn independently.
 
     Args:
-        home: scores of a system at home.
-        away: those of the same system elsewhere; paired where the images are the same in the same order.
+        in_domain: scores of a system on the in-domain images.
+        out_of_domain: scores of the same system on other images; paired where ids and order are the same.
         resamples: how many corpora to draw.
         confidence: of the interval.
 
     Returns:
-        metric -> 1 - away / home: 0 is no loss, 1 a total one, below 0 a gain. A score of 0 at home, or of no more than
-        the constants that smooth it, has no ratio and is left out.
+        metric -> 1 - out_of_domain / in_domain: 0 is no loss, 1 a total one, below 0 a gain. An in-domain score of 0,
+        or of no more than the constants that smooth it, has no ratio and is left out.
     """
-    paired = home.ids == away.ids
+    paired = in_domain.ids == out_of_domain.ids
     random = np.random.default_rng(_SEED)
-    in_domain: dict[str, list[NDArray[np.float64]]] = {}
-    out_of_domain: dict[str, list[NDArray[np.float64]]] = {}
+    inside: dict[str, list[NDArray[np.float64]]] = {}
+    outside: dict[str, list[NDArray[np.float64]]] = {}
     for start in range(0, resamples, _PORTION):
         size = min(_PORTION, resamples - start)
-        weights = draw_images(random, size, len(home.ids))
-        others = weights if paired else draw_images(random, size, len(away.ids))
-        for portions, scores, drawn in ((in_domain, home, weights), (out_of_domain, away, others)):
+        weights = draw_images(random, size, len(in_domain.ids))
+        others = weights if paired else draw_images(random, size, len(out_of_domain.ids))
+        for resampled, scores, drawn in ((inside, in_domain, weights), (outside, out_of_domain, others)):
             for name, values in resampled_scores(scores, drawn).items():
-                portions.setdefault(name, []).append(values)
+                resampled.setdefault(name, []).append(values)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     drops = {}
-    for name in home.corpus:
-        if name not in away.corpus or not home.corpus[name] >= NEGLIGIBLE:
+    for name in in_domain.corpus:
+        if name not in out_of_domain.corpus or not in_domain.corpus[name] >= NEGLIGIBLE:
             continue
-        base, other = np.concatenate(in_domain[name]), np.concatenate(out_of_domain[name])
-        ratios = 1 - other[base > 0] / base[base > 0]
+        before, after = np.concatenate(inside[name]), np.concatenate(outside[name])
+        ratios = 1 - after[before > 0] / before[before > 0]
         low, high = np.quantile(ratios, tails).tolist()
-        drops[name] = Difference(1 - away.corpus[name] / home.corpus[name], low, high, paired)
+        drops[name] = Difference(1 - out_of_domain.corpus[name] / in_domain.corpus[name], low, high, paired)
     return drops
 
 
 def word_counts(captions: Iterable[str]) -> Counter[str]:
-    """How often each token stands in captions, as coco-caption's metrics see them."""
+    """How often each token occurs in captions, tokenized as in coco-caption's metrics."""
     counts: Counter[str] = Counter()
     for tokens in tokenize_batch(list(captions)):
         counts.update(tokens)
@@ -235,7 +238,7 @@ def word_counts(captions: Iterable[str]) -> Counter[str]:
 
 
 def unseen_share(words: Counter[str], known: Counter[str]) -> float:
-    """The share of running words that stand nowhere in `known`, 0-1; 0 where there are no words."""
+    """The share of words (each occurrence counted) that are not in `known`, 0-1; 0 where there are no words."""
     total = words.total()
     return sum(count for word, count in words.items() if word not in known) / total if total else 0.0
 
@@ -249,10 +252,10 @@ def divergence(one: Counter[str], other: Counter[str]) -> float:
     if not one or not other:
         return 0.0 if one == other else 1.0
     first, second = one.total(), other.total()
-    parts = []
+    terms = []
     for word in one.keys() | other.keys():
         p, q = one[word] / first, other[word] / second
         middle = (p + q) / 2
-        parts += [share * math.log2(share / middle) for share in (p, q) if share]
+        terms += [share * math.log2(share / middle) for share in (p, q) if share]
     # Rounded once: a set's order differs from process to process, and the number must not.
-    return min(1.0, max(0.0, math.fsum(parts) / 2))
+    return min(1.0, max(0.0, math.fsum(terms) / 2))

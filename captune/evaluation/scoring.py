@@ -36,12 +36,12 @@ PRETRAINED = "pretrained"
 
 
 def checkpoint_name(epoch: int | None) -> str:
-    """What a checkpoint is called in tables: `pretrained`, `epoch0`, `epoch1`, ..."""
+    """The name of a checkpoint in tables: `pretrained`, `epoch0`, `epoch1`, ..."""
     return PRETRAINED if epoch is None else f"epoch{epoch}"
 
 
 def decoding_options(config: RunConfig) -> DecodingOptions:
-    """How a run decodes."""
+    """The decoding options of a run."""
     return DecodingOptions(
         max_new_tokens=config.evaluate.max_new_tokens,
         beams=config.evaluate.beams,
@@ -52,15 +52,15 @@ def decoding_options(config: RunConfig) -> DecodingOptions:
     )
 
 
-def exif_mark(config: RunConfig, chosen: EvaluationSet) -> str | None:
-    """What a signature says of rotated images: nothing where EXIF notes no rotation, which changes nothing."""
-    if not chosen.has_rotated_images:
+def exif_mark(config: RunConfig, images: EvaluationSet) -> str | None:
+    """The signature's field for EXIF rotation; None where no image has one, since scores do not depend on it."""
+    if not images.has_rotated_images:
         return None
     return "upright" if config.exif_rotation else "stored"
 
 
 def refuse_rows(faulty: Sequence[str], output: Path, *, scored: bool = True) -> None:
-    """End an evaluation in which the scores of some rows are not numbers.
+    """Fail where the scores of some rows are not numbers.
 
     Args:
         faulty: names of these rows.
@@ -81,15 +81,15 @@ class Evaluation:
 
     Args:
         config: of the run; its output folder receives captions and scores.
-        chosen: the images and their references.
+        images: the images and their references.
 
     Attributes:
-        rows: what was scored so far, in order.
+        rows: the scored rows so far, in order.
     """
 
-    def __init__(self, config: RunConfig, chosen: EvaluationSet) -> None:
-        config = chosen.rules.applied(config)
-        self.chosen = chosen
+    def __init__(self, config: RunConfig, images: EvaluationSet) -> None:
+        config = images.rules.applied(config)
+        self.images = images
         self.rows: list[CheckpointScores] = []
         self._config = config
         self._options = decoding_options(config)
@@ -97,18 +97,18 @@ class Evaluation:
         self._earlier: dict[str, CheckpointScores] = {}
         self._written = 0
         self._scorer = Scorer(
-            chosen.references,
+            images.references,
             ScoringOptions(
-                metrics=chosen.rules.metrics,
-                data=chosen.name,
-                split=chosen.split,
+                metrics=images.rules.metrics,
+                data=images.name,
+                split=images.split,
                 prompt=config.model.instruction,
                 decoding=str(self._options),
-                protocol=chosen.protocol,
-                exif=exif_mark(config, chosen),
-                leak=chosen.leak is not None,
+                protocol=images.protocol,
+                exif=exif_mark(config, images),
+                leak=images.leak is not None,
             ),
-            image_files={image.id: file for image, file in zip(chosen.images, self.image_files, strict=True)},
+            image_files={image.id: file for image, file in zip(images.images, self.image_files, strict=True)},
         )
 
     @property
@@ -119,8 +119,8 @@ class Evaluation:
     @property
     def image_files(self) -> list[Path]:
         """The image files, in the set's order."""
-        manifest = self.chosen.manifest
-        return [resolve_image(manifest, image.image) for image in self.chosen.images]
+        manifest = self.images.manifest
+        return [resolve_image(manifest, image.image) for image in self.images.images]
 
     def caption(
         self, model: MiniGPT4, features: Tensor | StoredFeatures, on_progress: Callable[[int, int], None] | None = None
@@ -129,26 +129,26 @@ class Evaluation:
         instruction = self._config.model.instruction
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
 
-    def ask_as(self, model: MiniGPT4) -> None:
-        """Let the signature tell the prompt of a model, which is more than the instruction in a chat template."""
+    def sign_prompt_of(self, model: MiniGPT4) -> None:
+        """Put the prompt of a model into the signature: in a chat template it is more than the instruction."""
         assert model.processor is not None
         self._scorer.sign_prompt(model.processor.layout.prompt_text(self._config.model.instruction))
 
     def cached(
         self, fingerprint: str, instruction: str | None, generate: Callable[[list[int]], list[Caption]]
     ) -> list[Caption]:
-        """Captions of all images, those that the run's folder holds already not generated again.
+        """Captions of all images; those in the cache of the run's folder are not generated again.
 
         Args:
-            fingerprint: of what captions.
-            instruction: what is asked; None where nothing is.
-            generate: captions the images at some places of the set.
+            fingerprint: of the captioner.
+            instruction: the instruction, or None.
+            generate: captions the images with some indices in the set.
         """
         identity = (fingerprint, instruction or "", str(self._options), __version__)
         return cached_captions(self.output / "cache" / "captions", identity, self.image_files, generate)
 
     def instruction_for(self, captioner: Captioner) -> str | None:
-        """What a captioner is asked beside a run: the run's instruction, or its own if it knows no other."""
+        """The instruction for another captioner: the run's, or its default if it follows no instructions."""
         return self._config.model.instruction if captioner.follows_instructions else captioner.instruction
 
     def caption_with(
@@ -157,22 +157,22 @@ class Evaluation:
         instruction: str | None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
-        """Caption the images with any captioner; an image that it refuses has an empty caption, which is logged.
+        """Caption the images with any captioner; an image that it refuses gets an empty caption, which is logged.
 
         Args:
-            captioner: captions.
-            instruction: what it is asked; None asks nothing.
-            on_progress: called with (done, N) as captions are there.
+            captioner: of the images.
+            instruction: the instruction, or None.
+            on_progress: called with (done, N) as captions are ready.
 
         Raises:
             NonFiniteScoresError: the scores of some images are not numbers.
         """
         files = self.image_files
 
-        def generate(places: list[int]) -> list[Caption]:
-            chosen = [files[i] for i in places]
+        def generate(indices: list[int]) -> list[Caption]:
+            paths = [files[index] for index in indices]
             try:
-                return captioner.caption_files(chosen, instruction, self._options, on_progress=on_progress)
+                return captioner.caption_files(paths, instruction, self._options, on_progress=on_progress)
             except NonFiniteScoresError:
                 raise
             except RefusedImagesError as error:
@@ -190,7 +190,7 @@ class Evaluation:
         name: str | None = None,
         instruction: str | None = None,
     ) -> CheckpointScores:
-        """Score one checkpoint's captions and write them into the run at once; see `score`."""
+        """Score one checkpoint's captions and write them into the run's folder; see `score`."""
         row = self.score(epoch, captions, train_slice, name=name, instruction=instruction)
         self.write()
         return row
@@ -211,17 +211,17 @@ class Evaluation:
             captions: one for each image, in the set's order.
             train_slice: the checkpoint's scores on a slice of the training images.
             name: of the row, for captions of another captioner.
-            instruction: what that captioner was asked; None asked nothing.
+            instruction: of that captioner, or None.
 
         Returns:
             The row, the last one so far.
         """
         texts = {
-            image.id: self.chosen.reply(caption.text)
-            for image, caption in zip(self.chosen.images, captions, strict=True)
+            image.id: self.images.reply(caption.text)
+            for image, caption in zip(self.images.images, captions, strict=True)
         }
         unfinished = tuple(
-            image.id for image, caption in zip(self.chosen.images, captions, strict=True) if not caption.stopped
+            image.id for image, caption in zip(self.images.images, captions, strict=True) if not caption.stopped
         )
         earlier = self._earlier.pop(name if name is not None else checkpoint_name(epoch), None)
         if train_slice is None and earlier is not None and dict(earlier.captions) == texts:
@@ -232,17 +232,17 @@ class Evaluation:
         return row if name is None else self._with_instruction(row, instruction)
 
     def recall(self) -> None:
-        """Keep what the run's `scores.json` tells of these images and is not scored now.
+        """Keep rows of the run's `scores.json` for these images that are not scored now.
 
-        Scores on training images of checkpoints that say the same as before, and rows of other captioners and of
-        checkpoints that are no longer there.
+        These are the scores on training images of checkpoints with the same captions as before, and rows of other
+        captioners and of checkpoints that no longer exist.
         """
         try:
             scores = read_scores(self.output)
         except InputError:
             return
-        images = {image.id for image in self.chosen.images}
-        if (scores.data, scores.split, scores.protocol) == (self.chosen.name, self.chosen.split, self.chosen.protocol):
+        images = {image.id for image in self.images.images}
+        if (scores.data, scores.split, scores.protocol) == (self.images.name, self.images.split, self.images.protocol):
             self._earlier = {row.name: row for row in scores.checkpoints if set(row.captions) == images}
 
     def _keep_earlier(self, rows: Sequence[CheckpointScores]) -> None:
@@ -251,15 +251,15 @@ class Evaluation:
             del self._earlier[row.name]
 
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
-        """Take up rows of an earlier part of the same run; their captions are scored again."""
+        """Add rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
             self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice, row.name)
             if row.name != checkpoint_name(row.epoch):
-                # Another captioner was asked what its own signature tells.
+                # The prompt of another captioner is in its signature.
                 self.rows[-1] = replace(self.rows[-1], signature=row.signature)
 
     def leave_out(self, name: str) -> None:
-        """Forget what an earlier evaluation tells of a row that cannot be scored now."""
+        """Remove the earlier scores of a row that cannot be scored now."""
         self._earlier.pop(name, None)
 
     def has(self, epoch: int | None) -> bool:
@@ -280,7 +280,7 @@ class Evaluation:
             name=name if name is not None else checkpoint_name(epoch),
             epoch=epoch,
             signature=scores.signature,
-            leak=self.chosen.leak,
+            leak=self.images.leak,
             corpus=scores.corpus,
             per_image={str(image): values for image, values in scores.per_image.items()},
             captions=texts,
@@ -297,7 +297,7 @@ class Evaluation:
         return row
 
     def _with_instruction(self, row: CheckpointScores, instruction: str | None) -> CheckpointScores:
-        """The last row with the signature of what its captioner was asked."""
+        """The last row with its captioner's prompt in the signature."""
         signature = Signature.parse(row.signature)
         hashed = None if instruction is None else prompt_hash(instruction)
         self.rows[-1] = replace(row, signature=str(replace(signature, prompt=hashed)))
@@ -313,40 +313,40 @@ class Evaluation:
         }
 
     def write(self) -> None:
-        """Write what was scored since the last time: captions first, and the scores of all rows last."""
+        """Write the rows scored since the last call: captions first, and the scores of all rows last."""
         self._keep_earlier(list(self._earlier.values()))
         folder = self.output
         if not self._written:
-            _write_json(folder / "captions" / f"{self.chosen.name}-references.json", self._annotations())
-            ids = (image.id for image in self.chosen.images)
+            _write_json(folder / "captions" / f"{self.images.name}-references.json", self._annotations())
+            ids = (image.id for image in self.images.images)
             write_thumbnails(
                 folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
             )
         for row in self.rows[self._written :]:
             results = [{"image_id": image, "caption": text} for image, text in row.captions.items()]
-            _write_json(folder / "captions" / f"{self.chosen.name}-{row.name}.json", results)
+            _write_json(folder / "captions" / f"{self.images.name}-{row.name}.json", results)
         self._written = len(self.rows)
         write_scores(self.run_scores(), folder)
 
     def run_scores(self) -> RunScores:
         """All rows so far, as `scores.json` holds them."""
         return RunScores(
-            data=self.chosen.name,
-            split=self.chosen.split,
-            protocol=self.chosen.protocol,
-            images=len(self.chosen.images),
-            references={image: tuple(captions) for image, captions in self.chosen.references.items()},
+            data=self.images.name,
+            split=self.images.split,
+            protocol=self.images.protocol,
+            images=len(self.images.images),
+            references={image: tuple(captions) for image, captions in self.images.references.items()},
             checkpoints=tuple(self.rows),
         )
 
     def _annotations(self) -> dict[str, Any]:
         """The references as coco-caption reads them, so that its own tools can check every number."""
-        pairs = [(image, caption) for image, captions in self.chosen.references.items() for caption in captions]
+        pairs = [(image, caption) for image, captions in self.images.references.items() for caption in captions]
         return {
             "info": {},
             "licenses": [],
             "type": "captions",
-            "images": [{"id": image.id, "file_name": image.image} for image in self.chosen.images],
+            "images": [{"id": image.id, "file_name": image.image} for image in self.images.images],
             "annotations": [
                 {"id": number, "image_id": image, "caption": caption} for number, (image, caption) in enumerate(pairs)
             ],

@@ -124,7 +124,7 @@ def _train(config: RunConfig, listener: Listener | None, *, resume: bool, overwr
                 use_prompt(config.output, model)
             elif place.is_main:
                 keep_prompt(config.output, model)
-            evaluation.ask_as(model)
+            evaluation.sign_prompt_of(model)
             record = _describe(model, config)
             if shards is not None:
                 shards.divide(model)

@@ -206,4 +206,4 @@ def test_without_the_training_images_nobody_knows(
 ) -> None:
     config = parse_config({}, [f"data.train={tmp_path / 'gone.jsonl'}", f"data.evaluate={manifest}"])
     assert evaluation_set(config).leak is None
-    assert "nobody knows whether images of" in caplog.text
+    assert "so it is unknown whether images of" in caplog.text
