@@ -43,22 +43,26 @@ def evaluate(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Manifest to evaluate on, instead of the run's; several make a matrix beside the run's own."),
+        typer.Option(
+            help="Manifest to evaluate on, instead of the run's; several make a robustness matrix with the run's."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Its split, instead of the run's; or --data FILE:SPLIT.")] = None,
     protocol: Annotated[str | None, typer.Option(help="karpathy, slides or a YAML file, instead of the run's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for captions, scores, table and chart.")] = None,
     corrupt: Annotated[
         list[str] | None,
-        typer.Option(help="Damage the run's images: blur, noise, jpeg, brightness, occlusion or all; repeatable."),
+        typer.Option(help="Corrupt the run's images: blur, noise, jpeg, brightness, occlusion or all; repeatable."),
     ] = None,
     strength: Annotated[
-        list[int] | None, typer.Option(min=1, max=5, help="Strength of the damage, repeatable; 1 to 5 by default.")
+        list[int] | None, typer.Option(min=1, max=5, help="Strength of the corruption, repeatable; 1 to 5 by default.")
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Ask this instead; repeatable.", show_default=False)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Further instruction; repeatable.", show_default=False)
+    ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(help="Ask each line of a file, or of the lists en and zh that come along; repeatable."),
+        typer.Option(help="File with an instruction a line, or the included lists en and zh; repeatable."),
     ] = None,
     captioner: Annotated[
         list[str] | None,
@@ -71,16 +75,14 @@ def evaluate(
     A model without a run is evaluated as `captune evaluate MODEL --data MANIFEST --out FOLDER`; several models are
     rows of one table.
 
-    With several --data, or with --corrupt, --prompt or --prompts, the result is a matrix: checkpoints and prompts
-    against data sets, their domains and damaged images, with what is lost from the run's own evaluation set.
+    With several --data, or with --corrupt, --prompt or --prompts, the result is a robustness matrix: checkpoints and
+    prompts on data sets, their domains and corrupted images, with the drop from the run's evaluation set.
     """
     settings = [*(overrides or [])]
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
     sources = data or []
     if is_model(config, bool(sources)):
-        from captune.cli.evaluate import ModelsRequest, run_models
-
         if len(sources) > 1 or corrupt or prompts or len(prompt or []) > 1 or checkpoint:
             raise ConfigError(
                 f"{config} is a model without a run; it takes one --data, at most one --prompt, and neither --corrupt, "
@@ -88,17 +90,16 @@ def evaluate(
             )
         models = [str(config), *(each for each in settings if "=" not in each), *(captioner or [])]
         settings = [each for each in settings if "=" in each]
-        chosen_data = _path_and_split(sources[0], split) if sources else None
-        run_models(ModelsRequest(models, settings, chosen_data, out, next(iter(prompt or []), None)))
+        source = _manifest_and_split(sources[0], split) if sources else None
+        run_models(ModelsRequest(models, settings, source, out, next(iter(prompt or []), None)))
         return
     if len(sources) > 1 or corrupt or prompt or prompts:
-        asked = RobustnessOptions(
-            sources, split, corrupt or [], strength or [1, 2, 3, 4, 5], prompt or [], prompts or []
-        )
-        run_matrix(config, settings, checkpoint, out, asked)
+        strengths = strength or [1, 2, 3, 4, 5]
+        options = RobustnessOptions(sources, split, corrupt or [], strengths, prompt or [], prompts or [])
+        run_matrix(config, settings, checkpoint, out, options)
         return
     if sources:
-        path, split = _path_and_split(sources[0], split)
+        path, split = _manifest_and_split(sources[0], split)
         settings.append(f"data.evaluate={path}")
     settings += [f"data.evaluate_split={split}"] if split is not None else []
     run_evaluation(config, settings, checkpoint, out, captioner)
@@ -113,7 +114,7 @@ def is_model(config: Path, has_data: bool) -> bool:
 
 @dataclass(frozen=True)
 class RobustnessOptions:
-    """What a matrix is asked for: data sets, damage and prompts."""
+    """Data sets, corruptions and prompts of a robustness matrix."""
 
     data: list[str]
     split: str | None
@@ -124,7 +125,7 @@ class RobustnessOptions:
 
 
 def run_matrix(
-    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, asked: RobustnessOptions
+    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, options: RobustnessOptions
 ) -> None:
     """Evaluate the matrix and print its table and where the files are.
 
@@ -140,31 +141,30 @@ def run_matrix(
     require_extra("captune evaluate", "train")
     check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
     with needs("captune evaluate", "train"):
-        from captune.evaluation import evaluate_matrix, read_instructions
-        from captune.evaluation.robustness_columns import parse_corruptions
+        from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
     settings = _written_to(settings, config, overrides, checkpoints, out)
-    instructions = [*asked.prompts, *(line for source in asked.lists for line in read_instructions(source))]
+    instructions = [*options.prompts, *(line for source in options.lists for line in read_instructions(source))]
     with show_progress() as listener:
         matrix = evaluate_matrix(
             settings,
             checkpoints,
-            asked.data,
+            options.data,
             instructions=instructions,
-            corruptions=parse_corruptions(asked.corrupt, asked.strengths),
-            split=asked.split,
+            corruptions=parse_corruptions(options.corrupt, options.strengths),
+            split=options.split,
             listener=listener,
         )
     typer.echo(matrix_terminal(matrix))
     typer.echo(f"\nmatrix.md, .csv, .json and .png, and report.html with both, are in {settings.output}", err=True)
 
 
-def _path_and_split(source: str, split: str | None) -> tuple[str, str | None]:
-    """A manifest, and the split behind its last colon."""
-    path, colon, own = source.rpartition(":")
-    if colon and path and own and not Path(source).exists() and Path(path).is_file():
-        return path, own
+def _manifest_and_split(source: str, split: str | None) -> tuple[str, str | None]:
+    """A manifest, and the split after its last colon."""
+    path, colon, named_split = source.rpartition(":")
+    if colon and path and named_split and not Path(source).exists() and Path(path).is_file():
+        return path, named_split
     return source, split
 
 
@@ -185,31 +185,31 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
 
 
 def run_checkpoints(settings: RunConfig) -> list[Path]:
-    """The checkpoints of a run's folder; that there is none is said."""
+    """The checkpoints of a run's folder; a message says so where there are none."""
     from captune.training.checkpoints import checkpoint_folders
 
-    found = checkpoint_folders(settings.output)
-    if not found:
+    checkpoints = checkpoint_folders(settings.output)
+    if not checkpoints:
         typer.echo(
             f"There is no checkpoint in {settings.output}; the model is evaluated as it was before training.", err=True
         )
-    return found
+    return checkpoints
 
 
 def _written_to(
     settings: RunConfig, config: Path, overrides: list[str], checkpoints: list[Path], out: Path | None
 ) -> RunConfig:
-    """The settings with the folder that the evaluation is written to; that it is none of the run's own is said."""
+    """The settings with the evaluation's output folder; a message names it where it is not the run's."""
     from captune.evaluation import evaluation_folder
 
     if out is None and any(override.startswith("output=") for override in overrides):
         return settings
-    own = run_settings(config, [])
-    folder = out or evaluation_folder(settings, own, checkpoints)
-    if out is None and folder != own.output:
+    original = run_settings(config, [])
+    folder = out or evaluation_folder(settings, original, checkpoints)
+    if out is None and folder != original.output:
         typer.echo(
-            f"The scores in {own.output} are of its own data, settings and checkpoints, and stay; this evaluation goes "
-            f"to {folder}. Choose another folder with --out.",
+            f"The scores in {original.output} are of the run's data, settings and checkpoints, and stay; this evaluation "
+            f"is written to {folder}. Choose another folder with --out.",
             err=True,
         )
     return settings.model_copy(update={"output": folder})
@@ -256,7 +256,7 @@ class ModelsRequest:
         settings: `section.key=value` for the evaluation.
         data: manifest, and its split or None.
         out: folder of the evaluation.
-        instruction: what every model is asked; None asks each its own instruction.
+        instruction: of all models; by default each has its default instruction.
     """
 
     models: list[str]
@@ -270,7 +270,7 @@ def run_models(request: ModelsRequest) -> None:
     """Evaluate models and print the table and where the files are.
 
     Raises:
-        ConfigError: no data or no folder is given.
+        ConfigError: the data or the folder is missing.
         CaptuneError: as `captune.evaluation.evaluate_models`.
     """
     from captune.cli.extras import needs

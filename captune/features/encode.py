@@ -1,4 +1,4 @@
-"""Running the towers over image files: into memory, or into the store shard by shard.
+"""Encoding of image files with the towers: in memory, or into the store shard by shard.
 
 Everything before the projection is frozen and the transform has no randomness, so an image's features never change in a
 run: training and evaluation compute them once.
@@ -7,7 +7,6 @@ run: training and evaluation compute them once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,21 +24,20 @@ from captune.model import MiniGPT4
 __all__ = ["UnreadableImage", "encode_images", "encode_missing"]
 
 SHARD = 1024
-"""Images of a shard: about 50 MB of bfloat16 features, and what a killed run has to compute again at most."""
-
+"""Images of a shard: about 50 MB of bfloat16 features, and at most what a killed run has to compute again."""
 
 _OVERFLOW = "a weight of the vision tower is broken, or its number format overflows (try model.dtype=float32)"
 
 
 class UnreadableImage(NamedTuple):
-    """An image whose features cannot be made.
+    """An image without features.
 
     Attributes:
-        place: its place in the list of files.
+        position: its index in the list of files.
         reason: why, with the file's name.
     """
 
-    place: int
+    position: int
     reason: str
 
 
@@ -49,123 +47,124 @@ def encode_missing(
     files: Sequence[Path],
     contents: Sequence[bytes],
     store: FeatureStore,
-    places: Sequence[int],
+    missing: Sequence[int],
     *,
     batch_size: int = 32,
     exif_rotation: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[UnreadableImage]:
-    """Make and store features.
+    """Compute and store features.
 
     Args:
-        model: its towers are run in the dtype and on the device they have.
+        model: its towers run in their dtype, on their device.
         files: image files.
         contents: their content ids.
         store: receives the features.
-        places: which of the files.
+        missing: indices of the files to encode.
         batch_size: images encoded at once.
         exif_rotation: turn images upright as their EXIF data say.
-        on_progress: called with the number of images that are done.
+        on_progress: called with the number of finished images.
 
     Returns:
         The images that cannot be decoded, and those whose features are not numbers: these are not stored.
     """
-    weight = model.vision.parameters().__next__()
-    size = int(model.config.vision_config.image_size)
-    broken: list[UnreadableImage] = []
+    unreadable: list[UnreadableImage] = []
     done = 0
-    shard: list[tuple[int, torch.Tensor]] = []
-    waiting: list[tuple[int, NDArray[np.float32]]] = []
-
-    def encode() -> None:
-        if waiting:
-            pixels = torch.from_numpy(np.stack([values for _, values in waiting])).to(weight.device, weight.dtype)
-            encoded = model.encode_features(pixels).cpu()
-            usable = encoded.flatten(1).isfinite().all(dim=1).tolist()
-            for (place, _), features, is_usable in zip(waiting, encoded, usable, strict=True):
-                if is_usable:
-                    shard.append((place, features))
-                else:
-                    broken.append(
-                        UnreadableImage(place, f"the features of '{files[place]}' are not numbers: {_OVERFLOW}.")
-                    )
-            waiting.clear()
-            if on_progress is not None:
-                on_progress(done)
+    shard: list[tuple[bytes, Tensor]] = []
 
     def write() -> None:
         if shard:
-            store.add([contents[place] for place, _ in shard], torch.stack([features for _, features in shard]))
+            store.add([content for content, _ in shard], torch.stack([features for _, features in shard]))
             shard.clear()
 
-    def pixels_of(place: int) -> NDArray[np.float32] | DataError:
-        try:
-            return to_pixels(load_image(files[place], exif=exif_rotation), size)
-        except DataError as error:
-            return error
-
-    for place, found in prefetch_map(places, pixels_of, ahead=2 * batch_size):
-        done += 1
-        if isinstance(found, DataError):
-            broken.append(UnreadableImage(place, str(found)))
-            continue
-        waiting.append((place, found))
-        if len(waiting) == batch_size:
-            encode()
+    for indices, encoded, undecodable in _encoded_batches(model, files, missing, batch_size, exif_rotation):
+        done += len(indices) + len(undecodable)
+        unreadable += undecodable
+        usable = encoded.flatten(1).isfinite().all(dim=1).tolist()
+        for index, features, is_usable in zip(indices, encoded, usable, strict=True):
+            if is_usable:
+                shard.append((contents[index], features))
+            else:
+                reason = f"the features of '{files[index]}' are not numbers: {_OVERFLOW}."
+                unreadable.append(UnreadableImage(index, reason))
+        if on_progress is not None:
+            on_progress(done)
         if len(shard) >= SHARD:
             write()
-    encode()
     write()
-    return broken
+    return unreadable
 
 
 @torch.inference_mode()
 def encode_images(
     model: MiniGPT4,
-    paths: Sequence[Path],
+    files: Sequence[Path],
     *,
     batch_size: int = 32,
-    workers: int = 2,
     exif_rotation: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Features of image files.
+    """Compute features in memory.
 
     Args:
-        model: its towers are run in the dtype and on the device they have.
-        paths: N files.
+        model: its towers run in their dtype, on their device.
+        files: N image files.
         batch_size: images encoded at once.
-        workers: threads that decode images meanwhile.
         exif_rotation: turn images upright as their EXIF data say.
         on_progress: called with (done, N) after each batch.
 
     Returns:
-        (N, Q, F) features on the CPU, in the order of `paths`.
+        (N, Q, F) features on the CPU, in the order of `files`.
 
     Raises:
         DataError: an image cannot be read; names the file.
     """
-    weight = model.vision.embeddings.patch_embedding.weight
-    features = torch.empty(len(paths), model.config.image_tokens, model.config.feature_size, dtype=weight.dtype)
+    dtype = next(model.vision.parameters()).dtype
+    features = torch.empty(len(files), model.config.image_tokens, model.config.feature_size, dtype=dtype)
     done = 0
-    size = int(model.config.vision_config.image_size)
-    for pixels in _pixel_batches(paths, size, batch_size, workers, exif_rotation):
-        encoded = model.encode_features(pixels.to(weight.device, weight.dtype))
+    for _, encoded, undecodable in _encoded_batches(model, files, range(len(files)), batch_size, exif_rotation):
+        if undecodable:
+            raise DataError(undecodable[0].reason)
         features[done : done + len(encoded)] = encoded
         done += len(encoded)
         if on_progress is not None:
-            on_progress(done, len(paths))
+            on_progress(done, len(files))
     return features
 
 
-def _pixel_batches(
-    paths: Sequence[Path], size: int, batch_size: int, workers: int, exif_rotation: bool
-) -> Iterator[Tensor]:
-    """Decoded batches in order; Pillow lets go of the interpreter while it decodes, so threads are enough."""
+def _encoded_batches(
+    model: MiniGPT4, files: Sequence[Path], indices: Sequence[int], batch_size: int, exif_rotation: bool
+) -> Iterator[tuple[list[int], Tensor, list[UnreadableImage]]]:
+    """Encode files in order, in batches of images that can be decoded.
 
-    def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return to_pixels(load_image(path, exif=exif_rotation), size)
+    Yields:
+        B indices, their features (B, Q, F) on the CPU, and the images before them that cannot be decoded.
+    """
+    weight = next(model.vision.parameters())
+    size = int(model.config.vision_config.image_size)
+    batch: list[tuple[int, NDArray[np.float32]]] = []
+    undecodable: list[UnreadableImage] = []
 
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), batch_size):
-            yield torch.from_numpy(np.stack(list(pool.map(pixels, paths[start : start + batch_size]))))
+    def pixels_of(index: int) -> NDArray[np.float32] | DataError:
+        try:
+            return to_pixels(load_image(files[index], exif=exif_rotation), size)
+        except DataError as error:
+            return error
+
+    def encoded() -> tuple[list[int], Tensor, list[UnreadableImage]]:
+        pixels = torch.from_numpy(np.stack([values for _, values in batch])).to(weight.device, weight.dtype)
+        return [index for index, _ in batch], model.encode_features(pixels).cpu(), undecodable
+
+    for index, pixels in prefetch_map(indices, pixels_of, ahead=2 * batch_size):
+        if isinstance(pixels, DataError):
+            undecodable.append(UnreadableImage(index, str(pixels)))
+            continue
+        batch.append((index, pixels))
+        if len(batch) == batch_size:
+            yield encoded()
+            batch, undecodable = [], []
+    if batch:
+        yield encoded()
+    elif undecodable:
+        empty = torch.empty(0, model.config.image_tokens, model.config.feature_size, dtype=weight.dtype)
+        yield [], empty, undecodable

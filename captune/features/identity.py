@@ -1,4 +1,7 @@
-"""What features depend on besides the image: the towers' weights and settings, the transform, the number format."""
+"""The identity of features: what they depend on besides the image.
+
+These are the weights and settings of the towers, the transform and the number format.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ __all__ = ["TowerIdentity", "tower_identity"]
 
 FORMAT = 1
 UPRIGHT = "-upright"
-"""Ends the name of a transform that turns images as EXIF says; earlier releases showed all images as stored."""
+"""Suffix of a transform that turns images upright as EXIF says; earlier releases did not."""
 
 _SETTINGS = ("vision_config", "qformer_config", "query_tokens", "patches_per_token", "vision_norm_eps", "pixel_mean")
 _IRRELEVANT = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
@@ -32,7 +35,7 @@ _IRRELEVANT = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", 
 
 @dataclass(frozen=True)
 class TowerIdentity:
-    """Which features are meant.
+    """The identity of features.
 
     Attributes:
         weights: hash of every value of the towers' weights.
@@ -51,7 +54,7 @@ class TowerIdentity:
     width: int
 
     def describe(self) -> dict[str, Any]:
-        """As it stands in the store's header."""
+        """Content of the store's header."""
         return {
             "format": FORMAT,
             "weights": self.weights,
@@ -64,7 +67,7 @@ class TowerIdentity:
 
     @property
     def as_stored(self) -> TowerIdentity:
-        """The same towers on images that are not turned."""
+        """The same towers on images that are not turned upright."""
         return replace(self, transform=self.transform.removesuffix(UPRIGHT))
 
     @property
@@ -76,7 +79,7 @@ class TowerIdentity:
 def tower_identity(
     model: ModelConfig | ResolvedModel, device: torch.device, root: Path, *, exif_rotation: bool = True
 ) -> TowerIdentity:
-    """The identity of the features that a configuration's model makes, without loading it.
+    """The identity of the features of a configuration's model, without loading it.
 
     Args:
         model: which model, in which number format; a configuration is resolved first.
@@ -85,7 +88,7 @@ def tower_identity(
         exif_rotation: whether images are turned upright as their EXIF data say.
 
     Raises:
-        WeightsError: the model is not there or broken.
+        WeightsError: the model is missing or broken.
     """
     source = resolve_model(model)
     config, _ = load_config_and_processor(source)
@@ -102,25 +105,25 @@ def tower_identity(
 
 
 def _weights(source: ResolvedModel, dtype: torch.dtype, root: Path) -> str:
-    """Hash of the towers' weights as they compute, whatever format they are stored in; of a file it is taken once."""
+    """Hash of the towers' weights in the number format of computation; computed once per file."""
     digest = hashlib.sha256()
     for file, prefixes in _files(source):
 
         def of_file(file: Path = file, prefixes: tuple[str, ...] = prefixes) -> bytes:
-            own = hashlib.sha256()
+            file_digest = hashlib.sha256()
             for name, tensor in stored_tensors(file, prefixes):
-                own.update(f"{name} {tuple(tensor.shape)}\n".encode())
+                file_digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
                 computing = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 values: Any = computing.reshape(-1).view(torch.uint8).numpy()
-                own.update(values)
-            return own.digest()[:16]
+                file_digest.update(values)
+            return file_digest.digest()[:16]
 
         digest.update(cached_digest(file, f"towers-{dtype}", root, of_file))
     return digest.hexdigest()[:32]
 
 
 def _files(source: ResolvedModel) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The files that hold the towers, and how their tensors' names begin there."""
+    """The weight files of the towers, and the prefixes of their tensors' names."""
     if source.kind == "parts":
         for file in weight_files(source.vision):
             yield file, ("",)

@@ -152,8 +152,8 @@ def features_of(
     store.refresh()
     # One list for all: others may be adding to the same store right now.
     used = together.gather(store.used(contents))[0]
-    store.pass_over([name for names in together.gather(store.damaged(together.share(used))) for name in names])
-    unreadable = {item.place for item in broken}
+    store.exclude([name for names in together.gather(store.damaged(together.share(used))) for name in names])
+    unreadable = {item.position for item in broken}
 
     def missing() -> list[int]:
         return together.gather([place for place in store.missing(contents) if place not in unreadable])[0]
@@ -175,7 +175,7 @@ def features_of(
                     config, files, contents, store, places, together, batch_size, exif_rotation, on_progress
                 )
                 store.refresh()
-    bad = {contents[item.place]: item.reason for item in broken}
+    bad = {contents[item.position]: item.reason for item in broken}
     broken += [UnreadableImage(place, bad[content]) for place, content in enumerate(contents) if content in bad]
     reasons = dict(reversed(broken))
     whole = [place for place in range(len(files)) if place not in reasons]

@@ -45,12 +45,12 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 class Shard:
-    """A shard that lies open.
+    """An open shard.
 
     Attributes:
         path: its file.
         ids: (N, 16) uint8, the content ids of its images.
-        features: (N, Q, F), mapped and not loaded.
+        features: (N, Q, F), memory-mapped.
     """
 
     def __init__(self, path: Path, ids: NDArray[np.uint8], features: Tensor, written: str | None) -> None:
@@ -63,7 +63,7 @@ class Shard:
 
 
 def write_shard(folder: Path, ids: Sequence[bytes], features: Tensor) -> Path:
-    """Write a shard under a name of its own, whole or not at all.
+    """Write a shard under a new name, completely or not at all.
 
     Args:
         folder: of the store.
@@ -73,26 +73,26 @@ def write_shard(folder: Path, ids: Sequence[bytes], features: Tensor) -> Path:
     Returns:
         Its file.
     """
-    numbers = torch.from_numpy(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, HASH_BYTES).copy())
+    id_tensor = torch.from_numpy(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, HASH_BYTES).copy())
     path = folder / f"shard-{uuid.uuid4().hex[:16]}.safetensors"
     with atomic_file(path, "wb") as stream:
         features = features.contiguous()
-        metadata = {_HASH: _hash(numbers.numpy(), features)}
-        stream.write(save({"features": features, "ids": numbers}, metadata))
+        metadata = {_HASH: _hash(id_tensor.numpy(), features)}
+        stream.write(save({"features": features, "ids": id_tensor}, metadata))
     return path
 
 
 def _hash(ids: NDArray[np.uint8], features: Tensor) -> str:
     """SHA-256 of a shard's content."""
-    content: list[Any] = [np.ascontiguousarray(ids), features.reshape(-1).view(torch.uint8).numpy()]
     digest = hashlib.sha256()
-    for part in content:
-        digest.update(part)
+    values: Any
+    for values in (np.ascontiguousarray(ids), features.reshape(-1).view(torch.uint8).numpy()):
+        digest.update(values)
     return digest.hexdigest()
 
 
 def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard:
-    """Map a shard.
+    """Memory-map a shard.
 
     Args:
         path: its file.
@@ -101,7 +101,7 @@ def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard
         dtype: which they must have.
 
     Raises:
-        ValueError: it is no whole shard of such features.
+        ValueError: it is no complete shard of such features.
         OSError: it cannot be read.
     """
     size = os.path.getsize(path)
@@ -110,11 +110,11 @@ def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard
         if not 0 < length <= size - 8:
             raise ValueError("its header is cut off")
         header = load_json(file.read(length))
-        # A private map: torch wants memory it may write to, and nothing that is written reaches the file.
+        # A private map: torch requires writable memory, and what is written does not reach the file.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + length
     features, ids = header["features"], header["ids"]
-    end = max(part["data_offsets"][1] for part in (features, ids))
+    end = max(tensor["data_offsets"][1] for tensor in (features, ids))
     if begin + end != size:
         raise ValueError(f"it has {size:,} bytes and should have {begin + end:,}")
     count = ids["shape"][0]
@@ -129,12 +129,12 @@ def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard
 
 
 class StoredFeatures:
-    """Features of N images in a given order, read from the disk where they are asked for.
+    """Features of N images in a fixed order, read from disk when they are indexed.
 
     Args:
         shards: the open shards.
-        shard_of: (N,) which shard holds an image.
-        row_of: (N,) its row there.
+        shard_of: (N,) the shard of each image.
+        row_of: (N,) its row in that shard.
     """
 
     def __init__(self, shards: Sequence[Shard], shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> None:
@@ -143,31 +143,31 @@ class StoredFeatures:
     def __len__(self) -> int:
         return len(self._shard_of)
 
-    def __getitem__(self, places: slice | Sequence[int]) -> Tensor:
+    def __getitem__(self, rows: slice | Sequence[int]) -> Tensor:
         """Copies of some images' features, (B, Q, F) on the CPU.
 
         Raises:
             DataError: some are not numbers; names the shard.
         """
-        chosen = range(*places.indices(len(self))) if isinstance(places, slice) else places
-        rows = [self._shards[self._shard_of[place]].features[int(self._row_of[place])] for place in chosen]
-        features = torch.stack(rows)
-        # One NaN or infinity makes the sum one, and a sum takes less time than a look at each number.
+        indices = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        images = [self._shards[self._shard_of[index]].features[int(self._row_of[index])] for index in indices]
+        features = torch.stack(images)
+        # One NaN or infinity makes the sum non-finite, and a sum takes less time than a test of each number.
         if not features.sum(dtype=torch.float32).isfinite() and not features.isfinite().all():
-            bad = next(place for place, row in zip(chosen, rows, strict=True) if not row.isfinite().all())
+            bad = next(index for index, image in zip(indices, images, strict=True) if not image.isfinite().all())
             raise DataError(
                 f"'{self._shards[self._shard_of[bad]].path}' holds features that are not numbers; remove this file to "
-                "have them made again."
+                "have them computed again."
             )
         return features
 
     def every(self, step: int, first: int = 0) -> StoredFeatures:
-        """Every so manieth image, from the first one given on."""
+        """Every `step`-th image, beginning with image `first`."""
         return StoredFeatures(self._shards, self._shard_of[first::step], self._row_of[first::step])
 
 
 class FeatureStore:
-    """The features that one pair of towers and transform made.
+    """The features of one pair of towers and transform.
 
     Args:
         root: folder of all stores.
@@ -180,10 +180,10 @@ class FeatureStore:
         self._shards: list[Shard] = []
         self._opened: set[str] = set()
         self._keys = np.zeros(0, _KEY)
-        self._places = np.zeros((0, 2), np.int64)
+        self._locations = np.zeros((0, 2), np.int64)
 
     def refresh(self) -> None:
-        """Take up the shards that were added since, by whomever; one that is not whole is passed over and said."""
+        """Open the shards that any process added since; one that is incomplete is skipped with a warning."""
         new = []
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             if path.name in self._opened:
@@ -192,19 +192,19 @@ class FeatureStore:
             try:
                 new.append(open_shard(path, self.identity.tokens, self.identity.width, self.identity.dtype))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                logger.warning("%s is no whole shard and is passed over: %s", path, error)
+                logger.warning("%s is no complete shard and is skipped: %s", path, error)
         if new:
             self._index([*self._shards, *new])
 
     def _index(self, shards: list[Shard]) -> None:
-        """Find images in these shards from now on."""
+        """Index the images of these shards."""
         self._shards = shards
-        keys, places = [np.zeros(0, _KEY)], [np.zeros((0, 2), np.int64)]
+        keys, locations = [np.zeros(0, _KEY)], [np.zeros((0, 2), np.int64)]
         for number, shard in enumerate(shards):
             keys.append(_keys(shard.ids))
-            places.append(np.column_stack((np.full(len(shard.ids), number), np.arange(len(shard.ids)))))
+            locations.append(np.column_stack((np.full(len(shard.ids), number), np.arange(len(shard.ids)))))
         self._keys, first = np.unique(np.concatenate(keys), return_index=True)
-        self._places = np.concatenate(places)[first]
+        self._locations = np.concatenate(locations)[first]
 
     @property
     def is_empty(self) -> bool:
@@ -212,21 +212,21 @@ class FeatureStore:
         return not self._shards
 
     def used(self, contents: Sequence[bytes]) -> list[str]:
-        """Names of the shards that hold some images' features."""
-        found = self._find(contents)
-        return [self._shards[number].path.name for number in np.unique(self._places[found[found >= 0], 0]).tolist()]
+        """Names of the shards with these images' features."""
+        rows = self._find(contents)
+        return [self._shards[number].path.name for number in np.unique(self._locations[rows[rows >= 0], 0]).tolist()]
 
     def damaged(self, names: Sequence[str]) -> list[str]:
-        """Those of the named shards whose content is not what was written; each one is read as a whole."""
+        """Those of the named shards whose content is not what was written; each is read completely."""
         shards = {shard.path.name: shard for shard in self._shards}
         return [name for name, intact in prefetch_map(names, lambda name: shards[name].is_intact()) if not intact]
 
-    def pass_over(self, names: Sequence[str]) -> None:
-        """Use some shards no more, and say so; their files stay."""
+    def exclude(self, names: Sequence[str]) -> None:
+        """Ignore some shards, with a warning; their files stay."""
         for name in names:
             logger.warning(
-                "%s is damaged: its content is not what was written. It is passed over, and its images are encoded "
-                "again; remove it to get its space back.",
+                "%s is damaged: its content is not what was written. It is ignored, and its images are encoded "
+                "again; remove it to free its space.",
                 self.folder / name,
             )
         if names:
@@ -236,10 +236,10 @@ class FeatureStore:
         return bool(self._find([content])[0] >= 0)
 
     def missing(self, contents: Sequence[bytes]) -> list[int]:
-        """Places of the images whose features are not there; of images with the same content only the first."""
-        found = self._find(contents)
-        first = {content: place for place, content in reversed(list(enumerate(contents)))}
-        return [place for place in np.flatnonzero(found < 0).tolist() if first[contents[place]] == place]
+        """Indices of the images without features; of images with the same content only the first."""
+        rows = self._find(contents)
+        first = {content: index for index, content in reversed(list(enumerate(contents)))}
+        return [index for index in np.flatnonzero(rows < 0).tolist() if first[contents[index]] == index]
 
     def add(self, contents: Sequence[bytes], features: Tensor) -> None:
         """Write features (N, Q, F) of N images as one shard."""
@@ -254,25 +254,25 @@ class FeatureStore:
         """The features of N images, in this order.
 
         Raises:
-            KeyError: some image's are not there.
+            KeyError: those of some image are missing.
         """
-        found = self._find(contents)
-        if len(found) and found.min() < 0:
-            raise KeyError(contents[int(np.argmin(found))].hex())
-        return StoredFeatures(self._shards, self._places[found, 0], self._places[found, 1])
+        rows = self._find(contents)
+        if len(rows) and rows.min() < 0:
+            raise KeyError(contents[int(np.argmin(rows))].hex())
+        return StoredFeatures(self._shards, self._locations[rows, 0], self._locations[rows, 1])
 
     def _find(self, contents: Sequence[bytes]) -> NDArray[np.int64]:
-        """Where each image stands among the keys, -1 where it does not."""
-        wanted = _keys(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, HASH_BYTES))
+        """The index of each image among the keys, or -1."""
+        keys = _keys(np.frombuffer(b"".join(contents), np.uint8).reshape(-1, HASH_BYTES))
         if not len(self._keys):
-            return np.full(len(wanted), -1)
-        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        return np.where(self._keys[place] == wanted, place, -1)
+            return np.full(len(keys), -1)
+        index = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[index] == keys, index, -1)
 
 
 _KEY = np.dtype([("high", np.uint64), ("low", np.uint64)])
 
 
 def _keys(ids: NDArray[np.uint8]) -> NDArray[np.void]:
-    """Content ids (N, 16) as numbers that can be sorted, (N,)."""
+    """Content ids (N, 16) as sortable numbers, (N,)."""
     return np.ascontiguousarray(ids).view(_KEY).reshape(-1)

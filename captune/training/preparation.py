@@ -125,7 +125,7 @@ def keep_quarantine(output: Path, images: Sequence[Sample], stored: StoredImages
     Raises:
         DataError: other images are broken than when the run began.
     """
-    broken = {images[item.place].id: item.reason for item in stored.broken}
+    broken = {images[item.position].id: item.reason for item in stored.broken}
     path = output / QUARANTINE
     if resuming:
         before = set(load_json(path.read_text(encoding="utf-8"))) if path.exists() else set()

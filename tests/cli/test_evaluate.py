@@ -124,7 +124,7 @@ def test_another_evaluation_leaves_the_run_as_it_is(
     assert files(run_copy) == before
     (folder,) = (run_copy / "evaluations").iterdir()
     assert names(folder) == ["pretrained", "epoch0"]
-    assert f"goes to {folder}" in capsys.readouterr().err
+    assert f"is written to {folder}" in capsys.readouterr().err
 
 
 def test_some_checkpoints_are_no_evaluation_of_the_run(run_copy: Path) -> None:

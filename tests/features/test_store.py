@@ -108,7 +108,7 @@ def test_a_shard_with_a_flipped_bit_is_passed_over(tmp_path: Path, caplog: Any, 
     store.refresh()
     damaged = store.damaged(store.used(ids))
     assert damaged == [victim.name]
-    store.pass_over(damaged)
+    store.exclude(damaged)
     assert store.missing(ids) == [0, 1]
     assert f"{victim.name} is damaged" in caplog.text
 
@@ -299,8 +299,8 @@ def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], t
     os.mkfifo(images[5].with_name("pipe.jpg"))
     found = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", SingleProcess(CPU))
     assert found.whole == (0, 2, 5)
-    assert [item.place for item in found.broken] == [1, 3, 4, 6]
-    assert all(images[item.place].name in item.reason for item in found.broken[:3])
+    assert [item.position for item in found.broken] == [1, 3, 4, 6]
+    assert all(images[item.position].name in item.reason for item in found.broken[:3])
     assert torch.equal(found.features[:], encode_images(load_model(TOY, CPU), [images[0], images[2], images[5]]))
     with pytest.raises(DataError, match="4 of the test images cannot be read"):
         found.all_whole("test images")
@@ -347,7 +347,7 @@ def test_features_that_are_not_numbers_are_not_stored(
     monkeypatch.setattr(MiniGPT4, "encode_features", overflow)
     shutil.copyfile(images[1], tmp_path / "same.jpg")
     found = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", SingleProcess(CPU))
-    assert [item.place for item in found.broken] == [1, len(images)]
+    assert [item.position for item in found.broken] == [1, len(images)]
     assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in found.broken)
     assert bool(found.features[:].isfinite().all())
     monkeypatch.undo()
