@@ -208,7 +208,7 @@ def _written_to(
     folder = out or evaluation_folder(settings, original, checkpoints)
     if out is None and folder != original.output:
         typer.echo(
-            f"The scores in {original.output} are of the run's data, settings and checkpoints, and stay; this evaluation "
+            f"The scores in {original.output} are of the run's data, settings and checkpoints, and stay; this one "
             f"is written to {folder}. Choose another folder with --out.",
             err=True,
         )
