@@ -181,7 +181,7 @@ def stages(data: Path) -> dict[str, float]:
     index = ReferenceIndex(encoder, tokens, offsets, references)
     batch = PredictionBatch(index, own, predictions)
     metrics = [METRICS[name](ScoringOptions()) for name in ("bleu", "cider")]
-    clock("count and weigh references", lambda: [metric.prepare(index) for metric in metrics])
+    clock("count and weigh references", lambda: [*(metric.prepare(index) for metric in metrics), index.finish()])
     clock("BLEU and CIDEr of predictions", lambda: [metric.statistics(batch) for metric in metrics])
     clock("ROUGE-L of predictions", lambda: METRICS["rouge-l"](ScoringOptions()).statistics(batch))
     known = dict.fromkeys(chain.from_iterable(map(str.split, captions)), 1)

@@ -38,8 +38,8 @@ class Bleu(Metric):
     forks: ClassVar[bool] = True
 
     def prepare(self, references: ReferenceIndex) -> None:
-        """Sort the n-grams of the references."""
-        references.ngrams  # noqa: B018 - a cached property
+        """Require the n-grams of the references."""
+        references.require_ngrams()
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.int64]:
         """Counts of each image, (N, 10)."""

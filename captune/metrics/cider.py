@@ -16,7 +16,7 @@ import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.frequencies import CorpusCounts, DocumentFrequencies
-from captune.metrics.matching import Matches
+from captune.metrics.matching import Matches, NgramIndex
 from captune.metrics.metric import Column, MeanOfImages
 from captune.metrics.ngrams import Ngrams
 from captune.metrics.references import PredictionBatch, ReferenceIndex
@@ -59,15 +59,18 @@ class Cider(MeanOfImages):
             raise MetricInputError("no reference has a word, so CIDEr has nothing to weigh; look at the references")
         self._external = external
         self._weights = Weights(len(references.ids) if external is None else external.images)
-        counts = None if external is None else CorpusCounts(external, references.encoder)
-        index = references.ngrams
-        self._counts, self._norms = [], []
-        for ngrams in index.orders:
-            known = ngrams.images if counts is None else counts.next_order(ngrams.keys, index.vocabulary)
-            # Number -1 of an unknown n-gram selects the 0 at the end.
-            self._counts.append(np.append(known, np.int32(0)))
-            squares = self._weights.vector_squares(ngrams, known)
-            self._norms.append(norms(squares, index.caption_at, len(references.words)))
+        self._corpus = None if external is None else CorpusCounts(external, references.encoder)
+        self._counts: list[NDArray[np.int32]] = []
+        self._norms: list[NDArray[np.float64]] = []
+        references.require_ngrams(self._weigh)
+
+    def _weigh(self, ngrams: Ngrams, index: NgramIndex) -> None:
+        """Note the document frequencies of an order's n-grams and the norms of the references' vectors."""
+        known = ngrams.images if self._corpus is None else self._corpus.next_order(ngrams.keys, index.vocabulary)
+        # Number -1 of an unknown n-gram selects the 0 at the end.
+        self._counts.append(np.append(known, np.int32(0)))
+        squares = self._weights.vector_squares(ngrams, known)
+        self._norms.append(norms(squares, index.caption_at, index.references))
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
         """CIDEr of each image, (N, 1)."""

@@ -5,6 +5,7 @@ The references are indexed once; any number of systems is then matched against t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,18 +63,31 @@ class NgramIndex:
         words: the references, C rows.
         vocabulary: how many words the encoder knows.
         image_offsets: (N + 1,) where each image's references begin.
+        consumers: called with the n-grams of each order, which are not kept: they take memory.
 
     Attributes:
-        orders: the n-grams of each order.
-        vocabulary: the base of their keys.
+        vocabulary: the base of the n-grams' keys.
+        references: how many references there are, C.
         caption_at: (P,) int64, the reference of each word.
     """
 
-    def __init__(self, words: Rows, vocabulary: int, image_offsets: NDArray[np.int64]) -> None:
-        self.vocabulary = vocabulary
+    def __init__(
+        self,
+        words: Rows,
+        vocabulary: int,
+        image_offsets: NDArray[np.int64],
+        consumers: Sequence[Callable[[Ngrams, NgramIndex], None]] = (),
+    ) -> None:
+        self.vocabulary, self.references = vocabulary, len(words)
         self.caption_at = words.owners
-        self.orders = tuple(sort_ngrams(words, vocabulary, self.caption_at, image_offsets))
-        self._table = NgramTable(tuple(ngrams.keys for ngrams in self.orders), vocabulary)
+        keys, slots = [], []
+        for ngrams in sort_ngrams(words, vocabulary, self.caption_at, image_offsets):
+            keys.append(ngrams.keys)
+            slots.append((ngrams.slots, ngrams.bits))
+            for consume in consumers:
+                consume(ngrams, self)
+        self._table = NgramTable(tuple(keys), vocabulary)
+        self._slots = tuple(slots)
         self._image_offsets = image_offsets
         self._image_bounds = words.offsets[image_offsets]
 
@@ -97,7 +111,7 @@ class NgramIndex:
             if order:
                 possible[:-1] &= possible[1:]
             located = self._table.locate(ngrams.keys, order + 1, vocabulary, located)
-            index = _OrderIndex(self.orders[order].slots, self.orders[order].bits, self._image_offsets[first])
+            index = _OrderIndex(*self._slots[order], self._image_offsets[first])
             matches = index.match(ngrams, located, prediction_at, self.caption_at, bounds, possible)
             result.append(OrderMatches(ngrams, located, matches))
         return tuple(result)

@@ -6,7 +6,7 @@ is computed on first use and cached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.inputs import ImageId
 from captune.metrics.matching import NgramIndex, OrderMatches
+from captune.metrics.ngrams import Ngrams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,10 @@ class ReferenceIndex:
 
     Attributes:
         ids: the images.
+        ngrams: the n-grams of order 1 to 4, once `finish` has sorted them.
     """
+
+    ngrams: NgramIndex
 
     def __init__(
         self,
@@ -50,6 +54,8 @@ class ReferenceIndex:
         self.encoder, self.tokens, self.offsets, self.captions = encoder, tokens, offsets, captions
         self.image_files = image_files
         self.ids = tuple(captions)
+        self._needs_ngrams = False
+        self._consumers: list[Callable[[Ngrams, NgramIndex], None]] = []
 
     @cached_property
     def words(self) -> Rows:
@@ -61,10 +67,20 @@ class ReferenceIndex:
         """(C,) words of each reference."""
         return self.words.lengths
 
-    @cached_property
-    def ngrams(self) -> NgramIndex:
-        """The n-grams of order 1 to 4."""
-        return NgramIndex(self.words, self.encoder.vocabulary_size, self.offsets)
+    def require_ngrams(self, consume: Callable[[Ngrams, NgramIndex], None] | None = None) -> None:
+        """Let `finish` sort the n-grams; called by `Metric.prepare`.
+
+        Args:
+            consume: called with the n-grams of order 1 to 4, in turn.
+        """
+        self._needs_ngrams = True
+        if consume is not None:
+            self._consumers.append(consume)
+
+    def finish(self) -> None:
+        """Sort what was required, once for all metrics."""
+        if self._needs_ngrams:
+            self.ngrams = NgramIndex(self.words, self.encoder.vocabulary_size, self.offsets, self._consumers)
 
 
 class PredictionBatch:

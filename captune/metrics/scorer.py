@@ -16,7 +16,7 @@ from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.inputs import ImageId, Predictions, References, check_predictions, check_references, in_order
 from captune.metrics.metric import Metric
 from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
-from captune.metrics.parallel import apart, can_fork, encode_in_processes, shares
+from captune.metrics.parallel import can_fork, encode_in_processes, run_in_fork, split_ranges
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 from captune.metrics.registry import METRICS, check_metrics, package_version
 from captune.metrics.scores import Scores
@@ -75,6 +75,7 @@ class Scorer:
         _check_columns(self._metrics)
         for metric in self._metrics.values():
             metric.prepare(self._index)
+        self._index.finish()
 
     def _encode(self, captions: Sequence[str]) -> Rows:
         return encode_in_processes(self._encoder, captions, self.options.jobs, self.options.per_call)
@@ -142,9 +143,9 @@ class Scorer:
             part = batch.part(start, end)
             return {name: metric.statistics(part) for name, metric in forked.items()}
 
-        first, *others = shares(len(batch), jobs)
+        first, *others = split_ranges(len(batch), jobs)
         with ExitStack() as processes:
-            answers = [processes.enter_context(apart(partial(compute, *share))) for share in others]
+            answers = [processes.enter_context(run_in_fork(partial(compute, *share))) for share in others]
             parts = [compute(*first), *(answer() for answer in answers)]
         statistics = {}
         for name, metric in self._metrics.items():

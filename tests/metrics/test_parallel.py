@@ -14,7 +14,7 @@ import pytest
 
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics import score_captions
-from captune.metrics.parallel import apart
+from captune.metrics.parallel import run_in_fork
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_several_jobs_change_nothing(compat: str, jobs: int) -> None:
 
 @forks
 def test_another_process_does_the_work() -> None:
-    with apart(os.getpid) as result:
+    with run_in_fork(os.getpid) as result:
         assert result() not in {os.getpid(), 0}
 
 
@@ -58,7 +58,7 @@ def test_a_program_with_threads_is_not_forked() -> None:
     thread = threading.Thread(target=over.wait)
     thread.start()
     try:
-        with apart(os.getpid) as result:
+        with run_in_fork(os.getpid) as result:
             assert result() == os.getpid()
     finally:
         over.set()
@@ -71,7 +71,7 @@ def test_where_no_process_can_be_had_this_one_does_the_work(monkeypatch: pytest.
         raise BlockingIOError("no more processes")
 
     monkeypatch.setattr(os, "fork", full)
-    with apart(os.getpid) as result:
+    with run_in_fork(os.getpid) as result:
         assert result() == os.getpid()
     assert gc.isenabled()
 
@@ -81,7 +81,7 @@ def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
     def fail() -> None:
         raise MetricInputError("too long")
 
-    with apart(fail) as result, pytest.raises(MetricInputError, match="too long"):
+    with run_in_fork(fail) as result, pytest.raises(MetricInputError, match="too long"):
         result()
 
 
@@ -90,7 +90,7 @@ def test_a_process_that_dies_is_reported() -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with apart(die) as result, pytest.raises(ExternalToolError, match="without a result"):
+    with run_in_fork(die) as result, pytest.raises(ExternalToolError, match="without a result"):
         result()
 
 
@@ -104,7 +104,7 @@ def test_a_process_that_nobody_waits_for_ends(tmp_path: Path) -> None:
         return bytes(1 << 20)
 
     def fail() -> None:
-        with apart(work):
+        with run_in_fork(work):
             while not (name.exists() and name.read_text()):
                 time.sleep(0.001)
             raise KeyError
