@@ -39,13 +39,13 @@ class Catalogue:
 
     Attributes:
         page: the words of the page, which its script uses too.
+        messages: key -> template, or its forms "one" and "other".
     """
 
     def __init__(self, language: str) -> None:
-        text = (files("captune.report") / "messages" / f"{language}.json").read_text(encoding="utf-8")
-        tree = json.loads(text)
+        tree = json.loads((files("captune.report") / "messages" / f"{language}.json").read_text(encoding="utf-8"))
         self.page: Mapping[str, str] = tree["page"]
-        self._messages: Mapping[str, str | Mapping[str, str]] = tree["analysis"]
+        self.messages: Mapping[str, str | Mapping[str, str]] = tree["analysis"]
 
     def text(self, key: str, **values: Any) -> str:
         """One message with its values.
@@ -55,7 +55,7 @@ class Catalogue:
             values: what its template, a `str.format` string, names; a language may leave some of them out. A list is
                 written as "a, b and c".
         """
-        message = self._messages[key]
+        message = self.messages[key]
         if not isinstance(message, str):
             message = message["one" if values["count"] == 1 else "other"]
         shown = {name: self._enumerated(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -161,8 +161,7 @@ class _Narrative:
             return ""
         reasons = self.join("leak.separator", dict.fromkeys((row.leak or "").rstrip(".") for row in marked))
         key = "leak.all" if len(marked) == len(run.checkpoints) > 1 else "leak"
-        rows = [row.name for row in marked]
-        return self.say(key, rows=rows, reasons=reasons, count=len(marked))
+        return self.say(key, rows=[row.name for row in marked], reasons=reasons, count=len(marked))
 
     def missing(self) -> str:
         """Scores that are absent or not a number."""
@@ -313,16 +312,10 @@ class _Narrative:
         steps = sorted(self.analysis.disagreements, key=lambda step: step[:2] != (self.first, self.last))
         if not steps:
             return self.say("agreement.none_tested" if self.tested else "agreement.none")
-        parts = [
-            self.say(
-                "agreement.part",
-                before=before,
-                after=after,
-                worse=self._side("agreement.worse", down, up),
-                better=self._side("agreement.better", up, down),
-            )
-            for before, after, up, down in steps[:MAX_DISAGREEMENTS]
-        ]
+        parts = []
+        for before, after, up, down in steps[:MAX_DISAGREEMENTS]:
+            worse, better = self._side("agreement.worse", down, up), self._side("agreement.better", up, down)
+            parts.append(self.say("agreement.part", before=before, after=after, worse=worse, better=better))
         return self._parts("agreement", parts, more=len(steps) - MAX_DISAGREEMENTS)
 
     def _side(self, key: str, metrics: Sequence[str], others: Sequence[str]) -> str:
@@ -353,14 +346,8 @@ class _Narrative:
         if self.analysis.overfit is None:
             return ""
         parts = [
-            self.say(
-                "overfit.part",
-                since=item.since,
-                metric=item.metric,
-                trained=item.trained,
-                evaluated=item.evaluated,
-            )
-            for item in self.analysis.overfit
+            self.say("overfit.part", since=o.since, metric=o.metric, trained=o.trained, evaluated=o.evaluated)
+            for o in self.analysis.overfit
         ]
         return self._parts("overfit", parts) or self.say("overfit.none")
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
-from captune.report.narrative import analysis_markdown, percent
+from captune.report.narrative import LANGUAGES, analysis_markdown, catalogue, percent
 from captune.report.record import MAX_SCORE
 
 
@@ -205,10 +205,21 @@ def test_any_table_can_be_put_into_words(table: list[dict[str, float | None]]) -
     run = RunScores(data="any", checkpoints=rows)
     analysis = analyse(run)
     json.dumps(analysis.to_dict(), allow_nan=False)
-    for item in sentences(run, analysis):
-        assert item.text.endswith(".")
+    english, chinese = sentences(run, analysis), sentences(run, analysis, "zh")
+    assert len(chinese) == len(english)
+    for item in (*english, *chinese):
+        assert item.text.endswith((".", "。"))
         assert "\n" not in item.text
         assert "inf" not in item.text
+
+
+def test_the_catalogues_have_the_same_messages() -> None:
+    english, chinese = (catalogue(language) for language in LANGUAGES)
+    assert english.page.keys() == chinese.page.keys()
+    # English has the notes of the table from the table itself.
+    notes = {key for key in chinese.messages if key.startswith("note.")}
+    assert chinese.messages.keys() - english.messages.keys() == notes - {"note.best"}
+    assert english.messages.keys() <= chinese.messages.keys()
 
 
 def test_overfitting_is_seen_on_the_training_slice(make_run: Any) -> None:
