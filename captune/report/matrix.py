@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 from pydantic import Strict
 
@@ -32,7 +32,7 @@ from captune.data.delimited import CsvWriter
 from captune.errors import InputError
 from captune.report.columns import format_value, order_metrics, scale_sentence
 from captune.report.files import StrictRecord, nan_to_null, parse_versioned_json, read_text
-from captune.report.record import RunScores, Score, Text
+from captune.report.record import Integer, RunScores, Score, Text
 
 __all__ = [
     "FILE",
@@ -58,8 +58,6 @@ logger = logging.getLogger(__name__)
 FILE = "matrix.json"
 MATRIX_FILES = (FILE, "matrix.csv", "matrix.md", "matrix.png")
 FORMAT = 1
-
-Integer: TypeAlias = Annotated[int, Strict()]
 
 
 @dataclass(frozen=True, slots=True)

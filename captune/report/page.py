@@ -28,7 +28,7 @@ from captune.report.explorer import explorer_json
 from captune.report.matrix import Matrix, matrix_section
 from captune.report.narrative import LANGUAGES, catalogue, sentences
 from captune.report.page_charts import distribution_charts, score_charts, training_charts
-from captune.report.rating import rating_counts, rating_tables
+from captune.report.rating import Rating, rating_counts, rating_tables
 from captune.report.record import RunScores
 from captune.report.table import DAGGERS, cells, daggers, leak_reasons, notes, provenance, signatures
 from captune.report.training_log import TrainingLog
@@ -43,7 +43,7 @@ def build_page(
     run_dir: Path | None = None,
     language: str = "en",
     comparison: Comparison | None = None,
-    rating: Mapping[str, Any] | None = None,
+    rating: Rating | None = None,
     matrix: Matrix | None = None,
 ) -> str:
     """Build the page of a run.

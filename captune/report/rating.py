@@ -1,7 +1,7 @@
-"""What people said of a run's captions, from the `rating.json` that `captune rate --results` leaves in it.
+"""`rating.json`: the results of a human rating of a run's captions, which `captune rate --results` writes.
 
-The file is made elsewhere and read here for what the page shows: agreement, ranking, points, and the correlation of
-each metric with the people.
+The page shows agreement, ranking, points, and the correlation of each metric with the raters; other fields of the file
+are not read.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
-from captune.errors import InputError
-from captune.parsing import load_json
-from captune.report.record import CheckpointScores, RunScores
+from pydantic import Strict
 
-__all__ = ["FILE", "captions_hashes", "rating_counts", "rating_of", "rating_tables", "read_rating"]
+from captune.report.files import parse_versioned_json, read_text
+from captune.report.record import CheckpointScores, Integer, RunScores, Text
+
+__all__ = ["FILE", "Rating", "captions_hashes", "rating_counts", "rating_of", "rating_tables", "read_rating"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,70 @@ FILE = "rating.json"
 
 FORMAT = 1
 
-Estimate: TypeAlias = tuple[str, str]
+Number: TypeAlias = Annotated[float, Strict()]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number and its interval; None where it cannot be computed."""
+
+    value: Number | None
+    low: Number | None
+    high: Number | None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement(Estimate):
+    """Krippendorff's alpha, and how many units two or more raters judged."""
+
+    units: Integer
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The Bradley-Terry strength of a system."""
+
+    system: Text
+    strength: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """Correlation of a metric with a judgement (`target`) over captions or systems (`level`)."""
+
+    metric: Text
+    target: Text
+    level: Text
+    kendall: Estimate | None
+    pearson: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """The results of a rating.
+
+    Attributes:
+        counted: number of answers.
+        images: number of images that they are on.
+        ranking: the systems, the strongest first.
+        win_rates: system -> how often it was preferred.
+        rubric: system -> criterion -> mean points.
+        agreement: question -> agreement of the raters.
+        correlations: of metrics with judgements.
+        captions: row of the run -> hash of its captions; empty in files of older versions.
+    """
+
+    counted: Integer
+    images: Integer
+    ranking: tuple[Ranked, ...]
+    win_rates: Mapping[str, Estimate]
+    rubric: Mapping[str, Mapping[str, Estimate]]
+    agreement: Mapping[str, Agreement]
+    correlations: tuple[Correlation, ...]
+    captions: Mapping[str, Text] = field(default_factory=dict)
+
+
+Shown: TypeAlias = tuple[str, str]
 """A number and its interval as they are shown; the interval may be empty."""
 
 
@@ -41,11 +106,11 @@ class RatingTable(NamedTuple):
 
     key: str
     heads: Sequence[str]
-    rows: Mapping[str, Sequence[Estimate]]
+    rows: Mapping[str, Sequence[Shown]]
     words: bool = False
 
 
-def read_rating(run_dir: Path) -> Mapping[str, Any] | None:
+def read_rating(run_dir: Path) -> Rating | None:
     """The results of a run's human rating; None when it has none.
 
     Raises:
@@ -54,29 +119,19 @@ def read_rating(run_dir: Path) -> Mapping[str, Any] | None:
     file = run_dir / FILE
     if not file.is_file():
         return None
-    try:
-        tree = load_json(file.read_bytes())
-        known = isinstance(tree, dict) and tree["format"] == FORMAT
-        if known:
-            # Whatever is missing or of another kind shows here and not in the middle of writing a page.
-            rating_counts(tree)
-            rating_tables(tree)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        known = False
-    if not known:
-        raise InputError(f"{file} is not what `captune rate --results` writes; call it again, or remove the file.")
-    return tree  # type: ignore[no-any-return]
+    remedy = "call `captune rate --results` again, or remove the file"
+    text = read_text(file, missing=remedy, undecodable=remedy)
+    return parse_versioned_json(text, Rating, str(file), version=FORMAT, remedy=remedy)
 
 
-def rating_of(run_dir: Path, scores: RunScores) -> Mapping[str, Any] | None:
-    """The results of a run's human rating where they are of the captions in its scores; None otherwise.
+def rating_of(run_dir: Path, scores: RunScores) -> Rating | None:
+    """The results of a run's human rating if they are of the captions in its scores; None otherwise.
 
     Raises:
         InputError: as `read_rating`.
     """
     rating = read_rating(run_dir)
-    # Results of older versions do not tell of which captions they are.
-    rated = {} if rating is None else rating.get("captions", {})
+    rated = {} if rating is None else rating.captions
     now = captions_hashes(scores.checkpoints)
     if any(now.get(name) != value for name, value in rated.items()):
         logger.warning("%s is of other captions than scores.json, and is left out of the report.", run_dir / FILE)
@@ -90,19 +145,15 @@ def captions_hashes(rows: Iterable[CheckpointScores]) -> dict[str, str]:
     return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
 
 
-def rating_counts(rating: Mapping[str, Any]) -> str:
-    """How many answers were counted, and of how many images."""
-    return f"{rating['counted']:,} / {rating['images']:,}"
+def rating_counts(rating: Rating) -> str:
+    """Number of counted answers and of their images."""
+    return f"{rating.counted:,} / {rating.images:,}"
 
 
-def rating_tables(rating: Mapping[str, Any]) -> list[RatingTable]:
-    """The results as tables of the page; those without a row are left out.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: something is missing or of another kind.
-    """
-    strengths = {ranked["system"]: ranked["strength"] for ranked in rating["ranking"]}
-    rates, rubric = rating["win_rates"], rating["rubric"]
+def rating_tables(rating: Rating) -> list[RatingTable]:
+    """The results as tables of the page; those without a row are left out."""
+    strengths = {ranked.system: ranked.strength for ranked in rating.ranking}
+    rates, rubric = rating.win_rates, rating.rubric
     criteria = list(next(iter(rubric.values()), {}))
     tables = [
         RatingTable(
@@ -116,36 +167,37 @@ def rating_tables(rating: Mapping[str, Any]) -> list[RatingTable]:
         RatingTable(
             "rating_points",
             [f"rating_{name}" for name in criteria],
-            {name: [_estimate(means[key]) for key in criteria] for name, means in rubric.items()},
+            {name: [_estimate(means.get(key)) for key in criteria] for name, means in rubric.items()},
         ),
         RatingTable(
             "rating_agreement",
             ("rating_alpha", "rating_units"),
             {
-                f"rating_{name}": [_estimate(alpha), (f"{alpha['units']:,}", "")]
-                for name, alpha in rating["agreement"].items()
+                f"rating_{name}": [_estimate(alpha), (f"{alpha.units:,}", "")]
+                for name, alpha in rating.agreement.items()
             },
             words=True,
         ),
-        *(_correlations(rating["correlations"], level) for level in ("caption", "system")),
+        *(_correlations(rating.correlations, level) for level in ("caption", "system")),
     ]
     return [table for table in tables if table.rows]
 
 
-def _correlations(rows: Sequence[Mapping[str, Any]], level: str) -> RatingTable:
+def _correlations(rows: Sequence[Correlation], level: str) -> RatingTable:
     """One row a metric: its correlation with the overall points and with preferences."""
-    by_metric = {(row["metric"], row["target"]): row for row in rows if row["level"] == level}
+    by_metric = {(row.metric, row.target): row for row in rows if row.level == level}
     targets = [target for target in ("overall", "preference") if any(target == key for _, key in by_metric)]
-    lines: dict[str, list[Estimate]] = {}
+    lines: dict[str, list[Shown]] = {}
     for metric, _ in by_metric:
-        cells = (by_metric.get((metric, target)) for target in targets)
-        lines[metric] = [_estimate(row and row[kind]) for row in cells for kind in ("kendall", "pearson")]
+        cells = [by_metric.get((metric, target)) for target in targets]
+        pairs = [(None, None) if row is None else (row.kendall, row.pearson) for row in cells]
+        lines[metric] = [_estimate(estimate) for pair in pairs for estimate in pair]
     heads = [f"rating_{kind}_{target}" for target in targets for kind in ("kendall", "pearson")]
     return RatingTable(f"rating_{level}_level", heads, lines)
 
 
-def _estimate(estimate: Mapping[str, Any] | None) -> Estimate:
-    if estimate is None or estimate["value"] is None:
+def _estimate(estimate: Estimate | None) -> Shown:
+    if estimate is None or estimate.value is None:
         return "–", ""
-    interval = "" if estimate["low"] is None else f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    return f"{estimate['value']:.3f}", interval
+    interval = "" if estimate.low is None else f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.value:.3f}", interval

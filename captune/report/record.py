@@ -41,9 +41,11 @@ __all__ = [
     "FORMAT",
     "MAX_SCORE",
     "CheckpointScores",
+    "Integer",
     "Interval",
     "RunScores",
     "Score",
+    "Text",
     "read_scores",
     "scores_from_json",
     "scores_to_json",
@@ -115,6 +117,7 @@ def _require_unique_names(rows: tuple[CheckpointScores, ...]) -> tuple[Checkpoin
 
 
 Text: TypeAlias = Annotated[str, Strict()]
+Integer: TypeAlias = Annotated[int, Strict()]
 Name: TypeAlias = Annotated[str, Strict(), AfterValidator(_not_blank)]
 Score: TypeAlias = Annotated[float, PlainValidator(_score)]
 Interval: TypeAlias = Annotated[tuple[float, float], PlainValidator(_interval)]
@@ -144,7 +147,7 @@ class CheckpointScores(StrictRecord):
 
     name: Name
     corpus: Annotated[Mapping[str, Score], Field(min_length=1)]
-    epoch: Annotated[int, Strict(), Field(ge=0)] | None = None
+    epoch: Annotated[Integer, Field(ge=0)] | None = None
     signature: Text = ""
     leak: Name | None = None
     per_image: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
@@ -182,7 +185,7 @@ class RunScores(StrictRecord):
     checkpoints: Rows
     split: Text = ""
     protocol: Text = ""
-    images: Annotated[int, Strict(), Field(ge=1)] | None = None
+    images: Annotated[Integer, Field(ge=1)] | None = None
     references: Mapping[str, tuple[Text, ...]] = field(default_factory=dict)
 
     @property

@@ -122,9 +122,15 @@ def test_the_report_is_written_again_with_the_people_in_it(made: Path, capsys: p
     assert _call("rate", made, "--results") == 0
     with_people = (made / "report.html").read_text()
     assert write_page(made).read_text() == with_people
-    (made / "rating.json").write_text('{"format": 1}')
-    with pytest.raises(InputError, match="is not what `captune rate --results` writes"):
-        write_page(made)
+    results = (made / "rating.json").read_text()
+    for broken in (
+        '{"format": 1}',
+        results.replace('"units"', '"unit"'),
+        results.replace('"counted": ', '"counted": 0.5, "x": '),
+    ):
+        (made / "rating.json").write_text(broken)
+        with pytest.raises(InputError, match=r"[Cc]all `captune rate --results` again, or remove the file"):
+            write_page(made)
     (made / "rating.json").unlink()
     assert 'id="people"' not in write_page(made).read_text()
     capsys.readouterr()

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from captune.parsing import validate
 from captune.report import RunScores, TrainingLog, build_page, read_log, write_thumbnails
 from captune.report.captions import caption_statistics, most_changed_words, word_classes
 from captune.report.explorer import MAX_CHARACTERS, MAX_IMAGES, explorer_data, select_images
 from captune.report.narrative import catalogue
 from captune.report.page_charts import Series, line_chart, nice_ticks
+from captune.report.rating import Rating
 from captune.report.thumbnails import embedded_thumbnails, thumbnail_path
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x00\u202e&amp;{{data}}"
@@ -98,7 +100,7 @@ def test_names_in_a_rating_are_escaped_and_need_no_word(run: RunScores) -> None:
         "agreement": {"<i>": {**value, "low": None}},
         "correlations": [{"metric": "<u>", "target": "overall", "level": "caption", "kendall": None, "pearson": value}],
     }
-    page = build_page(run, TrainingLog(), rating=rating)
+    page = build_page(run, TrainingLog(), rating=validate(rating, Rating, "rating.json"))
     assert '<span data-t="rating_counts">Answers counted / images:</span> 1,000 / 3' in page
     assert '<td>0.500<span class="interval">[0.250, 0.750]</span></td>' in page
     assert not {"b", "i", "u"} & {tag for tag, _ in _read(page).tags}
