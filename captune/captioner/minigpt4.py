@@ -90,10 +90,10 @@ class MiniGPT4Backend:
         """Caption pixels; see `CaptionBackend.generate`."""
         if not prepared:
             return []
-        chosen = options or DecodingOptions()
-        features = self.encode(prepared, chosen.batch_size)
+        settings = options or DecodingOptions()
+        features = self.encode(prepared, settings.batch_size)
         return generate_captions(
-            self.model, features, instruction or self.instruction, chosen, keys=keys, on_progress=on_progress
+            self.model, features, instruction or self.instruction, settings, keys=keys, on_progress=on_progress
         )
 
     @torch.inference_mode()

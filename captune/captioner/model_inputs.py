@@ -276,18 +276,18 @@ class ModelInputs:
 
     def _fit_prompt(self, kind: type) -> None:
         """Find out who writes the image token, how pictures are listed, and whether the tokenizer ends the prompt."""
-        given = self._prompt
+        documented = self._prompt
         plain = self._image_ids_of(self.prompt("?"))
         self._nested = False
         if not self._writes_image:
             for token in filter(None, map(self._token, _PLACEHOLDERS)):
-                self._prompt = Prompt(f"{token}{given.before}", given.after, given.question)
+                self._prompt = Prompt(f"{token}{documented.before}", documented.after, documented.question)
                 written = self._image_ids_of(self.prompt("?"))
                 # Where the processor writes the token itself, a second one would be an image too many.
                 if written and (not plain or written == plain):
                     break
             else:
-                self._prompt = given
+                self._prompt = documented
         text = self.prompt("?")
         self._nested = self._is_nested(text)
         try:
@@ -302,8 +302,8 @@ class ModelInputs:
 
         if "decoder_input_ids" in made:
             return True
-        own = getattr(kind, "generate", None) is not GenerationMixin.generate
-        return "input_ids" in made and not self._encodes_text and not own
+        overrides_generate = getattr(kind, "generate", None) is not GenerationMixin.generate
+        return "input_ids" in made and not self._encodes_text and not overrides_generate
 
     def _is_nested(self, text: str | None) -> bool:
         """Whether the processor wants a list of pictures for each text."""
@@ -324,16 +324,16 @@ class ModelInputs:
 
     def _shows_image(self, text: str | None, *, strict: bool = False) -> bool:
         """Whether the ids of a text hold image tokens, where the model has such tokens, or at all if `strict`."""
-        found = self._image_ids_of(text)
-        return bool(found) or (found is not None and not strict and not set(self._image_ids()))
+        image_ids = self._image_ids_of(text)
+        return bool(image_ids) or (image_ids is not None and not strict and not set(self._image_ids()))
 
     def _image_ids_of(self, text: str | None) -> list[int] | None:
         """The ids of a text with a picture, where image tokens are among them; None where it cannot be processed."""
         try:
-            found = _ids(self.batch(probe_images()[:1], text))
+            image_ids = _ids(self.batch(probe_images()[:1], text))
         except Exception:  # whatever a processor raises, it does not take this
             return None
-        ids: list[int] = [] if found is None else found[0].tolist()
+        ids: list[int] = [] if image_ids is None else image_ids[0].tolist()
         return ids if not set(self._image_ids()).isdisjoint(ids) else []
 
     def _image_ids(self) -> Iterator[int]:

@@ -101,10 +101,10 @@ class TransformersBackend:
 
     def prompt(self, instruction: str | None = None) -> str | None:
         """The text that the processor gets with every image; None where the model is asked nothing."""
-        asked = self.instruction if instruction is None else instruction
-        if asked is not None:
-            self.inputs.announce_special_tokens(asked)
-        return self.inputs.prompt(asked)
+        text = self.instruction if instruction is None else instruction
+        if text is not None:
+            self.inputs.announce_special_tokens(text)
+        return self.inputs.prompt(text)
 
     def generate(
         self,
@@ -116,7 +116,7 @@ class TransformersBackend:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
         """Caption RGB images; see `CaptionBackend.generate`."""
-        chosen = options or DecodingOptions()
+        decoding = options or DecodingOptions()
         streams = list(keys) if keys is not None else [""] * len(prepared)
         text = self.prompt(instruction)
         captions: list[Caption | None] = [None] * len(prepared)
@@ -124,15 +124,15 @@ class TransformersBackend:
         done = 0
 
         def run(batch: Sequence[int]) -> None:
-            rows = self._isolated([prepared[n] for n in batch], [streams[n] for n in batch], text, chosen)
+            rows = self._isolated([prepared[n] for n in batch], [streams[n] for n in batch], text, decoding)
             for n, row in zip(batch, rows, strict=True):
                 if isinstance(row, Caption):
                     captions[n] = row
                 else:
                     reasons[n] = row
 
-        for group in self._groups(prepared, chosen):
-            for batch, _ in in_batches(group, chosen.batch_size, run):
+        for group in self._groups(prepared, decoding):
+            for batch, _ in in_batches(group, decoding.batch_size, run):
                 done += len(batch)
                 if on_progress is not None:
                     on_progress(done, len(prepared))
@@ -144,8 +144,8 @@ class TransformersBackend:
     def _groups(self, images: Sequence[Image.Image], options: DecodingOptions) -> list[list[int]]:
         """Places of images that may be in one batch: all, or those of one size where padding changes captions."""
         sizes: dict[tuple[int, int], list[int]] = {}
-        for place, image in enumerate(images):
-            sizes.setdefault(image.size, []).append(place)
+        for index, image in enumerate(images):
+            sizes.setdefault(image.size, []).append(index)
         if options.batch_size == 1 or len(sizes) < 2 or self._mixes_sizes:
             return [list(range(len(images)))]
         return list(sizes.values())
@@ -287,10 +287,10 @@ class TransformersBackend:
         """
         new = row[old:]
         length = len(new)
-        for place, token in enumerate(new):
+        for index, token in enumerate(new):
             # Behind the end there is filling alone; an end of text that did not end generation is no end.
-            if token in self._ends and all(other in self._fillers for other in new[place + 1 :]):
-                length = place + 1
+            if token in self._ends and all(other in self._fillers for other in new[index + 1 :]):
+                length = index + 1
                 break
         # A tokenizer need not know that an id only begins texts, as BLIP's does not.
         words = list(dropwhile(self._starts.__contains__, row[:old])) + new[:length]

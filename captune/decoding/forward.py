@@ -16,7 +16,7 @@ from torch import Tensor
 from captune.decoding.decode_attention import DECODE_ATTENTION
 from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache, use_attention
 from captune.model.language_model import decoder_layers
-from captune.model.layer_call import KeysTaken, LayerCall, intercepted, states_of, with_states
+from captune.model.layer_call import LayerCall, StopAfterKV, hidden_states, patched_layer, with_hidden_states
 from captune.transformers_compat import CACHE_ARGUMENT
 
 __all__ = ["decode_step", "forward", "mixed_forward", "prefill"]
@@ -38,7 +38,7 @@ def prefill(
         positions: (B, T) int64.
         mask: (B or 1, T, columns) bool, the columns that each token sees.
     """
-    with suppress(KeysTaken):
+    with suppress(StopAfterKV):
         _run(model, config, cache, embeddings, positions, mask)
 
 
@@ -106,7 +106,7 @@ def mixed_forward(
     """
     cache.set_mixed(batch)
     replaced = partial(_set_sequence_ends, cache, last, batch, positions[0, last])
-    last_layer = nullcontext() if llm is None else intercepted(decoder_layers(llm)[-1], replaced)
+    last_layer = nullcontext() if llm is None else patched_layer(decoder_layers(llm)[-1], replaced)
     with use_attention(config, MIXED_ATTENTION), last_layer:
         logits: Tensor = model(
             inputs_embeds=embeddings,
@@ -122,11 +122,11 @@ def mixed_forward(
 
 def _set_sequence_ends(cache: StaticKVCache, last: Tensor, batch: MixedBatch, columns: Tensor, call: LayerCall) -> Any:
     """The last layer's output with new states for the `last` tokens only."""
-    call.read(cache, mixed_batch=batch)
+    call.fill_cache(cache, mixed_batch=batch)
     ends = batch.only_newest(columns)
     cache.set_mixed(ends)
-    output = call.part(last)(cache, mixed_batch=ends)
-    return with_states(output, call.states.index_copy(1, last, states_of(output)))
+    output = call.select(last)(cache, mixed_batch=ends)
+    return with_hidden_states(output, call.states.index_copy(1, last, hidden_states(output)))
 
 
 def _no_mask(embeddings: Tensor) -> Tensor:

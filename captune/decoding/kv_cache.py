@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from captune.model.layer_call import KeysTaken
+from captune.model.layer_call import StopAfterKV
 
 __all__ = ["MIXED_ATTENTION", "MixedBatch", "StaticKVCache", "cache_layer_count", "use_attention"]
 
@@ -200,7 +200,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
             self.values[target.rows, :, target.columns] = value_states
             rows = target.rows
             if self._number == target.last_layer:
-                raise KeysTaken
+                raise StopAfterKV
         return self.keys[rows, :, : target.width], self.values[rows, :, : target.width]
 
     @property

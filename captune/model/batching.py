@@ -50,11 +50,11 @@ def _trial(llm: Any, shorter: int) -> bool:
         if not alone.isfinite().all():
             # No evidence about batches; generation reports scores that are not numbers.
             continue
-        for together, own in zip(batch[number], alone[0], strict=True):
+        for batched, single in zip(batch[number], alone[0], strict=True):
             # Written this way round, so that logits which are no numbers do not pass.
-            if not float((together - own).norm() / own.norm()) <= allowed:
+            if not float((batched - single).norm() / single.norm()) <= allowed:
                 return False
-            if together.argmax() != own.argmax():
+            if batched.argmax() != single.argmax():
                 # Rounding chose another word, after which the rows have other texts.
                 break
     return True

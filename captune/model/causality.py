@@ -45,7 +45,7 @@ def check_causal(llm: Any, name: str) -> None:
     changed = words.clone()
     changed[:, _TOKENS // 2 :] = words[:, : _TOKENS - _TOKENS // 2].roll(1, dims=1)
     try:
-        read, given, other = (
+        from_ids, from_embeddings, from_changed = (
             llm(**inputs, use_cache=False).logits[0]
             for inputs in ({"input_ids": ids}, {"inputs_embeds": words}, {"inputs_embeds": changed})
         )
@@ -56,14 +56,14 @@ def check_causal(llm: Any, name: str) -> None:
         ) from error
     allowed = _ALLOWED_IN_HALF if words.dtype in (torch.bfloat16, torch.float16) else _ALLOWED
     kept = slice(0, _TOKENS // 2)
-    difference = _difference(other[kept], given[kept])
+    difference = _difference(from_changed[kept], from_embeddings[kept])
     # Written this way round, so that logits which are no numbers are left to the checks that name them.
     if difference > allowed:
         raise WeightsError(
             f"{name} is no causal language model: its logits change by {difference:.1e} with later tokens, so training "
             "would read the captions it has to predict; give a decoder."
         )
-    difference = _difference(given, read)
+    difference = _difference(from_embeddings, from_ids)
     if difference > allowed:
         raise WeightsError(
             f"The language model {name} gives other logits for the embeddings of words than for the words (by "
@@ -71,7 +71,7 @@ def check_causal(llm: Any, name: str) -> None:
         )
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(logits: Tensor, expected: Tensor) -> float:
     """Relative difference of logits at the median position, which a single rerouted token does not decide."""
-    apart = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
-    return float(apart.median())
+    differences = (logits.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    return float(differences.median())

@@ -73,15 +73,15 @@ def conversation_of(tokenizer: Any, name: str | None = None) -> Conversation:
         raise ConfigError("The model's chat template writes another text each time; give a conversation.")
     if name is not None and _rendered(tokenizer, turns, _OTHER_CLOCK) != text:
         announce_date(name)
-    before, found_question, rest = text.partition(_QUESTION)
-    between, found_answer, after = rest.partition(_ANSWER)
-    if not (found_question and found_answer) or "{}" in before:
+    before, question_mark, rest = text.partition(_QUESTION)
+    between, answer_mark, after = rest.partition(_ANSWER)
+    if not (question_mark and answer_mark) or "{}" in before:
         raise ConfigError("The model's chat template changes what is put into it; give a conversation.")
     bos = tokenizer.bos_token
     starts = bool(bos) and before.startswith(bos)
-    asked = _generation_prompt(tokenizer, turns[:1])
+    generation_prompt = _generation_prompt(tokenizer, turns[:1])
     return _divided(
-        tokenizer, before, between, asked, after, bos=starts, later=_later(tokenizer, turns, between, after)
+        tokenizer, before, between, generation_prompt, after, bos=starts, later=_later(tokenizer, turns, between, after)
     )
 
 
@@ -155,7 +155,7 @@ def _divided(
     tokenizer: Any,
     before: str,
     between: str,
-    asked: str | None,
+    generation_prompt: str | None,
     after: str,
     *,
     bos: bool,
@@ -167,7 +167,7 @@ def _divided(
         tokenizer: a `PreTrainedTokenizerBase`.
         before: text in front of the question.
         between: text between question and answer.
-        asked: what the template puts there where an answer is to be generated.
+        generation_prompt: what the template puts there where an answer is to be generated.
         after: text behind the answer.
         bos: whether a prompt begins with the BOS.
         later: see `Conversation`.
@@ -175,13 +175,17 @@ def _divided(
     stop, suffix = _end(tokenizer, after)
     bare = between.rstrip(" ")
     ends = [between, bare]
-    if asked is not None and between.startswith(asked) and not between[len(asked) :].strip():
-        ends.insert(0, asked)
+    if (
+        generation_prompt is not None
+        and between.startswith(generation_prompt)
+        and not between[len(generation_prompt) :].strip()
+    ):
+        ends.insert(0, generation_prompt)
 
     def agrees(end: str) -> bool:
         prompt = tokenizer.encode("x" + end, add_special_tokens=False)
-        wholes = (tokenizer.encode(f"x{between}{answer}", add_special_tokens=False) for answer in _ANSWERS)
-        return all(whole[: len(prompt)] == prompt for whole in wholes)
+        full_ids = (tokenizer.encode(f"x{between}{answer}", add_special_tokens=False) for answer in _ANSWERS)
+        return all(ids[: len(prompt)] == prompt for ids in full_ids)
 
     end = next(filter(agrees, ends), between)
     prefix = between[len(end) :]
@@ -213,10 +217,10 @@ def _end(tokenizer: Any, after: str) -> tuple[str, str]:
     That is the first special token behind an answer, the text if there is none, or the end of text.
     """
     added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    found = [(after.index(token), -len(token), token) for token in added if token.strip() and token in after]
-    if found:
-        place, _, token = min(found)
-        suffix = after[:place]
+    specials = [(after.index(token), -len(token), token) for token in added if token.strip() and token in after]
+    if specials:
+        index, _, token = min(specials)
+        suffix = after[:index]
         return token, "" if suffix.strip() else suffix
     stop: str | None = after.strip() or tokenizer.eos_token
     if stop is None:

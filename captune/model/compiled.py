@@ -47,10 +47,10 @@ class CompiledLayers:
             yield
 
     def _with_own_cache(self, compiled: Any, number: int) -> Any:
-        def forward(*args: Any, **given: Any) -> Any:
-            cache = given.get(CACHE_ARGUMENT)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            cache = kwargs.get(CACHE_ARGUMENT)
             if cache is not None:
-                given[CACHE_ARGUMENT] = self._stand_in(cache.layers[number])
-            return compiled(*args, **given)
+                kwargs[CACHE_ARGUMENT] = self._stand_in(cache.layers[number])
+            return compiled(*args, **kwargs)
 
         return forward

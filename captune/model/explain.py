@@ -129,7 +129,7 @@ def checks(
     Returns:
         One result for each check, in the order of a sequence.
     """
-    found: list[tuple[str, tuple[Status, str]]] = [
+    results: list[tuple[str, tuple[Status, str]]] = [
         ("same prompt", _same_prompt(taught, prompt, tokenizer)),
         ("one BOS", _both(taught, prompt, lambda tokens: _bos(tokens, tokenizer.bos_id, expected.beginnings))),
         ("image tokens", _both(taught, prompt, lambda tokens: _image(tokens, expected.image_tokens))),
@@ -140,7 +140,7 @@ def checks(
         ("stop ends decoding", _stop_ends(taught, decoded, expected)),
         ("room for it", _room(taught, expected)),
     ]
-    return [Check(name, status, reason) for name, (status, reason) in found]
+    return [Check(name, status, reason) for name, (status, reason) in results]
 
 
 def piece_text(tokenizer: Tokenizer, token: int | None) -> str:
@@ -160,12 +160,12 @@ def _same_prompt(taught: Taught, prompt: Sequence[FedToken], tokenizer: Tokenize
     trained, generated = [t.what for t in taught.prompt], [t.what for t in prompt]
     if trained == generated:
         return "ok", f"training and generation start from the same {len(prompt)} tokens"
-    place = next(
+    index = next(
         (i for i, pair in enumerate(zip(trained, generated, strict=False)) if pair[0] != pair[1]),
         min(len(trained), len(generated)),
     )
-    sides = [_named(tokens[place] if place < len(tokens) else None, tokenizer) for tokens in (trained, generated)]
-    return "FAIL", f"at place {place} training has {sides[0]}, generation has {sides[1]}"
+    sides = [_named(tokens[index] if index < len(tokens) else None, tokenizer) for tokens in (trained, generated)]
+    return "FAIL", f"at place {index} training has {sides[0]}, generation has {sides[1]}"
 
 
 def _named(what: tuple[int | None, int | None] | None, tokenizer: Tokenizer) -> str:
@@ -190,33 +190,35 @@ def _bos(tokens: Sequence[FedToken], bos: int | None, expected: tuple[int, bool]
     """Whether the beginnings of text are those that the conversation has, or the language model's own template."""
     if bos is None:
         return "ok", "the vocabulary has none"
-    places = [place for place, token in enumerate(tokens) if token.id == bos]
-    found = f"has {len(places)} (at {', '.join(map(str, places))})" if places else "has none"
-    if (len(places), places[:1] == [0]) != expected:
+    indices = [index for index, token in enumerate(tokens) if token.id == bos]
+    description = f"has {len(indices)} (at {', '.join(map(str, indices))})" if indices else "has none"
+    if (len(indices), indices[:1] == [0]) != expected:
         count, starts = expected
-        wanted = "" if expected == (1, True) else f"; expected {count}{', the first at the start' if starts else ''}"
-        return "FAIL", found + wanted
-    if places == [0]:
+        expected_text = (
+            "" if expected == (1, True) else f"; expected {count}{', the first at the start' if starts else ''}"
+        )
+        return "FAIL", description + expected_text
+    if indices == [0]:
         return "ok", "one, at the start"
-    return "ok", f"{found.removeprefix('has ')}, as the language model's tokenizer writes a prompt"
+    return "ok", f"{description.removeprefix('has ')}, as the language model's tokenizer writes a prompt"
 
 
 def _image(tokens: Sequence[FedToken], count: int) -> tuple[Status, str]:
     slots = [token.slot for token in tokens if token.slot is not None]
-    places = [place for place, token in enumerate(tokens) if token.slot is not None]
-    strange = [place for place, token in enumerate(tokens) if token.slot is None and token.id is None]
+    indices = [index for index, token in enumerate(tokens) if token.slot is not None]
+    strange = [index for index, token in enumerate(tokens) if token.slot is None and token.id is None]
     if strange:
         return "FAIL", f"feeds a vector at {strange[0]} that is neither a word nor one of the image's tokens"
     if slots != list(range(count)):
         return "FAIL", f"feeds {len(slots)} image tokens in the order {slots[:8]}; expected 0 to {count - 1}"
-    if places != list(range(places[0], places[0] + count)):
+    if indices != list(range(indices[0], indices[0] + count)):
         return "FAIL", "feeds the image in several pieces"
-    return "ok", f"{count}, in order, from place {places[0]}"
+    return "ok", f"{count}, in order, from place {indices[0]}"
 
 
 def _positions(taught: Taught, prompt: Sequence[FedToken]) -> tuple[Status, str]:
     for side, tokens in (("training", taught.steps[-1].seen), ("generation", prompt)):
-        wrong = [place for place, token in enumerate(tokens) if token.position != place]
+        wrong = [index for index, token in enumerate(tokens) if token.position != index]
         if wrong:
             return "FAIL", f"{side} gives the token at place {wrong[0]} position {tokens[wrong[0]].position}"
     return "ok", "0, 1, 2, ... on both sides"
@@ -226,9 +228,9 @@ def _loss_mask(taught: Taught) -> tuple[Status, str]:
     """Each target has to be predicted from the prompt and the targets before it, and from nothing else."""
     prompt = [token.what for token in taught.prompt]
     for number, step in enumerate(taught.steps):
-        wanted = prompt + [(target, None) for target in taught.targets[:number]]
+        expected_input = prompt + [(target, None) for target in taught.targets[:number]]
         seen = [token.what for token in step.seen]
-        if seen != wanted:
+        if seen != expected_input:
             return "FAIL", (
                 f"target {number} is predicted from {len(seen)} tokens, which are not the prompt and the "
                 f"{number} targets before it"
@@ -237,12 +239,12 @@ def _loss_mask(taught: Taught) -> tuple[Status, str]:
 
 
 def _whole_caption(decoded: Decoded, expected: Expected) -> tuple[Status, str]:
-    wanted, got = _plain(expected.caption), _plain(decoded.text)
-    if wanted == got:
+    expected_text, got = _plain(expected.caption), _plain(decoded.text)
+    if expected_text == got:
         return "ok", "the caption comes back as it stands in the data"
-    if got and wanted.startswith(got):
-        return "FAIL", f"it is cut: '{wanted[len(got) :].strip()[-60:]}' at its end is lost"
-    return "FAIL", f"'{wanted[:60]}' comes back as '{got[:60]}'"
+    if got and expected_text.startswith(got):
+        return "FAIL", f"it is cut: '{expected_text[len(got) :].strip()[-60:]}' at its end is lost"
+    return "FAIL", f"'{expected_text[:60]}' comes back as '{got[:60]}'"
 
 
 def _plain(text: str) -> str:

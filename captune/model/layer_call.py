@@ -18,16 +18,24 @@ from torch import Tensor
 
 from captune.transformers_compat import CACHE_ARGUMENTS
 
-__all__ = ["Growing", "KeysTaken", "LayerCall", "intercepted", "replaced_forward", "states_of", "with_states"]
+__all__ = [
+    "KVAccumulator",
+    "LayerCall",
+    "StopAfterKV",
+    "hidden_states",
+    "patched_layer",
+    "replaced_forward",
+    "with_hidden_states",
+]
 
 _MASK = "attention_mask"
 
 
-class KeysTaken(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
+class StopAfterKV(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
     """A layer has handed over its keys and values; raised by its cache, or by what stands for that."""
 
 
-class Growing:
+class KVAccumulator:
     """Stands for the cache in one layer: what a call brings stays there for the next.
 
     Args:
@@ -42,7 +50,7 @@ class Growing:
         """Tokens whose keys and values are there."""
         return 0 if self._kept is None else self._kept[0].shape[2]
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, W) behind those that are there."""
         if self._kept is not None:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(self._kept, (keys, values), strict=True))
@@ -50,15 +58,15 @@ class Growing:
         return keys, values
 
 
-class _Leaving:
+class _EarlyExitCache:
     """Stands for a cache in a layer that is left as soon as it has handed its keys and values over."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
 
-    def update(self, *args: Any, **given: Any) -> NoReturn:
-        self._cache.update(*args, **given)
-        raise KeysTaken
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._cache.update(*args, **kwargs)
+        raise StopAfterKV
 
 
 class LayerCall:
@@ -86,7 +94,7 @@ class LayerCall:
         """The cache that it was given, or None."""
         return next((self._arguments[name] for name in CACHE_ARGUMENTS if name in self._arguments), None)
 
-    def part(self, tokens: slice | Tensor) -> LayerCall:
+    def select(self, tokens: slice | Tensor) -> LayerCall:
         """The same call for some of the S tokens; masks keep all of their columns."""
         length = self.states.shape[1]
         parts = [
@@ -94,7 +102,7 @@ class LayerCall:
         ]
         return LayerCall(self._forward, *parts)
 
-    def seeing(self, columns: int) -> LayerCall:
+    def with_mask_columns(self, columns: int) -> LayerCall:
         """The same call with a mask (B, 1, S, K) that has its first columns only.
 
         Raises:
@@ -110,53 +118,53 @@ class LayerCall:
         name = next(iter(self._arguments))
         return LayerCall(self._forward, {**self._arguments, name: self.states.detach()}, self._others)
 
-    def read(self, cache: Any, **given: Any) -> None:
+    def fill_cache(self, cache: Any, **kwargs: Any) -> None:
         """Run the layer until it has handed keys and values to what stands for its cache, and no further.
 
         Raises:
             NotImplementedError: it does not.
         """
-        with suppress(KeysTaken):
-            self(_Leaving(cache), **given)
+        with suppress(StopAfterKV):
+            self(_EarlyExitCache(cache), **kwargs)
             raise NotImplementedError("the layer takes no cache")
 
-    def __call__(self, cache: Any, **given: Any) -> Any:
+    def __call__(self, cache: Any, **kwargs: Any) -> Any:
         """What the layer returns, with something else for its cache and other arguments."""
         arguments = {name: value for name, value in self._arguments.items() if name not in CACHE_ARGUMENTS}
         taken = next((name for name in CACHE_ARGUMENTS if name in self._accepted), CACHE_ARGUMENTS[0])
-        return self._forward(**{**arguments, **self._others, taken: cache, **given})
+        return self._forward(**{**arguments, **self._others, taken: cache, **kwargs})
 
     @property
     def _accepted(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self._forward).parameters
 
 
-def states_of(said: Any) -> Tensor:
+def hidden_states(output: Any) -> Tensor:
     """The hidden states (B, S, D) among what a layer returns."""
-    states: Tensor = said[0] if isinstance(said, tuple) else said
+    states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
 
 
-def with_states(said: Any, states: Tensor) -> Any:
+def with_hidden_states(output: Any, states: Tensor) -> Any:
     """What a layer returns, with other hidden states (B, S, D)."""
-    return (states, *said[1:]) if isinstance(said, tuple) else states
+    return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 @contextmanager
-def intercepted(layer: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]:
+def patched_layer(layer: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]:
     """Within the block a layer returns what `run` makes of its call.
 
     Args:
         layer: of a causal language model.
         run: gives what a layer returns.
     """
-    with replaced_forward(layer) as (layer, own):
-        signature = inspect.signature(own)
+    with replaced_forward(layer) as (layer, original):
+        signature = inspect.signature(original)
         rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 
-        def forward(*args: Any, **given: Any) -> Any:
-            arguments = dict(signature.bind(*args, **given).arguments)
-            return run(LayerCall(own, arguments, arguments.pop(rest, {})))
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            arguments = dict(signature.bind(*args, **kwargs).arguments)
+            return run(LayerCall(original, arguments, arguments.pop(rest, {})))
 
         layer.forward = forward
         yield
@@ -165,13 +173,13 @@ def intercepted(layer: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]:
 @contextmanager
 def replaced_forward(layer: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """A layer whose `forward` may be replaced within the block, and that `forward` as it was."""
-    own = vars(layer).get("forward")
+    original = vars(layer).get("forward")
     try:
         yield layer, layer.forward
     finally:
         vars(layer).pop("forward", None)
-        if own is not None:
-            layer.forward = own
+        if original is not None:
+            layer.forward = original
 
 
 def _of(value: Any, length: int, tokens: slice | Tensor) -> Any:

@@ -38,7 +38,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     def master_of(self, parameter: Tensor) -> Tensor:
         """The float32 tensor on which a parameter's steps are taken, under which its moments are kept."""
-        return next((master for own, master in self._pairs if own is parameter), parameter)
+        return next((master for trained, master in self._pairs if trained is parameter), parameter)
 
     @torch.no_grad()
     def take_over(self, parameter: Tensor, value: Tensor) -> None:

@@ -282,9 +282,11 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             # The original's fault: a prompt that was cut has slots for the first of an image's tokens only.
             pairs = zip(image_tokens, slots.sum(dim=1).tolist(), strict=True)
             image_tokens = torch.cat([tokens[:count] for tokens, count in pairs]).unsqueeze(0)
-        given = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
-        if int(slots.sum()) != given:
-            raise ValueError(f"The rows have {int(slots.sum())} image slots, but {given} image tokens were given.")
+        image_count = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
+        if int(slots.sum()) != image_count:
+            raise ValueError(
+                f"The rows have {int(slots.sum())} image slots, but {image_count} image tokens were given."
+            )
         if image_tokens is None:
             return embeddings
         if image_tokens.shape[-1] != embeddings.shape[-1]:

@@ -223,9 +223,9 @@ def _cast(tensor: Tensor, dtype: torch.dtype | Literal["auto"]) -> Tensor:
 def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype | Literal["auto"]) -> None:
     """Give a module that was made on the meta device its tensors, every one of them and no other."""
     assert module is not None
-    wanted = module.state_dict()
-    assert set(wanted) == set(state)
-    for key, tensor in wanted.items():
+    tensors = module.state_dict()
+    assert set(tensors) == set(state)
+    for key, tensor in tensors.items():
         if state[key].shape != tensor.shape:
             raise WeightsError(f"{file}: '{key}' has shape {tuple(state[key].shape)}; expected {tuple(tensor.shape)}.")
     check_values(f"The file {file}", state.items())

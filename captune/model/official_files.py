@@ -95,9 +95,9 @@ def read_state(path: str | Path, kind: FileKind) -> tuple[State, int, dict[str, 
     inner = content.get("model", content)
     state, wrappers = strip_wrappers(dict(inner)) if isinstance(inner, Mapping) else ({}, 0)
     if kind.marker not in state:
-        found = next((other.name for other in _KINDS if other.marker in state), None)
-        if found is not None:
-            raise WeightsError(f"{path} is {found}; expected {kind.name} here. Were two files swapped?")
+        actual = next((other.name for other in _KINDS if other.marker in state), None)
+        if actual is not None:
+            raise WeightsError(f"{path} is {actual}; expected {kind.name} here. Were two files swapped?")
         raise WeightsError(f"{path} has no key '{kind.marker}'; expected {kind.name}.")
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -119,7 +119,7 @@ def stated_alpha(content: dict[str, Any], path: str | Path) -> float | None:
     model = config.get("model") if isinstance(config, Mapping) else None
     if isinstance(model, Mapping) and isinstance(model.get("lora_alpha"), (int, float)):
         return float(model["lora_alpha"])
-    beside = [found for pattern in _SIDECARS for found in Path(path).parent.glob(pattern) if found.is_file()]
+    beside = [actual for pattern in _SIDECARS for actual in Path(path).parent.glob(pattern) if actual.is_file()]
     stated: dict[float, Path] = {}
     for file in sorted(beside):
         text = file.read_bytes()[:_SIDECAR_BYTES].decode("utf-8", "replace")

@@ -145,11 +145,11 @@ def map_keys(state: Mapping[str, Tensor], table: Table, ignored: re.Pattern[str]
     Raises:
         WeightsError: a key is missing, or one is neither in the table nor ignored.
     """
-    wanted = {original for originals in table.values() for original in originals if original}
-    missing = [key for key in wanted if key not in state]
+    expected = {original for originals in table.values() for original in originals if original}
+    missing = [key for key in expected if key not in state]
     if missing:
         raise WeightsError(f"{file} has no key '{min(missing)}' ({len(missing)} missing in all); it is incomplete.")
-    unknown = [key for key in state if key not in wanted and not ignored.fullmatch(key)]
+    unknown = [key for key in state if key not in expected and not ignored.fullmatch(key)]
     if unknown:
         raise WeightsError(
             f"{file} holds the key '{unknown[0]}' ({len(unknown)} such in all), which this model does not have; "

@@ -250,8 +250,8 @@ class PromptLayout:
         parts = _PLACEHOLDER.split(question, maxsplit=images or 0) if images != 0 else [question]
         if images == 1 and len(parts) == 1:
             before += f"<Img>{IMAGE_PLACEHOLDER}</Img> "
-        asked = [part if number % 2 else Words(part) for number, part in enumerate(parts)]
-        return [before, *asked, after]
+        pieces = [part if number % 2 else Words(part) for number, part in enumerate(parts)]
+        return [before, *pieces, after]
 
     def prompt_text(self, instruction: str) -> str:
         """What identifies the prompt in a signature: all its text, or the instruction where the conversation is named.
@@ -308,21 +308,21 @@ class PromptLayout:
         """
         prompt = self.text_ids(self.pieces(turns[0][0], images=None))
         ids: list[int] = []
-        learnt: list[bool] = []
+        targets: list[bool] = []
         for number, (question, answer) in enumerate(turns):
-            asked: Sequence[int] = self._later_question(question) if number else ()
-            told = self._answer_ids(answer)
-            ids.extend([*asked, *told])
-            learnt.extend([False] * len(asked) + [True] * len(told))
+            question_ids: Sequence[int] = self._later_question(question) if number else ()
+            answer_ids = self._answer_ids(answer)
+            ids.extend([*question_ids, *answer_ids])
+            targets.extend([False] * len(question_ids) + [True] * len(answer_ids))
         limit = self.max_target_tokens
         truncated = len(ids) > limit
         if truncated and not self.faults.cut_stop_symbol:
             limit -= len(self.stop_ids)
-            while limit and not learnt[limit - 1]:
+            while limit and not targets[limit - 1]:
                 limit -= 1
-            ids, learnt = [*ids[:limit], *self.stop_ids], [*learnt[:limit], *[True] * len(self.stop_ids)]
+            ids, targets = [*ids[:limit], *self.stop_ids], [*targets[:limit], *[True] * len(self.stop_ids)]
         row = TokenSequence(prompt + tuple(ids[: self.max_target_tokens]), len(prompt), truncated)
-        questions = [len(prompt) + i for i, is_target in enumerate(learnt[: self.max_target_tokens]) if not is_target]
+        questions = [len(prompt) + i for i, is_target in enumerate(targets[: self.max_target_tokens]) if not is_target]
         dollars = self._dollar_places(row)
         return TokenSequence(
             row.ids,
@@ -341,10 +341,10 @@ class PromptLayout:
         """
         first = turns[0][0] if turns else question
         ids = list(self.text_ids(self.pieces(first, images=None)))
-        later = [asked for asked, _ in turns[1:]] + ([question] if turns else [])
-        for (_, answer), asked in zip(turns, later, strict=True):
+        later = [text for text, _ in turns[1:]] + ([question] if turns else [])
+        for (_, answer), text in zip(turns, later, strict=True):
             ids += self._answer_ids(answer)
-            ids += self._later_question(asked)
+            ids += self._later_question(text)
         return TokenSequence(tuple(ids), len(ids))
 
     def _later_question(self, question: str) -> list[int]:

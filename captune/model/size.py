@@ -126,17 +126,17 @@ def measure_model(config: MiniGPT4Config, dtype: torch.dtype, quantization: str 
     )
 
 
-def saved_bytes(compute: Callable[[], Any], own: Iterable[Tensor]) -> tuple[int, Any]:
+def saved_bytes(compute: Callable[[], Any], tensors: Iterable[Tensor]) -> tuple[int, Any]:
     """Bytes that autograd keeps of a computation for its backward pass, each storage counted once.
 
     Args:
         compute: what is computed.
-        own: weights and buffers, which are there anyway.
+        tensors: weights and buffers, which are there anyway.
 
     Returns:
         The bytes, and what `compute` returned.
     """
-    there = {tensor.untyped_storage()._cdata for tensor in own}
+    there = {tensor.untyped_storage()._cdata for tensor in tensors}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -187,11 +187,11 @@ def _traced(
         embeddings = torch.empty(1, tokens, llm.get_input_embeddings().weight.shape[1], dtype=dtype, requires_grad=True)
         mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
         positions = torch.arange(tokens).unsqueeze(0)
-        given = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
-        own = [*decoder.parameters(), *decoder.buffers()]
-        kept, _ = saved_bytes(lambda: decoder(**given, use_cache=False), own)
+        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
+        tensors = [*decoder.parameters(), *decoder.buffers()]
+        kept, _ = saved_bytes(lambda: decoder(**inputs, use_cache=False), tensors)
         with torch.no_grad():
-            cache = kv_cache_of(decoder(**given, use_cache=True))
+            cache = kv_cache_of(decoder(**inputs, use_cache=True))
         return kept, cache_size(cache)
 
 

@@ -154,8 +154,8 @@ class SentencePieceTokenizer:
 
     def special_in(self, text: str) -> str | None:
         """A special or added token that the text spells out, or None."""
-        found = None if self._split is None else self._split.search(text)
-        return None if found is None else found[0]
+        match = None if self._split is None else self._split.search(text)
+        return None if match is None else match[0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -176,8 +176,8 @@ class SentencePieceTokenizer:
 
     def piece_id(self, piece: str) -> int | None:
         """Id of one piece of the vocabulary, or None where there is no such piece."""
-        found = int(self._special.get(piece, self._pieces.piece_to_id(piece)))
-        return None if found == self._pieces.unk_id() else found
+        match = int(self._special.get(piece, self._pieces.piece_to_id(piece)))
+        return None if match == self._pieces.unk_id() else match
 
     def save(self, folder: Path) -> None:
         """Copy the vocabulary's files into `folder`."""
@@ -245,8 +245,8 @@ class HuggingFaceTokenizer:
 
     def special_in(self, text: str) -> str | None:
         """A special or added token that the text spells out, or None."""
-        found = None if self._split is None else self._split.search(text)
-        return None if found is None else found[0]
+        match = None if self._split is None else self._split.search(text)
+        return None if match is None else match[0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -255,8 +255,8 @@ class HuggingFaceTokenizer:
 
     def piece_id(self, piece: str) -> int | None:
         """Id of one piece of the vocabulary, or None where there is no such piece."""
-        found: int | None = self._tokenizer.get_vocab().get(piece)
-        return found
+        match: int | None = self._tokenizer.get_vocab().get(piece)
+        return match
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary's files into `folder`."""

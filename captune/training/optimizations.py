@@ -33,7 +33,14 @@ from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.model.compiled import CompiledLayers
 from captune.model.language_model import decoder_layers, is_divided
-from captune.model.layer_call import Growing, LayerCall, intercepted, replaced_forward, states_of, with_states
+from captune.model.layer_call import (
+    KVAccumulator,
+    LayerCall,
+    hidden_states,
+    patched_layer,
+    replaced_forward,
+    with_hidden_states,
+)
 from captune.model.prompt import IMAGE_SLOT
 from captune.training.packing import PackedBatch
 
@@ -57,9 +64,9 @@ def ends_in_parts(llm: Any, batch: PackedBatch) -> Iterator[None]:
     seen, unread = _image_end(batch), int(batch.columns.min())
     with ExitStack() as stack:
         if unread:
-            stack.enter_context(intercepted(layers[-1], partial(_prompt_read, unread)))
+            stack.enter_context(patched_layer(layers[-1], partial(_prompt_read, unread)))
         if seen and len(layers) > 1 and not _trains_embeddings(llm, layers):
-            stack.enter_context(intercepted(layers[0], partial(_image_first, seen)))
+            stack.enter_context(patched_layer(layers[0], partial(_image_first, seen)))
         yield
 
 
@@ -79,22 +86,22 @@ def _image_first(seen: int, call: LayerCall) -> Any:
     """What the first layer returns; no gradient goes back to what is behind the first `seen` tokens."""
     cache = _cache_of(call, 0)
     columns = cache.length + seen
-    first = call.part(slice(None, seen)).seeing(columns)(cache)
-    rest = call.part(slice(seen, None)).detached()(cache)
-    return with_states(rest, torch.cat([states_of(first), states_of(rest)], dim=1))
+    first = call.select(slice(None, seen)).with_mask_columns(columns)(cache)
+    rest = call.select(slice(seen, None)).detached()(cache)
+    return with_hidden_states(rest, torch.cat([hidden_states(first), hidden_states(rest)], dim=1))
 
 
 def _prompt_read(unread: int, call: LayerCall) -> Any:
     """What the last layer returns, but that the first `unread` tokens' states are those it was given."""
     cache = _cache_of(call, -1)
-    call.part(slice(None, unread)).read(cache)
-    rest = call.part(slice(unread, None))(cache)
-    return with_states(rest, torch.cat([call.states[:, :unread], states_of(rest)], dim=1))
+    call.select(slice(None, unread)).fill_cache(cache)
+    rest = call.select(slice(unread, None))(cache)
+    return with_hidden_states(rest, torch.cat([call.states[:, :unread], hidden_states(rest)], dim=1))
 
 
-def _cache_of(call: LayerCall, number: int) -> Growing:
+def _cache_of(call: LayerCall, number: int) -> KVAccumulator:
     """What stands for the cache in one layer, with the text in front of the rows, where that is not in them."""
-    return Growing(None if call.cache is None else call.cache.layers[number])
+    return KVAccumulator(None if call.cache is None else call.cache.layers[number])
 
 
 _ROTARY = "apply_rotary_pos_emb"

@@ -175,8 +175,8 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
             wrapped = PeftModel(model, config, adapter_name=_NAME)
     except Exception as error:  # peft raises ValueError and others where modules are not found
         raise WeightsError(f"{what} does not fit its base model: {error_text(error)}") from error
-    own, embeddings = _own_tensors(wrapped, False), _own_tensors(wrapped, True)
-    placed = _placed(wrapped, config, own, state, moved)
+    tensors, embeddings = _own_tensors(wrapped, False), _own_tensors(wrapped, True)
+    placed = _placed(wrapped, config, tensors, state, moved)
     mismatched = [
         (name, tuple(placed[name].shape), tuple(tensor.shape))
         for name, tensor in embeddings.items()
@@ -184,8 +184,8 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
     ]
     check_keys(
         what,
-        count=len(own),
-        missing=own.keys() - placed.keys(),
+        count=len(tensors),
+        missing=tensors.keys() - placed.keys(),
         unexpected=placed.keys() - embeddings.keys(),
         mismatched=mismatched,
         misfit="does not fit its base model",
@@ -297,13 +297,13 @@ def _changed_beginnings(there: str, here: str) -> tuple[str, str]:
 
 
 def _placed(
-    wrapped: Any, config: Any, own: Mapping[str, Tensor], state: Mapping[str, Tensor], moved: Mapping[str, str]
+    wrapped: Any, config: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], moved: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """An adapter's tensors under the names that they have in this model."""
     plain = {_named_here(name, moved): tensor for name, tensor in state.items()}
     if len(plain) != len(state):
         raise WeightsError("Two tensors of the adapter's file have one place in the model; save the adapter again.")
-    if plain.keys() == own.keys():
+    if plain.keys() == tensors.keys():
         return plain
     try:
         # Experts that the library keeps in one tensor now.
@@ -312,7 +312,7 @@ def _placed(
         converted = convert_peft_adapter_state_dict_for_transformers(wrapped, config, dict(state), _NAME)
     except Exception:  # what does not fit is said by its names
         return plain
-    return dict(converted) if converted.keys() == own.keys() else plain
+    return dict(converted) if converted.keys() == tensors.keys() else plain
 
 
 def _named_here(name: str, moved: Mapping[str, str]) -> str:

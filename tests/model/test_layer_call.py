@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
 from captune.model.language_model import decoder_layers
-from captune.model.layer_call import Growing, LayerCall, intercepted, states_of, with_states
+from captune.model.layer_call import KVAccumulator, LayerCall, hidden_states, patched_layer, with_hidden_states
 from captune.transformers_compat import CACHE_ARGUMENT
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -26,19 +26,19 @@ READ = 7
 
 def in_two(call: LayerCall) -> Any:
     """Keys and values of the first tokens, all of the others."""
-    cache = Growing()
-    call.part(slice(None, READ)).read(cache)
+    cache = KVAccumulator()
+    call.select(slice(None, READ)).fill_cache(cache)
     assert cache.length == READ
-    said = call.part(slice(READ, None))(cache)
-    return with_states(said, torch.cat([call.states[:, :READ], states_of(said)], dim=1))
+    said = call.select(slice(READ, None))(cache)
+    return with_hidden_states(said, torch.cat([call.states[:, :READ], hidden_states(said)], dim=1))
 
 
 def one_by_one(call: LayerCall) -> Any:
     """All of the first tokens, which see themselves only, then all of the others, without a gradient to them."""
-    cache = Growing()
-    first = call.part(slice(None, READ)).seeing(READ)(cache)
-    rest = call.part(slice(READ, None)).detached()(cache)
-    return with_states(rest, torch.cat([states_of(first), states_of(rest)], dim=1))
+    cache = KVAccumulator()
+    first = call.select(slice(None, READ)).with_mask_columns(READ)(cache)
+    rest = call.select(slice(READ, None)).detached()(cache)
+    return with_hidden_states(rest, torch.cat([hidden_states(first), hidden_states(rest)], dim=1))
 
 
 def asked(llm: Any) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def test_the_states_that_are_looked_at_are_the_same(name: str) -> None:
     llm = tiny_minigpt4(AutoConfig.for_model(name, **{**SIZES, **FAMILIES[name]})).llm
     given = asked(llm)
     wanted = llm(**given, use_cache=False).logits
-    with intercepted(decoder_layers(llm)[-1], in_two):
+    with patched_layer(decoder_layers(llm)[-1], in_two):
         found = llm(**given, use_cache=False).logits
     torch.testing.assert_close(found[:, READ:], wanted[:, READ:], rtol=1e-4, atol=1e-4)
     assert (found[:, :READ] - wanted[:, :READ]).abs().max() > 1e-3, "the first are not computed, or nothing is tested"
@@ -72,7 +72,7 @@ def test_a_layer_run_for_some_tokens_after_others_says_the_same_of_all(name: str
     embeddings = given["inputs_embeds"].requires_grad_()
     wanted = llm(**given, use_cache=False).logits
     (gradient,) = torch.autograd.grad(wanted.square().sum(), embeddings)
-    with intercepted(decoder_layers(llm)[0], one_by_one):
+    with patched_layer(decoder_layers(llm)[0], one_by_one):
         found = llm(**given, use_cache=False).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     (part,) = torch.autograd.grad(found.square().sum(), embeddings)
@@ -86,9 +86,9 @@ def test_a_layer_that_takes_no_cache_is_told_from_one_that_does() -> None:
             return states
 
     layer = Plain()
-    with intercepted(layer, in_two), pytest.raises(NotImplementedError, match="takes no cache"):
+    with patched_layer(layer, in_two), pytest.raises(NotImplementedError, match="takes no cache"):
         layer(torch.zeros(1, 12, 4))
-    with intercepted(layer, one_by_one), pytest.raises(NotImplementedError, match="takes no mask"):
+    with patched_layer(layer, one_by_one), pytest.raises(NotImplementedError, match="takes no mask"):
         layer(torch.zeros(1, 12, 4))
 
 
@@ -103,7 +103,7 @@ def test_a_forward_that_somebody_has_put_there_is_put_back() -> None:
     layer.forward = watched
     ids = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11, 12]])
     wanted = llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits
-    with intercepted(decoder_layers(llm)[-1], in_two), pytest.raises(ValueError, match="stop here"):
+    with patched_layer(decoder_layers(llm)[-1], in_two), pytest.raises(ValueError, match="stop here"):
         raise ValueError("stop here")
     assert layer.forward is watched
     assert torch.equal(llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits, wanted)

@@ -190,7 +190,7 @@ def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.Monk
         raise NotImplementedError("the layer takes no cache")
 
     model = tiny_minigpt4()
-    monkeypatch.setattr(LayerCall, "read", refuse)
+    monkeypatch.setattr(LayerCall, "fill_cache", refuse)
     objective = Objective(model, INSTRUCTION, FastConfig())
     assert probe(objective, SAMPLES, features(model)) is None
     assert objective.packed
