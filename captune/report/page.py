@@ -98,10 +98,10 @@ def build_page(
             score_charts=_charts(score_charts(run, words) if comparison is None else []),
             training_charts=_charts(training_charts(log, words)),
             captions=_captions(run, statistics, references, words),
-            transfer=None if matrix is None else matrix_section(matrix),
+            robustness=None if matrix is None else matrix_section(matrix),
             heatmap=None if heatmap is None else base64.b64encode(heatmap).decode(),
-            people=None if rating is None else rating_tables(rating),
-            people_counts="" if rating is None else rating_counts(rating),
+            ratings=None if rating is None else rating_tables(rating),
+            rating_counts="" if rating is None else rating_counts(rating),
             citation_signatures=list(dict.fromkeys(row.signature for row in run.checkpoints if row.signature)),
         )
     )

@@ -101,7 +101,7 @@ def test_results_are_printed_and_put_into_the_report(made: Path, capsys: pytest.
         "report.html",
     }
     page = (made / "report.html").read_text()
-    assert 'id="people"' in page
+    assert 'id="ratings"' in page
     assert "Krippendorff" in page
     assert _call("rate", made, "--results", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
@@ -132,7 +132,7 @@ def test_the_report_is_written_again_with_the_people_in_it(made: Path, capsys: p
         with pytest.raises(InputError, match=r"[Cc]all `captune rate --results` again, or remove the file"):
             write_page(made)
     (made / "rating.json").unlink()
-    assert 'id="people"' not in write_page(made).read_text()
+    assert 'id="ratings"' not in write_page(made).read_text()
     capsys.readouterr()
 
 
@@ -161,7 +161,7 @@ def test_a_study_of_other_captions_is_refused(
     assert "was made of other captions" in err
     assert (made / "rating.json").read_bytes() == rated
     # What is there of the captions before is not shown beside the new ones.
-    assert 'id="people"' not in write_page(made).read_text()
+    assert 'id="ratings"' not in write_page(made).read_text()
     # The study itself still has its results.
     assert _call("rate", made / "rating", "--results") == 0
     out, err = capsys.readouterr()

@@ -113,7 +113,7 @@ def test_the_page_shows_the_matrix_and_escapes_it(tmp_path: Path) -> None:
     (tmp_path / "matrix.png").write_bytes(b"png")
     run = RunScores("toy", (CheckpointScores("pretrained", {"CIDEr": 0.5}),))
     page = build_page(run, TrainingLog(), matrix=example(), run_dir=tmp_path, language="zh")
-    assert '<h2 id="transfer-title" data-t="transfer">其他数据与受损图像</h2>' in page
+    assert '<h2 id="robustness-title" data-t="robustness">其他数据与受损图像</h2>' in page
     assert "epoch&lt;0&gt;|" in page
     assert "<0>" not in page
     assert 'src="data:image/png;base64,cG5n"' in page
@@ -309,7 +309,7 @@ def test_every_number_carries_its_signature(travelled: Path) -> None:
 
 def test_what_the_run_holds_afterwards(travelled: Path) -> None:
     page = (travelled / "report.html").read_text(encoding="utf-8")
-    assert 'id="transfer"' in page
+    assert 'id="robustness"' in page
     assert "data:image/png;base64" in page
     written = {path.name for path in travelled.iterdir()}
     assert {"matrix.csv", "matrix.md", "matrix.json", "matrix.png", "scores.json"} <= written

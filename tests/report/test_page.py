@@ -132,6 +132,7 @@ def test_both_languages_are_readable_without_a_script(run: RunScores, language: 
     head = page.partition('<script type="application/json"')[0]
     assert f'<html lang="{language}">' in page
     assert f">{word}</h2>" in head
+    assert f'<th scope="row" data-t="people">{"people" if language == "en" else "人物"}</th>' in head
     assert not re.search(r'data-t="[^"]+"[^>]*></', head)
     assert "BLEU-4 rose fastest (+84 %)" in head
     assert "BLEU-4(+84 %) 提升最快" in head

@@ -28,7 +28,7 @@ def test_the_section_of_people(
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(write_page(run).as_uri())
     page.select_option("#language", language)
-    text = page.inner_text("#people")
+    text = page.inner_text("#ratings")
     assert text.startswith({"en": "Human ratings", "zh": "人工评价"}[language])
     for name, rate in found.win_rates.items():
         assert name in text
@@ -41,7 +41,7 @@ def test_the_section_of_people(
     options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
     problems = [
         (violation["id"], [node["html"][:120] for node in violation["nodes"][:3]])
-        for violation in axe.Axe().run(page, context="#people", options=options).response["violations"]
+        for violation in axe.Axe().run(page, context="#ratings", options=options).response["violations"]
     ]
     assert problems == []
     assert errors == []
