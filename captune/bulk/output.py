@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from captune.data.atomic import atomic_file
-from captune.data.image_files import name_as_text
+from captune.data.image_files import is_unicode, name_as_text
 from captune.data.outputs import output_file
 from captune.errors import DataError, MissingExtraError
 from captune.parsing import load_json
@@ -64,7 +64,10 @@ def as_text(row: Row) -> Row:
 
     Ids and images were escaped where they were read; messages quote paths as the system gives them.
     """
-    return {key: value if _is_unicode(value) else name_as_text(value) for key, value in row.items()}
+    return {
+        key: value if not isinstance(value, str) or is_unicode(value) else name_as_text(value)
+        for key, value in row.items()
+    }
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -128,16 +131,6 @@ def has_text(image: str) -> bool:
         return os.path.getsize(text_path(image)) > 0
     except OSError:
         return False
-
-
-def _is_unicode(text: Any) -> bool:
-    if not isinstance(text, str) or text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _write_parquet(path: Path, rows: list[Row], note: dict[str, Any] | None) -> None:

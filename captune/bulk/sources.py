@@ -12,9 +12,8 @@ from pathlib import Path
 
 from captune.bulk.shards import ParquetShard, TarShard
 from captune.data.formats import HEIF_SUFFIXES, is_image_name
-from captune.data.image_files import SkippedFiles, name_as_text
+from captune.data.image_files import SkippedFiles, name_as_text, raise_unreadable_folder
 from captune.data.images import image_size
-from captune.data.importers.folder import raise_unreadable_folder
 from captune.data.manifest import iter_manifest, resolve_image
 from captune.errors import DataError
 

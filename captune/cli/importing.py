@@ -1,4 +1,4 @@
-"""What every `captune prepare` command does: find the files, run the import, tell what came of it."""
+"""What every `captune prepare` command does: find the files, run the import, print the summary."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Source(HasShare, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every format is asked alike: out, images, check, strict, JSON summary, file for the problems, overwrite.
+    """The options of every format: out, images, check, strict, JSON summary, file for the problems, overwrite.
 
     Attributes:
         shares: splits to divide the images into, where that is requested.
@@ -62,26 +62,27 @@ class Options:
     split_origin: str | None = None
 
 
-def find_file(source: Path, names: Iterable[str], origin: str) -> Path:
+def find_file(source: Path, name: str) -> Path:
     """The annotation file: SOURCE itself, or the one of the usual names in a folder.
 
     Args:
-        source: what the user gave.
-        names: usual names of the file.
-        origin: where it comes from, as a clause, for those who do not have it.
+        source: as the user specified it.
+        name: of the format, a key of `captune.data.importers.FORMATS`.
 
     Raises:
-        DataError: SOURCE is not there, or a folder that holds none of the names.
+        DataError: SOURCE does not exist, or is a folder that holds none of the names.
     """
+    from captune.data.importers import FORMATS
     from captune.errors import DataError
 
+    names = FORMATS[name].annotations
     if not source.exists():
-        raise DataError(f"there is no '{source}'; {origin}.")
+        raise DataError(f"there is no '{source}'; {FORMATS[name].origin}.")
     if not source.is_dir():
         return source
-    for name in names:
-        if (source / name).is_file():
-            return source / name
+    for file in names:
+        if (source / file).is_file():
+            return source / file
     raise DataError(f"the folder '{source}' holds no {' or '.join(names)}; give the annotation file itself.")
 
 
@@ -95,7 +96,7 @@ def resplit(rows: Iterable[Row | Issue], splits: Path | None) -> Iterable[Row | 
     """Rows with the splits of Karpathy's JSON, where one is given."""
     if splits is None:
         return rows
-    from captune.data.importers.karpathy import read_splits, with_splits
+    from captune.data.importers import read_splits, with_splits
     from captune.data.readers import SourceFile
 
     return with_splits(rows, read_splits(SourceFile(splits)))
@@ -104,7 +105,7 @@ def resplit(rows: Iterable[Row | Issue], splits: Path | None) -> Iterable[Row | 
 def import_rows(
     rows: Iterable[Row | Issue], source: Path, reading: Source, folders: Iterable[str], options: Options
 ) -> None:
-    """Run an import with a progress bar on a terminal, and tell on stderr what came of it.
+    """Run an import with a progress bar on a terminal, and print the summary on stderr.
 
     Args:
         rows: what an importer yields.

@@ -24,10 +24,6 @@ app = typer.Typer(
     epilog="Example: captune prepare flickr30k flickr30k/flickr_annotations_30k.csv --out flickr30k/manifest.jsonl",
 )
 
-_FLICKR30K_FILES = ("flickr_annotations_30k.csv", "results.csv", "results_20130124.token")
-_FLICKR30K_ORIGIN = "it and flickr30k-images.zip are files of the data set nlphuji/flickr30k on Hugging Face"
-_FLICKR30K_IMAGES = ("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images")
-
 
 def register(program: typer.Typer) -> None:
     """Add the commands to the program; those for one's own data come last."""
@@ -74,14 +70,14 @@ def flickr30k(
 
     Images are looked for in flickr30k-images, flickr30k_images or images beside SOURCE.
     """
-    from captune.data.importers.flickr import flickr30k_rows, token_rows
+    from captune.data.importers import FORMATS, flickr30k_rows, token_rows
     from captune.data.readers import SourceFile
 
-    file = find_file(source, _FLICKR30K_FILES, _FLICKR30K_ORIGIN)
+    file = find_file(source, "flickr30k")
     reading = SourceFile(file)
     rows = token_rows(reading) if ".token" in file.suffixes else flickr30k_rows(reading)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(resplit(rows, splits), file, reading, _FLICKR30K_IMAGES, options)
+    import_rows(resplit(rows, splits), file, reading, FORMATS["flickr30k"].images, options)
 
 
 @app.command(short_help="Flickr8k: lines 'image#n<TAB>caption', or Kaggle's captions.txt.")
@@ -104,17 +100,16 @@ def flickr8k(
     The lists Flickr_8k.{train,dev,test}Images.txt beside SOURCE give the splits; images that none of them names
     become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
     """
-    from captune.data.importers.flickr import listed_splits, token_rows
-    from captune.data.importers.karpathy import with_splits
+    from captune.data.importers import FORMATS, listed_splits, token_rows, with_splits
     from captune.data.readers import SourceFile
 
-    file = find_file(source, ("Flickr8k.token.txt", "captions.txt"), "Flickr8k's captions are Flickr8k.token.txt")
+    file = find_file(source, "flickr8k")
     reading = SourceFile(file)
     rows: Iterable[Row | Issue] = token_rows(reading)
     listed = {} if splits else listed_splits(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(rows, file, reading, ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset"), options)
+    import_rows(rows, file, reading, FORMATS["flickr8k"].images, options)
 
 
 @app.command(short_help="Karpathy's dataset_{flickr8k,flickr30k,coco}.json, splits and captions.")
@@ -137,13 +132,13 @@ def karpathy(
     COCO's training set of published numbers is train and restval together: 113,287 images. Images are looked for in
     images or flickr30k-images beside SOURCE, COCO's in their folders train2014 and val2014 there.
     """
-    from captune.data.importers.karpathy import karpathy_rows
+    from captune.data.importers import FORMATS, karpathy_rows
     from captune.data.readers import SourceFile
 
     reading = SourceFile(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     rows = karpathy_rows(reading, restval="train" if restval == "train" else "restval")
-    import_rows(rows, source, reading, ("images", "flickr30k-images", ""), options)
+    import_rows(rows, source, reading, FORMATS["karpathy"].images, options)
 
 
 @app.command(short_help="COCO captions 2014 or 2017, and what follows their layout.")
@@ -172,7 +167,7 @@ def coco(
     Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it, in
     images, or in MiniGPT-4's folder image.
     """
-    from captune.data.importers.coco import coco_rows
+    from captune.data.importers import FORMATS, coco_rows
     from captune.data.readers import SourceFile
     from captune.data.splits import split_of_name
 
@@ -184,7 +179,7 @@ def coco(
         out, images, check_images, strict, as_json, problems, overwrite, shares, None if split or splits else origin
     )
     rows = resplit(coco_rows(reading, split=split_name), splits)
-    import_rows(rows, source, reading, (name, f"../{name}", "images", "image"), options)
+    import_rows(rows, source, reading, (name, f"../{name}", *FORMATS["coco"].images), options)
 
 
 @app.command(short_help="NoCaps, with the domain of each image.")
@@ -202,7 +197,7 @@ def nocaps(
 
     Images are looked for in validation, val or images beside SOURCE.
     """
-    from captune.data.importers.coco import coco_rows
+    from captune.data.importers import FORMATS, coco_rows
     from captune.data.readers import SourceFile
     from captune.data.splits import split_of_name
 
@@ -212,7 +207,7 @@ def nocaps(
         out, images, check_images, strict, as_json, problems, overwrite, split_origin=origin.partition(";")[0]
     )
     rows = coco_rows(reading, split=split)
-    import_rows(rows, source, reading, ("validation", "val", "images"), options)
+    import_rows(rows, source, reading, FORMATS["nocaps"].images, options)
 
 
 @app.command(short_help="TextCaps: captions of pictures with text in them.")
@@ -230,12 +225,12 @@ def textcaps(
 
     Images are looked for in train_images (those of val, too) or images beside SOURCE.
     """
-    from captune.data.importers.coco import textcaps_rows
+    from captune.data.importers import FORMATS, textcaps_rows
     from captune.data.readers import SourceFile
 
     reading = SourceFile(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(textcaps_rows(reading), source, reading, ("train_images", "images"), options)
+    import_rows(textcaps_rows(reading), source, reading, FORMATS["textcaps"].images, options)
 
 
 @app.command(short_help="Chinese captions: Flickr30k-CN and COCO-CN.")
@@ -260,12 +255,11 @@ def chinese(
     Lists such as coco-cn_train.txt beside SOURCE give the splits. Images are looked for in images,
     flickr30k-images or beside SOURCE, COCO's in their folders train2014 and val2014 there.
     """
-    from captune.data.importers.flickr import chinese_lists, token_rows, with_coco_names
-    from captune.data.importers.karpathy import with_splits
+    from captune.data.importers import FORMATS, chinese_lists, token_rows, with_coco_names, with_splits
     from captune.data.readers import SourceFile
     from captune.data.splits import split_of_name
 
-    file = find_file(source, ("imageid.human-written-caption.txt",), "COCO-CN's is imageid.human-written-caption.txt")
+    file = find_file(source, "chinese")
     reading = SourceFile(file)
     guess, origin = split_of_name(file.name)
     rows: Iterable[Row | Issue] = token_rows(reading, split=split or guess)
@@ -273,4 +267,4 @@ def chinese(
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
     split_origin = None if split or splits or listed else origin
     options = Options(out, images, check_images, strict, as_json, problems, overwrite, split_origin=split_origin)
-    import_rows(with_coco_names(rows), file, reading, ("images", "flickr30k-images", ""), options)
+    import_rows(with_coco_names(rows), file, reading, FORMATS["chinese"].images, options)

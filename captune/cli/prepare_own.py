@@ -14,7 +14,7 @@ from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, P
 
 if TYPE_CHECKING:
     from captune.data.image_files import SkippedFiles
-    from captune.data.importers.table import Columns
+    from captune.data.importers import Columns
     from captune.data.readers import SourceFile
     from captune.data.splits import Shares
 
@@ -69,7 +69,7 @@ def table(
     into the folder of --images, by default one beside the manifest.
     """
     from captune.data.archives import InlineImages
-    from captune.data.importers.table import table_rows
+    from captune.data.importers import FORMATS, table_rows
     from captune.data.readers import SourceFile
 
     split_name, shares = split_and_shares(split, seed, split_column)
@@ -82,7 +82,7 @@ def table(
         inline_images = InlineImages(images)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite, shares)
     rows = table_rows(reading, columns, split=split_name, inline_images=inline_images, quoting=quoting, turns=turns)
-    import_rows(rows, source, reading, ("images", "image", ""), options)
+    import_rows(rows, source, reading, FORMATS["table"].images, options)
 
 
 def folder(
@@ -97,7 +97,7 @@ def folder(
     overwrite: Overwrite = False,
 ) -> None:
     """A folder of images with a text file of the same name beside each, one caption a line."""
-    from captune.data.importers.folder import FolderSource
+    from captune.data.importers import FolderSource
 
     split_name, shares = split_and_shares(split, seed)
     reading = FolderSource(source, split=split_name)
@@ -136,7 +136,7 @@ def hf(
     The images are written into the folder of --images, which the manifest then points to.
     """
     from captune.data.archives import InlineImages
-    from captune.data.importers.hugging_face import HuggingFaceSource
+    from captune.data.importers import HuggingFaceSource
 
     target = _target(out, images)
     columns = _columns(image_column, caption_column, split_column, id_column)
@@ -171,7 +171,7 @@ def webdataset(
     followed.
     """
     from captune.data.archives import InlineImages
-    from captune.data.importers.webdataset import WebDatasetSource
+    from captune.data.importers import WebDatasetSource
 
     target = _target(out, images)
     split_name, shares = split_and_shares(split, seed)
@@ -215,7 +215,7 @@ def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, S
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:
-    from captune.data.importers.table import Columns
+    from captune.data.importers import Columns
 
     return Columns(image, tuple(captions), split, name)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from captune.data.image_files import is_unicode
 from captune.data.prefetch import prefetch_map
 
 __all__ = ["HASH_BYTES", "FileCache", "cached_digest", "cached_map", "content_hash", "content_ids", "file_state"]
@@ -103,7 +104,7 @@ class FileCache:
 
     def put(self, path: str, state: str, values: Values) -> None:
         """Keep the values of a file; those of a name that a database cannot hold are computed each time."""
-        if self._database is not None and _is_utf8(path):
+        if self._database is not None and is_unicode(path):
             self._new.append((path, state, *values))
             if len(self._new) >= _BATCH:
                 self._flush()
@@ -228,11 +229,3 @@ def _regular_state(file: str) -> str:
 
 def _absolute(file: str) -> str:
     return file if os.path.isabs(file) else os.path.join(os.getcwd(), file)
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -35,7 +35,9 @@ __all__ = [
     "SkippedFiles",
     "file_name",
     "is_companion",
+    "is_unicode",
     "name_as_text",
+    "raise_unreadable_folder",
     "text_as_name",
     "without_windows",
     "written_alike",
@@ -276,3 +278,25 @@ class SkippedFiles:
 def is_companion(name: str) -> bool:
     """Whether a file is kept with an image by its ending: a caption, an annotation, an embedding."""
     return posixpath.splitext(name.lower())[1] in _COMPANIONS
+
+
+def raise_unreadable_folder(error: OSError) -> None:
+    """The `onerror` of `os.walk` that refuses a folder it cannot read; by default it skips such a folder silently.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"the folder '{error.filename}' cannot be read ({error.strerror}); allow reading it, or move it elsewhere."
+    ) from error
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written: JSON can contain halves of surrogate pairs, which no encoding takes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

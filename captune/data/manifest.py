@@ -25,6 +25,7 @@ from typing import Any
 from captune.common import did_you_mean
 from captune.data.atomic import atomic_file
 from captune.data.ids import SeenIds
+from captune.data.image_files import is_unicode
 from captune.data.issues import Issue, Issues, plural, printable
 from captune.data.outputs import output_file
 from captune.data.readers import SourceFile, checked_lines, parse_json
@@ -252,7 +253,7 @@ def check_image_name(name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or not parts[0] or _DRIVE.match(name):
         raise DataError(f"the image name {name!r} leads out of the image folder.")
-    if not _is_unicode(name):
+    if not is_unicode(name):
         raise DataError(f"the image name '{printable(name)}' is not UTF-8; rename the file.")
     if parts[-1] in ("", ".") or "\0" in name:
         raise DataError(f"the image name {name!r} is no file name.")
@@ -271,7 +272,7 @@ def invalid_text_reason(text: str) -> str | None:
         return "is empty"
     if "\0" in text:
         return "holds a NUL character"
-    if not _is_unicode(text):
+    if not is_unicode(text):
         if byte := _UNDECODED.search(text):
             return f"is not UTF-8 (byte 0x{ord(byte[0]) - 0xDC00:02x})"
         return "holds half of a surrogate pair, which is no text"
@@ -315,17 +316,6 @@ def _check_text(what: str, value: Any) -> None:
         raise ValueError(f"{what} must be a string, not {_kind(value)}")
     if fault := invalid_text_reason(value):
         raise ValueError(f"{what} {fault}")
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether text can be written: JSON can smuggle in halves of surrogate pairs, which no encoding takes."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Final
 from captune.data.leaks.guard import ImageFile, same_picture_groups
 from captune.errors import DataError
 
-__all__ = ["Division", "Shares", "divide", "parse_shares", "split_of_name"]
+__all__ = ["SPLIT_NAMES", "Division", "Shares", "divide", "parse_shares", "split_of_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,9 @@ def _order(name: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
 
 
-_WORDS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLIT_NAMES: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+"""Names of splits in files and data sets, and the split of each."""
+
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -155,7 +157,7 @@ def split_of_name(name: str) -> tuple[str, str]:
         "train", "val" or "test", and the reason as a clause for the summary; "train" where the name says no split, or
         several.
     """
-    splits = dict.fromkeys(_WORDS[word] for word in _WORD.findall(name.lower()) if word in _WORDS)
+    splits = dict.fromkeys(SPLIT_NAMES[word] for word in _WORD.findall(name.lower()) if word in SPLIT_NAMES)
     if len(splits) == 1:
         return next(iter(splits)), f"as the name '{name}' says; --split names another"
     why = "says several splits" if splits else "says no split"

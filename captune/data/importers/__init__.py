@@ -1,1 +1,95 @@
-"""Importers of caption files: each is a generator that knows one format and yields a `Row` or an `Issue` an image."""
+"""Importers of caption files: each knows one format and yields a `Row` or an `Issue` for every image.
+
+flickr.py         Flickr8k, Flickr30k, Flickr30k-CN, COCO-CN
+coco.py           COCO, NoCaps, MiniGPT-4's filter_cap.json, TextCaps
+karpathy.py       Karpathy's JSON, and the splits in it
+table.py          CSV, TSV, JSON and parquet with named columns
+json_table.py     rows and conversations from JSON
+folder.py         images with a text file next to each
+hugging_face.py   data sets of the library `datasets`
+webdataset.py     tars
+
+`captune.data.importing.prepare` writes the manifest from the rows of any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from captune.data.importers.coco import coco_rows, textcaps_rows
+from captune.data.importers.flickr import (
+    chinese_lists,
+    flickr30k_rows,
+    listed_splits,
+    token_rows,
+    with_coco_names,
+    write_grounded_detail,
+)
+from captune.data.importers.folder import FolderSource
+from captune.data.importers.hugging_face import HuggingFaceSource
+from captune.data.importers.karpathy import UNLISTED, karpathy_rows, read_splits, with_splits
+from captune.data.importers.table import Columns, table_rows
+from captune.data.importers.webdataset import WebDatasetSource
+
+__all__ = [
+    "FORMATS",
+    "UNLISTED",
+    "Columns",
+    "FolderSource",
+    "Format",
+    "HuggingFaceSource",
+    "WebDatasetSource",
+    "chinese_lists",
+    "coco_rows",
+    "flickr30k_rows",
+    "karpathy_rows",
+    "listed_splits",
+    "read_splits",
+    "table_rows",
+    "textcaps_rows",
+    "token_rows",
+    "with_coco_names",
+    "with_splits",
+    "write_grounded_detail",
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """The usual names of the files of a format.
+
+    Attributes:
+        images: of the image folder, relative to the annotation file.
+        annotations: of the annotation file in a folder.
+        origin: where the annotation file comes from, as a clause.
+    """
+
+    images: tuple[str, ...]
+    annotations: tuple[str, ...] = ()
+    origin: str = ""
+
+
+FORMATS: Final = {
+    "flickr30k": Format(
+        images=("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images"),
+        annotations=("flickr_annotations_30k.csv", "results.csv", "results_20130124.token"),
+        origin="it and flickr30k-images.zip are files of the data set nlphuji/flickr30k on Hugging Face",
+    ),
+    "flickr8k": Format(
+        images=("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset"),
+        annotations=("Flickr8k.token.txt", "captions.txt"),
+        origin="Flickr8k's captions are Flickr8k.token.txt",
+    ),
+    "karpathy": Format(images=("images", "flickr30k-images", "")),
+    "coco": Format(images=("images", "image")),
+    "nocaps": Format(images=("validation", "val", "images")),
+    "textcaps": Format(images=("train_images", "images")),
+    "chinese": Format(
+        images=("images", "flickr30k-images", ""),
+        annotations=("imageid.human-written-caption.txt",),
+        origin="COCO-CN's is imageid.human-written-caption.txt",
+    ),
+    "table": Format(images=("images", "image", "")),
+}
+"""The formats by the name of their subcommand of `captune prepare`; those without annotation files are not listed."""

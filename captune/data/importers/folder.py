@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captune.data.formats import is_image_name
-from captune.data.image_files import SkippedFiles, written_alike
+from captune.data.image_files import SkippedFiles, raise_unreadable_folder, written_alike
 from captune.data.issues import Issue
 from captune.data.readers import SourceFile, checked_lines
 from captune.data.rows import Row
 from captune.errors import DataError
 
-__all__ = ["FolderSource", "raise_unreadable_folder"]
+__all__ = ["FolderSource"]
 
 
 class FolderSource:
@@ -119,14 +119,3 @@ def _captions(file: Path) -> tuple[tuple[str, ...], list[Issue]]:
     except DataError as error:
         problems.append(Issue(str(file), 0, "malformed", str(error)))
     return tuple(captions), problems
-
-
-def raise_unreadable_folder(error: OSError) -> None:
-    """Told by `os.walk` of a folder that it cannot read, which it would pass over in silence.
-
-    Raises:
-        DataError: always.
-    """
-    raise DataError(
-        f"the folder '{error.filename}' cannot be read ({error.strerror}); allow reading it, or move it elsewhere."
-    ) from error

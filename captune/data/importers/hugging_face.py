@@ -19,11 +19,11 @@ from captune.data.importers.table import Columns, Values, caption_rows, record_v
 from captune.data.issues import Issue
 from captune.data.manifest import missing_reason
 from captune.data.rows import CaptionRow, Row, group_by_image
+from captune.data.splits import SPLIT_NAMES
 from captune.errors import DataError, MissingExtraError
 
 __all__ = ["HuggingFaceSource"]
 
-_SPLITS = {"validation": "val", "valid": "val", "dev": "val"}
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -76,7 +76,7 @@ class HuggingFaceSource:
 
     def _captions(self, split: str, part: Any) -> Iterator[CaptionRow | Issue]:
         location = f"{self._name}, split {split}"
-        split_name = _SPLITS.get(split, split)
+        split_name = SPLIT_NAMES.get(split, split)
         return caption_rows(self._records(part, location), location, self._columns, split_name, self._inline_images)
 
     def _records(self, part: Any, location: str) -> Iterator[tuple[int, Values] | Issue]:

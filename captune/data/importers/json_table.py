@@ -31,13 +31,12 @@ from typing import Any, Literal, TypeAlias
 from captune.data.formats import is_image_name
 from captune.data.issues import Issue, printable
 from captune.data.readers import BadItem, SourceFile, checked_lines, json_parts, parse_json
+from captune.data.splits import SPLIT_NAMES
 from captune.errors import DataError
 
 __all__ = ["Conversations", "Entry", "Turns", "is_conversation", "json_entries", "json_layout"]
 
 Layout: TypeAlias = Literal["lines", "array", "object"]
-
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def json_entries(
             number, current = (number if key == current else 0) + 1, key
             location = f"entry {number} of {key}: " if key else f"entry {number}: "
             if isinstance(item, dict):
-                yield Entry(0, location, item, _SPLITS.get(key.lower()))
+                yield Entry(0, location, item, SPLIT_NAMES.get(key.lower()))
             else:
                 fault = str(item) if isinstance(item, BadItem) else "a JSON object is expected"
                 yield Issue(reading.name, 0, "malformed", f"{location}{fault}.")
