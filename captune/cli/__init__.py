@@ -1,4 +1,4 @@
-"""The command line: one small module a command, heavy imports inside the command.
+"""The command line: one module per command, with heavy imports inside the command.
 
 Data goes to stdout or `--out`, progress and messages to stderr. Exit code 0 = done, 1 = captune or the
 machine failed, 2 = the input is wrong.
@@ -7,6 +7,8 @@ machine failed, 2 = the input is wrong.
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import signal
 import sys
 import warnings
@@ -16,7 +18,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from captune.cli.quiet import silence_libraries
 from captune.common import shorten
 from captune.errors import CaptuneError
 
@@ -31,8 +32,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from captune import __version__
 
         typer.echo(f"captune {__version__}")
@@ -50,28 +51,73 @@ def _program(
 
 WRONG_PATHS = {
     errno.EEXIST: "is a file, and a folder is needed there",
-    errno.ENOTDIR: "lies below a file, and a folder is needed there",
+    errno.ENOTDIR: "is below a file, and a folder is needed there",
     errno.EISDIR: "is a folder, and a file is needed there",
     errno.ENAMETOOLONG: "is too long for a name of a file",
     errno.ENOENT: "is not there and cannot be made",
     errno.EPERM: "may not be made or changed",
     errno.ELOOP: "is a link that leads to itself",
 }
-"""What a path is that the system refuses, whatever is in it."""
+"""Descriptions of paths that the system refuses, by error number."""
 LONGEST_SHOWN = 120
 """Characters of a path in a message."""
+
+
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Read by libraries at their import, also by those of worker processes."""
+
+_LOGGERS_WITH_HANDLERS = ("torch.utils._pytree",)
+"""Loggers that write to the screen past the root logger."""
+
+
+class _LibraryFilter(logging.Filter):
+    """Lets captune's messages through, and errors of any library."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] == "captune" or record.levelno >= logging.ERROR
+
+
+def silence_libraries() -> None:
+    """Silence warnings, logs and progress bars of libraries in this process and its children.
+
+    Called at the start of a program, before heavy imports. captune's messages stay on the screen; `python -W default -m
+    captune ...` or PYTHONWARNINGS=default shows the warnings of libraries again.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        os.environ["PYTHONWARNINGS"] = "ignore"  # of child processes; here warnings become log records
+        logging.captureWarnings(True)
+    for name in _LOGGERS_WITH_HANDLERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    root = logging.getLogger()
+    if not any(isinstance(item, _LibraryFilter) for handler in root.handlers for item in handler.filters):
+        handler = logging.StreamHandler()
+        handler.addFilter(_LibraryFilter())
+        root.addHandler(handler)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
 
 
 def run(command: Callable[[], Any]) -> int:
     """Call `command` and turn what it raises into one sentence on stderr and an exit code.
 
     Args:
-        command: what to do; an integer that it returns is the exit code.
+        command: the work; an integer that it returns is the exit code.
 
     Returns:
         0 when done, 1 when captune or the machine failed, 2 when the input is wrong, 130 after Ctrl-C.
     """
-    # Pillow warns of EXIF data, palettes and sizes; what is wrong with a picture is said with its name.
+    # Pillow warns about EXIF data, palettes and sizes; captune reports faulty images by name.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         result = command()
@@ -88,9 +134,7 @@ def run(command: Callable[[], Any]) -> int:
         print("captune: the machine ran out of memory; use a smaller batch or fewer images.", file=sys.stderr)
         return 1
     except RecursionError:
-        print(
-            "captune: a file is nested too deeply to be read; look at the JSON or YAML that was given.", file=sys.stderr
-        )
+        print("captune: a file is nested too deeply to be read; look at the JSON or YAML input.", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno in WRONG_PATHS and error.filename:
@@ -127,7 +171,7 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of this process.
 
     Returns:
-        The exit code; 2 when the arguments are wrong, which is said on stderr.
+        The exit code; 2 for wrong arguments, which are reported on stderr.
     """
     try:
         result = program(args=arguments, standalone_mode=False)
@@ -139,7 +183,7 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         print(message if is_help else f"captune: {sentence} See captune --help.", file=sys.stderr)
         return error.exit_code
     if result == 128 + signal.SIGINT:
-        # typer turns Ctrl-C into this exit code without a word.
+        # typer turns Ctrl-C into this exit code without a message.
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 

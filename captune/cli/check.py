@@ -1,4 +1,4 @@
-"""`captune check`: everything that is wrong with a manifest, before a run fails on it."""
+"""`captune check`: all faults of a manifest, before a run fails on them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def register(program: typer.Typer) -> None:
 def check(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A manifest that captune prepare wrote.")],
     split: Annotated[
-        list[str], typer.Option(help="A split that must be there, or several as train,restval; may be given again.")
+        list[str], typer.Option(help="A required split, or several as train,restval; this option is repeatable.")
     ] = ["train"],  # noqa: B006
     check_images: Check = "decode",
     min_side: Annotated[int, typer.Option(min=1, help="Note images with fewer pixels on a side.")] = 32,
     max_words: Annotated[int, typer.Option(min=1, help="Note captions with more words.")] = 100,
     model: Annotated[
         str | None,
-        typer.Option(help="A model (folder, hub id or toy): note captions that it cannot learn whole."),
+        typer.Option(help="A model (folder, hub id or toy): note captions that it cannot be trained on completely."),
     ] = None,
     against: Annotated[
         list[Path] | None,
@@ -52,7 +52,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
     problems: ProblemsFile = None,
 ) -> None:
-    """Look at every row, caption and image of a manifest; exit with 2 when training would fail on it.
+    """Check every row, caption and image of a manifest; exit with 2 when training would fail on it.
 
     With --against, images of the other manifest that are among this one's training images (the first --split) are
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
@@ -65,7 +65,7 @@ def check(
 
     if problems is not None:
         check_output(problems, command="check", reads=[manifest, *(against or [])], option="--problems")
-    flaw = None if model is None else _flaw_by(model)
+    flaw = None if model is None else _flaw_finder(model)
     reading = SourceFile(manifest)
     with with_progress(manifest.name, reading, problems, "check") as callbacks:
         summary = check_manifest(
@@ -79,7 +79,7 @@ def check(
             on_issue=callbacks.on_issue,
         )
         fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
-        leaks = [_compared(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
+        leaks = [_compare(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
     leaked = any(report["leaked"] for report in leaks)
     failed = bool(fatal or (strict and notes) or (leaked and not allow_leaks))
     if as_json:
@@ -94,7 +94,7 @@ def check(
         raise typer.Exit(2)
 
 
-def _compared(
+def _compare(
     manifest: Path, other: Path, train_splits: tuple[str, ...], summary: Summary, callbacks: Callbacks
 ) -> dict[str, object]:
     """Look for leaks; each one is a problem of the summary."""
@@ -118,7 +118,7 @@ def _compared(
 
 
 def histogram(words: Counter[int]) -> list[str]:
-    """How many captions have how many words, as bars of one width of words each."""
+    """A text histogram of the number of words per caption."""
     if not words:
         return []
     longest = max(words)
@@ -136,16 +136,15 @@ def histogram(words: Counter[int]) -> list[str]:
     return lines
 
 
-def _flaw_by(model: str) -> Callable[[str], TargetFlaw | None]:
-    """What a model cannot learn of a caption."""
-    from captune.cli.extras import needs
-    from captune.cli.preflight import require_extra
+def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
+    """A function that says why a model cannot be trained on a caption."""
+    from captune.cli.preflight import extra_imports, require_extra
     from captune.hub import require_available, resolve_model
 
     require_extra("captune check --model", "train")
     source = resolve_model(model)
     require_available(model)
-    with needs("captune check --model", "train"):
+    with extra_imports("captune check --model", "train"):
         from captune.model.loading import load_config_and_processor
     from captune.model.prompt import IMAGE_PLACEHOLDER
 

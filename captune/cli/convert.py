@@ -1,4 +1,4 @@
-"""`captune convert`: the original MiniGPT-4 files to captune's, and what was trained back again."""
+"""`captune convert`: original MiniGPT-4 files to captune's formats, and trained weights back to the original's."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def convert(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="pretrained_minigpt4_7b.pth, or one of your own; without it a new projection is made."),
+        typer.Option(help="pretrained_minigpt4_7b.pth, or another one; without it a new projection is made."),
     ] = None,
     dtype: Annotated[
-        NumberFormat, typer.Option(help="Of the weights; auto keeps each file's own.")
+        NumberFormat, typer.Option(help="Of the weights; auto keeps that of each file.")
     ] = NumberFormat.AUTO,
     vision_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the vision tower.")] = 16,
     qformer_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the Q-Former.")] = 12,
     conversation: Annotated[
         str | None,
-        typer.Option(help="Prompt of a new captioner.", show_default="the language model's own chat template"),
+        typer.Option(help="Prompt of a new captioner.", show_default="the language model's chat template"),
     ] = None,
     lora_alpha: Annotated[
-        float | None, typer.Option(help="Scale of LoRA.", show_default="as stated in or beside the checkpoint")
+        float | None, typer.Option(help="Scale of LoRA.", show_default="as stored in or next to the checkpoint")
     ] = None,
     to_official: Annotated[
         Path | None,
-        typer.Option(help="The way back: a run's checkpoint or a captune model, to a .pth the original code loads."),
+        typer.Option(help="The other direction: a run's checkpoint or a captune model to a .pth of the original."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML of the original (model, datasets, run), to one of captune's.")
@@ -75,17 +75,17 @@ def convert(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that the YAML was run with; its batch size is that of each.")
     ] = 1,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing --out.")] = False,
 ) -> None:
     """Turn the original MiniGPT-4 files into captune's: a model, a checkpoint (both ways), a configuration."""
     _check_out(out, [llm, vision, qformer, checkpoint, to_official, config], overwrite=overwrite)
-    files_given = any(given is not None for given in (llm, vision, qformer, checkpoint))
+    has_files = any(file is not None for file in (llm, vision, qformer, checkpoint))
     if config is not None:
-        if files_given or to_official is not None:
-            raise InputError("--config takes one YAML and no other files; convert the weights by a call of their own.")
+        if has_files or to_official is not None:
+            raise InputError("--config takes one YAML and no other files; convert the weights in a separate call.")
         _translate(config, out, processes)
     elif to_official is not None:
-        if files_given:
+        if has_files:
             raise InputError("--to-official takes one checkpoint or model and no other files.")
         _export(to_official, out)
     elif llm is None or vision is None:
@@ -102,7 +102,7 @@ def convert(
 
 
 def _check_out(out: Path, reads: list[Path | str | None], *, overwrite: bool) -> None:
-    """See that nothing that is read, and no folder that is not a model, is replaced.
+    """Check that no input, and no folder without a model, is replaced.
 
     Raises:
         InputError: it would be.
@@ -111,11 +111,11 @@ def _check_out(out: Path, reads: list[Path | str | None], *, overwrite: bool) ->
 
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; give another --out, or --overwrite.")
-    given = [read for read in reads if read is not None]
+    inputs = [path for path in reads if path is not None]
     if not out.is_dir():
-        check_output(out, command="convert", reads=given, overwrite=overwrite)
+        check_output(out, command="convert", reads=inputs, overwrite=overwrite)
         return
-    check_output_folder(out, reads=given)
+    check_output_folder(out, reads=inputs)
     if any(out.iterdir()) and not _is_captune_model(out):
         raise InputError(f"{out} is a folder without a model of captune, and is not replaced; give another --out.")
 
@@ -128,28 +128,28 @@ def _is_captune_model(folder: Path) -> bool:
     return str(kind).startswith("captune")
 
 
-def _import(out: Path, dtype: NumberFormat, arch: Arch, given: dict[str, Any]) -> None:
-    """Put the original files together."""
-    from captune.cli.extras import needs
+def _import(out: Path, dtype: NumberFormat, arch: Arch, parts: dict[str, Any]) -> None:
+    """Convert the original files to one model."""
+    from captune.cli.preflight import extra_imports
 
-    with needs("captune convert", "train"):
+    with extra_imports("captune convert", "train"):
         import torch
 
         from captune.model.official import load_official
-    kept: Any = "auto" if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
-    _save(load_official(arch.value, dtype=kept, **given), out)
+    torch_dtype: Any = "auto" if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
+    _save(load_official(arch.value, dtype=torch_dtype, **parts), out)
 
 
-def _build(out: Path, dtype: NumberFormat, given: dict[str, Any]) -> None:
-    """Join parts by a new projection, and say what it needs."""
-    from captune.cli.extras import needs
+def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
+    """Connect the parts by a new projection, and print what it needs."""
+    from captune.cli.preflight import extra_imports
 
-    with needs("captune convert", "train"):
+    with extra_imports("captune convert", "train"):
         import torch
 
         from captune.model.build import ALIGNMENT_CONFIG, build
-    kept = None if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
-    _save(build(dtype=kept, **given), out)
+    torch_dtype = None if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
+    _save(build(dtype=torch_dtype, **parts), out)
     typer.echo(
         "The projection is new and random: align it on image-text pairs first (stage 1), with the settings of "
         f"{ALIGNMENT_CONFIG}.",
@@ -158,7 +158,7 @@ def _build(out: Path, dtype: NumberFormat, given: dict[str, Any]) -> None:
 
 
 def _save(model: Any, out: Path) -> None:
-    """Write a model's folder, whole or not at all."""
+    """Write the folder of a model atomically."""
     from captune.data.atomic import atomic_folder
 
     with atomic_folder(out) as folder:
@@ -166,10 +166,10 @@ def _save(model: Any, out: Path) -> None:
 
 
 def _export(source: Path, out: Path) -> None:
-    """Write what was trained as a .pth file, whole or not at all."""
-    from captune.cli.extras import needs
+    """Write the trained weights as a .pth file atomically."""
+    from captune.cli.preflight import extra_imports
 
-    with needs("captune convert", "train"):
+    with extra_imports("captune convert", "train"):
         import torch
 
         from captune.data.atomic import atomic_file
@@ -180,7 +180,7 @@ def _export(source: Path, out: Path) -> None:
 
 
 def _translate(source: Path, out: Path, processes: int) -> None:
-    """Write the original's configuration in captune's words; what has no counterpart is said on stderr."""
+    """Write the original's configuration as captune's; keys without a counterpart are printed on stderr."""
     from captune.config import commented_yaml, convert_config
     from captune.data.atomic import atomic_file
 

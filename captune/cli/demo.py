@@ -1,4 +1,4 @@
-"""`captune demo`: the whole road on the embedded default, as a newcomer would walk it on real data."""
+"""`captune demo`: all steps from data to report on drawn scenes, as on real data."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for data and run; what is there already is reused.")] = Path(
-        "runs/demo"
-    ),
-    seed: Annotated[int, typer.Option(help="Decides the drawn scenes and the training.", min=0)] = 42,
+    out: Annotated[Path, typer.Option(help="Folder for data and run; existing data is reused.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the drawn scenes and the training.", min=0)] = 42,
 ) -> None:
     """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download."""
-    from captune.cli.extras import needs
+    from captune.cli.preflight import extra_imports
     from captune.cli.prepare import flickr30k
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
     from captune.report import analyse, read_scores
 
-    with needs("captune demo", "train"):
+    with extra_imports("captune demo", "train"):
         from captune.toy import write_flickr30k
         from captune.training import train
     out.mkdir(parents=True, exist_ok=True)
@@ -59,23 +57,23 @@ def demo(
         train(config, listener, overwrite=True)
 
     scores = read_scores(config.output)
-    _headline("4. What came out")
+    _headline("4. Results")
     print_report(scores, analyse(scores))
     _print_captions(scores)
-    _print_places(config)
+    _print_files(config)
 
 
 def demo_config(output: Path, manifest: Path, seed: int) -> RunConfig:
-    """The run of the demo: the settings of train_configs/toy.yaml on its own data."""
+    """The run of the demo: the settings of train_configs/toy.yaml on the data of the demo."""
     from captune.config import parse_config
     from captune.toy import TOY_SETTINGS
 
-    own = {"output": str(output), "seed": seed, "data": {"train": str(manifest)}}
-    return parse_config({**TOY_SETTINGS, **own}, source="the demo's configuration")
+    paths = {"output": str(output), "seed": seed, "data": {"train": str(manifest)}}
+    return parse_config({**TOY_SETTINGS, **paths}, source="the demo's configuration")
 
 
 def _print_captions(scores: RunScores) -> None:
-    """A few images in words: what people wrote, and what the first and the last checkpoint say."""
+    """Print captions of some images: a reference, the first and the last checkpoint."""
     first, last = scores.checkpoints[0], scores.checkpoints[-1]
     print("\nSome captions")
     for image in list(last.captions)[:SHOWN]:
@@ -85,8 +83,8 @@ def _print_captions(scores: RunScores) -> None:
             print(f"    {row.name:<11} {row.captions[image]}")
 
 
-def _print_places(config: RunConfig) -> None:
-    places = {
+def _print_files(config: RunConfig) -> None:
+    descriptions = {
         "table": "table.md, table.csv, table.tex",
         "chart": "metrics.png, metrics.svg",
         "page": "report.html, every image with every caption",
@@ -96,7 +94,7 @@ def _print_places(config: RunConfig) -> None:
         "log": "log.jsonl",
     }
     print(f"\nFiles in {config.output}")
-    for name, files in places.items():
+    for name, files in descriptions.items():
         print(f"  {name:<12} {files}")
 
 

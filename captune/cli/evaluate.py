@@ -132,15 +132,14 @@ def run_matrix(
     Raises:
         CaptuneError: as `captune.evaluation.evaluate_matrix`.
     """
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_run, require_extra
+    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.report.matrix import matrix_terminal
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
     check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
-    with needs("captune evaluate", "train"):
+    with extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
@@ -227,8 +226,7 @@ def run_evaluation(
     Raises:
         CaptuneError: as `captune.evaluation.evaluate_checkpoints`.
     """
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_run, require_extra
+    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
     from captune.report import analyse
@@ -236,7 +234,7 @@ def run_evaluation(
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
     check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
-    with needs("captune evaluate", "train"):
+    with extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_checkpoints
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
@@ -273,8 +271,7 @@ def run_models(request: ModelsRequest) -> None:
         ConfigError: the data or the folder is missing.
         CaptuneError: as `captune.evaluation.evaluate_models`.
     """
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_named_model, check_run, require_extra
+    from captune.cli.preflight import check_named_model, check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
     from captune.config import parse_config
@@ -295,7 +292,7 @@ def run_models(request: ModelsRequest) -> None:
         check_named_model(model)
     asks = any(setting.startswith("model.instruction=") for setting in request.settings)
     instruction = config.model.instruction if asks else request.instruction
-    with needs("captune evaluate", "train"):
+    with extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_models
     with show_progress() as listener:
         scores = evaluate_models(config, request.models, listener, instruction=instruction)

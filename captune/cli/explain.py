@@ -1,4 +1,4 @@
-"""`captune explain`: one training sample and the generation for its image, token by token, side by side."""
+"""`captune explain`: one training sample next to the generation for its image, token by token."""
 
 from __future__ import annotations
 
@@ -51,18 +51,19 @@ def explain(
 
     Exit code 1 when a check fails.
     """
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_configured_model, require_extra
+    from captune.cli.preflight import check_configured_model, check_manifest, extra_imports, require_extra
     from captune.config import load_config
 
     settings = load_config(config, overrides or [])
     require_extra("captune explain", "train")
     check_configured_model(settings.model)
-    sample = _sample(settings, image, text)
-    with needs("captune explain", "train"):
+    if text is None:
+        check_manifest("data.train", settings.data.train)
+    with extra_imports("captune explain", "train"):
         from captune.model.loading import load_config_and_processor
         from captune.training.explain import explain as watch
         from captune.training.explain import stand_in
+    sample = _sample(settings, image, text)
     model_config, processor = load_config_and_processor(settings.model)
     explanation = watch(settings, stand_in(model_config, processor), sample, caption)
     if as_json:
@@ -73,7 +74,7 @@ def explain(
 
 
 def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
-    """The image that was asked for, or a made-up one with a caption of the person's own."""
+    """The requested image, or a placeholder for a caption of --text."""
     from captune.data.manifest import Sample
     from captune.errors import DataError, InputError
     from captune.evaluation import training_images
@@ -85,14 +86,14 @@ def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
     images = training_images(settings)
     if image is None:
         return images[0]
-    for found in images:
-        if found.id == image:
-            return found
+    for sample in images:
+        if sample.id == image:
+            return sample
     raise DataError(f"{settings.data.train} has no image '{image}' among the {len(images):,} that are trained on.")
 
 
 def _sequence(explanation: Explanation) -> list[FedToken]:
-    """Training's whole sequence: what the last target is predicted from, and that target."""
+    """The complete sequence of training: the context of the last target, and that target."""
     from captune.model.explain import FedToken
 
     last = explanation.taught.steps[-1]
@@ -106,9 +107,9 @@ def _print_json(explanation: Explanation) -> None:
 
     first_target = len(explanation.taught.prompt)
 
-    def entry(place: int, token: FedToken) -> dict[str, Any]:
+    def entry(index: int, token: FedToken) -> dict[str, Any]:
         piece = None if token.slot is not None else piece_text(explanation.tokenizer, token.id)
-        named = {"place": place, "position": token.position, "id": token.id, "piece": piece, "image_token": token.slot}
+        named = {"place": index, "position": token.position, "id": token.id, "piece": piece, "image_token": token.slot}
         return named
 
     answer = {
@@ -116,10 +117,10 @@ def _print_json(explanation: Explanation) -> None:
         "caption": explanation.caption,
         "stop_symbol": explanation.stop_symbol,
         "training": [
-            {**entry(place, token), "learnt": place >= first_target}
-            for place, token in enumerate(_sequence(explanation))
+            {**entry(index, token), "learnt": index >= first_target}
+            for index, token in enumerate(_sequence(explanation))
         ],
-        "generation": [entry(place, token) for place, token in enumerate(explanation.prompt)],
+        "generation": [entry(index, token) for index, token in enumerate(explanation.prompt)],
         "checks": [
             {"name": check.name, "status": check.status, "reason": check.reason} for check in explanation.checks
         ],
@@ -179,37 +180,37 @@ def _table(explanation: Explanation) -> Iterator[Text]:
 def _rows(
     explanation: Explanation, trained: list[FedToken], generated: tuple[FedToken, ...], first_target: int
 ) -> Iterator[tuple[str, str, str, str, str]]:
-    """Cells of each line and its kind: place, training, mark, generation, kind."""
-    place, length = 0, max(len(trained), len(generated))
-    while place < length:
-        ours = trained[place] if place < len(trained) else None
-        theirs = generated[place] if place < len(generated) else None
-        end = _image_end(trained, generated, place)
-        if end > place + 1:
-            image = f"{end - place} x <image>"
-            yield f"{place}-{end - 1}", image, "", image, "image"
-            place = end
+    """Cells of each line and its kind: index, training, mark, generation, kind."""
+    index, length = 0, max(len(trained), len(generated))
+    while index < length:
+        left = trained[index] if index < len(trained) else None
+        right = generated[index] if index < len(generated) else None
+        end = _image_end(trained, generated, index)
+        if end > index + 1:
+            image = f"{end - index} x <image>"
+            yield f"{index}-{end - 1}", image, "", image, "image"
+            index = end
             continue
         kind, mark = "", ""
-        if place >= first_target and ours is not None:
+        if index >= first_target and left is not None:
             kind, mark = "target", ">"
-        if (theirs is None and place < first_target) or (
-            theirs is not None and (ours is None or ours.what != theirs.what or kind == "target")
+        if (right is None and index < first_target) or (
+            right is not None and (left is None or left.what != right.what or kind == "target")
         ):
             kind, mark = "differs", "!"
-        right = _cell(explanation, theirs)
-        if theirs is None and place == max(first_target, len(generated)):
-            right = "(goes on from here)"
-        yield str(place), _cell(explanation, ours), mark, right, kind
-        place += 1
+        right_cell = _cell(explanation, right)
+        if right is None and index == max(first_target, len(generated)):
+            right_cell = "(continues from here)"
+        yield str(index), _cell(explanation, left), mark, right_cell, kind
+        index += 1
 
 
 def _image_end(trained: list[FedToken], generated: tuple[FedToken, ...], start: int) -> int:
     """Where an image ends that both sides have from `start` on; `start` itself where there is none."""
     end = start
     while end < min(len(trained), len(generated)):
-        ours, theirs = trained[end], generated[end]
-        if ours.slot is None or ours.what != theirs.what or ours.slot != trained[start].slot + end - start:  # type: ignore[operator]
+        left, right = trained[end], generated[end]
+        if left.slot is None or left.what != right.what or left.slot != trained[start].slot + end - start:  # type: ignore[operator]
             break
         end += 1
     return end

@@ -25,15 +25,14 @@ def features(
 
     What is stored already is kept; a broken image is named and makes the exit code 2. Alone or under torchrun.
     """
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_run, require_extra
+    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.config import load_config
 
     settings = load_config(config, overrides or [])
     require_extra("captune features", "train")
     check_run(settings, trains=True)
-    with needs("captune features", "train"), show_progress() as listener:
+    with extra_imports("captune features", "train"), show_progress() as listener:
         from captune.errors import DataError
         from captune.training.preparation import store_features
 

@@ -54,15 +54,14 @@ def plan(
 
     Exit code 1 when it does not fit the card.
     """
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_configured_model, require_extra
+    from captune.cli.preflight import check_configured_model, extra_imports, require_extra
     from captune.config import load_config
 
     settings = load_config(config, overrides or [])
     limit = None if gpu is None else card_bytes(gpu)
     require_extra("captune plan", "train")
     check_configured_model(settings.model)
-    with needs("captune plan", "train"):
+    with extra_imports("captune plan", "train"):
         import torch
 
         from captune.model.loading import load_config_and_processor, pick_device

@@ -1,4 +1,4 @@
-"""What a command checks within a second, before it imports torch: extras, files, models, jars and disk."""
+"""Checks of a command that take less than a second, before it imports torch: extras, files, models and disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,18 @@ from captune.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from captune.config import ModelConfig, RunConfig
 
-__all__ = ["check_configured_model", "check_named_model", "check_output_folder", "check_run", "require_extra"]
+__all__ = [
+    "check_configured_model",
+    "check_manifest",
+    "check_named_model",
+    "check_output_folder",
+    "check_run",
+    "extra_imports",
+    "require_extra",
+]
 
 _LEAST_DISK = 50 * 2**20
-"""Bytes that must be free for a run's folder; a run that cannot write its first checkpoint should not begin."""
+"""Bytes that must be free for the folder of a run; less does not hold the first checkpoint."""
 
 
 def require_extra(what: str, *extras: str) -> None:
@@ -34,7 +43,7 @@ def require_extra(what: str, *extras: str) -> None:
     """
     try:
         requirements = metadata.requires("captune") or []
-    except metadata.PackageNotFoundError:  # run from a source folder; the imports themselves will tell
+    except metadata.PackageNotFoundError:  # run from a source folder; `extra_imports` reports a missing library
         return
     for extra in extras:
         for name in _libraries(requirements, extra):
@@ -44,14 +53,33 @@ def require_extra(what: str, *extras: str) -> None:
                 raise MissingExtraError(what, extra) from error
 
 
+@contextmanager
+def extra_imports(what: str, extra: str) -> Iterator[None]:
+    """Turn a failed import in the block into a sentence with the extra to install.
+
+    Args:
+        what: the command, as the subject of a sentence ("captune train").
+        extra: the extra whose libraries the block imports.
+
+    Raises:
+        MissingExtraError: a library of another project is missing; captune's own missing modules pass through.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "captune").split(".")[0] == "captune":
+            raise
+        raise MissingExtraError(what, extra) from error
+
+
 def _libraries(requirements: Iterable[str], extra: str) -> Iterable[str]:
     """Names of the distributions that an extra brings."""
     for requirement in requirements:
         name, _, marker = requirement.partition(";")
         if re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", marker):
-            found = re.match(r"[A-Za-z0-9._-]+", name.strip())
-            assert found is not None, requirement
-            yield found.group()
+            match = re.match(r"[A-Za-z0-9._-]+", name.strip())
+            assert match is not None, requirement
+            yield match.group()
 
 
 def check_run(config: RunConfig, *, trains: bool) -> None:
@@ -69,12 +97,25 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
     if trains:
         manifests["data.train"] = config.data.train
     for setting, path in manifests.items():
-        if not Path(path).is_file():
-            raise ConfigError(
-                f"{setting} is {path}, and there is no such file; give a manifest, which `captune prepare` writes."
-            )
+        check_manifest(setting, path)
     check_configured_model(config.model)
     check_output_folder(config.output)
+
+
+def check_manifest(setting: str, path: str | Path) -> None:
+    """Refuse a manifest that does not exist.
+
+    Args:
+        setting: its key in the configuration.
+        path: of the manifest.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{setting} is {path}, and there is no such file; give a manifest, which `captune prepare` writes."
+        )
 
 
 def check_named_model(name: str) -> None:
@@ -121,7 +162,7 @@ def check_output_folder(folder: Path) -> None:
         raise ConfigError(f"The output folder {folder} cannot be written: {existing} is read-only; give another one.")
     try:
         free = shutil.disk_usage(existing).free
-    except OSError:  # some network file systems do not tell
+    except OSError:  # some network file systems do not report it
         return
     if free < _LEAST_DISK:
         raise OSError(errno.ENOSPC, f"only {free / 2**20:.0f} MiB are free on the disk", str(folder))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captune.common import one_line
+from captune.common.tables import text_table
 from captune.errors import InputError
 
 if TYPE_CHECKING:
     from captune.apps.rating.store import Store
+    from captune.apps.rating.study_report import Results
 
 __all__ = ["rate", "register"]
 
 FOLDER = "rating"
-"""Where in a run its study lies."""
+"""Name of a study's folder in a run."""
 
 DESIGNS = ("pairwise", "rubric", "both")
 
@@ -51,7 +55,7 @@ def rate(
         Path | None, typer.Option(help="Reference captions, for result files.", show_default=False)
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Manifest or folder of the images.", show_default="the run's own")
+        Path | None, typer.Option(help="Manifest or folder of the images.", show_default="those of the run")
     ] = None,
     design: Annotated[str | None, typer.Option(help="pairwise, rubric or both.", show_default="both")] = None,
     images: Annotated[int | None, typer.Option(help="Images sampled.", show_default="40")] = None,
@@ -72,9 +76,9 @@ def rate(
         float | None, typer.Option(help="Repeated tasks, as a share of the tasks.", show_default="0.1")
     ] = None,
     as_written: Annotated[
-        bool, typer.Option("--as-written", help="Do not make capitals, spaces and full stops alike.")
+        bool, typer.Option("--as-written", help="Do not unify capitals, spaces and full stops.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of all that is drawn.", min=0, show_default="42")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.", min=0, show_default="42")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
     url: Annotated[
@@ -89,16 +93,16 @@ def rate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results or links as one JSON object.")] = False,
 ) -> None:
-    """Have people judge captions blindly: make a study, serve it to raters, and compute what they found.
+    """Have people judge captions blindly: make a study, serve it to raters, and compute what they results.
 
-    The first call makes the study and prints a personal link for each rater; the same call later goes on with it.
+    The first call makes the study and prints a personal link for each rater; the same call later resumes it.
     """
-    from captune.cli.extras import needs
+    from captune.cli.preflight import extra_imports
 
-    with needs("captune rate", "serve"):
+    with extra_imports("captune rate", "serve"):
         from captune.apps.http import answered_hosts, base_url
         from captune.apps.rating.store import DATABASE, Store
-    given = {
+    options = {
         "design": design,
         "images": images,
         "judgements": judgements,
@@ -108,7 +112,7 @@ def rate(
         "seed": seed,
         "as_written": as_written or None,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     if url is not None and not url.startswith(("http://", "https://")):
         raise InputError(f"--url is {url!r}, expected what links begin with, such as https://study.example.")
     if design is not None and design not in DESIGNS:
@@ -120,14 +124,14 @@ def rate(
     elif results or links:
         raise InputError(f"{folder} holds no study yet; make one first with captune rate {sources[0]}.")
     else:
-        wanted = [name.strip() for name in systems.split(",")] if systems else None
-        store = _make(folder, sources, references, pictures, wanted, human, chosen, raters, rater or [])
+        names = [name.strip() for name in systems.split(",")] if systems else None
+        store = _make(folder, sources, references, pictures, names, human, options, raters, rater or [])
     with closing(store):
         from captune.apps.rating.create import rated_rows
 
         for run in (source for source in sources if not is_study and (source / "scores.json").is_file()):
             rated_rows(store, run)
-        _go_on(store, chosen, systems, raters, rater or [])
+        _resume(store, options, systems, raters, rater or [])
         if results:
             _show_results(store, sources, min_attention, out, as_json=as_json)
         elif links:
@@ -150,7 +154,7 @@ def _make(
     pictures: Path | None,
     systems: list[str] | None,
     human: bool,
-    chosen: dict[str, Any],
+    options: dict[str, Any],
     raters: int | None,
     names: list[str],
 ) -> Store:
@@ -160,13 +164,13 @@ def _make(
     from captune.apps.rating.study_items import choose_systems, read_study_items, with_human
 
     people = raters if raters is not None else len(names) or 3
-    options = StudyOptions(**{"judgements": min(3, people), **chosen, "raters": people})
+    study_options = StudyOptions(**{"judgements": min(3, people), **options, "raters": people})
     items = choose_systems(read_study_items(sources, references=references, pictures=pictures), systems)
     for sentence in items.left_out():
         _say(f"captune: warning: {sentence}")
     if human:
-        items = with_human(items, options.seed)
-    store = create_study(folder, items, options, names)
+        items = with_human(items, study_options.seed)
+    store = create_study(folder, items, study_options, names)
     screens = [len(store.trials(rater.number)) for rater in store.raters()]
     _say(
         f"Made a study in {folder}: {', '.join(store.setting('systems'))}; {len(store.images())} images, "
@@ -175,21 +179,21 @@ def _make(
     return store
 
 
-def _go_on(store: Store, chosen: dict[str, Any], systems: str | None, raters: int | None, names: list[str]) -> None:
-    """Use the study that is there; what was given must be what it was made with, but for more raters."""
+def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: int | None, names: list[str]) -> None:
+    """Resume a study; the options must be those of its creation, except for more raters."""
     from dataclasses import asdict
 
     from captune.apps.rating.create import add_raters
 
-    options = asdict(store.options)
-    if other := next((name for name, value in chosen.items() if options[name] != value), None):
+    stored = asdict(store.options)
+    if changed := next((name for name, value in options.items() if stored[name] != value), None):
         raise InputError(
-            f"The study in {store.folder} was made with {other} {options[other]}, and it cannot be changed now; leave "
-            "the option out, or make another study with --study."
+            f"The study in {store.folder} was made with {changed} {stored[changed]}, which cannot be changed now; "
+            "leave the option out, or make another study with --study."
         )
-    there = store.setting("systems")
-    if systems is not None and [s.strip() for s in systems.split(",")] != [s for s in there if s != "human"]:
-        raise InputError(f"The study in {store.folder} compares {', '.join(there)}; make another one with --study.")
+    compared = store.setting("systems")
+    if systems is not None and [s.strip() for s in systems.split(",")] != [s for s in compared if s != "human"]:
+        raise InputError(f"The study in {store.folder} compares {', '.join(compared)}; make another one with --study.")
     known = {rater.name for rater in store.raters()}
     new = [name for name in names if name not in known]
     total = raters if raters is not None else len(known) + len(new)
@@ -207,7 +211,7 @@ def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool
 
 
 def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
-    """Serve a study that no other process serves."""
+    """Serve a locked study."""
     from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
     from captune.apps.rating.server import rating_application
 
@@ -218,7 +222,7 @@ def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: boo
     if not local_only:
         _say(
             f"Listening on {host}: whoever reaches this machine can open the pages. Links and the results key are "
-            "sent unencrypted unless a proxy with HTTPS stands in front."
+            "sent unencrypted unless a proxy adds HTTPS."
         )
     else:
         _say("Listening on this machine only; --host 0.0.0.0 lets raters on other machines in.")
@@ -227,7 +231,7 @@ def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: boo
     try:
         run_server(rating_application(store, hosts=hosts, site=url), listener)
     except KeyboardInterrupt:
-        _say("Stopped. The same command goes on with the study.")
+        _say("Stopped. The same command resumes the study.")
 
 
 def _print_links(store: Store, base: str, *, as_json: bool) -> None:
@@ -244,22 +248,21 @@ def _print_links(store: Store, base: str, *, as_json: bool) -> None:
 
 
 def _show_results(store: Store, sources: list[Path], least: float, out: Path | None, *, as_json: bool) -> None:
-    """Print the results and put them into the run they belong to."""
+    """Print the results and write them into their run."""
     from captune.apps.rating.create import rated_rows
     from captune.apps.rating.export import check_results, results_json, write_results
     from captune.apps.rating.study_report import compute_results
-    from captune.cli.rating_output import print_results
     from captune.data.locks import folder_lock
     from captune.report.rating import captions_hashes
 
     if out is not None:
         check_results(out)
-    found = compute_results(store, least)
+    computed = compute_results(store, least)
     if as_json:
-        print(results_json(found), end="")
+        print(results_json(computed), end="")
     else:
-        print_results(found)
-    files = write_results(out, store, found) if out is not None else []
+        _print_results(computed)
+    files = write_results(out, store, computed) if out is not None else []
     run = sources[0] if (sources[0] / "scores.json").is_file() else store.folder.parent
     if (run / "scores.json").is_file():
         try:
@@ -270,13 +273,13 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
             rows = []
         if rows:
             with folder_lock(run, "captune rate"):
-                files += _write_into_run(run, found.to_dict() | {"captions": captions_hashes(rows)})
+                files += _write_into_run(run, computed.to_dict() | {"captions": captions_hashes(rows)})
     for file in files:
         _say(str(file))
 
 
 def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
-    """Write the results into the run, and its page anew."""
+    """Write the results into the run, and write its page again."""
     import json
 
     from captune.data.atomic import atomic_file
@@ -289,3 +292,95 @@ def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+SHOWN_TARGETS = ("overall", "preference")
+"""Judgements whose correlations with metrics are printed."""
+
+
+def _print_results(results: Results) -> None:
+    """Print every table of the results to stdout."""
+    print(f"{results.counted:,} answers on {results.images:,} images; intervals are 95 %, over images.")
+    if results.left_out:
+        print(f"Left out for their attention checks: {', '.join(map(one_line, results.left_out))}.")
+    _section(
+        "Raters",
+        ("rater", "answered", "attention", "same choice", "points apart", "ties", "first chosen", "seconds"),
+        [
+            (
+                one_line(rater.name),
+                f"{rater.answered}/{rater.screens}",
+                f"{rater.attention_passed}/{rater.attention_checks}",
+                f"{rater.same_choice}/{rater.repeated_pairs}",
+                _number(rater.points_apart),
+                _share(rater.ties),
+                _share(rater.first_chosen),
+                _number(rater.seconds, 1),
+            )
+            for rater in results.raters
+        ],
+    )
+    _section(
+        "Agreement (Krippendorff's alpha)",
+        ("question", "alpha", "judged by two or more"),
+        [(name, str(alpha), str(units)) for name, (alpha, units) in results.agreement.items()],
+    )
+    strengths = {ranked.system: (ranked.rank, ranked.strength) for ranked in results.ranking}
+    ordered = sorted(results.win_rates, key=lambda name: strengths[name][0] if name in strengths else 0)
+    _section(
+        "Ranking",
+        ("system", "preferred", "strength (Bradley-Terry)"),
+        [
+            (one_line(name), str(results.win_rates[name]), str(strengths[name][1]) if name in strengths else "–")
+            for name in ordered
+        ],
+    )
+    _section(
+        "Pairs",
+        ("first : second", "first better", "equal", "second better", "first preferred", "same text"),
+        [
+            (
+                " : ".join(map(one_line, pair.systems)),
+                str(pair.wins),
+                str(pair.ties),
+                str(pair.losses),
+                str(pair.share),
+                str(pair.equal),
+            )
+            for pair in results.pairs
+        ],
+    )
+    criteria = list(next(iter(results.rubric.values()), {}))
+    _section(
+        "Points, 1 to 5",
+        ("system", *criteria),
+        [(one_line(name), *map(str, means.values())) for name, means in results.rubric.items()],
+    )
+    for level in ("caption", "system"):
+        _section(
+            f"Metrics beside people, {level} by {level}",
+            ("metric", "people", "tau-c", "Pearson r", "n"),
+            [
+                (one_line(row.metric), row.target, str(row.kendall), str(row.pearson), str(row.pairs))
+                for row in results.correlations
+                if row.level == level and row.target in SHOWN_TARGETS
+            ],
+        )
+    if results.correlations:
+        print(
+            "\nIntervals system by system tell of the people's judgements only: other systems may behave otherwise.\n"
+            "Each criterion by itself is in --json."
+        )
+
+
+def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if rows:
+        print(f"\n{title}\n{text_table(header, rows)}")
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"

@@ -13,7 +13,7 @@ from captune.errors import InputError
 __all__ = ["register", "run_server_of", "serve"]
 
 EXAMPLES = 6
-"""Images that the page offers."""
+"""Number of example images on the page."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,22 +38,22 @@ def serve(
     slots: Annotated[
         int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)
     ] = 32,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are told 429.", min=1)] = 256,
-    max_body: Annotated[int, typer.Option(help="Megabytes of a request; more is told 413.", min=1, max=1000)] = 20,
-    max_pixels: Annotated[int, typer.Option(help="Megapixels of an image; more is told 413.", min=1, max=89)] = 25,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=1)] = 256,
+    max_body: Annotated[int, typer.Option(help="Megabytes of a request; more gets 413.", min=1, max=1000)] = 20,
+    max_pixels: Annotated[int, typer.Option(help="Megapixels of an image; more gets 413.", min=1, max=89)] = 25,
     allow_remote_images: Annotated[
         bool,
         typer.Option(
             "--allow-remote-images",
-            help="Fetch images at http(s) addresses that are public; off because a request could make the server "
-            "look at what only it can reach.",
+            help="Fetch images at http(s) addresses that are public; off by default because a request could make "
+            "the server connect to addresses that only it can reach.",
         ),
     ] = False,
     examples: Annotated[
         list[Path] | None, typer.Option(help="An image to offer on the page; repeatable.", show_default="of the run")
     ] = None,
 ) -> None:
-    """Serve a model: a page in the browser, and /v1/chat/completions as OpenAI's clients ask it."""
+    """Serve a model: a page in the browser, and /v1/chat/completions for OpenAI's clients."""
     run_server_of(
         model,
         host=host,
@@ -88,18 +88,17 @@ def run_server_of(
     """
     from functools import partial
 
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_named_model, require_extra
+    from captune.cli.preflight import check_named_model, extra_imports, require_extra
     from captune.data.atomic import temporary_folder
 
     require_extra("captune serve", "serve", "train")
-    if not Path(model, "config.yaml").is_file():  # a run names its model itself
+    if not Path(model, "config.yaml").is_file():  # a run has its model in its configuration
         check_named_model(model)
-    with needs("captune serve", "serve"):
+    with extra_imports("captune serve", "serve"):
         from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
-    with needs("captune serve", "train"):
-        import torch  # noqa: F401  the extra that is named must be the one that is missing
-    with needs("captune serve", "serve"):
+    with extra_imports("captune serve", "train"):
+        import torch  # noqa: F401  so that the message names the missing extra
+    with extra_imports("captune serve", "serve"):
         from captune.apps.serving.completions import Limits
         from captune.apps.serving.messages import ImageLimits
         from captune.apps.serving.remote import fetch_image
@@ -132,11 +131,11 @@ def run_server_of(
         try:
             run_server(application, listener)
         except KeyboardInterrupt:
-            _say("Stopped; requests that were under way have been answered.")
+            _say("Stopped; running requests have been answered.")
 
 
 def _examples(model: str, folder: Path) -> list[Path]:
-    """Images for the page: those of the run's evaluation, or scenes drawn on the spot."""
+    """Images for the page: thumbnails of the run's evaluation, or drawn scenes."""
     thumbnails = sorted((Path(model).expanduser() / "thumbnails").glob("*.jpg"))
     if thumbnails:
         return thumbnails[:: max(1, len(thumbnails) // EXAMPLES)][:EXAMPLES]

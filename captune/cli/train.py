@@ -43,8 +43,7 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
     """
     import os
 
-    from captune.cli.extras import needs
-    from captune.cli.preflight import check_run, require_extra
+    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.config import load_config
 
@@ -52,7 +51,7 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
     require_extra("captune train", "train", *(["track"] if settings.track == "wandb" else []))
     check_run(settings, trains=True)
 
-    with needs("captune train", "train"):
+    with extra_imports("captune train", "train"):
         from captune.training import train as start
 
     if os.environ.get("RANK", "0") != "0":

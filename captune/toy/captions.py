@@ -160,7 +160,7 @@ class _Writer:
     def finite(self, verb: _Verb) -> str:
         return verb.singular if self.subject.count == 1 else verb.plural
 
-    def place(self, verb: _Verb) -> str:
+    def location(self, verb: _Verb) -> str:
         setting = self.scene.setting
         if self.subject.action == FLYING:
             return self.random.choice((_UNDER_WINGS[setting], "in the sky"))
@@ -190,11 +190,11 @@ class _Writer:
         relation = self.relation()
         # A thing in the air is over one thing at a time.
         if self.subject.action == FLYING:
-            return relation or self.place(verb)
-        return f"{self.place(verb)} {relation}" if relation else self.place(verb)
+            return relation or self.location(verb)
+        return f"{self.location(verb)} {relation}" if relation else self.location(verb)
 
     def relation_or_place(self, verb: _Verb) -> str:
-        return self.relation() or self.place(verb)
+        return self.relation() or self.location(verb)
 
 
 def _simple(w: _Writer) -> str:
@@ -215,7 +215,7 @@ def _fragment(w: _Writer) -> str:
 
 def _gist(w: _Writer) -> str:
     verb = w.verb()
-    return f"{_name_loosely(w.random, w.subject)} {w.finite(verb)} {w.place(verb)} {w.time()}"
+    return f"{_name_loosely(w.random, w.subject)} {w.finite(verb)} {w.location(verb)} {w.time()}"
 
 
 def _time_first(w: _Writer) -> str:
@@ -231,7 +231,7 @@ def _existential(w: _Writer) -> str:
 
 def _exact_side(w: _Writer) -> str:
     verb = w.verb()
-    where = w.relation(exact_side=True) or f"{w.place(verb)} {w.time()}"
+    where = w.relation(exact_side=True) or f"{w.location(verb)} {w.time()}"
     return f"{_name_exactly(w.random, w.subject)} {verb.participle} {where}"
 
 

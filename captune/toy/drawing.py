@@ -123,10 +123,10 @@ def _draw_subject(pen: Pen, scene: Scene) -> None:
     elif subject.kind == "house":
         feet = 78
     for index in range(subject.count):
-        place = index - (subject.count - 1) / 2
+        offset = index - (subject.count - 1) / 2
         # Neighbours stand a little before or behind one another, as people do.
         depth = 3 * (index % 2) if subject.count > 1 else 0
-        _draw_figure(pen.at(centre + place * step, feet + depth), subject, layout.facing, layout, "large")
+        _draw_figure(pen.at(centre + offset * step, feet + depth), subject, layout.facing, layout, "large")
 
 
 def _width_of(subject: Subject) -> float:

@@ -134,7 +134,7 @@ def test_images_that_share_a_text_file_get_none(run: Run, photos: Path, tmp_path
     done = run(tmp_path, "--txt")
     assert done.code == 2
     assert f"'{tmp_path / 'a.jpg'}' and '{tmp_path / 'a.png'}' would be written to the same file" in done.err
-    assert "1 caption was written beside their images; 2 could not be captioned." in done.err
+    assert "1 caption was written next to their images; 2 could not be captioned." in done.err
     assert [path.name for path in tmp_path.glob("*.txt")] == ["b.txt"]
 
 
@@ -224,12 +224,12 @@ def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp
         (("absent.jpg",), "there is no file or folder 'absent.jpg'"),
         ((".", "--beams", "0"), "beams is 0"),
         ((".", "--part", "3/2", "--out", "x"), "expected K/N"),
-        ((".", "--txt", "--out", "x"), "--txt writes beside image files"),
+        ((".", "--txt", "--out", "x"), "--txt writes next to image files"),
         ((".", "--out", "captions.csv"), "captions are written as .jsonl or .parquet"),
         ((".", "--device", "cuda:99"), "There is no device 'cuda:99'; here are: cpu"),
         ((".", "--device", "gpu"), "There is no device 'gpu'; here are: cpu"),
         ((".", "--instruction", " "), "The instruction is empty"),
-        ((".", "--out", f"{__file__}/x.jsonl"), "lies below a file"),
+        ((".", "--out", f"{__file__}/x.jsonl"), "is below a file"),
         (("x" * 300,), "is too long for a name of a file"),
     ],
 )

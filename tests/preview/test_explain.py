@@ -206,7 +206,7 @@ def test_command_line(yaml_file: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "\x1b" not in out
     assert out.startswith("image 1001: 'A dog runs.', answers end with '###'\n")
     assert "11-16   6 x <image>       6 x <image>\n" in out
-    assert "(goes on from here)" in out
+    assert "(continues from here)" in out
     assert out.endswith("Training and generation agree on every token.\n")
 
 

@@ -1,4 +1,4 @@
-"""What `captune caption` does without a folder of shards: print, write beside images, write one file, show progress."""
+"""Output of `captune caption` without a folder of shards: to the terminal, next to the images, or in one file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from captune.bulk.shards import Entry
     from captune.bulk.work import Captions
 
-__all__ = ["parts_of", "print_captions", "quarantine_of", "write_beside", "write_one_file"]
+__all__ = [
+    "parts_of",
+    "print_captions",
+    "quarantine_of",
+    "write_one_file",
+    "write_texts_next_to_images",
+]
 
 
 def print_captions(captions: Captions, inputs: Inputs) -> int:
-    """Print captions: of one image the words alone, of several JSON Lines. How many could not be captioned."""
+    """Print captions: plain text for one image, JSON Lines for several. Returns the number of failed images."""
     from captune.bulk.output import as_text
     from captune.bulk.work import caption_entries, once
 
@@ -34,12 +40,12 @@ def print_captions(captions: Captions, inputs: Inputs) -> int:
             line = row["caption"] if alone else json.dumps(as_text(row), ensure_ascii=False)
             sys.stdout.buffer.write(f"{line}\n".encode())
         sys.stdout.buffer.flush()
-        rejected += _complain(bad)
+        rejected += _print_reasons(bad)
     return rejected
 
 
-def write_beside(captions: Captions, inputs: Inputs) -> int:
-    """Write a text file beside each image that has none. How many images could not be captioned."""
+def write_texts_next_to_images(captions: Captions, inputs: Inputs) -> int:
+    """Write a text file next to each image that has none. Returns the number of failed images."""
     from captune.bulk.output import has_text, shared_texts, write_texts
     from captune.bulk.shards import Item
     from captune.bulk.work import Progress, caption_entries
@@ -57,19 +63,16 @@ def write_beside(captions: Captions, inputs: Inputs) -> int:
         entries: Iterator[Entry] = (Item(name, path, Path(path)) for name, path in waiting.items())
         for rows, bad in caption_entries(captions, entries, progress.count):
             write_texts(rows, waiting)
-            rejected += _complain(bad)
+            rejected += _print_reasons(bad)
     before = f"; {skipped:,} had a text file already" if skipped else ""
     missing = f"; {rejected:,} could not be captioned" if rejected else ""
     written = "1 caption was" if progress.captioned == 1 else f"{progress.captioned:,} captions were"
-    typer.echo(f"{written} written beside their images{before}{missing}.", err=True)
+    typer.echo(f"{written} written next to their images{before}{missing}.", err=True)
     return rejected
 
 
 def parts_of(out: Path) -> Path:
-    """The folder of the job whose rows are brought together in one file.
-
-    The folder stays: it is what a later run with more images goes on from.
-    """
+    """The folder of the job whose rows are collected in one file; a later run with more images resumes from it."""
     return out.with_name(f"{out.name}.parts")
 
 
@@ -79,7 +82,7 @@ def quarantine_of(out: Path) -> Path:
 
 
 def write_one_file(out: Path, job: Job) -> None:
-    """Bring the rows of a job together in one file, and its quarantine in a second one."""
+    """Collect the rows of a job in one file, and its quarantine in a second one."""
     from captune.bulk.output import COMMAND, read_rows, write_rows
     from captune.data.outputs import is_own_output
 
@@ -89,7 +92,7 @@ def write_one_file(out: Path, job: Job) -> None:
         write_rows(quarantine, read_rows(combined))
     elif is_own_output(quarantine, COMMAND):
         quarantine.unlink()
-    typer.echo(f"All captions together are in {out}", err=True)
+    typer.echo(f"All captions are in {out}", err=True)
 
 
 def _entries(inputs: Inputs) -> Iterator[Entry]:
@@ -102,7 +105,7 @@ def _entries(inputs: Inputs) -> Iterator[Entry]:
         yield from archive.items()
 
 
-def _complain(bad: list[Row]) -> int:
+def _print_reasons(bad: list[Row]) -> int:
     for row in bad:
         typer.echo(f"captune: {row['reason']}", err=True)
     return len(bad)
