@@ -184,7 +184,7 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
 
 
 def run_checkpoints(settings: RunConfig) -> list[Path]:
-    """The checkpoints of a run's folder; a message says so where there are none."""
+    """The checkpoints of a run's folder; a message is printed where there are none."""
     from captune.training.checkpoints import checkpoint_folders
 
     checkpoints = checkpoint_folders(settings.output)

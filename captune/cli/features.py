@@ -1,4 +1,4 @@
-"""`captune features`: run the towers over a run's images by hand, before training or on another machine."""
+"""`captune features`: encode a run's images before training, or on another machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def features(
         list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
     ] = None,
 ) -> None:
-    """Store what the frozen towers say of a run's images, so that training and evaluation never load them.
+    """Encode a run's images with the frozen towers and store the features, so that training and evaluation read them.
 
-    What is stored already is kept; a broken image is named and makes the exit code 2. Alone or under torchrun.
+    Stored features are kept; an unreadable image is named and makes the exit code 2. Runs alone or under torchrun.
     """
     from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress

@@ -20,7 +20,7 @@ from captune.decoding.sampling import StepOutput, apply_repetition_penalty
 __all__ = ["Beams"]
 
 _NEVER = -1.0e9
-"""Score of what must not be chosen."""
+"""Score of candidates that must not be selected."""
 
 
 class Beams:

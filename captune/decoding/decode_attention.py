@@ -51,7 +51,7 @@ def attend(
         query: (N, H, 1, D).
         keys: (N, G, W, D); H is a multiple of G.
         values: (N, G, W, D).
-        mask: ignored; `columns` says the same.
+        mask: ignored; it is equivalent to `columns`.
         columns: (N,) int64, the last column that each row sees.
         scaling: of the scores; one over the root of D by default.
         settings: ignored.

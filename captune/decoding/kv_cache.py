@@ -303,5 +303,5 @@ class StaticKVCache(Cache):  # type: ignore[misc]  # transformers has no types h
 
 
 def cache_layer_count(llm: Any) -> int:
-    """How many layers of a language model keep keys and values; 0 where it does not say."""
+    """How many layers of a language model keep keys and values; 0 where its configuration does not specify it."""
     return len(DynamicCache(config=llm.config.get_text_config(decoder=True)).layers)

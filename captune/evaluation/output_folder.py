@@ -88,7 +88,7 @@ def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
     if _is_run(output):
         if not is_own_evaluation(config, output, checkpoints):
             raise InputError(
-                f"{output} is the folder of a run, and holds the scores of its own evaluation; give --out another "
+                f"{output} is the folder of a run, and holds the scores of the run's evaluation; give --out another "
                 "folder for an evaluation on other data, with other settings or of some checkpoints."
             )
         return

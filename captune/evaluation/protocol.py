@@ -1,7 +1,7 @@
 """What is evaluated: a protocol as a YAML file, and the images and references that it selects for a run.
 
-A protocol says which images are captioned, what is scored against what, and how captions are decoded; its signature is
-part of every score. Images that a run was trained on are detected, and their scores are marked LEAK.
+A protocol defines which images are captioned, how captions are decoded, and what is scored against what; its signature
+is part of every score. Images that a run was trained on are detected, and their scores are marked LEAK.
 """
 
 from __future__ import annotations

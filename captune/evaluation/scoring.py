@@ -125,7 +125,7 @@ class Evaluation:
     def caption(
         self, model: MiniGPT4, features: Tensor | StoredFeatures, on_progress: Callable[[int, int], None] | None = None
     ) -> list[Caption]:
-        """Caption N images from their features, as the run's configuration says."""
+        """Caption N images from their features, with the options of the run."""
         instruction = self._config.model.instruction
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
 
