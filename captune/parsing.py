@@ -210,7 +210,7 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] | None = None) -> Any:
         loader: constructs the values; YAML's safe loader by default.
 
     Raises:
-        ValueError: it is not YAML, nested too deeply, or its aliases stand for too many values.
+        ValueError: it is not YAML, nested too deeply, or its aliases expand to too many values.
     """
     import yaml
 
@@ -231,7 +231,7 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] | None = None) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Values that a node stands for when every alias is written out."""
+    """Number of values of a node with every alias expanded."""
     if depth > _MAX_DEPTH:
         raise ValueError(_TOO_DEEP)
     if id(node) in known:
@@ -240,6 +240,6 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     nodes = [node for child in children for node in (child if isinstance(child, tuple) else (child,))]
     count = 1 + sum(_count(child, known, depth + 1) for child in nodes)
     if count > _MAX_VALUES:
-        raise ValueError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+        raise ValueError(f"its aliases expand to more than {_MAX_VALUES:,} values")
     known[id(node)] = count
     return count

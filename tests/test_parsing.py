@@ -35,8 +35,8 @@ def test_deep_json(text: str) -> None:
         ("{a: " * 150 + "1" + "}" * 150, "nested too deeply"),
         ("a: &a [*a]", "nested too deeply"),
         ("".join(f"{' ' * depth}a:\n" for depth in range(1200)) + " " * 1200 + "a: 1\n", "nested too deeply"),
-        (LAUGHS, "stand for more than 1,000,000 values"),
-        (MERGES, "stand for more than 1,000,000 values"),
+        (LAUGHS, "expand to more than 1,000,000 values"),
+        (MERGES, "expand to more than 1,000,000 values"),
         ("a: [1, 2", "expected ',' or ']'"),
     ],
 )

@@ -121,7 +121,7 @@ def _names(paths: list[Path], names: list[str] | None) -> list[str]:
             names = [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise MetricInputError(
-            f"The name '{max(names, key=names.count)}' stands for two systems; give each its --name."
+            f"The name '{max(names, key=names.count)}' is given to two systems; give each its --name."
         )
     return names
 
@@ -195,7 +195,7 @@ def _mark(bootstrap: Comparison, randomization: Comparison) -> str:
 
 
 def _shown_mark(shown: float, bootstrap: Comparison, randomization: Comparison, digits: int) -> str:
-    """The stars behind a number; none behind one that shows as 0."""
+    """The stars after a number; none after one that shows as 0."""
     from captune.report.columns import shows_zero
 
     if shows_zero(shown, digits) or shows_zero(bootstrap.difference, digits):

@@ -72,7 +72,7 @@ def _report_one(
     """Report on one run or table and return the files written."""
     from captune.data.locks import folder_lock
     from captune.report import analyse, write_report
-    from captune.report.files import write_whole
+    from captune.report.files import atomic_write
     from captune.report.write import REPORT_FILES
 
     run, source_folder = _read(source)
@@ -93,7 +93,7 @@ def _report_one(
                 chart_formats=formats,
                 language=lang,
                 source=source_folder,
-                write=write_whole if in_run_folder else _write_output,
+                write=atomic_write if in_run_folder else _write_output,
             )
     if as_json:
         print_json(run_as_json(run, analyse(run)), files)
@@ -158,7 +158,7 @@ def _read(source: Path) -> tuple[RunScores, Path | None]:
 
 
 def _names(sources: list[Path]) -> list[str]:
-    """A name for every source: as much of the end of its path as tells it from the others."""
+    """A name for every source: as much of the end of its path as distinguishes it from the others."""
     folders = [os.path.abspath(source.parent if source.name == "scores.json" else source) for source in sources]
     if len(set(folders)) != len(folders):
         raise InputError("The same run was given twice; give every run once.")

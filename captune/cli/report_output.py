@@ -60,7 +60,7 @@ def print_examples(run: RunScores, *, intervals: bool = False) -> None:
 
 
 def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None:
-    """Print the table of runs, their tests and the images that tell them apart."""
+    """Print the table of runs, their tests and the images on which they differ most."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -83,7 +83,7 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
 
 
 def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
-    """Table and analysis as JSON values; null stands for not a number."""
+    """Table and analysis as JSON values; null is not a number."""
     from captune.report import sentences
 
     rows = [

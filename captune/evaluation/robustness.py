@@ -44,7 +44,7 @@ from captune.model.adapter import read_record
 from captune.model.loading import load_model, pick_device
 from captune.report import write_report
 from captune.report.chart import draw_heatmap
-from captune.report.files import write_whole
+from captune.report.files import atomic_write
 from captune.report.matrix import (
     FILE,
     Cell,
@@ -328,7 +328,7 @@ def _signature_field(name: str) -> str:
 
 
 def _write(folder: Path, matrix: Matrix) -> None:
-    write_whole(folder / FILE, matrix_to_json(matrix))
-    write_whole(folder / "matrix.csv", matrix_csv(matrix))
-    write_whole(folder / "matrix.md", matrix_markdown(matrix))
-    write_whole(folder / "matrix.png", draw_heatmap(matrix))
+    atomic_write(folder / FILE, matrix_to_json(matrix))
+    atomic_write(folder / "matrix.csv", matrix_csv(matrix))
+    atomic_write(folder / "matrix.md", matrix_markdown(matrix))
+    atomic_write(folder / "matrix.png", draw_heatmap(matrix))

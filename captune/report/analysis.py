@@ -72,13 +72,13 @@ class MetricAnalysis:
         paired: whether these bounds come from the paired difference; else they combine the intervals of both rows
             and are wider than they need be, for both rows are on the same images.
         p_value: of the paired test of the last row against the pretrained one, or None.
-        differs: whether the last row differs from the first by more than chance; None where nothing tells.
+        differs: whether the last row differs from the first by more than chance; None where no statistic can say.
         best, best_value: the row with the best score and that score; None and NaN without any score above 0.
-        best_is_sure: whether it differs from every other row by more than chance; True where nothing could tell.
+        best_is_sure: whether it differs from every other row by more than chance; True where no statistic could say.
         largest_jump: the step that improved the metric most, or None.
         drops: the steps on which it got worse by something visible.
         missing: rows without a finite score.
-        trend: of the last three checkpoints; None when there are too few rows to tell.
+        trend: of the last three checkpoints; None when there are too few rows.
         slope: of the last three checkpoints, per epoch; NaN without a trend.
         pace: range over all rows per epoch; NaN without a trend.
     """
@@ -105,7 +105,7 @@ class MetricAnalysis:
 
 @dataclass(frozen=True, slots=True)
 class Overfit:
-    """A metric that goes on rising on training images only.
+    """A metric that continues to rise on training images only.
 
     Attributes:
         metric: its name.
@@ -141,7 +141,7 @@ class OtherRow:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What the whole table says.
+    """What the table says.
 
     Attributes:
         rows: names of the training's rows, in its order; where the table is of no training, of the first row alone.
@@ -176,7 +176,7 @@ class Analysis:
         return next(entry for entry in self.metrics if entry.metric == metric)
 
     def to_dict(self) -> dict[str, Any]:
-        """The analysis as JSON values; null stands for not a number."""
+        """The analysis as JSON values; null is not a number."""
         tree: dict[str, Any] = nan_to_null(asdict(self))
         return tree
 

@@ -64,7 +64,7 @@ def format_value(value: float | None) -> str:
 
 
 def scale_sentence(values: dict[str, list[float]]) -> str:
-    """Say on which scale the scores stand, or that they leave the scale they should be on.
+    """The scale of the scores, or that they leave the scale they should be on.
 
     Args:
         values: the finite scores of every metric.
@@ -87,7 +87,7 @@ def scale_sentence(values: dict[str, list[float]]) -> str:
     parts = [f"{', '.join(names)} 0-{top:g}" for top, names in sorted(tops.items(), reverse=True)]
     unknown = [name for name in values if column(name).top is None]
     if unit:
-        # "others" would be false beside a metric whose scale is not known.
+        # "others" would be false next to a metric whose scale is not known.
         parts.append(f"{', '.join(unit) if unknown or not parts else 'others'} 0-1")
     if unknown:
         parts.append(f"{', '.join(unknown)} not known")

@@ -1,4 +1,4 @@
-"""Several runs on the same images: paired tests, agreement, and the images that tell the runs apart."""
+"""Several runs on the same images: paired tests, agreement, and the images on which they differ most."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "telling_lines"]
 
 TELLING = 10
-"""How many images are shown that tell the runs apart."""
+"""Number of images shown on which the runs differ most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Comparison:
     """Runs side by side, each by its last checkpoint.
 
     Attributes:
-        table: one row a run, with scores computed anew from the captions, intervals, captions and references.
+        table: one row a run, with scores recomputed from the captions, intervals, captions and references.
         differences: metric -> (i, j) -> score of row i minus row j, for every i below j in the table.
         p_values: metric -> (i, j) -> probability of so large a difference between equal runs; absent where both scores
             are 0 but for smoothing.
@@ -44,7 +44,7 @@ class Comparison:
     telling: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON values; null stands for not a number."""
+        """The comparison as JSON values; null is not a number."""
         names = [row.name for row in self.table.checkpoints]
         tests = [
             {
@@ -72,7 +72,7 @@ class Comparison:
 def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Comparison:
     """Compare the last checkpoints of several runs on the images that all of them captioned.
 
-    Scores are computed anew from captions and references, all with the same metrics, so that tests are paired over
+    Scores are recomputed from captions and references, all with the same metrics, so that tests are paired over
     images (Koehn, EMNLP 2004) whatever the runs were scored with.
 
     Args:
@@ -135,7 +135,7 @@ def _tested(difference: float, p: float | None) -> str:
 
 
 def telling_lines(comparison: Comparison) -> list[str]:
-    """The images that tell the runs apart, with every run's CIDEr and caption, one line each."""
+    """The images on which the runs differ most, with every run's CIDEr and caption, one line each."""
     lines = []
     for image in comparison.telling:
         lines.append(one_line(image))
@@ -146,7 +146,7 @@ def telling_lines(comparison: Comparison) -> list[str]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Tests, agreement and telling images as Markdown, to stand below the table."""
+    """Tests, agreement and telling images as Markdown, for below the table."""
     names = [escape_markdown(row.name) for row in comparison.table.checkpoints]
     lines = ["# Comparison", ""]
     for heading, rows in matrices(comparison):

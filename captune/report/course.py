@@ -88,7 +88,7 @@ def _only(tests: Mapping[str, Any], kept: set[str]) -> dict[str, Any]:
 
 
 def has_statistics(run: RunScores) -> bool:
-    """Whether a table carries paired tests or intervals, which tell differences from chance."""
+    """Whether a table carries paired tests or intervals, which separate differences from chance."""
     return any(row.intervals or any(row.p_values.values()) for row in run.checkpoints)
 
 
@@ -102,7 +102,7 @@ def differ(run: RunScores, metric: str, before: int, after: int) -> bool | None:
 
     Returns:
         What the paired test of the two says; without one, True where their confidence intervals do not meet. None where
-        nothing tells. Scores that both show as 0 do not differ.
+        no statistic can say. Scores that both show as 0 do not differ.
     """
     one, other = run.checkpoints[before], run.checkpoints[after]
     values = one.corpus.get(metric, math.nan), other.corpus.get(metric, math.nan)

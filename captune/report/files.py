@@ -13,7 +13,7 @@ from captune.data.atomic import atomic_file
 from captune.errors import InputError, ToolError
 from captune.parsing import load_json, show_value, validate
 
-__all__ = ["StrictRecord", "nan_to_null", "parse_versioned_json", "read_text", "write_whole"]
+__all__ = ["StrictRecord", "atomic_write", "nan_to_null", "parse_versioned_json", "read_text"]
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def nan_to_null(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def write_whole(path: Path, content: bytes | str) -> Path:
+def atomic_write(path: Path, content: bytes | str) -> Path:
     """Write under a temporary name in the same folder, then rename.
 
     Args:

@@ -203,7 +203,7 @@ def read_matrix(run_dir: Path) -> Matrix | None:
 
 
 def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
-    """The matrix of a run where its scores at home are those of the run; None otherwise.
+    """The matrix of a run if its scores at home are those of the run; None otherwise.
 
     Raises:
         InputError: as `read_matrix`.
@@ -264,12 +264,12 @@ def matrix_csv(matrix: Matrix) -> str:
 def matrix_markdown(matrix: Matrix) -> str:
     """Scores of the main metric with drops, corruptions by kind, words and signatures."""
     metric = matrix.main_metric
-    lines = [f"# How the model travels: {metric}", ""]
+    lines = [f"# Robustness: {metric}", ""]
     shown, titles = _table(matrix)
     lines += _markdown(titles, shown)
     curves = strength_curves(matrix)
     if curves:
-        lines += ["", f"## Damaged images: mean of {metric} over the rows, as a share of home", ""]
+        lines += ["", f"## Corrupted images: mean of {metric} over the rows, as a share of home", ""]
         strengths = sorted({strength for values in curves.values() for strength in values})
         lines += _markdown(
             ["", *(f"strength {strength}" for strength in strengths)],
@@ -364,9 +364,9 @@ def _notes(matrix: Matrix) -> list[str]:
     values = [score for cell in matrix.cells if (score := cell.scores.get(metric)) is not None and math.isfinite(score)]
     notes = [scale_sentence({metric: values})]
     if paired or unpaired:
-        how = "on the same drawn images" if paired and not unpaired else "each side drawn by itself"
+        how = "on the same drawn images" if paired and not unpaired else "each side drawn separately"
         if paired and unpaired:
-            how = "on the same drawn images where they are home's, each side drawn by itself for other data"
+            how = "on the same drawn images where they are home's, each side drawn separately for other data"
         notes.append(f"In percent: change from home, with its bootstrap interval of 95 %, {how}.")
     prompts = list(dict.fromkeys(row.instruction for row in matrix.rows))
     if len(prompts) > 1:

@@ -34,7 +34,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 
 from captune.parsing import first_repeated
 from captune.report.columns import order_metrics
-from captune.report.files import StrictRecord, parse_versioned_json, read_text, write_whole
+from captune.report.files import StrictRecord, atomic_write, parse_versioned_json, read_text
 
 __all__ = [
     "BASELINES",
@@ -265,7 +265,7 @@ def write_scores(run: RunScores, path: Path) -> Path:
     Raises:
         ToolError: the file cannot be written.
     """
-    return write_whole(path / "scores.json" if path.is_dir() else path, scores_to_json(run))
+    return atomic_write(path / "scores.json" if path.is_dir() else path, scores_to_json(run))
 
 
 def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:

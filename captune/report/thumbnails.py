@@ -22,7 +22,7 @@ from captune.data.content_hash import content_hash
 from captune.data.images import image_size, reduced_image
 from captune.errors import DataError
 from captune.parsing import load_json
-from captune.report.files import write_whole
+from captune.report.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,14 +78,14 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation
             source = content_hash(file).hex() + ("" if exif_rotation else " as stored")
             if sources.get(image) == source and path.exists():
                 continue
-            write_whole(path, _small_picture(file, exif_rotation))
+            atomic_write(path, _small_picture(file, exif_rotation))
             sources[image] = source
             made += 1
         except (OSError, DataError):
             # A picture that is there is of another image.
             sources.pop(image, None)
     if images and sources != known:
-        write_whole(run_dir / FOLDER / SOURCES, json.dumps(sources) + "\n")
+        atomic_write(run_dir / FOLDER / SOURCES, json.dumps(sources) + "\n")
     return made
 
 

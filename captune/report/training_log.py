@@ -18,7 +18,7 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What the log of a run tells.
+    """The contents of a run's log.
 
     Attributes:
         steps: the logged steps, ascending.

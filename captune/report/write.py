@@ -1,4 +1,4 @@
-"""All files of a report, written into the run they tell of."""
+"""Write all files of a report into the folder of its run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias
 from captune.report.analysis import analyse
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
-from captune.report.files import write_whole
+from captune.report.files import atomic_write
 from captune.report.matrix import matrix_of
 from captune.report.narrative import analysis_markdown
 from captune.report.page import build_page
@@ -46,7 +46,7 @@ def write_report(
     chart_formats: tuple[str, ...] = ("png", "svg"),
     language: str = "en",
     source: Path | None = None,
-    write: Writer = write_whole,
+    write: Writer = atomic_write,
 ) -> list[Path]:
     """Write table, chart, analysis and page; to be called after every evaluation.
 
@@ -57,16 +57,16 @@ def write_report(
         chart_formats: of "png", "svg" and "pdf".
         language: "en" or "zh", in which the page opens.
         source: the run's folder, by default `run_dir`. Small pictures are looked for in its `thumbnails/`, the
-            training's loss in its `log.jsonl`, what people said in its `rating.json`, how the model travels in its
+            training's loss in its `log.jsonl`, the human rating in its `rating.json`, robustness in its
             `matrix.json`; all may be missing.
         write: writes each file.
 
     Returns:
-        The files, in the order they were written; each is whole under its name.
+        The files, in the order they were written; each complete under its name.
 
     Raises:
         InputError: `scores.json` is missing or not as its format says, or `rating.json` is.
-        MissingExtraError: a chart is asked for and matplotlib is not installed.
+        MissingExtraError: a chart is requested and matplotlib is not installed.
         ToolError: a file cannot be written.
     """
     scores = read_scores(run_dir) if run is None else run
@@ -88,7 +88,7 @@ def write_comparison(
     *,
     intervals: bool = False,
     language: str = "en",
-    write: Writer = write_whole,
+    write: Writer = atomic_write,
 ) -> list[Path]:
     """Write table, tests and page of several runs.
 
@@ -101,7 +101,7 @@ def write_comparison(
         write: writes each file.
 
     Returns:
-        The files, in the order they were written; each is whole under its name.
+        The files, in the order they were written; each complete under its name.
 
     Raises:
         ToolError: a file cannot be written.
@@ -119,8 +119,8 @@ def write_comparison(
 
 
 def write_page(run_dir: Path, *, language: str = "en") -> Path:
-    """Write the page alone anew, when something beside the scores has changed; see `write_report`."""
-    return write_whole(run_dir / "report.html", _page(run_dir, read_scores(run_dir), language))
+    """Write only the page again, when something other than the scores has changed; see `write_report`."""
+    return atomic_write(run_dir / "report.html", _page(run_dir, read_scores(run_dir), language))
 
 
 def _page(run_dir: Path, scores: RunScores, language: str) -> str:

@@ -108,7 +108,7 @@ def test_names(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> No
     assert compare(files, ["good", "same"], "--name", "old") == 2
     assert compare(files, ["good", "same"], "--name", "x", "--name", "x") == 2
     assert compare(files, ["good", "good"]) == 2
-    assert "stands for two systems" in capsys.readouterr().err
+    assert "is given to two systems" in capsys.readouterr().err
 
 
 def test_a_subset_is_the_same_for_all(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from captune.data.atomic import (
     remove_abandoned,
     temporary_folder,
 )
-from captune.report.files import write_whole
+from captune.report.files import atomic_write
 
 WRITERS = {
     "file": "with atomic_file(sys.argv[1] + '/a.json') as s:\n    s.write('half'); s.flush()\n    wait()\n",
@@ -90,7 +90,7 @@ def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) 
         with atomic_folder(tmp_path / "b"):
             pass
     elif again == "report":
-        write_whole(tmp_path / "b", "b")
+        atomic_write(tmp_path / "b", "b")
     elif again == "image":
         InlineImages(tmp_path).add(b"\xff\xd8\xff", "b")
     else:
