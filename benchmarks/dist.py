@@ -30,10 +30,9 @@ from safetensors.torch import load_file, save_file
 
 from captune.config import parse_config
 from captune.data.manifest import Sample
-from captune.training.distributed import world
-from captune.training.fsdp import Shards, held_bytes
-from captune.training.samples import TrainingSamples
-from captune.training.step import Stepper
+from captune.training.distributed import distributed_context
+from captune.training.fsdp import FsdpContext, llm_bytes
+from captune.training.trainer import TrainStep
 
 IMAGES, PER_IMAGE, PER_STEP, STEPS, VOCABULARY = 24, 5, 8, 6, 2048
 WAYS = {"one process": 1, "two": 2, "two, divided": 2}
@@ -56,27 +55,36 @@ def child(folder: Path, way: str) -> None:
             },
         }
     )
-    with world() as place:
-        shards = Shards(place) if way == "two, divided" else None
-        with nullcontext() if shards is None else shards.turn_to_load():
+    with distributed_context() as dist:
+        fsdp = FsdpContext(dist) if way == "two, divided" else None
+        with nullcontext() if fsdp is None else fsdp.load_in_rank_order():
             model = build(256, 4, VOCABULARY).train()
-            if shards is not None:
-                shards.divide(model)
-        held, whole = held_bytes(model)
-        samples = TrainingSamples(images, config.train, 0)
+            if fsdp is not None:
+                fsdp.shard(model)
+        local_bytes, total_bytes = llm_bytes(model)
         features = torch.randn(IMAGES, QUERIES, FEATURES, generator=torch.Generator().manual_seed(1))
-        stepper = Stepper(model, features, samples, config, place, nullcontext if shards is None else shards.together)
+        collective_forward = nullcontext if fsdp is None else fsdp.collective_forward
+        train_step = TrainStep(
+            model,
+            images,
+            features,
+            config.train,
+            prompt=INSTRUCTION,
+            seed=0,
+            dist=dist,
+            collective_forward=collective_forward,
+        )
         lengths = model.processor.layout
         told = []
         for step in range(STEPS):
             began = time.process_time()
-            result = stepper.take(step)
+            result = train_step.run(step)
             seconds = time.process_time() - began
-            mine = place.share(stepper.samples.batch(step))
+            mine = dist.shard(train_step.samples.batch(step))
             own = sum(len(lengths.target_ids(text)[0]) for sample in mine for text in sample.captions)
-            told.append({"loss": result.loss, "seconds": seconds, "targets": own, "held": held / whole})
-        (folder / f"{way}-{place.rank}.json").write_text(json.dumps(told), encoding="utf-8")
-        if place.is_main:
+            told.append({"loss": result.loss, "seconds": seconds, "targets": own, "held": local_bytes / total_bytes})
+        (folder / f"{way}-{dist.rank}.json").write_text(json.dumps(told), encoding="utf-8")
+        if dist.is_main:
             weights = {name: parameter.detach() for name, parameter in model.trained_parameters()}
             save_file(weights, folder / f"{way}.safetensors")
 

@@ -30,7 +30,7 @@ from transformers import AutoConfig
 from captune.config import FastConfig
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
-from captune.training.equivalence import probe
+from captune.training.equivalence import check_packing
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
@@ -92,7 +92,7 @@ def features(model: MiniGPT4) -> torch.Tensor:
 def gradient(model: MiniGPT4, fast: FastConfig, *, whole: bool = False) -> tuple[float, torch.Tensor]:
     objective = Objective(model, INSTRUCTION, fast)
     if whole:
-        objective.keep_layers_whole()
+        objective.disable_layer_skipping()
     loss = objective.loss(SAMPLES, features(model))
     found = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
     return float(loss.detach()), torch.cat([part.reshape(-1) for part in found])
@@ -126,9 +126,9 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
     model = build(kind, settings, lora)
     answer: dict[str, Any] = {"identical": False, "float64_gradient": None}
     objective = Objective(model, INSTRUCTION, FastConfig())
-    reason = probe(objective, SAMPLES, features(model))
+    reason = check_packing(objective, SAMPLES, features(model))
     # Where the probe leaves the layers whole, so do the comparisons.
-    whole = not objective.in_parts
+    whole = not objective.skips_unused
     try:
         (plain_loss, plain), (packed_loss, packed) = gradient(model, PLAIN), gradient(model, FastConfig(), whole=whole)
         answer["loss_difference"] = abs(packed_loss - plain_loss) / plain_loss

@@ -32,7 +32,7 @@ from captune.data.importers.flickr import flickr30k_rows
 from captune.data.importing import prepare
 from captune.data.readers import SourceFile
 from captune.toy import write_flickr30k
-from captune.training import loop, preparation, train
+from captune.training import preparation, train, trainer
 
 
 def write_data(folder: Path) -> Path:
@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    loop.load_tunable = lambda *given: tiny_minigpt4()
+    trainer.load_for_training = lambda *given: tiny_minigpt4()
     preparation.features_of = tiny_features
     output = Output(arguments.json, "SIGKILL at random moments")
     with tempfile.TemporaryDirectory() as name:

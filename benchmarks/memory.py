@@ -23,8 +23,8 @@ from transformers import LlamaConfig
 from captune.config import parse_config
 from captune.model.loading import load_config_and_processor
 from captune.model.size import measure_model
-from captune.training.plan import Planner, probe
-from captune.training.preparation import load_tunable
+from captune.training.plan import Planner, measure_memory
+from captune.training.preparation import load_for_training
 
 SETTINGS: dict[str, list[str]] = {
     "as it is": [],
@@ -47,7 +47,8 @@ def main() -> int:
             config = parse_config(content, [*overrides, "train.batch_size=20", "evaluate.batch_size=8"])
             device = torch.device("cpu")
             planner = Planner(config, *load_config_and_processor(config.model), device, caption_tokens=24)
-            for found in probe(config, load_tunable(config, device), planner):
+            model = load_for_training(config.model, config.train, config.seed, device)
+            for found in measure_memory(config, model, planner):
                 worst = max(worst, found.ratio, 1 / found.ratio)
                 rows.append([name, found.name, f"{found.predicted:,}", f"{found.measured:,}", f"{found.ratio:.3f}"])
                 output.line(

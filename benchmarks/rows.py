@@ -91,9 +91,9 @@ def main() -> int:
         multiple = arguments.multiple
         return sum(pack(prompt, list(map(ids, s)), cached=cached, multiple=multiple).input_ids.numel() for s in steps)
 
-    random, dealing = TrainingSamples(images, loose, 0), TrainingSamples(images, train, 0)
-    by_characters = dealing.measured_by(lambda sample: sum(map(len, sample.captions)))
-    by_tokens = dealing.measured_by(objective.row_tokens)
+    random = TrainingSamples(images, loose, 0)
+    by_characters = TrainingSamples(images, train, 0, lambda sample: sum(map(len, sample.captions)))
+    by_tokens = TrainingSamples(images, train, 0, objective.row_tokens)
     own = [[len(prompt) + len(c) for s in random.batch(step) for c in ids(s)] for step in range(random.total_steps)]
     ways = {
         "one row a caption": padded(own, 1),

@@ -45,11 +45,11 @@ from captune.data.images import load_image, to_pixels
 from captune.data.manifest import Sample
 from captune.features import FeatureStore, TowerIdentity, content_ids, encode_missing
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
-from captune.training.distributed import World
+from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective
 from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.samples import TrainingSamples
-from captune.training.step import Stepper
+from captune.training.trainer import TrainStep
 
 VOCABULARY, WIDTH, LAYERS, QUERIES, PER_STEP, PER_IMAGE = 4096, 512, 8, 32, 8, 5
 IMAGE_ID = VOCABULARY - 1
@@ -257,10 +257,10 @@ def train(
         encode_missing(model.eval(), task.files, contents, store, store.missing(contents), batch_size=PER_STEP)
         store.refresh()
         config = task.settings(**fast)
-        samples = TrainingSamples(task.images, config.train, 0)
-        stepper = Stepper(model.train(), store.read(contents), samples, config, World(0, 1, torch.device("cpu")))
-        for step in range(samples.total_steps):
-            yield stepper.take(step).loss
+        features, dist = store.read(contents), DistributedContext(0, 1, torch.device("cpu"))
+        step = TrainStep(model.train(), task.images, features, config.train, prompt=INSTRUCTION, seed=0, dist=dist)
+        for number in range(step.samples.total_steps):
+            yield step.run(number).loss
 
 
 class ByTurns(TrainerCallback):
@@ -307,9 +307,9 @@ def main() -> int:
         task = Task(Path(folder), arguments.images, arguments.epochs, tuple(arguments.lengths))
         blip2 = build_peer()
         model = same_parts(blip2)
-        # The order in which captune's `Stepper` deals them.
+        # The order in which captune's `TrainStep` deals them.
         objective = Objective(model, INSTRUCTION, task.config.train.fast)
-        task.samples = task.samples.measured_by(objective.row_tokens)
+        task.samples = TrainingSamples(task.images, task.config.train, 0, objective.row_tokens)
         peer = Peer(blip2, task, model.processor.layout)
         start = {name: value.clone() for name, value in model.projection.state_dict().items()}
         wanted_loss, wanted = peer.gradient()

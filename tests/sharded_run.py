@@ -22,11 +22,12 @@ from transformers import AutoConfig
 
 from captune.config import load_config
 from captune.errors import CaptuneError
+from captune.evaluation import Evaluation
 from captune.events import Event
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers
 from captune.model.lora import attach_lora
-from captune.training import fsdp, loop, preparation, train
+from captune.training import fsdp, preparation, train, trainer
 
 TEXT = {**SIZES, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4}
 
@@ -57,11 +58,11 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
     """Run it as this process, which the environment says the place of."""
     torch.set_num_threads(1)
     settings = load_config(config)
-    divide, captioned, probe = fsdp.Shards.divide, loop.Evaluation.caption, loop.Stepper.probe
+    divide, captioned, probe = fsdp.FsdpContext.shard, Evaluation.caption, trainer.TrainStep.check_packing
     told: dict[str, Any] = {"captions": [], "outages": 0, "probed": False}
     rank = int(os.environ.get("RANK", "0"))
 
-    def load(*given: Any) -> MiniGPT4:
+    def load(*args: Any) -> MiniGPT4:
         model = tiny_minigpt4(AutoConfig.for_model("llama", **TEXT))
         if settings.train.lora is not None:
             torch.manual_seed(0)
@@ -69,7 +70,7 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
         model.checkpoint_activations(settings.train.gradient_checkpointing)
         return model
 
-    def divided(shards: fsdp.Shards, model: MiniGPT4) -> None:
+    def divided(shards: fsdp.FsdpContext, model: MiniGPT4) -> None:
         divide(shards, model)
         layers = list(decoder_layers(model.llm).parameters())
         told["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
@@ -95,10 +96,10 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(loop, "load_tunable", load))
-        stack.enter_context(patch.object(loop.Evaluation, "caption", caption))
-        stack.enter_context(patch.object(fsdp.Shards, "divide", divided))
-        stack.enter_context(patch.object(loop.Stepper, "probe", probed))
+        stack.enter_context(patch.object(trainer, "load_for_training", load))
+        stack.enter_context(patch.object(Evaluation, "caption", caption))
+        stack.enter_context(patch.object(fsdp.FsdpContext, "shard", divided))
+        stack.enter_context(patch.object(trainer.TrainStep, "check_packing", probed))
         stack.enter_context(patch.object(preparation, "features_of", tiny_features))
         train(settings, listen if rank == 0 else None)
     Path(out, f"{rank}.json").write_text(json.dumps(told))

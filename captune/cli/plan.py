@@ -65,9 +65,8 @@ def plan(
         import torch
 
         from captune.model.loading import load_config_and_processor, pick_device
-        from captune.training.plan import Planner
-        from captune.training.plan import probe as measure
-        from captune.training.preparation import load_tunable
+        from captune.training.plan import Planner, measure_memory
+        from captune.training.preparation import load_for_training
     here = pick_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
@@ -78,7 +77,10 @@ def plan(
     predicted = planner.plan()
     fits = limit is None or predicted.peak <= limit
     proposal = None if fits or limit is None else planner.propose(limit)
-    measured = measure(settings, load_tunable(settings, here), planner) if probe else []
+    measured: list[Measured] = []
+    if probe:
+        model = load_for_training(settings.model, settings.train, settings.seed, here)
+        measured = measure_memory(settings, model, planner)
     if as_json:
         _print_json(predicted, limit, proposal, measured)
     else:

@@ -35,28 +35,28 @@ _UNREADABLE = bytes(16)
 
 
 class ProcessGroup(Protocol):
-    """The processes that share the work; a run's `World` is one."""
+    """The processes that divide the work; a run's `DistributedContext` is one."""
 
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
         ...
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's part."""
         ...
 
-    def gather(self, item: Item) -> list[Item]:
+    def all_gather(self, item: Item) -> list[Item]:
         """Every process's item, on every process."""
         ...
 
-    def merge(self, mine: Sequence[Item], count: int) -> list[Item]:
-        """All items in order, put together from every process's share."""
+    def gather(self, results: Sequence[Item], count: int) -> list[Item]:
+        """All items in order, from the results for every process's shard."""
         ...
 
 
 class SingleProcess:
-    """A process without others.
+    """A process group of one process.
 
     Args:
         device: where it computes.
@@ -65,17 +65,17 @@ class SingleProcess:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """All of it."""
         return items
 
-    def gather(self, item: Item) -> list[Item]:
+    def all_gather(self, item: Item) -> list[Item]:
         """This one."""
         return [item]
 
-    def merge(self, mine: Sequence[Item], count: int) -> list[Item]:
+    def gather(self, results: Sequence[Item], count: int) -> list[Item]:
         """All of it."""
-        return list(mine)
+        return list(results)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def features_of(
     config: ModelConfig | ResolvedModel,
     files: Sequence[Path],
     root: Path,
-    together: ProcessGroup,
+    group: ProcessGroup,
     *,
     batch_size: int = 32,
     exif_rotation: bool = True,
@@ -131,7 +131,7 @@ def features_of(
         config: the model whose towers make them.
         files: N image files.
         root: folder of all stores.
-        together: this process among those that share the work.
+        group: this process among those that divide the work.
         batch_size: images encoded at once.
         exif_rotation: turn images upright as their EXIF data say.
         on_progress: called with (done, missing) while towers run.
@@ -142,26 +142,26 @@ def features_of(
         OSError: the disk is full.
     """
     config = resolve_model(config)
-    identity = tower_identity(config, together.device, root, exif_rotation=exif_rotation)
+    identity = tower_identity(config, group.device, root, exif_rotation=exif_rotation)
     store = FeatureStore(root, identity)
-    found = together.merge(content_ids(together.share(files), root), len(files))
+    found = group.gather(content_ids(group.shard(files), root), len(files))
     contents = [_UNREADABLE if isinstance(item, OSError) else item for item in found]
     broken = [
         UnreadableImage(place, _reason(files[place])) for place, item in enumerate(found) if isinstance(item, OSError)
     ]
     store.refresh()
     # One list for all: others may be adding to the same store right now.
-    used = together.gather(store.used(contents))[0]
-    store.exclude([name for names in together.gather(store.damaged(together.share(used))) for name in names])
+    used = group.all_gather(store.used(contents))[0]
+    store.exclude([name for names in group.all_gather(store.damaged(group.shard(used))) for name in names])
     unreadable = {item.position for item in broken}
 
     def missing() -> list[int]:
-        return together.gather([place for place in store.missing(contents) if place not in unreadable])[0]
+        return group.all_gather([place for place in store.missing(contents) if place not in unreadable])[0]
 
     if missing():
         # Two runs that need the same features make them once: the second one waits and reads.
         with folder_lock(store.folder, "encoding images", wait=True):
-            together.gather(None)
+            group.all_gather(None)
             store.refresh()
             if places := missing():
                 _check_disk(store, len(places))
@@ -171,9 +171,7 @@ def features_of(
                         "says, and are encoded again (data.exif_rotation=false uses those features).",
                         root,
                     )
-                broken += _encode(
-                    config, files, contents, store, places, together, batch_size, exif_rotation, on_progress
-                )
+                broken += _encode(config, files, contents, store, places, group, batch_size, exif_rotation, on_progress)
                 store.refresh()
     bad = {contents[item.position]: item.reason for item in broken}
     broken += [UnreadableImage(place, bad[content]) for place, content in enumerate(contents) if content in bad]
@@ -198,16 +196,16 @@ def _encode(
     contents: Sequence[bytes],
     store: FeatureStore,
     missing: list[int],
-    together: ProcessGroup,
+    group: ProcessGroup,
     batch_size: int,
     exif_rotation: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[UnreadableImage]:
     """Make this process's share of what is missing; the towers are let go of afterwards."""
-    mine = together.share(missing)
+    mine = group.shard(missing)
     broken: list[UnreadableImage] = []
     if mine:
-        model = load_model(config, together.device, parts=TOWERS)
+        model = load_model(config, group.device, parts=TOWERS)
 
         def progress(done: int) -> None:
             if on_progress is not None:
@@ -225,9 +223,9 @@ def _encode(
         )
         del model
         gc.collect()
-        if together.device.type == "cuda":
+        if group.device.type == "cuda":
             torch.cuda.empty_cache()
-    return [item for part in together.gather(broken) for item in part]
+    return [item for part in group.all_gather(broken) for item in part]
 
 
 def _check_disk(store: FeatureStore, images: int) -> None:

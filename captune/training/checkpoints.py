@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -38,23 +38,26 @@ from captune.features import content_ids, store_root
 from captune.model.adapter import read_record
 from captune.model.masters import MasterAdamW
 from captune.parsing import load_json
-from captune.report import RunScores, read_scores
+from captune.report import CheckpointScores, RunScores, read_scores
 from captune.report.thumbnails import thumbnail_sources
 from captune.training.run_log import first_event
 
 __all__ = [
-    "Position",
     "RunStatus",
+    "TrainProgress",
+    "TrainState",
     "checkpoint_folder",
     "checkpoint_folders",
+    "finished_rows",
     "has_states",
     "inspect_run",
-    "load_newest",
-    "newest_position",
     "open_run_folder",
     "refuse_unless_free",
+    "require_same_steps",
+    "restore_state",
     "run_status",
     "save_state",
+    "saved_progress",
 ]
 
 logger = logging.getLogger(__name__)
@@ -62,122 +65,6 @@ logger = logging.getLogger(__name__)
 STATES = "resume"
 STATES_KEPT = 2
 """How many states are kept: the newest, and the one before it for the case that the disk lies."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run is.
-
-    Attributes:
-        step: optimiser steps taken.
-        skipped: how many of them were skipped for an infinite or undefined loss.
-        manifest_hash: of the training manifest.
-    """
-
-    step: int
-    skipped: int
-    manifest_hash: str
-
-
-def save_state(
-    output: Path,
-    names: Sequence[str],
-    parameters: Sequence[nn.Parameter],
-    optimizer: MasterAdamW,
-    at: Position,
-) -> None:
-    """Write the state of a run; older ones are removed once it is on the disk.
-
-    Args:
-        output: folder of the run.
-        names: of the trained tensors.
-        parameters: the trained tensors.
-        optimizer: whose moments belong to them.
-        at: where the run is.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in zip(names, parameters, strict=True):
-        master = optimizer.master_of(parameter)
-        tensors[name] = master.detach().cpu().contiguous()
-        for moment, value in optimizer.state[master].items():
-            tensors[f"{name}//{moment}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    with atomic_folder(output / STATES / f"step-{at.step:08d}") as folder:
-        # Written by Python, so that a full disk is an OSError like any other.
-        data = save(tensors)
-        (folder / "state.safetensors").write_bytes(data)
-        record = {**asdict(at), "sha256": _hash(at, data)}
-        (folder / "state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    for old in _folders(output)[:-STATES_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def load_newest(
-    output: Path, names: Sequence[str], parameters: Sequence[nn.Parameter], optimizer: MasterAdamW
-) -> Position | None:
-    """Put the newest whole state of a run back.
-
-    Returns:
-        Where the run is, or None if there is no whole state and nothing was changed.
-    """
-    for at, tensors in _whole_states(output):
-        if all(name in tensors and tensors[name].shape == p.shape for name, p in zip(names, parameters, strict=True)):
-            _restore(tensors, names, parameters, optimizer)
-            return at
-    return None
-
-
-def has_states(output: Path) -> bool:
-    """Whether any state was saved, intact or not."""
-    return bool(_folders(output))
-
-
-def newest_position(output: Path) -> Position | None:
-    """Where the newest whole state of a run is, if there is one."""
-    return next((at for at, _ in _whole_states(output)), None)
-
-
-def _whole_states(output: Path) -> Iterator[tuple[Position, dict[str, Tensor]]]:
-    for folder in reversed(_folders(output)):
-        try:
-            record = load_json((folder / "state.json").read_text(encoding="utf-8"))
-            written = record.pop("sha256", None)
-            at, data = Position(**record), (folder / "state.safetensors").read_bytes()
-            # States of older versions have no hash.
-            if written is not None and written != _hash(at, data):
-                raise ValueError("its hash is another one than when it was written")
-            tensors = load(data)
-        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-            logger.warning("%s is damaged and is passed over: %s", folder, error)
-            continue
-        yield at, tensors
-
-
-def _hash(at: Position, data: bytes) -> str:
-    """SHA-256 of position and tensors."""
-    return hashlib.sha256(json.dumps(asdict(at)).encode() + data).hexdigest()
-
-
-def _restore(
-    tensors: dict[str, Tensor],
-    names: Sequence[str],
-    parameters: Sequence[nn.Parameter],
-    optimizer: MasterAdamW,
-) -> None:
-    for name, parameter in zip(names, parameters, strict=True):
-        optimizer.take_over(parameter, tensors[name])
-        # The counter of steps stays where the optimiser keeps it; moments go where the parameter is.
-        moments = {key.partition("//")[2]: value for key, value in tensors.items() if key.startswith(f"{name}//")}
-        optimizer.state[optimizer.master_of(parameter)] = {
-            moment: value if moment == "step" else value.to(parameter.device) for moment, value in moments.items()
-        }
-
-
-def _folders(output: Path) -> list[Path]:
-    """The states of a run, oldest first."""
-    found = [path for path in (output / STATES).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
 HEADING = "The configuration of this run, with every default filled in."
 CONFIG = "config.yaml"
 UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
@@ -191,6 +78,140 @@ OWN = re.compile(
     r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
 )
 """Names under which a run, its evaluations, its reports and its study write."""
+
+
+@dataclass
+class TrainProgress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps taken.
+        skipped: how many of them were skipped for an infinite or undefined loss.
+        manifest_hash: of the training manifest.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    manifest_hash: str = ""
+
+
+@dataclass
+class TrainState:
+    """All that changes in training, and so all that a saved state holds.
+
+    Attributes:
+        parameters: the trained tensors by name.
+        optimizer: of these.
+        progress: how far the run is.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: MasterAdamW
+    progress: TrainProgress
+
+
+def save_state(output: Path, state: TrainState) -> None:
+    """Write the state of a run; older ones are removed once it is on the disk.
+
+    Args:
+        output: folder of the run.
+        state: of the training.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in state.parameters.items():
+        master = state.optimizer.master_of(parameter)
+        tensors[name] = master.detach().cpu().contiguous()
+        for moment, value in state.optimizer.state[master].items():
+            tensors[f"{name}//{moment}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    with atomic_folder(output / STATES / f"step-{state.progress.step:08d}") as folder:
+        # Written by Python, so that a full disk is an OSError like any other.
+        data = save(tensors)
+        (folder / "state.safetensors").write_bytes(data)
+        record = {**asdict(state.progress), "sha256": _hash(state.progress, data)}
+        (folder / "state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    for old in _state_folders(output)[:-STATES_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_state(output: Path, state: TrainState) -> bool:
+    """Load the newest intact state of a run.
+
+    Returns:
+        Whether there is one; otherwise nothing is changed.
+    """
+    for progress, tensors in _intact_states(output):
+        if all(name in tensors and tensors[name].shape == p.shape for name, p in state.parameters.items()):
+            _load_tensors(tensors, state)
+            state.progress = progress
+            return True
+    return False
+
+
+def has_states(output: Path) -> bool:
+    """Whether any state was saved, intact or not."""
+    return bool(_state_folders(output))
+
+
+def saved_progress(output: Path) -> TrainProgress | None:
+    """The progress of a run's newest intact state, if there is one."""
+    return next((progress for progress, _ in _intact_states(output)), None)
+
+
+def _intact_states(output: Path) -> Iterator[tuple[TrainProgress, dict[str, Tensor]]]:
+    for folder in reversed(_state_folders(output)):
+        try:
+            record = load_json((folder / "state.json").read_text(encoding="utf-8"))
+            sha256 = record.pop("sha256", None)
+            progress, data = TrainProgress(**record), (folder / "state.safetensors").read_bytes()
+            # States of older versions have no hash.
+            if sha256 is not None and sha256 != _hash(progress, data):
+                raise ValueError("its hash is another one than when it was written")
+            tensors = load(data)
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            logger.warning("%s is damaged and is skipped: %s", folder, error)
+            continue
+        yield progress, tensors
+
+
+def _hash(progress: TrainProgress, data: bytes) -> str:
+    """SHA-256 of progress and tensors."""
+    return hashlib.sha256(json.dumps(asdict(progress)).encode() + data).hexdigest()
+
+
+def _load_tensors(tensors: dict[str, Tensor], state: TrainState) -> None:
+    for name, parameter in state.parameters.items():
+        state.optimizer.take_over(parameter, tensors[name])
+        # The step counter stays where the optimizer keeps it; moments go where the parameter is.
+        moments = {key.partition("//")[2]: value for key, value in tensors.items() if key.startswith(f"{name}//")}
+        state.optimizer.state[state.optimizer.master_of(parameter)] = {
+            moment: value if moment == "step" else value.to(parameter.device) for moment, value in moments.items()
+        }
+
+
+def _state_folders(output: Path) -> list[Path]:
+    """The states of a run, oldest first."""
+    folders = [path for path in (output / STATES).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def finished_rows(output: Path, step: int, steps_per_epoch: int) -> list[CheckpointScores]:
+    """The rows of a run's `scores.json` that were scored before step `step`."""
+    rows = read_scores(output).checkpoints
+    return [row for row in rows if row.epoch is None or (row.epoch + 1) * steps_per_epoch <= step]
+
+
+def require_same_steps(output: Path, total_steps: int) -> None:
+    """Check that a run which resumes has the steps that it started with.
+
+    Raises:
+        ConfigError: an older captune divided the captions into other steps.
+    """
+    before = first_event(output / "log.jsonl", "run").get("steps", total_steps)
+    if before != total_steps:
+        raise ConfigError(
+            f"The run in {output} was begun with {before} steps by an older captune, and this one divides the same "
+            f"captions into {total_steps}; finish it with that version, or start over with --resume never."
+        )
 
 
 class RunStatus(Enum):
@@ -328,10 +349,10 @@ def _inspect_own(config: RunConfig) -> Inspection:
     last = config.train.epochs - 1
     if last in epochs:
         return _inspect_finished(config, scores, data)
-    position = newest_position(output)
-    if position is None:
+    progress = saved_progress(output)
+    if progress is None:
         return _damaged(output, f"no saved state in {output / STATES} is intact", rewritten=False)
-    if position.manifest_hash != data:
+    if progress.manifest_hash != data:
         return _other(output)
     return Inspection(RunStatus.UNFINISHED)
 

@@ -16,7 +16,7 @@ from captune.model import MiniGPT4
 from captune.model.explain import FedToken, TaughtStep
 from captune.transformers_compat import CACHE_ARGUMENT
 
-__all__ = ["Call", "Door", "LossSpy", "watched"]
+__all__ = ["Call", "InputRecorder", "LossRecorder", "record_llm_inputs"]
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class Call:
     keys: Tensor | None
 
 
-class Door:
+class InputRecorder:
     """Records what goes into the language model.
 
     Attributes:
@@ -93,14 +93,14 @@ class Door:
         return self.tokens(filling, 0, range(call.past))
 
 
-class LossSpy(TorchFunctionMode):
+class LossRecorder(TorchFunctionMode):
     """Sees the very targets of the loss, and what each one's logit depends on.
 
     Attributes:
         steps: the targets so far.
     """
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: InputRecorder) -> None:
         super().__init__()
         self._door = door
         self.steps: list[TaughtStep] = []
@@ -132,14 +132,14 @@ class LossSpy(TorchFunctionMode):
 
 
 @contextmanager
-def watched(model: MiniGPT4, features: Tensor) -> Iterator[Door]:
+def record_llm_inputs(model: MiniGPT4, features: Tensor) -> Iterator[InputRecorder]:
     """Record what goes into a model's language model.
 
     Args:
         model: on the CPU.
         features: (1, Q, F), of the image that is looked at.
     """
-    door = Door(model, features)
+    door = InputRecorder(model, features)
     handle = model.llm.register_forward_pre_hook(door.record, with_kwargs=True)
     try:
         yield door

@@ -24,7 +24,7 @@ from captune.model.language_model import decoder_layers, is_divided
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
-__all__ = ["probe", "short_copy"]
+__all__ = ["check_packing", "truncated_copy"]
 
 EXACT = 1e-4
 """Largest relative difference of gradients that rounding in float32 explains."""
@@ -39,7 +39,7 @@ Loss = Callable[[Sequence[TrainingSample], Tensor], Tensor]
 _ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, ConfigError)
 
 
-def probe(objective: Objective, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
+def check_packing(objective: Objective, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
     """Compare gradients; what differs is off from now on.
 
     Args:
@@ -54,21 +54,21 @@ def probe(objective: Objective, samples: Sequence[TrainingSample], features: Ten
     if not objective.packed:
         return None
     half = objective.model.llm.dtype in (torch.bfloat16, torch.float16)
-    short = short_copy(objective.model) if half else None
+    short = truncated_copy(objective.model) if half else None
     tried = objective.on(objective.model if short is None else short)
     allowed = EXACT_IN_HALF if half and short is None else EXACT
-    reason = _why_not(tried, samples, features, allowed)
-    if reason is not None and (tried.in_parts or tried.fused is not None):
+    reason = _mismatch(tried, samples, features, allowed)
+    if reason is not None and (tried.skips_unused or tried.fused is not None):
         # Perhaps it is only that a layer does not take its tokens in two parts.
-        tried.keep_layers_whole()
-        objective.keep_layers_whole()
-        reason = _why_not(tried, samples, features, allowed)
+        tried.disable_layer_skipping()
+        objective.disable_layer_skipping()
+        reason = _mismatch(tried, samples, features, allowed)
     if reason is not None:
-        objective.stop_packing()
+        objective.disable_packing()
         return reason
     reason = _limit(objective, tried, samples, features, allowed)
     if objective.packed:
-        _probe_compiled(objective, samples, features, EXACT_IN_HALF if half else EXACT)
+        _check_compiled(objective, samples, features, EXACT_IN_HALF if half else EXACT)
     return reason
 
 
@@ -88,7 +88,7 @@ def _limit(
 
     def fault(length: int) -> str | None:
         try:
-            return _why_not(tried, [sample_of(length)], features[:1], allowed)
+            return _mismatch(tried, [sample_of(length)], features[:1], allowed)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -111,13 +111,13 @@ def _limit(
         shortest, longest = (middle, longest) if found is None else (shortest, middle)
         reason = found or reason
     if not shortest:
-        objective.stop_packing()
+        objective.disable_packing()
         return reason
     objective.limits = tried.lengths(sample_of(shortest))
     return f"{reason}, in rows of more than {objective.limits.plain} tokens, which are not packed"
 
 
-def _why_not(tried: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> str | None:
+def _mismatch(tried: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> str | None:
     """Why packed rows cannot be used, or None."""
     try:
         difference = _difference(tried.loss, tried.plain_loss, tried.model, samples, features)
@@ -129,7 +129,7 @@ def _why_not(tried: Objective, samples: Sequence[TrainingSample], features: Tens
     return None if difference <= allowed else f"packed rows change this language model's gradient by {difference:.1e}"
 
 
-def _probe_compiled(objective: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> None:
+def _check_compiled(objective: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> None:
     """Compare compiled layers with the same rows through the layers as they are."""
     if objective.compiled is None:
         return
@@ -137,14 +137,14 @@ def _probe_compiled(objective: Objective, samples: Sequence[TrainingSample], fea
     try:
         difference = _difference(objective.loss, plain.loss, objective.model, samples, features)
     except _ERRORS as error:
-        objective.stop_compiling(f"compiled, they do not run ({_said(error)})")
+        objective.disable_compile(f"compiled, they do not run ({_said(error)})")
         return
     # Written this way round, so that a gradient which is no number does not pass.
     if not difference <= allowed:
-        objective.stop_compiling(f"compiled, the layers change the gradient by {difference:.1e}")
+        objective.disable_compile(f"compiled, the layers change the gradient by {difference:.1e}")
 
 
-def short_copy(model: MiniGPT4) -> MiniGPT4 | None:
+def truncated_copy(model: MiniGPT4) -> MiniGPT4 | None:
     """A model with a copy in float32 of its language model's first layers; all else is shared.
 
     Args:

@@ -1,6 +1,6 @@
 """Watches what one training step and one generation really feed to the language model.
 
-The model's own classes run, `Stepper` and `Evaluation` as they are; only the sizes are small (the language model is a
+The model's own classes run, `TrainStep` and `Evaluation` as they are; only the sizes are small (the language model is a
 random one-layer LLaMA over the same vocabulary), so that a 70B configuration is explained in a second and without its
 weights. Everything is read off at the language model's door:
 
@@ -29,10 +29,9 @@ from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
 from captune.model.chat import beginnings_of_text
 from captune.model.explain import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.model.tokenizer import HuggingFaceTokenizer
-from captune.training.distributed import World
-from captune.training.door import LossSpy, watched
-from captune.training.samples import TrainingSamples
-from captune.training.step import Stepper
+from captune.training.distributed import DistributedContext
+from captune.training.door import LossRecorder, record_llm_inputs
+from captune.training.trainer import TrainStep
 from captune.transformers_compat import kv_cache_of
 
 __all__ = ["Explanation", "explain", "stand_in"]
@@ -160,15 +159,15 @@ def _watch_training(
 ) -> tuple[list[str], list[Taught]]:
     """Take one optimiser step on all captions of an image; gives their texts and what was taught of each."""
     once = {"batch_size": max(len(image.captions), config.train.captions_per_image), "steps_per_epoch": None}
-    settings = config.model_copy(update={"train": config.train.model_copy(update=once)})
-    samples = TrainingSamples([image], settings.train, settings.seed)
+    train, prompt = config.train.model_copy(update=once), config.model.instruction
+    dist = DistributedContext(0, 1, torch.device("cpu"))
     trained = copy.deepcopy(model)
     trained.processor = model.processor
     trained.train()
-    with watched(trained, features) as door, LossSpy(door) as spy:
-        stepper = Stepper(trained, features, samples, settings, World(0, 1, torch.device("cpu")))
-        stepper.take(0)
-    texts = [text for sample in stepper.samples.batch(0) for text in sample.captions]
+    with record_llm_inputs(trained, features) as door, LossRecorder(door) as spy:
+        step = TrainStep(trained, [image], features, train, prompt=prompt, seed=config.seed, dist=dist)
+        step.run(0)
+    texts = [text for sample in step.samples.batch(0) for text in sample.captions]
     return texts, _captions(spy.steps)
 
 
@@ -194,7 +193,7 @@ def _evaluation(config: RunConfig, image: Sample, max_new_tokens: int) -> Evalua
 
 def _watch_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor) -> tuple[FedToken, ...]:
     """All that generation feeds for one new token: the prompt."""
-    with watched(model, features) as door:
+    with record_llm_inputs(model, features) as door:
         _evaluation(config, image, max_new_tokens=1).caption(model, features)
     return tuple(
         token for call in door.calls for token in door.tokens(call, 0, call.kept[0].nonzero().flatten().tolist())

@@ -27,7 +27,7 @@ from captune.common import error_text
 from captune.config import FastConfig
 from captune.model import MiniGPT4, TokenSequence
 from captune.model.compiled import CompiledLayers
-from captune.training.optimizations import FusedLayers, ends_in_parts, is_compile_error
+from captune.training.optimizations import FusedLayers, is_compile_error, skip_unused_tokens
 from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
@@ -85,8 +85,8 @@ class Objective:
         if any(parameter.requires_grad for parameter in model.llm.parameters()) or _recomputes(model):
             # A layer that recomputes its activations drops keys and values that were given to it.
             self._cached = 0
-        self.in_parts = not _recomputes(model)
-        self.fused = FusedLayers(model.llm) if fast.compile is not False and self.in_parts else None
+        self.skips_unused = not _recomputes(model)
+        self.fused = FusedLayers(model.llm) if fast.compile is not False and self.skips_unused else None
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
         # A caption is asked for where its pool is sorted, where a step counts its targets, and where it is learnt.
         self._ids_of = lru_cache(CAPTIONS_KEPT)(self._tokenized)
@@ -104,7 +104,7 @@ class Objective:
         """Tokens of a sample's shared row behind its prompt; the same whether rows are shared or not."""
         return fed_tokens(self._target_ids(sample))
 
-    def parts(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
+    def packing_groups(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
         """Places of samples that go through the language model together.
 
         Rows of a packed batch share a prompt's text, and samples that are too long to be packed are computed plainly.
@@ -131,9 +131,9 @@ class Objective:
         """
         if not self.packed:
             return self.plain_loss(samples, features)
-        parts = self.parts(samples)
-        if len(parts) > 1:
-            return torch.stack([self.loss([samples[n] for n in part], features[part]) for part in parts]).sum()
+        groups = self.packing_groups(samples)
+        if len(groups) > 1:
+            return torch.stack([self.loss([samples[n] for n in group], features[group]) for group in groups]).sum()
         if not self._fits(samples[0]):
             return self.plain_loss(samples, features)
         prompt = self._prompt_of(samples[0])
@@ -156,8 +156,8 @@ class Objective:
         with ExitStack() as stack:
             if self.compiled is not None:
                 stack.enter_context(self.compiled.in_use())
-            elif self.in_parts:
-                stack.enter_context(ends_in_parts(self._model.llm, batch))
+            elif self.skips_unused:
+                stack.enter_context(skip_unused_tokens(self._model.llm, batch))
             if self.compiled is None and self.fused is not None:
                 stack.enter_context(self.fused.in_use())
             yield
@@ -184,24 +184,24 @@ class Objective:
         other.fused = self.fused if model is self._model else None
         return other
 
-    def stop_packing(self) -> None:
+    def disable_packing(self) -> None:
         """Go the plain way from now on."""
         self.packed = self.shared = False
 
-    def keep_layers_whole(self) -> None:
+    def disable_layer_skipping(self) -> None:
         """Compute all of every layer, as transformers writes it, from now on."""
-        self.in_parts, self.fused = False, None
+        self.skips_unused, self.fused = False, None
 
-    def stop_compiling(self, reason: str) -> None:
+    def disable_compile(self, reason: str) -> None:
         """Compute the layers as they are from now on."""
         logger.warning("the language model's layers are not compiled from here on: %s", reason)
         self.compiled = None
 
-    def gave_up_compiling(self, error: Exception) -> bool:
+    def recover_from_compile_error(self, error: Exception) -> bool:
         """Whether an error was the compiler's; if so, the layers are computed as they are from now on."""
         if self.compiled is None or not is_compile_error(error):
             return False
-        self.stop_compiling(f"torch.compile fails ({error_text(error)})")
+        self.disable_compile(f"torch.compile fails ({error_text(error)})")
         return True
 
     def _prompt_of(self, sample: TrainingSample) -> TokenSequence:

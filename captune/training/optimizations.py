@@ -44,13 +44,21 @@ from captune.model.layer_call import (
 from captune.model.prompt import IMAGE_SLOT
 from captune.training.packing import PackedBatch
 
-__all__ = ["FusedLayers", "compile_layers", "ends_in_parts", "is_compile_error", "normed", "rotated", "wanted_layers"]
+__all__ = [
+    "FusedLayers",
+    "compile_if_enabled",
+    "compile_layers",
+    "is_compile_error",
+    "normed",
+    "rotated",
+    "skip_unused_tokens",
+]
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ends_in_parts(llm: Any, batch: PackedBatch) -> Iterator[None]:
+def skip_unused_tokens(llm: Any, batch: PackedBatch) -> Iterator[None]:
     """Within the block the first and the last layer do only what is read of them; for one forward over a batch.
 
     Args:
@@ -64,9 +72,9 @@ def ends_in_parts(llm: Any, batch: PackedBatch) -> Iterator[None]:
     seen, unread = _image_end(batch), int(batch.columns.min())
     with ExitStack() as stack:
         if unread:
-            stack.enter_context(patched_layer(layers[-1], partial(_prompt_read, unread)))
+            stack.enter_context(patched_layer(layers[-1], partial(_last_layer, unread)))
         if seen and len(layers) > 1 and not _trains_embeddings(llm, layers):
-            stack.enter_context(patched_layer(layers[0], partial(_image_first, seen)))
+            stack.enter_context(patched_layer(layers[0], partial(_first_layer, seen)))
         yield
 
 
@@ -82,7 +90,7 @@ def _trains_embeddings(llm: Any, layers: Any) -> bool:
     return any(parameter.requires_grad and id(parameter) not in inside for parameter in llm.parameters())
 
 
-def _image_first(seen: int, call: LayerCall) -> Any:
+def _first_layer(seen: int, call: LayerCall) -> Any:
     """What the first layer returns; no gradient goes back to what is behind the first `seen` tokens."""
     cache = _cache_of(call, 0)
     columns = cache.length + seen
@@ -91,7 +99,7 @@ def _image_first(seen: int, call: LayerCall) -> Any:
     return with_hidden_states(rest, torch.cat([hidden_states(first), hidden_states(rest)], dim=1))
 
 
-def _prompt_read(unread: int, call: LayerCall) -> Any:
+def _last_layer(unread: int, call: LayerCall) -> Any:
     """What the last layer returns, but that the first `unread` tokens' states are those it was given."""
     cache = _cache_of(call, -1)
     call.select(slice(None, unread)).fill_cache(cache)
@@ -341,13 +349,13 @@ def compile_layers(model: MiniGPT4, backend: str = "inductor") -> CompiledLayers
     return CompiledLayers(model.llm, _Prefix, dynamic=True, backend=backend)
 
 
-def wanted_layers(model: MiniGPT4, config: TrainConfig, *, divided: bool = False) -> CompiledLayers | None:
+def compile_if_enabled(model: MiniGPT4, config: TrainConfig, *, sharded: bool = False) -> CompiledLayers | None:
     """The layers compiled as a configuration asks for it, None where it does not or they cannot be.
 
     Args:
         model: on its device.
         config: of the training.
-        divided: whether the layers are divided among processes.
+        sharded: whether the layers are sharded over the processes.
     """
     asked = config.fast.compile
     on_gpu = model.projection.weight.device.type == "cuda"
@@ -356,7 +364,7 @@ def wanted_layers(model: MiniGPT4, config: TrainConfig, *, divided: bool = False
     reasons = {
         "train.fast.target_logits is off": not config.fast.target_logits,
         "train.gradient_checkpointing computes them twice": config.gradient_checkpointing,
-        "train.shard divides them": divided,
+        "train.shard shards them": sharded,
         "the language model is quantized": getattr(model.llm, "is_quantized", False),
     }
     for reason, holds in reasons.items():

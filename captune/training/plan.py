@@ -19,6 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from captune.config import LoraConfig, RunConfig, parse_config
 from captune.data.manifest import Sample
+from captune.errors import DataError
+from captune.evaluation import training_images
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 from captune.model.loading import compute_dtype
 from captune.model.memory import (
@@ -30,14 +32,32 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.model.size import ModelSize, cache_size, measure_model, saved_bytes
-from captune.training.distributed import World
+from captune.training.distributed import DistributedContext
 from captune.training.loss import targets_at_once
 from captune.training.packing import constant_prefix_length, pack, row_multiple
-from captune.training.samples import TrainingSamples, longest_samples, made_up_samples
-from captune.training.step import Stepper
+from captune.training.samples import TrainingSamples, synthetic_samples
+from captune.training.trainer import TrainStep
 from captune.transformers_compat import kv_cache_of
 
-__all__ = ["Measured", "Plan", "Planner", "Proposal", "probe"]
+__all__ = ["Measured", "Plan", "Planner", "Proposal", "measure_memory"]
+
+
+def worst_case_batch(config: RunConfig) -> list[tuple[str, ...]] | None:
+    """The captions of the longest samples that a step could have; None where there is no data yet.
+
+    Memory that holds them holds every step.
+
+    Raises:
+        DataError: there is data, and it cannot be read.
+    """
+    try:
+        images = training_images(config)
+    except DataError:
+        if config.data.train.exists():
+            raise
+        return None
+    samples = TrainingSamples(images, config.train, config.seed)
+    return [sample.captions for sample in samples.worst_case_step()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +124,10 @@ class Planner:
         self._device = device
         self.processes = processes
         self._sizes: dict[tuple[torch.dtype, str | None, LoraConfig | None], ModelSize] = {}
-        found = None if caption_tokens else longest_samples(config)
-        self.from_data = found is not None
+        from_data = None if caption_tokens else worst_case_batch(config)
+        self.from_data = from_data is not None
         tokens = caption_tokens or self._layout.max_target_tokens
-        self.captions = found or made_up_samples(config, self._layout, tokens)
+        self.captions = from_data or synthetic_samples(config.train, self._layout, tokens)
 
     def plan(self, config: RunConfig | None = None) -> Plan:
         """What a configuration takes; by default the run's own."""
@@ -281,7 +301,7 @@ class Measured:
         return self.predicted / self.measured if self.measured else float("nan")
 
 
-def probe(config: RunConfig, model: MiniGPT4, planner: Planner) -> list[Measured]:
+def measure_memory(config: RunConfig, model: MiniGPT4, planner: Planner) -> list[Measured]:
     """Run the largest micro-batch and the largest batch of captions.
 
     Args:
@@ -321,12 +341,11 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
     """Two optimiser steps of one micro-batch; bytes kept in the second, of gradient and optimizer, and the peak."""
     captions = planner.micro_batch(config)
     images = [Sample(str(number), "", texts, "train") for number, texts in enumerate(captions)]
-    together = max(map(len, captions))
-    once: dict[str, Any] = {"batch_size": together * len(images), "micro_batch_size": None, "steps_per_epoch": None}
+    per_image = max(map(len, captions))
+    once: dict[str, Any] = {"batch_size": per_image * len(images), "micro_batch_size": None, "steps_per_epoch": None}
     # What is joined is one caption already, and a drawn one is the only one.
-    once |= {"targets": "each", "captions_per_image": together, "epochs": 2}
-    settings = config.model_copy(update={"train": config.train.model_copy(update=once)})
-    samples = TrainingSamples(images, settings.train, settings.seed)
+    once |= {"targets": "each", "captions_per_image": per_image, "epochs": 2}
+    train = config.train.model_copy(update=once)
     device = model.projection.weight.device
     features = torch.randn(len(images), model.config.image_tokens, model.config.feature_size, dtype=model.llm.dtype)
     optimizers: list[torch.optim.Optimizer] = []
@@ -338,10 +357,12 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
     _reset_peak(device)
     with ExitStack() as stack:
         stack.callback(register_optimizer_step_post_hook(remember).remove)
-        stepper = Stepper(model.train(), features, samples, settings, World(0, 1, device))
-        stepper.take(0)
+        dist = DistributedContext(0, 1, device)
+        prompt, seed = config.model.instruction, config.seed
+        step = TrainStep(model.train(), images, features, train, prompt=prompt, seed=seed, dist=dist)
+        step.run(0)
         peak = _peak(device)
-        kept, _ = saved_bytes(lambda: stepper.take(1), own)
+        kept, _ = saved_bytes(lambda: step.run(1), own)
     model.eval()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     moments = [value for state in optimizers[-1].state.values() for value in state.values() if value.numel() > 1]

@@ -14,41 +14,51 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from captune.config import RunConfig
+from captune import __version__
+from captune.config import ModelConfig, RunConfig, TrainConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import Sample, resolve_image
 from captune.errors import DataError, WeightsError
 from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
-from captune.features import StoredImages, features_of, store_root
+from captune.features import StoredFeatures, StoredImages, features_of, store_root
 from captune.hub import resolve_model
 from captune.model import MiniGPT4
-from captune.model.adapter import use_wrapping
+from captune.model.adapter import CheckpointRecord, frozen_fingerprint, use_wrapping
 from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_config_and_processor, load_model
 from captune.model.lora import attach_lora
 from captune.parsing import load_json
-from captune.training.distributed import World, world
+from captune.training.distributed import DistributedContext, distributed_context
 
 __all__ = [
     "QUARANTINE",
     "FeatureStage",
-    "keep_image_record",
-    "keep_prompt",
-    "keep_quarantine",
-    "load_tunable",
+    "describe_checkpoint",
+    "drop_unreadable",
+    "load_for_training",
+    "record_images",
+    "record_prompt",
+    "record_quarantine",
+    "restore_prompt",
     "run_features",
     "store_features",
-    "use_prompt",
-    "without_broken",
 ]
+
+QUARANTINE = "quarantine.json"
+IMAGES = "images.json"
+PROMPT = "prompt.json"
+MAX_UNREADABLE = 0.1
+"""Share of the training images; where more are unreadable, something else is wrong, such as the folder."""
+QUANTIZATION_SAMPLES = 2
+"""Captions on which a quantized model's gradient is compared with the exact one."""
 
 
 @dataclass(frozen=True)
 class FeatureStage:
-    """What the stage leaves behind.
+    """The result of encoding all images of a run.
 
     Attributes:
-        folder: of the store.
+        folder: of the feature store.
         broken: why some images have no features.
     """
 
@@ -57,16 +67,24 @@ class FeatureStage:
 
 
 def run_features(
-    config: RunConfig, files: Sequence[Path], what: str, place: World, listener: Listener | None
+    config: RunConfig, files: Sequence[Path], name: str, dist: DistributedContext, listener: Listener | None
 ) -> StoredImages:
-    """Features of files; each process runs the towers on its share of those that are not stored yet."""
+    """Features of image files; each process encodes its shard of those that are not stored yet.
+
+    Args:
+        config: of the run.
+        files: the images.
+        name: of this set of images, in events and messages.
+        dist: this process among the others.
+        listener: receives the progress.
+    """
 
     def report(done: int, count: int) -> None:
-        if listener is not None and place.is_main:
-            listener({"event": "features", "what": what, "done": done, "count": count})
+        if listener is not None and dist.is_main:
+            listener({"event": "features", "what": name, "done": done, "count": count})
 
     return features_of(
-        config.model, files, store_root(config), place, exif_rotation=config.exif_rotation, on_progress=report
+        config.model, files, store_root(config), dist, exif_rotation=config.exif_rotation, on_progress=report
     )
 
 
@@ -75,123 +93,113 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
 
     Args:
         config: of the run.
-        listener: is told how far it is.
+        listener: receives the progress.
 
     Raises:
         InputError: configuration, data or model cannot be used.
     """
     resolve_model(config.model)
-    images = training_images(config)
-    files = [resolve_image(config.data.train, image.image) for image in images]
-    chosen = evaluation_set(config, listener)
-    test_files = [resolve_image(chosen.manifest, image.image) for image in chosen.images]
-    with world() as place:
+    files = [resolve_image(config.data.train, image.image) for image in training_images(config)]
+    evaluated = evaluation_set(config, listener)
+    test_files = [resolve_image(evaluated.manifest, image.image) for image in evaluated.images]
+    with distributed_context() as dist:
         stored = [
-            run_features(config, files, "training images", place, listener),
-            run_features(config, test_files, "evaluation images", place, listener),
+            run_features(config, files, "training images", dist, listener),
+            run_features(config, test_files, "evaluation images", dist, listener),
         ]
-    return FeatureStage(store_root(config), tuple(item.reason for part in stored for item in part.broken))
+    return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.broken))
 
 
-QUARANTINE = "quarantine.json"
-MOST_BROKEN = 0.1
-"""Share of the training images; where more are broken, something else is wrong, such as the folder."""
-
-
-def without_broken(images: Sequence[Sample], stored: StoredImages) -> list[Sample]:
+def drop_unreadable(images: Sequence[Sample], stored: StoredImages) -> list[Sample]:
     """The training images that can be read.
 
     Raises:
         DataError: more than a tenth cannot.
     """
-    if len(stored.broken) > len(images) * MOST_BROKEN:
-        named = " ".join(item.reason for item in stored.broken[:3])
-        raise DataError(f"{len(stored.broken)} of {len(images)} training images cannot be read: {named}")
-    return [images[place] for place in stored.whole]
+    if len(stored.broken) > len(images) * MAX_UNREADABLE:
+        reasons = " ".join(item.reason for item in stored.broken[:3])
+        raise DataError(f"{len(stored.broken)} of {len(images)} training images cannot be read: {reasons}")
+    return [images[index] for index in stored.whole]
 
 
-def keep_quarantine(output: Path, images: Sequence[Sample], stored: StoredImages, *, resuming: bool) -> dict[str, str]:
-    """Write down which images are left out; a run that goes on must leave out the same.
+def record_quarantine(
+    output: Path, images: Sequence[Sample], stored: StoredImages, *, resuming: bool
+) -> dict[str, str]:
+    """Write which images are left out; a resumed run must leave out the same.
 
     Args:
         output: folder of the run.
         images: all its training images.
         stored: their features.
-        resuming: whether the run goes on.
+        resuming: whether the run resumes.
 
     Returns:
         Why each one is left out, by the image's id.
 
     Raises:
-        DataError: other images are broken than when the run began.
+        DataError: other images are unreadable than when the run started.
     """
-    broken = {images[item.position].id: item.reason for item in stored.broken}
+    unreadable = {images[item.position].id: item.reason for item in stored.broken}
     path = output / QUARANTINE
     if resuming:
         before = set(load_json(path.read_text(encoding="utf-8"))) if path.exists() else set()
-        if before != set(broken):
-            changed = sorted(before ^ set(broken))
+        if before != set(unreadable):
+            changed = sorted(before ^ set(unreadable))
             raise DataError(
                 f"Image '{changed[0]}' ({len(changed)} in all) could be read when this run began and cannot now, or "
                 "the other way round; put it back as it was, or start over with --resume never."
             )
-    elif broken:
+    elif unreadable:
         with atomic_file(path, "w") as stream:
-            json.dump(broken, stream, ensure_ascii=False, indent=2)
+            json.dump(unreadable, stream, ensure_ascii=False, indent=2)
             stream.write("\n")
-    return broken
+    return unreadable
 
 
-IMAGES = "images.json"
-
-
-def keep_image_record(output: Path, stored: Mapping[str, StoredImages], *, resuming: bool) -> None:
-    """Write down what the images of a run contain, or compare them with what is written.
+def record_images(output: Path, stored: Mapping[str, StoredImages], *, resuming: bool) -> None:
+    """Write the content hash of a run's images, or compare it with the one that is written.
 
     Args:
         output: folder of the run.
-        stored: what each set of images is called -> its features.
+        stored: name of each set of images -> its features.
         resuming: whether the run resumes.
 
     Raises:
-        DataError: images have changed since the run began.
+        DataError: images have changed since the run started.
     """
     path = output / IMAGES
-    now = {what: images.digest for what, images in stored.items()}
+    digests = {name: images.digest for name, images in stored.items()}
     if not resuming:
         with atomic_file(path) as stream:
-            stream.write(json.dumps(now) + "\n")
+            stream.write(json.dumps(digests) + "\n")
         return
     try:
         before = dict(load_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         # Runs of older versions have no such file.
         return
-    for what, digest in now.items():
-        if before.get(what, digest) != digest:
+    for name, digest in digests.items():
+        if before.get(name, digest) != digest:
             raise DataError(
-                f"The {what} are not those that the run in {output} began with: at least one file has other content. "
+                f"The {name} are not those that the run in {output} began with: at least one file has other content. "
                 "Put them back as they were, or start over with --resume never."
             )
 
 
-NAME = "prompt.json"
-
-
-def keep_prompt(output: Path, model: MiniGPT4) -> None:
-    """Write into a run's folder what is put around its instruction."""
+def record_prompt(output: Path, model: MiniGPT4) -> None:
+    """Write the text around a run's prompt; a chat template may be another one when the run resumes."""
     content = {"conversation": model.config.conversation, "wrapping": model.config.wrapping}
-    with atomic_file(output / NAME, "w") as stream:
+    with atomic_file(output / PROMPT, "w") as stream:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def use_prompt(output: Path, model: MiniGPT4) -> None:
-    """Ask a model what a run's folder says; one without the file is of a conversation that is known by its name.
+def restore_prompt(output: Path, model: MiniGPT4) -> None:
+    """Use the text around the prompt that a run's folder records; without the file the model's own is used.
 
     Raises:
         WeightsError: the file is missing where it is needed, or cannot be used.
     """
-    path = output / NAME
+    path = output / PROMPT
     wrapping = None
     if path.is_file():
         try:
@@ -201,47 +209,79 @@ def use_prompt(output: Path, model: MiniGPT4) -> None:
     use_wrapping(model, wrapping, output)
 
 
-def load_tunable(
-    config: RunConfig,
+def load_for_training(
+    config: ModelConfig,
+    train: TrainConfig,
+    seed: int,
     device: torch.device,
-    captions: Sequence[str] = (),
-    features: Tensor | None = None,
-    wait_on_cpu: bool = False,
+    images: Sequence[Sample] = (),
+    features: Tensor | StoredFeatures | None = None,
+    on_cpu: bool = False,
 ) -> MiniGPT4:
-    """Load the model of a run, without the towers, which stored features stand for.
+    """Load the model of a run: without the towers, which stored features replace, and with LoRA where configured.
 
     Args:
-        config: of the run.
-        device: where it goes.
-        captions: N captions, on which a quantization's gradient is compared with the exact one; none skips the check.
-        features: (N, Q, F) of their images.
-        wait_on_cpu: leave it on the CPU, in the number format that it has on the device, to be divided.
+        config: of the model.
+        train: of the training: LoRA and gradient checkpointing.
+        seed: of LoRA's first matrices.
+        device: where it is trained.
+        images: I training images; a quantized model's gradient is compared with the exact one on the longest captions.
+        features: (I, Q, F), theirs; without them a quantized model is not compared.
+        on_cpu: leave it on the CPU, in the number format that it has on the device, to be sharded.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        WeightsError: it cannot be loaded, LoRA finds no layers, or the quantization leads elsewhere.
+        WeightsError: it cannot be loaded, LoRA finds no layers, or the quantization changes the gradient too much.
     """
-    if wait_on_cpu:
-        dtype = str(compute_dtype(config.model.dtype, device)).removeprefix("torch.")
-        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    if on_cpu:
+        dtype = str(compute_dtype(config.dtype, device)).removeprefix("torch.")
+        config = config.model_copy(update={"dtype": dtype})
         device = torch.device("cpu")
-    recompute = config.train.gradient_checkpointing
-    if config.model.quantization is not None and features is not None:
-        _, processor = load_config_and_processor(config.model)
-        layout = processor.layout
-        prompt = layout.prompt(config.model.instruction).ids
-        batch = processor.pad([layout.with_answer(prompt, caption) for caption in captions])
-        model, _ = load_checked(config.model, device, {**batch, "features": features}, recompute=recompute)
+    recompute = train.gradient_checkpointing
+    if config.quantization is not None and features is not None:
+        _, processor = load_config_and_processor(config)
+        prompt = processor.layout.prompt(config.instruction).ids
+        captions = {index: max(image.captions, key=len) for index, image in enumerate(images) if image.captions}
+        longest = sorted(captions, key=lambda index: -len(captions[index]))[:QUANTIZATION_SAMPLES]
+        batch = processor.pad([processor.layout.with_answer(prompt, captions[index]) for index in longest])
+        model, _ = load_checked(config, device, {**batch, "features": features[longest]}, recompute=recompute)
     else:
-        model = load_model(config.model, device, recompute=recompute, parts=LANGUAGE)
-    lora = config.train.lora
-    if lora is not None:
+        model = load_model(config, device, recompute=recompute, parts=LANGUAGE)
+    if train.lora is not None:
         with torch.random.fork_rng(devices=[]):
-            # Every process begins with the same matrices.
-            torch.manual_seed(config.seed)
+            # Every process starts with the same matrices.
+            torch.manual_seed(seed)
+            lora = train.lora
             attach_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout)
         model.to(device)
         model.checkpoint_activations(recompute)
     return model
+
+
+def describe_checkpoint(model: MiniGPT4, config: ModelConfig, seed: int, manifest_hash: str) -> CheckpointRecord:
+    """The record of every checkpoint of a run, at epoch 0 and step 0.
+
+    Args:
+        model: as it is trained; its processor attached.
+        config: of the model.
+        seed: of the run.
+        manifest_hash: of the training manifest.
+    """
+    assert model.processor is not None
+    return CheckpointRecord(
+        model=config.name,
+        frozen=frozen_fingerprint(model),
+        instruction=config.instruction,
+        conversation=model.config.conversation,
+        stop_symbol=model.processor.layout.conversation.stop_symbol,
+        manifest_hash=manifest_hash,
+        epoch=0,
+        step=0,
+        seed=seed,
+        captune=__version__,
+        lora=model.config.lora,
+        parts=None if config.llm is None else {"llm": config.llm, "vision": str(config.vision)},
+        wrapping=model.config.wrapping,
+    )

@@ -17,10 +17,10 @@ from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 from captune.parsing import load_json
 
-__all__ = ["CostMeter", "Journal", "first_event"]
+__all__ = ["CostMeter", "RunLogger", "first_event"]
 
-PASSING = frozenset({"features", "captions", "progress"})
-"""Events that only say how far something is; they are shown and not kept."""
+TRANSIENT = frozenset({"features", "captions", "progress"})
+"""Progress events, which are shown and not stored."""
 
 
 class _Tracker(Protocol):
@@ -29,16 +29,17 @@ class _Tracker(Protocol):
     def close(self) -> None: ...
 
 
-class Journal:
+class RunLogger:
     """Writes events to `log.jsonl`, to a tracker and to a listener.
 
     Args:
         folder: of the run; None keeps no log (every process but the first).
         tracker: "none", "tensorboard", "trackio" or "wandb".
         settings: the resolved configuration, for the tracker.
-        listener: is told every event.
-        resumed_at: optimiser steps of an earlier part of the run that are kept; what its log says of later ones is
-            dropped, for they are taken again.
+        listener: receives every event.
+        resumed_at: optimizer steps of an earlier part of the run; the lines of later steps are dropped, since these
+            are taken again.
+        cost: what `log_cost` logs.
 
     Raises:
         MissingExtraError: the tracker is not installed.
@@ -51,8 +52,10 @@ class Journal:
         settings: Event | None = None,
         listener: Listener | None = None,
         resumed_at: int = 0,
+        cost: CostMeter | None = None,
     ) -> None:
         self._listener = listener
+        self._cost = cost
         self._started = time.monotonic()
         self._file: IO[str] | None = None
         self._tracker: _Tracker | None = None
@@ -70,17 +73,17 @@ class Journal:
         if self._tracker is not None:
             self._tracker.close()
 
-    def tell(self, event: str, **figures: Any) -> None:
-        """Record that something happened.
+    def log(self, event: str, **figures: Any) -> None:
+        """Log an event.
 
         Args:
-            event: what.
+            event: its name.
             figures: its numbers and names, as JSON can hold them.
         """
         entry: Event = {"event": event, **figures}
         if self._listener is not None:
             self._listener(entry)
-        if self._file is None or event in PASSING:
+        if self._file is None or event in TRANSIENT:
             return
         stamped = {"time": round(time.monotonic() - self._started, 3), **entry}
         self._file.write(json.dumps(stamped, ensure_ascii=False) + "\n")
@@ -91,9 +94,14 @@ class Journal:
             }
             self._tracker.log(numbers, int(figures["step"]))
 
+    def log_cost(self) -> None:
+        """Log the memory and the energy of the run so far."""
+        if self._cost is not None:
+            self.log("cost", **self._cost.read())
+
 
 def first_event(log: Path, name: str) -> Event:
-    """The first line of a log that tells of this event; empty where there is none."""
+    """The first event of this name in a log; empty where there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     for line in lines:
         with contextlib.suppress(ValueError, AttributeError):
@@ -104,7 +112,7 @@ def first_event(log: Path, name: str) -> Event:
 
 
 def _drop_later(log: Path, steps: int) -> None:
-    """Keep what a log says of the first `steps` optimiser steps; a half-written last line goes as well."""
+    """Drop the lines of a log from optimizer step `steps` on, and a half-written last line."""
     if not log.is_file():
         return
     kept = []

@@ -6,28 +6,22 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from os.path import commonprefix
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from captune.config import RunConfig, TrainConfig
+from captune.config import TrainConfig
 from captune.data.manifest import Sample
-from captune.decoding import Caption
 from captune.errors import DataError
-from captune.evaluation import training_images
-from captune.features import StoredFeatures
-from captune.metrics import Scorer
 from captune.model import PromptLayout
 
-__all__ = ["TrainSlice", "TrainingSample", "TrainingSamples", "longest_samples", "made_up_samples"]
+__all__ = ["TrainingSample", "TrainingSamples", "require_captions", "synthetic_samples"]
 
 POOL = 1024
-"""Samples of similar length are brought together within shuffled pools of about this many."""
+"""Samples of similar length are grouped within shuffled pools of about this many."""
 SHOWN_STEPS = 4
 """Epochs of at most this many steps are described step by step."""
 ROW_CHARACTERS = 200
@@ -36,12 +30,12 @@ ROW_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """One image with what a step learns to say of it.
+    """One image with the captions that a step trains on.
 
     Attributes:
         image: index of the image among the training images.
-        captions: one or more targets, each learnt as an answer of its own.
-        instruction: what is asked, where the run mixes several; None is the run's own.
+        captions: one or more targets, each a separate answer.
+        instruction: the prompt, where the run mixes several; None is the run's default.
     """
 
     image: int
@@ -49,44 +43,65 @@ class TrainingSample:
     instruction: str | None = None
 
 
-class TrainingSamples:
-    """All samples of a run, dealt to steps.
+def require_captions(images: Sequence[Sample]) -> None:
+    """Check that there is something to train on.
 
-    A step has `batch_size` captions, whatever number of them images have. Captions of an image stay together, so where
-    they cannot add up to that, a step has the nearest number that they can. Every pass has the same steps: how many
-    samples of how many captions each one takes is decided once, and which ones is shuffled.
+    Raises:
+        DataError: no image has a caption.
+    """
+    if not any(image.captions for image in images):
+        raise DataError("The training images have no captions; there is nothing to learn from.")
+
+
+class TrainingSamples:
+    """All samples of a run, divided into steps.
+
+    A step has `batch_size` captions, independent of how many of them images have. Captions of an image stay in one
+    step, so where they cannot add up to that, a step has the nearest number that they can. Every pass has the same
+    steps: how many samples of how many captions each one takes is decided once, and which ones is shuffled.
 
     Args:
         images: the training images with their captions.
-        config: targets, batch size and epochs.
+        config: of the training: targets, batch size and epochs.
         seed: of the run.
+        length_fn: length of a sample, in tokens; samples of similar length share a step. Without one it is estimated
+            in characters.
 
     Attributes:
+        seed: of the run.
         step_captions: how many captions the steps of a pass have; the order differs from pass to pass.
 
     Raises:
         DataError: no image has a caption.
     """
 
-    def __init__(self, images: Sequence[Sample], config: TrainConfig, seed: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[Sample],
+        config: TrainConfig,
+        seed: int,
+        length_fn: Callable[[TrainingSample], int] | None = None,
+    ) -> None:
+        require_captions(images)
         self._images = images
         self._targets = config.targets
         self._instructions = config.instructions
-        self._seed = seed
-        together = config.captions_per_image if config.targets == "each" else 1
-        self._together = together
-        # A slot is an image and which of its captions: `together` of them from the first one named.
+        self.seed = seed
+        per_sample = config.captions_per_image if config.targets == "each" else 1
+        self._per_sample = per_sample
+        # A slot is an image and which of its captions: `per_sample` of them from the first one named.
         self._slots = [
             (index, first)
             for index, image in enumerate(images)
             for first in range(
-                0, len(image.captions) if config.targets == "each" else min(1, len(image.captions)), together
+                0, len(image.captions) if config.targets == "each" else min(1, len(image.captions)), per_sample
             )
         ]
-        if not self._slots:
-            raise DataError("The training images have no captions; there is nothing to learn from.")
         self._weights = np.array(
-            [min(together, len(images[index].captions) - first) if together > 1 else 1 for index, first in self._slots]
+            [
+                min(per_sample, len(images[index].captions) - first) if per_sample > 1 else 1
+                for index, first in self._slots
+            ]
         )
         self._heaviest = int(self._weights.max())
         self._even = bool((self._weights == self._heaviest).all())
@@ -94,7 +109,7 @@ class TrainingSamples:
         # Without a vocabulary characters stand for tokens.
         fast = config.fast
         self._characters = _of_shared_row if fast.shared_prefix and fast.target_logits else _of_all_captions
-        self._length: Callable[[TrainingSample], int] | None = self._characters if fast.length_buckets else None
+        self._length = (length_fn or self._characters) if fast.length_buckets else None
         self._shapes = self._shape_steps()
         counts = [sum(shape) for shape in self._shapes]
         self._sequence = np.concatenate([np.array(shape) for shape in self._shapes])
@@ -114,13 +129,6 @@ class TrainingSamples:
         self.total_steps = self.steps_per_epoch * config.epochs
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None
         self._arranged: tuple[tuple[int, int], list[NDArray[np.int64]]] | None = None
-
-    def measured_by(self, length: Callable[[TrainingSample], int]) -> TrainingSamples:
-        """The same samples, of which those of similar `length` are brought together, where any are."""
-        other = copy(self)
-        other._length = None if self._length is None else length
-        other._arranged = None
-        return other
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -148,10 +156,10 @@ class TrainingSamples:
         return f"{min(counts)}-{max(counts)} (mean {sum(counts) / len(counts):.1f}) x {len(counts):,}"
 
     def longest(self, count: int) -> list[TrainingSample]:
-        """The samples with the most characters to be fed, with which limits are tried before they are met."""
+        """The samples with the most characters to compute, with which limits are checked before they are reached."""
         return [self._pick(slot, 0) for slot in self._longest_slots(np.arange(len(self._slots)), count)]
 
-    def heaviest_step(self) -> list[TrainingSample]:
+    def worst_case_step(self) -> list[TrainingSample]:
         """The longest samples that a step could have, longest first; memory that holds them holds every step."""
         steps = []
         for shape in set(self._shapes):
@@ -169,7 +177,7 @@ class TrainingSamples:
         return [int(slot) for slot in slots[np.argsort(-lengths, kind="stable")[:count]]]
 
     def batch(self, step: int) -> list[TrainingSample]:
-        """The samples of optimiser step `step`, over all processes together.
+        """The samples of optimizer step `step`, over all processes.
 
         An epoch of a set number of steps begins where the one before ended, through one shuffled pass after another;
         otherwise an epoch is one pass, and its last step has what is left.
@@ -192,7 +200,9 @@ class TrainingSamples:
         if self._targets == "one":
             drawn = captions[self._draw(self._images[image].id, passed, len(captions))]
             return TrainingSample(image, (drawn,), self._instruction(image, first, passed))
-        return TrainingSample(image, captions[first : first + self._together], self._instruction(image, first, passed))
+        return TrainingSample(
+            image, captions[first : first + self._per_sample], self._instruction(image, first, passed)
+        )
 
     def _instruction(self, image: int, first: int, passed: int) -> str | None:
         """One of the instructions that the run mixes, the same for a sample of a pass whatever else is in the data."""
@@ -204,7 +214,7 @@ class TrainingSamples:
     def _shuffle(self, passed: int) -> NDArray[np.int64]:
         """The slots of a pass in a random order; the last one is kept, since steps ask for it one after the other."""
         if self._shuffled is None or self._shuffled[0] != passed:
-            random = np.random.default_rng([self._seed, passed])
+            random = np.random.default_rng([self.seed, passed])
             slots = random.permutation(len(self._slots))
             self._shuffled = (passed, self._in_sequence(slots, 0, np.arange(len(slots))))
         return self._shuffled[1]
@@ -248,8 +258,8 @@ class TrainingSamples:
             shapes.append(tuple(shape))
         if self._even:
             return shapes
-        random = np.random.default_rng([self._seed])
-        return [*(shapes[place] for place in random.permutation(len(shapes) - 1)), shapes[-1]]
+        random = np.random.default_rng([self.seed])
+        return [*(shapes[index] for index in random.permutation(len(shapes) - 1)), shapes[-1]]
 
     def _batch(self, passed: int, step: int) -> NDArray[np.int64]:
         """The slots of a step of a pass.
@@ -267,13 +277,13 @@ class TrainingSamples:
             slots = self._in_sequence(slots, self._edges[first], lengths)
             batches = np.split(slots, np.array(self._edges[first + 1 : after]) - self._edges[first])
             incomplete = after == len(self._shapes) and sum(self._shapes[-1]) < self._full
-            shuffled = np.random.default_rng([self._seed, passed, number]).permutation(len(batches) - incomplete)
+            shuffled = np.random.default_rng([self.seed, passed, number]).permutation(len(batches) - incomplete)
             self._arranged = ((passed, number), [*(batches[k] for k in shuffled), *batches[len(shuffled) :]])
         return self._arranged[1][step - number * self._pool]
 
     def _draw(self, what: str, passed: int, count: int) -> int:
         """One of `count` for a thing in a pass, the same whatever else is in the data."""
-        digest = hashlib.sha256(f"{self._seed}/{passed}/{what}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}/{passed}/{what}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % count
 
 
@@ -289,69 +299,20 @@ def _of_shared_row(sample: TrainingSample) -> int:
 
 
 _WORDS = ("dog", "cat", "man", "bus", "sun", "hat", "pen", "toy", "red", "fox")
-"""What made-up captions are made of; no two begin with the same letter."""
+"""Words of synthetic captions; no two begin with the same letter."""
 
 
-def longest_samples(config: RunConfig) -> list[tuple[str, ...]] | None:
-    """What the longest samples of the data teach, a step's number of them; None where there is no data yet.
-
-    Raises:
-        DataError: there is data, and it cannot be read.
-    """
-    try:
-        images = training_images(config)
-    except DataError:
-        if config.data.train.exists():
-            raise
-        return None
-    samples = TrainingSamples(images, config.train, config.seed)
-    return [sample.captions for sample in samples.heaviest_step()]
-
-
-def made_up_samples(config: RunConfig, layout: PromptLayout, tokens: int) -> list[tuple[str, ...]]:
-    """As many samples as a step has, with captions of so many tokens, or as many as the layout allows."""
-    together = config.train.captions_per_image if config.train.targets == "each" else 1
-    captions = tuple(_caption_of(layout, tokens, number) for number in range(together))
-    return [captions] * max(1, config.train.batch_size // together)
+def synthetic_samples(config: TrainConfig, layout: PromptLayout, tokens: int) -> list[tuple[str, ...]]:
+    """As many samples as a step has, with captions of `tokens` tokens, or as many as the layout allows."""
+    per_sample = config.captions_per_image if config.targets == "each" else 1
+    captions = tuple(_caption_of(layout, tokens, number) for number in range(per_sample))
+    return [captions] * max(1, config.batch_size // per_sample)
 
 
 def _caption_of(layout: PromptLayout, tokens: int, number: int) -> str:
-    """One of several captions that begin otherwise, so that a row has no tokens of theirs in common."""
+    """One of several captions with different beginnings, so that a row shares no tokens among them."""
     further, first = divmod(number, len(_WORDS))
     words = [_WORDS[first]]
     while len(layout.target_ids(" ".join(words))[0]) < min(tokens, layout.max_target_tokens):
         words.append(_WORDS[further % len(_WORDS)])
     return " ".join(words)
-
-
-class TrainSlice:
-    """Every so manieth training image, against its own captions.
-
-    Args:
-        images: the training images.
-        features: of these.
-        count: how many are taken.
-
-    Attributes:
-        features: (N, Q, F) of the images that were taken.
-    """
-
-    def __init__(self, images: Sequence[Sample], features: Tensor | StoredFeatures, count: int) -> None:
-        places = sorted({place * len(images) // count for place in range(count)}) if count else []
-        places = [place for place in places if images[place].captions]
-        self._ids = [images[place].id for place in places]
-        # CIDEr of fewer than two images is undefined.
-        self._scorer = Scorer({images[p].id: list(images[p].captions) for p in places}) if len(places) > 1 else None
-        self.features: Tensor | None = features[places] if self._scorer is not None else None
-
-    def scores(self, caption: Callable[[Tensor], list[Caption]]) -> dict[str, float]:
-        """Corpus scores of the slice.
-
-        Args:
-            caption: captions all of the slice's images from their features.
-        """
-        if self._scorer is None or self.features is None:
-            return {}
-        captions = caption(self.features)
-        texts = {image: found.text for image, found in zip(self._ids, captions, strict=True)}
-        return dict(self._scorer.score(texts).corpus)

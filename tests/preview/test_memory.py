@@ -23,7 +23,7 @@ from captune.model.memory import (
 )
 from captune.model.quantization import FORMATS
 from captune.model.size import QUANTIZED, ModelSize, measure_model, saved_bytes
-from captune.training.plan import Planner, probe
+from captune.training.plan import Planner, measure_memory
 
 CLOSE = 0.1
 MIDDLE = LlamaConfig(
@@ -67,7 +67,7 @@ def measured_parts(
     model = MiniGPT4(model_config)
     model.processor = processor
     planner = Planner(config, model_config, processor, torch.device("cpu"))
-    return {entry.name: entry.ratio for entry in probe(config, model.eval(), planner)}
+    return {entry.name: entry.ratio for entry in measure_memory(config, model.eval(), planner)}
 
 
 @pytest.mark.parametrize("way", WAYS)

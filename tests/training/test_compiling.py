@@ -14,16 +14,16 @@ from captune.config import FastConfig, RunConfig, parse_config
 from captune.data.manifest import Sample
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
-from captune.training.distributed import World
+from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective
-from captune.training.optimizations import compile_layers, wanted_layers
-from captune.training.samples import TrainingSample, TrainingSamples
-from captune.training.step import Stepper
+from captune.training.optimizations import compile_if_enabled, compile_layers
+from captune.training.samples import TrainingSample
+from captune.training.trainer import TrainStep
 
 # Dynamo itself looks at the gradient of what has none.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = DistributedContext(0, 1, torch.device("cpu"))
 IMAGES = [Sample(str(i), f"{i}.jpg", ("a dog", f"{'very ' * i}long", "two"), "train") for i in range(6)]
 
 
@@ -76,24 +76,25 @@ def settings(*overrides: str) -> RunConfig:
     )
 
 
-def run(backend: Any, steps: int = 3) -> tuple[Stepper, str | None, list[float], torch.Tensor]:
-    """A stepper, what its probe said, and some steps' losses and projection."""
+def run(backend: Any, steps: int = 3) -> tuple[TrainStep, str | None, list[float], torch.Tensor]:
+    """A step, why rows are not packed, and some steps' losses and projection."""
     config, model = settings(), tiny_minigpt4().train()
     features = torch.randn(len(IMAGES), 4, 24, generator=torch.Generator().manual_seed(2))
     compiled = None if backend is None else compile_layers(model, backend)
-    stepper = Stepper(model, features, TrainingSamples(IMAGES, config.train, 1), config, ALONE, compiled=compiled)
-    unpacked = stepper.probe()
-    losses = [stepper.take(step).loss for step in range(steps)]
-    return stepper, unpacked, losses, model.projection.weight.detach().clone()
+    prompt = config.model.instruction
+    step = TrainStep(model, IMAGES, features, config.train, prompt=prompt, seed=1, dist=SINGLE, compiled=compiled)
+    unpacked = step.check_packing()
+    losses = [step.run(number).loss for number in range(steps)]
+    return step, unpacked, losses, model.projection.weight.detach().clone()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_steps_on_real_kernels() -> None:
     _, _, wanted, weight = run(None)
-    stepper, unpacked, found, compiled_weight = run("inductor")
+    step, unpacked, found, compiled_weight = run("inductor")
     assert unpacked is None
-    assert stepper._objective.compiled is not None
+    assert step.objective.compiled is not None
     assert found == pytest.approx(wanted, rel=1e-5)
     torch.testing.assert_close(compiled_weight, weight, atol=1e-5, rtol=0)
 
@@ -132,7 +133,7 @@ def test_a_run_outlives_its_compiler(backend: Any, caplog: pytest.LogCaptureFixt
 
 def test_a_compiler_may_fail_in_any_step(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, wanted, _ = run(None)
-    monkeypatch.setattr(Stepper, "probe", lambda self: None)
+    monkeypatch.setattr(TrainStep, "check_packing", lambda self: None)
     with caplog.at_level(logging.WARNING, "captune"):
         _, _, found, _ = run(broken_backward)
     assert found == wanted
@@ -144,9 +145,9 @@ def test_a_compiler_that_changes_the_gradient_is_not_used(caplog: pytest.LogCapt
         return lambda *given: tuple(1.5 * output for output in graph(*given))
 
     with caplog.at_level(logging.WARNING, "captune"):
-        stepper, unpacked, _, _ = run(wrong, steps=0)
+        step, unpacked, _, _ = run(wrong, steps=0)
     assert unpacked is None
-    assert stepper._objective.compiled is None
+    assert step.objective.compiled is None
     assert "compiled, the layers change the gradient by" in own(caplog)[0]
 
 
@@ -167,7 +168,7 @@ def test_when_layers_are_not_compiled(
     overrides: list[str], reason: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "captune"):
-        assert wanted_layers(tiny_minigpt4(), settings(*overrides).train) is None
+        assert compile_if_enabled(tiny_minigpt4(), settings(*overrides).train) is None
     assert [message.partition("since ")[2].startswith(str(reason)) for message in own(caplog)] == [True] * (
         reason is not None
     )

@@ -14,7 +14,7 @@ from captune.config import FastConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.training import optimizations
-from captune.training.equivalence import probe
+from captune.training.equivalence import check_packing
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
@@ -49,7 +49,7 @@ def gradient(objective: Objective) -> tuple[torch.Tensor, int]:
 
 def whole(objective: Objective) -> Objective:
     other = objective.on(objective.model)
-    other.in_parts = False
+    other.skips_unused = False
     return other
 
 
@@ -90,6 +90,6 @@ def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(optimizations, "decoder_layers", refuse)
     objective = Objective(model_of(2), INSTRUCTION, FastConfig())
-    assert probe(objective, SAMPLES, features(objective.model)) is None
+    assert check_packing(objective, SAMPLES, features(objective.model)) is None
     assert objective.packed
-    assert not objective.in_parts
+    assert not objective.skips_unused

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from captune.errors import MissingExtraError
-from captune.training.run_log import Journal
+from captune.training.run_log import RunLogger
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
@@ -20,35 +20,35 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 def test_events_are_kept_and_passing_ones_only_shown(tmp_path: Path) -> None:
     shown: list[str] = []
-    with Journal(tmp_path, listener=lambda event: shown.append(event["event"])) as journal:
-        journal.tell("captions", done=1, count=2)
-        journal.tell("step", step=0, loss=1.5)
+    with RunLogger(tmp_path, listener=lambda event: shown.append(event["event"])) as journal:
+        journal.log("captions", done=1, count=2)
+        journal.log("step", step=0, loss=1.5)
     assert shown == ["captions", "step"]
     assert [(entry["event"], entry.get("loss")) for entry in entries(tmp_path)] == [("step", 1.5)]
 
 
 def test_resuming_drops_what_is_done_again(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
+    with RunLogger(tmp_path) as journal:
         for step in range(4):
-            journal.tell("step", step=step, loss=float(step))
-        journal.tell("evaluation", epoch=0)
+            journal.log("step", step=step, loss=float(step))
+        journal.log("evaluation", epoch=0)
     with (tmp_path / "log.jsonl").open("a") as stream:
         stream.write('{"event": "st')
-    with Journal(tmp_path, resumed_at=2) as journal:
-        journal.tell("step", step=2, loss=9.0)
+    with RunLogger(tmp_path, resumed_at=2) as journal:
+        journal.log("step", step=2, loss=9.0)
     assert [entry.get("loss") for entry in entries(tmp_path)] == [0.0, 1.0, 9.0]
 
 
 def test_processes_without_a_folder_are_silent(tmp_path: Path) -> None:
-    with Journal(None) as journal:
-        journal.tell("step", step=0)
+    with RunLogger(None) as journal:
+        journal.log("step", step=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_reads_the_curves_back(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with Journal(tmp_path, "tensorboard") as journal:
-        journal.tell("step", step=3, loss=0.25, note="no number")
+    with RunLogger(tmp_path, "tensorboard") as journal:
+        journal.log("step", step=3, loss=0.25, note="no number")
     curves = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(curves.Tags()["scalars"]) == {"step/loss", "step/step"}
     assert [(point.step, point.value) for point in curves.Scalars("step/loss")] == [(3, 0.25)]
@@ -62,8 +62,8 @@ def test_hosted_trackers_are_called_as_they_ask(tmp_path: Path, monkeypatch: pyt
     library.log = lambda figures, step: calls.append(("log", (figures, step)))  # type: ignore[attr-defined]
     library.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, library)
-    with Journal(tmp_path, name, {"seed": 1}) as journal:
-        journal.tell("step", step=2, loss=0.5)
+    with RunLogger(tmp_path, name, {"seed": 1}) as journal:
+        journal.log("step", step=2, loss=0.5)
     assert [call for call, _ in calls] == ["init", "log", "finish"]
     assert calls[0][1]["config"] == {"seed": 1}
     assert calls[1][1] == ({"step/step": 2.0, "step/loss": 0.5}, 2)
@@ -72,4 +72,4 @@ def test_hosted_trackers_are_called_as_they_ask(tmp_path: Path, monkeypatch: pyt
 def test_an_absent_tracker_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match=r"captune\[track\]"):
-        Journal(tmp_path, "wandb")
+        RunLogger(tmp_path, "wandb")

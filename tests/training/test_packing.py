@@ -19,7 +19,7 @@ from captune.model import MiniGPT4
 from captune.model.layer_call import LayerCall
 from captune.training import equivalence
 from captune.training import loss as loss_module
-from captune.training.equivalence import probe, short_copy
+from captune.training.equivalence import check_packing, truncated_copy
 from captune.training.loss import Objective
 from captune.training.packing import fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
@@ -162,7 +162,7 @@ def test_probe_trusts_exact_families(name: str, dtype: torch.dtype) -> None:
     model = family(name, EXACT_FAMILIES[name])
     model.llm.to(dtype)
     objective = Objective(model, INSTRUCTION, FastConfig())
-    assert probe(objective, SAMPLES, features(model)) is None
+    assert check_packing(objective, SAMPLES, features(model)) is None
     assert objective.shared
 
 
@@ -176,7 +176,7 @@ def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
     model = family(name, WRONG_FAMILIES[name])
     model.llm.to(dtype)
     objective = Objective(model, INSTRUCTION, FastConfig())
-    reason = probe(objective, SAMPLES, features(model))
+    reason = check_packing(objective, SAMPLES, features(model))
     assert reason is not None
     assert not objective.packed
     plain = Objective(model, INSTRUCTION, PLAIN).loss(SAMPLES, features(model))
@@ -192,9 +192,9 @@ def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.Monk
     model = tiny_minigpt4()
     monkeypatch.setattr(LayerCall, "fill_cache", refuse)
     objective = Objective(model, INSTRUCTION, FastConfig())
-    assert probe(objective, SAMPLES, features(model)) is None
+    assert check_packing(objective, SAMPLES, features(model)) is None
     assert objective.packed
-    assert not objective.in_parts
+    assert not objective.skips_unused
     objective.loss(SAMPLES, features(model))
 
 
@@ -203,7 +203,7 @@ def test_a_short_copy_has_every_kind_of_layer_and_takes_none() -> None:
     settings = {"num_hidden_layers": 6, "layer_types": kinds, "head_dim": 8, "num_key_value_heads": 1}
     model = family("gemma3_text", settings)
     model.llm.to(torch.bfloat16)
-    short = short_copy(model)
+    short = truncated_copy(model)
     assert short is not None
     assert len(short.llm.model.layers) == short.llm.config.num_hidden_layers == 4
     assert {parameter.dtype for parameter in short.llm.parameters()} == {torch.float32}
@@ -211,13 +211,13 @@ def test_a_short_copy_has_every_kind_of_layer_and_takes_none() -> None:
     assert len(model.llm.model.layers) == model.llm.config.num_hidden_layers == 6
     assert {parameter.dtype for parameter in model.llm.parameters()} == {torch.bfloat16}
     objective = Objective(model, INSTRUCTION, FastConfig())
-    assert probe(objective, SAMPLES, features(model)) is None
+    assert check_packing(objective, SAMPLES, features(model)) is None
 
 
 def test_no_copy_of_what_is_quantized() -> None:
     model = tiny_minigpt4()
     model.llm.is_quantized = True
-    assert short_copy(model) is None
+    assert truncated_copy(model) is None
 
 
 def test_memory_that_runs_out_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_memory_that_runs_out_leaves_the_model_whole(monkeypatch: pytest.MonkeyP
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(equivalence, "copy", SimpleNamespace(deepcopy=full))
-    assert short_copy(model) is None
+    assert truncated_copy(model) is None
     assert len(model.llm.model.layers) == 5
 
 
@@ -349,7 +349,7 @@ def test_a_window_that_the_tried_samples_do_not_reach(window: int) -> None:
     shortest = [TrainingSample(0, ("a", "b"))]
     prompt = objective.lengths(shortest[0]).plain - objective.target_count(shortest) // 2
     images = features(model)[:1]
-    reason = probe(objective, shortest, images)
+    reason = check_packing(objective, shortest, images)
     assert reason is not None
     assert "rows of more than" in reason
     assert objective.packed
@@ -364,12 +364,12 @@ def test_a_window_that_the_tried_samples_do_not_reach(window: int) -> None:
         ]
         assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * float(gradients[1].abs().max()))
     both = [TrainingSample(0, ("a",)), TrainingSample(0, ("a" * 50,))]
-    assert objective.parts(both) == [[0], [1]]
+    assert objective.packing_groups(both) == [[0], [1]]
 
 
 def test_a_window_wider_than_any_caption_keeps_rows_packed() -> None:
     model = windowed(200)
     objective = Objective(model, INSTRUCTION, FastConfig())
-    assert probe(objective, [TrainingSample(0, ("a",))], features(model)[:1]) is None
+    assert check_packing(objective, [TrainingSample(0, ("a",))], features(model)[:1]) is None
     assert objective.packed
     assert objective.limits is None

@@ -21,14 +21,14 @@ from tiny import tiny_features, tiny_minigpt4
 from captune.config import RunConfig, parse_config
 from captune.errors import ConfigError, StoppedError
 from captune.events import Event
-from captune.training import loop, preparation, train
+from captune.training import preparation, train, trainer
 from captune.training.checkpoints import RunStatus, inspect_run, run_status
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "load_tunable", lambda *given: tiny_minigpt4())
+        patch.setattr(trainer, "load_for_training", lambda *given: tiny_minigpt4())
         patch.setattr(preparation, "features_of", tiny_features)
         torch.set_num_threads(1)
         yield
@@ -168,10 +168,10 @@ import sys
 sys.path[:0] = {path!r}
 from tiny import tiny_features, tiny_minigpt4
 from captune.config import load_config
-from captune.training import preparation, loop, train
+from captune.training import preparation, trainer, train
 import torch
 torch.set_num_threads(1)
-loop.load_tunable = lambda *given: tiny_minigpt4()
+trainer.load_for_training = lambda *given: tiny_minigpt4()
 preparation.features_of = tiny_features
 train(load_config({config!r}))
 """

@@ -22,14 +22,14 @@ from captune.errors import ConfigError, DataError, InputError, WeightsError
 from captune.events import Event
 from captune.features import StoredImages
 from captune.model.adapter import load_trained
-from captune.training import loop, preparation, train
+from captune.training import preparation, train, trainer
 from captune.training.checkpoints import RunStatus, inspect_run, run_status
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "load_tunable", lambda *given: tiny_minigpt4())
+        patch.setattr(trainer, "load_for_training", lambda *given: tiny_minigpt4())
         patch.setattr(preparation, "features_of", tiny_features)
         torch.set_num_threads(1)
         yield

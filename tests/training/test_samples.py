@@ -92,7 +92,7 @@ def test_images_with_one_to_ten_captions(buckets: bool, together: int, size: int
     assert all(abs(count - size) <= max(0, together - 1) for count in full)
     if size == 40:
         assert all(count == size for count in full)
-    heaviest = samples.heaviest_step()
+    heaviest = samples.worst_case_step()
     assert sum(len(sample.captions) for sample in heaviest) in samples.step_captions
     backwards = [samples.batch(step) for step in reversed(range(samples.total_steps))]
     assert backwards[::-1] == [samples.batch(step) for step in range(samples.total_steps)]
@@ -139,15 +139,15 @@ def test_another_length_brings_others_together() -> None:
         measured.append(sample.captions[0])
         return int(sample.captions[0].split()[0])
 
-    samples = TrainingSamples(rows, config, seed=1).measured_by(length)
+    samples = TrainingSamples(rows, config, 1, length)
     for step in range(90):
         lengths = {sample.captions[0].split()[0] for sample in samples.batch(step)}
         assert len(lengths) <= 2
     assert len(measured) == 1020
     dealt = [sample.image for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
     assert sorted(dealt) == list(range(2500))
-    unsorted = TrainingSamples(rows, config.model_copy(update={"fast": FastConfig(length_buckets=False)}), seed=1)
-    assert unsorted.measured_by(length).batch(3) == unsorted.batch(3)
+    config = config.model_copy(update={"fast": FastConfig(length_buckets=False)})
+    assert TrainingSamples(rows, config, 1, length).batch(3) == TrainingSamples(rows, config, 1).batch(3)
 
 
 def test_the_longest_sample_is_the_one_with_the_longest_row() -> None:

@@ -10,12 +10,11 @@ from captune.config import RunConfig, parse_config
 from captune.data.manifest import Sample
 from captune.errors import TrainingError
 from captune.model import MiniGPT4
-from captune.training.distributed import World
+from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSamples
-from captune.training.step import Stepper
+from captune.training.trainer import TrainStep
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = DistributedContext(0, 1, torch.device("cpu"))
 IMAGES = [Sample(str(i), f"{i}.jpg", ("a dog", f"{'very ' * i}long", "two"), "train") for i in range(6)]
 
 
@@ -25,11 +24,12 @@ def settings(*overrides: str) -> RunConfig:
     )
 
 
-def stepper(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGPT4, Stepper]:
+def build_step(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGPT4, TrainStep]:
     model = model or tiny_minigpt4()
     torch.manual_seed(2)
     features = torch.randn(len(IMAGES), 4, 24)
-    return model, Stepper(model, features, TrainingSamples(IMAGES, config.train, 1), config, ALONE)
+    prompt = config.model.instruction
+    return model, TrainStep(model, IMAGES, features, config.train, prompt=prompt, seed=1, dist=SINGLE)
 
 
 @pytest.mark.parametrize(
@@ -42,19 +42,19 @@ def stepper(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGPT4,
     ids=["micro-batches", "separate rows", "plain rows"],
 )
 def test_what_a_step_is_divided_into_changes_nothing(overrides: list[str]) -> None:
-    one, whole = stepper(settings())
-    other, divided = stepper(settings(*overrides))
+    one, complete = build_step(settings())
+    other, divided = build_step(settings(*overrides))
     for step in range(3):
-        wanted, found = whole.take(step), divided.take(step)
-        assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
-        assert (found.targets, found.captions) == (wanted.targets, wanted.captions)
+        expected, result = complete.run(step), divided.run(step)
+        assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert (result.targets, result.captions) == (expected.targets, expected.captions)
     torch.testing.assert_close(other.projection.weight, one.projection.weight, atol=1e-5, rtol=0)
 
 
 def test_only_the_projection_moves() -> None:
-    model, taker = stepper(settings())
+    model, taker = build_step(settings())
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    taker.take(0)
+    taker.run(0)
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {"projection.weight", "projection.bias"}
 
@@ -66,22 +66,22 @@ def test_frozen_parts_stay_in_eval_mode() -> None:
 
 
 def test_an_undefined_loss_is_skipped_and_then_ends_the_run() -> None:
-    model, taker = stepper(settings("train.max_nonfinite_steps=1"))
-    taker.take(0)
+    model, taker = build_step(settings("train.max_nonfinite_steps=1"))
+    taker.run(0)
     before = model.projection.weight.detach().clone()
     with torch.no_grad():
         model.projection.bias.fill_(float("nan"))
-    taker.take(1)
-    assert taker.skipped == 1
+    taker.run(1)
+    assert taker.progress.skipped == 1
     assert torch.equal(model.projection.weight, before)
     with pytest.raises(TrainingError, match=r"infinite or undefined in 2 steps, last on '.*'; lower"):
-        taker.take(2)
+        taker.run(2)
 
 
 def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted_model, calm = stepper(settings())
-    wanted = calm.take(0)
-    model, cramped = stepper(settings())
+    wanted_model, calm = build_step(settings())
+    wanted = calm.run(0)
+    model, cramped = build_step(settings())
     sizes = []
     loss = Objective.loss
 
@@ -92,7 +92,7 @@ def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -
         return loss(self, samples, features)
 
     monkeypatch.setattr(Objective, "loss", limited)
-    found = cramped.take(0)
+    found = cramped.run(0)
     assert sizes == [5, 3, 2, 2, 1]
     assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
     torch.testing.assert_close(model.projection.weight, wanted_model.projection.weight, atol=1e-5, rtol=0)
@@ -104,11 +104,11 @@ def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Objective, "loss", never)
     with pytest.raises(TrainingError, match="Not even one image"):
-        stepper(settings())[1].take(0)
+        build_step(settings())[1].run(0)
 
 
 def test_clipping_shortens_long_gradients_only() -> None:
-    model, free = stepper(settings("train.clip_norm=null", "train.weight_decay=0"))
-    clipped_model, clipped = stepper(settings("train.clip_norm=1e6", "train.weight_decay=0"))
-    assert free.take(0).gradient_norm == pytest.approx(clipped.take(0).gradient_norm)
+    model, free = build_step(settings("train.clip_norm=null", "train.weight_decay=0"))
+    clipped_model, clipped = build_step(settings("train.clip_norm=1e6", "train.weight_decay=0"))
+    assert free.run(0).gradient_norm == pytest.approx(clipped.run(0).gradient_norm)
     assert torch.equal(model.projection.weight, clipped_model.projection.weight)

@@ -15,7 +15,7 @@ from captune.features import encode_images
 from captune.model.adapter import read_record
 from captune.model.loading import load_config_and_processor, load_model, load_pretrained
 from captune.training import train
-from captune.training.preparation import load_tunable
+from captune.training.preparation import load_for_training
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,9 @@ def test_lora_is_trained_saved_and_loaded(toy_data: Path, tmp_path: Path) -> Non
 def test_lora_begins_alike(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     config = settings(toy_data, tmp_path, train={"lora": {"rank": 2}})
-    one, other = (dict(load_tunable(config, CPU).trained_parameters()) for _ in range(2))
+    one, other = (
+        dict(load_for_training(config.model, config.train, config.seed, CPU).trained_parameters()) for _ in range(2)
+    )
     assert any(".lora_A." in name for name in one)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -70,7 +72,8 @@ def test_gradient_checkpointing_changes_nothing(toy_data: Path, tmp_path: Path) 
         folder = output / "checkpoints" / "epoch-000"
         weights.append(load_pretrained(folder).projection.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-8)
-    model = load_tunable(settings(toy_data, tmp_path, train={"gradient_checkpointing": True}), CPU)
+    config = settings(toy_data, tmp_path, train={"gradient_checkpointing": True})
+    model = load_for_training(config.model, config.train, config.seed, CPU)
     assert all(layer.gradient_checkpointing for layer in model.llm.model.layers)
 
 
@@ -80,7 +83,7 @@ def test_quantization_is_checked_before_training(toy_data: Path, tmp_path: Path,
     image = read_manifest(config.data.train, "train")[0]
     features = encode_images(load_model(config.model, CPU), [resolve_image(config.data.train, image.image)]).clone()
     with caplog.at_level("INFO", logger="captune.model.loading"):
-        model = load_tunable(config, CPU, [image.captions[0]], features)
+        model = load_for_training(config.model, config.train, config.seed, CPU, [image], features)
     assert type(model.llm.model.layers[0].mlp.gate_proj.weight).__name__ == "Int8Params"
     assert "quantization int8: gradient cosine" in caplog.text
 
@@ -92,7 +95,7 @@ def test_faults_are_for_slides_only(toy_data: Path, tmp_path: Path) -> None:
     config = settings(toy_data, tmp_path, model=faults, evaluate={"protocol": "slides"})
     _, processor = load_config_and_processor(config.model)
     assert processor.layout.faults.cut_stop_symbol
-    model = load_tunable(config, CPU)
+    model = load_for_training(config.model, config.train, config.seed, CPU)
     assert model.processor is not None
     assert model.processor.layout.faults.cut_stop_symbol
 
@@ -113,11 +116,11 @@ def test_a_file_of_a_tower_is_joined_by_convert(toy_data: Path, tmp_path: Path) 
     (tmp_path / "eva_vit_g.pth").write_bytes(b"")
     config = settings(toy_data, tmp_path, model={"llm": "somewhere", "vision": str(tmp_path / "eva_vit_g.pth")})
     with pytest.raises(ConfigError, match="captune convert --llm somewhere --vision"):
-        load_tunable(config, CPU)
+        load_for_training(config.model, config.train, config.seed, CPU)
 
 
 def test_lora_without_its_layers(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     config = settings(toy_data, tmp_path, train={"lora": {"targets": ["no_such_layer"]}})
     with pytest.raises(WeightsError, match="no_such_layer"):
-        load_tunable(config, CPU)
+        load_for_training(config.model, config.train, config.seed, CPU)

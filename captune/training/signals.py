@@ -1,4 +1,4 @@
-"""Being told to stop: finish the step, save, and leave."""
+"""Signals that stop a run: finish the step, save, and exit."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["StopRequest", "listen_for_stop"]
+__all__ = ["GracefulStop", "handle_stop_signals"]
 
 
-class StopRequest:
-    """Whether the process was told to stop, and by which signal."""
+class GracefulStop:
+    """Whether a signal stopped the run, and which one."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a signal came."""
         return self.signal is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
-            # Told twice: the person does not want to wait for the step. Under torchrun a signal to all processes comes
-            # twice by itself, since torchrun passes on its own.
+            # A second signal: the user does not want to wait for the step. Under torchrun a signal to all processes
+            # arrives twice, since torchrun passes on its own.
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
 
 @contextmanager
-def listen_for_stop() -> Iterator[StopRequest]:
+def handle_stop_signals() -> Iterator[GracefulStop]:
     """Turn SIGTERM and Ctrl-C into a request while the block runs; a second one interrupts, except under torchrun.
 
     Yields:
-        The request. Outside the main thread, where signals cannot be caught, it never comes.
+        The request. Outside the main thread, where signals cannot be handled, it is never set.
     """
-    request = StopRequest()
+    stop = GracefulStop()
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield stop
         return
-    caught = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, request._receive) for number in caught]
+    handled = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, stop._receive) for number in handled]
     try:
-        yield request
+        yield stop
     finally:
-        for number, handler in zip(caught, before, strict=True):
+        for number, handler in zip(handled, previous, strict=True):
             signal.signal(number, handler)

@@ -1,0 +1,487 @@
+"""The training run, from top to bottom: setup, the epochs, the step.
+
+A run loads its parts, encodes every image once and evaluates the pretrained model. Each epoch is a number of optimizer
+steps, a checkpoint and an evaluation. A run that was killed at any point resumes from its newest saved state and gives
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from captune.config import RunConfig, TrainConfig
+from captune.data.atomic import atomic_folder
+from captune.data.locks import folder_lock
+from captune.data.manifest import Sample, manifest_hash, resolve_image
+from captune.decoding.oom import is_out_of_memory
+from captune.errors import StoppedError, TrainingError
+from captune.evaluation import Evaluation, evaluation_set, training_images
+from captune.events import Listener
+from captune.features import StoredFeatures
+from captune.hub import resolve_model
+from captune.model import MiniGPT4
+from captune.model.adapter import CheckpointRecord, save_trained, trained_state
+from captune.model.compiled import CompiledLayers
+from captune.report import write_report
+from captune.training.checkpoints import (
+    Inspection,
+    RunStatus,
+    TrainProgress,
+    TrainState,
+    checkpoint_folder,
+    finished_rows,
+    inspect_run,
+    open_run_folder,
+    refuse_unless_free,
+    require_same_steps,
+    restore_state,
+    run_status,
+    save_state,
+)
+from captune.training.distributed import CollectiveForward, DistributedContext, distributed_context
+from captune.training.equivalence import check_packing
+from captune.training.evaluator import Evaluator, TrainSubset
+from captune.training.fsdp import FsdpContext, llm_bytes
+from captune.training.loss import Objective
+from captune.training.optimizations import compile_if_enabled
+from captune.training.optimizer import build_optimizer, learning_rate
+from captune.training.preparation import (
+    describe_checkpoint,
+    drop_unreadable,
+    load_for_training,
+    record_images,
+    record_prompt,
+    record_quarantine,
+    restore_prompt,
+    run_features,
+)
+from captune.training.run_log import CostMeter, RunLogger
+from captune.training.samples import TrainingSample, TrainingSamples, require_captions
+from captune.training.signals import handle_stop_signals
+
+__all__ = ["StepResult", "TrainStep", "Trainer", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, listener: Listener | None = None, *, resume: bool = True, overwrite: bool = False) -> None:
+    """Run a training from start to end, in one process or as one of torchrun's.
+
+    A finished run of the same configuration and data is left as it is; an unfinished one resumes.
+
+    Args:
+        config: of the run; its output folder receives all results.
+        listener: receives every event, for a progress bar.
+        resume: continue an unfinished run; otherwise it starts over.
+        overwrite: move other files in the output folder into a folder inside it.
+
+    Raises:
+        InputError: the configuration, the data or the model cannot be used.
+        TrainingError: too many steps had an infinite or undefined loss.
+        StoppedError: a signal stopped the run; its state was saved.
+    """
+    # Every error that can be known is raised before anything is written or loaded.
+    if run_status(config) is RunStatus.FINISHED:
+        if listener is not None:
+            listener({"event": "reused", "folder": str(config.output)})
+        return
+    with folder_lock(config.output, "captune train"):
+        folder = inspect_run(config)
+        refuse_unless_free(folder, overwrite=overwrite)
+        resolve_model(config.model)
+        images = training_images(config)
+        require_captions(images)
+        evaluation = Evaluation(config, evaluation_set(config, listener))
+        with distributed_context() as dist:
+            resuming = resume and folder.status is RunStatus.UNFINISHED
+            trainer = setup(config, images, evaluation, dist, listener, None if resuming else folder)
+            with trainer.log:
+                trainer.run()
+
+
+def setup(
+    config: RunConfig,
+    images: Sequence[Sample],
+    evaluation: Evaluation,
+    dist: DistributedContext,
+    listener: Listener | None,
+    folder: Inspection | None,
+) -> Trainer:
+    """Load all parts of a run.
+
+    Args:
+        config: of the run.
+        images: all training images.
+        evaluation: of the run.
+        dist: this process among the others.
+        listener: receives every event.
+        folder: what the output folder of a new run holds; None resumes the run that is there.
+
+    Raises:
+        InputError: the data or the model cannot be used.
+    """
+    cost = CostMeter(dist.device)
+    output, resuming = config.output, folder is None
+
+    # Features: every image is encoded once, before training.
+    files = [resolve_image(config.data.train, image.image) for image in images]
+    stored = run_features(config, files, "training images", dist, listener)
+    test_stored = run_features(config, evaluation.image_files, "evaluation images", dist, listener)
+    test_features = test_stored.all_whole("evaluation images")
+    readable = drop_unreadable(images, stored)
+
+    # The output folder, and what is fixed for as long as the run lasts.
+    if dist.is_main and folder is not None:
+        aside = open_run_folder(config, folder)
+        if aside is not None and listener is not None:
+            listener({"event": "replaced", "folder": str(output), "moved_to": str(aside)})
+    quarantined = {}
+    if dist.is_main or resuming:
+        quarantined = record_quarantine(output, images, stored, resuming=resuming)
+        sets = {"training images": stored, "evaluation images": test_stored}
+        record_images(output, sets, resuming=resuming)
+    dist.barrier()
+
+    # The model, sharded over the processes if configured.
+    fsdp = FsdpContext(dist) if config.train.shard == "layers" and dist.size > 1 else None
+    collective_forward = nullcontext if fsdp is None else fsdp.collective_forward
+    with nullcontext() if fsdp is None else fsdp.load_in_rank_order():
+        model = load_for_training(
+            config.model, config.train, config.seed, dist.device, readable, stored.features, fsdp is not None
+        )
+        if resuming:
+            restore_prompt(output, model)
+        elif dist.is_main:
+            record_prompt(output, model)
+        evaluation.sign_prompt_of(model)
+        record = describe_checkpoint(model, config.model, config.seed, manifest_hash(config.data.train))
+        if fsdp is not None:
+            fsdp.shard(model)
+
+    # The step, and its state.
+    compiled = compile_if_enabled(model, config.train, sharded=fsdp is not None)
+    step = TrainStep(
+        model,
+        readable,
+        stored.features,
+        config.train,
+        prompt=config.model.instruction,
+        seed=config.seed,
+        dist=dist,
+        collective_forward=collective_forward,
+        compiled=compiled,
+    )
+    samples = step.samples
+    step.progress.manifest_hash = record.manifest_hash
+    if resuming:
+        # The pretrained model was scored before the first state was saved, so its row is among these.
+        restore_state(output, step.state)
+        require_same_steps(output, samples.total_steps)
+        evaluation.restore(finished_rows(output, step.progress.step, samples.steps_per_epoch))
+
+    train_subset = TrainSubset(readable, stored.features, config.evaluate.train_slice)
+    evaluator = Evaluator(evaluation, test_features, train_subset, dist, collective_forward)
+
+    # The main process keeps the log and reports; the others are silent.
+    log = RunLogger(None)
+    if dist.is_main:
+        settings = config.model_dump(mode="json")
+        log = RunLogger(output, config.track, settings, listener, resumed_at=step.progress.step, cost=cost)
+    log.log(
+        "run",
+        model=config.model.name,
+        images=len(readable),
+        captions=samples.captions,
+        steps_per_epoch=samples.steps_per_epoch,
+        step_captions=samples.describe_steps(),
+        batch_size=config.train.batch_size,
+        exact=samples.exact,
+        step=step.progress.step,
+        steps=samples.total_steps,
+        processes=dist.size,
+        device=str(dist.device),
+    )
+    if quarantined:
+        log.log("quarantined", images=list(quarantined), reasons=list(quarantined.values()))
+    if config.train.shard == "layers":
+        local, total = llm_bytes(model)
+        log.log("sharded", processes=dist.size, held=local, whole=total)
+    return Trainer(config, step, evaluator, record, log)
+
+
+class Trainer:
+    """A run whose parts are loaded: the epochs, each with steps, a checkpoint and an evaluation.
+
+    Args:
+        config: of the run.
+        step: takes the optimizer steps.
+        evaluator: captions and scores.
+        record: of every checkpoint, but for epoch and step.
+        log: of the run.
+    """
+
+    def __init__(
+        self, config: RunConfig, step: TrainStep, evaluator: Evaluator, record: CheckpointRecord, log: RunLogger
+    ) -> None:
+        self.config, self.step, self.evaluator, self.record, self.log = config, step, evaluator, record, log
+        self.model, self.samples, self.dist = step.model, step.samples, step.dist
+
+    def run(self) -> None:
+        """Train from the current progress to the end."""
+        if not self.evaluator.has(None):
+            self.evaluate(None)
+        self.check_packing()
+        self.model.train()
+        steps = self.samples.steps_per_epoch
+        done = self.step.progress.step
+        # A state that was saved at the very end of an epoch belongs to it until it is evaluated.
+        for epoch in range(max(done - 1, 0) // steps, self.config.train.epochs):
+            self.train_epoch(epoch, range(max(epoch * steps, done), (epoch + 1) * steps))
+            if not self.evaluator.has(epoch):
+                self.save_checkpoint(epoch)
+                self.evaluate(epoch)
+        self.log.log("done", skipped_steps=self.step.progress.skipped)
+
+    def train_epoch(self, epoch: int, steps: range) -> None:
+        """Take the steps of an epoch; every `log_every`-th and the last are logged, every `save_every`-th are saved."""
+        start, captions = time.monotonic(), 0
+        with handle_stop_signals() as stop:
+            for step in steps:
+                result = self.step.run(step)
+                captions += result.captions
+                figures = {"captions_per_s": round(captions / (time.monotonic() - start), 2), **asdict(result)}
+                last = step + 1 == steps.stop
+
+                self.log.log("progress", step=step, steps=self.samples.total_steps, epoch=epoch, **figures)
+                if last or (step + 1) % self.config.log_every == 0:
+                    self.log.log("step", step=step, epoch=epoch, **figures)
+
+                # Another process may have received the signal.
+                stopping = self.dist.any_rank(stop.requested)
+                if stopping or last or (step + 1) % self.config.save_every == 0:
+                    self.save_state()
+                if stopping:
+                    name = stop.signal or signal.SIGTERM
+                    raise StoppedError(
+                        f"stopped by {name.name} after step {step + 1} of {self.samples.total_steps}, which is saved; "
+                        "the same command goes on from there.",
+                        name,
+                    )
+
+    def check_packing(self) -> None:
+        """Compare packed rows with plain ones before the first step; where they differ, rows are not packed."""
+        lora = self.config.train.lora
+        # In training mode but without dropout, which would make any two passes differ.
+        self.model.train(lora is None or not lora.dropout)
+        reason = self.step.check_packing()
+        if reason is not None:
+            self.log.log("unpacked", reason=reason)
+
+    def evaluate(self, epoch: int | None) -> None:
+        """Caption the evaluation images over all processes; the main process scores them and writes the report."""
+        training, start = self.model.training, time.monotonic()
+        self.model.eval()
+        row = self.evaluator.evaluate(
+            self.model, epoch, lambda done, count: self.log.log("captions", epoch=epoch, done=done, count=count)
+        )
+        if self.dist.is_main:
+            self.log.log_cost()
+            write_report(self.config.output, self.evaluator.evaluation.run_scores())
+            seconds = round(time.monotonic() - start, 3)
+            page = str(self.config.output / "report.html")
+            self.log.log("evaluation", epoch=epoch, seconds=seconds, scores=row, page=page)
+        self.dist.barrier()
+        self.model.train(training)
+
+    def save_state(self) -> None:
+        """Save all that is needed to resume."""
+        if self.dist.is_main:
+            save_state(self.config.output, self.step.state)
+
+    def save_checkpoint(self, epoch: int) -> None:
+        """Save the trained weights after an epoch."""
+        if not self.dist.is_main:
+            return
+        target = checkpoint_folder(self.config.output, epoch)
+        record = self.record.at(epoch, (epoch + 1) * self.samples.steps_per_epoch)
+        with atomic_folder(target) as folder:
+            save_trained(folder, trained_state(self.model), record)
+        self.log.log("checkpoint", epoch=epoch, folder=str(target))
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The figures of one optimizer step.
+
+    Attributes:
+        loss: mean negative log-likelihood of the step's targets, in nats.
+        learning_rate: of this step.
+        targets: number of target tokens over all processes.
+        captions: number of captions over all processes.
+        gradient_norm: L2 norm of the gradient before clipping.
+    """
+
+    loss: float
+    learning_rate: float
+    targets: int
+    captions: int
+    gradient_norm: float
+
+
+class TrainStep:
+    """Takes optimizer steps.
+
+    The loss of a step is the sum over all its target tokens divided by their number over all processes and
+    micro-batches, so neither changes the gradient.
+
+    Args:
+        model: its projection, and LoRA where it has one, are trained; its processor attached.
+        images: I training images.
+        features: (I, Q, F), theirs, in memory or on disk.
+        config: of the training.
+        prompt: of every image whose sample has no other.
+        seed: of the order of samples, and of LoRA's dropout.
+        dist: this process among the others.
+        collective_forward: within its block the language model is run.
+        compiled: the language model's layers, where they are compiled.
+
+    Attributes:
+        objective: the loss.
+        samples: which ones each step trains on.
+        state: trained parameters, optimizer and progress.
+    """
+
+    def __init__(
+        self,
+        model: MiniGPT4,
+        images: Sequence[Sample],
+        features: Tensor | StoredFeatures,
+        config: TrainConfig,
+        *,
+        prompt: str,
+        seed: int,
+        dist: DistributedContext,
+        collective_forward: CollectiveForward = nullcontext,
+        compiled: CompiledLayers | None = None,
+    ) -> None:
+        self.model, self.dist = model, dist
+        self.objective = Objective(model, prompt, config.fast, compiled)
+        self.samples = TrainingSamples(images, config, seed, self.objective.row_tokens)
+        parameters = dict(model.trained_parameters())
+        self.state = TrainState(parameters, build_optimizer(list(parameters.values()), config), TrainProgress())
+        self._features, self._config, self._collective_forward = features, config, collective_forward
+        self._max_micro_batch: int | None = None
+
+    @property
+    def progress(self) -> TrainProgress:
+        """How many steps were taken, and how many of them skipped."""
+        return self.state.progress
+
+    def run(self, step: int) -> StepResult:
+        """Take optimizer step number `step`.
+
+        Raises:
+            TrainingError: the loss was infinite or undefined in too many steps; names the captions of this one.
+        """
+        if self._config.lora is not None and self._config.lora.dropout:
+            # A resumed run draws what the uninterrupted one would have drawn.
+            torch.manual_seed((self.samples.seed << 40) + (step << 12) + self.dist.rank)
+        batch = self.samples.batch(step)
+        shard = self.dist.shard(batch)
+        targets = int(self.dist.all_reduce_sum(self.objective.target_count(shard)))
+
+        with self._collective_forward():
+            loss = self._forward_backward(shard, targets)
+        loss = self.dist.all_reduce_sum(loss)
+        self.dist.all_reduce_gradients(list(self.state.parameters.values()))
+
+        rate = learning_rate(step, self.samples.total_steps, self._config)
+        norm = self._clip_and_apply(rate, loss, batch)
+        self.progress.step = step + 1
+        return StepResult(loss, rate, targets, sum(len(sample.captions) for sample in batch), norm)
+
+    def check_packing(self) -> str | None:
+        """Compare packed rows with plain ones on the two longest samples, with every instruction that the run mixes.
+
+        Returns:
+            Why packing is off from now on, for all samples or the long ones; None where it is exact.
+        """
+        samples = self.samples.longest(2)
+        samples += [
+            replace(samples[0], instruction=i) for i in self._config.instructions if i != samples[0].instruction
+        ]
+        with self._collective_forward():
+            return check_packing(self.objective, samples, self._images(samples))
+
+    def _forward_backward(self, samples: Sequence[TrainingSample], targets: int) -> float:
+        """Accumulate gradients over micro-batches; out of memory, retry with micro-batches half as large."""
+        while True:
+            self.state.optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), dtype=torch.float64, device=self.dist.device)
+            size = self._micro_batch_size(samples)
+            try:
+                for micro_batch in self._micro_batches(samples, size):
+                    # Each forward is followed by its backward, the order in which a sharded model is gathered.
+                    loss = self.objective.loss(micro_batch, self._images(micro_batch)) / targets
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
+                return float(total)
+            except RuntimeError as error:
+                if self.objective.recover_from_compile_error(error):
+                    continue
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise TrainingError(
+                        "Not even one image with its captions fits into memory; shorten the captions, lower "
+                        "train.captions_per_image, or choose a smaller number format."
+                    ) from error
+            # Outside the handler, which keeps the failed pass's tensors alive.
+            self._max_micro_batch = -(-size // 2)
+            logger.warning("out of memory: going on with micro-batches of %d image(s)", self._max_micro_batch)
+            if self.dist.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _micro_batches(self, samples: Sequence[TrainingSample], size: int) -> Iterator[list[TrainingSample]]:
+        """Up to `size` samples each, that can be computed in one forward."""
+        for start in range(0, len(samples), size):
+            candidates = samples[start : start + size]
+            for indices in self.objective.packing_groups(candidates):
+                yield [candidates[index] for index in indices]
+
+    def _micro_batch_size(self, samples: Sequence[TrainingSample]) -> int:
+        """Samples of a micro-batch: as configured in captions, and at most what has fitted into memory."""
+        captions = max((len(sample.captions) for sample in samples), default=1)
+        configured = self._config.micro_batch_size
+        size = max(len(samples), 1) if configured is None else max(1, configured // captions)
+        return size if self._max_micro_batch is None else min(size, self._max_micro_batch)
+
+    def _images(self, samples: Sequence[TrainingSample]) -> Tensor:
+        return self._features[[sample.image for sample in samples]].to(self.dist.device)
+
+    def _clip_and_apply(self, rate: float, loss: float, batch: Sequence[TrainingSample]) -> float:
+        """Clip and apply the gradient, unless it is infinite or undefined; returns its norm."""
+        clip_norm = math.inf if self._config.clip_norm is None else self._config.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(list(self.state.parameters.values()), clip_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.progress.skipped += 1
+            if self.progress.skipped > self._config.max_nonfinite_steps:
+                captions = "; ".join(repr(sample.captions[0][:60]) for sample in batch[:3])
+                raise TrainingError(
+                    f"The loss was infinite or undefined in {self.progress.skipped} steps, last on {captions}; lower "
+                    "train.learning_rate, or look at these captions."
+                )
+            return norm
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        self.state.optimizer.step()
+        return norm
