@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from captune.decoding.capabilities import unsupported_reason
+from captune.decoding.caption_cache import cached_captions
 from captune.decoding.engine import DecodingEngine, SharedPrefix
-from captune.decoding.generate import Engine, generate_captions, generate_ids, prompt_embeddings
+from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
+from captune.decoding.oom import in_batches, is_out_of_memory
 from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
+from captune.decoding.reference import SamplingProcessor, ScoreCheck
+from captune.decoding.text_stream import TextStream, stream_text
 
 __all__ = [
     "NON_FINITE_SCORES",
@@ -14,9 +19,18 @@ __all__ = [
     "Engine",
     "Progress",
     "Request",
+    "SamplingProcessor",
+    "ScoreCheck",
     "SharedPrefix",
     "StopRule",
+    "TextStream",
+    "as_caption",
+    "cached_captions",
     "generate_captions",
     "generate_ids",
+    "in_batches",
+    "is_out_of_memory",
     "prompt_embeddings",
+    "stream_text",
+    "unsupported_reason",
 ]

@@ -16,9 +16,7 @@ from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data.atomic import atomic_file
 from captune.data.manifest import resolve_image
-from captune.decoding import Caption, DecodingOptions, generate_captions
-from captune.decoding.caption_cache import cached_captions
-from captune.decoding.options import NON_FINITE_SCORES
+from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import EvaluationSet
 from captune.features import StoredFeatures

@@ -19,12 +19,20 @@ from torch import Tensor
 from captune.apps.serving.jobs import Event, Job, JobQueue, Metrics, Pixels
 from captune.apps.serving.schema import APIError, scores_error
 from captune.apps.serving.served_models import ServedCaptioner, ServedModel
-from captune.decoding import Caption, DecodingEngine, DecodingOptions, Progress, Request, StopRule, generate_ids
-from captune.decoding.capabilities import unsupported_reason
-from captune.decoding.generate import as_caption
-from captune.decoding.oom import is_out_of_memory
-from captune.decoding.options import NON_FINITE_SCORES
-from captune.decoding.text_stream import TextStream
+from captune.decoding import (
+    NON_FINITE_SCORES,
+    Caption,
+    DecodingEngine,
+    DecodingOptions,
+    Progress,
+    Request,
+    StopRule,
+    TextStream,
+    as_caption,
+    generate_ids,
+    is_out_of_memory,
+    unsupported_reason,
+)
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 
 __all__ = ["CaptionerEngine", "Engine", "Group"]

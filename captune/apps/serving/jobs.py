@@ -14,8 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from captune.apps.serving.schema import APIError
-from captune.decoding import DecodingOptions
-from captune.decoding.text_stream import TextStream
+from captune.decoding import DecodingOptions, TextStream
 
 __all__ = ["Event", "Job", "JobQueue", "Metrics", "Pixels"]
 
