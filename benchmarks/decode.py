@@ -19,7 +19,7 @@ from measuring import Output, alternate, median, options
 import numpy as np
 from PIL import Image
 
-from captune.captioner.fast import FastDecoder
+from captune.captioner.fast import TurboJpegDecoder
 from captune.data.images import CLIP_STD, load_image, to_pixels
 from captune.errors import MissingExtraError
 
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=48)
     arguments = parser.parse_args()
     try:
-        fast = FastDecoder()
+        fast = TurboJpegDecoder()
     except MissingExtraError as error:
         print(error, file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from transformers import (
     Qwen2VLProcessor,
 )
 
-from captune.captioner.no_videos import NoVideos, images_only
+from captune.captioner.processor_loading import DisabledVideoProcessor, disable_video_processor
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 TEXT = {
@@ -153,7 +153,7 @@ def _qwen(config_class: type, processor_class: type, **vision: Any) -> tuple[Any
     words = tokenizer(*names)
     images = Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64})
     chat = CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    processor = images_only(processor_class)(images, words, NoVideos(), chat_template=chat)
+    processor = disable_video_processor(processor_class)(images, words, DisabledVideoProcessor(), chat_template=chat)
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     config = config_class(
         vision_config={"depth": 2, "num_heads": 2, "patch_size": 8, **vision},

@@ -21,12 +21,12 @@ from captune.data.formats import MAX_PIXELS, too_many_scans
 from captune.data.images import is_turned, to_pixels
 from captune.errors import MissingExtraError
 
-__all__ = ["FastDecoder"]
+__all__ = ["TurboJpegDecoder"]
 
 _COLOURS = ("Gray", "YCbCr", "RGB")
 
 
-class FastDecoder:
+class TurboJpegDecoder:
     """Decodes JPEG files.
 
     Raises:

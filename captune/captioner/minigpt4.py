@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captune.captioner.fast import FastDecoder
+from captune.captioner.fast import TurboJpegDecoder
 from captune.data.images import ImageInput, read_image, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions
 from captune.decoding.text_stream import stream_text
@@ -56,7 +56,7 @@ class MiniGPT4Backend:
             text = json.dumps(asdict(self.processor.layout.conversation), sort_keys=True)
             self.fingerprint += f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self._size = int(model.config.vision_config.image_size)
-        self._fast = FastDecoder() if fast_decode else None
+        self._fast = TurboJpegDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"
         self._exif = exif_rotation

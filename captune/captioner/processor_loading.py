@@ -6,8 +6,11 @@ were saved before a library's release knew a setting are completed from the mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers.image_processing_utils import BaseImageProcessor
 
 from captune.common import error_text
 from captune.errors import InputError, WeightsError
@@ -15,7 +18,14 @@ from captune.parsing import load_json
 from captune.transformers_compat import fetch_file, processor_class
 from captune.weights.libraries import missing_library
 
-__all__ = ["complete_settings", "load_processor", "processor_folder"]
+__all__ = [
+    "DisabledVideoProcessor",
+    "ImageOnlyProcessor",
+    "complete_settings",
+    "disable_video_processor",
+    "load_processor",
+    "processor_folder",
+]
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
@@ -113,9 +123,7 @@ def _pair(path: str) -> Any:
     """The processor of images and the tokenizer of a model that has no processor of both."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    from captune.captioner.no_processor import ImagesAlone
-
-    return ImagesAlone(
+    return ImageOnlyProcessor(
         AutoImageProcessor.from_pretrained(path, trust_remote_code=False),
         AutoTokenizer.from_pretrained(path, trust_remote_code=False),
     )
@@ -125,11 +133,9 @@ def _without_videos(path: str, config: Any, name: str) -> Any:
     """The processor with nothing in the place of what processes videos."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
-    from captune.captioner.no_videos import NoVideos, images_only
-
     def make(part: str, settings: dict[str, Any]) -> Any:
         if part.startswith("video"):
-            return NoVideos(**settings.get(part, {}) or _json(path, "video_preprocessor_config.json"))
+            return DisabledVideoProcessor(**settings.get(part, {}) or _json(path, "video_preprocessor_config.json"))
         if part.endswith("tokenizer"):
             folder = "" if part == "tokenizer" else part
             return AutoTokenizer.from_pretrained(path, subfolder=folder, trust_remote_code=False)
@@ -137,7 +143,7 @@ def _without_videos(path: str, config: Any, name: str) -> Any:
         return kind.from_pretrained(path, trust_remote_code=False)
 
     try:
-        kind = images_only(_processor_class(path, config))
+        kind = disable_video_processor(_processor_class(path, config))
         settings, _ = kind.get_processor_dict(path)
         return kind.from_args_and_dict([make(part, settings) for part in kind.get_attributes()], settings)
     except ImportError as error:
@@ -173,3 +179,60 @@ def _unloadable(name: str, error: Exception) -> InputError:
         f"The processor of {name} cannot be loaded: {error_text(error)}; expected processor_config.json or "
         "preprocessor_config.json and a tokenizer next to the weights."
     )
+
+
+class ImageOnlyProcessor:
+    """A processor that takes images and no words.
+
+    Args:
+        image_processor: makes the pixels.
+        tokenizer: turns ids into words.
+    """
+
+    takes_text = False
+
+    def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    def __call__(self, images: Sequence[Any], **settings: Any) -> Any:
+        """The model's inputs for images."""
+        return self.image_processor(images=images, **settings)
+
+
+class DisabledVideoProcessor(BaseImageProcessor):  # type: ignore[misc]  # transformers has no types here
+    """Takes the place of a processor of videos; it has the settings that the folder holds for one."""
+
+    model_input_names: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> None:
+        """No setting, where the folder holds none: chat templates are rendered with some of them."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+    def __call__(self, videos: Any, *args: Any, **kwargs: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("Videos need torchvision, which is not installed; captune captions images.")
+
+
+def disable_video_processor(kind: Any) -> Any:
+    """A class of processors that takes `DisabledVideoProcessor`, which transformers would refuse for its type.
+
+    Args:
+        kind: a class of processors, such as `Qwen2VLProcessor`.
+
+    Returns:
+        The same class, but for that; it keeps its name, which transformers writes into files.
+    """
+
+    def check(self: Any, argument_name: str, argument: Any) -> Any:
+        if isinstance(argument, DisabledVideoProcessor):
+            return DisabledVideoProcessor
+        return kind.check_argument_for_proper_class(self, argument_name, argument)
+
+    made = type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
+    return made

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from captune.captioner.fast import FastDecoder
+from captune.captioner.fast import TurboJpegDecoder
 from captune.captioner.generation import Observer, caption_ends, caption_starts, reset_decoding, written_ids
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
 from captune.data.images import ImageInput, read_image
@@ -78,7 +78,7 @@ class TransformersBackend:
         # What the model cannot be asked is refused before any image is read.
         self.inputs.prompt(self.instruction)
         self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}-{self.inputs.fingerprint}"
-        self._fast = FastDecoder() if fast_decode else None
+        self._fast = TurboJpegDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"
         self._exif = exif_rotation

@@ -34,14 +34,13 @@ from captune.data.content_hash import HASH_BYTES
 from captune.data.prefetch import prefetch_map
 from captune.errors import DataError
 from captune.features.identity import TowerIdentity
-from captune.parsing import load_json
+from captune.weights.files import SAFETENSORS_DTYPES, parse_header
 
 __all__ = ["FeatureStore", "Shard", "StoredFeatures", "open_shard", "write_shard"]
 
 logger = logging.getLogger(__name__)
 
 _HASH = "sha256"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Shard:
@@ -106,25 +105,20 @@ def open_shard(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Shard
     """
     size = os.path.getsize(path)
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError("its header is cut off")
-        header = load_json(file.read(length))
+        header = parse_header(file, size)
         # A private map: torch requires writable memory, and what is written does not reach the file.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    begin = 8 + length
-    features, ids = header["features"], header["ids"]
-    end = max(tensor["data_offsets"][1] for tensor in (features, ids))
-    if begin + end != size:
-        raise ValueError(f"it has {size:,} bytes and should have {begin + end:,}")
+    features, ids = header.tensors["features"], header.tensors["ids"]
+    if header.end != size:
+        raise ValueError(f"it has {size:,} bytes and should have {header.end:,}")
     count = ids["shape"][0]
-    if features["shape"] != [count, tokens, width] or _DTYPES.get(features["dtype"]) != dtype:
+    if features["shape"] != [count, tokens, width] or SAFETENSORS_DTYPES.get(features["dtype"]) != dtype:
         raise ValueError(f"it holds {features['dtype']} features of shape {features['shape']}")
-    start = begin + features["data_offsets"][0]
+    start = header.start + features["data_offsets"][0]
     values = torch.frombuffer(mapped, dtype=dtype, count=count * tokens * width, offset=start)
-    numbers = np.frombuffer(mapped, np.uint8, count * HASH_BYTES, begin + ids["data_offsets"][0])
+    numbers = np.frombuffer(mapped, np.uint8, count * HASH_BYTES, header.start + ids["data_offsets"][0])
     # Shards of older versions have no hash.
-    written = header.get("__metadata__", {}).get(_HASH)
+    written = header.metadata.get(_HASH)
     return Shard(path, numbers.reshape(count, HASH_BYTES).copy(), values.view(count, tokens, width), written)
 
 

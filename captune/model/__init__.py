@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from captune.model.configuration import MiniGPT4Config
+from captune.model.loading import load_pretrained
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
 from captune.model.prompt import CONVERSATIONS, IMAGE_SLOT, Conversation, OriginalFaults, PromptLayout, TokenSequence
@@ -21,6 +22,7 @@ __all__ = [
     "PromptLayout",
     "TokenSequence",
     "Tokenizer",
+    "load_pretrained",
     "load_tokenizer",
 ]
 

@@ -7,6 +7,7 @@ A checkpoint holds the trained tensors alone (12.6 MB for a 7B projection) as `t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import Conversation
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
+from captune.weights.files import parse_header
 from captune.weights.fingerprint import combine_fingerprints, tensor_fingerprints
 from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_values
@@ -151,8 +153,7 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
             "intact, or train this epoch again."
         )
     if _HASH in described:
-        length = int.from_bytes(data[:8], "little")
-        record = load_json(load_json(data[8 : 8 + length])["__metadata__"]["captune"])
+        record = load_json(parse_header(io.BytesIO(data), len(data)).metadata["captune"])
         # Where models are may change.
         same = set(record) & set(described) - {"model", "parts"}
         differing = sorted(name for name in same if described[name] != record[name])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from captune.common import error_text
 from captune.errors import ToolError
@@ -22,7 +22,6 @@ def model_card(
     *,
     metrics: Mapping[str, float] | None = None,
     signature: str | None = None,
-    base_model: str | None = None,
 ) -> str:
     """README.md of a model's folder.
 
@@ -32,19 +31,14 @@ def model_card(
         metrics: name to value, as `captune.metrics` gives them.
         signature: of these values: data, split, prompt, decoding, protocol, tool versions. Values without a signature
             are not shown, since nobody could compare them.
-        base_model: where the frozen parts are from.
 
     Returns:
         Markdown with the hub's YAML header.
     """
-    header: dict[str, object] = {
-        "library_name": "captune",
-        "pipeline_tag": "image-to-text",
-        "tags": ["captune", "image-captioning", "minigpt-4"],
-    }
-    if base_model is not None:
-        header["base_model"] = base_model
-    lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", "# Image captioner", ""]
+    header = ModelCardData(
+        library_name="captune", pipeline_tag="image-to-text", tags=["captune", "image-captioning", "minigpt-4"]
+    )
+    lines = ["---", header.to_yaml(), "---", "", "# Image captioner", ""]
     bridge = "a Q-Former and " if config.qformer_config is not None else ""
     lines += [
         f"A {config.vision_config.model_type} tower and a {config.text_config.model_type} language model, joined by "

@@ -6,7 +6,7 @@ import mmap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,13 @@ from captune.transformers_compat import fetch_file
 from captune.weights.pointers import refuse_pointer
 
 __all__ = [
+    "SAFETENSORS_DTYPES",
     "TOWERS",
+    "SafetensorsHeader",
     "StoredName",
     "StoredTensor",
     "check_weights",
+    "parse_header",
     "read_header",
     "stored_names",
     "stored_tensors",
@@ -36,7 +39,7 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 """Weights in one file, in the order in which transformers prefers them; `NAME.index.json` lists those in several."""
 _WHOLE = ("I", "U", "BOOL")
 """How the names of whole numbers' formats begin in safetensors files."""
-_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -79,7 +82,7 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
     """Names of the tensors in the files of a model's folder; of a hub id none."""
     for file in _read_files(Path(model)):
         if file.suffix == ".safetensors":
-            header = read_header(file)[0]
+            header = read_header(file).tensors
             kinds = {name: not str(entry["dtype"]).startswith(_WHOLE) for name, entry in header.items()}
         else:
             state = torch_state(file, "meta")
@@ -168,11 +171,48 @@ def weight_files(model: str | Path) -> list[Path]:
     raise WeightsError(f"{model} has no weights; expected {' or '.join(SINGLE)}.")
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file: name of a tensor -> `dtype`, `shape` and `data_offsets`.
+class SafetensorsHeader(NamedTuple):
+    """The header of a safetensors file.
 
-    Returns:
-        The header without its metadata, and where in the file the tensors begin.
+    Attributes:
+        tensors: name -> `dtype`, `shape` and `data_offsets`.
+        metadata: what else is stored in it.
+        start: byte at which the tensors begin.
+        end: byte at which they end.
+    """
+
+    tensors: dict[str, Any]
+    metadata: dict[str, str]
+    start: int
+    end: int
+
+
+def parse_header(stream: IO[bytes], size: int) -> SafetensorsHeader:
+    """Parse the header of safetensors content; `safe_open` of the library takes longer and reports less.
+
+    Args:
+        stream: at the beginning of the content.
+        size: of the content in bytes.
+
+    Raises:
+        ValueError: the content is cut off or of another kind.
+    """
+    beginning = stream.read(8)
+    length = int.from_bytes(beginning, "little")
+    if not 2 <= length <= size - 8:
+        is_pickle = beginning.startswith((b"PK", b"\x80"))
+        raise ValueError("it is a file of torch.save" if is_pickle else f"it has {size:,} bytes")
+    try:
+        tensors: dict[str, Any] = load_json(stream.read(length))
+        metadata = tensors.pop("__metadata__", {})
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    return SafetensorsHeader(tensors, metadata, 8 + length, end)
+
+
+def read_header(file: Path) -> SafetensorsHeader:
+    """Read the header of a safetensors file.
 
     Raises:
         WeightsError: the file is a pointer of git-lfs, cut off, or of another kind.
@@ -181,22 +221,18 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            beginning = stream.read(8)
-            length = int.from_bytes(beginning, "little")
-            if not 2 <= length <= size - 8:
-                is_pickle = beginning.startswith((b"PK", b"\x80"))
-                reason = "it is a file of torch.save" if is_pickle else f"it has {size:,} bytes"
-                raise WeightsError(f"{file} is no whole safetensors file ({reason}); copy it again from its source.")
-            header: dict[str, Any] = load_json(stream.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{file} is no whole safetensors file: {error_text(error)}.") from error
-    if size < end:
+            header = parse_header(stream, size)
+    except (OSError, ValueError) as error:
+        reason = error_text(error)
         raise WeightsError(
-            f"{file} is cut off: its header promises {end:,} bytes, and it has {size:,}; copy it again from its source."
+            f"{file} is no complete safetensors file ({reason}); copy it again from its source."
+        ) from error
+    if size < header.end:
+        raise WeightsError(
+            f"{file} is cut off: its header promises {header.end:,} bytes, and it has {size:,}; copy it again from its "
+            "source."
         )
-    return header, 8 + length
+    return header
 
 
 def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTensor]:
@@ -211,7 +247,7 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
             if name.startswith(prefixes):
                 yield StoredTensor(name, state[name].detach())
         return
-    header, start = read_header(file)
+    header, _, start, _ = read_header(file)
     try:
         with file.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -220,11 +256,11 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
                 continue
             entry = header[name]
             begin, end = (start + offset for offset in entry["data_offsets"])
-            dtype = _DTYPES[entry["dtype"]]
+            dtype = SAFETENSORS_DTYPES[entry["dtype"]]
             flat = torch.frombuffer(mapped, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)
             yield StoredTensor(name, flat.view(entry["shape"]))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{file} is no whole safetensors file: {error_text(error)}.") from error
+        raise WeightsError(f"{file} is no complete safetensors file: {error_text(error)}.") from error
 
 
 def torch_state(file: Path, device: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captune.captioner.fast import FastDecoder
+from captune.captioner.fast import TurboJpegDecoder
 from captune.data.images import CLIP_STD, load_image, read_image, to_pixels
 from captune.errors import DataError
 
@@ -132,13 +132,13 @@ def test_what_is_refused(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fast() -> FastDecoder:
+def fast() -> TurboJpegDecoder:
     pytest.importorskip("simplejpeg")
-    return FastDecoder()
+    return TurboJpegDecoder()
 
 
 @pytest.mark.parametrize("kind", [*READ, *REFUSED])
-def test_fast_decoding_is_one_grey_level_apart_at_most(fast: FastDecoder, kind: str) -> None:
+def test_fast_decoding_is_one_grey_level_apart_at_most(fast: TurboJpegDecoder, kind: str) -> None:
     """Or leaves the file to Pillow, and with it what is said of a bad one."""
     data = bytes_of(READ[kind] if kind in READ else REFUSED[kind][0])
     quick = fast.square(data, SIZE, exif=False)
@@ -159,7 +159,7 @@ def test_fast_decoding_is_one_grey_level_apart_at_most(fast: FastDecoder, kind: 
         assert np.array_equal(np.asarray(image), np.asarray(read_image(data))), "decoded to the bit"
 
 
-def test_fast_decoding_of_paths_and_others(fast: FastDecoder, tmp_path: Path) -> None:
+def test_fast_decoding_of_paths_and_others(fast: TurboJpegDecoder, tmp_path: Path) -> None:
     scene().save(tmp_path / "a.jpg")
     wanted = fast.square((tmp_path / "a.jpg").read_bytes(), SIZE)
     assert wanted is not None
@@ -169,6 +169,6 @@ def test_fast_decoding_of_paths_and_others(fast: FastDecoder, tmp_path: Path) ->
     assert fast.square(scene(), SIZE) is None
 
 
-def test_fast_decoding_refuses_bombs(fast: FastDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_decoding_refuses_bombs(fast: TurboJpegDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captune.captioner.fast.MAX_PIXELS", 160 * 110 - 1)
     assert fast.square(bytes_of(READ["jpeg"]), SIZE) is None

@@ -377,10 +377,10 @@ def test_cut_off_and_of_another_kind(models: dict[str, tuple[Path, Load, str]], 
     content = file.read_bytes()
     for broken, reason in (
         (content[:-100], "is cut off"),
-        (content[:20], "is no whole safetensors file"),
-        (b"", "is no whole safetensors file"),
-        (b"\xff" * 100, "is no whole safetensors file"),
-        (b"<html>404</html>", "is no whole safetensors file"),
+        (content[:20], "is no complete safetensors file"),
+        (b"", "is no complete safetensors file"),
+        (b"\xff" * 100, "is no complete safetensors file"),
+        (b"<html>404</html>", "is no complete safetensors file"),
     ):
         file.write_bytes(broken)
         with pytest.raises(WeightsError, match=rf"model\.safetensors {reason}"):
@@ -401,7 +401,7 @@ def test_code_in_weights_is_not_run(models: dict[str, tuple[Path, Load, str]], k
     folder = Path(shutil.copytree(source, tmp_path / "model"))
     torch.save({"x": Code(tmp_path / "ran")}, tmp_path / "code.bin")
     shutil.copy(tmp_path / "code.bin", folder / "model.safetensors")
-    with pytest.raises(InputError, match=r"model\.safetensors is no whole safetensors file \(it is a file of torch"):
+    with pytest.raises(InputError, match=r"model\.safetensors is no complete safetensors file \(it is a file of torch"):
         load(folder)
     (folder / "model.safetensors").unlink()
     shutil.copy(tmp_path / "code.bin", folder / "pytorch_model.bin")
