@@ -31,7 +31,7 @@ import torch
 from kill_resume import final, losses, same, scores, write_data
 from PIL import Image
 
-from captune.apps.rating.store import Store
+from captune.apps.rating import Store
 from captune.cli import app, call, run
 from captune.config import RunConfig, parse_config
 from captune.data import read_manifest, resolve_image
@@ -226,7 +226,7 @@ def rate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
     confirmed.touch()
 
     def work() -> None:
-        import captune.apps.http as http
+        import captune.apps as http
 
         def answer(application: object, listener: object) -> None:
             """Answer as a rater's requests do; what is confirmed is on the disk."""

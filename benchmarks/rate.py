@@ -181,7 +181,7 @@ def main() -> None:
 
 def report(study: Path, raters: list[Rater], took: float, as_json: bool) -> None:
     """Compare the file with what was confirmed, and print the figures."""
-    from captune.apps.rating.store import Store
+    from captune.apps.rating import Store
 
     store = Store(study)
     kept: dict[tuple[int, int], list[str]] = {}

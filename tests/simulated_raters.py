@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from captune.apps.rating.store import Store
+    from captune.apps.rating import Store
 
 MakeStudy = Callable[..., "Store"]
 

@@ -15,8 +15,7 @@ from captune.common.tables import text_table
 from captune.errors import InputError
 
 if TYPE_CHECKING:
-    from captune.apps.rating.store import Store
-    from captune.apps.rating.study_report import Results
+    from captune.apps.rating import Results, Store
 
 __all__ = ["rate", "register"]
 
@@ -100,8 +99,8 @@ def rate(
     from captune.cli.preflight import extra_imports
 
     with extra_imports("captune rate", "serve"):
-        from captune.apps.http import answered_hosts, base_url
-        from captune.apps.rating.store import DATABASE, Store
+        from captune.apps import answered_hosts, base_url
+        from captune.apps.rating import DATABASE, Store
     options = {
         "design": design,
         "images": images,
@@ -127,7 +126,7 @@ def rate(
         names = [name.strip() for name in systems.split(",")] if systems else None
         store = _make(folder, sources, references, pictures, names, human, options, raters, rater or [])
     with closing(store):
-        from captune.apps.rating.create import rated_rows
+        from captune.apps.rating import rated_rows
 
         for run in (source for source in sources if not is_study and (source / "scores.json").is_file()):
             rated_rows(store, run)
@@ -159,9 +158,7 @@ def _make(
     names: list[str],
 ) -> Store:
     """Draw a new study."""
-    from captune.apps.rating.create import create_study
-    from captune.apps.rating.study_design import StudyOptions
-    from captune.apps.rating.study_items import choose_systems, read_study_items, with_human
+    from captune.apps.rating import StudyOptions, choose_systems, create_study, read_study_items, with_human
 
     people = raters if raters is not None else len(names) or 3
     study_options = StudyOptions(**{"judgements": min(3, people), **options, "raters": people})
@@ -183,7 +180,7 @@ def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: 
     """Resume a study; the options must be those of its creation, except for more raters."""
     from dataclasses import asdict
 
-    from captune.apps.rating.create import add_raters
+    from captune.apps.rating import add_raters
 
     stored = asdict(store.options)
     if changed := next((name for name, value in options.items() if stored[name] != value), None):
@@ -212,8 +209,8 @@ def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool
 
 def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
     """Serve a locked study."""
-    from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
-    from captune.apps.rating.server import rating_application
+    from captune.apps import answered_hosts, base_url, is_local, listening_socket, run_server
+    from captune.apps.rating import rating_application
 
     hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
@@ -249,9 +246,7 @@ def _print_links(store: Store, base: str, *, as_json: bool) -> None:
 
 def _show_results(store: Store, sources: list[Path], least: float, out: Path | None, *, as_json: bool) -> None:
     """Print the results and write them into their run."""
-    from captune.apps.rating.create import rated_rows
-    from captune.apps.rating.export import check_results, results_json, write_results
-    from captune.apps.rating.study_report import compute_results
+    from captune.apps.rating import check_results, compute_results, rated_rows, results_json, write_results
     from captune.data.locks import folder_lock
     from captune.report.rating import captions_hashes
 

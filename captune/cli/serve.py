@@ -95,15 +95,11 @@ def run_server_of(
     if not Path(model, "config.yaml").is_file():  # a run has its model in its configuration
         check_named_model(model)
     with extra_imports("captune serve", "serve"):
-        from captune.apps.http import answered_hosts, base_url, is_local, listening_socket, run_server
+        from captune.apps import answered_hosts, base_url, is_local, listening_socket, run_server
     with extra_imports("captune serve", "train"):
         import torch  # noqa: F401  so that the message names the missing extra
     with extra_imports("captune serve", "serve"):
-        from captune.apps.serving.completions import Limits
-        from captune.apps.serving.messages import ImageLimits
-        from captune.apps.serving.remote import fetch_image
-        from captune.apps.serving.served_models import load_served
-        from captune.apps.serving.server import serving_application
+        from captune.apps.serving import ImageLimits, Limits, fetch_image, load_served, serving_application
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")
     hosts = answered_hosts(host, url)

@@ -43,7 +43,7 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def made(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run with a study, made by the command; the server returns at once."""
-    monkeypatch.setattr("captune.apps.http.run_server", lambda application, listener: listener.close())
+    monkeypatch.setattr("captune.apps.run_server", lambda application, listener: listener.close())
     pictures = run_dir / "pictures"
     assert _call("rate", run_dir, "--pictures", pictures, "--images", 4, "--port", 0, "--rater", "Ada") == 0
     capsys.readouterr()
@@ -51,7 +51,7 @@ def made(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def _answer_everything(study: Path) -> None:
-    from captune.apps.rating.store import Store
+    from captune.apps.rating import Store
 
     store, chance = Store(study), random.Random(0)
     for rater in store.raters():
@@ -70,7 +70,7 @@ def test_links_go_to_stdout_and_the_key_to_stderr(
         served.append(listener.getsockname())
         listener.close()
 
-    monkeypatch.setattr("captune.apps.http.run_server", serve)
+    monkeypatch.setattr("captune.apps.run_server", serve)
     command = ("rate", run_dir, "--pictures", run_dir / "pictures", "--images", 4, "--port", 0, "--rater", "Ada Ärger")
     assert _call(*command, "--rater", "Grace") == 0
     out, err = capsys.readouterr()
@@ -175,7 +175,7 @@ def test_a_study_of_other_images_is_refused(
 ) -> None:
     from captune.report import write_thumbnails
 
-    monkeypatch.setattr("captune.apps.http.run_server", lambda application, listener: listener.close())
+    monkeypatch.setattr("captune.apps.run_server", lambda application, listener: listener.close())
     pictures = {path.stem: path for path in (run_dir / "pictures").iterdir()}
     write_thumbnails(run_dir, pictures)
     assert _call("rate", run_dir, "--images", 4, "--port", 0) == 0
@@ -235,7 +235,7 @@ def test_what_makes_no_study(run_dir: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_taken_port_is_one_sentence(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from captune.apps.http import listening_socket
+    from captune.apps import listening_socket
 
     with listening_socket("127.0.0.1", 0) as taken:
         assert _call("rate", made, "--port", taken.getsockname()[1]) == 2

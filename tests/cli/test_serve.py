@@ -20,7 +20,7 @@ def _call(*arguments: object) -> int:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What would have been served; the server returns at once."""
     applications: list[Any] = []
-    monkeypatch.setattr("captune.apps.http.run_server", lambda application, listener: applications.append(application))
+    monkeypatch.setattr("captune.apps.run_server", lambda application, listener: applications.append(application))
     return applications
 
 
@@ -56,7 +56,7 @@ def test_what_is_wrong_is_one_sentence(
 
 
 def test_a_taken_port(served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    from captune.apps.http import listening_socket
+    from captune.apps import listening_socket
 
     with listening_socket("127.0.0.1", 0) as taken:
         assert _call("serve", "toy", "--port", taken.getsockname()[1]) == 2

@@ -6,4 +6,29 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from captune.apps.rating.create import add_raters, create_study, rated_rows
+from captune.apps.rating.export import check_results, results_json, write_results
+from captune.apps.rating.server import rating_application
+from captune.apps.rating.store import DATABASE, Store
+from captune.apps.rating.study_design import StudyOptions
+from captune.apps.rating.study_items import StudyItems, choose_systems, read_study_items, with_human
+from captune.apps.rating.study_report import Results, compute_results
+
+__all__ = [
+    "DATABASE",
+    "Results",
+    "Store",
+    "StudyItems",
+    "StudyOptions",
+    "add_raters",
+    "check_results",
+    "choose_systems",
+    "compute_results",
+    "create_study",
+    "rated_rows",
+    "rating_application",
+    "read_study_items",
+    "results_json",
+    "with_human",
+    "write_results",
+]

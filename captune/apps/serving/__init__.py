@@ -6,4 +6,18 @@ are the endpoint, and `server` is the application with its page.
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from captune.apps.serving.completions import Limits
+from captune.apps.serving.messages import ImageLimits
+from captune.apps.serving.remote import fetch_image
+from captune.apps.serving.served_models import ServedCaptioner, ServedModel, load_served
+from captune.apps.serving.server import serving_application
+
+__all__ = [
+    "ImageLimits",
+    "Limits",
+    "ServedCaptioner",
+    "ServedModel",
+    "fetch_image",
+    "load_served",
+    "serving_application",
+]

@@ -1,4 +1,4 @@
-"""Runs and studies small enough to be disconnected through in a moment."""
+"""Runs and studies small enough for fast tests."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def test_a_client_that_leaves_takes_its_request_along(server: Any, pictures: lis
         )
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raw.close()
-    # Idle before the requests come in is not idle after they have disconnected: it has to last.
+    # Idle before the requests come in is not idle after their clients have disconnected: it has to last.
     deadline, idle = time.monotonic() + 30, 0
     while idle < 8:
         assert time.monotonic() < deadline, "somebody is still answered"
