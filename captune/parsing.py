@@ -202,25 +202,22 @@ def show_value(value: object) -> str:
     return "null" if value is None else shorten(repr(value), _MAX_SHOWN, "...")
 
 
-def load_yaml(text: str, loader: type[yaml.SafeLoader] | None = None) -> Any:
-    """Parse a YAML document.
-
-    Args:
-        text: the document.
-        loader: constructs the values; YAML's safe loader by default.
+def load_yaml(text: str) -> Any:
+    """Parse a YAML document with the safe loader.
 
     Raises:
-        ValueError: it is not YAML, nested too deeply, or its aliases expand to too many values.
+        ValueError: it is not YAML, nested too deeply, its aliases expand to too many values, or a mapping has a key
+            twice, of which YAML's loader would silently keep the last.
     """
     import yaml
 
     try:
-        reader = (loader or yaml.SafeLoader)(text)
+        reader = yaml.SafeLoader(text)
         try:
             node = reader.get_single_node()
             if node is None:
                 return None
-            _count(node, {}, 1)
+            _check(node, {}, 1)
             return reader.construct_document(node)
         finally:
             reader.dispose()
@@ -230,15 +227,20 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] | None = None) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Number of values of a node with every alias expanded."""
+def _check(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Number of values of a node with every alias expanded; refuses keys that are given twice."""
     if depth > _MAX_DEPTH:
         raise ValueError(_TOO_DEEP)
     if id(node) in known:
         return known[id(node)]
     children = node.value if isinstance(node.value, list) else []
+    pairs = [child for child in children if isinstance(child, tuple)]
+    keys = [key for key, _ in pairs if isinstance(key.value, str) and key.tag != "tag:yaml.org,2002:merge"]
+    if (twice := first_repeated(key.value for key in keys)) is not None:
+        line = [key for key in keys if key.value == twice][1].start_mark.line + 1
+        raise ValueError(f"the key {twice!r} is given twice, again in line {line}")
     nodes = [node for child in children for node in (child if isinstance(child, tuple) else (child,))]
-    count = 1 + sum(_count(child, known, depth + 1) for child in nodes)
+    count = 1 + sum(_check(child, known, depth + 1) for child in nodes)
     if count > _MAX_VALUES:
         raise ValueError(f"its aliases expand to more than {_MAX_VALUES:,} values")
     known[id(node)] = count

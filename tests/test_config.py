@@ -121,5 +121,5 @@ def test_the_demos_settings_are_the_shipped_file(repository: Path) -> None:
 def test_a_key_that_stands_twice(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"the key '(seed|epochs)' stands twice.* line 3"):
+    with pytest.raises(ConfigError, match=r"the key '(seed|epochs)' is given twice.* line 3"):
         load_config(path)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from captune.config.sections import RunConfig
 from captune.errors import ConfigError
 from captune.lavis import is_lavis, translate
@@ -72,21 +70,6 @@ def _from_lavis(
     return parse_config(translation.settings, translation.overrides, source=source), translation.notes
 
 
-class _EveryKeyOnce(yaml.SafeLoader):
-    """YAML's safe loader, which of two equal keys would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -97,7 +80,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
     try:
-        content = load_yaml(text, _EveryKeyOnce)
+        content = load_yaml(text)
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}.") from error
     if content is None:

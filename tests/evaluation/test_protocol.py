@@ -153,6 +153,7 @@ def test_a_copy_under_a_shipped_name_is_told_apart(tmp_path: Path) -> None:
         ("name: a\nreferenses: separate\n", "no key 'referenses'; did you mean 'references'?"),
         ("name: a\ndecoding: {beam: 3}\n", "no key 'decoding.beam'; did you mean 'beams'?"),
         ("share: 0.1\n", "the key 'name' is missing"),
+        ("name: a\nname: b\n", "the key 'name' is given twice"),
         ("name: a\nshare: 2\n", "share is 2"),
         ("name: a\nmetrics: [blue]\n", "no metric 'blue'"),
         ("name: 'a|b'\n", "name is 'a|b'"),
