@@ -121,16 +121,16 @@ def caption_warnings(predictions: Mapping[str, str], references: Mapping[str, Se
             f"{_count(empty, 'caption is', 'captions are')} empty and {'score' if len(empty) > 1 else 'scores'} 0, "
             f"for example of {_some(empty)}."
         )
-    own = fmean(len(caption.split()) for caption in predictions.values())
-    theirs = fmean(len(caption.split()) for captions in references.values() for caption in captions)
-    if own > LENGTH_RATIO * theirs or own * LENGTH_RATIO < theirs:
-        how = "longer" if own > theirs else "shorter"
-        ends = sorted(predictions, key=lambda image: len(predictions[image]), reverse=own > theirs)
+    predicted = fmean(len(caption.split()) for caption in predictions.values())
+    referred = fmean(len(caption.split()) for captions in references.values() for caption in captions)
+    if predicted > LENGTH_RATIO * referred or predicted * LENGTH_RATIO < referred:
+        how = "longer" if predicted > referred else "shorter"
+        ends = sorted(predictions, key=lambda image: len(predictions[image]), reverse=predicted > referred)
         picked = ends[:: max(1, len(ends) // (2 * SAMPLES))][:SAMPLES]
         shown = "".join(f"\n    {image}: {_shorten(predictions[image])}" for image in picked)
         warnings.append(
-            f"Predictions have {own:.1f} words on average and references {theirs:.1f}; captions that much {how} get "
-            f"low scores whatever they say.{shown}"
+            f"Predictions have {predicted:.1f} words on average and references {referred:.1f}; captions that much "
+            f"{how} get low scores whatever they say.{shown}"
         )
     return warnings
 
@@ -151,14 +151,14 @@ def near_miss(extra: Iterable[str], missing: Iterable[str]) -> str:
     pairs = [(bare[key], image) for image in missing if (key := _bare(image)) in bare]
     if not pairs:
         return ""
-    ours, theirs = pairs[0]
-    if unicodedata.normalize("NFC", ours) == unicodedata.normalize("NFC", theirs):
-        letter = next(c for c in unicodedata.normalize("NFC", ours) if c != unicodedata.normalize("NFD", c))
-        hint = f"'{ours}' and '{theirs}' differ only in how {letter} is written (Unicode NFC and NFD)"
+    extra_id, missing_id = pairs[0]
+    if unicodedata.normalize("NFC", extra_id) == unicodedata.normalize("NFC", missing_id):
+        letter = next(c for c in unicodedata.normalize("NFC", extra_id) if c != unicodedata.normalize("NFD", c))
+        hint = f"'{extra_id}' and '{missing_id}' differ only in how {letter} is written (Unicode NFC and NFD)"
     else:
         hint = (
-            f"'{ours}' and '{theirs}' may be the same image, but ids are compared as text, with case, leading zeros, "
-            "folders and file endings"
+            f"'{extra_id}' and '{missing_id}' may be the same image, but ids are compared as text, with case, leading "
+            "zeros, folders and file endings"
         )
     others = f", and so may {_count(pairs[1:], 'other pair', 'other pairs')}" if len(pairs) > 1 else ""
     return f"; {hint}{others}"

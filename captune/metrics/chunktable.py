@@ -127,10 +127,10 @@ class ChunkTable:
         unknown = np.flatnonzero(codes == _UNKNOWN)
         if len(unknown):
             short = unknown[sizes[unknown] <= _SHORT]
-            place, which = _distinct(first[short])
-            found = np.array(ask(short[place]), np.int32)
-            codes[short] = found[which]
-            self._short.add((first[short[place]],), found)
+            first_at, which = _distinct(first[short])
+            new_codes = np.array(ask(short[first_at]), np.int32)
+            codes[short] = new_codes[which]
+            self._short.add((first[short[first_at]],), new_codes)
             long = unknown[sizes[unknown] > _SHORT]
             codes[long] = ask(long)
             long = long[sizes[long] <= _LONG]
@@ -163,8 +163,8 @@ class _Slots:
 
     def _differ(self, slots: NDArray[np.int64], keys: tuple[NDArray[np.uint64], ...]) -> NDArray[np.bool_]:
         differ: NDArray[np.bool_] = self._keys[0].take(slots) != keys[0]
-        for own, key in zip(self._keys[1:], keys[1:], strict=True):
-            differ |= own.take(slots) != key
+        for column, key in zip(self._keys[1:], keys[1:], strict=True):
+            differ |= column.take(slots) != key
         return differ
 
     def find(self, keys: tuple[NDArray[np.uint64], ...]) -> NDArray[np.int32]:
@@ -176,9 +176,9 @@ class _Slots:
         slots = slots[left]
         while len(left):
             slots = self._next(slots)
-            found = self._codes.take(slots)
-            codes[left] = found
-            on = self._differ(slots, tuple(key[left] for key in keys)) & (found != _UNKNOWN)
+            probed = self._codes.take(slots)
+            codes[left] = probed
+            on = self._differ(slots, tuple(key[left] for key in keys)) & (probed != _UNKNOWN)
             left, slots = left[on], slots[on]
         return codes
 
@@ -187,7 +187,7 @@ class _Slots:
         # At most a quarter is filled, so that a search is short.
         if (self._filled + len(codes)) * 4 > len(self._codes):
             filled = np.flatnonzero(self._codes != _UNKNOWN)
-            old = tuple(own[filled] for own in self._keys), self._codes[filled]
+            old = tuple(column[filled] for column in self._keys), self._codes[filled]
             self._make(max((8 * (len(filled) + len(codes))).bit_length(), _FIRST_BITS))
             self._filled = 0
             self.add(*old)
@@ -196,8 +196,8 @@ class _Slots:
             empty = np.flatnonzero(self._codes.take(slots) == _UNKNOWN)
             # Where several keys want one slot the last of them has it.
             self._codes[slots[empty]] = codes[empty]
-            for own, key in zip(self._keys, keys, strict=True):
-                own[slots[empty]] = key[empty]
+            for column, key in zip(self._keys, keys, strict=True):
+                column[slots[empty]] = key[empty]
             on = np.flatnonzero(self._differ(slots, keys))
             self._filled += len(codes) - len(on)
             keys, codes, slots = tuple(key[on] for key in keys), codes[on], self._next(slots[on])

@@ -157,14 +157,14 @@ class ClipScorer:
             raise MetricInputError("RefCLIPScore needs at least one reference for every image.")
         seen = self._encode(pictures, self._image_features)
         texts = list(predictions) + [caption for group in references or () for caption in group]
-        told = self._encode([PROMPT + text for text in texts], self._text_features)
-        own = told[: len(predictions)]
-        clip_score = WEIGHT * np.maximum((seen * own).sum(axis=1), 0.0)
+        text_features = self._encode([PROMPT + text for text in texts], self._text_features)
+        predicted = text_features[: len(predictions)]
+        clip_score = WEIGHT * np.maximum((seen * predicted).sum(axis=1), 0.0)
         if references is None:
             return ClipScoreResult(clip_score, None)
         owner = np.repeat(np.arange(len(references)), [len(group) for group in references])
         closest = np.zeros(len(references))
-        np.maximum.at(closest, owner, (own[owner] * told[len(predictions) :]).sum(axis=1))
+        np.maximum.at(closest, owner, (predicted[owner] * text_features[len(predictions) :]).sum(axis=1))
         total = clip_score + closest
         mean = np.divide(2 * clip_score * closest, total, out=np.zeros_like(total), where=total > 0)
         return ClipScoreResult(clip_score, mean)
@@ -176,12 +176,12 @@ class ClipScorer:
         number: dict[Any, int] = {}
         distinct: list[Any] = []
         index = np.zeros(len(things), np.int64)
-        for place, thing in enumerate(things):
+        for row, thing in enumerate(things):
             key = thing if isinstance(thing, str | os.PathLike) else id(thing)
             if key not in number:
                 number[key] = len(distinct)
                 distinct.append(thing)
-            index[place] = number[key]
+            index[row] = number[key]
         vectors = [np.zeros((0, 1))] if not distinct else []
         with torch.inference_mode():
             for start in range(0, len(distinct), self.batch_size):

@@ -39,8 +39,8 @@ Progress = Callable[[int, int | None], None]
 
 def models_folder() -> Path:
     """Where fetched jars lie: CAPTUNE_SPICE_MODELS, else `captune/spice` in the user's cache folder."""
-    if chosen := os.environ.get(FOLDER_VARIABLE):
-        return Path(chosen).expanduser()
+    if configured := os.environ.get(FOLDER_VARIABLE):
+        return Path(configured).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "captune" / "spice"
 
@@ -55,18 +55,18 @@ def find_models(folder: str | os.PathLike[str] | None = None) -> tuple[Path, Pat
         MetricInputError: they are not there, or one has another size than when it was fetched.
     """
     if folder is not None:
-        places = [Path(folder).expanduser()]
+        candidates = [Path(folder).expanduser()]
     else:
-        places = [models_folder()]
+        candidates = [models_folder()]
         with contextlib.suppress(MissingExtraError):
-            places.append(coco_caption_folder("spice") / "lib")
-    for place in places:
-        code, models = (place / name for name in JARS)
+            candidates.append(coco_caption_folder("spice") / "lib")
+    for candidate in candidates:
+        code, models = (candidate / name for name in JARS)
         if code.is_file() and models.is_file():
-            _check_sizes(place)
+            _check_sizes(candidate)
             return code.absolute(), models.absolute()
     raise MetricInputError(
-        f"SPICE needs {JARS[0]} and {JARS[1]}, which are not in '{places[0]}'; fetch them once with "
+        f"SPICE needs {JARS[0]} and {JARS[1]}, which are not in '{candidates[0]}'; fetch them once with "
         f"'captune fetch spice' (400 MB), or name their folder with --spice-models or {FOLDER_VARIABLE}."
     )
 
@@ -169,11 +169,11 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _verify(path: Path, kind: str, digest: str, name: str, advice: str) -> None:
-    found = _digest(path, kind)
-    if found != digest.lower():
+    actual = _digest(path, kind)
+    if actual != digest.lower():
         raise ExternalToolError(
-            f"{name} is not the file expected: its {kind} is {found}, not {digest}.{advice} If you know this file to "
-            f"be right, say so with --checksum {kind}:{found}."
+            f"{name} is not the file expected: its {kind} is {actual}, not {digest}.{advice} If you know this file to "
+            f"be right, say so with --checksum {kind}:{actual}."
         )
 
 
@@ -211,9 +211,9 @@ def _check_sizes(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     for name, size in sizes.items():
-        if (found := (folder / name).stat().st_size) != size:
+        if (size_now := (folder / name).stat().st_size) != size:
             raise MetricInputError(
-                f"'{folder / name}' has {found:,} bytes and had {size:,} when it was fetched; fetch it again with "
+                f"'{folder / name}' has {size_now:,} bytes and had {size:,} when it was fetched; fetch it again with "
                 "'captune fetch spice'."
             )
 

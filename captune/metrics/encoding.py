@@ -58,18 +58,18 @@ class Rows:
         """(T,) int64, the sequence that each value belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def row(self, place: int) -> NDArray[np.int32]:
+    def row(self, index: int) -> NDArray[np.int32]:
         """One sequence."""
-        return self.values[self.offsets[place] : self.offsets[place + 1]]
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     def part(self, start: int, end: int) -> Rows:
         """The rows from `start` to before `end`, without a copy of their values."""
         offsets = self.offsets[start : end + 1]
         return Rows(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
-    def take(self, places: Sequence[int]) -> Rows:
-        """The rows of these places, in their order."""
-        parts = [self.values[self.offsets[place] : self.offsets[place + 1]] for place in places]
+    def take(self, indices: Sequence[int]) -> Rows:
+        """The rows of these indices, in their order."""
+        parts = [self.values[self.offsets[index] : self.offsets[index + 1]] for index in indices]
         return _rows(parts, [np.array([len(part) for part in parts], np.int64)])
 
 
@@ -131,7 +131,7 @@ class Encoder:
             if self.tokenizer.chunk_tokens is None:
                 tokens, counts = self._number(map(self.tokenizer.tokenize, batch))
             else:
-                tokens, counts = self._encode_by_chunk(batch, lambda place: self.tokenizer.tokenize(batch[place]))
+                tokens, counts = self._encode_by_chunk(batch, lambda index: self.tokenizer.tokenize(batch[index]))
             values.append(tokens)
             lengths.append(counts)
         return _rows(values, lengths)
@@ -156,8 +156,8 @@ class Encoder:
         parts = []
         for start in range(0, len(captions), _BATCH):
             # With the line behind it, which the tool looks into.
-            def in_call(place: int, start: int = start) -> Sequence[str]:
-                return whole_call(_to_next(lines, start + place))[0]
+            def in_call(index: int, start: int = start) -> Sequence[str]:
+                return whole_call(_to_next(lines, start + index))[0]
 
             parts.append(self._encode_by_chunk(captions[start : start + _BATCH], in_call))
         return _rows([part[0] for part in parts], [part[1] for part in parts])
@@ -204,8 +204,8 @@ class Encoder:
     def _codes(self, batch: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The codes of a batch's chunks, and the number of chunks in each caption."""
         separator = self.tokenizer.separator
-        if separator is None and (found := self._table.codes(batch)) is not None:
-            return found
+        if separator is None and (looked_up := self._table.codes(batch)) is not None:
+            return looked_up
         split = [caption.split(separator) for caption in batch]
         chunk_counts = np.fromiter(map(len, split), np.int64, len(split))
         total = int(chunk_counts.sum())
@@ -236,12 +236,12 @@ class Encoder:
         return Rows(np.concatenate([between[0], *chain.from_iterable(pieces)]), offsets)
 
 
-def _to_next(lines: Sequence[str], place: int) -> Sequence[str]:
+def _to_next(lines: Sequence[str], index: int) -> Sequence[str]:
     """A line with those behind it to the next that is not blank."""
-    end = place + 1
+    end = index + 1
     while end < len(lines) and not lines[end].strip():
         end += 1
-    return lines[place : end + 1]
+    return lines[index : end + 1]
 
 
 def _in_context(chunk: str) -> None:

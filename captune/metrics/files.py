@@ -78,7 +78,7 @@ class Predictions:
 class _Row:
     """One entry of a file: where it stands ("line 7", "entry 12"), its id and its fields."""
 
-    place: str
+    location: str
     image: str
     fields: dict[str, Any]
     captions: object
@@ -115,7 +115,7 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
                 captions.setdefault(row.image, [])
         else:
             if row.image in grouped:
-                raise MetricInputError(f"{name}, {row.place}: image '{row.image}' stands in the file twice.")
+                raise MetricInputError(f"{name}, {row.location}: image '{row.image}' stands in the file twice.")
             grouped.add(row.image)
             captions.setdefault(row.image, []).extend(_texts(row.captions, name, row))
         if isinstance(picture := row.fields.get("image"), str):
@@ -146,8 +146,8 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
         texts = [row.captions] if isinstance(row.captions, str) else _texts(row.captions, name, row)
         if len(texts) != 1:
             raise MetricInputError(
-                f"{name}, {row.place}: image '{row.image}' has {len(texts)} captions where one prediction is expected; "
-                f"{SWAPPED}."
+                f"{name}, {row.location}: image '{row.image}' has {len(texts)} captions where one prediction is "
+                f"expected; {SWAPPED}."
             )
         if row.image not in captions:
             captions[row.image] = texts[0]
@@ -155,7 +155,7 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
             repeated.append(row.image)
         else:
             raise MetricInputError(
-                f"{name}, {row.place}: image '{row.image}' has a second, different caption; keep one prediction an "
+                f"{name}, {row.location}: image '{row.image}' has a second, different caption; keep one prediction an "
                 f"image, or {SWAPPED}."
             )
         if isinstance(stopped := row.fields.get("stopped"), bool):
@@ -190,8 +190,8 @@ def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None
     if len({len(file.captions) for file in files}) > 1:
         counts = ", ".join(f"{file.source} has {len(file.captions):,}" for file in files)
         raise MetricInputError(f"Files of lines have one line an image, and these differ: {counts}.")
-    together = {image: [text for file in files for text in file.captions[image]] for image in files[0].captions}
-    return References(together, source=" and ".join(file.source for file in files), by_line=True)
+    joined = {image: [text for file in files for text in file.captions[image]] for image in files[0].captions}
+    return References(joined, source=" and ".join(file.source for file in files), by_line=True)
 
 
 def _check_split(name: str, split: str | None, splits: dict[str, int]) -> None:
@@ -222,8 +222,8 @@ class _Entries:
         """Each entry with its place."""
         name, keys = self._name, self._keys
         if self._table is not None:
-            for place, cells in self._table:
-                yield _row(name, place, cells, keys)
+            for location, cells in self._table:
+                yield _row(name, location, cells, keys)
             return
         if self._lines is not None:
             for number, line in enumerate(self._lines, 1):
@@ -255,7 +255,7 @@ def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> 
                 yield _Row(f"image {number}", _image_id(entry["id"], name, f"image {number}"), fields, [])
         for number, entry in enumerate(annotations, 1):
             row = _row(name, f"annotation {number}", entry, ("caption",))
-            yield _Row(row.place, row.image, {}, _text(row.captions, name, row))
+            yield _Row(row.location, row.image, {}, _text(row.captions, name, row))
     elif isinstance(pictures := value.get("images"), list):
         for number, entry in enumerate(pictures, 1):
             yield _karpathy_row(name, f"image {number}", entry)
@@ -266,10 +266,10 @@ def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> 
             yield _Row(f"key '{key}'", key, {}, captions)
 
 
-def _karpathy_row(name: str, place: str, entry: object) -> _Row:
+def _karpathy_row(name: str, location: str, entry: object) -> _Row:
     if not isinstance(entry, dict) or not isinstance(sentences := entry.get("sentences"), list):
         raise MetricInputError(
-            f'{name}, {place}: has no "sentences"; a file with "images" needs "annotations" or sentences.'
+            f'{name}, {location}: has no "sentences"; a file with "images" needs "annotations" or sentences.'
         )
     picture = entry.get("filename")
     image = entry.get("cocoid", PurePosixPath(picture).stem if isinstance(picture, str) else entry.get("imgid"))
@@ -277,33 +277,33 @@ def _karpathy_row(name: str, place: str, entry: object) -> _Row:
     split = entry.get("split")
     folder = entry.get("filepath")
     fields = {"file_name": f"{folder}/{picture}" if folder and isinstance(folder, str) else picture}
-    return _Row(place, _image_id(image, name, place), fields, captions, split if isinstance(split, str) else None)
+    return _Row(location, _image_id(image, name, location), fields, captions, split if isinstance(split, str) else None)
 
 
-def _row(name: str, place: str, entry: object, keys: tuple[str, ...]) -> _Row:
+def _row(name: str, location: str, entry: object, keys: tuple[str, ...]) -> _Row:
     if not isinstance(entry, dict):
         raise MetricInputError(
-            f"{name}, {place}: holds {_kind(entry)} where an object with an id and a caption is expected."
+            f"{name}, {location}: holds {_kind(entry)} where an object with an id and a caption is expected."
         )
     id_key = next((key for key in ID_KEYS if key in entry), None)
     if id_key is None:
-        raise MetricInputError(f'{name}, {place}: has no image id; expected "image_id" or "id"{_found(entry)}.')
+        raise MetricInputError(f'{name}, {location}: has no image id; expected "image_id" or "id"{_keys_hint(entry)}.')
     caption_key = next((key for key in keys if key in entry), None)
     if caption_key is None:
-        raise MetricInputError(f'{name}, {place}: has no caption; expected "{keys[0]}"{_found(entry)}.')
+        raise MetricInputError(f'{name}, {location}: has no caption; expected "{keys[0]}"{_keys_hint(entry)}.')
     split = entry.get("split")
-    image = _image_id(entry[id_key], name, place)
-    return _Row(place, image, entry, entry[caption_key], split if isinstance(split, str) else None)
+    image = _image_id(entry[id_key], name, location)
+    return _Row(location, image, entry, entry[caption_key], split if isinstance(split, str) else None)
 
 
-def _image_id(value: object, name: str, place: str) -> str:
+def _image_id(value: object, name: str, location: str) -> str:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise MetricInputError(f"{name}, {place}: the image id is {_kind(value)}; expected text or a whole number.")
+    raise MetricInputError(f"{name}, {location}: the image id is {_kind(value)}; expected text or a whole number.")
 
 
 def _texts(value: object, name: str, row: _Row) -> list[str]:
@@ -317,7 +317,9 @@ def _text(value: object, name: str, row: _Row) -> str:
         value = value["caption"]  # pycocoevalcap's gts and res
     if isinstance(value, str):
         return value
-    raise MetricInputError(f"{name}, {row.place}: the caption of image '{row.image}' is {_kind(value)}; expected text.")
+    raise MetricInputError(
+        f"{name}, {row.location}: the caption of image '{row.image}' is {_kind(value)}; expected text."
+    )
 
 
 def _list(value: object, name: str, key: str) -> list[Any]:
@@ -326,7 +328,7 @@ def _list(value: object, name: str, key: str) -> list[Any]:
     raise MetricInputError(f'{name}: "{key}" is {_kind(value)}; expected a list.')
 
 
-def _found(entry: dict[str, Any]) -> str:
+def _keys_hint(entry: dict[str, Any]) -> str:
     keys = ", ".join(f'"{key}"' for key in list(entry)[:6])
     return f", found {keys}" if keys else ", found nothing"
 

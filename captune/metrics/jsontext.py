@@ -139,13 +139,15 @@ def _complaint(error: Exception, text: str, name: str, line: int | None = None) 
         return MetricInputError(f"{name} is nested too deeply to be captions.")
     if not isinstance(error, json.JSONDecodeError):  # a number of thousands of digits
         return MetricInputError(f"{name} holds something that is no caption ({error}).")
-    place = f"line {line or error.lineno}, column {error.colno}"
+    location = f"line {line or error.lineno}, column {error.colno}"
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return MetricInputError(f"{name} ends in the middle of an entry ({place}); it was cut off, write it again.")
+        return MetricInputError(f"{name} ends in the middle of an entry ({location}); it was cut off, write it again.")
     if error.msg.startswith("Invalid control character"):
         code = f"U+{ord(text[error.pos]):04X}"
-        return MetricInputError(f"{name}, {place}: a raw control character {code} stands in text; escape or drop it.")
-    return MetricInputError(f"{name}, {place}: is not JSON ({error.msg}).")
+        return MetricInputError(
+            f"{name}, {location}: a raw control character {code} stands in text; escape or drop it."
+        )
+    return MetricInputError(f"{name}, {location}: is not JSON ({error.msg}).")
 
 
 def _line_of_second(key: str, text: str) -> int:

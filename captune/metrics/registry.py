@@ -43,11 +43,11 @@ def _installed() -> dict[str, EntryPoint]:
     """Entry points of installed packages; a name of captune keeps its meaning."""
     from importlib.metadata import entry_points
 
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name not in BUILT_IN:
-            found.setdefault(entry.name, entry)
-    return found
+            entries.setdefault(entry.name, entry)
+    return entries
 
 
 @cache

@@ -57,10 +57,10 @@ def scores_of_images(
     """
     common = common_subsequences(predictions, references, image_offsets, ids)
     # The original splits an empty caption into one empty token.
-    own = np.maximum(1, predictions.lengths)
-    theirs = np.maximum(1, references.lengths)
-    precision = np.maximum.reduceat(common / np.repeat(own, np.diff(image_offsets)), image_offsets[:-1])
-    recall = np.maximum.reduceat(common / theirs, image_offsets[:-1])
+    lengths = np.maximum(1, predictions.lengths)
+    reference_lengths = np.maximum(1, references.lengths)
+    precision = np.maximum.reduceat(common / np.repeat(lengths, np.diff(image_offsets)), image_offsets[:-1])
+    recall = np.maximum.reduceat(common / reference_lengths, image_offsets[:-1])
     beta_squared = _BETA**2
     denominator = recall + beta_squared * precision
     denominator[denominator == 0] = 1.0
@@ -80,23 +80,23 @@ def common_subsequences(
         MetricInputError: see `scores_of_images`.
     """
     image_of = np.repeat(np.arange(len(predictions)), np.diff(image_offsets))
-    own, theirs = predictions.lengths[image_of], references.lengths
+    lengths, reference_lengths = predictions.lengths[image_of], references.lengths
     # The original splits an empty caption into one empty token, which two empty captions share.
-    result: NDArray[np.int64] = ((own == 0) & (theirs == 0)).astype(np.int64)
-    short = (own <= _BITS) & (theirs <= _LONGEST_STEPS)
-    chosen = np.flatnonzero(short & (own > 0) & (theirs > 0))
+    result: NDArray[np.int64] = ((lengths == 0) & (reference_lengths == 0)).astype(np.int64)
+    short = (lengths <= _BITS) & (reference_lengths <= _LONGEST_STEPS)
+    pairs = np.flatnonzero(short & (lengths > 0) & (reference_lengths > 0))
     # Captions of like lengths go together, so that few steps are in vain.
-    chosen = chosen[np.argsort(own[chosen] * (_LONGEST_STEPS + 1) + theirs[chosen])]
-    ends = np.cumsum(theirs[chosen])
+    pairs = pairs[np.argsort(lengths[pairs] * (_LONGEST_STEPS + 1) + reference_lengths[pairs])]
+    ends = np.cumsum(reference_lengths[pairs])
     start = 0
-    while start < len(chosen):
+    while start < len(pairs):
         tokens_before = ends[start - 1] if start else 0
         end = max(start + 1, int(np.searchsorted(ends, tokens_before + _BLOCK, side="right")))
-        block = chosen[start:end]
+        block = pairs[start:end]
         result[block] = _common_of_short(predictions, references, image_of[block], block)
         start = end
     _check_cells(predictions, references, image_offsets, ids)
-    long = np.flatnonzero(~short & (own > 0))
+    long = np.flatnonzero(~short & (lengths > 0))
     for captions in np.split(long, np.flatnonzero(np.diff(image_of[long])) + 1) if len(long) else ():
         prediction = predictions.row(int(image_of[captions[0]]))
         result[captions] = _common_of_long(prediction, [references.row(c) for c in captions.tolist()])
@@ -107,38 +107,38 @@ def _common_of_short(
     predictions: Rows, references: Rows, images: NDArray[np.int64], captions: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The lengths for some captions, (B,), whose predictions, (B,) `images`, ascend in length."""
-    begin, own = predictions.offsets[images], predictions.lengths[images]
+    begin, lengths = predictions.offsets[images], predictions.lengths[images]
     steps = references.lengths[captions]
     owner = np.repeat(np.arange(len(captions)), steps)
     ends = np.cumsum(steps)
-    place = np.arange(int(ends[-1])) + np.repeat(references.offsets[captions] - (ends - steps), steps)
-    tokens = references.values[place]
+    token_at = np.arange(int(ends[-1])) + np.repeat(references.offsets[captions] - (ends - steps), steps)
+    tokens = references.values[token_at]
     # masks[t] has bit i set where token t of a reference is token i of its prediction.
     masks = np.zeros(len(tokens), np.uint64)
-    for bit in range(int(own[-1])):
-        column = np.where(own > bit, predictions.values.take(begin + bit, mode="clip"), -1)
+    for bit in range(int(lengths[-1])):
+        column = np.where(lengths > bit, predictions.values.take(begin + bit, mode="clip"), -1)
         masks |= (column[owner] == tokens).astype(np.uint64) << np.uint64(bit)
     longest_first = np.argsort(-steps, kind="stable")
-    place = (ends - steps)[longest_first]
+    token_at = (ends - steps)[longest_first]
     active = np.searchsorted(-steps[longest_first], -np.arange(int(steps.max())), side="left").tolist()
     free = np.full(len(captions), ~np.uint64(0))
     for step, count in enumerate(active):
         left = free[:count]
-        hit = left & masks[place[:count] + step]
+        hit = left & masks[token_at[:count] + step]
         free[:count] = (left + hit) | (left - hit)
-    inside = ~np.uint64(0) >> (_BITS - own[longest_first]).astype(np.uint64)
+    inside = ~np.uint64(0) >> (_BITS - lengths[longest_first]).astype(np.uint64)
     result = np.empty(len(captions), np.int64)
     result[longest_first] = np.bitwise_count(~free & inside)
     return result
 
 
-def _common_of_long(own: NDArray[np.int32], references: list[NDArray[np.int32]]) -> list[int]:
+def _common_of_long(prediction: NDArray[np.int32], references: list[NDArray[np.int32]]) -> list[int]:
     """The lengths for references of one image."""
     # Shifting a long integer for every token would be quadratic: the masks are packed token by token instead.
     masks = {}
-    for token in np.intersect1d(own, np.concatenate(references)).tolist():
-        masks[token] = int.from_bytes(np.packbits(own == token, bitorder="little").tobytes(), "little")
-    everything = (1 << len(own)) - 1
+    for token in np.intersect1d(prediction, np.concatenate(references)).tolist():
+        masks[token] = int.from_bytes(np.packbits(prediction == token, bitorder="little").tobytes(), "little")
+    everything = (1 << len(prediction)) - 1
     result = []
     for reference in references:
         free = everything
@@ -147,17 +147,17 @@ def _common_of_long(own: NDArray[np.int32], references: list[NDArray[np.int32]])
             if mask is not None:
                 hit = free & mask
                 free = (free + hit) | (free - hit)
-        result.append(len(own) - (free & everything).bit_count())
+        result.append(len(prediction) - (free & everything).bit_count())
     return result
 
 
 def _check_cells(predictions: Rows, references: Rows, image_offsets: NDArray[np.int64], ids: Sequence[object]) -> None:
-    theirs = np.diff(references.offsets[image_offsets])
-    too_many = np.flatnonzero(predictions.lengths.astype(np.float64) * theirs > _MOST_CELLS)
+    compared = np.diff(references.offsets[image_offsets])
+    too_many = np.flatnonzero(predictions.lengths.astype(np.float64) * compared > _MOST_CELLS)
     if len(too_many):
         image = int(too_many[0])
         name = repr(ids[image]) if ids else f"number {image + 1}"
         raise MetricInputError(
-            f"ROUGE-L of image {name} would compare {predictions.lengths[image]:,} tokens with {theirs[image]:,}; "
+            f"ROUGE-L of image {name} would compare {predictions.lengths[image]:,} tokens with {compared[image]:,}; "
             "shorten these captions or leave ROUGE-L out"
         )

@@ -156,8 +156,8 @@ def paired_bootstrap(
     normal = NormalDist()
     reach = normal.inv_cdf(0.975) + normal.inv_cdf(0.8)
     result = {}
-    for name, (own, other) in _concatenate(_resampled([system, baseline], resamples, seed)).items():
-        differences = own - other
+    for name, (ours, others) in _concatenate(_resampled([system, baseline], resamples, seed)).items():
+        differences = ours - others
         observed = abs(system.corpus[name] - baseline.corpus[name])
         extreme = int(np.count_nonzero(np.abs(differences - differences.mean()) >= observed))
         low, high = np.quantile(differences, tails).tolist()
@@ -197,13 +197,13 @@ def approximate_randomization(
     for size in _portions(trials, images):
         swap = random.integers(0, 2, (size, images), np.int8).astype(np.float64)
         for key in system.statistics:
-            own, other = _as_floats(system, key), _as_floats(baseline, key)
-            moved = swap @ (other - own)
-            ours = METRICS[key].from_sums(own.sum(axis=0) + moved, images)
-            theirs = METRICS[key].from_sums(other.sum(axis=0) - moved, images)
+            first, second = _as_floats(system, key), _as_floats(baseline, key)
+            moved = swap @ (second - first)
+            swapped_first = METRICS[key].from_sums(first.sum(axis=0) + moved, images)
+            swapped_second = METRICS[key].from_sums(second.sum(axis=0) - moved, images)
             observed = np.array([abs(system.corpus[name] - baseline.corpus[name]) for name in METRICS[key].names()])
             # A trial that swaps nothing must count although its sum has another last digit.
-            hits = np.count_nonzero(np.abs(ours - theirs) >= observed * (1 - 1e-12), axis=0)
+            hits = np.count_nonzero(np.abs(swapped_first - swapped_second) >= observed * (1 - 1e-12), axis=0)
             for name, count in zip(METRICS[key].names(), hits.tolist(), strict=True):
                 extreme[name] += count
     return {
@@ -239,13 +239,13 @@ def _check(resamples: int, confidence: float) -> None:
 def _paired(system: Scores, baseline: Scores) -> tuple[Scores, Scores]:
     """The two systems with the metrics that both have, their images in the same order."""
     if system.ids != baseline.ids:
-        place = {str(image): row for row, image in enumerate(baseline.ids)}
-        if len(system.ids) != len(baseline.ids) or not all(str(image) in place for image in system.ids):
+        row_of = {str(image): row for row, image in enumerate(baseline.ids)}
+        if len(system.ids) != len(baseline.ids) or not all(str(image) in row_of for image in system.ids):
             raise MetricInputError(
                 f"the two systems were not scored on the same images ({len(system.ids):,} and {len(baseline.ids):,}); "
                 "score both on the same references"
             )
-        rows = [place[str(image)] for image in system.ids]
+        rows = [row_of[str(image)] for image in system.ids]
         statistics = {key: values[rows] for key, values in baseline.statistics.items()}
         baseline = Scores(system.ids, statistics, baseline.details)
     common = [key for key in system.statistics if key in baseline.statistics]

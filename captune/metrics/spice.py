@@ -116,12 +116,10 @@ def spice(
         raise MetricInputError(f"SPICE got {len(predictions)} predictions for {len(references)} images.")
     if any(not group for group in references):
         raise MetricInputError("SPICE needs at least one reference for every image.")
-    asked = [place for place, prediction in enumerate(predictions) if prediction.strip()]
+    scored = [row for row, prediction in enumerate(predictions) if prediction.strip()]
     scores = np.zeros((1 + len(CATEGORIES), len(predictions)))
-    if asked:
-        questions = [
-            {"image_id": place, "test": predictions[place], "refs": list(references[place])} for place in asked
-        ]
+    if scored:
+        questions = [{"image_id": row, "test": predictions[row], "refs": list(references[row])} for row in scored]
         runtime = find_java(java)
         flags = [*runtime.flags(memory), "-cp", _class_path(find_models(models))]
         options = ["-subset", "-silent"]
@@ -131,7 +129,7 @@ def spice(
             Path(cache).mkdir(parents=True, exist_ok=True)
             options += ["-cache", str(Path(cache).absolute())]
         answers = _ask([str(runtime.path), *flags, SPICE_MAIN], options, questions, timeout)
-        scores[:, asked] = _parse(answers, asked)
+        scores[:, scored] = _parse(answers, scored)
     mean = float(scores[0].mean()) if len(predictions) else 0.0
     return SpiceResult(mean, scores[0], dict(zip(CATEGORIES, scores[1:], strict=True)))
 
@@ -160,22 +158,22 @@ def _ask(command: list[str], options: list[str], questions: list[dict[str, Any]]
     return answers
 
 
-def _parse(answers: object, asked: Sequence[int]) -> NDArray[np.float64]:
-    """F-scores of all tuples and of each category, (1 + categories, asked), in the order of the questions."""
-    column = {place: number for number, place in enumerate(asked)}
-    scores = np.full((1 + len(CATEGORIES), len(asked)), np.nan)
+def _parse(answers: object, scored: Sequence[int]) -> NDArray[np.float64]:
+    """F-scores of all tuples and of each category, (1 + categories, scored), in the order of the questions."""
+    column = {image: number for number, image in enumerate(scored)}
+    scores = np.full((1 + len(CATEGORIES), len(scored)), np.nan)
     seen: set[int] = set()
     try:
         assert isinstance(answers, list)
         for answer in answers:
-            place = int(answer["image_id"])
-            seen.add(place)
+            image = int(answer["image_id"])
+            seen.add(image)
             for row, category in enumerate(("All", *CATEGORIES)):
                 value = answer["scores"][category]["f"]
-                scores[row, column[place]] = np.nan if value is None else float(value)
+                scores[row, column[image]] = np.nan if value is None else float(value)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ExternalToolError(f"SPICE answered in a form that is not known ({error!r}).") from None
-    if len(seen) != len(asked) or len(answers) != len(asked):
-        raise ExternalToolError(f"SPICE scored {len(seen)} of {len(asked)} images.")
+    if len(seen) != len(scored) or len(answers) != len(scored):
+        raise ExternalToolError(f"SPICE scored {len(seen)} of {len(scored)} images.")
     scores[0] = np.nan_to_num(scores[0], nan=0.0)
     return scores

@@ -88,12 +88,12 @@ def _from_chunks(caption: str, known: dict[str, tuple[str, ...] | None]) -> list
     tokens: list[str] = []
     for chunk in caption.split():
         if chunk in known:
-            found = known[chunk]
+            tokens_of_chunk = known[chunk]
         else:
-            found = known[chunk] = chunk_tokens(chunk)
-        if found is None:
+            tokens_of_chunk = known[chunk] = chunk_tokens(chunk)
+        if tokens_of_chunk is None:
             return None
-        tokens += found
+        tokens += tokens_of_chunk
     return tokens
 
 

@@ -40,11 +40,11 @@ class _Classes(dict[int, int]):
                 self._ranges.append((int(first, 16), int(last or first, 16), int(stands_for, 16)))
 
     def __missing__(self, code: int) -> int:
-        found = next((name for first, last, name in self._ranges if first <= code <= last), _DROPPED)
-        if found == _LETTER and chr(code).isupper():
-            found = _UPPER_CASE
-        self[code] = found
-        return found
+        kind = next((name for first, last, name in self._ranges if first <= code <= last), _DROPPED)
+        if kind == _LETTER and chr(code).isupper():
+            kind = _UPPER_CASE
+        self[code] = kind
+        return kind
 
 
 _classes: _Classes | None = None

@@ -112,19 +112,19 @@ class Spans:
 
     def link(self, position: int) -> int:
         """http:// or https:// and what follows."""
-        found = _LINK(self._shape, position)
-        return found.end() if found else -1
+        match = _LINK(self._shape, position)
+        return match.end() if match else -1
 
     def tag(self, position: int) -> int:
         """A tag, comment or processing instruction of mark-up."""
         shape = self._shape
-        found = _TAG(shape, position, position + _LONGEST_TAG)
-        if found:
-            return found.end()
-        if position >= self._no_declaration_before and (found := _DECLARATION(shape, position)):
-            if shape[found.end() : found.end() + 1] == ">":
-                return found.end() + 1
-            self._no_declaration_before = found.end()
+        match = _TAG(shape, position, position + _LONGEST_TAG)
+        if match:
+            return match.end()
+        if position >= self._no_declaration_before and (match := _DECLARATION(shape, position)):
+            if shape[match.end() : match.end() + 1] == ">":
+                return match.end() + 1
+            self._no_declaration_before = match.end()
         return -1
 
     def hyphenated_list(self, position: int) -> int:
