@@ -112,7 +112,7 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         stored = features_of(
             config.model, files, root, SingleProcess(device), exif_rotation=config.exif_rotation, on_progress=encoded
         )
-        return stored.all_whole("evaluation images")
+        return stored.require_all("evaluation images")
 
     faulty: list[str] = []
     for folder, epoch in [(None, None), *zip(checkpoints, (record.epoch for record in records), strict=True)]:

@@ -1,4 +1,4 @@
-"""The features of a list of image files: those that are stored, after the others have been made."""
+"""Preparation of features: read those of a list of image files from the store, after the missing ones are encoded."""
 
 from __future__ import annotations
 
@@ -80,39 +80,42 @@ class SingleProcess:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Features of the images that are whole.
+    """Features of the images that can be read.
 
     Attributes:
-        features: of the N - B whole ones, in their order.
-        whole: places of these among the N files.
-        broken: the B others, each with the reason.
-        digest: hash of what all N files contain, in their order.
+        features: of the N - U readable images, in their order.
+        readable: their indices among the N files.
+        unreadable: the U others, each with the reason.
+        digest: hash of the content of all N files, in their order.
     """
 
     features: StoredFeatures
-    whole: tuple[int, ...]
-    broken: tuple[UnreadableImage, ...]
+    readable: tuple[int, ...]
+    unreadable: tuple[UnreadableImage, ...]
     digest: str = ""
 
-    def all_whole(self, what: str) -> StoredFeatures:
+    def require_all(self, what: str) -> StoredFeatures:
         """The features, where no image may be missing.
 
         Raises:
-            DataError: some image is broken; names up to three.
+            DataError: some image is unreadable; names up to three.
         """
-        if self.broken:
-            named = " ".join(item.reason for item in self.broken[:3])
-            raise DataError(f"{len(self.broken)} of the {what} cannot be read: {named}")
+        if self.unreadable:
+            reasons = " ".join(item.reason for item in self.unreadable[:3])
+            raise DataError(f"{len(self.unreadable)} of the {what} cannot be read: {reasons}")
         return self.features
 
 
 def store_root(config: RunConfig) -> Path:
-    """Where a run keeps features: as configured, beside the training manifest, or in the run if that is read-only."""
+    """The folder of a run's features.
+
+    As configured; by default next to the training manifest, or in the run's folder where that is read-only.
+    """
     if config.data.features is not None:
         return config.data.features
-    beside = config.data.train.parent / FOLDER
-    existing = next(folder for folder in (beside, beside.parent, Path()) if folder.is_dir())
-    return beside if os.access(existing, os.W_OK) else config.output / FOLDER
+    default = config.data.train.parent / FOLDER
+    existing = next(folder for folder in (default, default.parent, Path()) if folder.is_dir())
+    return default if os.access(existing, os.W_OK) else config.output / FOLDER
 
 
 def features_of(
@@ -128,12 +131,12 @@ def features_of(
     """Features of image files, in their order; towers are loaded only where some are missing.
 
     Args:
-        config: the model whose towers make them.
+        config: the model of the towers.
         files: N image files.
         root: folder of all stores.
-        group: this process among those that divide the work.
+        group: the processes that divide the work.
         batch_size: images encoded at once.
-        exif_rotation: turn images upright as their EXIF data say.
+        exif_rotation: turn images upright as their EXIF data specify.
         on_progress: called with (done, missing) while towers run.
 
     Raises:
@@ -144,50 +147,49 @@ def features_of(
     config = resolve_model(config)
     identity = tower_identity(config, group.device, root, exif_rotation=exif_rotation)
     store = FeatureStore(root, identity)
-    found = group.gather(content_ids(group.shard(files), root), len(files))
-    contents = [_UNREADABLE if isinstance(item, OSError) else item for item in found]
-    broken = [
-        UnreadableImage(place, _reason(files[place])) for place, item in enumerate(found) if isinstance(item, OSError)
-    ]
+    hashes = group.gather(content_ids(group.shard(files), root), len(files))
+    contents = [_UNREADABLE if isinstance(item, OSError) else item for item in hashes]
+    unreadable = [UnreadableImage(n, _reason(files[n])) for n, item in enumerate(hashes) if isinstance(item, OSError)]
     store.refresh()
-    # One list for all: others may be adding to the same store right now.
+    # One list for all processes: others may be adding to the same store right now.
     used = group.all_gather(store.used(contents))[0]
     store.exclude([name for names in group.all_gather(store.damaged(group.shard(used))) for name in names])
-    unreadable = {item.position for item in broken}
+    without_content = {item.position for item in unreadable}
 
     def missing() -> list[int]:
-        return group.all_gather([place for place in store.missing(contents) if place not in unreadable])[0]
+        return group.all_gather([index for index in store.missing(contents) if index not in without_content])[0]
 
     if missing():
-        # Two runs that need the same features make them once: the second one waits and reads.
+        # Two runs that need the same features compute them once: the second one waits and reads.
         with folder_lock(store.folder, "encoding images", wait=True):
             group.all_gather(None)
             store.refresh()
-            if places := missing():
-                _check_disk(store, len(places))
+            if indices := missing():
+                _check_disk(store, len(indices))
                 if exif_rotation and (root / identity.as_stored.key).exists() and store.is_empty:
                     logger.warning(
                         "The features in %s are of images as they are stored; images are turned upright now, as EXIF "
                         "says, and are encoded again (data.exif_rotation=false uses those features).",
                         root,
                     )
-                broken += _encode(config, files, contents, store, places, group, batch_size, exif_rotation, on_progress)
+                unreadable += _encode(
+                    config, files, contents, store, indices, group, batch_size, exif_rotation, on_progress
+                )
                 store.refresh()
-    bad = {contents[item.position]: item.reason for item in broken}
-    broken += [UnreadableImage(place, bad[content]) for place, content in enumerate(contents) if content in bad]
-    reasons = dict(reversed(broken))
-    whole = [place for place in range(len(files)) if place not in reasons]
+    reason_of = {contents[item.position]: item.reason for item in unreadable}
+    unreadable += [UnreadableImage(n, reason_of[content]) for n, content in enumerate(contents) if content in reason_of]
+    reasons = dict(reversed(unreadable))
+    readable = [index for index in range(len(files)) if index not in reasons]
     try:
-        features = store.read([contents[place] for place in whole])
+        features = store.read([contents[index] for index in readable])
     except KeyError as error:
         raise DataError(
             f"{store.folder} has no features of some images that another process made; set data.features to a folder "
             "that all machines share."
         ) from error
     digest = hashlib.blake2b(b"".join(contents), digest_size=16).hexdigest()
-    return StoredImages(
-        features, tuple(whole), tuple(UnreadableImage(*item) for item in sorted(reasons.items())), digest
-    )
+    named = tuple(UnreadableImage(*item) for item in sorted(reasons.items()))
+    return StoredImages(features, tuple(readable), named, digest)
 
 
 def _encode(
@@ -201,22 +203,22 @@ def _encode(
     exif_rotation: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[UnreadableImage]:
-    """Make this process's share of what is missing; the towers are let go of afterwards."""
-    mine = group.shard(missing)
-    broken: list[UnreadableImage] = []
-    if mine:
+    """Encode this process's shard of the missing images; the towers are released afterwards."""
+    shard = group.shard(missing)
+    unreadable: list[UnreadableImage] = []
+    if shard:
         model = load_model(config, group.device, parts=TOWERS)
 
         def progress(done: int) -> None:
             if on_progress is not None:
-                on_progress(done, len(mine))
+                on_progress(done, len(shard))
 
-        broken = encode_missing(
+        unreadable = encode_missing(
             model,
             files,
             contents,
             store,
-            mine,
+            shard,
             batch_size=batch_size,
             exif_rotation=exif_rotation,
             on_progress=progress,
@@ -225,14 +227,14 @@ def _encode(
         gc.collect()
         if group.device.type == "cuda":
             torch.cuda.empty_cache()
-    return [item for part in group.all_gather(broken) for item in part]
+    return [item for items in group.all_gather(unreadable) for item in items]
 
 
 def _check_disk(store: FeatureStore, images: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Check that the disk has room for the features.
 
     Raises:
-        DataError: the disk has too little room for the features of so many images.
+        DataError: it has too little for so many images.
     """
     identity = store.identity
     needed = images * identity.tokens * identity.width * identity.dtype.itemsize
@@ -246,7 +248,7 @@ def _check_disk(store: FeatureStore, images: int) -> None:
 
 
 def _reason(path: Path) -> str:
-    """Why an image cannot be read, in the words that decoding has for it."""
+    """Why an image cannot be read: the error message of decoding."""
     try:
         load_image(path)
     except DataError as error:

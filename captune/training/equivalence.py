@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from captune.common import error_text
-from captune.decoding.oom import is_out_of_memory
+from captune.decoding import is_out_of_memory
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers, is_divided

@@ -107,7 +107,7 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
             run_features(config, files, "training images", dist, listener),
             run_features(config, test_files, "evaluation images", dist, listener),
         ]
-    return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.broken))
+    return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.unreadable))
 
 
 def drop_unreadable(images: Sequence[Sample], stored: StoredImages) -> list[Sample]:
@@ -116,10 +116,10 @@ def drop_unreadable(images: Sequence[Sample], stored: StoredImages) -> list[Samp
     Raises:
         DataError: more than a tenth cannot.
     """
-    if len(stored.broken) > len(images) * MAX_UNREADABLE:
-        reasons = " ".join(item.reason for item in stored.broken[:3])
-        raise DataError(f"{len(stored.broken)} of {len(images)} training images cannot be read: {reasons}")
-    return [images[index] for index in stored.whole]
+    if len(stored.unreadable) > len(images) * MAX_UNREADABLE:
+        reasons = " ".join(item.reason for item in stored.unreadable[:3])
+        raise DataError(f"{len(stored.unreadable)} of {len(images)} training images cannot be read: {reasons}")
+    return [images[index] for index in stored.readable]
 
 
 def record_quarantine(
@@ -139,7 +139,7 @@ def record_quarantine(
     Raises:
         DataError: other images are unreadable than when the run started.
     """
-    unreadable = {images[item.position].id: item.reason for item in stored.broken}
+    unreadable = {images[item.position].id: item.reason for item in stored.unreadable}
     path = output / QUARANTINE
     if resuming:
         before = set(load_json(path.read_text(encoding="utf-8"))) if path.exists() else set()

@@ -22,7 +22,7 @@ from captune.config import RunConfig, TrainConfig
 from captune.data.atomic import atomic_folder
 from captune.data.locks import folder_lock
 from captune.data.manifest import Sample, manifest_hash, resolve_image
-from captune.decoding.oom import is_out_of_memory
+from captune.decoding import is_out_of_memory
 from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Listener
@@ -136,7 +136,7 @@ def setup(
     files = [resolve_image(config.data.train, image.image) for image in images]
     stored = run_features(config, files, "training images", dist, listener)
     test_stored = run_features(config, evaluation.image_files, "evaluation images", dist, listener)
-    test_features = test_stored.all_whole("evaluation images")
+    test_features = test_stored.require_all("evaluation images")
     readable = drop_unreadable(images, stored)
 
     # The output folder, and what is fixed for as long as the run lasts.

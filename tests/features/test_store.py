@@ -185,7 +185,7 @@ def images(toy_data: Path, tmp_path: Path) -> list[Path]:
 
 
 def stored(images: Sequence[Path], root: Path) -> StoredFeatures:
-    return features_of(TOY, images, root, SingleProcess(CPU)).all_whole("images")
+    return features_of(TOY, images, root, SingleProcess(CPU)).require_all("images")
 
 
 def test_features_are_the_towers_and_are_made_once(images: list[Path], tmp_path: Path, counting: Counting) -> None:
@@ -298,12 +298,12 @@ def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], t
     images[4].write_bytes(b"")
     os.mkfifo(images[5].with_name("pipe.jpg"))
     found = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", SingleProcess(CPU))
-    assert found.whole == (0, 2, 5)
-    assert [item.position for item in found.broken] == [1, 3, 4, 6]
-    assert all(images[item.position].name in item.reason for item in found.broken[:3])
+    assert found.readable == (0, 2, 5)
+    assert [item.position for item in found.unreadable] == [1, 3, 4, 6]
+    assert all(images[item.position].name in item.reason for item in found.unreadable[:3])
     assert torch.equal(found.features[:], encode_images(load_model(TOY, CPU), [images[0], images[2], images[5]]))
     with pytest.raises(DataError, match="4 of the test images cannot be read"):
-        found.all_whole("test images")
+        found.require_all("test images")
 
 
 def test_the_language_model_alone_has_the_same_fingerprint(tmp_path: Path) -> None:
@@ -347,8 +347,8 @@ def test_features_that_are_not_numbers_are_not_stored(
     monkeypatch.setattr(MiniGPT4, "encode_features", overflow)
     shutil.copyfile(images[1], tmp_path / "same.jpg")
     found = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", SingleProcess(CPU))
-    assert [item.position for item in found.broken] == [1, len(images)]
-    assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in found.broken)
+    assert [item.position for item in found.unreadable] == [1, len(images)]
+    assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in found.unreadable)
     assert bool(found.features[:].isfinite().all())
     monkeypatch.undo()
     assert len(stored([*images, tmp_path / "same.jpg"], tmp_path / "features")) == len(images) + 1
