@@ -1,4 +1,4 @@
-"""Captions of whole collections: shards in, one whole file a shard out, whatever kills the work in between."""
+"""Captions of large collections: shards in, one complete file a shard out, even when processes are killed."""
 
 from __future__ import annotations
 

@@ -44,12 +44,12 @@ _LISTED = re.compile(r"images(?:-(\d+))?-\d{5,}")
 
 @dataclass(frozen=True)
 class JobIdentity:
-    """What decides the captions of a job beside the images.
+    """What determines the captions of a job, apart from the images.
 
     Attributes:
         model: name of the captioner.
         fingerprint: of its weights.
-        instruction: what is asked of every image.
+        instruction: the prompt for every image.
         decoding: how captions are decoded.
     """
 
@@ -131,7 +131,7 @@ class Job:
             return True
         path, quarantine = self.captions_of(shard.name), self.quarantine_of(shard.name)
         if not path.exists():
-            # A worker that was killed just before it wrote the captions has left a quarantine of its own.
+            # A worker that was killed just before it wrote the captions has left a quarantine.
             if quarantine.exists():
                 self.note(quarantine)
             return False
@@ -178,7 +178,7 @@ class Job:
         write_rows(self.captions_of(shard), captions, note)
 
     def gather_quarantine(self) -> int:
-        """Bring the quarantines of all finished shards together in `quarantine.jsonl`.
+        """Combine the quarantines of all finished shards in `quarantine.jsonl`.
 
         Returns:
             How many images it holds; without any there is no such file.
@@ -218,7 +218,7 @@ class Job:
             yield from read_rows(path)
 
     def _record(self, identity: JobIdentity, shard_size: int) -> dict[str, Any]:
-        """What the folder says of itself, or what it will say."""
+        """The record of the job in the folder, or the one to be written."""
         path = self.folder / "job.json"
         expected = as_text({"format": _FORMAT, "shard_size": shard_size, "output": self._ending, **asdict(identity)})
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The output files of a job: JSON Lines, parquet, or a text file beside each image, each whole or not there."""
+"""The output files of a job: JSON Lines, parquet, or a text file per image, each complete or absent."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ COMMAND: Final = "caption"
 """Whose outputs these are, for `captune.data.outputs`."""
 
 Row = dict[str, Any]
-"""`id`, `image`, `caption`, and `stopped`: whether the caption ended by itself and not at the length limit."""
+"""`id`, `image`, `caption`, and `stopped`: whether the caption ended with the stop token, not at the limit."""
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def write_rows(path: Path, rows: Iterable[Row], note: dict[str, Any] | None = None) -> None:
-    """Write rows into a file that is whole or not there; its ending says the format.
+    """Write rows into a file completely or not at all; its ending gives the format.
 
     Args:
         path: `.jsonl` or `.parquet`.
@@ -48,7 +48,7 @@ def write_rows(path: Path, rows: Iterable[Row], note: dict[str, Any] | None = No
         note: what is kept about the file; see `captune.data.outputs.output_note`.
 
     Raises:
-        MissingExtraError: parquet is asked for and pyarrow is not installed.
+        MissingExtraError: parquet is requested and pyarrow is not installed.
         OSError: from the file system.
     """
     if path.suffix == ".parquet":
@@ -90,12 +90,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def text_path(image: str) -> Path:
-    """Where the caption of an image goes as a text file: beside it, under its name."""
+    """Where the caption of an image is written as a text file: next to it, under its name."""
     return Path(image).with_suffix(".txt")
 
 
 def write_texts(rows: Sequence[Row], paths: Mapping[str, str]) -> None:
-    """Write each caption into a text file beside its image.
+    """Write each caption into a text file next to its image.
 
     Args:
         rows: of captions.
@@ -119,14 +119,14 @@ def shared_texts(images: Iterable[str]) -> dict[str, list[str]]:
     for image in images:
         text = text_path(image)
         real = os.path.join(os.path.realpath(text.parent), text.name)
-        # On a file system that does not tell capitals from small letters, `A.txt` is `a.txt`.
+        # On a file system that does not distinguish capitals from small letters, `A.txt` is `a.txt`.
         folded = os.path.lexists(text.with_name(Path(image).name.swapcase()))
         groups.setdefault(real.casefold() if folded else real, []).append(image)
     return {str(text_path(group[0])): group for group in groups.values() if len(group) > 1}
 
 
 def has_text(image: str) -> bool:
-    """Whether a text file with something in it stands beside an image."""
+    """Whether a text file with something in it is next to an image."""
     try:
         return os.path.getsize(text_path(image)) > 0
     except OSError:

@@ -1,10 +1,10 @@
 """The same shards, handed to Ray actors: one model each, on this machine or on a cluster.
 
 Ray carries names of shards and counts, never images or tensors: an actor reads its shard and writes its file itself. So
-an actor that dies costs one shard in flight, which another one takes up, and what is done is told by the files alone.
+an actor that dies costs one shard in flight, which another one takes up, and the files alone show what is done.
 
 Ray Data is not used: its read tasks need processors of their own and wait for ever when the actors hold all of them.
-Here the actors are the only thing that asks for processors, and the first one that is ready begins.
+Here only the actors request processors, and the first one that is ready begins.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Workers:
     Attributes:
         load: makes the captioner; called in each actor.
         options: how it decodes.
-        instruction: what is asked of every image.
+        instruction: the prompt for every image.
         count: how many actors; as many as the machines hold by default.
         cpus: processors of each.
         gpus: graphics cards of each.
@@ -79,7 +79,7 @@ def run_with_ray(workers: Workers, job: Job, shards: Sequence[Shard], progress: 
         workers: the actors.
         job: whose shards they are; its folder must be on a disk that all machines see.
         shards: those to work on.
-        progress: is told how far it is, shard by shard.
+        progress: is updated shard by shard.
 
     Raises:
         MissingExtraError: ray is not installed.
@@ -146,7 +146,7 @@ class _WorkerPool:
                 f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}."
             )
         if self._workers.count is not None and self._workers.count > room:
-            logger.warning("%d actors were asked for; the machines hold %d", self._workers.count, room)
+            logger.warning("%d actors were requested; the machines hold %d", self._workers.count, room)
         return min(room, self._workers.count or room)
 
     def _start_worker(self) -> None:

@@ -156,7 +156,7 @@ class PathShard:
 
 @dataclass(frozen=True)
 class TarShard:
-    """A webdataset tar: members of one name and several endings belong together, one of them an image.
+    """A webdataset tar: members of one name and several endings are one sample, one of them an image.
 
     Attributes:
         name: of the shard, and of its output file.

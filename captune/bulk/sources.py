@@ -31,7 +31,7 @@ class Inputs:
     """What there is to caption.
 
     Attributes:
-        paths: id to path of each image file, in order; an id stands for one image only.
+        paths: id to path of each image file, in order; an id belongs to one image only.
         archives: tars and parquet files.
         repeated: how many images were named more than once; they are captioned once.
         skipped: the files of folders that are neither images nor belong to one.
@@ -110,7 +110,7 @@ def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
     """
     seen: dict[str, TarShard | ParquetShard] = {}
     for archive in archives:
-        # Some file systems do not tell capitals from small letters, or composed letters from decomposed ones.
+        # Some file systems do not distinguish capitals from small letters, or composed letters from decomposed ones.
         other = seen.setdefault(unicodedata.normalize("NFC", archive.name).casefold(), archive)
         if other is not archive:
             raise DataError(
@@ -120,7 +120,7 @@ def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
 
 
 def _listed(entry: str, skipped: SkippedFiles, *, many: bool, split: str | None) -> Iterator[tuple[str, Path]]:
-    """Ids and paths that one input stands for."""
+    """Ids and paths of one input."""
     path = Path(entry)
     lowered = path.name.lower()
     if path.is_dir():

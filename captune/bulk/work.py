@@ -130,7 +130,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated from what is done; None before there is anything to tell it from."""
+        """Estimated from what is done; None before the first image."""
         done = self.captioned + self.rejected
         passed = self.clock() - self._began
         if not done:
@@ -175,7 +175,7 @@ class Captions:
     Attributes:
         captioner: captions.
         options: how it decodes.
-        instruction: what is asked of every image; None is the captioner's own.
+        instruction: the prompt for every image; None is the captioner's default.
         workers: threads that decode images; as many as processors by default, at most eight.
     """
 
@@ -226,7 +226,7 @@ def caption_entries(
     good: list[tuple[Entry, Any]] = []
     bad: list[Row] = []
     size = captions.options.batch_size * _BATCHES
-    # Photographs are large when they are decoded: one batch lies ready while a chunk is captioned.
+    # Photographs are large when they are decoded: one batch is ready while a chunk is captioned.
     payloads = Payloads()
     looked = prefetch_map(
         payloads.admitted(entries),
@@ -281,7 +281,7 @@ def _caption(
 
 
 def caption_shard(captions: Captions, shard: Shard, on_count: Callable[[int, int], None] | None = None) -> ShardResult:
-    """Caption a shard; an id that stands in it twice is captioned once and noted in the quarantine.
+    """Caption a shard; an id that is in it twice is captioned once and noted in the quarantine.
 
     Args:
         captions: the captioner.
@@ -296,13 +296,13 @@ def caption_shard(captions: Captions, shard: Shard, on_count: Callable[[int, int
 
 
 def run_shards(captions: Captions, job: Job, shards: Sequence[Shard], progress: Progress | None = None) -> None:
-    """Caption shards one after the other in this process; each is whole on the disk before the next begins.
+    """Caption shards one after the other in this process; each is complete on the disk before the next begins.
 
     Args:
         captions: the captioner.
         job: whose shards they are.
         shards: those to work on; what another worker finished meanwhile is passed over.
-        progress: is told how far it is.
+        progress: is updated after each chunk.
     """
     for shard in shards:
         if not job.is_done(shard):

@@ -87,7 +87,7 @@ def find_file(source: Path, name: str) -> Path:
 
 
 def find_folder(base: Path, names: Iterable[str]) -> Path:
-    """The image folder beside an annotation file: the first of the usual names that is there, or the first."""
+    """The image folder next to an annotation file: the first of the usual names that is there, or the first."""
     folders = [base / name for name in names]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
@@ -111,8 +111,8 @@ def import_rows(
         rows: what an importer yields.
         source: the annotation file, for messages.
         reading: knows how much of it is read, and how it was understood.
-        folders: usual names of the image folder beside the annotation file.
-        options: what the user asked for.
+        folders: usual names of the image folder next to the annotation file.
+        options: of the command line.
 
     Raises:
         DataError: see `captune.data.importing.prepare`.
@@ -146,7 +146,7 @@ def import_rows(
     notes = [*reading.notes, *summary.notes]
     if "restval" in summary.splits:
         notes.append(
-            "restval is a split of its own, and published numbers on COCO train on train and restval together: "
+            "restval is a separate split, and published numbers on COCO train on both train and restval: "
             "use --restval train, or data.train_split=[train,restval] in training"
         )
     if options.as_json:
@@ -247,7 +247,7 @@ def with_progress(title: str, reading: HasShare, problems: Path | None, command:
         _problem_log(problems, command) as on_issue,
         import_progress(title, reading) as update,
     ):
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow warns of, the listing tells with its line
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # the listing reports it with its line
         try:
             if update is None:
                 yield Callbacks(None, None, on_issue)

@@ -28,7 +28,7 @@ app = typer.Typer(
 def register(program: typer.Typer) -> None:
     """Add the commands to the program; those for one's own data come last."""
     app.command("table", short_help="CSV, TSV, JSON or parquet with named columns, or conversations.")(table)
-    app.command("folder", short_help="Images with a .txt of the same name beside each.")(folder)
+    app.command("folder", short_help="Images with a .txt of the same name next to each.")(folder)
     app.command("hf", short_help="A Hugging Face data set, from a folder or the hub.")(hf)
     app.command("webdataset", short_help="Tars with an image and its captions under one key.")(webdataset)
     program.add_typer(app, name="prepare")
@@ -68,7 +68,7 @@ def flickr30k(
 ) -> None:
     """Flickr30k from the Hugging Face CSV (all splits), Kaggle's results.csv or the token file (no splits).
 
-    Images are looked for in flickr30k-images, flickr30k_images or images beside SOURCE.
+    Images are looked for in flickr30k-images, flickr30k_images or images next to SOURCE.
     """
     from captune.data.importers import FORMATS, flickr30k_rows, token_rows
     from captune.data.readers import SourceFile
@@ -97,7 +97,7 @@ def flickr8k(
 ) -> None:
     """Flickr8k, and every file of lines 'image#n<TAB>caption', or Kaggle's captions.txt.
 
-    The lists Flickr_8k.{train,dev,test}Images.txt beside SOURCE give the splits; images that none of them names
+    The lists Flickr_8k.{train,dev,test}Images.txt next to SOURCE give the splits; images that none of them names
     become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
     """
     from captune.data.importers import FORMATS, listed_splits, token_rows, with_splits
@@ -129,8 +129,8 @@ def karpathy(
 ) -> None:
     """Karpathy's JSON of Flickr8k, Flickr30k or COCO.
 
-    COCO's training set of published numbers is train and restval together: 113,287 images. Images are looked for in
-    images or flickr30k-images beside SOURCE, COCO's in their folders train2014 and val2014 there.
+    COCO's training set of published numbers is train and restval: 113,287 images. Images are looked for in
+    images or flickr30k-images next to SOURCE, COCO's in their folders train2014 and val2014 there.
     """
     from captune.data.importers import FORMATS, karpathy_rows
     from captune.data.readers import SourceFile
@@ -150,7 +150,7 @@ def coco(
         str | None,
         typer.Option(
             help="Split of the images, or shares such as train=0.9,test=0.1; by default the one that the name of "
-            "SOURCE says as a separate word, else train.",
+            "SOURCE has as a separate word, else train.",
             show_default=False,
         ),
     ] = None,
@@ -164,7 +164,7 @@ def coco(
 ) -> None:
     """COCO's caption files, and MiniGPT-4's filter_cap.json; ids are COCO's numbers.
 
-    Images are looked for in the folder of the same name (captions_val2017.json: val2017) beside SOURCE or above it, in
+    Images are looked for in the folder of the same name (captions_val2017.json: val2017) next to SOURCE or above it, in
     images, or in MiniGPT-4's folder image.
     """
     from captune.data.importers import FORMATS, coco_rows
@@ -193,9 +193,9 @@ def nocaps(
     problems: ProblemsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """NoCaps; in-domain, near-domain and out-domain are kept beside the split and scored apart as well.
+    """NoCaps; in-domain, near-domain and out-domain are kept with the split and also scored separately.
 
-    Images are looked for in validation, val or images beside SOURCE.
+    Images are looked for in validation, val or images next to SOURCE.
     """
     from captune.data.importers import FORMATS, coco_rows
     from captune.data.readers import SourceFile
@@ -223,7 +223,7 @@ def textcaps(
 ) -> None:
     """TextCaps; the split is each entry's own, the id TextCaps' own.
 
-    Images are looked for in train_images (those of val, too) or images beside SOURCE.
+    Images are looked for in train_images (those of val, too) or images next to SOURCE.
     """
     from captune.data.importers import FORMATS, textcaps_rows
     from captune.data.readers import SourceFile
@@ -241,7 +241,7 @@ def chinese(
     out: Out,
     images: Images = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of all images; by default lists beside SOURCE, or its name, tell.")
+        str | None, typer.Option(help="Split of all images; by default lists next to SOURCE, or its name, decide.")
     ] = None,
     splits: Splits = None,
     check_images: Check = "decode",
@@ -252,8 +252,8 @@ def chinese(
 ) -> None:
     """Flickr30k-CN and COCO-CN; ids and images are those of the English data, so that leaks between them are seen.
 
-    Lists such as coco-cn_train.txt beside SOURCE give the splits. Images are looked for in images,
-    flickr30k-images or beside SOURCE, COCO's in their folders train2014 and val2014 there.
+    Lists such as coco-cn_train.txt next to SOURCE give the splits. Images are looked for in images,
+    flickr30k-images or next to SOURCE, COCO's in their folders train2014 and val2014 there.
     """
     from captune.data.importers import FORMATS, chinese_lists, token_rows, with_coco_names, with_splits
     from captune.data.readers import SourceFile

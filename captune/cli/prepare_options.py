@@ -22,7 +22,7 @@ __all__ = [
 
 Images = Annotated[
     Path | None,
-    typer.Option(help="Folder of the image files; by default looked for beside SOURCE.", show_default=False),
+    typer.Option(help="Folder of the image files; by default looked for next to SOURCE.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.", show_default=False)]
 Check = Annotated[

@@ -28,7 +28,7 @@ IdColumn = Annotated[str | None, typer.Option(help="Column of the id; by default
 Target = Annotated[
     Path | None,
     typer.Option(
-        "--images", help="Folder to write the images into; by default one beside the manifest.", show_default=False
+        "--images", help="Folder to write the images into; by default one next to the manifest.", show_default=False
     ),
 ]
 
@@ -61,12 +61,12 @@ def table(
     problems: ProblemsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """A table with a caption or an image a row; rows of the same image are brought together.
+    """A table with a caption or an image a row; rows of the same image are grouped.
 
     JSON may be JSON Lines, an array of objects or an object that holds one; objects may be conversations as LLaVA,
     ShareGPT and ms-swift have them. What divides the columns of a CSV, and its encoding, are seen in it and noted.
-    Images are looked for in images beside SOURCE, or beside it. Images that lie inside a parquet file are written
-    into the folder of --images, by default one beside the manifest.
+    Images are looked for in images next to SOURCE, or next to it. Images inside a parquet file are written
+    into the folder of --images, by default one next to the manifest.
     """
     from captune.data.archives import InlineImages
     from captune.data.importers import FORMATS, table_rows
@@ -96,7 +96,7 @@ def folder(
     problems: ProblemsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """A folder of images with a text file of the same name beside each, one caption a line."""
+    """A folder of images with a text file of the same name next to each, one caption a line."""
     from captune.data.importers import FolderSource
 
     split_name, shares = split_and_shares(split, seed)
@@ -165,7 +165,7 @@ def webdataset(
     problems: ProblemsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Webdataset tars: 000123.jpg beside 000123.txt (a caption a line) or 000123.json ("caption" or "captions").
+    """Webdataset tars: 000123.jpg and 000123.txt (a caption a line) or 000123.json ("caption" or "captions").
 
     The images are written into the folder of --images, which the manifest then points to. Links in a tar are not
     followed.
@@ -193,7 +193,7 @@ def _announced(skipped: SkippedFiles, what: str = "file") -> Iterator[None]:
 
 
 def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, Shares | None]:
-    """What `--split` says: the split that importers give to images, and the shares to divide them by.
+    """The value of `--split`: the split that importers give to images, and the shares to divide them by.
 
     Args:
         text: as it was given.

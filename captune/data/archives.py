@@ -72,7 +72,7 @@ class _Member(tarfile.TarInfo):
         try:
             member = super().frombuf(buf, encoding, errors)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            # Behind the first member Python takes a damaged header for the end of the archive.
+            # After the first member Python takes a damaged header for the end of the archive.
             raise tarfile.ReadError(f"the header of a member is damaged ({error})") from error
         if member.type in _EXTENDED and member.size > _MAX_HEADER:
             raise tarfile.ReadError(f"the name of a member claims {member.size >> 20:,} MB")
@@ -252,7 +252,7 @@ class InlineImages:
         return file_name
 
     def _write(self, target: Path, data: bytes) -> None:
-        """A file that is whole or not there; the same bytes are not written again."""
+        """Write a file completely or not at all; the same bytes are not written again."""
         if os.path.lexists(target) and not _holds_other_bytes(target, data):
             return
         self.folder.mkdir(parents=True, exist_ok=True)

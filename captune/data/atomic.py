@@ -54,7 +54,7 @@ _searched: set[str] = set()
 
 @contextlib.contextmanager
 def partial_file(target: Path, mode: str, **options: Any) -> Iterator[tuple[IO[Any], Path]]:
-    """A new hidden file beside `target`, open and locked; whoever opened it renames it. An exception removes it.
+    """A new hidden file next to `target`, open and locked, for the caller to rename. An exception removes it.
 
     Args:
         target: the final name; its folder is there.
@@ -81,7 +81,7 @@ def partial_file(target: Path, mode: str, **options: Any) -> Iterator[tuple[IO[A
 
 @contextlib.contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """A new hidden folder beside `target`, locked; whoever asked for it renames it. An exception removes it.
+    """A new hidden folder next to `target`, locked, for the caller to rename. An exception removes it.
 
     Args:
         target: the final name; its parent is there.
@@ -154,7 +154,7 @@ def _is_temporary(entry: os.DirEntry[str]) -> bool:
 
 
 def _remove_unless_locked(path: Path) -> None:
-    """Remove a file or folder of this user that nobody has locked.
+    """Remove a file or folder of this user that is not locked.
 
     Raises:
         OSError: it is locked, belongs to somebody else, or cannot be removed.
@@ -211,7 +211,7 @@ def _is_locked(handle: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # no locks here, so nobody removes it either
+        return True  # no locks here, so it is not removed either
     try:
         return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
@@ -219,7 +219,7 @@ def _is_locked(handle: int, path: Path) -> bool:
 
 
 def _hidden(target: Path) -> Path:
-    """A name beside `target` that nothing else uses and that a listing hides."""
+    """A name next to `target` that nothing else uses and that a listing hides."""
     name = os.fsdecode(os.fsencode(target.name)[:_NAME_LIMIT])
     return target.with_name(f".{name}.{_MACHINE}{secrets.token_hex(4)}.partial")
 
@@ -315,13 +315,13 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iter
 
     Args:
         path: the final name; missing parents are made.
-        replace: whether a folder that stands there already is replaced (it is removed after the rename).
+        replace: whether an existing folder is replaced (it is removed after the rename).
 
     Yields:
-        an empty hidden folder beside `path`, to be filled.
+        an empty hidden folder next to `path`, to be filled.
 
     Raises:
-        InputError: a file stands under `path`, or a folder and `replace` is False.
+        InputError: `path` is a file, or a folder and `replace` is False.
         OSError: from the file system, with `filename` set to the final name where writing failed.
     """
     target = Path(os.path.realpath(path))
@@ -363,7 +363,7 @@ def _move_to_new(source: Path, target: Path) -> None:
 
 
 def _move_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; a folder that stands there is moved aside, and back if that fails."""
+    """Rename `source` to `target`; an existing folder is moved aside, and back if that fails."""
     if not target.exists():
         os.rename(source, target)
         return

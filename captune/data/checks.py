@@ -20,12 +20,12 @@ from captune.errors import DataError
 __all__ = ["TargetFlaw", "check_manifest"]
 
 TargetFlaw = Literal["truncated", "stopped", "special"]
-"""Why a model cannot learn a caption whole, as a kind of problem."""
+"""Why a model cannot be trained on a complete caption, as a kind of issue."""
 
 _FLAWS: Final[dict[TargetFlaw, str]] = {
     "truncated": "is longer than a target may be; training cuts its end.",
     "stopped": "holds what ends an answer of this model; generation would stop there.",
-    "special": "spells out a special token of this model's prompts; it is learnt as plain text.",
+    "special": "spells out a special token of this model's prompts; it is trained on as plain text.",
 }
 
 
@@ -46,7 +46,7 @@ def check_manifest(
     What makes training fail (`Summary.problems.fatal` counts it): malformed and non-UTF-8 rows, duplicate ids,
     missing and undecodable images, and a needed split without images. What is only worth knowing: images smaller
     than `min_side`, an image under two ids, a caption twice at one image, captions of more than `max_words` words,
-    and captions that cannot be learnt whole.
+    and captions that cannot be trained on completely.
 
     Args:
         manifest: its path, or the open file where somebody wants to know how much is read.
@@ -89,7 +89,7 @@ def check_manifest(
             if first is None:
                 paths.add(path, line)
             else:
-                message = f"the image '{sample.image}' of '{sample.id}' stands on line {first} under another id."
+                message = f"the image '{sample.image}' of '{sample.id}' is on line {first} under another id."
                 problems.append(Issue(name, line, "shared", message))
             problems += _caption_problems(name, line, sample, max_words, flaw)
             for problem in problems:

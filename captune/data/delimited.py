@@ -92,7 +92,7 @@ def _quoted_row(text: str, source: _Lines, delimiter: str) -> tuple[list[str] | 
         return [], taken
     for number, line in taken:
         if isinstance(line, str) and _is_row(line.split(delimiter), row):
-            message = f"the row goes on to line {taken[-1][0]}, and line {number} is a row in itself"
+            message = f"the row continues to line {taken[-1][0]}, and line {number} is a row in itself"
             return DataError(f"{message} (is a quotation mark never closed?)."), taken
     return row, []
 
@@ -107,7 +107,7 @@ def _is_row(fields: list[str], row: list[str]) -> bool:
 
 
 def _kind(cell: str) -> tuple[str, bool] | None:
-    """What tells a name from text: a file's ending, or that it is a number; None for text."""
+    """What distinguishes a name from text: a file's ending, or that it is a number; None for text."""
     if not cell or any(c.isspace() for c in cell):
         return None
     stem, ending = posixpath.splitext(cell)

@@ -60,7 +60,7 @@ HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_EXTRA = "pip install 'captune[heic]'"
 """What to do about them."""
 
-_ALSO = frozenset({".mpo"})  # a JPEG with further pictures behind the first
+_ALSO = frozenset({".mpo"})  # a JPEG with further pictures after the first
 _VARIANT = re.compile(r"(\.[a-z0-9]+)[^a-z0-9.].+")  # .jpg_large, .jpg!d, .png:orig, .jpeg (1)
 _TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -132,7 +132,7 @@ def open_image(stream: IO[bytes], name: str, *, most_pixels: int | None = None) 
         raise _too_large(name, *_stored_size(stream, formats), limit) from error
     width, height = image.size
     if image.format == "TIFF":
-        # A tile may be larger than its image, and is decoded whole.
+        # A tile may be larger than its image, and is decoded completely.
         tags = getattr(image, "tag_v2", {})
         width, height = max(width, int(tags.get(322, 0))), max(height, int(tags.get(323, 0)))
     if width * height > limit:
@@ -181,7 +181,7 @@ def _scans(data: bytes) -> int:
 
 
 def _not_opened(head: bytes) -> str | None:
-    """Why a file that begins like this is not opened, as the rest of a sentence; None where nobody knows it."""
+    """Why a file that begins like this is not opened, as the rest of a sentence; None where it is unknown."""
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and "HEIF" not in _available():
         return f"is of type HEIF, which needs pillow-heif; install it with: {HEIF_EXTRA}"
     other = next((name for name in sorted(Image.OPEN) if name not in FORMATS and _claims(name, head)), None)

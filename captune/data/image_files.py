@@ -82,7 +82,7 @@ SPELLINGS: Final = {
     "ending": "image names have no ending",
     "folder": "image names begin with the name of the image folder",
 }
-"""How names can differ from the files', as a summary says it."""
+"""How names can differ from the files', for a summary."""
 
 _USUAL = (".jpg", ".jpeg", ".png", ".webp")  # endings that are tried first
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[/\\]|[/\\]{2}")

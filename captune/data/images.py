@@ -135,7 +135,7 @@ def decode_image(stream: IO[bytes], name: str, *, exif: bool = True) -> Image.Im
 
 
 def check_image(path: PathLike) -> tuple[int, int]:
-    """Decode a whole image file for its errors only.
+    """Decode a complete image file for its errors only.
 
     A JPEG is decoded at an eighth of its size: every byte is read, in less than half of the time.
 
@@ -198,7 +198,7 @@ def has_rotation(path: PathLike) -> bool:
             if image.format in ("TIFF", "HEIF"):
                 return False  # their readers turn them in any case
             if image.format == "PNG":
-                # Pillow decodes a whole PNG to see whether EXIF data follow the pixels.
+                # Pillow decodes a complete PNG to see whether EXIF data follow the pixels.
                 stream.seek(0)
                 data = stream.read()
                 if not any(mark in data for mark in _PNG_NOTES):
@@ -206,7 +206,7 @@ def has_rotation(path: PathLike) -> bool:
             return is_turned(image)
     except MemoryError:
         raise
-    except Exception:  # whoever decodes the file says what is wrong with it
+    except Exception:  # decoding the file reports what is wrong with it
         return False
 
 
@@ -266,7 +266,7 @@ def _decode(stream: IO[bytes], name: str, *, draft: int | None = None) -> tuple[
 
 
 def _finished(image: Image.Image, name: str, exif: bool) -> Image.Image:
-    """A loaded image in mode RGB, upright if that is asked."""
+    """A loaded image in mode RGB, upright if that is requested."""
     try:
         rgb = to_rgb(image)
         # The mode first: its conversion looks at tags that a turned copy no longer has.
@@ -360,7 +360,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def upright(stored: Image.Image, pixels: Image.Image) -> Image.Image:
-    """Pixels of an image as EXIF says that it was taken.
+    """Pixels of an image, upright as its EXIF data say.
 
     Args:
         stored: the image as it was opened, which knows its EXIF data.
@@ -373,6 +373,6 @@ def upright(stored: Image.Image, pixels: Image.Image) -> Image.Image:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # on damaged EXIF data Pillow's readers raise nearly anything; the pixels are whole
+    except Exception:  # on damaged EXIF data Pillow's readers raise nearly anything; the pixels are intact
         return None
     return _TURNS.get(orientation) if isinstance(orientation, int) else None

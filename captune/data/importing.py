@@ -130,7 +130,7 @@ def prepare(
         rows: what an importer yields.
         source: name of the annotation file, for messages.
         images: the folder that the rows' image names are relative to.
-        out: the manifest; it appears whole or not at all.
+        out: the manifest; it is written completely or not at all.
         check: how far images are looked at.
         strict: write nothing if anything is wrong; otherwise bad rows are left out and counted.
         overwrite: replace a file at `out` that an import did not write.
@@ -290,7 +290,7 @@ def _with_images(
 
 
 def _image_prefix(images: Path, out: Path) -> str:
-    """What stands before an image name in the manifest: the way from the manifest to the image folder."""
+    """The prefix of image names in the manifest: the relative path from the manifest to the image folder."""
     base = Path.cwd() if is_stream(out) else Path(os.path.abspath(out)).parent
     try:
         way = os.path.relpath(os.path.abspath(images), base)

@@ -1,4 +1,4 @@
-"""Bad rows: gathered over a whole file, shown with file and line all at once, and counted."""
+"""Issues of a data set: collected over a complete file, listed with file and line, and counted."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _SHOWN = 50
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """Something wrong at one place.
+    """Something wrong at one position.
 
     Attributes:
-        file: the file that says it.
+        file: in which it occurs.
         line: its line, counted from 1; 0 where the format has no lines.
         kind: a key of `KINDS`.
-        message: what is wrong, without the place.
+        message: what is wrong, without the position.
         rows: captions, or rows that could not be read, which an import leaves out for it; notes leave out none.
     """
 

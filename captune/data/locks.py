@@ -51,7 +51,7 @@ def folder_lock(
         folder: made where it is absent.
         what: this process is doing there, as "captune train"; the next process prints it.
         part: name of a part that is written independently, as "part-1-of-4". Parts exclude themselves and a writer of
-            the whole folder, not each other.
+            the complete folder, not each other.
         wait: wait until the folder is free instead of refusing.
 
     Raises:
@@ -139,7 +139,7 @@ def _held(root: Path, name: str, *, wait: bool) -> Iterator[None]:
 
 
 def _remove_if_empty(root: Path) -> None:
-    """Leave no folder behind that was made for a lock and then for nothing."""
+    """Remove a folder that was made for a lock and then not used."""
     with contextlib.suppress(OSError):
         names = os.listdir(root)
         if all(map(is_lock_file, names)):
@@ -163,7 +163,7 @@ def _this_process(what: str) -> dict[str, str | int]:
 
 
 def _in_use(root: Path, name: str) -> str:
-    """A sentence that says who writes into a folder."""
+    """A sentence that names the process that writes into a folder."""
     try:
         writer = load_json((root / f"{name}.writer.json").read_text(encoding="utf-8"))
         process = f"process {writer['pid']} on {writer['host']} since {writer['since']}: {writer['command']}"

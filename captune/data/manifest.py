@@ -3,9 +3,9 @@
     {"id": "36979", "image": "flickr30k-images/36979.jpg", "captions": ["A dog .", ...], "split": "train"}
 
 These four keys are needed, `domain` may be given too, and no others are known: a misspelt one is an error with a
-suggestion, never silently dropped. `id` is a string ("0036979" is not 36979) and stands once in a file, `image` is a
+suggestion, never silently dropped. `id` is a string ("0036979" is not 36979) and unique in a file, `image` is a
 path relative to the manifest (an absolute path is taken as it is), `captions` holds at least one caption, none of them
-blank. `domain` is a part of the split that is also scored by itself, as NoCaps' "near-domain".
+blank. `domain` is a part of the split that is also scored separately, as NoCaps' "near-domain".
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and what people said of it.
+    """One image with its captions.
 
     Attributes:
         id: unique in its manifest.
@@ -99,7 +99,7 @@ def scan_manifest(manifest: str | os.PathLike[str] | SourceFile) -> Iterator[tup
             continue
         first = seen.line_of(sample.id)
         if first is not None:
-            message = f"the id '{sample.id}' stands on line {first} already."
+            message = f"the id '{sample.id}' is on line {first} already."
             yield number, Issue(reading.name, number, "duplicate", message)
         else:
             seen.add(sample.id, number)
@@ -141,7 +141,7 @@ def iter_manifest(path: str | os.PathLike[str], split: str | Collection[str] | N
 
 
 def read_manifest(path: str | os.PathLike[str], split: str | Collection[str] | None = None) -> list[Sample]:
-    """Read a whole manifest; see `iter_manifest`.
+    """Read a complete manifest; see `iter_manifest`.
 
     Args:
         path: the manifest.
@@ -157,7 +157,7 @@ def read_manifest(path: str | os.PathLike[str], split: str | Collection[str] | N
 
 
 def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], *, command: str | None = None) -> int:
-    """Write a manifest that appears under its name whole or not at all.
+    """Write a manifest completely or not at all.
 
     Args:
         path: the manifest; parents are made.
@@ -195,7 +195,7 @@ def manifest_hash(path: str | os.PathLike[str]) -> str:
 
 
 def resolve_image(manifest: str | os.PathLike[str], image: str) -> Path:
-    """Where the image of a sample lies: relative to the manifest, or as it stands where absolute.
+    """The path of the image of a sample: relative to the manifest, or unchanged where absolute.
 
     Args:
         manifest: path of the manifest that names the image.
@@ -212,7 +212,7 @@ def safe_join(folder: str | os.PathLike[str], name: str) -> Path:
 
     Args:
         folder: the folder that must not be left.
-        name: relative path as it stands in the annotation file.
+        name: relative path as in the annotation file.
 
     Returns:
         the path, not checked to exist. Symbolic links inside the folder are its owner's and are followed.

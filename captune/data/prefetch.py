@@ -25,7 +25,7 @@ def prefetch_map(
         items: taken at most `ahead` ahead of what is given out.
         work: called in a thread; Pillow decodes outside of Python's lock, so threads are enough for images.
         workers: number of threads; as many as processors by default, at most eight.
-        ahead: how many results may lie in memory.
+        ahead: how many results may be in memory.
 
     Yields:
         item and result. What `work` raises is raised here; when the iterator is closed, waiting work is dropped.

@@ -61,7 +61,7 @@ class _Bytes(Protocol):
 
 
 class SourceFile:
-    """An open annotation file and how far it is read; what a progress bar asks.
+    """An open annotation file, and how much of it is read for a progress bar.
 
     Attributes:
         stream: the bytes of the file, unpacked, without a byte order mark; UTF-16 and UTF-32 come as UTF-8.
@@ -69,7 +69,7 @@ class SourceFile:
 
     Args:
         path: the file.
-        encoding: of its text, such as "cp1252"; by default UTF-8, or what a byte order mark says.
+        encoding: of its text, such as "cp1252"; by default UTF-8, or that of its byte order mark.
 
     Raises:
         DataError: it is not there, no regular file, or not readable; or there is no such encoding.
@@ -256,7 +256,7 @@ class _AsUtf8(io.RawIOBase):
             try:
                 self._ready = self._decode(data, not data).encode("utf-8", "surrogatepass")
             except UnicodeDecodeError as error:
-                raise DataError(f"'{self._name}' is not whole {self._encoding} text: {error.reason}.") from error
+                raise DataError(f"'{self._name}' is not valid {self._encoding} text: {error.reason}.") from error
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -270,7 +270,7 @@ class _AsUtf8(io.RawIOBase):
 def parse_json(text: str) -> Any:
     """Parse JSON; a key given twice and nesting without end are errors too.
 
-    NaN and Infinity are read as Python writes them: they stand in fields that nobody reads, such as similarities, and
+    NaN and Infinity are read as Python writes them: they occur in unused fields, such as similarities, and
     are no text where text is expected.
 
     Raises:
@@ -341,7 +341,7 @@ def json_items(reading: SourceFile) -> Iterator[tuple[str, Any]]:
         item with a key twice, of which `json` would keep the last, is a `BadItem`.
 
     Raises:
-        DataError: not JSON, or an item longer than `captune.data.readers.MAX_LINE`; says where.
+        DataError: not JSON, or an item longer than `captune.data.readers.MAX_LINE`; names the position.
     """
     for key, item, _ in json_parts(reading):
         yield key, item
@@ -398,11 +398,11 @@ def require_object(entry: Any, key: str) -> None:
 
 
 class _Document:
-    """The part of a document that is being parsed, and where in the whole it stands."""
+    """The part of a document that is being parsed, and its position in the document."""
 
     def __init__(self, reading: SourceFile) -> None:
         self._reading = reading
-        # A byte that is not UTF-8 becomes half of a surrogate pair, which is no text to whoever reads that field.
+        # A byte that is not UTF-8 becomes half of a surrogate pair, which is no text where that field is read.
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._parse = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
         # A number of thousands of digits is refused by int, and is no id.
@@ -414,7 +414,7 @@ class _Document:
         self._complete = False
 
     def error(self, what: str) -> DataError:
-        """The error for what stands at the present position."""
+        """The error at the current position."""
         position = self._passed + self._position + 1
         return DataError(f"'{self._reading.name}' is not valid JSON: {what} at character {position:,}.")
 
@@ -429,7 +429,7 @@ class _Document:
             self._read()
 
     def step(self, expected: str) -> None:
-        """Go over one character that must stand here."""
+        """Skip one character, which is required here."""
         if self.peek() != expected:
             raise self.error(f"'{expected}' is expected")
         self._position += 1
@@ -445,7 +445,7 @@ class _Document:
         self.step("]")
 
     def value(self) -> Any:
-        """Parse the next value, reading on until it is whole."""
+        """Parse the next value, reading on until it is complete."""
         self.peek()
         parse = self._parse
         while True:
@@ -464,7 +464,7 @@ class _Document:
             except RecursionError as error:
                 raise self.error("it is nested too deeply") from error
             else:
-                # A number at the edge of a chunk may go on: "1", "1.", "1.5".
+                # A number at the edge of a chunk may continue: "1", "1.", "1.5".
                 if self._complete or self._text[end : end + 1] in _AFTER_VALUE:
                     self._position = end
                     return value
@@ -479,7 +479,7 @@ class _Document:
         return entry
 
     def _read(self) -> None:
-        """Put the next chunk behind what is not parsed yet."""
+        """Append the next chunk to what is not parsed yet."""
         try:
             data = self._reading.stream.read(_CHUNK)
             fresh = self._decode(data, not data)

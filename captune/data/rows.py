@@ -21,13 +21,13 @@ _BATCH = 5000  # runs inserted at once
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image as an annotation file tells of it, before anything is checked.
+    """One image of an annotation file, before anything is checked.
 
     Attributes:
         line: where it begins in the file, counted from 1; 0 where the format has no lines.
         image: name of the file, relative to the image folder.
-        captions: as they stand in the file.
-        split: as it stands in the file.
+        captions: as in the file.
+        split: as in the file.
         id: unique name; the image's name without folder and ending where the format has none.
         domain: the part of the split that it belongs to, where the format knows such parts.
         any_ending: whether the format names images without their ending, so that `image` ends in a guess.
@@ -44,13 +44,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """One caption as a file tells of it.
+    """One caption of a file.
 
     Attributes:
         line: its line, counted from 1.
         image: name of the image file, relative to the image folder.
-        caption: as it stands in the file.
-        split: as it stands in the file.
+        caption: as in the file.
+        split: as in the file.
         id: unique name of the image, or None to take it from the name of the file.
     """
 
@@ -62,7 +62,7 @@ class CaptionRow:
 
 
 def group_by_image(captions: Iterable[CaptionRow | Issue], source: str) -> Iterator[Row | Issue]:
-    """Bring the captions of each image together.
+    """Group the captions by image.
 
     Neighbouring captions of an image are joined on the way; the runs go through a temporary database on the disk,
     so that a shuffled file of any size needs no more memory than a sorted one.

@@ -42,7 +42,7 @@ class Division:
     Attributes:
         splits: the split of each image, in the order of the images.
         copies: images that are with another one in a split because they show the same picture.
-        unread: images whose file could not be read, so that nobody knows whether they are copies.
+        unread: images whose file could not be read, so that it is unknown whether they are copies.
     """
 
     splits: list[str]
@@ -145,7 +145,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def split_of_name(name: str) -> tuple[str, str]:
-    """The split that a file name says, and how it says it.
+    """The split in a file name, and the reason.
 
     Only a separate word counts, divided by anything that is no letter: "captions_val2017.json", "train-v2.csv" and
     "my_test.json" say a split, "latest.json" and "contest_2024.json" do not.
@@ -154,7 +154,7 @@ def split_of_name(name: str) -> tuple[str, str]:
         name: of a file, without folders.
 
     Returns:
-        "train", "val" or "test", and the reason as a clause for the summary; "train" where the name says no split, or
+        "train", "val" or "test", and the reason as a clause for the summary; "train" where the name has no split, or
         several.
     """
     splits = dict.fromkeys(SPLIT_NAMES[word] for word in _WORD.findall(name.lower()) if word in SPLIT_NAMES)

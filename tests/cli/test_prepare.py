@@ -263,7 +263,7 @@ def test_ones_own_data_with_images_inside(repository: Path, tmp_path: Path) -> N
         ("travel.csv", b"image,caption\n../../etc/passwd,A dog .\n", "leads out of the image folder"),
         ("absolute.csv", b"image,caption\n/etc/passwd,A dog .\n", "leads out of the image folder"),
         ("twice.jsonl", b'{"image": "a.jpg", "image": "b.jpg", "caption": "x"}\n', "'image' is given twice"),
-        ("utf16.csv", "image,caption\na.jpg,A dog .\n".encode("utf-16")[:-1], "is not whole UTF-16 text"),
+        ("utf16.csv", "image,caption\na.jpg,A dog .\n".encode("utf-16")[:-1], "is not valid UTF-16 text"),
     ],
 )
 def test_hostile_tables_are_one_sentence(

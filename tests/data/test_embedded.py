@@ -281,7 +281,7 @@ def test_a_member_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_tar_cut_short(tmp_path: Path, cut: int) -> None:
     source = tar(tmp_path / "a.tar", {f"{n}.txt": b"x" * 400 for n in range(9)})
     source.write_bytes(source.read_bytes()[:cut])
-    with pytest.raises(DataError, match="is no whole tar file"):
+    with pytest.raises(DataError, match="is no complete tar file"):
         list(WebDatasetSource(source, InlineImages(tmp_path / "i")).rows())
 
 
@@ -291,7 +291,7 @@ def test_no_tar(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not there"):
         WebDatasetSource(tmp_path / "a.tar", InlineImages(tmp_path))
     (tmp_path / "a.tar").write_text("no tar at all, but long enough to hold a header" * 40)
-    with pytest.raises(DataError, match="is no whole tar file"):
+    with pytest.raises(DataError, match="is no complete tar file"):
         list(WebDatasetSource(tmp_path / "a.tar", InlineImages(tmp_path)).rows())
 
 
@@ -457,7 +457,7 @@ def test_files_outside_of_a_data_set_are_not_read(datasets: Any, tmp_path: Path)
     rows, problems = hugging_face(tmp_path / "data", Columns(), tmp_path / "images")
     assert [row.image for row in rows] == ["own.png"]
     assert [problem.line for problem in problems] == [2, 3, 4, 5, 6]
-    assert all("lies outside of the data set's folder" in problem.message for problem in problems[:3])
+    assert all("is outside of the data set's folder" in problem.message for problem in problems[:3])
     assert everything_below(tmp_path / "images") == ["own.png"]
 
 

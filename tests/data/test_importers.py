@@ -84,7 +84,7 @@ def test_a_document_streams_as_json_reads_it(
         ('{"a": "x}', "unterminated string"),
         ("[1] [2]", "something follows the end at character 5"),
         ("[" + "[" * 100_000, "nested too deeply"),
-        ('["a"]'.encode("utf-16")[:-1], "is not whole UTF-16 text"),
+        ('["a"]'.encode("utf-16")[:-1], "is not valid UTF-16 text"),
     ],
 )
 def test_broken_documents_are_one_sentence(

@@ -90,7 +90,7 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         (b'{"id": "\xe9"}', "not UTF-8 .byte 0xe9 at column 9"),
         (b'{"id": "\0"}', "NUL character"),
-        (GOOD, "the id '1' stands on line 1 already"),
+        (GOOD, "the id '1' is on line 1 already"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(tmp_path: Path, line: str | bytes, words: str) -> None:

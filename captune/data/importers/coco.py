@@ -31,7 +31,7 @@ def coco_rows(reading: SourceFile, *, split: str) -> Iterator[Row | Issue]:
 
     Args:
         reading: the open file; `.gz` is unpacked.
-        split: what the images are given. NoCaps' domain of an image is kept beside it.
+        split: what the images are given. NoCaps' domain of an image is kept as well.
 
     Yields:
         a row an image that has captions, or what is wrong with an entry.

@@ -52,7 +52,7 @@ _MISSING_BAR = re.compile(r"\s*(\d+)\s{2,}(\S.*)")
 
 
 def flickr30k_rows(reading: SourceFile, *, split: str = "train") -> Iterator[Row | Issue]:
-    """The images of Flickr30k from either layout, told apart by the header.
+    """The images of Flickr30k from either layout, which the header identifies.
 
     Args:
         reading: the open CSV.
@@ -75,7 +75,7 @@ def write_grounded_detail(path: str | os.PathLike[str], samples: Iterable[Sample
     """Write the JSON that the original `prepare_flickr30k.py` made: all captions of an image joined by a space.
 
     Args:
-        path: the file; it appears whole or not at all.
+        path: the file; it is written completely or not at all.
         samples: the images, of all splits, as the original mixed them.
 
     Returns:
@@ -206,7 +206,7 @@ def _token_captions(lines: Iterable[str | DataError], name: str, split: str) -> 
         image = match["image"]
         # Flickr30k-CN has `image#zhb#0` and a space by design.
         if "\t" not in match["gap"] and not match["number"].startswith("zh"):
-            yield Issue(name, line, "repaired", "a space stands where a tab is expected; the caption is kept.")
+            yield Issue(name, line, "repaired", "there is a space where a tab is expected; the caption is kept.")
         if numbered := _NUMBERED.fullmatch(image):
             if image != repaired:
                 yield Issue(name, line, "repaired", f"the image '{image}' is taken for '{numbered[1]}'.")
@@ -229,7 +229,7 @@ def _comma_captions(lines: Iterable[str | DataError], name: str, split: str) -> 
 
 
 def listed_splits(folder: Path) -> dict[str, str]:
-    """The splits that Flickr8k's lists tell, as far as they lie in a folder; empty where none does."""
+    """The splits in Flickr8k's lists, as far as a folder has them; empty where it has none."""
     splits: dict[str, str] = {}
     for name, split in _LISTS.items():
         if (folder / name).is_file():
@@ -242,7 +242,7 @@ _CHINESE_LISTS = re.compile(r"(?:coco|flickr30k)-?cn_(train|val|test)\.txt")
 
 
 def chinese_lists(folder: Path) -> dict[str, str]:
-    """The splits that lists of images (`coco-cn_train.txt`, ...) in a folder tell; empty where there is none.
+    """The splits that lists of images (`coco-cn_train.txt`, ...) in a folder specify; empty where there is none.
 
     Returns:
         the name of an image file to its split.

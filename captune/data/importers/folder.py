@@ -1,4 +1,4 @@
-"""Importer of a folder of images with a text file of the same name beside each, one caption a line."""
+"""Importer of a folder of images with a text file of the same name next to each, one caption a line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class FolderSource:
                 continue
             if len(images_of[text]) > 1:
                 sharing = " and ".join(f"'{other}'" for other in images_of[text])
-                message = f"{sharing} share '{text}', so nobody can tell whose captions it holds; rename one."
+                message = f"{sharing} share '{text}', so it is unknown whose captions it holds; rename one."
                 captions, problems = _captions(self.folder / text)
                 # The captions are lost once, however many images share them.
                 count = len(captions) + len(problems) if name == images_of[text][0] else 0

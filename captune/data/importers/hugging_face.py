@@ -1,7 +1,7 @@
 """Importer of Hugging Face data sets: a folder of `save_to_disk`, a folder of data files, or a name on the hub.
 
 No code of a data set is run. Images that come inside are written to a folder; where a row only names a file, it must
-lie in the data set's own folder.
+be inside the folder of the data set.
 Source: https://huggingface.co/docs/datasets
 """
 
@@ -63,7 +63,7 @@ class HuggingFaceSource:
 
     @property
     def share(self) -> float:
-        """How much is read, from 0 to 1; 0 where a data set does not tell how much it holds."""
+        """How much is read, from 0 to 1; 0 where the size of a data set is unknown."""
         return min(1.0, self._done / self._total) if self._total else 0.0
 
     def rows(self) -> Iterator[Row | Issue]:
@@ -119,7 +119,7 @@ class HuggingFaceSource:
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
             raise DataError(f"the image {path!r} cannot be found: {first_line(error)}.") from error
         if not file.is_relative_to(self._folder):
-            raise DataError(f"the image '{path}' lies outside of the data set's folder '{self._folder}'.")
+            raise DataError(f"the image '{path}' is outside of the data set's folder '{self._folder}'.")
         if missing := missing_reason(file):
             raise DataError(missing)
         if file.stat().st_size > MAX_IMAGE:

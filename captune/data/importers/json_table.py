@@ -93,7 +93,7 @@ def json_entries(
         layout: from `json_layout`.
         image: key of the image.
         captions: keys of the captions.
-        passed: is told the lists that hold no rows, and how many entries they have.
+        passed: counts the entries of the lists that hold no rows.
 
     Raises:
         DataError: an array or object that is not JSON.
@@ -168,7 +168,7 @@ def is_conversation(record: dict[str, Any]) -> bool:
 
 
 class Conversations:
-    """Takes captions out of conversations, and counts the instructions that asked for them.
+    """Takes captions out of conversations, and counts their instructions.
 
     Args:
         turns: which answers are captions.

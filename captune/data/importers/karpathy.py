@@ -64,7 +64,7 @@ def read_splits(reading: SourceFile) -> dict[str, str]:
         if isinstance(row, Issue):
             raise DataError(str(row))
         name = _file_name(row.image)
-        # Two images of one name and different splits: nobody can tell which split is whose.
+        # Two images of one name and different splits: which split belongs to which is unknown.
         splits[name] = row.split if splits.get(name, row.split) == row.split else UNLISTED
     return splits
 

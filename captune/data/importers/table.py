@@ -1,7 +1,7 @@
 """Importer of tables with named columns: CSV, TSV, JSON and parquet, one caption or one image a row.
 
 A cell of the caption column is one caption, or a (JSON) list of them; there may be several such columns. Rows of the
-same image, wherever they are, are brought together. A cell of the image column is the name of a file; in parquet it
+same image, wherever they are, are grouped. A cell of the image column is the name of a file; in parquet it
 may be the file itself, as Hugging Face's data sets have it. In a TSV quotation marks are text; in a CSV they quote.
 Objects that hold a conversation instead of a caption are read as `captune.data.importers.json_table` describes.
 """
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that says what divides columns
+_EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that specifies what divides columns
 _TRIED = 1000  # objects without the columns before a JSON file counts as one of another layout
 
 
@@ -76,7 +76,7 @@ def table_rows(
     """The images of a table.
 
     Args:
-        reading: the open file; its ending says the format (`.tsv`, `.jsonl`, `.json`, `.parquet`, anything else is
+        reading: the open file; its ending gives the format (`.tsv`, `.jsonl`, `.json`, `.parquet`, anything else is
             CSV; `.gz` on top). How it was understood is noted there.
         columns: which column holds what.
         split: what images are given where the table has no column for it.
@@ -211,7 +211,7 @@ def _delimited_records(
     header = [name.strip() for name in header]
     require_columns(columns, header, f"{reading.name}:{number}")
     image, captions = header.index(columns.image), [header.index(name) for name in columns.captions]
-    # A column that was not requested reads the None put behind the last cell.
+    # A column that was not requested reads the None after the last cell.
     split = -1 if columns.split is None else header.index(columns.split)
     name = -1 if columns.id is None else header.index(columns.id)
     has_fractions = False

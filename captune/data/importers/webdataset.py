@@ -1,9 +1,9 @@
-"""Importer of webdataset tars: members that share a key are one sample, `000123.jpg` beside `000123.txt` or `.json`.
+"""Importer of webdataset tars: members that share a key are one sample, `000123.jpg` and `000123.txt` or `.json`.
 
 The text holds one caption a line; the JSON a string or a list under "caption" or "captions". Where a sample has both,
 as img2dataset writes them, the captions are those of the text. A key that is twice in one tar is a problem. Tars are
 read as streams, member by member, so that one of any size needs the memory of one sample. Links, devices, names that
-lead out of the folder and members too large are said and passed over.
+lead out of the folder and members too large are reported and skipped.
 Source: https://github.com/webdataset/webdataset
 """
 
@@ -96,7 +96,7 @@ class WebDatasetSource:
 
     @property
     def share(self) -> float:
-        """How much is read, from 0 to 1, in whole tars and bytes of the one that is open."""
+        """How much is read, from 0 to 1, in complete tars and bytes of the open one."""
         tell = getattr(self._open, "tell", None)
         here = tell() if tell is not None and not getattr(self._open, "closed", True) else 0
         return min(1.0, (sum(self._sizes[: self._done]) + here) / max(1, sum(self._sizes)))
@@ -146,7 +146,7 @@ class WebDatasetSource:
                 except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
                     if isinstance(error, OSError) and error.errno is not None:
                         raise
-                    raise DataError(f"'{path}' is no whole tar file: {error}.") from error
+                    raise DataError(f"'{path}' is no complete tar file: {error}.") from error
         self._done = len(self._tars)
 
     def _of_tar(self, tar: tarfile.TarFile, name: str) -> Iterator[Row | Issue]:
@@ -246,7 +246,7 @@ def _words(captions: list[str]) -> list[str]:
 
 
 def _json_captions(text: str) -> list[str]:
-    """The captions of a JSON object; none where it has no field for them, since a text may lie beside it."""
+    """The captions of a JSON object; none where it has no field for them, since there may be a text with captions."""
     content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("a JSON object is expected")

@@ -2,7 +2,7 @@
 
 A fingerprint is a digest of a file's bytes and perceptual hashes of views of its picture. The hash is pHash of
 ImageHash (64 bits, from the lowest frequencies of a cosine transform): re-encoding and resizing change a few bits,
-cutting a margin off changes many. So each image is hashed as a whole and as the views that are left when margins are
+cutting a margin off changes many. So each image is hashed completely and as the views that are left when margins are
 cut; a cut copy agrees with one of the views of the complete image.
 Source: https://github.com/JohannesBuchner/imagehash
 
@@ -184,7 +184,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _SPANS = ((0.0, 1.0), (0.05, 0.95), (0.0, 0.9), (0.1, 1.0), (0.1, 0.9))
 VIEWS: tuple[Box, ...] = tuple((left, top, right, bottom) for left, right in _SPANS for top, bottom in _SPANS)
-"""The whole image, then what is left when up to a tenth is cut from each side; V = 25."""
+"""The complete image, then what is left when up to a tenth is cut from each side; V = 25."""
 
 _SIDE = 64  # pixels to which an image is reduced before its views are hashed
 

@@ -68,7 +68,7 @@ class ImageFile(NamedTuple):
 
     Attributes:
         id: its id.
-        path: where it lies.
+        path: of its file.
         line: the manifest's line, for messages; 0 where it does not matter.
     """
 
@@ -188,7 +188,7 @@ class Candidates(NamedTuple):
     Attributes:
         evaluated: index among the evaluated.
         trained: index among the trained.
-        view: which of the views agrees with the whole of the other.
+        view: which of the views agrees with the complete other image.
         of_trained: whether it is a view of the trained image, which makes the evaluated one a part of it.
         bits: by how many bits the hashes differ.
     """
@@ -245,7 +245,7 @@ def same_pictures(
 
     Args:
         near: from `candidates`.
-        is_same: told the evaluated and the trained image, the view and whose it is.
+        is_same: called with the evaluated and the trained image, the view and whose it is.
         first_only: stop at the first one of an evaluated image, and look at the nearest 200 only.
 
     Yields:
@@ -314,7 +314,7 @@ def same_picture_groups(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> tuple[list[int], int]:
-    """Put images together that have the same bytes or show the same picture.
+    """Group images that have the same bytes or show the same picture.
 
     Args:
         images: N images.
@@ -376,7 +376,7 @@ def compare_manifests(
         manifest: its images of the training split are those trained on.
         against: its images of all other splits are those evaluated on; of a file that has the training split only,
             and is not `manifest` itself, all images.
-        train_split: name of the training split, or of several that are trained on together.
+        train_split: name of the training split, or of several.
         progress: called now and then with the number of files done and their total.
 
     Raises:
@@ -397,7 +397,7 @@ def compare_manifests(
 
 
 def leak_issues(report: LeakReport, name: str) -> list[Issue]:
-    """Each leaked image with the line of the manifest called `name` on which it stands."""
+    """Each leaked image with its line in the manifest called `name`."""
     return [Issue(name, report.evaluated[leak.evaluated].line, "leak", report.in_words(leak)) for leak in report.leaks]
 
 

@@ -87,7 +87,7 @@ def align(one: Pixels, other: Pixels, start: Alignment) -> Alignment | None:
 
 
 def positions(alignment: Alignment, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where each column and each row of one picture lies in the other, in its pixels."""
+    """The position of each column and each row of one picture in the other, in its pixels."""
     centres, half = _centres(side), side / 2
     columns = (alignment[0] * centres + alignment[1] + 1) * half - 0.5
     return columns, (alignment[2] * centres + alignment[3] + 1) * half - 0.5
@@ -99,7 +99,7 @@ def _centres(side: int) -> NDArray[np.float64]:
 
 
 def inside(places: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which positions lie in the picture; half a pixel of doubt is granted."""
+    """Which positions are in the picture, with a tolerance of half a pixel."""
     return (places > -0.5) & (places < len(places) - 0.5)
 
 
@@ -151,7 +151,7 @@ class Likeness(NamedTuple):
         difference: mean difference of the most different of 64 patches in grey levels of pictures of 96 pixels, beyond
             what a shift by a pixel and encoding explain; catches other colours and things that are there or not.
         structure: the mean agreement of brightness in the least alike tenth of 36 patches, -1 to 1, where flat ones
-            count as 1 (contrast and structure of SSIM, Wang and others 2004); catches thin lines that lie otherwise.
+            count as 1 (contrast and structure of SSIM, Wang and others 2004); catches thin lines in other positions.
     """
 
     difference: float
@@ -209,7 +209,7 @@ def compare(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, view_
 
 
 def _inner(places: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which positions lie well within both pictures: a cut goes through pixels, and edges have one neighbour less."""
+    """Which positions are well within both pictures: a cut goes through pixels, and edges have one neighbour less."""
     well = (places > 1) & (places < len(places) - 2)
     well[:2] = well[-2:] = False
     return well
@@ -235,7 +235,7 @@ def _smoothed(picture: Thumbnail) -> Thumbnail:
 
 
 def _outside(picture: Thumbnail, other: Thumbnail) -> NDArray[np.float32]:
-    """(S, S) how far a pixel is from all that lies within one pixel of its place in the other picture."""
+    """(S, S) how far a pixel is from all within one pixel of its position in the other picture."""
     padded = np.pad(other, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2], padded[1:-1], padded[2:]
     low, high = np.minimum.reduce(rows), np.maximum.reduce(rows)
