@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def run_program(command: Callable[[], Any]) -> NoReturn:
-    """Run `command` as the whole program: libraries stay quiet, the exit code is that of `run`."""
+    """Run `command` as the program: libraries are silent, the exit code is that of `run`."""
     silence_libraries()
     sys.exit(run(command))
 

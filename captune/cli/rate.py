@@ -81,7 +81,7 @@ def rate(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
     url: Annotated[
-        str | None, typer.Option(help="What links begin with, behind a proxy.", show_default="the address")
+        str | None, typer.Option(help="Beginning of the links behind a proxy.", show_default="the address")
     ] = None,
     min_attention: Annotated[
         float, typer.Option(help="With --results: leave out raters who passed a smaller share of their checks.")
@@ -353,7 +353,7 @@ def _print_results(results: Results) -> None:
     )
     for level in ("caption", "system"):
         _section(
-            f"Metrics beside people, {level} by {level}",
+            f"Correlation of metrics with people, {level} level",
             ("metric", "people", "tau-c", "Pearson r", "n"),
             [
                 (one_line(row.metric), row.target, str(row.kendall), str(row.pearson), str(row.pairs))
@@ -363,8 +363,8 @@ def _print_results(results: Results) -> None:
         )
     if results.correlations:
         print(
-            "\nIntervals system by system tell of the people's judgements only: other systems may behave otherwise.\n"
-            "Each criterion by itself is in --json."
+            "\nIntervals at system level cover the people's judgements only: other systems may behave differently.\n"
+            "The single criteria are in --json."
         )
 
 

@@ -33,7 +33,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     url: Annotated[
         str | None,
-        typer.Option(help="What the page's address begins with, behind a proxy.", show_default="the address"),
+        typer.Option(help="Beginning of the page's address behind a proxy.", show_default="the address"),
     ] = None,
     slots: Annotated[
         int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)

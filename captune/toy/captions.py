@@ -1,7 +1,7 @@
 """Five differently worded English captions of a scene, and one terse line for pretraining.
 
 The captions keep to the habits of Flickr30k: present tense, 7 to 20 words, a full stop, some writers exact and some
-not, and nothing said that is not in the picture. The terse line names everything there is in a fixed order and in
+not, and nothing named that is not in the picture. The terse line names everything there is in a fixed order and in
 another style; a model pretrained on it sees and speaks, but not as Flickr30k does.
 """
 

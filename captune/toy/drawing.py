@@ -31,7 +31,7 @@ SKIES: dict[str, Color] = {"sunny": (150, 208, 246), "cloudy": (176, 190, 204), 
 GLASS: Color = (200, 228, 244)
 TYRE: Color = (44, 42, 46)
 
-# How much room one of them takes beside its neighbour, in hundredths of the picture's width.
+# Width of one of them in a row, in hundredths of the picture's width.
 _WIDTHS = {
     "man": 29, "woman": 29, "boy": 25, "girl": 25, "dog": 34, "cat": 32, "horse": 40, "sheep": 33, "bird": 34,
     "duck": 33, "car": 43, "bus": 60, "truck": 56, "boat": 32, "plane": 43, "ball": 26, "house": 46,
@@ -87,7 +87,7 @@ def _draw_backdrop(pen: Pen, scene: Scene) -> None:
 
 
 def _subject_centre(scene: Scene) -> float:
-    """Where the middle of the subject stands; the companion takes the other part of the picture."""
+    """Centre of the subject; the companion takes the other part of the picture."""
     if scene.companion is None or scene.subject.action == FLYING:
         return 50 + 2 * scene.layout.shift_x if scene.subject.count == 1 else 50 + scene.layout.shift_x
     towards = 1 if scene.companion.side == "left" else -1
@@ -124,7 +124,7 @@ def _draw_subject(pen: Pen, scene: Scene) -> None:
         feet = 78
     for index in range(subject.count):
         offset = index - (subject.count - 1) / 2
-        # Neighbours stand a little before or behind one another, as people do.
+        # Neighbours are alternately a little nearer and farther.
         depth = 3 * (index % 2) if subject.count > 1 else 0
         _draw_figure(pen.at(centre + offset * step, feet + depth), subject, layout.facing, layout, "large")
 
@@ -139,11 +139,11 @@ def _width_of(subject: Subject) -> float:
 
 
 def _draw_figure(pen: Pen, subject: Subject, facing: str, layout: Layout, size: str) -> None:
-    """Draw one thing of the subject's kind standing where the pen is.
+    """Draw one item of the subject's kind at the position of the pen.
 
     Args:
-        pen: stands where the feet go.
-        subject: kind, colour and action; its count is the caller's business.
+        pen: at the feet of the figure.
+        subject: kind, colour and action; its count is ignored.
         facing: "left" or "right".
         layout: the looks of people.
         size: "small" for the small kind of house.

@@ -6,7 +6,7 @@
     └── toy.json                        what the folder was made from; written last
 
 As in the original: rows sorted by file name as text, the splits mixed, `raw` and `sentids` JSON lists in minimally
-quoted CSV, sentence ids running over the whole file, `img_id` counting rows, lines ending in a bare newline.
+quoted CSV, sentence ids running over the complete file, `img_id` counting rows, lines ending in a bare newline.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Flickr30kFolder:
 
 @dataclass(frozen=True, slots=True)
 class ToyRow:
-    """One image of the folder: what it shows, what is said about it, and where it belongs."""
+    """One image of the folder: its scene, captions and split."""
 
     filename: str
     split: str
@@ -85,10 +85,10 @@ def plan_rows(*, train: int, val: int, test: int, seed: int) -> list[ToyRow]:
     for split, count in (("train", train), ("val", val), ("test", test)):
         if count < 0:
             raise DataError(f"The toy data cannot have {count} {split} images; give 0 or more.")
-    learnt, held_out = scenes(seed, held_out=False), scenes(seed, held_out=True)
+    training, held_out = scenes(seed, held_out=False), scenes(seed, held_out=True)
     names = _file_names(Random(f"captune-toy-names/{seed}"))
     rows: list[ToyRow] = []
-    for split, count, source in (("test", test, held_out), ("val", val, held_out), ("train", train, learnt)):
+    for split, count, source in (("test", test, held_out), ("val", val, held_out), ("train", train, training)):
         for index in range(count):
             scene = next(source)
             words = Random(f"captune-toy-captions/{seed}/{split}/{index}")
@@ -210,5 +210,5 @@ def _write_all(
                 shutil.rmtree(root)
             os.replace(partial, root)
         finally:
-            # Whatever stopped the work, nothing half-written stays behind.
+            # No partial folder remains after an error.
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A pen that draws outlined shapes in hundredths of the picture's width, upwards from where a figure stands."""
+"""A pen that draws outlined shapes in hundredths of the picture's width, upwards from the feet of a figure."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ COLORS: dict[str, Color] = {
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """Draws on a canvas from a point of its own.
+    """Draws on a canvas relative to a point.
 
     Args:
         draw: the canvas.
         unit: pixels in one hundredth of the picture's width.
-        x: where the figure's own zero lies, in hundredths from the left.
+        x: origin of the figure, in hundredths from the left.
         y: the same, in hundredths from the top.
-        mirrored: whether the figure's own x runs to the left.
-        scale: enlargement of the figure's own lengths.
+        mirrored: whether the x axis of the figure points to the left.
+        scale: enlargement of the figure.
     """
 
     draw: ImageDraw.ImageDraw
@@ -49,16 +49,16 @@ class Pen:
     scale: float = 1.0
 
     def at(self, x: float, y: float) -> Pen:
-        """The same pen standing at a place of the picture."""
+        """The same pen at a point of the picture."""
         return replace(self, x=x, y=y)
 
     def moved(self, dx: float = 0.0, dy: float = 0.0, scale: float = 1.0) -> Pen:
-        """The pen standing elsewhere in the figure's own lengths (`dy` upwards), enlarged by `scale`."""
+        """The pen moved in lengths of the figure (`dy` upwards), enlarged by `scale`."""
         x = self.x + (-dx if self.mirrored else dx) * self.scale
         return replace(self, x=x, y=self.y - dy * self.scale, scale=self.scale * scale)
 
     def turned(self, mirrored: bool) -> Pen:
-        """The same pen, looking to the left when `mirrored`."""
+        """The same pen, facing left if `mirrored`."""
         return replace(self, mirrored=mirrored)
 
     def _pixel(self, x: float, y: float) -> Point:

@@ -1,4 +1,4 @@
-"""Men, women, boys and girls, and what they do."""
+"""Men, women, boys and girls in action."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _KNEES: dict[str, tuple[Point, Point]] = {
 
 
 def draw_person(pen: Pen, subject: Subject, layout: Layout) -> None:
-    """Draw one person in the middle of an action, with what belongs to it.
+    """Draw one person in an action, with its ball, umbrella, balloon or bike.
 
     Args:
-        pen: stands between the feet.
+        pen: at the point between the feet.
         subject: kind, colour of the clothes, action, colour of the ball, umbrella, balloon or bike.
         layout: skin and hair.
     """

@@ -1,7 +1,7 @@
 """What is in a drawn scene: typed frozen records, sampled from a seed.
 
 A `Scene` holds everything its captions may say and everything its drawing needs; drawing.py and captions.py only read
-it. What no caption names (the exact place, skin, hair) sits in its `Layout`, so `Scene.content` tells whether two
+it. What no caption names (the exact place, skin, hair) sits in its `Layout`, so `Scene.content` shows whether two
 scenes are the same thing drawn twice.
 
 One content in five is held out by a hash of the content itself: validation and test scenes come from there, training
@@ -53,7 +53,7 @@ BALL_COLORS = ("red", "orange", "yellow", "blue", "purple", "white")
 PAINT_COLORS = ("red", "orange", "yellow", "green", "blue", "white")
 HORSE_COLORS = ("brown", "black", "white")
 
-# kind -> the colours it comes in. A tree is always green, and nobody says so.
+# kind -> the colours it comes in. A tree is always green, which captions do not mention.
 COLORS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(PEOPLE, CLOTHES_COLORS),
     "dog": ("brown", "black", "white", "gray"),
@@ -221,7 +221,7 @@ def sample_scene(random: Random) -> Scene:
     sky: Sky = random.choices(("sunny", "cloudy", "night"), weights=(5, 3, 2))[0]
     companion = _sample_companion(random, setting, subject)
     facing: Side = random.choice(("left", "right"))
-    # Whoever runs or kicks beside something does so towards it, so that "a dog chases a ball" is what one sees.
+    # A running or kicking subject faces its companion, so that "a dog chases a ball" is visible.
     if companion is not None and subject.action in ("run", "jump"):
         facing = companion.side
     layout = Layout(

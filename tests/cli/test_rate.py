@@ -91,7 +91,7 @@ def test_results_are_printed_and_put_into_the_report(made: Path, capsys: pytest.
     _answer_everything(made / "rating")
     assert _call("rate", made, "--results", "--out", made.parent / "out") == 0
     out, err = capsys.readouterr()
-    for heading in ("Raters", "Agreement", "Ranking", "Pairs", "Points, 1 to 5", "Metrics beside people"):
+    for heading in ("Raters", "Agreement", "Ranking", "Pairs", "Points, 1 to 5", "Correlation of metrics with people"):
         assert heading in out
     assert "Ada" in out
     assert {Path(line).name for line in err.splitlines()} == {

@@ -130,7 +130,7 @@ def write_vocabulary(folder: Path, captions: Iterable[str]) -> None:
         captions: the text that the model mostly reads and writes; equal captions give equal files.
     """
     prompts = [f"###Human: <Img></Img> {instruction} ###Assistant: " for instruction in INSTRUCTIONS]
-    # Prompts and stop symbols come often enough to be whole pieces, general wording often enough to be known.
+    # Prompts and stop symbols are frequent enough to become single pieces, general wording to be in the vocabulary.
     lines = [*(f"{caption}###" for caption in captions), *(prompts * 50), *(_COMMON_ENGLISH * 20)]
     model = io.BytesIO()
     SentencePieceTrainer.train(

@@ -272,7 +272,7 @@ class Answering:
         }
         options: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         if not options.get("temperature"):
-            # Greedy: sampling options must not keep requests from being decoded together.
+            # Greedy: sampling options must not keep requests from sharing a batch.
             options = {name: value for name, value in options.items() if name not in ("top_p", "top_k", "temperature")}
         try:
             return DecodingOptions(max_new_tokens=most, **options)

@@ -51,7 +51,7 @@ FEATURE_CACHE_SIZE = 128
 
 
 class Group:
-    """Answers decoded together: of one checkpoint, with the same options.
+    """Answers decoded in one batch: of one checkpoint, with the same options.
 
     Args:
         served: the model.

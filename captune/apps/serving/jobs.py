@@ -77,12 +77,12 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A piece of a job's answer; the last one says how it ended.
+    """A piece of a job's answer; the last one has its finish reason.
 
     Attributes:
         piece: new text.
         finish: None while decoding continues, then "stop" or "length".
-        text: the whole answer, when it has ended.
+        text: the complete answer, when it has ended.
         tokens: tokens of the answer so far.
         error: what went wrong; nothing follows.
     """

@@ -120,7 +120,7 @@ def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_to
     """Token ids of a dialogue's prompt.
 
     Raises:
-        APIError: 400 when prompt and answer together are longer than the model's context.
+        APIError: 400 when prompt plus answer are longer than the model's context.
     """
     characters = len(dialogue.question) + sum(len(text) for turn in dialogue.turns for text in turn)
     if characters > CHARACTERS_PER_TOKEN * context:

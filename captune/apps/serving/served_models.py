@@ -108,7 +108,7 @@ class ServedModel:
 
     @property
     def context(self) -> int:
-        """Most tokens of prompt and answer together."""
+        """Limit on the tokens of prompt plus answer."""
         config = self.model.llm.config.get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or 2048)
 
@@ -116,7 +116,7 @@ class ServedModel:
         """The prompt of a dialogue.
 
         Raises:
-            APIError: 400 when prompt and answer together are longer than the model's context.
+            APIError: 400 when prompt plus answer are longer than the model's context.
         """
         ids = layout_prompt(self.processor.layout, dialogue, self.context, max_tokens)
         return Prompt(ids, tokens=len(ids))

@@ -253,7 +253,7 @@ class _Counting:
         self._metrics = metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one connection event, as ASGI asks."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
