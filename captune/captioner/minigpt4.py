@@ -53,7 +53,7 @@ class MiniGPT4Backend:
         self.fingerprint = f"{frozen_fingerprint(model)}-{full_hash(model.trained_parameters())}-{model.llm.dtype}"
         if model.config.wrapping is not None:
             # The same weights say other things in another conversation.
-            text = json.dumps(asdict(self.processor.layout.conversation), sort_keys=True)
+            text = json.dumps(asdict(self.processor.layout.chat_template), sort_keys=True)
             self.fingerprint += f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self._size = int(model.config.vision_config.image_size)
         self._fast = TurboJpegDecoder() if fast_decode else None

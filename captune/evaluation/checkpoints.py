@@ -20,7 +20,7 @@ from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import SingleProcess, StoredFeatures, features_of, store_root
 from captune.model import MiniGPT4
-from captune.model.adapter import CheckpointRecord, load_trained, read_record, trained_state, use_wrapping
+from captune.model.adapter import CheckpointRecord, load_trained, read_record, trained_state, use_chat_template
 from captune.model.loading import LANGUAGE, load_model, pick_device
 from captune.report import read_scores, write_report
 from captune.report.record import RunScores
@@ -43,7 +43,7 @@ class CheckpointSwapper:
     def __init__(self, model: MiniGPT4, checkpoints: Sequence[Path], records: Sequence[CheckpointRecord]) -> None:
         self._model = model
         if records:
-            use_wrapping(model, records[0].wrapping, checkpoints[0])
+            use_chat_template(model, records[0].wrapping, checkpoints[0])
         self._initial = trained_state(model)
 
     def load(self, checkpoint: Path | None) -> None:

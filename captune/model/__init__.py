@@ -8,13 +8,13 @@ from captune.model.configuration import MiniGPT4Config
 from captune.model.loading import load_pretrained
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
-from captune.model.prompt import CONVERSATIONS, IMAGE_SLOT, Conversation, OriginalFaults, PromptLayout, TokenSequence
+from captune.model.prompt import CHAT_TEMPLATES, IMAGE_SLOT, ChatTemplate, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
-    "CONVERSATIONS",
+    "CHAT_TEMPLATES",
     "IMAGE_SLOT",
-    "Conversation",
+    "ChatTemplate",
     "MiniGPT4",
     "MiniGPT4Config",
     "MiniGPT4Processor",

@@ -21,7 +21,7 @@ from torch import Tensor
 from captune.errors import ConfigError, WeightsError
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
-from captune.model.prompt import Conversation
+from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
 from captune.weights.files import parse_header
@@ -39,7 +39,7 @@ __all__ = [
     "read_trained",
     "save_trained",
     "trained_state",
-    "use_wrapping",
+    "use_chat_template",
 ]
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class CheckpointRecord:
         captune: version that wrote it.
         format: version of this record.
         lora: `r`, `alpha`, `targets` and `dropout` of LoRA, where it was trained.
-        wrapping: the text around the instruction, as the fields of a `Conversation`, where the conversation is not one
+        wrapping: the text around the instruction, as the fields of a `ChatTemplate`, where the conversation is not one
             that is known by its name.
         parts: folders or hub ids of `llm` and `vision`, where a new projection joined them instead of a whole model.
     """
@@ -197,18 +197,18 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
-    use_wrapping(model, record.wrapping, folder)
+    use_chat_template(model, record.wrapping, folder)
     if model.processor is not None:
         model.processor.instruction = record.instruction
     return record
 
 
-def use_wrapping(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path) -> None:
+def use_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path) -> None:
     """Ask a model with the very text that a run was trained with, whatever its chat template says by now.
 
     Args:
         model: its processor is told.
-        wrapping: the fields of a `Conversation`, as the run stored them.
+        wrapping: the fields of a `ChatTemplate`, as the run stored them.
         source: the file or folder they come from.
 
     Raises:
@@ -222,9 +222,9 @@ def use_wrapping(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path)
             )
         return
     try:
-        conversation = Conversation(**wrapping)
-        if model.processor is not None and model.processor.layout.conversation != conversation:
-            model.processor.converse(conversation)
+        conversation = ChatTemplate(**wrapping)
+        if model.processor is not None and model.processor.layout.chat_template != conversation:
+            model.processor.use_chat_template(conversation)
     except (TypeError, AttributeError, ConfigError) as error:
         raise WeightsError(f"The prompt that {source} stores cannot be used: {error!r}.") from error
     model.config.wrapping = dict(wrapping)

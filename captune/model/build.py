@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from captune.errors import ConfigError, WeightsError
-from captune.model.chat import conversation_of
+from captune.model.chat import read_chat_template
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import end_ids, load_language_model
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.official import load_official
 from captune.model.processor import MiniGPT4Processor
-from captune.model.prompt import CONVERSATIONS
+from captune.model.prompt import CHAT_TEMPLATES
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer, transformers_tokenizer
 from captune.model.towers import joint_config, with_vision_encoder
 from captune.weights.fingerprint import tensor_fingerprints
@@ -55,7 +55,7 @@ def build(
         llm: folder or hub id of any causal language model.
         vision: the original's `eva_vit_g.pth`, or folder or hub id of a SigLIP or CLIP model.
         qformer: BLIP-2's file, for the original's tower; None for patches that go to the projection directly.
-        conversation: one of `CONVERSATIONS`; by default the language model's own chat template.
+        conversation: one of `CHAT_TEMPLATES`; by default the language model's own chat template.
         dtype: of the weights; by default bfloat16 on a machine with a GPU and float32 elsewhere. The projection,
             which is to be trained, is float32.
         max_target_tokens: longest caption in tokens, stop symbol included.
@@ -73,8 +73,8 @@ def build(
         ConfigError: the conversation is unknown, or the chat template cannot be used.
         WeightsError: a part is missing, broken, or of a kind that is not known here.
     """
-    if conversation is not None and conversation not in CONVERSATIONS:
-        raise ConfigError(f"There is no conversation '{conversation}'; expected one of: {', '.join(CONVERSATIONS)}.")
+    if conversation is not None and conversation not in CHAT_TEMPLATES:
+        raise ConfigError(f"There is no conversation '{conversation}'; expected one of: {', '.join(CHAT_TEMPLATES)}.")
     if dtype is None:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     if Path(vision).is_file():
@@ -141,7 +141,7 @@ def _make_processor(
         tokenizer = HuggingFaceTokenizer(transformers_tokenizer(llm))
         config.conversation = "chat"
         config.library_tokens = True
-        config.wrapping = asdict(conversation_of(tokenizer.library, str(llm)))
+        config.wrapping = asdict(read_chat_template(tokenizer.library, str(llm)))
     embeddings = int(config.text_config.get_text_config().vocab_size)
     if tokenizer.vocabulary_size > embeddings:
         raise WeightsError(

@@ -14,9 +14,9 @@ from typing import Any
 
 from captune.common import error_text
 from captune.errors import ConfigError
-from captune.model.prompt import IMAGE_PLACEHOLDER, Conversation
+from captune.model.prompt import IMAGE_PLACEHOLDER, ChatTemplate
 
-__all__ = ["announce_date", "beginnings_of_text", "conversation_of", "with_clock"]
+__all__ = ["announce_date", "bos_count", "read_chat_template", "with_clock"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ PLAIN = "User: {}\nAssistant: "
 """For a language model without a chat template."""
 
 
-def conversation_of(tokenizer: Any, name: str | None = None) -> Conversation:
+def read_chat_template(tokenizer: Any, name: str | None = None) -> ChatTemplate:
     """How a language model expects a question.
 
     The template is filled with a placeholder for question and answer, and cut around them. What it puts in by itself (a
@@ -95,13 +95,13 @@ def announce_date(name: str) -> None:
     )
 
 
-def beginnings_of_text(tokenizer: Any) -> tuple[int, bool]:
+def bos_count(tokenizer: Any) -> tuple[int, bool]:
     """How many beginnings of text a prompt of a language model has, and whether it begins with one.
 
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
     """
-    conversation = conversation_of(tokenizer)
+    conversation = read_chat_template(tokenizer)
     stretches = conversation.wrap("Look.").split(IMAGE_PLACEHOLDER)
     ids = [token for text in stretches for token in tokenizer.encode(text, add_special_tokens=False)]
     if conversation.bos and ids[:1] != [tokenizer.bos_token_id]:
@@ -160,7 +160,7 @@ def _divided(
     *,
     bos: bool,
     later: str | None = None,
-) -> Conversation:
+) -> ChatTemplate:
     """A conversation whose answers take as much of the white space in front of them as the tokenizer would.
 
     Args:
@@ -170,7 +170,7 @@ def _divided(
         generation_prompt: what the template puts there where an answer is to be generated.
         after: text behind the answer.
         bos: whether a prompt begins with the BOS.
-        later: see `Conversation`.
+        later: see `ChatTemplate`.
     """
     stop, suffix = _end(tokenizer, after)
     bare = between.rstrip(" ")
@@ -191,7 +191,7 @@ def _divided(
     prefix = between[len(end) :]
     if later is not None:
         later = later.removesuffix(between) + end
-    return Conversation(
+    return ChatTemplate(
         f"{before}{{}}{end}",
         stop,
         bos=bos,

@@ -20,8 +20,8 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         query_tokens: Q, the number of queries; not used without a Q-Former.
         patches_per_token: how many neighbouring patch tokens are concatenated into one image token; not used with a
             Q-Former.
-        conversation: name of the prompt's wrapping (`captune.model.prompt.CONVERSATIONS`), or what it is called here.
-        wrapping: the fields of a `Conversation` that stands in no list, such as a chat model's own; None otherwise.
+        conversation: name of the prompt's wrapping (`captune.model.prompt.CHAT_TEMPLATES`), or what it is called here.
+        wrapping: the fields of a `ChatTemplate` that stands in no list, such as a chat model's own; None otherwise.
         library_tokens: read a LLaMA vocabulary as transformers does, and not as the original code did.
         end_ids: ids that end an answer, where the language model has more of them than its tokenizer's end of text.
         max_target_tokens: longest caption in tokens, stop symbol included.

@@ -53,7 +53,7 @@ def model_card(
         "```",
     ]
     if processor is not None:
-        conversation = processor.layout.conversation
+        conversation = processor.layout.chat_template
         lines += [
             "",
             "## Prompt",

@@ -13,7 +13,7 @@ from transformers import BatchFeature
 
 from captune.data.images import ImageInput, as_list, read_image, to_pixels
 from captune.errors import DataError
-from captune.model.prompt import Conversation, OriginalFaults, PromptLayout, TokenSequence
+from captune.model.prompt import ChatTemplate, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
 from captune.weights.pointers import refuse_part
 
@@ -47,7 +47,7 @@ class MiniGPT4Processor:
         wrapping = config.wrapping
         self.layout = PromptLayout(
             tokenizer,
-            config.conversation if wrapping is None else Conversation(**wrapping),
+            config.conversation if wrapping is None else ChatTemplate(**wrapping),
             image_tokens=config.image_tokens,
             max_target_tokens=config.max_target_tokens,
         )
@@ -82,11 +82,11 @@ class MiniGPT4Processor:
             ends.insert(0, self.layout.stop_ids[0])
         return tuple(dict.fromkeys(i for i in ends if i < self.tokenizer.vocabulary_size))
 
-    def converse(self, conversation: Conversation) -> None:
+    def use_chat_template(self, chat_template: ChatTemplate) -> None:
         """Wrap instructions in another conversation, such as the one that a checkpoint was trained with."""
         self.layout = PromptLayout(
             self.tokenizer,
-            conversation,
+            chat_template,
             image_tokens=self.layout.image_tokens,
             max_target_tokens=self.layout.max_target_tokens,
             max_prompt_tokens=self.layout.max_prompt_tokens,
@@ -110,7 +110,7 @@ class MiniGPT4Processor:
         """
         self.layout = PromptLayout(
             self.tokenizer,
-            self.layout.conversation,
+            self.layout.chat_template,
             image_tokens=self.layout.image_tokens,
             max_target_tokens=max_target_tokens or self.layout.max_target_tokens,
             max_prompt_tokens=max_prompt_tokens,

@@ -22,10 +22,10 @@ from captune.errors import ConfigError
 from captune.model.tokenizer import Tokenizer, Words
 
 __all__ = [
-    "CONVERSATIONS",
+    "CHAT_TEMPLATES",
     "IMAGE_PLACEHOLDER",
     "IMAGE_SLOT",
-    "Conversation",
+    "ChatTemplate",
     "OriginalFaults",
     "PromptLayout",
     "TokenSequence",
@@ -42,7 +42,7 @@ _PLACEHOLDER = re.compile(rf"((?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?)")
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ChatTemplate:
     """How an instruction is wrapped for one family of language models.
 
     Attributes:
@@ -72,13 +72,13 @@ class Conversation:
         return self.template.replace("{}", instruction, 1)
 
 
-CONVERSATIONS = {
-    "vicuna-v0": Conversation("###Human: {} ###Assistant: ", "###"),
-    "llama-2": Conversation("[INST] {} [/INST] ", "</s>"),
-    "minigpt-v2": Conversation("[INST] {} [/INST]", "</s>"),
-    "alignment": Conversation("{}", "\n"),
+CHAT_TEMPLATES = {
+    "vicuna-v0": ChatTemplate("###Human: {} ###Assistant: ", "###"),
+    "llama-2": ChatTemplate("[INST] {} [/INST] ", "</s>"),
+    "minigpt-v2": ChatTemplate("[INST] {} [/INST]", "</s>"),
+    "alignment": ChatTemplate("{}", "\n"),
 }
-"""The conversations of MiniGPT-4 (Vicuna), MiniGPT-4 (Llama-2) and MiniGPT-v2, and that of stage-1 alignment."""
+"""The chat templates of MiniGPT-4 (Vicuna), MiniGPT-4 (Llama-2) and MiniGPT-v2, and that of stage-1 alignment."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class PromptLayout:
 
     Args:
         tokenizer: vocabulary of the language model.
-        conversation: a name in `CONVERSATIONS`, or a `Conversation`.
+        chat_template: a name in `CHAT_TEMPLATES`, or a `ChatTemplate`.
         image_tokens: Q, how many tokens an image takes.
         max_target_tokens: longest caption in tokens, stop symbol included.
         max_prompt_tokens: longest prompt in tokens, image included and BOS not; None is no limit.
@@ -159,20 +159,20 @@ class PromptLayout:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        conversation: str | Conversation,
+        chat_template: str | ChatTemplate,
         *,
         image_tokens: int,
         max_target_tokens: int = 160,
         max_prompt_tokens: int | None = None,
         faults: OriginalFaults | None = None,
     ) -> None:
-        if isinstance(conversation, str):
-            if conversation not in CONVERSATIONS:
-                known = ", ".join(CONVERSATIONS)
-                raise ConfigError(f"There is no conversation '{conversation}'; expected one of: {known}.")
-            conversation = CONVERSATIONS[conversation]
+        if isinstance(chat_template, str):
+            if chat_template not in CHAT_TEMPLATES:
+                known = ", ".join(CHAT_TEMPLATES)
+                raise ConfigError(f"There is no conversation '{chat_template}'; expected one of: {known}.")
+            chat_template = CHAT_TEMPLATES[chat_template]
         self.tokenizer = tokenizer
-        self.conversation = conversation
+        self.chat_template = chat_template
         self.image_tokens = image_tokens
         self.max_target_tokens = max_target_tokens
         self.max_prompt_tokens = max_prompt_tokens
@@ -184,15 +184,15 @@ class PromptLayout:
         self._prompts: dict[str, TokenSequence] = {}
         # As it comes out behind a word: "###" has another id there than at the start of a text.
         word = tokenizer.encode("a")
-        self.stop_ids: tuple[int, ...] = tuple(tokenizer.encode("a" + conversation.stop_symbol)[len(word) :])
+        self.stop_ids: tuple[int, ...] = tuple(tokenizer.encode("a" + chat_template.stop_symbol)[len(word) :])
         # A special token such as <end_of_turn> has no text; where a text spells it out, nothing ends.
         by_id = len(self.stop_ids) == 1 and not tokenizer.decode(self.stop_ids)
-        self.stop_text = "" if by_id else conversation.stop_symbol
-        self._context = "x" + conversation.template.partition("{}")[2]
+        self.stop_text = "" if by_id else chat_template.stop_symbol
+        self._context = "x" + chat_template.template.partition("{}")[2]
         self._context_ids = tokenizer.encode(self._context)
         if max_target_tokens <= len(self.stop_ids):
             raise ConfigError(
-                f"max_target_tokens is {max_target_tokens}, but the stop symbol '{conversation.stop_symbol}' alone "
+                f"max_target_tokens is {max_target_tokens}, but the stop symbol '{chat_template.stop_symbol}' alone "
                 f"takes {len(self.stop_ids)}; give room for a caption."
             )
 
@@ -208,7 +208,7 @@ class PromptLayout:
         """
         pieces = [prompt] if isinstance(prompt, str) else list(prompt)
         ids = self._stretches(pieces)
-        bos = self.tokenizer.bos_id if self.conversation.bos else None
+        bos = self.tokenizer.bos_id if self.chat_template.bos else None
         # Some prompts spell out the BOS; the tokenizer turns that into its id, and one BOS is enough.
         if bos is not None and ids[:1] == [bos] and not self.faults.double_bos:
             ids.pop(0)
@@ -246,7 +246,7 @@ class PromptLayout:
             images: how many placeholders in it are read, the first ones; None is all. With 1, a question without any
                 is asked of one image, which stands in front of it; with 0, it is asked without an image.
         """
-        before, _, after = self.conversation.template.partition("{}")
+        before, _, after = self.chat_template.template.partition("{}")
         parts = _PLACEHOLDER.split(question, maxsplit=images or 0) if images != 0 else [question]
         if images == 1 and len(parts) == 1:
             before += f"<Img>{IMAGE_PLACEHOLDER}</Img> "
@@ -254,13 +254,13 @@ class PromptLayout:
         return [before, *pieces, after]
 
     def prompt_text(self, instruction: str) -> str:
-        """What identifies the prompt in a signature: all its text, or the instruction where the conversation is named.
+        """What identifies the prompt in a signature: all its text, or the instruction if the template is a named one.
 
-        The conversations in `CONVERSATIONS` never change; a chat template may, under the same name.
+        The templates in `CHAT_TEMPLATES` never change; that of a chat model may, under the same name.
         """
-        if self.conversation in CONVERSATIONS.values():
+        if self.chat_template in CHAT_TEMPLATES.values():
             return instruction
-        return self.conversation.wrap(instruction) + self.conversation.answer_prefix
+        return self.chat_template.wrap(instruction) + self.chat_template.answer_prefix
 
     def _stretches(self, pieces: Sequence[str]) -> list[int]:
         """Ids of pieces of text, each stretch between images tokenized by itself, and the images' slots."""
@@ -277,7 +277,7 @@ class PromptLayout:
 
     def _answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer and its stop symbol."""
-        chat = self.conversation
+        chat = self.chat_template
         end = chat.answer_suffix + chat.stop_symbol
         if chat.in_context:
             context = self._context_ids
@@ -350,11 +350,11 @@ class PromptLayout:
     def _later_question(self, question: str) -> list[int]:
         """Ids of a question that is not the first, by default wrapped like the first, behind another BOS."""
         pieces = self.pieces(question, images=None)
-        later = self.conversation.later
+        later = self.chat_template.later
         if later is not None:
             pieces[0], _, pieces[-1] = later.partition("{}")
         ids = self._stretches(pieces)
-        bos = self.tokenizer.bos_id if self.conversation.bos and later is None else None
+        bos = self.tokenizer.bos_id if self.chat_template.bos and later is None else None
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def _dollar_places(self, row: TokenSequence) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from captune.data.manifest import Sample
 from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation, EvaluationSet
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
-from captune.model.chat import beginnings_of_text
+from captune.model.chat import bos_count
 from captune.model.explain import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.model.tokenizer import HuggingFaceTokenizer
 from captune.training.distributed import DistributedContext
@@ -102,7 +102,7 @@ def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0)
     expected = Expected(
         caption=texts[chosen],
         image_tokens=model.config.image_tokens,
-        stop_symbol=layout.conversation.stop_symbol,
+        stop_symbol=layout.chat_template.stop_symbol,
         stop_ids=layout.stop_ids,
         max_new_tokens=config.evaluate.max_new_tokens,
         beginnings=_beginnings(model, processor),
@@ -117,7 +117,7 @@ def _beginnings(model: MiniGPT4, processor: MiniGPT4Processor) -> tuple[int, boo
     """The beginnings of text that a prompt has to have: one at the start, or what a chat model's own template says."""
     if model.config.wrapping is None or not isinstance(processor.tokenizer, HuggingFaceTokenizer):
         return 1, True
-    return beginnings_of_text(processor.tokenizer.library)
+    return bos_count(processor.tokenizer.library)
 
 
 def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:

@@ -24,7 +24,7 @@ from captune.events import Listener
 from captune.features import StoredFeatures, StoredImages, features_of, store_root
 from captune.hub import resolve_model
 from captune.model import MiniGPT4
-from captune.model.adapter import CheckpointRecord, frozen_fingerprint, use_wrapping
+from captune.model.adapter import CheckpointRecord, frozen_fingerprint, use_chat_template
 from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_config_and_processor, load_model
 from captune.model.lora import attach_lora
 from captune.parsing import load_json
@@ -206,7 +206,7 @@ def restore_prompt(output: Path, model: MiniGPT4) -> None:
             wrapping = load_json(path.read_text(encoding="utf-8"))["wrapping"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{path} is broken: {error!r}; begin the run again with --overwrite.") from error
-    use_wrapping(model, wrapping, output)
+    use_chat_template(model, wrapping, output)
 
 
 def load_for_training(
@@ -275,7 +275,7 @@ def describe_checkpoint(model: MiniGPT4, config: ModelConfig, seed: int, manifes
         frozen=frozen_fingerprint(model),
         instruction=config.instruction,
         conversation=model.config.conversation,
-        stop_symbol=model.processor.layout.conversation.stop_symbol,
+        stop_symbol=model.processor.layout.chat_template.stop_symbol,
         manifest_hash=manifest_hash,
         epoch=0,
         step=0,

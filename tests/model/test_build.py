@@ -38,10 +38,10 @@ from captune.cli import app, call, run
 from captune.config import ModelConfig, load_config, parse_config
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
-from captune.model import CONVERSATIONS, MiniGPT4
+from captune.model import CHAT_TEMPLATES, MiniGPT4
 from captune.model.adapter import read_record
 from captune.model.build import ALIGNMENT_CONFIG, build, config_and_processor_of_parts
-from captune.model.chat import conversation_of
+from captune.model.chat import read_chat_template
 from captune.model.loading import LANGUAGE, load_config_and_processor, load_model, load_pretrained
 from captune.model.lora import attach_lora
 from captune.training import train
@@ -160,7 +160,7 @@ def test_any_language_model(
     assert "new and random" in caplog.text
     assert ALIGNMENT_CONFIG in caplog.text
     layout, tokenizer = model.processor.layout, model.processor.tokenizer
-    assert layout.conversation.stop_symbol == stop
+    assert layout.chat_template.stop_symbol == stop
     assert [name for name, _ in model.trained_parameters()] == ["projection.weight", "projection.bias"]
 
     # A training row is what the template itself makes, with the image put in, up to the stop symbol.
@@ -261,7 +261,7 @@ def test_clip_and_the_official_tower(llama3: Path, official_files: OfficialFiles
         conversation="vicuna-v0",
     )
     assert eva.config.image_tokens == 6
-    assert eva.processor.layout.conversation == CONVERSATIONS["vicuna-v0"]
+    assert eva.processor.layout.chat_template == CHAT_TEMPLATES["vicuna-v0"]
     eva.save_pretrained(tmp_path / "eva")
     assert MiniGPT4.from_pretrained(tmp_path / "eva").config.wrapping is None
 
@@ -289,12 +289,12 @@ def test_what_cannot_be_built(llama3: Path, siglip: Path, official_files: Offici
 )
 def test_templates_that_cannot_be_used(vocabulary: Tokenizer, template: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        conversation_of(tokenizer_of(vocabulary, template))
+        read_chat_template(tokenizer_of(vocabulary, template))
 
 
 def test_no_template_and_no_end(vocabulary: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="neither a chat template nor an end-of-text token"):
-        conversation_of(tokenizer_of(vocabulary, None, eos_token=None))
+        read_chat_template(tokenizer_of(vocabulary, None, eos_token=None))
 
 
 def test_alignment_settings(repository: Path) -> None:

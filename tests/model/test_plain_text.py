@@ -13,8 +13,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from captune.cli import app, call, run
-from captune.model import CONVERSATIONS, PromptLayout
-from captune.model.chat import beginnings_of_text, conversation_of
+from captune.model import CHAT_TEMPLATES, PromptLayout
+from captune.model.chat import bos_count, read_chat_template
 from captune.model.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, Words, load_tokenizer
 
 from ..language_models import CHATML, TEXT, write_tokenizer
@@ -106,7 +106,7 @@ def test_what_a_caption_spells_out_is_text(vocabularies: dict[str, Tokenizer], n
 
 
 @pytest.mark.parametrize("name", ["bytes", "pieces"])
-@pytest.mark.parametrize("conversation", [*CONVERSATIONS, "chat"])
+@pytest.mark.parametrize("conversation", [*CHAT_TEMPLATES, "chat"])
 def test_prompts_and_targets(vocabularies: dict[str, Tokenizer], name: str, conversation: str) -> None:
     """Placeholders and special tokens of a template are read, those of an instruction and a caption are not."""
     tokenizer = vocabularies[name]
@@ -115,7 +115,7 @@ def test_prompts_and_targets(vocabularies: dict[str, Tokenizer], name: str, conv
         if not isinstance(tokenizer, HuggingFaceTokenizer):
             pytest.skip("chat models use transformers' tokenizer")
         tokenizer.library.chat_template = CHATML
-        wrapping = conversation_of(tokenizer.library)
+        wrapping = read_chat_template(tokenizer.library)
         tokenizer.library.chat_template = None
     layout = PromptLayout(tokenizer, wrapping, image_tokens=3)
     plain = layout.prompt("Describe it.").ids
@@ -130,7 +130,7 @@ def test_prompts_and_targets(vocabularies: dict[str, Tokenizer], name: str, conv
     assert not cut
     assert -1 not in targets
     assert targets[-len(layout.stop_ids) :] == layout.stop_ids or conversation in ("vicuna-v0", "alignment")
-    assert targets.count(tokenizer.encode("</s>")[0]) == ("</s>" in layout.conversation.stop_symbol)
+    assert targets.count(tokenizer.encode("</s>")[0]) == ("</s>" in layout.chat_template.stop_symbol)
     assert layout.cut(layout.decode(targets)).replace(" ", "") == "A</s>dog<ImageHere>."
 
 
@@ -160,7 +160,7 @@ def test_a_llama_folder_with_a_chat_template(tmp_path: Path, legacy: bool | None
     settings = {} if legacy is None else {"legacy": legacy}
     write_pieces(tmp_path, {}, chat_template=TWO_PARTS, **settings)
     own = AutoTokenizer.from_pretrained(tmp_path)
-    layout = PromptLayout(load_tokenizer(tmp_path, library=True), conversation_of(own), image_tokens=2)
+    layout = PromptLayout(load_tokenizer(tmp_path, library=True), read_chat_template(own), image_tokens=2)
     turns = [{"role": "user", "content": "<Img>@@</Img> Who?"}, {"role": "assistant", "content": "A dog."}]
     wanted = []
     for count in (1, 2):
@@ -173,17 +173,17 @@ def test_a_llama_folder_with_a_chat_template(tmp_path: Path, legacy: bool | None
 @pytest.mark.parametrize(("bos", "adds"), [("<s>", True), ("<s>", False), ("</s>", False), (None, False)])
 def test_a_model_without_a_chat_template(tmp_path: Path, bos: str | None, adds: bool) -> None:
     own = write_tokenizer(tmp_path, bos=bos, adds_bos=adds)
-    layout = PromptLayout(load_tokenizer(tmp_path), conversation_of(own), image_tokens=2)
+    layout = PromptLayout(load_tokenizer(tmp_path), read_chat_template(own), image_tokens=2)
     row = [i for i in layout.sample("Describe.", "A red circle.").ids if i >= 0]
     parts = ["User: <Img>", "</Img> Describe.\nAssistant: A red circle.</s>"]
     wanted = [own.encode(part, add_special_tokens=False) for part in parts]
     assert row == [*([own.bos_token_id] if adds else []), *wanted[0], *wanted[1]]
-    assert beginnings_of_text(own) == ((1, True) if adds else (0, False))
+    assert bos_count(own) == ((1, True) if adds else (0, False))
 
 
 def test_later_turns_of_a_chat(tmp_path: Path) -> None:
     own = write_tokenizer(tmp_path, SPECIAL, template=CHATML)
-    layout = PromptLayout(HuggingFaceTokenizer(own), conversation_of(own), image_tokens=2)
+    layout = PromptLayout(HuggingFaceTokenizer(own), read_chat_template(own), image_tokens=2)
     turns = [("<Img><ImageHere></Img> Who?", "A dog."), ("Where?", "There.")]
     roles = [(role, text) for pair in turns for role, text in zip(("user", "assistant"), pair, strict=True)]
     text = own.apply_chat_template([{"role": role, "content": text} for role, text in roles], tokenize=False)

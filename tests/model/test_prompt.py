@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captune.errors import ConfigError, DataError
-from captune.model import CONVERSATIONS, IMAGE_SLOT, MiniGPT4Processor, PromptLayout
+from captune.model import CHAT_TEMPLATES, IMAGE_SLOT, MiniGPT4Processor, PromptLayout
 from captune.model.tokenizer import load_tokenizer
 
 from .conftest import OfficialFiles, load
@@ -39,7 +39,7 @@ def test_image_and_stop_symbol_survive(
     assert row.ids[0] == tokenizer.bos_id
     assert row.ids.count(IMAGE_SLOT) == 5
     assert row.ids[-len(layout.stop_ids) :] == layout.stop_ids or not row.truncated
-    assert tokenizer.decode(row.ids[-len(layout.stop_ids) :]).strip() in (CONVERSATIONS[name].stop_symbol, "")
+    assert tokenizer.decode(row.ids[-len(layout.stop_ids) :]).strip() in (CHAT_TEMPLATES[name].stop_symbol, "")
     assert row.target_count <= limit
     assert IMAGE_SLOT not in row.ids[row.prompt_length :]
     assert row.ids[: row.prompt_length] == layout.prompt(question).ids

@@ -20,7 +20,7 @@ from captune.metrics import prompt_hash
 from captune.model import MiniGPT4
 from captune.model.adapter import load_trained, read_record
 from captune.model.build import build, config_and_processor_of_parts
-from captune.model.chat import conversation_of
+from captune.model.chat import read_chat_template
 from captune.model.loading import load_pretrained
 from captune.report import read_scores
 from captune.training import train
@@ -78,7 +78,7 @@ def test_prompts_are_the_same_on_every_day(tmp_path: Path, clock: type[Clock], c
     for day in (1, 2):
         clock.day = day
         assert f"{day:02d} Nov 2026" in own.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        texts.append(conversation_of(own, str(tmp_path)))
+        texts.append(read_chat_template(own, str(tmp_path)))
     assert texts[0] == texts[1]
     assert "Today: 26 Jul 2024" in texts[0].template
     assert caplog.text.count("writes the date") == 1
@@ -90,14 +90,14 @@ def test_prompts_are_the_same_on_every_day(tmp_path: Path, clock: type[Clock], c
 )
 def test_what_templates_do_with_the_date(tmp_path: Path, written: str) -> None:
     own = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=written + CHATML)
-    found = conversation_of(own).template.partition("<|im_start|>")[0]
+    found = read_chat_template(own).template.partition("<|im_start|>")[0]
     assert found in ("20", "26. July", "x")
 
 
 def test_a_template_of_chance_is_refused(tmp_path: Path) -> None:
     template = "{{ range(100000) | random }}" + CHATML
     with pytest.raises(ConfigError, match="another text each time"):
-        conversation_of(write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=template))
+        read_chat_template(write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=template))
 
 
 def test_a_run_keeps_its_prompt(begun: RunConfig, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_keeps_its_prompt(begun: RunConfig, tmp_path: Path) -> None:
     before = read_scores(begun.output).checkpoints
     tuned = load_pretrained(checkpoint)
     ids = tuned.processor.layout.prompt(INSTRUCTION).ids
-    text = tuned.processor.layout.conversation.wrap(INSTRUCTION)
+    text = tuned.processor.layout.chat_template.wrap(INSTRUCTION)
     assert f"prompt:{prompt_hash(text)}|" in before[-1].signature
     change_template(begun, CHATML)
     try:
