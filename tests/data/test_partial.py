@@ -59,22 +59,22 @@ def writing(kind: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def names(folder: Path) -> list[str]:
+def listing(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, kind: str) -> None:
     with writing(kind, tmp_path) as process:
-        begun = names(tmp_path)
+        begun = listing(tmp_path)
         assert len(begun) == 1
         remove_abandoned(tmp_path)
-        assert names(tmp_path) == begun
+        assert listing(tmp_path) == begun
         process.kill()
         process.wait()
-    assert names(tmp_path) == begun
+    assert listing(tmp_path) == begun
     remove_abandoned(tmp_path)
-    assert names(tmp_path) == []
+    assert listing(tmp_path) == []
 
 
 @pytest.mark.parametrize("again", ["file", "folder", "report", "image", "temporary"])
@@ -82,7 +82,7 @@ def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) 
     with writing("temporary" if again == "temporary" else "file", tmp_path) as process:
         process.kill()
         process.wait()
-    assert len(names(tmp_path)) == 1
+    assert len(listing(tmp_path)) == 1
     if again == "file":
         with atomic_file(tmp_path / "b") as stream:
             stream.write("b")
@@ -96,7 +96,7 @@ def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) 
     else:
         with temporary_folder("import"):
             pass
-    assert names(tmp_path) == ([] if again == "temporary" else ["b"])
+    assert listing(tmp_path) == ([] if again == "temporary" else ["b"])
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     for name in (".a.1234abcd.partial", ".a.ffffffff01234567.partial", f"a.{mine}", "captune-import"):
         (tmp_path / name).write_text("somebody's")
     (tmp_path / f".link.{mine}").symlink_to(tmp_path / "captune-import")
-    before = names(tmp_path)
+    before = listing(tmp_path)
     remove_abandoned(tmp_path)
     remove_abandoned(tmp_path / "absent")
-    assert names(tmp_path) == before
+    assert listing(tmp_path) == before
 
 
 def test_writers_of_one_process_leave_each_other_alone(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_file_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
     monkeypatch.setattr(atomic, "_is_locked", is_locked)
     with atomic_file(tmp_path / "a") as stream:
         stream.write("whole")
-    assert names(tmp_path) == ["a"]
+    assert listing(tmp_path) == ["a"]
     lost.clear()
     with atomic_folder(tmp_path / "b") as folder:
         (folder / "c").touch()
-    assert names(tmp_path / "b") == ["c"]
+    assert listing(tmp_path / "b") == ["c"]

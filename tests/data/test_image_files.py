@@ -1,13 +1,16 @@
-"""Files and members that are not read as images are counted by ending and said in one line."""
+"""Image files by name: names that are not UTF-8, files in a folder, and files that are no images."""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from captune import cli
@@ -15,11 +18,68 @@ from captune.bulk import read_inputs
 from captune.bulk.shards import Item, TarShard
 from captune.data import formats
 from captune.data.archives import InlineImages
-from captune.data.image_files import SkippedFiles
+from captune.data.image_files import ImageFolder, SkippedFiles, name_as_text, text_as_name
 from captune.data.importers.folder import FolderSource
 from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.rows import Row
 from captune.errors import DataError
+
+
+def test_examples() -> None:
+    assert name_as_text("café b\\c.jpg") == "café b\\c.jpg"
+    assert name_as_text(os.fsdecode(b"caf\xe9.jpg")) == r"caf\xe9.jpg"
+    assert name_as_text(r"caf\xe9.jpg") == r"caf\x5cxe9.jpg"
+    assert name_as_text(os.fsdecode(b"a\xe9\\b")) == r"a\xe9\x5cb"
+    assert name_as_text("half \ud83d") == r"half \xed\xa0\xbd"  # not a file name: half of a pair out of JSON
+
+
+@given(st.binary(max_size=12) | st.text(alphabet="\\x5ce9é", max_size=12).map(str.encode))
+def test_every_name_is_text_and_can_be_read_back(name: bytes) -> None:
+    decoded = name.decode("utf-8", "surrogateescape")
+    text = name_as_text(decoded)
+    text.encode("utf-8")
+    assert text_as_name(text) == decoded
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    for name in ("val2014/COCO_val2014_000000000009.jpg", "train2014/COCO_train2014_000000000025.jpg", "own/photo.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folder", "image", "file_name", "expected"),
+    [
+        ("val2014", "9", "COCO_val2014_000000000009.jpg", "COCO_val2014_000000000009.jpg"),
+        (".", "9", "COCO_val2014_000000000009.jpg", "val2014/COCO_val2014_000000000009.jpg"),
+        (".", "9", "val2014/COCO_val2014_000000000009.jpg", "val2014/COCO_val2014_000000000009.jpg"),
+        ("val2014", "9", "val2014/COCO_val2014_000000000009.jpg", "COCO_val2014_000000000009.jpg"),
+        ("val2014", "9", "images\\COCO_val2014_000000000009.jpg", "COCO_val2014_000000000009.jpg"),
+        (".", "9", None, None),
+        (".", "photo", None, "own/photo.PNG"),
+        (".", "own/photo", None, "own/photo.PNG"),
+        (".", "photo.PNG", None, "own/photo.PNG"),
+        ("own", "../val2014/COCO_val2014_000000000009.jpg", None, None),
+        (".", "photo", "other.jpg", None),
+    ],
+)
+def test_where_a_picture_is(coco: Path, folder: str, image: str, file_name: str | None, expected: str | None) -> None:
+    found = ImageFolder(coco / folder).find(image, file_name)
+    assert found == (None if expected is None else coco / folder / expected)
+
+
+def test_the_nearest_file_is_taken_and_two_as_near_are_refused(tmp_path: Path) -> None:
+    for name in ("a.jpg", "small/a.jpg", "x/b.jpg", "y/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = ImageFolder(tmp_path)
+    assert folder.find("a") == tmp_path / "a.jpg"
+    assert folder.find("1", "y/b.jpg") == tmp_path / "y/b.jpg"
+    with pytest.raises(DataError, match=r"'x/b\.jpg' or 'y/b\.jpg'"):
+        folder.find("b")
+
 
 IMAGES = ("a.jpg", "b.jfif", "c.JPE", "d.jpg_large", "sub/e.webp")
 OTHERS = ("f.heic", "g.eps", "h.mov", "i", "sub/orphan.txt")
