@@ -126,10 +126,6 @@ class Signature:
         count, refs, tok = int(values.pop("n")), values.pop("refs"), values.pop("tok")
         return cls(n=count, refs=refs, tok=tok, leak=leak).with_fields(values)
 
-    def with_leak(self) -> Signature:
-        """The same signature with the mark LEAK."""
-        return replace(self, leak=True)
-
     def differences(self, other: Signature) -> list[str]:
         """The fields in which another signature differs, as "tok: ptb3.4.1 and 13a"."""
         first, second = self._values(), other._values()

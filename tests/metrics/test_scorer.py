@@ -153,6 +153,17 @@ def test_scores_survive_json() -> None:
         Scores.from_dict({})
 
 
+def test_older_records_of_clipscore_are_read() -> None:
+    record = score_captions(PREDICTIONS, REFERENCES, ["rouge-l"]).to_dict()
+    record["statistics"] |= {"clipscore": [[0.5], [0.7], [0.9]], "refclipscore": [[0.6], [0.6], [0.9]]}
+    scores = Scores.from_dict(json.loads(json.dumps(record)))
+    assert scores.corpus["CLIPScore"] == pytest.approx(0.7)
+    assert scores.per_image["3"]["RefCLIPScore"] == 0.9
+    record["statistics"]["elsewhere"] = record["statistics"]["rouge-l"]
+    with pytest.raises(MetricInputError, match="unknown metrics elsewhere"):
+        Scores.from_dict(record)
+
+
 def test_document_frequencies_of_a_corpus_give_one_image_a_cider(tmp_path: Path) -> None:
     counted = DocumentFrequencies.from_references(REFERENCES, "toy")
     counted.save(tmp_path / "toy.npz")
