@@ -1,6 +1,6 @@
 """Two processes on gloo beside one: the same losses and weights whatever the share of each, and the time of a step.
 
-In a third way the two also divide the frozen language model's layers between them (`train.shard: layers`, FSDP2).
+In a third way the two also divide the frozen language model's layers between them (`train.sharding: fsdp`, FSDP2).
 
     python benchmarks/dist.py [--json]
 

@@ -27,7 +27,7 @@ import torch
 from tiny import SIZES, tiny_minigpt4
 from transformers import AutoConfig
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
 from captune.training.equivalence import check_packing
@@ -70,8 +70,8 @@ SAMPLES = [
     TrainingSample(2, ("x",)),
 ]
 INSTRUCTION = "Describe this image."
-PLAIN = FastConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
-SEPARATE = FastConfig(shared_prefix=False, constant_prefix=False)
+PLAIN = OptimizationsConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
+SEPARATE = OptimizationsConfig(shared_prefix=False, constant_prefix=False)
 
 
 def build(kind: str, settings: dict[str, Any], lora: bool = False) -> MiniGPT4:
@@ -89,7 +89,7 @@ def features(model: MiniGPT4) -> torch.Tensor:
     return torch.randn(len(SAMPLES), 4, 24, generator=random).to(model.projection.weight.dtype)
 
 
-def gradient(model: MiniGPT4, fast: FastConfig, *, whole: bool = False) -> tuple[float, torch.Tensor]:
+def gradient(model: MiniGPT4, fast: OptimizationsConfig, *, whole: bool = False) -> tuple[float, torch.Tensor]:
     objective = Objective(model, INSTRUCTION, fast)
     if whole:
         objective.disable_layer_skipping()
@@ -125,12 +125,15 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
     """Differences of a family, and what the probe says."""
     model = build(kind, settings, lora)
     answer: dict[str, Any] = {"identical": False, "float64_gradient": None}
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     reason = check_packing(objective, SAMPLES, features(model))
     # Where the probe leaves the layers whole, so do the comparisons.
     whole = not objective.skips_unused
     try:
-        (plain_loss, plain), (packed_loss, packed) = gradient(model, PLAIN), gradient(model, FastConfig(), whole=whole)
+        (plain_loss, plain), (packed_loss, packed) = (
+            gradient(model, PLAIN),
+            gradient(model, OptimizationsConfig(), whole=whole),
+        )
         answer["loss_difference"] = abs(packed_loss - plain_loss) / plain_loss
         answer["gradient_relative_difference"] = relative(packed, plain)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -142,9 +145,9 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
         # Experts' grouped products exist in float32 and below only.
         with precise_norms(double), contextlib.suppress(RuntimeError):
             answer["float64_gradient"] = relative(
-                gradient(double, FastConfig(), whole=whole)[1], gradient(double, SEPARATE)[1]
+                gradient(double, OptimizationsConfig(), whole=whole)[1], gradient(double, SEPARATE)[1]
             )
-        ways = {"plain": lambda: gradient(model, PLAIN), "packed": lambda: gradient(model, FastConfig())}
+        ways = {"plain": lambda: gradient(model, PLAIN), "packed": lambda: gradient(model, OptimizationsConfig())}
         seconds = median(alternate(ways, 3))
         answer["ratio"] = round(seconds["plain"] / seconds["packed"], 2)
     return answer

@@ -8,7 +8,7 @@ from measuring import INSTRUCTION, captions, relative, use_numbers
 # isort: split
 import torch
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.training.loss import Objective
 from captune.training.optimizations import compile_layers
@@ -34,9 +34,9 @@ def exact(size: str, device: torch.device) -> dict[str, float]:
     samples = [TrainingSample(n, tuple(texts[n * PER_IMAGE : (n + 1) * PER_IMAGE])) for n in range(4)]
     features = torch.randn(4, 32, config.feature_size, device=device)
     objectives = {
-        "captune": Objective(model, INSTRUCTION, FastConfig(), compile_layers(model)),
-        "captune, not compiled": Objective(model, INSTRUCTION, FastConfig()),
-        "plain rows": Objective(model, INSTRUCTION, FastConfig(**PLAIN)),
+        "captune": Objective(model, INSTRUCTION, OptimizationsConfig(), compile_layers(model)),
+        "captune, not compiled": Objective(model, INSTRUCTION, OptimizationsConfig()),
+        "plain rows": Objective(model, INSTRUCTION, OptimizationsConfig(**PLAIN)),
     }
     found = {
         way: torch.autograd.grad(objective.loss(samples, features), model.projection.weight)[0]

@@ -29,7 +29,7 @@ from measuring import INSTRUCTION, Output, captions, kernels, median, options, r
 # isort: split
 import torch
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import IMAGE_SLOT, MiniGPT4
 from captune.model.memory import TrainingLoad, training_memory
 from captune.model.size import measure_model
@@ -97,7 +97,7 @@ def main() -> int:
     features = torch.randn(images, 32, model.config.feature_size, device=device, dtype=torch.bfloat16)
     compiled = compile_layers(model)
     objectives = {
-        way: Objective(model, INSTRUCTION, FastConfig(**fast), compiled if way == "captune" else None)
+        way: Objective(model, INSTRUCTION, OptimizationsConfig(**fast), compiled if way == "captune" else None)
         for way, fast in WAYS.items()
     }
     kept: dict[str, torch.Tensor] = {}

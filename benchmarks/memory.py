@@ -28,8 +28,10 @@ from captune.training.preparation import load_for_training
 
 SETTINGS: dict[str, list[str]] = {
     "as it is": [],
-    "separate rows": ["train.fast.shared_prefix=false"],
-    "plain rows": [f"train.fast.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")],
+    "separate rows": ["train.optimizations.shared_prefix=false"],
+    "plain rows": [
+        f"train.optimizations.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")
+    ],
     "checkpointing": ["train.gradient_checkpointing=true"],
     "LoRA": ["train.lora={rank: 8}"],
 }

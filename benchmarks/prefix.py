@@ -20,7 +20,7 @@ from measuring import INSTRUCTION, Output, alternate, captions, median, options,
 import torch
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.training.loss import Objective
 from captune.training.packing import constant_prefix_length, pack
@@ -68,7 +68,7 @@ def gradient(objective: Objective, model: MiniGPT4, samples: list[TrainingSample
     return float(loss.detach()), torch.autograd.grad(loss, weight)[0]
 
 
-def positions(model: MiniGPT4, samples: list[TrainingSample], fast: FastConfig) -> int:
+def positions(model: MiniGPT4, samples: list[TrainingSample], fast: OptimizationsConfig) -> int:
     """Positions that the language model computes, padding included."""
     layout = model.processor.layout
     prompt = layout.prompt(INSTRUCTION).ids
@@ -101,7 +101,7 @@ def main() -> int:
     texts = captions(arguments.images * arguments.captions, tuple(arguments.lengths), arguments.vocabulary)
     per = arguments.captions
     samples = [TrainingSample(n, tuple(texts[n * per : (n + 1) * per])) for n in range(arguments.images)]
-    switches = {name: FastConfig(**values) for name, values in SWITCHES.items()}
+    switches = {name: OptimizationsConfig(**values) for name, values in SWITCHES.items()}
     objectives = {name: Objective(model, INSTRUCTION, fast) for name, fast in switches.items()}
     # The first call also computes the constant text's keys and values, which a run does once.
     single = {name: gradient(objective, model, samples) for name, objective in objectives.items()}

@@ -26,7 +26,7 @@ from prefix import FEATURES, QUERIES, build, use_numbers
 import numpy as np
 import torch
 
-from captune.config import FastConfig, TrainConfig
+from captune.config import OptimizationsConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.training.loss import Objective
 from captune.training.packing import constant_prefix_length, pack
@@ -35,7 +35,7 @@ from captune.training.samples import TrainingSample, TrainingSamples
 FLICKR = ROOT.parent / "shared" / "captions" / "flickr30k" / "flickr_annotations_30k.csv"
 SPECIAL = 64
 """Ids below are the prompt's."""
-PLAIN = FastConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
+PLAIN = OptimizationsConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
 
 
 def numbered(path: Path, count: int) -> tuple[list[Sample], int]:
@@ -72,9 +72,9 @@ def main() -> int:
     layout = model.processor.layout
     prompt = layout.prompt(INSTRUCTION).ids
     cached = constant_prefix_length(prompt)
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     train = TrainConfig(epochs=1, batch_size=arguments.batch * per, captions_per_image=per)
-    loose = train.model_copy(update={"fast": FastConfig(length_buckets=False)})
+    loose = train.model_copy(update={"optimizations": OptimizationsConfig(length_buckets=False)})
 
     def ids(sample: TrainingSample) -> list[tuple[int, ...]]:
         return [layout.target_ids(caption)[0] for caption in sample.captions]

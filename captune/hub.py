@@ -127,7 +127,7 @@ def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
             resolve_model(model.path),
             dtype=model.dtype,
             quantization=model.quantization,
-            legacy_bugs=model.faults,
+            legacy_bugs=model.legacy_bugs,
         )
     if Path(str(model.vision)).is_file():
         raise ConfigError(
@@ -146,7 +146,7 @@ def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
         vision=str(model.vision),
         dtype=model.dtype,
         quantization=model.quantization,
-        legacy_bugs=model.faults,
+        legacy_bugs=model.legacy_bugs,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from captune.config import RunConfig, commented_yaml, load_config, parse_config
+from captune.config import RunConfig, commented_yaml, load_config, load_run_config, parse_config
 from captune.errors import ConfigError
 from captune.evaluation import decoding_options
 from captune.toy import TOY_SETTINGS
@@ -14,10 +14,12 @@ from captune.toy import TOY_SETTINGS
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["train.fast.compile=true"], "there is no key 'train.fast'; did you mean 'train.optimizations'?"),
+        (["track=wandb"], "there is no key 'track'; did you mean 'tracker'?"),
         (["trian.epochs=3"], "there is no key 'trian'; did you mean 'train'?"),
         (["train.lerning_rate=1e-3"], "there is no key 'train.lerning_rate'; did you mean 'learning_rate'?"),
         (["train.epochs=many"], "train.epochs is 'many'"),
-        (["train.targets=all"], "train.targets is 'all', expected 'each', 'one' or 'joined'"),
+        (["train.caption_targets=all"], "train.caption_targets is 'all', expected 'separate', 'random' or 'joined'"),
         (["train.epochs=0"], "train.epochs is 0, expected a number greater than 0"),
         (["train.min_learning_rate=1"], "above train.learning_rate 3e-05"),
         (["train=3"], "train is 3"),
@@ -84,8 +86,8 @@ def test_written_yaml_reads_back_and_explains_every_field() -> None:
 
 def test_a_divided_model_is_not_compiled_for_evaluation() -> None:
     assert decoding_options(parse_config({}, ["evaluate.compile=true"])).compiled
-    with pytest.raises(ConfigError, match="divided language model is not compiled"):
-        parse_config({}, ["evaluate.compile=true", "train.shard=layers"])
+    with pytest.raises(ConfigError, match="sharded language model is not compiled"):
+        parse_config({}, ["evaluate.compile=true", "train.sharding=fsdp"])
 
 
 def test_shipped_configurations_parse_and_are_complete(repository: Path) -> None:
@@ -123,3 +125,20 @@ def test_a_key_that_stands_twice(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"the key '(seed|epochs)' is given twice.* line 3"):
         load_config(path)
+
+
+def test_a_stored_configuration_of_an_earlier_version_is_translated(tmp_path: Path) -> None:
+    old = {
+        "track": "tensorboard",
+        "model": {"faults": ["dollars_are_padding"]},
+        "train": {"targets": "one", "shard": "layers", "fast": {"compile": True}},
+        "evaluate": {"protocol": "slides", "train_slice": 3},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    config = load_run_config(tmp_path / "config.yaml", ["train.epochs=2"])
+    assert (config.tracker, config.model.legacy_bugs) == ("tensorboard", ("pad_is_dollar_sign",))
+    assert (config.train.caption_targets, config.train.sharding, config.train.epochs) == ("random", "fsdp", 2)
+    assert config.train.optimizations.compile is True
+    assert config.evaluate.train_subset == 3
+    with pytest.raises(ConfigError, match="did you mean"):
+        load_config(tmp_path / "config.yaml")

@@ -135,7 +135,11 @@ def test_training_is_the_same_on_both(
         ["model.dtype=auto"],
         ["model.dtype=auto", "train.lora={rank: 4}"],
         ["train.gradient_checkpointing=true"],
-        ["train.fast.shared_prefix=false", "train.fast.constant_prefix=false", "train.fast.target_logits=false"],
+        [
+            "train.optimizations.shared_prefix=false",
+            "train.optimizations.constant_prefix=false",
+            "train.optimizations.target_logits=false",
+        ],
         ["evaluate.compile=true"],
         ["evaluate.beams=3"],
     ],

@@ -126,7 +126,7 @@ def test_minigpt_v2_with_many_datasets(tmp_path: Path) -> None:
         ("datasets", datasets),
     ]
     config, notes = convert_config(written(tmp_path, *changes, ("run.min_lr", 8e-5), ("run.warmup_steps", 1000)))
-    assert config.track == "wandb"
+    assert config.tracker == "wandb"
     assert config.train.batch_size == 6
     assert config.train.min_learning_rate == config.train.learning_rate == 3e-5
     assert "model.prompt_path" in dead(notes)

@@ -173,11 +173,11 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: as `captune.config.load_config`.
     """
-    from captune.config import load_config
+    from captune.config import load_config, load_run_config
 
     if not config.is_dir():
         return load_config(config, overrides)
-    settings = load_config(config / "config.yaml", overrides)
+    settings = load_run_config(config / "config.yaml", overrides)
     if any(override.startswith("output=") for override in overrides):
         return settings
     return settings.model_copy(update={"output": config})

@@ -144,7 +144,7 @@ def _print(
     dtype = str(compute_dtype(settings.model.dtype, device)).removeprefix("torch.")
     kind = "a GPU" if device.type == "cuda" else "this machine's processor, for no GPU was found or given with --gpu"
     print(f"{settings.model.path} in {dtype} on {kind}")
-    if settings.train.shard == "layers":
+    if settings.train.sharding == "fsdp":
         several = planner.processes > 1
         print(
             f"layers divided among {planner.processes} processes" if several else "not divided: one process is planned"

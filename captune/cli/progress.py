@@ -197,10 +197,10 @@ class _Display:
         elif name == "unpacked":
             self._say(f"Training with one row a caption, which is slower: {event['reason']}.")
         elif name == "sharded" and event["processes"] == 1:
-            self._say("train.shard is layers, and is ignored: there is one process, which holds all layers.")
+            self._say("train.sharding is fsdp, and is ignored: there is one process, which holds all layers.")
         elif name == "sharded":
             self._say(
-                f"The language model's layers are divided, as train.shard says: each of {event['processes']} processes "
+                f"The language model's layers are sharded (train.sharding): each of {event['processes']} processes "
                 f"holds {event['held'] / 1e9:.2f} of {event['whole'] / 1e9:.2f} GB."
             )
         elif name == "evaluation":

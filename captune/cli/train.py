@@ -48,7 +48,7 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
     from captune.config import load_config
 
     settings = load_config(config, overrides)
-    require_extra("captune train", "train", *(["track"] if settings.track == "wandb" else []))
+    require_extra("captune train", "train", *(["track"] if settings.tracker == "wandb" else []))
     check_run(settings, trains=True)
 
     with extra_imports("captune train", "train"):

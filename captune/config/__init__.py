@@ -4,13 +4,13 @@ Every field carries its help in `sections`, once; `commented_yaml` writes it out
 `train_configs/` are made.
 """
 
-from captune.config.files import convert_config, load_config, parse_config
+from captune.config.files import convert_config, load_config, load_run_config, parse_config
 from captune.config.sections import (
     DataConfig,
     EvaluateConfig,
-    FastConfig,
     LoraConfig,
     ModelConfig,
+    OptimizationsConfig,
     RunConfig,
     TrainConfig,
     split_names,
@@ -20,14 +20,15 @@ from captune.config.writing import commented_yaml
 __all__ = [
     "DataConfig",
     "EvaluateConfig",
-    "FastConfig",
     "LoraConfig",
     "ModelConfig",
+    "OptimizationsConfig",
     "RunConfig",
     "TrainConfig",
     "commented_yaml",
     "convert_config",
     "load_config",
+    "load_run_config",
     "parse_config",
     "split_names",
 ]

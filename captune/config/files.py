@@ -13,9 +13,50 @@ from captune.errors import ConfigError
 from captune.lavis import is_lavis, translate
 from captune.parsing import load_yaml, validate
 
-__all__ = ["convert_config", "load_config", "parse_config"]
+__all__ = ["convert_config", "load_config", "load_run_config", "parse_config"]
 
 logger = logging.getLogger(__name__)
+
+
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "track": ("tracker", {}),
+    "model.faults": ("model.legacy_bugs", {"dollars_are_padding": "pad_is_dollar_sign"}),
+    "train.targets": ("train.caption_targets", {"each": "separate", "one": "random"}),
+    "train.shard": ("train.sharding", {"layers": "fsdp"}),
+    "train.fast": ("train.optimizations", {}),
+    "evaluate.train_slice": ("evaluate.train_subset", {}),
+}
+"""Keys of earlier versions: their new names, and the new names of their values."""
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration that is stored in a run's folder, also one of an earlier captune.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value` strings.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    content = _read_yaml(Path(path))
+    for name, section, key in _renamed_keys(content):
+        new_name, values = RENAMED[name]
+        value = section.pop(key)
+        value = [values.get(v, v) for v in value] if isinstance(value, list) else values.get(str(value), value)
+        section.setdefault(new_name.rpartition(".")[2], value)
+    return parse_config(content, overrides, source=str(path))
+
+
+def _renamed_keys(content: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    """The keys of an earlier version: full name, section that holds it, name in the section."""
+    renamed = []
+    for name in RENAMED:
+        *sections, key = name.split(".")
+        section = content.get(sections[0]) if sections else content
+        if isinstance(section, dict) and key in section:
+            renamed.append((name, section, key))
+    return renamed
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -105,6 +146,8 @@ def parse_config(
     """
     for override in overrides:
         content = _override(content, override)
+    for name, _, _ in _renamed_keys(content):
+        raise ConfigError(f"{source}: there is no key '{name}'; did you mean '{RENAMED[name][0]}'?")
     return validate(content, RunConfig, source, ConfigError)
 
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 __all__ = [
     "DataConfig",
     "EvaluateConfig",
-    "FastConfig",
     "LoraConfig",
     "ModelConfig",
+    "OptimizationsConfig",
     "RunConfig",
     "TrainConfig",
     "split_names",
@@ -43,8 +43,8 @@ class ModelConfig(_Section):
     """Folder or hub id of a SigLIP, CLIP or BLIP-2 model in front of `llm`; for eva_vit_g.pth use `captune convert`."""
     quantization: Literal["int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8"] | None = None
     """The language model in fewer bits: less memory, not less time; null is as it is. Needs the extra `quant`."""
-    faults: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "pad_is_dollar_sign"], ...] = ()
-    """Faults of the original code to repeat on purpose, under protocol slides only."""
+    legacy_bugs: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "pad_is_dollar_sign"], ...] = ()
+    """Bugs of the original code to reproduce, under protocol slides only."""
 
     @property
     def name(self) -> str:
@@ -91,8 +91,8 @@ class DataConfig(_Section):
         return split_names(self.train_split)
 
 
-class FastConfig(_Section):
-    """What makes training cheaper without changing a gradient; each can be turned off."""
+class OptimizationsConfig(_Section):
+    """Optimizations that do not change a gradient; each can be turned off."""
 
     shared_prefix: bool = True
     """Put the captions of an image behind one image and prompt, instead of repeating these for each caption; what
@@ -124,8 +124,9 @@ class LoraConfig(_Section):
 class TrainConfig(_Section):
     """The optimisation."""
 
-    targets: Literal["each", "one", "joined"] = "each"
-    """What a step learns of an image's captions: each one as a sample, one drawn per epoch, or all joined into one."""
+    caption_targets: Literal["separate", "random", "joined"] = "separate"
+    """Targets of an image with several captions: a separate one for each, one drawn at random for each pass, or all
+    captions joined into one."""
     instructions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Instructions that are mixed in training, one drawn for each sample and pass; empty is model.instruction alone,
     which evaluation asks in any case."""
@@ -157,12 +158,12 @@ class TrainConfig(_Section):
     """Steps with an infinite or undefined loss that are skipped before the run is given up."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
-    shard: Literal["none", "layers"] = "none"
-    """layers divides the frozen language model's layers among the processes, for cards that do not hold it whole; each
-    layer is gathered when it is computed, which costs time."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp shards the frozen language model's layers over the processes, for GPUs that cannot hold it; each layer is
+    gathered when it is computed, which costs time."""
     lora: LoraConfig | None = None
     """LoRA beside the projection, as {rank: 64, alpha: 16, targets: [q_proj, v_proj]}; null is the projection alone."""
-    fast: FastConfig = FastConfig()
+    optimizations: OptimizationsConfig = OptimizationsConfig()
 
 
 class EvaluateConfig(_Section):
@@ -175,7 +176,7 @@ class EvaluateConfig(_Section):
     """Evaluation images that were trained on mark a result LEAK; true prints the mark without the reason."""
     batch_size: int = Field(32, gt=0)
     """Images captioned at once."""
-    train_slice: int = Field(64, ge=0)
+    train_subset: int = Field(64, ge=0)
     """Training images that each epoch is evaluated on besides, to tell over-fitting; 0 is none."""
     max_new_tokens: int = Field(40, gt=0)
     """Longest caption in tokens; decoding ends earlier at the stop symbol."""
@@ -200,7 +201,7 @@ class RunConfig(_Section):
     """Steps between two lines of the log."""
     save_every: int = Field(200, gt=0)
     """Steps between two saved states, from which a killed run goes on; the end of an epoch is saved as well."""
-    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Where curves are sent besides log.jsonl; needs the extra `track`, never an account for none or tensorboard."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -214,27 +215,28 @@ class RunConfig(_Section):
                 f"train.min_learning_rate is {self.train.min_learning_rate:g}, above train.learning_rate "
                 f"{self.train.learning_rate:g}; the cosine goes down from the latter to the former"
             )
-        fast = self.train.fast
+        fast = self.train.optimizations
         if not fast.target_logits and (fast.shared_prefix or fast.constant_prefix):
             raise ValueError(
-                "train.fast.target_logits is off, which shared_prefix and constant_prefix need; turn these off as well"
+                "train.optimizations.target_logits is off, which shared_prefix and constant_prefix need; turn these off "
+                "as well"
             )
-        if self.train.shard == "layers" and self.model.quantization is not None:
+        if self.train.sharding == "fsdp" and self.model.quantization is not None:
             raise ValueError(
-                f"train.shard is layers and model.quantization is {self.model.quantization}, and a quantized language "
-                "model cannot be divided; set train.shard to none, or model.quantization to null"
+                f"train.sharding is fsdp and model.quantization is {self.model.quantization}, and a quantized language "
+                "model cannot be divided; set train.sharding to none, or model.quantization to null"
             )
-        if self.train.shard == "layers" and self.evaluate.compile:
+        if self.train.sharding == "fsdp" and self.evaluate.compile:
             raise ValueError(
-                "train.shard is layers and evaluate.compile is true, and a divided language model is not compiled; set "
-                "one of them to its default"
+                "train.sharding is fsdp and evaluate.compile is true, and a sharded language model is not compiled; "
+                "set one of them to its default"
             )
         if (self.model.llm is None) != (self.model.vision is None):
             raise ValueError("model.llm and model.vision belong together; give both, or neither and model.path")
-        if self.model.faults and self.evaluate.protocol != "slides":
+        if self.model.legacy_bugs and self.evaluate.protocol != "slides":
             raise ValueError(
-                f"model.faults repeat the original's faults ({', '.join(self.model.faults)}), which only protocol "
-                "slides may; set evaluate.protocol to slides, or leave them out"
+                f"model.legacy_bugs repeat bugs of the original ({', '.join(self.model.legacy_bugs)}), which only "
+                "protocol slides may; set evaluate.protocol to slides, or leave them out"
             )
         return self
 

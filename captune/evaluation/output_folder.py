@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captune.config import RunConfig, load_config
+from captune.config import RunConfig, load_run_config
 from captune.data.locks import last_writer
 from captune.errors import ConfigError, InputError
 from captune.report import read_scores
@@ -31,7 +31,7 @@ WRITER = "captune evaluate"
 """Name of an evaluation in the lock of its folder."""
 BEFORE_SCORES = ("captions", "thumbnails")
 """Those that are written before the scores."""
-_WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
+_WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_subset"), "data": ("features",)}
 """Settings that change neither captions nor scores."""
 
 
@@ -66,7 +66,7 @@ def is_own_evaluation(config: RunConfig, run: Path, checkpoints: Sequence[Path])
         checkpoints: that are evaluated.
     """
     try:
-        written = load_config(run / "config.yaml")
+        written = load_run_config(run / "config.yaml")
     except ConfigError:
         return False
     evaluated = {os.path.realpath(folder) for folder in checkpoints}

@@ -28,7 +28,7 @@ def run_settings(reader: Reader, given: dict[str, Any], datasets: dict[str, dict
     if "log_freq" in given:
         settings["log_every"] = reader.number(given, "log_freq", int)
     if given.get("wandb_log"):
-        settings["track"] = "wandb"
+        settings["tracker"] = "wandb"
     splits = given.get("train_splits")
     if splits:
         if not isinstance(splits, list):

@@ -97,7 +97,7 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
             return part
     raise ConfigError(
         f"The layers of a '{text.model_type}' do not stand in one list, so they can neither be divided nor compiled; "
-        "set train.shard to none and train.fast.compile to false."
+        "set train.sharding to none and train.optimizations.compile to false."
     )
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from captune.config import RunConfig, commented_yaml, load_config
+from captune.config import RunConfig, commented_yaml, load_run_config
 from captune.data.atomic import atomic_file, atomic_folder
 from captune.data.locks import is_lock_file
 from captune.data.manifest import manifest_hash, read_manifest, resolve_image
@@ -275,7 +275,7 @@ def inspect_run(config: RunConfig) -> Inspection:
             "a run, give another folder with output=...",
         )
     try:
-        written = load_config(output / CONFIG)
+        written = load_run_config(output / CONFIG)
     except ConfigError as error:
         return _refused(
             RunStatus.DAMAGED,

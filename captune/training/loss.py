@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from captune.common import error_text
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4, TokenSequence
 from captune.model.compiled import CompiledLayers
 from captune.training.optimizations import FusedLayers, is_compile_error, skip_unused_tokens
@@ -71,7 +71,7 @@ class Objective:
     """
 
     def __init__(
-        self, model: MiniGPT4, instruction: str, fast: FastConfig, compiled: CompiledLayers | None = None
+        self, model: MiniGPT4, instruction: str, fast: OptimizationsConfig, compiled: CompiledLayers | None = None
     ) -> None:
         assert model.processor is not None
         self._model = model

@@ -357,14 +357,14 @@ def compile_if_enabled(model: MiniGPT4, config: TrainConfig, *, sharded: bool = 
         config: of the training.
         sharded: whether the layers are sharded over the processes.
     """
-    asked = config.fast.compile
+    asked = config.optimizations.compile
     on_gpu = model.projection.weight.device.type == "cuda"
     if asked is False or (asked == "auto" and not on_gpu):
         return None
     reasons = {
-        "train.fast.target_logits is off": not config.fast.target_logits,
+        "train.optimizations.target_logits is off": not config.optimizations.target_logits,
         "train.gradient_checkpointing computes them twice": config.gradient_checkpointing,
-        "train.shard shards them": sharded,
+        "train.sharding shards them": sharded,
         "the language model is quantized": getattr(model.llm, "is_quantized", False),
     }
     for reason, holds in reasons.items():

@@ -157,7 +157,7 @@ class Planner:
                 model_config.lora = {"r": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
             self._sizes[kind] = measure_model(model_config, dtype, config.model.quantization)
         size = self._sizes[kind]
-        return self._divided(size) if config.train.shard == "layers" and self.processes > 1 else size
+        return self._divided(size) if config.train.sharding == "fsdp" and self.processes > 1 else size
 
     def _divided(self, size: ModelSize) -> ModelSize:
         """The same with the share of a language model's layers that one process holds, and those that are gathered."""
@@ -172,7 +172,7 @@ class Planner:
         """The largest micro-batch: that of the longest samples."""
         prompt = self._layout.prompt(config.model.instruction).ids
         samples = [[self._layout.target_ids(text)[0] for text in texts] for texts in self.micro_batch(config)]
-        fast = config.train.fast
+        fast = config.train.optimizations
         if not fast.target_logits:
             lengths = [len(caption) for sample in samples for caption in sample]
             tokens = len(prompt) + max(lengths)
@@ -235,9 +235,9 @@ class Planner:
         if not given.train.gradient_checkpointing:
             pulled += ("train.gradient_checkpointing=true",)
             yield pulled
-        if self.processes > 1 and given.model.quantization is None and given.train.shard == "none":
-            yield (*pulled, "train.shard=layers")
-        if given.model.quantization is None and given.train.shard == "none" and self._device.type == "cuda":
+        if self.processes > 1 and given.model.quantization is None and given.train.sharding == "none":
+            yield (*pulled, "train.sharding=fsdp")
+        if given.model.quantization is None and given.train.sharding == "none" and self._device.type == "cuda":
             yield (*pulled, "model.quantization=nf4")
 
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
@@ -344,7 +344,7 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
     per_image = max(map(len, captions))
     once: dict[str, Any] = {"batch_size": per_image * len(images), "micro_batch_size": None, "steps_per_epoch": None}
     # What is joined is one caption already, and a drawn one is the only one.
-    once |= {"targets": "each", "captions_per_image": per_image, "epochs": 2}
+    once |= {"caption_targets": "separate", "captions_per_image": per_image, "epochs": 2}
     train = config.train.model_copy(update=once)
     device = model.projection.weight.device
     features = torch.randn(len(images), model.config.image_tokens, model.config.feature_size, dtype=model.llm.dtype)

@@ -169,7 +169,7 @@ def _open_tracker(name: str, folder: Path, settings: Event) -> _Tracker | None:
 
             return _Hosted(wandb, folder, settings)
     except ImportError as error:
-        raise MissingExtraError(f"track: {name}", "track") from error
+        raise MissingExtraError(f"tracker: {name}", "track") from error
     return None
 
 

@@ -84,17 +84,20 @@ class TrainingSamples:
     ) -> None:
         require_captions(images)
         self._images = images
-        self._targets = config.targets
+        self._targets = config.caption_targets
         self._instructions = config.instructions
         self.seed = seed
-        per_sample = config.captions_per_image if config.targets == "each" else 1
+        separate = config.caption_targets == "separate"
+        per_sample = config.captions_per_image if separate else 1
         self._per_sample = per_sample
         # A slot is an image and which of its captions: `per_sample` of them from the first one named.
         self._slots = [
             (index, first)
             for index, image in enumerate(images)
             for first in range(
-                0, len(image.captions) if config.targets == "each" else min(1, len(image.captions)), per_sample
+                0,
+                len(image.captions) if config.caption_targets == "separate" else min(1, len(image.captions)),
+                per_sample,
             )
         ]
         self._weights = np.array(
@@ -107,7 +110,7 @@ class TrainingSamples:
         self._even = bool((self._weights == self._heaviest).all())
         self._size = config.batch_size
         # Without a vocabulary characters stand for tokens.
-        fast = config.fast
+        fast = config.optimizations
         self._characters = _of_shared_row if fast.shared_prefix and fast.target_logits else _of_all_captions
         self._length = (length_fn or self._characters) if fast.length_buckets else None
         self._shapes = self._shape_steps()
@@ -136,7 +139,7 @@ class TrainingSamples:
     @property
     def captions(self) -> int:
         """Targets of one pass."""
-        if self._targets != "each":
+        if self._targets != "separate":
             return len(self._slots)
         return sum(len(image.captions) for image in self._images)
 
@@ -197,7 +200,7 @@ class TrainingSamples:
         captions = self._images[image].captions
         if self._targets == "joined":
             return TrainingSample(image, (" ".join(captions),), self._instruction(image, first, passed))
-        if self._targets == "one":
+        if self._targets == "random":
             drawn = captions[self._draw(self._images[image].id, passed, len(captions))]
             return TrainingSample(image, (drawn,), self._instruction(image, first, passed))
         return TrainingSample(
@@ -304,7 +307,7 @@ _WORDS = ("dog", "cat", "man", "bus", "sun", "hat", "pen", "toy", "red", "fox")
 
 def synthetic_samples(config: TrainConfig, layout: PromptLayout, tokens: int) -> list[tuple[str, ...]]:
     """As many samples as a step has, with captions of `tokens` tokens, or as many as the layout allows."""
-    per_sample = config.captions_per_image if config.targets == "each" else 1
+    per_sample = config.captions_per_image if config.caption_targets == "separate" else 1
     captions = tuple(_caption_of(layout, tokens, number) for number in range(per_sample))
     return [captions] * max(1, config.batch_size // per_sample)
 

@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -103,11 +103,11 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         evaluation = Evaluation(config, evaluation_set(config, listener))
         with distributed_context() as dist:
             resuming = resume and folder.status is RunStatus.UNFINISHED
-            trainer = setup(config, images, evaluation, dist, listener, None if resuming else folder)
-            with trainer.log:
+            with setup(config, images, evaluation, dist, listener, None if resuming else folder) as trainer:
                 trainer.run()
 
 
+@contextmanager
 def setup(
     config: RunConfig,
     images: Sequence[Sample],
@@ -115,8 +115,8 @@ def setup(
     dist: DistributedContext,
     listener: Listener | None,
     folder: Inspection | None,
-) -> Trainer:
-    """Load all parts of a run.
+) -> Iterator[Trainer]:
+    """Load all parts of a run, and open its log.
 
     Args:
         config: of the run.
@@ -152,7 +152,7 @@ def setup(
     dist.barrier()
 
     # The model, sharded over the processes if configured.
-    fsdp = FsdpContext(dist) if config.train.shard == "layers" and dist.size > 1 else None
+    fsdp = FsdpContext(dist) if config.train.sharding == "fsdp" and dist.size > 1 else None
     collective_forward = nullcontext if fsdp is None else fsdp.collective_forward
     with nullcontext() if fsdp is None else fsdp.load_in_rank_order():
         model = load_for_training(
@@ -188,34 +188,35 @@ def setup(
         require_same_steps(output, samples.total_steps)
         evaluation.restore(finished_rows(output, step.progress.step, samples.steps_per_epoch))
 
-    train_subset = TrainSubset(readable, stored.features, config.evaluate.train_slice)
+    train_subset = TrainSubset(readable, stored.features, config.evaluate.train_subset)
     evaluator = Evaluator(evaluation, test_features, train_subset, dist, collective_forward)
 
     # The main process keeps the log and reports; the others are silent.
     log = RunLogger(None)
     if dist.is_main:
         settings = config.model_dump(mode="json")
-        log = RunLogger(output, config.track, settings, listener, resumed_at=step.progress.step, cost=cost)
-    log.log(
-        "run",
-        model=config.model.name,
-        images=len(readable),
-        captions=samples.captions,
-        steps_per_epoch=samples.steps_per_epoch,
-        step_captions=samples.describe_steps(),
-        batch_size=config.train.batch_size,
-        exact=samples.exact,
-        step=step.progress.step,
-        steps=samples.total_steps,
-        processes=dist.size,
-        device=str(dist.device),
-    )
-    if quarantined:
-        log.log("quarantined", images=list(quarantined), reasons=list(quarantined.values()))
-    if config.train.shard == "layers":
-        local, total = llm_bytes(model)
-        log.log("sharded", processes=dist.size, held=local, whole=total)
-    return Trainer(config, step, evaluator, record, log)
+        log = RunLogger(output, config.tracker, settings, listener, resumed_at=step.progress.step, cost=cost)
+    with log:
+        log.log(
+            "run",
+            model=config.model.name,
+            images=len(readable),
+            captions=samples.captions,
+            steps_per_epoch=samples.steps_per_epoch,
+            step_captions=samples.describe_steps(),
+            batch_size=config.train.batch_size,
+            exact=samples.exact,
+            step=step.progress.step,
+            steps=samples.total_steps,
+            processes=dist.size,
+            device=str(dist.device),
+        )
+        if quarantined:
+            log.log("quarantined", images=list(quarantined), reasons=list(quarantined.values()))
+        if config.train.sharding == "fsdp":
+            local, total = llm_bytes(model)
+            log.log("sharded", processes=dist.size, held=local, whole=total)
+        yield Trainer(config, step, evaluator, record, log)
 
 
 class Trainer:
@@ -374,7 +375,7 @@ class TrainStep:
         compiled: CompiledLayers | None = None,
     ) -> None:
         self.model, self.dist = model, dist
-        self.objective = Objective(model, prompt, config.fast, compiled)
+        self.objective = Objective(model, prompt, config.optimizations, compiled)
         self.samples = TrainingSamples(images, config, seed, self.objective.row_tokens)
         parameters = dict(model.trained_parameters())
         self.state = TrainState(parameters, build_optimizer(list(parameters.values()), config), TrainProgress())

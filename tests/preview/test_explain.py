@@ -23,9 +23,13 @@ from captune.training.explain import Explanation, explain, stand_in
 IMAGE = Sample("1", "1.jpg", ("A dog runs.", "Two men, one in a gray shirt.", "A dog on a stair."), "train")
 WAYS = {
     "packed": [],
-    "packed without cache": ["train.fast.constant_prefix=false"],
-    "one row a caption": ["train.fast.shared_prefix=false"],
-    "plain": ["train.fast.shared_prefix=false", "train.fast.constant_prefix=false", "train.fast.target_logits=false"],
+    "packed without cache": ["train.optimizations.constant_prefix=false"],
+    "one row a caption": ["train.optimizations.shared_prefix=false"],
+    "plain": [
+        "train.optimizations.shared_prefix=false",
+        "train.optimizations.constant_prefix=false",
+        "train.optimizations.target_logits=false",
+    ],
 }
 
 
@@ -61,9 +65,9 @@ def test_the_sequence_is_the_layouts(make_config: Any) -> None:
             assert (*ids, *explanation.taught.targets) == row.ids
 
 
-@pytest.mark.parametrize("targets", ["one", "joined"])
+@pytest.mark.parametrize("targets", ["random", "joined"])
 def test_other_targets(make_config: Any, targets: str) -> None:
-    explanation = explained(make_config("vicuna", f"train.targets={targets}"))
+    explanation = explained(make_config("vicuna", f"train.caption_targets={targets}"))
     assert explanation.holds
     assert explanation.caption in (*IMAGE.captions, " ".join(IMAGE.captions))
 

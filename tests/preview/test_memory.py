@@ -32,8 +32,12 @@ MIDDLE = LlamaConfig(
 )  # fmt: skip
 WAYS = {
     "packed": [],
-    "one row a caption": ["train.fast.shared_prefix=false"],
-    "plain": ["train.fast.shared_prefix=false", "train.fast.constant_prefix=false", "train.fast.target_logits=false"],
+    "one row a caption": ["train.optimizations.shared_prefix=false"],
+    "plain": [
+        "train.optimizations.shared_prefix=false",
+        "train.optimizations.constant_prefix=false",
+        "train.optimizations.target_logits=false",
+    ],
 }
 VICUNA = {
     "7B": LlamaConfig(

@@ -35,7 +35,7 @@ def test_loads_come_from_the_data(make_config: Callable[..., Any]) -> None:
     _, processor = load_config_and_processor(config.model)
     targets = [len(processor.layout.target_ids(text)[0]) for texts in plans.captions for text in texts]
     assert packed.logit_positions == sum(targets)
-    plain = make_config("vicuna", "train.batch_size=10", *(f"train.fast.{key}=false" for key in
+    plain = make_config("vicuna", "train.batch_size=10", *(f"train.optimizations.{key}=false" for key in
                         ("shared_prefix", "constant_prefix", "target_logits")))  # fmt: skip
     load = plans.training_load(plain)
     prompt = len(processor.layout.prompt(config.model.instruction).ids)
@@ -53,7 +53,7 @@ def test_a_step_is_shared(make_config: Callable[..., Any]) -> None:
 
 
 def test_divided_layers_are_a_share_and_three_that_are_gathered(make_config: Callable[..., Any]) -> None:
-    config = make_config("vicuna", "train.shard=layers")
+    config = make_config("vicuna", "train.sharding=fsdp")
     whole, mine = planner(config).size(config).llm, planner(config, processes=8).size(config).llm
     # Three layers in bfloat16: they are all of this tiny model, but for the vocabulary and the last norm.
     layers = 3 * (4 * 64 * 64 + 3 * 64 * 172 + 2 * 64) * 2
@@ -67,7 +67,7 @@ def test_several_processes_are_told_to_divide_before_bits_are_saved(make_config:
     config = make_config("vicuna", "data.train=absent.jsonl")
     _, _, *levers = planner(config, processes=8)._formats()
     assert levers == [
-        ("train.gradient_checkpointing=true", "train.shard=layers"),
+        ("train.gradient_checkpointing=true", "train.sharding=fsdp"),
         ("train.gradient_checkpointing=true", "model.quantization=nf4"),
     ]
 
@@ -117,7 +117,7 @@ def test_float32_is_halved_where_nothing_else_helps(make_config: Callable[..., A
 
 def test_every_lever_is_pulled_in_turn(make_config: Callable[..., Any]) -> None:
     """Where halves and small batches do not do, activations are computed again, and then fewer bits come."""
-    config = make_config("vicuna", "data.train=absent.jsonl", "train.fast.shared_prefix=false")
+    config = make_config("vicuna", "data.train=absent.jsonl", "train.optimizations.shared_prefix=false")
     plans = planner(config)
     least = ["model.dtype=bfloat16", "train.micro_batch_size=1", "evaluate.batch_size=1"]
     levers = ["train.gradient_checkpointing=true", "model.quantization=nf4"]

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_minigpt4
 from torch._dynamo.utils import counters
 
-from captune.config import FastConfig, RunConfig, parse_config
+from captune.config import OptimizationsConfig, RunConfig, parse_config
 from captune.data.manifest import Sample
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
@@ -55,7 +55,7 @@ def gradient(objective: Objective, model: MiniGPT4, samples: list[TrainingSample
 @pytest.mark.parametrize("lora", [False, True], ids=["constant prefix", "lora"])
 def test_every_length_and_layer_is_one_graph_with_the_same_gradient(lora: bool) -> None:
     model = model_with(lora)
-    fast = FastConfig()
+    fast = OptimizationsConfig()
     eager = Objective(model, "what is it?", fast)
     compiled = Objective(model, "what is it?", fast, compile_layers(model, "aot_eager"))
     for rows in (2, 3, 4):
@@ -154,14 +154,17 @@ def test_a_compiler_that_changes_the_gradient_is_not_used(caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["train.fast.compile=on", "train.gradient_checkpointing=true"], "train.gradient_checkpointing computes them"),
         (
-            ["train.fast.compile=on"]
-            + [f"train.fast.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")],
-            "train.fast.target_logits is off",
+            ["train.optimizations.compile=on", "train.gradient_checkpointing=true"],
+            "train.gradient_checkpointing computes them",
         ),
-        (["train.fast.compile=auto"], None),
-        (["train.fast.compile=off"], None),
+        (
+            ["train.optimizations.compile=on"]
+            + [f"train.optimizations.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")],
+            "train.optimizations.target_logits is off",
+        ),
+        (["train.optimizations.compile=auto"], None),
+        (["train.optimizations.compile=off"], None),
     ],
 )
 def test_when_layers_are_not_compiled(

@@ -10,7 +10,7 @@ from tiny import SIZES, tiny_minigpt4
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
 from captune.training import optimizations
@@ -56,7 +56,7 @@ def whole(objective: Objective) -> Objective:
 @pytest.mark.parametrize("constant_prefix", [True, False])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_less_is_computed_and_the_gradient_is_the_same(layers: int, constant_prefix: bool) -> None:
-    objective = Objective(model_of(layers), INSTRUCTION, FastConfig(constant_prefix=constant_prefix))
+    objective = Objective(model_of(layers), INSTRUCTION, OptimizationsConfig(constant_prefix=constant_prefix))
     found, flops = gradient(objective)
     wanted, all_flops = gradient(whole(objective))
     assert relative(found, wanted) < 1e-5
@@ -64,7 +64,7 @@ def test_less_is_computed_and_the_gradient_is_the_same(layers: int, constant_pre
 
 
 def test_the_first_layer_saves_something_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = Objective(model_of(2), INSTRUCTION, FastConfig())
+    objective = Objective(model_of(2), INSTRUCTION, OptimizationsConfig())
     _, flops = gradient(objective)
     monkeypatch.setattr(optimizations, "_image_end", lambda batch: 0)
     _, last_only = gradient(objective)
@@ -74,7 +74,7 @@ def test_the_first_layer_saves_something_of_its_own(monkeypatch: pytest.MonkeyPa
 def test_text_keeps_its_gradient_where_its_embeddings_are_trained() -> None:
     model = model_of(2)
     words = model.llm.get_input_embeddings().weight.requires_grad_()
-    objective = Objective(model, INSTRUCTION, FastConfig(constant_prefix=False))
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig(constant_prefix=False))
 
     def of_words(one: Objective) -> torch.Tensor:
         return torch.autograd.grad(one.loss(SAMPLES, features(model)), words)[0]
@@ -89,7 +89,7 @@ def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.Monk
         raise ConfigError("they do not stand in one list")
 
     monkeypatch.setattr(optimizations, "decoder_layers", refuse)
-    objective = Objective(model_of(2), INSTRUCTION, FastConfig())
+    objective = Objective(model_of(2), INSTRUCTION, OptimizationsConfig())
     assert check_packing(objective, SAMPLES, features(objective.model)) is None
     assert objective.packed
     assert not objective.skips_unused

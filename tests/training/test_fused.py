@@ -11,7 +11,7 @@ from tiny import SIZES, tiny_minigpt4
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4
 from captune.training.loss import Objective
 from captune.training.optimizations import FusedLayers, normed, rotated
@@ -78,7 +78,7 @@ def test_what_a_family_has_of_its_own_stays(name: str) -> None:
     model = family(name)
     fused = FusedLayers(model.llm)
     assert fused.count == FAMILIES[name][1]
-    objective = Objective(model, "Describe this image.", FastConfig())
+    objective = Objective(model, "Describe this image.", OptimizationsConfig())
     whole = objective.on(model)
     whole.fused = None
     found, fewer = gradient(objective)
@@ -129,7 +129,7 @@ def test_only_frozen_layers_in_float32() -> None:
 
 def test_a_switch_turns_it_off_and_checkpointing_does() -> None:
     model = family("llama")
-    assert Objective(model, "x", FastConfig()).fused is not None
-    assert Objective(model, "x", FastConfig(compile=False)).fused is None
+    assert Objective(model, "x", OptimizationsConfig()).fused is not None
+    assert Objective(model, "x", OptimizationsConfig(compile=False)).fused is None
     model.checkpoint_activations(True)
-    assert Objective(model, "x", FastConfig()).fused is None
+    assert Objective(model, "x", OptimizationsConfig()).fused is None

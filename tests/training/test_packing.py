@@ -14,7 +14,7 @@ from tiny import SIZES, VOCABULARY, tiny_minigpt4
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
-from captune.config import FastConfig
+from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4
 from captune.model.layer_call import LayerCall
 from captune.training import equivalence
@@ -31,12 +31,12 @@ SAMPLES = [
 ]
 INSTRUCTION = "Describe this image."
 PIECES = {
-    "separate rows": FastConfig(shared_prefix=False, constant_prefix=False),
-    "shared prefix": FastConfig(constant_prefix=False),
-    "shared prefix behind cached text": FastConfig(),
-    "separate rows behind cached text": FastConfig(shared_prefix=False),
+    "separate rows": OptimizationsConfig(shared_prefix=False, constant_prefix=False),
+    "shared prefix": OptimizationsConfig(constant_prefix=False),
+    "shared prefix behind cached text": OptimizationsConfig(),
+    "separate rows behind cached text": OptimizationsConfig(shared_prefix=False),
 }
-PLAIN = FastConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
+PLAIN = OptimizationsConfig(shared_prefix=False, constant_prefix=False, target_logits=False)
 
 EXACT_FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -68,7 +68,7 @@ def features(model: MiniGPT4) -> torch.Tensor:
     return torch.randn(len(SAMPLES), 4, 24, dtype=model.projection.weight.dtype)
 
 
-def loss_and_gradient(model: MiniGPT4, fast: FastConfig) -> tuple[float, torch.Tensor]:
+def loss_and_gradient(model: MiniGPT4, fast: OptimizationsConfig) -> tuple[float, torch.Tensor]:
     model.zero_grad()
     loss = Objective(model, INSTRUCTION, fast).loss(SAMPLES, features(model))
     loss.backward()
@@ -97,7 +97,7 @@ def strict_float64() -> Iterator[None]:
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
 @pytest.mark.parametrize("name", EXACT_FAMILIES)
-def test_packing_changes_nothing(name: str, pieces: FastConfig) -> None:
+def test_packing_changes_nothing(name: str, pieces: OptimizationsConfig) -> None:
     model = family(name, EXACT_FAMILIES[name])
     loss, gradient = loss_and_gradient(model, PLAIN)
     packed_loss, packed_gradient = loss_and_gradient(model, pieces)
@@ -132,7 +132,7 @@ def test_few_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("strict_float64")
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
-def test_packing_is_exact_in_float64(pieces: FastConfig) -> None:
+def test_packing_is_exact_in_float64(pieces: OptimizationsConfig) -> None:
     model = tiny_minigpt4().double()
     # The plain path computes its cross-entropy in float32; one packed row a caption is its float64 form.
     loss, gradient = loss_and_gradient(model, PIECES["separate rows"])
@@ -151,7 +151,7 @@ def test_lora_gradients_are_the_same() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     loss, gradient = loss_and_gradient(model, PLAIN)
-    packed_loss, packed_gradient = loss_and_gradient(model, FastConfig())
+    packed_loss, packed_gradient = loss_and_gradient(model, OptimizationsConfig())
     assert packed_loss == pytest.approx(loss, rel=1e-6)
     assert relative(packed_gradient, gradient) < 1e-5
 
@@ -161,7 +161,7 @@ def test_lora_gradients_are_the_same() -> None:
 def test_probe_trusts_exact_families(name: str, dtype: torch.dtype) -> None:
     model = family(name, EXACT_FAMILIES[name])
     model.llm.to(dtype)
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     assert check_packing(objective, SAMPLES, features(model)) is None
     assert objective.shared
 
@@ -175,7 +175,7 @@ def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
     """
     model = family(name, WRONG_FAMILIES[name])
     model.llm.to(dtype)
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     reason = check_packing(objective, SAMPLES, features(model))
     assert reason is not None
     assert not objective.packed
@@ -191,7 +191,7 @@ def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.Monk
 
     model = tiny_minigpt4()
     monkeypatch.setattr(LayerCall, "fill_cache", refuse)
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     assert check_packing(objective, SAMPLES, features(model)) is None
     assert objective.packed
     assert not objective.skips_unused
@@ -210,7 +210,7 @@ def test_a_short_copy_has_every_kind_of_layer_and_takes_none() -> None:
     assert short.projection is model.projection
     assert len(model.llm.model.layers) == model.llm.config.num_hidden_layers == 6
     assert {parameter.dtype for parameter in model.llm.parameters()} == {torch.bfloat16}
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     assert check_packing(objective, SAMPLES, features(model)) is None
 
 
@@ -332,7 +332,7 @@ def test_a_gradient_is_summed_in_one_order(chunked: bool, monkeypatch: pytest.Mo
             return function(*args, **(kwargs or {}))
 
     with Operations():
-        loss_and_gradient(model, FastConfig())
+        loss_and_gradient(model, OptimizationsConfig())
     assert not called
 
 
@@ -345,7 +345,7 @@ def windowed(window: int) -> MiniGPT4:
 def test_a_window_that_the_tried_samples_do_not_reach(window: int) -> None:
     """What is longer than the window is computed plainly, the rest stays packed, and all of it is exact."""
     model = windowed(window)
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     shortest = [TrainingSample(0, ("a", "b"))]
     prompt = objective.lengths(shortest[0]).plain - objective.target_count(shortest) // 2
     images = features(model)[:1]
@@ -356,7 +356,7 @@ def test_a_window_that_the_tried_samples_do_not_reach(window: int) -> None:
     assert objective.limits is not None
     # The last token of a row is predicted and not fed.
     assert prompt < objective.limits.plain <= window + 1
-    plain = Objective(model, INSTRUCTION, FastConfig(target_logits=False, shared_prefix=False))
+    plain = Objective(model, INSTRUCTION, OptimizationsConfig(target_logits=False, shared_prefix=False))
     for length in (1, window - prompt - 4, window - prompt + 4, 50):
         sample = TrainingSample(0, ("a" * length, "b" * 2))
         gradients = [
@@ -369,7 +369,7 @@ def test_a_window_that_the_tried_samples_do_not_reach(window: int) -> None:
 
 def test_a_window_wider_than_any_caption_keeps_rows_packed() -> None:
     model = windowed(200)
-    objective = Objective(model, INSTRUCTION, FastConfig())
+    objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     assert check_packing(objective, [TrainingSample(0, ("a",))], features(model)[:1]) is None
     assert objective.packed
     assert objective.limits is None

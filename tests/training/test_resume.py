@@ -154,7 +154,7 @@ def test_a_run_of_an_older_captune_is_known_again(toy_data: Path, undisturbed: P
     config = settings(toy_data, output)
     written = output / "config.yaml"
     content = yaml.safe_load(written.read_text(encoding="utf-8")) | {"output": str(output)}
-    del content["train"]["fast"], content["evaluate"]["beams"]
+    del content["train"]["optimizations"], content["evaluate"]["beams"]
     written.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert run_status(config) is RunStatus.FINISHED
     written.write_text(yaml.safe_dump(content | {"gone": 1}), encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from captune.config import FastConfig, TrainConfig
+from captune.config import OptimizationsConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.errors import DataError
 from captune.training.samples import TrainingSample, TrainingSamples
@@ -79,7 +79,10 @@ def test_images_with_one_to_ten_captions(buckets: bool, together: int, size: int
         for i in range(150)
     ]
     config = TrainConfig(
-        batch_size=size, captions_per_image=together, epochs=3, fast=FastConfig(length_buckets=buckets)
+        batch_size=size,
+        captions_per_image=together,
+        epochs=3,
+        optimizations=OptimizationsConfig(length_buckets=buckets),
     )
     samples = TrainingSamples(rows, config, seed=5)
     every = sorted(c for row in rows for c in row.captions)
@@ -120,7 +123,9 @@ def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
     rows = [Sample(str(i), f"{i}.jpg", ("word " * (1 + i % 50),), "train") for i in range(1000)]
     spread = {}
     for buckets in (True, False):
-        config = TrainConfig(batch_size=10, captions_per_image=1, fast=FastConfig(length_buckets=buckets))
+        config = TrainConfig(
+            batch_size=10, captions_per_image=1, optimizations=OptimizationsConfig(length_buckets=buckets)
+        )
         samples = TrainingSamples(rows, config, seed=1)
         batches = [[len(s.captions[0]) for s in samples.batch(step)] for step in range(samples.steps_per_epoch)]
         assert sorted(s.image for step in range(100) for s in samples.batch(step)) == list(range(1000))
@@ -146,7 +151,7 @@ def test_another_length_brings_others_together() -> None:
     assert len(measured) == 1020
     dealt = [sample.image for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
     assert sorted(dealt) == list(range(2500))
-    config = config.model_copy(update={"fast": FastConfig(length_buckets=False)})
+    config = config.model_copy(update={"optimizations": OptimizationsConfig(length_buckets=False)})
     assert TrainingSamples(rows, config, 1, length).batch(3) == TrainingSamples(rows, config, 1).batch(3)
 
 
@@ -155,13 +160,13 @@ def test_the_longest_sample_is_the_one_with_the_longest_row() -> None:
     same = Sample("same", "same.jpg", ("a dog that runs " * 2,) * 5, "train")
     other = Sample("other", "other.jpg", ("one dog runs on grass", "two dogs stand", "the sun sets"), "train")
     for shared, longest in ((True, "other"), (False, "same")):
-        config = TrainConfig(captions_per_image=5, fast=FastConfig(shared_prefix=shared))
+        config = TrainConfig(captions_per_image=5, optimizations=OptimizationsConfig(shared_prefix=shared))
         (found,) = TrainingSamples([same, other], config, seed=1).longest(1)
         assert [same, other][found.image].id == longest
 
 
 def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
-    samples = TrainingSamples(images(50), TrainConfig(batch_size=8, targets="one", epochs=3), seed=1)
+    samples = TrainingSamples(images(50), TrainConfig(batch_size=8, caption_targets="random", epochs=3), seed=1)
     drawn = [captions_of(samples, epoch) for epoch in range(3)]
     for captions in drawn:
         assert len({caption.split()[1] for caption in captions}) == 50
@@ -171,7 +176,7 @@ def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
 
 
 def test_joined_is_one_target_an_image() -> None:
-    samples = TrainingSamples(images(2), TrainConfig(batch_size=2, targets="joined"), seed=1)
+    samples = TrainingSamples(images(2), TrainConfig(batch_size=2, caption_targets="joined"), seed=1)
     assert "caption 0 0 caption 0 1 caption 0 2" in captions_of(samples, 0)
 
 
@@ -197,10 +202,12 @@ def test_no_captions() -> None:
         TrainingSamples(images(2, captions=0), TrainConfig(), seed=0)
 
 
-@pytest.mark.parametrize("targets", ["each", "one", "joined"])
-def test_instructions_are_mixed_and_belong_to_a_sample_of_a_pass(targets: Literal["each", "one", "joined"]) -> None:
+@pytest.mark.parametrize("targets", ["separate", "random", "joined"])
+def test_instructions_are_mixed_and_belong_to_a_sample_of_a_pass(
+    targets: Literal["separate", "random", "joined"],
+) -> None:
     mixed = ("Describe.", "Say.", "说吧。")
-    config = TrainConfig(batch_size=4, captions_per_image=2, targets=targets, instructions=mixed, epochs=3)
+    config = TrainConfig(batch_size=4, captions_per_image=2, caption_targets=targets, instructions=mixed, epochs=3)
 
     def asked(count: int) -> dict[tuple[int, int, tuple[str, ...]], str | None]:
         samples = TrainingSamples(images(count), config, seed=5)

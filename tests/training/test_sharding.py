@@ -63,7 +63,7 @@ def go(toy_data: Path, folder: Path, *words: object, processes: int = 2, **train
             "model": {"path": "tiny"},
             "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 13, "evaluate_images": 5},
             "train": {"epochs": 2, "batch_size": 25, "learning_rate": 0.01, "warmup_steps": 2, **train},
-            "evaluate": {"max_new_tokens": 8, "train_slice": 4, "batch_size": 2},
+            "evaluate": {"max_new_tokens": 8, "train_subset": 4, "batch_size": 2},
         }
     )
     folder.mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", SETTINGS)
 def test_divided_between_two_is_the_run_of_one(toy_data: Path, tmp_path: Path, what: str) -> None:
     alone = go(toy_data, tmp_path / "alone", processes=1, **SETTINGS[what])
-    divided = go(toy_data, tmp_path / "divided", shard="layers", **SETTINGS[what])
+    divided = go(toy_data, tmp_path / "divided", sharding="fsdp", **SETTINGS[what])
     assert divided.codes == [0, 0], divided.err
     assert divided.losses == pytest.approx(alone.losses, rel=1e-5)
     assert divided.captions == alone.captions
@@ -130,7 +130,7 @@ def test_divided_between_two_is_the_run_of_one(toy_data: Path, tmp_path: Path, w
 def test_one_process_out_of_memory_does_not_leave_the_other_waiting(toy_data: Path, tmp_path: Path) -> None:
     """In a forward, in a backward, and while captioning."""
     alone = go(toy_data, tmp_path / "alone", processes=1, batch_size=40)
-    cramped = go(toy_data, tmp_path / "cramped", "cramped", batch_size=40, shard="layers")
+    cramped = go(toy_data, tmp_path / "cramped", "cramped", batch_size=40, sharding="fsdp")
     assert cramped.codes == [0, 0], cramped.err
     assert [told["outages"] for told in cramped.told] == [0, 3]
     assert re.findall(r"out of memory: going on with micro-batches of (\d)", cramped.err) == ["2", "1"]
@@ -140,16 +140,16 @@ def test_one_process_out_of_memory_does_not_leave_the_other_waiting(toy_data: Pa
 
 @pytest.mark.slow
 def test_killed_or_stopped_and_started_again_it_ends_the_same(toy_data: Path, tmp_path: Path) -> None:
-    whole = go(toy_data, tmp_path / "whole", shard="layers")
+    whole = go(toy_data, tmp_path / "whole", sharding="fsdp")
     broken = tmp_path / "broken"
-    killed = go(toy_data, broken, "die", 3, shard="layers")
+    killed = go(toy_data, broken, "die", 3, sharding="fsdp")
     assert killed.codes[0] == -signal.SIGKILL
     # The other one has lost it, and does not wait for ever.
     assert killed.codes[1] != 0
-    stopped = go(toy_data, broken, "stop", 4, shard="layers")
+    stopped = go(toy_data, broken, "stop", 4, sharding="fsdp")
     assert stopped.codes == [128 + signal.SIGTERM] * 2, stopped.err
     assert "stopped by SIGTERM after step 5 of 6, which is saved" in stopped.err
-    resumed = go(toy_data, broken, shard="layers")
+    resumed = go(toy_data, broken, sharding="fsdp")
     assert resumed.codes == [0, 0], resumed.err
     assert resumed.losses == whole.losses
     assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
@@ -157,12 +157,12 @@ def test_killed_or_stopped_and_started_again_it_ends_the_same(toy_data: Path, tm
 
 
 def test_one_process_says_that_it_divides_nothing(toy_data: Path, tmp_path: Path) -> None:
-    alone = go(toy_data, tmp_path / "alone", processes=1, shard="layers", epochs=1, steps_per_epoch=1)
+    alone = go(toy_data, tmp_path / "alone", processes=1, sharding="fsdp", epochs=1, steps_per_epoch=1)
     events = [json.loads(line) for line in (alone.output / "log.jsonl").read_text().splitlines()]
     sharded = next(event for event in events if event["event"] == "sharded")
     assert (sharded["processes"], sharded["held"]) == (1, sharded["whole"])
 
 
 def test_a_quantized_model_is_not_divided() -> None:
-    with pytest.raises(ConfigError, match=r"train\.shard is layers and model\.quantization is nf4"):
-        parse_config({"model": {"quantization": "nf4"}, "train": {"shard": "layers"}})
+    with pytest.raises(ConfigError, match=r"train\.sharding is fsdp and model\.quantization is nf4"):
+        parse_config({"model": {"quantization": "nf4"}, "train": {"sharding": "fsdp"}})

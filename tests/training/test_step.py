@@ -36,8 +36,12 @@ def build_step(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGP
     "overrides",
     [
         ["train.micro_batch_size=3"],
-        ["train.fast.shared_prefix=false"],
-        ["train.fast.shared_prefix=false", "train.fast.constant_prefix=false", "train.fast.target_logits=false"],
+        ["train.optimizations.shared_prefix=false"],
+        [
+            "train.optimizations.shared_prefix=false",
+            "train.optimizations.constant_prefix=false",
+            "train.optimizations.target_logits=false",
+        ],
     ],
     ids=["micro-batches", "separate rows", "plain rows"],
 )

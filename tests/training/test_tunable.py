@@ -89,7 +89,7 @@ def test_quantization_is_checked_before_training(toy_data: Path, tmp_path: Path,
 
 
 def test_faults_are_for_slides_only(toy_data: Path, tmp_path: Path) -> None:
-    faults = {"faults": ["cut_stop_symbol"]}
+    faults = {"legacy_bugs": ["cut_stop_symbol"]}
     with pytest.raises(ConfigError, match="only protocol slides may"):
         settings(toy_data, tmp_path, model=faults)
     config = settings(toy_data, tmp_path, model=faults, evaluate={"protocol": "slides"})

@@ -228,10 +228,10 @@ def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
 
 def _evaluated_pictures(config_file: Path) -> dict[str, Path]:
     """Image id -> file, from the manifest in a run's configuration; empty if the data has moved."""
-    from captune.config import load_config
+    from captune.config import load_run_config
 
     try:
-        config = load_config(config_file)
+        config = load_run_config(config_file)
         manifest = config.data.evaluate or config.data.train
         samples = read_manifest(manifest)
     except (CaptuneError, OSError):

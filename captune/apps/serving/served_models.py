@@ -18,7 +18,7 @@ from captune.apps.serving.jobs import Pixels
 from captune.apps.serving.messages import Dialogue, Prompt, layout_prompt
 from captune.apps.serving.schema import APIError
 from captune.captioner import Captioner, MiniGPT4Backend
-from captune.config import load_config
+from captune.config import load_run_config
 from captune.errors import DataError, WeightsError
 from captune.model.adapter import load_trained
 from captune.model.loading import load_model, pick_device
@@ -158,7 +158,7 @@ def load_served(path: str) -> ServedModel | ServedCaptioner:
 
 
 def _load_run(folder: Path) -> ServedModel:
-    config = load_config(folder / "config.yaml")
+    config = load_run_config(folder / "config.yaml")
     model = load_model(config.model, pick_device())
     epochs = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
     pretrained = _trained(model)
