@@ -218,8 +218,8 @@ class RunConfig(_Section):
         fast = self.train.optimizations
         if not fast.target_logits and (fast.shared_prefix or fast.constant_prefix):
             raise ValueError(
-                "train.optimizations.target_logits is off, which shared_prefix and constant_prefix need; turn these off "
-                "as well"
+                "train.optimizations.target_logits is off, which shared_prefix and constant_prefix need; turn these "
+                "off as well"
             )
         if self.train.sharding == "fsdp" and self.model.quantization is not None:
             raise ValueError(
