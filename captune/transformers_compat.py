@@ -97,12 +97,14 @@ class StoredNameMapping:
 
     Args:
         model: after loading.
+        renamings_only: leave out the rules by which the library computes a tensor from several.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, renamings_only: bool = False) -> None:
         mapping = get_model_conversion_mapping(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        self._converters = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
+        others = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
+        self._converters = [] if renamings_only else others
         self._prefix = getattr(model, "base_model_prefix", "")
         self._state = model.state_dict(keep_vars=True)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
-from captune.transformers_compat import fetch_file
+from captune.transformers_compat import StoredNameMapping, fetch_file
 from captune.weights.files import SINGLE, read_header, torch_state
 from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_keys, check_values, quiet
@@ -237,18 +237,15 @@ def _module_of(name: str) -> str:
 
 def _moved_modules(model: Any, names: Iterable[str]) -> dict[str, str]:
     """Paths in an adapter's file that the library has renamed since: path there -> path in this model."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    here = model.state_dict(keep_vars=True)
-    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    tensors = model.state_dict(keep_vars=True)
+    model_name = StoredNameMapping(model, renamings_only=True)
     moved = {}
     for module in {_module_of(name) for name in names}:
         weight = f"{module}.weight"
-        if weight in here:
+        if weight in tensors:
             continue
-        renamed, _ = rename_source_key(weight, renamings, [], model.base_model_prefix, here)
-        if renamed in here:
+        renamed, _ = model_name(weight)
+        if renamed in tensors:
             moved[module] = renamed.removesuffix(".weight")
     return moved
 
