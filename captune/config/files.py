@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from captune.config.minigpt4_yaml import is_lavis, translate
 from captune.config.sections import RunConfig
 from captune.errors import ConfigError
-from captune.lavis import is_lavis, translate
 from captune.parsing import load_yaml, validate
 
 __all__ = ["convert_config", "load_config", "load_run_config", "parse_config"]

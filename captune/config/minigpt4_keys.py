@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = [
     "ARCHS",
     "DATASET_KEYS",
-    "DEAD_IN_RUN",
-    "IN_THE_FOLDER",
+    "IGNORED_RUN_KEYS",
+    "KEYS_IN_CHECKPOINT",
     "MODEL_KEYS",
     "NOT_NEEDED_IN_RUN",
     "PLAIN_DATASETS",
@@ -39,7 +39,7 @@ MODEL_KEYS = frozenset[str]().union(
     *READ_BY.values(),
     _keys("lora_target_modules lora_dropout prompt img_size load_pretrained pretrained load_finetuned finetuned"),
 )
-IN_THE_FOLDER = _keys("""
+KEYS_IN_CHECKPOINT = _keys("""
     llama_model vit_model q_former_model has_qformer num_query_token image_size max_txt_len end_sym lora_r lora_alpha
 """)
 """What a captune model's folder says by itself."""
@@ -49,7 +49,7 @@ PLAIN_DATASETS = _keys("laion cc_sbu cc_sbu_align")
 DATASET_KEYS = _keys("batch_size vis_processor text_processor sample_ratio type build_info data_type")
 VISION_KEYS = _keys("name image_size mean std min_scale max_scale")
 
-DEAD_IN_RUN = {
+IGNORED_RUN_KEYS = {
     "lr_decay_rate": "the cosine does not read it",
     "batch_size_eval": "it evaluated nothing in training",
     "world_size": "torchrun's environment replaces it",
@@ -75,7 +75,7 @@ NOT_NEEDED_IN_RUN = {
     "job_name": "the output folder names the run",
 }
 RUN_KEYS = (
-    frozenset(DEAD_IN_RUN)
+    frozenset(IGNORED_RUN_KEYS)
     | frozenset(NOT_NEEDED_IN_RUN)
     | _keys("""
     lr_sched init_lr min_lr warmup_lr warmup_steps weight_decay beta2 max_epoch iters_per_epoch batch_size_train
