@@ -16,11 +16,11 @@ from captune.model import MiniGPT4
 from captune.model.explain import FedToken, TaughtStep
 from captune.transformers_compat import CACHE_ARGUMENT
 
-__all__ = ["Call", "InputRecorder", "LossRecorder", "record_llm_inputs"]
+__all__ = ["ForwardCall", "InputRecorder", "LossRecorder", "record_llm_inputs"]
 
 
 @dataclass(eq=False)
-class Call:
+class ForwardCall:
     """One forward of the language model: (B, T, D) vectors, (B, T) positions and mask, and the cache's keys."""
 
     embeddings: Tensor
@@ -39,7 +39,7 @@ class InputRecorder:
 
     def __init__(self, model: MiniGPT4, features: Tensor) -> None:
         self._model = model
-        self.calls: list[Call] = []
+        self.calls: list[ForwardCall] = []
         weights = model.get_input_embeddings().weight
         assert isinstance(weights, Tensor)
         self._words = {row.tobytes(): index for index, row in enumerate(weights.detach().numpy())}
@@ -66,9 +66,9 @@ class InputRecorder:
         kept = torch.ones(embeddings.shape[:2], dtype=torch.bool)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             kept = mask[:, -length:].bool()
-        self.calls.append(Call(embeddings, positions.expand(len(embeddings), -1), kept, past, keys))
+        self.calls.append(ForwardCall(embeddings, positions.expand(len(embeddings), -1), kept, past, keys))
 
-    def tokens(self, call: Call, row: int, columns: Sequence[int]) -> list[FedToken]:
+    def tokens(self, call: ForwardCall, row: int, columns: Sequence[int]) -> list[FedToken]:
         """What came in at some columns of a row."""
         vectors = call.embeddings[row].detach()
         return [self._token(vectors[column], int(call.positions[row, column])) for column in columns]
@@ -82,7 +82,7 @@ class InputRecorder:
         # The same product over another batch may round otherwise.
         return FedToken(None, slot if float(distances[slot]) < 1e-5 else None, position)
 
-    def before(self, call: Call) -> list[FedToken]:
+    def before(self, call: ForwardCall) -> list[FedToken]:
         """What the cache of a call holds, from the calls that filled it."""
         if not call.past:
             return []

@@ -107,9 +107,9 @@ def _limit(
     shortest, longest = 0, length
     while longest - shortest > 1:
         middle = (shortest + longest) // 2
-        found = fault(middle)
-        shortest, longest = (middle, longest) if found is None else (shortest, middle)
-        reason = found or reason
+        failure = fault(middle)
+        shortest, longest = (middle, longest) if failure is None else (shortest, middle)
+        reason = failure or reason
     if not shortest:
         objective.disable_packing()
         return reason
@@ -124,7 +124,7 @@ def _mismatch(tried: Objective, samples: Sequence[TrainingSample], features: Ten
     except _ERRORS as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        return f"this language model does not take packed rows ({_said(error)})"
+        return f"this language model does not take packed rows ({_short(error)})"
     # Written this way round, so that a gradient which is no number does not pass.
     return None if difference <= allowed else f"packed rows change this language model's gradient by {difference:.1e}"
 
@@ -137,7 +137,7 @@ def _check_compiled(objective: Objective, samples: Sequence[TrainingSample], fea
     try:
         difference = _difference(objective.loss, plain.loss, objective.model, samples, features)
     except _ERRORS as error:
-        objective.disable_compile(f"compiled, they do not run ({_said(error)})")
+        objective.disable_compile(f"compiled, they do not run ({_short(error)})")
         return
     # Written this way round, so that a gradient which is no number does not pass.
     if not difference <= allowed:
@@ -174,31 +174,31 @@ def truncated_copy(model: MiniGPT4) -> MiniGPT4 | None:
         return None
     finally:
         layers.extend(rest)
-    own = llm.config.get_text_config(decoder=True)
-    own.num_hidden_layers = count
-    if "layer_types" in vars(own):
-        own.layer_types = kinds[:count]
+    text_config = llm.config.get_text_config(decoder=True)
+    text_config.num_hidden_layers = count
+    if "layer_types" in vars(text_config):
+        text_config.layer_types = kinds[:count]
     short = copy.copy(model)
     short._modules = {**model._modules, "llm": llm}
     return short
 
 
 def _difference(
-    found: Loss, wanted: Loss, model: MiniGPT4, samples: Sequence[TrainingSample], features: Tensor
+    tested: Loss, reference: Loss, model: MiniGPT4, samples: Sequence[TrainingSample], features: Tensor
 ) -> float:
     """Relative difference of two losses' gradients."""
     parameters = [parameter for _, parameter in model.trained_parameters()]
     gradients = []
-    for loss in (found, wanted):
+    for loss in (tested, reference):
         total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
         # Samples of one instruction, so that rows share a prompt.
-        asked = dict.fromkeys(sample.instruction for sample in samples)
-        for part in ([n for n, sample in enumerate(samples) if sample.instruction == one] for one in asked):
+        instructions = dict.fromkeys(sample.instruction for sample in samples)
+        for part in ([n for n, sample in enumerate(samples) if sample.instruction == one] for one in instructions):
             parts = torch.autograd.grad(loss([samples[n] for n in part], features[part]), parameters)
             total = [one + other for one, other in zip(total, parts, strict=True)]
         gradients.append(torch.cat([one.reshape(-1) for one in total]))
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 
 
-def _said(error: BaseException) -> str:
+def _short(error: BaseException) -> str:
     return error_text(error)

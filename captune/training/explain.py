@@ -94,13 +94,13 @@ def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0)
     texts, taught = _watch_training(config, model, image, features)
     if len(texts) != len(taught):
         raise ToolError(f"Training was given {len(texts)} captions of image '{image.id}' and taught {len(taught)}.")
-    chosen = texts.index(image.captions[caption]) if image.captions[caption] in texts else 0
-    lesson = taught[chosen]
+    selected = texts.index(image.captions[caption]) if image.captions[caption] in texts else 0
+    lesson = taught[selected]
     prompt = _watch_prompt(config, model, image, features)
     decoded = _say(lesson.targets, len(prompt), config, model, image, features)
     layout = processor.layout
     expected = Expected(
-        caption=texts[chosen],
+        caption=texts[selected],
         image_tokens=model.config.image_tokens,
         stop_symbol=layout.chat_template.stop_symbol,
         stop_ids=layout.stop_ids,
@@ -109,7 +109,7 @@ def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0)
     )
     results = checks(lesson, prompt, decoded, expected, processor.tokenizer)
     return Explanation(
-        image.id, texts[chosen], lesson, prompt, expected.stop_symbol, tuple(results), processor.tokenizer
+        image.id, texts[selected], lesson, prompt, expected.stop_symbol, tuple(results), processor.tokenizer
     )
 
 
@@ -164,11 +164,11 @@ def _watch_training(
     trained = copy.deepcopy(model)
     trained.processor = model.processor
     trained.train()
-    with record_llm_inputs(trained, features) as door, LossRecorder(door) as spy:
+    with record_llm_inputs(trained, features) as recorder, LossRecorder(recorder) as loss_recorder:
         step = TrainStep(trained, [image], features, train, prompt=prompt, seed=config.seed, dist=dist)
         step.run(0)
     texts = [text for sample in step.samples.batch(0) for text in sample.captions]
-    return texts, _captions(spy.steps)
+    return texts, _captions(loss_recorder.steps)
 
 
 def _captions(steps: Sequence[TaughtStep]) -> list[Taught]:
@@ -187,16 +187,18 @@ def _evaluation(config: RunConfig, image: Sample, max_new_tokens: int) -> Evalua
     settings = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=decoding)})
     # Nothing is scored here, but CIDEr refuses a single image, and references without words.
     references = {name: ["a caption"] for name in (image.id, f"{image.id} again")}
-    chosen = EvaluationSet("explain", image.split, settings.evaluate.protocol, Path(), (image,), references)
-    return Evaluation(settings, chosen)
+    selected = EvaluationSet("explain", image.split, settings.evaluate.protocol, Path(), (image,), references)
+    return Evaluation(settings, selected)
 
 
 def _watch_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor) -> tuple[FedToken, ...]:
     """All that generation feeds for one new token: the prompt."""
-    with record_llm_inputs(model, features) as door:
+    with record_llm_inputs(model, features) as recorder:
         _evaluation(config, image, max_new_tokens=1).caption(model, features)
     return tuple(
-        token for call in door.calls for token in door.tokens(call, 0, call.kept[0].nonzero().flatten().tolist())
+        token
+        for call in recorder.calls
+        for token in recorder.tokens(call, 0, call.kept[0].nonzero().flatten().tolist())
     )
 
 
@@ -206,8 +208,8 @@ def _say(
     """Decode with a model that says the targets and then repeats the first of them for ever."""
 
     def script(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        said = int(kv_cache_of(output).get_seq_length()) - prompt_length
-        token = targets[said] if 0 <= said < len(targets) else targets[0]
+        generated = int(kv_cache_of(output).get_seq_length()) - prompt_length
+        token = targets[generated] if 0 <= generated < len(targets) else targets[0]
         output.logits = torch.zeros_like(output.logits)
         output.logits[..., token] = CERTAIN
         return output
@@ -215,7 +217,7 @@ def _say(
     handle = model.llm.register_forward_hook(script, with_kwargs=True)
     try:
         evaluation = _evaluation(config, image, max_new_tokens=len(targets) + len(targets) // 2 + 8)
-        said = evaluation.caption(model, features)[0]
+        generated = evaluation.caption(model, features)[0]
     finally:
         handle.remove()
-    return Decoded(said.text, said.tokens, said.stopped)
+    return Decoded(generated.text, generated.tokens, generated.stopped)

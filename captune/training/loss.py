@@ -164,10 +164,10 @@ class Objective:
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
         """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
-        asked = ((self._prompt_of(sample), sample) for sample in samples)
+        prompts = ((self._prompt_of(sample), sample) for sample in samples)
         rows = [
             TokenSequence(prompt.ids + ids, prompt.prompt_length)
-            for prompt, sample in asked
+            for prompt, sample in prompts
             for ids in self._target_ids(sample)
         ]
         counts = torch.tensor([len(sample.captions) for sample in samples], device=features.device)
@@ -322,15 +322,15 @@ def _loss_of_states(llm: Any, states: Tensor, targets: Tensor) -> Tensor:
     def passed(*args: Any, inputs_embeds: Tensor, **settings: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
-    own = decoder.__dict__.get("forward")
+    previous = decoder.__dict__.get("forward")
     decoder.forward = passed
     try:
         logits = llm(inputs_embeds=states.unsqueeze(0), use_cache=False).logits.squeeze(0)
     finally:
-        if own is None:
+        if previous is None:
             del decoder.forward
         else:
-            decoder.forward = own
+            decoder.forward = previous
     return _cross_entropy(logits, targets)
 
 

@@ -236,11 +236,11 @@ class FusedLayers:
 def _fused_norm(module: nn.Module, epsilon: float) -> Iterator[None]:
     weight = module.weight
     assert isinstance(weight, Tensor)
-    with replaced_forward(module) as (_, own):
+    with replaced_forward(module) as (_, original):
 
         def forward(states: Tensor) -> Any:
             # In other formats, which a quantized model may have between its layers, rounding has an order of its own.
-            return normed(states, weight, epsilon) if states.dtype == torch.float32 else own(states)
+            return normed(states, weight, epsilon) if states.dtype == torch.float32 else original(states)
 
         module.forward = forward
         yield
@@ -248,7 +248,7 @@ def _fused_norm(module: nn.Module, epsilon: float) -> Iterator[None]:
 
 @contextmanager
 def _fused_rotation(family: Any) -> Iterator[None]:
-    own = getattr(family, _ROTARY)
+    original = getattr(family, _ROTARY)
 
     def turned(queries: Tensor, keys: Tensor, cosines: Tensor, sines: Tensor, *args: Any, **given: Any) -> Any:
         # Families that turn a part of each head do it here or before; what is not as it was tried is left to them.
@@ -258,14 +258,14 @@ def _fused_rotation(family: Any) -> Iterator[None]:
             and cosines.shape[-1] == queries.shape[-1] == keys.shape[-1]
             and queries.dtype == keys.dtype == torch.float32
         )
-        turn = rotated if as_tried else own
+        turn = rotated if as_tried else original
         return turn(queries, keys, cosines, sines, *args, **given)
 
     setattr(family, _ROTARY, turned)
     try:
         yield
     finally:
-        setattr(family, _ROTARY, own)
+        setattr(family, _ROTARY, original)
 
 
 def _epsilon(module: nn.Module) -> float | None:
@@ -302,19 +302,19 @@ def _trial(*shape: int, device: torch.device) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _alike(wanted: Callable[..., tuple[Tensor, ...]], found: Callable[..., tuple[Tensor, ...]], states: Tensor) -> bool:
+def _alike(first: Callable[..., tuple[Tensor, ...]], second: Callable[..., tuple[Tensor, ...]], states: Tensor) -> bool:
     """Whether two functions of states agree, their gradients too."""
     # Another direction than the states' own, along which a norm does not change.
     weights = states.roll(1, dims=-1)
     given = []
-    for function in (wanted, found):
+    for function in (first, second):
         x = states.clone().requires_grad_()
         try:
-            said = function(x)
-            (gradient,) = torch.autograd.grad(torch.stack([(one * weights).sum() for one in said]).sum(), x)
+            outputs = function(x)
+            (gradient,) = torch.autograd.grad(torch.stack([(one * weights).sum() for one in outputs]).sum(), x)
         except (RuntimeError, TypeError, ValueError, AttributeError):
             return False
-        given.append([*(one.detach() for one in said), gradient])
+        given.append([*(one.detach() for one in outputs), gradient])
     return len(given[0]) == len(given[1]) and all(
         one.shape == other.shape and float((one - other).abs().max()) <= _EXACT * float(one.abs().max())
         for one, other in zip(*given, strict=True)
@@ -357,9 +357,9 @@ def compile_if_enabled(model: MiniGPT4, config: TrainConfig, *, sharded: bool = 
         config: of the training.
         sharded: whether the layers are sharded over the processes.
     """
-    asked = config.optimizations.compile
+    setting = config.optimizations.compile
     on_gpu = model.projection.weight.device.type == "cuda"
-    if asked is False or (asked == "auto" and not on_gpu):
+    if setting is False or (setting == "auto" and not on_gpu):
         return None
     reasons = {
         "train.optimizations.target_logits is off": not config.optimizations.target_logits,

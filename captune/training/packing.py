@@ -105,11 +105,11 @@ def pack(
     columns: list[int] = []
     targets: list[int] = []
     for row, tree in enumerate(trees):
-        place = row, slice(start, start + len(tree.tokens))
-        input_ids[place] = torch.tensor(tree.tokens, dtype=torch.int64)
-        position_ids[place] = torch.tensor(tree.depths, dtype=torch.int64) + len(prompt)
-        firsts[place] = torch.tensor(tree.firsts, dtype=torch.int64)
-        lasts[place] = torch.tensor(tree.lasts, dtype=torch.int64)
+        target = row, slice(start, start + len(tree.tokens))
+        input_ids[target] = torch.tensor(tree.tokens, dtype=torch.int64)
+        position_ids[target] = torch.tensor(tree.depths, dtype=torch.int64) + len(prompt)
+        firsts[target] = torch.tensor(tree.firsts, dtype=torch.int64)
+        lasts[target] = torch.tensor(tree.lasts, dtype=torch.int64)
         rows.extend([row] * len(tree.targets))
         columns.extend(start + state for state in tree.states)
         targets.extend(tree.targets)
@@ -143,8 +143,8 @@ class _Tree:
         states: dict[int, list[int]] = {}
         path: list[int] = []
         order = sorted(range(len(captions)), key=lambda number: tuple(captions[number]))
-        for number, chosen in enumerate(order):
-            fed = tuple(captions[chosen][:-1])
+        for number, index in enumerate(order):
+            fed = tuple(captions[index][:-1])
             known = (self.tokens[token] for token in path)
             alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, fed, strict=False)))
             path = path[:alike]
@@ -155,7 +155,7 @@ class _Tree:
             self.depths += range(alike, len(fed))
             self.firsts += [number] * (len(fed) - alike)
             self.lasts += [number] * (len(fed) - alike)
-            states[chosen] = [-1, *path]
+            states[index] = [-1, *path]
         self.states = [state for number in range(len(captions)) for state in states[number]]
 
 

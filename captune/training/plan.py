@@ -228,16 +228,16 @@ class Planner:
         """
         pulled: tuple[str, ...] = ()
         yield pulled
-        given = self._config
-        if compute_dtype(given.model.dtype, self._device) == torch.float32:
+        current = self._config
+        if compute_dtype(current.model.dtype, self._device) == torch.float32:
             pulled += ("model.dtype=bfloat16",)
             yield pulled
-        if not given.train.gradient_checkpointing:
+        if not current.train.gradient_checkpointing:
             pulled += ("train.gradient_checkpointing=true",)
             yield pulled
-        if self.processes > 1 and given.model.quantization is None and given.train.sharding == "none":
+        if self.processes > 1 and current.model.quantization is None and current.train.sharding == "none":
             yield (*pulled, "train.sharding=fsdp")
-        if given.model.quantization is None and given.train.sharding == "none" and self._device.type == "cuda":
+        if current.model.quantization is None and current.train.sharding == "none" and self._device.type == "cuda":
             yield (*pulled, "model.quantization=nf4")
 
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
@@ -353,7 +353,7 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
     def remember(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         optimizers.append(optimizer)
 
-    own = [*model.parameters(), *model.buffers()]
+    model_tensors = [*model.parameters(), *model.buffers()]
     _reset_peak(device)
     with ExitStack() as stack:
         stack.callback(register_optimizer_step_post_hook(remember).remove)
@@ -362,7 +362,7 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
         step = TrainStep(model.train(), images, features, train, prompt=prompt, seed=seed, dist=dist)
         step.run(0)
         peak = _peak(device)
-        kept, _ = saved_bytes(lambda: step.run(1), own)
+        kept, _ = saved_bytes(lambda: step.run(1), model_tensors)
     model.eval()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     moments = [value for state in optimizers[-1].state.values() for value in state.values() if value.numel() > 1]
