@@ -19,7 +19,7 @@ from measuring import Output, alternate, median, options
 import numpy as np
 from PIL import Image
 
-from captune.captioner.fast import TurboJpegDecoder
+from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.data.images import CLIP_STD, load_image, to_pixels
 from captune.errors import MissingExtraError
 

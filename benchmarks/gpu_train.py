@@ -31,8 +31,7 @@ import torch
 
 from captune.config import OptimizationsConfig
 from captune.model import IMAGE_SLOT, MiniGPT4
-from captune.model.memory import TrainingLoad, training_memory
-from captune.model.size import measure_model
+from captune.model.memory import TrainingLoad, measure_model, training_memory
 from captune.training.loss import Objective, targets_at_once
 from captune.training.optimizations import compile_layers
 from captune.training.packing import row_multiple

@@ -36,7 +36,7 @@ from captune.cli import app, call, run
 from captune.config import RunConfig, parse_config
 from captune.data import read_manifest, resolve_image
 from captune.features import FeatureStore, store_root, tower_identity
-from captune.model.adapter import read_record
+from captune.model.checkpoint import read_record
 from captune.report import read_scores
 from captune.training import train
 from captune.training.checkpoints import RunStatus, checkpoint_folders, run_status

@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 
 from captune.config import parse_config
 from captune.model.loading import load_config_and_processor
-from captune.model.size import measure_model
+from captune.model.memory import measure_model
 from captune.training.plan import Planner, measure_memory
 from captune.training.preparation import load_for_training
 

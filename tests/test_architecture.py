@@ -52,6 +52,7 @@ WALLS: dict[str, set[str]] = {
         "report",
         "transformers_compat",
     },
+    "explain": {"config", "data", "evaluation", "model", "training", "transformers_compat"},
     "toy": {"config", "data", "decoding", "metrics", "model"},
     "apps": {"captioner", "config", "data", "decoding", "metrics", "model", "report"},
 }
@@ -103,7 +104,10 @@ def test_every_room_is_known_and_no_wall_is_crossed(repository: Path) -> None:
     ("call", "allowed"),
     [
         # One decoder, which opens an allow-list of formats; the others read what captune itself has encoded.
-        ("Image.open(", {"data/formats.py", "data/images.py", "evaluation/corruptions.py", "captioner/fast.py"}),
+        (
+            "Image.open(",
+            {"data/formats.py", "data/images.py", "evaluation/corruptions.py", "captioner/jpeg_decoder.py"},
+        ),
         ("yaml.safe_load(", set()),
         ("yaml.load(", set()),
     ],

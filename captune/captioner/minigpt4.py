@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captune.captioner.fast import TurboJpegDecoder
+from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.data.images import ImageInput, read_image, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions
 from captune.decoding.text_stream import stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor
-from captune.model.adapter import frozen_fingerprint
+from captune.model.checkpoint import frozen_fingerprint
 from captune.weights.fingerprint import full_hash
 
 __all__ = ["MiniGPT4Backend"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captune.cli.importing import Callbacks, counts_in_words, summary_as_json, with_progress
-from captune.cli.prepare_options import Check, ProblemsFile
+from captune.cli.prepare_generic import Check, ProblemsFile
 
 if TYPE_CHECKING:
     from captune.data.checks import TargetFlaw

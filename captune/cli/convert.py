@@ -173,7 +173,7 @@ def _export(source: Path, out: Path) -> None:
         import torch
 
         from captune.data.atomic import atomic_file
-        from captune.model.official_export import official_checkpoint
+        from captune.model.official import official_checkpoint
     content = official_checkpoint(source)
     with atomic_file(out, "wb") as stream:
         torch.save(content, stream)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from captune.config import RunConfig
     from captune.data.manifest import Sample
-    from captune.model.explain import FedToken
-    from captune.training.explain import Explanation
+    from captune.explain.compare import Explanation
+    from captune.explain.layout import FedToken
 
 __all__ = ["explain", "register"]
 
@@ -60,9 +60,9 @@ def explain(
     if text is None:
         check_manifest("data.train", settings.data.train)
     with extra_imports("captune explain", "train"):
+        from captune.explain.compare import explain as watch
+        from captune.explain.compare import stand_in
         from captune.model.loading import load_config_and_processor
-        from captune.training.explain import explain as watch
-        from captune.training.explain import stand_in
     sample = _sample(settings, image, text)
     model_config, processor = load_config_and_processor(settings.model)
     explanation = watch(settings, stand_in(model_config, processor), sample, caption)
@@ -94,7 +94,7 @@ def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
 
 def _sequence(explanation: Explanation) -> list[FedToken]:
     """The complete sequence of training: the context of the last target, and that target."""
-    from captune.model.explain import FedToken
+    from captune.explain.layout import FedToken
 
     last = explanation.taught.steps[-1]
     return [*last.seen, FedToken(last.target, None, len(last.seen))]
@@ -103,7 +103,7 @@ def _sequence(explanation: Explanation) -> list[FedToken]:
 def _print_json(explanation: Explanation) -> None:
     import json
 
-    from captune.model.explain import piece_text
+    from captune.explain.layout import piece_text
 
     first_target = len(explanation.taught.prompt)
 
@@ -217,7 +217,7 @@ def _image_end(trained: list[FedToken], generated: tuple[FedToken, ...], start: 
 
 
 def _cell(explanation: Explanation, token: FedToken | None) -> str:
-    from captune.model.explain import piece_text
+    from captune.explain.layout import piece_text
 
     if token is None:
         return ""

@@ -9,8 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from captune.cli.importing import Options, find_file, import_rows, resplit
-from captune.cli.prepare_options import AsJson, Check, Images, Out, Overwrite, ProblemsFile, Seed, Splits, Strict
-from captune.cli.prepare_own import folder, hf, split_and_shares, table, webdataset
+from captune.cli.prepare_generic import (
+    AsJson,
+    Check,
+    Images,
+    Out,
+    Overwrite,
+    ProblemsFile,
+    Seed,
+    Splits,
+    Strict,
+    folder,
+    hf,
+    split_and_shares,
+    table,
+    webdataset,
+)
 
 if TYPE_CHECKING:
     from captune.data.issues import Issue

@@ -216,7 +216,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 def sparklines(run: RunScores) -> list[str]:
     """A line a metric: its name, its course over the training's rows, and its first and last score."""
     from captune.report.columns import format_value
-    from captune.report.course import course_of
+    from captune.report.training_log import course_of
 
     run = course_of(run).run
     width = max(map(_cell_width, map(one_line, run.metrics)))
@@ -241,7 +241,7 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
         compared by CIDEr, or by the first metric that is given for every image.
     """
     from captune.report.columns import order_metrics
-    from captune.report.course import course_of
+    from captune.report.training_log import course_of
 
     rows = course_of(run).run.checkpoints
     first, last = rows[0], rows[-1]

@@ -107,7 +107,7 @@ def load_system(references: References, predictions: Predictions, name: str, run
         MetricInputError: they do not belong together.
     """
     from captune.metrics.alignment import align, caption_warnings
-    from captune.metrics.languages import language_warning
+    from captune.metrics.tokenizers import language_warning
 
     aligned = align(predictions, references, subset=run.subset)
     warnings = list(aligned.warnings) + caption_warnings(aligned.predictions, aligned.references)

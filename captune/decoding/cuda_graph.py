@@ -22,8 +22,8 @@ from captune.decoding.forward import decode_step, forward
 from captune.decoding.kv_cache import StaticKVCache
 from captune.decoding.oom import is_out_of_memory
 from captune.errors import ConfigError
-from captune.model.compiled import CompiledLayers
 from captune.model.language_model import is_divided
+from captune.model.layer_call import CompiledLayers
 
 __all__ = ["CompiledForward", "GraphCapture", "GraphedStep", "graph_capture_for"]
 

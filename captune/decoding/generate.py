@@ -29,7 +29,7 @@ from captune.decoding.options import (
 from captune.decoding.reference import generate_with_transformers
 from captune.errors import ConfigError, NonFiniteScoresError
 from captune.model import MiniGPT4, MiniGPT4Processor
-from captune.model.batching import batchable
+from captune.model.language_model import batchable
 
 __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"]
 

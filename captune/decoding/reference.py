@@ -16,7 +16,7 @@ from captune.decoding.options import DecodingOptions, Request
 from captune.decoding.sampling import apply_repetition_penalty, row_uniforms, sample, warp_logits
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
-from captune.model.batching import batchable
+from captune.model.language_model import batchable
 
 __all__ = ["SamplingProcessor", "ScoreCheck", "StopSymbol", "generate_with_transformers"]
 

@@ -20,10 +20,10 @@ from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import SingleProcess, StoredFeatures, features_of, store_root
 from captune.model import MiniGPT4
-from captune.model.adapter import CheckpointRecord, load_trained, read_record, trained_state, use_chat_template
+from captune.model.checkpoint import CheckpointRecord, load_trained, read_record, trained_state, use_chat_template
 from captune.model.loading import LANGUAGE, load_model, pick_device
 from captune.report import read_scores, write_report
-from captune.report.record import RunScores
+from captune.report.schema import RunScores
 
 __all__ = ["CheckpointSwapper", "evaluate_checkpoints", "evaluate_models", "ignore_event", "row_names"]
 

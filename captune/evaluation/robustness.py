@@ -37,10 +37,10 @@ from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_opt
 from captune.events import Listener
 from captune.features import encode_images
 from captune.metrics import Scorer, Scores, ScoringOptions
-from captune.metrics.signature import prompt_hash
+from captune.metrics.scores import prompt_hash
 from captune.metrics.significance import confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
-from captune.model.adapter import read_record
+from captune.model.checkpoint import read_record
 from captune.model.loading import load_model, pick_device
 from captune.report import write_report
 from captune.report.chart import draw_heatmap

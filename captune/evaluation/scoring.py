@@ -23,7 +23,7 @@ from captune.features import StoredFeatures
 from captune.metrics import Scorer, Scores, ScoringOptions, Signature, prompt_hash
 from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
 from captune.model import MiniGPT4
-from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
+from captune.report.schema import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.thumbnails import write_thumbnails
 
 __all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "refuse_rows"]

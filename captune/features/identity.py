@@ -19,7 +19,7 @@ from captune.config import ModelConfig
 from captune.data.content_hash import cached_digest
 from captune.hub import ResolvedModel, locate_model, resolve_model
 from captune.model import MiniGPT4Config
-from captune.model.adapter import is_adapter, read_record
+from captune.model.checkpoint import is_adapter, read_record
 from captune.model.loading import compute_dtype, load_config_and_processor
 from captune.weights.files import TOWERS, stored_tensors, weight_files
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captune.metrics import ptb
-    from captune.metrics.frequencies import DocumentFrequencies
+    from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
     from captune.metrics.registry import METRICS, check_metrics, find_column
     from captune.metrics.scorer import Scorer, score_captions
-    from captune.metrics.scores import Scores
-    from captune.metrics.signature import Signature, prompt_hash
+    from captune.metrics.scores import Scores, Signature, prompt_hash
     from captune.metrics.significance import (
         Comparison,
         Interval,
@@ -37,7 +36,7 @@ _MODULES = {
     "METRICS": "registry",
     "Column": "metric",
     "Comparison": "significance",
-    "DocumentFrequencies": "frequencies",
+    "DocumentFrequencies": "document_frequencies",
     "Interval": "significance",
     "MeanOfImages": "metric",
     "Metric": "metric",
@@ -46,13 +45,13 @@ _MODULES = {
     "Scorer": "scorer",
     "Scores": "scores",
     "ScoringOptions": "options",
-    "Signature": "signature",
+    "Signature": "scores",
     "approximate_randomization": "significance",
     "check_metrics": "registry",
     "confidence_intervals": "significance",
     "find_column": "registry",
     "paired_bootstrap": "significance",
-    "prompt_hash": "signature",
+    "prompt_hash": "scores",
     "score_captions": "scorer",
 }
 

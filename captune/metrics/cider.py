@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from captune.errors import MetricInputError
-from captune.metrics.frequencies import CorpusCounts, DocumentFrequencies
+from captune.metrics.document_frequencies import CorpusCounts, DocumentFrequencies
 from captune.metrics.matching import Matches, NgramIndex
 from captune.metrics.metric import Column, MeanOfImages
 from captune.metrics.ngrams import Ngrams

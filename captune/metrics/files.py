@@ -22,8 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from captune.errors import MetricInputError
-from captune.metrics.jsontext import parse_json, read_text
-from captune.metrics.plaintext import line_captions, table_rows
+from captune.metrics.file_formats import line_captions, parse_json, read_text, table_rows
 
 __all__ = ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"]
 

@@ -10,7 +10,7 @@ from captune.errors import MetricInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from captune.metrics.frequencies import DocumentFrequencies
+    from captune.metrics.document_frequencies import DocumentFrequencies
 
 __all__ = ["COMPATIBILITIES", "DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"]
 

@@ -32,9 +32,9 @@ BUILT_IN = {
     "cider": "captune.metrics.cider:Cider",
     "cider-d": "captune.metrics.cider:CiderD",
     "rouge-l": "captune.metrics.rouge:RougeL",
-    "meteor": "captune.metrics.meteor:Meteor",
-    "spice": "captune.metrics.spice:Spice",
-    "clipscore": "captune.metrics.clipscore:ClipScore",
+    "meteor": "captune.metrics.external.meteor:Meteor",
+    "spice": "captune.metrics.external.spice:Spice",
+    "clipscore": "captune.metrics.external.clipscore:ClipScore",
 }
 
 

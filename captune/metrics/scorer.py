@@ -19,8 +19,7 @@ from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
 from captune.metrics.parallel import can_fork, encode_in_processes, run_in_fork, split_ranges
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 from captune.metrics.registry import METRICS, check_metrics, package_version
-from captune.metrics.scores import Scores
-from captune.metrics.signature import Signature, prompt_hash
+from captune.metrics.scores import Scores, Signature, prompt_hash
 from captune.metrics.tokenizers import tokenizer
 
 if TYPE_CHECKING:

@@ -3,21 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captune import __version__
 from captune.errors import MetricInputError
 from captune.metrics.inputs import ImageId
 from captune.metrics.registry import METRICS
-from captune.metrics.signature import Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Scores"]
+__all__ = ["Scores", "Signature", "prompt_hash"]
+
+
+# The signature: everything that must be equal before two numbers may be compared, in one line.
+
+# Fields in print; those of metrics that other packages register follow "clip".
+_ORDER = (
+    "data",
+    "split",
+    "n",
+    "refs",
+    "tok",
+    "cider",
+    "meteor",
+    "spice",
+    "clip",
+    "prompt",
+    "dec",
+    "proto",
+    "exif",
+    "v",
+)
+
+
+def prompt_hash(prompt: str) -> str:
+    """The first 8 hexadecimal digits of a prompt's SHA-256, which stand for it in a signature."""
+    import hashlib  # nobody who only scores should wait for it
+
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a score was made of; `str` gives `data:flickr30k|split:test|n:1000|refs:5|tok:ptb3.4.1|...`.
+
+    What is not known is left out. Fields hold neither "|" nor line breaks.
+
+    Attributes:
+        data: the data set.
+        split: its part.
+        n: how many images were scored.
+        refs: references per image, "5" or "4-6".
+        tok: the tokenizer with its version; "+call" is added when all captions of a call were tokenized in one pass.
+        cider: the variant of CIDEr and where its document frequencies come from: "D,df=corpus" is coco-caption's.
+        meteor: the version of METEOR.
+        spice: the version of SPICE and of its parser.
+        clip: the CLIP model of CLIPScore.
+        prompt: `prompt_hash` of the prompt.
+        dec: how captions were decoded, as in "beam5" or "greedy".
+        proto: the evaluation protocol.
+        exif: "upright" or "stored": how images were shown of which EXIF notes a rotation; None where there are none.
+        v: captune's version.
+        leak: the test images were seen in training, or its references were changed; prints as LEAK.
+        others: fields of metrics that other packages register, with their versions.
+    """
+
+    n: int
+    refs: str
+    tok: str
+    data: str | None = None
+    split: str | None = None
+    cider: str | None = None
+    meteor: str | None = None
+    spice: str | None = None
+    clip: str | None = None
+    prompt: str | None = None
+    dec: str | None = None
+    proto: str | None = None
+    exif: str | None = None
+    v: str = __version__
+    leak: bool = False
+    others: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self._values().items():
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise MetricInputError(f"the signature's field {name!r} is not a word")
+            if isinstance(value, str) and ("|" in value or not value.isprintable() or not value):
+                raise MetricInputError(
+                    f"the signature's field '{name}' is {value!r}; give a name without '|' and line breaks"
+                )
+
+    def _values(self) -> dict[str, object]:
+        """All fields by name, with those of other packages."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "others"} | dict(
+            self.others
+        )
+
+    def with_fields(self, values: Mapping[str, str]) -> Signature:
+        """The same signature with the fields of metrics added."""
+        known = {name: value for name, value in values.items() if name in _ORDER}
+        others = {name: value for name, value in values.items() if name not in _ORDER}
+        return replace(self, others=tuple((dict(self.others) | others).items()), **known)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        after = _ORDER.index("clip") + 1
+        order = (*_ORDER[:after], *dict(self.others), *_ORDER[after:])
+        values = self._values()
+        parts = [f"{name}:{values[name]}" for name in order if values[name] is not None]
+        return "|".join([*parts, "LEAK"] if self.leak else parts)
+
+    @classmethod
+    def parse(cls, text: str) -> Signature:
+        """Read what `str` wrote.
+
+        Raises:
+            MetricInputError: the text is no signature.
+        """
+        parts = text.split("|")
+        leak = parts[-1] == "LEAK"
+        pairs = [part.split(":", 1) for part in (parts[:-1] if leak else parts)]
+        values = {pair[0]: pair[-1] for pair in pairs}
+        complete = all(len(pair) == 2 for pair in pairs) and {"n", "refs", "tok", "v"} <= values.keys()
+        if not complete or not values["n"].isdigit() or {"leak", "others"} & values.keys():
+            raise MetricInputError(
+                f"{text!r} is no signature; one looks like data:coco|n:5000|refs:5|tok:ptb3.4.1|v:1.0"
+            )
+        count, refs, tok = int(values.pop("n")), values.pop("refs"), values.pop("tok")
+        return cls(n=count, refs=refs, tok=tok, leak=leak).with_fields(values)
+
+    def differences(self, other: Signature) -> list[str]:
+        """The fields in which another signature differs, as "tok: ptb3.4.1 and 13a"."""
+        first, second = self._values(), other._values()
+        return [
+            f"{name}: {first.get(name)} and {second.get(name)}"
+            for name in {**first, **second}
+            if first.get(name) != second.get(name)
+        ]
 
 
 _FORMAT = "captune scores 1"

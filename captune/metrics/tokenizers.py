@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
-from captune.errors import MetricInputError
+from captune.errors import InputError, MetricInputError
 
-__all__ = ["TOKENIZERS", "Tokenizer", "tokenizer"]
+__all__ = [
+    "TOKENIZERS",
+    "Tokenizer",
+    "language_tokenizer",
+    "language_warning",
+    "tokenize_13a",
+    "tokenize_zh_char",
+    "tokenize_zh_jieba",
+    "tokenizer",
+]
 
 TOKENIZERS = ("ptb", "zh-char", "zh-jieba", "13a", "none")
 
@@ -57,7 +72,156 @@ def tokenizer(name: str) -> Tokenizer:
     if name == "none":
         return Tokenizer("none", _split_on_spaces, _chunk_itself, " ")
     if name in TOKENIZERS:
-        from captune.metrics.languages import language_tokenizer
-
         return Tokenizer(*language_tokenizer(name))
     raise MetricInputError(f"the tokenizer {name!r} is not known; choose one of {', '.join(TOKENIZERS)}")
+
+
+# Tokenizers for captions that are not English, and the check that notices such captions.
+
+# The ranges of sacrebleu's `zh`. Two of them are meant to be the planes beyond U+FFFF but are written with four
+# digits there, so that U+2001 to U+2A6D stand alone and the ideographs from U+20000 on do not. Kept, since scores
+# are to be comparable.
+_CHINESE = re.compile(
+    "([\u3400-\u4db5\u4e00-\u9fbb\uf900-\ufa2d\ufa30-\ufa6a\ufa70-\ufad9\u2001-\u2a6d\uff00-\uffef\u2e80-\u2fdf\u2ff0-\u2fff"
+    "\u3000-\u303f\u31c0-\u31ef\u3100-\u312f\u31a0-\u31bf\ufe10-\ufe1f\ufe30-\ufe4f\u3200-\u33ff])"
+)
+_MARKS = re.compile(r"([ !-&(-+/:-@\[-`{-~])")  # ASCII marks except ' , - .
+_POINT_AFTER_NO_DIGIT = re.compile(r"([^0-9])([.,])")
+_POINT_BEFORE_NO_DIGIT = re.compile(r"([.,])([^0-9])")
+_DASH_AFTER_DIGIT = re.compile(r"([0-9])(-)")
+_ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
+
+
+def tokenize_13a(caption: str) -> list[str]:
+    """Tokens as WMT's mteval-v13a counts them.
+
+    Args:
+        caption: any text.
+
+    Returns:
+        Words and marks, case kept.
+    """
+    caption = caption.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    for entity, character in _ENTITIES:
+        caption = caption.replace(entity, character)
+    return _split_marks(f" {caption} ")
+
+
+def tokenize_zh_char(caption: str) -> list[str]:
+    """Every Chinese character as a token, and what is not Chinese as `13a` splits it.
+
+    Args:
+        caption: any text.
+
+    Returns:
+        Characters, words and marks.
+    """
+    return _split_marks(_CHINESE.sub(r" \1 ", caption.strip()))
+
+
+def tokenize_zh_jieba(caption: str) -> list[str]:
+    """Words as jieba's accurate mode cuts them.
+
+    Args:
+        caption: any text.
+
+    Returns:
+        Words and marks without blanks.
+
+    Raises:
+        InputError: jieba is not installed.
+    """
+    return [word for word in _jieba().lcut(caption) if not word.isspace()]
+
+
+def language_tokenizer(name: str) -> tuple[str, Callable[[str], list[str]]]:
+    """The tokenizer of a name of this module, with the name that it has in a signature.
+
+    Args:
+        name: "zh-char", "zh-jieba" or "13a".
+
+    Raises:
+        InputError: jieba is asked for and is not installed.
+        KeyError: there is no such tokenizer here.
+    """
+    if name == "zh-jieba":
+        return f"zh-jieba{_jieba().__version__}", tokenize_zh_jieba
+    return name, {"13a": tokenize_13a, "zh-char": tokenize_zh_char}[name]
+
+
+def _split_marks(text: str) -> list[str]:
+    text = _MARKS.sub(r" \1 ", text)
+    text = _POINT_AFTER_NO_DIGIT.sub(r"\1 \2 ", text)
+    text = _POINT_BEFORE_NO_DIGIT.sub(r" \1 \2", text)
+    return _DASH_AFTER_DIGIT.sub(r"\1 \2 ", text).split()
+
+
+@functools.cache
+def _jieba() -> ModuleType:
+    """jieba with its dictionary loaded, without what it prints while loading."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of its own escapes and of pkg_resources
+            jieba = importlib.import_module("jieba")
+    except ImportError:
+        raise InputError("The tokenizer zh-jieba needs jieba; install it with: pip install jieba") from None
+    jieba.setLogLevel("ERROR")
+    jieba.initialize()
+    return jieba
+
+
+SAMPLE = 500
+FOREIGN_LETTERS = 0.2
+FOREIGN_WORDS = 0.1
+FEWEST_WORDS = 3
+_LETTERS = re.compile(r"[^\W\d_]")
+# The first letters beyond those of the Latin script; U+1E00 to U+1EFF are Latin again.
+_LATIN = re.compile("[a-zA-Z\u00aa-\u02af\u1e00-\u1eff]")
+_SMALL_WORDS = """
+English     a an and are at dog for from girl boy his her is it man men of people the their to two while with woman
+Czech       dva jsou muž na ona pes po při s se u v za ze žena
+Dutch       aan bij de een het met naar op te twee uit van voor zijn
+French      au aux avec dans de des du en est et la le les sont sur un une
+German      auf aus bei das dem den der die ein eine einem einen einer eines mit und von zu
+Italian     che con della delle di due e gli il la le mentre nel sono su un una uno
+Portuguese  ao com da de dois do duas e em enquanto na no os um uma umas
+Spanish     con de del dos el en hay la las los por que su sobre un una y
+Turkish     adam bir bu doğru iki ile kadın ve üzerinde yanında içinde var
+"""
+_WORDS_OF = {line.split()[0]: frozenset(line.split()[1:]) for line in _SMALL_WORDS.strip().splitlines()}
+
+
+def language_warning(captions: Sequence[str]) -> str | None:
+    """Notice captions for which the English tokenizer `ptb` is the wrong one.
+
+    Letters of other scripts are counted first; among Latin letters, the commonest small words decide. The test
+    looks at some 500 captions spread over the data at most and stays silent when it does not know.
+
+    Args:
+        captions: references or predictions.
+
+    Returns:
+        One sentence, or None where the captions look English or give too little to tell.
+    """
+    sample = captions[:: max(1, len(captions) // SAMPLE)]
+    text = "\n".join(caption[:1000] for caption in sample)
+    letters = [] if text.isascii() else _LETTERS.findall(text)
+    foreign = sum(1 for letter in letters if not _LATIN.match(letter))
+    if letters and foreign / len(letters) > FOREIGN_LETTERS:
+        chinese = sum(1 for letter in letters if _CHINESE.match(letter))
+        advice = "--tokenize zh-char or zh-jieba" if chinese > foreign / 2 else "--tokenize 13a"
+        return (
+            f"{foreign / len(letters):.0%} of the captions' letters are not Latin, and the tokenizer ptb is made for "
+            f"English; use {advice}."
+        )
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    often = Counter(words)
+    counts = {language: sum(often[word] for word in small) for language, small in _WORDS_OF.items()}
+    english = counts.pop("English")
+    language, count = max(counts.items(), key=lambda item: item[1])
+    if count >= FEWEST_WORDS and count > 2 * english and count / len(words) > FOREIGN_WORDS:
+        return (
+            f"The captions do not look English (most like {language}), and the tokenizer ptb is made for English; "
+            "use --tokenize 13a unless this is on purpose."
+        )
+    return None

@@ -5,19 +5,92 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
 from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
-from captune.model.causality import check_causal
 from captune.transformers_compat import has_auto_class
-from captune.weights.pointers import refuse_part, refuse_pointers
+from captune.weights.files import refuse_part, refuse_pointers
 from captune.weights.strict import load_strictly, quiet, read_config
 
-__all__ = ["decoder_layers", "embedding_width", "end_ids", "is_divided", "language_config", "load_language_model"]
+__all__ = [
+    "batchable",
+    "check_causal",
+    "decoder_layers",
+    "embedding_width",
+    "end_ids",
+    "is_divided",
+    "language_config",
+    "load_language_model",
+]
+
+
+# Tests on a loaded language model: it reads embeddings as it reads token ids, and no token depends on a later one.
+
+_TOKENS = 12
+_ALLOWED = 1e-3
+"""Largest relative difference of logits that rounding explains in float32."""
+_ALLOWED_IN_HALF = 0.02
+"""The same in 16-bit formats. The tensors compared have the same shapes, so most models give equal numbers."""
+
+
+@torch.no_grad()
+def check_causal(llm: Any, name: str) -> None:
+    """Refuse a model whose logits depend on later tokens, or differ between token ids and their embeddings.
+
+    Image tokens are embeddings between those of words, and training predicts each token from those before it.
+
+    Args:
+        llm: a model with a language modelling head, in eval mode.
+        name: of the model, for the messages.
+
+    Raises:
+        WeightsError: the model is not causal, or cannot read image tokens.
+    """
+    embedding = llm.get_input_embeddings()
+    if embedding.weight.is_meta:
+        return
+    size = embedding.weight.shape[0]
+    # Spread over the vocabulary; the first ids are special tokens, such as padding, which some models skip.
+    ids = (torch.arange(_TOKENS, device=embedding.weight.device) * 7 + 5).remainder(size).unsqueeze(0)
+    words = embedding(ids)
+    changed = words.clone()
+    changed[:, _TOKENS // 2 :] = words[:, : _TOKENS - _TOKENS // 2].roll(1, dims=1)
+    try:
+        from_ids, from_embeddings, from_changed = (
+            llm(**inputs, use_cache=False).logits[0]
+            for inputs in ({"input_ids": ids}, {"inputs_embeds": words}, {"inputs_embeds": changed})
+        )
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = error_text(error)
+        raise WeightsError(
+            f"The language model {name} cannot be run on words and their embeddings ({reason}); give another."
+        ) from error
+    allowed = _ALLOWED_IN_HALF if words.dtype in (torch.bfloat16, torch.float16) else _ALLOWED
+    kept = slice(0, _TOKENS // 2)
+    difference = _difference(from_changed[kept], from_embeddings[kept])
+    # Written this way round, so that logits which are no numbers are left to the checks that name them.
+    if difference > allowed:
+        raise WeightsError(
+            f"{name} is no causal language model: its logits change by {difference:.1e} with later tokens, so training "
+            "would read the captions it has to predict; give a decoder."
+        )
+    difference = _difference(from_embeddings, from_ids)
+    if difference > allowed:
+        raise WeightsError(
+            f"The language model {name} gives other logits for the embeddings of words than for the words (by "
+            f"{difference:.1e}), so image tokens cannot be put between them; give another model."
+        )
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    """Relative difference of logits at the median position, which a single rerouted token does not decide."""
+    differences = (logits.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    return float(differences.median())
 
 
 _WIDTHS: dict[str, int] = {}
@@ -128,3 +201,64 @@ def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options:
     )
     check_causal(model, str(llm))
     return model
+
+
+# Whether transformers' `generate` gives rows of a batch what it gives each alone; measured, for some families do not.
+
+_TOKENS, _NEW = 12, 4
+"""Tokens of a row that is tried, and how many more are generated."""
+"""Largest relative difference of logits that rounding explains in float32."""
+_ALLOWED_PADDING_EFFECT = 0.1
+_TRIED: WeakKeyDictionary[Any, dict[bool, bool]] = WeakKeyDictionary()
+
+
+def batchable(llm: Any, *, padded: bool) -> bool:
+    """Whether rows of a batch are generated as if each were alone.
+
+    Args:
+        llm: a causal language model.
+        padded: whether the rows have other lengths, and shorter ones are padded on the left.
+    """
+    tried = _TRIED.setdefault(llm, {})
+    if padded not in tried:
+        tried[padded] = _trial(llm, _TOKENS // 2 if padded else _TOKENS)
+    return tried[padded]
+
+
+@torch.no_grad()
+def _trial(llm: Any, shorter: int) -> bool:
+    embedding = llm.get_input_embeddings()
+    ids = torch.arange(3 * _TOKENS, device=embedding.weight.device).view(3, _TOKENS)
+    rows = embedding((ids * 7 + 5) % embedding.weight.shape[0])
+    mask = torch.ones_like(ids)
+    mask[1, : _TOKENS - shorter] = 0
+    batch = _logits(llm, rows, mask)
+    allowed = _ALLOWED_PADDING_EFFECT if rows.dtype in (torch.bfloat16, torch.float16) else _ALLOWED
+    for number, row in enumerate(rows):
+        seen = mask[number].bool()
+        alone = _logits(llm, row[seen].unsqueeze(0), mask[number][seen].unsqueeze(0))
+        if not alone.isfinite().all():
+            # No evidence about batches; generation reports scores that are not numbers.
+            continue
+        for batched, single in zip(batch[number], alone[0], strict=True):
+            # Written this way round, so that logits which are no numbers do not pass.
+            if not float((batched - single).norm() / single.norm()) <= allowed:
+                return False
+            if batched.argmax() != single.argmax():
+                # Rounding chose another word, after which the rows have other texts.
+                break
+    return True
+
+
+def _logits(llm: Any, embeddings: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, V) logits of new tokens."""
+    settings = GenerationConfig(max_new_tokens=_NEW, min_new_tokens=_NEW, do_sample=False, pad_token_id=0)
+    llm.generation_config = GenerationConfig()
+    made = llm.generate(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        generation_config=settings,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(made.logits, dim=1).float()

@@ -15,8 +15,8 @@ from torch import Tensor
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.hub import ResolvedModel, locate_model, resolve_model
-from captune.model.adapter import fetch_checkpoint, load_trained, read_record
 from captune.model.build import build, config_and_processor_of_parts
+from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
@@ -27,7 +27,7 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
-from captune.weights.pointers import refuse_part
+from captune.weights.files import refuse_part
 from captune.weights.strict import read_config, why_unread
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from captune.errors import MissingExtraError, WeightsError
-from captune.model.official_keys import State
+from captune.model.official_layout import State
 
 __all__ = ["add_lora", "attach_lora", "with_lora"]
 

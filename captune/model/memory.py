@@ -12,19 +12,230 @@ Shape letters: B rows, T tokens of a row, N positions with logits, V vocabulary,
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from captune.model.size import FLOAT32, ModelSize
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM
+
+from captune.common import error_text
+from captune.errors import ConfigError
+from captune.model.configuration import MiniGPT4Config
+from captune.model.lora import with_lora
+from captune.model.minigpt4 import MiniGPT4
+from captune.transformers_compat import kv_cache_of
 
 __all__ = [
+    "FLOAT32",
+    "QUANTIZED",
     "RESERVE",
     "GenerationLoad",
     "MemoryEstimate",
+    "ModelSize",
     "Part",
     "TrainingLoad",
+    "cache_size",
     "generation_memory",
+    "measure_model",
+    "saved_bytes",
     "training_memory",
 ]
+
+
+# How large a model is, from its configuration alone, and what a layer of its language model keeps of a token.
+
+FLOAT32 = 4
+"""Bytes of a value."""
+QUANTIZED = {
+    "int8": 1.0,
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+    "torchao-int8": 1.0,
+    "torchao-int4": 0.5 + 4 / 128,
+    "torchao-fp8": 1.0,
+}
+"""Bytes of a weight with its share of scales: 8 bits have one a row or none, nf4 an 8-bit one every 64 weights and a
+float32 every 256 of those, int4 a bfloat16 scale and zero every 128."""
+TRACED_TOKENS = (32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Bytes of a model's parts, and what its language model takes for a token.
+
+    Attributes:
+        llm: the language model's weights.
+        towers: vision tower, Q-Former and queries.
+        projection: bytes of the trained projection, always float32.
+        lora: number of LoRA's values, whose bytes are among those of the language model.
+        layers: L, of the language model.
+        width: D, of the language model.
+        vocabulary: V.
+        image_tokens: Q.
+        feature_size: F.
+        value_bytes: of a value in the frozen parts' number format.
+        layer_bytes: what a layer keeps of a token for the backward pass.
+        pair_bytes: what it keeps of two tokens that may look at each other: masks, and attention that is not fused.
+        cache_bytes: keys and values of a token in a layer.
+    """
+
+    llm: int
+    towers: int
+    projection: int
+    lora: int
+    layers: int
+    width: int
+    vocabulary: int
+    image_tokens: int
+    feature_size: int
+    value_bytes: int
+    layer_bytes: float
+    pair_bytes: float
+    cache_bytes: float
+
+    def layer(self, rows: int, tokens: int, cached_tokens: int = 0) -> int:
+        """Bytes that one layer keeps of rows of tokens, behind keys and values that are there already."""
+        # These are joined with the row's own in every layer.
+        of_a_row = tokens * (self.layer_bytes + (tokens + cached_tokens) * self.pair_bytes)
+        return int(rows * (of_a_row + cached_tokens * self.cache_bytes))
+
+
+def measure_model(config: MiniGPT4Config, dtype: torch.dtype, quantization: str | None = None) -> ModelSize:
+    """Size up a model from its configuration.
+
+    Args:
+        config: of the model.
+        dtype: number format of the frozen parts.
+        quantization: a format of `captune.model.quantization`: the language model's matrices, but for its head, in
+            fewer bits. None is none.
+
+    Raises:
+        ConfigError: the quantisation is unknown, or the language model cannot be built from its configuration.
+    """
+    if quantization is not None and quantization not in QUANTIZED:
+        raise ConfigError(f"There is no quantisation '{quantization}'; expected one of: {', '.join(QUANTIZED)}.")
+    with torch.device("meta"):
+        model = MiniGPT4(config)
+    value_bytes = dtype.itemsize
+    llm = _unique_values(model.llm.parameters()) * value_bytes
+    if quantization is not None:
+        head = model.llm.get_output_embeddings()
+        matrices = [m.weight for m in model.llm.modules() if isinstance(m, nn.Linear) and m is not head]
+        squeezed = _unique_values(matrices)
+        llm += int(squeezed * (QUANTIZED[quantization] - value_bytes))
+    towers = [*model.vision.parameters()]
+    if model.qformer is not None:
+        towers += [*model.qformer.parameters(), model.query_tokens]
+    text = config.text_config.get_text_config()
+    layer_bytes, pair_bytes, cache_bytes = _layer(text, dtype, config.lora)
+    return ModelSize(
+        llm=llm,
+        towers=_unique_values(towers) * value_bytes,
+        projection=_unique_values(model.projection.parameters()) * FLOAT32,
+        lora=_unique_values(p for p in model.llm.parameters() if p.requires_grad),
+        layers=int(text.num_hidden_layers),
+        width=int(text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        image_tokens=config.image_tokens,
+        feature_size=config.feature_size,
+        value_bytes=value_bytes,
+        layer_bytes=layer_bytes,
+        pair_bytes=pair_bytes,
+        cache_bytes=cache_bytes,
+    )
+
+
+def saved_bytes(compute: Callable[[], Any], tensors: Iterable[Tensor]) -> tuple[int, Any]:
+    """Bytes that autograd keeps of a computation for its backward pass, each storage counted once.
+
+    Args:
+        compute: what is computed.
+        tensors: weights and buffers, which are there anyway.
+
+    Returns:
+        The bytes, and what `compute` returned.
+    """
+    there = {tensor.untyped_storage()._cdata for tensor in tensors}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in there:
+            # Held on to, so that no later storage is taken for this one.
+            kept.setdefault(storage, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = compute()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), result
+
+
+def _layer(text_config: Any, dtype: torch.dtype, lora: dict[str, Any] | None) -> tuple[float, float, float]:
+    """Bytes in one layer: kept of a token, kept of a pair of tokens, and cached of a token.
+
+    The difference between two layers and one leaves out what all layers share: rotary tables, the last norm. What
+    grows with the square of the tokens is told from what grows with the tokens by a second length.
+    """
+    try:
+        traces = [[_traced(text_config, layers, tokens, dtype, lora) for layers in (1, 2)] for tokens in TRACED_TOKENS]
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+        reason = error_text(error)
+        raise ConfigError(f"The memory of a '{text_config.model_type}' layer cannot be traced: {reason}") from error
+    kept = [two[0] - one[0] for one, two in traces]
+    cached = traces[0][1][1] - traces[0][0][1]
+    short, long = TRACED_TOKENS
+    of_pair = (kept[1] / long - kept[0] / short) / (long - short)
+    return kept[0] / short - short * of_pair, of_pair, cached / short
+
+
+def _traced(
+    text_config: Any, layers: int, tokens: int, dtype: torch.dtype, lora: dict[str, Any] | None
+) -> tuple[int, int]:
+    """Run the language model's first layers with fake tensors, masked as training masks them."""
+    short = copy.deepcopy(text_config)
+    short.num_hidden_layers = layers
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:layers]
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(short, dtype=dtype).eval().requires_grad_(False)
+        if lora is not None:
+            with_lora(llm, lora)
+    decoder = llm.get_decoder()
+    with FakeTensorMode():
+        _make_fake(decoder)
+        embeddings = torch.empty(1, tokens, llm.get_input_embeddings().weight.shape[1], dtype=dtype, requires_grad=True)
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+        positions = torch.arange(tokens).unsqueeze(0)
+        inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
+        tensors = [*decoder.parameters(), *decoder.buffers()]
+        kept, _ = saved_bytes(lambda: decoder(**inputs, use_cache=False), tensors)
+        with torch.no_grad():
+            cache = kv_cache_of(decoder(**inputs, use_cache=True))
+        return kept, cache_size(cache)
+
+
+def _make_fake(module: nn.Module) -> None:
+    """Give a module that was built on the meta device fake tensors, which know the kernels of a real device."""
+    for part in module.modules():
+        for name, weight in list(part.named_parameters(recurse=False)):
+            empty = torch.empty(weight.shape, dtype=weight.dtype)
+            setattr(part, name, nn.Parameter(empty, requires_grad=weight.requires_grad))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def cache_size(cache: Any) -> int:
+    """Bytes of the keys and values in a transformers cache."""
+    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def _unique_values(parameters: Iterable[Tensor]) -> int:
+    """Number of values, tied weights counted once."""
+    return sum({id(parameter): parameter.numel() for parameter in parameters}.values())
+
 
 RESERVE = 1_500_000_000
 """Bytes of a GPU that the CUDA context and the gaps of the allocator take."""

@@ -11,7 +11,7 @@ from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, compare_runs
 from captune.report.narrative import sentences
 from captune.report.page import LANGUAGES, build_page
-from captune.report.record import CheckpointScores, RunScores, read_scores, write_scores
+from captune.report.schema import CheckpointScores, RunScores, read_scores, write_scores
 from captune.report.table import csv_table, latex_table, markdown_table, read_csv
 from captune.report.thumbnails import write_thumbnails
 from captune.report.training_log import TrainingLog, read_log

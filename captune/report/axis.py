@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from captune.common import one_line
-from captune.report.course import drawn_rows
-from captune.report.record import RunScores
+from captune.report.schema import RunScores
+from captune.report.training_log import drawn_rows
 
 __all__ = ["Axis", "checkpoint_axis", "positions", "spread_labels"]
 

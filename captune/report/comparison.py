@@ -12,8 +12,8 @@ from captune.common.tables import escape_markdown, markdown_table
 from captune.errors import InputError
 from captune.report.captions import tokenizer_name
 from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
-from captune.report.course import course_of
-from captune.report.record import CheckpointScores, RunScores
+from captune.report.schema import CheckpointScores, RunScores
+from captune.report.training_log import course_of
 
 if TYPE_CHECKING:
     from captune.metrics import Scores

@@ -14,8 +14,8 @@ from captune.common import one_line
 from captune.common.tables import escape_markdown
 from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
-from captune.report.course import SIGNIFICANT, course_of
-from captune.report.record import RunScores
+from captune.report.schema import RunScores
+from captune.report.training_log import SIGNIFICANT, course_of
 
 __all__ = [
     "LANGUAGES",

@@ -15,9 +15,8 @@ from captune.common import one_line
 from captune.report.axis import checkpoint_axis, spread_labels
 from captune.report.captions import CaptionStatistics
 from captune.report.columns import column
-from captune.report.course import course_of, drawn_rows
-from captune.report.record import RunScores
-from captune.report.training_log import TrainingLog
+from captune.report.schema import RunScores
+from captune.report.training_log import TrainingLog, course_of, drawn_rows
 
 __all__ = ["Series", "distribution_charts", "line_chart", "nice_ticks", "score_charts", "training_charts"]
 

@@ -18,9 +18,9 @@ from captune.data.delimited import CsvWriter, plain_cell
 from captune.errors import InputError
 from captune.parsing import first_repeated
 from captune.report.columns import column, format_value, scale_sentence, shows_zero
-from captune.report.course import SIGNIFICANT
 from captune.report.files import read_text
-from captune.report.record import BASELINES, MAX_SCORE, CheckpointScores, RunScores
+from captune.report.schema import BASELINES, MAX_SCORE, CheckpointScores, RunScores
+from captune.report.training_log import SIGNIFICANT
 
 __all__ = [
     "SIGNIFICANT",

@@ -1,16 +1,130 @@
-"""`log.jsonl` of a run: how the loss went and what the run cost."""
+"""Which rows of a table are one training, and which of them differ by more than chance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from captune.parsing import load_json
+from captune.report.columns import shows_zero
+from captune.report.schema import CheckpointScores, RunScores
 
-__all__ = ["TrainingLog", "read_log"]
+__all__ = ["SIGNIFICANT", "Course", "TrainingLog", "course_of", "differ", "drawn_rows", "has_statistics", "read_log"]
+
+SIGNIFICANT = 0.05
+"""A paired test below this probability is a difference."""
+
+PRETRAINED = "pretrained"
+
+_STEP_WORDS = "epochs?|ep|e|steps?|s|iterations?|iters?|it|checkpoints?|ckpt|cp|rounds?|r|stage"
+_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORDS})[ _\-./=]*\d+k?[ _\-./]*)+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The rows of a table that are states of one training, and the others.
+
+    Attributes:
+        run: the rows of the training in its order, with the tests between them. Where no row is of a training, the
+            first row alone, with which the others are compared.
+        others: the other rows, such as captioners that were evaluated on the same images.
+        is_training: whether the rows of `run` are of a training.
+    """
+
+    run: RunScores
+    others: tuple[CheckpointScores, ...]
+    is_training: bool
+
+
+def course_of(run: RunScores) -> Course:
+    """Tell the checkpoints of a training from other rows of its table.
+
+    A row with an epoch is a checkpoint, and the row called "pretrained", or else a first row without an epoch, is where
+    the training began. Where no row has an epoch, as in a table from elsewhere, rows that are called like steps
+    ("step-1000", "ckpt 2") are checkpoints.
+    """
+    rows = run.checkpoints
+    if len(rows) == 1:
+        return Course(run, (), True)
+    steps = {index for index, row in enumerate(rows) if row.epoch is not None}
+    if not steps and run.images is None:
+        steps = {index for index, row in enumerate(rows) if _STEP_NAME.fullmatch(row.name.strip())}
+    begins = next((index for index, row in enumerate(rows) if row.name.lower() == PRETRAINED), 0)
+    if not steps and rows[begins].name.lower() != PRETRAINED:
+        return Course(replace(run, checkpoints=rows[:1]), rows[1:], False)
+    members = sorted(steps | {begins} if rows[begins].epoch is None else steps)
+    checkpoints = [_with_tests_of(rows, members, position) for position in range(len(members))]
+    others = tuple(row for index, row in enumerate(rows) if index not in members)
+    return Course(replace(run, checkpoints=tuple(checkpoints)), others, True)
+
+
+def drawn_rows(run: RunScores) -> tuple[RunScores, int]:
+    """The table as charts draw it: the training's rows, then the others; and how many of them a line joins."""
+    course = course_of(run)
+    rows = (*course.run.checkpoints, *course.others)
+    return replace(run, checkpoints=rows), len(course.run.checkpoints) if course.is_training else 0
+
+
+def _with_tests_of(rows: Sequence[CheckpointScores], members: Sequence[int], position: int) -> CheckpointScores:
+    """A checkpoint with those of its tests that compare it with the first one, and with the one before."""
+    index = members[position]
+    kept = {PRETRAINED} if members[0] == 0 else set()
+    if position and members[position - 1] == index - 1:
+        kept.add("previous")
+    row = rows[index]
+    if len(kept) == 2:
+        return row
+    return replace(
+        row,
+        p_values={metric: _only(tests, kept) for metric, tests in row.p_values.items()},
+        differences={metric: _only(bounds, kept) for metric, bounds in row.differences.items()},
+    )
+
+
+def _only(tests: Mapping[str, Any], kept: set[str]) -> dict[str, Any]:
+    return {rival: value for rival, value in tests.items() if rival in kept}
+
+
+def has_statistics(run: RunScores) -> bool:
+    """Whether a table carries paired tests or intervals, which separate differences from chance."""
+    return any(row.intervals or any(row.p_values.values()) for row in run.checkpoints)
+
+
+def differ(run: RunScores, metric: str, before: int, after: int) -> bool | None:
+    """Whether two rows of a table differ by more than chance in one metric.
+
+    Args:
+        run: the table.
+        metric: a column of it.
+        before, after: places of the two rows, the earlier one first.
+
+    Returns:
+        What the paired test of the two says; without one, True where their confidence intervals do not meet. None where
+        no statistic can say. Scores that both show as 0 do not differ.
+    """
+    one, other = run.checkpoints[before], run.checkpoints[after]
+    values = one.corpus.get(metric, math.nan), other.corpus.get(metric, math.nan)
+    if not all(map(math.isfinite, values)):
+        return None
+    if all(map(shows_zero, values)) or shows_zero(values[1] - values[0]):
+        return False
+    tests = other.p_values.get(metric, {})
+    p = tests.get("previous") if after == before + 1 else None
+    if p is None and before == 0:
+        p = tests.get(PRETRAINED)
+    if p is not None:
+        return p < SIGNIFICANT
+    bounds = one.intervals.get(metric), other.intervals.get(metric)
+    if bounds[0] is not None and bounds[1] is not None and (bounds[0][1] < bounds[1][0] or bounds[1][1] < bounds[0][0]):
+        return True
+    return None
+
+
+# `log.jsonl` of a run: how the loss went and what the run cost.
 
 MOST_POINTS = 400
 """Steps that a chart shows; more are averaged in groups."""

@@ -14,7 +14,7 @@ from captune.report.matrix import matrix_of
 from captune.report.narrative import analysis_markdown
 from captune.report.page import build_page
 from captune.report.rating import rating_of
-from captune.report.record import RunScores, read_scores
+from captune.report.schema import RunScores, read_scores
 from captune.report.table import csv_table, latex_table, markdown_table
 from captune.report.training_log import TrainingLog, read_log
 

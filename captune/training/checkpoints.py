@@ -35,11 +35,11 @@ from captune.data.manifest import manifest_hash, read_manifest, resolve_image
 from captune.data.outputs import RECORDS
 from captune.errors import ConfigError, DataError, InputError
 from captune.features import content_ids, store_root
-from captune.model.adapter import read_record
-from captune.model.masters import MasterAdamW
+from captune.model.checkpoint import read_record
 from captune.parsing import load_json
 from captune.report import CheckpointScores, RunScores, read_scores
 from captune.report.thumbnails import thumbnail_sources
+from captune.training.optimizer import MasterAdamW
 from captune.training.run_log import first_event
 
 __all__ = [

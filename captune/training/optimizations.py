@@ -31,9 +31,9 @@ from captune.common import error_text
 from captune.config import TrainConfig
 from captune.errors import ConfigError
 from captune.model import MiniGPT4
-from captune.model.compiled import CompiledLayers
 from captune.model.language_model import decoder_layers, is_divided
 from captune.model.layer_call import (
+    CompiledLayers,
     KVAccumulator,
     LayerCall,
     hidden_states,

@@ -3,14 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from captune.config import TrainConfig
-from captune.model.masters import MasterAdamW
 
-__all__ = ["build_optimizer", "learning_rate"]
+__all__ = ["MasterAdamW", "build_optimizer", "learning_rate"]
+
+
+# AdamW whose steps are taken in float32, whatever format the trained weights compute in.
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on float32 masters; parameters that are float32 already are their own masters, and nothing changes.
+
+    Args:
+        groups: parameter groups as for AdamW.
+        settings: `lr`, `betas`, `weight_decay`, ... of AdamW.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], **settings: Any) -> None:
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        super().__init__(
+            [{**group, "params": list(map(self._master, group["params"]))} for group in groups], **settings
+        )
+
+    def _master(self, parameter: Tensor) -> Tensor:
+        if parameter.dtype == torch.float32:
+            return parameter
+        master = parameter.detach().float().requires_grad_()
+        self._pairs.append((parameter, master))
+        return master
+
+    def master_of(self, parameter: Tensor) -> Tensor:
+        """The float32 tensor on which a parameter's steps are taken, under which its moments are kept."""
+        return next((master for trained, master in self._pairs if trained is parameter), parameter)
+
+    @torch.no_grad()
+    def take_over(self, parameter: Tensor, value: Tensor) -> None:
+        """Set a parameter and its master to a float32 value."""
+        self.master_of(parameter).copy_(value)
+        parameter.copy_(value)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Carry gradients to the masters, take AdamW's step, and round the masters back into the weights."""
+        for parameter, master in self._pairs:
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        loss: float | None = super().step(closure)
+        for parameter, master in self._pairs:
+            parameter.copy_(master)
+            master.grad = None
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the weights and of their masters."""
+        super().zero_grad(set_to_none)
+        for parameter, _ in self._pairs:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state, and the masters, without which a run would not go on exactly."""
+        return {**super().state_dict(), "masters": [master.detach().clone() for _, master in self._pairs]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`."""
+        state = dict(state_dict)
+        masters = state.pop("masters")
+        super().load_state_dict(state)
+        for (parameter, master), saved in zip(self._pairs, masters, strict=True):
+            master.copy_(saved)
+            parameter.copy_(master)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -27,11 +27,14 @@ from captune.model.memory import (
     RESERVE,
     GenerationLoad,
     MemoryEstimate,
+    ModelSize,
     TrainingLoad,
+    cache_size,
     generation_memory,
+    measure_model,
+    saved_bytes,
     training_memory,
 )
-from captune.model.size import ModelSize, cache_size, measure_model, saved_bytes
 from captune.training.distributed import DistributedContext
 from captune.training.loss import targets_at_once
 from captune.training.packing import constant_prefix_length, pack, row_multiple

@@ -24,7 +24,7 @@ from captune.events import Listener
 from captune.features import StoredFeatures, StoredImages, features_of, store_root
 from captune.hub import resolve_model
 from captune.model import MiniGPT4
-from captune.model.adapter import CheckpointRecord, frozen_fingerprint, use_chat_template
+from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, use_chat_template
 from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_config_and_processor, load_model
 from captune.model.lora import attach_lora
 from captune.parsing import load_json

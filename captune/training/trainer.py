@@ -29,8 +29,8 @@ from captune.events import Listener
 from captune.features import StoredFeatures
 from captune.hub import resolve_model
 from captune.model import MiniGPT4
-from captune.model.adapter import CheckpointRecord, save_trained, trained_state
-from captune.model.compiled import CompiledLayers
+from captune.model.checkpoint import CheckpointRecord, save_trained, trained_state
+from captune.model.layer_call import CompiledLayers
 from captune.report import write_report
 from captune.training.checkpoints import (
     Inspection,

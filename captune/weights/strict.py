@@ -18,13 +18,35 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from captune.common import error_text
-from captune.errors import InputError, WeightsError
+from captune.errors import InputError, MissingExtraError, WeightsError
 from captune.transformers_compat import StoredNameMapping
-from captune.weights.files import check_weights, stored_names
-from captune.weights.libraries import missing_library
-from captune.weights.pointers import refuse_pointers
+from captune.weights.files import check_weights, refuse_pointers, stored_names
 
-__all__ = ["check_keys", "check_values", "load_strictly", "quiet", "read_config", "why_unread"]
+__all__ = ["check_keys", "check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"]
+
+
+# Libraries that a model of transformers needs and captune does not bring.
+
+
+def missing_library(what: str, error: ImportError) -> InputError:
+    """What transformers says of a library that a model needs, as one sentence.
+
+    Args:
+        what: needs it, as the beginning of the sentence.
+        error: of the import.
+    """
+    text = str(error)
+    if "num2words" in text:
+        return MissingExtraError(what, "smolvlm")
+    if "torchvision" in text.lower():
+        return InputError(
+            f"{what} needs torchvision, which is not installed; install the torchvision that belongs to your build of "
+            "torch."
+        )
+    if named := re.search(r"`pip install ([\w.-]+)`", text):
+        return InputError(f"{what} needs {named[1]}, which is not installed; install it with: pip install {named[1]}")
+    return InputError(f"{what} needs a library that is not installed: {error_text(error)}")
+
 
 _SHOWN = 3
 """Names of tensors in a message."""

@@ -17,8 +17,8 @@ from vision_families import FAMILIES, save_family
 from captune.bulk.shards import Item
 from captune.bulk.work import Captions, caption_entries
 from captune.captioner import Captioner, TransformersBackend
-from captune.captioner.generation import written_ids
-from captune.captioner.processor_loading import load_processor
+from captune.captioner.processor import load_processor
+from captune.captioner.transformers_model import written_ids
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, InputError, MissingExtraError, RefusedImagesError, WeightsError
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captune.captioner.fast import TurboJpegDecoder
+from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.data.images import CLIP_STD, load_image, read_image, to_pixels
 from captune.errors import DataError
 
@@ -170,5 +170,5 @@ def test_fast_decoding_of_paths_and_others(fast: TurboJpegDecoder, tmp_path: Pat
 
 
 def test_fast_decoding_refuses_bombs(fast: TurboJpegDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.captioner.fast.MAX_PIXELS", 160 * 110 - 1)
+    monkeypatch.setattr("captune.captioner.jpeg_decoder.MAX_PIXELS", 160 * 110 - 1)
     assert fast.square(bytes_of(READ["jpeg"]), SIZE) is None

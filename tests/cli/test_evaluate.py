@@ -20,7 +20,7 @@ from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
-from captune.model.adapter import read_record, save_trained, trained_state
+from captune.model.checkpoint import read_record, save_trained, trained_state
 from captune.training import train
 
 

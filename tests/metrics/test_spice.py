@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from captune.errors import ExternalToolError, MetricInputError
-from captune.metrics import spice as spice_module
-from captune.metrics.corenlp import JARS
-from captune.metrics.spice import STAND_IN, spice
+from captune.metrics.external import spice as spice_module
+from captune.metrics.external.corenlp import JARS
+from captune.metrics.external.spice import STAND_IN, spice
 
 has_jars = importlib.util.find_spec("pycocoevalcap") is not None
 needs_jars = pytest.mark.skipif(not has_jars, reason="needs the extra 'java'")

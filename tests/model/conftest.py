@@ -22,7 +22,7 @@ from transformers import (
 
 from captune.model import MiniGPT4
 from captune.model.official import load_official
-from captune.model.official_keys import Table, qformer_table, vision_table
+from captune.model.official_layout import Table, qformer_table, vision_table
 
 TEXT = """A dog runs along the beach. Two girls are eating ice cream outside a cafe.
 Describe this image in detail. A man in a blue shirt looks at the mountains.

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 from captune.config import ModelConfig
 from captune.errors import ConfigError, ToolError, WeightsError
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
-from captune.model.adapter import (
+from captune.model.checkpoint import (
     CheckpointRecord,
     frozen_fingerprint,
     load_trained,
@@ -263,7 +263,7 @@ def test_an_adapter_on_the_hub(model: MiniGPT4, tmp_path: Path, monkeypatch: pyt
         path = tmp_path / "adapter" / file
         return path if path.exists() else None
 
-    monkeypatch.setattr("captune.model.adapter.fetch_file", fetch_file)
+    monkeypatch.setattr("captune.model.checkpoint.fetch_file", fetch_file)
     tuned = load_pretrained("somebody/adapter", revision="v1")
     assert torch.equal(tuned.projection.weight, model.projection.weight)
     assert set(asked) == {"checkpoint.json", "config.json", "trained.safetensors"}

@@ -24,10 +24,8 @@ from captune.decoding.generate import as_caption, generate_ids
 from captune.decoding.options import Request
 from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
-from captune.model.batching import batchable
 from captune.model.build import build, config_and_processor_of_parts
-from captune.model.causality import check_causal
-from captune.model.language_model import embedding_width
+from captune.model.language_model import batchable, check_causal, embedding_width
 
 from ..language_models import write_language_model, write_model, write_tokenizer, write_tower
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from captune.model.masters import MasterAdamW
+from captune.training.optimizer import MasterAdamW
 
 
 def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, count: int) -> None:

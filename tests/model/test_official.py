@@ -16,12 +16,13 @@ from tiny import reference_captions
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
 from captune.errors import CaptuneError, ConfigError, WeightsError
-from captune.model.official_files import read_pth, stated_alpha
-from captune.model.official_keys import (
+from captune.model.official_layout import (
     BLIP2_IGNORED,
     map_keys,
     qformer_table,
+    read_pth,
     resize_positions,
+    stated_alpha,
     vision_ignored,
     vision_table,
 )

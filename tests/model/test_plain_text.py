@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from captune.cli import app, call, run
 from captune.model import CHAT_TEMPLATES, PromptLayout
-from captune.model.chat import bos_count, read_chat_template
+from captune.model.chat_template import bos_count, read_chat_template
 from captune.model.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, Words, load_tokenizer
 
 from ..language_models import CHATML, TEXT, write_tokenizer

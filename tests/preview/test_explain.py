@@ -14,11 +14,11 @@ from captune.config import RunConfig
 from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
+from captune.explain.compare import Explanation, explain, stand_in
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, OriginalFaults, PromptLayout
 from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module
 from captune.training import packing
-from captune.training.explain import Explanation, explain, stand_in
 
 IMAGE = Sample("1", "1.jpg", ("A dog runs.", "Two men, one in a gray shirt.", "A dog on a stair."), "train")
 WAYS = {

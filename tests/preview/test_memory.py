@@ -15,14 +15,17 @@ from captune.errors import ConfigError
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.model.loading import load_config_and_processor
 from captune.model.memory import (
+    QUANTIZED,
     GenerationLoad,
     MemoryEstimate,
+    ModelSize,
     TrainingLoad,
     generation_memory,
+    measure_model,
+    saved_bytes,
     training_memory,
 )
 from captune.model.quantization import FORMATS
-from captune.model.size import QUANTIZED, ModelSize, measure_model, saved_bytes
 from captune.training.plan import Planner, measure_memory
 
 CLOSE = 0.1

@@ -21,7 +21,7 @@ from captune.data.manifest import read_manifest
 from captune.errors import ConfigError, DataError, InputError, WeightsError
 from captune.events import Event
 from captune.features import StoredImages
-from captune.model.adapter import load_trained
+from captune.model.checkpoint import load_trained
 from captune.training import preparation, train, trainer
 from captune.training.checkpoints import RunStatus, inspect_run, run_status
 

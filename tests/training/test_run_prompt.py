@@ -18,9 +18,9 @@ from captune.errors import ConfigError, StoppedError, WeightsError
 from captune.evaluation import evaluate_checkpoints
 from captune.metrics import prompt_hash
 from captune.model import MiniGPT4
-from captune.model.adapter import load_trained, read_record
 from captune.model.build import build, config_and_processor_of_parts
-from captune.model.chat import read_chat_template
+from captune.model.chat_template import read_chat_template
+from captune.model.checkpoint import load_trained, read_record
 from captune.model.loading import load_pretrained
 from captune.report import read_scores
 from captune.training import train

@@ -12,7 +12,7 @@ from captune.config import RunConfig, parse_config
 from captune.data.manifest import read_manifest, resolve_image
 from captune.errors import ConfigError, WeightsError
 from captune.features import encode_images
-from captune.model.adapter import read_record
+from captune.model.checkpoint import read_record
 from captune.model.loading import load_config_and_processor, load_model, load_pretrained
 from captune.training import train
 from captune.training.preparation import load_for_training

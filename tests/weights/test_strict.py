@@ -32,14 +32,13 @@ from transformers import (
 from captune.captioner import Captioner
 from captune.cli import app, call, run
 from captune.errors import InputError, WeightsError
-from captune.metrics.clipscore import ClipScorer
+from captune.metrics.external.clipscore import ClipScorer
 from captune.model import MiniGPT4
-from captune.model.build import build
+from captune.model.build import build, with_vision_encoder
 from captune.model.language_model import embedding_width, language_config, load_language_model
 from captune.model.loading import locate_model
-from captune.model.official_files import read_pth
+from captune.model.official_layout import read_pth
 from captune.model.tokenizer import load_tokenizer
-from captune.model.towers import with_vision_encoder
 from captune.weights.strict import load_strictly, read_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476838912\n"

@@ -15,8 +15,8 @@ from captune.metrics import score_captions
 from captune.metrics.alignment import near_miss
 from captune.metrics.files import read_predictions, read_references
 from captune.report import read_scores
-from captune.report.course import course_of
 from captune.report.thumbnails import thumbnail_path, thumbnail_sources
+from captune.report.training_log import course_of
 
 __all__ = ["HUMAN", "StudyItems", "System", "choose_systems", "read_study_items", "with_human"]
 

@@ -20,7 +20,7 @@ from captune.apps.serving.schema import APIError
 from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import load_run_config
 from captune.errors import DataError, WeightsError
-from captune.model.adapter import load_trained
+from captune.model.checkpoint import load_trained
 from captune.model.loading import load_model, pick_device
 from captune.model.prompt import IMAGE_PLACEHOLDER
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from captune.metrics.ptb.chunks import PUNCTUATION, chunk_tokens
-from captune.metrics.ptb.lexer import LINE_END, lex
+from captune.metrics.ptb.lexer import LINE_END, PUNCTUATION, chunk_tokens, lex
 
 __all__ = ["PUNCTUATION", "chunk_tokens", "tokenize", "tokenize_all", "tokenize_batch", "tokenize_call"]
 

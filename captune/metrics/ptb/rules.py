@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from captune.metrics.ptb.words import FIRST_WORDS
+from captune.metrics.ptb.characters import FIRST_WORDS
 
 __all__ = ["AFTER_WORD", "ALNUM", "BY_FIRST", "LONE_BEFORE", "WORD", "Pattern", "Render", "Rule"]
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from captune.hub import locate_model
-from captune.model.adapter import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
+from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.model.minigpt4 import MiniGPT4
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import scenes

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captune.errors import ExternalToolError, MetricInputError
-from captune.metrics.java import JavaProcess, coco_caption_folder, find_java
+from captune.metrics.external.java import JavaProcess, coco_caption_folder, find_java
 from captune.metrics.metric import Column, Metric
 from captune.metrics.options import ScoringOptions
 from captune.metrics.references import PredictionBatch

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from captune.data.atomic import temporary_folder
 from captune.errors import ExternalToolError, MetricInputError
-from captune.metrics.corenlp import CORENLP_VERSION, find_models
-from captune.metrics.java import JavaProcess, coco_caption_folder, find_java
+from captune.metrics.external.corenlp import CORENLP_VERSION, find_models
+from captune.metrics.external.java import JavaProcess, coco_caption_folder, find_java
 from captune.metrics.metric import Column, MeanOfImages
 from captune.metrics.options import ScoringOptions
 from captune.metrics.references import PredictionBatch

@@ -24,9 +24,8 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
-from captune.weights.files import parse_header
+from captune.weights.files import parse_header, refuse_pointer
 from captune.weights.fingerprint import combine_fingerprints, tensor_fingerprints
-from captune.weights.pointers import refuse_pointer
 from captune.weights.strict import check_values
 
 __all__ = [

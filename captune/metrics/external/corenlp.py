@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from captune.errors import ExternalToolError, MetricInputError, MissingExtraError
-from captune.metrics.java import coco_caption_folder
+from captune.metrics.external.java import coco_caption_folder
 from captune.parsing import load_json
 
 __all__ = ["CORENLP_SHA1", "CORENLP_URL", "CORENLP_VERSION", "fetch_models", "find_models", "models_folder"]

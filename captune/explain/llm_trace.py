@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from captune.explain.layout import FedToken, TaughtStep
 from captune.model import MiniGPT4
-from captune.model.explain import FedToken, TaughtStep
 from captune.transformers_compat import CACHE_ARGUMENT
 
 __all__ = ["ForwardCall", "InputRecorder", "LossRecorder", "record_llm_inputs"]
