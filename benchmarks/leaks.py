@@ -32,7 +32,7 @@ from captune.data.leaks.fingerprints import VIEWS, WHOLE, close_pairs, fingerpri
 from captune.data.leaks.guard import RADIUS, candidates
 from captune.data.leaks.pixels import LARGEST_DIFFERENCE, LEAST_STRUCTURE, Likeness, compare, read_thumbnail
 from captune.toy.drawing import draw_scene
-from captune.toy.scenes import scenes
+from captune.toy.scenes import sample_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT.parent / "shared/captions/flickr8k/images"
@@ -98,7 +98,9 @@ def draw(folder: Path, count: int, size: int) -> list[Path]:
     """Distinct drawn scenes as files."""
     folder.mkdir()
     paths = []
-    both = itertools.chain.from_iterable(zip(scenes(1, held_out=False), scenes(1, held_out=True), strict=False))
+    both = itertools.chain.from_iterable(
+        zip(sample_scenes(1, held_out=False), sample_scenes(1, held_out=True), strict=False)
+    )
     for place, scene in enumerate(itertools.islice(both, count)):
         paths.append(folder / f"{place}.jpg")
         draw_scene(scene, size).save(paths[-1], quality=92, subsampling=0)

@@ -147,9 +147,9 @@ def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
     with extra_imports("captune convert", "train"):
         import torch
 
-        from captune.model.build import ALIGNMENT_CONFIG, build
+        from captune.model.build import ALIGNMENT_CONFIG, build_model
     torch_dtype = None if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
-    _save(build(dtype=torch_dtype, **parts), out)
+    _save(build_model(dtype=torch_dtype, **parts), out)
     typer.echo(
         "The projection is new and random: align it on image-text pairs first (stage 1), with the settings of "
         f"{ALIGNMENT_CONFIG}.",

@@ -145,13 +145,13 @@ def _extras(system: System, training: Path | None, run: ScoringRun) -> dict[str,
     extras: dict[str, dict[str, Any]] = {}
     captions = list(system.predictions.values())
     if "diversity" in run.names:
-        from captune.metrics.diversity import diversity
+        from captune.metrics.diversity import measure_diversity
         from captune.metrics.files import read_references
 
         seen = None
         if training is not None:
             seen = [caption for group in read_references(training).captions.values() for caption in group]
-        extras["diversity"] = diversity(captions, tokenize=run.options.tokenize, training=seen).to_dict()
+        extras["diversity"] = measure_diversity(captions, tokenize=run.options.tokenize, training=seen).to_dict()
     if "failures" in run.names:
         from captune.metrics.failures import find_failures
 

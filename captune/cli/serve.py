@@ -140,10 +140,10 @@ def _examples(model: str, folder: Path) -> list[Path]:
     from itertools import islice
 
     from captune.toy.drawing import draw_scene
-    from captune.toy.scenes import scenes
+    from captune.toy.scenes import sample_scenes
 
     files = []
-    for number, scene in enumerate(islice(scenes(7, held_out=True), EXAMPLES)):
+    for number, scene in enumerate(islice(sample_scenes(7, held_out=True), EXAMPLES)):
         files.append(folder / f"scene-{number}.png")
         draw_scene(scene).save(files[-1])
     return files

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from captune.data.image_files import is_unicode
 from captune.data.prefetch import prefetch_map
 
-__all__ = ["HASH_BYTES", "FileCache", "cached_digest", "cached_map", "content_hash", "content_ids", "file_state"]
+__all__ = ["HASH_BYTES", "FileCache", "cached_digest", "cached_map", "content_ids", "file_state", "hash_file"]
 
 HASH_BYTES = 16
 """Bytes of a content hash."""
@@ -33,7 +33,7 @@ _BATCH = 2000  # rows inserted at once
 _CONTENTS = "contents.sqlite"
 
 
-def content_hash(path: AnyPath) -> bytes:
+def hash_file(path: AnyPath) -> bytes:
     """16 bytes of BLAKE2b over a file.
 
     Raises:
@@ -187,7 +187,7 @@ def content_ids(files: Sequence[Path], root: Path) -> list[bytes | OSError]:
     """
     ids: list[bytes | OSError] = [b""] * len(files)
     with _contents(root) as cache:
-        for index, values in cached_map(files, cache, lambda file: (content_hash(file),), key=_absolute):
+        for index, values in cached_map(files, cache, lambda file: (hash_file(file),), key=_absolute):
             ids[index] = values if isinstance(values, OSError) else values[0] or b""
     return ids
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.data.atomic import atomic_file
-from captune.data.content_hash import content_hash
+from captune.data.content_hash import hash_file
 from captune.decoding.options import Caption
 from captune.parsing import load_json
 
@@ -55,7 +55,7 @@ def cached_captions(
 def image_key(path: str | os.PathLike[str]) -> str:
     """Hash of an image file; its name where it cannot be read, which is an error when it is decoded."""
     try:
-        return content_hash(path).hex()
+        return hash_file(path).hex()
     except OSError:
         return f"unread {os.fspath(path)}"
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.tokenizers import tokenizer
 
-__all__ = ["Diversity", "diversity"]
+__all__ = ["Diversity", "measure_diversity"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,9 @@ class Diversity:
         return {name: None if value != value else value for name, value in numbers.items()}
 
 
-def diversity(captions: Sequence[str], *, tokenize: str = "ptb", training: Sequence[str] | None = None) -> Diversity:
+def measure_diversity(
+    captions: Sequence[str], *, tokenize: str = "ptb", training: Sequence[str] | None = None
+) -> Diversity:
     """Measure variety.
 
     Args:

@@ -39,7 +39,7 @@ from captune.weights.files import refuse_part, refuse_pointers
 from captune.weights.fingerprint import tensor_fingerprints
 from captune.weights.strict import load_strictly, read_config
 
-__all__ = ["ALIGNMENT_CONFIG", "build", "config_and_processor_of_parts", "joint_config", "with_vision_encoder"]
+__all__ = ["ALIGNMENT_CONFIG", "build_model", "config_and_processor_of_parts", "joint_config", "with_vision_encoder"]
 
 
 # Towers as transformers keeps them: SigLIP's, CLIP's, and BLIP-2's with its Q-Former.
@@ -191,7 +191,7 @@ ALIGNMENT_CONFIG = "train_configs/stage1_alignment.yaml"
 """The settings of stage 1, which a new projection has to go through before it is tuned."""
 
 
-def build(
+def build_model(
     *,
     llm: str | Path,
     vision: str | Path,

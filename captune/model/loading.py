@@ -15,7 +15,7 @@ from torch import Tensor
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.hub import ResolvedModel, locate_model, resolve_model
-from captune.model.build import build, config_and_processor_of_parts
+from captune.model.build import build_model, config_and_processor_of_parts
 from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
@@ -107,7 +107,7 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
     record = read_record(folder)
     if record.parts is not None and base_model is None:
         try:
-            model = build(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
+            model = build_model(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
         except WeightsError as error:
             raise WeightsError(
                 f"The checkpoint {folder} was trained on the language model {record.parts['llm']} and the vision tower "
@@ -157,7 +157,7 @@ def load_model(
         options["quantization_config"] = quantization_config(source.quantization, dtype)
         options["device_map"] = {"": device}
     if source.kind == "parts":
-        loaded = build(llm=source.llm, vision=source.vision, parts=parts, **options)
+        loaded = build_model(llm=source.llm, vision=source.vision, parts=parts, **options)
     else:
         loaded = load_pretrained(source.path, parts=tuple(parts), **options)
     loaded.projection.float()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from captune.data.content_hash import content_hash
+from captune.data.content_hash import hash_file
 from captune.data.images import image_size, reduced_image
 from captune.errors import DataError
 from captune.parsing import load_json
@@ -75,7 +75,7 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation
     for image, file in images.items():
         path = thumbnail_path(run_dir, image)
         try:
-            source = content_hash(file).hex() + ("" if exif_rotation else " as stored")
+            source = hash_file(file).hex() + ("" if exif_rotation else " as stored")
             if sources.get(image) == source and path.exists():
                 continue
             atomic_write(path, _small_picture(file, exif_rotation))

@@ -26,7 +26,7 @@ from captune.data.atomic import partial_folder
 from captune.errors import DataError, ToolError
 from captune.toy.captions import CAPTIONS_PER_IMAGE, write_captions
 from captune.toy.drawing import IMAGE_SIZE, draw_scene
-from captune.toy.scenes import Scene, scenes
+from captune.toy.scenes import Scene, sample_scenes
 
 __all__ = ["ANNOTATIONS_NAME", "IMAGES_NAME", "Flickr30kFolder", "ToyRow", "plan_rows", "write_flickr30k"]
 
@@ -85,7 +85,7 @@ def plan_rows(*, train: int, val: int, test: int, seed: int) -> list[ToyRow]:
     for split, count in (("train", train), ("val", val), ("test", test)):
         if count < 0:
             raise DataError(f"The toy data cannot have {count} {split} images; give 0 or more.")
-    training, held_out = scenes(seed, held_out=False), scenes(seed, held_out=True)
+    training, held_out = sample_scenes(seed, held_out=False), sample_scenes(seed, held_out=True)
     names = _file_names(Random(f"captune-toy-names/{seed}"))
     rows: list[ToyRow] = []
     for split, count, source in (("test", test, held_out), ("val", val, held_out), ("train", train, training)):

@@ -33,7 +33,7 @@ __all__ = [
     "Sky",
     "Subject",
     "sample_scene",
-    "scenes",
+    "sample_scenes",
 ]
 
 Setting = Literal["grass", "snow", "beach", "street", "lake"]
@@ -235,7 +235,7 @@ def sample_scene(random: Random) -> Scene:
     return Scene(setting, sky, subject, companion, layout)
 
 
-def scenes(seed: int, *, held_out: bool) -> Iterator[Scene]:
+def sample_scenes(seed: int, *, held_out: bool) -> Iterator[Scene]:
     """An endless stream of scenes with distinct contents.
 
     Args:

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from captune.data.content_hash import FileCache, cached_map, content_hash, file_state
+from captune.data.content_hash import FileCache, cached_map, file_state, hash_file
 
 
 def test_exchanged_content_of_equal_size_and_time_is_another_state(tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_a_hash_is_of_the_bytes(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"one")
     copy = Path(shutil.copy(file, tmp_path / "b"))
-    assert content_hash(file) == content_hash(copy)
+    assert hash_file(file) == hash_file(copy)
     copy.write_bytes(b"two")
-    assert content_hash(file) != content_hash(copy)
-    assert len(content_hash(file)) == 16
+    assert hash_file(file) != hash_file(copy)
+    assert len(hash_file(file)) == 16
 
 
 def test_values_are_kept_for_a_path_and_a_state(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
 
     def compute(file: str) -> tuple[bytes]:
         read.append(Path(file).name)
-        return (content_hash(file),)
+        return (hash_file(file),)
 
     def run() -> dict[int, object]:
         read.clear()
@@ -72,11 +72,11 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
 
     results = run()
     assert sorted(read) == ["a", "b"]
-    assert results[0] == (content_hash(files[0]),)
+    assert results[0] == (hash_file(files[0]),)
     assert isinstance(results[2], FileNotFoundError)
     assert isinstance(results[3], OSError)
     assert run()[1] == results[1]
     assert read == []
     files[1].write_bytes(b"three")
-    assert run()[1] == (content_hash(files[1]),)
+    assert run()[1] == (hash_file(files[1]),)
     assert read == ["b"]

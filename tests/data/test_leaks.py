@@ -21,7 +21,7 @@ from captune.data.leaks.pixels import compare, read_thumbnail
 from captune.data.manifest import Sample, write_manifest
 from captune.errors import DataError, MissingExtraError
 from captune.toy.drawing import draw_scene
-from captune.toy.scenes import Layout, Scene, Subject, scenes
+from captune.toy.scenes import Layout, Scene, Subject, sample_scenes
 
 imagehash = pytest.importorskip("imagehash", reason="needs the extra 'data'")
 
@@ -31,7 +31,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Forty distinct scenes of 128 pixels."""
     folder = tmp_path_factory.mktemp("drawn")
     paths = [folder / f"{place}.jpg" for place in range(40)]
-    for path, scene in zip(paths, scenes(3, held_out=False), strict=False):
+    for path, scene in zip(paths, sample_scenes(3, held_out=False), strict=False):
         draw_scene(scene, 128).save(path, quality=92)
     return paths
 
@@ -85,7 +85,7 @@ def test_distinct_scenes_are_no_leaks(drawn: list[Path]) -> None:
 
 def test_scenes_that_differ_in_one_thing_are_no_leaks(tmp_path: Path) -> None:
     """Their hashes agree; the pixels tell them apart."""
-    base = next(scene for scene in scenes(3, held_out=False) if scene.companion is not None)
+    base = next(scene for scene in sample_scenes(3, held_out=False) if scene.companion is not None)
     without = type(base)(base.setting, base.sky, base.subject, None, base.layout)
     assert base.companion is not None
     draw_scene(base, 128).save(tmp_path / "a.png")

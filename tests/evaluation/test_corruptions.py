@@ -8,12 +8,12 @@ from PIL import Image
 
 from captune.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from captune.toy.drawing import draw_scene
-from captune.toy.scenes import scenes
+from captune.toy.scenes import sample_scenes
 
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    return [draw_scene(scene, 96) for scene, _ in zip(scenes(5, held_out=True), range(12), strict=False)]
+    return [draw_scene(scene, 96) for scene, _ in zip(sample_scenes(5, held_out=True), range(12), strict=False)]
 
 
 def damage(pictures: list[Image.Image], kind: str, strength: int) -> float:

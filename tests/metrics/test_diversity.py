@@ -8,14 +8,14 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.metrics.diversity import diversity
+from captune.metrics.diversity import measure_diversity
 
 CAPTIONS = ["a dog runs", "A dog runs.", "two dogs", ""]
 texts = st.lists(st.text(alphabet="ab ", max_size=12), max_size=8)
 
 
 def test_counted_by_hand() -> None:
-    result = diversity(CAPTIONS)
+    result = measure_diversity(CAPTIONS)
     assert result.distinct_1 == 5 / 8
     assert result.distinct_2 == 3 / 5
     assert result.vocabulary == 5
@@ -26,23 +26,23 @@ def test_counted_by_hand() -> None:
 
 
 def test_novel_is_compared_word_by_word() -> None:
-    result = diversity(CAPTIONS, training=["a DOG runs !", "a cat"])
+    result = measure_diversity(CAPTIONS, training=["a DOG runs !", "a cat"])
     assert result.is_novel is not None
     assert result.is_novel.tolist() == [False, False, True, True]
     assert result.novel == 0.5
-    assert diversity(["b"], training=["c", "b a"]).novel == 1.0
+    assert measure_diversity(["b"], training=["c", "b a"]).novel == 1.0
 
 
 def test_words_without_text() -> None:
-    result = diversity(["", ""])
+    result = measure_diversity(["", ""])
     assert math.isnan(result.distinct_1)
     assert result.to_dict()["distinct-1"] is None
-    assert diversity([]).vocabulary == 0
+    assert measure_diversity([]).vocabulary == 0
 
 
 @given(texts)
 def test_equals_sets_of_words(captions: list[str]) -> None:
-    result = diversity(captions, tokenize="13a")
+    result = measure_diversity(captions, tokenize="13a")
     words = [caption.split() for caption in captions]
     flat = [word for caption in words for word in caption]
     pairs = [pair for caption in words for pair in pairwise(caption)]
@@ -55,11 +55,11 @@ def test_equals_sets_of_words(captions: list[str]) -> None:
 @given(texts, texts)
 def test_novel_equals_sets_of_captions(captions: list[str], training: list[str]) -> None:
     known = {tuple(caption.split()) for caption in training}
-    result = diversity(captions, tokenize="13a", training=training)
+    result = measure_diversity(captions, tokenize="13a", training=training)
     assert result.is_novel is not None
     assert result.is_novel.tolist() == [tuple(caption.split()) not in known for caption in captions]
 
 
 @given(texts)
 def test_the_order_of_captions_does_not_matter(captions: list[str]) -> None:
-    assert diversity(captions).to_dict() == diversity(captions[::-1]).to_dict()
+    assert measure_diversity(captions).to_dict() == measure_diversity(captions[::-1]).to_dict()

@@ -39,7 +39,7 @@ from captune.config import ModelConfig, load_config, parse_config
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
 from captune.model import CHAT_TEMPLATES, MiniGPT4
-from captune.model.build import ALIGNMENT_CONFIG, build, config_and_processor_of_parts
+from captune.model.build import ALIGNMENT_CONFIG, build_model, config_and_processor_of_parts
 from captune.model.chat_template import read_chat_template
 from captune.model.checkpoint import read_record
 from captune.model.loading import LANGUAGE, load_config_and_processor, load_model, load_pretrained
@@ -156,7 +156,7 @@ def test_any_language_model(
     name, folder = family
     config, template, stop, bos = FAMILIES[name]
     with caplog.at_level(logging.WARNING):
-        model = build(llm=folder, vision=siglip, dtype=torch.float32)
+        model = build_model(llm=folder, vision=siglip, dtype=torch.float32)
     assert "new and random" in caplog.text
     assert ALIGNMENT_CONFIG in caplog.text
     layout, tokenizer = model.processor.layout, model.processor.tokenizer
@@ -197,7 +197,7 @@ def test_any_language_model(
 def test_lora_on_any_language_model(family: tuple[str, Path], siglip: Path) -> None:
     """One step on projection and LoRA lowers the loss; LoRA has the dtype of what it stands beside."""
     name, folder = family
-    model = build(llm=folder, vision=siglip, dtype=torch.bfloat16)
+    model = build_model(llm=folder, vision=siglip, dtype=torch.bfloat16)
     attach_lora(model, rank=4, alpha=8, targets=["qkv_proj"] if name == "phi3" else ["q_proj", "v_proj"])
     trained = dict(model.trained_parameters())
     assert {p.dtype for key, p in trained.items() if "lora" in key} == {torch.bfloat16}
@@ -217,7 +217,7 @@ def test_lora_on_any_language_model(family: tuple[str, Path], siglip: Path) -> N
 def test_a_stop_symbol_ends_decoding(family: tuple[str, Path], siglip: Path) -> None:
     """A model that says nothing but its stop symbol gives an empty caption after one token."""
     _, folder = family
-    model = build(llm=folder, vision=siglip, dtype=torch.float32)
+    model = build_model(llm=folder, vision=siglip, dtype=torch.float32)
     stop = model.processor.layout.stop_ids[0]
     lengths = []
 
@@ -234,7 +234,7 @@ def test_a_stop_symbol_ends_decoding(family: tuple[str, Path], siglip: Path) -> 
 
 def test_siglip_sees_its_own_normalisation(llama3: Path, siglip: Path) -> None:
     """Pixels come normalised as CLIP's and reach the tower with mean and deviation of a half."""
-    model = build(llm=llama3, vision=siglip, dtype=torch.float32)
+    model = build_model(llm=llama3, vision=siglip, dtype=torch.float32)
     seen = []
     model.vision.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     pixels = model.processor.pixels(PICTURE)
@@ -248,10 +248,10 @@ def test_siglip_sees_its_own_normalisation(llama3: Path, siglip: Path) -> None:
 def test_clip_and_the_official_tower(llama3: Path, official_files: OfficialFiles, tmp_path: Path) -> None:
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     CLIPModel(CLIPConfig(vision_config=TOWER, text_config=text)).save_pretrained(tmp_path / "clip")
-    clip = build(llm=llama3, vision=tmp_path / "clip", dtype=torch.float32)
+    clip = build_model(llm=llama3, vision=tmp_path / "clip", dtype=torch.float32)
     assert clip.config.image_tokens == 1
     assert clip.encode_images(clip.processor.pixels([PICTURE] * 2)).shape == (2, 1, 32)
-    eva = build(
+    eva = build_model(
         llm=llama3,
         vision=official_files.vision,
         qformer=official_files.qformer,
@@ -268,15 +268,15 @@ def test_clip_and_the_official_tower(llama3: Path, official_files: OfficialFiles
 
 def test_what_cannot_be_built(llama3: Path, siglip: Path, official_files: OfficialFiles, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of: vicuna-v0"):
-        build(llm=llama3, vision=siglip, conversation="chatml")
+        build_model(llm=llama3, vision=siglip, conversation="chatml")
     with pytest.raises(WeightsError, match=r"is a llama; expected eva_vit_g\.pth, or a SigLIP, CLIP or BLIP-2 model"):
-        build(llm=llama3, vision=llama3)
+        build_model(llm=llama3, vision=llama3)
     with pytest.raises(WeightsError, match=r"neither eva_vit_g\.pth nor a vision model"):
-        build(llm=llama3, vision=tmp_path)
+        build_model(llm=llama3, vision=tmp_path)
     with pytest.raises(WeightsError, match="belongs to the original's tower"):
-        build(llm=llama3, vision=siglip, qformer=official_files.qformer)
+        build_model(llm=llama3, vision=siglip, qformer=official_files.qformer)
     with pytest.raises(WeightsError, match=r"siglip_vision_model; expected a causal language model|cannot be loaded"):
-        build(llm=siglip, vision=siglip)
+        build_model(llm=siglip, vision=siglip)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     folder = tmp_path / "run" / "checkpoints" / "epoch-000"
     record = read_record(folder)
     assert record.parts == {"llm": str(llama3), "vision": str(siglip)}
-    tuned, new = load_pretrained(folder), build(llm=llama3, vision=siglip)
+    tuned, new = load_pretrained(folder), build_model(llm=llama3, vision=siglip)
     assert not torch.equal(tuned.projection.weight, new.projection.weight)
     caption = reference_captions(tuned, PICTURE, max_new_tokens=3)
     assert [Captioner.from_pretrained(folder)(PICTURE, None, DecodingOptions(max_new_tokens=3))] == caption
@@ -367,7 +367,7 @@ def test_the_tower_of_a_blip2_of_transformers(llama3: Path, tmp_path: Path) -> N
     whole = Blip2ForConditionalGeneration(config).eval()
     torch.nn.init.normal_(whole.query_tokens)
     whole.save_pretrained(tmp_path / "blip2")
-    model = build(llm=llama3, vision=tmp_path / "blip2", dtype=torch.float32)
+    model = build_model(llm=llama3, vision=tmp_path / "blip2", dtype=torch.float32)
     pixels = model.processor.pixels(PICTURE)
     with torch.no_grad():
         states = whole.vision_model(pixel_values=pixels).last_hidden_state
@@ -388,4 +388,4 @@ def test_the_tower_of_a_blip2_of_transformers(llama3: Path, tmp_path: Path) -> N
     del state["vision_model.post_layernorm.weight"]
     save_file(state, weights, metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"vision_model\.post_layernorm\.weight"):
-        build(llm=llama3, vision=tmp_path / "blip2")
+        build_model(llm=llama3, vision=tmp_path / "blip2")

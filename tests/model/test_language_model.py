@@ -24,7 +24,7 @@ from captune.decoding.generate import as_caption, generate_ids
 from captune.decoding.options import Request
 from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
-from captune.model.build import build, config_and_processor_of_parts
+from captune.model.build import build_model, config_and_processor_of_parts
 from captune.model.language_model import batchable, check_causal, embedding_width
 
 from ..language_models import write_language_model, write_model, write_tokenizer, write_tower
@@ -38,7 +38,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def joined(llm: Path, tower: Path) -> MiniGPT4:
-    return build(llm=llm, vision=tower, dtype=torch.float32, aligned=True)
+    return build_model(llm=llm, vision=tower, dtype=torch.float32, aligned=True)
 
 
 def features_of(model: MiniGPT4, count: int = 4) -> torch.Tensor:

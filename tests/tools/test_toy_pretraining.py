@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from captune.model import MiniGPT4  # noqa: E402
-from captune.toy.scenes import scenes  # noqa: E402
+from captune.toy.scenes import sample_scenes  # noqa: E402
 from tools.toy import pretrain  # noqa: E402
 from tools.toy.model import build_model, write_vocabulary  # noqa: E402
 from tools.toy.pretraining_data import FIELDS, FieldCodes, PretrainingConfig, PretrainingData  # noqa: E402
@@ -22,7 +22,7 @@ TINY = PretrainingConfig(scenes=40, language_steps=2, vision_steps=2, joint_step
 def test_a_record_has_one_value_for_every_field_and_tells_contents_apart() -> None:
     codes = FieldCodes(16, seed=0)
     seen: dict[tuple[int, ...], object] = {}
-    for scene in islice(scenes(2, held_out=False), 2000):
+    for scene in islice(sample_scenes(2, held_out=False), 2000):
         ids = tuple(codes.ids(scene))
         assert len(ids) == len(FIELDS)
         assert seen.setdefault(ids, scene.content) == scene.content
@@ -30,7 +30,7 @@ def test_a_record_has_one_value_for_every_field_and_tells_contents_apart() -> No
 
 def test_the_loss_is_least_and_the_accuracy_one_at_the_record_itself() -> None:
     codes = FieldCodes(96, seed=0)
-    ids = torch.tensor([codes.ids(scene) for scene in islice(scenes(2, held_out=False), 50)])
+    ids = torch.tensor([codes.ids(scene) for scene in islice(sample_scenes(2, held_out=False), 50)])
     vectors = codes.vectors(ids)
     torch.testing.assert_close(vectors.mean(-1), torch.zeros(vectors.shape[:2]), atol=1e-5, rtol=0)
     assert codes.loss(vectors, ids) < 0.05

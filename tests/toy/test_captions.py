@@ -9,11 +9,11 @@ from random import Random
 import pytest
 
 from captune.toy.captions import GARMENTS, PLURALS, terse_caption, write_captions
-from captune.toy.scenes import Companion, Layout, Scene, Subject, scenes
+from captune.toy.scenes import Companion, Layout, Scene, Subject, sample_scenes
 from tools.toy.scene_agreement import scene_agreement
 
 LAYOUT = Layout(shift_x=0, shift_y=0, horizon=52, facing="right", skin=0, hair=0)
-SAMPLE = list(islice(scenes(11, held_out=False), 800))
+SAMPLE = list(islice(sample_scenes(11, held_out=False), 800))
 COLOR_WORDS = {"red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown", "gray"}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from captune.toy.drawing import IMAGE_SIZE, draw_scene
-from captune.toy.scenes import ACTIONS, COLORS, Companion, Layout, Scene, Subject, scenes
+from captune.toy.scenes import ACTIONS, COLORS, Companion, Layout, Scene, Subject, sample_scenes
 
 LAYOUT = Layout(shift_x=0, shift_y=0, horizon=52, facing="right", skin=0, hair=0)
 
@@ -20,7 +20,7 @@ def pixels(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_size_mode_and_repetition(size: int) -> None:
-    scene = next(scenes(0, held_out=True))
+    scene = next(sample_scenes(0, held_out=True))
     picture = draw_scene(scene, size)
     assert (picture.size, picture.mode) == ((size, size), "RGB")
     assert picture.tobytes() == draw_scene(scene, size).tobytes()
@@ -66,5 +66,5 @@ def test_the_companion_stands_on_its_side(side: str) -> None:
 
 
 def test_different_contents_give_different_pictures() -> None:
-    drawn = [draw_scene(scene).tobytes() for scene in islice(scenes(4, held_out=False), 400)]
+    drawn = [draw_scene(scene).tobytes() for scene in islice(sample_scenes(4, held_out=False), 400)]
     assert len(set(drawn)) == len(drawn)

@@ -7,18 +7,18 @@ from itertools import islice
 from random import Random
 
 from captune.toy.captions import terse_caption
-from captune.toy.scenes import ACTIONS, COLORS, PROP_COLORS, sample_scene, scenes
+from captune.toy.scenes import ACTIONS, COLORS, PROP_COLORS, sample_scene, sample_scenes
 
 
 def test_equal_seeds_give_equal_streams_and_others_do_not() -> None:
-    first, again, other = (list(islice(scenes(seed, held_out=False), 200)) for seed in (5, 5, 6))
+    first, again, other = (list(islice(sample_scenes(seed, held_out=False), 200)) for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
 
 def test_no_content_comes_twice_and_none_is_on_both_sides() -> None:
-    learnt = [scene.content for scene in islice(scenes(1, held_out=False), 3000)]
-    held_out = [scene.content for seed in (1, 2, 3) for scene in islice(scenes(seed, held_out=True), 1000)]
+    learnt = [scene.content for scene in islice(sample_scenes(1, held_out=False), 3000)]
+    held_out = [scene.content for seed in (1, 2, 3) for scene in islice(sample_scenes(seed, held_out=True), 1000)]
     assert len(set(learnt)) == len(learnt)
     assert not set(learnt) & set(held_out)
 
@@ -33,7 +33,7 @@ def test_the_space_of_scenes_is_large() -> None:
 
 
 def test_every_scene_is_drawable_and_tellable() -> None:
-    for scene in islice(scenes(0, held_out=False), 2000):
+    for scene in islice(sample_scenes(0, held_out=False), 2000):
         subject = scene.subject
         assert subject.action in ACTIONS[subject.kind]
         assert subject.color in COLORS[subject.kind]
@@ -44,5 +44,5 @@ def test_every_scene_is_drawable_and_tellable() -> None:
 
 def test_notes_tell_contents_apart() -> None:
     seen: dict[str, object] = {}
-    for scene in islice(scenes(3, held_out=False), 3000):
+    for scene in islice(sample_scenes(3, held_out=False), 3000):
         assert seen.setdefault(terse_caption(scene), scene.content) == scene.content

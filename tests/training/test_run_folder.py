@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import tiny_features, tiny_minigpt4
 
 from captune.config import RunConfig, parse_config
-from captune.data.content_hash import content_hash
+from captune.data.content_hash import hash_file
 from captune.data.locks import folder_lock
 from captune.data.manifest import read_manifest
 from captune.errors import ConfigError, DataError, InputError, WeightsError
@@ -304,7 +304,7 @@ def test_a_run_that_resumes_must_have_the_images_it_began_with(
     victim = data / read_manifest(data / "manifest.jsonl", split)[0].image
 
     def features(config: Any, files: Sequence[Path], *given: Any, **named: Any) -> StoredImages:
-        digest = "".join(content_hash(file).hex() for file in files)
+        digest = "".join(hash_file(file).hex() for file in files)
         return replace(tiny_features(config, files, *given, **named), digest=digest)
 
     monkeypatch.setattr(preparation, "features_of", features)

@@ -18,7 +18,7 @@ from captune.data.images import to_pixels
 from captune.model import MiniGPT4
 from captune.toy.captions import terse_caption, write_captions
 from captune.toy.drawing import IMAGE_SIZE, draw_scene
-from captune.toy.scenes import ACTIONS, COLORS, COMPANION_WEIGHTS, PROP_COLORS, SETTINGS, SKIES, Scene, scenes
+from captune.toy.scenes import ACTIONS, COLORS, COMPANION_WEIGHTS, PROP_COLORS, SETTINGS, SKIES, Scene, sample_scenes
 from tools.toy.model import INSTRUCTIONS
 
 __all__ = ["FIELDS", "FieldCodes", "PretrainingConfig", "PretrainingData", "answer_loss"]
@@ -144,7 +144,7 @@ class PretrainingData:
 
     def __init__(self, config: PretrainingConfig, codes: FieldCodes, stage: int) -> None:
         # Far from the seeds of users; what is held out from training is held out from pretraining, too.
-        self._scenes = list(islice(scenes(1_000_000 + config.seed, held_out=False), config.scenes))
+        self._scenes = list(islice(sample_scenes(1_000_000 + config.seed, held_out=False), config.scenes))
         self._config = config
         self._codes = codes
         self._draw = np.random.default_rng([config.seed, stage])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from captune.data.content_hash import content_hash
+from captune.data.content_hash import hash_file
 from captune.data.image_files import ImageFolder
 from captune.data.manifest import read_manifest, resolve_image
 from captune.errors import CaptuneError, InputError
@@ -219,9 +219,7 @@ def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
     if hashes is None:
         return small | evaluated
     same = {
-        image: path
-        for image, path in evaluated.items()
-        if image in ids and content_hash(path).hex() == hashes.get(image)
+        image: path for image, path in evaluated.items() if image in ids and hash_file(path).hex() == hashes.get(image)
     }
     return {image: path for image, path in small.items() if image in hashes} | same
 

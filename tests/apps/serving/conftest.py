@@ -17,13 +17,13 @@ from captune.hub import locate_model
 from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
 from captune.model.minigpt4 import MiniGPT4
 from captune.toy.drawing import draw_scene
-from captune.toy.scenes import scenes
+from captune.toy.scenes import sample_scenes
 
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     """Forty drawn scenes."""
-    return [draw_scene(scene) for scene in islice(scenes(3, held_out=True), 40)]
+    return [draw_scene(scene) for scene in islice(sample_scenes(3, held_out=True), 40)]
 
 
 @pytest.fixture(scope="session")
