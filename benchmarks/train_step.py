@@ -41,9 +41,10 @@ from transformers import (
 )
 
 from captune.config import RunConfig, parse_config
+from captune.data import content_ids
 from captune.data.images import load_image, to_pixels
 from captune.data.manifest import Sample
-from captune.features import FeatureStore, TowerIdentity, content_ids, encode_missing
+from captune.features import FeatureStore, TowerIdentity, encode_missing
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
 from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
-from captune.weights.files import refuse_pointers
+from captune.weights import refuse_pointers
 
 __all__ = [
     "TOY",

@@ -29,9 +29,7 @@ from typing import Any
 from captune.bulk.output import COMMAND, Row, as_text, read_rows, write_rows
 from captune.bulk.shards import FileState, PathShard, Shard, is_changed
 from captune.bulk.sources import Inputs
-from captune.data.atomic import atomic_file
-from captune.data.ids import SeenIds
-from captune.data.outputs import has_record, output_note
+from captune.data import SeenIds, atomic_file, has_record, output_note
 from captune.errors import ConfigError, DataError
 from captune.parsing import load_json
 

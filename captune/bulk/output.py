@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from captune.data.atomic import atomic_file
-from captune.data.image_files import is_unicode, name_as_text
-from captune.data.outputs import output_file
+from captune.data import atomic_file, is_unicode, name_as_text, output_file
 from captune.errors import DataError, MissingExtraError
 from captune.parsing import load_json
 

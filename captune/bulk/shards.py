@@ -20,10 +20,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from captune.common import error_text
-from captune.data.archives import MAX_MEMBER, bounded_batches, open_parquet, open_tar, too_large
-from captune.data.formats import HEIF_SUFFIXES, is_image_name
-from captune.data.ids import id_text
-from captune.data.image_files import SkippedFiles, is_companion, name_as_text
+from captune.data import (
+    HEIF_SUFFIXES,
+    MAX_MEMBER,
+    SkippedFiles,
+    bounded_batches,
+    id_text,
+    is_companion,
+    is_image_name,
+    name_as_text,
+    open_parquet,
+    open_tar,
+    too_large,
+)
 from captune.errors import DataError
 
 __all__ = [

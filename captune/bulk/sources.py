@@ -11,10 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captune.bulk.shards import ParquetShard, TarShard
-from captune.data.formats import HEIF_SUFFIXES, is_image_name
-from captune.data.image_files import SkippedFiles, name_as_text, raise_unreadable_folder
-from captune.data.images import image_size
-from captune.data.manifest import iter_manifest, resolve_image
+from captune.data import (
+    HEIF_SUFFIXES,
+    SkippedFiles,
+    image_size,
+    is_image_name,
+    iter_manifest,
+    name_as_text,
+    raise_unreadable_folder,
+    resolve_image,
+)
 from captune.errors import DataError
 
 __all__ = ["Inputs", "read_inputs"]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from captune.bulk.job import Job
 from captune.bulk.output import Row
 from captune.bulk.shards import Entry, FileState, Item, Rejected, Shard, file_states
-from captune.data.ids import SeenIds
-from captune.data.prefetch import prefetch_map
+from captune.data import SeenIds, prefetch_map
 from captune.errors import DataError, RefusedImagesError
 
 __all__ = [

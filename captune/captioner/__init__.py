@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from captune.captioner.backend import CaptionBackend
-from captune.captioner.captioner import Captioner
-from captune.captioner.minigpt4 import MiniGPT4Backend
-from captune.captioner.transformers_model import TransformersBackend
+from typing import TYPE_CHECKING
 
-__all__ = ["CaptionBackend", "Captioner", "MiniGPT4Backend", "TransformersBackend"]
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.captioner.backend import CaptionBackend
+    from captune.captioner.captioner import Captioner
+    from captune.captioner.minigpt4 import MiniGPT4Backend
+    from captune.captioner.transformers_model import TransformersBackend
+
+__all__ = [
+    "CaptionBackend",
+    "Captioner",
+    "MiniGPT4Backend",
+    "TransformersBackend",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "backend": ["CaptionBackend"],
+        "captioner": ["Captioner"],
+        "minigpt4": ["MiniGPT4Backend"],
+        "transformers_model": ["TransformersBackend"],
+    },
+)

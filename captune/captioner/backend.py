@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from captune.data.images import ImageInput
+from captune.data import ImageInput
 from captune.decoding import Caption, DecodingOptions
 
 __all__ = ["CaptionBackend"]

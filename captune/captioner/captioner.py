@@ -23,17 +23,22 @@ from captune.captioner.model_inputs import probe_images
 from captune.captioner.processor import complete_settings, load_processor, processor_folder
 from captune.captioner.transformers_model import TransformersBackend
 from captune.common import error_text
-from captune.data.images import ImageInput, as_list
-from captune.data.prefetch import prefetch_map
+from captune.data import ImageInput, as_list, prefetch_map
 from captune.decoding import Caption, DecodingOptions
 from captune.errors import ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
 from captune.hub import ResolvedModel, resolve_model
-from captune.model import MiniGPT4Config
-from captune.model.loading import compute_dtype, load_model, named_device, pick_device
+from captune.model import MiniGPT4Config, compute_dtype, load_model, named_device, pick_device
 from captune.transformers_compat import has_auto_class
-from captune.weights.fingerprint import full_hash
-from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
-from captune.weights.strict import load_strictly, read_config, why_unread
+from captune.weights import (
+    attach_adapter,
+    base_of,
+    find_adapter,
+    full_hash,
+    load_strictly,
+    read_adapter,
+    read_config,
+    why_unread,
+)
 
 __all__ = ["Captioner", "load_backend"]
 

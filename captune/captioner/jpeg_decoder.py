@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from captune.data.formats import MAX_PIXELS, too_many_scans
-from captune.data.images import is_turned, to_pixels
+from captune.data import MAX_PIXELS, is_turned, to_pixels, too_many_scans
 from captune.errors import MissingExtraError
 
 __all__ = ["TurboJpegDecoder"]

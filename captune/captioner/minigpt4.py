@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captune.captioner.jpeg_decoder import TurboJpegDecoder
-from captune.data.images import ImageInput, read_image, to_pixels
-from captune.decoding import Caption, DecodingOptions, Request, generate_captions
-from captune.decoding.text_stream import stream_text
-from captune.model import MiniGPT4, MiniGPT4Processor
-from captune.model.checkpoint import frozen_fingerprint
-from captune.weights.fingerprint import full_hash
+from captune.data import ImageInput, read_image, to_pixels
+from captune.decoding import Caption, DecodingOptions, Request, generate_captions, stream_text
+from captune.model import MiniGPT4, MiniGPT4Processor, frozen_fingerprint
+from captune.weights import full_hash
 
 __all__ = ["MiniGPT4Backend"]
 
@@ -99,7 +97,7 @@ class MiniGPT4Backend:
     @torch.inference_mode()
     def encode(self, prepared: Sequence[NDArray[np.float32]], batch_size: int) -> Tensor:
         """(N, Q, F) features of N images' pixels; half as many at once where the memory does not hold `batch_size`."""
-        from captune.decoding.oom import in_batches
+        from captune.decoding import in_batches
 
         weight = self.model.vision.embeddings.patch_embedding.weight
 

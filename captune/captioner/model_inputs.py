@@ -21,7 +21,7 @@ from torch import Tensor
 
 from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
-from captune.model.chat_template import announce_date, with_clock
+from captune.model import announce_date, with_clock
 
 __all__ = ["ModelInputs", "Prompt", "first_line", "probe_images"]
 

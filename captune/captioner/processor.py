@@ -16,7 +16,7 @@ from captune.common import error_text
 from captune.errors import InputError, WeightsError
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file, processor_class
-from captune.weights.strict import missing_library
+from captune.weights import missing_library
 
 __all__ = [
     "DisabledVideoProcessor",

@@ -17,14 +17,19 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
-from captune.data.images import ImageInput, read_image
-from captune.decoding import Caption, DecodingOptions
-from captune.decoding.oom import in_batches, is_out_of_memory
-from captune.decoding.options import NON_FINITE_SCORES
-from captune.decoding.reference import SamplingProcessor, ScoreCheck
+from captune.data import ImageInput, read_image
+from captune.decoding import (
+    NON_FINITE_SCORES,
+    Caption,
+    DecodingOptions,
+    SamplingProcessor,
+    ScoreCheck,
+    in_batches,
+    is_out_of_memory,
+)
 from captune.errors import CaptuneError, ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
-from captune.model.processor import DEFAULT_INSTRUCTION
-from captune.weights.fingerprint import sampled_hash
+from captune.model import DEFAULT_INSTRUCTION
+from captune.weights import sampled_hash
 
 __all__ = ["Observer", "TransformersBackend", "caption_ends", "caption_starts", "reset_decoding", "written_ids"]
 

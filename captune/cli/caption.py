@@ -14,9 +14,7 @@ import typer
 from captune.cli.progress import caption_progress
 
 if TYPE_CHECKING:
-    from captune.bulk import Inputs
-    from captune.bulk.ray_engine import Workers
-    from captune.bulk.work import Captions
+    from captune.bulk import Captions, Inputs, Workers
 
 __all__ = ["caption", "register"]
 
@@ -126,10 +124,8 @@ def caption(
         with extra_imports("captune caption", "train"):
             import torch
 
-            from captune.bulk.ray_engine import Workers
-            from captune.bulk.work import Captions
-            from captune.captioner import Captioner
-            from captune.captioner.minigpt4 import MiniGPT4Backend
+            from captune.bulk import Captions, Workers
+            from captune.captioner import Captioner, MiniGPT4Backend
             from captune.decoding import DecodingOptions
 
         options = DecodingOptions(
@@ -212,9 +208,9 @@ def _check_output(output: _Output, inputs: list[str], *, overwrite: bool) -> Non
     Raises:
         InputError: they would.
     """
-    from captune.bulk.output import COMMAND
+    from captune.bulk import COMMAND
     from captune.cli.caption_to_terminal import quarantine_of
-    from captune.data.outputs import check_output, is_inside
+    from captune.data import check_output, is_inside
     from captune.errors import InputError
 
     if output.file is not None:
@@ -230,7 +226,7 @@ def _check_output(output: _Output, inputs: list[str], *, overwrite: bool) -> Non
 
 def _locked(output: _Output, part: int, parts: int) -> AbstractContextManager[None]:
     """The lock of the job's folder, or of one part of the job."""
-    from captune.data.locks import folder_lock
+    from captune.data import folder_lock
 
     return folder_lock(output.folder, "captune caption", part=f"part-{part}-of-{parts}" if parts > 1 else None)
 
@@ -244,10 +240,9 @@ def _run_job(
     part: tuple[int, int],
 ) -> int:
     """Caption the open shards of a job; returns the number of images in quarantine."""
-    from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards
-    from captune.bulk.ray_engine import run_with_ray
+    from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards, run_with_ray
     from captune.cli.caption_to_terminal import write_one_file
-    from captune.data.issues import plural
+    from captune.data import plural
 
     captioner = captions.captioner
     identity = JobIdentity(captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options))

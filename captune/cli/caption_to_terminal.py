@@ -14,10 +14,7 @@ import typer
 from captune.cli.progress import caption_progress
 
 if TYPE_CHECKING:
-    from captune.bulk import Inputs, Job
-    from captune.bulk.output import Row
-    from captune.bulk.shards import Entry
-    from captune.bulk.work import Captions
+    from captune.bulk import Captions, Entry, Inputs, Job, Row
 
 __all__ = [
     "parts_of",
@@ -30,8 +27,7 @@ __all__ = [
 
 def print_captions(captions: Captions, inputs: Inputs) -> int:
     """Print captions: plain text for one image, JSON Lines for several. Returns the number of failed images."""
-    from captune.bulk.output import as_text
-    from captune.bulk.work import caption_entries, once
+    from captune.bulk import as_text, caption_entries, once
 
     alone = len(inputs.paths) == 1 and not inputs.archives
     rejected = 0
@@ -46,9 +42,7 @@ def print_captions(captions: Captions, inputs: Inputs) -> int:
 
 def write_texts_next_to_images(captions: Captions, inputs: Inputs) -> int:
     """Write a text file next to each image that has none. Returns the number of failed images."""
-    from captune.bulk.output import has_text, shared_texts, write_texts
-    from captune.bulk.shards import Item
-    from captune.bulk.work import Progress, caption_entries
+    from captune.bulk import Item, Progress, caption_entries, has_text, shared_texts, write_texts
 
     waiting = {name: path for name, path in inputs.paths.items() if not has_text(path)}
     skipped = len(inputs.paths) - len(waiting)
@@ -83,8 +77,8 @@ def quarantine_of(out: Path) -> Path:
 
 def write_one_file(out: Path, job: Job) -> None:
     """Collect the rows of a job in one file, and its quarantine in a second one."""
-    from captune.bulk.output import COMMAND, read_rows, write_rows
-    from captune.data.outputs import is_own_output
+    from captune.bulk import COMMAND, read_rows, write_rows
+    from captune.data import is_own_output
 
     write_rows(out, chain.from_iterable(read_rows(path) for path in job.files()))
     combined, quarantine = job.folder / "quarantine.jsonl", quarantine_of(out)
@@ -97,7 +91,7 @@ def write_one_file(out: Path, job: Job) -> None:
 
 def _entries(inputs: Inputs) -> Iterator[Entry]:
     """All images, file by file and archive by archive."""
-    from captune.bulk.shards import Item
+    from captune.bulk import Item
 
     for name, path in inputs.paths.items():
         yield Item(name, path, Path(path))

@@ -15,8 +15,7 @@ from captune.cli.importing import Callbacks, counts_in_words, summary_as_json, w
 from captune.cli.prepare_generic import Check, ProblemsFile
 
 if TYPE_CHECKING:
-    from captune.data.checks import TargetFlaw
-    from captune.data.importing import Summary
+    from captune.data import Summary, TargetFlaw
 
 __all__ = ["check", "register"]
 
@@ -58,10 +57,7 @@ def check(
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
     """
     from captune.config import split_names
-    from captune.data.checks import check_manifest
-    from captune.data.issues import plural
-    from captune.data.outputs import check_output
-    from captune.data.readers import SourceFile
+    from captune.data import SourceFile, check_manifest, check_output, plural
 
     if problems is not None:
         check_output(problems, command="check", reads=[manifest, *(against or [])], option="--problems")
@@ -98,8 +94,8 @@ def _compare(
     manifest: Path, other: Path, train_splits: tuple[str, ...], summary: Summary, callbacks: Callbacks
 ) -> dict[str, object]:
     """Look for leaks; each one is a problem of the summary."""
-    from captune.data.issues import plural
-    from captune.data.leaks.guard import compare_manifests, leak_issues
+    from captune.data import plural
+    from captune.data.leaks import compare_manifests, leak_issues
 
     report = compare_manifests(manifest, other, train_split=train_splits, progress=callbacks.share)
     for problem in leak_issues(report, str(other)):
@@ -145,8 +141,8 @@ def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
     source = resolve_model(model)
     require_available(model)
     with extra_imports("captune check --model", "train"):
-        from captune.model.loading import load_config_and_processor
-    from captune.model.prompt import IMAGE_PLACEHOLDER
+        from captune.model import load_config_and_processor
+    from captune.model import IMAGE_PLACEHOLDER
 
     layout = load_config_and_processor(source)[1].layout
     stop = layout.stop_text.strip()

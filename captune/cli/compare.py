@@ -12,12 +12,10 @@ from captune.cli import scoring
 from captune.cli import scoring_options as flags
 from captune.cli.scoring import ScoringRun
 from captune.errors import MetricInputError
-from captune.metrics.options import DEFAULT_CLIP, ScoringOptions
+from captune.metrics import DEFAULT_CLIP, ScoringOptions
 
 if TYPE_CHECKING:
-    from captune.metrics import Scores
-    from captune.metrics.files import Predictions, References
-    from captune.metrics.significance import Comparison
+    from captune.metrics import Comparison, Predictions, References, Scores
 
 __all__ = ["compare", "register"]
 
@@ -71,7 +69,7 @@ def compare(
     spice_cache: flags.SpiceCache = None,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
-    from captune.metrics.files import read_predictions, read_reference_files
+    from captune.metrics import read_predictions, read_reference_files
 
     requested = flags.metric_names(metrics)
     if reports := [key for key in requested if key in flags.REPORTED]:
@@ -151,7 +149,7 @@ def _common(
     references: References, predictions: list[Predictions], warnings: list[str]
 ) -> tuple[References, list[Predictions]]:
     """Keep the images that have references and a caption of every system, and say how many are left out."""
-    from captune.metrics.alignment import near_miss
+    from captune.metrics import near_miss
 
     described = {image: captions for image, captions in references.captions.items() if captions}
     common = set(described).intersection(*(system.captions for system in predictions))
@@ -175,7 +173,7 @@ def _test_all(
     scored: dict[str, Scores], confidence: float, resamples: int, trials: int, seed: int
 ) -> dict[str, dict[str, tuple[Comparison, Comparison]]]:
     """Both tests of every system against the first: system to score to (bootstrap, randomisation)."""
-    from captune.metrics.significance import approximate_randomization, paired_bootstrap
+    from captune.metrics import approximate_randomization, paired_bootstrap
 
     (_, baseline), *others = scored.items()
     results = {}
@@ -196,7 +194,7 @@ def _mark(bootstrap: Comparison, randomization: Comparison) -> str:
 
 def _shown_mark(shown: float, bootstrap: Comparison, randomization: Comparison, digits: int) -> str:
     """The stars after a number; none after one that shows as 0."""
-    from captune.report.columns import shows_zero
+    from captune.report import shows_zero
 
     if shows_zero(shown, digits) or shows_zero(bootstrap.difference, digits):
         return ""
@@ -218,8 +216,8 @@ def _tables(
     confidence: float,
     **_: Any,
 ) -> str:
-    from captune.common.tables import table
-    from captune.report.columns import shows_zero
+    from captune.common import table
+    from captune.report import shows_zero
 
     baseline = next(iter(scored))
     signature = scored[baseline].signature

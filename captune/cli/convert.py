@@ -107,7 +107,7 @@ def _check_out(out: Path, reads: list[Path | str | None], *, overwrite: bool) ->
     Raises:
         InputError: it would be.
     """
-    from captune.data.outputs import check_output, check_output_folder
+    from captune.data import check_output, check_output_folder
 
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; give another --out, or --overwrite.")
@@ -135,7 +135,7 @@ def _import(out: Path, dtype: NumberFormat, arch: Arch, parts: dict[str, Any]) -
     with extra_imports("captune convert", "train"):
         import torch
 
-        from captune.model.official import load_official
+        from captune.model import load_official
     torch_dtype: Any = "auto" if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
     _save(load_official(arch.value, dtype=torch_dtype, **parts), out)
 
@@ -147,7 +147,7 @@ def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
     with extra_imports("captune convert", "train"):
         import torch
 
-        from captune.model.build import ALIGNMENT_CONFIG, build_model
+        from captune.model import ALIGNMENT_CONFIG, build_model
     torch_dtype = None if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
     _save(build_model(dtype=torch_dtype, **parts), out)
     typer.echo(
@@ -159,7 +159,7 @@ def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
 
 def _save(model: Any, out: Path) -> None:
     """Write the folder of a model atomically."""
-    from captune.data.atomic import atomic_folder
+    from captune.data import atomic_folder
 
     with atomic_folder(out) as folder:
         model.save_pretrained(folder, max_shard_size="4GB")
@@ -172,8 +172,8 @@ def _export(source: Path, out: Path) -> None:
     with extra_imports("captune convert", "train"):
         import torch
 
-        from captune.data.atomic import atomic_file
-        from captune.model.official import official_checkpoint
+        from captune.data import atomic_file
+        from captune.model import official_checkpoint
     content = official_checkpoint(source)
     with atomic_file(out, "wb") as stream:
         torch.save(content, stream)
@@ -182,7 +182,7 @@ def _export(source: Path, out: Path) -> None:
 def _translate(source: Path, out: Path, processes: int) -> None:
     """Write the original's configuration as captune's; keys without a counterpart are printed on stderr."""
     from captune.config import commented_yaml, convert_config
-    from captune.data.atomic import atomic_file
+    from captune.data import atomic_file
 
     converted, notes = convert_config(source, processes=processes)
     with atomic_file(out, "w") as stream:

@@ -134,7 +134,7 @@ def run_matrix(
     """
     from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
-    from captune.report.matrix import matrix_terminal
+    from captune.report import matrix_terminal
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
@@ -185,7 +185,7 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
 
 def run_checkpoints(settings: RunConfig) -> list[Path]:
     """The checkpoints of a run's folder; a message is printed where there are none."""
-    from captune.training.checkpoints import checkpoint_folders
+    from captune.training import checkpoint_folders
 
     checkpoints = checkpoint_folders(settings.output)
     if not checkpoints:

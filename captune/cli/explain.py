@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from captune.config import RunConfig
-    from captune.data.manifest import Sample
-    from captune.explain.compare import Explanation
-    from captune.explain.layout import FedToken
+    from captune.data import Sample
+    from captune.explain import Explanation, FedToken
 
 __all__ = ["explain", "register"]
 
@@ -60,9 +59,9 @@ def explain(
     if text is None:
         check_manifest("data.train", settings.data.train)
     with extra_imports("captune explain", "train"):
-        from captune.explain.compare import explain as watch
-        from captune.explain.compare import stand_in
-        from captune.model.loading import load_config_and_processor
+        from captune.explain import explain as watch
+        from captune.explain import stand_in
+        from captune.model import load_config_and_processor
     sample = _sample(settings, image, text)
     model_config, processor = load_config_and_processor(settings.model)
     explanation = watch(settings, stand_in(model_config, processor), sample, caption)
@@ -75,7 +74,7 @@ def explain(
 
 def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
     """The requested image, or a placeholder for a caption of --text."""
-    from captune.data.manifest import Sample
+    from captune.data import Sample
     from captune.errors import DataError, InputError
     from captune.evaluation import training_images
 
@@ -94,7 +93,7 @@ def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
 
 def _sequence(explanation: Explanation) -> list[FedToken]:
     """The complete sequence of training: the context of the last target, and that target."""
-    from captune.explain.layout import FedToken
+    from captune.explain import FedToken
 
     last = explanation.taught.steps[-1]
     return [*last.seen, FedToken(last.target, None, len(last.seen))]
@@ -103,7 +102,7 @@ def _sequence(explanation: Explanation) -> list[FedToken]:
 def _print_json(explanation: Explanation) -> None:
     import json
 
-    from captune.explain.layout import piece_text
+    from captune.explain import piece_text
 
     first_target = len(explanation.taught.prompt)
 
@@ -217,7 +216,7 @@ def _image_end(trained: list[FedToken], generated: tuple[FedToken, ...], start: 
 
 
 def _cell(explanation: Explanation, token: FedToken | None) -> str:
-    from captune.explain.layout import piece_text
+    from captune.explain import piece_text
 
     if token is None:
         return ""

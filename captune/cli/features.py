@@ -34,7 +34,7 @@ def features(
     check_run(settings, trains=True)
     with extra_imports("captune features", "train"), show_progress() as listener:
         from captune.errors import DataError
-        from captune.training.preparation import store_features
+        from captune.training import store_features
 
         stage = store_features(settings, listener)
     typer.echo(stage.folder)

@@ -41,7 +41,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Download what captune does not include, with progress and checksum; an interrupted download resumes."""
-    from captune.metrics.external.corenlp import CORENLP_SHA1, CORENLP_URL, fetch_models
+    from captune.metrics.external import CORENLP_SHA1, CORENLP_URL, fetch_models
 
     with download_progress() if archive is None else nullcontext() as progress:
         jars = fetch_models(

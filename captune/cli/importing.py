@@ -17,10 +17,7 @@ import typer
 from captune.cli.progress import HasShare, import_progress
 
 if TYPE_CHECKING:
-    from captune.data.importing import Summary
-    from captune.data.issues import Issue
-    from captune.data.rows import Row
-    from captune.data.splits import Shares
+    from captune.data import Issue, Row, Shares, Summary
 
 __all__ = [
     "Callbacks",
@@ -96,8 +93,8 @@ def resplit(rows: Iterable[Row | Issue], splits: Path | None) -> Iterable[Row | 
     """Rows with the splits of Karpathy's JSON, where one is given."""
     if splits is None:
         return rows
+    from captune.data import SourceFile
     from captune.data.importers import read_splits, with_splits
-    from captune.data.readers import SourceFile
 
     return with_splits(rows, read_splits(SourceFile(splits)))
 
@@ -117,9 +114,7 @@ def import_rows(
     Raises:
         DataError: see `captune.data.importing.prepare`.
     """
-    from captune.data.importing import prepare
-    from captune.data.issues import printable
-    from captune.data.outputs import check_output
+    from captune.data import check_output, prepare, printable
     from captune.errors import InputError
 
     check_output(options.out, command="prepare", reads=[source], overwrite=options.overwrite)
@@ -167,7 +162,7 @@ def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_o
         split_origin: where the split of the images comes from, as a clause.
         left_out: whether problems are rows that were left out, which are counted then.
     """
-    from captune.data.issues import printable
+    from captune.data import printable
 
     words = summary.words_per_caption
     mean = sum(length * count for length, count in words.items()) / max(1, summary.captions)
@@ -189,7 +184,7 @@ def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_o
 
 def samples_in_words(summary: Summary) -> list[str]:
     """Five of the images with their captions."""
-    from captune.data.issues import plural, printable
+    from captune.data import plural, printable
 
     lines = [f"  {plural(len(summary.samples), 'image')} of them:"]
     for sample in summary.samples:
@@ -200,7 +195,7 @@ def samples_in_words(summary: Summary) -> list[str]:
 
 def summary_as_json(summary: Summary, manifest: Path) -> dict[str, object]:
     """Counts, lengths and problems for programs."""
-    from captune.data.manifest import manifest_hash
+    from captune.data import manifest_hash
 
     return {
         "manifest": str(manifest),
@@ -260,7 +255,7 @@ def with_progress(title: str, reading: HasShare, problems: Path | None, command:
 @contextlib.contextmanager
 def _problem_log(path: Path | None, command: str) -> Iterator[Callable[[Issue], None] | None]:
     """A callback that writes every problem to a file; the file is kept when the import fails for its data."""
-    from captune.data.outputs import output_file
+    from captune.data import output_file
     from captune.errors import DataError
 
     if path is None:

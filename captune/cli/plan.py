@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from captune.config import RunConfig
-    from captune.model.memory import MemoryEstimate
-    from captune.training.plan import Measured, Plan, Planner, Proposal
+    from captune.model import MemoryEstimate
+    from captune.training import Measured, Plan, Planner, Proposal
 
 __all__ = ["card_bytes", "plan", "register"]
 
@@ -64,9 +64,8 @@ def plan(
     with extra_imports("captune plan", "train"):
         import torch
 
-        from captune.model.loading import load_config_and_processor, pick_device
-        from captune.training.plan import Planner, measure_memory
-        from captune.training.preparation import load_for_training
+        from captune.model import load_config_and_processor, pick_device
+        from captune.training import Planner, load_for_training, measure_memory
     here = pick_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
@@ -138,8 +137,8 @@ def _print(
     proposal: Proposal | None,
     measured: list[Measured],
 ) -> None:
-    from captune.common.tables import text_table
-    from captune.model.loading import compute_dtype
+    from captune.common import text_table
+    from captune.model import compute_dtype
 
     dtype = str(compute_dtype(settings.model.dtype, device)).removeprefix("torch.")
     kind = "a GPU" if device.type == "cuda" else "this machine's processor, for no GPU was found or given with --gpu"

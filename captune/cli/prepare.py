@@ -27,8 +27,7 @@ from captune.cli.prepare_generic import (
 )
 
 if TYPE_CHECKING:
-    from captune.data.issues import Issue
-    from captune.data.rows import Row
+    from captune.data import Issue, Row
 
 __all__ = ["app", "register"]
 
@@ -84,8 +83,8 @@ def flickr30k(
 
     Images are looked for in flickr30k-images, flickr30k_images or images next to SOURCE.
     """
+    from captune.data import SourceFile
     from captune.data.importers import FORMATS, flickr30k_rows, token_rows
-    from captune.data.readers import SourceFile
 
     file = find_file(source, "flickr30k")
     reading = SourceFile(file)
@@ -114,8 +113,8 @@ def flickr8k(
     The lists Flickr_8k.{train,dev,test}Images.txt next to SOURCE give the splits; images that none of them names
     become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
     """
+    from captune.data import SourceFile
     from captune.data.importers import FORMATS, listed_splits, token_rows, with_splits
-    from captune.data.readers import SourceFile
 
     file = find_file(source, "flickr8k")
     reading = SourceFile(file)
@@ -146,8 +145,8 @@ def karpathy(
     COCO's training set of published numbers is train and restval: 113,287 images. Images are looked for in
     images or flickr30k-images next to SOURCE, COCO's in their folders train2014 and val2014 there.
     """
+    from captune.data import SourceFile
     from captune.data.importers import FORMATS, karpathy_rows
-    from captune.data.readers import SourceFile
 
     reading = SourceFile(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
@@ -181,9 +180,8 @@ def coco(
     Images are looked for in the folder of the same name (captions_val2017.json: val2017) next to SOURCE or above it, in
     images, or in MiniGPT-4's folder image.
     """
+    from captune.data import SourceFile, split_of_name
     from captune.data.importers import FORMATS, coco_rows
-    from captune.data.readers import SourceFile
-    from captune.data.splits import split_of_name
 
     reading = SourceFile(source)
     name = source.name.split(".")[0].rsplit("_", 1)[-1]
@@ -211,9 +209,8 @@ def nocaps(
 
     Images are looked for in validation, val or images next to SOURCE.
     """
+    from captune.data import SourceFile, split_of_name
     from captune.data.importers import FORMATS, coco_rows
-    from captune.data.readers import SourceFile
-    from captune.data.splits import split_of_name
 
     reading = SourceFile(source)
     split, origin = split_of_name(source.name)
@@ -239,8 +236,8 @@ def textcaps(
 
     Images are looked for in train_images (those of val, too) or images next to SOURCE.
     """
+    from captune.data import SourceFile
     from captune.data.importers import FORMATS, textcaps_rows
-    from captune.data.readers import SourceFile
 
     reading = SourceFile(source)
     options = Options(out, images, check_images, strict, as_json, problems, overwrite)
@@ -269,9 +266,8 @@ def chinese(
     Lists such as coco-cn_train.txt next to SOURCE give the splits. Images are looked for in images,
     flickr30k-images or next to SOURCE, COCO's in their folders train2014 and val2014 there.
     """
+    from captune.data import SourceFile, split_of_name
     from captune.data.importers import FORMATS, chinese_lists, token_rows, with_coco_names, with_splits
-    from captune.data.readers import SourceFile
-    from captune.data.splits import split_of_name
 
     file = find_file(source, "chinese")
     reading = SourceFile(file)

@@ -12,10 +12,8 @@ import typer
 from captune.cli.importing import Options, import_rows
 
 if TYPE_CHECKING:
-    from captune.data.image_files import SkippedFiles
+    from captune.data import Shares, SkippedFiles, SourceFile
     from captune.data.importers import Columns
-    from captune.data.readers import SourceFile
-    from captune.data.splits import Shares
 
 __all__ = [
     "AsJson",
@@ -114,9 +112,8 @@ def table(
     Images are looked for in images next to SOURCE, or next to it. Images inside a parquet file are written
     into the folder of --images, by default one next to the manifest.
     """
-    from captune.data.archives import InlineImages
+    from captune.data import InlineImages, SourceFile
     from captune.data.importers import FORMATS, table_rows
-    from captune.data.readers import SourceFile
 
     split_name, shares = split_and_shares(split, seed, split_column)
     reading = SourceFile(source, encoding)
@@ -181,7 +178,7 @@ def hf(
 
     The images are written into the folder of --images, which the manifest then points to.
     """
-    from captune.data.archives import InlineImages
+    from captune.data import InlineImages
     from captune.data.importers import HuggingFaceSource
 
     target = _target(out, images)
@@ -216,7 +213,7 @@ def webdataset(
     The images are written into the folder of --images, which the manifest then points to. Links in a tar are not
     followed.
     """
-    from captune.data.archives import InlineImages
+    from captune.data import InlineImages
     from captune.data.importers import WebDatasetSource
 
     target = _target(out, images)
@@ -249,7 +246,7 @@ def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, S
     Raises:
         DataError: shares are wrong, or given with another option that gives splits.
     """
-    from captune.data.splits import parse_shares
+    from captune.data import parse_shares
     from captune.errors import DataError
 
     shares = parse_shares(text, seed)
@@ -268,7 +265,7 @@ def _columns(image: str, captions: list[str], split: str | None, name: str | Non
 
 def _target(out: Path, images: Path | None) -> Path:
     """The folder that images are written into."""
-    from captune.data.atomic import is_stream
+    from captune.data import is_stream
     from captune.errors import DataError
 
     if images is None and is_stream(out):
@@ -278,7 +275,7 @@ def _target(out: Path, images: Path | None) -> Path:
 
 def _holds_images(reading: SourceFile, column: str) -> bool:
     """Whether a column of a parquet file holds image files and not their names."""
-    from captune.data.archives import column_type
+    from captune.data import column_type
 
     kind = column_type(reading, column)
     return kind.startswith(("binary", "large_binary", "struct"))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captune.common import one_line
-from captune.common.tables import text_table
+from captune.common import one_line, text_table
 from captune.errors import InputError
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: 
 
 def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
     """Serve the study until Ctrl-C."""
-    from captune.data.locks import folder_lock
+    from captune.data import folder_lock
 
     with folder_lock(store.folder, "captune rate"):
         _listen(store, host, port, url, as_json=as_json)
@@ -247,8 +246,8 @@ def _print_links(store: Store, base: str, *, as_json: bool) -> None:
 def _show_results(store: Store, sources: list[Path], least: float, out: Path | None, *, as_json: bool) -> None:
     """Print the results and write them into their run."""
     from captune.apps.rating import check_results, compute_results, rated_rows, results_json, write_results
-    from captune.data.locks import folder_lock
-    from captune.report.rating import captions_hashes
+    from captune.data import folder_lock
+    from captune.report import captions_hashes
 
     if out is not None:
         check_results(out)
@@ -277,7 +276,7 @@ def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
     """Write the results into the run, and write its page again."""
     import json
 
-    from captune.data.atomic import atomic_file
+    from captune.data import atomic_file
     from captune.report import write_page
 
     with atomic_file(run / "rating.json") as stream:

@@ -70,10 +70,8 @@ def _report_one(
     source: Path, out: Path | None, *, intervals: bool, pdf: bool, terminal: bool, lang: str, as_json: bool
 ) -> list[Path]:
     """Report on one run or table and return the files written."""
-    from captune.data.locks import folder_lock
-    from captune.report import analyse, write_report
-    from captune.report.files import atomic_write
-    from captune.report.write import REPORT_FILES
+    from captune.data import folder_lock
+    from captune.report import REPORT_FILES, analyse, atomic_write, write_report
 
     run, source_folder = _read(source)
     folder = None if terminal else out or source_folder
@@ -106,9 +104,8 @@ def _report_one(
 
 def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, lang: str, as_json: bool) -> list[Path]:
     """Compare several runs and return the files written."""
-    from captune.data.locks import folder_lock
-    from captune.report import compare_runs, write_comparison
-    from captune.report.write import COMPARISON_FILES
+    from captune.data import folder_lock
+    from captune.report import COMPARISON_FILES, compare_runs, write_comparison
 
     read = {name: _read(source) for name, source in zip(_names(sources), sources, strict=True)}
     comparison = compare_runs({name: run for name, (run, _) in read.items()})
@@ -133,7 +130,7 @@ def _check_files(folder: Path, names: Iterable[str], sources: list[Path]) -> Non
     Raises:
         InputError: one would.
     """
-    from captune.data.outputs import check_output
+    from captune.data import check_output
 
     for name in names:
         check_output(folder / name, command="report", reads=sources)
@@ -141,7 +138,7 @@ def _check_files(folder: Path, names: Iterable[str], sources: list[Path]) -> Non
 
 def _write_output(path: Path, content: bytes | str) -> Path:
     """Write a file of a report outside of a run and keep a record of it."""
-    from captune.data.outputs import output_file
+    from captune.data import output_file
 
     with output_file(path, "wb", command="report") as stream:
         stream.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

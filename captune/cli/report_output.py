@@ -65,7 +65,7 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
     from rich.table import Table
     from rich.text import Text
 
-    from captune.report.comparison import matrices, telling_lines
+    from captune.report import matrices, telling_lines
 
     _print_table(comparison.table, intervals=intervals)
     names = [one_line(row.name) for row in comparison.table.checkpoints]
@@ -161,7 +161,7 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from captune.report.table import cells, daggers, leak_reasons
+    from captune.report import cells, daggers, leak_reasons
 
     marks = leak_reasons(run)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
@@ -187,7 +187,7 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
 
 def _notes(run: RunScores) -> list[str]:
     """The lines beneath the table: star, provenance, scale, marks, leaks, signature."""
-    from captune.report.table import cells, notes, signatures
+    from captune.report import cells, notes, signatures
 
     lines = [one_line(note) for note in notes(run)]
     if any(cell.best for line in cells(run) for cell in line):
@@ -215,8 +215,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 def sparklines(run: RunScores) -> list[str]:
     """A line a metric: its name, its course over the training's rows, and its first and last score."""
-    from captune.report.columns import format_value
-    from captune.report.training_log import course_of
+    from captune.report import course_of, format_value
 
     run = course_of(run).run
     width = max(map(_cell_width, map(one_line, run.metrics)))
@@ -240,8 +239,7 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
         A heading and its lines for "improved" and for "regressed"; nothing without scores per image. Images are
         compared by CIDEr, or by the first metric that is given for every image.
     """
-    from captune.report.columns import order_metrics
-    from captune.report.training_log import course_of
+    from captune.report import course_of, order_metrics
 
     rows = course_of(run).run.checkpoints
     first, last = rows[0], rows[-1]

@@ -11,12 +11,10 @@ from captune.cli import scoring
 from captune.cli import scoring_options as flags
 from captune.cli.scoring import ScoringRun, System
 from captune.errors import MetricInputError
-from captune.metrics.options import DEFAULT_CLIP, ScoringOptions
-from captune.metrics.registry import iter_columns
+from captune.metrics import DEFAULT_CLIP, ScoringOptions, iter_columns
 
 if TYPE_CHECKING:
-    from captune.metrics import Scores
-    from captune.metrics.significance import Interval
+    from captune.metrics import Interval, Scores
 
 __all__ = ["register", "score"]
 
@@ -73,7 +71,7 @@ def score(
     spice_cache: flags.SpiceCache = None,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested."""
-    from captune.metrics.files import read_predictions, read_reference_files
+    from captune.metrics import read_predictions, read_reference_files
 
     names = flags.metric_names(metrics) if metric is None else (_metric_of(metric),)
     options = ScoringOptions(
@@ -103,7 +101,7 @@ def score(
     scores = scoring.score_system(system, scorer, shown)
     intervals: dict[str, Interval] = {}
     if confidence and scores.statistics:
-        from captune.metrics.significance import confidence_intervals
+        from captune.metrics import confidence_intervals
 
         intervals = confidence_intervals(scores, resamples=resamples, seed=seed)
     extras = _extras(system, training, run)
@@ -124,7 +122,7 @@ def score(
 
 def _metric_of(name: str) -> str:
     """The metric or report that yields a score: "CIDEr" is of "cider"."""
-    from captune.metrics.failures import FAILURES
+    from captune.metrics import FAILURES
 
     reports = dict.fromkeys((*FAILURES, "any"), "failures") | dict.fromkeys(DIVERSITY, "diversity")
     columns: dict[str, str] = {}
@@ -145,15 +143,14 @@ def _extras(system: System, training: Path | None, run: ScoringRun) -> dict[str,
     extras: dict[str, dict[str, Any]] = {}
     captions = list(system.predictions.values())
     if "diversity" in run.names:
-        from captune.metrics.diversity import measure_diversity
-        from captune.metrics.files import read_references
+        from captune.metrics import measure_diversity, read_references
 
         seen = None
         if training is not None:
             seen = [caption for group in read_references(training).captions.values() for caption in group]
         extras["diversity"] = measure_diversity(captions, tokenize=run.options.tokenize, training=seen).to_dict()
     if "failures" in run.names:
-        from captune.metrics.failures import find_failures
+        from captune.metrics import find_failures
 
         finished = None
         if system.finished:
@@ -193,7 +190,7 @@ def _table(
     digits: int,
     notes: list[str],
 ) -> str:
-    from captune.common.tables import table
+    from captune.common import table
 
     header = ["Metric", "Score", "Scale"] + (["95 % interval"] if intervals else [])
     scales = scoring.scales(scores)

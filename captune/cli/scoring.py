@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from captune.cli.scoring_options import REPORTED
 from captune.errors import MetricInputError
-from captune.metrics.options import ScoringOptions
-from captune.metrics.registry import METRICS
+from captune.metrics import METRICS, ScoringOptions
 
 if TYPE_CHECKING:
-    from captune.metrics import Scorer, Scores
-    from captune.metrics.files import Predictions, References
+    from captune.metrics import Predictions, References, Scorer, Scores
 
 __all__ = [
     "ScoringRun",
@@ -106,8 +104,7 @@ def load_system(references: References, predictions: Predictions, name: str, run
     Raises:
         MetricInputError: they do not belong together.
     """
-    from captune.metrics.alignment import align, caption_warnings
-    from captune.metrics.tokenizers import language_warning
+    from captune.metrics import align, caption_warnings, language_warning
 
     aligned = align(predictions, references, subset=run.subset)
     warnings = list(aligned.warnings) + caption_warnings(aligned.predictions, aligned.references)
@@ -167,7 +164,7 @@ def _image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
     Raises:
         MetricInputError: a file does not exist, or there is no folder to search.
     """
-    from captune.data.image_files import ImageFolder
+    from captune.data import ImageFolder
     from captune.errors import DataError
 
     if folder is not None and not folder.is_dir():
@@ -231,7 +228,7 @@ def check_out(out: Path | None, command: str, reads: list[Path | str | None]) ->
     Raises:
         InputError: it may not.
     """
-    from captune.data.outputs import check_output
+    from captune.data import check_output
 
     if out is not None:
         check_output(out, command=command, reads=[read for read in reads if read is not None])
@@ -242,7 +239,7 @@ def write(text: str, out: Path | None, command: str) -> None:
     if out is None:
         print(text)
         return
-    from captune.data.outputs import output_file
+    from captune.data import output_file
 
     with output_file(out, command=command) as stream:
         stream.write(text + "\n")

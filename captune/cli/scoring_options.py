@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captune.errors import MetricInputError
-from captune.metrics.registry import BUILT_IN, check_metrics
+from captune.metrics import BUILT_IN, check_metrics
 
 __all__ = [
     "REPORTED",

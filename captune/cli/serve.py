@@ -89,7 +89,7 @@ def run_server_of(
     from functools import partial
 
     from captune.cli.preflight import check_named_model, extra_imports, require_extra
-    from captune.data.atomic import temporary_folder
+    from captune.data import temporary_folder
 
     require_extra("captune serve", "serve", "train")
     if not Path(model, "config.yaml").is_file():  # a run has its model in its configuration
@@ -139,8 +139,7 @@ def _examples(model: str, folder: Path) -> list[Path]:
         return []
     from itertools import islice
 
-    from captune.toy.drawing import draw_scene
-    from captune.toy.scenes import sample_scenes
+    from captune.toy import draw_scene, sample_scenes
 
     files = []
     for number, scene in enumerate(islice(sample_scenes(7, held_out=True), EXAMPLES)):

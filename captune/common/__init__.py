@@ -3,6 +3,30 @@
 from __future__ import annotations
 
 from captune.common.lazy import lazy_names
+from captune.common.tables import (
+    escape_latex,
+    escape_markdown,
+    escape_pipes,
+    latex_tabular,
+    markdown_table,
+    table,
+    text_table,
+)
 from captune.common.text import did_you_mean, error_text, first_line, listed, one_line, shorten
 
-__all__ = ["did_you_mean", "error_text", "first_line", "lazy_names", "listed", "one_line", "shorten"]
+__all__ = [
+    "did_you_mean",
+    "error_text",
+    "escape_latex",
+    "escape_markdown",
+    "escape_pipes",
+    "first_line",
+    "latex_tabular",
+    "lazy_names",
+    "listed",
+    "markdown_table",
+    "one_line",
+    "shorten",
+    "table",
+    "text_table",
+]

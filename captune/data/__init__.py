@@ -5,35 +5,215 @@ Public names are imported on first use, so that scoring, which reads text only, 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.data.atomic import atomic_file, atomic_folder
+    from captune.data.archives import (
+        MAX_MEMBER,
+        InlineImages,
+        bounded_batches,
+        column_type,
+        open_parquet,
+        open_tar,
+        too_large,
+    )
+    from captune.data.atomic import atomic_file, atomic_folder, is_stream, partial_folder, temporary_folder
+    from captune.data.checks import TargetFlaw, check_manifest
+    from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
+    from captune.data.delimited import CsvWriter, plain_cell
+    from captune.data.formats import HEIF_SUFFIXES, MAX_PIXELS, is_image_name, too_many_scans
+    from captune.data.ids import SeenIds, id_text
+    from captune.data.image_files import (
+        ImageFolder,
+        SkippedFiles,
+        is_companion,
+        is_unicode,
+        name_as_text,
+        raise_unreadable_folder,
+    )
+    from captune.data.images import (
+        CLIP_MEAN,
+        CLIP_STD,
+        ImageInput,
+        as_list,
+        has_rotation,
+        image_size,
+        is_turned,
+        load_image,
+        read_image,
+        reduced_image,
+        to_pixels,
+    )
+    from captune.data.importing import Summary, prepare
+    from captune.data.issues import Issue, plural, printable
+    from captune.data.locks import folder_lock, is_lock_file, last_writer
     from captune.data.manifest import (
         Sample,
         iter_manifest,
         manifest_hash,
         read_manifest,
         resolve_image,
+        scan_manifest,
         write_manifest,
     )
+    from captune.data.outputs import (
+        RECORDS,
+        check_output,
+        check_output_folder,
+        has_record,
+        is_inside,
+        is_own_output,
+        output_file,
+        output_note,
+    )
+    from captune.data.prefetch import prefetch_map
+    from captune.data.readers import BYTE_ORDER_MARKS, SourceFile, text_lines
+    from captune.data.rows import Row
+    from captune.data.splits import Shares, parse_shares, split_of_name
 
 __all__ = [
+    "BYTE_ORDER_MARKS",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "HASH_BYTES",
+    "HEIF_SUFFIXES",
+    "MAX_MEMBER",
+    "MAX_PIXELS",
+    "RECORDS",
+    "CsvWriter",
+    "ImageFolder",
+    "ImageInput",
+    "InlineImages",
+    "Issue",
+    "Row",
     "Sample",
+    "SeenIds",
+    "Shares",
+    "SkippedFiles",
+    "SourceFile",
+    "Summary",
+    "TargetFlaw",
+    "as_list",
     "atomic_file",
     "atomic_folder",
+    "bounded_batches",
+    "cached_digest",
+    "check_manifest",
+    "check_output",
+    "check_output_folder",
+    "column_type",
+    "content_ids",
+    "folder_lock",
+    "has_record",
+    "has_rotation",
+    "hash_file",
+    "id_text",
+    "image_size",
+    "is_companion",
+    "is_image_name",
+    "is_inside",
+    "is_lock_file",
+    "is_own_output",
+    "is_stream",
+    "is_turned",
+    "is_unicode",
     "iter_manifest",
+    "last_writer",
+    "load_image",
     "manifest_hash",
+    "name_as_text",
+    "open_parquet",
+    "open_tar",
+    "output_file",
+    "output_note",
+    "parse_shares",
+    "partial_folder",
+    "plain_cell",
+    "plural",
+    "prefetch_map",
+    "prepare",
+    "printable",
+    "raise_unreadable_folder",
+    "read_image",
     "read_manifest",
+    "reduced_image",
     "resolve_image",
+    "scan_manifest",
+    "split_of_name",
+    "temporary_folder",
+    "text_lines",
+    "to_pixels",
+    "too_large",
+    "too_many_scans",
     "write_manifest",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name not in __all__:
-        raise AttributeError(f"module 'captune.data' has no attribute '{name}'")
-    module = "atomic" if name.startswith("atomic") else "manifest"
-    return getattr(import_module(f"captune.data.{module}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "archives": [
+            "MAX_MEMBER",
+            "InlineImages",
+            "bounded_batches",
+            "column_type",
+            "open_parquet",
+            "open_tar",
+            "too_large",
+        ],
+        "atomic": ["atomic_file", "atomic_folder", "is_stream", "partial_folder", "temporary_folder"],
+        "checks": ["TargetFlaw", "check_manifest"],
+        "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],
+        "delimited": ["CsvWriter", "plain_cell"],
+        "formats": ["HEIF_SUFFIXES", "MAX_PIXELS", "is_image_name", "too_many_scans"],
+        "ids": ["SeenIds", "id_text"],
+        "image_files": [
+            "ImageFolder",
+            "SkippedFiles",
+            "is_companion",
+            "is_unicode",
+            "name_as_text",
+            "raise_unreadable_folder",
+        ],
+        "images": [
+            "CLIP_MEAN",
+            "CLIP_STD",
+            "ImageInput",
+            "as_list",
+            "has_rotation",
+            "image_size",
+            "is_turned",
+            "load_image",
+            "read_image",
+            "reduced_image",
+            "to_pixels",
+        ],
+        "importing": ["Summary", "prepare"],
+        "issues": ["Issue", "plural", "printable"],
+        "locks": ["folder_lock", "is_lock_file", "last_writer"],
+        "manifest": [
+            "Sample",
+            "iter_manifest",
+            "manifest_hash",
+            "read_manifest",
+            "resolve_image",
+            "scan_manifest",
+            "write_manifest",
+        ],
+        "outputs": [
+            "RECORDS",
+            "check_output",
+            "check_output_folder",
+            "has_record",
+            "is_inside",
+            "is_own_output",
+            "output_file",
+            "output_note",
+        ],
+        "prefetch": ["prefetch_map"],
+        "readers": ["BYTE_ORDER_MARKS", "SourceFile", "text_lines"],
+        "rows": ["Row"],
+        "splits": ["Shares", "parse_shares", "split_of_name"],
+    },
+)

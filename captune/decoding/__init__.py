@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from captune.decoding.capabilities import unsupported_reason
-from captune.decoding.caption_cache import cached_captions
-from captune.decoding.engine import DecodingEngine, SharedPrefix
-from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
-from captune.decoding.oom import in_batches, is_out_of_memory
-from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
-from captune.decoding.reference import SamplingProcessor, ScoreCheck
-from captune.decoding.text_stream import TextStream, stream_text
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.decoding.capabilities import unsupported_reason
+    from captune.decoding.caption_cache import cached_captions
+    from captune.decoding.engine import DecodingEngine, SharedPrefix
+    from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
+    from captune.decoding.oom import in_batches, is_out_of_memory
+    from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
+    from captune.decoding.reference import SamplingProcessor, ScoreCheck
+    from captune.decoding.text_stream import TextStream, stream_text
 
 __all__ = [
     "NON_FINITE_SCORES",
@@ -34,3 +39,17 @@ __all__ = [
     "stream_text",
     "unsupported_reason",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "capabilities": ["unsupported_reason"],
+        "caption_cache": ["cached_captions"],
+        "engine": ["DecodingEngine", "SharedPrefix"],
+        "generate": ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"],
+        "oom": ["in_batches", "is_out_of_memory"],
+        "options": ["NON_FINITE_SCORES", "Caption", "DecodingOptions", "Progress", "Request", "StopRule"],
+        "reference": ["SamplingProcessor", "ScoreCheck"],
+        "text_stream": ["TextStream", "stream_text"],
+    },
+)

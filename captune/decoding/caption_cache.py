@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from captune.data.atomic import atomic_file
-from captune.data.content_hash import hash_file
+from captune.data import atomic_file, hash_file
 from captune.decoding.options import Caption
 from captune.parsing import load_json
 

@@ -22,8 +22,7 @@ from captune.decoding.forward import decode_step, forward
 from captune.decoding.kv_cache import StaticKVCache
 from captune.decoding.oom import is_out_of_memory
 from captune.errors import ConfigError
-from captune.model.language_model import is_divided
-from captune.model.layer_call import CompiledLayers
+from captune.model import CompiledLayers, is_divided
 
 __all__ = ["CompiledForward", "GraphCapture", "GraphedStep", "graph_capture_for"]
 

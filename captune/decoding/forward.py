@@ -15,8 +15,7 @@ from torch import Tensor
 
 from captune.decoding.decode_attention import DECODE_ATTENTION
 from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache, use_attention
-from captune.model.language_model import decoder_layers
-from captune.model.layer_call import LayerCall, StopAfterKV, hidden_states, patched_layer, with_hidden_states
+from captune.model import LayerCall, StopAfterKV, decoder_layers, hidden_states, patched_layer, with_hidden_states
 from captune.transformers_compat import CACHE_ARGUMENT
 
 __all__ = ["decode_step", "forward", "mixed_forward", "prefill"]

@@ -28,8 +28,7 @@ from captune.decoding.options import (
 )
 from captune.decoding.reference import generate_with_transformers
 from captune.errors import ConfigError, NonFiniteScoresError
-from captune.model import MiniGPT4, MiniGPT4Processor
-from captune.model.language_model import batchable
+from captune.model import MiniGPT4, MiniGPT4Processor, batchable
 
 __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"]
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from captune.model.layer_call import StopAfterKV
+from captune.model import StopAfterKV
 
 __all__ = ["MIXED_ATTENTION", "MixedBatch", "StaticKVCache", "cache_layer_count", "use_attention"]
 

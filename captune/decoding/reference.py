@@ -15,8 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from captune.decoding.options import DecodingOptions, Request
 from captune.decoding.sampling import apply_repetition_penalty, row_uniforms, sample, warp_logits
 from captune.errors import ConfigError
-from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence
-from captune.model.language_model import batchable
+from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence, batchable
 
 __all__ = ["SamplingProcessor", "ScoreCheck", "StopSymbol", "generate_with_transformers"]
 

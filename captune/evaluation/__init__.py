@@ -4,22 +4,29 @@ The language model and the images' features stay in memory; from one checkpoint 
 swapped. Every checkpoint captions the same images, and the references are prepared once.
 """
 
-from captune.evaluation.checkpoints import evaluate_checkpoints, evaluate_models
-from captune.evaluation.output_folder import evaluation_folder
-from captune.evaluation.protocol import (
-    Decoding,
-    EvaluationSet,
-    Protocol,
-    cut_reply,
-    evaluation_set,
-    load_protocol,
-    shipped_protocols,
-    split_references,
-    training_images,
-)
-from captune.evaluation.robustness import evaluate_matrix
-from captune.evaluation.robustness_columns import parse_corruptions, read_instructions
-from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options, exif_mark
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.evaluation.checkpoints import evaluate_checkpoints, evaluate_models
+    from captune.evaluation.output_folder import evaluation_folder
+    from captune.evaluation.protocol import (
+        Decoding,
+        EvaluationSet,
+        Protocol,
+        cut_reply,
+        evaluation_set,
+        load_protocol,
+        shipped_protocols,
+        split_references,
+        training_images,
+    )
+    from captune.evaluation.robustness import evaluate_matrix
+    from captune.evaluation.robustness_columns import parse_corruptions, read_instructions
+    from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options, exif_mark
 
 __all__ = [
     "PRETRAINED",
@@ -43,3 +50,25 @@ __all__ = [
     "split_references",
     "training_images",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "checkpoints": ["evaluate_checkpoints", "evaluate_models"],
+        "output_folder": ["evaluation_folder"],
+        "protocol": [
+            "Decoding",
+            "EvaluationSet",
+            "Protocol",
+            "cut_reply",
+            "evaluation_set",
+            "load_protocol",
+            "shipped_protocols",
+            "split_references",
+            "training_images",
+        ],
+        "robustness": ["evaluate_matrix"],
+        "robustness_columns": ["parse_corruptions", "read_instructions"],
+        "scoring": ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"],
+    },
+)

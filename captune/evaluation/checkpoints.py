@@ -11,7 +11,7 @@ import torch
 
 from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import RunConfig
-from captune.data.locks import folder_lock
+from captune.data import folder_lock
 from captune.decoding import Caption
 from captune.errors import ConfigError, NonFiniteScoresError
 from captune.evaluation.output_folder import WRITER, check_destination, is_own_evaluation
@@ -19,11 +19,18 @@ from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
 from captune.features import SingleProcess, StoredFeatures, features_of, store_root
-from captune.model import MiniGPT4
-from captune.model.checkpoint import CheckpointRecord, load_trained, read_record, trained_state, use_chat_template
-from captune.model.loading import LANGUAGE, load_model, pick_device
-from captune.report import read_scores, write_report
-from captune.report.schema import RunScores
+from captune.model import (
+    LANGUAGE,
+    CheckpointRecord,
+    MiniGPT4,
+    load_model,
+    load_trained,
+    pick_device,
+    read_record,
+    trained_state,
+    use_chat_template,
+)
+from captune.report import RunScores, read_scores, write_report
 
 __all__ = ["CheckpointSwapper", "evaluate_checkpoints", "evaluate_models", "ignore_event", "row_names"]
 

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from captune.config import RunConfig, load_run_config
-from captune.data.locks import last_writer
+from captune.data import last_writer
 from captune.errors import ConfigError, InputError
-from captune.report import read_scores
-from captune.report.matrix import MATRIX_FILES
-from captune.report.write import REPORT_FILES
+from captune.report import MATRIX_FILES, REPORT_FILES, read_scores
 
 __all__ = ["FOLDER", "WRITER", "check_destination", "evaluation_folder", "is_own_evaluation"]
 

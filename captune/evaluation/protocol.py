@@ -21,13 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from captune.common import did_you_mean, listed
 from captune.config import RunConfig
-from captune.data.images import has_rotation
+from captune.data import Sample, has_rotation, read_manifest, resolve_image
 from captune.data.leaks import ImageFile, find_leaks
-from captune.data.manifest import Sample, read_manifest, resolve_image
 from captune.errors import ConfigError, DataError, MetricInputError
 from captune.events import Listener
-from captune.metrics.options import DEFAULT_METRICS
-from captune.metrics.registry import check_metrics
+from captune.metrics import DEFAULT_METRICS, check_metrics
 from captune.parsing import load_yaml, validate
 
 __all__ = [

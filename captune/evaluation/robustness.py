@@ -14,10 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from captune.config import RunConfig
-from captune.data.atomic import temporary_folder
-from captune.data.images import load_image
-from captune.data.locks import folder_lock
-from captune.data.manifest import resolve_image
+from captune.data import folder_lock, load_image, resolve_image, temporary_folder
 from captune.decoding import Caption, generate_captions
 from captune.errors import NonFiniteScoresError
 from captune.evaluation.checkpoints import CheckpointSwapper, ignore_event
@@ -36,25 +33,21 @@ from captune.evaluation.robustness_columns import (
 from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_options, exif_mark, refuse_rows
 from captune.events import Listener
 from captune.features import encode_images
-from captune.metrics import Scorer, Scores, ScoringOptions
-from captune.metrics.scores import prompt_hash
-from captune.metrics.significance import confidence_intervals, paired_bootstrap
-from captune.model import MiniGPT4
-from captune.model.checkpoint import read_record
-from captune.model.loading import load_model, pick_device
-from captune.report import write_report
-from captune.report.chart import draw_heatmap
-from captune.report.files import atomic_write
-from captune.report.matrix import (
+from captune.metrics import Scorer, Scores, ScoringOptions, confidence_intervals, paired_bootstrap, prompt_hash
+from captune.model import MiniGPT4, load_model, pick_device, read_record
+from captune.report import (
     FILE,
     Cell,
     Column,
     Difference,
     Matrix,
     Row,
+    atomic_write,
+    draw_heatmap,
     matrix_csv,
     matrix_markdown,
     matrix_to_json,
+    write_report,
 )
 
 __all__ = ["evaluate_matrix"]

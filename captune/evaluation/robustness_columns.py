@@ -13,17 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captune.config import RunConfig
-from captune.data.issues import Issue
-from captune.data.manifest import scan_manifest
-from captune.data.readers import SourceFile, text_lines
+from captune.data import Issue, SourceFile, scan_manifest, text_lines
 from captune.errors import ConfigError, DataError
 from captune.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.events import Listener
-from captune.metrics import Scores
+from captune.metrics import NEGLIGIBLE, Scores, draw_images, resampled_scores
 from captune.metrics.ptb import tokenize_batch
-from captune.metrics.significance import NEGLIGIBLE, draw_images, resampled_scores
-from captune.report.matrix import Difference
+from captune.report import Difference
 
 __all__ = [
     "SHIPPED",

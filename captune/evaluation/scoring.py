@@ -14,17 +14,23 @@ from torch import Tensor
 from captune import __version__
 from captune.captioner import Captioner
 from captune.config import RunConfig
-from captune.data.atomic import atomic_file
-from captune.data.manifest import resolve_image
+from captune.data import atomic_file, resolve_image
 from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import EvaluationSet
 from captune.features import StoredFeatures
-from captune.metrics import Scorer, Scores, ScoringOptions, Signature, prompt_hash
-from captune.metrics.significance import Comparison, confidence_intervals, paired_bootstrap
+from captune.metrics import (
+    Comparison,
+    Scorer,
+    Scores,
+    ScoringOptions,
+    Signature,
+    confidence_intervals,
+    paired_bootstrap,
+    prompt_hash,
+)
 from captune.model import MiniGPT4
-from captune.report.schema import CheckpointScores, RunScores, read_scores, write_scores
-from captune.report.thumbnails import write_thumbnails
+from captune.report import CheckpointScores, RunScores, read_scores, write_scores, write_thumbnails
 
 __all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "refuse_rows"]
 

@@ -22,16 +22,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from captune.config import RunConfig
-from captune.data.manifest import Sample
+from captune.data import Sample
 from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation, EvaluationSet
 from captune.explain.layout import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.explain.llm_trace import LossRecorder, record_llm_inputs
-from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer
-from captune.model.chat_template import bos_count
-from captune.model.tokenizer import HuggingFaceTokenizer
-from captune.training.distributed import DistributedContext
-from captune.training.trainer import TrainStep
+from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, bos_count
+from captune.training import DistributedContext, TrainStep
 from captune.transformers_compat import kv_cache_of
 
 __all__ = ["Explanation", "explain", "stand_in"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from captune.model.tokenizer import Tokenizer
+from captune.model import Tokenizer
 
 __all__ = ["Check", "Decoded", "Expected", "FedToken", "Taught", "TaughtStep", "checks", "piece_text"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from captune.data.content_hash import content_ids
-from captune.features.encode import UnreadableImage, encode_images, encode_missing
-from captune.features.identity import TowerIdentity, tower_identity
-from captune.features.prepare import SingleProcess, StoredImages, features_of, store_root
-from captune.features.store import FeatureStore, StoredFeatures
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.features.encode import UnreadableImage, encode_images, encode_missing
+    from captune.features.identity import TowerIdentity, tower_identity
+    from captune.features.prepare import SingleProcess, StoredImages, features_of, store_root
+    from captune.features.store import FeatureStore, StoredFeatures
 
 __all__ = [
     "FeatureStore",
@@ -15,10 +19,19 @@ __all__ = [
     "StoredImages",
     "TowerIdentity",
     "UnreadableImage",
-    "content_ids",
     "encode_images",
     "encode_missing",
     "features_of",
     "store_root",
     "tower_identity",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "encode": ["UnreadableImage", "encode_images", "encode_missing"],
+        "identity": ["TowerIdentity", "tower_identity"],
+        "prepare": ["SingleProcess", "StoredImages", "features_of", "store_root"],
+        "store": ["FeatureStore", "StoredFeatures"],
+    },
+)

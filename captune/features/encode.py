@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captune.data.images import load_image, to_pixels
-from captune.data.prefetch import prefetch_map
+from captune.data import load_image, prefetch_map, to_pixels
 from captune.errors import DataError
 from captune.features.store import FeatureStore
 from captune.model import MiniGPT4

@@ -16,12 +16,10 @@ import PIL
 import torch
 
 from captune.config import ModelConfig
-from captune.data.content_hash import cached_digest
+from captune.data import cached_digest
 from captune.hub import ResolvedModel, locate_model, resolve_model
-from captune.model import MiniGPT4Config
-from captune.model.checkpoint import is_adapter, read_record
-from captune.model.loading import compute_dtype, load_config_and_processor
-from captune.weights.files import TOWERS, stored_tensors, weight_files
+from captune.model import MiniGPT4Config, compute_dtype, is_adapter, load_config_and_processor, read_record
+from captune.weights import TOWERS, stored_tensors, weight_files
 
 __all__ = ["TowerIdentity", "tower_identity"]
 

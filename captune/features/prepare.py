@@ -15,15 +15,13 @@ from typing import Protocol, TypeVar
 import torch
 
 from captune.config import ModelConfig, RunConfig
-from captune.data.content_hash import content_ids
-from captune.data.images import load_image
-from captune.data.locks import folder_lock
+from captune.data import content_ids, folder_lock, load_image
 from captune.errors import DataError
 from captune.features.encode import UnreadableImage, encode_missing
 from captune.features.identity import tower_identity
 from captune.features.store import FeatureStore, StoredFeatures
 from captune.hub import ResolvedModel, resolve_model
-from captune.model.loading import TOWERS, load_model
+from captune.model import TOWERS, load_model
 
 __all__ = ["ProcessGroup", "SingleProcess", "StoredImages", "features_of", "store_root"]
 

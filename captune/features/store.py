@@ -29,12 +29,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from captune.data.atomic import atomic_file
-from captune.data.content_hash import HASH_BYTES
-from captune.data.prefetch import prefetch_map
+from captune.data import HASH_BYTES, atomic_file, prefetch_map
 from captune.errors import DataError
 from captune.features.identity import TowerIdentity
-from captune.weights.files import SAFETENSORS_DTYPES, parse_header
+from captune.weights import SAFETENSORS_DTYPES, parse_header
 
 __all__ = ["FeatureStore", "Shard", "StoredFeatures", "open_shard", "write_shard"]
 

@@ -11,53 +11,41 @@ Importing this package imports nothing heavy; numpy comes with the first name th
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.metrics import ptb
+    from captune.metrics.alignment import align, caption_warnings, near_miss
+    from captune.metrics.diversity import measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
+    from captune.metrics.failures import FAILURES, find_failures
+    from captune.metrics.files import Predictions, References, read_predictions, read_reference_files, read_references
     from captune.metrics.metric import Column, MeanOfImages, Metric
-    from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
+    from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
-    from captune.metrics.registry import METRICS, check_metrics, find_column
+    from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
     from captune.metrics.scorer import Scorer, score_captions
     from captune.metrics.scores import Scores, Signature, prompt_hash
     from captune.metrics.significance import (
+        NEGLIGIBLE,
         Comparison,
         Interval,
         approximate_randomization,
         confidence_intervals,
+        draw_images,
         paired_bootstrap,
+        resampled_scores,
     )
-
-_MODULES = {
-    "DEFAULT_METRICS": "options",
-    "METRICS": "registry",
-    "Column": "metric",
-    "Comparison": "significance",
-    "DocumentFrequencies": "document_frequencies",
-    "Interval": "significance",
-    "MeanOfImages": "metric",
-    "Metric": "metric",
-    "PredictionBatch": "references",
-    "ReferenceIndex": "references",
-    "Scorer": "scorer",
-    "Scores": "scores",
-    "ScoringOptions": "options",
-    "Signature": "scores",
-    "approximate_randomization": "significance",
-    "check_metrics": "registry",
-    "confidence_intervals": "significance",
-    "find_column": "registry",
-    "paired_bootstrap": "significance",
-    "prompt_hash": "scores",
-    "score_captions": "scorer",
-}
+    from captune.metrics.tokenizers import language_warning, tokenizer
 
 __all__ = [
+    "BUILT_IN",
+    "DEFAULT_CLIP",
     "DEFAULT_METRICS",
+    "FAILURES",
     "METRICS",
+    "NEGLIGIBLE",
     "Column",
     "Comparison",
     "DocumentFrequencies",
@@ -65,26 +53,59 @@ __all__ = [
     "MeanOfImages",
     "Metric",
     "PredictionBatch",
+    "Predictions",
     "ReferenceIndex",
+    "References",
     "Scorer",
     "Scores",
     "ScoringOptions",
     "Signature",
+    "align",
     "approximate_randomization",
+    "caption_warnings",
     "check_metrics",
     "confidence_intervals",
+    "draw_images",
     "find_column",
+    "find_failures",
+    "iter_columns",
+    "language_warning",
+    "measure_diversity",
+    "near_miss",
     "paired_bootstrap",
     "prompt_hash",
-    "ptb",
+    "read_predictions",
+    "read_reference_files",
+    "read_references",
+    "resampled_scores",
     "score_captions",
+    "tokenizer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name == "ptb":
-        return import_module("captune.metrics.ptb")
-    if name in _MODULES:
-        return getattr(import_module(f"captune.metrics.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'captune.metrics' has no attribute '{name}'")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "alignment": ["align", "caption_warnings", "near_miss"],
+        "diversity": ["measure_diversity"],
+        "document_frequencies": ["DocumentFrequencies"],
+        "failures": ["FAILURES", "find_failures"],
+        "files": ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"],
+        "metric": ["Column", "MeanOfImages", "Metric"],
+        "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
+        "references": ["PredictionBatch", "ReferenceIndex"],
+        "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],
+        "scorer": ["Scorer", "score_captions"],
+        "scores": ["Scores", "Signature", "prompt_hash"],
+        "significance": [
+            "NEGLIGIBLE",
+            "Comparison",
+            "Interval",
+            "approximate_randomization",
+            "confidence_intervals",
+            "draw_images",
+            "paired_bootstrap",
+            "resampled_scores",
+        ],
+        "tokenizers": ["language_warning", "tokenizer"],
+    },
+)

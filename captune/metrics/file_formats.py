@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captune.data.readers import BYTE_ORDER_MARKS
+from captune.data import BYTE_ORDER_MARKS
 from captune.errors import MetricInputError
 from captune.parsing import DuplicateKeyError, unique_keys_hook
 

@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from captune.data.images import CLIP_MEAN, CLIP_STD
+from captune.data import CLIP_MEAN, CLIP_STD
 from captune.errors import ConfigError, WeightsError
 from captune.model.chat_template import read_chat_template
 from captune.model.configuration import MiniGPT4Config
@@ -35,9 +35,7 @@ from captune.model.prompt import CHAT_TEMPLATES
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer, transformers_tokenizer
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file, model_from_config
-from captune.weights.files import refuse_part, refuse_pointers
-from captune.weights.fingerprint import tensor_fingerprints
-from captune.weights.strict import load_strictly, read_config
+from captune.weights import load_strictly, read_config, refuse_part, refuse_pointers, tensor_fingerprints
 
 __all__ = ["ALIGNMENT_CONFIG", "build_model", "config_and_processor_of_parts", "joint_config", "with_vision_encoder"]
 

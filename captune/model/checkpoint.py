@@ -24,9 +24,7 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
-from captune.weights.files import parse_header, refuse_pointer
-from captune.weights.fingerprint import combine_fingerprints, tensor_fingerprints
-from captune.weights.strict import check_values
+from captune.weights import check_values, combine_fingerprints, parse_header, refuse_pointer, tensor_fingerprints
 
 __all__ = [
     "CheckpointRecord",

@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
 from captune.transformers_compat import has_auto_class
-from captune.weights.files import refuse_part, refuse_pointers
-from captune.weights.strict import load_strictly, quiet, read_config
+from captune.weights import load_strictly, quiet, read_config, refuse_part, refuse_pointers
 
 __all__ = [
     "batchable",

@@ -27,8 +27,7 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
-from captune.weights.files import refuse_part
-from captune.weights.strict import read_config, why_unread
+from captune.weights import read_config, refuse_part, why_unread
 
 __all__ = [
     "EVERYTHING",

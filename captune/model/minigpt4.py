@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, Blip2QFormerModel, GenerationConf
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from captune.data.atomic import temporary_folder
+from captune.data import temporary_folder
 from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
@@ -31,9 +31,7 @@ from captune.model.prompt import IMAGE_SLOT
 from captune.model.quantization import skip_modules
 from captune.model.vision import renormalise, vision_tower
 from captune.transformers_compat import model_from_config, set_activation_checkpointing
-from captune.weights.files import TOWERS, stored_tensors, weight_files
-from captune.weights.fingerprint import TensorFingerprint, tensor_fingerprints
-from captune.weights.strict import load_strictly
+from captune.weights import TOWERS, TensorFingerprint, load_strictly, stored_tensors, tensor_fingerprints, weight_files
 
 __all__ = ["MiniGPT4"]
 

@@ -46,7 +46,7 @@ from captune.model.official_layout import (
 from captune.model.processor import MiniGPT4Processor
 from captune.model.tokenizer import load_tokenizer
 from captune.parsing import load_json
-from captune.weights.strict import check_values
+from captune.weights import check_values
 
 __all__ = ["load_official", "official_checkpoint", "read_pth"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captune.errors import WeightsError
-from captune.weights.files import refuse_pointer
+from captune.weights import refuse_pointer
 
 __all__ = [
     "BLIP2",

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from captune.data.images import ImageInput, as_list, read_image, to_pixels
+from captune.data import ImageInput, as_list, read_image, to_pixels
 from captune.errors import DataError
 from captune.model.prompt import ChatTemplate, OriginalFaults, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
-from captune.weights.files import refuse_part
+from captune.weights import refuse_part
 
 if TYPE_CHECKING:
     from captune.model.configuration import MiniGPT4Config

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
-from captune.weights.files import refuse_pointer, refuse_pointers
+from captune.weights import refuse_pointer, refuse_pointers
 
 __all__ = [
     "HuggingFaceTokenizer",

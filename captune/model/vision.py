@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Blip2VisionConfig, Blip2VisionModel
 
-from captune.data.images import CLIP_MEAN, CLIP_STD
+from captune.data import CLIP_MEAN, CLIP_STD
 from captune.model.configuration import MiniGPT4Config
 from captune.transformers_compat import model_from_config
 

@@ -132,7 +132,7 @@ def _failures(
     run: RunScores, captions: Mapping[str, str], unfinished: Sequence[str] | None, tokenizer_name: str
 ) -> dict[str, tuple[str, ...]]:
     """The failures of every caption that has one."""
-    from captune.metrics.failures import find_failures
+    from captune.metrics import find_failures
 
     images = list(captions)
     references = [list(run.references.get(image, ())) for image in images] if run.references else None
@@ -149,7 +149,7 @@ def _failures(
 
 def _tokenizer(run: RunScores) -> tuple[str, Callable[[str], Sequence[str]]]:
     """Name and function of the tokenizer that finds the words of the run's language."""
-    from captune.metrics.tokenizers import tokenizer
+    from captune.metrics import tokenizer
 
     name = tokenizer_name(run)
     return name, tokenizer(name).tokenize

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from captune.metrics import find_column
-from captune.metrics.significance import NEGLIGIBLE
+from captune.metrics import NEGLIGIBLE, find_column
 
 __all__ = ["SLIDES_METRICS", "Column", "column", "format_value", "order_metrics", "scale_sentence", "shows_zero"]
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from captune.common import one_line
-from captune.common.tables import escape_markdown, markdown_table
+from captune.common import escape_markdown, markdown_table, one_line
 from captune.errors import InputError
 from captune.report.captions import tokenizer_name
 from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
@@ -82,8 +81,7 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     Raises:
         InputError: a run has no captions or no references, or the runs are not on the same images and references.
     """
-    from captune.metrics import Scorer, ScoringOptions
-    from captune.metrics.significance import confidence_intervals, paired_bootstrap
+    from captune.metrics import Scorer, ScoringOptions, confidence_intervals, paired_bootstrap
 
     names, (first, *_) = list(runs), list(runs.values())
     for name, run in runs.items():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
-from captune.data.atomic import atomic_file
+from captune.data import atomic_file
 from captune.errors import InputError, ToolError
 from captune.parsing import load_json, show_value, validate
 

@@ -26,9 +26,8 @@ from typing import Annotated, Any
 
 from pydantic import Strict
 
-from captune.common import one_line
-from captune.common.tables import escape_pipes, markdown_table, text_table
-from captune.data.delimited import CsvWriter
+from captune.common import escape_pipes, markdown_table, one_line, text_table
+from captune.data import CsvWriter
 from captune.errors import InputError
 from captune.report.columns import format_value, order_metrics, scale_sentence
 from captune.report.files import StrictRecord, nan_to_null, parse_versioned_json, read_text

@@ -10,8 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from captune.common import one_line
-from captune.common.tables import escape_markdown
+from captune.common import escape_markdown, one_line
 from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
 from captune.report.schema import RunScores

@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from captune.common.tables import escape_latex, escape_markdown, latex_tabular
-from captune.common.tables import markdown_table as markdown_lines
-from captune.data.delimited import CsvWriter, plain_cell
+from captune.common import escape_latex, escape_markdown, latex_tabular
+from captune.common import markdown_table as markdown_lines
+from captune.data import CsvWriter, plain_cell
 from captune.errors import InputError
 from captune.parsing import first_repeated
 from captune.report.columns import column, format_value, scale_sentence, shows_zero

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from captune.data.content_hash import hash_file
-from captune.data.images import image_size, reduced_image
+from captune.data import hash_file, image_size, reduced_image
 from captune.errors import DataError
 from captune.parsing import load_json
 from captune.report.files import atomic_write

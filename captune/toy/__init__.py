@@ -13,9 +13,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from captune.toy.drawing import draw_scene
 from captune.toy.flickr30k import Flickr30kFolder, ToyRow, plan_rows, write_flickr30k
+from captune.toy.scenes import sample_scenes
 
-__all__ = ["TOY_SETTINGS", "Flickr30kFolder", "ToyRow", "plan_rows", "write_flickr30k"]
+__all__ = [
+    "TOY_SETTINGS",
+    "Flickr30kFolder",
+    "ToyRow",
+    "draw_scene",
+    "plan_rows",
+    "sample_scenes",
+    "write_flickr30k",
+]
 
 TOY_SETTINGS: dict[str, Any] = {
     "output": "runs/toy",

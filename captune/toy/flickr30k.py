@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from captune.data.atomic import partial_folder
+from captune.data import partial_folder
 from captune.errors import DataError, ToolError
 from captune.toy.captions import CAPTIONS_PER_IMAGE, write_captions
 from captune.toy.drawing import IMAGE_SIZE, draw_scene

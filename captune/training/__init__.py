@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
-from captune.training.optimizer import learning_rate
-from captune.training.samples import TrainingSamples
-from captune.training.trainer import train
+from typing import TYPE_CHECKING
 
-__all__ = ["TrainingSamples", "learning_rate", "train"]
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.training.checkpoints import checkpoint_folders
+    from captune.training.distributed import DistributedContext
+    from captune.training.optimizer import learning_rate
+    from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
+    from captune.training.preparation import load_for_training, store_features
+    from captune.training.samples import TrainingSamples
+    from captune.training.trainer import TrainStep, train
+
+__all__ = [
+    "DistributedContext",
+    "Measured",
+    "Plan",
+    "Planner",
+    "Proposal",
+    "TrainStep",
+    "TrainingSamples",
+    "checkpoint_folders",
+    "learning_rate",
+    "load_for_training",
+    "measure_memory",
+    "store_features",
+    "train",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "checkpoints": ["checkpoint_folders"],
+        "distributed": ["DistributedContext"],
+        "optimizer": ["learning_rate"],
+        "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
+        "preparation": ["load_for_training", "store_features"],
+        "samples": ["TrainingSamples"],
+        "trainer": ["TrainStep", "train"],
+    },
+)

@@ -29,16 +29,21 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from captune.config import RunConfig, commented_yaml, load_run_config
-from captune.data.atomic import atomic_file, atomic_folder
-from captune.data.locks import is_lock_file
-from captune.data.manifest import manifest_hash, read_manifest, resolve_image
-from captune.data.outputs import RECORDS
+from captune.data import (
+    RECORDS,
+    atomic_file,
+    atomic_folder,
+    content_ids,
+    is_lock_file,
+    manifest_hash,
+    read_manifest,
+    resolve_image,
+)
 from captune.errors import ConfigError, DataError, InputError
-from captune.features import content_ids, store_root
-from captune.model.checkpoint import read_record
+from captune.features import store_root
+from captune.model import read_record
 from captune.parsing import load_json
-from captune.report import CheckpointScores, RunScores, read_scores
-from captune.report.thumbnails import thumbnail_sources
+from captune.report import CheckpointScores, RunScores, read_scores, thumbnail_sources
 from captune.training.optimizer import MasterAdamW
 from captune.training.run_log import first_event
 

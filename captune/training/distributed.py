@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from captune.model.loading import pick_device
+from captune.model import pick_device
 
 __all__ = ["CollectiveForward", "DistributedContext", "distributed_context"]
 

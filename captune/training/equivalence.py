@@ -19,8 +19,7 @@ from torch import Tensor
 from captune.common import error_text
 from captune.decoding import is_out_of_memory
 from captune.errors import ConfigError
-from captune.model import MiniGPT4
-from captune.model.language_model import decoder_layers, is_divided
+from captune.model import MiniGPT4, decoder_layers, is_divided
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 

@@ -7,9 +7,8 @@ from contextlib import nullcontext
 
 from torch import Tensor
 
-from captune.data.manifest import Sample
-from captune.decoding import Caption
-from captune.decoding.options import NON_FINITE_SCORES
+from captune.data import Sample
+from captune.decoding import NON_FINITE_SCORES, Caption
 from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, checkpoint_name
 from captune.features import StoredFeatures

@@ -33,8 +33,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from captune.errors import TrainingError
-from captune.model import MiniGPT4
-from captune.model.language_model import decoder_layers
+from captune.model import MiniGPT4, decoder_layers
 from captune.training.distributed import DistributedContext
 
 __all__ = ["FsdpContext", "llm_bytes"]

@@ -25,8 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from captune.common import error_text
 from captune.config import OptimizationsConfig
-from captune.model import MiniGPT4, TokenSequence
-from captune.model.layer_call import CompiledLayers
+from captune.model import CompiledLayers, MiniGPT4, TokenSequence
 from captune.training.optimizations import FusedLayers, is_compile_error, skip_unused_tokens
 from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample

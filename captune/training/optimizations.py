@@ -30,18 +30,19 @@ from torch.autograd.function import once_differentiable
 from captune.common import error_text
 from captune.config import TrainConfig
 from captune.errors import ConfigError
-from captune.model import MiniGPT4
-from captune.model.language_model import decoder_layers, is_divided
-from captune.model.layer_call import (
+from captune.model import (
+    IMAGE_SLOT,
     CompiledLayers,
     KVAccumulator,
     LayerCall,
+    MiniGPT4,
+    decoder_layers,
     hidden_states,
+    is_divided,
     patched_layer,
     replaced_forward,
     with_hidden_states,
 )
-from captune.model.prompt import IMAGE_SLOT
 from captune.training.packing import PackedBatch
 
 __all__ = [

@@ -27,7 +27,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from captune.model.prompt import IMAGE_SLOT
+from captune.model import IMAGE_SLOT
 
 __all__ = ["PackedBatch", "constant_prefix_length", "fed_tokens", "pack", "row_multiple"]
 

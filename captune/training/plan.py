@@ -18,18 +18,20 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from captune.config import LoraConfig, RunConfig, parse_config
-from captune.data.manifest import Sample
+from captune.data import Sample
 from captune.errors import DataError
 from captune.evaluation import training_images
-from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
-from captune.model.loading import compute_dtype
-from captune.model.memory import (
+from captune.model import (
     RESERVE,
     GenerationLoad,
     MemoryEstimate,
+    MiniGPT4,
+    MiniGPT4Config,
+    MiniGPT4Processor,
     ModelSize,
     TrainingLoad,
     cache_size,
+    compute_dtype,
     generation_memory,
     measure_model,
     saved_bytes,

@@ -16,17 +16,24 @@ from torch import Tensor
 
 from captune import __version__
 from captune.config import ModelConfig, RunConfig, TrainConfig
-from captune.data.atomic import atomic_file
-from captune.data.manifest import Sample, resolve_image
+from captune.data import Sample, atomic_file, resolve_image
 from captune.errors import DataError, WeightsError
 from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures, StoredImages, features_of, store_root
 from captune.hub import resolve_model
-from captune.model import MiniGPT4
-from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, use_chat_template
-from captune.model.loading import LANGUAGE, compute_dtype, load_checked, load_config_and_processor, load_model
-from captune.model.lora import attach_lora
+from captune.model import (
+    LANGUAGE,
+    CheckpointRecord,
+    MiniGPT4,
+    attach_lora,
+    compute_dtype,
+    frozen_fingerprint,
+    load_checked,
+    load_config_and_processor,
+    load_model,
+    use_chat_template,
+)
 from captune.parsing import load_json
 from captune.training.distributed import DistributedContext, distributed_context
 

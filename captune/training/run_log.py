@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol, Self
 
 import torch
 
-from captune.data.atomic import atomic_file
+from captune.data import atomic_file
 from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 from captune.parsing import load_json

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captune.config import TrainConfig
-from captune.data.manifest import Sample
+from captune.data import Sample
 from captune.errors import DataError
 from captune.model import PromptLayout
 

@@ -19,18 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from captune.config import RunConfig, TrainConfig
-from captune.data.atomic import atomic_folder
-from captune.data.locks import folder_lock
-from captune.data.manifest import Sample, manifest_hash, resolve_image
+from captune.data import Sample, atomic_folder, folder_lock, manifest_hash, resolve_image
 from captune.decoding import is_out_of_memory
 from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures
 from captune.hub import resolve_model
-from captune.model import MiniGPT4
-from captune.model.checkpoint import CheckpointRecord, save_trained, trained_state
-from captune.model.layer_call import CompiledLayers
+from captune.model import CheckpointRecord, CompiledLayers, MiniGPT4, save_trained, trained_state
 from captune.report import write_report
 from captune.training.checkpoints import (
     Inspection,

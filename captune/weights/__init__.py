@@ -1,1 +1,75 @@
 """Weight files: what is wrong with them is found before and after a library reads them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.weights.files import (
+        SAFETENSORS_DTYPES,
+        TOWERS,
+        parse_header,
+        stored_tensors,
+        weight_files,
+    )
+    from captune.weights.fingerprint import (
+        TensorFingerprint,
+        combine_fingerprints,
+        full_hash,
+        sampled_hash,
+        tensor_fingerprints,
+    )
+    from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
+    from captune.weights.pointers import refuse_part, refuse_pointer, refuse_pointers
+    from captune.weights.strict import check_values, load_strictly, missing_library, quiet, read_config, why_unread
+
+__all__ = [
+    "SAFETENSORS_DTYPES",
+    "TOWERS",
+    "TensorFingerprint",
+    "attach_adapter",
+    "base_of",
+    "check_values",
+    "combine_fingerprints",
+    "find_adapter",
+    "full_hash",
+    "load_strictly",
+    "missing_library",
+    "parse_header",
+    "quiet",
+    "read_adapter",
+    "read_config",
+    "refuse_part",
+    "refuse_pointer",
+    "refuse_pointers",
+    "sampled_hash",
+    "stored_tensors",
+    "tensor_fingerprints",
+    "weight_files",
+    "why_unread",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "files": [
+            "SAFETENSORS_DTYPES",
+            "TOWERS",
+            "parse_header",
+            "stored_tensors",
+            "weight_files",
+        ],
+        "fingerprint": [
+            "TensorFingerprint",
+            "combine_fingerprints",
+            "full_hash",
+            "sampled_hash",
+            "tensor_fingerprints",
+        ],
+        "peft_adapter": ["attach_adapter", "base_of", "find_adapter", "read_adapter"],
+        "pointers": ["refuse_part", "refuse_pointer", "refuse_pointers"],
+        "strict": ["check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"],
+    },
+)

@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 from captune.common import error_text
 from captune.errors import InputError, MissingExtraError, WeightsError
 from captune.transformers_compat import StoredNameMapping
-from captune.weights.files import check_weights, refuse_pointers, stored_names
+from captune.weights.files import check_weights, stored_names
+from captune.weights.pointers import refuse_pointers
 
 __all__ = ["check_keys", "check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"]
 

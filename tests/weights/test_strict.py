@@ -34,7 +34,7 @@ from captune.cli import app, call, run
 from captune.errors import InputError, WeightsError
 from captune.metrics.external.clipscore import ClipScorer
 from captune.model import MiniGPT4
-from captune.model.build import build, with_vision_encoder
+from captune.model.build import build_model, with_vision_encoder
 from captune.model.language_model import embedding_width, language_config, load_language_model
 from captune.model.loading import locate_model
 from captune.model.official_layout import read_pth
@@ -80,7 +80,7 @@ def models(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     )
     save("blip2", root / "blip2")
     save("llava", root / "llava")
-    build(llm=llama, vision=root / "tower", dtype=torch.float32, aligned=True).save_pretrained(root / "captune")
+    build_model(llm=llama, vision=root / "tower", dtype=torch.float32, aligned=True).save_pretrained(root / "captune")
 
     def tower(folder: Path) -> Any:
         return with_vision_encoder(folder, llama, torch.float32)

@@ -10,11 +10,9 @@ from typing import Any
 from captune.apps.rating.store import Rater, Store
 from captune.apps.rating.study_design import Design, StudyOptions, Task, as_shown, draw_design, trials_of
 from captune.apps.rating.study_items import StudyItems
-from captune.data.atomic import atomic_folder
-from captune.data.images import load_image
+from captune.data import atomic_folder, load_image
 from captune.errors import InputError
-from captune.report import CheckpointScores, read_scores
-from captune.report.thumbnails import thumbnail_sources
+from captune.report import CheckpointScores, read_scores, thumbnail_sources
 
 __all__ = ["add_raters", "create_study", "picture_path", "rated_rows"]
 

@@ -7,16 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from captune.data.content_hash import hash_file
-from captune.data.image_files import ImageFolder
-from captune.data.manifest import read_manifest, resolve_image
+from captune.data import ImageFolder, hash_file, read_manifest, resolve_image
 from captune.errors import CaptuneError, InputError
-from captune.metrics import score_captions
-from captune.metrics.alignment import near_miss
-from captune.metrics.files import read_predictions, read_references
-from captune.report import read_scores
-from captune.report.thumbnails import thumbnail_path, thumbnail_sources
-from captune.report.training_log import course_of
+from captune.metrics import near_miss, read_predictions, read_references, score_captions
+from captune.report import course_of, read_scores, thumbnail_path, thumbnail_sources
 
 __all__ = ["HUMAN", "StudyItems", "System", "choose_systems", "read_study_items", "with_human"]
 

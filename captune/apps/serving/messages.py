@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from captune.apps.serving.schema import APIError, ImagePart, Message
-from captune.data.images import image_size
+from captune.data import image_size
 from captune.errors import DataError, ImageTooLargeError
-from captune.model.prompt import IMAGE_PLACEHOLDER, PromptLayout
+from captune.model import IMAGE_PLACEHOLDER, PromptLayout
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",

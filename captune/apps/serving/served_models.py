@@ -20,9 +20,7 @@ from captune.apps.serving.schema import APIError
 from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import load_run_config
 from captune.errors import DataError, WeightsError
-from captune.model.checkpoint import load_trained
-from captune.model.loading import load_model, pick_device
-from captune.model.prompt import IMAGE_PLACEHOLDER
+from captune.model import IMAGE_PLACEHOLDER, load_model, load_trained, pick_device
 
 if TYPE_CHECKING:
     from captune.model import MiniGPT4, MiniGPT4Processor

@@ -7,6 +7,13 @@ guard.py          the three questions in one call: between image lists, between 
 
 from __future__ import annotations
 
-from captune.data.leaks.guard import ImageFile, Leak, LeakReport, find_leaks
+from captune.data.leaks.guard import ImageFile, Leak, LeakReport, compare_manifests, find_leaks, leak_issues
 
-__all__ = ["ImageFile", "Leak", "LeakReport", "find_leaks"]
+__all__ = [
+    "ImageFile",
+    "Leak",
+    "LeakReport",
+    "compare_manifests",
+    "find_leaks",
+    "leak_issues",
+]

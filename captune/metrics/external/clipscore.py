@@ -44,7 +44,7 @@ class ClipScore(MeanOfImages):
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
         """Both scores of each image, (N, 2)."""
-        from captune.data.images import has_rotation
+        from captune.data import has_rotation
 
         files = predictions.image_files
         self._rotated = any(map(has_rotation, files))
@@ -117,7 +117,7 @@ class ClipScorer:
         try:
             from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-            from captune.weights.strict import load_strictly
+            from captune.weights import load_strictly
         except ImportError as error:
             raise MissingExtraError("CLIPScore", "train") from error
         try:
@@ -217,7 +217,7 @@ def _tensor(output: Any) -> torch.Tensor:
 
 
 def _decode(picture: str | os.PathLike[str] | Image) -> Image:
-    from captune.data.images import read_image
+    from captune.data import read_image
 
     try:
         return read_image(picture)

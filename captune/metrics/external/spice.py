@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from captune.data.atomic import temporary_folder
+from captune.data import temporary_folder
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics.external.corenlp import CORENLP_VERSION, find_models
 from captune.metrics.external.java import JavaProcess, coco_caption_folder, find_java
