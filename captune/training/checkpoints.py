@@ -251,8 +251,8 @@ def checkpoint_folder(output: Path, epoch: int) -> Path:
 
 def checkpoint_folders(output: Path) -> list[Path]:
     """The checkpoints of a run in the order of training."""
-    found = [path for path in (output / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
+    folders = [path for path in (output / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("epoch-")))
 
 
 def run_status(config: RunConfig) -> RunStatus:
@@ -294,22 +294,22 @@ def inspect_run(config: RunConfig) -> Inspection:
     return _inspect_own(config)
 
 
-def refuse_unless_free(found: Inspection, *, overwrite: bool) -> None:
+def refuse_unless_free(inspection: Inspection, *, overwrite: bool) -> None:
     """See that a run may begin or resume where it is to be written.
 
     Raises:
         ConfigError: the folder holds something else.
     """
-    if found.reason and not overwrite:
-        raise ConfigError(found.reason)
+    if inspection.reason and not overwrite:
+        raise ConfigError(inspection.reason)
 
 
-def open_run_folder(config: RunConfig, found: Inspection) -> Path | None:
+def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
     """Make the run's folder ready for a new run.
 
     Args:
         config: of the run; written into the folder with every default filled in.
-        found: what the folder holds; moved aside unless it is this very run before anything of it was saved.
+        inspection: what the folder holds; moved aside unless it is this very run before anything of it was saved.
 
     Returns:
         The folder that now holds what was moved aside, None where nothing was.
@@ -317,10 +317,10 @@ def open_run_folder(config: RunConfig, found: Inspection) -> Path | None:
     output = config.output
     output.mkdir(parents=True, exist_ok=True)
     aside = None
-    if found.status is RunStatus.BEGUN:
+    if inspection.status is RunStatus.BEGUN:
         for name in ("log.jsonl", "quarantine.json", "images.json"):
             (output / name).unlink(missing_ok=True)
-    elif found.status is not RunStatus.EMPTY:
+    elif inspection.status is not RunStatus.EMPTY:
         aside = _move_aside(output)
     if not (output / CONFIG).exists():
         with atomic_file(output / CONFIG, "w") as stream:
@@ -407,8 +407,8 @@ def _changed_image(config: RunConfig) -> Path | None:
         if sample.id in evaluated
     }
     contents = content_ids(list(files), store_root(config))
-    found = zip(files.items(), contents, strict=True)
-    return next((path for (path, then), now in found if isinstance(now, bytes) and now.hex() != then), None)
+    pairs = zip(files.items(), contents, strict=True)
+    return next((path for (path, then), now in pairs if isinstance(now, bytes) and now.hex() != then), None)
 
 
 def _fact(error: InputError) -> str:
@@ -452,9 +452,9 @@ def _entries(output: Path) -> list[str]:
 def _unknown(output: Path) -> list[str]:
     """What a run that has saved nothing yet cannot have written."""
     unknown = [name for name in _entries(output) if not OWN.fullmatch(name)]
-    for folder, own in (("checkpoints", ""), (STATES, ""), ("captions", r".*-(pretrained|references)\.json")):
+    for folder, known_names in (("checkpoints", ""), (STATES, ""), ("captions", r".*-(pretrained|references)\.json")):
         entries = _entries(output / folder)
-        unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(own, name)]
+        unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(known_names, name)]
     log = output / "log.jsonl"
     if log.exists() and log.stat().st_size and not first_event(log, "run"):
         unknown.append(log.name)

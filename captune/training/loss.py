@@ -248,13 +248,13 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
     """
     settings: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, CACHE_ARGUMENT: cache}
     embeddings = model.embed(batch.input_ids, model.project(features))
-    given = {
+    arguments = {
         "inputs_embeds": embeddings,
         "attention_mask": _mask_for(model, batch.attention_mask, embeddings.dtype),
         "position_ids": batch.position_ids,
         **settings,
     }
-    return loss_at(model.llm, given, batch.rows, batch.columns, batch.targets)
+    return loss_at(model.llm, arguments, batch.rows, batch.columns, batch.targets)
 
 
 def _mask_for(model: MiniGPT4, sees: Tensor, dtype: torch.dtype) -> Tensor:
@@ -273,12 +273,12 @@ def targets_at_once(vocabulary: int) -> int:
     return max(1, VALUES_AT_ONCE // vocabulary)
 
 
-def loss_at(llm: Any, given: dict[str, Any], rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+def loss_at(llm: Any, arguments: dict[str, Any], rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
     """Sum of the negative log-likelihood over N targets, in nats.
 
     Args:
         llm: a causal language model of transformers.
-        given: arguments of its forward: embeddings (B, S, D), masks, positions, a cache.
+        arguments: arguments of its forward: embeddings (B, S, D), masks, positions, a cache.
         rows: (N,) rows of the states that predict the targets.
         columns: (N,) their columns.
         targets: (N,) token ids.
@@ -290,10 +290,10 @@ def loss_at(llm: Any, given: dict[str, Any], rows: Tensor, columns: Tensor, targ
     chunk = targets_at_once(head.weight.shape[0])
     if len(targets) <= chunk:
         with _states_at(head, rows, columns):
-            logits = llm(**given).logits.squeeze(0)
+            logits = llm(**arguments).logits.squeeze(0)
         return _cross_entropy(logits, targets)
     with _states_kept(head) as kept:
-        llm(**given)
+        llm(**arguments)
     states = _at(kept[0], rows, columns)
     parts = zip(torch.split(states, chunk), torch.split(targets, chunk), strict=True)
     losses: list[Tensor] = [checkpoint(_loss_of_states, llm, *part, use_reentrant=False) for part in parts]

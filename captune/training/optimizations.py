@@ -251,16 +251,16 @@ def _fused_norm(module: nn.Module, epsilon: float) -> Iterator[None]:
 def _fused_rotation(family: Any) -> Iterator[None]:
     original = getattr(family, _ROTARY)
 
-    def turned(queries: Tensor, keys: Tensor, cosines: Tensor, sines: Tensor, *args: Any, **given: Any) -> Any:
+    def turned(queries: Tensor, keys: Tensor, cosines: Tensor, sines: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Families that turn a part of each head do it here or before; what is not as it was tried is left to them.
         as_tried = (
-            not (args or given)
+            not (args or kwargs)
             and cosines.ndim == 3
             and cosines.shape[-1] == queries.shape[-1] == keys.shape[-1]
             and queries.dtype == keys.dtype == torch.float32
         )
         turn = rotated if as_tried else original
-        return turn(queries, keys, cosines, sines, *args, **given)
+        return turn(queries, keys, cosines, sines, *args, **kwargs)
 
     setattr(family, _ROTARY, turned)
     try:
@@ -307,7 +307,7 @@ def _alike(first: Callable[..., tuple[Tensor, ...]], second: Callable[..., tuple
     """Whether two functions of states agree, their gradients too."""
     # Another direction than the states' own, along which a norm does not change.
     weights = states.roll(1, dims=-1)
-    given = []
+    results = []
     for function in (first, second):
         x = states.clone().requires_grad_()
         try:
@@ -315,10 +315,10 @@ def _alike(first: Callable[..., tuple[Tensor, ...]], second: Callable[..., tuple
             (gradient,) = torch.autograd.grad(torch.stack([(one * weights).sum() for one in outputs]).sum(), x)
         except (RuntimeError, TypeError, ValueError, AttributeError):
             return False
-        given.append([*(one.detach() for one in outputs), gradient])
-    return len(given[0]) == len(given[1]) and all(
+        results.append([*(one.detach() for one in outputs), gradient])
+    return len(results[0]) == len(results[1]) and all(
         one.shape == other.shape and float((one - other).abs().max()) <= _EXACT * float(one.abs().max())
-        for one, other in zip(*given, strict=True)
+        for one, other in zip(*results, strict=True)
     )
 
 
@@ -332,7 +332,7 @@ class _Prefix:
     def __init__(self, layer: Any) -> None:
         self.keys, self.values = layer.keys, layer.values
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The layer's own keys and values behind these; which layer it is is not looked at."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 

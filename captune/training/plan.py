@@ -167,11 +167,11 @@ class Planner:
     def _divided(self, size: ModelSize) -> ModelSize:
         """The same with the share of a language model's layers that one process holds, and those that are gathered."""
         tied = self._model_config.text_config.get_text_config().tie_word_embeddings
-        whole = (size.vocabulary * size.width * (1 if tied else 2) + size.lora) * size.value_bytes
-        layers = size.llm - whole
+        unsharded = (size.vocabulary * size.width * (1 if tied else 2) + size.lora) * size.value_bytes
+        layers = size.llm - unsharded
         # The layer at work, the next one, and the message in which that comes.
         gathered = min(3, size.layers) * layers // size.layers
-        return replace(size, llm=whole + -(-layers // self.processes) + gathered)
+        return replace(size, llm=unsharded + -(-layers // self.processes) + gathered)
 
     def training_load(self, config: RunConfig) -> TrainingLoad:
         """The largest micro-batch: that of the longest samples."""
@@ -194,8 +194,8 @@ class Planner:
             len(batch.targets), targets_at_once(int(self._model_config.text_config.get_text_config().vocab_size))
         )
         # Compiled layers are run for all tokens, and are what a GPU has by itself.
-        whole = config.train.gradient_checkpointing or (self._device.type == "cuda" and fast.compile is not False)
-        unread = 0 if whole or fast.compile is True else int(batch.columns.min())
+        all_states = config.train.gradient_checkpointing or (self._device.type == "cuda" and fast.compile is not False)
+        unread = 0 if all_states or fast.compile is True else int(batch.columns.min())
         return TrainingLoad(len(rows), tokens, positions, len(rows), cached, unread)
 
     def generation_load(self, config: RunConfig) -> GenerationLoad:
@@ -247,22 +247,22 @@ class Planner:
 
     def _smaller(self, base: tuple[str, ...], limit: int) -> tuple[str, ...] | None:
         """Batch sizes with which both phases fit, or None."""
-        found: list[str] = []
-        together = max(map(len, self.captions))
+        overrides: list[str] = []
+        most_captions = max(map(len, self.captions))
         samples = len(self.micro_batch(self._config))
         for phase, key, largest, unit in (
-            ("training", "train.micro_batch_size", samples, together),
+            ("training", "train.micro_batch_size", samples, most_captions),
             ("generation", "evaluate.batch_size", self._config.evaluate.batch_size, 1),
         ):
             for count in _halved(largest):
                 change = () if count == largest else (f"{key}={count * unit}",)
                 plan = self.plan(self._changed((*base, *change)))
                 if getattr(plan, phase).total <= limit:
-                    found.extend(change)
+                    overrides.extend(change)
                     break
             else:
                 return None
-        return tuple(found)
+        return tuple(overrides)
 
     def _changed(self, overrides: Sequence[str]) -> RunConfig:
         return parse_config(self._config.model_dump(mode="json"), overrides) if overrides else self._config
@@ -319,22 +319,22 @@ def measure_memory(config: RunConfig, model: MiniGPT4, planner: Planner) -> list
     """
     plan = planner.plan(config)
     parts = {part.name: part.bytes for part in plan.training.parts}
-    found = [
+    rows = [
         Measured("language model", parts["language model"], _bytes(model.llm.parameters())),
         Measured("projection", parts["projection"], _bytes(model.projection.parameters())),
     ]
     kept, trained, peak = _train(config, model, planner)
     optimizer = parts["gradient and AdamW"] + parts.get("LoRA", 0)
-    found.append(Measured("kept for the backward pass", sum(parts[name] for name in KEPT), kept))
-    found.append(Measured("gradient and AdamW", optimizer, trained))
+    rows.append(Measured("kept for the backward pass", sum(parts[name] for name in KEPT), kept))
+    rows.append(Measured("gradient and AdamW", optimizer, trained))
     if peak:
-        found.append(Measured("peak of training", plan.training.total, peak))
+        rows.append(Measured("peak of training", plan.training.total, peak))
     cache, peak = _generate(config, model, planner)
     predicted = {part.name: part.bytes for part in plan.generation.parts}
-    found.append(Measured("keys and values", predicted["keys and values"], cache))
+    rows.append(Measured("keys and values", predicted["keys and values"], cache))
     if peak:
-        found.append(Measured("peak of generation", plan.generation.total, peak))
-    return found
+        rows.append(Measured("peak of generation", plan.generation.total, peak))
+    return rows
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

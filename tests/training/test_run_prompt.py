@@ -18,7 +18,7 @@ from captune.errors import ConfigError, StoppedError, WeightsError
 from captune.evaluation import evaluate_checkpoints
 from captune.metrics import prompt_hash
 from captune.model import MiniGPT4
-from captune.model.build import build, config_and_processor_of_parts
+from captune.model.build import build_model, config_and_processor_of_parts
 from captune.model.chat_template import read_chat_template
 from captune.model.checkpoint import load_trained, read_record
 from captune.model.loading import load_pretrained
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_an_earlier_captune_is_refused(begun: RunConfig, tmp_pat
     for name in ("wrapping", "sha256"):
         record.pop(name, None)
     (tmp_path / "old" / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
-    model = build(llm=str(begun.model.llm), vision=str(begun.model.vision), dtype=torch.float32)
+    model = build_model(llm=str(begun.model.llm), vision=str(begun.model.vision), dtype=torch.float32)
     with pytest.raises(WeightsError, match="did not store the text of its prompts"):
         load_trained(model, tmp_path / "old")
     assert AutoTokenizer.from_pretrained(str(begun.model.llm)).chat_template == DATED
