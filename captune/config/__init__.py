@@ -1,7 +1,7 @@
 """The configuration of a run: a YAML file in, `section.key=value` overrides, frozen and checked.
 
-Every field carries its help in `sections`, once; `commented_yaml` writes it out as comments, which is how the files in
-`train_configs/` are made.
+Every field carries its help in `sections`, once; `commented_yaml` writes it as comments into the configuration that a
+run stores, and `configuration_reference` into docs/configuration.md.
 """
 
 from captune.config.files import convert_config, load_config, load_run_config, parse_config
@@ -15,7 +15,7 @@ from captune.config.sections import (
     TrainConfig,
     split_names,
 )
-from captune.config.writing import commented_yaml
+from captune.config.writing import commented_yaml, configuration_reference
 
 __all__ = [
     "DataConfig",
@@ -26,6 +26,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "commented_yaml",
+    "configuration_reference",
     "convert_config",
     "load_config",
     "load_run_config",
