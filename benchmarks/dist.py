@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from captune.config import parse_config
 from captune.data.manifest import Sample
-from captune.training.distributed import distributed_context
+from captune.distributed import distributed_context
 from captune.training.fsdp import FsdpContext, llm_bytes
 from captune.training.trainer import TrainStep
 

@@ -44,9 +44,9 @@ from captune.config import RunConfig, parse_config
 from captune.data import content_ids
 from captune.data.images import load_image, to_pixels
 from captune.data.manifest import Sample
+from captune.distributed import DistributedContext
 from captune.features import FeatureStore, TowerIdentity, encode_missing
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
-from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective
 from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.samples import TrainingSamples
@@ -258,7 +258,7 @@ def train(
         encode_missing(model.eval(), task.files, contents, store, store.missing(contents), batch_size=PER_STEP)
         store.refresh()
         config = task.settings(**fast)
-        features, dist = store.read(contents), DistributedContext(0, 1, torch.device("cpu"))
+        features, dist = store.read(contents), DistributedContext(torch.device("cpu"))
         step = TrainStep(model.train(), task.images, features, config.train, prompt=INSTRUCTION, seed=0, dist=dist)
         for number in range(step.samples.total_steps):
             yield step.run(number).loss

@@ -18,12 +18,13 @@ from captune.captioner import Captioner  # noqa: E402
 from captune.config import ModelConfig, RunConfig, parse_config  # noqa: E402
 from captune.data.leaks import ImageFile, find_leaks  # noqa: E402
 from captune.data.manifest import Sample, write_manifest  # noqa: E402
+from captune.distributed import DistributedContext  # noqa: E402
 from captune.evaluation import (  # noqa: E402
     Evaluation,
     evaluation_set,
     exif_mark,
 )
-from captune.features import SingleProcess, features_of, tower_identity  # noqa: E402
+from captune.features import features_of, tower_identity  # noqa: E402
 from captune.report.thumbnails import thumbnail_path, write_thumbnails  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -77,7 +78,9 @@ def test_features(photos: Path, config: RunConfig, tmp_path: Path, caplog: pytes
     files = [photos / "upright.png", photos / "sideways.png"]
 
     def encoded(exif_rotation: bool) -> Any:
-        return features_of(TOY, files, tmp_path / "store", SingleProcess(CPU), exif_rotation=exif_rotation).features[:]
+        return features_of(
+            TOY, files, tmp_path / "store", DistributedContext(CPU), exif_rotation=exif_rotation
+        ).features[:]
 
     stored = encoded(False)
     assert not torch.allclose(stored[0], stored[1], atol=1e-3)

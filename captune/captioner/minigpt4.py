@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.data import ImageInput, read_image, to_pixels
-from captune.decoding import Caption, DecodingOptions, Request, generate_captions, stream_text
+from captune.decoding import Caption, DecodingOptions, Request, generate_captions, in_batches, stream_text
 from captune.model import MiniGPT4, MiniGPT4Processor, frozen_fingerprint
 from captune.weights import full_hash
 
@@ -97,16 +97,8 @@ class MiniGPT4Backend:
     @torch.inference_mode()
     def encode(self, prepared: Sequence[NDArray[np.float32]], batch_size: int) -> Tensor:
         """(N, Q, F) features of N images' pixels; half as many at once where the memory does not hold `batch_size`."""
-        from captune.decoding import in_batches
-
-        weight = self.model.vision.embeddings.patch_embedding.weight
-
-        def run(batch: Sequence[NDArray[np.float32]]) -> Tensor:
-            pixels = torch.from_numpy(np.stack(batch)).to(weight.device, weight.dtype)
-            features: Tensor = self.model.encode_features(pixels)
-            return features
-
-        return torch.cat([features for _, features in in_batches(prepared, batch_size, run)])
+        batches = in_batches(prepared, batch_size, self.model.encode_pixels)
+        return torch.cat([features for _, features in batches])
 
     def stream(
         self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None

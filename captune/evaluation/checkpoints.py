@@ -13,12 +13,13 @@ from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import RunConfig
 from captune.data import folder_lock
 from captune.decoding import Caption
+from captune.distributed import DistributedContext
 from captune.errors import ConfigError, NonFiniteScoresError
 from captune.evaluation.output_folder import WRITER, check_destination, is_own_evaluation
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
-from captune.features import SingleProcess, StoredFeatures, features_of, store_root
+from captune.features import StoredFeatures, features_of, store_root
 from captune.model import (
     LANGUAGE,
     CheckpointRecord,
@@ -117,7 +118,12 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
     def features() -> StoredFeatures:
         files, root = evaluation.image_files, store_root(config)
         stored = features_of(
-            config.model, files, root, SingleProcess(device), exif_rotation=config.exif_rotation, on_progress=encoded
+            config.model,
+            files,
+            root,
+            DistributedContext(device),
+            exif_rotation=config.exif_rotation,
+            on_progress=encoded,
         )
         return stored.require_all("evaluation images")
 

@@ -23,12 +23,13 @@ from transformers import LlamaConfig
 
 from captune.config import RunConfig
 from captune.data import Sample
+from captune.distributed import DistributedContext
 from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation, EvaluationSet
 from captune.explain.layout import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.explain.llm_trace import LossRecorder, record_llm_inputs
 from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, bos_count
-from captune.training import DistributedContext, TrainStep
+from captune.training import TrainStep
 from captune.transformers_compat import kv_cache_of
 
 __all__ = ["Explanation", "explain", "stand_in"]
@@ -157,7 +158,7 @@ def _watch_training(
     """Take one optimiser step on all captions of an image; gives their texts and what was taught of each."""
     once = {"batch_size": max(len(image.captions), config.train.captions_per_image), "steps_per_epoch": None}
     train, prompt = config.train.model_copy(update=once), config.model.instruction
-    dist = DistributedContext(0, 1, torch.device("cpu"))
+    dist = DistributedContext(torch.device("cpu"))
     trained = copy.deepcopy(model)
     trained.processor = model.processor
     trained.train()

@@ -9,12 +9,11 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.features.encode import UnreadableImage, encode_images, encode_missing
     from captune.features.identity import TowerIdentity, tower_identity
-    from captune.features.prepare import SingleProcess, StoredImages, features_of, store_root
+    from captune.features.prepare import StoredImages, features_of, store_root
     from captune.features.store import FeatureStore, StoredFeatures
 
 __all__ = [
     "FeatureStore",
-    "SingleProcess",
     "StoredFeatures",
     "StoredImages",
     "TowerIdentity",
@@ -31,7 +30,7 @@ __getattr__ = lazy_names(
     {
         "encode": ["UnreadableImage", "encode_images", "encode_missing"],
         "identity": ["TowerIdentity", "tower_identity"],
-        "prepare": ["SingleProcess", "StoredImages", "features_of", "store_root"],
+        "prepare": ["StoredImages", "features_of", "store_root"],
         "store": ["FeatureStore", "StoredFeatures"],
     },
 )

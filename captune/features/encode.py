@@ -139,7 +139,6 @@ def _encoded_batches(
     Yields:
         B indices, their features (B, Q, F) on the CPU, and the images before them that cannot be decoded.
     """
-    weight = next(model.vision.parameters())
     size = int(model.config.vision_config.image_size)
     batch: list[tuple[int, NDArray[np.float32]]] = []
     undecodable: list[UnreadableImage] = []
@@ -151,8 +150,8 @@ def _encoded_batches(
             return error
 
     def encoded() -> tuple[list[int], Tensor, list[UnreadableImage]]:
-        pixels = torch.from_numpy(np.stack([values for _, values in batch])).to(weight.device, weight.dtype)
-        return [index for index, _ in batch], model.encode_features(pixels).cpu(), undecodable
+        features = model.encode_pixels([pixels for _, pixels in batch]).cpu()
+        return [index for index, _ in batch], features, undecodable
 
     for index, pixels in prefetch_map(indices, pixels_of, ahead=2 * batch_size):
         if isinstance(pixels, DataError):
@@ -165,5 +164,7 @@ def _encoded_batches(
     if batch:
         yield encoded()
     elif undecodable:
-        empty = torch.empty(0, model.config.image_tokens, model.config.feature_size, dtype=weight.dtype)
+        empty = torch.empty(
+            0, model.config.image_tokens, model.config.feature_size, dtype=next(model.vision.parameters()).dtype
+        )
         yield [], empty, undecodable

@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import torch
 
 from captune.config import ModelConfig, RunConfig
 from captune.data import content_ids, folder_lock, load_image
+from captune.distributed import DistributedContext
 from captune.errors import DataError
 from captune.features.encode import UnreadableImage, encode_missing
 from captune.features.identity import tower_identity
@@ -23,57 +23,12 @@ from captune.features.store import FeatureStore, StoredFeatures
 from captune.hub import ResolvedModel, resolve_model
 from captune.model import TOWERS, load_model
 
-__all__ = ["ProcessGroup", "SingleProcess", "StoredImages", "features_of", "store_root"]
+__all__ = ["StoredImages", "features_of", "store_root"]
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
 FOLDER = "features"
 _UNREADABLE = bytes(16)
-
-
-class ProcessGroup(Protocol):
-    """The processes that divide the work; a run's `DistributedContext` is one."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        ...
-
-    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part."""
-        ...
-
-    def all_gather(self, item: Item) -> list[Item]:
-        """Every process's item, on every process."""
-        ...
-
-    def gather(self, results: Sequence[Item], count: int) -> list[Item]:
-        """All items in order, from the results for every process's shard."""
-        ...
-
-
-class SingleProcess:
-    """A process group of one process.
-
-    Args:
-        device: where it computes.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """All of it."""
-        return items
-
-    def all_gather(self, item: Item) -> list[Item]:
-        """This one."""
-        return [item]
-
-    def gather(self, results: Sequence[Item], count: int) -> list[Item]:
-        """All of it."""
-        return list(results)
 
 
 @dataclass(frozen=True)
@@ -120,7 +75,7 @@ def features_of(
     config: ModelConfig | ResolvedModel,
     files: Sequence[Path],
     root: Path,
-    group: ProcessGroup,
+    group: DistributedContext,
     *,
     batch_size: int = 32,
     exif_rotation: bool = True,
@@ -196,7 +151,7 @@ def _encode(
     contents: Sequence[bytes],
     store: FeatureStore,
     missing: list[int],
-    group: ProcessGroup,
+    group: DistributedContext,
     batch_size: int,
     exif_rotation: bool,
     on_progress: Callable[[int, int], None] | None,

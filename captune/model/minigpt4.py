@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Blip2QFormerModel, GenerationConfig, PreTrainedModel
@@ -26,7 +28,7 @@ from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
 from captune.model.model_card import model_card, upload_folder
-from captune.model.processor import MiniGPT4Processor
+from captune.model.processor import IGNORE_INDEX, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
 from captune.model.quantization import skip_modules
 from captune.model.vision import renormalise, vision_tower
@@ -34,9 +36,6 @@ from captune.transformers_compat import model_from_config, set_activation_checkp
 from captune.weights import TOWERS, TensorFingerprint, load_strictly, stored_tensors, tensor_fingerprints, weight_files
 
 __all__ = ["MiniGPT4"]
-
-IGNORED = -100
-"""Label of a position that is no target, as everywhere in transformers."""
 
 
 class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no types here
@@ -215,6 +214,11 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         embedding: nn.Module = self.llm.get_input_embeddings()
         return embedding
 
+    def encode_pixels(self, images: Sequence[NDArray[np.float32]]) -> Tensor:
+        """`encode_features` of I images' (3, S, S) pixels, in the towers' dtype on their device."""
+        weight = next(self.vision.parameters())
+        return self.encode_features(torch.from_numpy(np.stack(images)).to(weight.device, weight.dtype))
+
     def encode_features(self, pixel_values: Tensor) -> Tensor:
         """Run the frozen part in front of the projection.
 
@@ -330,8 +334,8 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         if labels is not None:
             targets = labels[:, 1:].reshape(-1)
             logits = output.logits[:, :-1].reshape(-1, output.logits.shape[-1]).float()
-            total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-            count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+            count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
             output.loss = total / count
         return output
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_INSTRUCTION", "MiniGPT4Processor"]
 
-IGNORED = -100
+IGNORE_INDEX = -100
+"""Label of a position that is no target, as everywhere in transformers."""
+
 DEFAULT_INSTRUCTION = "Describe this image in detail."
 
 
@@ -198,7 +200,7 @@ class MiniGPT4Processor:
             length = prompt_length + max(len(row.ids) - row.prompt_length for row in rows)
         input_ids = torch.full((len(rows), length), self.layout.pad_id, dtype=torch.int64)
         attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
         for index, row in enumerate(rows):
             start = length - len(row.ids) if left else 0
             end = start + len(row.ids)
@@ -206,7 +208,7 @@ class MiniGPT4Processor:
             input_ids[index, start:end] = ids
             attention_mask[index, start:end] = 1
             labels[index, start + row.prompt_length : end] = ids[row.prompt_length :]
-            labels[index, [start + position for position in row.masked]] = IGNORED
+            labels[index, [start + position for position in row.masked]] = IGNORE_INDEX
             attention_mask[index, [start + position for position in row.excluded_from_attention]] = 0
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 

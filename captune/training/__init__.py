@@ -8,7 +8,6 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.training.checkpoints import checkpoint_folders
-    from captune.training.distributed import DistributedContext
     from captune.training.optimizer import learning_rate
     from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
     from captune.training.preparation import load_for_training, store_features
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from captune.training.trainer import TrainStep, train
 
 __all__ = [
-    "DistributedContext",
     "Measured",
     "Plan",
     "Planner",
@@ -35,7 +33,6 @@ __getattr__ = lazy_names(
     __name__,
     {
         "checkpoints": ["checkpoint_folders"],
-        "distributed": ["DistributedContext"],
         "optimizer": ["learning_rate"],
         "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
         "preparation": ["load_for_training", "store_features"],

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from captune.data import Sample
 from captune.decoding import NON_FINITE_SCORES, Caption
+from captune.distributed import CollectiveForward, DistributedContext
 from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, checkpoint_name
 from captune.features import StoredFeatures
 from captune.metrics import Scorer
 from captune.model import MiniGPT4
-from captune.training.distributed import CollectiveForward, DistributedContext
 
 __all__ = ["Evaluator", "TrainSubset"]
 

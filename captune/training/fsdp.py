@@ -32,9 +32,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from captune.distributed import DistributedContext
 from captune.errors import TrainingError
 from captune.model import MiniGPT4, decoder_layers
-from captune.training.distributed import DistributedContext
 
 __all__ = ["FsdpContext", "llm_bytes"]
 

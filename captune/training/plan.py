@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from captune.config import LoraConfig, RunConfig, parse_config
 from captune.data import Sample
+from captune.distributed import DistributedContext
 from captune.errors import DataError
 from captune.evaluation import training_images
 from captune.model import (
@@ -37,7 +38,6 @@ from captune.model import (
     saved_bytes,
     training_memory,
 )
-from captune.training.distributed import DistributedContext
 from captune.training.loss import targets_at_once
 from captune.training.packing import constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSamples, synthetic_samples
@@ -362,7 +362,7 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
     _reset_peak(device)
     with ExitStack() as stack:
         stack.callback(register_optimizer_step_post_hook(remember).remove)
-        dist = DistributedContext(0, 1, device)
+        dist = DistributedContext(device)
         prompt, seed = config.model.instruction, config.seed
         step = TrainStep(model.train(), images, features, train, prompt=prompt, seed=seed, dist=dist)
         step.run(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from captune import __version__
 from captune.config import ModelConfig, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, resolve_image
+from captune.distributed import DistributedContext, distributed_context
 from captune.errors import DataError, WeightsError
 from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
@@ -35,7 +36,6 @@ from captune.model import (
     use_chat_template,
 )
 from captune.parsing import load_json
-from captune.training.distributed import DistributedContext, distributed_context
 
 __all__ = [
     "QUARANTINE",

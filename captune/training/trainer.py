@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from captune.config import RunConfig, TrainConfig
 from captune.data import Sample, atomic_folder, folder_lock, manifest_hash, resolve_image
 from captune.decoding import is_out_of_memory
+from captune.distributed import CollectiveForward, DistributedContext, distributed_context
 from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Listener
@@ -43,7 +44,6 @@ from captune.training.checkpoints import (
     run_status,
     save_state,
 )
-from captune.training.distributed import CollectiveForward, DistributedContext, distributed_context
 from captune.training.equivalence import check_packing
 from captune.training.evaluator import Evaluator, TrainSubset
 from captune.training.fsdp import FsdpContext, llm_bytes

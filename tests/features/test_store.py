@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from captune.config import ModelConfig
+from captune.distributed import DistributedContext
 from captune.errors import DataError, WeightsError
 from captune.features import (
     FeatureStore,
-    SingleProcess,
     StoredFeatures,
     TowerIdentity,
     encode_images,
@@ -185,7 +185,7 @@ def images(toy_data: Path, tmp_path: Path) -> list[Path]:
 
 
 def stored(images: Sequence[Path], root: Path) -> StoredFeatures:
-    return features_of(TOY, images, root, SingleProcess(CPU)).require_all("images")
+    return features_of(TOY, images, root, DistributedContext(CPU)).require_all("images")
 
 
 def test_features_are_the_towers_and_are_made_once(images: list[Path], tmp_path: Path, counting: Counting) -> None:
@@ -297,7 +297,7 @@ def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], t
     images[3].unlink()
     images[4].write_bytes(b"")
     os.mkfifo(images[5].with_name("pipe.jpg"))
-    found = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", SingleProcess(CPU))
+    found = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", DistributedContext(CPU))
     assert found.readable == (0, 2, 5)
     assert [item.position for item in found.unreadable] == [1, 3, 4, 6]
     assert all(images[item.position].name in item.reason for item in found.unreadable[:3])
@@ -329,7 +329,7 @@ def test_a_disk_without_room_is_told_before_the_towers_run(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     monkeypatch.setattr("captune.features.prepare.load_model", lambda *args, **options: pytest.fail("loaded"))
     with pytest.raises(DataError, match="more room"):
-        features_of(TOY, images, tmp_path / "store", SingleProcess(CPU))
+        features_of(TOY, images, tmp_path / "store", DistributedContext(CPU))
 
 
 def test_features_that_are_not_numbers_are_not_stored(
@@ -346,7 +346,7 @@ def test_features_that_are_not_numbers_are_not_stored(
 
     monkeypatch.setattr(MiniGPT4, "encode_features", overflow)
     shutil.copyfile(images[1], tmp_path / "same.jpg")
-    found = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", SingleProcess(CPU))
+    found = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", DistributedContext(CPU))
     assert [item.position for item in found.unreadable] == [1, len(images)]
     assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in found.unreadable)
     assert bool(found.features[:].isfinite().all())

@@ -12,9 +12,9 @@ from torch._dynamo.utils import counters
 
 from captune.config import OptimizationsConfig, RunConfig, parse_config
 from captune.data.manifest import Sample
+from captune.distributed import DistributedContext
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
-from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective
 from captune.training.optimizations import compile_if_enabled, compile_layers
 from captune.training.samples import TrainingSample
@@ -23,7 +23,7 @@ from captune.training.trainer import TrainStep
 # Dynamo itself looks at the gradient of what has none.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
-SINGLE = DistributedContext(0, 1, torch.device("cpu"))
+SINGLE = DistributedContext(torch.device("cpu"))
 IMAGES = [Sample(str(i), f"{i}.jpg", ("a dog", f"{'very ' * i}long", "two"), "train") for i in range(6)]
 
 

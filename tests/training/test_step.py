@@ -8,13 +8,13 @@ from tiny import tiny_minigpt4
 
 from captune.config import RunConfig, parse_config
 from captune.data.manifest import Sample
+from captune.distributed import DistributedContext
 from captune.errors import TrainingError
 from captune.model import MiniGPT4
-from captune.training.distributed import DistributedContext
 from captune.training.loss import Objective
 from captune.training.trainer import TrainStep
 
-SINGLE = DistributedContext(0, 1, torch.device("cpu"))
+SINGLE = DistributedContext(torch.device("cpu"))
 IMAGES = [Sample(str(i), f"{i}.jpg", ("a dog", f"{'very ' * i}long", "two"), "train") for i in range(6)]
 
 

@@ -27,18 +27,18 @@ TIMEOUT = timedelta(hours=12)
 
 
 class DistributedContext:
-    """This process among those of the run.
+    """This process among those of the run; by default the only one.
 
     Attributes:
+        device: where it computes.
         rank: its number, from 0.
         size: number of processes.
-        device: where it computes.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
+        self.device = device
         self.rank = rank
         self.size = size
-        self.device = device
 
     @property
     def is_main(self) -> bool:
@@ -109,12 +109,12 @@ def distributed_context() -> Iterator[DistributedContext]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = pick_device(int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
-        yield DistributedContext(0, 1, device)
+        yield DistributedContext(device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield DistributedContext(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+        yield DistributedContext(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
