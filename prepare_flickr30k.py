@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from captune.cli import call, run_program
-from captune.cli.prepare import Check, ProblemsFile, Strict, flickr30k
+from captune.cli.importing import Check, ProblemsFile, Strict
+from captune.cli.prepare import flickr30k
 
 program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -37,7 +38,9 @@ def prepare(
     from captune.data.outputs import check_output
 
     check_output(out, command="prepare", reads=[annotations])
-    flickr30k(annotations, manifest, images, None, check_images, strict, problems=problems)
+    flickr30k(
+        source=annotations, out=manifest, images=images, check_images=check_images, strict=strict, problems=problems
+    )
     count = write_grounded_detail(out, iter_manifest(manifest))
     print(f"{manifest} -> {out}: {count:,} images, the captions of each joined to one", file=sys.stderr)
 

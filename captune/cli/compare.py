@@ -11,8 +11,8 @@ import typer
 from captune.cli import scoring
 from captune.cli import scoring_options as flags
 from captune.cli.scoring import ScoringRun
+from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
-from captune.metrics import DEFAULT_CLIP, ScoringOptions
 
 if TYPE_CHECKING:
     from captune.metrics import Comparison, Predictions, References, Scores
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
+@with_shared_options
 def compare(
     references: flags.ReferencesFile,
     predictions: Annotated[
@@ -38,74 +39,37 @@ def compare(
             show_default=False,
         ),
     ],
+    *,
     name: Annotated[
         list[str] | None, typer.Option(help="Name of a system, in the same order.", show_default="names of the files")
     ] = None,
-    metrics: flags.Metrics = "bleu,cider,rouge-l",
-    as_json: flags.Json = False,
-    form: flags.OutputFormat = flags.Format.TEXT,
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals of differences.")] = 0.95,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
     trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
-    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
-    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
-    split: flags.Split = None,
-    tokenize: flags.Tokenizer = flags.Tokenize.PTB,
-    compat: flags.Compatibility = flags.Compat.CAPTION,
-    subset: flags.Subset = False,
-    jobs: flags.Jobs = 1,
-    data: flags.Data = None,
-    prompt: flags.Prompt = None,
-    decoding: flags.Decoding = None,
-    protocol: flags.Protocol = None,
-    document_frequencies: flags.Frequencies = None,
-    images: flags.Images = None,
-    clip: flags.Clip = DEFAULT_CLIP,
-    java: flags.Java = None,
-    java_memory: flags.JavaMemory = None,
-    time_limit: flags.TimeLimit = None,
-    spice_models: flags.SpiceModels = None,
-    spice_cache: flags.SpiceCache = None,
+    shared: flags.SharedOptions,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
     from captune.metrics import read_predictions, read_reference_files
 
-    requested = flags.metric_names(metrics)
+    requested = flags.metric_names(shared.metrics)
     if reports := [key for key in requested if key in flags.REPORTED]:
         raise MetricInputError(f"{reports[0]} is not compared; see it for each system with captune score.")
     if len(predictions) < 2:
         raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")
-    options = ScoringOptions(
-        tokenize=tokenize.value,
-        compat=compat.value,
-        document_frequencies=document_frequencies,
-        jobs=jobs,
-        data=data,
-        split=split,
-        prompt=prompt,
-        decoding=decoding,
-        protocol=protocol,
-        java=java,
-        java_memory=java_memory,
-        time_limit=time_limit,
-        spice_models=spice_models,
-        spice_cache=spice_cache,
-        clip=clip,
-    )
-    run = ScoringRun(requested, options, subset, images)
+    run = ScoringRun(requested, shared.scoring_options(), shared.subset, shared.images)
     names = _names(predictions, name)
-    scoring.check_out(out, "compare", [*references, *predictions, data, protocol, document_frequencies])
+    scoring.check_out(shared.out, "compare", shared.inputs(*references, *predictions))
     run.check_requirements()
-    read = read_reference_files(references, split)
+    read = read_reference_files(references, shared.split)
     warnings: list[str] = []
     scored = _score_all(read, [read_predictions(path) for path in predictions], names, run, warnings)
     for sentence in warnings:
         scoring.warn(sentence)
     tests = _test_all(scored, confidence, resamples, trials, seed)
-    report = _json if as_json else _tables
-    text = report(scored, tests, form=form.value, digits=digits, confidence=confidence, warnings=warnings)
-    scoring.write(text, out, "compare")
+    report = _json if shared.as_json else _tables
+    text = report(scored, tests, form=shared.form, digits=shared.digits, confidence=confidence, warnings=warnings)
+    scoring.write(text, shared.out, "compare")
 
 
 def _names(paths: list[Path], names: list[str] | None) -> list[str]:

