@@ -36,7 +36,7 @@ import transformers  # noqa: E402
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig, StoppingCriteriaList  # noqa: E402
 
 from captune.decoding import DecodingOptions, Request, generate_ids  # noqa: E402
-from captune.decoding.reference import StopSymbol  # noqa: E402
+from captune.decoding.transformers_generate import StopSymbol  # noqa: E402
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config, MiniGPT4Processor  # noqa: E402
 
 SHAPES = {"wide": (512, 8), "deep": (128, 32)}

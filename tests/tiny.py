@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
-from captune.decoding.reference import StopSymbol
+from captune.decoding.transformers_generate import StopSymbol
 from captune.features import StoredImages, encode_images
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 

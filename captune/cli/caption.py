@@ -101,7 +101,7 @@ def caption(
     code 2 when images could not be captioned; they are listed in quarantine.jsonl.
     """
     from captune.bulk import read_inputs
-    from captune.cli.caption_to_terminal import print_captions, write_texts_next_to_images
+    from captune.cli.caption_output import print_captions, write_texts_next_to_images
     from captune.cli.preflight import check_named_model, extra_imports, require_extra
 
     part_number, parts = _part(part)
@@ -188,7 +188,7 @@ class _Output:
 
 def _output(out: Path | None, output_format: str) -> _Output | None:
     """The output of --out and --format; None without --out."""
-    from captune.cli.caption_to_terminal import parts_of
+    from captune.cli.caption_output import parts_of
 
     if out is None:
         return None
@@ -209,7 +209,7 @@ def _check_output(output: _Output, inputs: list[str], *, overwrite: bool) -> Non
         InputError: they would.
     """
     from captune.bulk import COMMAND
-    from captune.cli.caption_to_terminal import quarantine_of
+    from captune.cli.caption_output import quarantine_of
     from captune.data import check_output, is_inside
     from captune.errors import InputError
 
@@ -241,7 +241,7 @@ def _run_job(
 ) -> int:
     """Caption the open shards of a job; returns the number of images in quarantine."""
     from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards, run_with_ray
-    from captune.cli.caption_to_terminal import write_one_file
+    from captune.cli.caption_output import write_one_file
     from captune.data import plural
 
     captioner = captions.captioner

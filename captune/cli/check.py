@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captune.cli.importing import Callbacks, Check, ProblemsFile, counts_in_words, summary_as_json, with_progress
+from captune.cli.prepare_common import Callbacks, Check, ProblemsFile, counts_in_words, summary_as_json, with_progress
 
 if TYPE_CHECKING:
     from captune.data import Summary, TargetFlaw

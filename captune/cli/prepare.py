@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captune.cli.importing import Output, find_file, import_rows, resplit
-from captune.cli.prepare_generic import (
+from captune.cli.prepare_common import Output, find_file, import_rows, resplit
+from captune.cli.prepare_custom_data import (
     Images,
     Seed,
     Splits,

@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.data.archives import (
-        MAX_MEMBER,
-        InlineImages,
-        bounded_batches,
-        column_type,
-        open_parquet,
-        open_tar,
-        too_large,
-    )
     from captune.data.atomic import atomic_file, atomic_folder, is_stream, partial_folder, temporary_folder
     from captune.data.checks import TargetFlaw, check_manifest
     from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
     from captune.data.delimited import CsvWriter, plain_cell
-    from captune.data.formats import HEIF_SUFFIXES, MAX_PIXELS, is_image_name, too_many_scans
     from captune.data.ids import SeenIds, id_text
     from captune.data.image_files import (
         ImageFolder,
@@ -33,6 +23,7 @@ if TYPE_CHECKING:
         name_as_text,
         raise_unreadable_folder,
     )
+    from captune.data.image_formats import HEIF_SUFFIXES, MAX_PIXELS, is_image_name, too_many_scans
     from captune.data.images import (
         CLIP_MEAN,
         CLIP_STD,
@@ -69,9 +60,18 @@ if TYPE_CHECKING:
         output_note,
     )
     from captune.data.prefetch import prefetch_map
-    from captune.data.readers import BYTE_ORDER_MARKS, SourceFile, text_lines
     from captune.data.rows import Row
     from captune.data.splits import Shares, parse_shares, split_of_name
+    from captune.data.tar_parquet import (
+        MAX_MEMBER,
+        InlineImages,
+        bounded_batches,
+        column_type,
+        open_parquet,
+        open_tar,
+        too_large,
+    )
+    from captune.data.text_json import BYTE_ORDER_MARKS, SourceFile, text_lines
 
 __all__ = [
     "BYTE_ORDER_MARKS",
@@ -153,7 +153,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "archives": [
+        "tar_parquet": [
             "MAX_MEMBER",
             "InlineImages",
             "bounded_batches",
@@ -166,7 +166,7 @@ __getattr__ = lazy_names(
         "checks": ["TargetFlaw", "check_manifest"],
         "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],
         "delimited": ["CsvWriter", "plain_cell"],
-        "formats": ["HEIF_SUFFIXES", "MAX_PIXELS", "is_image_name", "too_many_scans"],
+        "image_formats": ["HEIF_SUFFIXES", "MAX_PIXELS", "is_image_name", "too_many_scans"],
         "ids": ["SeenIds", "id_text"],
         "image_files": [
             "ImageFolder",
@@ -212,7 +212,7 @@ __getattr__ = lazy_names(
             "output_note",
         ],
         "prefetch": ["prefetch_map"],
-        "readers": ["BYTE_ORDER_MARKS", "SourceFile", "text_lines"],
+        "text_json": ["BYTE_ORDER_MARKS", "SourceFile", "text_lines"],
         "rows": ["Row"],
         "splits": ["Shares", "parse_shares", "split_of_name"],
     },

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from captune.data.formats import HEIF_EXTRA, HEIF_SUFFIXES, image_suffixes, is_image_name
+from captune.data.image_formats import HEIF_EXTRA, HEIF_SUFFIXES, image_suffixes, is_image_name
 from captune.errors import DataError
 
 __all__ = [

@@ -1,8 +1,8 @@
 """Decode image files to RGB pixels: the one decoder of every command, with a sentence for every bad file.
 
 Images come upright, as the camera noted in EXIF, unless the caller requests them as stored. The original MiniGPT-4
-reads every image with `Image.open(path).convert("RGB")`, which ignores that rotation. `captune.data.formats` says which
-files are opened.
+reads every image with `Image.open(path).convert("RGB")`, which ignores that rotation. `captune.data.image_formats` says
+which files are opened.
 
 8-bit images become RGB as Pillow's `convert("RGB")` makes them, to the bit: CMYK, palette and grey are converted, alpha
 is dropped and not blended, of an animation the first frame is taken. Values of more bits are scaled and never clipped:
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from captune.common import first_line
-from captune.data.formats import open_image
+from captune.data.image_formats import open_image
 from captune.errors import DataError
 
 __all__ = [

@@ -194,7 +194,7 @@ def file_hash(path: AnyPath) -> str:
 
 def _refuse_picture(path: AnyPath, option: str) -> None:
     """Refuse to replace a picture: a command that can overwrite writes none, so its name is a slip."""
-    from captune.data.formats import is_image_name
+    from captune.data.image_formats import is_image_name
 
     if is_image_name(os.fspath(path)):
         raise InputError(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
     from captune.decoding.oom import in_batches, is_out_of_memory
     from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
-    from captune.decoding.reference import SamplingProcessor, ScoreCheck
     from captune.decoding.text_stream import TextStream, stream_text
+    from captune.decoding.transformers_generate import SamplingProcessor, ScoreCheck
 
 __all__ = [
     "NON_FINITE_SCORES",
@@ -49,7 +49,7 @@ __getattr__ = lazy_names(
         "generate": ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"],
         "oom": ["in_batches", "is_out_of_memory"],
         "options": ["NON_FINITE_SCORES", "Caption", "DecodingOptions", "Progress", "Request", "StopRule"],
-        "reference": ["SamplingProcessor", "ScoreCheck"],
+        "transformers_generate": ["SamplingProcessor", "ScoreCheck"],
         "text_stream": ["TextStream", "stream_text"],
     },
 )

@@ -26,7 +26,7 @@ from captune.decoding.options import (
     common_prefix,
     raise_if_faulty,
 )
-from captune.decoding.reference import generate_with_transformers
+from captune.decoding.transformers_generate import generate_with_transformers
 from captune.errors import ConfigError, NonFiniteScoresError
 from captune.model import MiniGPT4, MiniGPT4Processor, batchable
 

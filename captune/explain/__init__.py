@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.explain.compare import Explanation, explain, stand_in
-    from captune.explain.layout import FedToken, piece_text
+    from captune.explain.checks import FedToken, piece_text
+    from captune.explain.explanation import Explanation, explain, stand_in
 
 __all__ = [
     "Explanation",
@@ -21,7 +21,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "compare": ["Explanation", "explain", "stand_in"],
-        "layout": ["FedToken", "piece_text"],
+        "explanation": ["Explanation", "explain", "stand_in"],
+        "checks": ["FedToken", "piece_text"],
     },
 )

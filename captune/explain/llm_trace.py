@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captune.explain.layout import FedToken, TaughtStep
+from captune.explain.checks import FedToken, TaughtStep
 from captune.model import MiniGPT4
 from captune.transformers_compat import CACHE_ARGUMENT
 

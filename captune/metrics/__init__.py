@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.metrics.alignment import align, caption_warnings, near_miss
+    from captune.metrics.caption_failures import FAILURES, find_failures
+    from captune.metrics.caption_files import (
+        Predictions,
+        References,
+        read_predictions,
+        read_reference_files,
+        read_references,
+    )
     from captune.metrics.diversity import measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
-    from captune.metrics.failures import FAILURES, find_failures
-    from captune.metrics.files import Predictions, References, read_predictions, read_reference_files, read_references
+    from captune.metrics.id_alignment import align, caption_warnings, near_miss
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
@@ -85,11 +91,11 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "alignment": ["align", "caption_warnings", "near_miss"],
+        "id_alignment": ["align", "caption_warnings", "near_miss"],
         "diversity": ["measure_diversity"],
         "document_frequencies": ["DocumentFrequencies"],
-        "failures": ["FAILURES", "find_failures"],
-        "files": ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"],
+        "caption_failures": ["FAILURES", "find_failures"],
+        "caption_files": ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"],
         "metric": ["Column", "MeanOfImages", "Metric"],
         "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],

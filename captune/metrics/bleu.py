@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from captune.metrics.matching import Matches
 from captune.metrics.metric import Column, Metric
+from captune.metrics.ngram_matching import Matches
 from captune.metrics.ngrams import ORDERS
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 

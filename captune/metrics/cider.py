@@ -16,8 +16,8 @@ import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.document_frequencies import CorpusCounts, DocumentFrequencies
-from captune.metrics.matching import Matches, NgramIndex
 from captune.metrics.metric import Column, MeanOfImages
+from captune.metrics.ngram_matching import Matches, NgramIndex
 from captune.metrics.ngrams import Ngrams
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 

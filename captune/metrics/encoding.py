@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from captune.metrics.chunktable import NEEDS_CONTEXT, ChunkCodes, ChunkTable
+from captune.metrics.string_hash_table import NEEDS_CONTEXT, ChunkCodes, ChunkTable
 from captune.metrics.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.inputs import ImageId
-from captune.metrics.matching import NgramIndex, OrderMatches
+from captune.metrics.ngram_matching import NgramIndex, OrderMatches
 from captune.metrics.ngrams import Ngrams
 
 if TYPE_CHECKING:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from captune.report.columns import format_value, order_metrics, shows_zero
     from captune.report.comparison import Comparison, compare_runs, matrices, telling_lines
     from captune.report.files import atomic_write
-    from captune.report.matrix import (
+    from captune.report.learning_curve import TrainingLog, course_of, read_log
+    from captune.report.narrative import sentences
+    from captune.report.page import LANGUAGES, build_page
+    from captune.report.rating import captions_hashes
+    from captune.report.robustness_matrix import (
         FILE,
         MATRIX_FILES,
         Cell,
@@ -29,10 +33,7 @@ if TYPE_CHECKING:
         matrix_terminal,
         matrix_to_json,
     )
-    from captune.report.narrative import sentences
-    from captune.report.page import LANGUAGES, build_page
-    from captune.report.rating import captions_hashes
-    from captune.report.schema import CheckpointScores, RunScores, read_scores, write_scores
+    from captune.report.scores_json import CheckpointScores, RunScores, read_scores, write_scores
     from captune.report.table import (
         cells,
         csv_table,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
         signatures,
     )
     from captune.report.thumbnails import thumbnail_path, thumbnail_sources, write_thumbnails
-    from captune.report.training_log import TrainingLog, course_of, read_log
     from captune.report.write import COMPARISON_FILES, REPORT_FILES, write_comparison, write_page, write_report
 
 __all__ = [
@@ -110,7 +110,7 @@ __getattr__ = lazy_names(
         "columns": ["format_value", "order_metrics", "shows_zero"],
         "comparison": ["Comparison", "compare_runs", "matrices", "telling_lines"],
         "files": ["atomic_write"],
-        "matrix": [
+        "robustness_matrix": [
             "FILE",
             "MATRIX_FILES",
             "Cell",
@@ -126,7 +126,7 @@ __getattr__ = lazy_names(
         "narrative": ["sentences"],
         "page": ["LANGUAGES", "build_page"],
         "rating": ["captions_hashes"],
-        "schema": ["CheckpointScores", "RunScores", "read_scores", "write_scores"],
+        "scores_json": ["CheckpointScores", "RunScores", "read_scores", "write_scores"],
         "table": [
             "cells",
             "csv_table",
@@ -139,7 +139,7 @@ __getattr__ = lazy_names(
             "signatures",
         ],
         "thumbnails": ["thumbnail_path", "thumbnail_sources", "write_thumbnails"],
-        "training_log": ["TrainingLog", "course_of", "read_log"],
+        "learning_curve": ["TrainingLog", "course_of", "read_log"],
         "write": ["COMPARISON_FILES", "REPORT_FILES", "write_comparison", "write_page", "write_report"],
     },
 )

@@ -29,11 +29,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from captune.report.axis import positions
-from captune.report.captions import mean_lengths
+from captune.report.caption_statistics import mean_lengths
 from captune.report.columns import DECIMALS, SLIDES_METRICS, column, shows_zero
 from captune.report.files import nan_to_null
-from captune.report.schema import CheckpointScores, RunScores
-from captune.report.training_log import course_of, differ, has_statistics
+from captune.report.learning_curve import course_of, differ, has_statistics
+from captune.report.scores_json import CheckpointScores, RunScores
 
 __all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "OtherRow", "Overfit", "Trend", "analyse"]
 

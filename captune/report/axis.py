@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from captune.common import one_line
-from captune.report.schema import RunScores
-from captune.report.training_log import drawn_rows
+from captune.report.learning_curve import drawn_rows
+from captune.report.scores_json import RunScores
 
 __all__ = ["Axis", "checkpoint_axis", "positions", "spread_labels"]
 

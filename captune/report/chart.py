@@ -18,10 +18,10 @@ from captune.common import one_line, shorten
 from captune.errors import InputError, MissingExtraError
 from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
 from captune.report.columns import column
-from captune.report.matrix import Column, Matrix, strength_curves
-from captune.report.schema import RunScores
+from captune.report.learning_curve import drawn_rows
+from captune.report.robustness_matrix import Column, Matrix, strength_curves
+from captune.report.scores_json import RunScores
 from captune.report.table import leak_reasons, provenance, signatures
-from captune.report.training_log import drawn_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from captune.common import escape_markdown, markdown_table, one_line
 from captune.errors import InputError
-from captune.report.captions import tokenizer_name
+from captune.report.caption_statistics import tokenizer_name
 from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
-from captune.report.schema import CheckpointScores, RunScores
-from captune.report.training_log import course_of
+from captune.report.learning_curve import course_of
+from captune.report.scores_json import CheckpointScores, RunScores
 
 if TYPE_CHECKING:
     from captune.metrics import Scores

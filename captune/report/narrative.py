@@ -13,8 +13,8 @@ from typing import Any
 from captune.common import escape_markdown, one_line
 from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
-from captune.report.schema import RunScores
-from captune.report.training_log import SIGNIFICANT, course_of
+from captune.report.learning_curve import SIGNIFICANT, course_of
+from captune.report.scores_json import RunScores
 
 __all__ = [
     "LANGUAGES",

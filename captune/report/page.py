@@ -22,17 +22,17 @@ from markupsafe import Markup
 
 from captune.common import one_line
 from captune.report.analysis import analyse
-from captune.report.captions import CaptionStatistics, caption_statistics, most_changed_words, word_classes
+from captune.report.caption_statistics import CaptionStatistics, caption_statistics, most_changed_words, word_classes
 from captune.report.columns import order_metrics, scale_sentence
 from captune.report.comparison import Comparison, matrices
-from captune.report.matrix import Matrix, matrix_section
+from captune.report.learning_curve import SIGNIFICANT, TrainingLog, course_of, drawn_rows
 from captune.report.narrative import LANGUAGES, catalogue, sentences
 from captune.report.page_charts import distribution_charts, score_charts, training_charts
 from captune.report.rating import Rating, rating_counts, rating_tables
-from captune.report.schema import RunScores
+from captune.report.robustness_matrix import Matrix, matrix_section
+from captune.report.scores_json import RunScores
 from captune.report.table import DAGGERS, cells, daggers, leak_reasons, notes, provenance, signatures
 from captune.report.thumbnails import EMBEDDED_BYTES, embedded_thumbnails
-from captune.report.training_log import SIGNIFICANT, TrainingLog, course_of, drawn_rows
 
 __all__ = [
     "LANGUAGES",

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 
 from captune.common import one_line
 from captune.report.axis import checkpoint_axis, spread_labels
-from captune.report.captions import CaptionStatistics
+from captune.report.caption_statistics import CaptionStatistics
 from captune.report.columns import column
-from captune.report.schema import RunScores
-from captune.report.training_log import TrainingLog, course_of, drawn_rows
+from captune.report.learning_curve import TrainingLog, course_of, drawn_rows
+from captune.report.scores_json import RunScores
 
 __all__ = ["Series", "distribution_charts", "line_chart", "nice_ticks", "score_charts", "training_charts"]
 

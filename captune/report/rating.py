@@ -17,7 +17,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 from pydantic import Strict
 
 from captune.report.files import parse_versioned_json, read_text
-from captune.report.schema import CheckpointScores, Integer, RunScores, Text
+from captune.report.scores_json import CheckpointScores, Integer, RunScores, Text
 
 __all__ = ["FILE", "Rating", "captions_hashes", "rating_counts", "rating_of", "rating_tables", "read_rating"]
 

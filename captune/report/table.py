@@ -19,8 +19,8 @@ from captune.errors import InputError
 from captune.parsing import first_repeated
 from captune.report.columns import column, format_value, scale_sentence, shows_zero
 from captune.report.files import read_text
-from captune.report.schema import BASELINES, MAX_SCORE, CheckpointScores, RunScores
-from captune.report.training_log import SIGNIFICANT
+from captune.report.learning_curve import SIGNIFICANT
+from captune.report.scores_json import BASELINES, MAX_SCORE, CheckpointScores, RunScores
 
 __all__ = [
     "SIGNIFICANT",

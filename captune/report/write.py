@@ -10,13 +10,13 @@ from captune.report.analysis import analyse
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import atomic_write
-from captune.report.matrix import matrix_of
+from captune.report.learning_curve import TrainingLog, read_log
 from captune.report.narrative import analysis_markdown
 from captune.report.page import build_page
 from captune.report.rating import rating_of
-from captune.report.schema import RunScores, read_scores
+from captune.report.robustness_matrix import matrix_of
+from captune.report.scores_json import RunScores, read_scores
 from captune.report.table import csv_table, latex_table, markdown_table
-from captune.report.training_log import TrainingLog, read_log
 
 __all__ = ["COMPARISON_FILES", "REPORT_FILES", "Writer", "write_comparison", "write_page", "write_report"]
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         sampled_hash,
         tensor_fingerprints,
     )
+    from captune.weights.folder_checks import refuse_part, refuse_pointer, refuse_pointers
     from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
-    from captune.weights.pointers import refuse_part, refuse_pointer, refuse_pointers
     from captune.weights.strict import check_values, load_strictly, missing_library, quiet, read_config, why_unread
 
 __all__ = [
@@ -69,7 +69,7 @@ __getattr__ = lazy_names(
             "tensor_fingerprints",
         ],
         "peft_adapter": ["attach_adapter", "base_of", "find_adapter", "read_adapter"],
-        "pointers": ["refuse_part", "refuse_pointer", "refuse_pointers"],
+        "folder_checks": ["refuse_part", "refuse_pointer", "refuse_pointers"],
         "strict": ["check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"],
     },
 )

@@ -15,7 +15,7 @@ from captune.common import error_text
 from captune.errors import WeightsError
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
-from captune.weights.pointers import refuse_pointer
+from captune.weights.folder_checks import refuse_pointer
 
 __all__ = [
     "SAFETENSORS_DTYPES",

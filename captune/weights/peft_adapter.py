@@ -22,7 +22,7 @@ from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
 from captune.transformers_compat import StoredNameMapping, fetch_file
 from captune.weights.files import SINGLE, read_header, torch_state
-from captune.weights.pointers import refuse_pointer
+from captune.weights.folder_checks import refuse_pointer
 from captune.weights.strict import check_keys, check_values, quiet
 
 __all__ = ["attach_adapter", "base_of", "find_adapter", "read_adapter"]

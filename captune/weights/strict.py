@@ -21,7 +21,7 @@ from captune.common import error_text
 from captune.errors import InputError, MissingExtraError, WeightsError
 from captune.transformers_compat import StoredNameMapping
 from captune.weights.files import check_weights, stored_names
-from captune.weights.pointers import refuse_pointers
+from captune.weights.folder_checks import refuse_pointers
 
 __all__ = ["check_keys", "check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"]
 

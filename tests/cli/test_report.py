@@ -12,7 +12,7 @@ import pytest
 
 from captune.cli import app, run
 from captune.report import read_csv, write_scores
-from captune.report.schema import CheckpointScores, RunScores
+from captune.report.scores_json import CheckpointScores, RunScores
 
 TABLE = """checkpoint,BLEU-4,CIDEr,ROUGE-L
 pretrained,0.1529,0.4361,0.5758

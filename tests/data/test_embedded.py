@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captune.data.archives import InlineImages
 from captune.data.importers.hugging_face import HuggingFaceSource
 from captune.data.importers.table import Columns, table_rows
 from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.issues import Issue
-from captune.data.readers import SourceFile
 from captune.data.rows import Row
+from captune.data.tar_parquet import InlineImages
+from captune.data.text_json import SourceFile
 from captune.errors import DataError
 
 
@@ -89,7 +89,7 @@ def test_a_file_of_other_bytes_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_an_image_too_large_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.archives.MAX_IMAGE", 10)
+    monkeypatch.setattr("captune.data.tar_parquet.MAX_IMAGE", 10)
     with pytest.raises(DataError, match="is the limit"):
         InlineImages(tmp_path).add(picture())
 

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captune.data.archives import InlineImages
 from captune.data.importers.coco import coco_rows, textcaps_rows
 from captune.data.importers.flickr import flickr30k_rows, token_rows, with_coco_names
 from captune.data.importers.folder import FolderSource
@@ -31,8 +30,9 @@ from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.importing import ImageCheck, prepare
 from captune.data.issues import NOTES, Issue
 from captune.data.manifest import read_manifest
-from captune.data.readers import SourceFile
 from captune.data.rows import Row
+from captune.data.tar_parquet import InlineImages
+from captune.data.text_json import SourceFile
 from captune.errors import DataError
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 from captune import cli
 from captune.bulk import read_inputs
 from captune.bulk.shards import Item, TarShard
-from captune.data import formats
-from captune.data.archives import InlineImages
+from captune.data import image_formats
 from captune.data.image_files import ImageFolder, SkippedFiles, name_as_text, text_as_name
 from captune.data.importers.folder import FolderSource
 from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.rows import Row
+from captune.data.tar_parquet import InlineImages
 from captune.errors import DataError
 
 
@@ -91,12 +91,12 @@ SENTENCE = (
 
 @pytest.fixture(autouse=True)
 def _without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
-    formats._available()
-    known = tuple(name for name in formats.FORMATS if name != "HEIF")
-    monkeypatch.setattr(formats, "_available", lambda: known)
-    formats.image_suffixes.cache_clear()
+    image_formats._available()
+    known = tuple(name for name in image_formats.FORMATS if name != "HEIF")
+    monkeypatch.setattr(image_formats, "_available", lambda: known)
+    image_formats.image_suffixes.cache_clear()
     yield  # type: ignore[misc]
-    formats.image_suffixes.cache_clear()
+    image_formats.image_suffixes.cache_clear()
 
 
 def picture() -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from captune.data import formats
+from captune.data import image_formats
 from captune.data.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -166,7 +166,7 @@ def test_files_that_are_no_images(tmp_path: Path, read: object) -> None:
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg: Path) -> None:
-    monkeypatch.setattr(formats, "MAX_PIXELS", 320 * 200 - 1)
+    monkeypatch.setattr(image_formats, "MAX_PIXELS", 320 * 200 - 1)
     with pytest.raises(DataError, match="320 x 200 pixels"):
         load_image(jpeg)
     for limit in (40_000, 20_000):  # Pillow warns above its limit and refuses above twice that

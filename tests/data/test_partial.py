@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from captune.data import atomic
-from captune.data.archives import InlineImages
 from captune.data.atomic import (
     atomic_file,
     atomic_folder,
@@ -22,6 +21,7 @@ from captune.data.atomic import (
     remove_abandoned,
     temporary_folder,
 )
+from captune.data.tar_parquet import InlineImages
 from captune.report.files import atomic_write
 
 WRITERS = {

@@ -13,8 +13,8 @@ from captune.data.importers.karpathy import with_splits
 from captune.data.importing import prepare
 from captune.data.issues import Issue
 from captune.data.manifest import Sample, read_manifest
-from captune.data.readers import SourceFile
 from captune.data.rows import Row
+from captune.data.text_json import SourceFile
 from captune.errors import DataError
 
 

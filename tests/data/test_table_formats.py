@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captune.data.archives import InlineImages
 from captune.data.delimited import delimited_rows
 from captune.data.ids import id_text
 from captune.data.importers.table import Columns, table_rows
 from captune.data.importing import Summary, prepare
 from captune.data.manifest import Sample, read_manifest
-from captune.data.readers import SourceFile
 from captune.data.rows import Row
+from captune.data.tar_parquet import InlineImages
+from captune.data.text_json import SourceFile
 from captune.errors import DataError
 
 

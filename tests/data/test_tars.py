@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from captune.bulk.shards import Entry, Item, ParquetShard, Rejected, TarShard
-from captune.data import archives
-from captune.data.archives import InlineImages
+from captune.data import tar_parquet
 from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.issues import Issue
 from captune.data.rows import Row
+from captune.data.tar_parquet import InlineImages
 from captune.errors import DataError
 
 LARGE = 257 << 20
@@ -127,7 +127,7 @@ def test_a_value_that_many_rows_share_is_read_row_by_row(tmp_path: Path, monkeyp
 
 def test_the_limit_of_a_member() -> None:
     info = tarfile.TarInfo("a.jpg")
-    info.size = archives.MAX_MEMBER
-    assert archives.too_large(info) is None
+    info.size = tar_parquet.MAX_MEMBER
+    assert tar_parquet.too_large(info) is None
     info.size += 1
-    assert archives.too_large(info) is not None
+    assert tar_parquet.too_large(info) is not None

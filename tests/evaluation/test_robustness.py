@@ -18,7 +18,7 @@ from captune.data.manifest import Sample, read_manifest, write_manifest
 from captune.errors import ConfigError, DataError, InputError
 from captune.metrics import Scorer
 from captune.report import CheckpointScores, RunScores, TrainingLog, build_page
-from captune.report.matrix import (
+from captune.report.robustness_matrix import (
     Cell,
     Column,
     Difference,

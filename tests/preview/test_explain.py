@@ -14,7 +14,7 @@ from captune.config import RunConfig
 from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
-from captune.explain.compare import Explanation, explain, stand_in
+from captune.explain.explanation import Explanation, explain, stand_in
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, OriginalFaults, PromptLayout
 from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
 from captune.report.narrative import LANGUAGES, analysis_markdown, catalogue, percent
-from captune.report.schema import MAX_SCORE
+from captune.report.scores_json import MAX_SCORE
 
 
 def _said(run: RunScores) -> dict[str, str]:

@@ -25,9 +25,9 @@ from captune.report import (
 from captune.report.axis import checkpoint_axis
 from captune.report.columns import format_value
 from captune.report.comparison import compare_runs, comparison_markdown
+from captune.report.learning_curve import course_of
 from captune.report.page_charts import score_charts
 from captune.report.table import cells, latex_table
-from captune.report.training_log import course_of
 
 
 def _said(run: RunScores) -> dict[str, str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from captune.parsing import validate
 from captune.report import RunScores, TrainingLog, build_page, read_log, write_thumbnails
-from captune.report.captions import caption_statistics, most_changed_words, word_classes
+from captune.report.caption_statistics import caption_statistics, most_changed_words, word_classes
 from captune.report.narrative import catalogue
 from captune.report.page import MAX_CHARACTERS, MAX_IMAGES, explorer_data, select_images
 from captune.report.page_charts import Series, line_chart, nice_ticks

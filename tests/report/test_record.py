@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from captune.errors import InputError, ToolError
 from captune.report import CheckpointScores, RunScores, read_scores, write_scores
-from captune.report.schema import scores_from_json, scores_to_json
+from captune.report.scores_json import scores_from_json, scores_to_json
 
 
 def _tree() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from captune.errors import InputError, ToolError
 from captune.report import read_scores, write_report, write_scores
-from captune.report.matrix import Cell, Column, Matrix, Row, matrix_of, matrix_to_json
+from captune.report.robustness_matrix import Cell, Column, Matrix, Row, matrix_of, matrix_to_json
 
 FILES = ["table.md", "table.csv", "table.tex", "analysis.md", "metrics.png", "metrics.svg", "report.html"]
 

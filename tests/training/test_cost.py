@@ -10,7 +10,7 @@ import torch
 
 from captune.config import parse_config
 from captune.report import read_scores
-from captune.report.training_log import read_log
+from captune.report.learning_curve import read_log
 from captune.training import run_log, train
 from captune.training.run_log import CostMeter
 

@@ -1,7 +1,7 @@
 """Blind human rating of captions: a study, its pages for raters, and its results.
 
 `study_items` reads systems, `study_design` draws images and tasks, `create` and `store` keep the study in one folder,
-`server` is the web application, `judgements`, `estimates`, `study_report` and `export` make the results.
+`server` is the web application, `judgements`, `estimates`, `study_results` and `export` make the results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from captune.apps.rating.server import rating_application
 from captune.apps.rating.store import DATABASE, Store
 from captune.apps.rating.study_design import StudyOptions
 from captune.apps.rating.study_items import StudyItems, choose_systems, read_study_items, with_human
-from captune.apps.rating.study_report import Results, compute_results
+from captune.apps.rating.study_results import Results, compute_results
 
 __all__ = [
     "DATABASE",

@@ -9,7 +9,7 @@ from pathlib import Path
 from captune.apps.rating.judgements import points
 from captune.apps.rating.store import Store
 from captune.apps.rating.study_design import CRITERIA
-from captune.apps.rating.study_report import Results
+from captune.apps.rating.study_results import Results
 from captune.data import CsvWriter, check_output, output_file
 
 __all__ = ["answers_csv", "check_results", "results_json", "write_results"]

@@ -22,7 +22,7 @@ from captune.apps.rating.create import picture_path
 from captune.apps.rating.export import answers_csv
 from captune.apps.rating.store import Store
 from captune.apps.rating.study_design import CRITERIA, Trial
-from captune.apps.rating.study_report import Results, compute_results
+from captune.apps.rating.study_results import Results, compute_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from captune.apps.serving.completions import Limits
 from captune.apps.serving.messages import ImageLimits
-from captune.apps.serving.remote import fetch_image
+from captune.apps.serving.remote_images import fetch_image
 from captune.apps.serving.served_models import ServedCaptioner, ServedModel, load_served
 from captune.apps.serving.server import serving_application
 

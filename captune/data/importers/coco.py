@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from captune.data.formats import is_image_name
 from captune.data.ids import id_text
+from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
-from captune.data.readers import SourceFile, json_items, require_object, string_field
 from captune.data.rows import CaptionRow, Row, group_by_image
+from captune.data.text_json import SourceFile, json_items, require_object, string_field
 from captune.errors import DataError
 
 __all__ = ["coco_rows", "textcaps_rows"]

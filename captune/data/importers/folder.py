@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from captune.data.formats import is_image_name
 from captune.data.image_files import SkippedFiles, raise_unreadable_folder, written_alike
+from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
-from captune.data.readers import SourceFile, checked_lines
 from captune.data.rows import Row
+from captune.data.text_json import SourceFile, checked_lines
 from captune.errors import DataError
 
 __all__ = ["FolderSource"]

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from captune.common import first_line
-from captune.data.archives import MAX_IMAGE, InlineImages
 from captune.data.importers.table import Columns, Values, caption_rows, record_values, require_columns
 from captune.data.issues import Issue
 from captune.data.manifest import missing_reason
 from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.data.splits import SPLIT_NAMES
+from captune.data.tar_parquet import MAX_IMAGE, InlineImages
 from captune.errors import DataError, MissingExtraError
 
 __all__ = ["HuggingFaceSource"]

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captune.data.archives import MAX_MEMBER, InlineImages, open_tar, too_large
-from captune.data.formats import is_image_name
 from captune.data.ids import SeenIds
 from captune.data.image_files import SkippedFiles, is_companion
+from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
 from captune.data.manifest import check_image_name
-from captune.data.readers import MAX_LINE, parse_json
 from captune.data.rows import Row
+from captune.data.tar_parquet import MAX_MEMBER, InlineImages, open_tar, too_large
+from captune.data.text_json import MAX_LINE, parse_json
 from captune.errors import DataError
 
 __all__ = ["WebDatasetSource"]

@@ -16,8 +16,8 @@ from captune.metrics.ptb.characters import (
     shape_of,
     to_utf16_units,
 )
+from captune.metrics.ptb.long_tokens import Spans
 from captune.metrics.ptb.rules import AFTER_WORD, BY_FIRST, LONE_BEFORE, WORD, Pattern, Render
-from captune.metrics.ptb.spans import Spans
 
 __all__ = ["LINE_END", "PUNCTUATION", "STOPPED_WORDS", "chunk_tokens", "lex"]
 

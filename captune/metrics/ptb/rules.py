@@ -5,7 +5,7 @@ length, and its group 1 is the token. So the original decides; the patterns were
 
 No pattern here reads more than a small multiple of what the winning token takes, and none keeps a choice open for every
 character it has read, so a text is read in linear time and little memory. What could look far ahead of a short token
-(addresses, links, tags, lists) stands in `spans`.
+(addresses, links, tags, lists) is in `long_tokens`.
 """
 
 from __future__ import annotations

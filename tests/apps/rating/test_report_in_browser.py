@@ -10,7 +10,7 @@ import pytest
 
 from captune.apps.rating.export import results_json
 from captune.apps.rating.store import Store
-from captune.apps.rating.study_report import compute_results
+from captune.apps.rating.study_results import compute_results
 from captune.report import write_page
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from captune.apps.rating.store import Store
 from captune.apps.rating.study_design import CRITERIA
-from captune.apps.rating.study_report import compute_results
+from captune.apps.rating.study_results import compute_results
 
 CLOSES_TAB, SEES_KILL = 1, 2
 

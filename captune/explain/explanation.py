@@ -26,7 +26,7 @@ from captune.data import Sample
 from captune.distributed import DistributedContext
 from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation, EvaluationSet
-from captune.explain.layout import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
+from captune.explain.checks import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.explain.llm_trace import LossRecorder, record_llm_inputs
 from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, bos_count
 from captune.training import TrainStep

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from captune.errors import MetricInputError
-from captune.metrics.file_formats import line_captions, parse_json, read_text, table_rows
+from captune.metrics.json_files import line_captions, parse_json, read_text, table_rows
 
 __all__ = ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"]
 

@@ -341,7 +341,7 @@ def json_items(reading: SourceFile) -> Iterator[tuple[str, Any]]:
         item with a key twice, of which `json` would keep the last, is a `BadItem`.
 
     Raises:
-        DataError: not JSON, or an item longer than `captune.data.readers.MAX_LINE`; names the position.
+        DataError: not JSON, or an item longer than `captune.data.text_json.MAX_LINE`; names the position.
     """
     for key, item, _ in json_parts(reading):
         yield key, item

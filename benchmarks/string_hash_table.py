@@ -1,6 +1,6 @@
-"""What the hash table of `captune.metrics.chunktable` saves over one dictionary look-up for each chunk.
+"""What the hash table of `captune.metrics.string_hash_table` saves over one dictionary look-up for each chunk.
 
-    python benchmarks/chunk_table.py [--images 20000] [--rounds 7]
+    python benchmarks/string_hash_table.py [--images 20000] [--rounds 7]
 
 Captions are scored in this process with and without the table, in turns; a figure is the median of the CPU time of one
 thread. The scores of every image must be equal. Needs the folder `../shared`.
@@ -17,8 +17,8 @@ from typing import Any
 from score import corpus
 
 from captune.metrics import score_captions
-from captune.metrics.chunktable import ChunkTable
 from captune.metrics.encoding import Encoder
+from captune.metrics.string_hash_table import ChunkTable
 from captune.metrics.tokenizers import tokenizer
 
 TABLE = ChunkTable.codes

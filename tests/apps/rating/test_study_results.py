@@ -32,7 +32,7 @@ from captune.apps.rating.estimates import (
 from captune.apps.rating.export import answers_csv, write_results
 from captune.apps.rating.store import DATABASE, Store
 from captune.apps.rating.study_design import CRITERIA
-from captune.apps.rating.study_report import Results, compute_results
+from captune.apps.rating.study_results import Results, compute_results
 from captune.errors import InputError
 
 

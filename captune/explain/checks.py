@@ -1,6 +1,6 @@
 """Is what training teaches what generation continues? The comparison, on what the language model was really fed.
 
-Nothing here lays out a prompt. `captune.explain.compare` watches both sides at the language model's door and hands
+Nothing here lays out a prompt. `captune.explain.explanation` watches both sides at the language model's door and hands
 over what came through; here it is compared, check by check, and put into words.
 """
 

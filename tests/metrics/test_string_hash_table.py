@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captune.metrics import ptb
-from captune.metrics.chunktable import ChunkTable
 from captune.metrics.encoding import Encoder
+from captune.metrics.string_hash_table import ChunkTable
 from captune.metrics.tokenizers import tokenizer
 
 # Chunks around the lengths where the table changes its ways, in bytes: 8, 24, and 64 characters.

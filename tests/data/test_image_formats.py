@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captune.data import formats
-from captune.data.formats import MAX_SCANS, is_image_name, open_image, too_many_scans
+from captune.data import image_formats
+from captune.data.image_formats import MAX_SCANS, is_image_name, open_image, too_many_scans
 from captune.data.images import check_image, has_rotation, image_size, load_image, read_image
 from captune.errors import DataError, ImageTooLargeError
 
@@ -96,7 +96,9 @@ def test_formats_that_start_other_programs_are_never_opened(
 
 
 def test_a_heif_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_available", lambda: tuple(name for name in formats.FORMATS if name != "HEIF"))
+    monkeypatch.setattr(
+        image_formats, "_available", lambda: tuple(name for name in image_formats.FORMATS if name != "HEIF")
+    )
     with pytest.raises(DataError, match=r"HEIF.*pip install 'captune\[heic\]'"):
         read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40, "IMG_1.jpg")
 
@@ -109,7 +111,7 @@ def test_a_damaged_file_is_called_by_its_format(data: bytes) -> None:
 
 def test_a_heif_is_read_and_listed(tmp_path: Path) -> None:
     pytest.importorskip("pillow_heif", reason="needs the extra 'heic'")
-    assert "HEIF" in formats._available()
+    assert "HEIF" in image_formats._available()
     assert is_image_name("a.HEIC")
     (tmp_path / "a.HEIC").write_bytes(saved("HEIF", picture(64, 48), quality=100))
     difference = np.asarray(load_image(tmp_path / "a.HEIC")).astype(int) - np.asarray(picture(64, 48))

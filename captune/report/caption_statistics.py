@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from captune.report.schema import RunScores
+from captune.report.scores_json import RunScores
 
 __all__ = [
     "WORD_CLASSES",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captune.cli.importing import Output, import_rows
+from captune.cli.prepare_common import Output, import_rows
 from captune.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from captune.errors import MetricInputError
-from captune.metrics.alignment import align, caption_warnings
-from captune.metrics.files import Predictions, References
+from captune.metrics.caption_files import Predictions, References
+from captune.metrics.id_alignment import align, caption_warnings
 
 REFERENCES = References({"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}, source="refs.json")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from captune.errors import MetricInputError
-from captune.metrics.files import read_predictions, read_reference_files, read_references
+from captune.metrics.caption_files import read_predictions, read_reference_files, read_references
 
 EXPECTED = {"1": ["a dog", "the dog"], "x": ["a cat"]}
 PREDICTED = {"1": "a dog", "x": "a cat"}

@@ -31,7 +31,7 @@ from captune.data import CsvWriter
 from captune.errors import InputError
 from captune.report.columns import format_value, order_metrics, scale_sentence
 from captune.report.files import StrictRecord, nan_to_null, parse_versioned_json, read_text
-from captune.report.schema import Integer, RunScores, Score, Text
+from captune.report.scores_json import Integer, RunScores, Score, Text
 
 __all__ = [
     "FILE",

@@ -11,7 +11,7 @@ from typing import Any
 
 from captune.parsing import load_json
 from captune.report.columns import shows_zero
-from captune.report.schema import CheckpointScores, RunScores
+from captune.report.scores_json import CheckpointScores, RunScores
 
 __all__ = ["SIGNIFICANT", "Course", "TrainingLog", "course_of", "differ", "drawn_rows", "has_statistics", "read_log"]
 

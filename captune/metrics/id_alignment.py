@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import fmean
 
 from captune.errors import MetricInputError
-from captune.metrics.files import Predictions, References
+from captune.metrics.caption_files import Predictions, References
 
 __all__ = ["Aligned", "align", "caption_warnings", "near_miss"]
 
