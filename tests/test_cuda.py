@@ -20,6 +20,7 @@ import torch
 from tiny import ending_minigpt4
 
 import captune
+from captune import distributed
 from captune.config import RunConfig, parse_config
 from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.decoding.capabilities import supports_decode_attention
@@ -27,7 +28,7 @@ from captune.decoding.cuda_graph import graph_capture_for
 from captune.decoding.decode_attention import attend
 from captune.evaluation import checkpoints
 from captune.model import MiniGPT4
-from captune.training import distributed, train
+from captune.training import train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
