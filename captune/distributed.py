@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from captune.model import pick_device
+from captune.model import default_device
 
 __all__ = ["CollectiveForward", "DistributedContext", "distributed_context"]
 
@@ -107,7 +107,7 @@ def distributed_context() -> Iterator[DistributedContext]:
         This process's context; the process group is destroyed at the end.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = pick_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = default_device(int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
         yield DistributedContext(device)
         return

@@ -113,7 +113,7 @@ def losses(output: Path) -> list[float]:
 
 def on(device: str, patch: pytest.MonkeyPatch) -> None:
     for module in (distributed, checkpoints):
-        patch.setattr(module, "pick_device", lambda rank=0: torch.device(device))
+        patch.setattr(module, "default_device", lambda rank=0: torch.device(device))
 
 
 def test_training_is_the_same_on_both(

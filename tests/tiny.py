@@ -41,7 +41,7 @@ class Characters:
     def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
         return self.encode("".join(pieces))
 
-    def special_in(self, text: str) -> str | None:
+    def find_special_token(self, text: str) -> str | None:
         return None
 
     def decode(self, ids: Iterable[int]) -> str:

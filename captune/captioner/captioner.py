@@ -27,17 +27,17 @@ from captune.data import ImageInput, as_list, prefetch_map
 from captune.decoding import Caption, DecodingOptions
 from captune.errors import ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
 from captune.hub import ResolvedModel, resolve_model
-from captune.model import MiniGPT4Config, compute_dtype, load_model, named_device, pick_device
+from captune.model import MiniGPT4Config, compute_dtype, default_device, load_model, parse_device
 from captune.transformers_compat import has_auto_class
 from captune.weights import (
     attach_adapter,
-    base_of,
+    base_model_of,
     find_adapter,
     full_hash,
     load_strictly,
     read_adapter,
     read_config,
-    why_unread,
+    unreadable_reason,
 )
 
 __all__ = ["Captioner", "load_backend"]
@@ -59,12 +59,12 @@ def load_backend(
     name = str(path)
     if instruction is not None and not instruction.strip():
         raise ConfigError("The instruction is empty; give what is to be asked of an image, or leave it out.")
-    target = pick_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else named_device(device)
+    target = default_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else parse_device(device)
     source = replace(resolve_model(name), dtype=dtype)
     adapter = find_adapter(source.path)
     base_name = name
     if adapter is not None:
-        base, base_name = _base(adapter)
+        base, base_name = _resolve_base(adapter)
         source = replace(base, dtype=dtype)
     state = {} if adapter is None else read_adapter(adapter)
     config = None if source.kind == "checkpoint" else _config(source.path, base_name)
@@ -82,7 +82,7 @@ def load_backend(
             tuned.fingerprint += f"-{full_hash(state.items())}"
             batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(target)
             pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
-            _refuse_idle(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
+            _require_effect(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
         return tuned
     from transformers import AutoModelForImageTextToText
 
@@ -99,17 +99,17 @@ def load_backend(
     backend = TransformersBackend(loaded.to(target).eval(), processor, **settings)
     if adapter is not None:
         backend.fingerprint += f"-{full_hash(state.items())}"
-        _refuse_idle(wrapped, adapter, lambda: _first_scores(backend))
+        _require_effect(wrapped, adapter, lambda: _first_scores(backend))
     return backend
 
 
-def _base(adapter: Path) -> tuple[ResolvedModel, str]:
+def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
     """The base model of a peft adapter, and its name in messages.
 
     Raises:
         WeightsError: it is not there, or is an adapter itself.
     """
-    name, revision = base_of(adapter)
+    name, revision = base_model_of(adapter)
     try:
         base = resolve_model(name)
         if revision is not None and base.kind == "hub":
@@ -144,7 +144,7 @@ def _first_scores(backend: TransformersBackend) -> Tensor:
     return torch.cat([scores[:, -1] for scores in outputs])
 
 
-def _refuse_idle(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
+def _require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
     """Refuse an adapter with which a caption begins with the same scores as without it.
 
     Raises:
@@ -173,7 +173,7 @@ def _config(path: str, name: str) -> Any:
         config = read_config(AutoConfig.from_pretrained, path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not Path(path).is_dir():
-            raise WeightsError(f"The model {name} cannot be loaded: {why_unread(path, error)}") from error
+            raise WeightsError(f"The model {name} cannot be loaded: {unreadable_reason(path, error)}") from error
         raise WeightsError(
             f"{name} holds no model that captune or transformers knows; expected a captune model, a checkpoint of a "
             "run, or an image-text-to-text model of transformers."
@@ -185,7 +185,7 @@ def _config(path: str, name: str) -> Any:
     return config
 
 
-_BATCHES_PREPARED = 4
+_PREFETCHED_BATCHES = 4
 """Batches of image files that are decoded before they are captioned."""
 
 
@@ -309,7 +309,7 @@ class Captioner:
             RefusedImagesError: the model refuses some, or its scores of some are not numbers (NonFiniteScoresError);
                 all others are captioned.
         """
-        size = _BATCHES_PREPARED * (options or DecodingOptions()).batch_size
+        size = _PREFETCHED_BATCHES * (options or DecodingOptions()).batch_size
         captions: list[Caption | None] = []
         reasons: dict[int, str] = {}
         kind = RefusedImagesError

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
-from captune.model import announce_date, with_clock
+from captune.model import warn_date_is_fixed, with_fixed_clock
 
-__all__ = ["ModelInputs", "Prompt", "first_line", "probe_images"]
+__all__ = ["ModelInputs", "Prompt", "describe_error", "probe_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Prompt:
     question: str | None = None
 
 
-DOCUMENTED = {
+DOCUMENTED_PROMPTS = {
     "chameleon": Prompt(after="<image>"),
     "florence2": Prompt(question="<CAPTION>"),
     "fuyu": Prompt(after="\n", question="Generate a coco-style caption."),
@@ -68,7 +68,7 @@ def probe_images() -> list[Image.Image]:
     return [Image.linear_gradient("L").resize((64, 64)).convert("RGB"), Image.new("RGB", (64, 64), (200, 40, 90))]
 
 
-def first_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception as a part of a sentence."""
     text = error_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -103,11 +103,11 @@ class ModelInputs:
         template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
         self._template = template if self.takes_text else None
         self._prompts: dict[str | None, str] = {}
-        self._announced: set[str] = set()
+        self._warned: set[str] = set()
         self._parts = True
         self._nested = self._template is not None
         self._drop_end = False
-        self._prompt = DOCUMENTED.get(model.config.model_type, Prompt())
+        self._prompt = DOCUMENTED_PROMPTS.get(model.config.model_type, Prompt())
         if self._template is not None:
             self._fit_template(of_tokenizer=getattr(processor, "chat_template", None) is None)
         if self._template is None and self.takes_text:
@@ -120,7 +120,7 @@ class ModelInputs:
         return self._template is not None
 
     @property
-    def goes_without_text(self) -> bool:
+    def accepts_image_only(self) -> bool:
         """Whether the processor takes a picture alone, and whoever writes image tokens then is not the caller."""
         if not self.takes_text:
             return True
@@ -162,11 +162,11 @@ class ModelInputs:
             return self._prompts[question]
         return None if question is None else f"{self._prompt.before}{question}{self._prompt.after}"
 
-    def announce_special_tokens(self, question: str) -> None:
+    def warn_special_tokens(self, question: str) -> None:
         """Warn, once a question, of words that the processor reads as special tokens; it cannot take them as text."""
-        if question == self.question or question in self._announced:
+        if question == self.question or question in self._warned:
             return
-        self._announced.add(question)
+        self._warned.add(question)
         tokenizer = self.processor.tokenizer
         special = {str(token) for token in tokenizer.all_special_tokens}
         special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -198,7 +198,7 @@ class ModelInputs:
         made.pop("labels", None)
         return _without_last(made) if self._drop_end and prompt is not None else made
 
-    def pads_pictures(self, images: Sequence[Image.Image], prompt: str | None) -> bool:
+    def pads_images(self, images: Sequence[Image.Image], prompt: str | None) -> bool:
         """Whether pictures of several shapes are padded to one shape in a batch.
 
         Args:
@@ -262,16 +262,16 @@ class ModelInputs:
         if isinstance(template, dict):
             template = template.get("default", next(iter(template.values())))
         if "strftime_now" in str(template):
-            announce_date(self.name)
+            warn_date_is_fixed(self.name)
         try:
             text: str = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}],
-                chat_template=with_clock(str(template)),
+                chat_template=with_fixed_clock(str(template)),
                 add_generation_prompt=True,
                 tokenize=False,
             )
         except Exception as error:  # a template is a program of the model's folder: it may raise anything
-            raise WeightsError(f"The chat template of {self.name} fails ({first_line(error)}).") from error
+            raise WeightsError(f"The chat template of {self.name} fails ({describe_error(error)}).") from error
         return text
 
     def _fit_prompt(self, kind: type) -> None:

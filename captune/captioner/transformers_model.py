@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.jpeg_decoder import TurboJpegDecoder
-from captune.captioner.model_inputs import ModelInputs, first_line, probe_images
+from captune.captioner.model_inputs import ModelInputs, describe_error, probe_images
 from captune.data import ImageInput, read_image
 from captune.decoding import (
     NON_FINITE_SCORES,
@@ -31,12 +31,19 @@ from captune.errors import CaptuneError, ConfigError, NonFiniteScoresError, Refu
 from captune.model import DEFAULT_INSTRUCTION
 from captune.weights import sampled_hash
 
-__all__ = ["Observer", "TransformersBackend", "caption_ends", "caption_starts", "reset_decoding", "written_ids"]
+__all__ = [
+    "FirstStepObserver",
+    "TransformersBackend",
+    "end_token_ids",
+    "reset_decoding",
+    "start_token_ids",
+    "strip_prompt",
+]
 
 
 # What transformers' `generate` is told, and what of its output is the caption.
 
-_KEPT = {
+_KEPT_SETTINGS = {
     "bos_token_id",
     "cache_config",
     "cache_implementation",
@@ -68,13 +75,13 @@ def reset_decoding(model: Any, pad_token_id: int) -> None:
         if not isinstance(settings, GenerationConfig):
             continue
         for name, value in vars(neutral).items():
-            if name not in _KEPT and not name.startswith("_"):
+            if name not in _KEPT_SETTINGS and not name.startswith("_"):
                 setattr(settings, name, value)
         if settings.pad_token_id is None:
             settings.pad_token_id = pad_token_id
 
 
-class Observer(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+class FirstStepObserver(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
     """Sees where generation begins, whatever a model makes of its prompt before.
 
     Attributes:
@@ -94,7 +101,7 @@ class Observer(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
         return scores
 
 
-def written_ids(output: Tensor, prompt: Tensor | None, begin: int) -> tuple[Tensor, int]:
+def strip_prompt(output: Tensor, prompt: Tensor | None, begin: int) -> tuple[Tensor, int]:
     """The ids of captions in what `generate` gave.
 
     A prompt that is repeated as it was is cut. Words that the model turned into the beginning of its own text (BLIP,
@@ -115,14 +122,14 @@ def written_ids(output: Tensor, prompt: Tensor | None, begin: int) -> tuple[Tens
     return output, min(begin, output.shape[1])
 
 
-def caption_starts(model: Any) -> set[int]:
+def start_token_ids(model: Any) -> set[int]:
     """Ids that begin a text, which are no part of it whatever a tokenizer makes of them."""
     configs = [getattr(part, "generation_config", None) for part in model.modules()]
     configs += [model.config, model.config.get_text_config(decoder=True)]
     return set(_values(configs, ("bos_token_id", "decoder_start_token_id")))
 
 
-def caption_ends(model: Any, tokenizer: Any) -> tuple[set[int], set[int]]:
+def end_token_ids(model: Any, tokenizer: Any) -> tuple[set[int], set[int]]:
     """Ids that may end a caption, and ids that fill a row behind its end.
 
     Args:
@@ -143,11 +150,11 @@ def _values(sources: Iterable[Any], names: tuple[str, ...]) -> Iterator[int]:
             yield from value if isinstance(value, (list, tuple)) else [] if value is None else [int(value)]
 
 
-_SAME = 1e-3
+_TOLERANCE = 1e-3
 """Largest relative difference of scores that rounding explains in float32; other formats are given more room."""
 
 
-_TRIED_APART = 4
+_MAX_RETRIES = 4
 """Images whose scores are not numbers even alone, after which the others of a batch are not tried alone."""
 
 
@@ -182,12 +189,12 @@ class TransformersBackend:
         self.name = name
         self.inputs = ModelInputs(processor, model, name)
         reset_decoding(model, processor.tokenizer.pad_token_id)
-        self._starts = caption_starts(model)
-        self._ends, self._fillers = caption_ends(model, processor.tokenizer)
+        self._start_ids = start_token_ids(model)
+        self._end_ids, self._filler_ids = end_token_ids(model, processor.tokenizer)
         self.instruction = instruction
         if instruction is None:
             self.instruction = self.inputs.question
-            if self.instruction is None and not (self.inputs.goes_without_text and self._captions_alone()):
+            if self.instruction is None and not (self.inputs.accepts_image_only and self._captions_without_text()):
                 self.instruction = DEFAULT_INSTRUCTION if self.inputs.takes_text else None
         # What the model cannot be asked is refused before any image is read.
         self.inputs.prompt(self.instruction)
@@ -217,7 +224,7 @@ class TransformersBackend:
         """The text that the processor gets with every image; None where the model is asked nothing."""
         text = self.instruction if instruction is None else instruction
         if text is not None:
-            self.inputs.announce_special_tokens(text)
+            self.inputs.warn_special_tokens(text)
         return self.inputs.prompt(text)
 
     def generate(
@@ -260,30 +267,30 @@ class TransformersBackend:
         sizes: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             sizes.setdefault(image.size, []).append(index)
-        if options.batch_size == 1 or len(sizes) < 2 or self._mixes_sizes:
+        if options.batch_size == 1 or len(sizes) < 2 or self._batches_mixed_sizes:
             return [list(range(len(images)))]
         return list(sizes.values())
 
     @cached_property
-    def _mixes_sizes(self) -> bool:
+    def _batches_mixed_sizes(self) -> bool:
         """Whether pictures of several shapes in one batch get the scores that each gets alone; tried out once."""
         tall, wide = probe_images()
         pictures = [tall.resize((40, 120)), wide.resize((120, 40)), tall.resize((72, 56))]
         text = self.prompt(None)
         try:
-            if not self.inputs.pads_pictures(pictures, text):
+            if not self.inputs.pads_images(pictures, text):
                 return True
             mixed = self.first_scores(pictures, text)
             alone = torch.cat([self.first_scores([picture], text) for picture in pictures])
         except Exception:  # the batch that fails with real images tells what is wrong
             return False
-        room = _SAME if self.model.dtype == torch.float32 else 50 * _SAME
+        room = _TOLERANCE if self.model.dtype == torch.float32 else 50 * _TOLERANCE
         known = torch.isfinite(alone) & torch.isfinite(mixed)
         if not bool(known.any()):
             return False
         return float((mixed - alone)[known].abs().max()) <= room * float(alone[known].abs().max())
 
-    def _captions_alone(self) -> bool:
+    def _captions_without_text(self) -> bool:
         """Whether the model captions pictures without words, and other pictures otherwise."""
         try:
             scores = self.first_scores(probe_images(), None)
@@ -301,7 +308,7 @@ class TransformersBackend:
         Raises:
             WeightsError: the model generates in a way that shows no scores.
         """
-        observer = Observer()
+        observer = FirstStepObserver()
         self._output(images, [""] * len(images), text, DecodingOptions(max_new_tokens=1), observer)
         if observer.scores is None:
             raise WeightsError(f"{self.name} generates without logits processors.")
@@ -318,7 +325,7 @@ class TransformersBackend:
         """
         try:
             rows = self._batch(images, keys, text, options)
-            return self._apart(rows, images, keys, text, options) if len(images) > 1 else rows
+            return self._retry_non_finite(rows, images, keys, text, options) if len(images) > 1 else rows
         except CaptuneError:
             raise
         except Exception as error:  # processors and models of hundreds of families raise anything
@@ -330,10 +337,10 @@ class TransformersBackend:
         try:
             self._batch([probe_images()[0].resize((320, 240))], keys, text, options)
         except Exception:  # an ordinary picture fails too, so it is not for the image
-            raise WeightsError(f"{self.name} cannot caption this way ({first_line(failure)}).") from failure
-        return [f"{self.name} refuses it ({first_line(failure)})."]
+            raise WeightsError(f"{self.name} cannot caption this way ({describe_error(failure)}).") from failure
+        return [f"{self.name} refuses it ({describe_error(failure)})."]
 
-    def _apart(
+    def _retry_non_finite(
         self,
         rows: list[Caption | str],
         images: list[Image.Image],
@@ -348,7 +355,7 @@ class TransformersBackend:
         """
         tried = 0
         for n, row in enumerate(rows):
-            if row == NON_FINITE_SCORES and tried < _TRIED_APART:
+            if row == NON_FINITE_SCORES and tried < _MAX_RETRIES:
                 rows[n] = self._batch([images[n]], [keys[n]], text, options)[0]
                 tried += rows[n] == NON_FINITE_SCORES
         return rows
@@ -356,13 +363,13 @@ class TransformersBackend:
     def _batch(
         self, images: list[Image.Image], keys: Sequence[str], text: str | None, options: DecodingOptions
     ) -> list[Caption | str]:
-        observer, check = Observer(), ScoreCheck()
+        observer, check = FirstStepObserver(), ScoreCheck()
         output, prompt = self._output(images, keys, text, options, observer, check)
         if options.sampled and observer.scores is None:
             raise ConfigError(
                 f"{self.name} draws no words: its own generate drops what draws them; leave temperature 0."
             )
-        rows, old = written_ids(output, prompt, observer.begin)
+        rows, old = strip_prompt(output, prompt, observer.begin)
         captions = [self._caption(row, old) for row in rows.tolist()]
         faulty = check.faulty([caption.tokens for caption in captions], beams=options.beams)
         return [NON_FINITE_SCORES if n in faulty else caption for n, caption in enumerate(captions)]
@@ -374,14 +381,14 @@ class TransformersBackend:
         keys: Sequence[str],
         text: str | None,
         options: DecodingOptions,
-        *watching: LogitsProcessor,
+        *observers: LogitsProcessor,
     ) -> tuple[Tensor, Tensor | None]:
         """What `generate` gives for a batch, and the ids that it was given."""
         inputs = self.inputs.batch(images, text).to(self.model.device, self.model.dtype)
         settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
         if options.repetition_penalty != 1.0:
             settings["repetition_penalty"] = options.repetition_penalty
-        processors: list[Any] = [*watching, *([SamplingProcessor(options, keys)] if options.sampled else [])]
+        processors: list[Any] = [*observers, *([SamplingProcessor(options, keys)] if options.sampled else [])]
         output = self.model.generate(
             **inputs,
             max_new_tokens=options.max_new_tokens,
@@ -403,13 +410,13 @@ class TransformersBackend:
         length = len(new)
         for index, token in enumerate(new):
             # Behind the end there is filling alone; an end of text that did not end generation is no end.
-            if token in self._ends and all(other in self._fillers for other in new[index + 1 :]):
+            if token in self._end_ids and all(other in self._filler_ids for other in new[index + 1 :]):
                 length = index + 1
                 break
         # A tokenizer need not know that an id only begins texts, as BLIP's does not.
-        words = list(dropwhile(self._starts.__contains__, row[:old])) + new[:length]
+        words = list(dropwhile(self._start_ids.__contains__, row[:old])) + new[:length]
         text = self.processor.tokenizer.decode(words, skip_special_tokens=True)
-        return Caption(text.strip(), length, length > 0 and new[length - 1] in self._ends)
+        return Caption(text.strip(), length, length > 0 and new[length - 1] in self._end_ids)
 
     def stream(
         self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None

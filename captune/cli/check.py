@@ -149,7 +149,7 @@ def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
     def flaw(caption: str) -> TargetFlaw | None:
         if stop and stop in caption:
             return "stopped"
-        if IMAGE_PLACEHOLDER in caption or layout.tokenizer.special_in(caption) is not None:
+        if IMAGE_PLACEHOLDER in caption or layout.tokenizer.find_special_token(caption) is not None:
             return "special"
         return "truncated" if layout.target_ids(caption)[1] else None
 

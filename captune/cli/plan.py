@@ -64,9 +64,9 @@ def plan(
     with extra_imports("captune plan", "train"):
         import torch
 
-        from captune.model import load_config_and_processor, pick_device
+        from captune.model import default_device, load_config_and_processor
         from captune.training import Planner, load_for_training, measure_memory
-    here = pick_device()
+    here = default_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
     # A probe counts what happens here; a size alone stands for a GPU.

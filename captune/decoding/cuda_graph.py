@@ -22,7 +22,7 @@ from captune.decoding.forward import decode_step, forward
 from captune.decoding.kv_cache import StaticKVCache
 from captune.decoding.oom import is_out_of_memory
 from captune.errors import ConfigError
-from captune.model import CompiledLayers, is_divided
+from captune.model import CompiledLayers, is_sharded
 
 __all__ = ["CompiledForward", "GraphCapture", "GraphedStep", "graph_capture_for"]
 
@@ -111,7 +111,7 @@ def graph_capture_for(llm: Any) -> GraphCapture | None:
     devices = {parameter.device for parameter in llm.parameters()}
     on_one_gpu = len(devices) == 1 and next(iter(devices)).type == "cuda"
     # Quantized layers may wait for the GPU, and divided ones for other processes; a graph can do neither.
-    captures = on_one_gpu and not is_divided(llm) and not getattr(llm, "is_quantized", False)
+    captures = on_one_gpu and not is_sharded(llm) and not getattr(llm, "is_quantized", False)
     return _capture_cuda_graph if captures else None
 
 

@@ -28,7 +28,7 @@ from captune.decoding.options import (
 )
 from captune.decoding.transformers_generate import generate_with_transformers
 from captune.errors import ConfigError, NonFiniteScoresError
-from captune.model import MiniGPT4, MiniGPT4Processor, batchable
+from captune.model import MiniGPT4, MiniGPT4Processor, is_batch_invariant
 
 __all__ = ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"]
 
@@ -144,11 +144,11 @@ def generate_ids(
 
 def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
     """The caption of a row of new ids."""
-    answer = processor.before_end(ids)
+    answer = processor.trim_at_end(ids)
     text = processor.tokenizer.decode(answer)
     symbol = processor.layout.stop_text
     stopped = len(answer) < len(ids) or (symbol != "" and symbol in text)
-    return Caption(processor.layout.cut(text), len(ids), stopped)
+    return Caption(processor.layout.text_before_stop(text), len(ids), stopped)
 
 
 def _with_engine(
@@ -207,7 +207,7 @@ def _with_transformers(
             "so it cannot caption images; give another one."
         )
     size = options.batch_size
-    if len(requests) > 1 and not batchable(model.llm, padded=len({len(one.prompt) for one in requests}) > 1):
+    if len(requests) > 1 and not is_batch_invariant(model.llm, padded=len({len(one.prompt) for one in requests}) > 1):
         logger.warning("captions are generated one by one: in a batch, this language model generates other ones.")
         size = 1
     for batch, (rows, faulty) in in_batches(requests, size, run):

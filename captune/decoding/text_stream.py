@@ -42,7 +42,7 @@ class TextStream:
             ids: all ids so far.
             ended: whether these are all.
         """
-        decoded = self._processor.tokenizer.decode(self._processor.before_end(ids))
+        decoded = self._processor.tokenizer.decode(self._processor.trim_at_end(ids))
         text = self._complete_text(decoded) if ended else self._stable_prefix(decoded)
         if not ended and not text.startswith(self.text):
             # The vocabulary rewrites its last words: wait.
@@ -57,7 +57,7 @@ class TextStream:
             self.stopped = True
             # As in OpenAI's API, all text before the stop sequence: a space there stays.
             return text[: min(ends)].lstrip()
-        return self._processor.layout.cut(decoded)
+        return self._processor.layout.text_before_stop(decoded)
 
     def _stable_prefix(self, decoded: str) -> str:
         text = decoded.rstrip("�")

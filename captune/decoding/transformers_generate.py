@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from captune.decoding.options import DecodingOptions, Request
 from captune.decoding.sampling import apply_repetition_penalty, row_uniforms, sample, warp_logits
 from captune.errors import ConfigError
-from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence, batchable
+from captune.model import MiniGPT4, MiniGPT4Processor, TokenSequence, is_batch_invariant
 
 __all__ = ["SamplingProcessor", "ScoreCheck", "StopSymbol", "generate_with_transformers"]
 
@@ -110,7 +110,7 @@ def generate_with_transformers(
     if options.sampled:
         processors.append(SamplingProcessor(options, [request.key for request in requests]))
     settings["logits_processor"] = LogitsProcessorList(processors)
-    if options.beams > 1 and not batchable(model.llm, padded=False):
+    if options.beams > 1 and not is_batch_invariant(model.llm, padded=False):
         # Beams are a batch, too.
         raise ConfigError(
             f"A '{model.llm.config.model_type}' language model mixes up the rows of a batch, so it has no beam "
@@ -140,7 +140,7 @@ def generate_with_transformers(
 
 def _cut(row: list[int], processor: MiniGPT4Processor, symbol: StopSymbol | None) -> list[int]:
     """A row up to its end; transformers pads it to the longest row."""
-    row = row[: len(processor.before_end(row)) + 1]
+    row = row[: len(processor.trim_at_end(row)) + 1]
     if symbol is None or not symbol.symbol or symbol.symbol not in symbol.tokenizer.decode(row):
         return row
     shortest = next(n for n in range(1, len(row) + 1) if symbol.symbol in symbol.tokenizer.decode(row[:n]))

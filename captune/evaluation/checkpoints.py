@@ -24,9 +24,9 @@ from captune.model import (
     LANGUAGE,
     CheckpointRecord,
     MiniGPT4,
+    default_device,
     load_model,
     load_trained,
-    pick_device,
     read_record,
     trained_state,
     use_chat_template,
@@ -106,7 +106,7 @@ def evaluate_checkpoints(
 def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], on_event: Listener) -> list[str]:
     """Caption and score the pretrained model and every checkpoint; names of those whose scores are not numbers."""
     records = [read_record(folder) for folder in checkpoints]
-    device = pick_device()
+    device = default_device()
     model = load_model(config.model, device, parts=LANGUAGE)
     swapper = CheckpointSwapper(model, checkpoints, records)
     evaluation.sign_prompt_of(model)

@@ -34,7 +34,7 @@ from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_opt
 from captune.events import Listener
 from captune.features import encode_images
 from captune.metrics import Scorer, Scores, ScoringOptions, confidence_intervals, paired_bootstrap, prompt_hash
-from captune.model import MiniGPT4, load_model, pick_device, read_record
+from captune.model import MiniGPT4, default_device, load_model, read_record
 from captune.report import (
     FILE,
     Cell,
@@ -114,7 +114,7 @@ def _evaluate_matrix(
     applied = sets[0].rules.applied(config)
     # The prompt of training comes first: the in-domain score of a checkpoint is that of this prompt on the run's data.
     prompts = list(dict.fromkeys([applied.model.instruction, *instructions]))
-    model = load_model(config.model, pick_device())
+    model = load_model(config.model, default_device())
     swapper = CheckpointSwapper(model, checkpoints, records)
     folders = {checkpoint_name(None): None} | {
         checkpoint_name(record.epoch): folder for record, folder in zip(records, checkpoints, strict=True)

@@ -28,7 +28,7 @@ from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation, EvaluationSet
 from captune.explain.checks import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
 from captune.explain.llm_trace import LossRecorder, record_llm_inputs
-from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, bos_count
+from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, count_bos
 from captune.training import TrainStep
 from captune.transformers_compat import kv_cache_of
 
@@ -115,7 +115,7 @@ def _beginnings(model: MiniGPT4, processor: MiniGPT4Processor) -> tuple[int, boo
     """The beginnings of text that a prompt has to have: one at the start, or what a chat model's own template says."""
     if model.config.wrapping is None or not isinstance(processor.tokenizer, HuggingFaceTokenizer):
         return 1, True
-    return bos_count(processor.tokenizer.library)
+    return count_bos(processor.tokenizer.library)
 
 
 def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:

@@ -18,8 +18,8 @@ import torch
 from captune.config import ModelConfig
 from captune.data import cached_digest
 from captune.hub import ResolvedModel, locate_model, resolve_model
-from captune.model import MiniGPT4Config, compute_dtype, is_adapter, load_config_and_processor, read_record
-from captune.weights import TOWERS, stored_tensors, weight_files
+from captune.model import MiniGPT4Config, compute_dtype, is_checkpoint, load_config_and_processor, read_record
+from captune.weights import TOWER_PREFIXES, stored_tensors, weight_files
 
 __all__ = ["TowerIdentity", "tower_identity"]
 
@@ -127,7 +127,7 @@ def _files(source: ResolvedModel) -> Iterator[tuple[Path, tuple[str, ...]]]:
             yield file, ("",)
         return
     path = source.path
-    while is_adapter(path):
+    while is_checkpoint(path):
         record = read_record(Path(path))
         if record.parts is not None:
             for file in weight_files(record.parts["vision"]):
@@ -135,7 +135,7 @@ def _files(source: ResolvedModel) -> Iterator[tuple[Path, tuple[str, ...]]]:
             return
         path = locate_model(record.model)
     for file in weight_files(path):
-        yield file, TOWERS
+        yield file, TOWER_PREFIXES
 
 
 def _settings(config: MiniGPT4Config) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from captune.model.build import ALIGNMENT_CONFIG, build_model
-from captune.model.chat_template import announce_date, bos_count, with_clock
+from captune.model.chat_template import count_bos, warn_date_is_fixed, with_fixed_clock
 from captune.model.checkpoint import (
     CheckpointRecord,
     frozen_fingerprint,
-    is_adapter,
+    is_checkpoint,
     load_trained,
     read_record,
     save_trained,
@@ -17,7 +17,7 @@ from captune.model.checkpoint import (
     use_chat_template,
 )
 from captune.model.configuration import MiniGPT4Config
-from captune.model.language_model import batchable, decoder_layers, is_divided
+from captune.model.language_model import decoder_layers, is_batch_invariant, is_sharded
 from captune.model.layer_call import (
     CompiledLayers,
     KVAccumulator,
@@ -32,12 +32,12 @@ from captune.model.loading import (
     LANGUAGE,
     TOWERS,
     compute_dtype,
-    load_checked,
+    default_device,
     load_config_and_processor,
     load_model,
     load_pretrained,
-    named_device,
-    pick_device,
+    load_quantized,
+    parse_device,
 )
 from captune.model.lora import attach_lora
 from captune.model.memory import (
@@ -60,7 +60,7 @@ from captune.model.prompt import (
     IMAGE_PLACEHOLDER,
     IMAGE_SLOT,
     ChatTemplate,
-    OriginalFaults,
+    LegacyBugs,
     PromptLayout,
     TokenSequence,
 )
@@ -82,42 +82,41 @@ __all__ = [
     "HuggingFaceTokenizer",
     "KVAccumulator",
     "LayerCall",
+    "LegacyBugs",
     "MemoryEstimate",
     "MiniGPT4",
     "MiniGPT4Config",
     "MiniGPT4Processor",
     "ModelSize",
-    "OriginalFaults",
     "PromptLayout",
     "StopAfterKV",
     "TokenSequence",
     "Tokenizer",
     "TrainingLoad",
-    "announce_date",
     "attach_lora",
-    "batchable",
-    "bos_count",
     "build_model",
     "cache_size",
     "compute_dtype",
+    "count_bos",
     "decoder_layers",
+    "default_device",
     "frozen_fingerprint",
     "generation_memory",
     "hidden_states",
-    "is_adapter",
-    "is_divided",
-    "load_checked",
+    "is_batch_invariant",
+    "is_checkpoint",
+    "is_sharded",
     "load_config_and_processor",
     "load_model",
     "load_official",
     "load_pretrained",
+    "load_quantized",
     "load_tokenizer",
     "load_trained",
     "measure_model",
-    "named_device",
     "official_checkpoint",
+    "parse_device",
     "patched_layer",
-    "pick_device",
     "read_record",
     "replaced_forward",
     "save_trained",
@@ -125,7 +124,8 @@ __all__ = [
     "trained_state",
     "training_memory",
     "use_chat_template",
-    "with_clock",
+    "warn_date_is_fixed",
+    "with_fixed_clock",
     "with_hidden_states",
 ]
 

@@ -35,7 +35,7 @@ from captune.model.prompt import CHAT_TEMPLATES
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer, transformers_tokenizer
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file, model_from_config
-from captune.weights import load_strictly, read_config, refuse_part, refuse_pointers, tensor_fingerprints
+from captune.weights import load_strictly, read_config, refuse_pointers, require_complete_model, tensor_fingerprints
 
 __all__ = ["ALIGNMENT_CONFIG", "build_model", "config_and_processor_of_parts", "joint_config", "with_vision_encoder"]
 
@@ -95,7 +95,7 @@ def joint_config(vision: str | Path, llm: str | Path) -> MiniGPT4Config:
 
 def _read_config(vision: str | Path) -> Any:
     refuse_pointers(vision)
-    refuse_part(vision)
+    require_complete_model(vision)
     try:
         source = read_config(AutoConfig.from_pretrained, vision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -30,7 +30,7 @@ __all__ = [
     "CheckpointRecord",
     "fetch_checkpoint",
     "frozen_fingerprint",
-    "is_adapter",
+    "is_checkpoint",
     "load_trained",
     "read_record",
     "read_trained",
@@ -227,7 +227,7 @@ def use_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, source: 
     model.config.wrapping = dict(wrapping)
 
 
-def is_adapter(path: str | Path) -> bool:
+def is_checkpoint(path: str | Path) -> bool:
     """Whether a path is the folder of a checkpoint, and not of a whole model."""
     folder = Path(path)
     return (folder / "checkpoint.json").is_file() and not (folder / "config.json").is_file()
@@ -241,7 +241,7 @@ def fetch_checkpoint(name: str | Path, **hub_options: Any) -> Path | None:
         hub_options: `revision`, `token`, `cache_dir` of a hub id.
     """
     if Path(name).is_dir():
-        return Path(name) if is_adapter(name) else None
+        return Path(name) if is_checkpoint(name) else None
 
     try:
         record = fetch_file(name, "checkpoint.json", **hub_options)

@@ -14,15 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from captune.common import error_text
 from captune.errors import ConfigError, WeightsError
 from captune.transformers_compat import has_auto_class
-from captune.weights import load_strictly, quiet, read_config, refuse_part, refuse_pointers
+from captune.weights import load_strictly, quiet, read_config, refuse_pointers, require_complete_model
 
 __all__ = [
-    "batchable",
     "check_causal",
     "decoder_layers",
     "embedding_width",
     "end_ids",
-    "is_divided",
+    "is_batch_invariant",
+    "is_sharded",
     "language_config",
     "load_language_model",
 ]
@@ -103,7 +103,7 @@ def language_config(llm: str | Path) -> Any:
         WeightsError: there is none, or it needs code of its own, which is not run.
     """
     refuse_pointers(llm)
-    refuse_part(llm)
+    require_complete_model(llm)
     try:
         config = read_config(AutoConfig.from_pretrained, llm, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -173,7 +173,7 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
     )
 
 
-def is_divided(llm: nn.Module) -> bool:
+def is_sharded(llm: nn.Module) -> bool:
     """Whether a language model's layers are divided among processes (FSDP2)."""
     return any(type(parameter).__name__ == "DTensor" for parameter in llm.parameters())
 
@@ -211,7 +211,7 @@ _ALLOWED_PADDING_EFFECT = 0.1
 _TRIED: WeakKeyDictionary[Any, dict[bool, bool]] = WeakKeyDictionary()
 
 
-def batchable(llm: Any, *, padded: bool) -> bool:
+def is_batch_invariant(llm: Any, *, padded: bool) -> bool:
     """Whether rows of a batch are generated as if each were alone.
 
     Args:

@@ -20,26 +20,26 @@ from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
-from captune.model.prompt import OriginalFaults
+from captune.model.prompt import LegacyBugs
 from captune.model.quantization import (
     GradientDeviation,
     compare_gradients,
     projection_gradient,
     quantization_config,
 )
-from captune.weights import read_config, refuse_part, why_unread
+from captune.weights import read_config, require_complete_model, unreadable_reason
 
 __all__ = [
     "EVERYTHING",
     "LANGUAGE",
     "TOWERS",
     "compute_dtype",
-    "load_checked",
+    "default_device",
     "load_config_and_processor",
     "load_model",
     "load_pretrained",
-    "named_device",
-    "pick_device",
+    "load_quantized",
+    "parse_device",
 ]
 
 logger = logging.getLogger(__name__)
@@ -49,14 +49,14 @@ LANGUAGE = ("llm",)
 EVERYTHING = (*TOWERS, *LANGUAGE)
 
 
-def pick_device(local_rank: int = 0) -> torch.device:
+def default_device(local_rank: int = 0) -> torch.device:
     """This process's GPU when there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
 
 
-def named_device(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     """A device by its name, such as `cuda:1`.
 
     Raises:
@@ -164,7 +164,7 @@ def load_model(
         loaded.to(device)
     loaded.checkpoint_activations(recompute)
     if loaded.processor is not None and source.legacy_bugs:
-        loaded.processor.use(faults=OriginalFaults.under("slides", source.legacy_bugs))
+        loaded.processor.configure(legacy_bugs=LegacyBugs(**dict.fromkeys(source.legacy_bugs, True)))
     logger.info(
         "loaded %s (%s): %s%s on %s, projection in float32",
         source.name,
@@ -176,7 +176,7 @@ def load_model(
     return loaded
 
 
-def load_checked(
+def load_quantized(
     model: ModelConfig | ResolvedModel,
     device: torch.device,
     batch: Mapping[str, Tensor],
@@ -228,18 +228,18 @@ def load_config_and_processor(model: ModelConfig | ResolvedModel) -> tuple[MiniG
         config = _read_config(source)
         processor = MiniGPT4Processor.from_pretrained(source.path, config)
     if source.legacy_bugs:
-        processor.use(faults=OriginalFaults.under("slides", source.legacy_bugs))
+        processor.configure(legacy_bugs=LegacyBugs(**dict.fromkeys(source.legacy_bugs, True)))
     return config, processor
 
 
 def _read_config(source: ResolvedModel) -> MiniGPT4Config:
-    refuse_part(source.path)
+    require_complete_model(source.path)
     try:
         config: MiniGPT4Config = read_config(MiniGPT4Config.from_pretrained, source.path)
         if config.model_type != MiniGPT4Config.model_type:
             raise ValueError(f"it is a '{config.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"The configuration of the model {source.name} cannot be read: {why_unread(source.path, error)}"
+            f"The configuration of the model {source.name} cannot be read: {unreadable_reason(source.path, error)}"
         ) from error
     return config

@@ -284,7 +284,7 @@ class TrainingLoad:
         logit_positions: N, positions at which logits are computed.
         images: I, images in these rows.
         cached_tokens: tokens in front of each row whose keys and values are computed once for all.
-        unread_tokens: tokens of each row of which the last layer computes keys and values only.
+        kv_only_tokens: tokens of each row of which the last layer computes keys and values only.
     """
 
     rows: int
@@ -292,7 +292,7 @@ class TrainingLoad:
     logit_positions: int
     images: int
     cached_tokens: int = 0
-    unread_tokens: int = 0
+    kv_only_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +340,7 @@ def training_memory(
         kept = tokens * model.layers * model.width * model.value_bytes
         how = f"{load.rows} rows x {load.tokens} tokens x {model.layers} hidden states"
     else:
-        unread = load.rows * load.unread_tokens
+        unread = load.rows * load.kv_only_tokens
         kept = one_layer * model.layers - int(unread * max(0.0, model.layer_bytes - 2 * model.cache_bytes))
         each = one_layer / tokens / 1024
         how = f"{load.rows} rows x {load.tokens} tokens x {model.layers} layers x {each:.1f} KiB"

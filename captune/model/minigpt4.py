@@ -31,9 +31,16 @@ from captune.model.model_card import model_card, upload_folder
 from captune.model.processor import IGNORE_INDEX, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
 from captune.model.quantization import skip_modules
-from captune.model.vision import renormalise, vision_tower
+from captune.model.vision import renormalize, vision_tower
 from captune.transformers_compat import model_from_config, set_activation_checkpointing
-from captune.weights import TOWERS, TensorFingerprint, load_strictly, stored_tensors, tensor_fingerprints, weight_files
+from captune.weights import (
+    TOWER_PREFIXES,
+    TensorFingerprint,
+    load_strictly,
+    stored_tensors,
+    tensor_fingerprints,
+    weight_files,
+)
 
 __all__ = ["MiniGPT4"]
 
@@ -115,7 +122,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             **kwargs,
         )
         if "vision" not in kwargs.get("parts", ("vision",)):
-            towers = (item for file in weight_files(path) for item in stored_tensors(file, TOWERS))
+            towers = (item for file in weight_files(path) for item in stored_tensors(file, TOWER_PREFIXES))
             model.unloaded_fingerprints = tensor_fingerprints(t for t in towers if t.tensor.is_floating_point())
         hub_options = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
         model.processor = MiniGPT4Processor.from_pretrained(path, model.config, **hub_options)
@@ -229,7 +236,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             (I, Q, F) features: the Q-Former's output, or neighbouring patch tokens concatenated in raster order.
         """
         if self.config.pixel_mean is not None:
-            pixel_values = renormalise(pixel_values, self.config.pixel_mean, self.config.pixel_std)
+            pixel_values = renormalize(pixel_values, self.config.pixel_mean, self.config.pixel_std)
         states = self.vision(pixel_values=pixel_values).last_hidden_state
         if self.qformer is None:
             # The class token is dropped; what is left is grouped as it lies in memory, a row fragment a token.
@@ -280,7 +287,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         """
         embeddings: Tensor = self.get_input_embeddings()(input_ids.clamp(min=0))
         slots = input_ids == IMAGE_SLOT
-        if image_tokens is not None and self.processor is not None and self.processor.layout.faults.clip_image:
+        if image_tokens is not None and self.processor is not None and self.processor.layout.legacy_bugs.clip_image:
             # The original's fault: a prompt that was cut has slots for the first of an image's tokens only.
             pairs = zip(image_tokens, slots.sum(dim=1).tolist(), strict=True)
             image_tokens = torch.cat([tokens[:count] for tokens, count in pairs]).unsqueeze(0)

@@ -18,7 +18,7 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from captune.errors import ConfigError, WeightsError
 from captune.hub import locate_model
-from captune.model.checkpoint import is_adapter, read_record, read_trained
+from captune.model.checkpoint import is_checkpoint, read_record, read_trained
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config, load_language_model
 from captune.model.lora import add_lora
@@ -37,8 +37,8 @@ from captune.model.official_layout import (
     qformer_table,
     read_pth,
     read_state,
+    recorded_alpha,
     resize_positions,
-    stated_alpha,
     vision_depth,
     vision_ignored,
     vision_table,
@@ -258,7 +258,7 @@ def _fill_trained(model: MiniGPT4, state: State, content: dict[str, Any], file: 
             parameter.copy_(projection[kind])
     if lora:
         rank = min(next(iter(lora.values())).shape)
-        alpha = lora_alpha if lora_alpha is not None else stated_alpha(content, file)
+        alpha = lora_alpha if lora_alpha is not None else recorded_alpha(content, file)
         if alpha is None:
             alpha = OFFICIAL_LORA.get(rank, 2.0 * rank)
             logger.warning(
@@ -286,7 +286,7 @@ def official_checkpoint(source: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is nothing of the kind, it is broken, or the original code has no such model.
     """
-    if is_adapter(source):
+    if is_checkpoint(source):
         record = read_record(Path(source))
         conversation, lora = record.conversation, record.lora
         read_trained(Path(source))  # what is damaged is refused

@@ -32,8 +32,8 @@ __all__ = [
     "qformer_table",
     "read_pth",
     "read_state",
+    "recorded_alpha",
     "resize_positions",
-    "stated_alpha",
     "strip_wrappers",
     "vision_depth",
     "vision_ignored",
@@ -293,7 +293,7 @@ def read_state(path: str | Path, kind: FileKind) -> tuple[State, int, dict[str, 
     return state, wrappers, content
 
 
-def stated_alpha(content: dict[str, Any], path: str | Path) -> float | None:
+def recorded_alpha(content: dict[str, Any], path: str | Path) -> float | None:
     """The scale of LoRA as the checkpoint itself states it, or the configuration or log that lies beside it.
 
     Args:

@@ -1,4 +1,4 @@
-"""What stands between a person's images and words and the model's tensors: transform, vocabulary, prompt layout."""
+"""The processor of a MiniGPT-4: images and texts to tensors, generated ids to captions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from transformers import BatchFeature
 
 from captune.data import ImageInput, as_list, read_image, to_pixels
 from captune.errors import DataError
-from captune.model.prompt import ChatTemplate, OriginalFaults, PromptLayout, TokenSequence
+from captune.model.prompt import ChatTemplate, LegacyBugs, PromptLayout, TokenSequence
 from captune.model.tokenizer import Tokenizer, load_tokenizer
-from captune.weights import refuse_part
+from captune.weights import require_complete_model
 
 if TYPE_CHECKING:
     from captune.model.configuration import MiniGPT4Config
@@ -29,17 +29,17 @@ DEFAULT_INSTRUCTION = "Describe this image in detail."
 
 
 class MiniGPT4Processor:
-    """Images to pixels, instructions and captions to batches, ids to captions.
+    """Image transform, tokenizer and prompt layout of a model.
 
     Args:
         tokenizer: vocabulary of the language model.
         config: the model's configuration.
 
     Attributes:
-        layout: lays out prompts, for training and generation alike.
-        end_ids: ids of which each ends an answer: the stop symbol's, where it is one special token, the tokenizer's end
-            of text, and those that the language model's generation_config.json names.
-        instruction: what is asked where nobody says otherwise; a tuned adapter brings its own.
+        layout: the prompt layout, for training and generation.
+        end_ids: ids that end an answer: the stop symbol's if it is one special token, the tokenizer's EOS, and those
+            in the language model's generation_config.json.
+        instruction: the default instruction; loading a checkpoint sets the one that it was tuned with.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: MiniGPT4Config) -> None:
@@ -58,14 +58,14 @@ class MiniGPT4Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: MiniGPT4Config | None = None, **hub_options: Any) -> Self:
-        """Read the vocabulary that lies beside a model's weights.
+        """Load the processor of a model.
 
         Args:
             folder: of the model, or its hub id.
-            config: the model's configuration; by default it is read from there, too.
+            config: the model's configuration; by default it is read from the folder.
             hub_options: `revision`, `token`, `cache_dir`, ... for a hub id.
         """
-        refuse_part(folder)
+        require_complete_model(folder)
         if config is None:
             from captune.model.configuration import MiniGPT4Config
 
@@ -73,41 +73,41 @@ class MiniGPT4Processor:
         return cls(load_tokenizer(folder, library=config.library_tokens, **hub_options), config)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the vocabulary's files beside a model's weights."""
+        """Write the tokenizer's files into a model's folder."""
         self.tokenizer.save(Path(folder))
 
     def _find_ends(self) -> tuple[int, ...]:
         ends = list(self._ends)
         if not self.layout.stop_text:
-            # A special token such as <end_of_turn> has no text to be found by; it ends decoding by its id.
+            # A special token such as <end_of_turn> has no text; it ends decoding by its id.
             self.tokenizer.eos_id = self.layout.stop_ids[0]
             ends.insert(0, self.layout.stop_ids[0])
         return tuple(dict.fromkeys(i for i in ends if i < self.tokenizer.vocabulary_size))
 
     def use_chat_template(self, chat_template: ChatTemplate) -> None:
-        """Wrap instructions in another conversation, such as the one that a checkpoint was trained with."""
+        """Use another chat template, such as the one that a checkpoint was trained with."""
         self.layout = PromptLayout(
             self.tokenizer,
             chat_template,
             image_tokens=self.layout.image_tokens,
             max_target_tokens=self.layout.max_target_tokens,
             max_prompt_tokens=self.layout.max_prompt_tokens,
-            faults=self.layout.faults,
+            legacy_bugs=self.layout.legacy_bugs,
         )
         self.end_ids = self._find_ends()
 
-    def use(
+    def configure(
         self,
         *,
-        faults: OriginalFaults | None = None,
+        legacy_bugs: LegacyBugs | None = None,
         max_target_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
     ) -> None:
-        """Lay out prompts anew, with other limits or with faults of the original switched on.
+        """Change the limits of the prompt layout, and which bugs of the original it reproduces.
 
         Args:
-            faults: to be repeated; None is none.
-            max_target_tokens: longest caption in tokens; by default as before.
+            legacy_bugs: bugs to reproduce; None is none.
+            max_target_tokens: longest caption in tokens; unchanged by default.
             max_prompt_tokens: longest prompt in tokens, image included; None is no limit.
         """
         self.layout = PromptLayout(
@@ -116,7 +116,7 @@ class MiniGPT4Processor:
             image_tokens=self.layout.image_tokens,
             max_target_tokens=max_target_tokens or self.layout.max_target_tokens,
             max_prompt_tokens=max_prompt_tokens,
-            faults=faults,
+            legacy_bugs=legacy_bugs,
         )
 
     def __call__(
@@ -127,14 +127,13 @@ class MiniGPT4Processor:
         *,
         literal: bool = False,
     ) -> BatchFeature:
-        """A batch that `MiniGPT4.forward` (with answers) or `generate` (without) takes.
+        """Make a batch for `MiniGPT4.forward` (with answers) or `generate` (without).
 
         Args:
-            images: I images, or None for text alone.
-            text: what is asked: one instruction for all rows or one a row; by default `instruction`.
-            answers: B captions to be learnt; without them the rows are prompts, padded on the left.
-            literal: take `text` word for word as whole prompts, `<ImageHere>` where the image goes, instead of
-                wrapping it in the model's conversation.
+            images: I images, or None for text only.
+            text: one instruction for all rows, or one for each row; by default `instruction`.
+            answers: B captions, the targets; without them the rows are prompts, padded on the left.
+            literal: use `text` as complete prompts with `<ImageHere>` for the image, without the chat template.
 
         Returns:
             `input_ids`, `attention_mask` (B, T), with answers `labels` (B, T), with images `pixel_values` (I, 3, S, S).
@@ -142,9 +141,9 @@ class MiniGPT4Processor:
         Raises:
             DataError: the numbers of images, texts and answers do not agree, or an image cannot be read.
         """
-        image_list = None if images is None else self.listed(images)
-        prompts = [self.instruction] if text is None else self.listed(text)
-        answer_list = None if answers is None else self.listed(answers)
+        image_list = None if images is None else as_list(images)[0]
+        prompts = [self.instruction] if text is None else as_list(text)[0]
+        answer_list = None if answers is None else as_list(answers)[0]
         counts = {len(items) for items in (image_list, answer_list) if items is not None} | ({len(prompts)} - {1})
         if len(counts) > 1:
             raise DataError(f"There are {sorted(counts)} images, texts and answers; expected as many of each.")
@@ -166,36 +165,31 @@ class MiniGPT4Processor:
             return self.layout.text_ids(prompt)
         if with_image:
             return self.layout.prompt(prompt).ids
-        return self.layout.text_ids(self.layout.pieces(prompt, images=0))
+        return self.layout.text_ids(self.layout.prompt_pieces(prompt, images=0))
 
     def pixels(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
-        """Images as the original's deterministic transform makes them, (I, 3, S, S) float32.
+        """Apply the original's deterministic transform to images: (I, 3, S, S) float32.
 
         Raises:
             DataError: an image cannot be read; names the file.
         """
         return torch.from_numpy(
-            np.stack([to_pixels(read_image(image), self.image_size) for image in self.listed(images)])
+            np.stack([to_pixels(read_image(image), self.image_size) for image in as_list(images)[0]])
         )
 
-    @staticmethod
-    def listed(items: Any) -> list[Any]:
-        """One item as a list of one; an array is one image unless it has a fourth dimension."""
-        return as_list(items)[0]
-
     def pad(self, rows: Sequence[TokenSequence], *, left: bool = False) -> dict[str, Tensor]:
-        """Rows of different length as one batch.
+        """Pad rows of different lengths to one batch.
 
         Args:
             rows: B sequences.
-            left: pad on the left, as generation needs it, instead of on the right.
+            left: pad on the left, for generation, instead of on the right.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels`, each (B, T) int64; labels are -100 where nothing is learnt.
+            `input_ids`, `attention_mask` and `labels`, each (B, T) int64; labels are -100 where there is no target.
         """
         length = max(len(row.ids) for row in rows)
-        if self.layout.faults.pad_is_dollar_sign and not left:
-            # The original pads prompts and answers apart from each other.
+        if self.layout.legacy_bugs.pad_is_dollar_sign and not left:
+            # The original pads prompts and answers separately.
             prompt_length = max(row.prompt_length for row in rows)
             length = prompt_length + max(len(row.ids) - row.prompt_length for row in rows)
         input_ids = torch.full((len(rows), length), self.layout.pad_id, dtype=torch.int64)
@@ -213,10 +207,10 @@ class MiniGPT4Processor:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def batch_decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Rows of generated ids as captions, cut at the first id that ends an answer and at the stop symbol."""
+        """Captions of rows of generated ids, truncated at the first end id and at the stop symbol."""
         rows = ids.tolist() if isinstance(ids, Tensor) else ids
-        return [self.layout.cut(self.layout.decode(self.before_end(row))) for row in rows]
+        return [self.layout.text_before_stop(self.layout.decode(self.trim_at_end(row))) for row in rows]
 
-    def before_end(self, ids: Sequence[int]) -> Sequence[int]:
-        """The ids of an answer in front of the first one that ends it."""
+    def trim_at_end(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids before the first end id."""
         return ids[: next((index for index, token in enumerate(ids) if token in self.end_ids), len(ids))]

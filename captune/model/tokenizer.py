@@ -1,12 +1,12 @@
-"""Text to token ids and back, the way the language model learnt them.
+"""Text to token ids and back.
 
-The original code tokenises every piece of a prompt separately with the slow LLaMA tokenizer of transformers 4.30:
-text between special tokens goes to SentencePiece, which puts its "▁" before each stretch. Newer releases of
-transformers drop that "▁" after a special token, so the original's models read a LLaMA vocabulary by SentencePiece
-directly. Every other vocabulary, and every model that talks in its own chat template, uses transformers' tokenizer.
+The original code tokenizes every piece of a prompt separately with the slow LLaMA tokenizer of transformers 4.30, which
+passes each text between special tokens to SentencePiece and thereby puts "▁" before it. Newer releases of transformers
+omit that "▁" after a special token, so models of the original use SentencePiece directly. All other vocabularies, and
+models with a chat template, use the tokenizer of transformers.
 
-A prompt is a template with a person's words in it. Special tokens are read in the template only: a caption or an
-instruction that holds "</s>" is tokenized as these four characters.
+Special tokens are parsed in the template of a prompt only: "</s>" in a caption or an instruction is tokenized as these
+four characters.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from captune.weights import refuse_pointer, refuse_pointers
 
 __all__ = [
     "HuggingFaceTokenizer",
+    "PlainText",
     "PlainVocabulary",
     "SentencePieceTokenizer",
     "Tokenizer",
-    "Words",
     "load_tokenizer",
     "transformers_tokenizer",
 ]
 
 
-# Text that spells out a special token, tokenized as text.
+# Plain text that contains the characters of a special token.
 
 
 class PlainVocabulary:
-    """A copy of a vocabulary whose special tokens have other names.
+    """A copy of a tokenizer whose special tokens have other names, so that no text contains them.
 
     Args:
         library: a `PreTrainedTokenizerBase`.
@@ -68,7 +68,7 @@ class PlainVocabulary:
         return [self._ids.get(i, i) for i in self._renamed.encode(text, add_special_tokens=False).ids]
 
     def _piece_by_piece(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        """For a tokenizer written in Python, which can be told to read no special tokens."""
+        """For tokenizers written in Python, which have `split_special_tokens`."""
         ids: list[int] = []
         for piece, special in pieces:
             if special:
@@ -79,7 +79,7 @@ class PlainVocabulary:
 
 
 def _renamed(backend: Any, names: Mapping[str, str]) -> FastTokenizer:
-    """A tokenizer with other names for some tokens; what else it does is the same."""
+    """A copy of a tokenizer with other names for some tokens."""
     settings = json.loads(backend.to_str())
     for added in settings["added_tokens"]:
         added["content"] = names.get(added["content"], added["content"])
@@ -92,7 +92,7 @@ def _renamed(backend: Any, names: Mapping[str, str]) -> FastTokenizer:
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
-        # A token that merges build from a text cannot be named otherwise; without them it is not built.
+        # Without its merges a renamed token is not built from characters.
         model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & names.keys()]
     settings |= {"post_processor": None, "truncation": None, "padding": None}
     return FastTokenizer.from_str(json.dumps(settings))
@@ -108,30 +108,30 @@ SENTENCEPIECE_FILES = (
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class Words(str):
-    """Text of a person, in which nothing is a special token."""
+class PlainText(str):
+    """Text in which special tokens are not parsed: an instruction or a caption."""
 
     __slots__ = ()
 
 
 class Tokenizer(Protocol):
-    """What a prompt layout needs of a vocabulary."""
+    """The interface of a tokenizer for the prompt layout."""
 
     bos_id: int | None
     eos_id: int | None
     vocabulary_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added before or after; special tokens are read."""
+        """Token ids of `text`, without BOS and EOS; special tokens are parsed."""
 
     def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
-        """Token ids of pieces of one text; in those that are `Words`, special tokens are not read."""
+        """Token ids of pieces of one text; special tokens are not parsed in `PlainText` pieces."""
 
-    def special_in(self, text: str) -> str | None:
-        """A special or added token that the text spells out, or None."""
+    def find_special_token(self, text: str) -> str | None:
+        """A special or added token that the text contains, or None."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
 
     def piece_id(self, piece: str) -> int | None:
         """Id of one piece of the vocabulary, or None where there is no such piece."""
@@ -141,7 +141,7 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A LLaMA vocabulary (`tokenizer.model`), equal to the slow tokenizer of transformers 4.30.
+    """A LLaMA tokenizer (`tokenizer.model`), equal to the slow tokenizer of transformers 4.30.
 
     Args:
         folder: holds `tokenizer.model` and, when present, `tokenizer_config.json` and `added_tokens.json`.
@@ -167,10 +167,10 @@ class SentencePieceTokenizer:
         special |= {text: token.id for text, token in added.items()}
         self._special = special
         self._added = added
-        # Added tokens that are not special are part of a text.
-        self._spoken = {token.id: text for text, token in added.items() if not token.special}
-        self._special_ids = frozenset(set(special.values()) - set(self._spoken))
-        # Longest first, so that a token that begins with another one wins.
+        # Added tokens that are not special are decoded as text.
+        self._added_texts = {token.id: text for text, token in added.items() if not token.special}
+        self._special_ids = frozenset(set(special.values()) - set(self._added_texts))
+        # Longest first, so that a token wins over its prefixes.
         names = sorted(special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
         self.bos_id: int | None = self._pieces.bos_id() if self._pieces.bos_id() >= 0 else None
@@ -181,14 +181,14 @@ class SentencePieceTokenizer:
         return bool(self._pieces.is_control(token) or self._pieces.is_unknown(token))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; each stretch between special tokens starts with "▁"."""
+        """Token ids of `text`; each text between special tokens starts with "▁"."""
         return self.encode_pieces([text])
 
     def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
-        """Token ids of pieces of one text; in those that are `Words`, special tokens are not read."""
+        """Token ids of pieces of one text; special tokens are not parsed in `PlainText` pieces."""
         stretches: list[str | int] = [""]
         for piece in pieces:
-            split = [piece] if isinstance(piece, Words) or not self._split else self._split.split(piece)
+            split = [piece] if isinstance(piece, PlainText) or not self._split else self._split.split(piece)
             for number, part in enumerate(split):
                 if number % 2:
                     self._put_special(stretches, part)
@@ -212,28 +212,30 @@ class SentencePieceTokenizer:
         stretches += [self._special[token], ""]
 
     def _strips(self, stretches: list[str | int]) -> bool:
-        """Whether the token in front of the next text takes the white space behind it."""
+        """Whether the previous token removes white space from the start of the next text."""
         if len(stretches) < 2 or stretches[-1] != "":
             return False
         return any(token.rstrip and token.id == stretches[-2] for token in self._added.values())
 
-    def special_in(self, text: str) -> str | None:
-        """A special or added token that the text spells out, or None."""
+    def find_special_token(self, text: str) -> str | None:
+        """A special or added token that the text contains, or None."""
         match = None if self._split is None else self._split.search(text)
         return None if match is None else match[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         known = len(self._pieces)
         kept = [
-            int(i) for i in ids if int(i) not in self._special_ids and (0 <= int(i) < known or int(i) in self._spoken)
+            int(i)
+            for i in ids
+            if int(i) not in self._special_ids and (0 <= int(i) < known or int(i) in self._added_texts)
         ]
-        if not any(i in self._spoken for i in kept):
+        if not any(i in self._added_texts for i in kept):
             return str(self._pieces.decode(kept))
         text, stretch = "", list[int]()
         for token in [*kept, None]:
-            if token is None or token in self._spoken:
-                text += str(self._pieces.decode(stretch)) + ("" if token is None else self._spoken[token])
+            if token is None or token in self._added_texts:
+                text += str(self._pieces.decode(stretch)) + ("" if token is None else self._added_texts[token])
                 stretch = []
             else:
                 stretch.append(token)
@@ -253,7 +255,7 @@ class SentencePieceTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """Any other vocabulary, through transformers' tokenizer.
+    """A tokenizer of transformers, for any other vocabulary.
 
     Args:
         library: a `PreTrainedTokenizerBase`.
@@ -265,7 +267,7 @@ class HuggingFaceTokenizer:
         self.eos_id: int | None = library.eos_token_id
         self.vocabulary_size = max([len(library) - 1, *library.added_tokens_decoder]) + 1
         # White space among added tokens (Gemma's line breaks) is part of ordinary texts, and so are SentencePiece's
-        # bytes; every other added token has a meaning of its own, special or not.
+        # bytes; all other added tokens count as special tokens.
         self._control = {
             str(token): int(i)
             for i, token in library.added_tokens_decoder.items()
@@ -282,13 +284,13 @@ class HuggingFaceTokenizer:
         return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added before or after."""
+        """Token ids of `text`, without BOS and EOS."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
-        """Token ids of pieces of one text; in those that are `Words`, special tokens are not read."""
+        """Token ids of pieces of one text; special tokens are not parsed in `PlainText` pieces."""
         ids = self.encode("".join(pieces))
-        meant = sum(self._controls_in(piece) for piece in pieces if not isinstance(piece, Words))
+        meant = sum(self._controls_in(piece) for piece in pieces if not isinstance(piece, PlainText))
         if sum(i in self._control_ids for i in ids) == meant:
             return ids
         return self._plain.encode(self._marked(pieces))
@@ -297,10 +299,10 @@ class HuggingFaceTokenizer:
         return sum(i in self._control_ids for i in self.encode(text))
 
     def _marked(self, pieces: Sequence[str]) -> list[tuple[str, bool]]:
-        """The pieces, cut so that each special token that is meant is a piece of its own."""
+        """The pieces, split into special tokens and text."""
         cut: list[tuple[str, bool]] = []
         for piece in pieces:
-            parts = [str(piece)] if isinstance(piece, Words) or not self._split else self._split.split(piece)
+            parts = [str(piece)] if isinstance(piece, PlainText) or not self._split else self._split.split(piece)
             cut += [(part, bool(number % 2)) for number, part in enumerate(parts) if part]
         return cut
 
@@ -308,13 +310,13 @@ class HuggingFaceTokenizer:
     def _plain(self) -> PlainVocabulary:
         return PlainVocabulary(self._tokenizer, self._control)
 
-    def special_in(self, text: str) -> str | None:
-        """A special or added token that the text spells out, or None."""
+    def find_special_token(self, text: str) -> str | None:
+        """A special or added token that the text contains, or None."""
         match = None if self._split is None else self._split.search(text)
         return None if match is None else match[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         kept: Sequence[int] = [int(i) for i in ids]
         return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
@@ -329,18 +331,18 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(folder: str | Path, *, library: bool = False, **hub_options: Any) -> Tokenizer:
-    """Read the vocabulary of a language model.
+    """Load the tokenizer of a language model.
 
     Args:
         folder: a folder with tokenizer files, or a hub id.
-        library: read a LLaMA vocabulary as transformers does, too, and not as the original code did.
+        library: use the tokenizer of transformers for a LLaMA vocabulary, too.
         hub_options: `revision`, `token`, `cache_dir`, ... for a hub id.
 
     Returns:
-        The tokenizer that gives the ids the original code gives, or those of transformers.
+        A tokenizer with the ids of the original code, or with those of transformers.
 
     Raises:
-        WeightsError: no vocabulary is found there, or it cannot be read.
+        WeightsError: there is no tokenizer, or it cannot be read.
     """
     path = Path(folder)
     refuse_pointers(path)
@@ -349,20 +351,20 @@ def load_tokenizer(folder: str | Path, *, library: bool = False, **hub_options: 
         settings = load_json(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if settings.get("tokenizer_class", SENTENCEPIECE_CLASSES[0]) in SENTENCEPIECE_CLASSES:
             return SentencePieceTokenizer(path)
-    # `legacy` matters to LLaMA vocabularies that come as tokenizer.json alone; others ignore it.
+    # `legacy` affects LLaMA vocabularies without tokenizer.model; others ignore it.
     legacy = {} if library else {"legacy": True}
     return HuggingFaceTokenizer(transformers_tokenizer(folder, **legacy, **hub_options))
 
 
 def transformers_tokenizer(folder: str | Path, **options: Any) -> Any:
-    """Read a vocabulary as a `PreTrainedTokenizerBase`.
+    """Load a tokenizer as a `PreTrainedTokenizerBase`.
 
     Args:
         folder: a folder with tokenizer files, or a hub id.
         options: of transformers' `from_pretrained`.
 
     Raises:
-        WeightsError: no vocabulary is found there, or it cannot be read.
+        WeightsError: there is no tokenizer, or it cannot be read.
     """
     from transformers import AutoTokenizer
 

@@ -13,7 +13,7 @@ from captune.data import CLIP_MEAN, CLIP_STD
 from captune.model.configuration import MiniGPT4Config
 from captune.transformers_compat import model_from_config
 
-__all__ = ["renormalise", "vision_tower"]
+__all__ = ["renormalize", "vision_tower"]
 
 
 def vision_tower(config: MiniGPT4Config) -> nn.Module:
@@ -27,7 +27,7 @@ def vision_tower(config: MiniGPT4Config) -> nn.Module:
     return blip2
 
 
-def renormalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def renormalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Carry pixels (I, 3, S, S) from CLIP's normalisation to that of a tower that was trained with another one."""
 
     def column(values: Any) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from captune.common import error_text
 from captune.decoding import is_out_of_memory
 from captune.errors import ConfigError
-from captune.model import MiniGPT4, decoder_layers, is_divided
+from captune.model import MiniGPT4, decoder_layers, is_sharded
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
@@ -153,7 +153,7 @@ def truncated_copy(model: MiniGPT4) -> MiniGPT4 | None:
         None where there can be none: the layers are quantized or divided among processes, do not stand in one list, or
         the memory does not hold them.
     """
-    if is_divided(model.llm) or getattr(model.llm, "is_quantized", False):
+    if is_sharded(model.llm) or getattr(model.llm, "is_quantized", False):
         return None
     try:
         layers = decoder_layers(model.llm)

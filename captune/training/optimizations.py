@@ -38,7 +38,7 @@ from captune.model import (
     MiniGPT4,
     decoder_layers,
     hidden_states,
-    is_divided,
+    is_sharded,
     patched_layer,
     replaced_forward,
     with_hidden_states,
@@ -197,7 +197,7 @@ class FusedLayers:
     def __init__(self, llm: Any) -> None:
         self._norms: list[tuple[nn.Module, float]] = []
         self._families: list[ModuleType] = []
-        if llm.dtype != torch.float32 or is_divided(llm):
+        if llm.dtype != torch.float32 or is_sharded(llm):
             return
         try:
             layers = decoder_layers(llm)

@@ -169,7 +169,7 @@ class Planner:
         tied = self._model_config.text_config.get_text_config().tie_word_embeddings
         unsharded = (size.vocabulary * size.width * (1 if tied else 2) + size.lora) * size.value_bytes
         layers = size.llm - unsharded
-        # The layer at work, the next one, and the message in which that comes.
+        # The active layer, the next one, and the message in which that comes.
         gathered = min(3, size.layers) * layers // size.layers
         return replace(size, llm=unsharded + -(-layers // self.processes) + gathered)
 

@@ -30,9 +30,9 @@ from captune.model import (
     attach_lora,
     compute_dtype,
     frozen_fingerprint,
-    load_checked,
     load_config_and_processor,
     load_model,
+    load_quantized,
     use_chat_template,
 )
 from captune.parsing import load_json
@@ -253,7 +253,7 @@ def load_for_training(
         captions = {index: max(image.captions, key=len) for index, image in enumerate(images) if image.captions}
         longest = sorted(captions, key=lambda index: -len(captions[index]))[:QUANTIZATION_SAMPLES]
         batch = processor.pad([processor.layout.with_answer(prompt, captions[index]) for index in longest])
-        model, _ = load_checked(config, device, {**batch, "features": features[longest]}, recompute=recompute)
+        model, _ = load_quantized(config, device, {**batch, "features": features[longest]}, recompute=recompute)
     else:
         model = load_model(config, device, recompute=recompute, parts=LANGUAGE)
     if train.lora is not None:

@@ -9,7 +9,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.weights.files import (
         SAFETENSORS_DTYPES,
-        TOWERS,
+        TOWER_PREFIXES,
         parse_header,
         stored_tensors,
         weight_files,
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
         sampled_hash,
         tensor_fingerprints,
     )
-    from captune.weights.folder_checks import refuse_part, refuse_pointer, refuse_pointers
-    from captune.weights.peft_adapter import attach_adapter, base_of, find_adapter, read_adapter
-    from captune.weights.strict import check_values, load_strictly, missing_library, quiet, read_config, why_unread
+    from captune.weights.folder_checks import require_complete_model, refuse_pointer, refuse_pointers
+    from captune.weights.peft_adapter import attach_adapter, base_model_of, find_adapter, read_adapter
+    from captune.weights.strict import check_values, load_strictly, missing_library, quiet, read_config, unreadable_reason
 
 __all__ = [
     "SAFETENSORS_DTYPES",
-    "TOWERS",
+    "TOWER_PREFIXES",
     "TensorFingerprint",
     "attach_adapter",
-    "base_of",
+    "base_model_of",
     "check_values",
     "combine_fingerprints",
     "find_adapter",
@@ -41,14 +41,14 @@ __all__ = [
     "quiet",
     "read_adapter",
     "read_config",
-    "refuse_part",
     "refuse_pointer",
     "refuse_pointers",
+    "require_complete_model",
     "sampled_hash",
     "stored_tensors",
     "tensor_fingerprints",
+    "unreadable_reason",
     "weight_files",
-    "why_unread",
 ]
 
 __getattr__ = lazy_names(
@@ -56,7 +56,7 @@ __getattr__ = lazy_names(
     {
         "files": [
             "SAFETENSORS_DTYPES",
-            "TOWERS",
+            "TOWER_PREFIXES",
             "parse_header",
             "stored_tensors",
             "weight_files",
@@ -68,8 +68,8 @@ __getattr__ = lazy_names(
             "sampled_hash",
             "tensor_fingerprints",
         ],
-        "peft_adapter": ["attach_adapter", "base_of", "find_adapter", "read_adapter"],
-        "folder_checks": ["refuse_part", "refuse_pointer", "refuse_pointers"],
-        "strict": ["check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"],
+        "peft_adapter": ["attach_adapter", "base_model_of", "find_adapter", "read_adapter"],
+        "folder_checks": ["require_complete_model", "refuse_pointer", "refuse_pointers"],
+        "strict": ["check_values", "load_strictly", "missing_library", "quiet", "read_config", "unreadable_reason"],
     },
 )

@@ -19,7 +19,7 @@ from captune.weights.folder_checks import refuse_pointer
 
 __all__ = [
     "SAFETENSORS_DTYPES",
-    "TOWERS",
+    "TOWER_PREFIXES",
     "SafetensorsHeader",
     "StoredName",
     "StoredTensor",
@@ -32,12 +32,12 @@ __all__ = [
     "weight_files",
 ]
 
-TOWERS = ("vision.", "qformer.", "query_tokens")
+TOWER_PREFIXES = ("vision.", "qformer.", "query_tokens")
 """How the names of the towers' tensors begin in a captune model."""
 
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in one file, in the order in which transformers prefers them; `NAME.index.json` lists those in several."""
-_WHOLE = ("I", "U", "BOOL")
+_INTEGER_DTYPES = ("I", "U", "BOOL")
 """How the names of whole numbers' formats begin in safetensors files."""
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -83,7 +83,7 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
     for file in _read_files(Path(model)):
         if file.suffix == ".safetensors":
             header = read_header(file).tensors
-            kinds = {name: not str(entry["dtype"]).startswith(_WHOLE) for name, entry in header.items()}
+            kinds = {name: not str(entry["dtype"]).startswith(_INTEGER_DTYPES) for name, entry in header.items()}
         else:
             state = torch_state(file, "meta")
             kinds = {name: tensor.is_floating_point() for name, tensor in state.items()}
@@ -93,7 +93,7 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
 
 def _read_files(folder: Path) -> list[Path]:
     """The weight files of a folder that transformers would read."""
-    for single in SINGLE:
+    for single in SINGLE_FILES:
         if (folder / single).is_file():
             return [folder / single]
         if (index := folder / f"{single}.index.json").is_file():
@@ -115,7 +115,7 @@ def check_weights(model: str | Path) -> None:
     folder = Path(model)
     if not folder.is_dir():
         return
-    refuse_pointer(folder / f"{SINGLE[0]}.index.json")
+    refuse_pointer(folder / f"{SINGLE_FILES[0]}.index.json")
     for file in _read_files(folder):
         if not file.is_file():
             raise WeightsError(f"An index in {folder} lists {file.name}, which is not in the folder; copy it there.")
@@ -157,7 +157,7 @@ def weight_files(model: str | Path) -> list[Path]:
         WeightsError: it has none.
     """
 
-    for single in SINGLE:
+    for single in SINGLE_FILES:
         if (file := fetch_file(model, single)) is not None:
             return [file]
         if (index := fetch_file(model, f"{single}.index.json")) is None:
@@ -168,7 +168,7 @@ def weight_files(model: str | Path) -> list[Path]:
                 raise WeightsError(f"{model} has no {name}, which {index.name} lists; copy it there.")
             files.append(file)
         return files
-    raise WeightsError(f"{model} has no weights; expected {' or '.join(SINGLE)}.")
+    raise WeightsError(f"{model} has no weights; expected {' or '.join(SINGLE_FILES)}.")
 
 
 class SafetensorsHeader(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from captune.errors import WeightsError
 from captune.parsing import load_json
 
-__all__ = ["refuse_part", "refuse_pointer", "refuse_pointers"]
+__all__ = ["refuse_pointer", "refuse_pointers", "require_complete_model"]
 
 _SETTINGS = (
     "config.json",
@@ -85,7 +85,7 @@ def _refuse_broken(file: Path) -> None:
         raise WeightsError(f"{file} cannot be read: {error}; copy it again from its source.") from error
 
 
-def refuse_part(model: str | Path) -> None:
+def require_complete_model(model: str | Path) -> None:
     """Refuse a folder that holds only what was trained, where a whole model is needed.
 
     Args:

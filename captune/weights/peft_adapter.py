@@ -21,11 +21,11 @@ from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
 from captune.transformers_compat import StoredNameMapping, fetch_file
-from captune.weights.files import SINGLE, read_header, torch_state
+from captune.weights.files import SINGLE_FILES, read_header, torch_state
 from captune.weights.folder_checks import refuse_pointer
 from captune.weights.strict import check_keys, check_values, quiet
 
-__all__ = ["attach_adapter", "base_of", "find_adapter", "read_adapter"]
+__all__ = ["attach_adapter", "base_model_of", "find_adapter", "read_adapter"]
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -48,7 +48,7 @@ def find_adapter(model: str | Path) -> Path | None:
     if folder.is_dir():
         if not (folder / _CONFIG).is_file():
             return None
-        complete = (*SINGLE, *(f"{name}.index.json" for name in SINGLE))
+        complete = (*SINGLE_FILES, *(f"{name}.index.json" for name in SINGLE_FILES))
         return None if any((folder / name).is_file() for name in complete) else folder
     try:
         if fetch_file(model, _CONFIG, require_connection=False) is None:
@@ -60,7 +60,7 @@ def find_adapter(model: str | Path) -> Path | None:
     return fetched if any((fetched / name).is_file() for name in _WEIGHTS) else None
 
 
-def base_of(folder: Path) -> tuple[str, str | None]:
+def base_model_of(folder: Path) -> tuple[str, str | None]:
     """The base model that an adapter was trained on: a folder, or a hub id.
 
     A relative path is looked for in the adapter's own folder first, then in the current one.
@@ -175,8 +175,8 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
             wrapped = PeftModel(model, config, adapter_name=_NAME)
     except Exception as error:  # peft raises ValueError and others where modules are not found
         raise WeightsError(f"{what} does not fit its base model: {error_text(error)}") from error
-    tensors, embeddings = _own_tensors(wrapped, False), _own_tensors(wrapped, True)
-    placed = _placed(wrapped, config, tensors, state, moved)
+    tensors, embeddings = _adapter_tensors(wrapped, False), _adapter_tensors(wrapped, True)
+    placed = _assign(wrapped, config, tensors, state, moved)
     mismatched = [
         (name, tuple(placed[name].shape), tuple(tensor.shape))
         for name, tensor in embeddings.items()
@@ -193,7 +193,7 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
     with torch.no_grad():
         for name, tensor in placed.items():
             embeddings[name].copy_(tensor)
-    after = _own_tensors(wrapped, True)
+    after = _adapter_tensors(wrapped, True)
     assert all(torch.equal(after[name], tensor.to(after[name])) for name, tensor in placed.items())
     wrapped.eval()
     return wrapped
@@ -207,7 +207,7 @@ def _is_zero(state: Mapping[str, Tensor]) -> bool:
     return bool(second) and not any(bool(tensor.any()) for tensor in second)
 
 
-def _own_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
+def _adapter_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
     """What peft would save of the adapter: name in the file -> the tensor itself.
 
     Args:
@@ -225,7 +225,7 @@ def _own_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
             return dict(get_peft_model_state_dict(wrapped, adapter_name=_NAME, save_embedding_layers=False))
 
 
-def _module_of(name: str) -> str:
+def _module_path(name: str) -> str:
     """The path of the module that a tensor of an adapter's file belongs to."""
     path = re.sub(rf"^({re.escape(_PREFIX)})+", "", name)
     return (
@@ -240,7 +240,7 @@ def _moved_modules(model: Any, names: Iterable[str]) -> dict[str, str]:
     tensors = model.state_dict(keep_vars=True)
     model_name = StoredNameMapping(model, renamings_only=True)
     moved = {}
-    for module in {_module_of(name) for name in names}:
+    for module in {_module_path(name) for name in names}:
         weight = f"{module}.weight"
         if weight in tensors:
             continue
@@ -256,7 +256,7 @@ def _retarget(config: Any, model: Any, moved: Mapping[str, str]) -> None:
         return
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    earlier = dict(_changed_beginnings(there, here) for there, here in moved.items())
+    earlier = dict(_differing_prefixes(there, here) for there, here in moved.items())
 
     def before(path: str) -> str:
         for here in sorted(earlier, key=len, reverse=True):
@@ -284,7 +284,7 @@ def _retarget(config: Any, model: Any, moved: Mapping[str, str]) -> None:
             setattr(config, field, None)
 
 
-def _changed_beginnings(there: str, here: str) -> tuple[str, str]:
+def _differing_prefixes(there: str, here: str) -> tuple[str, str]:
     """Two paths of one module without what ends both, the present one first."""
     old, new = there.split("."), here.split(".")
     while old and new and old[-1] == new[-1]:
@@ -293,11 +293,11 @@ def _changed_beginnings(there: str, here: str) -> tuple[str, str]:
     return ".".join(new), ".".join(old)
 
 
-def _placed(
+def _assign(
     wrapped: Any, config: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], moved: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """An adapter's tensors under the names that they have in this model."""
-    plain = {_named_here(name, moved): tensor for name, tensor in state.items()}
+    plain = {_name_in_model(name, moved): tensor for name, tensor in state.items()}
     if len(plain) != len(state):
         raise WeightsError("Two tensors of the adapter's file have one place in the model; save the adapter again.")
     if plain.keys() == tensors.keys():
@@ -312,8 +312,8 @@ def _placed(
     return dict(converted) if converted.keys() == tensors.keys() else plain
 
 
-def _named_here(name: str, moved: Mapping[str, str]) -> str:
-    module = _module_of(name)
+def _name_in_model(name: str, moved: Mapping[str, str]) -> str:
+    module = _module_path(name)
     path = re.sub(rf"^({re.escape(_PREFIX)})+", "", name)
     rest = path[len(module) :].replace(f".{_NAME}.", ".").removesuffix(f".{_NAME}")
     return f"{_PREFIX}{moved.get(module, module)}{rest}"

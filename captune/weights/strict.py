@@ -23,7 +23,15 @@ from captune.transformers_compat import StoredNameMapping
 from captune.weights.files import check_weights, stored_names
 from captune.weights.folder_checks import refuse_pointers
 
-__all__ = ["check_keys", "check_values", "load_strictly", "missing_library", "quiet", "read_config", "why_unread"]
+__all__ = [
+    "check_keys",
+    "check_values",
+    "load_strictly",
+    "missing_library",
+    "quiet",
+    "read_config",
+    "unreadable_reason",
+]
 
 
 # Libraries that a model of transformers needs and captune does not bring.
@@ -101,7 +109,7 @@ def load_strictly(
     except ImportError as error:
         raise missing_library(what, error) from error
     except Exception as error:  # broken files make the readers below transformers raise nearly anything
-        raise WeightsError(f"{what} cannot be loaded: {why_unread(path, error)}") from error
+        raise WeightsError(f"{what} cannot be loaded: {unreadable_reason(path, error)}") from error
     check_keys(
         what,
         count=len(model.state_dict()),
@@ -272,7 +280,7 @@ def _is_settings(part: Any) -> bool:
     return part is None or isinstance(part, PreTrainedConfig | dict)
 
 
-def why_unread(path: str | Path, error: Exception) -> str:
+def unreadable_reason(path: str | Path, error: Exception) -> str:
     """Why a model could not be read, in the words that help."""
     if isinstance(error, OSError) and not Path(path).expanduser().exists():
         # The library's own text speaks of connections and caches, and not of the folder that was probably meant.

@@ -18,7 +18,7 @@ from captune.bulk.shards import Item
 from captune.bulk.work import Captions, caption_entries
 from captune.captioner import Captioner, TransformersBackend
 from captune.captioner.processor import load_processor
-from captune.captioner.transformers_model import written_ids
+from captune.captioner.transformers_model import strip_prompt
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, InputError, MissingExtraError, RefusedImagesError, WeightsError
 
@@ -243,7 +243,7 @@ def test_a_model_that_fails_is_one_sentence(folder_of: Any, monkeypatch: pytest.
 def test_pictures_that_padding_changes_are_captioned_by_size(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = load(folder_of("idefics3"))
     expected = captions(captioner)
-    captioner._mixes_sizes = False
+    captioner._batches_mixed_sizes = False
     sizes: list[set[tuple[int, int]]] = []
     batch = captioner.inputs.batch
     monkeypatch.setattr(
@@ -256,20 +256,20 @@ def test_pictures_that_padding_changes_are_captioned_by_size(folder_of: Any, mon
 
 def test_captions_are_cut_where_generation_begins() -> None:
     output = torch.tensor([[2, 7, 8, 2]])
-    rows, old = written_ids(output, None, 1)
+    rows, old = strip_prompt(output, None, 1)
     assert rows.tolist() == [[2, 7, 8, 2]]
     assert old == 1, "what a decoder starts with is not new"
-    rows, old = written_ids(output, torch.tensor([[2, 7]]), 2)
+    rows, old = strip_prompt(output, torch.tensor([[2, 7]]), 2)
     assert rows.tolist() == [[8, 2]]
     assert old == 0
-    rows, old = written_ids(output, torch.tensor([[5, 7, 1]]), 2)
+    rows, old = strip_prompt(output, torch.tensor([[5, 7, 1]]), 2)
     assert rows.tolist() == [[2, 7, 8, 2]], "words that the model took into its own text are the caption's beginning"
     assert old == 2
 
 
 def test_an_end_that_ends_nothing_is_no_end() -> None:
     captioner = object.__new__(TransformersBackend)
-    captioner._starts, captioner._ends, captioner._fillers = {1}, {2}, {0, 2}
+    captioner._start_ids, captioner._end_ids, captioner._filler_ids = {1}, {2}, {0, 2}
     captioner.processor = SimpleNamespace(
         tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     )

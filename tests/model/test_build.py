@@ -282,9 +282,9 @@ def test_what_cannot_be_built(llama3: Path, siglip: Path, official_files: Offici
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
-        ("{{ raise_exception('no') }}", "cannot be filled"),
-        ("{{ messages[0].content | upper | lower }}", "changes what is put into it"),
-        ("{{ nothing }}", "changes what is put into it"),
+        ("{{ raise_exception('no') }}", "cannot be rendered"),
+        ("{{ messages[0].content | upper | lower }}", "changes the texts of the messages"),
+        ("{{ nothing }}", "changes the texts of the messages"),
     ],
 )
 def test_templates_that_cannot_be_used(vocabulary: Tokenizer, template: str, sentence: str) -> None:

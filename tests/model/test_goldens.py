@@ -21,7 +21,7 @@ from captune.config import TrainConfig
 from captune.data.images import load_image
 from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.errors import ConfigError
-from captune.model import MiniGPT4, OriginalFaults
+from captune.model import LegacyBugs, MiniGPT4
 from captune.model.official import load_official
 from captune.training.loss import target_loss
 from captune.training.optimizer import build_optimizer, learning_rate
@@ -32,7 +32,7 @@ MINIGPT4_CASES = ("main", "student_grounding", "no_prompt", "context_clip", "tru
 MINIGPT_V2_CASES = ("main", "text_only", "conversation", "truncated")
 FORWARD_CASES = [(variant, case) for variant in VARIANTS[:2] for case in MINIGPT4_CASES]
 FORWARD_CASES += [("minigpt_v2", case) for case in MINIGPT_V2_CASES]
-FAULTS = OriginalFaults(cut_stop_symbol=True, clip_image=True, double_bos=True, pad_is_dollar_sign=True)
+BUGS = LegacyBugs(cut_stop_symbol=True, clip_image=True, double_bos=True, pad_is_dollar_sign=True)
 HEADS = 4
 
 
@@ -53,11 +53,11 @@ class Golden:
 
     @contextmanager
     def faulty(self, case: dict[str, Any]) -> Iterator[None]:
-        """The original's limits and faults while one case is repeated."""
+        """The original's limits and bugs while one case is repeated."""
         processor, before = self.model.processor, self.model.processor.layout
         attributes = case["attrs"]
-        processor.use(
-            faults=FAULTS,
+        processor.configure(
+            legacy_bugs=BUGS,
             max_target_tokens=attributes.get("max_txt_len"),
             max_prompt_tokens=attributes.get("max_context_len"),
         )
@@ -134,7 +134,7 @@ def test_token_ids(golden: Golden) -> None:
 
 @pytest.mark.parametrize(("variant", "name"), FORWARD_CASES)
 def test_loss_and_gradients(shared: Path, variant: str, name: str) -> None:
-    """The original's numbers at every position, padding included, with its faults switched on."""
+    """The original's numbers at every position, padding included, with its bugs switched on."""
     golden = loaded(shared, variant)
     model = golden.model
     case, expected = golden.json("forward_cases")[name], golden.tensors(f"forward_{name}")
@@ -163,23 +163,18 @@ def test_loss_and_gradients(shared: Path, variant: str, name: str) -> None:
             assert ((parameter.grad - wanted).abs().max() / wanted.abs().max()).item() < 1e-4
 
 
-def test_the_faults_are_not_ours(shared: Path) -> None:
+def test_legacy_bugs_are_off_by_default(shared: Path) -> None:
     """Without the switches the stop symbol and the image survive every limit."""
     processor = load(shared, "minigpt4_vicuna").model.processor
-    processor.use(max_target_tokens=9)
+    processor.configure(max_target_tokens=9)
     row = processor.layout.sample("What is this?", "A man in a blue shirt is sleeping on the grass on a sunny day.")
     assert row.truncated
     assert row.target_count == 9
     assert row.ids[-len(processor.layout.stop_ids) :] == processor.layout.stop_ids
     assert processor.layout.text_ids("<s>[INST] a [/INST]").count(1) == 1
-    processor.use(max_prompt_tokens=12)
+    processor.configure(max_prompt_tokens=12)
     with pytest.raises(ConfigError, match="shorten the instruction"):
         processor.layout.prompt("What is this?")
-    with pytest.raises(ConfigError, match="for protocol 'slides' only"):
-        OriginalFaults.under("karpathy", ["double_bos"])
-    with pytest.raises(ConfigError, match="no original fault 'two_bos'"):
-        OriginalFaults.under("slides", ["two_bos"])
-    assert OriginalFaults.under("slides", ["double_bos"]) == OriginalFaults(double_bos=True)
 
 
 def test_dollars(shared: Path) -> None:
@@ -188,8 +183,8 @@ def test_dollars(shared: Path) -> None:
     cases = json.loads((shared / "goldens/minigpt4_vicuna/expected/tokenization.json").read_text())
     dollars = [case for case in cases if "$$" in case["text"]]
     assert dollars
-    for faults, key in ((OriginalFaults(), "text"), (FAULTS, "decoded_skip_special")):
-        processor.use(faults=faults)
+    for bugs, key in ((LegacyBugs(), "text"), (BUGS, "decoded_skip_special")):
+        processor.configure(legacy_bugs=bugs)
         for case in dollars:
             assert processor.layout.decode(case["ids"]).split() == case[key].split()
 

@@ -24,7 +24,7 @@ from captune.model.checkpoint import (
     save_trained,
     trained_state,
 )
-from captune.model.loading import load_checked, load_pretrained
+from captune.model.loading import load_pretrained, load_quantized
 from captune.model.lora import attach_lora
 from captune.model.quantization import (
     FORMATS,
@@ -220,7 +220,7 @@ def test_start_up_check(model: MiniGPT4, tmp_path: Path) -> None:
     with torch.no_grad():
         batch["features"] = model.encode_features(batch.pop("pixel_values"))
     config, device = ModelConfig(path=str(tmp_path), dtype="float32", quantization="int8"), torch.device("cpu")
-    small, deviation = load_checked(config, device, batch, recompute=True)
+    small, deviation = load_quantized(config, device, batch, recompute=True)
     assert 0.99 < deviation.cosine <= 1.0001
     assert small.projection.weight.dtype == torch.float32
     assert not small.training

@@ -25,7 +25,7 @@ from captune.decoding.options import Request
 from captune.errors import ConfigError, WeightsError
 from captune.model import MiniGPT4
 from captune.model.build import build_model, config_and_processor_of_parts
-from captune.model.language_model import batchable, check_causal, embedding_width
+from captune.model.language_model import check_causal, embedding_width, is_batch_invariant
 
 from ..language_models import write_language_model, write_model, write_tokenizer, write_tower
 
@@ -207,7 +207,7 @@ def test_rows_that_a_batch_would_mix_up(tower: Path, tmp_path: Path) -> None:
     """RWKV's state goes wrong in transformers' batches, so its captions are generated one by one."""
     sizes = {"attention_hidden_size": 32, "context_length": 512}
     model = joined(write_language_model(tmp_path / "rwkv", "rwkv", template=None, **sizes), tower)
-    assert not batchable(model.llm, padded=False)
+    assert not is_batch_invariant(model.llm, padded=False)
     features, options = features_of(model), DecodingOptions(max_new_tokens=8)
     said = [caption.text for caption in generate_captions(model, features, "What?", options)]
     alone = [generate_captions(model, features[n : n + 1], "What?", options)[0].text for n in range(len(features))]
@@ -215,8 +215,8 @@ def test_rows_that_a_batch_would_mix_up(tower: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no beam search"):
         generate_captions(model, features, "What?", DecodingOptions(max_new_tokens=8, beams=2))
     llama = joined(write_language_model(tmp_path / "llama"), tower)
-    assert batchable(llama.llm, padded=False)
-    assert batchable(llama.llm, padded=True)
+    assert is_batch_invariant(llama.llm, padded=False)
+    assert is_batch_invariant(llama.llm, padded=True)
 
 
 def test_settings_that_json_does_not_hold() -> None:

@@ -21,8 +21,8 @@ from captune.model.official_layout import (
     map_keys,
     qformer_table,
     read_pth,
+    recorded_alpha,
     resize_positions,
-    stated_alpha,
     vision_ignored,
     vision_table,
 )
@@ -173,12 +173,12 @@ def test_wrong_language_models(official_files: OfficialFiles, tmp_path: Path) ->
 
 def test_scale_of_lora(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
-    assert stated_alpha({"config": {"model": {"lora_alpha": 32}}}, path) == 32.0
-    assert stated_alpha({}, path) is None
+    assert recorded_alpha({"config": {"model": {"lora_alpha": 32}}}, path) == 32.0
+    assert recorded_alpha({}, path) is None
     (tmp_path / "finetune.yaml").write_text("model:\n  lora_r: 8\n  lora_alpha: 24\n")
-    assert stated_alpha({"config": {"run": {}}}, path) == 24.0
+    assert recorded_alpha({"config": {"run": {}}}, path) == 24.0
     (tmp_path / "log.txt").write_text('{"model": {"lora_alpha": 16}}')
-    assert stated_alpha({}, path) is None
+    assert recorded_alpha({}, path) is None
 
 
 def test_positions_are_resized_as_the_original_does() -> None:

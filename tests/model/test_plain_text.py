@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from captune.cli import app, call, run
 from captune.model import CHAT_TEMPLATES, PromptLayout
-from captune.model.chat_template import bos_count, read_chat_template
-from captune.model.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, Words, load_tokenizer
+from captune.model.chat_template import count_bos, read_chat_template
+from captune.model.tokenizer import HuggingFaceTokenizer, PlainText, SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 from ..language_models import CHATML, TEXT, write_tokenizer
 
@@ -92,17 +92,17 @@ def test_what_a_caption_spells_out_is_text(vocabularies: dict[str, Tokenizer], n
     for mark in MARKS:
         known = tokenizer.encode(mark)
         meant = tokenizer.encode_pieces(["A dog.", "</s>"])
-        said = tokenizer.encode_pieces(["A ", Words(f"dog {mark} runs."), "</s>"])
+        said = tokenizer.encode_pieces(["A ", PlainText(f"dog {mark} runs."), "</s>"])
         assert said[-1] == meant[-1] == tokenizer.eos_id
         assert tokenizer.eos_id not in said[:-1]
-        if tokenizer.special_in(mark) == mark:
+        if tokenizer.find_special_token(mark) == mark:
             assert not {known[-1]} & set(said[:-1]) or mark == "<unk>"
         if name != "unigram":
             assert mark in tokenizer.decode(said)
-    ordinary = ["A ", Words("red circle on white ground."), "</s>"]
+    ordinary = ["A ", PlainText("red circle on white ground."), "</s>"]
     assert tokenizer.encode_pieces(ordinary) == tokenizer.encode("".join(ordinary))
-    assert tokenizer.special_in("A dog. </s>") == "</s>"
-    assert tokenizer.special_in("A dog < s >") is None
+    assert tokenizer.find_special_token("A dog. </s>") == "</s>"
+    assert tokenizer.find_special_token("A dog < s >") is None
 
 
 @pytest.mark.parametrize("name", ["bytes", "pieces"])
@@ -131,7 +131,7 @@ def test_prompts_and_targets(vocabularies: dict[str, Tokenizer], name: str, conv
     assert -1 not in targets
     assert targets[-len(layout.stop_ids) :] == layout.stop_ids or conversation in ("vicuna-v0", "alignment")
     assert targets.count(tokenizer.encode("</s>")[0]) == ("</s>" in layout.chat_template.stop_symbol)
-    assert layout.cut(layout.decode(targets)).replace(" ", "") == "A</s>dog<ImageHere>."
+    assert layout.text_before_stop(layout.decode(targets)).replace(" ", "") == "A</s>dog<ImageHere>."
 
 
 def test_white_space_among_added_tokens_is_no_special_token(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_white_space_among_added_tokens_is_no_special_token(tmp_path: Path) -> N
     own = write_tokenizer(tmp_path, words=["\n\n"])
     tokenizer = HuggingFaceTokenizer(own)
     text = "A dog.\n\nA cat."
-    assert own.convert_tokens_to_ids("\n\n") in tokenizer.encode_pieces([Words(text)])
-    assert tokenizer.encode_pieces([Words(text)]) == own.encode(text, add_special_tokens=False)
+    assert own.convert_tokens_to_ids("\n\n") in tokenizer.encode_pieces([PlainText(text)])
+    assert tokenizer.encode_pieces([PlainText(text)]) == own.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -178,7 +178,7 @@ def test_a_model_without_a_chat_template(tmp_path: Path, bos: str | None, adds: 
     parts = ["User: <Img>", "</Img> Describe.\nAssistant: A red circle.</s>"]
     wanted = [own.encode(part, add_special_tokens=False) for part in parts]
     assert row == [*([own.bos_token_id] if adds else []), *wanted[0], *wanted[1]]
-    assert bos_count(own) == ((1, True) if adds else (0, False))
+    assert count_bos(own) == ((1, True) if adds else (0, False))
 
 
 def test_later_turns_of_a_chat(tmp_path: Path) -> None:
@@ -190,7 +190,9 @@ def test_later_turns_of_a_chat(tmp_path: Path) -> None:
     wanted = [i for part in text.split("<ImageHere>") for i in own.encode(part, add_special_tokens=False)]
     row = [i for i in layout.dialogue(turns).ids if i >= 0]
     assert row == wanted[: len(row)]
-    assert layout.reply(turns[:1], "Where?").ids + layout.target_ids("There.")[0] == layout.dialogue(turns).ids
+    assert (
+        layout.dialogue_prompt(turns[:1], "Where?").ids + layout.target_ids("There.")[0] == layout.dialogue(turns).ids
+    )
 
 
 def test_check_notes_special_tokens(toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_batches_that_do_not_fit(processor: MiniGPT4Processor) -> None:
         processor(PICTURE / 255)
     with pytest.raises(DataError, match="nowhere"):
         processor("nowhere.jpg")
-    with pytest.raises(ConfigError, match="no conversation 'chatml'"):
+    with pytest.raises(ConfigError, match="no chat template 'chatml'"):
         PromptLayout(processor.tokenizer, "chatml", image_tokens=1)
     with pytest.raises(ConfigError, match="give room for a caption"):
         PromptLayout(processor.tokenizer, "vicuna-v0", image_tokens=1, max_target_tokens=1)
@@ -109,9 +109,9 @@ def test_a_reply_starts_from_what_a_dialogue_learnt(official_files: OfficialFile
     turns = [("<Img><ImageHere></Img> What is this?", "A dog."), ("Which colour?", "Brown."), ("Is it old?", "No.")]
     for count in range(1, len(turns) + 1):
         learnt = layout.dialogue(turns[:count])
-        prompt = layout.reply(turns[: count - 1], turns[count - 1][0])
+        prompt = layout.dialogue_prompt(turns[: count - 1], turns[count - 1][0])
         answer = layout.target_ids(turns[count - 1][1])[0]
         assert prompt.ids + answer == learnt.ids
-    assert layout.reply([], "<Img><ImageHere></Img> What is this?") == layout.prompt("What is this?")
-    both = layout.reply(turns[:1], "And <Img><ImageHere></Img>?")
+    assert layout.dialogue_prompt([], "<Img><ImageHere></Img> What is this?") == layout.prompt("What is this?")
+    both = layout.dialogue_prompt(turns[:1], "And <Img><ImageHere></Img>?")
     assert both.ids.count(IMAGE_SLOT) == 10

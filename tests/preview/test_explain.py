@@ -15,7 +15,7 @@ from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
 from captune.explain.explanation import Explanation, explain, stand_in
-from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, OriginalFaults, PromptLayout
+from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, LegacyBugs, PromptLayout
 from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module
 from captune.training import packing
@@ -36,7 +36,7 @@ WAYS = {
 def explained(config: RunConfig, image: Sample = IMAGE, caption: int = 0, **settings: Any) -> Explanation:
     model_config, processor = load_config_and_processor(config.model)
     if settings:
-        processor.use(**settings)
+        processor.configure(**settings)
     return explain(config, stand_in(model_config, processor), image, caption)
 
 
@@ -177,8 +177,8 @@ def test_truncated_caption(make_config: Any, model: str) -> None:
 
 
 def test_truncation_that_loses_the_stop_symbol(make_config: Any) -> None:
-    faults = OriginalFaults(cut_stop_symbol=True)
-    explanation = explained(make_config(), caption=1, max_target_tokens=9, faults=faults)
+    bugs = LegacyBugs(cut_stop_symbol=True)
+    explanation = explained(make_config(), caption=1, max_target_tokens=9, legacy_bugs=bugs)
     assert {"whole caption", "stop symbol learnt", "stop ends decoding"} <= failed(explanation)
 
 

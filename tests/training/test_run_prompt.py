@@ -81,7 +81,7 @@ def test_prompts_are_the_same_on_every_day(tmp_path: Path, clock: type[Clock], c
         texts.append(read_chat_template(own, str(tmp_path)))
     assert texts[0] == texts[1]
     assert "Today: 26 Jul 2024" in texts[0].template
-    assert caplog.text.count("writes the date") == 1
+    assert caplog.text.count("contains the date") == 1
 
 
 @pytest.mark.parametrize(

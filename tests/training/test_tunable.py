@@ -94,10 +94,10 @@ def test_faults_are_for_slides_only(toy_data: Path, tmp_path: Path) -> None:
         settings(toy_data, tmp_path, model=faults)
     config = settings(toy_data, tmp_path, model=faults, evaluate={"protocol": "slides"})
     _, processor = load_config_and_processor(config.model)
-    assert processor.layout.faults.cut_stop_symbol
+    assert processor.layout.legacy_bugs.cut_stop_symbol
     model = load_for_training(config.model, config.train, config.seed, CPU)
     assert model.processor is not None
-    assert model.processor.layout.faults.cut_stop_symbol
+    assert model.processor.layout.legacy_bugs.cut_stop_symbol
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_to
             code="context_length_exceeded",
             param="messages",
         )
-    ids = layout.reply(dialogue.turns, dialogue.question).ids
+    ids = layout.dialogue_prompt(dialogue.turns, dialogue.question).ids
     if len(ids) + max_tokens > context:
         raise APIError(
             400,

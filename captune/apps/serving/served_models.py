@@ -20,7 +20,7 @@ from captune.apps.serving.schema import APIError
 from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import load_run_config
 from captune.errors import DataError, WeightsError
-from captune.model import IMAGE_PLACEHOLDER, load_model, load_trained, pick_device
+from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained
 
 if TYPE_CHECKING:
     from captune.model import MiniGPT4, MiniGPT4Processor
@@ -157,7 +157,7 @@ def load_served(path: str) -> ServedModel | ServedCaptioner:
 
 def _load_run(folder: Path) -> ServedModel:
     config = load_run_config(folder / "config.yaml")
-    model = load_model(config.model, pick_device())
+    model = load_model(config.model, default_device())
     epochs = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
     pretrained = _trained(model)
     checkpoints, instructions = {PRETRAINED: pretrained}, {PRETRAINED: config.model.instruction}
