@@ -28,8 +28,8 @@ from captune.model import (
     load_model,
     load_trained,
     read_record,
+    restore_chat_template,
     trained_state,
-    use_chat_template,
 )
 from captune.report import RunScores, read_scores, write_report
 
@@ -51,7 +51,7 @@ class CheckpointSwapper:
     def __init__(self, model: MiniGPT4, checkpoints: Sequence[Path], records: Sequence[CheckpointRecord]) -> None:
         self._model = model
         if records:
-            use_chat_template(model, records[0].wrapping, checkpoints[0])
+            restore_chat_template(model, records[0].wrapping, checkpoints[0])
         self._initial = trained_state(model)
 
     def load(self, checkpoint: Path | None) -> None:

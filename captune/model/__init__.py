@@ -1,4 +1,4 @@
-"""The captioner: MiniGPT-4, its prompt layout, and its weights in and out."""
+"""MiniGPT-4: the model, its processor and prompt layout, checkpoints, loading and memory estimates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from captune.model.checkpoint import (
     is_checkpoint,
     load_trained,
     read_record,
+    restore_chat_template,
     save_trained,
     trained_state,
-    use_chat_template,
 )
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import decoder_layers, is_batch_invariant, is_sharded
@@ -119,11 +119,11 @@ __all__ = [
     "patched_layer",
     "read_record",
     "replaced_forward",
+    "restore_chat_template",
     "save_trained",
     "saved_bytes",
     "trained_state",
     "training_memory",
-    "use_chat_template",
     "warn_date_is_fixed",
     "with_fixed_clock",
     "with_hidden_states",

@@ -1,6 +1,6 @@
-"""A new captioner of parts that have never met: any language model behind any of several towers.
+"""A new captioner of a vision encoder and a causal language model, joined by a random projection.
 
-What joins them is new and random. Until it has been aligned on image-text pairs (stage 1), captions are noise.
+It generates noise until the projection has been aligned on image-text pairs (stage 1).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from captune.weights import load_strictly, read_config, refuse_pointers, require
 __all__ = ["ALIGNMENT_CONFIG", "build_model", "config_and_processor_of_parts", "joint_config", "with_vision_encoder"]
 
 
-# Towers as transformers keeps them: SigLIP's, CLIP's, and BLIP-2's with its Q-Former.
+# Vision encoders of transformers: SigLIP, CLIP, and BLIP-2 with its Q-Former.
 
 _ENCODERS: dict[str, Any] = {
     "siglip": SiglipVisionModel,
@@ -48,24 +48,24 @@ _ENCODERS: dict[str, Any] = {
     "clip": CLIPVisionModel,
     "clip_vision_model": CLIPVisionModel,
 }
-_OTHER_HALF = r"^(text_model|text_projection|visual_projection)\.|^logit_(scale|bias)$"
-"""What a whole SigLIP or CLIP has for texts."""
+_TEXT_BRANCH = r"^(text_model|text_projection|visual_projection)\.|^logit_(scale|bias)$"
+"""Tensors of the text branch of a SigLIP or CLIP."""
 _BLIP2 = "blip-2"
 _HALF = [0.5, 0.5, 0.5]
 SMALLEST_GROUP = 4
-"""Patches that are joined to one image token, at least, as in MiniGPT-v2: fewer tokens for the language model."""
+"""Smallest number of patches that are joined to one image token, as in MiniGPT-v2."""
 
 
 def with_vision_encoder(vision: str | Path, llm: str | Path, dtype: torch.dtype) -> MiniGPT4:
-    """A model with the tower of a folder or hub id; its language model and processor are still to come.
+    """A model with the vision encoder of a folder or hub id, without language model and processor.
 
     Args:
-        vision: of a SigLIP, CLIP or BLIP-2 model; BLIP-2's brings its Q-Former.
-        llm: folder or hub id of the language model that will stand behind it.
-        dtype: of the tower's weights.
+        vision: a SigLIP, CLIP or BLIP-2 model; that of BLIP-2 includes its Q-Former.
+        llm: folder or hub id of the language model.
+        dtype: of the vision encoder's weights.
 
     Raises:
-        WeightsError: the tower is missing, broken, or of another kind.
+        WeightsError: the vision encoder is missing, broken, or of another kind.
     """
     source = _read_config(vision)
     if source.model_type == _BLIP2:
@@ -74,7 +74,7 @@ def with_vision_encoder(vision: str | Path, llm: str | Path, dtype: torch.dtype)
         _ENCODERS[source.model_type].from_pretrained,
         vision,
         f"The vision tower {vision}",
-        ignored=_OTHER_HALF,
+        ignored=_TEXT_BRANCH,
         dtype=dtype,
     )
     with torch.device("meta"):
@@ -84,10 +84,10 @@ def with_vision_encoder(vision: str | Path, llm: str | Path, dtype: torch.dtype)
 
 
 def joint_config(vision: str | Path, llm: str | Path) -> MiniGPT4Config:
-    """The configuration of the model that `with_vision_encoder` would make, without any weights.
+    """The configuration of the model that `with_vision_encoder` makes, without weights.
 
     Raises:
-        WeightsError: the tower is missing, or of another kind.
+        WeightsError: the vision encoder is missing, or of another kind.
     """
     source = _read_config(vision)
     return joint_from(vision, llm, source, getattr(source, "vision_config", source))
@@ -108,7 +108,7 @@ def _read_config(vision: str | Path) -> Any:
 
 
 def joint_from(vision: str | Path, llm: str | Path, source: Any, tower: Any) -> MiniGPT4Config:
-    """What joins a tower, of this configuration, and a language model."""
+    """The configuration that joins a vision encoder and a language model."""
     normalisation = _normalisation(vision, source.model_type)
     if source.model_type == _BLIP2:
         return MiniGPT4Config(
@@ -129,7 +129,7 @@ def joint_from(vision: str | Path, llm: str | Path, source: Any, tower: Any) -> 
 
 
 class _Blip2Towers(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers has no types here
-    """What MiniGPT-4 has of a BLIP-2, under its names there."""
+    """The parts of a BLIP-2 that MiniGPT-4 uses, under their names there."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -140,7 +140,7 @@ class _Blip2Towers(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers 
 
 
 def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, source: Any) -> MiniGPT4:
-    """Tower, Q-Former and queries out of a whole BLIP-2, whose own language model is not read."""
+    """Vision encoder, Q-Former and queries of a BLIP-2, without its language model."""
     with torch.device("meta"):
         model = MiniGPT4(joint_from(vision, llm, source, source.vision_config), parts=())
     towers = load_strictly(
@@ -155,27 +155,27 @@ def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, source:
 
 
 def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
-    """Mean and deviation that a tower was trained with; empty where they are CLIP's, as those of the pixels are.
+    """Mean and standard deviation of a vision encoder's pixels; empty if they are CLIP's.
 
     Args:
-        vision: the tower's folder or hub id; its image processor's settings name them.
-        kind: of the tower, which decides where they are not named.
+        vision: folder or hub id with the settings of the image processor.
+        kind: model type of the vision encoder, for the default.
     """
-    stated: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = fetch_file(vision, name)
         if file is not None:
             content = load_json(file.read_text(encoding="utf-8"))
-            stated |= content.get("image_processor", {}) if name == "processor_config.json" else content
+            settings |= content.get("image_processor", {}) if name == "processor_config.json" else content
     defaults = (_HALF, _HALF) if "siglip" in kind else (CLIP_MEAN.tolist(), CLIP_STD.tolist())
     mean, std = (
-        np.broadcast_to(np.asarray(stated.get(key, default), dtype=np.float64), 3)
+        np.broadcast_to(np.asarray(settings.get(key, default), dtype=np.float64), 3)
         for key, default in zip(("image_mean", "image_std"), defaults, strict=True)
     )
-    if stated.get("do_normalize") is False:
+    if settings.get("do_normalize") is False:
         mean, std = np.zeros(3), np.ones(3)
-    # Pixels are from 0 to 1 here; a processor that scales otherwise means its mean and deviation on its own scale.
-    scale = 255 * float(stated.get("rescale_factor", 1 / 255)) if stated.get("do_rescale", True) else 255.0
+    # Mean and deviation are those of pixels after the processor's own scaling; here pixels are from 0 to 1.
+    scale = 255 * float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 255.0
     if scale != 1:
         mean, std = mean / scale, std / scale
     if np.allclose(mean, CLIP_MEAN, atol=1e-6) and np.allclose(std, CLIP_STD, atol=1e-6):
@@ -186,7 +186,7 @@ def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
 logger = logging.getLogger(__name__)
 
 ALIGNMENT_CONFIG = "train_configs/stage1_alignment.yaml"
-"""The settings of stage 1, which a new projection has to go through before it is tuned."""
+"""The configuration of stage 1, which aligns a new projection."""
 
 
 def build_model(
@@ -204,29 +204,29 @@ def build_model(
     aligned: bool = False,
     **llm_options: Any,
 ) -> MiniGPT4:
-    """Join a vision tower and a language model by a new projection.
+    """Join a vision encoder and a language model by a new projection.
 
     Args:
         llm: folder or hub id of any causal language model.
         vision: the original's `eva_vit_g.pth`, or folder or hub id of a SigLIP or CLIP model.
-        qformer: BLIP-2's file, for the original's tower; None for patches that go to the projection directly.
+        qformer: BLIP-2's file, for the original's vision encoder; None projects patches directly.
         conversation: one of `CHAT_TEMPLATES`; by default the language model's own chat template.
-        dtype: of the weights; by default bfloat16 on a machine with a GPU and float32 elsewhere. The projection,
-            which is to be trained, is float32.
+        dtype: of the frozen weights; by default bfloat16 if there is a GPU and float32 otherwise. The projection is
+            float32.
         max_target_tokens: longest caption in tokens, stop symbol included.
         seed: of the new projection.
-        vision_heads: attention heads of the original's tower.
+        vision_heads: attention heads of the original's vision encoder.
         qformer_heads: attention heads of the original's Q-Former.
-        parts: the large parts that are kept; without the vision tower, `unloaded_fingerprints` identifies it.
-        aligned: a checkpoint brings the projection, so no warning says that it has to be aligned first.
+        parts: the large parts to keep; without the vision encoder, `unloaded_fingerprints` identifies it.
+        aligned: omit the warning about alignment, since a checkpoint with a projection will be loaded.
         llm_options: for the language model's `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Returns:
-        The model in eval mode, its processor attached; a warning says that it needs stage 1, and the settings for it.
+        The model in eval mode with its processor; a warning says that it needs stage 1.
 
     Raises:
         ConfigError: the conversation is unknown, or the chat template cannot be used.
-        WeightsError: a part is missing, broken, or of a kind that is not known here.
+        WeightsError: a part is missing, broken, or of an unsupported kind.
     """
     if conversation is not None and conversation not in CHAT_TEMPLATES:
         raise ConfigError(f"There is no conversation '{conversation}'; expected one of: {', '.join(CHAT_TEMPLATES)}.")
@@ -244,7 +244,7 @@ def build_model(
             **llm_options,
         )
     elif qformer is not None:
-        raise WeightsError(f"{qformer} belongs to the original's tower (eva_vit_g.pth), and {vision} is another one.")
+        raise WeightsError(f"{qformer} belongs to eva_vit_g.pth, and {vision} is another one.")
     else:
         model = with_vision_encoder(vision, llm, dtype)
         model.llm = load_language_model(llm, dtype=dtype, **llm_options)
@@ -268,7 +268,7 @@ def build_model(
 
 
 def config_and_processor_of_parts(llm: str | Path, vision: str | Path) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
-    """Configuration and processor of the captioner that `build` would make, without any weights.
+    """Configuration and processor of the captioner that `build_model` makes, without weights.
 
     Args:
         llm: folder or hub id of any causal language model.
@@ -276,7 +276,7 @@ def config_and_processor_of_parts(llm: str | Path, vision: str | Path) -> tuple[
 
     Raises:
         ConfigError: the chat template cannot be used.
-        WeightsError: a part is missing, or of a kind that is not known here.
+        WeightsError: a part is missing, or of an unsupported kind.
     """
     config = joint_config(vision, llm)
     return config, _make_processor(config, llm, None, config.max_target_tokens)
@@ -285,7 +285,7 @@ def config_and_processor_of_parts(llm: str | Path, vision: str | Path) -> tuple[
 def _make_processor(
     config: MiniGPT4Config, llm: str | Path, conversation: str | None, max_target_tokens: int
 ) -> MiniGPT4Processor:
-    """A processor that asks as the language model expects it; the configuration learns how."""
+    """Make the processor of a new captioner, and set its chat template in the configuration."""
     config.max_target_tokens = max_target_tokens
     config.end_ids = end_ids(llm)
     tokenizer: Tokenizer
@@ -300,19 +300,19 @@ def _make_processor(
     embeddings = int(config.text_config.get_text_config().vocab_size)
     if tokenizer.vocabulary_size > embeddings:
         raise WeightsError(
-            f"The tokenizer of {llm} has {tokenizer.vocabulary_size:,} tokens, but the model embeddings for "
-            f"{embeddings:,}; resize the model (resize_token_embeddings) or give the tokenizer that belongs to it."
+            f"The tokenizer of {llm} has {tokenizer.vocabulary_size:,} tokens, but the model has "
+            f"{embeddings:,} embeddings; resize the model (resize_token_embeddings) or give its own tokenizer."
         )
     return MiniGPT4Processor(tokenizer, config)
 
 
 def _reinit_projection(model: MiniGPT4, seed: int) -> None:
-    """A projection whose image tokens are about as long as the language model's token embeddings."""
+    """Set a random projection whose image tokens have about the norm of the token embeddings."""
     embedding = model.get_input_embeddings()
     weight = embedding.weight
     assert isinstance(weight, torch.Tensor)
     with torch.no_grad():
-        # As the layer gives them: some families (Gemma) scale the stored vectors by the root of their width.
+        # The outputs of the layer: some families (Gemma) scale the stored vectors by the root of their width.
         words = embedding(torch.arange(min(1000, len(weight)), device=weight.device))
     length = float(words.float().square().mean().sqrt())
     projection = nn.Linear(model.config.feature_size, words.shape[-1], device=weight.device)

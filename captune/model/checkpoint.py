@@ -1,7 +1,8 @@
-"""What was trained, in a folder that says what it belongs to.
+"""Checkpoints of a training run: the trained tensors and a record of the model that they belong to.
 
-A checkpoint holds the trained tensors alone (12.6 MB for a 7B projection) as `trained.safetensors`, and beside them
-`checkpoint.json`: on which frozen parts, prompt and data they were trained. Loading them onto other parts is refused.
+A checkpoint has the trained tensors only (12.6 MB for a 7B projection), in `trained.safetensors`. `checkpoint.json`
+records the frozen parts, prompt and data of the training. Loading a checkpoint into a model with other frozen parts is
+an error.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ __all__ = [
     "load_trained",
     "read_record",
     "read_trained",
+    "restore_chat_template",
     "save_trained",
     "trained_state",
-    "use_chat_template",
 ]
 
 FORMAT = 1
@@ -45,24 +46,23 @@ _HASH = "sha256"
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """What a checkpoint says of itself.
+    """The content of `checkpoint.json`.
 
     Attributes:
-        model: where the frozen parts were loaded from.
+        model: path or hub id of the frozen parts.
         frozen: fingerprint of the frozen parts.
-        instruction: what the model was asked in training.
-        conversation: how that was wrapped.
-        stop_symbol: what ends an answer.
+        instruction: the instruction in training.
+        conversation: name of the chat template.
+        stop_symbol: the text that ends an answer.
         manifest_hash: hash of the training manifest.
         epoch: finished epochs minus one; the first checkpoint is epoch 0.
-        step: optimiser steps taken.
+        step: number of optimizer steps.
         seed: of the run.
-        captune: version that wrote it.
+        captune: version of captune that wrote it.
         format: version of this record.
-        lora: `r`, `alpha`, `targets` and `dropout` of LoRA, where it was trained.
-        wrapping: the text around the instruction, as the fields of a `ChatTemplate`, where the conversation is not one
-            that is known by its name.
-        parts: folders or hub ids of `llm` and `vision`, where a new projection joined them instead of a whole model.
+        lora: `r`, `alpha`, `targets` and `dropout` of LoRA, if it was trained.
+        wrapping: the fields of a `ChatTemplate` that is not in `CHAT_TEMPLATES`.
+        parts: folders or hub ids of `llm` and `vision`, if the run joined these instead of loading a complete model.
     """
 
     model: str
@@ -86,7 +86,7 @@ class CheckpointRecord:
 
 
 def frozen_fingerprint(model: MiniGPT4) -> str:
-    """Fingerprint of everything that is not trained, the same with and without LoRA, and with unloaded towers."""
+    """Fingerprint of the frozen parameters; LoRA and unloaded towers do not change it."""
     frozen = ((name.replace(".base_layer.", "."), p) for name, p in model.named_parameters() if not p.requires_grad)
     return combine_fingerprints((*tensor_fingerprints(frozen), *model.unloaded_fingerprints))
 
@@ -101,7 +101,7 @@ def save_trained(folder: Path, state: dict[str, Tensor], record: CheckpointRecor
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
     data = save(state, metadata={"captune": text})
     described = {**asdict(record), _HASH: hashlib.sha256(data).hexdigest()}
-    # Written by Python, so that a full disk is an OSError like any other.
+    # Written with Python, so that a full disk raises OSError.
     (folder / "trained.safetensors").write_bytes(data)
     (folder / "checkpoint.json").write_text(
         json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -109,7 +109,7 @@ def save_trained(folder: Path, state: dict[str, Tensor], record: CheckpointRecor
 
 
 def read_record(folder: Path) -> CheckpointRecord:
-    """What a checkpoint says of itself.
+    """Read the record of a checkpoint.
 
     Raises:
         WeightsError: the folder holds no checkpoint, or one that cannot be read.
@@ -130,10 +130,10 @@ def read_record(folder: Path) -> CheckpointRecord:
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
-    """The trained tensors of a checkpoint.
+    """Read the trained tensors of a checkpoint.
 
     Raises:
-        WeightsError: they are missing, or tensors or record are not what was written.
+        WeightsError: they are missing, or tensors or record were changed after they were written.
     """
     path = folder / "trained.safetensors"
     refuse_pointer(path)
@@ -146,31 +146,31 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     # Checkpoints of older versions have no hash.
     if described.get(_HASH, "") not in ("", hashlib.sha256(data).hexdigest()):
         raise WeightsError(
-            f"{path} is damaged: its SHA-256 is not the one that checkpoint.json names; copy it anew from where it is "
-            "intact, or train this epoch again."
+            f"{path} is damaged: its SHA-256 is not the one in checkpoint.json; copy it again from an intact copy, "
+            "or train this epoch again."
         )
     if _HASH in described:
         record = load_json(parse_header(io.BytesIO(data), len(data)).metadata["captune"])
-        # Where models are may change.
+        # The paths of models may change.
         same = set(record) & set(described) - {"model", "parts"}
         differing = sorted(name for name in same if described[name] != record[name])
         if differing:
             raise WeightsError(
-                f"{folder / 'checkpoint.json'} was changed or is damaged: its '{differing[0]}' is not what "
-                f"{path.name} was written with; copy it anew from where it is intact, or train this epoch again."
+                f"{folder / 'checkpoint.json'} was changed or is damaged: its '{differing[0]}' differs from "
+                f"{path.name}; copy it again from an intact copy, or train this epoch again."
             )
     return state
 
 
 def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
-    """Put a checkpoint's tensors into a model.
+    """Load a checkpoint into a model.
 
     Args:
-        model: made of the frozen parts that the checkpoint was trained on.
+        model: with the frozen parts that the checkpoint was trained on.
         folder: `checkpoints/epoch-NNN` of a run.
 
     Returns:
-        What the checkpoint says of itself.
+        The record of the checkpoint.
 
     Raises:
         WeightsError: the checkpoint is broken or belongs to other frozen parts.
@@ -194,22 +194,22 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
-    use_chat_template(model, record.wrapping, folder)
+    restore_chat_template(model, record.wrapping, folder)
     if model.processor is not None:
         model.processor.instruction = record.instruction
     return record
 
 
-def use_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path) -> None:
-    """Ask a model with the very text that a run was trained with, whatever its chat template says by now.
+def restore_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path) -> None:
+    """Use the chat template that a run was trained with, also if the one in the model's folder has changed since.
 
     Args:
-        model: its processor is told.
-        wrapping: the fields of a `ChatTemplate`, as the run stored them.
-        source: the file or folder they come from.
+        model: the model; its processor is changed.
+        wrapping: the fields of a `ChatTemplate` that the run stored.
+        source: the file or folder of the run, for messages.
 
     Raises:
-        WeightsError: the run did not store them though it needs them, or they cannot be used.
+        WeightsError: the run did not store a template although it needs one, or the template cannot be used.
     """
     if wrapping is None:
         if model.config.library_tokens:
@@ -228,7 +228,7 @@ def use_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, source: 
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is the folder of a checkpoint, and not of a whole model."""
+    """Whether a path is the folder of a checkpoint, not of a complete model."""
     folder = Path(path)
     return (folder / "checkpoint.json").is_file() and not (folder / "config.json").is_file()
 

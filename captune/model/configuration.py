@@ -1,4 +1,4 @@
-"""What a MiniGPT-4 is made of, as a transformers configuration."""
+"""The configuration of a MiniGPT-4."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     """Configuration of `MiniGPT4`.
 
     Attributes:
-        vision_config: the vision tower: a `Blip2VisionConfig`, a SigLIP or CLIP vision configuration, or the
+        vision_config: of the vision encoder: a `Blip2VisionConfig`, a SigLIP or CLIP vision configuration, or the
             dictionary of one.
-        qformer_config: the Q-Former, or None where patch tokens go to the projection directly.
-        text_config: the language model, any causal language model's configuration or its dictionary.
-        query_tokens: Q, the number of queries; not used without a Q-Former.
-        patches_per_token: how many neighbouring patch tokens are concatenated into one image token; not used with a
-            Q-Former.
-        conversation: name of the prompt's wrapping (`captune.model.prompt.CHAT_TEMPLATES`), or what it is called here.
-        wrapping: the fields of a `ChatTemplate` that stands in no list, such as a chat model's own; None otherwise.
-        library_tokens: read a LLaMA vocabulary as transformers does, and not as the original code did.
-        end_ids: ids that end an answer, where the language model has more of them than its tokenizer's end of text.
+        qformer_config: of the Q-Former; None if patch tokens are projected directly.
+        text_config: of any causal language model, or its dictionary.
+        query_tokens: Q, the number of queries; ignored without a Q-Former.
+        patches_per_token: number of neighbouring patch tokens that are concatenated to one image token; ignored with
+            a Q-Former.
+        conversation: name of the chat template: a key of `captune.model.prompt.CHAT_TEMPLATES`, or "chat".
+        wrapping: the fields of a `ChatTemplate` that is not in `CHAT_TEMPLATES`; None otherwise.
+        library_tokens: use the tokenizer of transformers for a LLaMA vocabulary, not that of the original code.
+        end_ids: ids that end an answer, if the language model has more of them than its tokenizer's EOS.
         max_target_tokens: longest caption in tokens, stop symbol included.
-        vision_norm_eps: epsilon of the LayerNorm behind a BLIP-2 tower (`ln_vision`). The original uses torch's
-            default there, which is not the tower's own.
-        pixel_mean, pixel_std: of a tower that was not trained on CLIP's; pixels come normalised with CLIP's and are
-            carried over in the model. None is CLIP's.
+        vision_norm_eps: epsilon of the LayerNorm after a BLIP-2 vision encoder (`ln_vision`). The original uses
+            torch's default there, not the encoder's value.
+        pixel_mean, pixel_std: normalization of the vision encoder; None is CLIP's. Pixels are normalized with CLIP's
+            values, and the model converts them.
         lora: rank `r`, `alpha`, `targets` and `dropout` of LoRA on the language model; None is no LoRA.
     """
 
@@ -55,7 +55,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
     lora: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Turn dictionaries, as they stand in config.json, into configurations."""
+        """Convert dictionaries, as in config.json, to configurations."""
         if self.vision_config is None:
             self.vision_config = Blip2VisionConfig()
         elif isinstance(self.vision_config, dict):
@@ -71,7 +71,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
 
     @property
     def image_tokens(self) -> int:
-        """Q, how many tokens of the language model an image takes."""
+        """Q, the number of tokens of an image."""
         if self.qformer_config is not None:
             return self.query_tokens
         side = self.vision_config.image_size // self.vision_config.patch_size
@@ -79,7 +79,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
 
     @property
     def feature_size(self) -> int:
-        """F, width of the frozen features that the projection reads."""
+        """F, width of the features before the projection."""
         if self.qformer_config is not None:
             return int(self.qformer_config.hidden_size)
         return int(self.vision_config.hidden_size * self.patches_per_token)
@@ -93,7 +93,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
 
     @property
     def has_class_token(self) -> bool:
-        """Whether the tower puts a token of its own before the patches; SigLIP does not."""
+        """Whether the vision encoder has a class token before the patches; SigLIP has none."""
         return "siglip" not in self.vision_config.model_type
 
 

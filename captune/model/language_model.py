@@ -1,4 +1,4 @@
-"""Loading a language model as it lies in its folder, every tensor accounted for."""
+"""Loading of causal language models, and tests whether they are causal and batch-invariant."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ __all__ = [
 ]
 
 
-# Tests on a loaded language model: it reads embeddings as it reads token ids, and no token depends on a later one.
+# Tests of a loaded language model: embeddings and token ids give the same logits, and no token depends on a later one.
 
 _TOKENS = 12
 _ALLOWED = 1e-3
 """Largest relative difference of logits that rounding explains in float32."""
 _ALLOWED_IN_HALF = 0.02
-"""The same in 16-bit formats. The tensors compared have the same shapes, so most models give equal numbers."""
+"""The same in 16-bit formats. The compared tensors have the same shapes, so most models give equal numbers."""
 
 
 @torch.no_grad()
 def check_causal(llm: Any, name: str) -> None:
     """Refuse a model whose logits depend on later tokens, or differ between token ids and their embeddings.
 
-    Image tokens are embeddings between those of words, and training predicts each token from those before it.
+    Image tokens are embeddings between those of text, and training predicts each token from those before it.
 
     Args:
         llm: a model with a language modelling head, in eval mode.
         name: of the model, for the messages.
 
     Raises:
-        WeightsError: the model is not causal, or cannot read image tokens.
+        WeightsError: the model is not causal, or embeddings give other logits than token ids.
     """
     embedding = llm.get_input_embeddings()
     if embedding.weight.is_meta:
         return
     size = embedding.weight.shape[0]
-    # Spread over the vocabulary; the first ids are special tokens, such as padding, which some models skip.
+    # Spread over the vocabulary, since the first ids are special tokens, which some models skip.
     ids = (torch.arange(_TOKENS, device=embedding.weight.device) * 7 + 5).remainder(size).unsqueeze(0)
     words = embedding(ids)
     changed = words.clone()
@@ -72,11 +72,11 @@ def check_causal(llm: Any, name: str) -> None:
     allowed = _ALLOWED_IN_HALF if words.dtype in (torch.bfloat16, torch.float16) else _ALLOWED
     kept = slice(0, _TOKENS // 2)
     difference = _difference(from_changed[kept], from_embeddings[kept])
-    # Written this way round, so that logits which are no numbers are left to the checks that name them.
+    # NaN passes this comparison; other checks report it.
     if difference > allowed:
         raise WeightsError(
             f"{name} is no causal language model: its logits change by {difference:.1e} with later tokens, so training "
-            "would read the captions it has to predict; give a decoder."
+            "would see the captions that it predicts; give a decoder."
         )
     difference = _difference(from_embeddings, from_ids)
     if difference > allowed:
@@ -93,14 +93,14 @@ def _difference(logits: Tensor, expected: Tensor) -> float:
 
 
 _WIDTHS: dict[str, int] = {}
-"""Widths that were found out, by configuration."""
+"""Cached widths, by configuration."""
 
 
 def language_config(llm: str | Path) -> Any:
     """The configuration of a language model's folder or hub id.
 
     Raises:
-        WeightsError: there is none, or it needs code of its own, which is not run.
+        WeightsError: there is none, or it needs remote code, which captune does not run.
     """
     refuse_pointers(llm)
     require_complete_model(llm)
@@ -108,9 +108,7 @@ def language_config(llm: str | Path) -> Any:
         config = read_config(AutoConfig.from_pretrained, llm, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if "trust_remote_code" in str(error):
-            raise WeightsError(
-                f"{llm} brings code of its own, which captune does not run; give another model."
-            ) from error
+            raise WeightsError(f"{llm} needs remote code, which captune does not run; give another model.") from error
         raise WeightsError(
             f"{llm} is not the folder of a language model; expected a config.json that transformers knows in it."
         ) from error
@@ -132,7 +130,7 @@ def embedding_width(config: Any) -> int:
                 model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
         except ImportError:
             raise
-        except Exception as error:  # of values that the configuration's class does not check
+        except Exception as error:  # from values that the configuration's class does not validate
             raise WeightsError(
                 f"The configuration of the language model, a {config.model_type}, holds a value that is wrong: "
                 f"{error_text(error)}; copy its config.json again from its source."
@@ -142,9 +140,9 @@ def embedding_width(config: Any) -> int:
 
 
 def end_ids(llm: str | Path) -> list[int]:
-    """Ids that end a text, as the folder's generation_config.json names them, or its config.json where there is none.
+    """EOS ids of generation_config.json, or of config.json without one.
 
-    Instruction-tuned models name both the end of a turn and the end of a text.
+    Instruction-tuned models have ids for the end of a turn and for the end of a text.
 
     Args:
         llm: folder or hub id.
@@ -152,7 +150,7 @@ def end_ids(llm: str | Path) -> list[int]:
     try:
         stated = GenerationConfig.from_pretrained(str(llm)).eos_token_id
     except (OSError, ValueError):
-        # The default of a configuration class says nothing about this model's vocabulary.
+        # Not from the configuration object, whose class has a default that need not fit this vocabulary.
         stated = PreTrainedConfig.get_config_dict(str(llm))[0].get("eos_token_id")
     return list(stated) if isinstance(stated, list) else [] if stated is None else [int(stated)]
 
@@ -161,20 +159,20 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
     """The layers of a causal language model, in order.
 
     Raises:
-        ConfigError: they do not stand in one list.
+        ConfigError: they are not in one `ModuleList`.
     """
     text = llm.config.get_text_config(decoder=True)
     for part in llm.get_decoder().modules():
         if isinstance(part, nn.ModuleList) and len(part) == int(text.num_hidden_layers):
             return part
     raise ConfigError(
-        f"The layers of a '{text.model_type}' do not stand in one list, so they can neither be divided nor compiled; "
+        f"The layers of a '{text.model_type}' are not in one ModuleList, so they can neither be sharded nor compiled; "
         "set train.sharding to none and train.optimizations.compile to false."
     )
 
 
 def is_sharded(llm: nn.Module) -> bool:
-    """Whether a language model's layers are divided among processes (FSDP2)."""
+    """Whether a language model is sharded among processes (FSDP2)."""
     return any(type(parameter).__name__ == "DTensor" for parameter in llm.parameters())
 
 
@@ -183,12 +181,12 @@ def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options:
 
     Args:
         llm: folder or hub id.
-        dtype: of its weights; "auto" is as they are stored.
+        dtype: of its weights; "auto" is the stored one.
         options: `quantization_config`, `device_map`, ... of transformers' `from_pretrained`.
 
     Raises:
-        WeightsError: files are missing or broken, a tensor is missing, has another shape, or is not of this model; or
-            the model is not causal, or does not read embeddings.
+        WeightsError: files are missing or broken; a tensor is missing, unexpected or has another shape; or the model
+            is not causal or gives other logits for embeddings than for token ids.
     """
     model: nn.Module = load_strictly(
         AutoModelForCausalLM.from_pretrained,
@@ -202,30 +200,29 @@ def load_language_model(llm: str | Path, *, dtype: torch.dtype | str, **options:
     return model
 
 
-# Whether transformers' `generate` gives rows of a batch what it gives each alone; measured, for some families do not.
+# Whether transformers' `generate` is batch-invariant; measured, since some families are not.
 
-_TOKENS, _NEW = 12, 4
-"""Tokens of a row that is tried, and how many more are generated."""
-"""Largest relative difference of logits that rounding explains in float32."""
+_NEW_TOKENS = 4
 _ALLOWED_PADDING_EFFECT = 0.1
-_TRIED: WeakKeyDictionary[Any, dict[bool, bool]] = WeakKeyDictionary()
+"""Largest relative difference of logits that rounding explains in 16-bit formats."""
+_TESTED: WeakKeyDictionary[Any, dict[bool, bool]] = WeakKeyDictionary()
 
 
 def is_batch_invariant(llm: Any, *, padded: bool) -> bool:
-    """Whether rows of a batch are generated as if each were alone.
+    """Whether `generate` gives the rows of a batch the same logits as separate rows.
 
     Args:
         llm: a causal language model.
-        padded: whether the rows have other lengths, and shorter ones are padded on the left.
+        padded: whether the rows have different lengths, and shorter ones are padded on the left.
     """
-    tried = _TRIED.setdefault(llm, {})
-    if padded not in tried:
-        tried[padded] = _trial(llm, _TOKENS // 2 if padded else _TOKENS)
-    return tried[padded]
+    tested = _TESTED.setdefault(llm, {})
+    if padded not in tested:
+        tested[padded] = _test_batch(llm, _TOKENS // 2 if padded else _TOKENS)
+    return tested[padded]
 
 
 @torch.no_grad()
-def _trial(llm: Any, shorter: int) -> bool:
+def _test_batch(llm: Any, shorter: int) -> bool:
     embedding = llm.get_input_embeddings()
     ids = torch.arange(3 * _TOKENS, device=embedding.weight.device).view(3, _TOKENS)
     rows = embedding((ids * 7 + 5) % embedding.weight.shape[0])
@@ -237,21 +234,21 @@ def _trial(llm: Any, shorter: int) -> bool:
         seen = mask[number].bool()
         alone = _logits(llm, row[seen].unsqueeze(0), mask[number][seen].unsqueeze(0))
         if not alone.isfinite().all():
-            # No evidence about batches; generation reports scores that are not numbers.
+            # No evidence about batches; generation reports non-finite scores.
             continue
         for batched, single in zip(batch[number], alone[0], strict=True):
-            # Written this way round, so that logits which are no numbers do not pass.
+            # NaN does not pass this comparison.
             if not float((batched - single).norm() / single.norm()) <= allowed:
                 return False
             if batched.argmax() != single.argmax():
-                # Rounding chose another word, after which the rows have other texts.
+                # Rounding selected another token, so the rows continue differently.
                 break
     return True
 
 
 def _logits(llm: Any, embeddings: Tensor, mask: Tensor) -> Tensor:
     """(B, N, V) logits of new tokens."""
-    settings = GenerationConfig(max_new_tokens=_NEW, min_new_tokens=_NEW, do_sample=False, pad_token_id=0)
+    settings = GenerationConfig(max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS, do_sample=False, pad_token_id=0)
     llm.generation_config = GenerationConfig()
     made = llm.generate(
         inputs_embeds=embeddings,

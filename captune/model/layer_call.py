@@ -1,9 +1,8 @@
-"""One call of a language model's layer, taken apart: run for some of its tokens, with something else for its cache.
+"""Calls of a decoder layer with some of its tokens or with another cache.
 
-Not everything that a layer computes is looked at. Of most tokens nobody reads what the last layer says, only its keys
-and values, to which the others attend. So it is called for these first, and left as soon as it has handed their keys
-and values to its cache: attention and feed-forward, four fifths of its work, are not computed. Then it is called for
-the tokens that are looked at.
+The outputs of the last layer are unused for most tokens; only their keys and values are needed, because other tokens
+attend to them. For these tokens the layer runs until it has passed keys and values to its cache, which skips attention
+and feed-forward, four fifths of the work. Then it runs for the tokens whose outputs are used.
 """
 
 from __future__ import annotations
@@ -33,35 +32,35 @@ __all__ = [
 _MASK = "attention_mask"
 
 
-class StopAfterKV(Exception):  # noqa: N818  # no error: it ends a forward whose rest nobody needs
-    """A layer has handed over its keys and values; raised by its cache, or by what stands for that."""
+class StopAfterKV(Exception):  # noqa: N818  # no error: it ends a forward pass early
+    """Raised by a cache to end the forward pass of a layer that has passed its keys and values."""
 
 
 class KVAccumulator:
-    """Stands for the cache in one layer: what a call brings stays there for the next.
+    """A cache of one layer that keeps the keys and values of all calls.
 
     Args:
-        layer: of a cache; its keys and values (B, H, C, W) come first.
+        layer: of another cache, with the first keys and values (B, H, C, W).
     """
 
     def __init__(self, layer: Any = None) -> None:
-        self._kept: tuple[Tensor, Tensor] | None = None if layer is None else (layer.keys, layer.values)
+        self._stored: tuple[Tensor, Tensor] | None = None if layer is None else (layer.keys, layer.values)
 
     @property
     def length(self) -> int:
-        """Tokens whose keys and values are there."""
-        return 0 if self._kept is None else self._kept[0].shape[2]
+        """Number of stored tokens."""
+        return 0 if self._stored is None else self._stored[0].shape[2]
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, W) behind those that are there."""
-        if self._kept is not None:
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(self._kept, (keys, values), strict=True))
-        self._kept = keys, values
+        """Append keys and values (B, H, S, W), and return all."""
+        if self._stored is not None:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self._stored, (keys, values), strict=True))
+        self._stored = keys, values
         return keys, values
 
 
 class _EarlyExitCache:
-    """Stands for a cache in a layer that is left as soon as it has handed its keys and values over."""
+    """A cache that ends the forward pass of a layer after its update."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
@@ -76,8 +75,8 @@ class LayerCall:
 
     Args:
         forward: of the layer.
-        arguments: by name; the hidden states (B, S, D) come first.
-        others: arguments that the layer hands on.
+        arguments: by name; the hidden states (B, S, D) are the first.
+        others: further keyword arguments.
     """
 
     def __init__(self, forward: Callable[..., Any], arguments: dict[str, Any], others: dict[str, Any]) -> None:
@@ -93,11 +92,11 @@ class LayerCall:
 
     @property
     def cache(self) -> Any:
-        """The cache that it was given, or None."""
+        """The cache argument, or None."""
         return next((self._arguments[name] for name in CACHE_ARGUMENTS if name in self._arguments), None)
 
     def select(self, tokens: slice | Tensor) -> LayerCall:
-        """The same call for some of the S tokens; masks keep all of their columns."""
+        """The same call for some of the S tokens; masks keep all columns."""
         length = self.states.shape[1]
         parts = [
             {name: _of(value, length, tokens) for name, value in g.items()} for g in (self._arguments, self._others)
@@ -105,7 +104,7 @@ class LayerCall:
         return LayerCall(self._forward, *parts)
 
     def with_mask_columns(self, columns: int) -> LayerCall:
-        """The same call with a mask (B, 1, S, K) that has its first columns only.
+        """The same call with the first columns of the mask (B, 1, S, K) only.
 
         Raises:
             NotImplementedError: the layer takes no such mask.
@@ -116,22 +115,22 @@ class LayerCall:
         return LayerCall(self._forward, {**self._arguments, _MASK: mask[..., :columns]}, self._others)
 
     def detached(self) -> LayerCall:
-        """The same call with hidden states that no gradient goes back to."""
+        """The same call with detached hidden states."""
         name = next(iter(self._arguments))
         return LayerCall(self._forward, {**self._arguments, name: self.states.detach()}, self._others)
 
     def fill_cache(self, cache: Any, **kwargs: Any) -> None:
-        """Run the layer until it has handed keys and values to what stands for its cache, and no further.
+        """Run the layer until it has passed keys and values to a cache.
 
         Raises:
-            NotImplementedError: it does not.
+            NotImplementedError: it does not use the cache.
         """
         with suppress(StopAfterKV):
             self(_EarlyExitCache(cache), **kwargs)
             raise NotImplementedError("the layer takes no cache")
 
     def __call__(self, cache: Any, **kwargs: Any) -> Any:
-        """What the layer returns, with something else for its cache and other arguments."""
+        """Call the layer with another cache, and with further or other arguments."""
         arguments = {name: value for name, value in self._arguments.items() if name not in CACHE_ARGUMENTS}
         taken = next((name for name in CACHE_ARGUMENTS if name in self._accepted), CACHE_ARGUMENTS[0])
         return self._forward(**{**arguments, **self._others, taken: cache, **kwargs})
@@ -142,23 +141,23 @@ class LayerCall:
 
 
 def hidden_states(output: Any) -> Tensor:
-    """The hidden states (B, S, D) among what a layer returns."""
+    """The hidden states (B, S, D) in the output of a layer."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
 
 
 def with_hidden_states(output: Any, states: Tensor) -> Any:
-    """What a layer returns, with other hidden states (B, S, D)."""
+    """The output of a layer with other hidden states (B, S, D)."""
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 @contextmanager
 def patched_layer(layer: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]:
-    """Within the block a layer returns what `run` makes of its call.
+    """Replace the forward pass of a layer within the block.
 
     Args:
         layer: of a causal language model.
-        run: gives what a layer returns.
+        run: returns the output of the layer for a call.
     """
     with replaced_forward(layer) as (layer, original):
         signature = inspect.signature(original)
@@ -174,7 +173,7 @@ def patched_layer(layer: Any, run: Callable[[LayerCall], Any]) -> Iterator[None]
 
 @contextmanager
 def replaced_forward(layer: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
-    """A layer whose `forward` may be replaced within the block, and that `forward` as it was."""
+    """The layer and its `forward`, which is restored after the block."""
     original = vars(layer).get("forward")
     try:
         yield layer, layer.forward
@@ -185,8 +184,8 @@ def replaced_forward(layer: Any) -> Iterator[tuple[Any, Callable[..., Any]]]:
 
 
 def _of(value: Any, length: int, tokens: slice | Tensor) -> Any:
-    """The part of an argument that belongs to some of the tokens."""
-    if type(value) in (tuple, list):  # a named tuple is told otherwise
+    """The part of an argument for some of the tokens."""
+    if type(value) in (tuple, list):  # a named tuple has another constructor
         return type(value)(_of(one, length, tokens) for one in value)
     if isinstance(value, dict):
         return {name: _of(one, length, tokens) for name, one in value.items()}
@@ -198,20 +197,20 @@ def _of(value: Any, length: int, tokens: slice | Tensor) -> Any:
     return value[(slice(None),) * dimension + (tokens,)]
 
 
-# A language model's layers compiled by `torch.compile`: fewer and larger kernels on a GPU, the same sums.
+# Layers compiled by `torch.compile`: fewer and larger kernels on a GPU.
 
 
 class CompiledLayers:
-    """A language model's layers, compiled within `in_use`, as they are outside of it.
+    """Compiled layers of a language model, which are used within `in_use` only.
 
     Args:
-        llm: a causal language model on its device, with all that its layers will have.
-        stand_in: given a layer's part of the cache, what stands for the cache in that layer: an object with `update`.
-        dynamic: whether one graph takes any number of rows and tokens; otherwise each shape gets its own.
+        llm: a causal language model on its device, with LoRA attached and activation checkpointing set.
+        stand_in: returns the object with `update` that replaces the cache in a layer, given the layer's cache.
+        dynamic: compile one graph for all numbers of rows and tokens; otherwise one graph for each shape.
         backend: of `torch.compile`.
 
     Raises:
-        ConfigError: the layers do not stand in one list.
+        ConfigError: the layers are not in one `ModuleList`.
     """
 
     def __init__(self, llm: Any, stand_in: Callable[[Any], Any], *, dynamic: bool, backend: str = "inductor") -> None:
@@ -221,14 +220,14 @@ class CompiledLayers:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within the block a forward goes through the compiled layers."""
+        """Use the compiled layers within the block."""
         with ExitStack() as stack:
             for number, (layer, compiled) in enumerate(zip(self._layers, self._compiled, strict=True)):
                 stack.enter_context(replaced_forward(layer))
-                layer.forward = self._with_own_cache(compiled, number)
+                layer.forward = self._with_layer_cache(compiled, number)
             yield
 
-    def _with_own_cache(self, compiled: Any, number: int) -> Any:
+    def _with_layer_cache(self, compiled: Any, number: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             cache = kwargs.get(CACHE_ARGUMENT)
             if cache is not None:

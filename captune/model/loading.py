@@ -1,4 +1,4 @@
-"""Loading a MiniGPT-4: a complete model, a checkpoint of a run with its model, or a new captioner of two parts."""
+"""Loading of a MiniGPT-4: a complete model, a checkpoint of a run with its model, or a new captioner of two parts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ EVERYTHING = (*TOWERS, *LANGUAGE)
 
 
 def default_device(local_rank: int = 0) -> torch.device:
-    """This process's GPU when there is one, else the CPU."""
+    """The GPU of this process if there is one, otherwise the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
@@ -60,7 +60,7 @@ def parse_device(name: str) -> torch.device:
     """A device by its name, such as `cuda:1`.
 
     Raises:
-        ConfigError: there is none of that name here.
+        ConfigError: there is no such device.
     """
     here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     try:
@@ -73,7 +73,7 @@ def parse_device(name: str) -> torch.device:
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The frozen parts' number format: as set, or bfloat16 on a GPU and float32 on a CPU."""
+    """The dtype of the frozen parts: `setting`, or for "auto" bfloat16 on a GPU and float32 on a CPU."""
     if setting != "auto":
         dtype: torch.dtype = getattr(torch, setting)
         return dtype
@@ -81,27 +81,26 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
 
 
 def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, **options: Any) -> MiniGPT4:
-    """Load a complete model, or a checkpoint of a run together with the model that it belongs to.
+    """Load a complete model, or a checkpoint of a run with its model.
 
     Args:
         name: a folder that `MiniGPT4.save_pretrained` wrote, a checkpoint (`checkpoints/epoch-NNN` of a run), or the
             hub id of either.
-        base_model: for a checkpoint, where its model is, if it has moved since.
+        base_model: the model of a checkpoint, if it has moved.
         options: of `MiniGPT4.from_pretrained`: `dtype`, `device_map`, `parts`, `revision`, ...
 
     Returns:
-        The model in eval mode; that of a checkpoint uses the instruction that it was tuned with.
+        The model in eval mode; a checkpoint sets the instruction that it was tuned with.
 
     Raises:
-        WeightsError: a file is missing or broken, the checkpoint belongs to other frozen parts, or its model is not
-            where it was.
+        WeightsError: a file is missing or broken, or the checkpoint belongs to other frozen parts.
     """
     hub_options = {key: options[key] for key in ("revision", "token", "cache_dir") if key in options}
     folder = fetch_checkpoint(name, **hub_options)
     if folder is None:
         complete: MiniGPT4 = MiniGPT4.from_pretrained(name, **options)
         return complete
-    # The revision is that of the checkpoint; its model has another.
+    # The revision is that of the checkpoint, not of its model.
     options.pop("revision", None)
     record = read_record(folder)
     if record.parts is not None and base_model is None:
@@ -109,7 +108,7 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
             model = build_model(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
         except WeightsError as error:
             raise WeightsError(
-                f"The checkpoint {folder} was trained on the language model {record.parts['llm']} and the vision tower "
+                f"The checkpoint {folder} was trained on {record.parts['llm']} and the vision encoder "
                 f"{record.parts['vision']}, which cannot be loaded: {error} If they have moved, change 'parts' in its "
                 "checkpoint.json."
             ) from error
@@ -118,8 +117,8 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
             base = locate_model(str(base_model or record.model))
         except WeightsError as error:
             raise WeightsError(
-                f"{folder} was trained on the model {record.model}, which is not there; give base_model, the folder or "
-                "hub id where it is now."
+                f"{folder} was trained on the model {record.model}, which does not exist; set base_model to its folder "
+                "or hub id."
             ) from error
         model = load_pretrained(base, **options)
     load_trained(model, folder)
@@ -137,16 +136,16 @@ def load_model(
     """Load a model for training or captioning, or join the parts of a new one.
 
     Args:
-        model: which one, in which number format; a configuration is resolved first.
-        device: where it goes.
-        recompute: compute activations again in the backward pass instead of keeping them.
-        parts: which of its large parts; with stored features `LANGUAGE` is enough, and to make them `TOWERS`.
+        model: the model; a configuration is resolved first.
+        device: device of the model.
+        recompute: recompute activations in the backward pass (activation checkpointing).
+        parts: the large parts to load: `LANGUAGE` with stored features, `TOWERS` to encode images.
 
     Returns:
-        The model in eval mode; the projection, which is trained, in float32 whatever the frozen parts have.
+        The model in eval mode, its projection in float32.
 
     Raises:
-        WeightsError: it is not there, is broken, or is no captune model.
+        WeightsError: it does not exist, is broken, or is no captune model.
         MissingExtraError: the quantization's library is not installed.
     """
     source = resolve_model(model)
@@ -188,16 +187,16 @@ def load_quantized(
     The model without quantization is loaded first and freed, so that only one of the two is in memory at a time.
 
     Args:
-        model: which one, in which number format and quantization; a configuration is resolved first.
-        device: where it goes; the model without quantization runs on the CPU if it does not fit on this device.
+        model: the model with its quantization; a configuration is resolved first.
+        device: device of the model; the model without quantization runs on the CPU if it does not fit on it.
         batch: a few rows: keyword arguments of `MiniGPT4.forward`, with labels and the images' features.
-        recompute: compute activations again in the backward pass.
+        recompute: recompute activations in the backward pass.
 
     Returns:
-        The quantized model, without its towers, and how far its gradient of the projection deviates.
+        The quantized model without towers, and the deviation of its gradient.
 
     Raises:
-        WeightsError: as `load_model`; or the gradient deviates so far that training would lead elsewhere.
+        WeightsError: as `load_model`; or the gradient deviates too much.
     """
     source = resolve_model(model)
     assert source.quantization is not None
@@ -216,10 +215,10 @@ def load_quantized(
 
 
 def load_config_and_processor(model: ModelConfig | ResolvedModel) -> tuple[MiniGPT4Config, MiniGPT4Processor]:
-    """Load a model's configuration and processor, which training and evaluation use, without its weights.
+    """Load the configuration and processor of a model without its weights.
 
     Raises:
-        WeightsError: it is not there, is broken, or is no captune model.
+        WeightsError: it does not exist, is broken, or is no captune model.
     """
     source = resolve_model(model)
     if source.kind == "parts":

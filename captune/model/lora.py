@@ -1,4 +1,4 @@
-"""LoRA on the language model, through peft: matrices of low rank beside frozen ones."""
+"""LoRA on the language model, with peft."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ __all__ = ["add_lora", "attach_lora", "with_lora"]
 
 
 def with_lora(llm: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """Give a language model LoRA, the second matrix of every pair zero, in the dtype of the weights beside them.
+    """Inject LoRA into a language model, in the dtype of its weights.
 
-    The layers are put in place, without peft's wrapper, so that the model keeps its class, names and tied weights.
-
-    peft's own default of float32 adapters makes autograd keep float32 copies of every input, twice the memory; the
-    optimizer holds float32 masters instead.
+    The layers are replaced without peft's wrapper, so that the model keeps its class, names and tied weights. peft's
+    default of float32 adapters makes autograd save float32 copies of every input, twice the memory; here the optimizer
+    has float32 master weights instead.
 
     Args:
         llm: the language model.
-        settings: `r`, `alpha`, `targets` and optionally `dropout`, as they stand in the configuration.
+        settings: `r`, `alpha`, `targets` and optionally `dropout`, as in the configuration.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -49,14 +48,14 @@ def attach_lora(
     targets: Sequence[str] = ("q_proj", "v_proj"),
     dropout: float = 0.0,
 ) -> None:
-    """Give a model's language model LoRA, to be trained with the projection; the defaults are MiniGPT-v2's.
+    """Add trainable LoRA to the language model of a model; the defaults are MiniGPT-v2's.
 
     Args:
         model: a `MiniGPT4`; its language model gets LoRA, and its configuration the settings.
         rank: of the matrices.
         alpha: their product is scaled by alpha / rank.
-        targets: last part of the names of the linear layers that get one.
-        dropout: on LoRA's input; anything but 0 makes captions of one image sharing a prefix inexact.
+        targets: last part of the names of the linear layers that get LoRA.
+        dropout: on LoRA's input; above 0, `shared_prefix` is inexact.
 
     Raises:
         WeightsError: the language model has LoRA already, or no such layers.
@@ -73,7 +72,7 @@ def attach_lora(
 
 
 def add_lora(model: PreTrainedModel, state: State, alpha: float, file: str) -> None:
-    """Put LoRA tensors of a file into a model.
+    """Load LoRA tensors of a file into a model.
 
     Args:
         model: a `MiniGPT4` without LoRA.

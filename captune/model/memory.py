@@ -1,8 +1,8 @@
-"""How many bytes a run takes at its peak: arithmetic on a model's size.
+"""Estimates of peak memory, computed from the size of a model.
 
     training      weights + projection, its gradient and AdamW's two moments (LoRA: a float32 master as well)
-                  + kept by each layer: rows * tokens * (layer_bytes + tokens * pair_bytes)
-                    (checkpointed: hidden states only; the last layer: keys and values only of tokens that are not read)
+                  + saved by each layer: rows * tokens * (layer_bytes + tokens * pair_bytes)
+                    (activation checkpointing: hidden states only; last layer: keys and values only of unused tokens)
                   + logits: positions * vocabulary * (number format + 4 + 4)       values, float32 copy, gradient
     generation    weights + projection
                   + keys and values: rows * beams * tokens * layers * cache_bytes
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-# How large a model is, from its configuration alone, and what a layer of its language model keeps of a token.
+# The size of a model from its configuration, and the memory of a decoder layer per token.
 
 FLOAT32 = 4
 """Bytes of a value."""
@@ -57,28 +57,28 @@ QUANTIZED = {
     "torchao-int4": 0.5 + 4 / 128,
     "torchao-fp8": 1.0,
 }
-"""Bytes of a weight with its share of scales: 8 bits have one a row or none, nf4 an 8-bit one every 64 weights and a
-float32 every 256 of those, int4 a bfloat16 scale and zero every 128."""
+"""Bytes of a weight with its share of the scales: 8-bit formats have one a row or none, nf4 an 8-bit one every
+64 weights and a float32 every 256 of those, int4 a bfloat16 scale and zero point every 128."""
 TRACED_TOKENS = (32, 64)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Bytes of a model's parts, and what its language model takes for a token.
+    """Bytes of a model's parts, and memory of its language model per token.
 
     Attributes:
         llm: the language model's weights.
-        towers: vision tower, Q-Former and queries.
+        towers: vision encoder, Q-Former and queries.
         projection: bytes of the trained projection, always float32.
-        lora: number of LoRA's values, whose bytes are among those of the language model.
+        lora: number of LoRA's values; their bytes are part of those of the language model.
         layers: L, of the language model.
         width: D, of the language model.
         vocabulary: V.
         image_tokens: Q.
         feature_size: F.
         value_bytes: of a value in the frozen parts' number format.
-        layer_bytes: what a layer keeps of a token for the backward pass.
-        pair_bytes: what it keeps of two tokens that may look at each other: masks, and attention that is not fused.
+        layer_bytes: saved by a layer for the backward pass, per token.
+        pair_bytes: the same per pair of tokens: masks, and attention that is not fused.
         cache_bytes: keys and values of a token in a layer.
     """
 
@@ -97,26 +97,26 @@ class ModelSize:
     cache_bytes: float
 
     def layer(self, rows: int, tokens: int, cached_tokens: int = 0) -> int:
-        """Bytes that one layer keeps of rows of tokens, behind keys and values that are there already."""
-        # These are joined with the row's own in every layer.
+        """Bytes that one layer saves for rows of tokens after a cached prefix."""
+        # Each row has a copy of the cached keys and values.
         of_a_row = tokens * (self.layer_bytes + (tokens + cached_tokens) * self.pair_bytes)
         return int(rows * (of_a_row + cached_tokens * self.cache_bytes))
 
 
 def measure_model(config: MiniGPT4Config, dtype: torch.dtype, quantization: str | None = None) -> ModelSize:
-    """Size up a model from its configuration.
+    """Measure a model from its configuration.
 
     Args:
         config: of the model.
         dtype: number format of the frozen parts.
-        quantization: a format of `captune.model.quantization`: the language model's matrices, but for its head, in
-            fewer bits. None is none.
+        quantization: a format of `captune.model.quantization`, of the language model's matrices except its head; None
+            is none.
 
     Raises:
-        ConfigError: the quantisation is unknown, or the language model cannot be built from its configuration.
+        ConfigError: the quantization is unknown, or the language model cannot be built from its configuration.
     """
     if quantization is not None and quantization not in QUANTIZED:
-        raise ConfigError(f"There is no quantisation '{quantization}'; expected one of: {', '.join(QUANTIZED)}.")
+        raise ConfigError(f"There is no quantization '{quantization}'; expected one of: {', '.join(QUANTIZED)}.")
     with torch.device("meta"):
         model = MiniGPT4(config)
     value_bytes = dtype.itemsize
@@ -124,8 +124,7 @@ def measure_model(config: MiniGPT4Config, dtype: torch.dtype, quantization: str 
     if quantization is not None:
         head = model.llm.get_output_embeddings()
         matrices = [m.weight for m in model.llm.modules() if isinstance(m, nn.Linear) and m is not head]
-        squeezed = _unique_values(matrices)
-        llm += int(squeezed * (QUANTIZED[quantization] - value_bytes))
+        llm += int(_unique_values(matrices) * (QUANTIZED[quantization] - value_bytes))
     towers = [*model.vision.parameters()]
     if model.qformer is not None:
         towers += [*model.qformer.parameters(), model.query_tokens]
@@ -149,35 +148,35 @@ def measure_model(config: MiniGPT4Config, dtype: torch.dtype, quantization: str 
 
 
 def saved_bytes(compute: Callable[[], Any], tensors: Iterable[Tensor]) -> tuple[int, Any]:
-    """Bytes that autograd keeps of a computation for its backward pass, each storage counted once.
+    """Bytes that autograd saves for the backward pass of a computation, each storage counted once.
 
     Args:
-        compute: what is computed.
-        tensors: weights and buffers, which are there anyway.
+        compute: the computation.
+        tensors: weights and buffers, which are not counted.
 
     Returns:
         The bytes, and what `compute` returned.
     """
-    there = {tensor.untyped_storage()._cdata for tensor in tensors}
-    kept: dict[int, Tensor] = {}
+    existing = {tensor.untyped_storage()._cdata for tensor in tensors}
+    saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
-        if storage not in there:
-            # Held on to, so that no later storage is taken for this one.
-            kept.setdefault(storage, tensor)
+        if storage not in existing:
+            # The reference keeps the address of the storage from being reused.
+            saved.setdefault(storage, tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = compute()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), result
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()), result
 
 
 def _layer(text_config: Any, dtype: torch.dtype, lora: dict[str, Any] | None) -> tuple[float, float, float]:
-    """Bytes in one layer: kept of a token, kept of a pair of tokens, and cached of a token.
+    """Bytes in one layer: saved per token, saved per pair of tokens, and cached per token.
 
-    The difference between two layers and one leaves out what all layers share: rotary tables, the last norm. What
-    grows with the square of the tokens is told from what grows with the tokens by a second length.
+    The difference between two layers and one excludes what all layers share: rotary tables, the last norm. Two lengths
+    separate the linear from the quadratic part.
     """
     try:
         traces = [[_traced(text_config, layers, tokens, dtype, lora) for layers in (1, 2)] for tokens in TRACED_TOKENS]
@@ -194,7 +193,7 @@ def _layer(text_config: Any, dtype: torch.dtype, lora: dict[str, Any] | None) ->
 def _traced(
     text_config: Any, layers: int, tokens: int, dtype: torch.dtype, lora: dict[str, Any] | None
 ) -> tuple[int, int]:
-    """Run the language model's first layers with fake tensors, masked as training masks them."""
+    """Run the language model's first layers with fake tensors and the masks of training."""
     short = copy.deepcopy(text_config)
     short.num_hidden_layers = layers
     if getattr(short, "layer_types", None):
@@ -218,7 +217,7 @@ def _traced(
 
 
 def _make_fake(module: nn.Module) -> None:
-    """Give a module that was built on the meta device fake tensors, which know the kernels of a real device."""
+    """Replace the meta tensors of a module by fake tensors, which select the kernels of a real device."""
     for part in module.modules():
         for name, weight in list(part.named_parameters(recurse=False)):
             empty = torch.empty(weight.shape, dtype=weight.dtype)
@@ -233,12 +232,12 @@ def cache_size(cache: Any) -> int:
 
 
 def _unique_values(parameters: Iterable[Tensor]) -> int:
-    """Number of values, tied weights counted once."""
+    """Number of values; tied weights count once."""
     return sum({id(parameter): parameter.numel() for parameter in parameters}.values())
 
 
 RESERVE = 1_500_000_000
-"""Bytes of a GPU that the CUDA context and the gaps of the allocator take."""
+"""Bytes of a GPU for the CUDA context and memory fragmentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +245,9 @@ class Part:
     """One line of an estimate.
 
     Attributes:
-        name: what takes the memory.
-        bytes: how much.
-        why: from which numbers it comes.
+        name: of the part.
+        bytes: its size.
+        why: the numbers behind it.
     """
 
     name: str
@@ -258,11 +257,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What one phase of a run takes.
+    """The memory of one phase of a run.
 
     Attributes:
         phase: "training" or "generation".
-        parts: its parts, together the peak.
+        parts: its parts, which sum to the peak.
     """
 
     phase: str
@@ -276,15 +275,15 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class TrainingLoad:
-    """What is in the works at once in training: one micro-batch.
+    """The size of one micro-batch in training.
 
     Attributes:
         rows: B, rows for the language model.
         tokens: T, tokens of each row, padding included.
         logit_positions: N, positions at which logits are computed.
         images: I, images in these rows.
-        cached_tokens: tokens in front of each row whose keys and values are computed once for all.
-        kv_only_tokens: tokens of each row of which the last layer computes keys and values only.
+        cached_tokens: length of the shared prefix, whose keys and values are computed once.
+        kv_only_tokens: tokens of each row for which the last layer computes keys and values only.
     """
 
     rows: int
@@ -297,11 +296,11 @@ class TrainingLoad:
 
 @dataclass(frozen=True, slots=True)
 class GenerationLoad:
-    """What is in the works at once in generation: one batch.
+    """The size of one batch in generation.
 
     Attributes:
-        images: images captioned at once.
-        prompt_tokens: tokens of the prompt, the image's included.
+        images: images in a batch.
+        prompt_tokens: tokens of the prompt with the image.
         new_tokens: longest caption in tokens.
         beams: beams of beam search.
     """
@@ -313,7 +312,7 @@ class GenerationLoad:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of a row whose keys and values are kept; the last new one is never fed."""
+        """Cached tokens of a row; the last new token is never an input."""
         return self.prompt_tokens + self.new_tokens - 1
 
 
@@ -325,14 +324,14 @@ def training_memory(
     towers: bool = True,
     reserve: int = 0,
 ) -> MemoryEstimate:
-    """What training takes at its peak.
+    """Estimate the peak memory of training.
 
     Args:
         model: sizes of the model.
         load: one micro-batch.
-        checkpointing: keep hidden states only and compute each layer again in the backward pass.
-        towers: vision tower and Q-Former stay loaded.
-        reserve: bytes of the device that no tensor gets.
+        checkpointing: activation checkpointing.
+        towers: vision encoder and Q-Former stay loaded.
+        reserve: bytes of the device that are not available for tensors.
     """
     tokens = load.rows * load.tokens
     one_layer = model.layer(load.rows, load.tokens, load.cached_tokens)
@@ -340,8 +339,8 @@ def training_memory(
         kept = tokens * model.layers * model.width * model.value_bytes
         how = f"{load.rows} rows x {load.tokens} tokens x {model.layers} hidden states"
     else:
-        unread = load.rows * load.kv_only_tokens
-        kept = one_layer * model.layers - int(unread * max(0.0, model.layer_bytes - 2 * model.cache_bytes))
+        kv_only = load.rows * load.kv_only_tokens
+        kept = one_layer * model.layers - int(kv_only * max(0.0, model.layer_bytes - 2 * model.cache_bytes))
         each = one_layer / tokens / 1024
         how = f"{load.rows} rows x {load.tokens} tokens x {model.layers} layers x {each:.1f} KiB"
     features = load.images * model.image_tokens * model.feature_size * FLOAT32
@@ -355,7 +354,7 @@ def training_memory(
         Part("activations", kept, how),
         Part("log-probabilities", values * FLOAT32, f"{at}, kept for the backward pass"),
         Part("logits", values * (model.value_bytes + FLOAT32), f"{at}, and their gradient"),
-        Part("layer at work", one_layer, "what one layer holds while it is computed"),
+        Part("active layer", one_layer, "the tensors of one layer while it is computed"),
     ]
     return MemoryEstimate("training", (*parts, *_reserve(reserve)))
 
@@ -363,20 +362,20 @@ def training_memory(
 def generation_memory(
     model: ModelSize, load: GenerationLoad, *, towers: bool = True, reserve: int = 0
 ) -> MemoryEstimate:
-    """What captioning takes at its peak.
+    """Estimate the peak memory of captioning.
 
     Args:
         model: sizes of the model.
         load: one batch.
-        towers: vision tower and Q-Former stay loaded.
-        reserve: bytes of the device that no tensor gets.
+        towers: vision encoder and Q-Former stay loaded.
+        reserve: bytes of the device that are not available for tensors.
     """
     rows = load.images * load.beams
     cache = int(rows * load.cached_tokens * model.layers * model.cache_bytes)
     parts = [
         *_weights(model, towers),
         Part(
-            "keys and values",
+            "KV cache",
             cache,
             f"{rows} rows x {load.cached_tokens} tokens x {model.layers} layers x {model.cache_bytes / 1024:.1f} KiB",
         ),
@@ -385,7 +384,7 @@ def generation_memory(
             rows * model.vocabulary * (model.value_bytes + 2 * FLOAT32),
             f"{rows} rows x {model.vocabulary:,} words, and their scores",
         ),
-        Part("layer at work", model.layer(rows, load.prompt_tokens), "while the prompts are read"),
+        Part("active layer", model.layer(rows, load.prompt_tokens), "during prefill"),
     ]
     return MemoryEstimate("generation", (*parts, *_reserve(reserve)))
 
@@ -393,14 +392,14 @@ def generation_memory(
 def _weights(model: ModelSize, towers: bool) -> list[Part]:
     parts = [Part("language model", model.llm, f"{model.layers} layers, {model.width} wide")]
     if towers:
-        parts.append(Part("vision tower and Q-Former", model.towers, "stay loaded beside the language model"))
+        parts.append(Part("vision encoder and Q-Former", model.towers, "stay loaded"))
     return [*parts, Part("projection", model.projection, "trained, float32")]
 
 
 def _lora(model: ModelSize) -> list[Part]:
     if not model.lora:
         return []
-    # Values that are float32 already are their own masters.
+    # Values in float32 need no master copy.
     master = 0 if model.value_bytes >= FLOAT32 else FLOAT32
     trained = model.lora * (model.value_bytes + master + 2 * FLOAT32)
     how = "gradient, float32 master and AdamW" if master else "gradient and AdamW"
@@ -408,4 +407,4 @@ def _lora(model: ModelSize) -> list[Part]:
 
 
 def _reserve(reserve: int) -> list[Part]:
-    return [Part("reserve", reserve, "CUDA context and the allocator's gaps")] if reserve else []
+    return [Part("reserve", reserve, "CUDA context and fragmentation")] if reserve else []

@@ -1,10 +1,10 @@
-"""MiniGPT-4 on transformers' own parts.
+"""The MiniGPT-4 network, made of transformers models.
 
 Shape letters: B rows, T tokens of a row, I images, Q tokens of an image, F width of the frozen features, D width of the
 language model, V vocabulary, S side of an image in pixels.
 
-    pixels (I, 3, S, S) ─vision tower─> ─Q-Former─> features (I, Q, F) ─projection─> image tokens (I, Q, D)
-                        '--------- frozen, deterministic --------'      trained      spliced into the text's embeddings
+    pixels (I, 3, S, S) ─vision encoder─> ─Q-Former─> features (I, Q, F) ─projection─> image tokens (I, Q, D)
+                        '---------- frozen, deterministic ---------'      trained      between text embeddings
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ __all__ = ["MiniGPT4"]
 
 
 class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no types here
-    """A frozen vision tower and language model, joined by one trained linear projection.
+    """A frozen vision encoder and language model, joined by a trained linear projection.
 
     Args:
-        config: what the parts are.
-        parts: the large parts that are made; the others are put in their place by who loads them, or do without.
+        config: the configuration.
+        parts: the large parts to create; the caller sets the others later or does not need them.
 
     Attributes:
-        processor: converts images and text to batches, and ids to captions; None unless loaded or attached.
-        unloaded_fingerprints: of the towers' tensors where these are not loaded, since a checkpoint names the parts it
-            belongs to.
+        processor: the processor; None unless loaded or attached.
+        unloaded_fingerprints: fingerprints of the towers' tensors if the towers are not loaded; a checkpoint records
+            the fingerprint of all frozen parts.
     """
 
     config_class = MiniGPT4Config
@@ -79,9 +79,9 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             self.llm = AutoModelForCausalLM.from_config(config.text_config)
             if config.lora is not None:
                 self.llm = with_lora(self.llm, config.lora)
-        left_out = [name for name in ("vision", "qformer", "llm") if name not in parts]
-        self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in left_out]
-        if "qformer" in left_out:
+        missing = [name for name in ("vision", "qformer", "llm") if name not in parts]
+        self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in missing]
+        if "qformer" in missing:
             self._keys_to_ignore_on_load_unexpected.append("^query_tokens$")
         self.processor: MiniGPT4Processor | None = None
         self.unloaded_fingerprints: tuple[TensorFingerprint, ...] = ()
@@ -95,15 +95,15 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         Args:
             pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or its hub id.
             args: of transformers' `from_pretrained`.
-            kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `quantization_config` (it applies to the
-                language model only), `revision`, ...; `parts`, which of "vision", "qformer" and "llm" are loaded, all
-                by default.
+            kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `quantization_config` (of the
+                language model only), `revision`, ...; `parts`, which of "vision", "qformer" and "llm" to load, by
+                default all.
 
         Returns:
             The model in eval mode.
 
         Raises:
-            WeightsError: a file is broken, or a tensor is missing, of another shape or not of this model.
+            WeightsError: a file is broken, or a tensor is missing, unexpected or has another shape.
         """
         path = pretrained_model_name_or_path
         if (Path(path) / "checkpoint.json").is_file() and not (Path(path) / "config.json").is_file():
@@ -185,27 +185,27 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             return upload_folder(folder, repo_id, private=private, token=token, message=commit_message)
 
     def freeze(self) -> Self:
-        """Train the projection, and LoRA where there is one, alone; every other part stays in eval mode for good."""
+        """Train the projection and LoRA only; the other parts stay in eval mode."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("projection.") or ".lora_" in name)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the trained parts; a frozen part stays in eval mode, so that its dropout never acts."""
+        """Set the mode of the trained parts; frozen parts stay in eval mode, without dropout."""
         super().train(mode)
         for part in (self.vision, self.qformer, self.llm):
             if part is not None and not (part is not self.llm and _is_trained(part)):
                 part.eval()
         for name, module in self.llm.named_modules():
-            # LoRA's own dropout acts in training, and a layer recomputes its activations in training only.
+            # LoRA's dropout and activation checkpointing are active in training mode only.
             if ".lora_dropout" in name or _recomputes(module):
                 module.training = mode
         return self
 
     def checkpoint_activations(self, enabled: bool = True) -> None:
-        """Recompute the language model's activations in the backward pass instead of keeping them.
+        """Recompute the language model's activations in the backward pass (activation checkpointing).
 
-        Saves most of the memory of training (4 MiB a token at 7B) for half as much work again.
+        Saves most of the memory of training (4 MiB a token at 7B) at the cost of another forward pass.
         """
         for module in self.llm.modules():
             if isinstance(module, GradientCheckpointingLayer):
@@ -213,7 +213,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
                 module.training = enabled and self.training
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and tensors of what is trained."""
+        """Names and tensors of the trained parameters."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -227,7 +227,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         return self.encode_features(torch.from_numpy(np.stack(images)).to(weight.device, weight.dtype))
 
     def encode_features(self, pixel_values: Tensor) -> Tensor:
-        """Run the frozen part in front of the projection.
+        """Run the frozen vision encoder and Q-Former.
 
         Args:
             pixel_values: (I, 3, S, S) normalised pixels.
@@ -239,7 +239,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             pixel_values = renormalize(pixel_values, self.config.pixel_mean, self.config.pixel_std)
         states = self.vision(pixel_values=pixel_values).last_hidden_state
         if self.qformer is None:
-            # The class token is dropped; what is left is grouped as it lies in memory, a row fragment a token.
+            # Without the class token, consecutive patches of a row are concatenated to one token.
             patches = states[:, 1:] if self.config.has_class_token else states
             features: Tensor = patches.reshape(len(states), self.config.image_tokens, self.config.feature_size)
             return features
@@ -248,11 +248,11 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        """Carry frozen features (I, Q, F) into the language model's space, (I, Q, D)."""
+        """Project features (I, Q, F) to image tokens (I, Q, D)."""
         return F.linear(features.to(self.projection.weight.dtype), self.projection.weight, self.projection.bias)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Image tokens of pixels.
+        """Encode pixels as image tokens.
 
         Args:
             pixel_values: (I, 3, S, S) normalised pixels.
@@ -273,10 +273,10 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         return _is_trained(self.vision) or (self.qformer is not None and _is_trained(self.qformer))
 
     def embed(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
-        """Embeddings of rows of ids, with image tokens spliced into their slots in order.
+        """Embeddings of rows of ids, with image tokens in the image slots, in order.
 
         Args:
-            input_ids: (B, T) token ids, `IMAGE_SLOT` where an image token goes.
+            input_ids: (B, T) token ids, `IMAGE_SLOT` for each image token.
             image_tokens: (I, Q, D) image tokens; I * Q must be the number of slots.
 
         Returns:
@@ -288,7 +288,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         embeddings: Tensor = self.get_input_embeddings()(input_ids.clamp(min=0))
         slots = input_ids == IMAGE_SLOT
         if image_tokens is not None and self.processor is not None and self.processor.layout.legacy_bugs.clip_image:
-            # The original's fault: a prompt that was cut has slots for the first of an image's tokens only.
+            # Legacy bug: a truncated prompt has slots for the first tokens of an image only.
             pairs = zip(image_tokens, slots.sum(dim=1).tolist(), strict=True)
             image_tokens = torch.cat([tokens[:count] for tokens, count in pairs]).unsqueeze(0)
         image_count = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
@@ -317,17 +317,17 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Negative log-likelihood of the targets given image and instruction.
+        """Run the language model, and compute the loss if there are labels.
 
         Args:
-            input_ids: (B, T) token ids, `IMAGE_SLOT` where an image token goes.
-            attention_mask: (B, T), 1 where a token is, 0 where padding is.
+            input_ids: (B, T) token ids, `IMAGE_SLOT` for each image token.
+            attention_mask: (B, T), 1 for tokens, 0 for padding.
             labels: (B, T) target ids, -100 at every other position.
             pixel_values: (I, 3, S, S) images in the order of their slots, or
-            features: (I, Q, F) stored output of the frozen part for them.
+            features: (I, Q, F) their stored features.
             inputs_embeds: (B, T, D) instead of `input_ids`.
-            num_items_in_batch: divisor of the loss; by default the number of targets in these rows. Give the global
-                count when several micro-batches or processes make one step.
+            num_items_in_batch: divisor of the loss; by default the number of targets in these rows. Pass the global
+                count if several micro-batches or processes contribute to one step.
             kwargs: passed to the language model.
 
         Returns:
@@ -356,13 +356,13 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         features: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Continue left-padded prompts with transformers' own `generate`, the reference for faster paths.
+        """Generate with transformers' `generate`, the reference for the decoding engine.
 
         Args:
-            input_ids: (B, T) prompts, `IMAGE_SLOT` where an image token goes, padded on the left.
-            attention_mask: (B, T), 1 where a token is; everything by default.
+            input_ids: (B, T) prompts, `IMAGE_SLOT` for each image token, padded on the left.
+            attention_mask: (B, T), 1 for tokens; by default all ones.
             pixel_values: (I, 3, S, S) images in the order of their slots, or
-            features: (I, Q, F) stored output of the frozen part for them.
+            features: (I, Q, F) their stored features.
             kwargs: passed to `generate` of the language model.
 
         Returns:
@@ -373,12 +373,12 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             attention_mask = torch.ones_like(input_ids)
         if self.processor is not None and "eos_token_id" not in kwargs:
             kwargs["eos_token_id"] = list(self.processor.end_ids) or None
-        # The folder's generation_config.json (penalties, suppressed tokens, lengths) does not decide what is said: the
-        # settings are those of this call, in every engine.
+        # The folder's generation_config.json (penalties, suppressed tokens, lengths) is not used, as in the decoding
+        # engine: the settings are those of this call.
         self.llm.generation_config = GenerationConfig()
         kwargs.setdefault("pad_token_id", _first(kwargs.get("eos_token_id")) or 0)
         with warnings.catch_warnings():
-            # As in the original, a penalty on repetition concerns what was generated, not the prompt.
+            # As in the original, the repetition penalty applies to generated tokens, not to the prompt.
             warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
             new_ids: Tensor = self.llm.generate(
                 inputs_embeds=self.embed(input_ids, image_tokens), attention_mask=attention_mask, **kwargs
@@ -395,5 +395,5 @@ def _is_trained(part: nn.Module) -> bool:
 
 
 def _first(ids: int | Sequence[int] | None) -> int | None:
-    """One of several end tokens, as filler."""
+    """One of several end tokens, for padding."""
     return ids[0] if isinstance(ids, Sequence) and ids else ids if isinstance(ids, int) else None

@@ -1,4 +1,4 @@
-"""How a model presents itself on the Hugging Face hub: its card, and the way up."""
+"""Model card and upload to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def model_card(
     metrics: Mapping[str, float] | None = None,
     signature: str | None = None,
 ) -> str:
-    """README.md of a model's folder.
+    """The text of README.md in a model's folder.
 
     Args:
         config: of the model.
-        processor: of the model; without it the card does not state the prompt.
+        processor: of the model; without it the card omits the prompt.
         metrics: name to value, as `captune.metrics` gives them.
         signature: of these values: data, split, prompt, decoding, protocol, tool versions. Values without a signature
-            are not shown, since nobody could compare them.
+            are omitted, since they cannot be compared.
 
     Returns:
         Markdown with the hub's YAML header.
@@ -41,8 +41,8 @@ def model_card(
     lines = ["---", header.to_yaml(), "---", "", "# Image captioner", ""]
     bridge = "a Q-Former and " if config.qformer_config is not None else ""
     lines += [
-        f"A {config.vision_config.model_type} tower and a {config.text_config.model_type} language model, joined by "
-        f"{bridge}a linear projection ({config.feature_size} to {config.text_width}). "
+        f"A {config.vision_config.model_type} vision encoder and a {config.text_config.model_type} language model, "
+        f"joined by {bridge}a linear projection ({config.feature_size} to {config.text_width}). "
         f"An image takes {config.image_tokens} tokens.",
         "",
         "```python",
@@ -59,7 +59,7 @@ def model_card(
             "## Prompt",
             "",
             f"- instruction: `{processor.instruction}`",
-            f"- wrapped as: `{json.dumps(conversation.template, ensure_ascii=False)}`",
+            f"- chat template: `{json.dumps(conversation.template, ensure_ascii=False)}`",
             f"- stop symbol: `{json.dumps(conversation.stop_symbol, ensure_ascii=False)}`",
         ]
     if metrics and signature:
@@ -70,13 +70,13 @@ def model_card(
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None, message: str) -> str:
-    """Put a folder on the hub.
+    """Upload a folder to the hub.
 
     Args:
         folder: all its files are uploaded.
-        repo_id: `user/name`; made when it is not there.
-        private: whether a new repository is private; None is the account's own setting.
-        token: of the hub; None takes the one that `hf auth login` stored.
+        repo_id: `user/name`; created if missing.
+        private: whether a new repository is private; None is the setting of the account.
+        token: of the hub; None is the one that `hf auth login` stored.
         message: of the commit.
 
     Returns:
@@ -94,5 +94,5 @@ def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: st
             repo_id=made.repo_id, folder_path=folder, commit_message=message, token=token
         )
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        raise ToolError(f"The hub did not take {repo_id}: {error_text(error)}") from error
+        raise ToolError(f"The hub refused {repo_id}: {error_text(error)}") from error
     return str(commit.commit_url)

@@ -1,7 +1,7 @@
-"""A language model in fewer bits, and how far that bends the gradient that tuning follows.
+"""Quantization of the language model, and its effect on the gradient of the projection.
 
-Only the language model is quantised; tower, Q-Former and projection stay as they are. It is never the default: it
-saves memory, not time, and the gradient of the projection passes through every quantised layer.
+Vision encoder, Q-Former and projection are not quantized. Quantization is off by default: it saves memory, not time,
+and the gradient of the projection passes through every quantized layer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMATS = ("int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8")
 """Names of the formats: two of bitsandbytes, three of torchao (weights only)."""
 
 SMALLEST_COSINE = 0.9
-"""Below this a quantised model is not worth training: steps lead elsewhere."""
+"""Below this cosine the gradient of the quantized model is not usable for training."""
 
 
 def quantization_config(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -38,7 +38,7 @@ def quantization_config(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
 
     Args:
         name: one of `FORMATS`.
-        dtype: in which a 4-bit layer computes.
+        dtype: compute dtype of 4-bit layers.
 
     Returns:
         What `MiniGPT4.from_pretrained(..., quantization_config=...)` and `load_official` take.
@@ -71,11 +71,11 @@ def quantization_config(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 @dataclass(frozen=True)
 class GradientDeviation:
-    """How far a gradient is from another one.
+    """Deviation of a gradient from a reference.
 
     Attributes:
-        cosine: of the angle between them; 1 is the same direction.
-        relative_difference: length of their difference over the length of the reference.
+        cosine: cosine similarity.
+        relative_difference: norm of the difference, relative to the reference.
     """
 
     cosine: float
@@ -86,13 +86,13 @@ class GradientDeviation:
         return f"gradient cosine {self.cosine:.4f}, relative difference {self.relative_difference:.2%}"
 
     def check(self, name: str) -> None:
-        """Refuse a format that leads elsewhere.
+        """Refuse a format whose gradient deviates too much.
 
         Args:
             name: of the format, for the message.
 
         Raises:
-            WeightsError: the cosine is below 0.9, or no number.
+            WeightsError: the cosine is below 0.9 or NaN.
         """
         if not self.cosine >= SMALLEST_COSINE:
             raise WeightsError(
@@ -120,17 +120,14 @@ def projection_gradient(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
 
 
 def compare_gradients(gradient: Tensor, reference: Tensor) -> GradientDeviation:
-    """How far the gradient of a quantised model is from that of the model as it was.
-
-    The two models need not be in memory together: take the reference's first, let go of it, load the quantised one.
-    """
+    """Compare the gradient of a quantized model with that of the model without quantization."""
     cosine = torch.cosine_similarity(gradient.flatten(), reference.flatten(), dim=0)
     difference = (gradient - reference).norm() / reference.norm()
     return GradientDeviation(float(cosine), float(difference))
 
 
 def skip_modules(config: Any, names: list[str]) -> Any:
-    """A copy of a quantization configuration that does not quantize the named modules.
+    """A copy of a quantization configuration that excludes modules.
 
     Args:
         config: of transformers.

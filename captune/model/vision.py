@@ -1,4 +1,4 @@
-"""The frozen tower in front of everything: BLIP-2's, SigLIP's or CLIP's."""
+"""The vision encoder: BLIP-2's, SigLIP's or CLIP's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["renormalize", "vision_tower"]
 
 
 def vision_tower(config: MiniGPT4Config) -> nn.Module:
-    """The tower that a configuration names, with random weights."""
+    """The vision encoder of a configuration, with random weights."""
     if not isinstance(config.vision_config, Blip2VisionConfig):
         other: nn.Module = AutoModel.from_config(config.vision_config)
         return other
@@ -28,7 +28,7 @@ def vision_tower(config: MiniGPT4Config) -> nn.Module:
 
 
 def renormalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Carry pixels (I, 3, S, S) from CLIP's normalisation to that of a tower that was trained with another one."""
+    """Convert pixels (I, 3, S, S) from CLIP's normalization to another one."""
 
     def column(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)

@@ -331,7 +331,7 @@ def measure_memory(config: RunConfig, model: MiniGPT4, planner: Planner) -> list
         rows.append(Measured("peak of training", plan.training.total, peak))
     cache, peak = _generate(config, model, planner)
     predicted = {part.name: part.bytes for part in plan.generation.parts}
-    rows.append(Measured("keys and values", predicted["keys and values"], cache))
+    rows.append(Measured("KV cache", predicted["KV cache"], cache))
     if peak:
         rows.append(Measured("peak of generation", plan.generation.total, peak))
     return rows

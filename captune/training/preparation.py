@@ -33,7 +33,7 @@ from captune.model import (
     load_config_and_processor,
     load_model,
     load_quantized,
-    use_chat_template,
+    restore_chat_template,
 )
 from captune.parsing import load_json
 
@@ -213,7 +213,7 @@ def restore_prompt(output: Path, model: MiniGPT4) -> None:
             wrapping = load_json(path.read_text(encoding="utf-8"))["wrapping"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{path} is broken: {error!r}; begin the run again with --overwrite.") from error
-    use_chat_template(model, wrapping, output)
+    restore_chat_template(model, wrapping, output)
 
 
 def load_for_training(

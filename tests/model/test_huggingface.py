@@ -132,7 +132,7 @@ def test_push_to_hub(model: MiniGPT4, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no way there")
 
     monkeypatch.setattr("huggingface_hub.create_repo", refuse)
-    with pytest.raises(ToolError, match="The hub did not take tiny: no way there"):
+    with pytest.raises(ToolError, match="The hub refused tiny: no way there"):
         model.push_to_hub("tiny")
 
 

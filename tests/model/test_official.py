@@ -163,7 +163,7 @@ def test_wrong_language_models(official_files: OfficialFiles, tmp_path: Path) ->
     (deeper / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     assert "hold 9 that it does not have ('model.layers.1" in refusal(official_files, llm=deeper)
     (deeper / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "x.Y"}, "model_type": "own"}))
-    assert "brings code of its own" in refusal(official_files, llm=deeper)
+    assert "needs remote code" in refusal(official_files, llm=deeper)
     mute = copied("mute")
     (mute / "tokenizer.model").unlink()
     assert "No tokenizer was found" in refusal(official_files, llm=mute)

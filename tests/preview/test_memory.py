@@ -177,7 +177,7 @@ def test_logits_at_true_size(positions: int, gigabytes: float) -> None:
 def test_cache_at_true_size(name: str, rows: int, tokens: int, gigabytes: float) -> None:
     load = GenerationLoad(rows, tokens - 15, 16)
     assert load.cached_tokens == tokens
-    assert part(generation_memory(vicuna(name), load), "keys and values") == pytest.approx(gigabytes, rel=CLOSE)
+    assert part(generation_memory(vicuna(name), load), "KV cache") == pytest.approx(gigabytes, rel=CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_generation_at_true_size() -> None:
     assert generation_memory(vicuna("7B"), load, towers=False).total / 1e9 == pytest.approx(19.1, rel=CLOSE)
 
 
-def test_every_quantisation_that_can_be_loaded_is_known() -> None:
+def test_every_quantization_that_can_be_loaded_is_known() -> None:
     assert set(QUANTIZED) == set(FORMATS)
     assert all(vicuna("7B", name).llm < 0.55 * vicuna("7B").llm for name in FORMATS)
 
 
-def test_unknown_quantisation() -> None:
-    with pytest.raises(ConfigError, match="no quantisation 'int3'"):
+def test_unknown_quantization() -> None:
+    with pytest.raises(ConfigError, match="no quantization 'int3'"):
         measure_model(MiniGPT4Config(text_config=VICUNA["7B"]), torch.bfloat16, "int3")
 
 

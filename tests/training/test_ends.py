@@ -86,7 +86,7 @@ def test_text_keeps_its_gradient_where_its_embeddings_are_trained() -> None:
 
 def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(llm: Any) -> Any:
-        raise ConfigError("they do not stand in one list")
+        raise ConfigError("they are not in one ModuleList")
 
     monkeypatch.setattr(optimizations, "decoder_layers", refuse)
     objective = Objective(model_of(2), INSTRUCTION, OptimizationsConfig())
