@@ -61,7 +61,7 @@ def row(name: str, folder: Path) -> tuple[str, ...]:
     if isinstance(texts, str):
         return (label, kind, instruction, texts, "", "")
     batch = "yes" if texts == captions(captioner, batch_size=1) else "no"
-    if batch == "yes" and not backend._mixes_sizes:
+    if batch == "yes" and not backend._batches_mixed_sizes:
         batch = "by size"
     beams = captions(captioner, beams=2)
     depends = "yes" if len(set(texts)) > 1 else "the picture changes nothing"

@@ -1,4 +1,4 @@
-"""Where a model's files are: in a folder, in the toy model that comes with captune, or on the Hugging Face hub.
+"""Location of model files: a folder, the toy model that is part of captune, or the Hugging Face hub.
 
 `resolve_model` checks a model once; the loading functions take the record that it returns. Needs no torch, so that a
 command refuses a wrong name before its heavy imports.

@@ -1,4 +1,4 @@
-"""Any captioner behind one small interface: MiniGPT-4 and transformers' image-text-to-text models."""
+"""Captioning with MiniGPT-4 and with transformers' image-text-to-text models."""
 
 from __future__ import annotations
 

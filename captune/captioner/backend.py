@@ -1,7 +1,7 @@
-"""What every captioning model implements; `Captioner` is the same for users, whatever is behind it.
+"""The interface of captioning backends, which `Captioner` uses.
 
-The work has two halves that need different processors: `prepare` decodes one image, in several threads; `generate`
-captions a batch of prepared images on the model's device.
+`prepare` decodes one image on the CPU, in several threads; `generate` captions a batch of prepared images on the
+model's device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class CaptionBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """What it was loaded from, for tables and messages."""
+        """Path or hub id of the model, for tables and messages."""
         ...
 
     @property
     def instruction(self) -> str | None:
-        """The instruction that is used where none is passed; None if the model takes none."""
+        """The default instruction; None if the model takes none."""
         ...
 
     @property
@@ -35,22 +35,22 @@ class CaptionBackend(Protocol):
 
     @property
     def follows_instructions(self) -> bool:
-        """Whether it takes any instruction; otherwise its default one, or none, is the only one it knows."""
+        """Whether it accepts any instruction, not only its default or none."""
         ...
 
     def prompt_text(self, instruction: str | None) -> str | None:
-        """The prompt in a signature: the instruction, or the complete text if the backend knows it."""
+        """The prompt in a signature: the instruction, or the complete text of the prompt."""
         ...
 
     def prepare(self, image: ImageInput, name: str = "") -> Any:
-        """Decode one image into the form that `generate` takes; may be called from several threads.
+        """Decode one image for `generate`; thread-safe.
 
         Args:
             image: the image.
             name: of the image in messages; by default its path.
 
         Raises:
-            DataError: it cannot be read; the message says why.
+            DataError: it cannot be read; with the reason.
         """
         ...
 
@@ -68,15 +68,15 @@ class CaptionBackend(Protocol):
         Args:
             prepared: N results of `prepare`.
             instruction: for every image; by default `instruction` of the backend.
-            options: how to decode; if `batch_size` images do not fit into memory, fewer are decoded at once.
-            keys: seeds of each image's random numbers when sampling; without them all images use the same numbers.
-            on_progress: called with (done, N) as captions end.
+            options: decoding options; `batch_size` is halved if memory runs out.
+            keys: seed of the random numbers of each image in sampling; by default all images use the same numbers.
+            on_progress: called with (done, N) when captions are complete.
 
         Returns:
             N captions; in float32 the caption of an image does not depend on its batch.
 
         Raises:
-            RefusedImagesError: the model refuses some images; all others are captioned, and the error holds both.
+            RefusedImagesError: some images cannot be captioned; the error contains the captions of the others.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""`Captioner`: images and an instruction in, captions out, whatever model is behind it.
+"""`Captioner`, which captions images with any supported model.
 
 captioner = Captioner.from_pretrained("toy")
 captioner("photo.jpg")                      one caption
@@ -43,7 +43,7 @@ from captune.weights import (
 __all__ = ["Captioner", "load_backend"]
 
 
-# Loading the backend of a captioner from a folder or hub id.
+# Loading of the backend from a folder or hub id.
 
 
 def load_backend(
@@ -58,7 +58,7 @@ def load_backend(
     """Load a captioner; see `Captioner.from_pretrained`."""
     name = str(path)
     if instruction is not None and not instruction.strip():
-        raise ConfigError("The instruction is empty; give what is to be asked of an image, or leave it out.")
+        raise ConfigError("The instruction is empty; give a text, or omit it.")
     target = default_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else parse_device(device)
     source = replace(resolve_model(name), dtype=dtype)
     adapter = find_adapter(source.path)
@@ -107,7 +107,7 @@ def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
     """The base model of a peft adapter, and its name in messages.
 
     Raises:
-        WeightsError: it is not there, or is an adapter itself.
+        WeightsError: it does not exist, or is an adapter itself.
     """
     name, revision = base_model_of(adapter)
     try:
@@ -117,7 +117,7 @@ def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
     except Exception as error:  # the hub's library raises errors of several kinds
         raise WeightsError(
             f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {error_text(error)} If it "
-            "has moved, set base_model_name_or_path in adapter_config.json to where it is now."
+            "has moved, change base_model_name_or_path in adapter_config.json."
         ) from error
     if find_adapter(base.path) is not None:
         raise WeightsError(
@@ -128,7 +128,7 @@ def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
 
 
 def _first_scores(backend: TransformersBackend) -> Tensor:
-    """Scores of the first token of two captions, from the model's head where its `generate` shows none (Janus)."""
+    """Logits of the first token of two captions, from the LM head if `generate` uses no logits processors (Janus)."""
     try:
         return backend.first_scores(probe_images(), backend.prompt(None))
     except WeightsError:
@@ -145,10 +145,10 @@ def _first_scores(backend: TransformersBackend) -> Tensor:
 
 
 def _require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
-    """Refuse an adapter with which a caption begins with the same scores as without it.
+    """Require that an adapter changes the logits of the first token.
 
     Raises:
-        WeightsError: it changes none.
+        WeightsError: it does not.
     """
     with torch.inference_mode():
         tuned = scores()
@@ -165,7 +165,7 @@ def _config(path: str, name: str) -> Any:
     """The configuration of a model that takes images and text.
 
     Raises:
-        WeightsError: there is none, or it is one of another kind of model.
+        WeightsError: there is none, or the model does not caption images.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -175,7 +175,7 @@ def _config(path: str, name: str) -> Any:
         if not Path(path).is_dir():
             raise WeightsError(f"The model {name} cannot be loaded: {unreadable_reason(path, error)}") from error
         raise WeightsError(
-            f"{name} holds no model that captune or transformers knows; expected a captune model, a checkpoint of a "
+            f"{name} holds no model that captune or transformers supports; expected a captune model, a checkpoint of a "
             "run, or an image-text-to-text model of transformers."
         ) from error
     if not has_auto_class(AutoModelForImageTextToText, config):
@@ -186,7 +186,7 @@ def _config(path: str, name: str) -> Any:
 
 
 _PREFETCHED_BATCHES = 4
-"""Batches of image files that are decoded before they are captioned."""
+"""Batches of image files that are decoded ahead."""
 
 
 class Captioner:
@@ -215,17 +215,17 @@ class Captioner:
         Args:
             path: a captune model, a checkpoint of a training run, `toy`, a transformers image-text-to-text model
                 (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...), or a peft adapter of one of these; a folder or a hub id.
-            dtype: number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
-            device: such as `cuda:1`; by default this process's GPU (`LOCAL_RANK` of torchrun), else the CPU.
-            instruction: the prompt for every image; by default what the model was tuned with.
+            dtype: of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
+            device: such as `cuda:1`; by default this process's GPU (`LOCAL_RANK` of torchrun) or the CPU.
+            instruction: the default instruction; by default the one that the model was tuned with.
             fast_decode: decode JPEG files with libjpeg-turbo and torch; a pixel may differ by one grey level.
-            exif_rotation: turn images upright according to their EXIF data; the original MiniGPT-4 does not.
+            exif_rotation: apply the EXIF rotation of images; the original MiniGPT-4 does not.
 
         Returns:
-            The captioner, its model in eval mode.
+            The captioner with its model in eval mode.
 
         Raises:
-            WeightsError: there is no such model, its weights are broken or do not fit it, or it captions no images.
+            WeightsError: the model does not exist, is broken, or does not caption images.
             MissingExtraError: it needs a library that is not installed.
         """
         return cls(
@@ -241,12 +241,12 @@ class Captioner:
 
     @property
     def name(self) -> str:
-        """What it was loaded from, for tables and messages."""
+        """Path or hub id of the model, for tables and messages."""
         return self.backend.name
 
     @property
     def instruction(self) -> str | None:
-        """The instruction that is used where none is passed; None if the model takes none."""
+        """The default instruction; None if the model takes none."""
         return self.backend.instruction
 
     @property
@@ -256,7 +256,7 @@ class Captioner:
 
     @property
     def follows_instructions(self) -> bool:
-        """Whether it takes any instruction; see `CaptionBackend.follows_instructions`."""
+        """Whether it accepts any instruction; see `CaptionBackend.follows_instructions`."""
         return self.backend.follows_instructions
 
     def prompt_text(self, instruction: str | None) -> str | None:
@@ -293,21 +293,21 @@ class Captioner:
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
-        """Caption image files, of which a few batches at a time are decoded.
+        """Caption image files, a few batches at a time.
 
         Args:
-            files: N of them.
-            instruction: for every image; by default the captioner's own.
-            options: how to decode.
+            files: N image files.
+            instruction: for every image; by default `instruction` of the captioner.
+            options: decoding options.
             on_progress: called with (done, N) after each part.
 
         Returns:
-            N captions, in the order of the files.
+            N captions, in the order of `files`.
 
         Raises:
             DataError: an image cannot be read; names the file.
-            RefusedImagesError: the model refuses some, or its scores of some are not numbers (NonFiniteScoresError);
-                all others are captioned.
+            RefusedImagesError: some images cannot be captioned, or their scores are not finite (NonFiniteScoresError);
+                the error contains the captions of the others.
         """
         size = _PREFETCHED_BATCHES * (options or DecodingOptions()).batch_size
         captions: list[Caption | None] = []
@@ -347,11 +347,11 @@ class Captioner:
 
         Args:
             images: an image, or a list of images.
-            instruction: for every image; by default the captioner's own.
-            options: how to decode; greedy by default.
+            instruction: for every image; by default `instruction` of the captioner.
+            options: decoding options; greedy by default.
 
         Returns:
-            A caption, or as many captions as images, in their order.
+            A caption, or a list of captions in the order of the images.
 
         Raises:
             DataError: an image cannot be read; names the file.

@@ -1,7 +1,7 @@
-"""Faster decoding of JPEG files: libjpeg-turbo, and torch's antialiased bicubic resize.
+"""Faster decoding of JPEG files with libjpeg-turbo, and torch's antialiased bicubic resize.
 
-The decoded pixels are Pillow's to the bit (the same library, the same settings); the resize rounds otherwise, by at
-most one grey level. Whatever is not a plain JPEG (CMYK, broken, another format) is left to Pillow, with its messages.
+The decoded pixels equal Pillow's (the same library and settings); the resized ones differ by at most one grey level.
+Pillow decodes all other files (CMYK, broken, another format) and reports their errors.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class TurboJpegDecoder:
             raise MissingExtraError("--fast-decode", "bulk") from error
         self._jpeg: Any = simplejpeg
 
-    def square(self, picture: Any, size: int, *, exif: bool = True) -> NDArray[np.float32] | None:
-        """(3, S, S) float32 pixels as MiniGPT-4 sees them, or None for what Pillow has to read.
+    def square(self, image: Any, size: int, *, exif: bool = True) -> NDArray[np.float32] | None:
+        """(3, S, S) float32 pixels for MiniGPT-4, or None if Pillow has to decode the image.
 
         Args:
-            picture: a path or the bytes of a file; other pictures are Pillow's.
+            image: a path or the bytes of a file; other images are Pillow's.
             size: S.
-            exif: whether the image is to stand upright; turning it is left to Pillow.
+            exif: apply the EXIF rotation; Pillow decodes the images that have one.
         """
-        rgb = self._rgb(_data(picture), exif)
+        rgb = self._rgb(_data(image), exif)
         if rgb is None:
             return None
         planes = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
         resized = F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-        # At its own size Pillow copies; what is left to do is the scale and the mean.
+        # Resizing to the same size is a copy, so this applies scale and mean only.
         return to_pixels(Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy()), size)
 
-    def image(self, picture: Any, *, exif: bool = True) -> Image.Image | None:
-        """An RGB image, or None for what Pillow has to read or turn upright; see `square`."""
-        rgb = self._rgb(_data(picture), exif)
+    def image(self, source: Any, *, exif: bool = True) -> Image.Image | None:
+        """An RGB image, or None if Pillow has to decode it; see `square`."""
+        rgb = self._rgb(_data(source), exif)
         return None if rgb is None else Image.fromarray(rgb)
 
     def _rgb(self, data: bytes | None, exif: bool) -> NDArray[np.uint8] | None:
@@ -75,25 +75,25 @@ class TurboJpegDecoder:
         return rgb
 
 
-def _data(picture: Any) -> bytes | None:
-    """The bytes of a file; None where there are none to be had."""
-    if isinstance(picture, bytes):
-        return picture
-    if not isinstance(picture, (str, os.PathLike)):
+def _data(image: Any) -> bytes | None:
+    """The bytes of a regular file; None for all other inputs."""
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, (str, os.PathLike)):
         return None
     try:
-        if not stat.S_ISREG(os.stat(picture).st_mode):
+        if not stat.S_ISREG(os.stat(image).st_mode):
             return None
-        with open(picture, "rb") as file:
+        with open(image, "rb") as file:
             return file.read()
     except (OSError, ValueError):
         return None
 
 
 def _is_turned(data: bytes) -> bool:
-    """Whether the camera noted that the image does not stand upright."""
+    """Whether EXIF has a rotation."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return is_turned(image)
-    except Exception:  # on broken headers Pillow raises nearly anything; it then says itself what is wrong
+    except Exception:  # on broken headers Pillow raises nearly anything, and reports it when it decodes the image
         return True

@@ -1,4 +1,4 @@
-"""MiniGPT-4 as a captioner."""
+"""The captioning backend of MiniGPT-4."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["MiniGPT4Backend"]
 
 
 class MiniGPT4Backend:
-    """A MiniGPT-4, alone or with a checkpoint of a run.
+    """Captions with a MiniGPT-4.
 
     Args:
-        model: in eval mode, its processor attached.
-        name: what it was loaded from.
-        instruction: what is asked of an image; by default what the model was tuned with.
+        model: in eval mode with its processor.
+        name: path or hub id, for messages.
+        instruction: the default instruction; by default the one that the model was tuned with.
         fast_decode: decode JPEG files with libjpeg-turbo and torch.
-        exif_rotation: turn images upright as their EXIF data say; the original does not.
+        exif_rotation: apply the EXIF rotation of images; the original does not.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class MiniGPT4Backend:
         self.instruction: str = instruction or self.processor.instruction
         self.fingerprint = f"{frozen_fingerprint(model)}-{full_hash(model.trained_parameters())}-{model.llm.dtype}"
         if model.config.wrapping is not None:
-            # The same weights say other things in another conversation.
+            # Captions depend on the chat template, too.
             text = json.dumps(asdict(self.processor.layout.chat_template), sort_keys=True)
             self.fingerprint += f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self._size = int(model.config.vision_config.image_size)
@@ -59,12 +59,12 @@ class MiniGPT4Backend:
             self.fingerprint += "-fast"
         self._exif = exif_rotation
         if exif_rotation:
-            # Earlier releases showed images as stored, and had no mark for it.
+            # Earlier releases ignored the EXIF rotation, and their fingerprints have no suffix.
             self.fingerprint += "-upright"
 
     @property
     def follows_instructions(self) -> bool:
-        """Always: it takes any instruction."""
+        """True: it accepts any instruction."""
         return True
 
     def prompt_text(self, instruction: str | None) -> str | None:

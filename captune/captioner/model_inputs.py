@@ -1,9 +1,8 @@
-"""Pictures and words to the inputs of a transformers model, as the documentation of its family gives them.
+"""Images and prompts to the inputs of a transformers model, in the documented format of its family.
 
-Everything that shows a picture to such a model comes through `ModelInputs`: captioning, evaluation, serving, and
-whatever else needs the same rows. What a family expects is read from its processor or tried out on two small pictures:
-whether there is a chat template and where it is saved, who writes the image token, whether pictures are nested per
-text, and whether a tokenizer ends a prompt that the model should continue.
+`ModelInputs` reads the format from the processor or tests it with two small images: whether there is a chat template
+and where it is saved, whether the caller writes the image token, whether images are nested per text, and whether the
+tokenizer appends EOS to a prompt that the model should continue.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a family without a chat template is prompted.
+    """The prompt format of a family without a chat template.
 
     Attributes:
-        before: text before the question, image token included where the caller has to write it.
-        after: text behind the question.
-        question: what asks for a caption; None is captune's default instruction.
+        before: text before the question, with the image token if the caller has to write it.
+        after: text after the question.
+        question: the default question; None is captune's default instruction.
     """
 
     before: str = ""
@@ -54,22 +53,22 @@ DOCUMENTED_PROMPTS = {
     "paligemma": Prompt(question="caption en"),
     "vipllava": Prompt("###Human: <image>\n", "###Assistant:"),
 }
-"""Prompts that no file of a model's folder holds, by model type: the form is that of the family's documentation."""
+"""Prompts by model type, from the documentation of families without a chat template in their folders."""
 
 _IMAGE_NAMES = ("image_token_id", "image_token_index")
 _PLACEHOLDERS = ("boi_token", "image_token")
 _NAMES_OF_CLASSES = ("image_processor_type", "processor_class", "auto_map")
-_PARTS_PRINTED = ("{'type'", '{"type"')
-"""What a template for plain texts makes of a message's parts."""
+_PRINTED_PARTS = ("{'type'", '{"type"')
+"""What a template for string messages renders for a message in parts."""
 
 
 def probe_images() -> list[Image.Image]:
-    """Two small pictures that differ, of one shape."""
+    """Two different small images of one shape."""
     return [Image.linear_gradient("L").resize((64, 64)).convert("RGB"), Image.new("RGB", (64, 64), (200, 40, 90))]
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception as a part of a sentence."""
+    """The type and text of an exception on one line."""
     text = error_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -78,17 +77,16 @@ class ModelInputs:
     """Makes the inputs of one model.
 
     Args:
-        processor: of the model; its tokenizer's padding is set here.
-        model: the model; only its configuration and its class are looked at.
-        name: what messages call the model.
+        processor: of the model; the padding of its tokenizer is set here.
+        model: the model; only its configuration and its class are used.
+        name: of the model in messages.
 
     Attributes:
-        takes_text: whether the model reads words at all.
-        has_template: whether prompts are rendered by a chat template.
-        question: what the family's documentation asks for a caption; None where it names nothing.
+        takes_text: whether the model takes text input.
+        question: the documented default question of the family; None if there is none.
 
     Raises:
-        WeightsError: the tokenizer has neither a padding token nor an end of text, or no prompt fits the processor.
+        WeightsError: the tokenizer has neither a padding token nor EOS, or no prompt fits the processor.
     """
 
     def __init__(self, processor: Any, model: Any, name: str = "model") -> None:
@@ -116,12 +114,12 @@ class ModelInputs:
 
     @property
     def has_template(self) -> bool:
-        """Whether prompts are rendered by a chat template."""
+        """Whether prompts are rendered with a chat template."""
         return self._template is not None
 
     @property
     def accepts_image_only(self) -> bool:
-        """Whether the processor takes a picture alone, and whoever writes image tokens then is not the caller."""
+        """Whether the processor accepts an image without text and adds the image tokens itself."""
         if not self.takes_text:
             return True
         if self.has_template or not self._is_possible(None):
@@ -130,31 +128,31 @@ class ModelInputs:
 
     @property
     def _writes_image(self) -> bool:
-        """Whether the prompt holds an image token that the processor does not write."""
+        """Whether the prompt contains an image token, since the processor adds none."""
         tokens = [token for token in map(self._token, _PLACEHOLDERS) if token is not None]
         return any(token in self._prompt.before + self._prompt.after for token in tokens)
 
     @property
     def fingerprint(self) -> str:
-        """Tells inputs apart: by the words around a question, and by how pictures are made."""
+        """Hash of the prompt format and of the image processor's settings."""
         settings = self.processor.image_processor.to_dict()
         made = {name: value for name, value in settings.items() if name not in _NAMES_OF_CLASSES}
         text = json.dumps([self.prompt("?") if self.takes_text else None, made], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def prompt(self, question: str | None) -> str | None:
-        """The text that the processor gets with every picture; None where the model is shown the picture alone.
+        """The text for the processor; None for images without text.
 
         Args:
-            question: what is asked; None asks nothing.
+            question: the question; None is no question.
 
         Raises:
-            ConfigError: the model reads no words and something is asked.
+            ConfigError: there is a question, but the model takes no text.
             WeightsError: the model's chat template fails.
         """
         if not self.takes_text:
             if question is not None:
-                raise ConfigError(f"{self.name} captions without a question; leave the instruction out.")
+                raise ConfigError(f"{self.name} takes no instruction; omit it.")
             return None
         if self._template is not None:
             if question not in self._prompts:
@@ -163,7 +161,7 @@ class ModelInputs:
         return None if question is None else f"{self._prompt.before}{question}{self._prompt.after}"
 
     def warn_special_tokens(self, question: str) -> None:
-        """Warn, once a question, of words that the processor reads as special tokens; it cannot take them as text."""
+        """Warn once about special tokens in a question, which the processor cannot treat as text."""
         if question == self.question or question in self._warned:
             return
         self._warned.add(question)
@@ -173,15 +171,15 @@ class ModelInputs:
         if held := sorted(token for token in special if token and token in question):
             words = ", ".join(map(repr, held))
             logger.warning(
-                "The instruction holds %s, which %s reads as a special token, not as text.", words, self.name
+                "The instruction contains %s, which %s parses as a special token, not as text.", words, self.name
             )
 
     def batch(self, images: Sequence[Image.Image], prompt: str | None) -> Any:
         """The inputs of a batch, on the CPU.
 
         Args:
-            images: B pictures in mode RGB.
-            prompt: what `prompt` made, for all of them.
+            images: B images in mode RGB.
+            prompt: the result of `prompt`, for all of them.
 
         Returns:
             A `BatchFeature` of B rows.
@@ -189,9 +187,9 @@ class ModelInputs:
         words: dict[str, Any] = {}
         if prompt is not None:
             words = {"text": [prompt] * len(images), "padding": True}
-            begins = self.processor.tokenizer.bos_token
-            if self._template is not None and begins is not None and prompt.startswith(begins):
-                # The template wrote what the text begins with; the tokenizer must not write it again.
+            bos = self.processor.tokenizer.bos_token
+            if self._template is not None and bos is not None and prompt.startswith(bos):
+                # The template has added the BOS already.
                 words["add_special_tokens"] = False
         shown: Any = [[image] for image in images] if self._nested and prompt is not None else list(images)
         made = self.processor(images=shown, return_tensors="pt", **words)
@@ -199,11 +197,11 @@ class ModelInputs:
         return _without_last(made) if self._drop_end and prompt is not None else made
 
     def pads_images(self, images: Sequence[Image.Image], prompt: str | None) -> bool:
-        """Whether pictures of several shapes are padded to one shape in a batch.
+        """Whether images of several shapes are padded to one shape in a batch.
 
         Args:
-            images: pictures of several shapes.
-            prompt: what `prompt` made.
+            images: images of several shapes.
+            prompt: the result of `prompt`.
         """
 
         def values(some: Sequence[Image.Image]) -> int:
@@ -215,22 +213,22 @@ class ModelInputs:
     def _set_padding(self) -> None:
         tokenizer = self.processor.tokenizer
         if not self._encodes_text:
-            # Generation continues at the end of a prompt, so padding stands before it.
+            # Generation continues the prompt, so padding is before it.
             tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
-                raise WeightsError(f"The tokenizer of {self.name} has neither a padding token nor an end of text.")
+                raise WeightsError(f"The tokenizer of {self.name} has neither a padding token nor EOS.")
             tokenizer.pad_token = tokenizer.eos_token
 
     def _fit_template(self, *, of_tokenizer: bool) -> None:
-        """Find out whether the template takes a message in parts, or as one text that holds the image token.
+        """Test whether the template takes a message in parts, or as one string with the image token.
 
         Args:
-            of_tokenizer: whether it is saved with the tokenizer alone. If it then knows no images, and the processor
-                writes the image token by itself, it is the language model's own, and not of this model.
+            of_tokenizer: whether only the tokenizer has the template. If it then renders no images, and the processor
+                adds the image token itself, it is the template of the language model, and is not used.
 
         Raises:
-            WeightsError: it takes neither, or what it renders never shows an image.
+            WeightsError: it takes neither, or renders no image token.
         """
         failure: WeightsError | None = None
         for parts in (True, False):
@@ -243,7 +241,7 @@ class ModelInputs:
             except WeightsError as error:
                 failure = failure or error
                 continue
-            if not any(printed in text for printed in _PARTS_PRINTED) and self._shows_image(text):
+            if not any(printed in text for printed in _PRINTED_PARTS) and self._shows_image(text):
                 return
         self._parts = True
         if failure is None and self._is_possible("?"):
@@ -270,12 +268,12 @@ class ModelInputs:
                 add_generation_prompt=True,
                 tokenize=False,
             )
-        except Exception as error:  # a template is a program of the model's folder: it may raise anything
+        except Exception as error:  # a template is a program, and may raise anything
             raise WeightsError(f"The chat template of {self.name} fails ({describe_error(error)}).") from error
         return text
 
     def _fit_prompt(self, kind: type) -> None:
-        """Find out who writes the image token, how pictures are listed, and whether the tokenizer ends the prompt."""
+        """Test who adds the image token, whether images are nested, and whether the tokenizer appends EOS."""
         documented = self._prompt
         plain = self._image_ids_of(self.prompt("?"))
         self._nested = False
@@ -283,7 +281,7 @@ class ModelInputs:
             for token in filter(None, map(self._token, _PLACEHOLDERS)):
                 self._prompt = Prompt(f"{token}{documented.before}", documented.after, documented.question)
                 written = self._image_ids_of(self.prompt("?"))
-                # Where the processor writes the token itself, a second one would be an image too many.
+                # If the processor adds the token itself, another one would be a second image.
                 if written and (not plain or written == plain):
                     break
             else:
@@ -292,12 +290,12 @@ class ModelInputs:
         self._nested = self._is_nested(text)
         try:
             probe = self.batch(probe_images()[:1], text)
-        except Exception:  # whatever a processor raises is told when a picture is captioned
+        except Exception:  # the error is reported when an image is captioned
             return
         self._drop_end = self._is_continued(probe, kind) and self._tokenizer_ends_texts()
 
     def _is_continued(self, made: Any, kind: type) -> bool:
-        """Whether generation continues these ids as they are: no encoder reads them, and no `generate` changes them."""
+        """Whether generation continues these ids: they are no encoder input, and `generate` is not overridden."""
         from transformers import GenerationMixin
 
         if "decoder_input_ids" in made:
@@ -306,7 +304,7 @@ class ModelInputs:
         return "input_ids" in made and not self._encodes_text and not overrides_generate
 
     def _is_nested(self, text: str | None) -> bool:
-        """Whether the processor wants a list of pictures for each text."""
+        """Whether the processor needs a list of images for each text."""
         self._nested = False
         return not self._rows(text, 2)
 
@@ -314,24 +312,24 @@ class ModelInputs:
         return self._rows(self.prompt(question), 1)
 
     def _rows(self, text: str | None, count: int) -> bool:
-        """Whether the processor makes that many rows of text and pictures."""
+        """Whether the processor makes `count` rows of text and images."""
         try:
             made = self.batch(probe_images()[:count], text)
-        except Exception:  # whatever a processor raises, it does not take this
+        except Exception:  # processors may raise anything for an unsupported input
             return False
         ids = _ids(made)
         return bool(ids is None or ids.shape[0] == count)
 
     def _shows_image(self, text: str | None, *, strict: bool = False) -> bool:
-        """Whether the ids of a text hold image tokens, where the model has such tokens, or at all if `strict`."""
+        """Whether the ids of a text contain image tokens; if not `strict`, models without such tokens pass."""
         image_ids = self._image_ids_of(text)
         return bool(image_ids) or (image_ids is not None and not strict and not set(self._image_ids()))
 
     def _image_ids_of(self, text: str | None) -> list[int] | None:
-        """The ids of a text with a picture, where image tokens are among them; None where it cannot be processed."""
+        """The ids of a text and an image if they contain image tokens; None if it cannot be processed."""
         try:
             image_ids = _ids(self.batch(probe_images()[:1], text))
-        except Exception:  # whatever a processor raises, it does not take this
+        except Exception:  # processors may raise anything for an unsupported input
             return None
         ids: list[int] = [] if image_ids is None else image_ids[0].tolist()
         return ids if not set(self._image_ids()).isdisjoint(ids) else []
@@ -339,7 +337,7 @@ class ModelInputs:
     def _image_ids(self) -> Iterator[int]:
         for name in _IMAGE_NAMES:
             value = getattr(self._config, name, None)
-            # Image tokens may have no embedding, such as those of a Q-Former that are put in front of the text.
+            # Negative ids have no embedding, such as those of a Q-Former whose outputs are put before the text.
             if isinstance(value, int) and value >= 0:
                 yield value
 
@@ -348,7 +346,7 @@ class ModelInputs:
         return None if token is None else str(getattr(token, "content", token))
 
     def _tokenizer_ends_texts(self) -> bool:
-        """Whether the tokenizer puts an end behind every text; what a processor itself writes there is its own."""
+        """Whether the tokenizer appends EOS to every text."""
         tokenizer = self.processor.tokenizer
         return tokenizer("?").input_ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
 
@@ -362,7 +360,7 @@ def _ids(made: Any) -> Tensor | None:
 
 
 def _without_last(made: Any) -> Any:
-    """The inputs without the last column of everything that has one value an id."""
+    """The inputs without the last id, and without the last column of tensors of the same shape."""
     ids = _ids(made)
     if ids is None:
         return made

@@ -1,7 +1,7 @@
-"""The processor of a transformers model: images and words to tensors.
+"""Loading of the processor of a transformers model.
 
-Some processors (Qwen-VL, SmolVLM) bring one for videos, which needs torchvision. Images do without it. Folders that
-were saved before a library's release knew a setting are completed from the model's configuration.
+Some processors (Qwen-VL, SmolVLM) include one for videos, which needs torchvision; it is disabled if torchvision is
+missing. Settings that older releases did not save are completed from the model's configuration.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = [
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
-    """Load the processor that is saved with a model's weights.
+    """Load the processor of a model.
 
     Args:
         path: folder or hub id.
         config: the model's configuration.
-        name: what messages call the model.
+        name: of the model in messages.
 
     Raises:
-        WeightsError: there is none, or it takes no images.
+        WeightsError: there is none, or it has no image processor.
         InputError: it needs a library that is not installed.
     """
     from transformers import AutoProcessor
@@ -60,23 +60,24 @@ def load_processor(path: str, config: Any, name: str) -> Any:
 
 
 def processor_folder(adapter: Path, base: str) -> str:
-    """Where the processor of an adapter is: with the adapter if it was saved there, else with its base model.
+    """The folder or hub id of an adapter's processor: the adapter if it was saved there, otherwise the base model.
 
     Args:
         adapter: folder of the adapter.
         base: folder or hub id of its base model.
     """
-    has_images = any((adapter / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    has_words = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    return str(adapter) if has_images and has_words else base
+    has_image_processor = any(
+        (adapter / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
+    )
+    has_tokenizer = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return str(adapter) if has_image_processor and has_tokenizer else base
 
 
 def complete_settings(processor: Any, model: Any) -> None:
-    """Fill settings that a processor was saved without, from the model's configuration and what its tower gives.
+    """Complete the settings of a processor from the configuration and weights of its model.
 
-    Processors of LLaVA that were saved by early releases have no patch size, and nothing that says whether the tower
-    puts a token of its own in front of its patches; BLIP-2's have no number of queries, and its configuration names no
-    image token.
+    Processors of LLaVA in early releases have no patch size, and no setting for the class token of the vision encoder;
+    those of BLIP-2 have no number of queries, and its configuration has no image token.
 
     Args:
         processor: of the model; changed in place.
@@ -102,7 +103,7 @@ def complete_settings(processor: Any, model: Any) -> None:
 
 
 def _tokens_before_patches(model: Any) -> int:
-    """Positions of a vision tower that are no patches, such as the class token of CLIP."""
+    """Number of positions of a vision encoder before the patches, such as the class token of CLIP."""
     patches = _patches(model.config.vision_config)
     for name, weight in model.named_parameters():
         if "vision" in name and "position_embedding" in name and weight.ndim >= 2:
@@ -111,7 +112,7 @@ def _tokens_before_patches(model: Any) -> int:
 
 
 def _patches(vision: Any) -> int:
-    """Patches of the square that a tower sees."""
+    """Number of patches of an image."""
     return (int(vision.image_size) // int(vision.patch_size)) ** 2
 
 
@@ -120,7 +121,7 @@ def _is_complete(processor: Any) -> bool:
 
 
 def _pair(path: str) -> Any:
-    """The processor of images and the tokenizer of a model that has no processor of both."""
+    """The image processor and the tokenizer of a model without a combined processor."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     return ImageOnlyProcessor(
@@ -130,7 +131,7 @@ def _pair(path: str) -> Any:
 
 
 def _without_videos(path: str, config: Any, name: str) -> Any:
-    """The processor with nothing in the place of what processes videos."""
+    """The processor with `DisabledVideoProcessor` for videos."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
     def make(part: str, settings: dict[str, Any]) -> Any:
@@ -153,7 +154,7 @@ def _without_videos(path: str, config: Any, name: str) -> Any:
 
 
 def _processor_class(path: str, config: Any) -> Any:
-    """The class that the folder names, else the one that belongs to the configuration."""
+    """The class in the processor's settings, otherwise the one that belongs to the configuration."""
     import transformers
 
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
@@ -164,7 +165,7 @@ def _processor_class(path: str, config: Any) -> Any:
 
 
 def _json(path: str, file: str) -> dict[str, Any]:
-    """A file of a model's folder or hub repository; empty where there is none."""
+    """The JSON object in a model's file; empty if there is none."""
     local = fetch_file(path, file, require_connection=False)
     if local is None:
         return {}
@@ -182,11 +183,11 @@ def _unloadable(name: str, error: Exception) -> InputError:
 
 
 class ImageOnlyProcessor:
-    """A processor that takes images and no words.
+    """A processor of images without text.
 
     Args:
-        image_processor: makes the pixels.
-        tokenizer: turns ids into words.
+        image_processor: of the model.
+        tokenizer: decodes captions.
     """
 
     takes_text = False
@@ -201,12 +202,12 @@ class ImageOnlyProcessor:
 
 
 class DisabledVideoProcessor(BaseImageProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Takes the place of a processor of videos; it has the settings that the folder holds for one."""
+    """Replaces a video processor; it has the settings of the model's folder only."""
 
     model_input_names: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> None:
-        """No setting, where the folder holds none: chat templates are rendered with some of them."""
+        """None for missing settings, since chat templates are rendered with some of them."""
         if name.startswith("_"):
             raise AttributeError(name)
 
@@ -220,13 +221,13 @@ class DisabledVideoProcessor(BaseImageProcessor):  # type: ignore[misc]  # trans
 
 
 def disable_video_processor(kind: Any) -> Any:
-    """A class of processors that takes `DisabledVideoProcessor`, which transformers would refuse for its type.
+    """A subclass of a processor class that accepts `DisabledVideoProcessor`, whose type transformers refuses.
 
     Args:
-        kind: a class of processors, such as `Qwen2VLProcessor`.
+        kind: such as `Qwen2VLProcessor`.
 
     Returns:
-        The same class, but for that; it keeps its name, which transformers writes into files.
+        The subclass; it has the same name, which transformers writes into files.
     """
 
     def check(self: Any, argument_name: str, argument: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Any image-text-to-text model of transformers as a captioner: BLIP-2, Qwen-VL, SmolVLM, LLaVA and others.
+"""The captioning backend of transformers' image-text-to-text models: BLIP-2, Qwen-VL, SmolVLM, LLaVA and others.
 
-What the model is shown is made by `ModelInputs`; here batches are formed and captions cut out of what `generate` gives.
+`ModelInputs` makes the inputs; this module forms batches and extracts captions from the output of `generate`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-# What transformers' `generate` is told, and what of its output is the caption.
+# Settings of transformers' `generate`, and extraction of captions from its output.
 
 _KEPT_SETTINGS = {
     "bos_token_id",
@@ -59,15 +59,15 @@ _KEPT_SETTINGS = {
     "transformers_version",
     "use_cache",
 }
-"""Settings that say how a text begins, ends and is computed; all others choose other words."""
+"""Settings for the beginning, end and computation of a text; all others change the decoding."""
 
 
 def reset_decoding(model: Any, pad_token_id: int) -> None:
-    """Set back whatever in the generation configurations of a model and its parts chooses other words.
+    """Reset the decoding settings in the generation configurations of a model and its parts.
 
     Args:
-        model: the model; parts such as a Q-Former model's language model generate with configurations of their own.
-        pad_token_id: fills rows that ended, where the model names no token for it.
+        model: the model; parts such as the language model of BLIP-2 have separate configurations.
+        pad_token_id: the padding token, if the model has none.
     """
     neutral = GenerationConfig()
     for part in model.modules():
@@ -82,10 +82,10 @@ def reset_decoding(model: Any, pad_token_id: int) -> None:
 
 
 class FirstStepObserver(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Sees where generation begins, whatever a model makes of its prompt before.
+    """Records the input of the first decoding step.
 
     Attributes:
-        begin: ids in front of the first new one.
+        begin: number of ids before the first new one.
         scores: (B, V) scores of the first new id.
     """
 
@@ -94,7 +94,7 @@ class FirstStepObserver(LogitsProcessor):  # type: ignore[misc]  # transformers 
         self.scores: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores, unchanged; called once a step."""
+        """Return the scores unchanged; called once a step."""
         if self.scores is None:
             self.begin = int(input_ids.shape[1])
             self.scores = scores.detach().float()
@@ -102,15 +102,15 @@ class FirstStepObserver(LogitsProcessor):  # type: ignore[misc]  # transformers 
 
 
 def strip_prompt(output: Tensor, prompt: Tensor | None, begin: int) -> tuple[Tensor, int]:
-    """The ids of captions in what `generate` gave.
+    """The ids of captions in the output of `generate`.
 
-    A prompt that is repeated as it was is cut. Words that the model turned into the beginning of its own text (BLIP,
-    Pix2Struct) are the beginning of the caption.
+    A prompt at the start of the output is removed. A prompt that the model uses as the beginning of its text (BLIP,
+    Pix2Struct) is part of the caption.
 
     Args:
         output: (B, T) ids.
-        prompt: (B, P) ids that were given.
-        begin: ids in front of the first new one.
+        prompt: (B, P) input ids.
+        begin: number of ids before the first new one.
 
     Returns:
         (B, T') ids, and how many of them are not new.
@@ -123,18 +123,18 @@ def strip_prompt(output: Tensor, prompt: Tensor | None, begin: int) -> tuple[Ten
 
 
 def start_token_ids(model: Any) -> set[int]:
-    """Ids that begin a text, which are no part of it whatever a tokenizer makes of them."""
+    """BOS and decoder start ids, which are no part of a caption."""
     configs = [getattr(part, "generation_config", None) for part in model.modules()]
     configs += [model.config, model.config.get_text_config(decoder=True)]
     return set(_values(configs, ("bos_token_id", "decoder_start_token_id")))
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[set[int], set[int]]:
-    """Ids that may end a caption, and ids that fill a row behind its end.
+    """EOS ids, and padding ids after them.
 
     Args:
-        model: whose configurations name them, and those of its parts.
-        tokenizer: names them too.
+        model: with their configurations, also in its parts.
+        tokenizer: of the model.
     """
     configs = [getattr(part, "generation_config", None) for part in model.modules()]
     configs += [model.config, model.config.get_text_config(decoder=True)]
@@ -151,27 +151,27 @@ def _values(sources: Iterable[Any], names: tuple[str, ...]) -> Iterator[int]:
 
 
 _TOLERANCE = 1e-3
-"""Largest relative difference of scores that rounding explains in float32; other formats are given more room."""
+"""Largest relative difference of scores that rounding explains in float32; 50 times as much in other formats."""
 
 
 _MAX_RETRIES = 4
-"""Images whose scores are not numbers even alone, after which the others of a batch are not tried alone."""
+"""Failed retries of single images, after which the rest of a batch is not refailed."""
 
 
 class TransformersBackend:
-    """A transformers model with its processor.
+    """Captions with a transformers model.
 
     Args:
         model: an image-text-to-text model in eval mode.
         processor: its processor.
-        name: what it was loaded from.
-        instruction: what is asked of an image; by default what the family's documentation asks, captune's default
-            instruction, or nothing where the model captions a picture without words.
+        name: path or hub id, for messages.
+        instruction: the default instruction; by default the question in the family's documentation, none if the model
+            captions images without text, or captune's default.
         fast_decode: decode JPEG files with libjpeg-turbo.
-        exif_rotation: turn images upright as their EXIF data say.
+        exif_rotation: apply the EXIF rotation of images.
 
     Raises:
-        WeightsError: the tokenizer has neither padding nor an end of text.
+        WeightsError: the tokenizer has neither a padding token nor EOS.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class TransformersBackend:
             self.instruction = self.inputs.question
             if self.instruction is None and not (self.inputs.accepts_image_only and self._captions_without_text()):
                 self.instruction = DEFAULT_INSTRUCTION if self.inputs.takes_text else None
-        # What the model cannot be asked is refused before any image is read.
+        # An unsupported instruction is refused before any image is read.
         self.inputs.prompt(self.instruction)
         self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}-{self.inputs.fingerprint}"
         self._fast = TurboJpegDecoder() if fast_decode else None
@@ -208,7 +208,7 @@ class TransformersBackend:
 
     @property
     def follows_instructions(self) -> bool:
-        """Whether it can be asked anything: not the models that know prompts of tasks, or none."""
+        """Whether it accepts any instruction: false for models with task prompts or without prompts."""
         return self.instruction is not None and self.inputs.question is None
 
     def prompt_text(self, instruction: str | None) -> str | None:
@@ -221,7 +221,7 @@ class TransformersBackend:
         return read_image(image, name, exif=self._exif) if made is None else made
 
     def prompt(self, instruction: str | None = None) -> str | None:
-        """The text that the processor gets with every image; None where the model is asked nothing."""
+        """The text for the processor; None without an instruction."""
         text = self.instruction if instruction is None else instruction
         if text is not None:
             self.inputs.warn_special_tokens(text)
@@ -263,7 +263,7 @@ class TransformersBackend:
         return [caption for caption in captions if caption is not None]
 
     def _groups(self, images: Sequence[Image.Image], options: DecodingOptions) -> list[list[int]]:
-        """Places of images that may be in one batch: all, or those of one size where padding changes captions."""
+        """Indices of images that may share a batch: all, or those of one size if padding changes captions."""
         sizes: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             sizes.setdefault(image.size, []).append(index)
@@ -273,16 +273,16 @@ class TransformersBackend:
 
     @cached_property
     def _batches_mixed_sizes(self) -> bool:
-        """Whether pictures of several shapes in one batch get the scores that each gets alone; tried out once."""
+        """Whether images of several shapes get the same scores in one batch as alone; tested once."""
         tall, wide = probe_images()
-        pictures = [tall.resize((40, 120)), wide.resize((120, 40)), tall.resize((72, 56))]
+        images = [tall.resize((40, 120)), wide.resize((120, 40)), tall.resize((72, 56))]
         text = self.prompt(None)
         try:
-            if not self.inputs.pads_images(pictures, text):
+            if not self.inputs.pads_images(images, text):
                 return True
-            mixed = self.first_scores(pictures, text)
-            alone = torch.cat([self.first_scores([picture], text) for picture in pictures])
-        except Exception:  # the batch that fails with real images tells what is wrong
+            mixed = self.first_scores(images, text)
+            alone = torch.cat([self.first_scores([image], text) for image in images])
+        except Exception:  # captioning of the real images reports the error
             return False
         room = _TOLERANCE if self.model.dtype == torch.float32 else 50 * _TOLERANCE
         known = torch.isfinite(alone) & torch.isfinite(mixed)
@@ -291,10 +291,10 @@ class TransformersBackend:
         return float((mixed - alone)[known].abs().max()) <= room * float(alone[known].abs().max())
 
     def _captions_without_text(self) -> bool:
-        """Whether the model captions pictures without words, and other pictures otherwise."""
+        """Whether the model captions images without text, differently for different images."""
         try:
             scores = self.first_scores(probe_images(), None)
-        except Exception:  # whatever it raises, it wants to be asked something
+        except Exception:  # the model needs text
             return False
         return not torch.equal(scores[0], scores[1])
 
@@ -302,11 +302,11 @@ class TransformersBackend:
         """(B, V) scores of the first token of a caption.
 
         Args:
-            images: B of them, as `prepare` gives them.
-            text: what `prompt` gives.
+            images: B results of `prepare`.
+            text: the result of `prompt`.
 
         Raises:
-            WeightsError: the model generates in a way that shows no scores.
+            WeightsError: the model's `generate` does not call logits processors.
         """
         observer = FirstStepObserver()
         self._output(images, [""] * len(images), text, DecodingOptions(max_new_tokens=1), observer)
@@ -317,11 +317,11 @@ class TransformersBackend:
     def _isolated(
         self, images: list[Image.Image], keys: list[str], text: str | None, options: DecodingOptions
     ) -> list[Caption | str]:
-        """Captions of a batch; for an image that cannot be captioned, why.
+        """Captions of a batch, or the reason for each image that cannot be captioned.
 
         Raises:
-            WeightsError: the model captions no image this way.
-            torch.OutOfMemoryError: the batch is too much.
+            WeightsError: the model cannot caption any image with these settings.
+            torch.OutOfMemoryError: the batch does not fit into memory.
         """
         try:
             rows = self._batch(images, keys, text, options)
@@ -336,8 +336,10 @@ class TransformersBackend:
             return [row for n in range(len(images)) for row in self._isolated([images[n]], [keys[n]], text, options)]
         try:
             self._batch([probe_images()[0].resize((320, 240))], keys, text, options)
-        except Exception:  # an ordinary picture fails too, so it is not for the image
-            raise WeightsError(f"{self.name} cannot caption this way ({describe_error(failure)}).") from failure
+        except Exception:  # an ordinary image fails too
+            raise WeightsError(
+                f"{self.name} cannot caption with these settings ({describe_error(failure)})."
+            ) from failure
         return [f"{self.name} refuses it ({describe_error(failure)})."]
 
     def _retry_non_finite(
@@ -348,16 +350,16 @@ class TransformersBackend:
         text: str | None,
         options: DecodingOptions,
     ) -> list[Caption | str]:
-        """Captions of a batch, those whose scores are not numbers generated again without neighbours.
+        """Generate captions with non-finite scores again, one image at a time.
 
-        Models that lay the patches of all images end to end let one image's NaN spoil the others. Where the first few
-        fail alone as well, so does the model.
+        Models that concatenate the patches of all images spread the NaN of one image to the others. A few failures
+        show that the model itself is at fault.
         """
-        tried = 0
+        failed = 0
         for n, row in enumerate(rows):
-            if row == NON_FINITE_SCORES and tried < _MAX_RETRIES:
+            if row == NON_FINITE_SCORES and failed < _MAX_RETRIES:
                 rows[n] = self._batch([images[n]], [keys[n]], text, options)[0]
-                tried += rows[n] == NON_FINITE_SCORES
+                failed += rows[n] == NON_FINITE_SCORES
         return rows
 
     def _batch(
@@ -367,7 +369,7 @@ class TransformersBackend:
         output, prompt = self._output(images, keys, text, options, observer, check)
         if options.sampled and observer.scores is None:
             raise ConfigError(
-                f"{self.name} draws no words: its own generate drops what draws them; leave temperature 0."
+                f"{self.name} does not support sampling: its `generate` drops logits processors; keep temperature 0."
             )
         rows, old = strip_prompt(output, prompt, observer.begin)
         captions = [self._caption(row, old) for row in rows.tolist()]
@@ -383,7 +385,7 @@ class TransformersBackend:
         options: DecodingOptions,
         *observers: LogitsProcessor,
     ) -> tuple[Tensor, Tensor | None]:
-        """What `generate` gives for a batch, and the ids that it was given."""
+        """The output of `generate` for a batch, and its input ids."""
         inputs = self.inputs.batch(images, text).to(self.model.device, self.model.dtype)
         settings: dict[str, Any] = {"length_penalty": options.length_penalty} if options.beams > 1 else {}
         if options.repetition_penalty != 1.0:
@@ -404,16 +406,16 @@ class TransformersBackend:
 
         Args:
             row: ids.
-            old: how many of them are not new: what a decoder begins with may be the token that ends a text.
+            old: number of ids that are not new; the decoder start token may be EOS.
         """
         new = row[old:]
         length = len(new)
         for index, token in enumerate(new):
-            # Behind the end there is filling alone; an end of text that did not end generation is no end.
+            # Only padding follows the end; an EOS that did not end generation is not the end.
             if token in self._end_ids and all(other in self._filler_ids for other in new[index + 1 :]):
                 length = index + 1
                 break
-        # A tokenizer need not know that an id only begins texts, as BLIP's does not.
+        # The tokenizer may not treat a start id as a special token (BLIP).
         words = list(dropwhile(self._start_ids.__contains__, row[:old])) + new[:length]
         text = self.processor.tokenizer.decode(words, skip_special_tokens=True)
         return Caption(text.strip(), length, length > 0 and new[length - 1] in self._end_ids)
@@ -421,5 +423,5 @@ class TransformersBackend:
     def stream(
         self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
     ) -> Iterator[str]:
-        """Caption one image; the words come all at once."""
+        """Caption one image; yields the complete text."""
         yield self.generate([self.prepare(image)], instruction, options)[0].text

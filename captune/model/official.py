@@ -1,8 +1,8 @@
-"""The original MiniGPT-4 files as a `MiniGPT4`.
+"""Conversion of the original MiniGPT-4 files to a `MiniGPT4`, and of a checkpoint back to the original format.
 
-Three files and a folder make a model: the EVA-CLIP tower (`eva_vit_g.pth`), BLIP-2's Q-Former with the tower's last
+The original consists of the EVA-CLIP vision encoder (`eva_vit_g.pth`), BLIP-2's Q-Former with the vision encoder's last
 LayerNorm (`blip2_pretrained_flant5xxl.pth`), the language model's folder, and the projection
-(`pretrained_minigpt4_7b.pth`, or a checkpoint of one's own).
+(`pretrained_minigpt4_7b.pth`, or another checkpoint).
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL_VISION_HEADS = 16
 OFFICIAL_VISION_DEPTH = {1408: 39}
-"""Blocks that the original builds for a tower of this width. BLIP-2 reads EVA-CLIP one block before its end."""
+"""Blocks that the original builds at this width. BLIP-2 uses the output of the last but one block of EVA-CLIP."""
 OFFICIAL_QFORMER_HEADS = 12
 OFFICIAL_LORA = {64: 16.0}
-"""Rank and scale of the original's LoRA (`minigpt_v2.py`); for other ranks twice the rank is customary."""
+"""Rank and alpha of the original's LoRA (`minigpt_v2.py`); the default for other ranks is twice the rank."""
 CONVERSATION = {"minigpt4": "llama-2", "minigpt_v2": "minigpt-v2"}
 ENLARGEMENT = {"minigpt4": 1, "minigpt_v2": 2}
-"""MiniGPT-v2 reads images at twice the side that its tower was trained on."""
+"""MiniGPT-v2 uses twice the image size that its vision encoder was trained with."""
 
 
 def load_official(
@@ -78,30 +78,30 @@ def load_official(
     max_target_tokens: int = 160,
     **llm_options: Any,
 ) -> MiniGPT4:
-    """Put the original files together.
+    """Load a model from the original files.
 
     Args:
         arch: "minigpt4" (with Q-Former for Vicuna, without for Llama-2) or "minigpt_v2".
         llm: folder of the language model, or hub id.
         vision: `eva_vit_g.pth`.
         qformer: BLIP-2's file, or None for the variants without a Q-Former.
-        checkpoint: the projection (and LoRA); without it the projection is random and has to be trained first.
-        dtype: of all weights; by default bfloat16 on a machine with a GPU and float32 elsewhere. "auto" leaves each
-            file's tensors as they are, for saving; such a mixture does not run.
-        vision_heads: attention heads of the tower, which no tensor tells.
+        checkpoint: the projection (and LoRA); without it the projection is random.
+        dtype: of all weights; by default bfloat16 if there is a GPU and float32 otherwise. "auto" keeps the dtypes of
+            the files, for saving only: a model of several dtypes does not run.
+        vision_heads: attention heads of the vision encoder, which the tensors do not determine.
         qformer_heads: attention heads of the Q-Former.
-        image_size: side of the images in pixels; by default that of the tower's positions, doubled for minigpt_v2.
-        lora_alpha: scale of LoRA; by default what the checkpoint, or a configuration or log beside it, states, else
-            the original's 16 at rank 64, and twice the rank at another.
+        image_size: side of the images in pixels; by default that of the position embeddings, doubled for minigpt_v2.
+        lora_alpha: of LoRA; by default the value in the checkpoint or in a configuration or log next to it, otherwise
+            the original's 16 at rank 64, and twice the rank at other ranks.
         max_target_tokens: longest caption in tokens, stop symbol included.
         llm_options: for the language model's `from_pretrained`: `quantization_config`, `device_map`, ...
 
     Returns:
-        The model in eval mode, its processor attached.
+        The model in eval mode with its processor.
 
     Raises:
         ConfigError: `arch` is unknown.
-        WeightsError: a file is missing, broken, or does not belong to the others.
+        WeightsError: a file is missing or broken, or does not fit the others.
     """
     if arch not in CONVERSATION:
         raise ConfigError(f"There is no arch '{arch}'; expected one of: {', '.join(CONVERSATION)}.")
@@ -123,13 +123,15 @@ def load_official(
     depth = config.vision_config.num_hidden_layers
     state = map_keys(tower, vision_table(depth), vision_ignored(depth), file=str(vision))
     state["embeddings.position_embedding"] = resize_positions(state["embeddings.position_embedding"], grid)
-    # Without BLIP-2's file the original leaves this LayerNorm as it was made.
+    # Without BLIP-2's file the original does not load this LayerNorm.
     width = config.vision_config.hidden_size
     norm = {"weight": torch.ones(width), "bias": torch.zeros(width)}
     if bridge is not None:
         norm = {kind: bridge.pop(f"ln_vision.{kind}") for kind in norm}
         if any(tensor.shape != (width,) for tensor in norm.values()):
-            raise WeightsError(f"{qformer}: 'ln_vision' is not {width} wide, as the tower is; they are of two models.")
+            raise WeightsError(
+                f"{qformer}: 'ln_vision' is not {width} wide like the vision encoder; they belong to two models."
+            )
         model.query_tokens = nn.Parameter(_cast(bridge.pop("query_tokens"), dtype))
         _fill(model.qformer, bridge, str(qformer), dtype)
     state |= {f"post_layernorm.{kind}": tensor for kind, tensor in norm.items()}
@@ -167,7 +169,7 @@ def _vision_config(tower: State, file: str, heads: int, image_size: int | None, 
 
 
 def _read_qformer(config: MiniGPT4Config, file: str | Path, heads: int) -> State:
-    """Read BLIP-2's file and complete `config` with what its tensors tell."""
+    """Read BLIP-2's file and set the Q-Former of `config` from its shapes."""
     content, _, _ = read_state(file, BLIP2)
     layers, frequency = qformer_shape(list(content))
     state = map_keys(content, qformer_table(layers, frequency), BLIP2_IGNORED, file=str(file))
@@ -176,8 +178,8 @@ def _read_qformer(config: MiniGPT4Config, file: str | Path, heads: int) -> State
         raise WeightsError(f"{file} is {width} wide, which {heads} attention heads do not divide; give qformer_heads.")
     if seen != config.vision_config.hidden_size:
         raise WeightsError(
-            f"{file} reads a tower of width {seen}, but the one given is {config.vision_config.hidden_size} wide; "
-            "they do not belong together."
+            f"{file} needs a vision encoder of width {seen}, but this one is {config.vision_config.hidden_size} wide; "
+            "the files belong to different models."
         )
     config.qformer_config = Blip2QFormerConfig(
         hidden_size=width,
@@ -192,35 +194,35 @@ def _read_qformer(config: MiniGPT4Config, file: str | Path, heads: int) -> State
 
 
 def _read_checkpoint(file: str | Path, config: MiniGPT4Config) -> tuple[State, dict[str, Any]]:
-    """Read a MiniGPT-4 checkpoint, and see that its projection fits between these parts."""
+    """Read a MiniGPT-4 checkpoint, and check that its projection fits the other parts."""
     state, wrappers, content = read_state(file, CHECKPOINT)
     if wrappers:
         logger.warning(
-            "%s: the keys carry '%s', left by data-parallel wrappers; they are read without it. The original "
-            "evaluation ignored such weights.",
+            "%s: the keys have the prefix '%s' of data-parallel wrappers, which is removed. The original evaluation "
+            "ignored such weights.",
             file,
             "module." * wrappers,
         )
     out, into = state["llama_proj.weight"].shape[0], state["llama_proj.weight"].shape[1]
     if into != config.feature_size:
-        reason = "it was trained for another vision side"
+        reason = "it was trained with another vision encoder"
         if config.qformer_config is None:
-            reason = "if it was trained behind a Q-Former, give BLIP-2's file (blip2_pretrained_flant5xxl.pth) as well"
+            reason = "if it was trained with a Q-Former, give BLIP-2's file (blip2_pretrained_flant5xxl.pth) as well"
         elif into == config.vision_config.hidden_size * config.patches_per_token:
-            reason = "it was trained without a Q-Former, so leave BLIP-2's file out"
+            reason = "it was trained without a Q-Former, so omit BLIP-2's file"
         raise WeightsError(
-            f"{file} reads features {into} wide, but this vision side gives {config.feature_size}; {reason}."
+            f"{file} expects features {into} wide, but this vision encoder gives {config.feature_size}; {reason}."
         )
     if out != config.text_width:
         raise WeightsError(
-            f"{file} was trained for a language model {out} wide, but the one given is {config.text_width} wide"
+            f"{file} was trained for a language model {out} wide, but this one is {config.text_width} wide"
             f"{_named_sizes(out, config.text_width)}; give the one that belongs to it."
         )
     return state, content
 
 
 def _named_sizes(*widths: int) -> str:
-    """The language models people know by these widths, in brackets."""
+    """The sizes of LLaMA models with these widths, in brackets."""
     known = {4096: "7B", 5120: "13B", 8192: "70B"}
     return f" ({known[widths[0]]} and {known[widths[1]]})" if all(width in known for width in widths) else ""
 
@@ -230,7 +232,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype | Literal["auto"]) -> Tensor:
 
 
 def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype | Literal["auto"]) -> None:
-    """Give a module that was made on the meta device its tensors, every one of them and no other."""
+    """Set all tensors of a module that was created on the meta device."""
     assert module is not None
     tensors = module.state_dict()
     assert set(tensors) == set(state)
@@ -242,7 +244,7 @@ def _fill(module: nn.Module | None, state: State, file: str, dtype: torch.dtype 
 
 
 def _fill_trained(model: MiniGPT4, state: State, content: dict[str, Any], file: str, lora_alpha: float | None) -> None:
-    """Put projection and LoRA of a checkpoint into a model."""
+    """Load projection and LoRA of a checkpoint into a model."""
     lora: State = {
         f"{match[1]}.default.weight": tensor for key, tensor in state.items() if (match := LORA_KEY.fullmatch(key))
     }
@@ -262,34 +264,37 @@ def _fill_trained(model: MiniGPT4, state: State, content: dict[str, Any], file: 
         if alpha is None:
             alpha = OFFICIAL_LORA.get(rank, 2.0 * rank)
             logger.warning(
-                "%s does not state lora_alpha; %g is taken for its rank %d. Give lora_alpha.", file, alpha, rank
+                "%s does not record lora_alpha; using %g for its rank %d; lora_alpha changes it.",
+                file,
+                alpha,
+                rank,
             )
         add_lora(model, lora, alpha, file)
 
 
-# What was trained, as a checkpoint that the original MiniGPT-4 code loads.
+# Export of the trained tensors to a checkpoint of the original MiniGPT-4 code.
 
 _ORIGINAL_CONVERSATIONS = ("vicuna-v0", "llama-2", "minigpt-v2", "alignment")
 
 
 def official_checkpoint(source: str | Path) -> dict[str, Any]:
-    """The content of a `.pth` file that the original code takes as `ckpt`.
+    """The content of a `.pth` file for the original code's `ckpt`.
 
     Args:
-        source: a checkpoint of a run (`checkpoints/epoch-NNN`), or the folder of a whole model, of which only what is
-            trained is read.
+        source: a checkpoint of a run (`checkpoints/epoch-NNN`), or the folder of a complete model, of which only the
+            trained tensors are read.
 
     Returns:
         `{"model": {"llama_proj.weight": ..., ...}, "config": {"model": {...}}}`, tensors in float32; LoRA under the
         names of peft 0.2.
 
     Raises:
-        WeightsError: there is nothing of the kind, it is broken, or the original code has no such model.
+        WeightsError: it does not exist or is broken, or the original code has no such model.
     """
     if is_checkpoint(source):
         record = read_record(Path(source))
         conversation, lora = record.conversation, record.lora
-        read_trained(Path(source))  # what is damaged is refused
+        read_trained(Path(source))  # refuses damaged files
         files = [Path(source) / "trained.safetensors"]
     else:
         folder = Path(locate_model(str(source)))
@@ -297,7 +302,7 @@ def official_checkpoint(source: str | Path) -> dict[str, Any]:
         files = sorted(folder.glob("model*.safetensors"))
     if conversation not in _ORIGINAL_CONVERSATIONS:
         raise WeightsError(
-            f"{source} talks in the conversation '{conversation}'; the original code knows Vicuna, Llama-2 and "
+            f"{source} has the chat template '{conversation}'; the original code has those of Vicuna, Llama-2 and "
             "MiniGPT-v2 only."
         )
     state = _read(files)
@@ -333,7 +338,7 @@ def _read(files: list[Path]) -> dict[str, Tensor]:
 
 
 def _original_name(name: str) -> str | None:
-    """What the original calls a trained tensor; None for a frozen one."""
+    """The original name of a trained tensor; None for a frozen one."""
     if name.startswith("projection."):
         return "llama_proj." + name.removeprefix("projection.")
     if ".lora_" in name:

@@ -1,4 +1,4 @@
-"""Reading the original `.pth` files: nothing in them is executed, and each is known by what it holds."""
+"""The original `.pth` files: safe reading, detection of their kind, and names of their tensors."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ __all__ = [
 ]
 
 
-# Which tensor of the original files is which tensor here.
+# Names of the tensors in the original files and in captune.
 
 State: TypeAlias = dict[str, Tensor]
 
 Table: TypeAlias = dict[str, tuple[str, ...]]
-"""Key here -> the original keys that are joined to make it; "" stands for zeros shaped like the first one."""
+"""Key in captune -> the original keys that are concatenated to it; "" is zeros of the first one's shape."""
 
 BLIP2_IGNORED = re.compile(
     r"(t5_proj|opt_proj)\..+|Qformer\.cls\..+"
     r"|Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)"
     r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..+|temp|(vision_proj|text_proj|itm_head)\..+"
 )
-"""The text branch of BLIP-2, its heads, and its own way into a language model."""
+"""The text branch of BLIP-2, its heads, and its projection into a language model."""
 
 PROJECTION_IGNORED = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
-"""Buffers that the original's training saves beside what it trains."""
+"""Buffers that the original saves together with the trained tensors."""
 
 LORA_KEY = re.compile(r"llama_model\.base_model\.model\.(.*\.lora_[AB])(\.default)?\.weight")
 """LoRA under the names of peft 0.2, which puts two wrappers around the language model; newer peft adds `.default`."""
@@ -75,7 +75,7 @@ def vision_table(depth: int) -> Table:
     """`Blip2VisionModel` without its last LayerNorm, from `eva_vit_g.pth`.
 
     Args:
-        depth: blocks that are used.
+        depth: number of used blocks.
     """
     table: Table = {
         "embeddings.class_embedding": ("cls_token",),
@@ -87,25 +87,25 @@ def vision_table(depth: int) -> Table:
             table |= {f"encoder.layers.{i}.{here}.{kind}": (f"blocks.{i}.{original}.{kind}",) for kind in _KINDS}
         attention = f"blocks.{i}.attn"
         table[f"encoder.layers.{i}.self_attn.qkv.weight"] = (f"{attention}.qkv.weight",)
-        # The original has no bias on the keys.
+        # The original has no bias for the keys.
         table[f"encoder.layers.{i}.self_attn.qkv.bias"] = (f"{attention}.q_bias", "", f"{attention}.v_bias")
     return table
 
 
 def vision_ignored(depth: int) -> re.Pattern[str]:
-    """Keys of `eva_vit_g.pth` that the original ignores: blocks behind the last one used, and what follows them."""
+    """Keys of `eva_vit_g.pth` that the original ignores: unused last blocks, and what follows them."""
     used = "|".join(map(str, range(depth)))
     return re.compile(rf"blocks\.(?!({used})\.)\d+\..+|(norm|fc_norm|head)\.(weight|bias)")
 
 
 def vision_depth(keys: list[str]) -> int:
-    """Blocks of the tower that the file holds; the original uses all but the last of 40."""
+    """Number of blocks in the file; the original uses all but the last of 40."""
     blocks = {int(match.group(1)) for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))}
     return max(blocks) + 1 if blocks else 0
 
 
 def qformer_shape(keys: list[str]) -> tuple[int, int]:
-    """Layers of the Q-Former that the file holds, and of how many of them one looks at the image."""
+    """Number of layers of the Q-Former in the file, and the interval of layers with cross-attention."""
     layers = {
         int(match.group(1)) for key in keys if (match := re.match(r"Qformer\.bert\.encoder\.layer\.(\d+)\.", key))
     }
@@ -115,11 +115,11 @@ def qformer_shape(keys: list[str]) -> tuple[int, int]:
 
 
 def qformer_table(layers: int, frequency: int) -> Table:
-    """`Blip2QFormerModel`, from BLIP-2's file; the queries and `ln_vision` stand under their own names.
+    """`Blip2QFormerModel`, from BLIP-2's file; the queries and `ln_vision` keep their names.
 
     Args:
         layers: of the Q-Former.
-        frequency: every so many layers one looks at the image, the first one always.
+        frequency: every `frequency`-th layer has cross-attention, starting with the first.
     """
     table: Table = {"query_tokens": ("query_tokens",)}
     table |= {f"ln_vision.{kind}": (f"ln_vision.{kind}",) for kind in _KINDS}
@@ -141,16 +141,16 @@ def qformer_table(layers: int, frequency: int) -> Table:
 
 
 def map_keys(state: Mapping[str, Tensor], table: Table, ignored: re.Pattern[str], *, file: str) -> State:
-    """Give the tensors of an original file the names they have here.
+    """Rename the tensors of an original file.
 
     Args:
         state: the file's tensors.
-        table: what is made of them; every original key in it has to be there.
-        ignored: keys that may stand in the file beside these.
+        table: the mapping; all of its original keys are required.
+        ignored: keys of the file that are not used.
         file: the file's name, for messages.
 
     Returns:
-        One tensor for each key of the table.
+        A tensor for each key of the table.
 
     Raises:
         WeightsError: a key is missing, or one is neither in the table nor ignored.
@@ -163,7 +163,7 @@ def map_keys(state: Mapping[str, Tensor], table: Table, ignored: re.Pattern[str]
     if unknown:
         raise WeightsError(
             f"{file} holds the key '{unknown[0]}' ({len(unknown)} such in all), which this model does not have; "
-            "it is of another model."
+            "it belongs to another model."
         )
     mapped: State = {}
     for key, originals in table.items():
@@ -176,14 +176,14 @@ def map_keys(state: Mapping[str, Tensor], table: Table, ignored: re.Pattern[str]
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Carry the tower's absolute positions to another grid as the original does.
+    """Resize absolute position embeddings to another grid as the original does.
 
     Args:
         positions: (1, 1 + n * n, D) class position and raster-ordered patch positions.
-        grid: patches per side wanted.
+        grid: new number of patches per side.
 
     Returns:
-        (1, 1 + grid * grid, D): the class position untouched, the others resized bicubically in float32.
+        (1, 1 + grid * grid, D): the class position unchanged, the others resized bicubically in float32.
     """
     side = int((positions.shape[1] - 1) ** 0.5)
     if side == grid:
@@ -195,10 +195,10 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
 
 
 def strip_wrappers(state: State) -> tuple[State, int]:
-    """Take the `module.` prefixes off that data-parallel wrappers leave.
+    """Remove the `module.` prefixes of data-parallel wrappers.
 
     Returns:
-        The state without them, and how many there were.
+        The state without prefixes, and the number of removed prefixes.
     """
     layers = 0
     while state and all(key.startswith("module.") for key in state):
@@ -215,7 +215,7 @@ class FileKind:
     """One kind of original file.
 
     Attributes:
-        name: what it is called in messages.
+        name: its name in messages.
         marker: a key that every file of the kind has.
     """
 
@@ -223,7 +223,7 @@ class FileKind:
     marker: str
 
 
-TOWER = FileKind("the EVA-CLIP tower (eva_vit_g.pth)", "patch_embed.proj.weight")
+TOWER = FileKind("the EVA-CLIP vision encoder (eva_vit_g.pth)", "patch_embed.proj.weight")
 BLIP2 = FileKind("BLIP-2's file (blip2_pretrained_flant5xxl.pth)", "query_tokens")
 CHECKPOINT = FileKind("a MiniGPT-4 checkpoint (such as pretrained_minigpt4_7b.pth)", "llama_proj.weight")
 _LANGUAGE_MODEL = FileKind("a language model's weights", "model.embed_tokens.weight")
@@ -235,13 +235,13 @@ _SIDECAR_BYTES = 1 << 20
 
 
 def read_pth(path: str | Path) -> dict[str, Any]:
-    """Read a `.pth` file without running any code that it may carry.
+    """Read a `.pth` file without executing code in it.
 
     Args:
         path: the file.
 
     Returns:
-        The dictionary it holds; tensors stay on disk until they are used.
+        Its dictionary; tensors stay on disk until they are used.
 
     Raises:
         WeightsError: the file is missing, truncated, or holds more than tensors and plain values.
@@ -271,10 +271,10 @@ def read_state(path: str | Path, kind: FileKind) -> tuple[State, int, dict[str, 
 
     Args:
         path: the file.
-        kind: what it should be.
+        kind: the expected kind.
 
     Returns:
-        Its tensors, how many `module.` wrappers their keys carried, and all that the file holds.
+        Its tensors, the number of `module.` prefixes of their keys, and the complete content of the file.
 
     Raises:
         WeightsError: the file is broken, or of another kind.
@@ -294,28 +294,28 @@ def read_state(path: str | Path, kind: FileKind) -> tuple[State, int, dict[str, 
 
 
 def recorded_alpha(content: dict[str, Any], path: str | Path) -> float | None:
-    """The scale of LoRA as the checkpoint itself states it, or the configuration or log that lies beside it.
+    """The `lora_alpha` that a checkpoint records, or a configuration or log next to it.
 
     Args:
-        content: what the checkpoint file holds; the original's training writes its configuration into it.
+        content: of the checkpoint file; the original's training saves its configuration in it.
         path: of that file.
 
     Returns:
-        `lora_alpha`, or None where nothing states it, or two places state it differently.
+        `lora_alpha`, or None if it is not recorded, or if two files record different values.
     """
     config = content.get("config")
     model = config.get("model") if isinstance(config, Mapping) else None
     if isinstance(model, Mapping) and isinstance(model.get("lora_alpha"), (int, float)):
         return float(model["lora_alpha"])
-    beside = [actual for pattern in _SIDECARS for actual in Path(path).parent.glob(pattern) if actual.is_file()]
-    stated: dict[float, Path] = {}
-    for file in sorted(beside):
+    sidecars = [actual for pattern in _SIDECARS for actual in Path(path).parent.glob(pattern) if actual.is_file()]
+    recorded: dict[float, Path] = {}
+    for file in sorted(sidecars):
         text = file.read_bytes()[:_SIDECAR_BYTES].decode("utf-8", "replace")
-        stated |= {float(value): file for value in _ALPHA.findall(text)}
-    if len(stated) != 1:
+        recorded |= {float(value): file for value in _ALPHA.findall(text)}
+    if len(recorded) != 1:
         return None
-    alpha, source = stated.popitem()
-    logger.warning("%s does not state lora_alpha; %g is taken from %s beside it.", path, alpha, source.name)
+    alpha, source = recorded.popitem()
+    logger.warning("%s does not record lora_alpha; using %g from %s next to it.", path, alpha, source.name)
     return alpha
 
 

@@ -1,4 +1,4 @@
-"""Weight files: what is wrong with them is found before and after a library reads them."""
+"""Weight files: strict loading, safetensors headers, fingerprints, peft adapters."""
 
 from __future__ import annotations
 

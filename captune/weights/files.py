@@ -1,4 +1,4 @@
-"""Weight files on the disk, read without loading a model; a file that is not what its name says is named."""
+"""Reading of weight files without loading a model; broken files are errors."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 TOWER_PREFIXES = ("vision.", "qformer.", "query_tokens")
-"""How the names of the towers' tensors begin in a captune model."""
+"""Prefixes of the towers' tensor names in a captune model."""
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Weights in one file, in the order in which transformers prefers them; `NAME.index.json` lists those in several."""
+"""Weights in one file, in the order of preference of transformers; `NAME.index.json` lists shards."""
 _INTEGER_DTYPES = ("I", "U", "BOOL")
-"""How the names of whole numbers' formats begin in safetensors files."""
+"""Prefixes of integer dtypes in safetensors files."""
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -53,11 +53,11 @@ SAFETENSORS_DTYPES = {
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file, mapped into memory and read where it is looked at.
+    """A tensor in a file, memory-mapped.
 
     Attributes:
         name: as in the file.
-        tensor: a view of the file; what is written to it does not reach the disk.
+        tensor: a copy-on-write view of the file.
     """
 
     name: str
@@ -65,12 +65,12 @@ class StoredTensor(NamedTuple):
 
 
 class StoredName(NamedTuple):
-    """A tensor in a file that was not read.
+    """The name of a tensor in a file.
 
     Attributes:
         name: as in the file.
-        file: where it is.
-        floating: whether it holds floating-point numbers, not whole ones.
+        file: the file.
+        floating: whether its dtype is floating-point, not integer.
     """
 
     name: str
@@ -79,7 +79,7 @@ class StoredName(NamedTuple):
 
 
 def stored_names(model: str | Path) -> Iterator[StoredName]:
-    """Names of the tensors in the files of a model's folder; of a hub id none."""
+    """Names of the tensors in the files of a model's folder; none for a hub id."""
     for file in _read_files(Path(model)):
         if file.suffix == ".safetensors":
             header = read_header(file).tensors
@@ -92,7 +92,7 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
 
 
 def _read_files(folder: Path) -> list[Path]:
-    """The weight files of a folder that transformers would read."""
+    """The weight files of a folder that transformers reads."""
     for single in SINGLE_FILES:
         if (folder / single).is_file():
             return [folder / single]
@@ -102,15 +102,15 @@ def _read_files(folder: Path) -> list[Path]:
 
 
 def check_weights(model: str | Path) -> None:
-    """Refuse a folder whose weight files are pointers, cut off, absent or of another kind than their names say.
+    """Refuse a folder with weight files that are git-lfs pointers, truncated, missing or of another type.
 
-    Only what transformers would read is looked at, and of that the headers.
+    Reads only the headers of the files that transformers loads.
 
     Args:
-        model: a folder; a hub id is left alone.
+        model: a folder; a hub id is not checked.
 
     Raises:
-        WeightsError: names the file, and says what is wrong with it.
+        WeightsError: with the name of the file and the reason.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -130,13 +130,13 @@ def _check_file(file: Path) -> None:
     if file.stat().st_size == 0:
         raise WeightsError(f"{file} is empty; copy it again from its source.")
     with file.open("rb") as stream:
-        # The page of an error, saved under the file's name.
+        # An HTML or JSON error response, saved under the file's name.
         if stream.read(64).lstrip().startswith((b"<", b"{")):
             raise WeightsError(f"{file} is a text and no file of torch.save; copy it again from its source.")
 
 
 def _listed(index: Path) -> list[str]:
-    """The files that an index lists."""
+    """File names in an index."""
     refuse_pointer(index)
     try:
         names = sorted(set(load_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -148,10 +148,10 @@ def _listed(index: Path) -> list[str]:
 
 
 def weight_files(model: str | Path) -> list[Path]:
-    """The weight files of a model that transformers would read.
+    """The weight files of a model that transformers reads.
 
     Args:
-        model: a folder, or a hub id whose files are fetched where they are not there yet.
+        model: a folder, or a hub id, whose files are downloaded if they are not cached.
 
     Raises:
         WeightsError: it has none.
@@ -176,9 +176,9 @@ class SafetensorsHeader(NamedTuple):
 
     Attributes:
         tensors: name -> `dtype`, `shape` and `data_offsets`.
-        metadata: what else is stored in it.
-        start: byte at which the tensors begin.
-        end: byte at which they end.
+        metadata: its `__metadata__`.
+        start: first byte of the tensors.
+        end: byte after the tensors.
     """
 
     tensors: dict[str, Any]
@@ -188,14 +188,14 @@ class SafetensorsHeader(NamedTuple):
 
 
 def parse_header(stream: IO[bytes], size: int) -> SafetensorsHeader:
-    """Parse the header of safetensors content; `safe_open` of the library takes longer and reports less.
+    """Parse the header of safetensors content; faster than `safe_open` of the library, with better errors.
 
     Args:
         stream: at the beginning of the content.
         size: of the content in bytes.
 
     Raises:
-        ValueError: the content is cut off or of another kind.
+        ValueError: the content is truncated or of another type.
     """
     beginning = stream.read(8)
     length = int.from_bytes(beginning, "little")
@@ -215,7 +215,7 @@ def read_header(file: Path) -> SafetensorsHeader:
     """Read the header of a safetensors file.
 
     Raises:
-        WeightsError: the file is a pointer of git-lfs, cut off, or of another kind.
+        WeightsError: the file is a git-lfs pointer, truncated, or of another type.
     """
     refuse_pointer(file)
     try:
@@ -236,10 +236,10 @@ def read_header(file: Path) -> SafetensorsHeader:
 
 
 def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTensor]:
-    """Tensors of a file whose names begin with one of some prefixes, in the order of their names.
+    """Tensors of a file whose names have one of the prefixes, sorted by name.
 
     Raises:
-        WeightsError: the file is cut off or of another kind.
+        WeightsError: the file is truncated or of another type.
     """
     if file.suffix != ".safetensors":
         state = torch_state(file, "cpu")
@@ -264,10 +264,10 @@ def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTens
 
 
 def torch_state(file: Path, device: str) -> dict[str, Any]:
-    """What a file of torch.save holds, mapped into memory where its format allows; on `meta` no tensor is read.
+    """The tensors in a file of torch.save, memory-mapped if the format allows; on `meta` no tensor is read.
 
     Raises:
-        WeightsError: it cannot be read, or holds more than tensors.
+        WeightsError: it cannot be read, or contains other objects than tensors.
     """
     _check_file(file)
     try:

@@ -1,7 +1,7 @@
-"""Fingerprints of weights: short hashes that tell models apart.
+"""Fingerprints of weights: short hashes that identify models.
 
-A model that is used as it is gets a fingerprint of a sample of its values, which is quick at 13 GB. What is trained is
-hashed completely, since a few training steps change little of it.
+Frozen weights are sampled, which is fast at 13 GB. Trained weights are hashed completely, since a few training steps
+change little.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 __all__ = ["TensorFingerprint", "combine_fingerprints", "full_hash", "sampled_hash", "tensor_fingerprints"]
 
 _SAMPLES = 64
-"""Values of each tensor that are sampled, at least."""
+"""Smallest number of sampled values of a tensor."""
 _HEX_DIGITS = 16
 
 
 class TensorFingerprint(NamedTuple):
-    """What identifies one tensor.
+    """The fingerprint of one tensor.
 
     Attributes:
         name: of the tensor.
@@ -68,7 +68,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def _content(tensor: Tensor) -> bytes:
     shape = f"{tuple(tensor.shape)}".encode()
     if type(tensor) not in (Tensor, nn.Parameter):
-        # The values of a quantised weight can be read by its library only.
+        # Only its library can read the values of a quantized weight.
         return shape + type(tensor).__name__.encode()
     if not tensor.is_floating_point() or tensor.is_meta:
         return shape

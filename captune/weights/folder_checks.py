@@ -1,4 +1,4 @@
-"""Folders that are not the model they are taken for: pointers of git-lfs, broken settings, adapters, checkpoints.
+"""Refusal of model folders with git-lfs pointers or broken settings, and of adapters and checkpoints.
 
 Needs no torch.
 """
@@ -26,14 +26,14 @@ _SETTINGS = (
     "adapter_config.json",
 )
 _VOCABULARIES = ("*.model", "*.spm", "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "tekken.json")
-"""Vocabularies that are read where there is no tokenizer.json."""
+"""Vocabularies, which are used if there is no tokenizer.json."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
-"""The most that a pointer may have, by git-lfs' specification."""
+"""Largest size of a pointer in the specification of git-lfs."""
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuse a file that git-lfs left as a pointer to its content.
+    """Refuse a git-lfs pointer in place of a file.
 
     Raises:
         WeightsError: it is one.
@@ -53,15 +53,15 @@ def refuse_pointer(file: Path) -> None:
 
 
 def refuse_pointers(model: str | Path) -> None:
-    """Refuse a model's folder whose settings or vocabulary are pointers of git-lfs, or whose settings are broken.
+    """Refuse a model's folder whose settings or vocabulary are git-lfs pointers, or whose settings are broken.
 
-    Of broken settings the library passes over some without a word, such as the ends in generation_config.json.
+    transformers ignores some broken files silently, such as generation_config.json.
 
     Args:
-        model: a folder; a hub id, whose files are never pointers, is left alone.
+        model: a folder; a hub id is not checked, since its files are never pointers.
 
     Raises:
-        WeightsError: a file that would be read is a pointer, or is no JSON object where it should be one.
+        WeightsError: a file is a pointer, or its JSON is broken or no object.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -86,10 +86,10 @@ def _refuse_broken(file: Path) -> None:
 
 
 def require_complete_model(model: str | Path) -> None:
-    """Refuse a folder that holds only what was trained, where a whole model is needed.
+    """Refuse a peft adapter or a checkpoint of a run where a complete model is needed.
 
     Args:
-        model: a folder; a hub id is left alone.
+        model: a folder; a hub id is not checked.
 
     Raises:
         WeightsError: it is a peft adapter, or a checkpoint of a run.
@@ -100,6 +100,6 @@ def require_complete_model(model: str | Path) -> None:
     for record, kind in (("adapter_config.json", "a peft adapter"), ("checkpoint.json", "a checkpoint of a run")):
         if (folder / record).is_file():
             raise WeightsError(
-                f"{model} is {kind} and no whole model, which is needed here; give its base model, or merge it into "
-                "that. `captune caption`, `captune serve` and `captune evaluate --captioner` take it as it is."
+                f"{model} is {kind}, but a complete model is needed here; give its base model, or merge it into "
+                "that. `captune caption`, `captune serve` and `captune evaluate --captioner` accept it directly."
             )

@@ -1,7 +1,7 @@
-"""Adapters of peft, as TRL, Unsloth, ms-swift and LLaMA-Factory leave them, put onto their base model.
+"""Loading of peft adapters, as saved by TRL, Unsloth, ms-swift and LLaMA-Factory, into their base model.
 
-peft itself passes over keys that it cannot place, and leaves modules without their tensors as they were made: the
-captions are then the base model's. Here every tensor of the file is placed, and every module of the adapter filled.
+peft ignores unexpected keys and keeps the initial values of modules without tensors: the captions are then those of the
+base model. Here every tensor of the file must match a module, and every module of the adapter must be loaded.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = ["attach_adapter", "base_model_of", "find_adapter", "read_adapter"]
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_FETCHED = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "non_lora_*.bin")
-"""What is fetched of an adapter on the hub: weights, settings and its processor."""
+_DOWNLOADED = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "non_lora_*.bin")
+"""Files of an adapter on the hub to download: weights, settings and its processor."""
 _NAME = "default"
 _PREFIX = "base_model.model."
-"""What peft puts before the names of the model it wraps."""
+"""The prefix of tensor names in peft's files."""
 _ALL_LINEAR = "all-linear"
 _TARGETS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_adapter(model: str | Path) -> Path | None:
-    """The folder of a peft adapter, on this machine or on the hub; None where the name is of a whole model.
+    """The folder of a peft adapter, downloaded if necessary; None for a complete model.
 
     Args:
-        model: a folder, or a hub id, of which the adapter's files are fetched.
+        model: a folder or a hub id.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -53,24 +53,24 @@ def find_adapter(model: str | Path) -> Path | None:
     try:
         if fetch_file(model, _CONFIG, require_connection=False) is None:
             return None
-        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_DOWNLOADED)))
     except OSError:
-        # What is wrong with the name is said by who loads the model.
+        # Loading the model reports what is wrong with the name.
         return None
     return fetched if any((fetched / name).is_file() for name in _WEIGHTS) else None
 
 
 def base_model_of(folder: Path) -> tuple[str, str | None]:
-    """The base model that an adapter was trained on: a folder, or a hub id.
+    """The base model of an adapter: a folder, or a hub id.
 
-    A relative path is looked for in the adapter's own folder first, then in the current one.
+    A relative path is resolved in the adapter's folder first, then in the current one.
 
     Returns:
-        A folder that is there, or the name as it is in the adapter's settings; and of a hub id the revision, if the
-        settings have one.
+        An existing folder, or the name in the adapter's settings; and the revision of a hub id, if the settings have
+        one.
 
     Raises:
-        WeightsError: the adapter names none.
+        WeightsError: the settings have no base model.
     """
     config = _settings(folder)
     base = config.get("base_model_name_or_path")
@@ -97,13 +97,13 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter, under the names in its file.
+    """Read the tensors of an adapter, under the names in its file.
 
     Raises:
-        WeightsError: there is no file of weights, it is broken, or holds NaN.
+        WeightsError: there is no weight file, it is broken, or holds NaN.
     """
     for file in sorted(folder.glob("non_lora_*.bin")):
-        # LLaVA's and other scripts save there what they train besides the adapter.
+        # LLaVA's and other scripts save further trained weights there.
         raise WeightsError(
             f"{folder} holds {file.name}, trained weights outside of the adapter, which captune does not read; merge "
             "both into the base model with the script that trained them."
@@ -117,7 +117,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             read_header(file)
             try:
                 state = load_file(file)
-            except Exception as error:  # what a header does not tell, such as an unknown number format
+            except Exception as error:  # what the header does not show, such as an unknown dtype
                 reason = error_text(error)
                 raise WeightsError(f"{file} cannot be read: {reason}; copy it again from its source.") from error
         else:
@@ -130,21 +130,21 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
 
 
 def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any:
-    """Put an adapter onto its base model, in place, with every tensor placed and every module filled.
+    """Load an adapter into its base model, in place.
 
-    Adapters that were trained with a release of transformers whose module paths differ (`language_model.model` instead
-    of `model.language_model`) are placed by the library's own table of renamed paths.
+    Module paths of older releases of transformers (`language_model.model` instead of `model.language_model`) are mapped
+    with the library's table of renamed paths.
 
     Args:
         model: the base model.
         folder: of the adapter.
-        state: its tensors, of `read_adapter`.
+        state: its tensors, from `read_adapter`.
 
     Returns:
-        peft's wrapper of the model; only its `disable_adapter` is needed, since the model itself holds the adapter.
+        peft's wrapper of the model, for its `disable_adapter`; the model itself contains the adapter.
 
     Raises:
-        WeightsError: the adapter is of another model, incomplete, or of a kind that does not change weights.
+        WeightsError: the adapter belongs to another model, is incomplete, or is a prompt-learning adapter.
         MissingExtraError: peft is not installed.
     """
     try:
@@ -156,11 +156,11 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # of unknown kinds and settings
+    except Exception as error:  # from unknown adapter types and settings
         raise WeightsError(f"{folder / _CONFIG} cannot be used: {error_text(error)}.") from error
     if config.is_prompt_learning or not hasattr(config, "target_modules"):
         raise WeightsError(
-            f"{what} is a {config.peft_type.value} adapter, which changes no weights; captune loads LoRA and its kin."
+            f"{what} is a {config.peft_type.value} adapter, which changes no weights; captune supports LoRA-like ones."
         )
     config.inference_mode = True
     if _is_zero(state):
@@ -173,34 +173,34 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, config, adapter_name=_NAME)
-    except Exception as error:  # peft raises ValueError and others where modules are not found
+    except Exception as error:  # peft raises ValueError and others if modules do not exist
         raise WeightsError(f"{what} does not fit its base model: {error_text(error)}") from error
     tensors, embeddings = _adapter_tensors(wrapped, False), _adapter_tensors(wrapped, True)
-    placed = _assign(wrapped, config, tensors, state, moved)
+    assigned = _assign(wrapped, config, tensors, state, moved)
     mismatched = [
-        (name, tuple(placed[name].shape), tuple(tensor.shape))
+        (name, tuple(assigned[name].shape), tuple(tensor.shape))
         for name, tensor in embeddings.items()
-        if name in placed and placed[name].shape != tensor.shape
+        if name in assigned and assigned[name].shape != tensor.shape
     ]
     check_keys(
         what,
         count=len(tensors),
-        missing=tensors.keys() - placed.keys(),
-        unexpected=placed.keys() - embeddings.keys(),
+        missing=tensors.keys() - assigned.keys(),
+        unexpected=assigned.keys() - embeddings.keys(),
         mismatched=mismatched,
         misfit="does not fit its base model",
     )
     with torch.no_grad():
-        for name, tensor in placed.items():
+        for name, tensor in assigned.items():
             embeddings[name].copy_(tensor)
     after = _adapter_tensors(wrapped, True)
-    assert all(torch.equal(after[name], tensor.to(after[name])) for name, tensor in placed.items())
+    assert all(torch.equal(after[name], tensor.to(after[name])) for name, tensor in assigned.items())
     wrapped.eval()
     return wrapped
 
 
 def _is_zero(state: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter has LoRA alone, and its second matrices are all zero."""
+    """Whether an adapter has LoRA only, and all of its B matrices are zero."""
     if not all(".lora_" in name for name in state):
         return False
     second = [tensor for name, tensor in state.items() if ".lora_B" in name or ".lora_embedding_B" in name]
@@ -208,11 +208,11 @@ def _is_zero(state: Mapping[str, Tensor]) -> bool:
 
 
 def _adapter_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
-    """What peft would save of the adapter: name in the file -> the tensor itself.
+    """The tensors that peft would save, by their names in the file.
 
     Args:
         wrapped: peft's wrapper.
-        embeddings: with the model's own embeddings, which are saved where their number was changed.
+        embeddings: include the model's embeddings, which are saved if they were resized.
     """
     from peft import get_peft_model_state_dict
 
@@ -226,7 +226,7 @@ def _adapter_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
 
 
 def _module_path(name: str) -> str:
-    """The path of the module that a tensor of an adapter's file belongs to."""
+    """The path of the module of a tensor in an adapter's file."""
     path = re.sub(rf"^({re.escape(_PREFIX)})+", "", name)
     return (
         re.split(r"\.(?:lora_|base_layer\.|modules_to_save\.|original_module\.)", path)[0]
@@ -236,7 +236,7 @@ def _module_path(name: str) -> str:
 
 
 def _moved_modules(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Paths in an adapter's file that the library has renamed since: path there -> path in this model."""
+    """Paths in an adapter's file that transformers has renamed since: old path -> path in this model."""
     tensors = model.state_dict(keep_vars=True)
     model_name = StoredNameMapping(model, renamings_only=True)
     moved = {}
@@ -251,7 +251,7 @@ def _moved_modules(model: Any, names: Iterable[str]) -> dict[str, str]:
 
 
 def _retarget(config: Any, model: Any, moved: Mapping[str, str]) -> None:
-    """Resolve the modules that an adapter's settings name by paths of an earlier release, to paths in this model."""
+    """Resolve module paths of an older release in an adapter's settings to paths in this model."""
     if not moved or config.target_modules == _ALL_LINEAR:
         return
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -285,7 +285,7 @@ def _retarget(config: Any, model: Any, moved: Mapping[str, str]) -> None:
 
 
 def _differing_prefixes(there: str, here: str) -> tuple[str, str]:
-    """Two paths of one module without what ends both, the present one first."""
+    """Two paths of one module without their common suffix, the current one first."""
     old, new = there.split("."), here.split(".")
     while old and new and old[-1] == new[-1]:
         old.pop()
@@ -296,18 +296,18 @@ def _differing_prefixes(there: str, here: str) -> tuple[str, str]:
 def _assign(
     wrapped: Any, config: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], moved: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """An adapter's tensors under the names that they have in this model."""
+    """An adapter's tensors under their names in this model."""
     plain = {_name_in_model(name, moved): tensor for name, tensor in state.items()}
     if len(plain) != len(state):
-        raise WeightsError("Two tensors of the adapter's file have one place in the model; save the adapter again.")
+        raise WeightsError("Two tensors of the adapter's file have one name in the model; save the adapter again.")
     if plain.keys() == tensors.keys():
         return plain
     try:
-        # Experts that the library keeps in one tensor now.
+        # Experts that newer releases store in one tensor.
         from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
         converted = convert_peft_adapter_state_dict_for_transformers(wrapped, config, dict(state), _NAME)
-    except Exception:  # what does not fit is said by its names
+    except Exception:  # `check_keys` reports the names that do not fit
         return plain
     return dict(converted) if converted.keys() == tensors.keys() else plain
 

@@ -1,7 +1,7 @@
-"""Loading a transformers model with every tensor accounted for.
+"""Strict loading of transformers models.
 
-`from_pretrained` fills what a file does not have with random numbers, passes over what it does not know, and says so
-only in its log. Here such a model is refused, for every kind of model that captune loads.
+`from_pretrained` initializes missing tensors randomly, ignores unexpected ones, and reports both in its log only. Here
+both are errors, for every kind of model that captune loads.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 
-# Libraries that a model of transformers needs and captune does not bring.
+# Optional libraries of transformers models, on which captune does not depend.
 
 
 def missing_library(what: str, error: ImportError) -> InputError:
-    """What transformers says of a library that a model needs, as one sentence.
+    """The error for a missing library that a model needs, as one sentence.
 
     Args:
-        what: needs it, as the beginning of the sentence.
+        what: the subject of the sentence.
         error: of the import.
     """
     text = str(error)
@@ -49,52 +49,51 @@ def missing_library(what: str, error: ImportError) -> InputError:
         return MissingExtraError(what, "smolvlm")
     if "torchvision" in text.lower():
         return InputError(
-            f"{what} needs torchvision, which is not installed; install the torchvision that belongs to your build of "
-            "torch."
+            f"{what} needs torchvision, which is not installed; install the torchvision for your build of torch."
         )
     if named := re.search(r"`pip install ([\w.-]+)`", text):
         return InputError(f"{what} needs {named[1]}, which is not installed; install it with: pip install {named[1]}")
     return InputError(f"{what} needs a library that is not installed: {error_text(error)}")
 
 
-_SHOWN = 3
-"""Names of tensors in a message."""
+_MAX_NAMES = 3
+"""Largest number of tensor names in a message."""
 _CAUSES = (
     (r"^(.*\.)?base_layer\.|\.lora_[AB]\.|\.base_layer\.", "it holds an adapter that was not merged into the model"),
-    (r"\.(absmax|quant_map|quant_state\.\S+|SCB|qweight|qzeros|scales|weight_scale\w*)$", "it is a quantised copy"),
+    (r"\.(absmax|quant_map|quant_state\.\S+|SCB|qweight|qzeros|scales|weight_scale\w*)$", "it is a quantized copy"),
 )
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "base_model.model.")
-"""What wrappers of a model put into the names of its tensors."""
-_COMPUTED = re.compile(r"attn\.masked_bias$")
-"""A buffer that GPT-2's early files carry and no list of the library names."""
+"""Prefixes of tensor names that wrappers of a model add."""
+_COMPUTED_BUFFERS = re.compile(r"attn\.masked_bias$")
+"""A buffer in early files of GPT-2 that the library does not list as ignorable."""
 
 
 def load_strictly(
     from_pretrained: Callable[..., Any], path: str | Path, what: str, *, ignored: str | None = None, **options: Any
 ) -> Any:
-    """Load a model with `from_pretrained` and refuse it unless its files hold exactly its tensors.
+    """Load a model with `from_pretrained`, and require that its files hold exactly its tensors.
 
-    Tied weights, and keys that the model's class itself lists as ignorable, are left to the library.
+    Tied weights, and keys that the model's class lists as ignorable, are handled by transformers.
 
     Args:
         from_pretrained: of a class of transformers.
         path: folder or hub id.
-        what: names the model in messages, such as "The language model NAME".
-        ignored: pattern of names in the files that belong to parts which are not wanted here.
+        what: the model in messages, such as "The language model NAME".
+        ignored: pattern of the names of tensors to ignore.
         options: of `from_pretrained`.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        WeightsError: a file is broken; a tensor is missing, of another shape, not of this model, or holds NaN.
+        WeightsError: a file is broken; a tensor is missing or unexpected, has another shape, or holds NaN.
         InputError: the model needs a library that is not installed.
-        MemoryError, torch.OutOfMemoryError: there is no room for it.
+        MemoryError, torch.OutOfMemoryError: it does not fit into memory.
     """
     refuse_pointers(path)
     check_weights(path)
     if Path(path).is_dir() and (Path(path) / "adapter_config.json").is_file():
-        # The library would put the adapter onto these weights, and report of the adapter alone.
+        # transformers would apply the adapter to these weights, and report loading errors of the adapter only.
         raise WeightsError(
             f"{what} has the weights of a model and an adapter's adapter_config.json in one folder; move the adapter "
             "into another folder or, if it has been merged into the weights, remove its files."
@@ -108,7 +107,7 @@ def load_strictly(
         raise
     except ImportError as error:
         raise missing_library(what, error) from error
-    except Exception as error:  # broken files make the readers below transformers raise nearly anything
+    except Exception as error:  # broken files raise nearly anything
         raise WeightsError(f"{what} cannot be loaded: {unreadable_reason(path, error)}") from error
     check_keys(
         what,
@@ -123,10 +122,10 @@ def load_strictly(
 
 
 def _check_stored(model: Any, path: str | Path, what: str) -> None:
-    """Refuse what the library loads without a report.
+    """Refuse files that transformers loads without a report.
 
-    That is two tensors which are one tensor of the model, under names of two releases or in two shards, of which it
-    takes one; and whole numbers, which it casts.
+    These are two stored tensors for one tensor of the model, under names of two releases or in two shards, of which it
+    uses one; and integers, which it casts.
     """
     model_name = StoredNameMapping(model)
     tensors = model.state_dict(keep_vars=True)
@@ -140,8 +139,8 @@ def _check_stored(model: Any, path: str | Path, what: str) -> None:
             continue
         if tensors[renamed].is_floating_point() and not floating and not quantized:
             raise WeightsError(
-                f"{what} does not fit its configuration: its files hold '{name}' in whole numbers, as a quantised copy "
-                "without its scales does; give the files of the model itself."
+                f"{what} does not fit its configuration: its files hold '{name}' as integers, like a quantized copy "
+                "without scales; give the files of the original model."
             )
         first, shard = sources.setdefault(renamed, (name, file))
         if first != name:
@@ -157,9 +156,9 @@ def _check_stored(model: Any, path: str | Path, what: str) -> None:
 
 
 def _not_computed(model: nn.Module, names: Collection[str], ignored: str | None) -> list[str]:
-    """Names that are no buffers which the class computes, as older releases saved them, and no parts to be ignored."""
+    """The names without computed buffers, which older releases saved, and without ignored tensors."""
     computed = {name for name, _ in model.named_buffers()}
-    kept = [name for name in names if name not in computed and not _COMPUTED.search(name)]
+    kept = [name for name in names if name not in computed and not _COMPUTED_BUFFERS.search(name)]
     return [name for name in kept if ignored is None or not re.search(ignored, name)]
 
 
@@ -175,60 +174,60 @@ def check_keys(
     """Refuse weights whose names or shapes are not those of the model.
 
     Args:
-        what: names the model, as the beginning of the sentence.
-        count: of the model's tensors.
-        missing: tensors of the model that the files do not have.
-        unexpected: tensors of the files that the model does not have.
+        what: the model, the subject of the sentence.
+        count: number of tensors of the model.
+        missing: tensors of the model that are not in the files.
+        unexpected: tensors of the files that are not in the model.
         mismatched: name, shape in the files and shape in the model.
-        misfit: what is said of it.
+        misfit: the predicate of the sentence.
 
     Raises:
-        WeightsError: there is any; one sentence with counts, first names and, where it can be told, the cause.
+        WeightsError: there are any; one sentence with counts, first names and the likely cause.
     """
-    faults = []
+    problems = []
     if missing:
-        faults.append(f"lack {len(missing)} of its {count} tensors ({_first(missing)})")
+        problems.append(f"lack {len(missing)} of its {count} tensors ({_first(missing)})")
     if unexpected:
-        faults.append(f"hold {len(unexpected)} that it does not have ({_first(unexpected)})")
+        problems.append(f"hold {len(unexpected)} that it does not have ({_first(unexpected)})")
     if mismatched:
         shapes = {name: f"{tuple(stored)} instead of {tuple(expected)}" for name, stored, expected in mismatched}
         name = min(shapes)
-        faults.append(f"hold {len(shapes)} of another shape ('{name}': {shapes[name]})")
-    if faults:
+        problems.append(f"hold {len(shapes)} of another shape ('{name}': {shapes[name]})")
+    if problems:
         cause = _cause(missing, unexpected, bool(mismatched))
-        raise WeightsError(f"{what} {misfit}: its files {' and '.join(faults)}; {cause}.")
+        raise WeightsError(f"{what} {misfit}: its files {' and '.join(problems)}; {cause}.")
 
 
 def _first(names: Collection[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in sorted(names)[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, ..."
+    shown = ", ".join(f"'{name}'" for name in sorted(names)[:_MAX_NAMES])
+    return shown if len(names) <= _MAX_NAMES else f"{shown}, ..."
 
 
 def _cause(missing: Collection[str], unexpected: Collection[str], mismatched: bool) -> str:
-    """The usual cause of such names, and what to do."""
+    """The likely cause of such names, and what to do."""
     for pattern, cause in _CAUSES:
         if any(re.search(pattern, name) for name in unexpected) and not any(
             re.search(pattern, name) for name in missing
         ):
-            return f"{cause}: give the files of the model itself"
+            return f"{cause}: give the files of the original model"
     for wrapper in _WRAPPERS:
         if any(wrapper in name for name in unexpected) and not any(wrapper in name for name in missing):
             return f"a wrapper put '{wrapper}' into the names: save the weights again without it"
     layers = re.compile(r"\.\d+\.")
     if mismatched or (any(map(layers.search, missing)) != any(map(layers.search, unexpected))):
-        return "the weights are perhaps of a model of another size or are incomplete: copy them again from one source"
+        return "the weights may belong to a model of another size or be incomplete: copy them again from one source"
     return "copy the configuration and the weights again from one source"
 
 
 def check_values(what: str, tensors: Iterable[tuple[str, Any]]) -> None:
-    """Refuse weights that were never filled, or that hold NaN or infinity.
+    """Refuse weights without values, or with NaN or infinity.
 
     Args:
-        what: names the model, as the beginning of the sentence.
-        tensors: names and weights; quantised ones are not looked into.
+        what: the model, the subject of the sentence.
+        tensors: names and weights; quantized ones are not checked.
 
     Raises:
-        WeightsError: names the first.
+        WeightsError: with the name of the first.
     """
     for name, tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -238,25 +237,25 @@ def check_values(what: str, tensors: Iterable[tuple[str, Any]]) -> None:
         is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.itemsize > 1
         if not is_plain or tensor.numel() == 0:
             continue
-        # NaN wins over every number in both; one pass without a copy.
+        # Both are NaN if any value is; one pass without a copy.
         if not all(bool(value.isfinite()) for value in torch.aminmax(tensor.detach())):
-            advice = "copy its files again from their source, or use an earlier checkpoint if it was trained so"
+            advice = "copy its files again from their source, or use an earlier checkpoint if training produced it"
             if tensor.dtype == torch.float16:
-                advice = "if they are numbers in its files, float16 is too narrow for them: set dtype to bfloat16"
+                advice = "if its files hold finite values, float16 overflows: set dtype to bfloat16"
             raise WeightsError(f"{what} holds NaN or infinity in '{name}'; {advice}.")
 
 
 def read_config(from_pretrained: Callable[..., Any], path: str | Path, **options: Any) -> Any:
-    """The configuration of a model.
+    """Load the configuration of a model.
 
     Args:
-        from_pretrained: of a class of configurations.
+        from_pretrained: of a configuration class.
         path: folder or hub id.
         options: of `from_pretrained`.
 
     Raises:
         WeightsError: a value in it is of the wrong type, or contradicts another.
-        OSError, ValueError, KeyError, TypeError: there is none, or the library does not know the kind of model.
+        OSError, ValueError, KeyError, TypeError: there is none, or transformers does not support the model type.
     """
     cause: Exception | None = None
     try:
@@ -265,7 +264,7 @@ def read_config(from_pretrained: Callable[..., Any], path: str | Path, **options
         wrong = next((f"{name} is {part!r}" for name, part in parts.items() if not _is_settings(part)), "")
     except (OSError, ValueError, KeyError, TypeError):
         raise
-    except Exception as error:  # the library checks values with errors of its own, and uses some unchecked
+    except Exception as error:  # the library validates some values with its own errors
         wrong, cause = error_text(error), error
     if wrong:
         raise WeightsError(
@@ -276,15 +275,15 @@ def read_config(from_pretrained: Callable[..., Any], path: str | Path, **options
 
 
 def _is_settings(part: Any) -> bool:
-    """Whether a part of a configuration may be settings of a model: absent, or a configuration or a mapping."""
+    """Whether a part of a configuration is valid: None, a configuration or a dictionary."""
     return part is None or isinstance(part, PreTrainedConfig | dict)
 
 
 def unreadable_reason(path: str | Path, error: Exception) -> str:
-    """Why a model could not be read, in the words that help."""
+    """The reason why a model cannot be read, for a message."""
     if isinstance(error, OSError) and not Path(path).expanduser().exists():
-        # The library's own text speaks of connections and caches, and not of the folder that was probably meant.
-        return "there is no such folder here, and a model of that name could not be had from the Hugging Face hub."
+        # The library's message is about connections and caches, although a folder was probably meant.
+        return "there is no such folder, and no model of that name could be loaded from the Hugging Face hub."
     text = error_text(error)
     if "weights_only" in text or "WeightsUnpickler" in text:
         return (
@@ -301,7 +300,7 @@ def unreadable_reason(path: str | Path, error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the library's table of strange keys off the screen; what is wrong is said in one sentence."""
+    """Suppress the loading report of transformers; `check_keys` reports problems in one sentence."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

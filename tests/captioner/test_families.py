@@ -125,9 +125,9 @@ def test_a_model_without_processor_captions_without_words(folder_of: Any) -> Non
     captioner = load(folder)
     assert captioner.instruction is None
     assert len(set(captions(captioner))) > 2
-    with pytest.raises(ConfigError, match="captions without a question"):
+    with pytest.raises(ConfigError, match="takes no instruction"):
         captions(captioner, QUESTION)
-    with pytest.raises(ConfigError, match="captions without a question"):
+    with pytest.raises(ConfigError, match="takes no instruction"):
         load(folder, instruction=QUESTION)
 
 
@@ -172,7 +172,7 @@ def test_a_template_of_the_language_model_is_not_used(folder_of: Any, tmp_path: 
 def test_a_template_that_shows_no_image(tmp_path: Path) -> None:
     folder = save_family("llava", tmp_path)
     (folder / "chat_template.jinja").write_text("{{ messages[0]['role'] }}: answer!")
-    with pytest.raises(WeightsError, match=r"cannot caption this way|renders no image token"):
+    with pytest.raises(WeightsError, match=r"cannot caption with these settings|renders no image token"):
         captions(load(folder))
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
     with pytest.raises(WeightsError, match=r"fails .*no users here"):
@@ -236,7 +236,7 @@ def test_a_model_that_fails_is_one_sentence(folder_of: Any, monkeypatch: pytest.
         raise KeyError("cache")
 
     monkeypatch.setattr(captioner.model, "generate", fail)
-    with pytest.raises(InputError, match=r"cannot caption this way \(KeyError: 'cache'\)"):
+    with pytest.raises(InputError, match=r"cannot caption with these settings \(KeyError: 'cache'\)"):
         captions(captioner)
 
 
@@ -297,7 +297,7 @@ def test_special_tokens_in_an_instruction_are_announced(folder_of: Any, caplog: 
     for _ in range(2):
         captions(captioner, f"{QUESTION} {end}")
     assert [record.getMessage() for record in caplog.records] == [
-        f"The instruction holds {end!r}, which {captioner.name} reads as a special token, not as text."
+        f"The instruction contains {end!r}, which {captioner.name} parses as a special token, not as text."
     ]
     assert load(folder_of("kosmos-2")).prompt() is not None  # the prompt of its own documentation is not announced
     assert len(caplog.records) == 1

@@ -334,7 +334,7 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     text = (moved / "checkpoint.json").read_text().replace(str(siglip), "/absent/tower")
     (moved / "checkpoint.json").write_text(text)
-    with pytest.raises(WeightsError, match=r"moved was trained on .* the vision tower /absent/tower, which cannot be"):
+    with pytest.raises(WeightsError, match=r"moved was trained on .* vision encoder /absent/tower, which cannot be"):
         Captioner.from_pretrained(moved)
     preview = load_config_and_processor(config.model)[0]
     assert (preview.image_tokens, preview.feature_size) == (tuned.config.image_tokens, tuned.config.feature_size)

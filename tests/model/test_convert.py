@@ -135,6 +135,6 @@ def test_what_the_original_code_does_not_know(
     model.config.conversation = "own"
     model.save_pretrained(tmp_path / "model")
     assert convert("--to-official", tmp_path / "model", "--out", tmp_path / "back.pth") == 2
-    assert "the original code knows Vicuna, Llama-2 and MiniGPT-v2 only" in capsys.readouterr().err
+    assert "the original code has those of Vicuna, Llama-2 and MiniGPT-v2 only" in capsys.readouterr().err
     (tmp_path / "model" / "config.json").write_text("{}")
     assert convert("--to-official", tmp_path / "model", "--out", tmp_path / "back.pth") == 2

@@ -71,15 +71,15 @@ def test_a_checkpoint_of_ones_own(
         with caplog.at_level(logging.WARNING):
             loaded = load(official_files, checkpoint=path)
         assert torch.equal(loaded.projection.weight, wanted)
-        assert (f"carry '{'module.' * wrappers}'" in caplog.text) == (wrappers > 0)
+        assert (f"have the prefix '{'module.' * wrappers}'" in caplog.text) == (wrappers > 0)
 
 
 def test_files_that_do_not_belong_together(official_files: OfficialFiles, tmp_path: Path) -> None:
     other = tmp_path / "13b.pth"
     torch.save({"model": {"llama_proj.weight": torch.zeros(40, 16), "llama_proj.bias": torch.zeros(40)}}, other)
-    assert "language model 40 wide, but the one given is 32 wide" in refusal(official_files, checkpoint=other)
+    assert "language model 40 wide, but this one is 32 wide" in refusal(official_files, checkpoint=other)
     assert "give BLIP-2's file (blip2_pretrained_flant5xxl.pth)" in refusal(official_files, qformer=None)
-    assert "leave BLIP-2's file out" in refusal(official_files, checkpoint=official_files.checkpoint_llama2)
+    assert "omit BLIP-2's file" in refusal(official_files, checkpoint=official_files.checkpoint_llama2)
     swapped = "Were two files swapped?"
     assert swapped in refusal(official_files, checkpoint=official_files.vision)
     assert swapped in refusal(official_files, vision=official_files.qformer, qformer=official_files.vision)

@@ -326,7 +326,7 @@ def test_adapters_of_adapters_and_in_other_places(adapter: Path, tmp_path: Path)
     folder = changed(adapter, tmp_path / "second", nothing, base_model_name_or_path=str(adapter))
     with pytest.raises(WeightsError, match="is an adapter itself"):
         Captioner.from_pretrained(folder)
-    with pytest.raises(WeightsError, match="is a peft adapter and no whole model"):
+    with pytest.raises(WeightsError, match="is a peft adapter, but a complete model"):
         language_config(adapter)
 
 

@@ -122,7 +122,7 @@ def test_what_a_captioner_cannot_answer(
     monkeypatch.setattr(served.captioner.backend.model, "generate", fail)  # type: ignore[attr-defined]
     failed = client.post("/v1/chat/completions", json=body(served, pictures[0]))
     assert failed.status_code == 400
-    assert "cannot caption this way (ValueError: no such cache)" in failed.json()["error"]["message"]
+    assert "cannot caption with these settings (ValueError: no such cache)" in failed.json()["error"]["message"]
     monkeypatch.undo()
     assert answer(client, body(served, pictures[0])) == caption(served.captioner, pictures[0])
 
@@ -134,7 +134,7 @@ def test_a_model_that_reads_no_words(pictures: list[Image.Image], tmp_path: Path
         assert answer(client, body(made, pictures[0])) == caption(made.captioner, pictures[0])
         asked = client.post("/v1/chat/completions", json=body(made, pictures[0], "What is it?"))
         assert asked.status_code == 400
-        assert "captions without a question" in asked.json()["error"]["message"]
+        assert "takes no instruction" in asked.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
