@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.captioner.backend import CaptionBackend
-    from captune.captioner.captioner import Captioner
+    from captune.captioner.captioner import CaptionBackend, Captioner
     from captune.captioner.minigpt4 import MiniGPT4Backend
     from captune.captioner.transformers_model import TransformersBackend
 
@@ -22,8 +21,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "backend": ["CaptionBackend"],
-        "captioner": ["Captioner"],
+        "captioner": ["CaptionBackend", "Captioner"],
         "minigpt4": ["MiniGPT4Backend"],
         "transformers_model": ["TransformersBackend"],
     },

@@ -1,4 +1,4 @@
-"""`Captioner`, which captions images with any supported model.
+"""`Captioner`, which captions images with any supported model, and the interface of its backends.
 
 captioner = Captioner.from_pretrained("toy")
 captioner("photo.jpg")                      one caption
@@ -7,186 +7,95 @@ captioner(["a.jpg", "b.jpg"])               a list of them
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Protocol, Self, overload
 
-import torch
-from huggingface_hub import snapshot_download
-from torch import Tensor
-
-from captune.captioner.backend import CaptionBackend
-from captune.captioner.minigpt4 import MiniGPT4Backend
-from captune.captioner.model_inputs import probe_images
-from captune.captioner.processor import complete_settings, load_processor, processor_folder
-from captune.captioner.transformers_model import TransformersBackend
-from captune.common import error_text
+from captune.captioner.loading import load_backend
 from captune.data import ImageInput, as_list, prefetch_map
 from captune.decoding import Caption, DecodingOptions
-from captune.errors import ConfigError, NonFiniteScoresError, RefusedImagesError, WeightsError
-from captune.hub import ResolvedModel, resolve_model
-from captune.model import MiniGPT4Config, compute_dtype, default_device, load_model, parse_device
-from captune.transformers_compat import has_auto_class
-from captune.weights import (
-    attach_adapter,
-    base_model_of,
-    find_adapter,
-    full_hash,
-    load_strictly,
-    read_adapter,
-    read_config,
-    unreadable_reason,
-)
+from captune.errors import NonFiniteScoresError, RefusedImagesError
 
-__all__ = ["Captioner", "load_backend"]
-
-
-# Loading of the backend from a folder or hub id.
-
-
-def load_backend(
-    path: str | Path,
-    *,
-    dtype: str,
-    device: str | None,
-    instruction: str | None,
-    fast_decode: bool,
-    exif_rotation: bool = True,
-) -> CaptionBackend:
-    """Load a captioner; see `Captioner.from_pretrained`."""
-    name = str(path)
-    if instruction is not None and not instruction.strip():
-        raise ConfigError("The instruction is empty; give a text, or omit it.")
-    target = default_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else parse_device(device)
-    source = replace(resolve_model(name), dtype=dtype)
-    adapter = find_adapter(source.path)
-    base_name = name
-    if adapter is not None:
-        base, base_name = _resolve_base(adapter)
-        source = replace(base, dtype=dtype)
-    state = {} if adapter is None else read_adapter(adapter)
-    config = None if source.kind == "checkpoint" else _config(source.path, base_name)
-    settings: dict[str, Any] = {
-        "name": name,
-        "instruction": instruction,
-        "fast_decode": fast_decode,
-        "exif_rotation": exif_rotation,
-    }
-    if config is None or isinstance(config, MiniGPT4Config):
-        model = load_model(source, target)
-        tuned = MiniGPT4Backend(model, **settings)
-        if adapter is not None:
-            wrapped = attach_adapter(model, adapter, state)
-            tuned.fingerprint += f"-{full_hash(state.items())}"
-            batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(target)
-            pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
-            _require_effect(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
-        return tuned
-    from transformers import AutoModelForImageTextToText
-
-    processor = load_processor(source.path if adapter is None else processor_folder(adapter, source.path), config, name)
-    loaded = load_strictly(
-        AutoModelForImageTextToText.from_pretrained,
-        source.path,
-        f"The model {base_name}",
-        dtype=compute_dtype(dtype, target),
-        trust_remote_code=False,
-    )
-    wrapped = None if adapter is None else attach_adapter(loaded, adapter, state)
-    complete_settings(processor, loaded)
-    backend = TransformersBackend(loaded.to(target).eval(), processor, **settings)
-    if adapter is not None:
-        backend.fingerprint += f"-{full_hash(state.items())}"
-        _require_effect(wrapped, adapter, lambda: _first_scores(backend))
-    return backend
-
-
-def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
-    """The base model of a peft adapter, and its name in messages.
-
-    Raises:
-        WeightsError: it does not exist, or is an adapter itself.
-    """
-    name, revision = base_model_of(adapter)
-    try:
-        base = resolve_model(name)
-        if revision is not None and base.kind == "hub":
-            base = resolve_model(snapshot_download(name, revision=revision))
-    except Exception as error:  # the hub's library raises errors of several kinds
-        raise WeightsError(
-            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {error_text(error)} If it "
-            "has moved, change base_model_name_or_path in adapter_config.json."
-        ) from error
-    if find_adapter(base.path) is not None:
-        raise WeightsError(
-            f"The base model {name} of the adapter {adapter} is an adapter itself; merge that one into its own base "
-            "model first."
-        )
-    return base, f"{name} (base model of the adapter {adapter})"
-
-
-def _first_scores(backend: TransformersBackend) -> Tensor:
-    """Logits of the first token of two captions, from the LM head if `generate` uses no logits processors (Janus)."""
-    try:
-        return backend.first_scores(probe_images(), backend.prompt(None))
-    except WeightsError:
-        head = backend.model.get_output_embeddings()
-        if head is None:
-            raise
-    outputs: list[Tensor] = []
-    hook = head.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        backend.generate(probe_images(), None, DecodingOptions(max_new_tokens=1))
-    finally:
-        hook.remove()
-    return torch.cat([scores[:, -1] for scores in outputs])
-
-
-def _require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
-    """Require that an adapter changes the logits of the first token.
-
-    Raises:
-        WeightsError: it does not.
-    """
-    with torch.inference_mode():
-        tuned = scores()
-        with wrapped.disable_adapter():
-            plain = scores()
-    if torch.equal(tuned, plain):
-        raise WeightsError(
-            f"The adapter {adapter} changes no score of its base model, so its captions are the base model's; give "
-            "a trained adapter, or the base model itself."
-        )
-
-
-def _config(path: str, name: str) -> Any:
-    """The configuration of a model that takes images and text.
-
-    Raises:
-        WeightsError: there is none, or the model does not caption images.
-    """
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    try:
-        config = read_config(AutoConfig.from_pretrained, path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if not Path(path).is_dir():
-            raise WeightsError(f"The model {name} cannot be loaded: {unreadable_reason(path, error)}") from error
-        raise WeightsError(
-            f"{name} holds no model that captune or transformers supports; expected a captune model, a checkpoint of a "
-            "run, or an image-text-to-text model of transformers."
-        ) from error
-    if not has_auto_class(AutoModelForImageTextToText, config):
-        raise WeightsError(
-            f"{name} is a {config.model_type}, which does not caption images; give an image-text-to-text model."
-        )
-    return config
-
+__all__ = ["CaptionBackend", "Captioner"]
 
 _PREFETCHED_BATCHES = 4
 """Batches of image files that are decoded ahead."""
+
+
+class CaptionBackend(Protocol):
+    """A model with its processor that captions images.
+
+    `prepare` decodes one image on the CPU, in several threads; `generate` captions a batch of prepared images on the
+    model's device.
+    """
+
+    @property
+    def name(self) -> str:
+        """Path or hub id of the model, for tables and messages."""
+        ...
+
+    @property
+    def instruction(self) -> str | None:
+        """The default instruction; None if the model takes none."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between models whose captions may differ."""
+        ...
+
+    @property
+    def follows_instructions(self) -> bool:
+        """Whether it accepts any instruction, not only its default or none."""
+        ...
+
+    def prompt_text(self, instruction: str | None) -> str | None:
+        """The prompt in a signature: the instruction, or the complete text of the prompt."""
+        ...
+
+    def prepare(self, image: ImageInput, name: str = "") -> Any:
+        """Decode one image for `generate`; thread-safe.
+
+        Args:
+            image: the image.
+            name: of the image in messages; by default its path.
+
+        Raises:
+            DataError: it cannot be read; with the reason.
+        """
+        ...
+
+    def generate(
+        self,
+        prepared: Sequence[Any],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Caption prepared images.
+
+        Args:
+            prepared: N results of `prepare`.
+            instruction: for every image; by default `instruction` of the backend.
+            options: decoding options; `batch_size` is halved if memory runs out.
+            keys: seed of the random numbers of each image in sampling; by default all images use the same numbers.
+            on_progress: called with (done, N) when captions are complete.
+
+        Returns:
+            N captions; in float32 the caption of an image does not depend on its batch.
+
+        Raises:
+            RefusedImagesError: some images cannot be captioned; the error contains the captions of the others.
+        """
+        ...
+
+    def stream(
+        self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> Iterator[str]:
+        """Caption one image and yield the text in pieces, or at once if the model cannot stream."""
+        ...
 
 
 class Captioner:

@@ -19,11 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Blip2QFormerModel, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from captune.data import temporary_folder
+from captune.data import CLIP_MEAN, CLIP_STD, temporary_folder
 from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
@@ -31,7 +39,6 @@ from captune.model.model_card import model_card, upload_folder
 from captune.model.processor import IGNORE_INDEX, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
 from captune.model.quantization import skip_modules
-from captune.model.vision import renormalize, vision_tower
 from captune.transformers_compat import model_from_config, set_activation_checkpointing
 from captune.weights import (
     TOWER_PREFIXES,
@@ -68,7 +75,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         super().__init__(config)
         self.vision: Any = nn.Identity()
         if "vision" in parts:
-            self.vision = vision_tower(config)
+            self.vision = _vision_encoder(config)
         self.qformer: nn.Module | None = None
         if config.qformer_config is not None and "qformer" in parts:
             self.qformer = model_from_config(Blip2QFormerModel, config.qformer_config)
@@ -236,7 +243,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             (I, Q, F) features: the Q-Former's output, or neighbouring patch tokens concatenated in raster order.
         """
         if self.config.pixel_mean is not None:
-            pixel_values = renormalize(pixel_values, self.config.pixel_mean, self.config.pixel_std)
+            pixel_values = _renormalize(pixel_values, self.config.pixel_mean, self.config.pixel_std)
         states = self.vision(pixel_values=pixel_values).last_hidden_state
         if self.qformer is None:
             # Without the class token, consecutive patches of a row are concatenated to one token.
@@ -384,6 +391,26 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
                 inputs_embeds=self.embed(input_ids, image_tokens), attention_mask=attention_mask, **kwargs
             )
         return new_ids
+
+
+def _vision_encoder(config: MiniGPT4Config) -> nn.Module:
+    """The vision encoder of a configuration, with random weights."""
+    if not isinstance(config.vision_config, Blip2VisionConfig):
+        encoder: nn.Module = AutoModel.from_config(config.vision_config)
+        return encoder
+    blip2: Any = model_from_config(Blip2VisionModel, config.vision_config)
+    blip2.post_layernorm.eps = config.vision_norm_eps
+    encoder = blip2
+    return encoder
+
+
+def _renormalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Convert pixels (I, 3, S, S) from CLIP's normalization to another one."""
+
+    def column(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+
+    return ((pixels * column(CLIP_STD) + column(CLIP_MEAN) - column(mean)) / column(std)).to(pixels.dtype)
 
 
 def _recomputes(module: nn.Module) -> bool:

@@ -356,7 +356,7 @@ def test_the_revision_of_a_base_model(adapter: Path, tmp_path: Path, monkeypatch
     called = []
     monkeypatch.setattr("captune.hub.detect_offline", lambda: False)
     monkeypatch.setattr(
-        "captune.captioner.captioner.snapshot_download", lambda name, revision: called.append((name, revision)) or base
+        "captune.captioner.loading.snapshot_download", lambda name, revision: called.append((name, revision)) or base
     )
     assert Captioner.from_pretrained(folder).fingerprint == Captioner.from_pretrained(adapter).fingerprint
     assert called == [("user/model", "v2")]

@@ -1,4 +1,4 @@
-"""Loading of the processor of a transformers model.
+"""Loading of captioning backends: models, peft adapters and the processors of transformers models.
 
 Some processors (Qwen-VL, SmolVLM) include one for videos, which needs torchvision; it is disabled if torchvision is
 missing. Settings that older releases did not save are completed from the model's configuration.
@@ -6,26 +6,187 @@ missing. Settings that older releases did not save are completed from the model'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from captune.captioner.minigpt4 import MiniGPT4Backend
+from captune.captioner.model_inputs import probe_images
+from captune.captioner.transformers_model import TransformersBackend
 from captune.common import error_text
-from captune.errors import InputError, WeightsError
+from captune.decoding import DecodingOptions
+from captune.errors import ConfigError, InputError, WeightsError
+from captune.hub import ResolvedModel, resolve_model
+from captune.model import MiniGPT4Config, compute_dtype, default_device, load_model, parse_device
 from captune.parsing import load_json
-from captune.transformers_compat import fetch_file, processor_class
-from captune.weights import missing_library
+from captune.transformers_compat import fetch_file, has_auto_class, processor_class
+from captune.weights import (
+    attach_adapter,
+    base_model_of,
+    find_adapter,
+    full_hash,
+    load_strictly,
+    missing_library,
+    read_adapter,
+    read_config,
+    unreadable_reason,
+)
 
 __all__ = [
     "DisabledVideoProcessor",
     "ImageOnlyProcessor",
     "complete_settings",
     "disable_video_processor",
+    "load_backend",
     "load_processor",
     "processor_folder",
 ]
+
+
+def load_backend(
+    path: str | Path,
+    *,
+    dtype: str,
+    device: str | None,
+    instruction: str | None,
+    fast_decode: bool,
+    exif_rotation: bool = True,
+) -> MiniGPT4Backend | TransformersBackend:
+    """Load a captioner; see `Captioner.from_pretrained`."""
+    name = str(path)
+    if instruction is not None and not instruction.strip():
+        raise ConfigError("The instruction is empty; give a text, or omit it.")
+    target = default_device(int(os.environ.get("LOCAL_RANK", "0"))) if device is None else parse_device(device)
+    source = replace(resolve_model(name), dtype=dtype)
+    adapter = find_adapter(source.path)
+    base_name = name
+    if adapter is not None:
+        base, base_name = _resolve_base(adapter)
+        source = replace(base, dtype=dtype)
+    state = {} if adapter is None else read_adapter(adapter)
+    config = None if source.kind == "checkpoint" else _config(source.path, base_name)
+    settings: dict[str, Any] = {
+        "name": name,
+        "instruction": instruction,
+        "fast_decode": fast_decode,
+        "exif_rotation": exif_rotation,
+    }
+    if config is None or isinstance(config, MiniGPT4Config):
+        model = load_model(source, target)
+        tuned = MiniGPT4Backend(model, **settings)
+        if adapter is not None:
+            wrapped = attach_adapter(model, adapter, state)
+            tuned.fingerprint += f"-{full_hash(state.items())}"
+            batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(target)
+            pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
+            _require_effect(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
+        return tuned
+    from transformers import AutoModelForImageTextToText
+
+    processor = load_processor(source.path if adapter is None else processor_folder(adapter, source.path), config, name)
+    loaded = load_strictly(
+        AutoModelForImageTextToText.from_pretrained,
+        source.path,
+        f"The model {base_name}",
+        dtype=compute_dtype(dtype, target),
+        trust_remote_code=False,
+    )
+    wrapped = None if adapter is None else attach_adapter(loaded, adapter, state)
+    complete_settings(processor, loaded)
+    backend = TransformersBackend(loaded.to(target).eval(), processor, **settings)
+    if adapter is not None:
+        backend.fingerprint += f"-{full_hash(state.items())}"
+        _require_effect(wrapped, adapter, lambda: _first_scores(backend))
+    return backend
+
+
+def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
+    """The base model of a peft adapter, and its name in messages.
+
+    Raises:
+        WeightsError: it does not exist, or is an adapter itself.
+    """
+    name, revision = base_model_of(adapter)
+    try:
+        base = resolve_model(name)
+        if revision is not None and base.kind == "hub":
+            base = resolve_model(snapshot_download(name, revision=revision))
+    except Exception as error:  # the hub's library raises errors of several kinds
+        raise WeightsError(
+            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {error_text(error)} If it "
+            "has moved, change base_model_name_or_path in adapter_config.json."
+        ) from error
+    if find_adapter(base.path) is not None:
+        raise WeightsError(
+            f"The base model {name} of the adapter {adapter} is an adapter itself; merge that one into its own base "
+            "model first."
+        )
+    return base, f"{name} (base model of the adapter {adapter})"
+
+
+def _first_scores(backend: TransformersBackend) -> Tensor:
+    """Logits of the first token of two captions, from the LM head if `generate` uses no logits processors (Janus)."""
+    try:
+        return backend.first_scores(probe_images(), backend.prompt(None))
+    except WeightsError:
+        head = backend.model.get_output_embeddings()
+        if head is None:
+            raise
+    outputs: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        backend.generate(probe_images(), None, DecodingOptions(max_new_tokens=1))
+    finally:
+        hook.remove()
+    return torch.cat([scores[:, -1] for scores in outputs])
+
+
+def _require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
+    """Require that an adapter changes the logits of the first token.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    with torch.inference_mode():
+        tuned = scores()
+        with wrapped.disable_adapter():
+            plain = scores()
+    if torch.equal(tuned, plain):
+        raise WeightsError(
+            f"The adapter {adapter} changes no score of its base model, so its captions are the base model's; give "
+            "a trained adapter, or the base model itself."
+        )
+
+
+def _config(path: str, name: str) -> Any:
+    """The configuration of a model that takes images and text.
+
+    Raises:
+        WeightsError: there is none, or the model does not caption images.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = read_config(AutoConfig.from_pretrained, path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not Path(path).is_dir():
+            raise WeightsError(f"The model {name} cannot be loaded: {unreadable_reason(path, error)}") from error
+        raise WeightsError(
+            f"{name} holds no model that captune or transformers supports; expected a captune model, a checkpoint of a "
+            "run, or an image-text-to-text model of transformers."
+        ) from error
+    if not has_auto_class(AutoModelForImageTextToText, config):
+        raise WeightsError(
+            f"{name} is a {config.model_type}, which does not caption images; give an image-text-to-text model."
+        )
+    return config
 
 
 def load_processor(path: str, config: Any, name: str) -> Any:
