@@ -16,7 +16,7 @@ from torch import Tensor
 from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.data import ImageInput, read_image, to_pixels
 from captune.decoding import Caption, DecodingOptions, Request, generate_captions, in_batches, stream_text
-from captune.model import MiniGPT4, MiniGPT4Processor, frozen_fingerprint
+from captune.model import MiniGPT4, MiniGPT4Processor
 from captune.weights import full_hash
 
 __all__ = ["MiniGPT4Backend"]
@@ -48,7 +48,7 @@ class MiniGPT4Backend:
         self.processor: MiniGPT4Processor = model.processor
         self.name = name
         self.instruction: str = instruction or self.processor.instruction
-        self.fingerprint = f"{frozen_fingerprint(model)}-{full_hash(model.trained_parameters())}-{model.llm.dtype}"
+        self.fingerprint = f"{model.frozen_fingerprint()}-{full_hash(model.trained_parameters())}-{model.llm.dtype}"
         if model.config.wrapping is not None:
             # Captions depend on the chat template, too.
             text = json.dumps(asdict(self.processor.layout.chat_template), sort_keys=True)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from captune.captioner import Captioner, MiniGPT4Backend
 from captune.config import RunConfig
 from captune.data import folder_lock
@@ -29,7 +27,6 @@ from captune.model import (
     load_trained,
     read_record,
     restore_chat_template,
-    trained_state,
 )
 from captune.report import RunScores, read_scores, write_report
 
@@ -52,17 +49,14 @@ class CheckpointSwapper:
         self._model = model
         if records:
             restore_chat_template(model, records[0].wrapping, checkpoints[0])
-        self._initial = trained_state(model)
+        self._initial = model.trained_state()
 
     def load(self, checkpoint: Path | None) -> None:
         """Load a checkpoint's tensors into the model; None restores the model before training."""
         if checkpoint is not None:
             load_trained(self._model, checkpoint)
-            return
-        with torch.no_grad():
-            for name, parameter in self._model.trained_parameters():
-                # What a checkpoint added (LoRA) has no effect while it is zero.
-                parameter.copy_(self._initial[name]) if name in self._initial else parameter.zero_()
+        else:
+            self._model.load_trained_state(self._initial)
 
 
 def evaluate_checkpoints(

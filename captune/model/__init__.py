@@ -8,13 +8,11 @@ from captune.model.build import ALIGNMENT_CONFIG, build_model
 from captune.model.chat_template import count_bos, warn_date_is_fixed, with_fixed_clock
 from captune.model.checkpoint import (
     CheckpointRecord,
-    frozen_fingerprint,
     is_checkpoint,
     load_trained,
     read_record,
     restore_chat_template,
     save_trained,
-    trained_state,
 )
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import decoder_layers, is_batch_invariant, is_sharded
@@ -100,7 +98,6 @@ __all__ = [
     "count_bos",
     "decoder_layers",
     "default_device",
-    "frozen_fingerprint",
     "generation_memory",
     "hidden_states",
     "is_batch_invariant",
@@ -122,7 +119,6 @@ __all__ = [
     "restore_chat_template",
     "save_trained",
     "saved_bytes",
-    "trained_state",
     "training_memory",
     "warn_date_is_fixed",
     "with_fixed_clock",

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,19 +24,17 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
-from captune.weights import check_values, combine_fingerprints, parse_header, refuse_pointer, tensor_fingerprints
+from captune.weights import check_values, parse_header, refuse_pointer
 
 __all__ = [
     "CheckpointRecord",
     "fetch_checkpoint",
-    "frozen_fingerprint",
     "is_checkpoint",
     "load_trained",
     "read_record",
     "read_trained",
     "restore_chat_template",
     "save_trained",
-    "trained_state",
 ]
 
 FORMAT = 1
@@ -83,17 +80,6 @@ class CheckpointRecord:
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
         return replace(self, epoch=epoch, step=step)
-
-
-def frozen_fingerprint(model: MiniGPT4) -> str:
-    """Fingerprint of the frozen parameters; LoRA and unloaded towers do not change it."""
-    frozen = ((name.replace(".base_layer.", "."), p) for name, p in model.named_parameters() if not p.requires_grad)
-    return combine_fingerprints((*tensor_fingerprints(frozen), *model.unloaded_fingerprints))
-
-
-def trained_state(model: MiniGPT4) -> dict[str, Tensor]:
-    """Copies of the trained tensors, on the CPU in float32."""
-    return {name: p.detach().to("cpu", torch.float32).clone() for name, p in model.trained_parameters()}
 
 
 def save_trained(folder: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
@@ -179,7 +165,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     if record.lora is not None and model.config.lora is None:
         settings = dict(record.lora)
         attach_lora(model, rank=settings["r"], alpha=settings["alpha"], targets=settings["targets"])
-    frozen = frozen_fingerprint(model)
+    frozen = model.frozen_fingerprint()
     if record.frozen != frozen:
         raise WeightsError(
             f"{folder} was trained on the frozen parts {record.frozen} (of {record.model}), but this model has "
@@ -191,9 +177,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     if set(state) != set(parameters) or any(state[name].shape != p.shape for name, p in parameters.items()):
         raise WeightsError(f"{path} holds other tensors than this model trains; expected {', '.join(parameters)}.")
     check_values(f"The checkpoint {path}", state.items())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+    model.load_trained_state(state)
     restore_chat_template(model, record.wrapping, folder)
     if model.processor is not None:
         model.processor.instruction = record.instruction

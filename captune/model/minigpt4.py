@@ -43,6 +43,7 @@ from captune.transformers_compat import model_from_config, set_activation_checkp
 from captune.weights import (
     TOWER_PREFIXES,
     TensorFingerprint,
+    combine_fingerprints,
     load_strictly,
     stored_tensors,
     tensor_fingerprints,
@@ -222,6 +223,21 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and tensors of the trained parameters."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of the trained parameters, on the CPU in float32."""
+        return {name: p.detach().to("cpu", torch.float32).clone() for name, p in self.trained_parameters()}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Set the trained parameters; those that are not in `state` (LoRA) become zero, which disables them."""
+        for name, parameter in self.trained_parameters():
+            parameter.copy_(state[name]) if name in state else parameter.zero_()
+
+    def frozen_fingerprint(self) -> str:
+        """Fingerprint of the frozen parameters; LoRA and unloaded towers do not change it."""
+        frozen = ((name.replace(".base_layer.", "."), p) for name, p in self.named_parameters() if not p.requires_grad)
+        return combine_fingerprints((*tensor_fingerprints(frozen), *self.unloaded_fingerprints))
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""

@@ -29,7 +29,6 @@ from captune.model import (
     MiniGPT4,
     attach_lora,
     compute_dtype,
-    frozen_fingerprint,
     load_config_and_processor,
     load_model,
     load_quantized,
@@ -279,7 +278,7 @@ def describe_checkpoint(model: MiniGPT4, config: ModelConfig, seed: int, manifes
     assert model.processor is not None
     return CheckpointRecord(
         model=config.name,
-        frozen=frozen_fingerprint(model),
+        frozen=model.frozen_fingerprint(),
         instruction=config.instruction,
         conversation=model.config.conversation,
         stop_symbol=model.processor.layout.chat_template.stop_symbol,

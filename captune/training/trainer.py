@@ -27,7 +27,7 @@ from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures
 from captune.hub import resolve_model
-from captune.model import CheckpointRecord, CompiledLayers, MiniGPT4, save_trained, trained_state
+from captune.model import CheckpointRecord, CompiledLayers, MiniGPT4, save_trained
 from captune.report import write_report
 from captune.training.checkpoints import (
     Inspection,
@@ -311,7 +311,7 @@ class Trainer:
         target = checkpoint_folder(self.config.output, epoch)
         record = self.record.at(epoch, (epoch + 1) * self.samples.steps_per_epoch)
         with atomic_folder(target) as folder:
-            save_trained(folder, trained_state(self.model), record)
+            save_trained(folder, self.model.trained_state(), record)
         self.log.log("checkpoint", epoch=epoch, folder=str(target))
 
 

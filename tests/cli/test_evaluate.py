@@ -20,7 +20,7 @@ from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
-from captune.model.checkpoint import read_record, save_trained, trained_state
+from captune.model.checkpoint import read_record, save_trained
 from captune.training import train
 
 
@@ -221,7 +221,7 @@ def overflowing(trained: Path, tmp_path: Path) -> Path:
     """A checkpoint of numbers whose products are none."""
     record = read_record(trained / "checkpoints" / "epoch-000")
     model = MiniGPT4.from_pretrained(locate_model("toy"))
-    state = {name: torch.full_like(value, 3e38) for name, value in trained_state(model).items()}
+    state = {name: torch.full_like(value, 3e38) for name, value in model.trained_state().items()}
     save_trained(tmp_path, state, record.at(1, record.step + 1))
     return tmp_path
 

@@ -16,7 +16,7 @@ from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
-from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
+from captune.model.checkpoint import CheckpointRecord, save_trained
 
 IDENTITY = ("model", "checkpoint", "prompt", "greedy")
 
@@ -120,15 +120,14 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
     monkeypatch.setattr(MiniGPT4, "encode_features", counted_encode)
     model = captune.MiniGPT4.from_pretrained(locate_model("toy"))
     record = CheckpointRecord(
-        "toy", frozen_fingerprint(model), "Describe this image in detail.", "", "", "", 0, 1, 0, ""
+        "toy", model.frozen_fingerprint(), "Describe this image in detail.", "", "", "", 0, 1, 0, ""
     )
     checkpoints = []
     for epoch in range(5):
         folder = tmp_path / f"epoch-{epoch:03d}"
         folder.mkdir()
-        state = {
-            name: tensor + 1e-4 * (epoch + 1) * torch.ones_like(tensor) for name, tensor in trained_state(model).items()
-        }
+        shift = 1e-4 * (epoch + 1)
+        state = {name: tensor + shift * torch.ones_like(tensor) for name, tensor in model.trained_state().items()}
         save_trained(folder, state, record.at(epoch, epoch))
         checkpoints.append(folder)
     first = evaluate_checkpoints(config, checkpoints)

@@ -307,10 +307,9 @@ def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], t
 
 
 def test_the_language_model_alone_has_the_same_fingerprint(tmp_path: Path) -> None:
-    from captune.model.checkpoint import frozen_fingerprint
 
     whole, alone = load_model(TOY, CPU), load_model(TOY, CPU, parts=LANGUAGE)
-    assert frozen_fingerprint(whole) == frozen_fingerprint(alone)
+    assert whole.frozen_fingerprint() == alone.frozen_fingerprint()
     assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in whole.parameters())
     assert Path(locate_model("toy")).is_dir()
 

@@ -18,11 +18,9 @@ from captune.errors import ConfigError, ToolError, WeightsError
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
 from captune.model.checkpoint import (
     CheckpointRecord,
-    frozen_fingerprint,
     load_trained,
     read_record,
     save_trained,
-    trained_state,
 )
 from captune.model.loading import load_pretrained, load_quantized
 from captune.model.lora import attach_lora
@@ -54,7 +52,7 @@ def save_adapter(model: MiniGPT4, folder: Path, base: Path) -> CheckpointRecord:
     folder.mkdir()
     record = CheckpointRecord(
         model=str(base),
-        frozen=frozen_fingerprint(model),
+        frozen=model.frozen_fingerprint(),
         instruction="Who is there?",
         conversation=model.config.conversation,
         stop_symbol="###",
@@ -65,7 +63,7 @@ def save_adapter(model: MiniGPT4, folder: Path, base: Path) -> CheckpointRecord:
         captune="0",
         lora=model.config.lora,
     )
-    save_trained(folder, trained_state(model), record)
+    save_trained(folder, model.trained_state(), record)
     return record
 
 
@@ -81,7 +79,7 @@ def test_round_trip(model: MiniGPT4, tmp_path: Path, with_lora: bool) -> None:
     assert [name for name, _ in again.trained_parameters()] == [name for name, _ in model.trained_parameters()]
     assert reference_captions(again, PICTURE, max_new_tokens=4) == reference_captions(model, PICTURE, max_new_tokens=4)
     assert {file.suffix for file in tmp_path.iterdir()} >= {".json", ".safetensors", ".md"}
-    assert frozen_fingerprint(again) == frozen_fingerprint(model)
+    assert again.frozen_fingerprint() == model.frozen_fingerprint()
     assert MiniGPT4Processor.from_pretrained(tmp_path).layout.prompt("a") == model.processor.layout.prompt("a")
 
 
@@ -97,7 +95,7 @@ def test_dtype_and_device_map(model: MiniGPT4, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert reference_captions(half, PICTURE, max_new_tokens=4)
     # Values are compared in bfloat16, so that an adapter trained beside one format fits the other.
-    assert frozen_fingerprint(half) == frozen_fingerprint(model)
+    assert half.frozen_fingerprint() == model.frozen_fingerprint()
 
 
 def test_card(model: MiniGPT4, tmp_path: Path) -> None:
@@ -207,7 +205,7 @@ def test_fewer_bits(model: MiniGPT4, tmp_path: Path, name: str) -> None:
     assert 0 < deviation.relative_difference < (0.6 if name == "nf4" else 0.1)
     # An adapter knows a quantised model again.
     again = MiniGPT4.from_pretrained(tmp_path, quantization_config=quantization_config(name, torch.float32))
-    assert frozen_fingerprint(again) == frozen_fingerprint(small) != frozen_fingerprint(model)
+    assert again.frozen_fingerprint() == small.frozen_fingerprint() != model.frozen_fingerprint()
     if name != "nf4":  # on a CPU, bitsandbytes generates with layers of at least 64 inputs only
         assert reference_captions(small, PICTURE, max_new_tokens=3)
 

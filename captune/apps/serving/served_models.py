@@ -123,10 +123,7 @@ class ServedModel:
         """Load a checkpoint's tensors into the model, unless they are loaded."""
         if name == self._current:
             return
-        parameters = dict(self.model.trained_parameters())
-        with torch.no_grad():
-            for key, value in self._checkpoints[name].items():
-                parameters[key].copy_(value)
+        self.model.load_trained_state(self._checkpoints[name])
         self._current = name
 
     def encode(self, pixels: Sequence[NDArray[np.float32]]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from captune.hub import locate_model
-from captune.model.checkpoint import CheckpointRecord, frozen_fingerprint, save_trained, trained_state
+from captune.model.checkpoint import CheckpointRecord, save_trained
 from captune.model.minigpt4 import MiniGPT4
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import sample_scenes
@@ -46,11 +46,11 @@ def served_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint.mkdir(parents=True)
         torch.manual_seed(epoch)
         state = {
-            name: value + bend * value.std() * torch.randn_like(value) for name, value in trained_state(model).items()
+            name: value + bend * value.std() * torch.randn_like(value) for name, value in model.trained_state().items()
         }
         record = CheckpointRecord(
             model="toy",
-            frozen=frozen_fingerprint(model),
+            frozen=model.frozen_fingerprint(),
             instruction="Describe this image in detail.",
             conversation="vicuna-v0",
             stop_symbol="###",
