@@ -1,4 +1,4 @@
-"""What a language model's layers support, tried out on a few tokens instead of looked up in a list of names."""
+"""What a language model's layers support, tested on a few tokens instead of listed by model type."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["supports_decode_attention", "supports_mixed_batch", "supports_sequen
 logger = logging.getLogger(__name__)
 
 _ROWS, _TOKENS = 3, 12
-"""Rows with which a model is tried, and tokens of each."""
+"""Rows of the test, and tokens of each."""
 _TOLERANCE = 1e-3
 """Largest relative difference of logits that rounding in float32 explains."""
 _HALF_TOLERANCE = 0.1
@@ -32,20 +32,20 @@ _HALF_TOLERANCE = 0.1
 _LAST = 6
 """Tokens at the end of a long row whose logits are compared; all tokens of a short one are."""
 _WIDTH_STEP = 64
-"""Widths are tried in multiples of this, so that slightly longer rows need no other trial."""
-_TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
-_TRIED_WIDE: WeakKeyDictionary[Any, dict[int, str | None]] = WeakKeyDictionary()
-_TRIED_MIXED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
-_TRIED_ENDS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
-_TRIED_DECODE_ATTENTION: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+"""Widths are tested in multiples of this, so that slightly longer rows need no further test."""
+_TESTED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TESTED_WIDE: WeakKeyDictionary[Any, dict[int, str | None]] = WeakKeyDictionary()
+_TESTED_MIXED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TESTED_ENDS: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_TESTED_DECODE_ATTENTION: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 def unsupported_reason(llm: Any, width: int) -> str | None:
     """Why a language model cannot decode with the static KV cache.
 
-    The static cache replaces keys and values and nothing else, and needs a window no narrower than the rows. Whether
-    masks and positions are honoured is tried on a few tokens, once for a model, and on rows of this width: some
-    families ignore them silently, or only beyond a window that their cache does not know (GPT-Neo).
+    The static cache holds keys and values only, and needs an attention window as wide as the rows. Masks and positions
+    are tested on a few tokens, once for a model, and on rows of this width: some families ignore them silently, or
+    beyond a window that their cache does not report (GPT-Neo).
 
     Args:
         llm: a causal language model.
@@ -57,23 +57,23 @@ def unsupported_reason(llm: Any, width: int) -> str | None:
     try:
         layers = DynamicCache(config=llm.config.get_text_config(decoder=True)).layers
     except (AttributeError, TypeError, ValueError) as error:
-        return f"its cache is not known ({error})"
+        return f"its cache is unknown ({error})"
     for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            return f"it keeps a {type(layer).__name__}"
+            return f"its cache has a {type(layer).__name__}"
         window = getattr(layer, "sliding_window", None)
         if layer.is_sliding and (window is None or window < width):
             return f"its window of {window} tokens is narrower than a row of {width}"
-    if llm not in _TRIED:
-        _TRIED[llm] = _try(llm, _with_static_cache)
-    if _TRIED[llm] is not None or width <= _TOKENS:
-        return _TRIED[llm]
-    tried = _TRIED_WIDE.setdefault(llm, {})
+    if llm not in _TESTED:
+        _TESTED[llm] = _compare(llm, _with_static_cache)
+    if _TESTED[llm] is not None or width <= _TOKENS:
+        return _TESTED[llm]
+    tested = _TESTED_WIDE.setdefault(llm, {})
     positions = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None) or width
     wide = max(width, min(-(-width // _WIDTH_STEP) * _WIDTH_STEP, int(positions)))
-    if wide not in tried:
-        tried[wide] = _try(llm, _with_static_cache, wide)
-    return tried[wide]
+    if wide not in tested:
+        tested[wide] = _compare(llm, _with_static_cache, wide)
+    return tested[wide]
 
 
 def supports_mixed_batch(llm: Any) -> bool:
@@ -84,9 +84,9 @@ def supports_mixed_batch(llm: Any) -> bool:
     """
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
         return False
-    if llm not in _TRIED_MIXED:
-        _TRIED_MIXED[llm] = _try(llm, _with_mixed_batch)
-    return _TRIED_MIXED[llm] is None
+    if llm not in _TESTED_MIXED:
+        _TESTED_MIXED[llm] = _compare(llm, _with_mixed_batch)
+    return _TESTED_MIXED[llm] is None
 
 
 def supports_sequence_ends(llm: Any) -> bool:
@@ -95,9 +95,9 @@ def supports_sequence_ends(llm: Any) -> bool:
     Args:
         llm: a causal language model that supports mixed batches.
     """
-    if llm not in _TRIED_ENDS:
-        _TRIED_ENDS[llm] = _try(llm, partial(_with_mixed_batch, ends=True))
-    return _TRIED_ENDS[llm] is None
+    if llm not in _TESTED_ENDS:
+        _TESTED_ENDS[llm] = _compare(llm, partial(_with_mixed_batch, ends=True))
+    return _TESTED_ENDS[llm] is None
 
 
 def supports_decode_attention(llm: Any) -> bool:
@@ -108,31 +108,31 @@ def supports_decode_attention(llm: Any) -> bool:
     """
     if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa" or not has_kernel(llm.device):
         return False
-    if llm not in _TRIED_DECODE_ATTENTION:
+    if llm not in _TESTED_DECODE_ATTENTION:
         try:
             with current_device(llm.device):
-                reason = _try(llm, partial(_with_static_cache, step=_decode_step))
-        except Exception as error:  # what a kernel's compiler, its tools or a driver may raise has no common type
+                reason = _compare(llm, partial(_with_static_cache, step=_decode_step))
+        except Exception as error:  # compilers and drivers raise errors without a common type
             reason = error_text(error)
-        _TRIED_DECODE_ATTENTION[llm] = reason
+        _TESTED_DECODE_ATTENTION[llm] = reason
         if reason is not None:
             logger.warning("decoding runs without captune's attention kernel, which failed (%s)", reason)
-    return _TRIED_DECODE_ATTENTION[llm] is None
+    return _TESTED_DECODE_ATTENTION[llm] is None
 
 
 @torch.inference_mode()
-def _try(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], tokens: int = _TOKENS) -> str | None:
+def _compare(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], tokens: int = _TOKENS) -> str | None:
     """Compare the logits of a few rows with those of each row in a forward without cache.
 
-    `forward` is called directly, past hooks on the model.
+    `forward` is called directly, without the hooks of the model.
 
     Args:
         llm: a causal language model.
-        run: of the model and embeddings (R, T, D), logits (R, V) after some tokens and (R,) these tokens' columns.
-        tokens: T; of rows longer than a few tokens only the last ones are compared.
+        run: takes the model and embeddings (R, T, D); returns logits (R, V) after some tokens, and their columns (R,).
+        tokens: T; only the last ones of longer rows are compared.
 
     Returns:
-        Why they differ, or None.
+        The difference as text, or None.
     """
     embedding = llm.get_input_embeddings()
     ids = torch.arange(_ROWS * tokens, device=embedding.weight.device).view(_ROWS, tokens)
@@ -147,10 +147,10 @@ def _try(llm: Any, run: Callable[[Any, Tensor], list[tuple[Tensor, Tensor]]], to
             expected = torch.stack([row[index] for row, index in zip(alone, indices, strict=True)])
             worst = max(worst, float((logits - expected).float().norm() / expected.float().norm()))
     except (AttributeError, ConfigError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return f"it does not take rows from slots ({error_text(error)})"
+        return f"it does not support the static KV cache ({error_text(error)})"
     tolerance = _HALF_TOLERANCE if expected.dtype in (torch.bfloat16, torch.float16) else _TOLERANCE
-    # Written this way round, so that logits which are no numbers do not pass.
-    return None if worst <= tolerance else f"rows from slots change its logits by {worst:.1e}"
+    # NaN does not pass this comparison.
+    return None if worst <= tolerance else f"the static KV cache changes its logits by {worst:.1e}"
 
 
 _Step = Callable[[Any, StaticKVCache, Tensor, Tensor], Tensor]

@@ -1,8 +1,8 @@
-"""Decoding steps of one fixed shape, captured as a CUDA graph or compiled: every slot is fed a token, used or not.
+"""Decoding steps of one fixed shape, captured as a CUDA graph or compiled: every slot gets a token, also unused ones.
 
-That costs work and changes no caption, and on a GPU it pays. A step launches more than a thousand kernels one by one,
-which takes Python longer than the GPU needs for them; with one shape, and with inputs at fixed addresses, they are
-captured once as a CUDA graph and launched with a single call from then on.
+This costs work and changes no caption, but is faster on a GPU. A step launches more than a thousand kernels, and launching
+them from Python takes longer than running them; with one shape and inputs at fixed addresses, they are captured once as
+a CUDA graph and launched with a single call.
 
 Letters: N slots, R of them in use, H heads, W columns of a slot, D width of a head or of the model, V vocabulary.
 """

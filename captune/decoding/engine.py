@@ -1,10 +1,10 @@
-"""The decoding engine, with continuous batching: rows join, advance one token per step, and leave when they have ended.
+"""The decoding engine with continuous batching: rows join, advance one token per step, and leave when they end.
 
 Letters: R rows of the forward, B new prompts of T tokens, C of them in the shared prefix, D model width, V vocabulary.
 
-A row's result does not depend on the others: each token sees its own row only, at exact positions, and what decides its
-choice belongs to the row. So rows may join and leave at any step; in a batch of captions the short ones make room for
-the next images instead of waiting for the longest.
+The result of a row does not depend on the others: tokens attend to their own row only, at exact positions, and the
+state of sampling belongs to the row. So rows may join and leave at any step, and short captions make room for the next
+images instead of waiting for the longest.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from captune.transformers_compat import kv_cache_of
 __all__ = ["DecodingEngine", "SharedPrefix"]
 
 _REFILL = 8
-"""Where a prefill costs a separate forward, it waits until one in so many slots is free."""
+"""If a prefill needs a separate forward, it waits until one in this many slots is free."""
 
 _COLUMN_MULTIPLE = 8
-"""The columns that are seen are rounded up to a multiple of this: kernels are faster on it and see fewer shapes."""
+"""Visible columns are rounded up to a multiple of this, for faster kernels and fewer shapes."""
 
 
 class SharedPrefix:
@@ -58,9 +58,9 @@ class DecodingEngine:
 
     Args:
         model: with its processor.
-        options: how to decode.
-        stop: when a caption has ended.
-        slots: most captions at once.
+        options: decoding options.
+        stop: the stop rule.
+        slots: largest number of captions at once.
         longest_prompt: tokens of the longest prompt that will be admitted.
         prefix: text that all prompts begin with.
         static_shape: run steps in one shape (see `cuda_graph`), as with `options.compiled` and on a GPU.
@@ -107,19 +107,19 @@ class DecodingEngine:
 
     @property
     def active(self) -> int:
-        """Captions in progress, those included that begin with the next step."""
+        """Number of captions in progress, including those that begin with the next step."""
         return len(self._requests) + len(self._pending)
 
     @property
     def free(self) -> int:
-        """Captions that can still be admitted."""
+        """Number of free slots."""
         return self._slots - self.active
 
     @property
     def has_capacity(self) -> bool:
-        """Whether admitting captions now pays, if any wait."""
-        # In a mixed batch, prompts cost nothing but their own tokens; otherwise they cost a forward, and where steps
-        # are captured they cost a step that is not.
+        """Whether it is efficient to admit captions now."""
+        # In a mixed batch, prompts cost only their tokens; otherwise they cost a forward pass, and with CUDA graphs a
+        # step without the graph.
         mixes = self._mixes and not (self._graphed_step is not None and self._graphed_step.is_captured)
         least = 1 if mixes else -(-self._slots // _REFILL)
         return self.free >= least or not self.active
@@ -130,7 +130,7 @@ class DecodingEngine:
         return [*self._requests, *self._pending]
 
     def admit(self, requests: Sequence[Request]) -> None:
-        """Take in captions, at most `free` of them; the next step begins with their prompts.
+        """Admit captions, at most `free` of them; the next step includes their prompts.
 
         Args:
             requests: prompts beginning with the shared prefix, no longer than `longest_prompt`.
@@ -263,11 +263,11 @@ class DecodingEngine:
         image_tokens = None
         if features:
             images = torch.cat([values for _, values in features]).to(self._device)
-            # Features that are not numbers spoil their own row only: they are left out of the shared forward.
+            # Non-finite features affect their own row only: they are zero in the shared forward.
             usable = images.flatten(1).isfinite().all(dim=1)
             row_of = torch.tensor([index for index, values in features for _ in values], device=self._device)
-            faults = torch.zeros(len(self._pending), dtype=torch.int64, device=self._device)
-            self._bad_features = faults.index_add(0, row_of, (~usable).long()) > 0
+            bad_counts = torch.zeros(len(self._pending), dtype=torch.int64, device=self._device)
+            self._bad_features = bad_counts.index_add(0, row_of, (~usable).long()) > 0
             image_tokens = self._model.project(images.where(usable.view(-1, 1, 1), 0))
         embeddings = self._model.embed(rows.to(self._device), image_tokens)
         stop = self._C + rows.shape[1]
@@ -275,7 +275,7 @@ class DecodingEngine:
         return embeddings, mask.view(1, 1, rows.shape[1], stop)
 
     def _rows_with_bad_features(self, count: int) -> Tensor | None:
-        """(R,) bool, the new rows whose features are not numbers; None where no row is new."""
+        """(R,) bool, the new rows with non-finite features; None if no row is new."""
         if self._bad_features is None:
             return None
         new = self._bad_features.repeat_interleave(self._state.group)

@@ -1,4 +1,4 @@
-"""Generation: from image features to captions, in batches that stay full, stop early and fit into memory."""
+"""Generation of captions from image features, with the decoding engine or transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -55,17 +55,16 @@ def generate_captions(
         model: with its processor.
         features: output of the frozen part for N images, a tensor (N, Q, F) or an object that reads it from disk.
         instruction: the instruction for all images, or one for each.
-        options: how to decode.
+        options: decoding options.
         keys: one for each image, such as its id, to select its random numbers for sampling; by default all share them.
         engine: what decodes; the captions are the same.
-        on_progress: called with (done, N) as captions end.
+        on_progress: called with (done, N) when captions end.
 
     Returns:
-        N captions in the order of the features; in float32 the same for an image whatever its batch is.
+        N captions in the order of the features; in float32 a caption does not depend on its batch.
 
     Raises:
-        NonFiniteScoresError: some images' features, or the scores of some images' tokens, are not numbers; it has the
-            captions of the others.
+        NonFiniteScoresError: the features or scores of some images are not finite; it has the captions of the others.
     """
     processor = _processor(model)
     instructions = [instruction] * len(features) if isinstance(instruction, str) else list(instruction)
@@ -101,10 +100,10 @@ def generate_ids(
     Args:
         model: with its processor.
         requests: N prompts of any lengths; their numbers are ignored.
-        options: how to decode. Where `batch_size` captions do not fit into memory, fewer are decoded at once.
-        stop_symbol: whether the stop symbol ends a row, or the end of text alone.
+        options: decoding options; `batch_size` is halved if memory runs out.
+        stop_symbol: whether the stop symbol ends a row; otherwise only EOS does.
         engine: what decodes. A language model that the static KV cache does not support (linear attention, a narrow
-            window) is decoded by transformers, which is logged.
+            window) is decoded by transformers, with a warning.
         on_progress: called with (done, N) as rows end.
 
     Returns:
@@ -112,7 +111,7 @@ def generate_ids(
 
     Raises:
         torch.OutOfMemoryError: a single row does not fit.
-        NonFiniteScoresError: the scores of some rows are not numbers; it has the other rows.
+        NonFiniteScoresError: the scores of some rows are not finite; it has the other rows.
     """
     if not requests:
         return []
@@ -161,7 +160,7 @@ def _with_engine(
     shared = common_prefix([request.prompt for request in requests]) if len(requests) > 1 else ()
     prefix = SharedPrefix(model, shared)
     longest = max(len(request.prompt) for request in requests)
-    # Compiled steps keep their shape where fewer captions than usual are requested.
+    # Compiled steps keep their shape for fewer captions.
     slots = options.batch_size if options.compiled else min(options.batch_size, len(requests))
     decoder: DecodingEngine | None = None
     active: list[Request] = []

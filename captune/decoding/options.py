@@ -1,4 +1,4 @@
-"""What goes into decoding and what comes out: options, requests with their stop rule, progress, captions."""
+"""Inputs and outputs of decoding: options, requests with their stop rule, progress, captions."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class DecodingOptions:
         beams: beams of beam search; 1 is greedy.
         length_penalty: exponent on a beam's length.
         repetition_penalty: divides the scores of tokens generated before; 1 is off.
-        batch_size: images captioned at once.
+        batch_size: largest number of images at once.
         temperature: above 0 a token is sampled from the distribution sharpened by it; 0 takes the most likely one.
-        top_k: sample among so many most likely tokens only; 0 is all.
+        top_k: sample among this many most likely tokens only; 0 is all.
         top_p: sample among the most likely tokens with this total probability; 1 is all.
         seed: of sampling. Each image has separate random numbers, so its caption depends on no other image.
         compiled: run the language model in batches of one shape through torch.compile, with CUDA graphs on a GPU. The
@@ -95,8 +95,8 @@ class Caption:
 
     Attributes:
         text: the caption, without the stop symbol.
-        tokens: how many tokens were generated for it, stop symbol included.
-        stopped: whether it ended with the stop symbol or the end of text, and not at the length limit.
+        tokens: number of generated tokens, stop symbol included.
+        stopped: whether it ended with the stop symbol or EOS, not at the length limit.
     """
 
     text: str
@@ -109,16 +109,16 @@ _REPLACEMENT = "�"
 
 
 class StopRule:
-    """Decides from its ids when a row has ended.
+    """Decides from its ids whether a row has ended.
 
-    The stop symbol is text, not a token: a vocabulary may spell it in several ways, and a token may hold its end and
-    more. Decoding the tail of every row after each step would be safe and slow. A token whose text neither holds the
-    symbol nor begins with a rest of it cannot complete it, so rows are decoded after the few other tokens only; whether
-    a token can complete it is computed once, when it is first generated.
+    The stop symbol is text, not a token: a vocabulary may encode it in several ways, and a token may contain its end
+    and more. Decoding the tail of every row after each step would be slow. A token whose text neither contains the
+    symbol nor starts with one of its suffixes cannot complete it, so rows are decoded after the few other tokens only;
+    this is computed once for each generated token.
 
     Args:
         processor: has the stop symbol and the vocabulary.
-        symbol: whether the stop symbol ends a row; without it, only the end of text does.
+        symbol: whether the stop symbol ends a row; otherwise only EOS does.
         also: other texts that end a row, such as the stop sequences of a request.
     """
 
@@ -126,8 +126,8 @@ class StopRule:
         self._tokenizer = processor.tokenizer
         self._symbols = tuple(filter(None, (processor.layout.stop_text if symbol else "", *also)))
         self.end_ids = frozenset(processor.end_ids)
-        # However a symbol is cut into tokens, it has no more of them than bytes; one token more keeps the space that
-        # a vocabulary leaves out at the start of a text.
+        # A symbol has at most as many tokens as bytes; one more token keeps the space that a vocabulary drops at the
+        # start of a text.
         self._tail = max((len(text.encode()) for text in self._symbols), default=0)
         self._anchor = self._tokenizer.encode("a")[-1:]
         self._anchor_text = self._tokenizer.decode(self._anchor)
@@ -174,11 +174,11 @@ class Request:
 
     Attributes:
         number: distinguishes it from others; its index in a list of results.
-        prompt: T token ids, `IMAGE_SLOT` where an image token goes.
-        features: (I, Q, F) output of the frozen part for its images, or a function that reads it when it is needed;
-            None for text alone.
+        prompt: T token ids, `IMAGE_SLOT` for each image token.
+        features: (I, Q, F) output of the frozen part for its images, or a function that reads it on demand; None for
+            text only.
         key: selects the random numbers of sampling, with the seed; requests with equal keys use the same numbers.
-        stop: when this caption has ended, if not the engine's rule.
+        stop: stop rule of this caption; by default the engine's.
     """
 
     number: int
@@ -188,7 +188,7 @@ class Request:
     stop: StopRule | None = None
 
     def read_features(self) -> Tensor | None:
-        """(I, Q, F), or None for text alone."""
+        """(I, Q, F), or None for text only."""
         return self.features() if callable(self.features) else self.features
 
 
@@ -200,7 +200,7 @@ class Progress:
         number: of the request.
         ids: all new ids so far, of the best beam where there are several; read it at once, the list keeps growing.
         ended: whether these are all.
-        faulty: whether it ended because the model's scores are not numbers; the ids are no answer then.
+        faulty: whether it ended because of non-finite scores; its ids are then invalid.
     """
 
     number: int
@@ -234,15 +234,15 @@ logits of -inf are how models and processors forbid tokens.
 
 
 def raise_if_faulty(captions: Sequence[Any], faulty: Collection[int], reason: str = NON_FINITE_SCORES) -> None:
-    """Check that no caption was chosen by scores that are not numbers.
+    """Raise an error if captions have non-finite scores.
 
     Args:
         captions: one for each image.
-        faulty: indices of those that were.
+        faulty: indices of these captions.
         reason: a sentence.
 
     Raises:
-        NonFiniteScoresError: some were; it has the others.
+        NonFiniteScoresError: there are any; it has the other captions.
     """
     if faulty:
         kept = [None if index in faulty else caption for index, caption in enumerate(captions)]

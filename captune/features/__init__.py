@@ -1,4 +1,4 @@
-"""The frozen part's output, computed once per image and kept on disk, for every run that follows."""
+"""Features of images: the output of the frozen vision encoder and Q-Former, computed once and stored on disk."""
 
 from __future__ import annotations
 

@@ -61,11 +61,11 @@ def encode_missing(
         store: receives the features.
         missing: indices of the files to encode.
         batch_size: images encoded at once.
-        exif_rotation: turn images upright as their EXIF data say.
+        exif_rotation: apply the EXIF rotation of images.
         on_progress: called with the number of finished images.
 
     Returns:
-        The images that cannot be decoded, and those whose features are not numbers: these are not stored.
+        The images that cannot be decoded, and those with non-finite features, which are not stored.
     """
     unreadable: list[UnreadableImage] = []
     done = 0
@@ -109,7 +109,7 @@ def encode_images(
         model: its towers run in their dtype, on their device.
         files: N image files.
         batch_size: images encoded at once.
-        exif_rotation: turn images upright as their EXIF data say.
+        exif_rotation: apply the EXIF rotation of images.
         on_progress: called with (done, N) after each batch.
 
     Returns:

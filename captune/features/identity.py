@@ -25,7 +25,7 @@ __all__ = ["TowerIdentity", "tower_identity"]
 
 FORMAT = 1
 UPRIGHT = "-upright"
-"""Suffix of a transform that turns images upright as EXIF says; earlier releases did not."""
+"""Suffix of a transform that applies the EXIF rotation; earlier releases did not."""
 
 _SETTINGS = ("vision_config", "qformer_config", "query_tokens", "patches_per_token", "vision_norm_eps", "pixel_mean")
 _IRRELEVANT = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
@@ -83,7 +83,7 @@ def tower_identity(
         model: which model, in which number format; a configuration is resolved first.
         device: where it would run; decides the number format.
         root: folder of the store, where hashes of large files are cached.
-        exif_rotation: whether images are turned upright as their EXIF data say.
+        exif_rotation: whether the EXIF rotation of images is applied.
 
     Raises:
         WeightsError: the model is missing or broken.

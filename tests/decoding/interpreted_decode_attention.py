@@ -62,7 +62,7 @@ def test_captions_are_the_same(
     monkeypatch.setattr(capabilities, "has_kernel", lambda device: True)
     monkeypatch.setattr(engine, "GraphedStep", Watched)
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: lambda run: run)
-    monkeypatch.setattr(capabilities, "_TRIED_DECODE_ATTENTION", {})
+    monkeypatch.setattr(capabilities, "_TESTED_DECODE_ATTENTION", {})
     assert generate_ids(model, requests, options) == wanted
     assert used >= 2
     assert not caplog.records

@@ -41,7 +41,7 @@ def test_a_kernel_that_cannot_be_made_is_done_without(
         raise PermissionError("no cache for kernels")
 
     monkeypatch.setattr(capabilities, "has_kernel", lambda device: True)
-    monkeypatch.setattr(capabilities, "_TRIED_DECODE_ATTENTION", {})
+    monkeypatch.setattr(capabilities, "_TESTED_DECODE_ATTENTION", {})
     monkeypatch.setattr(capabilities, "decode_step", fail)
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: lambda run: run)
     for _ in range(2):

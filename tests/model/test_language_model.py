@@ -194,7 +194,7 @@ def test_a_window_that_no_cache_tells_of(tower: Path, tmp_path: Path) -> None:
     llm = write_language_model(tmp_path / "llm", "gpt_neo", template=None, **sizes)
     model = joined(llm, tower)
     assert unsupported_reason(model.llm, 12) is None
-    assert "rows from slots change its logits" in str(unsupported_reason(model.llm, 90))
+    assert "the static KV cache changes its logits" in str(unsupported_reason(model.llm, 90))
     features, options = features_of(model), DecodingOptions(max_new_tokens=12)
     said, wanted = (
         [caption.text for caption in generate_captions(model, features, "What is in it?", options, engine=engine)]
