@@ -21,9 +21,16 @@ if TYPE_CHECKING:
         sampled_hash,
         tensor_fingerprints,
     )
-    from captune.weights.folder_checks import require_complete_model, refuse_pointer, refuse_pointers
+    from captune.weights.folder_checks import refuse_pointer, refuse_pointers, require_complete_model
     from captune.weights.peft_adapter import attach_adapter, base_model_of, find_adapter, read_adapter
-    from captune.weights.strict import check_values, load_strictly, missing_library, quiet, read_config, unreadable_reason
+    from captune.weights.strict import (
+        check_values,
+        load_strictly,
+        missing_library,
+        quiet,
+        read_config,
+        unreadable_reason,
+    )
 
 __all__ = [
     "SAFETENSORS_DTYPES",

@@ -15,7 +15,7 @@ from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
 from captune.explain.explanation import Explanation, explain, stand_in
-from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Processor, LegacyBugs, PromptLayout
+from captune.model import IMAGE_SLOT, LegacyBugs, MiniGPT4, MiniGPT4Processor, PromptLayout
 from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module
 from captune.training import packing
