@@ -1,8 +1,8 @@
 """Decoding steps of one fixed shape, captured as a CUDA graph or compiled: every slot gets a token, also unused ones.
 
 This costs work and changes no caption, but is faster on a GPU. A step launches more than a thousand kernels, and this
-takes Python longer than the GPU needs to run them; with one shape and inputs at fixed addresses, they are captured once as
-a CUDA graph and launched with a single call.
+takes Python longer than the GPU needs to run them; with one shape and inputs at fixed addresses, they are captured
+once as a CUDA graph and launched with a single call.
 
 Letters: N slots, R of them in use, H heads, W columns of a slot, D width of a head or of the model, V vocabulary.
 """

@@ -39,7 +39,9 @@ def test_image_and_stop_symbol_survive(
     assert row.ids[0] == tokenizer.bos_id
     assert row.ids.count(IMAGE_SLOT) == 5
     assert row.ids[-len(layout.stop_ids) :] == layout.stop_ids or not row.truncated
-    assert tokenizer.decode(row.ids[-len(layout.stop_ids) :]).strip() in (CHAT_TEMPLATES[name].stop_symbol, "")
+    # A caption that ends in "#" may share tokens with the stop symbol "###".
+    answer = tokenizer.decode(row.ids[row.prompt_length :]).strip()
+    assert answer.endswith(CHAT_TEMPLATES[name].stop_symbol) or not tokenizer.decode(layout.stop_ids).strip()
     assert row.target_count <= limit
     assert IMAGE_SLOT not in row.ids[row.prompt_length :]
     assert row.ids[: row.prompt_length] == layout.prompt(question).ids
