@@ -1,8 +1,7 @@
 """A page to try a model on: python demo.py, or python demo.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml.
 
-Without a configuration it is the tiny model that comes with captune. With one, it is the run that the configuration
-made, its pretrained model and every epoch side by side, or before there is one the model that is to be tuned. The same
-as `captune serve MODEL`.
+Without a configuration, the included toy model is served. With one, its run is served: the pretrained model and every
+epoch side by side, or, before training, the model to be tuned. The same as `captune serve MODEL`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 from pathlib import Path
 
 from captune.cli import run_program
-from captune.cli.serve import run_server_of
+from captune.cli.serve import serve as serve_model
 
 
 def main() -> None:
@@ -23,10 +22,10 @@ def main() -> None:
     parser.add_argument("--gpu-id", type=int, help="which GPU; by default the first")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
-    given = parser.parse_args()
-    if given.gpu_id is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(given.gpu_id)
-    run_program(lambda: serve(given.cfg_path, given.model, given.host, given.port))
+    arguments = parser.parse_args()
+    if arguments.gpu_id is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(arguments.gpu_id)
+    run_program(lambda: serve(arguments.cfg_path, arguments.model, arguments.host, arguments.port))
 
 
 def serve(config: Path | None, model: str | None, host: str, port: int) -> None:
@@ -36,7 +35,7 @@ def serve(config: Path | None, model: str | None, host: str, port: int) -> None:
 
         settings = load_config(config)
         model = str(settings.output) if (settings.output / "config.yaml").is_file() else settings.model.path
-    run_server_of(model or "toy", host=host, port=port)
+    serve_model(model or "toy", host=host, port=port)
 
 
 if __name__ == "__main__":

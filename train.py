@@ -1,4 +1,4 @@
-"""Tune as a configuration says: python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml.
+"""Tune a model as configured: python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml.
 
 Runs alone or under torchrun --nproc-per-node N. The same as `captune train CONFIG`.
 """
@@ -14,14 +14,16 @@ from captune.cli.train import run_training
 
 def main() -> None:
     """Read the original's arguments and train."""
-    parser = argparse.ArgumentParser(description="Tune a captioner as a YAML configuration says.")
+    parser = argparse.ArgumentParser(description="Tune a captioner as configured in a YAML file.")
     parser.add_argument("--cfg-path", required=True, type=Path, help="YAML configuration")
     parser.add_argument("--options", nargs="+", default=[], metavar="section.key=value", help="settings that win")
-    parser.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with an unfinished run")
+    parser.add_argument("--resume", choices=("auto", "never"), default="auto", help="resume an unfinished run")
     parser.add_argument("--overwrite", action="store_true", help="replace another run in the output folder")
-    given = parser.parse_args()
-    resume = given.resume == "auto"
-    run_program(lambda: run_training(given.cfg_path, given.options, resume=resume, overwrite=given.overwrite))
+    arguments = parser.parse_args()
+    resume = arguments.resume == "auto"
+    run_program(
+        lambda: run_training(arguments.cfg_path, arguments.options, resume=resume, overwrite=arguments.overwrite)
+    )
 
 
 if __name__ == "__main__":

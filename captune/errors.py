@@ -1,7 +1,7 @@
 """The exception tree of captune.
 
     CaptuneError
-    ├── InputError                what the user gave is wrong; the command line exits with code 2
+    ├── InputError                the input of the user is wrong; the command line exits with code 2
     │   ├── ConfigError           a YAML or an override that does not make a `RunConfig`
     │   ├── DataError             annotations, manifests or images that cannot be used
     │   │   ├── RefusedImagesError    some images of a batch; the others are captioned
@@ -12,10 +12,10 @@
     │   └── MissingExtraError     an optional part of captune is not installed
     └── ToolError                 captune or the machine failed; the command line exits with code 1
         ├── ExternalToolError     a subprocess (Java, ...) failed or ran out of time
-        ├── TrainingError         a run that cannot go on
-        └── StoppedError          a run that was told to stop; the command line exits as the signal asks
+        ├── TrainingError         a run that cannot continue
+        └── StoppedError          a run that was stopped by a signal; the exit code is the signal's
 
-Every message says what was given, what was expected and what to do, and reads as a sentence on its own.
+Every message is one sentence that names the value, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CaptuneError(Exception):
 
 
 class InputError(CaptuneError):
-    """What the user gave is wrong."""
+    """The input of the user is wrong."""
 
     exit_code: int = 2
 
@@ -89,7 +89,7 @@ class ImageTooLargeError(DataError):
 
 
 class MetricInputError(InputError):
-    """Predictions and references that cannot be scored together."""
+    """Predictions and references that cannot be scored."""
 
 
 class WeightsError(InputError):
@@ -100,7 +100,7 @@ class MissingExtraError(InputError):
     """An optional part of captune is not installed.
 
     Args:
-        what: the thing that was asked for, as the subject of a sentence ("captune train").
+        what: the requested command or function, as the subject of a sentence ("captune train").
         extra: the name of the extra that brings it.
     """
 
@@ -118,15 +118,15 @@ class ExternalToolError(ToolError):
 
 
 class TrainingError(ToolError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 class StoppedError(ToolError):
-    """A training run that was told to stop and saved where it was.
+    """A training run that was stopped by a signal and saved its state.
 
     Args:
-        message: where it stopped and how to go on.
-        signal_number: what told it; the exit code is 128 more, as shells count.
+        message: where it stopped and how to resume.
+        signal_number: of the signal; the exit code is 128 more, as shells count.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--options", nargs="+", default=[], metavar="section.key=value", help="settings that win")
     parser.add_argument("--checkpoint", action="append", type=Path, help="a checkpoint's folder; all by default")
     parser.add_argument("--out", type=Path, help="folder for captions, scores, table and chart")
-    given = parser.parse_args()
-    run_program(lambda: run_evaluation(given.cfg_path, given.options, given.checkpoint, given.out))
+    arguments = parser.parse_args()
+    run_program(lambda: run_evaluation(arguments.cfg_path, arguments.options, arguments.checkpoint, arguments.out))
 
 
 if __name__ == "__main__":

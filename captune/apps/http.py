@@ -142,8 +142,8 @@ class SecurityMiddleware:
         if name in self._hosts or _same_address(name, (scope.get("server") or ("",))[0]):
             return None
         return 400, (
-            f"This server answers to {', '.join(self._hosts)} only; --host lets others in, and --url names the "
-            "address of a proxy in front."
+            f"This server answers to {', '.join(self._hosts)} only; --host opens it to others, and --url sets the "
+            "address of a proxy."
         )
 
     def _wrong_request(self, method: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
@@ -290,7 +290,7 @@ def _site(url: str) -> tuple[str, str]:
             raise ValueError
     except (KeyError, ValueError):
         raise InputError(
-            f"--url is {url!r}, expected what addresses begin with, such as https://demo.example."
+            f"--url is {url!r}, expected the beginning of the address, such as https://demo.example."
         ) from None
     origin = f"{parts.scheme}://[{host}]" if ":" in host else f"{parts.scheme}://{host}"
     return origin if port == usual else f"{origin}:{port}", host

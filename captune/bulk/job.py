@@ -309,7 +309,9 @@ def make_ids_unique(job: Job) -> list[str]:
     for path in prefixed:
         _prefix(job, path)
     if shared and (left := _sharing(job, files, written=True)):
-        raise DataError(f"the same ids are in {' and '.join(sorted(left)[:3])} of '{job.folder}'; caption them apart.")
+        raise DataError(
+            f"the same ids are in {' and '.join(sorted(left)[:3])} of '{job.folder}'; caption them separately."
+        )
     return [path.stem for path in prefixed]
 
 

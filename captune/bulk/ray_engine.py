@@ -1,9 +1,9 @@
 """The same shards, handed to Ray actors: one model each, on this machine or on a cluster.
 
 Ray carries names of shards and counts, never images or tensors: an actor reads its shard and writes its file itself. So
-an actor that dies costs one shard in flight, which another one takes up, and the files alone show what is done.
+an actor that dies costs one shard in flight, which another one captions, and the files alone show what is done.
 
-Ray Data is not used: its read tasks need processors of their own and wait for ever when the actors hold all of them.
+Ray Data is not used: its read tasks need separate processors and wait for ever when the actors hold all of them.
 Here only the actors request processors, and the first one that is ready begins.
 """
 
@@ -115,7 +115,7 @@ class _WorkerPool:
         self._tries: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._progress = progress
-        # What each call under way is for: its actor and its shard.
+        # Running call -> its actor and its shard.
         self._running: dict[Any, tuple[Any, Shard]] = {}
         self._kind = ray.remote(_Worker)
 

@@ -1,4 +1,4 @@
-"""What people give as input: images, folders, lists, manifests, parquet files, webdataset tars."""
+"""Inputs of `captune caption`: images, folders, lists, manifests, parquet files, webdataset tars."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class Inputs:
         elif self.paths[name] == str(path):
             self.repeated += 1
         else:
-            raise DataError(f"two images have the id '{name}': '{self.paths[name]}' and '{path}'; caption them apart.")
+            raise DataError(
+                f"two images have the id '{name}': '{self.paths[name]}' and '{path}'; caption them separately."
+            )
 
 
 def read_inputs(
@@ -80,7 +82,7 @@ def read_inputs(
         id_column: of parquet files.
 
     Returns:
-        The images. An id is the path as given, below a folder the path relative to it, in a manifest its own; where
+        The images. An id is the path as given, below a folder the path relative to it, in a manifest its id; where
         several folders are given, ids begin with the folder.
 
     Raises:
@@ -121,7 +123,7 @@ def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
         if other is not archive:
             raise DataError(
                 f"'{other.path}' and '{archive.path}' would be written to the same file '{archive.name}'; "
-                "caption them apart."
+                "caption them separately."
             )
 
 
@@ -176,7 +178,7 @@ def _below(folder: Path, skipped: SkippedFiles) -> Iterator[str]:
 
 
 def _shard_name(name: str) -> str:
-    """A file name for the output of an archive: its own where it can be, else with a hash of it.
+    """A file name for the output of an archive: its name where possible, else with a hash of it.
 
     The name follows from the archive's alone, so archives that are added later change no name.
     """

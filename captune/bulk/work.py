@@ -67,7 +67,7 @@ class Payloads:
             yield Held(entry)
 
     def decoded(self, held: Held, decode: Callable[[Entry], Any]) -> Any:
-        """What `decode` makes of an entry, whose file is let go of."""
+        """What `decode` makes of an entry, whose file is released."""
         size = _size(held.entry)
         try:
             return decode(held.entry)
@@ -89,7 +89,7 @@ class Progress:
 
     Attributes:
         shards: of the run.
-        images: of the run, as far as is known before they are read; None where an archive does not say.
+        images: of the run, as far as is known before they are read; None where an archive does not record it.
         shards_done: finished shards, those of earlier runs included.
         captioned: images captioned in this run.
         rejected: images put into quarantine in this run.
@@ -117,7 +117,7 @@ class Progress:
         self._tell()
 
     def shard_done(self) -> None:
-        """A shard's file is there."""
+        """A shard's file is written."""
         self.shards_done += 1
         self._tell()
 
@@ -186,7 +186,7 @@ class Captions:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What came of a shard.
+    """The results of a shard.
 
     Attributes:
         captions: rows of its output file.

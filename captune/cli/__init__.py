@@ -46,17 +46,17 @@ def _program(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Instruction-tune vision-language captioners, and know whether they got better."""
+    """Instruction-tune vision-language captioners, and measure whether they improved."""
 
 
 WRONG_PATHS = {
     errno.EEXIST: "is a file, and a folder is needed there",
     errno.ENOTDIR: "is below a file, and a folder is needed there",
     errno.EISDIR: "is a folder, and a file is needed there",
-    errno.ENAMETOOLONG: "is too long for a name of a file",
-    errno.ENOENT: "is not there and cannot be made",
-    errno.EPERM: "may not be made or changed",
-    errno.ELOOP: "is a link that leads to itself",
+    errno.ENAMETOOLONG: "is too long for a file name",
+    errno.ENOENT: "does not exist and cannot be created",
+    errno.EPERM: "cannot be created or changed: permission denied",
+    errno.ELOOP: "is a symbolic link to itself",
 }
 """Descriptions of paths that the system refuses, by error number."""
 LONGEST_SHOWN = 120
@@ -145,7 +145,7 @@ def run(command: Callable[[], Any]) -> int:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         print(
-            f"captune: {error.strerror}{where}; nothing half-written was left under a final name.",
+            f"captune: {error.strerror}{where}; no incomplete file has a final name.",
             file=sys.stderr,
         )
         return 1
@@ -208,7 +208,7 @@ from captune.cli import (  # noqa: E402
     train,
 )
 
-for command in (
+for module in (
     demo,
     prepare,
     check,
@@ -226,4 +226,8 @@ for command in (
     convert,
     fetch,
 ):
-    command.register(app)
+    name = module.__name__.rpartition(".")[2]
+    if module is prepare:
+        app.add_typer(prepare.app, name=name)
+    else:
+        app.command(name)(getattr(module, name))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from captune.cli.progress import caption_progress
+from captune.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:
-    from captune.bulk import Captions, Inputs, Workers
+    from captune.bulk import Captions, Entry, Inputs, Job, Row, Workers
 
-__all__ = ["caption", "register"]
+__all__ = ["caption"]
 
 _QUARANTINED = 2
 """Exit code when some images could not be captioned: their files are wrong."""
@@ -24,11 +29,60 @@ _FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html
 """Endings of files, which are refused as names of folders."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("caption")(caption)
+@dataclass(frozen=True)
+class _Decoding:
+    """Fields of `captune.decoding.DecodingOptions`."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a caption in tokens.")] = 40
+    beams: Annotated[int, typer.Option(help="Beams of beam search; 1 is greedy.")] = 1
+    length_penalty: Annotated[float, typer.Option(help="Exponent on a beam's length.")] = 1.0
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divides the scores of tokens that the caption already contains.")
+    ] = 1.0
+    temperature: Annotated[float, typer.Option(help="Above 0, sample tokens; 0 takes the likeliest.")] = 0.0
+    top_k: Annotated[int, typer.Option(help="Sample from this number of likeliest tokens; 0 is all.")] = 0
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens with this total probability.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed of sampling; with the image's id it determines the caption.")] = 0
+    batch_size: Annotated[int, typer.Option(help="Images captioned at once; fewer when memory runs out.")] = 32
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode with compiled steps of one shape; for long jobs on a GPU.")
+    ] = False
 
 
+@dataclass(frozen=True)
+class _Loading:
+    """Arguments of `Captioner.from_pretrained`."""
+
+    instruction: Annotated[
+        str | None, typer.Option(help="Instruction for every image, instead of the one that the model was tuned with.")
+    ] = None
+    fast_decode: Annotated[
+        bool, typer.Option("--fast-decode", help="Decode JPEG faster; values differ by at most one level.")
+    ] = False
+    exif_rotation: Annotated[
+        bool,
+        typer.Option(help="Rotate images as recorded in EXIF; the original MiniGPT-4 does not."),
+    ] = True
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")
+    ] = "auto"
+    device: Annotated[str | None, typer.Option(help="Device such as cuda:1; by default a GPU, if there is one.")] = None
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """Where a job runs."""
+
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or Ray actors.")] = "local"
+    actors: Annotated[int | None, typer.Option(help="Ray actors; as many as fit by default.", min=1)] = None
+    actor_cpus: Annotated[float, typer.Option(help="Processors of a Ray actor.")] = 1
+    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of a Ray actor; 1 where there are any.")] = None
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; by default one is started on this machine.")
+    ] = None
+
+
+@with_shared_options
 def caption(
     model: Annotated[
         str,
@@ -51,49 +105,20 @@ def caption(
     ] = False,
     txt: Annotated[bool, typer.Option("--txt", help="Write a .txt next to each image that has none.")] = False,
     output_format: Annotated[
-        Literal["jsonl", "parquet"], typer.Option("--format", help="Of the files in the folder.")
+        Literal["jsonl", "parquet"], typer.Option("--format", help="Format of the files in the folder.")
     ] = "jsonl",
-    instruction: Annotated[
-        str | None, typer.Option(help="Instruction for every image, instead of the one that the model was tuned with.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest caption in tokens.")] = 40,
-    beams: Annotated[int, typer.Option(help="Beams of beam search; 1 is greedy.")] = 1,
-    length_penalty: Annotated[float, typer.Option(help="Exponent on a beam's length.")] = 1.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Divides the score of tokens that the caption has already.")
-    ] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Above 0, sample tokens; 0 takes the likeliest.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among so many likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among tokens of this share of probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling; with the image's id it determines the caption.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images captioned at once; fewer when memory runs out.")] = 32,
     shard_size: Annotated[int, typer.Option(help="Images of a shard cut from a list.", min=1)] = 1000,
     split: Annotated[str | None, typer.Option(help="Split of manifests; all by default.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of images in parquet files.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of ids in parquet files.")] = None,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or Ray actors.")] = "local",
-    actors: Annotated[int | None, typer.Option(help="Ray actors; as many as fit by default.", min=1)] = None,
-    actor_cpus: Annotated[float, typer.Option(help="Processors of a Ray actor.")] = 1,
-    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of a Ray actor; 1 where there are any.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; this machine alone by default.")] = None,
     part: Annotated[
         str | None, typer.Option(help="K/N: shards K, K+N, ... of the job, K from 0; torchrun sets it automatically.")
     ] = None,
-    fast_decode: Annotated[
-        bool, typer.Option("--fast-decode", help="Decode JPEG faster, at most one grey level apart.")
-    ] = False,
-    exif_rotation: Annotated[
-        bool,
-        typer.Option(help="Turn images upright as the camera noted in EXIF; the original MiniGPT-4 does not."),
-    ] = True,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Decode with compiled steps of one shape; for long jobs on a GPU.")
-    ] = False,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")
-    ] = "auto",
-    device: Annotated[str | None, typer.Option(help="Such as cuda:1; a GPU where there is one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.", min=1)] = None,
+    *,
+    decoding: _Decoding,
+    loading: _Loading,
+    engine: _Engine,
 ) -> None:
     """Caption images; finished ones are skipped, and unreadable files are put into quarantine with the reason.
 
@@ -101,7 +126,6 @@ def caption(
     code 2 when images could not be captioned; they are listed in quarantine.jsonl.
     """
     from captune.bulk import read_inputs
-    from captune.cli.caption_output import print_captions, write_texts_next_to_images
     from captune.cli.preflight import check_named_model, extra_imports, require_extra
 
     part_number, parts = _part(part)
@@ -110,12 +134,12 @@ def caption(
         typer.echo(f"{skipped}.", err=True)
     if images.repeated:
         typer.echo(f"{images.repeated:,} images were named more than once; they are captioned once.", err=True)
-    output = _output(out, output_format)
+    output, uses_ray = _output(out, output_format), engine.engine == "ray"
     if output is not None and output.file is not None and parts > 1:
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
-    if txt and (output is not None or engine == "ray" or parts > 1 or images.archives):
+    if txt and (output is not None or uses_ray or parts > 1 or images.archives):
         raise typer.BadParameter("--txt writes next to image files: it takes no --out, tars, parquet, Ray or parts.")
-    needs_bulk = engine == "ray" or fast_decode or (output is not None and output.ending == "parquet")
+    needs_bulk = uses_ray or loading.fast_decode or (output is not None and output.ending == "parquet")
     require_extra("captune caption", "train", *(["bulk"] if needs_bulk else []))
     check_named_model(model)
     if output is not None:
@@ -128,40 +152,21 @@ def caption(
             from captune.captioner import Captioner, MiniGPT4Backend
             from captune.decoding import DecodingOptions
 
-        options = DecodingOptions(
-            max_new_tokens=max_new_tokens,
-            beams=beams,
-            length_penalty=length_penalty,
-            repetition_penalty=repetition_penalty,
-            batch_size=batch_size,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            compiled=compiled,
-        )
-        load = partial(
-            Captioner.from_pretrained,
-            model,
-            dtype=dtype,
-            device=device,
-            instruction=instruction,
-            fast_decode=fast_decode,
-            exif_rotation=exif_rotation,
-        )
+        load = partial(Captioner.from_pretrained, model, **asdict(loading))
         captioner = load()
-        if compiled and not isinstance(captioner.backend, MiniGPT4Backend):
+        if decoding.compiled and not isinstance(captioner.backend, MiniGPT4Backend):
             raise typer.BadParameter(
                 f"--compile is for MiniGPT-4; {model} decodes by transformers' generate: leave it out."
             )
+        options = DecodingOptions(**asdict(decoding))
         captions = Captions(captioner, options, workers=workers)
         if output is None:
-            rejected = write_texts_next_to_images(captions, images) if txt else print_captions(captions, images)
+            rejected = _write_texts_next_to_images(captions, images) if txt else _print_captions(captions, images)
         else:
             actor = None
-            if engine == "ray":
-                gpus = actor_gpus if actor_gpus is not None else float(torch.cuda.is_available())
-                actor = Workers(load, options, None, actors, actor_cpus, gpus, ray_address)
+            if uses_ray:
+                gpus = engine.actor_gpus if engine.actor_gpus is not None else float(torch.cuda.is_available())
+                actor = Workers(load, options, None, engine.actors, engine.actor_cpus, gpus, engine.ray_address)
             rejected = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
     raise typer.Exit(_QUARANTINED if rejected else 0)
 
@@ -188,12 +193,10 @@ class _Output:
 
 def _output(out: Path | None, output_format: str) -> _Output | None:
     """The output of --out and --format; None without --out."""
-    from captune.cli.caption_output import parts_of
-
     if out is None:
         return None
     if out.suffix in (".jsonl", ".parquet") and not out.is_dir():
-        return _Output(parts_of(out), out.suffix[1:], out)
+        return _Output(_parts_of(out), out.suffix[1:], out)
     if out.suffix.lower() in _FILE_ENDINGS and not out.is_dir():
         raise typer.BadParameter(
             f"--out {out} has the ending of a file, and captions are written as .jsonl or .parquet; a name without "
@@ -209,12 +212,11 @@ def _check_output(output: _Output, inputs: list[str], *, overwrite: bool) -> Non
         InputError: they would.
     """
     from captune.bulk import COMMAND
-    from captune.cli.caption_output import quarantine_of
     from captune.data import check_output, is_inside
     from captune.errors import InputError
 
     if output.file is not None:
-        for file in (output.file, quarantine_of(output.file)):
+        for file in (output.file, _quarantine_of(output.file)):
             check_output(file, command=COMMAND, reads=inputs, overwrite=overwrite)
     for path in inputs:
         if output.ending == "parquet" and os.path.isdir(path) and is_inside(output.path, path):
@@ -241,7 +243,6 @@ def _run_job(
 ) -> int:
     """Caption the open shards of a job; returns the number of images in quarantine."""
     from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards, run_with_ray
-    from captune.cli.caption_output import write_one_file
     from captune.data import plural
 
     captioner = captions.captioner
@@ -269,9 +270,9 @@ def _run_job(
     typer.echo(f"{summary}{skipped}; captions are in {output.folder}", err=True)
     if rejected:
         many = plural(rejected, "image")
-        typer.echo(f"{many} could not be captioned: {output.folder / 'quarantine.jsonl'} says why.", err=True)
+        typer.echo(f"{many} could not be captioned; {output.folder / 'quarantine.jsonl'} lists the reasons.", err=True)
     if output.file is not None:
-        write_one_file(output.file, job)
+        _write_one_file(output.file, job)
     return rejected
 
 
@@ -283,3 +284,83 @@ def _part(option: str | None) -> tuple[int, int]:
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise typer.BadParameter(f"--part is '{option}'; expected K/N with K from 0 to N-1, such as 0/4.")
     return int(first), int(count)
+
+
+def _print_captions(captions: Captions, inputs: Inputs) -> int:
+    """Print captions: plain text for one image, JSON Lines for several. Returns the number of failed images."""
+    from captune.bulk import as_text, caption_entries, once
+
+    alone = len(inputs.paths) == 1 and not inputs.archives
+    rejected = 0
+    for rows, bad in caption_entries(captions, once(_entries(inputs), "another archive")):
+        for row in rows:
+            line = row["caption"] if alone else json.dumps(as_text(row), ensure_ascii=False)
+            sys.stdout.buffer.write(f"{line}\n".encode())
+        sys.stdout.buffer.flush()
+        rejected += _print_reasons(bad)
+    return rejected
+
+
+def _write_texts_next_to_images(captions: Captions, inputs: Inputs) -> int:
+    """Write a text file next to each image that has none. Returns the number of failed images."""
+    from captune.bulk import Item, Progress, caption_entries, has_text, shared_texts, write_texts
+
+    waiting = {name: path for name, path in inputs.paths.items() if not has_text(path)}
+    skipped = len(inputs.paths) - len(waiting)
+    rejected = 0
+    for text, images in shared_texts(waiting.values()).items():
+        named = " and ".join(f"'{image}'" for image in images)
+        typer.echo(f"captune: the captions of {named} would be written to the same file '{text}'.", err=True)
+        waiting = {name: path for name, path in waiting.items() if path not in images}
+        rejected += len(images)
+    with caption_progress() as show:
+        progress = Progress(1, len(waiting), listener=show)
+        entries: Iterator[Entry] = (Item(name, path, Path(path)) for name, path in waiting.items())
+        for rows, bad in caption_entries(captions, entries, progress.count):
+            write_texts(rows, waiting)
+            rejected += _print_reasons(bad)
+    before = f"; {skipped:,} had a text file already" if skipped else ""
+    missing = f"; {rejected:,} could not be captioned" if rejected else ""
+    written = "1 caption was" if progress.captioned == 1 else f"{progress.captioned:,} captions were"
+    typer.echo(f"{written} written next to their images{before}{missing}.", err=True)
+    return rejected
+
+
+def _parts_of(out: Path) -> Path:
+    """The folder of the job whose rows are collected in one file; a later run with more images resumes from it."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def _quarantine_of(out: Path) -> Path:
+    """The file next to a file of captions that lists the images that could not be captioned."""
+    return out.with_name(f"{out.stem}.quarantine.jsonl")
+
+
+def _write_one_file(out: Path, job: Job) -> None:
+    """Collect the rows of a job in one file, and its quarantine in a second one."""
+    from captune.bulk import COMMAND, read_rows, write_rows
+    from captune.data import is_own_output
+
+    write_rows(out, chain.from_iterable(read_rows(path) for path in job.files()))
+    combined, quarantine = job.folder / "quarantine.jsonl", _quarantine_of(out)
+    if combined.exists():
+        write_rows(quarantine, read_rows(combined))
+    elif is_own_output(quarantine, COMMAND):
+        quarantine.unlink()
+    typer.echo(f"All captions are in {out}", err=True)
+
+
+def _entries(inputs: Inputs) -> Iterator[Entry]:
+    """All images, file by file and archive by archive."""
+    from captune.bulk import Item
+
+    for name, path in inputs.paths.items():
+        yield Item(name, path, Path(path))
+    for archive in inputs.archives:
+        yield from archive.items()
+
+
+def _print_reasons(bad: list[Row]) -> int:
+    for row in bad:
+        typer.echo(f"captune: {row['reason']}", err=True)
+    return len(bad)

@@ -16,15 +16,10 @@ from captune.cli.prepare_common import Callbacks, Check, ProblemsFile, counts_in
 if TYPE_CHECKING:
     from captune.data import Summary, TargetFlaw
 
-__all__ = ["check", "register"]
+__all__ = ["check"]
 
 _BARS = 12  # rows of the histogram, about
 _BAR_WIDTH = 40  # characters of the longest bar
-
-
-def register(program: typer.Typer) -> None:
-    """Add the command to the program."""
-    program.command("check")(check)
 
 
 def check(
@@ -41,7 +36,7 @@ def check(
     ] = None,
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="Another manifest, or this one again: look for its images that are no training images here."),
+        typer.Option(help="Another manifest, or this one again: search for its images among the training images."),
     ] = None,
     allow_leaks: Annotated[
         bool, typer.Option("--allow-leaks", help="Leaked images do not make it exit with 2.")
@@ -92,7 +87,7 @@ def check(
 def _compare(
     manifest: Path, other: Path, train_splits: tuple[str, ...], summary: Summary, callbacks: Callbacks
 ) -> dict[str, object]:
-    """Look for leaks; each one is a problem of the summary."""
+    """Search for leaks; each one is added to the problems of the summary."""
     from captune.data import plural
     from captune.data.leaks import compare_manifests, leak_issues
 
@@ -132,7 +127,7 @@ def histogram(words: Counter[int]) -> list[str]:
 
 
 def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
-    """A function that says why a model cannot be trained on a caption."""
+    """A function that returns why a model cannot be trained on a caption."""
     from captune.cli.preflight import extra_imports, require_extra
     from captune.hub import require_available, resolve_model
 

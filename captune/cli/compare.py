@@ -17,14 +17,9 @@ from captune.errors import MetricInputError
 if TYPE_CHECKING:
     from captune.metrics import Comparison, Predictions, References, Scores
 
-__all__ = ["compare", "register"]
+__all__ = ["compare"]
 
 LEVELS = ((0.01, "**"), (0.05, "*"))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("compare")(compare)
 
 
 @with_shared_options
@@ -112,7 +107,7 @@ def _score_all(
 def _common(
     references: References, predictions: list[Predictions], warnings: list[str]
 ) -> tuple[References, list[Predictions]]:
-    """Keep the images that have references and a caption of every system, and say how many are left out."""
+    """Keep the images that have references and a caption of every system, and warn about the number of others."""
     from captune.metrics import near_miss
 
     described = {image: captions for image, captions in references.captions.items() if captions}
@@ -149,7 +144,7 @@ def _test_all(
 
 
 def _mark(bootstrap: Comparison, randomization: Comparison) -> str:
-    """Stars for a difference that both tests find and whose interval leaves out 0."""
+    """Stars for a difference that both tests find significant and whose interval does not contain 0."""
     if bootstrap.low <= 0 <= bootstrap.high:
         return ""
     larger = max(bootstrap.p_value, randomization.p_value)

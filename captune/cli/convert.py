@@ -11,7 +11,7 @@ import typer
 from captune.errors import InputError
 from captune.parsing import load_json
 
-__all__ = ["convert", "register"]
+__all__ = ["convert"]
 
 
 class Arch(StrEnum):
@@ -28,11 +28,6 @@ class NumberFormat(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("convert")(convert)
 
 
 def convert(
@@ -54,7 +49,7 @@ def convert(
         typer.Option(help="pretrained_minigpt4_7b.pth, or another one; without it a new projection is made."),
     ] = None,
     dtype: Annotated[
-        NumberFormat, typer.Option(help="Of the weights; auto keeps that of each file.")
+        NumberFormat, typer.Option(help="Number format of the weights; auto keeps that of each file.")
     ] = NumberFormat.AUTO,
     vision_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the vision tower.")] = 16,
     qformer_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the Q-Former.")] = 12,

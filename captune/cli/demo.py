@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,15 +11,10 @@ if TYPE_CHECKING:
     from captune.config import RunConfig
     from captune.report import RunScores
 
-__all__ = ["demo", "demo_config", "register"]
+__all__ = ["demo", "demo_config"]
 
 SHOWN = 3
 """Images whose captions are printed at the end."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("demo")(demo)
 
 
 def demo(
@@ -42,12 +36,12 @@ def demo(
     _headline("1. Data: drawn scenes laid out as Flickr30k")
     written = write_flickr30k(data, seed=seed)
     counts = ", ".join(f"{split} {count:,}" for split, count in written.counts.items())
-    _say(f"{'Reusing' if written.reused else 'Drew'} the scenes in {data}: {counts}.")
+    typer.echo(f"{'Reusing' if written.reused else 'Drew'} the scenes in {data}: {counts}.", err=True)
 
     manifest = data / "manifest.jsonl"
     _headline("2. captune prepare flickr30k")
     if written.reused and manifest.is_file():
-        _say(f"Reusing the manifest {manifest}.")
+        typer.echo(f"Reusing the manifest {manifest}.", err=True)
     else:
         flickr30k(written.annotations, manifest, written.images)
 
@@ -99,8 +93,4 @@ def _print_files(config: RunConfig) -> None:
 
 
 def _headline(text: str) -> None:
-    _say(f"\n== {text}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    typer.echo(f"\n== {text}", err=True)

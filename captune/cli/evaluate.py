@@ -15,7 +15,6 @@ __all__ = [
     "ModelsRequest",
     "RobustnessOptions",
     "evaluate",
-    "register",
     "run_evaluation",
     "run_matrix",
     "run_models",
@@ -23,11 +22,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from captune.config import RunConfig
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("evaluate")(evaluate)
 
 
 def evaluate(
@@ -207,8 +201,8 @@ def _written_to(
     folder = out or evaluation_folder(settings, original, checkpoints)
     if out is None and folder != original.output:
         typer.echo(
-            f"The scores in {original.output} are of the run's data, settings and checkpoints, and stay; this one "
-            f"is written to {folder}. Choose another folder with --out.",
+            f"The scores in {original.output} are of the run's data, settings and checkpoints, and are kept; the new "
+            f"ones are written to {folder}. Choose another folder with --out.",
             err=True,
         )
     return settings.model_copy(update={"output": folder})
@@ -290,8 +284,8 @@ def run_models(request: ModelsRequest) -> None:
     check_run(config, trains=False)
     for model in request.models:
         check_named_model(model)
-    asks = any(setting.startswith("model.instruction=") for setting in request.settings)
-    instruction = config.model.instruction if asks else request.instruction
+    is_set = any(setting.startswith("model.instruction=") for setting in request.settings)
+    instruction = config.model.instruction if is_set else request.instruction
     with extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_models
     with show_progress() as listener:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from captune.data import Sample
     from captune.explain import Explanation, FedToken
 
-__all__ = ["explain", "register"]
+__all__ = ["explain"]
 
 STYLES = {
     "ok": "green",
@@ -29,20 +29,15 @@ STYLES = {
 GAP = "   "
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("explain")(explain)
-
-
 def explain(
     config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
     ] = None,
     image: Annotated[str | None, typer.Option(help="Id of the image; by default the first that is trained on.")] = None,
-    caption: Annotated[int, typer.Option(help="Which of its captions, from 0.", min=0)] = 0,
+    caption: Annotated[int, typer.Option(help="Index of its caption, from 0.", min=0)] = 0,
     text: Annotated[
-        str | None, typer.Option(help="A caption of your own, instead of one of the data.", show_default=False)
+        str | None, typer.Option(help="Your caption, instead of one of the data.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
@@ -108,7 +103,7 @@ def _print_json(explanation: Explanation) -> None:
 
     def entry(index: int, token: FedToken) -> dict[str, Any]:
         piece = None if token.slot is not None else piece_text(explanation.tokenizer, token.id)
-        named = {"place": index, "position": token.position, "id": token.id, "piece": piece, "image_token": token.slot}
+        named = {"index": index, "position": token.position, "id": token.id, "piece": piece, "image_token": token.slot}
         return named
 
     answer = {
@@ -116,7 +111,7 @@ def _print_json(explanation: Explanation) -> None:
         "caption": explanation.caption,
         "stop_symbol": explanation.stop_symbol,
         "training": [
-            {**entry(index, token), "learnt": index >= first_target}
+            {**entry(index, token), "target": index >= first_target}
             for index, token in enumerate(_sequence(explanation))
         ],
         "generation": [entry(index, token) for index, token in enumerate(explanation.prompt)],
@@ -143,7 +138,7 @@ def _lines(explanation: Explanation) -> Iterator[Text]:
     yield Text()
     yield from _table(explanation)
     yield Text()
-    yield Text("marks: ! differs from generation, > is learnt")
+    yield Text("marks: ! differs from generation, > is a training target")
     yield Text()
     width = max(len(check.name) for check in explanation.checks)
     for check in explanation.checks:
@@ -165,7 +160,7 @@ def _table(explanation: Explanation) -> Iterator[Text]:
     trained, generated = _sequence(explanation), explanation.prompt
     first_target = len(explanation.taught.prompt)
     rows = list(_rows(explanation, trained, generated, first_target))
-    heading = ("place", "training", "", "generation", "image")
+    heading = ("index", "training", "", "generation", "image")
     widths = [max(cell_len(cells[column]) for cells in [heading, *rows]) for column in range(3)]
     for number, cells in enumerate([heading, *rows]):
         padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells[:3], widths, strict=True)]

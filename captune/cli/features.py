@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["features", "register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("features")(features)
+__all__ = ["features"]
 
 
 def features(

@@ -11,18 +11,13 @@ import typer
 
 from captune.cli.progress import download_progress
 
-__all__ = ["fetch", "register"]
+__all__ = ["fetch"]
 
 
 class What(StrEnum):
     """Things that can be fetched."""
 
     SPICE = "spice"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("fetch")(fetch)
 
 
 def fetch(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from captune.model import MemoryEstimate
     from captune.training import Measured, Plan, Planner, Proposal
 
-__all__ = ["card_bytes", "plan", "register"]
+__all__ = ["card_bytes", "plan"]
 
 UNITS = {
     "": 10**9,
@@ -30,27 +30,24 @@ UNITS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("plan")(plan)
-
-
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Memory of a card, such as 24GB; by default that of the card found here.")
+        str | None, typer.Option(help="Memory of a card, such as 24GB; by default that of this machine's card.")
     ] = None,
     processes: Annotated[int, typer.Option(help="Processes that share each step.", min=1)] = 1,
     caption_tokens: Annotated[
-        int | None, typer.Option(help="Length of the longest captions, instead of the data's own.", min=1)
+        int | None, typer.Option(help="Length of the longest captions, instead of those in the data.", min=1)
     ] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Run two steps and a generation, and count.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run two steps and a generation, and measure the memory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Predict the memory of training and of generation; of the model its configuration is read, and no weights.
+    """Predict the memory of training and generation from the configuration of the model, without its weights.
 
     Exit code 1 when it does not fit the card.
     """
@@ -69,7 +66,7 @@ def plan(
     here = default_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
-    # A probe counts what happens here; a size alone stands for a GPU.
+    # A probe runs on this device; --gpu without a probe means a GPU.
     device = here if probe or limit is None else torch.device("cuda")
     model_config, processor = load_config_and_processor(settings.model)
     planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
@@ -141,14 +138,14 @@ def _print(
     from captune.model import compute_dtype
 
     dtype = str(compute_dtype(settings.model.dtype, device)).removeprefix("torch.")
-    kind = "a GPU" if device.type == "cuda" else "this machine's processor, for no GPU was found or given with --gpu"
+    kind = "a GPU" if device.type == "cuda" else "this machine's processor (no GPU was detected or set with --gpu)"
     print(f"{settings.model.path} in {dtype} on {kind}")
     if settings.train.sharding == "fsdp":
         several = planner.processes > 1
         print(
             f"layers divided among {planner.processes} processes" if several else "not divided: one process is planned"
         )
-    longest = "of the data" if planner.from_data else f"made up, for there is no {settings.data.train} yet"
+    longest = "of the data" if planner.from_data else f"synthetic, since {settings.data.train} does not exist yet"
     for estimate, batch in (
         (predicted.training, f"{len(planner.micro_batch(settings))} samples at once, the longest {longest}"),
         (predicted.generation, f"{settings.evaluate.batch_size} images at once"),
@@ -157,7 +154,7 @@ def _print(
         width = max(len(part.name) for part in estimate.parts)
         for part in estimate.parts:
             print(f"  {part.name:<{width}}  {_size(part.bytes):>9}   {part.why}")
-        print(f"  {'together':<{width}}  {_size(estimate.total):>9}")
+        print(f"  {'total':<{width}}  {_size(estimate.total):>9}")
     print(f"\n{_verdict(planner, predicted, limit, proposal)}")
     if measured:
         rows = [[entry.name, _size(entry.predicted), _size(entry.measured), f"{entry.ratio:.3f}"] for entry in measured]
@@ -177,7 +174,7 @@ def _verdict(planner: Planner, predicted: Plan, limit: int | None, proposal: Pro
         return f"{sentence} Even with the smallest batches it takes {least}; use a larger card or a smaller model."
     changed = proposal.plan
     return (
-        f"{sentence} It does with {' '.join(proposal.overrides)}: training {_size(changed.training.total)}, "
+        f"{sentence} It fits with {' '.join(proposal.overrides)}: training {_size(changed.training.total)}, "
         f"generation {_size(changed.generation.total)}."
     )
 

@@ -154,10 +154,7 @@ def check_output_folder(folder: Path) -> None:
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise ConfigError(
-            f"The output folder {folder} cannot be made: {existing} is a file, and a folder is needed there; give "
-            "another name."
-        )
+        raise ConfigError(f"The output folder {folder} cannot be created: {existing} is a file; give another name.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"The output folder {folder} cannot be written: {existing} is read-only; give another one.")
     try:

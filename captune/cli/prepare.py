@@ -24,22 +24,13 @@ from captune.cli.shared_options import with_shared_options
 if TYPE_CHECKING:
     from captune.data import Issue, Row
 
-__all__ = ["app", "register"]
+__all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: captune prepare flickr30k flickr30k/flickr_annotations_30k.csv --out flickr30k/manifest.jsonl",
 )
-
-
-def register(program: typer.Typer) -> None:
-    """Add the commands to the program; those for one's own data come last."""
-    app.command("table", short_help="CSV, TSV, JSON or parquet with named columns, or conversations.")(table)
-    app.command("folder", short_help="Images with a .txt of the same name next to each.")(folder)
-    app.command("hf", short_help="A Hugging Face data set, from a folder or the hub.")(hf)
-    app.command("webdataset", short_help="Tars with an image and its captions under one key.")(webdataset)
-    program.add_typer(app, name="prepare")
 
 
 @app.callback()
@@ -253,3 +244,9 @@ def chinese(
         images=images,
         split_origin=split_origin,
     )
+
+
+app.command("table", short_help="CSV, TSV, JSON or parquet with named columns, or conversations.")(table)
+app.command("folder", short_help="Images with a .txt of the same name next to each.")(folder)
+app.command("hf", short_help="A Hugging Face data set, from a folder or the hub.")(hf)
+app.command("webdataset", short_help="Tars with an image and its captions under one key.")(webdataset)

@@ -1,4 +1,4 @@
-"""What every `captune prepare` command does: find the files, run the import, print the summary."""
+"""The steps of every `captune prepare` command: find the files, run the import, print the summary."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Source(HasShare, Protocol):
 
 Check = Annotated[
     Literal["none", "exist", "decode"],
-    typer.Option("--check-images", help="Look at no image, see whether each is there, or decode each fully."),
+    typer.Option("--check-images", help="Open no image, check that each file exists, or decode each completely."),
 ]
 ProblemsFile = Annotated[
     Path | None,
-    typer.Option("--problems", help="Also write every problem to this file, JSON Lines.", show_default=False),
+    typer.Option("--problems", help="Also write every problem to this file, as JSON Lines.", show_default=False),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if anything is wrong.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 2 if there is any problem.")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,7 @@ def with_progress(title: str, reading: HasShare, problems: Path | None, command:
             else:
                 yield Callbacks(update, update, on_issue)
         except KeyboardInterrupt as error:
-            raise typer.Abort from error  # typer ends on a KeyboardInterrupt without a word
+            raise typer.Abort from error  # on a KeyboardInterrupt, typer exits without a message
 
 
 @contextlib.contextmanager

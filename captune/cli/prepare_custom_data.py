@@ -1,4 +1,4 @@
-"""`captune prepare` for data of one's own: tables, a folder, Hugging Face data sets, webdataset tars."""
+"""`captune prepare` for your data: tables, a folder, Hugging Face data sets, webdataset tars."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 Images = Annotated[
     Path | None,
-    typer.Option(help="Folder of the image files; by default looked for next to SOURCE.", show_default=False),
+    typer.Option(help="Folder of the image files; by default searched next to SOURCE.", show_default=False),
 ]
 Splits = Annotated[
     Path | None,
@@ -42,13 +42,11 @@ Splits = Annotated[
 SplitOrShares = Annotated[
     str, typer.Option("--split", help="Split of all images, or shares to divide them: train=0.9,val=0.05,test=0.05.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the division into shares; another seed divides otherwise.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the division into shares.")]
 
 
 ImageColumn = Annotated[str, typer.Option(help="Column of the image: a file name, or the image itself.")]
-CaptionColumn = Annotated[
-    list[str], typer.Option(help="Column of a caption, or of a list of captions; may be given again.")
-]
+CaptionColumn = Annotated[list[str], typer.Option(help="Column of a caption, or of a list of captions; repeatable.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column of the id; by default the file name.", show_default=False)]
 Target = Annotated[
     Path | None,
@@ -71,9 +69,7 @@ def table(
     seed: Seed = 0,
     quoting: Annotated[
         Literal["csv", "none"] | None,
-        typer.Option(
-            help="Quotation marks around cells belong to the format, or are text.", show_default="csv, none in TSV"
-        ),
+        typer.Option(help="csv: quotation marks delimit cells; none: they are text.", show_default="csv, none in TSV"),
     ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="Encoding of the text, such as cp1252 or gb18030.", show_default="UTF-8")
@@ -85,8 +81,8 @@ def table(
     """A table with a caption or an image a row; rows of the same image are grouped.
 
     JSON may be JSON Lines, an array of objects or an object that holds one; objects may be conversations as LLaVA,
-    ShareGPT and ms-swift have them. What divides the columns of a CSV, and its encoding, are seen in it and noted.
-    Images are looked for in images next to SOURCE, or next to it. Images inside a parquet file are written
+    ShareGPT and ms-swift have them. The delimiter and the encoding of a CSV are detected and noted.
+    Images are searched in the folder images next to SOURCE, or next to SOURCE. Images inside a parquet file are written
     into the folder of --images, by default one next to the manifest.
     """
     from captune.data import InlineImages, SourceFile
@@ -129,13 +125,15 @@ def hf(
     caption_column: CaptionColumn = ["caption"],  # noqa: B006
     id_column: IdColumn = None,
     split_column: Annotated[
-        str | None, typer.Option(help="Column of the split; by default the data set's own.", show_default=False)
+        str | None, typer.Option(help="Column of the split; by default that of the data set.", show_default=False)
     ] = None,
-    configuration: Annotated[str | None, typer.Option(help="Which of its configurations.", show_default=False)] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="Configuration of the data set.", show_default=False)
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
-            help="Read only this one of its splits, or divide all images: train=0.9,val=0.05,test=0.05.",
+            help="Read only this split, or divide all images: train=0.9,val=0.05,test=0.05.",
             show_default=False,
         ),
     ] = None,
@@ -188,7 +186,7 @@ def webdataset(
 
 @contextmanager
 def _announced(skipped: SkippedFiles, what: str = "file") -> Iterator[None]:
-    """Say on stderr what was not read, also where the import fails."""
+    """Print what was not read on stderr, also if the import fails."""
     try:
         yield
     finally:
@@ -230,7 +228,7 @@ def _target(out: Path, images: Path | None) -> Path:
     from captune.errors import DataError
 
     if images is None and is_stream(out):
-        raise DataError("the images are to be written into a folder; name it with --images.")
+        raise DataError("the images are written into a folder; name it with --images.")
     return images or out.parent / f"{out.stem}-images"
 
 

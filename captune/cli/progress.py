@@ -167,7 +167,7 @@ class _Display:
         if name == "features":
             self._advance(f"Encoding {event['what']}", event["done"], event["count"])
         elif name == "leaks":
-            self._advance("Looking for leaks", event["done"], event["count"])
+            self._advance("Searching for leaks", event["done"], event["count"])
         elif name == "captions":
             self._advance(f"Captioning, {event.get('what') or _checkpoint(event)}", event["done"], event["count"])
         elif name == "cell":
@@ -180,7 +180,7 @@ class _Display:
             self._advance(f"Training, epoch {event['epoch']}", event["step"] + 1, event["steps"], figures)
         elif name == "run":
             if event["step"]:
-                self._say(f"Going on after step {event['step']:,}.")
+                self._say(f"Resuming after step {event['step']:,}.")
             self._say(
                 f"Training {event['model']} on {event['images']:,} images: {event['captions']:,} captions an epoch, "
                 f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."
@@ -201,7 +201,7 @@ class _Display:
         elif name == "sharded":
             self._say(
                 f"The language model's layers are sharded (train.sharding): each of {event['processes']} processes "
-                f"holds {event['held'] / 1e9:.2f} of {event['whole'] / 1e9:.2f} GB."
+                f"holds {event['held'] / 1e9:.2f} of {event['total'] / 1e9:.2f} GB."
             )
         elif name == "evaluation":
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
@@ -210,8 +210,8 @@ class _Display:
                 self._say(f"Every image with every caption, refreshed after each epoch: {event['page']}")
         elif name == "replaced":
             self._say(
-                f"What was in {event['folder']} was moved to {event['moved_to']}; remove that folder when you do not "
-                "need it anymore."
+                f"The previous content of {event['folder']} was moved to {event['moved_to']}; remove that folder when "
+                "you do not need it."
             )
         elif name == "reused":
             self._say(f"Reusing the finished run in {event['folder']}: same configuration, same data.")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captune.cli.shared_options import with_shared_options
 from captune.common import one_line, text_table
 from captune.errors import InputError
 
 if TYPE_CHECKING:
     from captune.apps.rating import Results, Store
 
-__all__ = ["rate", "register"]
+__all__ = ["rate"]
 
 FOLDER = "rating"
 """Name of a study's folder in a run."""
@@ -24,11 +26,41 @@ FOLDER = "rating"
 DESIGNS = ("pairwise", "rubric", "both")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("rate")(rate)
+@dataclass(frozen=True)
+class _StudyOptions:
+    """Fields of `captune.apps.rating.StudyOptions`; None and False are not set."""
+
+    design: Annotated[str | None, typer.Option(help="pairwise, rubric or both.", show_default="both")] = None
+    images: Annotated[int | None, typer.Option(help="Images sampled.", show_default="40")] = None
+    judgements: Annotated[
+        int | None, typer.Option(help="People who judge each caption or pair.", show_default="3, or all raters")
+    ] = None
+    pairs_per_image: Annotated[
+        int | None, typer.Option(help="Comparisons of an image.", show_default="every pair of systems")
+    ] = None
+    attention: Annotated[
+        float | None, typer.Option(help="Attention checks, as a share of the tasks.", show_default="0.05")
+    ] = None
+    repeats: Annotated[
+        float | None, typer.Option(help="Repeated tasks, as a share of the tasks.", show_default="0.1")
+    ] = None
+    as_written: Annotated[
+        bool, typer.Option("--as-written", help="Do not normalize capitals, spaces and full stops.")
+    ] = False
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.", min=0, show_default="42")] = None
+
+    def that_are_set(self) -> dict[str, Any]:
+        """The options that are set.
+
+        Raises:
+            InputError: there is no such design.
+        """
+        if self.design is not None and self.design not in DESIGNS:
+            raise InputError(f"--design is {self.design!r}, expected one of: {', '.join(DESIGNS)}.")
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
+@with_shared_options
 def rate(
     sources: Annotated[
         list[Path],
@@ -46,7 +78,7 @@ def rate(
     ] = False,
     links: Annotated[bool, typer.Option("--links", help="Print the raters' links and stop.")] = False,
     systems: Annotated[
-        str | None, typer.Option(help="Which to compare, with commas.", show_default="the first and the last")
+        str | None, typer.Option(help="Systems to compare, comma-separated.", show_default="the first and the last")
     ] = None,
     human: Annotated[bool, typer.Option(help="Add one reference caption of each image as a control.")] = True,
     references: Annotated[
@@ -55,29 +87,11 @@ def rate(
     pictures: Annotated[
         Path | None, typer.Option(help="Manifest or folder of the images.", show_default="those of the run")
     ] = None,
-    design: Annotated[str | None, typer.Option(help="pairwise, rubric or both.", show_default="both")] = None,
-    images: Annotated[int | None, typer.Option(help="Images sampled.", show_default="40")] = None,
     raters: Annotated[int | None, typer.Option(help="People with a link.", show_default="3")] = None,
     rater: Annotated[
         list[str] | None, typer.Option(help="Name of a rater; repeatable. Raters never see it.", show_default=False)
     ] = None,
-    judgements: Annotated[
-        int | None, typer.Option(help="People who judge each caption or pair.", show_default="3, or all raters")
-    ] = None,
-    pairs_per_image: Annotated[
-        int | None, typer.Option(help="Comparisons of an image.", show_default="every pair of systems")
-    ] = None,
-    attention: Annotated[
-        float | None, typer.Option(help="Attention checks, as a share of the tasks.", show_default="0.05")
-    ] = None,
-    repeats: Annotated[
-        float | None, typer.Option(help="Repeated tasks, as a share of the tasks.", show_default="0.1")
-    ] = None,
-    as_written: Annotated[
-        bool, typer.Option("--as-written", help="Do not unify capitals, spaces and full stops.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.", min=0, show_default="42")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
     url: Annotated[
         str | None, typer.Option(help="Beginning of the links behind a proxy.", show_default="the address")
@@ -90,8 +104,10 @@ def rate(
         typer.Option(help="With --results: also write results.json and answers.csv here.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results or links as one JSON object.")] = False,
+    *,
+    study_options: _StudyOptions,
 ) -> None:
-    """Have people judge captions blindly: make a study, serve it to raters, and compute what they results.
+    """Have people judge captions blindly: make a study, serve it to raters, and compute the results.
 
     The first call makes the study and prints a personal link for each rater; the same call later resumes it.
     """
@@ -100,27 +116,15 @@ def rate(
     with extra_imports("captune rate", "serve"):
         from captune.apps import answered_hosts, base_url
         from captune.apps.rating import DATABASE, Store
-    options = {
-        "design": design,
-        "images": images,
-        "judgements": judgements,
-        "pairs_per_image": pairs_per_image,
-        "attention": attention,
-        "repeats": repeats,
-        "seed": seed,
-        "as_written": as_written or None,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
+    options = study_options.that_are_set()
     if url is not None and not url.startswith(("http://", "https://")):
-        raise InputError(f"--url is {url!r}, expected what links begin with, such as https://study.example.")
-    if design is not None and design not in DESIGNS:
-        raise InputError(f"--design is {design!r}, expected one of: {', '.join(DESIGNS)}.")
+        raise InputError(f"--url is {url!r}, expected the beginning of the links, such as https://study.example.")
     is_study = len(sources) == 1 and (sources[0] / DATABASE).is_file()
     folder = sources[0] if is_study else study or _study_of(sources)
     if (folder / DATABASE).is_file():
         store = Store(folder)
     elif results or links:
-        raise InputError(f"{folder} holds no study yet; make one first with captune rate {sources[0]}.")
+        raise InputError(f"{folder} holds no study yet; create one first with captune rate {sources[0]}.")
     else:
         names = [name.strip() for name in systems.split(",")] if systems else None
         store = _make(folder, sources, references, pictures, names, human, options, raters, rater or [])
@@ -163,22 +167,21 @@ def _make(
     study_options = StudyOptions(**{"judgements": min(3, people), **options, "raters": people})
     items = choose_systems(read_study_items(sources, references=references, pictures=pictures), systems)
     for sentence in items.left_out():
-        _say(f"captune: warning: {sentence}")
+        typer.echo(f"captune: warning: {sentence}", err=True)
     if human:
         items = with_human(items, study_options.seed)
     store = create_study(folder, items, study_options, names)
     screens = [len(store.trials(rater.number)) for rater in store.raters()]
-    _say(
+    typer.echo(
         f"Made a study in {folder}: {', '.join(store.setting('systems'))}; {len(store.images())} images, "
-        f"{len(screens)} raters with {min(screens)} to {max(screens)} screens each."
+        f"{len(screens)} raters with {min(screens)} to {max(screens)} screens each.",
+        err=True,
     )
     return store
 
 
 def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: int | None, names: list[str]) -> None:
     """Resume a study; the options must be those of its creation, except for more raters."""
-    from dataclasses import asdict
-
     from captune.apps.rating import add_raters
 
     stored = asdict(store.options)
@@ -195,7 +198,7 @@ def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: 
     total = raters if raters is not None else len(known) + len(new)
     if total != len(known) or new:
         add_raters(store, total, new)
-        _say(f"The study has {len(store.raters())} raters now.")
+        typer.echo(f"The study has {len(store.raters())} raters now.", err=True)
 
 
 def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
@@ -216,18 +219,21 @@ def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: boo
     base = (url or base_url(host, listener.getsockname()[1])).rstrip("/")
     local_only = is_local(host) and url is None
     if not local_only:
-        _say(
+        typer.echo(
             f"Listening on {host}: whoever reaches this machine can open the pages. Links and the results key are "
-            "sent unencrypted unless a proxy adds HTTPS."
+            "sent unencrypted unless a proxy adds HTTPS.",
+            err=True,
         )
     else:
-        _say("Listening on this machine only; --host 0.0.0.0 lets raters on other machines in.")
+        typer.echo("Listening on this machine only; --host 0.0.0.0 accepts raters on other machines.", err=True)
     _print_links(store, base, as_json=as_json)
-    _say(f"Results: {base}/results?key={store.results_key}\nStop with Ctrl-C; every answer is saved at once.")
+    typer.echo(
+        f"Results: {base}/results?key={store.results_key}\nStop with Ctrl-C; every answer is saved at once.", err=True
+    )
     try:
         run_server(rating_application(store, hosts=hosts, site=url), listener)
     except KeyboardInterrupt:
-        _say("Stopped. The same command resumes the study.")
+        typer.echo("Stopped. The same command resumes the study.", err=True)
 
 
 def _print_links(store: Store, base: str, *, as_json: bool) -> None:
@@ -263,13 +269,13 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
             rows = rated_rows(store, run)
         except InputError as error:
             # The results of the study alone were requested, and are printed.
-            _say(f"Nothing was written into {run}: {error}")
+            typer.echo(f"Nothing was written into {run}: {error}", err=True)
             rows = []
         if rows:
             with folder_lock(run, "captune rate"):
                 files += _write_into_run(run, computed.to_dict() | {"captions": captions_hashes(rows)})
     for file in files:
-        _say(str(file))
+        typer.echo(str(file), err=True)
 
 
 def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
@@ -284,10 +290,6 @@ def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
     return [run / "rating.json", write_page(run)]
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 SHOWN_TARGETS = ("overall", "preference")
 """Judgements whose correlations with metrics are printed."""
 
@@ -299,7 +301,7 @@ def _print_results(results: Results) -> None:
         print(f"Left out for their attention checks: {', '.join(map(one_line, results.left_out))}.")
     _section(
         "Raters",
-        ("rater", "answered", "attention", "same choice", "points apart", "ties", "first chosen", "seconds"),
+        ("rater", "answered", "attention", "same choice", "mean difference", "ties", "first chosen", "seconds"),
         [
             (
                 one_line(rater.name),

@@ -16,12 +16,7 @@ from captune.errors import InputError
 if TYPE_CHECKING:
     from captune.report import RunScores
 
-__all__ = ["print_report", "register", "report"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("report")(report)
+__all__ = ["print_report", "report"]
 
 
 def report(

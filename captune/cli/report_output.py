@@ -52,7 +52,7 @@ def print_report(run: RunScores, analysis: Analysis, *, intervals: bool = False)
 def print_examples(run: RunScores, *, intervals: bool = False) -> None:
     """Print table, sparklines and the captions that improved and regressed most."""
     _print_table(run, intervals=intervals)
-    _print_heading("Course")
+    _print_heading("Scores over training")
     _print_lines(f"  {line}" for line in sparklines(run))
     for heading, lines in examples(run):
         _print_heading(heading)
@@ -78,7 +78,7 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
         for name, cells in zip(names, rows, strict=True):
             matrix.add_row(Text(name), *map(Text, cells))
         _print_unclipped(matrix)
-    _print_heading("Images that tell the runs apart (CIDEr)")
+    _print_heading("Images on which the runs differ most (CIDEr)")
     _print_lines(f"  {line}" for line in telling_lines(comparison))
 
 
@@ -175,7 +175,7 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
             name.append(f" {marks[row.leak]}", style="bold red")
         values = []
         for cell in line:
-            # Marks have a width of their own, so that the decimal points of a column stay below each other.
+            # Marks have a fixed width, so that the decimal points of a column are aligned.
             value = Text(cell.value, style="bold" if cell.best else "")
             value.append(f"{'*' if cell.best else ' '}{daggers(cell):<{marks_width}}")
             if intervals and cell.interval:

@@ -17,12 +17,7 @@ from captune.metrics import iter_columns
 if TYPE_CHECKING:
     from captune.metrics import Interval, Scores
 
-__all__ = ["register", "score"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("score")(score)
+__all__ = ["score"]
 
 
 @with_shared_options
@@ -147,7 +142,9 @@ def _shown(scores: Scores, extras: dict[str, dict[str, Any]], metric: str | None
     for name, value in numbers.items():
         if name.lower() == metric.lower():
             return {name: float("nan") if value is None else value}
-    raise MetricInputError(f"'{metric}' was not computed; 'novel' needs --training, 'unfinished' a file that tells it.")
+    raise MetricInputError(
+        f"'{metric}' was not computed; 'novel' needs --training, 'unfinished' needs predictions that record it."
+    )
 
 
 def _table(

@@ -102,7 +102,7 @@ def load_system(references: References, predictions: Predictions, name: str, run
     """Match the captions of one system with the references, and collect warnings.
 
     Raises:
-        MetricInputError: they do not belong together.
+        MetricInputError: their images differ.
     """
     from captune.metrics import align, caption_warnings, language_warning
 
@@ -119,7 +119,7 @@ def load_system(references: References, predictions: Predictions, name: str, run
                 break
     else:
         english = [METRICS[name].names()[0] for name in run.metrics if METRICS[name].english_only]
-        warnings += [f"{metric} knows English only, whatever --tokenize says." for metric in english]
+        warnings += [f"{metric} supports English only; --tokenize does not apply to it." for metric in english]
     finished = {image: predictions.finished[image] for image in aligned.predictions if image in predictions.finished}
     files = {image: references.images[image] for image in aligned.predictions if image in references.images}
     file_names = {

@@ -22,11 +22,11 @@ ReferencesFile = Annotated[
         "--references",
         "-r",
         help="coco-caption annotations, captune manifest, JSON Lines, Karpathy's JSON, {id: captions}, CSV, or lines "
-        "of text (given again for further references); may be .gz.",
+        "of text (repeatable); may be .gz.",
         show_default=False,
     ),
 ]
-_METRICS_HELP = f"Comma-separated, out of {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
+_METRICS_HELP = f"Comma-separated names from {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SharedOptions:
     metrics: Annotated[str, typer.Option(help=_METRICS_HELP)] = "bleu,cider,rouge-l"
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False
     form: Annotated[Literal["text", "latex", "markdown"], typer.Option("--format", help="Form of the table.")] = "text"
-    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the point.")] = 4
+    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the decimal point.")] = 4
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None
     split: Annotated[str | None, typer.Option(help="Score this split of the references.", show_default=False)] = None
     tokenize: Annotated[
@@ -48,9 +48,9 @@ class SharedOptions:
         typer.Option(help="'coco-caption' tokenizes all captions in one pass, as the Java tool does."),
     ] = "caption"
     subset: Annotated[
-        bool, typer.Option("--subset", help="Score only images that have both; else a gap is an error.")
+        bool, typer.Option("--subset", help="Score only images that have both; otherwise a missing one is an error.")
     ] = False
-    jobs: Annotated[int, typer.Option(min=1, help="Most processes that work; few captions need one only.")] = 1
+    jobs: Annotated[int, typer.Option(min=1, help="Maximum number of processes; few captions use only one.")] = 1
     data: Annotated[str | None, typer.Option(help="Name of the data, for the signature.", show_default=False)] = None
     prompt: Annotated[
         str | None, typer.Option(help="The prompt; its hash goes into the signature.", show_default=False)
@@ -84,7 +84,7 @@ class SharedOptions:
         float | None,
         typer.Option(
             min=0.001,
-            help="Seconds before Java counts as hung: METEOR without an answer, or SPICE in total.",
+            help="Timeout of Java in seconds: for one answer of METEOR, or all of SPICE.",
             show_default="300 for METEOR, 3600 for SPICE",
         ),
     ] = None
@@ -98,7 +98,7 @@ class SharedOptions:
     ] = None
     spice_cache: Annotated[
         Path | None,
-        typer.Option(help="Folder where SPICE keeps parsed captions for the next time.", show_default=False),
+        typer.Option(help="Folder where SPICE caches parsed captions.", show_default=False),
     ] = None
 
     def scoring_options(self) -> ScoringOptions:
@@ -122,7 +122,7 @@ def metric_names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(aliases.get(name, name) for name in lower))
     check_metrics(names, REPORTED)
     if not names:
-        raise MetricInputError(f"--metrics names nothing; choose out of {', '.join((*BUILT_IN, *REPORTED))}.")
+        raise MetricInputError(f"--metrics is empty; choose from {', '.join((*BUILT_IN, *REPORTED))}.")
     return names
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +9,10 @@ import typer
 
 from captune.errors import InputError
 
-__all__ = ["register", "run_server_of", "serve"]
+__all__ = ["serve"]
 
 EXAMPLES = 6
 """Number of example images on the page."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("serve")(serve)
 
 
 def serve(
@@ -29,7 +23,7 @@ def serve(
             "any image-text-to-text model of transformers, a hub id, or toy."
         ),
     ] = "toy",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     url: Annotated[
         str | None,
@@ -54,38 +48,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model: a page in the browser, and /v1/chat/completions for OpenAI's clients."""
-    run_server_of(
-        model,
-        host=host,
-        port=port,
-        url=url,
-        slots=slots,
-        max_waiting=max_waiting,
-        max_body=max_body,
-        max_pixels=max_pixels,
-        allow_remote_images=allow_remote_images,
-        examples=examples,
-    )
-
-
-def run_server_of(
-    model: str,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    url: str | None = None,
-    slots: int = 32,
-    max_waiting: int = 256,
-    max_body: int = 20,
-    max_pixels: int = 25,
-    allow_remote_images: bool = False,
-    examples: list[Path] | None = None,
-) -> None:
-    """Load a model and serve it until Ctrl-C; see `serve`.
-
-    Raises:
-        CaptuneError: the model cannot be loaded, or the address cannot be listened on.
-    """
     from functools import partial
 
     from captune.cli.preflight import check_named_model, extra_imports, require_extra
@@ -120,14 +82,16 @@ def run_server_of(
             fetch=fetch,
         )
         if not is_local(host):
-            _say(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
+            typer.echo(
+                f"Listening on {host}: whoever reaches this machine can use the model, without a password.", err=True
+            )
         base = base_url(host, listener.getsockname()[1])
         print(base, flush=True)
-        _say(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.")
+        typer.echo(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.", err=True)
         try:
             run_server(application, listener)
         except KeyboardInterrupt:
-            _say("Stopped; running requests have been answered.")
+            typer.echo("Stopped; running requests have been answered.", err=True)
 
 
 def _examples(model: str, folder: Path) -> list[Path]:
@@ -146,7 +110,3 @@ def _examples(model: str, folder: Path) -> list[Path]:
         files.append(folder / f"scene-{number}.png")
         draw_scene(scene).save(files[-1])
     return files
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

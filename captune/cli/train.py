@@ -7,14 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["ALLOW_LEAKS", "register", "run_training", "train"]
+__all__ = ["ALLOW_LEAKS", "run_training", "train"]
 
 ALLOW_LEAKS = "Mark results on images that were trained on with LEAK alone, without the reason."
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("train")(train)
 
 
 def train(
@@ -23,20 +18,20 @@ def train(
         list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
     ] = None,
     resume: Annotated[
-        Literal["auto", "never"], typer.Option(help="auto goes on with an unfinished run; never starts it over.")
+        Literal["auto", "never"], typer.Option(help="auto resumes an unfinished run; never starts it again.")
     ] = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Move another run in the output folder aside, and begin anew.")
+        bool, typer.Option("--overwrite", help="Rename another run in the output folder, and start a new one.")
     ] = False,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
-    """Tune a model as a YAML file says; every epoch is saved and scored."""
+    """Tune a model as configured in a YAML file; every epoch is saved and scored."""
     overrides = [*(overrides or []), *(["evaluate.allow_leaks=true"] if allow_leaks else [])]
     run_training(config, overrides, resume=resume == "auto", overwrite=overwrite)
 
 
 def run_training(config: Path, overrides: list[str], *, resume: bool = True, overwrite: bool = False) -> None:
-    """Train and print what came out: the table, the analysis, where the files are.
+    """Train and print the table, the analysis and where the files are.
 
     Raises:
         CaptuneError: as `captune.training.train`.

@@ -8,7 +8,9 @@ folder that its writer locks:
 
 The operating system releases the lock of a process that ends, however it ends. A file with such a name that belongs to
 this user and machine and is not locked was left by a killed process; the next command that writes into the same folder
-removes it. On a file system without locks, nothing is removed.
+removes it. A folder that is replaced is renamed to .<name>.<machine><random>.old first, and a kill before the new one
+has its name leaves no <name>: the next command gives the old folder its name back. On a file system without locks,
+nothing is removed.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ _NAME_LIMIT = 200  # bytes of a file name kept in the hidden one; file systems s
 # Locks are looked at on this machine only: another one may not see them on a shared disk.
 _MACHINE = hashlib.sha256(socket.gethostname().encode("utf-8", "surrogatepass")).hexdigest()[:8]
 _PARTIAL = re.compile(rf"\..*\.{_MACHINE}[0-9a-f]{{8}}\.partial", re.DOTALL)
+_REPLACED = re.compile(rf"\.(.*)\.{_MACHINE}[0-9a-f]{{8}}\.old", re.DOTALL)
 _TEMPORARY = re.compile(rf"captune-[a-z]+-{_MACHINE}\w{{8}}")
 _searched: set[str] = set()
 
@@ -127,22 +130,26 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the hidden files and folders of killed processes from a folder.
+    """Remove the hidden files and folders of killed processes from a folder, and restore folders they moved.
 
     Args:
-        folder: looked at without its subfolders.
+        folder: searched without its subfolders.
     """
     if sys.platform == "win32":
         return
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        paths = [Path(entry.path) for entry in entries if _PARTIAL.fullmatch(entry.name) or _is_temporary(entry)]
-        for path in paths:
+    with contextlib.suppress(OSError), os.scandir(folder) as scan:
+        entries = list(scan)
+        for entry in entries:
             with contextlib.suppress(OSError):
-                _remove_unless_locked(path)
+                if _PARTIAL.fullmatch(entry.name) or _is_temporary(entry):
+                    _remove_unless_locked(Path(entry.path))
+                # A name at the limit may have been shortened, so that the folder cannot be renamed back; it is kept.
+                elif (old := _REPLACED.fullmatch(entry.name)) and len(os.fsencode(old[1])) < _NAME_LIMIT:
+                    _remove_unless_locked(Path(entry.path), restore=Path(entry.path).with_name(old[1]))
 
 
 def _search_once(folder: Path) -> None:
-    """Look for abandoned files when a process first writes into a folder."""
+    """Remove abandoned files when a process first writes into a folder."""
     key = os.path.abspath(folder)
     if key not in _searched:
         _searched.add(key)
@@ -153,8 +160,12 @@ def _is_temporary(entry: os.DirEntry[str]) -> bool:
     return _TEMPORARY.fullmatch(entry.name) is not None and entry.is_dir(follow_symlinks=False)
 
 
-def _remove_unless_locked(path: Path) -> None:
+def _remove_unless_locked(path: Path, restore: Path | None = None) -> None:
     """Remove a file or folder of this user that is not locked.
+
+    Args:
+        path: of the file or folder.
+        restore: the name of a folder before it was moved; where nothing has it, the folder is renamed back.
 
     Raises:
         OSError: it is locked, belongs to somebody else, or cannot be removed.
@@ -167,7 +178,9 @@ def _remove_unless_locked(path: Path) -> None:
     handle = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_folder:
+        if restore is not None and not os.path.lexists(restore):
+            path.rename(restore)
+        elif is_folder:
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -218,14 +231,13 @@ def _is_locked(handle: int, path: Path) -> bool:
         return False
 
 
-def _hidden(target: Path) -> Path:
+def _hidden(target: Path, ending: str = "partial") -> Path:
     """A name next to `target` that nothing else uses and that a listing hides."""
     name = os.fsdecode(os.fsencode(target.name)[:_NAME_LIMIT])
-    return target.with_name(f".{name}.{_MACHINE}{secrets.token_hex(4)}.partial")
+    return target.with_name(f".{name}.{_MACHINE}{secrets.token_hex(4)}.{ending}")
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
-_ASIDE_NAME_LIMIT = 100  # characters of a name kept in the hidden one
 
 
 @overload
@@ -363,18 +375,19 @@ def _move_to_new(source: Path, target: Path) -> None:
 
 
 def _move_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; an existing folder is moved aside, and back if that fails."""
+    """Rename `source` to `target`; an existing folder is renamed before, and back if that fails."""
     if not target.exists():
         os.rename(source, target)
         return
-    aside = target.with_name(f".{target.name[:_ASIDE_NAME_LIMIT]}.{secrets.token_hex(4)}.old")
-    os.rename(target, aside)
-    try:
-        os.rename(source, target)
-    except BaseException:
-        os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    old = _hidden(target, "old")
+    with _locked_folder(target):  # until it is removed, so that no other process takes it for abandoned
+        os.rename(target, old)
+        try:
+            os.rename(source, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -49,8 +49,8 @@ def check_manifest(
     and captions that cannot be trained on completely.
 
     Args:
-        manifest: its path, or the open file where somebody wants to know how much is read.
-        needed_splits: splits that a run will ask for.
+        manifest: its path, or the open file, for a progress bar.
+        needed_splits: splits that a run will read.
         check: how far images are looked at; sizes are known only when they are decoded.
         min_side: least width and height in pixels that is not noted.
         max_words: longest caption, in words between white space, that is not noted.

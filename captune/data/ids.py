@@ -1,4 +1,4 @@
-"""Ids of images: as text, whatever number types a file gave them, and whether an id was seen before."""
+"""Ids of images: as text, from any number type of a file, and whether an id was seen before."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _RECENT = 1 << 18  # ids held as Python objects, at about 200 bytes each
 
 
 class SeenIds:
-    """Remembers the line on which each id stood first.
+    """Remembers the line of the first occurrence of each id.
 
     The latest quarter of a million ids are kept as they are; of older ones only 64 bits of hash and the line, 16 bytes
     an id. Two of ten million different ids have the same hash with a probability of 3 in a million.
@@ -80,7 +80,7 @@ class SeenIds:
         return None
 
     def add(self, name: str, line: int) -> None:
-        """Remember an id that was not met before."""
+        """Remember an id that was not seen before."""
         self._recent[name] = line
         if len(self._recent) >= self._limit:
             self._pack()

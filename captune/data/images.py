@@ -1,8 +1,8 @@
 """Decode image files to RGB pixels: the one decoder of every command, with a sentence for every bad file.
 
 Images come upright, as the camera noted in EXIF, unless the caller requests them as stored. The original MiniGPT-4
-reads every image with `Image.open(path).convert("RGB")`, which ignores that rotation. `captune.data.image_formats` says
-which files are opened.
+reads every image with `Image.open(path).convert("RGB")`, which ignores that rotation. The formats are in
+`captune.data.image_formats`.
 
 8-bit images become RGB as Pillow's `convert("RGB")` makes them, to the bit: CMYK, palette and grey are converted, alpha
 is dropped and not blended, of an animation the first frame is taken. Values of more bits are scaled and never clipped:
@@ -72,7 +72,7 @@ def read_image(image: ImageInput, name: str = "", *, exif: bool = True) -> Image
     Args:
         image: a path, the bytes of a file, a Pillow image, or an array.
         name: what error messages call it; by default its path.
-        exif: turn it upright as its EXIF data say. The original MiniGPT-4 does not.
+        exif: rotate it upright by its EXIF data; the original MiniGPT-4 does not.
 
     Returns:
         the image in mode RGB, fully decoded.
@@ -105,7 +105,7 @@ def load_image(path: PathLike, *, exif: bool = True) -> Image.Image:
 
     Args:
         path: the file.
-        exif: turn the image upright as its EXIF data say; the original does not.
+        exif: rotate the image upright by its EXIF data; the original does not.
 
     Returns:
         the image in mode RGB, fully decoded.
@@ -123,7 +123,7 @@ def decode_image(stream: IO[bytes], name: str, *, exif: bool = True) -> Image.Im
     Args:
         stream: seekable, at its start.
         name: what error messages call it.
-        exif: turn the image upright as its EXIF data say.
+        exif: rotate the image upright by its EXIF data.
 
     Returns:
         the image in mode RGB, fully decoded.
@@ -158,8 +158,8 @@ def reduced_image(stream: IO[bytes], name: str, least: int, *, exif: bool = True
     Args:
         stream: seekable, at its start.
         name: what error messages call it.
-        least: pixels on a side that are enough; other formats, and smaller images, come in their own size.
-        exif: turn the image upright as its EXIF data say.
+        least: pixels on a side that are enough; other formats, and smaller images, keep their size.
+        exif: rotate the image upright by its EXIF data.
 
     Returns:
         the image in mode RGB.
@@ -360,7 +360,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def upright(stored: Image.Image, pixels: Image.Image) -> Image.Image:
-    """Pixels of an image, upright as its EXIF data say.
+    """Pixels of an image, rotated upright by its EXIF data.
 
     Args:
         stored: the image as it was opened, which knows its EXIF data.

@@ -107,7 +107,7 @@ def _taken(root: Path, what: str, part: str | None, *, wait: bool) -> Iterator[N
 
 @contextlib.contextmanager
 def _held(root: Path, name: str, *, wait: bool) -> Iterator[None]:
-    """Hold one lock file; where the file system has no locks, hold nothing and say so."""
+    """Hold one lock file; where the file system has no locks, hold none and log a warning."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(root / f"{name}.lock", thread_local=False)

@@ -76,7 +76,7 @@ def scan_manifest(manifest: str | os.PathLike[str] | SourceFile) -> Iterator[tup
     """Every row of a manifest, good or bad, with its line; of the ids, 16 bytes each are kept.
 
     Args:
-        manifest: its path, or the open file where somebody wants to know how much is read; `.gz` is unpacked.
+        manifest: its path, or the open file, for a progress bar; `.gz` is unpacked.
 
     Yields:
         the line, counted from 1, and a sample or what is wrong with the row. Blank lines are passed over.
@@ -161,7 +161,7 @@ def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], *, c
 
     Args:
         path: the manifest; parents are made.
-        samples: may be a generator; an exception of it leaves what stood under `path`.
+        samples: may be a generator; its exceptions leave the previous file.
         command: keeps a record that this command wrote it; see `captune.data.outputs`.
 
     Returns:

@@ -36,7 +36,6 @@ __all__ = [
     "is_own_output",
     "output_file",
     "output_note",
-    "record_output",
 ]
 
 RECORDS = ".captune"
@@ -177,13 +176,6 @@ def output_file(
                 _record_path(target).unlink(missing_ok=True)
                 _record_path(target).parent.rmdir()
         raise
-
-
-def record_output(path: AnyPath, command: str) -> None:
-    """Keep a record of an output that was written by other means than `output_file`."""
-    if not is_stream(path):
-        target = Path(os.path.realpath(path))
-        _record(command, None, target, target)
 
 
 def file_hash(path: AnyPath) -> str:

@@ -1,8 +1,8 @@
 """Splits of a data set: by the name of a file, or by shares of its images.
 
 A division into shares is by image, the same each time, with copies of a picture in one split. Images are put into an
-order that depends on the seed and their ids alone, not on the order of the file, and the order is cut where the shares
-say. Images that the leak guard takes for the same picture count as one, so that no test image is a training image
+order that depends on the seed and their ids alone, not on the order of the file, and the order is cut by the
+shares. Images that the leak guard takes for the same picture count as one, so that no test image is a training image
 encoded again.
 """
 
@@ -148,7 +148,7 @@ def split_of_name(name: str) -> tuple[str, str]:
     """The split in a file name, and the reason.
 
     Only a separate word counts, divided by anything that is no letter: "captions_val2017.json", "train-v2.csv" and
-    "my_test.json" say a split, "latest.json" and "contest_2024.json" do not.
+    "my_test.json" name a split, "latest.json" and "contest_2024.json" do not.
 
     Args:
         name: of a file, without folders.
@@ -159,6 +159,6 @@ def split_of_name(name: str) -> tuple[str, str]:
     """
     splits = dict.fromkeys(SPLIT_NAMES[word] for word in _WORD.findall(name.lower()) if word in SPLIT_NAMES)
     if len(splits) == 1:
-        return next(iter(splits)), f"as the name '{name}' says; --split names another"
-    why = "says several splits" if splits else "says no split"
-    return "train", f"since the name '{name}' {why}; --split names another"
+        return next(iter(splits)), f"from the name '{name}'; --split sets another"
+    why = "names several splits" if splits else "names no split"
+    return "train", f"since the name '{name}' {why}; --split sets another"

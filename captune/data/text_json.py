@@ -112,7 +112,7 @@ class SourceFile:
         else:
             self.stream = io.BufferedReader(_AsUtf8(unpacked, self.encoding, self.name))
             if self._codec is None:
-                self.notes.append(f"the file is {marked} text, as its byte order mark says")
+                self.notes.append(f"the file is {marked} text, by its byte order mark")
 
     @property
     def share(self) -> float:
@@ -202,7 +202,7 @@ def _raw_lines(reading: SourceFile) -> Iterator[bytes | DataError]:
 
 
 def _start(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
-    """The first bytes of a file, which stay unread; none where it cannot be unpacked, which reading it will say."""
+    """The first bytes of a file, which stay unread; none where unpacking fails, which reading reports."""
     try:
         return stream.peek(4)[:4]
     except (OSError, EOFError, zlib.error):

@@ -235,10 +235,13 @@ def _read_config(source: ResolvedModel) -> MiniGPT4Config:
     require_complete_model(source.path)
     try:
         config: MiniGPT4Config = read_config(MiniGPT4Config.from_pretrained, source.path)
-        if config.model_type != MiniGPT4Config.model_type:
-            raise ValueError(f"it is a '{config.model_type}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"The configuration of the model {source.name} cannot be read: {unreadable_reason(source.path, error)}"
         ) from error
+    if config.model_type != MiniGPT4Config.model_type:
+        raise WeightsError(
+            f"The model {source.name} is of the kind '{config.model_type}'; expected a captune model. Give the "
+            "folder of one, or make one of a language model and a vision tower with captune convert."
+        )
     return config

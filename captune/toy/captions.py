@@ -1,8 +1,8 @@
 """Five differently worded English captions of a scene, and one terse line for pretraining.
 
-The captions keep to the habits of Flickr30k: present tense, 7 to 20 words, a full stop, some writers exact and some
-not, and nothing named that is not in the picture. The terse line names everything there is in a fixed order and in
-another style; a model pretrained on it sees and speaks, but not as Flickr30k does.
+The captions follow the style of Flickr30k: present tense, 7 to 20 words, a full stop, some writers exact and some
+not, and no mention of what is not in the picture. The terse line mentions all content in a fixed order and in another
+style; a model pretrained on it recognizes the content, but does not write in the style of Flickr30k.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLURALS = {
 }  # fmt: skip
 GARMENTS = {"man": "shirt", "boy": "shirt", "woman": "dress", "girl": "dress"}
 GARMENT_PLURALS = {"shirt": "shirts", "dress": "dresses"}
-# What writers say who do not look closely.
+# Nouns of less exact writers.
 LOOSE_NOUNS = {"man": ("man", "person"), "woman": ("woman", "person"), "boy": ("boy", "child", "kid"),
                "girl": ("girl", "child", "kid")}  # fmt: skip
 

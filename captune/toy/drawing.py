@@ -37,7 +37,7 @@ _WIDTHS = {
     "duck": 33, "car": 43, "bus": 60, "truck": 56, "boat": 32, "plane": 43, "ball": 26, "house": 46,
 }  # fmt: skip
 
-# Small things are drawn larger than life, so that an eye (or a patch of eight pixels) can tell them apart.
+# Small things are drawn larger than life, so that an eye (or a patch of eight pixels) can distinguish them.
 _SCALES = {"dog": 1.3, "cat": 1.35, "sheep": 1.35, "bird": 1.4, "duck": 1.4, "plane": 1.35, "ball": 1.15}
 
 
@@ -103,7 +103,7 @@ def _draw_companion(pen: Pen, scene: Scene) -> None:
     away = 12 if subject.action == FLYING else 30
     if _width_of(subject) * subject.count > 40 and subject.action != FLYING:
         away = 33
-    # Far things stand higher in the picture, near ones (animals, balls, people) on the subject's own ground.
+    # Far things are drawn higher in the picture, near ones (animals, balls, people) on the subject's ground.
     far = companion.kind in ("tree", "house", "car", "bench")
     feet = 78 if far else 88
     alike = Subject(companion.kind, 1, companion.color, "stand")

@@ -127,7 +127,7 @@ def write_flickr30k(
     seed: int = 42,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Flickr30kFolder:
-    """Write drawn scenes in the layout of Flickr30k, or find them already written.
+    """Write drawn scenes in the layout of Flickr30k, or reuse those already written.
 
     The folder appears under its name only when it is complete; a folder with the same stamp is left as it is.
 
@@ -144,7 +144,7 @@ def write_flickr30k(
 
     Raises:
         DataError: a count is negative, or `folder` holds something that this function did not write.
-        ToolError: the disk refused.
+        ToolError: writing failed.
     """
     root = Path(folder)
     rows = plan_rows(train=train, val=val, test=test, seed=seed)
@@ -182,7 +182,7 @@ def _is_complete(root: Path, stamp: str, rows: list[ToyRow]) -> bool:
 
 
 def _refuse_foreign(root: Path) -> None:
-    """Somebody's own data, the real Flickr30k for one, must not be replaced by drawings."""
+    """Refuse to replace other data, such as the real Flickr30k, by drawings."""
     if root.is_dir() and not (root / STAMP_NAME).is_file() and any(root.iterdir()):
         raise DataError(
             f"{root} holds files that are not drawn scenes, and they would be lost; give an empty or a new folder."

@@ -1,11 +1,11 @@
 """What is in a drawn scene: typed frozen records, sampled from a seed.
 
-A `Scene` holds everything its captions may say and everything its drawing needs; drawing.py and captions.py only read
-it. What no caption names (the exact place, skin, hair) sits in its `Layout`, so `Scene.content` shows whether two
-scenes are the same thing drawn twice.
+A `Scene` contains what its captions may mention and what its drawing needs; drawing.py and captions.py only read it.
+What no caption mentions (exact position, skin, hair) is in its `Layout`, so that `Scene.content` is equal for two
+drawings of the same content.
 
-One content in five is held out by a hash of the content itself: validation and test scenes come from there, training
-and pretraining scenes never do, whatever their seeds.
+One content in five is held out by a hash of the content itself: validation and test scenes are drawn from these,
+training and pretraining scenes never, for any seed.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Companion:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is drawn and never named: places in hundredths of the picture's width, looks as indices."""
+    """What is drawn and never mentioned: positions in hundredths of the picture's width, looks as indices."""
 
     shift_x: int
     shift_y: int
@@ -141,7 +141,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything there is to see in one picture."""
+    """The content and layout of one picture."""
 
     setting: Setting
     sky: Sky
@@ -151,7 +151,7 @@ class Scene:
 
     @property
     def content(self) -> tuple[Setting, Sky, Subject, Companion | None]:
-        """What captions may speak of; equal for two drawings of the same thing."""
+        """What captions may mention; equal for two drawings of the same content."""
         return self.setting, self.sky, self.subject, self.companion
 
     @property
@@ -240,7 +240,7 @@ def sample_scenes(seed: int, *, held_out: bool) -> Iterator[Scene]:
 
     Args:
         seed: equal seeds give equal streams.
-        held_out: scenes of validation and test, or scenes to learn from; no content is in both.
+        held_out: scenes of validation and test, or of training; no content is in both.
 
     Yields:
         Scenes, no two with the same content.

@@ -211,7 +211,7 @@ def setup(
             log.log("quarantined", images=list(quarantined), reasons=list(quarantined.values()))
         if config.train.sharding == "fsdp":
             local, total = llm_bytes(model)
-            log.log("sharded", processes=dist.size, held=local, whole=total)
+            log.log("sharded", processes=dist.size, held=local, total=total)
         yield Trainer(config, step, evaluator, record, log)
 
 

@@ -230,7 +230,7 @@ def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp
         ((".", "--device", "gpu"), "There is no device 'gpu'; here are: cpu"),
         ((".", "--instruction", " "), "The instruction is empty"),
         ((".", "--out", f"{__file__}/x.jsonl"), "is below a file"),
-        (("x" * 300,), "is too long for a name of a file"),
+        (("x" * 300,), "is too long for a file name"),
     ],
 )
 def test_wrong_words(run: Run, photos: Path, tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:

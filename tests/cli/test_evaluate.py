@@ -84,7 +84,7 @@ def test_nothing_is_captioned_for_a_place_that_takes_nothing(
 
     monkeypatch.setattr("captune.evaluation.checkpoints.load_model", fail)
     assert evaluate(trained, "--out", trained / "config.yaml") == 2
-    assert "is a file, and a folder is needed there" in capsys.readouterr().err
+    assert "is a file; give another name" in capsys.readouterr().err
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -124,7 +124,7 @@ def test_another_evaluation_leaves_the_run_as_it_is(
     assert files(run_copy) == before
     (folder,) = (run_copy / "evaluations").iterdir()
     assert names(folder) == ["pretrained", "epoch0"]
-    assert f"is written to {folder}" in capsys.readouterr().err
+    assert f"are written to {folder}" in capsys.readouterr().err
 
 
 def test_some_checkpoints_are_no_evaluation_of_the_run(run_copy: Path) -> None:

@@ -280,10 +280,10 @@ def test_hostile_tables_are_one_sentence(
 def test_where_a_split_comes_from_is_said(repository: Path, flickr30k: Path) -> None:
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
     annotations = [{"image_id": number, "caption": "A dog ."} for number in range(3)]
-    for name, words in (("latest.json", "train 3, since the name"), ("captions_val2017.json", "val 3, as the name")):
+    for name, words in (("latest.json", "train 3, since the name"), ("captions_val2017.json", "val 3, from the name")):
         (flickr30k / name).write_text(json.dumps({"images": images, "annotations": annotations}))
         done = run(repository, flickr30k, "prepare", "coco", name, "--images", "flickr30k-images", "--out", "c.jsonl")
-        assert f"{words} '{name}' says" in done.stderr
+        assert f"{words} '{name}'" in done.stderr
 
 
 def test_restval_and_shares_on_the_command_line(repository: Path, flickr30k: Path) -> None:

@@ -206,7 +206,7 @@ def test_one_server_a_study(made: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("--systems", "epoch0"), "compares pretrained, epoch1, human"),
         (("--raters", "0"), "1 raters already"),
         (("--results", "--min-attention", "3"), "expected 0 to 1"),
-        (("--port", "0", "--url", "study.example"), "expected what links begin with"),
+        (("--port", "0", "--url", "study.example"), "expected the beginning of the links"),
         (("--host", "203.0.113.7", "--port", "0"), "no address of this machine"),
     ],
 )

@@ -153,7 +153,7 @@ def test_document_frequencies_give_one_image_a_cider(
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown metric": (["--metrics", "bleu,cidre"], "there is no metric 'cidre'"),
-    "no metric": (["--metrics", ","], "--metrics names nothing"),
+    "no metric": (["--metrics", ","], "--metrics is empty"),
     "unknown score": (["--metric", "BLEU-5"], "There is no score 'BLEU-5'"),
     "novel without training": (["--metric", "novel"], "'novel' needs --training"),
     "unknown split": (["--split", "val"], "does not tell splits"),
@@ -164,7 +164,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "two references": (["-r", "more.json"], "--references was given 2 times"),
     "a folder's name": (["--out", "."], "is a folder"),
     "below a file": (["--out", f"{__file__}/x.txt"], "is a file, and a folder is needed there"),
-    "a long name": (["--out", "x" * 300], "is too long for a name of a file"),
+    "a long name": (["--out", "x" * 300], "is too long for a file name"),
 }
 
 

@@ -41,7 +41,7 @@ def test_the_address_goes_to_stdout(served: list[Any], capsys: pytest.CaptureFix
         (("/nowhere/at/all",), "There is no model folder /nowhere/at/all"),
         (("toy", "--host", "203.0.113.9"), "no address of this machine"),
         (("toy", "--slots", "0"), "--slots"),
-        (("toy", "--url", "demo.example"), "expected what addresses begin with"),
+        (("toy", "--url", "demo.example"), "expected the beginning of the address"),
         (("toy", "--examples", "/nowhere.png"), "/nowhere.png does not exist"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.data.atomic import atomic_file, atomic_folder
+from captune.data.atomic import atomic_file, atomic_folder, remove_abandoned
 from captune.errors import InputError
 
 FULL = Path("/dev/full")  # a device of Linux on which every write fails with "no space left"
@@ -159,6 +159,44 @@ def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
         (folder / "a").write_text("new")
     assert names(tmp_path) == ["run"]
     assert (tmp_path / "run" / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_the_next_process_restores_or_removes_the_folder_that_a_killed_one_was_replacing(
+    tmp_path: Path, renames: int
+) -> None:
+    script = (
+        "import os, sys\nfrom captune.data.atomic import atomic_folder\n"
+        "real, left = os.rename, [int(sys.argv[2])]\n"
+        "def rename(*paths):\n    real(*paths)\n    left[0] -= 1\n    if not left[0]: os.kill(os.getpid(), 9)\n"
+        "os.rename = rename\n"
+        "with atomic_folder(sys.argv[1]) as folder:\n    (folder / 'new').touch()\n"
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / ".other.0123.old").mkdir()  # not written by captune
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run"), str(renames)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "run").exists() == (renames == 2)
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == [".other.0123.old", "other", "run"]
+    assert names(tmp_path / "run") == ["old" if renames == 1 else "new"]
+
+
+def test_a_folder_that_is_being_replaced_is_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        real(source, target)
+        remove_abandoned(tmp_path)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with atomic_folder(tmp_path / "run") as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run") == ["new"]
 
 
 def test_a_folder_is_not_put_over_a_file_or_an_existing_folder_when_asked(tmp_path: Path) -> None:

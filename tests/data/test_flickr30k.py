@@ -186,7 +186,7 @@ def test_no_usable_image_is_an_error(tmp_path: Path, images: Path) -> None:
     ("encoding", "words"),
     [
         ("cp1252", r"is not UTF-8 \(line 3, byte 0xe9 at column 6\) and is read as Windows-1252"),
-        ("utf-16", "is UTF-16 text, as its byte order mark says"),
+        ("utf-16", "is UTF-16 text, by its byte order mark"),
     ],
 )
 def test_another_encoding_is_read_and_named(tmp_path: Path, images: Path, encoding: str, words: str) -> None:

@@ -307,7 +307,7 @@ def test_the_split_in_a_name() -> None:
     assert [split_of_name(name)[0] for name in own] == ["test", "val", "train", "val", "val", "val"]
     parts = ["latest.json", "contest_2024.json", "interval_7.json", "validated.json", "test_and_val.json"]
     assert [split_of_name(name)[0] for name in parts] == ["train"] * 5
-    assert split_of_name("latest.json")[1].startswith("since the name 'latest.json' says no split")
+    assert split_of_name("latest.json")[1].startswith("since the name 'latest.json' names no split")
 
 
 # Tables

@@ -148,7 +148,7 @@ def test_excel_unicode_text(tmp_path: Path, encoding: str) -> None:
     text = mark + 'image\tcaption\r\n1.jpg\t"a dog, ""red"""\r\n2.jpg\tcafé 狗\r\n'
     samples, _, notes = imported(tmp_path, "t.txt", text.encode(encoding), quoting="csv")
     assert captions(samples) == {"1.jpg": ['a dog, "red"'], "2.jpg": ["café 狗"]}
-    assert notes[0] == f"the file is {encoding[:6].upper()} text, as its byte order mark says"
+    assert notes[0] == f"the file is {encoding[:6].upper()} text, by its byte order mark"
 
 
 def test_no_such_encoding(tmp_path: Path) -> None:

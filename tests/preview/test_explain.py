@@ -218,9 +218,9 @@ def test_command_line_json(yaml_file: Path, capsys: pytest.CaptureFixture[str]) 
     assert command("explain", yaml_file, "--text", "A dog ### runs.", "--json") == 1
     answer = json.loads(capsys.readouterr().out)
     assert not answer["holds"]
-    assert [entry["place"] for entry in answer["training"]] == list(range(len(answer["training"])))
-    learnt = [entry["learnt"] for entry in answer["training"]]
-    assert learnt == sorted(learnt)
+    assert [entry["index"] for entry in answer["training"]] == list(range(len(answer["training"])))
+    targets = [entry["target"] for entry in answer["training"]]
+    assert targets == sorted(targets)
     assert {check["status"] for check in answer["checks"]} == {"ok", "FAIL"}
 
 

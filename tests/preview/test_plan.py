@@ -174,7 +174,7 @@ def test_command_line_proposes(yaml_file: Path, capsys: pytest.CaptureFixture[st
     assert command("plan", yaml_file, "data.train=absent.jsonl", "--gpu", "1530MB") == 1
     out = capsys.readouterr().out
     assert "It does not fit 1.5 GB" in out
-    assert "It does with train.micro_batch_size=" in out
+    assert "It fits with train.micro_batch_size=" in out
     assert command("plan", yaml_file, "--gpu", "1GB") == 1
     assert "use a larger card or a smaller model" in capsys.readouterr().out
 

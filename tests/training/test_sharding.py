@@ -122,7 +122,7 @@ def test_divided_between_two_is_the_run_of_one(toy_data: Path, tmp_path: Path, w
     assert [told["captions"] for told in divided.told] == [[3, 2] * 3, [2, 2] * 3]
     for told in divided.told:
         lora = sum(tensor.nbytes for name, tensor in divided.weights.items() if "lora" in name)
-        assert told["held"] - lora == (told["whole"] - lora) / 2
+        assert told["held"] - lora == (told["total"] - lora) / 2
     for name, weight in alone.weights.items():
         torch.testing.assert_close(divided.weights[name], weight, atol=1e-5, rtol=1e-4)
 
@@ -160,7 +160,7 @@ def test_one_process_says_that_it_divides_nothing(toy_data: Path, tmp_path: Path
     alone = go(toy_data, tmp_path / "alone", processes=1, sharding="fsdp", epochs=1, steps_per_epoch=1)
     events = [json.loads(line) for line in (alone.output / "log.jsonl").read_text().splitlines()]
     sharded = next(event for event in events if event["event"] == "sharded")
-    assert (sharded["processes"], sharded["held"]) == (1, sharded["whole"])
+    assert (sharded["processes"], sharded["held"]) == (1, sharded["total"])
 
 
 def test_a_quantized_model_is_not_divided() -> None:

@@ -424,7 +424,7 @@ def test_another_kind_of_model(
     with pytest.raises(WeightsError, match="is a llava; expected a causal language model"):
         language_config(llava)
     assert run(lambda: call(app, ["check", str(toy_data / "manifest.jsonl"), "--model", str(llava)])) == 2
-    assert "it is a 'llava'" in capsys.readouterr().err
+    assert "is of the kind 'llava'; expected a captune model" in capsys.readouterr().err
 
 
 def test_a_broken_tokenizer(llama: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from captune.toy.scenes import COLORS, PEOPLE, Scene
 
 __all__ = ["Agreement", "scene_agreement"]
 
-# noun -> the kinds of thing it may stand for.
+# noun -> the kinds that it may mean.
 _NOUNS: dict[str, tuple[str, ...]] = {
     "person": PEOPLE, "people": PEOPLE, "child": ("boy", "girl"), "children": ("boy", "girl"),
     "kid": ("boy", "girl"), "kids": ("boy", "girl"), "men": ("man",), "women": ("woman",),

@@ -142,7 +142,7 @@ def read_study_items(
     if not ids & files.keys():
         raise InputError(
             "No picture of a captioned image was found; give --pictures with a manifest, or a folder whose files are "
-            "named after the image ids, or as the references say (file_name)."
+            "named after the image ids, or as in the references (file_name)."
         )
     source_names = ", ".join(str(source) for source in sources)
     return StudyItems(tuple(systems), references_of, files, source_names, evaluated, ends)

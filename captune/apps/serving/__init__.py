@@ -1,4 +1,4 @@
-"""A model behind a web page and an OpenAI-compatible endpoint; requests are decoded together as they arrive.
+"""A model behind a web page and an OpenAI-compatible endpoint; concurrent requests share batches.
 
 `served_models` loads, `messages` turns messages into prompts, `jobs` and `engine` decode, `schema` and `completions`
 are the endpoint, and `server` is the application with its page.

@@ -287,8 +287,8 @@ def _as_api_error(error: Exception) -> APIError:
     if isinstance(error, APIError):
         return error
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return APIError(503, "There is not enough memory for this request; ask for fewer tokens.", code="out_of_memory")
-    return APIError(500, "Decoding failed; the server's log says why.", code="decoding_failed")
+        return APIError(503, "There is not enough memory for this request; request fewer tokens.", code="out_of_memory")
+    return APIError(500, "Decoding failed; see the server's log.", code="decoding_failed")
 
 
 class CaptionerEngine(JobQueue):
@@ -322,7 +322,7 @@ class CaptionerEngine(JobQueue):
                 self._metrics.decoding.set(0)
 
     def _next(self) -> list[Job]:
-        """JobQueue jobs with the question and the decoding of the first one."""
+        """Waiting jobs with the question and the options of the first one."""
         with self._changed:
             waiting = [job for job in self._waiting if not job.cancelled]
             kind = (waiting[0].question, waiting[0].options) if waiting else None
@@ -363,8 +363,8 @@ class CaptionerEngine(JobQueue):
             failure = APIError(400, str(error), code="unsupported")
         except Exception as error:  # no error of a model may end the thread
             logger.exception("captioning failed")
-            failure = APIError(500, "Captioning failed; the server's log says why.", code="decoding_failed")
+            failure = APIError(500, "Captioning failed; see the server's log.", code="decoding_failed")
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                message = "There is not enough memory for this request; ask for fewer tokens."
+                message = "There is not enough memory for this request; request fewer tokens."
                 failure = APIError(503, message, code="out_of_memory")
         return [failure] * len(batch)

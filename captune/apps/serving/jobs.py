@@ -41,10 +41,10 @@ class Metrics:
             "captune_request_seconds", "From a request to the end of its answer.", ("path",), registry=registry
         )
         self.waiting = Gauge("captune_waiting", "Requests that wait for a slot.", registry=registry)
-        self.decoding = Gauge("captune_decoding", "Answers under way.", registry=registry)
+        self.decoding = Gauge("captune_decoding", "Answers being decoded.", registry=registry)
         self.batch = Histogram(
             "captune_batch_size",
-            "Answers under way when another one joined.",
+            "Answers being decoded when another one joined.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )

@@ -172,7 +172,7 @@ def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
         APIError: 400 for another file than an image, 413 for too many pixels.
     """
     try:
-        image_size(io.BytesIO(data), "of the request", most_pixels=limits.pixels)
+        image_size(io.BytesIO(data), where, most_pixels=limits.pixels)
     except ImageTooLargeError as error:
         raise APIError(413, str(error), code="image_too_large", param=where) from None
     except DataError as error:

@@ -195,14 +195,16 @@ class ImagePool:
             APIError: 400 for one that is broken.
         """
         loop = asyncio.get_running_loop()
-        return tuple([await loop.run_in_executor(self._threads, self._prepare, data) for data in files])
+        return tuple(
+            [await loop.run_in_executor(self._threads, self._prepare, n, data) for n, data in enumerate(files, 1)]
+        )
 
     def close(self) -> None:
         """Stop the threads."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _prepare(self, data: bytes) -> Pixels:
+    def _prepare(self, number: int, data: bytes) -> Pixels:
         try:
-            return Pixels.of(self._served.captioner.prepare(data, "of the request"))
+            return Pixels.of(self._served.captioner.prepare(data, f"#{number}"))
         except DataError as error:
             raise APIError(400, str(error), code="invalid_image", param="messages") from None

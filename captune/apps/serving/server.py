@@ -237,7 +237,7 @@ def _add_failures(application: FastAPI) -> None:
 
     @application.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body(500, "The server failed; its log says why."), 500)
+        return JSONResponse(error_body(500, "The server failed; see its log."), 500)
 
 
 class _Counting:

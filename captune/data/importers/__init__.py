@@ -15,22 +15,25 @@ webdataset.py     tars
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from captune.data.importers.coco import coco_rows, textcaps_rows
-from captune.data.importers.flickr import (
-    chinese_lists,
-    flickr30k_rows,
-    listed_splits,
-    token_rows,
-    with_coco_names,
-    write_grounded_detail,
-)
-from captune.data.importers.folder import FolderSource
-from captune.data.importers.hugging_face import HuggingFaceSource
-from captune.data.importers.karpathy import UNLISTED, karpathy_rows, read_splits, with_splits
-from captune.data.importers.table import Columns, table_rows
-from captune.data.importers.webdataset import WebDatasetSource
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.data.importers.coco import coco_rows, textcaps_rows
+    from captune.data.importers.flickr import (
+        chinese_lists,
+        flickr30k_rows,
+        listed_splits,
+        token_rows,
+        with_coco_names,
+        write_grounded_detail,
+    )
+    from captune.data.importers.folder import FolderSource
+    from captune.data.importers.hugging_face import HuggingFaceSource
+    from captune.data.importers.karpathy import UNLISTED, karpathy_rows, read_splits, with_splits
+    from captune.data.importers.table import Columns, table_rows
+    from captune.data.importers.webdataset import WebDatasetSource
 
 __all__ = [
     "FORMATS",
@@ -53,6 +56,26 @@ __all__ = [
     "with_splits",
     "write_grounded_detail",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "coco": ["coco_rows", "textcaps_rows"],
+        "flickr": [
+            "chinese_lists",
+            "flickr30k_rows",
+            "listed_splits",
+            "token_rows",
+            "with_coco_names",
+            "write_grounded_detail",
+        ],
+        "folder": ["FolderSource"],
+        "hugging_face": ["HuggingFaceSource"],
+        "karpathy": ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"],
+        "table": ["Columns", "table_rows"],
+        "webdataset": ["WebDatasetSource"],
+    },
+)
 
 
 @dataclass(frozen=True)

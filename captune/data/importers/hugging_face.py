@@ -103,7 +103,7 @@ class HuggingFaceSource:
             raise
         except OSError as error:
             raise DataError(f"'{location}' cannot be read: {error}.") from error
-        except Exception as error:  # Arrow, JSON and the hub's client each have exceptions of their own
+        except Exception as error:  # Arrow, JSON and the hub's client each have their exceptions
             raise DataError(f"'{location}' cannot be read: {first_line(error)}.") from error
 
     def _with_bytes(self, record: dict[str, Any]) -> dict[str, Any]:

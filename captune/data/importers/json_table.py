@@ -158,7 +158,7 @@ _LISTS = ("conversations", "messages", "conversation")
 _PAIRS = (("query", "response"), ("instruction", "output"))
 _ANSWERS = frozenset({"gpt", "assistant", "model", "bot", "chatgpt"})
 _QUESTIONS = frozenset({"human", "user"})
-_MOST_INSTRUCTIONS = 1000  # that are counted apart
+_MOST_INSTRUCTIONS = 1000  # that are counted separately
 
 
 def is_conversation(record: dict[str, Any]) -> bool:

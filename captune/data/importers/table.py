@@ -243,7 +243,7 @@ def _delimiter(header: str, usual: str, columns: Columns, reading: SourceFile) -
     def names(delimiter: str) -> list[str]:
         try:
             return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        except csv.Error:  # which reading the row will say
+        except csv.Error:  # reported when the row is read
             return []
 
     needed = set(columns.names())

@@ -267,7 +267,7 @@ def test_hosts_that_are_answered() -> None:
         "http://a:99999",
         "http://[::1",
     ):
-        with pytest.raises(InputError, match="expected what addresses begin with"):
+        with pytest.raises(InputError, match="expected the beginning of the address"):
             answered_hosts("127.0.0.1", url)
 
 
