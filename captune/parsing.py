@@ -8,6 +8,7 @@ wrong type is one sentence that names its position in the file.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import is_dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "first_repeated",
     "load_json",
     "load_yaml",
+    "nan_to_null",
     "show_value",
     "unique_keys_hook",
     "validate",
@@ -82,6 +84,15 @@ class DuplicateKeyError(ValueError):
     def __init__(self, key: str) -> None:
         super().__init__(f"the key {key!r} is given twice")
         self.key = key
+
+
+def nan_to_null(tree: Any) -> Any:
+    """The same values with None for every float that is not finite, since JSON has no NaN."""
+    if isinstance(tree, dict):
+        return {name: nan_to_null(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [nan_to_null(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def unique_keys_hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -126,18 +126,12 @@ def run_matrix(
     Raises:
         CaptuneError: as `captune.evaluation.evaluate_matrix`.
     """
-    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.report import matrix_terminal
 
-    settings = run_settings(config, overrides)
-    require_extra("captune evaluate", "train")
-    check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
-    with extra_imports("captune evaluate", "train"):
-        from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
-    if checkpoints is None:
-        checkpoints = run_checkpoints(settings)
-    settings = _written_to(settings, config, overrides, checkpoints, out)
+    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
+    from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
+
     instructions = [*options.prompts, *(line for source in options.lists for line in read_instructions(source))]
     with show_progress() as listener:
         matrix = evaluate_matrix(
@@ -151,6 +145,22 @@ def run_matrix(
         )
     typer.echo(matrix_terminal(matrix))
     typer.echo(f"\nmatrix.md, .csv, .json and .png, and report.html with both, are in {settings.output}", err=True)
+
+
+def _checked_settings(
+    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None
+) -> tuple[RunConfig, list[Path]]:
+    """The settings with the evaluation's output folder, and the checkpoints, after all checks without the model."""
+    from captune.cli.preflight import check_run, extra_imports, require_extra
+
+    settings = run_settings(config, overrides)
+    require_extra("captune evaluate", "train")
+    check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
+    with extra_imports("captune evaluate", "train"):
+        from captune.evaluation import evaluate_checkpoints  # noqa: F401  # imports torch and transformers
+    if checkpoints is None:
+        checkpoints = run_checkpoints(settings)
+    return _written_to(settings, config, overrides, checkpoints, out), checkpoints
 
 
 def _manifest_and_split(source: str, split: str | None) -> tuple[str, str | None]:
@@ -220,19 +230,13 @@ def run_evaluation(
     Raises:
         CaptuneError: as `captune.evaluation.evaluate_checkpoints`.
     """
-    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.cli.report import print_report
     from captune.report import analyse
 
-    settings = run_settings(config, overrides)
-    require_extra("captune evaluate", "train")
-    check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
-    with extra_imports("captune evaluate", "train"):
-        from captune.evaluation import evaluate_checkpoints
-    if checkpoints is None:
-        checkpoints = run_checkpoints(settings)
-    settings = _written_to(settings, config, overrides, checkpoints, out)
+    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
+    from captune.evaluation import evaluate_checkpoints
+
     with show_progress() as listener:
         scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
     print_report(scores, analyse(scores))

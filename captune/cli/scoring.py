@@ -210,16 +210,10 @@ def scales(scores: Scores) -> dict[str, str]:
 def to_json(answer: dict[str, Any]) -> str:
     """One JSON object; numbers that JSON does not have become null."""
     import json
-    import math
 
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): finite(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+    from captune.parsing import nan_to_null
 
-    return json.dumps(finite(answer), allow_nan=False)
+    return json.dumps(nan_to_null(answer), allow_nan=False)
 
 
 def check_out(out: Path | None, command: str, reads: list[Path | str | None]) -> None:

@@ -28,10 +28,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from captune.parsing import nan_to_null
 from captune.report.axis import positions
 from captune.report.caption_statistics import mean_lengths
 from captune.report.columns import DECIMALS, SLIDES_METRICS, column, shows_zero
-from captune.report.files import nan_to_null
 from captune.report.learning_curve import course_of, differ, has_statistics
 from captune.report.scores_json import CheckpointScores, RunScores
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
@@ -13,7 +12,7 @@ from captune.data import atomic_file
 from captune.errors import InputError, ToolError
 from captune.parsing import load_json, show_value, validate
 
-__all__ = ["StrictRecord", "atomic_write", "nan_to_null", "parse_versioned_json", "read_text"]
+__all__ = ["StrictRecord", "atomic_write", "parse_versioned_json", "read_text"]
 
 T = TypeVar("T")
 
@@ -84,15 +83,6 @@ def parse_versioned_json(
         raise InputError(f"{source} has no field '{missing}'; {remedy}.")
     fields = {name: value for name, value in tree.items() if name != "format" and name not in derived}
     return validate(fields, kind, source, remedy=f"{remedy[0].upper()}{remedy[1:]}.")
-
-
-def nan_to_null(tree: Any) -> Any:
-    """The same values with None for every float that is not finite, since JSON has no NaN."""
-    if isinstance(tree, dict):
-        return {name: nan_to_null(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [nan_to_null(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def atomic_write(path: Path, content: bytes | str) -> Path:

@@ -29,8 +29,9 @@ from pydantic import Strict
 from captune.common import escape_pipes, markdown_table, one_line, text_table
 from captune.data import CsvWriter
 from captune.errors import InputError
+from captune.parsing import nan_to_null
 from captune.report.columns import format_value, order_metrics, scale_sentence
-from captune.report.files import StrictRecord, nan_to_null, parse_versioned_json, read_text
+from captune.report.files import StrictRecord, parse_versioned_json, read_text
 from captune.report.scores_json import Integer, RunScores, Score, Text
 
 __all__ = [

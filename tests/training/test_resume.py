@@ -9,29 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import tiny_features, tiny_minigpt4
 
 from captune.config import RunConfig, parse_config
 from captune.errors import ConfigError, StoppedError
 from captune.events import Event
-from captune.training import preparation, train, trainer
+from captune.training import train
 from captune.training.checkpoints import RunStatus, inspect_run, run_status
 
-
-@pytest.fixture(autouse=True, scope="module")
-def tiny_model() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "load_for_training", lambda *given: tiny_minigpt4())
-        patch.setattr(preparation, "features_of", tiny_features)
-        torch.set_num_threads(1)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def settings(toy_data: Path, output: Path) -> RunConfig:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from tiny import tiny_features, tiny_minigpt4
 
@@ -22,17 +21,10 @@ from captune.errors import ConfigError, DataError, InputError, WeightsError
 from captune.events import Event
 from captune.features import StoredImages
 from captune.model.checkpoint import load_trained
-from captune.training import preparation, train, trainer
+from captune.training import preparation, train
 from captune.training.checkpoints import RunStatus, inspect_run, run_status
 
-
-@pytest.fixture(autouse=True, scope="module")
-def tiny_model() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "load_for_training", lambda *given: tiny_minigpt4())
-        patch.setattr(preparation, "features_of", tiny_features)
-        torch.set_num_threads(1)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def settings(toy_data: Path, output: Path, **changed: int) -> RunConfig:
