@@ -1,10 +1,15 @@
-"""The PTB tokenizer on strings whose tokens the Java tool gave, and what must hold for every string."""
+"""The PTB tokenizer against the output of the Java tool, in linear time, and its invariants for every string."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -177,3 +182,133 @@ def test_no_group_is_possessive(repository: Path) -> None:
     possessive = re.compile(r"\)(?:[+*?]|\{+[0-9,]+\}+)\+|\(\?>")
     for path in sorted((repository / "captune").rglob("*.py")):
         assert not possessive.search(path.read_text(encoding="utf-8")), path
+
+
+# Each begins many tokens of some kind and completes few, or goes on for ever as one.
+REPEATED = """
+    a A 1 . ' " - _ & < > ( ) @ # $ * / \\ : ; , ! ? ` ’ “ … é ˂ \xad \x00 \ud800 😀 \xa0 \n ٠ ٫ ‐
+    a.a a. 1. 1, 1- 1-1- a- a' 'a n't a/ a_ a! A& &amp; &a &#1 &eacute; <a <a_ <a> <a_b=" <a_b=' <a_b='"_c='_d=" <!a
+    <!-- </ http:// http://a www. www.1- www.a. a@ @a a@. x@a.. .com a.com/ +a. +a.com a+a.com a,b 1,a- p._
+    p._The_ U.S._The_
+    p._<!a_ etc._ etc._<a_ Mr. no._1_ 1_1/2_ 1/ (555)_123-4567 555_ 555- (( (- :) :- o'b o'bb- ba'a can't a.txt 1a. a.c.
+    \\* *\\ '5 '51_ ^_^ (^_^ C+ A+ a\xad ~a. é! ._
+"""
+UNITS = [unit.replace("_", " ") for unit in REPEATED.split()] + [" ", "_", "^_", "a ", "A dog runs. "]
+LENGTH = 3_000
+
+
+def _seconds(unit: str, length: int) -> float:
+    text = (unit * (length // len(unit) + 1))[:length]
+    started = time.process_time()
+    ptb.tokenize(text)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=ascii)
+def test_four_times_the_text_takes_about_four_times_as_long(unit: str) -> None:
+    # A quadratic search takes 16 times as long; the best of three tries shuts out a busy machine.
+    short = min(_seconds(unit, LENGTH) for _ in range(3))
+    long = min(_seconds(unit, 4 * LENGTH) for _ in range(3))
+    assert long < max(9 * short, 0.02)
+
+
+def test_a_word_of_ten_million_letters_is_one_token() -> None:
+    (token,) = ptb.tokenize("a" * 10_000_000)
+    assert len(token) == 10_000_000
+
+
+def test_a_caption_of_many_words() -> None:
+    assert ptb.tokenize("A dog's ball, " * 50_000).count("'s") == 50_000
+
+
+def test_a_long_call_of_blank_lines_behind_initials_is_read_once() -> None:
+    captions = ["letter p."] + [" "] * 20_000 + ["The dog"]
+    assert ptb.tokenize_call(captions)[0] == ["letter", "p"]
+    assert ptb.tokenize_batch(captions)[0] == ["letter", "p."]
+
+
+def test_patterns_keep_no_choice_open_for_every_repetition() -> None:
+    # Possessive repetition is what keeps memory flat on "a-a-a-..." and "a.a.a...." of any length.
+    for unit in ("a-", "a.", "a_", "a!", "&amp;A", "x.y@", "a&"):
+        assert ptb.tokenize(unit * 30_000) is not None
+    assert re.fullmatch(r"a\.(a\.)*a", ptb.tokenize("a." * 3_000 + "a")[0])
+
+
+REAL = [
+    "abstract48S",
+    "coco2014_hard",
+    "coco_mini_train",
+    "coco_val2017",
+    "flickr30k",
+    "flickr30k_pretok",
+    "flickr8k",
+]
+LINE_BREAKS = set("\r\v\f\u2028\u2029")
+
+
+def _records(shared: Path, name: str) -> Iterator[Any]:
+    with gzip.open(shared / "captions" / "oracle" / f"tokens_{name}.dev.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+@pytest.mark.parametrize("source", REAL)
+def test_every_real_caption(shared: Path, source: str) -> None:
+    records = list(_records(shared, source))
+    captions = [record[0] for record in records]
+    assert ptb.tokenize_batch(captions) == [record[1] for record in records]
+    # Followed by the caption "A man .", some differ; the third field says how.
+    call = [caption for record in records for caption in (record[0], "A man .")]
+    assert ptb.tokenize_call(call)[::2] == [record[2] if len(record) > 2 else record[1] for record in records]
+
+
+@pytest.mark.parametrize("source", ["abstract48S", "coco2014_hard", "coco_mini_train"])
+def test_real_captions_one_by_one_without_the_way_over_chunks(shared: Path, source: str) -> None:
+    for caption, tokens, *_ in _records(shared, source):
+        assert ptb.tokenize(caption) == tokens
+
+
+@pytest.mark.parametrize("source", REAL)
+def test_nearly_all_captions_need_nothing_but_their_chunks(shared: Path, source: str) -> None:
+    captions = [record[0] for record in _records(shared, source)]
+    known: dict[str, bool] = {}
+    for caption in captions:
+        for chunk in caption.split():
+            if chunk not in known:
+                known[chunk] = ptb.chunk_tokens(chunk) is not None
+    alone = sum(all(known[chunk] for chunk in caption.split()) for caption in captions)
+    # The hard captions were chosen for what is hard about them.
+    assert alone / len(captions) > (0.9 if source == "coco2014_hard" else 0.99)
+
+
+def test_fuzz_strings(shared: Path) -> None:
+    records = list(_records(shared, "fuzz"))
+    wrong = [
+        record["s"]
+        for record in records
+        if ptb.tokenize_all(record["s"]) != record["full"] or ptb.tokenize(record["s"]) != record["t"]
+    ]
+    assert len(wrong) / len(records) < 0.001, wrong[:5]
+    assert not wrong
+
+
+def test_fuzz_strings_before_another_caption(shared: Path) -> None:
+    records = list(_records(shared, "fuzz"))
+    call = [caption for record in records for caption in (record["s"], "A man .")]
+    expected = [record.get("t_next", record["t"]) for record in records]
+    assert ptb.tokenize_call(call)[::2] == expected
+
+
+def test_whole_calls(shared: Path) -> None:
+    path = shared / "captions" / "oracle" / "tokens_batches.dev.json.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        batches = json.load(file)
+    compared = 0
+    for batch in batches:
+        captions = [caption for image in batch["in"].values() for caption in image]
+        if batch["error"] or any(LINE_BREAKS & set(caption) for caption in captions):
+            continue  # there the tool mixes up captions, which is its fault and not reproduced
+        compared += 1
+        expected = [line for image in batch["out"].values() for line in image]
+        assert [" ".join(tokens) for tokens in ptb.tokenize_call(captions)] == expected, batch["name"]
+    assert compared > 10
