@@ -15,7 +15,7 @@ from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
 
 if TYPE_CHECKING:
-    from captune.metrics import Comparison, Predictions, References, Scores
+    from captune.metrics import Comparison, PredictionFile, ReferenceFile, Scores
 
 __all__ = ["compare"]
 
@@ -84,8 +84,8 @@ def _names(paths: list[Path], names: list[str] | None) -> list[str]:
 
 
 def _score_all(
-    references: References,
-    predictions: list[Predictions],
+    references: ReferenceFile,
+    predictions: list[PredictionFile],
     names: list[str],
     run: ScoringRun,
     warnings: list[str],
@@ -105,10 +105,10 @@ def _score_all(
 
 
 def _common(
-    references: References, predictions: list[Predictions], warnings: list[str]
-) -> tuple[References, list[Predictions]]:
+    references: ReferenceFile, predictions: list[PredictionFile], warnings: list[str]
+) -> tuple[ReferenceFile, list[PredictionFile]]:
     """Keep the images that have references and a caption of every system, and warn about the number of others."""
-    from captune.metrics import near_miss
+    from captune.metrics import similar_ids_hint
 
     described = {image: captions for image, captions in references.captions.items() if captions}
     common = set(described).intersection(*(system.captions for system in predictions))
@@ -117,7 +117,7 @@ def _common(
         missing = [image for image in described if image not in common]
         warnings.append(
             f"{len(missing):,} of {len(described):,} images lack a prediction of some system and are left out "
-            f"(--subset){near_miss(extra, missing)}; scores of other subsets cannot be compared with these."
+            f"(--subset){similar_ids_hint(extra, missing)}; scores of other subsets cannot be compared with these."
         )
     if common:
         references = replace(references, captions={i: texts for i, texts in described.items() if i in common})

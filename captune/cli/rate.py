@@ -253,7 +253,7 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
     """Print the results and write them into their run."""
     from captune.apps.rating import check_results, compute_results, rated_rows, results_json, write_results
     from captune.data import folder_lock
-    from captune.report import captions_hashes
+    from captune.report import caption_hashes
 
     if out is not None:
         check_results(out)
@@ -273,7 +273,7 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
             rows = []
         if rows:
             with folder_lock(run, "captune rate"):
-                files += _write_into_run(run, computed.to_dict() | {"captions": captions_hashes(rows)})
+                files += _write_into_run(run, computed.to_dict() | {"captions": caption_hashes(rows)})
     for file in files:
         typer.echo(str(file), err=True)
 

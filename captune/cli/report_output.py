@@ -65,7 +65,7 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
     from rich.table import Table
     from rich.text import Text
 
-    from captune.report import matrices, telling_lines
+    from captune.report import matrices, most_different_lines
 
     _print_table(comparison.table, intervals=intervals)
     names = [one_line(row.name) for row in comparison.table.checkpoints]
@@ -79,7 +79,7 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
             matrix.add_row(Text(name), *map(Text, cells))
         _print_unclipped(matrix)
     _print_heading("Images on which the runs differ most (CIDEr)")
-    _print_lines(f"  {line}" for line in telling_lines(comparison))
+    _print_lines(f"  {line}" for line in most_different_lines(comparison))
 
 
 def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
@@ -215,9 +215,9 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 def sparklines(run: RunScores) -> list[str]:
     """A line a metric: its name, its course over the training's rows, and its first and last score."""
-    from captune.report import course_of, format_value
+    from captune.report import format_value, split_training_rows
 
-    run = course_of(run).run
+    run = split_training_rows(run).run
     width = max(map(_cell_width, map(one_line, run.metrics)))
     lines = []
     for metric in run.metrics:
@@ -239,9 +239,9 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
         A heading and its lines for "improved" and for "regressed"; nothing without scores per image. Images are
         compared by CIDEr, or by the first metric that is given for every image.
     """
-    from captune.report import course_of, order_metrics
+    from captune.report import order_metrics, split_training_rows
 
-    rows = course_of(run).run.checkpoints
+    rows = split_training_rows(run).run.checkpoints
     first, last = rows[0], rows[-1]
     metrics = order_metrics(name for scores in last.per_image.values() for name in scores)
     metric = "CIDEr" if "CIDEr" in metrics else next(iter(metrics), "")

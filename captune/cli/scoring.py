@@ -12,7 +12,7 @@ from captune.errors import MetricInputError
 from captune.metrics import METRICS, ScoringOptions
 
 if TYPE_CHECKING:
-    from captune.metrics import Predictions, References, Scorer, Scores
+    from captune.metrics import PredictionFile, ReferenceFile, Scorer, Scores
 
 __all__ = [
     "ScoringRun",
@@ -98,7 +98,7 @@ def warn(sentence: str) -> None:
     print(f"captune: warning: {sentence}", file=sys.stderr)
 
 
-def load_system(references: References, predictions: Predictions, name: str, run: ScoringRun) -> System:
+def load_system(references: ReferenceFile, predictions: PredictionFile, name: str, run: ScoringRun) -> System:
     """Match the captions of one system with the references, and collect warnings.
 
     Raises:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.evaluation.checkpoints import evaluate_checkpoints, evaluate_models
-    from captune.evaluation.output_folder import evaluation_folder
+    from captune.evaluation.checkpoints import evaluate_checkpoints, evaluate_models, evaluation_folder
     from captune.evaluation.protocol import (
         Decoding,
         EvaluationSet,
@@ -54,8 +53,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "checkpoints": ["evaluate_checkpoints", "evaluate_models"],
-        "output_folder": ["evaluation_folder"],
+        "checkpoints": ["evaluate_checkpoints", "evaluate_models", "evaluation_folder"],
         "protocol": [
             "Decoding",
             "EvaluationSet",

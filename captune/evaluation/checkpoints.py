@@ -1,19 +1,23 @@
-"""The pretrained model, the checkpoints of a run, and other captioners, captioned and scored one after the other."""
+"""Evaluate the pretrained model, the checkpoints of a run and other captioners, into one output folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from captune.captioner import Captioner, MiniGPT4Backend
-from captune.config import RunConfig
-from captune.data import folder_lock
+from captune.config import RunConfig, load_run_config
+from captune.data import folder_lock, last_writer
 from captune.decoding import Caption
 from captune.distributed import DistributedContext
-from captune.errors import ConfigError, NonFiniteScoresError
-from captune.evaluation.output_folder import WRITER, check_destination, is_own_evaluation
+from captune.errors import ConfigError, InputError, NonFiniteScoresError
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
@@ -28,9 +32,123 @@ from captune.model import (
     read_record,
     restore_chat_template,
 )
-from captune.report import RunScores, read_scores, write_report
+from captune.report import MATRIX_FILES, REPORT_FILES, RunScores, read_scores, write_report
 
-__all__ = ["CheckpointSwapper", "evaluate_checkpoints", "evaluate_models", "ignore_event", "row_names"]
+__all__ = [
+    "EVALUATIONS_FOLDER",
+    "LOCK_NAME",
+    "CheckpointSwapper",
+    "check_destination",
+    "evaluate_checkpoints",
+    "evaluate_models",
+    "evaluation_folder",
+    "ignore_event",
+    "is_own_evaluation",
+    "row_names",
+]
+
+
+# The output folder of an evaluation: the run's folder for the run's evaluation, a separate folder for any other.
+
+EVALUATIONS_FOLDER = "evaluations"
+"""Folder of other evaluations in a run's folder."""
+FILES = ("scores.json", "captions", "thumbnails", *REPORT_FILES, *MATRIX_FILES)
+"""Names of an evaluation's files."""
+LOCK_NAME = "captune evaluate"
+"""Name of an evaluation in the lock of its folder."""
+BEFORE_SCORES = ("captions", "thumbnails")
+"""Those that are written before the scores."""
+_WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_subset"), "data": ("features",)}
+"""Settings that change neither captions nor scores."""
+
+
+def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Sequence[Path]) -> Path:
+    """The default output folder of an evaluation.
+
+    Args:
+        config: of the evaluation.
+        original: the configuration without options and overrides.
+        checkpoints: that are evaluated.
+
+    Returns:
+        The output folder of `original` for its evaluation, otherwise a folder in it, always the same for the same
+        evaluation.
+    """
+    output = original.output
+    if _is_equivalent(config, original) and (not _is_run(output) or is_own_evaluation(config, output, checkpoints)):
+        return output
+    manifest = config.evaluation_manifest
+    name = f"{manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
+    content = [_decisive(config), sorted(folder.name for folder in checkpoints)]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return output / EVALUATIONS_FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name).lstrip('.')}-{key}"
+
+
+def is_own_evaluation(config: RunConfig, run: Path, checkpoints: Sequence[Path]) -> bool:
+    """Whether an evaluation is the one whose scores a run's folder holds.
+
+    Args:
+        config: of the evaluation.
+        run: folder of the run.
+        checkpoints: that are evaluated.
+    """
+    try:
+        written = load_run_config(run / "config.yaml")
+    except ConfigError:
+        return False
+    evaluated = {os.path.realpath(folder) for folder in checkpoints}
+    saved = {os.path.realpath(folder) for folder in (run / "checkpoints").glob("epoch-*") if folder.is_dir()}
+    return _is_equivalent(config, written) and evaluated == saved
+
+
+def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
+    """Check that an evaluation replaces neither the scores of a run nor files of other programs.
+
+    Args:
+        config: of the evaluation, with its output folder.
+        checkpoints: that are evaluated.
+
+    Raises:
+        InputError: it would.
+    """
+    output = config.output
+    if _is_run(output):
+        if not is_own_evaluation(config, output, checkpoints):
+            raise InputError(
+                f"{output} is the folder of a run, and holds the scores of the run's evaluation; give --out another "
+                "folder for an evaluation on other data, with other settings or of some checkpoints."
+            )
+        return
+    try:
+        read_scores(output)
+    except InputError:
+        # Without scores of an earlier evaluation no file is known to be captune's, except those that a killed one wrote
+        # before its scores: it left its captions in the cache, or its name as the last writer's.
+        cached = any((output / "cache" / "captions").glob("*.jsonl"))
+        known = BEFORE_SCORES if cached or last_writer(output) == LOCK_NAME else ()
+        foreign = next((name for name in FILES if name not in known and os.path.lexists(output / name)), None)
+        if foreign is not None:
+            raise InputError(
+                f"{output} holds '{foreign}', and no scores.json of an evaluation; give --out another folder."
+            ) from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _is_equivalent(one: RunConfig, other: RunConfig) -> bool:
+    return _decisive(one) == _decisive(other)
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that captions and scores depend on."""
+    settings = config.model_dump(mode="json", include={"model", "data", "evaluate", "seed"})
+    for section, names in _WITHOUT_EFFECT.items():
+        for name in names:
+            settings[section].pop(name, None)
+    return settings
+
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +201,7 @@ def evaluate_checkpoints(
     """
     on_event = listener if listener is not None else ignore_event
     check_destination(config, checkpoints)
-    with folder_lock(config.output, WRITER):
+    with folder_lock(config.output, LOCK_NAME):
         evaluation = Evaluation(config, evaluation_set(config, on_event))
         if is_own_evaluation(config, config.output, checkpoints):
             evaluation.recall()
@@ -204,7 +322,7 @@ def evaluate_models(
     instruction = images.rules.instruction or instruction
     _check_output(config, images, names)
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
-    with folder_lock(config.output, WRITER):
+    with folder_lock(config.output, LOCK_NAME):
         evaluation = Evaluation(config, images)
         faulty: list[str] = []
         for name, path in zip(names, models, strict=True):

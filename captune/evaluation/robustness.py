@@ -17,9 +17,14 @@ from captune.config import RunConfig
 from captune.data import folder_lock, load_image, resolve_image, temporary_folder
 from captune.decoding import Caption, generate_captions
 from captune.errors import NonFiniteScoresError
-from captune.evaluation.checkpoints import CheckpointSwapper, ignore_event
+from captune.evaluation.checkpoints import (
+    LOCK_NAME,
+    CheckpointSwapper,
+    check_destination,
+    ignore_event,
+    is_own_evaluation,
+)
 from captune.evaluation.corruptions import corrupt
-from captune.evaluation.output_folder import WRITER, check_destination, is_own_evaluation
 from captune.evaluation.protocol import EvaluationSet
 from captune.evaluation.robustness_columns import (
     Corruption,
@@ -36,7 +41,7 @@ from captune.features import encode_images
 from captune.metrics import Scorer, Scores, ScoringOptions, confidence_intervals, paired_bootstrap, prompt_hash
 from captune.model import MiniGPT4, default_device, load_model, read_record
 from captune.report import (
-    FILE,
+    MATRIX_FILE,
     Cell,
     Column,
     Difference,
@@ -95,7 +100,7 @@ def evaluate_matrix(
         InputError: data, model or a checkpoint cannot be used.
     """
     check_destination(config, checkpoints)
-    with folder_lock(config.output, WRITER):
+    with folder_lock(config.output, LOCK_NAME):
         return _evaluate_matrix(config, checkpoints, data, instructions, corruptions, split, listener or ignore_event)
 
 
@@ -321,7 +326,7 @@ def _signature_field(name: str) -> str:
 
 
 def _write(folder: Path, matrix: Matrix) -> None:
-    atomic_write(folder / FILE, matrix_to_json(matrix))
+    atomic_write(folder / MATRIX_FILE, matrix_to_json(matrix))
     atomic_write(folder / "matrix.csv", matrix_csv(matrix))
     atomic_write(folder / "matrix.md", matrix_markdown(matrix))
     atomic_write(folder / "matrix.png", draw_heatmap(matrix))

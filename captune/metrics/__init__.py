@@ -18,15 +18,15 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.metrics.caption_failures import FAILURES, find_failures
     from captune.metrics.caption_files import (
-        Predictions,
-        References,
+        PredictionFile,
+        ReferenceFile,
         read_predictions,
         read_reference_files,
         read_references,
     )
     from captune.metrics.diversity import measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
-    from captune.metrics.id_alignment import align, caption_warnings, near_miss
+    from captune.metrics.inputs import align, caption_warnings, similar_ids_hint
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
@@ -59,9 +59,9 @@ __all__ = [
     "MeanOfImages",
     "Metric",
     "PredictionBatch",
-    "Predictions",
+    "PredictionFile",
+    "ReferenceFile",
     "ReferenceIndex",
-    "References",
     "Scorer",
     "Scores",
     "ScoringOptions",
@@ -77,7 +77,6 @@ __all__ = [
     "iter_columns",
     "language_warning",
     "measure_diversity",
-    "near_miss",
     "paired_bootstrap",
     "prompt_hash",
     "read_predictions",
@@ -85,17 +84,24 @@ __all__ = [
     "read_references",
     "resampled_scores",
     "score_captions",
+    "similar_ids_hint",
     "tokenizer",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "id_alignment": ["align", "caption_warnings", "near_miss"],
         "diversity": ["measure_diversity"],
         "document_frequencies": ["DocumentFrequencies"],
         "caption_failures": ["FAILURES", "find_failures"],
-        "caption_files": ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"],
+        "caption_files": [
+            "PredictionFile",
+            "ReferenceFile",
+            "read_predictions",
+            "read_reference_files",
+            "read_references",
+        ],
+        "inputs": ["align", "caption_warnings", "similar_ids_hint"],
         "metric": ["Column", "MeanOfImages", "Metric"],
         "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],

@@ -7,13 +7,14 @@ length closest to the prediction's, and a tiny number in place of zero matches, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from captune.metrics.metric import Column, Metric
-from captune.metrics.ngram_matching import Matches
+from captune.metrics.ngram_matching import Matches, OrderMatches
 from captune.metrics.ngrams import ORDERS
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 
@@ -39,15 +40,19 @@ class Bleu(Metric):
 
     def prepare(self, references: ReferenceIndex) -> None:
         """Require the n-grams of the references."""
-        references.require_ngrams()
+        references.require_ngrams(self._count_clipped)
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.int64]:
         """Counts of each image, (N, 10)."""
         lengths = predictions.words.lengths
         closest = closest_lengths(lengths, predictions.reference_lengths, predictions.offsets)
         guesses = np.maximum(0, lengths[:, None] - np.arange(ORDERS))
-        clipped = [clipped_counts(order.matches, len(lengths)) for order in predictions.ngrams]
+        clipped = predictions.per_order(self._count_clipped)
         return np.column_stack((lengths, closest, guesses, *clipped))
+
+    @staticmethod
+    def _count_clipped(predictions: PredictionBatch) -> Callable[[OrderMatches], NDArray[np.int64]]:
+        return lambda order: clipped_counts(order.matches, len(predictions))
 
     @classmethod
     def from_sums(cls, sums: NDArray[Any], images: int) -> NDArray[np.float64]:

@@ -1,14 +1,14 @@
-"""Captions that went wrong in ways a score hides: empty, run-on, looping, cut off, with a stop symbol in the text.
+"""Flag captions that failed in ways a score hides: empty, run-on, looping, cut off, with a stop symbol in the text.
 
 - empty: it has no word after tokenizing.
 - run-on: it has more than twice as many words as the longest reference of its image, and at least 20.
-- repetition: some 2 to 10 words stand three times in a row, or one word four times; or it has 16 words or more, and at
-  least half of its runs of four words have been there before.
-- stop symbol: a mark of a chat template or tokenizer stands in it: "###", "</s>", "[INST]", "<|im_end|>", ...
-- unfinished: the model was stopped by the length limit; known only where the file of predictions tells so.
+- repetition: 2 to 10 words occur three times in a row, or one word four times; or it has 16 words or more, and at
+  least half of its four-word sequences occurred before.
+- stop symbol: it contains a symbol of a chat template or tokenizer: "###", "</s>", "[INST]", "<|im_end|>", ...
+- unfinished: the model was stopped by the length limit; known only if the predictions file records it.
 
-The limits are set so that people are hardly ever flagged: of 155,070 captions of Flickr30k seven repeat (they say
-"Images are missing" over and over), none is empty and none has a mark.
+With these limits, captions by people are hardly ever flagged: of 155,070 captions of Flickr30k seven repeat ("Images
+are missing", several times), none is empty and none contains a symbol.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _MARKS = re.compile("|".join(map(re.escape, STOP_MARKS)))
 RUN_ON_FACTOR, RUN_ON_WORDS = 2, 20
 LONGEST_PERIOD = 10
 LOOP_TIMES, LOOP_TIMES_OF_ONE_WORD = 3, 4
-FEW_NEW_SHARE, FEW_NEW_WORDS = 0.5, 16
+NEW_FOUR_GRAM_SHARE, NEW_FOUR_GRAM_WORDS = 0.5, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Failures:
     """Which of N captions failed, and how.
 
     Attributes:
-        flags: for each failure that could be looked for, (N,) bool.
+        flags: for each failure that could be checked, (N,) bool.
     """
 
     flags: Mapping[str, NDArray[np.bool_]]
@@ -81,7 +81,7 @@ class Failures:
         return {name: float(flags.mean()) if len(flags) else 0.0 for name, flags in columns.items()}
 
     def of(self, image: int) -> list[str]:
-        """The failures of the caption in place `image`."""
+        """The failures of the caption with index `image`."""
         return [name for name, flags in self.flags.items() if flags[image]]
 
 
@@ -92,13 +92,13 @@ def find_failures(
     finished: Sequence[bool] | None = None,
     tokenize: str = "ptb",
 ) -> Failures:
-    """Flag captions that went wrong. Time is linear in the text.
+    """Flag failed captions, in linear time.
 
     Args:
         captions: one for an image, N of them.
-        references: the references of each image; without them run-on captions are not looked for.
-        finished: for each caption whether the model ended it at the stop symbol itself; without it unfinished
-            captions are not looked for.
+        references: the references of each image; without them run-on captions are not flagged.
+        finished: for each caption whether the model ended it with the stop symbol; without it unfinished
+            captions are not flagged.
         tokenize: name of the tokenizer that finds the words.
     """
     encoder = Encoder(tokenizer(tokenize))
@@ -108,7 +108,7 @@ def find_failures(
     if references is not None:
         longest = _longest(encoder, references)
         flags["run-on"] = (lengths > RUN_ON_FACTOR * longest) & (lengths >= RUN_ON_WORDS)
-    flags["repetition"] = _loops(words) | _few_new(words)
+    flags["repetition"] = _repeats_blocks(words) | _repeats_four_grams(words)
     flags["stop symbol"] = np.array([_MARKS.search(caption) is not None for caption in captions], np.bool_)
     if finished is not None:
         flags["unfinished"] = ~np.array(finished, np.bool_)
@@ -125,12 +125,12 @@ def _longest(encoder: Encoder, references: Sequence[Sequence[str]]) -> NDArray[n
 
 
 def _caption_of(words: Rows) -> NDArray[np.int64]:
-    """(T,) the place of the caption that each word belongs to."""
+    """(T,) the index of the caption of each word."""
     return np.repeat(np.arange(len(words)), words.lengths)
 
 
-def _loops(words: Rows) -> NDArray[np.bool_]:
-    """(N,) whether some block of words follows itself often enough."""
+def _repeats_blocks(words: Rows) -> NDArray[np.bool_]:
+    """(N,) whether a block of words is repeated often enough without a break."""
     flags = np.zeros(len(words), np.bool_)
     caption_of = _caption_of(words)
     for period in range(1, min(LONGEST_PERIOD, len(caption_of) - 1) + 1):
@@ -143,11 +143,11 @@ def _loops(words: Rows) -> NDArray[np.bool_]:
     return flags
 
 
-def _few_new(words: Rows) -> NDArray[np.bool_]:
-    """(N,) whether at most half of a long caption's runs of four words are new."""
+def _repeats_four_grams(words: Rows) -> NDArray[np.bool_]:
+    """(N,) whether at most half of the four-word sequences of a long caption are new."""
     values, caption_of = words.values.astype(np.int64), _caption_of(words)
     flags = np.zeros(len(words), np.bool_)
-    if len(values) < FEW_NEW_WORDS:
+    if len(values) < NEW_FOUR_GRAM_WORDS:
         return flags
     pairs = np.unique(values[:-1] << 32 | values[1:], return_inverse=True)[1].astype(np.int64)
     fours = np.unique(pairs[:-2] << 32 | pairs[2:], return_inverse=True)[1].astype(np.int64)
@@ -156,5 +156,5 @@ def _few_new(words: Rows) -> NDArray[np.bool_]:
     different = np.unique(owner << 32 | fours[inside]) >> 32
     new = np.bincount(different, minlength=len(words))
     total = np.bincount(owner, minlength=len(words))
-    flags |= (words.lengths >= FEW_NEW_WORDS) & (new <= FEW_NEW_SHARE * total)
+    flags |= (words.lengths >= NEW_FOUR_GRAM_WORDS) & (new <= NEW_FOUR_GRAM_SHARE * total)
     return flags

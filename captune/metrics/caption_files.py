@@ -1,6 +1,6 @@
-"""References and predictions from the files that people have, each defect told in one sentence with its place.
+"""Read references and predictions from files in common formats; each defect is one sentence with its position.
 
-Understood without being told which it is, plain or gzip-compressed, `-` for standard input:
+The format is recognized by content, plain or gzip-compressed; `-` is standard input:
 
 - coco-caption annotations `{"images": [...], "annotations": [{"image_id": 1, "caption": "..."}]}`
 - coco-caption results `[{"image_id": 1, "caption": "..."}]`
@@ -24,7 +24,7 @@ from typing import Any
 from captune.errors import MetricInputError
 from captune.metrics.json_files import line_captions, parse_json, read_text, table_rows
 
-__all__ = ["Predictions", "References", "read_predictions", "read_reference_files", "read_references"]
+__all__ = ["PredictionFile", "ReferenceFile", "read_predictions", "read_reference_files", "read_references"]
 
 ID_KEYS = ("image_id", "id", "image", "file_name", "filename")
 REFERENCE_KEYS = ("captions", "references", "refs", "caption", "reference", "text")
@@ -33,16 +33,16 @@ SWAPPED = "perhaps --references and --predictions are swapped"
 
 
 @dataclass(frozen=True)
-class References:
-    """What people wrote of each image.
+class ReferenceFile:
+    """References of each image, as read from a file.
 
     Args:
-        captions: image id to its references; an image that a file lists without a caption has none.
+        captions: image id to its references; empty for an image that the file lists without a caption.
         images: image id to the path of its picture, where the file names one relative to itself.
         file_names: image id to the name of its picture in an image folder (COCO's `file_name`, Karpathy's `filename`).
         splits: how many images of each split the file holds, before `--split`.
         source: name of the file.
-        by_line: the file has no ids, and an image is called by the number of its line.
+        by_line: the file has no ids, and an image is named by its line number.
     """
 
     captions: dict[str, list[str]]
@@ -54,16 +54,16 @@ class References:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model wrote of each image.
+class PredictionFile:
+    """One prediction for each image, as read from a file.
 
     Args:
         captions: image id to its caption.
-        finished: image id to whether generation ended at the stop symbol, where the file tells by "stopped" or by
+        finished: image id to whether generation ended at the stop symbol, if the file has "stopped" or
             "finish_reason".
-        repeated: ids that stand in the file more than once, with the same caption each time.
+        repeated: ids that occur more than once, with the same caption each time.
         source: name of the file.
-        by_line: the file has no ids, and an image is called by the number of its line.
+        by_line: the file has no ids, and an image is named by its line number.
     """
 
     captions: dict[str, str]
@@ -75,7 +75,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class _Row:
-    """One entry of a file: where it stands ("line 7", "entry 12"), its id and its fields."""
+    """One entry of a file: its position ("line 7", "entry 12"), its id and its fields."""
 
     location: str
     image: str
@@ -84,15 +84,15 @@ class _Row:
     split: str | None = None
 
 
-def read_references(path: str | PathLike[str], split: str | None = None) -> References:
+def read_references(path: str | PathLike[str], split: str | None = None) -> ReferenceFile:
     """Read the references of a set of images.
 
     Args:
         path: the file, or `-` for standard input.
-        split: keep the images of this split only ("test"); the file has to tell splits.
+        split: keep the images of this split only ("test"); the file must have splits.
 
     Raises:
-        MetricInputError: the file cannot be used; the sentence names file and place.
+        MetricInputError: the file cannot be used; the message names file and position.
     """
     name = str(path)
     captions: dict[str, list[str]] = {}
@@ -114,7 +114,7 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
                 captions.setdefault(row.image, [])
         else:
             if row.image in grouped:
-                raise MetricInputError(f"{name}, {row.location}: image '{row.image}' stands in the file twice.")
+                raise MetricInputError(f"{name}, {row.location}: the file has image '{row.image}' twice.")
             grouped.add(row.image)
             captions.setdefault(row.image, []).extend(_texts(row.captions, name, row))
         if isinstance(picture := row.fields.get("image"), str):
@@ -124,17 +124,17 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> Refe
     _check_split(name, split, splits)
     if not any(captions.values()):
         raise MetricInputError(f"{name} holds no references; expected captions for at least one image.")
-    return References(captions, images, file_names, splits, name, entries.by_line)
+    return ReferenceFile(captions, images, file_names, splits, name, entries.by_line)
 
 
-def read_predictions(path: str | PathLike[str]) -> Predictions:
+def read_predictions(path: str | PathLike[str]) -> PredictionFile:
     """Read one caption for each image.
 
     Args:
         path: the file, or `-` for standard input.
 
     Raises:
-        MetricInputError: the file cannot be used; the sentence names file and place.
+        MetricInputError: the file cannot be used; the message names file and position.
     """
     name = str(path)
     captions: dict[str, str] = {}
@@ -163,10 +163,10 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
             finished[row.image] = reason != "length"
     if not captions:
         raise MetricInputError(f"{name} holds no predictions; expected one caption for each image.")
-    return Predictions(captions, finished, tuple(repeated), name, entries.by_line)
+    return PredictionFile(captions, finished, tuple(repeated), name, entries.by_line)
 
 
-def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None = None) -> References:
+def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None = None) -> ReferenceFile:
     """Read the references of a set of images from one file, or from several files of lines.
 
     Args:
@@ -176,7 +176,7 @@ def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None
     Raises:
         MetricInputError: several files have ids, or they do not have the same number of lines.
     """
-    files: list[References] = []
+    files: list[ReferenceFile] = []
     for path in paths:
         files.append(read_references(path, split))
         if len(paths) > 1 and not files[-1].by_line:
@@ -190,7 +190,7 @@ def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None
         counts = ", ".join(f"{file.source} has {len(file.captions):,}" for file in files)
         raise MetricInputError(f"Files of lines have one line an image, and these differ: {counts}.")
     joined = {image: [text for file in files for text in file.captions[image]] for image in files[0].captions}
-    return References(joined, source=" and ".join(file.source for file in files), by_line=True)
+    return ReferenceFile(joined, source=" and ".join(file.source for file in files), by_line=True)
 
 
 def _check_split(name: str, split: str | None, splits: dict[str, int]) -> None:
@@ -199,7 +199,7 @@ def _check_split(name: str, split: str | None, splits: dict[str, int]) -> None:
     if splits:
         known = ", ".join(f"{key} ({count})" for key, count in splits.items())
         raise MetricInputError(f"{name} has no image in the split '{split}'; its splits are {known}.")
-    raise MetricInputError(f"{name} does not tell splits, so '--split {split}' cannot be chosen; leave it out.")
+    raise MetricInputError(f"{name} has no splits, so '--split {split}' selects nothing; leave it out.")
 
 
 class _Entries:
@@ -218,7 +218,7 @@ class _Entries:
         self.by_line = self._lines is not None
 
     def rows(self) -> Iterator[_Row]:
-        """Each entry with its place."""
+        """Each entry with its position."""
         name, keys = self._name, self._keys
         if self._table is not None:
             for location, cells in self._table:
@@ -302,7 +302,7 @@ def _image_id(value: object, name: str, location: str) -> str:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise MetricInputError(f"{name}, {location}: the image id is {_kind(value)}; expected text or a whole number.")
+    raise MetricInputError(f"{name}, {location}: the image id is {_kind(value)}; expected text or an integer.")
 
 
 def _texts(value: object, name: str, row: _Row) -> list[str]:

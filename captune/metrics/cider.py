@@ -8,7 +8,7 @@ weights to the reference's, and takes off for a difference in length.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +17,7 @@ import numpy as np
 from captune.errors import MetricInputError
 from captune.metrics.document_frequencies import CorpusCounts, DocumentFrequencies
 from captune.metrics.metric import Column, MeanOfImages
-from captune.metrics.ngram_matching import Matches, NgramIndex
+from captune.metrics.ngram_matching import Matches, NgramIndex, OrderMatches
 from captune.metrics.ngrams import Ngrams
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 
@@ -62,7 +62,7 @@ class Cider(MeanOfImages):
         self._corpus = None if external is None else CorpusCounts(external, references.encoder)
         self._counts: list[NDArray[np.int32]] = []
         self._norms: list[NDArray[np.float64]] = []
-        references.require_ngrams(self._weigh)
+        references.require_ngrams(self._compare, self._weigh)
 
     def _weigh(self, ngrams: Ngrams, index: NgramIndex) -> None:
         """Note the document frequencies of an order's n-grams and the norms of the references' vectors."""
@@ -74,26 +74,34 @@ class Cider(MeanOfImages):
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
         """CIDEr of each image, (N, 1)."""
-        words = predictions.words
+        overlap, prediction_norms = zip(*predictions.per_order(self._compare), strict=True)
+        return scores_of_images(
+            np.array(overlap),
+            np.array(prediction_norms),
+            np.array([norm[predictions.references_of] for norm in self._norms]),
+            predictions.words.lengths,
+            predictions.reference_lengths,
+            predictions.offsets,
+        )[:, None]
+
+    def _compare(
+        self, predictions: PredictionBatch
+    ) -> Callable[[OrderMatches], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """A function that computes the overlaps and the norms of the predictions for each order in turn."""
         external = None if self._external is None else CorpusCounts(self._external, predictions.encoder)
-        overlap, prediction_norms = [], []
-        for counts, order in zip(self._counts, predictions.ngrams, strict=True):
+
+        def compare(order: OrderMatches) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            counts = self._counts[order.order - 1]
             weights = self._weights.of(counts.take(order.matches.gram))
-            overlap.append(overlaps(order.matches, weights, len(predictions.reference_lengths)))
+            overlap = overlaps(order.matches, weights, len(predictions.reference_lengths))
             if external is None:
                 known = counts.take(order.located)
             else:
                 known = external.next_order(order.ngrams.keys, predictions.vocabulary)
             squares = self._weights.vector_squares(order.ngrams, known)
-            prediction_norms.append(norms(squares, predictions.prediction_at, len(words)))
-        return scores_of_images(
-            np.array(overlap),
-            np.array(prediction_norms),
-            np.array([norm[predictions.references_of] for norm in self._norms]),
-            words.lengths,
-            predictions.reference_lengths,
-            predictions.offsets,
-        )[:, None]
+            return overlap, norms(squares, predictions.prediction_at, len(predictions))
+
+        return compare
 
     def signature(self) -> Mapping[str, str]:
         """The variant, and the corpus that document frequencies come from."""
@@ -119,18 +127,18 @@ class Weights:
         self._values = np.log(float(images)) - np.log(frequencies)
         self._squares = _squares(self._values)
         self._squares_of_two = _squares(2 * self._values)
-        self._kept = np.empty(0)
+        self._buffer = np.empty(0)
 
     def of(self, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
         """The weight of each n-gram, (G,), from its document frequency."""
         weights: NDArray[np.float64] = self._values[frequencies]
         return weights
 
-    def _room(self, size: int) -> NDArray[np.float64]:
-        """Memory for so many numbers, the same in every call of one size: new memory takes as long as the sum."""
-        if len(self._kept) != size:
-            self._kept = np.empty(size)
-        return self._kept
+    def _buffer_of(self, size: int) -> NDArray[np.float64]:
+        """A buffer of this size, reused between calls: allocating one takes as long as the sum."""
+        if len(self._buffer) != size:
+            self._buffer = np.empty(size)
+        return self._buffer
 
     def vector_squares(self, ngrams: Ngrams, frequencies: NDArray[np.int32]) -> NDArray[np.float64]:
         """The squared components of all captions' vectors, where their n-grams first occur; 0 at other words.
@@ -144,7 +152,7 @@ class Weights:
         """
         # Where no n-gram begins, number -1 finds the 0 at the end.
         of_gram = np.append(self._squares.take(frequencies), 0.0)
-        squares = of_gram.take(ngrams.at, out=self._room(len(ngrams.at)), mode="wrap")
+        squares = of_gram.take(ngrams.at, out=self._buffer_of(len(ngrams.at)), mode="wrap")
         first, times, later = ngrams.repeats
         squares[later] = 0.0
         frequency = frequencies.take(ngrams.at.take(first))

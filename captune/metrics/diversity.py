@@ -1,7 +1,7 @@
-"""How varied a system's captions are, whatever the references say.
+"""Diversity of a system's captions, without references.
 
-A captioner that writes "a man riding a wave" under every third picture can score well; these numbers show it.
-All of them depend on how many captions there are: compare them on the same images only.
+A captioner that writes "a man riding a wave" for every third image can score well; these numbers show it.
+All of them depend on the number of captions: compare them on the same images only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Diversity", "measure_diversity"]
 
 @dataclass(frozen=True, eq=False)
 class Diversity:
-    """Variety of N captions.
+    """Diversity of N captions.
 
     Attributes:
         distinct_1: different words over all words, 0 to 1 (Li et al., NAACL 2016); nan where there is no word.
@@ -44,7 +44,7 @@ class Diversity:
     is_novel: NDArray[np.bool_] | None
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """The numbers of the whole set, by the names they are printed under; nan becomes None."""
+        """The numbers of the complete set by their printed names; nan becomes None."""
         numbers: dict[str, float | int | None] = {
             "distinct-1": self.distinct_1,
             "distinct-2": self.distinct_2,
@@ -60,7 +60,7 @@ class Diversity:
 def measure_diversity(
     captions: Sequence[str], *, tokenize: str = "ptb", training: Sequence[str] | None = None
 ) -> Diversity:
-    """Measure variety.
+    """Measure diversity.
 
     Args:
         captions: one for an image, N of them.

@@ -1,4 +1,4 @@
-"""Document frequencies: in how many images' references an n-gram stands, and the weight that follows for CIDEr."""
+"""Document frequencies of n-grams for CIDEr: in how many images an n-gram occurs in a reference."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class DocumentFrequencies:
             tokenize: as in `score_captions`.
 
         Raises:
-            MetricInputError: the name cannot stand in a signature, or there is nothing to count.
+            MetricInputError: the name is not valid in a signature, or there is nothing to count.
         """
         if not source or not all(c.isalnum() or c in "-_." for c in source):
             raise MetricInputError(
@@ -101,7 +101,7 @@ class DocumentFrequencies:
         Raises:
             MetricInputError: the file is not there or is something else.
         """
-        from zipfile import BadZipFile  # nobody who only scores should wait for it
+        from zipfile import BadZipFile  # slow to import, and not needed for scoring
 
         try:
             with np.load(path, allow_pickle=False) as archive:

@@ -1,8 +1,8 @@
-"""Captions as integers: every token and every word gets a number once, and all later work is numpy.
+"""Encode captions as integers: every token and every word has a number, so that all later work is vectorized.
 
 C captions, T tokens, W words. A *token* is what the tokenizer returns and what ROUGE-L compares; a *word* is what
 `str.split` makes of the tokenized caption and what BLEU and CIDEr count. The two differ only where a token holds
-white space of its own (the tokenizer's no-break space of "1 1/2") or is empty.
+white space itself (the tokenizer's no-break space of "1 1/2") or is empty.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_CACHED_CHUNKS = 1 << 20
 _LINE_BREAKS = "\v\f\r\u2028\u2029"
 
 # The code of no tokens; the one before it is NEEDS_CONTEXT.
-_NOTHING = 1
+_NO_TOKENS = 1
 
 
 class Rows:
@@ -76,22 +76,22 @@ class Rows:
 class Encoder:
     """Turns captions into rows of token numbers, with one vocabulary for references and all predictions.
 
-    Most chunks between white space have the same tokens wherever they stand, so the tokenizer sees each such chunk
-    once and the rest is a look-up. A caption with any other chunk goes to the tokenizer whole.
+    Most chunks between white space have the same tokens in every caption, so each such chunk is tokenized once and
+    looked up afterwards. A caption with any other chunk is tokenized as a unit.
 
     Args:
-        tokenizer: what makes tokens of a caption.
+        tokenizer: splits captions into tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._token_ids: dict[str, int] = {"": 0}
         self._words_of_token: dict[int, tuple[int, ...]] = {0: ()}
-        self._forget()
+        self._clear_cache()
 
     @property
     def vocabulary_size(self) -> int:
-        """How many numbers have been given out so far."""
+        """How many numbers are assigned so far."""
         return len(self._token_ids)
 
     @property
@@ -137,7 +137,7 @@ class Encoder:
         return _rows(values, lengths)
 
     def encode_call(self, captions: Sequence[str], after: Sequence[str] = ()) -> Rows:
-        """Encode the captions of one call of the original tool, which looks at the end of one into the next.
+        """Encode the captions of one call of the original tool, which reads past the end of a caption into the next.
 
         Args:
             captions: C captions.
@@ -146,24 +146,24 @@ class Encoder:
         Returns:
             Token numbers, as `encode`; the same as `encode` for tokenizers without this fault.
         """
-        whole_call = self.tokenizer.tokenize_call
-        if whole_call is None:
+        tokenize_call = self.tokenizer.tokenize_call
+        if tokenize_call is None:
             return self.encode(captions)
         if self.tokenizer.chunk_tokens is None or self.breaks_lines(captions):
-            values, lengths = self._number(whole_call([*captions, *after])[: len(captions)])
+            values, lengths = self._number(tokenize_call([*captions, *after])[: len(captions)])
             return _rows([values], [lengths])
         lines = [*captions, *after] if after else captions
         parts = []
         for start in range(0, len(captions), _BATCH):
-            # With the line behind it, which the tool looks into.
+            # With the next line, which the tool reads too.
             def in_call(index: int, start: int = start) -> Sequence[str]:
-                return whole_call(_to_next(lines, start + index))[0]
+                return tokenize_call(_through_next_line(lines, start + index))[0]
 
             parts.append(self._encode_by_chunk(captions[start : start + _BATCH], in_call))
         return _rows([part[0] for part in parts], [part[1] for part in parts])
 
     def breaks_lines(self, captions: Sequence[str]) -> bool:
-        """Whether some caption has a line break inside, of which the tokenizer warns when it sees the whole call."""
+        """Whether some caption has a line break inside, of which the tokenizer warns when it gets the complete call."""
         texts = ("".join(captions[start : start + _BATCH]) for start in range(0, len(captions), _BATCH))
         return any(mark in text for text in texts for mark in _LINE_BREAKS)
 
@@ -180,23 +180,23 @@ class Encoder:
     def _encode_by_chunk(
         self, batch: Sequence[str], in_context: Callable[[int], Sequence[str]]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Numbers and lengths of a batch; `in_context` gives the tokens of a caption that must be read whole."""
+        """Numbers and lengths of a batch; `in_context` tokenizes a caption that cannot be tokenized by chunk."""
         codes, chunk_counts = self._codes(batch)
         chunk_offsets = np.zeros(len(batch) + 1, np.int64)
         np.cumsum(chunk_counts, out=chunk_offsets[1:])
         kept_codes, kept_tokens = len(self._code_start), len(self._code_tokens)
         unclear = np.flatnonzero(codes == NEEDS_CONTEXT)
         if len(unclear):
-            # The tokens of the whole caption stand in its first chunk, and nothing in the others.
+            # All tokens of the caption go to its first chunk, none to the others.
             for caption in dict.fromkeys((np.searchsorted(chunk_offsets, unclear, side="right") - 1).tolist()):
                 first, end = chunk_offsets[caption], chunk_offsets[caption + 1]
-                codes[first:end] = _NOTHING
+                codes[first:end] = _NO_TOKENS
                 codes[first] = self._new_code(in_context(caption))
         # The arrays cannot grow while numpy looks into them, which it does inside this call only.
         tokens, counts = _expand(codes, np.frombuffer(self._code_start, np.int64), _view(self._code_tokens))
         del self._code_start[kept_codes:], self._code_tokens[kept_tokens:]
         if len(self._chunks) > _MOST_CACHED_CHUNKS:
-            self._forget()
+            self._clear_cache()
         token_offsets = np.zeros(len(codes) + 1, np.int64)
         np.cumsum(counts, out=token_offsets[1:])
         return tokens, np.diff(token_offsets[chunk_offsets])
@@ -211,11 +211,11 @@ class Encoder:
         total = int(chunk_counts.sum())
         return np.fromiter(map(self._chunks.__getitem__, chain.from_iterable(split)), np.int32, total), chunk_counts
 
-    def _forget(self) -> None:
-        """Begin with an empty cache; done again so that a stream of ever new chunks does not fill the memory."""
+    def _clear_cache(self) -> None:
+        """Start with an empty cache; repeated when it is full, so that new chunks do not fill the memory."""
         self._chunks = ChunkCodes(self.tokenizer.chunk_tokens or _in_context, self._new_code)
         self._table = ChunkTable(self._chunks.code_in_ascii)
-        # Code k stands for the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
+        # Code k has the tokens _code_tokens[_code_start[k]:_code_start[k + 1]].
         self._code_start = array("q", [0, 0, 0])
         self._code_tokens = array("i")
 
@@ -228,7 +228,7 @@ class Encoder:
             return tokens
         word_lists = [self._words_of_token[token] for token in tokens.values[hits].tolist()]
         between = np.split(tokens.values, hits)
-        # Behind the words in place of a special token comes what follows that token.
+        # After the words that replace a special token come the tokens that follow it.
         pieces = [(np.array(words, np.int32), rest[1:]) for words, rest in zip(word_lists, between[1:], strict=True)]
         added = np.zeros(len(hits) + 1, np.int64)
         np.cumsum([len(words) - 1 for words in word_lists], out=added[1:])
@@ -236,8 +236,8 @@ class Encoder:
         return Rows(np.concatenate([between[0], *chain.from_iterable(pieces)]), offsets)
 
 
-def _to_next(lines: Sequence[str], index: int) -> Sequence[str]:
-    """A line with those behind it to the next that is not blank."""
+def _through_next_line(lines: Sequence[str], index: int) -> Sequence[str]:
+    """A line with the following ones, through the next that is not blank."""
     end = index + 1
     while end < len(lines) and not lines[end].strip():
         end += 1
@@ -245,7 +245,7 @@ def _to_next(lines: Sequence[str], index: int) -> Sequence[str]:
 
 
 def _in_context(chunk: str) -> None:
-    """Of a tokenizer without chunks: every caption is tokenized whole."""
+    """For a tokenizer without chunks: no chunk has tokens by itself."""
 
 
 def _expand(

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines from a file, with every way such a file can be broken told in one sentence."""
+"""Read text, JSON, JSON Lines, tables and lines from a file; each defect is one sentence with its position."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from captune.parsing import DuplicateKeyError, unique_keys_hook
 __all__ = ["Document", "line_captions", "parse_json", "read_text", "table_rows"]
 
 GZIP_MAGIC = b"\x1f\x8b"
-_UNPACKED, _RATIO = 256 << 20, 100
-"""Bytes that any gzip file may unpack to; a larger one to so many times its size, where captions come to about 10."""
+_ALLOWED_BYTES, _MAX_RATIO = 256 << 20, 100
+"""Decompressed size that is always allowed, in bytes, and the largest compression ratio of larger files."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """What a file says.
+    """The parsed content of a file.
 
     Args:
         value: the value of a JSON file.
@@ -58,15 +58,15 @@ def read_text(name: str) -> str:
         raise MetricInputError(f"'{name}' cannot be read ({reason}).") from None
     if raw.startswith(GZIP_MAGIC):
         try:
-            raw = _unpacked(raw, name)
+            raw = _decompress(raw, name)
         except (OSError, EOFError, zlib.error) as error:
-            raise MetricInputError(f"{name} is not a whole gzip file ({error}); copy it again.") from None
+            raise MetricInputError(f"{name} is an incomplete gzip file ({error}); copy it again.") from None
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
     if marked is not None:
         try:
             return raw.decode(marked)
         except UnicodeDecodeError as error:
-            raise MetricInputError(f"{name} is not whole {marked} text ({error.reason}); save it as UTF-8.") from None
+            raise MetricInputError(f"{name} is not valid {marked} text ({error.reason}); save it as UTF-8.") from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,15 +76,15 @@ def read_text(name: str) -> str:
         ) from None
 
 
-def _unpacked(raw: bytes, name: str) -> bytes:
-    """Gzip data as they were, unless they unfold as no captions do."""
-    limit = max(_UNPACKED, _RATIO * len(raw))
+def _decompress(raw: bytes, name: str) -> bytes:
+    """Decompress gzip data, up to a size that captions never have."""
+    limit = max(_ALLOWED_BYTES, _MAX_RATIO * len(raw))
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
         raise MetricInputError(
             f"{name} has {len(raw):,} bytes and unpacks to more than {limit >> 20:,} MB, which no captions do; "
-            "unpack it by hand if that is right."
+            "decompress it first if that is right."
         )
     return data
 
@@ -93,11 +93,11 @@ def parse_json(text: str, name: str) -> Document:
     """Parse a file that holds JSON or JSON Lines, whichever it is.
 
     Args:
-        text: the whole file.
-        name: what to call the file in messages.
+        text: content of the file.
+        name: of the file, in messages.
 
     Raises:
-        MetricInputError: it is empty, cut off, or not JSON; a key stands twice in an object.
+        MetricInputError: it is empty, cut off, or not JSON; an object repeats a key.
     """
     if not text.strip():
         raise MetricInputError(f"{name} is empty; expected captions as JSON or JSON Lines.")
@@ -108,9 +108,9 @@ def parse_json(text: str, name: str) -> Document:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return Document(lines=_lines(text, name))
-        raise _complaint(error, text, name) from None
+        raise _json_error(error, text, name) from None
     except (RecursionError, ValueError) as error:
-        raise _complaint(error, text, name) from None
+        raise _json_error(error, text, name) from None
 
 
 def _lines(text: str, name: str) -> list[tuple[int, Any]]:
@@ -122,7 +122,7 @@ def _lines(text: str, name: str) -> list[tuple[int, Any]]:
         try:
             lines.append((number, _loads(line)))
         except (RecursionError, ValueError) as error:
-            raise _complaint(error, line, name, number) from None
+            raise _json_error(error, line, name, number) from None
     return lines
 
 
@@ -130,12 +130,12 @@ def _loads(text: str) -> Any:
     return json.loads(text, object_pairs_hook=unique_keys_hook)
 
 
-def _complaint(error: Exception, text: str, name: str, line: int | None = None) -> MetricInputError:
-    """The sentence for a text that is no JSON; `line` is set where `text` is that one line of a file."""
+def _json_error(error: Exception, text: str, name: str, line: int | None = None) -> MetricInputError:
+    """The error for text that is not JSON; `line` is its number if `text` is one line of a file."""
     if isinstance(error, DuplicateKeyError):
         key = error.key
         return MetricInputError(
-            f"{name}, line {line or _line_of_second(key, text)}: the key '{key}' stands twice in one object; keep one."
+            f"{name}, line {line or _line_of_second(key, text)}: an object has the key '{key}' twice; keep one."
         )
     if isinstance(error, RecursionError):
         return MetricInputError(f"{name} is nested too deeply to be captions.")
@@ -147,7 +147,7 @@ def _complaint(error: Exception, text: str, name: str, line: int | None = None) 
     if error.msg.startswith("Invalid control character"):
         code = f"U+{ord(text[error.pos]):04X}"
         return MetricInputError(
-            f"{name}, {location}: a raw control character {code} stands in text; escape or drop it."
+            f"{name}, {location}: text contains a raw control character {code}; escape or remove it."
         )
     return MetricInputError(f"{name}, {location}: is not JSON ({error.msg}).")
 
@@ -167,7 +167,7 @@ _TABLES = (".csv", ".tsv", ".tab")
 _JSON = (".json", ".jsonl", ".ndjson")
 _LINES = (".txt", ".ref", ".hyp", ".out", ".en", ".zh")
 _LONGEST_HEADER = 10_000
-_WHOLE = re.compile(r"-?\d+\.0+")  # how pandas writes a whole number of a column in which a row has none
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0+")  # how pandas writes a whole number of a column in which a row has none
 
 
 def table_rows(
@@ -176,17 +176,17 @@ def table_rows(
     """The rows of a table.
 
     Args:
-        text: the whole file.
-        name: what to call the file in messages.
+        text: content of the file.
+        name: of the file, in messages.
         id_keys: names that the column of ids may have.
         caption_keys: names that the column of captions may have.
 
     Returns:
-        The place of each row ("line 7") and its cells by column; None where the file is no table. Ids such as 391895.0
-        are without their fraction.
+        The position of each row ("line 7") and its cells by column; None if the file is no table. Ids such as 391895.0
+        lose their fraction.
 
     Raises:
-        MetricInputError: it is called .csv or .tsv, and its header has no such columns.
+        MetricInputError: it is named .csv or .tsv, and its header has no such columns.
     """
     if _is_json(text, name):
         return None
@@ -207,10 +207,10 @@ def table_rows(
 
 
 def line_captions(text: str, name: str) -> list[str] | None:
-    """The lines of a text file, each the caption of one image; None where the file is JSON, or means to be.
+    """The lines of a text file, each the caption of one image; None if the file is JSON or is named like it.
 
     Raises:
-        MetricInputError: the lines have tabs, so that they are no captions alone.
+        MetricInputError: the lines have tabs, so they are not captions only.
     """
     if _is_json(text, name) or _ending(name) not in _LINES:
         return None
@@ -247,7 +247,7 @@ def _rows(
         if len(row) != len(columns):
             raise MetricInputError(f"{name}, line {line}: has {len(row)} columns where {len(columns)} are expected.")
         cells = dict(zip(columns, row, strict=True))
-        if _WHOLE.fullmatch(cells[id_column]):
+        if _WHOLE_FLOAT.fullmatch(cells[id_column]):
             cells[id_column] = cells[id_column].partition(".")[0]
         yield f"line {line}", cells
 

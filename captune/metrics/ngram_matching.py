@@ -5,7 +5,7 @@ The references are indexed once; any number of systems is then matched against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,15 +22,15 @@ __all__ = ["Matches", "NgramIndex", "OrderMatches"]
 class Matches(NamedTuple):
     """Pairs of a prediction's n-gram and a reference of the same image that holds it, M in all.
 
-    Pairs follow the predictions, the n-grams' first occurrences, and the references: the order in which the original
-    adds floating-point numbers up.
+    Pairs are sorted by prediction, first occurrence of the n-gram, and reference: the order in which the original sums
+    floating-point numbers.
 
     Attributes:
         predicted: (M,) int64, the prediction (which is also the image).
         reference: (M,) int64, the reference, numbered within the batch.
         gram: (M,) int32, the n-gram's number among the references' n-grams.
-        prediction_times: (M,) int32, how often the n-gram stands in the prediction.
-        reference_times: (M,) int32, how often it stands in the reference.
+        prediction_times: (M,) int32, how often the n-gram occurs in the prediction.
+        reference_times: (M,) int32, how often it occurs in the reference.
         group: where a prediction's next n-gram begins, ascending from 0.
     """
 
@@ -46,11 +46,13 @@ class OrderMatches(NamedTuple):
     """What the predictions of a batch and their references have in common in one order.
 
     Attributes:
+        order: 1 to 4.
         ngrams: the predictions' n-grams.
         located: (G,) int32, the number of each of them among the references' n-grams, -1 for others.
         matches: the pairs of a prediction's n-gram and a reference that holds it.
     """
 
+    order: int
     ngrams: Ngrams
     located: NDArray[np.int32]
     matches: Matches
@@ -93,8 +95,8 @@ class NgramIndex:
 
     def match(
         self, words: Rows, vocabulary: int, prediction_at: NDArray[np.int64], first: int
-    ) -> tuple[OrderMatches, ...]:
-        """Match the predictions of n consecutive images with their references.
+    ) -> Iterator[OrderMatches]:
+        """Match the predictions of n consecutive images with their references, one order after the other.
 
         Args:
             words: the predictions, n rows.
@@ -106,15 +108,14 @@ class NgramIndex:
         bounds = self._image_bounds[first : first + count + 1]
         located = np.zeros(0, np.int32)
         possible = np.ones(len(words.values), np.bool_)
-        result = []
-        for order, ngrams in enumerate(sort_ngrams(words, vocabulary, prediction_at, np.arange(count + 1))):
-            if order:
+        all_ngrams = sort_ngrams(words, vocabulary, prediction_at, np.arange(count + 1))
+        for order, ngrams in enumerate(all_ngrams, start=1):
+            if order > 1:
                 possible[:-1] &= possible[1:]
-            located = self._table.locate(ngrams.keys, order + 1, vocabulary, located)
-            index = _OrderIndex(*self._slots[order], self._image_offsets[first])
+            located = self._table.locate(ngrams.keys, order, vocabulary, located)
+            index = _OrderIndex(*self._slots[order - 1], self._image_offsets[first])
             matches = index.match(ngrams, located, prediction_at, self.caption_at, bounds, possible)
-            result.append(OrderMatches(ngrams, located, matches))
-        return tuple(result)
+            yield OrderMatches(order, ngrams, located, matches)
 
 
 class _OrderIndex(NamedTuple):
@@ -147,13 +148,13 @@ class _OrderIndex(NamedTuple):
             prediction_at: (P,) int64, the prediction of each of the predictions' words.
             reference_at: int64, the reference of each of the references' words.
             image_bounds: (N + 1,) int64, where the words of each image's references begin.
-            possible: (P,) whether the n-gram that begins at a word may stand in a reference of the image; set to False
+            possible: (P,) whether the n-gram that begins at a word may occur in a reference of the image; set to False
                 here where it does not, for the next order, since a longer n-gram holds two of these.
         """
         begin, runs, width = self._runs(predicted, located, prediction_at, image_bounds, possible)
         possible[:] = False
         possible[begin] = True
-        # What stands again in its caption was counted where it stood first.
+        # Later occurrences in a caption are counted at the first one.
         times = np.ones(len(possible), np.int32)
         times[predicted.repeats.first] = predicted.repeats.times
         times[predicted.repeats.later] = 0
@@ -163,7 +164,7 @@ class _OrderIndex(NamedTuple):
         group = ends - width
         slot = np.arange(int(width.sum())) + np.repeat(runs - group, width)
         reference = reference_at.take(self.slots.take(slot) & ((1 << self.bits) - 1))
-        # An n-gram that stands several times in a reference has as many slots there, side by side.
+        # An n-gram that occurs several times in a reference has as many adjacent slots.
         new = np.ones(len(slot), np.bool_)
         np.not_equal(reference[1:], reference[:-1], out=new[1:])
         new[group] = True
@@ -187,7 +188,7 @@ class _OrderIndex(NamedTuple):
         possible: NDArray[np.bool_],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Of each prediction's n-gram in the image's references: its position, its first slot, and how many it has."""
-        # In the order of the slots, so that neighbouring searches end in neighbouring places.
+        # In the order of the slots, so that neighbouring searches end at neighbouring positions.
         position = predicted.slots & ((1 << predicted.bits) - 1)
         position = position[possible.take(position)]
         gram = located.take(predicted.at.take(position))

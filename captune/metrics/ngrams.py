@@ -1,11 +1,10 @@
-"""Counting n-grams of integer-coded captions by sorting, order by order.
+"""Count n-grams of integer-encoded captions by sorting, order by order.
 
 C captions, P positions (words), V vocabulary, G distinct n-grams of one order, S positions where one begins.
 
-An n-gram of order n is a word and the (n - 1)-gram behind it. Where the (n - 1)-grams stand sorted already, only the
-words in front of them need sorting, by a sort that leaves equal ones in their order. Equal n-grams are then neighbours,
-and among them the positions ascend, so that what stands twice in a caption, and in how many images, are differences
-between neighbours.
+An n-gram of order n is a word followed by an (n - 1)-gram. If the (n - 1)-grams are sorted, a stable sort by the
+preceding word sorts the n-grams. Equal n-grams are then adjacent with ascending positions, so repetitions in a caption
+and the number of images are differences between neighbours.
 
 The sorted n-grams are numbered in blocks that stay in the processor's cache.
 """
@@ -31,7 +30,7 @@ _NARROW = 1 << 16
 
 
 class Repeats(NamedTuple):
-    """N-grams of one order that stand more than once in a caption, R pairs (n-gram, caption).
+    """N-grams of one order that occur more than once in a caption, R pairs (n-gram, caption).
 
     Attributes:
         first: (R,) int64, the position of the first occurrence.
@@ -48,12 +47,12 @@ class Ngrams(NamedTuple):
     """All n-grams of one order.
 
     Attributes:
-        keys: (G,) int64 ascending, `previous * vocabulary + last word`; an n-gram's number is its place here.
+        keys: (G,) int64 ascending, `previous * vocabulary + last word`; an n-gram's number is its index here.
         slots: (S,) int64 ascending, `(number << bits) + position`.
         bits: how many bits a position has.
         at: (P,) int32, the number of the n-gram that begins at a position, -1 where none does.
         images: (G,) int32, how many images have the n-gram.
-        repeats: what stands in a caption more than once.
+        repeats: n-grams that occur more than once in a caption.
     """
 
     keys: NDArray[np.int64]
@@ -75,7 +74,7 @@ def sort_ngrams(
         caption_at: (P,) `words.owners`, which callers need as well.
         image_offsets: (N + 1,) where the captions of each image begin.
     """
-    # As small as can be: these are read in the order of the n-grams, and so from all over.
+    # The smallest type: these are read in the order of the n-grams, at random positions.
     images = np.arange(len(image_offsets) - 1, dtype=np.min_scalar_type(len(image_offsets)))
     image_at = np.repeat(images, np.diff(words.offsets[image_offsets]))
     values = words.values.astype(np.uint16) if vocabulary <= _NARROW else words.values
@@ -113,7 +112,7 @@ def _extended(
     Args:
         shorter: n-grams of one order.
         values: (P,) the words.
-        inside: (P,) whether a word stands in front of this one in its caption.
+        inside: (P,) whether a word precedes this one in its caption.
     """
     position = shorter.slots & ((1 << shorter.bits) - 1)
     kept = np.flatnonzero(inside.take(position))
@@ -129,7 +128,7 @@ def _extended(
 
 
 def _ascending(numbers: NDArray[Any]) -> NDArray[np.int64]:
-    """Where the numbers stand in ascending order, equal ones in the order in which they stand.
+    """The indices that sort the numbers in ascending order, stably.
 
     Digit by digit in base 65,536: numbers of 16 bits numpy sorts in linear time, and equally fast on every processor,
     while its sort of 64 bits takes several times as long on some as on others.
@@ -142,7 +141,7 @@ def _ascending(numbers: NDArray[Any]) -> NDArray[np.int64]:
 
 
 class _Numbering:
-    """Gives the sorted n-grams of an order their numbers, and notes what is asked of them on the way.
+    """Numbers the sorted n-grams of an order, and collects their statistics in the same pass.
 
     Args:
         caption_at: (P,) the caption of each position.
@@ -165,7 +164,7 @@ class _Numbering:
         """Number all n-grams.
 
         Args:
-            position: (S,) where they stand, in the order of the n-grams.
+            position: (S,) their positions, in the order of the n-grams.
             new: (S,) whether one differs from that before it.
             begins: (G,) where one does.
         """
@@ -197,18 +196,18 @@ class _Numbering:
         other_image |= new
         pairs = np.cumsum(other_image, dtype=np.int32)
         self._images.append(np.diff(pairs.take(begins), append=pairs[-1:] + np.int32(1)))
-        # Only what follows its like in the same image can be in the same caption.
+        # Only an n-gram that follows an equal one in the same image can be in the same caption.
         near = np.flatnonzero(~other_image)
-        behind = position.take(near)
-        same = self._caption_at.take(behind) == self._caption_at.take(position.take(near - 1))
+        later = position.take(near)
+        same = self._caption_at.take(later) == self._caption_at.take(position.take(near - 1))
         if same.any():
             again = near[same]
             head = np.flatnonzero(np.diff(again, prepend=-1) != 1)
             times = np.diff(head, append=len(again)) + 1
-            self._repeats.append(Repeats(position.take(again[head] - 1), times, behind[same]))
+            self._repeats.append(Repeats(position.take(again[head] - 1), times, later[same]))
 
     def finish(self, keys: NDArray[np.int64]) -> Ngrams:
-        """What was noted, with the n-grams' keys (G,)."""
+        """The collected statistics, with the n-grams' keys (G,)."""
         repeats = Repeats(*map(np.concatenate, zip(*self._repeats, strict=True)))
         return Ngrams(keys, self._slots, self._bits, self._at, np.concatenate(self._images), repeats)
 

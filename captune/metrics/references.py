@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PredictionBatch", "ReferenceIndex"]
+__all__ = ["OrderConsumer", "PredictionBatch", "ReferenceIndex"]
+
+OrderConsumer = Callable[["PredictionBatch"], Callable[[OrderMatches], Any]]
 
 
 class ReferenceIndex:
@@ -39,6 +41,7 @@ class ReferenceIndex:
     Attributes:
         ids: the images.
         ngrams: the n-grams of order 1 to 4, once `finish` has sorted them.
+        order_consumers: what metrics compute from the matches of each order.
     """
 
     ngrams: NgramIndex
@@ -54,7 +57,7 @@ class ReferenceIndex:
         self.encoder, self.tokens, self.offsets, self.captions = encoder, tokens, offsets, captions
         self.image_files = image_files
         self.ids = tuple(captions)
-        self._needs_ngrams = False
+        self.order_consumers: list[OrderConsumer] = []
         self._consumers: list[Callable[[Ngrams, NgramIndex], None]] = []
 
     @cached_property
@@ -67,19 +70,23 @@ class ReferenceIndex:
         """(C,) words of each reference."""
         return self.words.lengths
 
-    def require_ngrams(self, consume: Callable[[Ngrams, NgramIndex], None] | None = None) -> None:
+    def require_ngrams(
+        self, order_consumer: OrderConsumer, consume: Callable[[Ngrams, NgramIndex], None] | None = None
+    ) -> None:
         """Let `finish` sort the n-grams; called by `Metric.prepare`.
 
         Args:
-            consume: called with the n-grams of order 1 to 4, in turn.
+            order_consumer: called with each batch of predictions; returns what `PredictionBatch.per_order` calls with
+                the matches of order 1 to 4, in turn.
+            consume: called with the references' n-grams of order 1 to 4, in turn.
         """
-        self._needs_ngrams = True
+        self.order_consumers.append(order_consumer)
         if consume is not None:
             self._consumers.append(consume)
 
     def finish(self) -> None:
         """Sort what was required, once for all metrics."""
-        if self._needs_ngrams:
+        if self.order_consumers:
             self.ngrams = NgramIndex(self.words, self.encoder.vocabulary_size, self.offsets, self._consumers)
 
 
@@ -161,15 +168,28 @@ class PredictionBatch:
         """Token numbers of the images' references."""
         return self.references.tokens.part(self.references_of.start, self.references_of.stop)
 
-    @property
+    @cached_property
     def reference_lengths(self) -> NDArray[np.int64]:
         """Words of each of the images' references."""
         return self.references.lengths[self.references_of]
 
+    def per_order(self, consumer: OrderConsumer) -> list[Any]:
+        """What a metric computes from the matches of order 1 to 4.
+
+        Args:
+            consumer: was passed to `ReferenceIndex.require_ngrams`.
+        """
+        return self._per_order[consumer]
+
     @cached_property
-    def ngrams(self) -> tuple[OrderMatches, ...]:
-        """For each order the n-grams that predictions and references have in common."""
-        return self.references.ngrams.match(self.words, self.vocabulary, self.prediction_at, self.first)
+    def _per_order(self) -> dict[OrderConsumer, list[Any]]:
+        # All metrics see an order before the next one is matched: keeping the matches of all orders is slower.
+        consumers = {consumer: consumer(self) for consumer in self.references.order_consumers}
+        results: dict[OrderConsumer, list[Any]] = {consumer: [] for consumer in consumers}
+        for matches in self.references.ngrams.match(self.words, self.vocabulary, self.prediction_at, self.first):
+            for consumer, compute in consumers.items():
+                results[consumer].append(compute(matches))
+        return results
 
     @property
     def tokenized(self) -> list[str]:

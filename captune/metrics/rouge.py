@@ -73,7 +73,7 @@ def common_subsequences(
 ) -> NDArray[np.int64]:
     """The length of the longest common subsequence of each reference with its image's prediction, (C,) int64.
 
-    Bit-parallel (Hyyrö 2004): bit i of a number stands for the prediction's token i. Where 64 bits are enough numpy
+    Bit-parallel (Hyyrö 2004): bit i of a number represents the prediction's token i. Where 64 bits are enough numpy
     works on many references at once; long captions take Python's integers.
 
     Raises:
@@ -85,7 +85,7 @@ def common_subsequences(
     result: NDArray[np.int64] = ((lengths == 0) & (reference_lengths == 0)).astype(np.int64)
     short = (lengths <= _BITS) & (reference_lengths <= _LONGEST_STEPS)
     pairs = np.flatnonzero(short & (lengths > 0) & (reference_lengths > 0))
-    # Captions of like lengths go together, so that few steps are in vain.
+    # Captions of similar length are processed together, to save steps.
     pairs = pairs[np.argsort(lengths[pairs] * (_LONGEST_STEPS + 1) + reference_lengths[pairs])]
     ends = np.cumsum(reference_lengths[pairs])
     start = 0

@@ -13,7 +13,14 @@ import numpy as np
 
 from captune.errors import MetricInputError
 from captune.metrics.encoding import Encoder, Rows
-from captune.metrics.inputs import ImageId, Predictions, References, check_predictions, check_references, in_order
+from captune.metrics.inputs import (
+    ImageId,
+    Predictions,
+    References,
+    check_predictions,
+    check_references,
+    order_predictions,
+)
 from captune.metrics.metric import Metric
 from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
 from captune.metrics.parallel import can_fork, encode_in_processes, run_in_fork, split_ranges
@@ -119,7 +126,7 @@ class Scorer:
         """
         predictions = cast("Mapping[ImageId, str]", predictions)
         check_predictions(predictions)
-        rows, images = in_order(predictions, self._ids, subset)
+        rows, images = order_predictions(predictions, self._ids, subset)
         if len(rows) < len(self._ids):
             return self._restricted([self._ids[row] for row in rows]).score(predictions)
         captions = [predictions[image] for image in images]
@@ -228,7 +235,7 @@ def score_captions(
     check_predictions(cast("Mapping[ImageId, str]", predictions))
     references = cast("Mapping[ImageId, Sequence[str]]", references)
     check_references(references)
-    rows, _ = in_order(cast("Mapping[ImageId, str]", predictions), references, subset)
+    rows, _ = order_predictions(cast("Mapping[ImageId, str]", predictions), references, subset)
     if subset:
         ids = list(references)
         references = {ids[row]: references[ids[row]] for row in rows}

@@ -1,4 +1,4 @@
-"""`Scores`: numbers of a corpus and of its images, what they were computed from, and how they print."""
+"""`Scores`: scores of a corpus and of its images, with their statistics and their signature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Scores", "Signature", "prompt_hash"]
 
 
-# The signature: everything that must be equal before two numbers may be compared, in one line.
+# The signature: everything that must be equal for two numbers to be comparable, in one line.
 
 # Fields in print; those of metrics that other packages register follow "clip".
 _ORDER = (
@@ -42,8 +42,8 @@ _ORDER = (
 
 
 def prompt_hash(prompt: str) -> str:
-    """The first 8 hexadecimal digits of a prompt's SHA-256, which stand for it in a signature."""
-    import hashlib  # nobody who only scores should wait for it
+    """The first 8 hexadecimal digits of a prompt's SHA-256, which identify it in a signature."""
+    import hashlib  # slow to import, and not needed for scoring
 
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
@@ -52,7 +52,7 @@ def prompt_hash(prompt: str) -> str:
 class Signature:
     """What a score was made of; `str` gives `data:flickr30k|split:test|n:1000|refs:5|tok:ptb3.4.1|...`.
 
-    What is not known is left out. Fields hold neither "|" nor line breaks.
+    Unknown fields are left out. Fields hold neither "|" nor line breaks.
 
     Attributes:
         data: the data set.
@@ -91,9 +91,10 @@ class Signature:
     others: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in self._values().items():
+        for name, _ in self.others:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise MetricInputError(f"the signature's field {name!r} is not a word")
+        for name, value in self._values().items():
             if isinstance(value, str) and ("|" in value or not value.isprintable() or not value):
                 raise MetricInputError(
                     f"the signature's field '{name}' is {value!r}; give a name without '|' and line breaks"
@@ -237,7 +238,7 @@ class Scores:
         if "statistics" not in record or "ids" not in record:
             raise MetricInputError("this record of scores holds the corpus only; write it with to_dict(images=True)")
         statistics = {key: np.array(rows) for key, rows in record["statistics"].items()}
-        if "refclipscore" in statistics:  # a metric by itself in older records
+        if "refclipscore" in statistics:  # a separate metric in older records
             references = statistics.pop("refclipscore")
             statistics["clipscore"] = np.concatenate([statistics["clipscore"], references], axis=1)
         unknown = [key for key in statistics if key not in METRICS]

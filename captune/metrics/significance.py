@@ -1,10 +1,9 @@
-"""Error bars of corpus scores, and whether two systems differ.
+"""Confidence intervals of corpus scores, and paired tests of two systems.
 
 N images, B resamples, K statistics. Every test works on the statistics of images and never on captions: a resampled
 corpus is a row of N weights, its statistics are one matrix product, and the metric makes scores of their sums.
 
-In all of them the images' CIDEr keeps the document frequencies of the whole set: they are not estimated again for
-each resample.
+CIDEr of the images keeps the document frequencies of the complete set; they are not re-estimated for each resample.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ __all__ = [
 NEGLIGIBLE = 1e-6
 """A score below this is 0 but for the constants that smooth it (BLEU's 1e-9): it is not ranked, marked or tested."""
 
-_KEPT = "kept from the whole set"
+_KEPT = "kept from the complete set"
 _SEED = 12345
 _CELLS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A corpus score and the interval in which it lies with some confidence.
+    """A corpus score with its confidence interval.
 
     Attributes:
-        score: of the whole set.
+        score: of the complete set.
         low: the lower end.
         high: the upper end.
         deviation: the standard deviation over resamples.
@@ -231,9 +230,9 @@ def _frequencies(scores: Scores, name: str) -> str | None:
 
 def _check(resamples: int, confidence: float) -> None:
     if resamples < 2:
-        raise MetricInputError(f"{resamples} resamples say nothing; take 1,000")
+        raise MetricInputError(f"{resamples} resamples are too few; use 1,000")
     if not 0 < confidence < 1:
-        raise MetricInputError(f"a confidence of {confidence} is not between 0 and 1; take 0.95")
+        raise MetricInputError(f"a confidence of {confidence} is not between 0 and 1; use 0.95")
 
 
 def _paired(system: Scores, baseline: Scores) -> tuple[Scores, Scores]:

@@ -1,8 +1,8 @@
-"""The codes of a batch's chunks, all looked up at once: a hash table for numpy before the dictionary for Python.
+"""Look up the codes of all chunks of a batch at once: a vectorized hash table in front of a Python dictionary.
 
-A chunk is what stands between white space. In UTF-8 most have at most 8 bytes, which are one number of 64 bits, and
+A chunk is a string between white space. In UTF-8 most have at most 8 bytes, which are one number of 64 bits, and
 nearly all others at most 24, which are three; numbers are equal only if the chunks are, since no chunk holds a zero
-byte. A chunk that is longer, or was not met before, is asked for by its text.
+byte. A longer or new chunk is looked up by its text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NEEDS_CONTEXT", "ChunkCodes", "ChunkTable"]
 
-#: The code of a chunk whose tokens depend on what stands around it.
+#: The code of a chunk whose tokens depend on the text around it.
 NEEDS_CONTEXT = 0
 
 _LONGEST_CACHED_CHUNK = 64
@@ -34,7 +34,7 @@ _TO_SPACES = bytes(_SPACE if chr(byte).isspace() and byte < 128 else byte for by
 
 
 class ChunkCodes(dict[str, int]):
-    """From a white-space-delimited chunk to its code; an unseen chunk asks the tokenizer, and is kept if it is short.
+    """From a white-space-delimited chunk to its code; an unknown chunk is tokenized, and cached if it is short.
 
     Chunks with the same tokens, such as "Dog" and "dog.", share a code.
 
@@ -72,15 +72,15 @@ class ChunkCodes(dict[str, int]):
 
 
 class ChunkTable:
-    """Remembers the codes of chunks.
+    """Caches the codes of chunks.
 
     Args:
-        code_of: the code of a chunk that is not remembered, from 0 on; asked again for long chunks.
+        code_of: computes the code of a chunk that is not cached, from 0 on; called again for long chunks.
     """
 
     def __init__(self, code_of: Callable[[str], int]) -> None:
         self._code_of = code_of
-        self._short, self._long = _Slots(1), _Slots(3)
+        self._short, self._long = _HashTable(1), _HashTable(3)
 
     def codes(self, captions: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
         """Split captions at ASCII's white space and look the chunks up.
@@ -93,7 +93,7 @@ class ChunkTable:
             holds the character 0, which is what separates captions here.
         """
         text = "\0".join(captions).encode("utf-8", "surrogatepass")
-        # Behind the text is room for reading a long chunk's three numbers at any place.
+        # Padding after the text, so that three numbers can be read at any position.
         text = b"".join((b" ", text, b" " * _LONG))
         if text.count(b"\0") != len(captions) - 1:
             return None
@@ -108,14 +108,14 @@ class ChunkTable:
         return self._look_up(text, starts, ends), np.diff(bounds, prepend=0, append=len(starts))
 
     def _look_up(self, text: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int32]:
-        # The 8 bytes from each place on, as one number.
+        # The 8 bytes from each position on, as one number.
         windows: NDArray[np.uint64] = np.ndarray(len(text) - 7, np.dtype("<u8"), text, strides=(1,))
         sizes = ends - starts
 
         def numbers(chunks: NDArray[np.int64], before: int) -> NDArray[np.uint64]:
             return windows[starts[chunks] + before] & _FIRST_BYTES.take(sizes[chunks] - before, mode="clip")
 
-        def ask(chunks: NDArray[np.int64]) -> list[int]:
+        def compute_codes(chunks: NDArray[np.int64]) -> list[int]:
             places = zip(starts[chunks].tolist(), ends[chunks].tolist(), strict=True)
             return [self._code_of(text[start:end].decode("utf-8", "surrogatepass")) for start, end in places]
 
@@ -128,17 +128,17 @@ class ChunkTable:
         if len(unknown):
             short = unknown[sizes[unknown] <= _SHORT]
             first_at, which = _distinct(first[short])
-            new_codes = np.array(ask(short[first_at]), np.int32)
+            new_codes = np.array(compute_codes(short[first_at]), np.int32)
             codes[short] = new_codes[which]
             self._short.add((first[short[first_at]],), new_codes)
             long = unknown[sizes[unknown] > _SHORT]
-            codes[long] = ask(long)
+            codes[long] = compute_codes(long)
             long = long[sizes[long] <= _LONG]
             self._long.add(tuple(numbers(long, before) for before in (0, 8, 16)), codes[long])
         return codes
 
 
-class _Slots:
+class _HashTable:
     """A hash table with open addressing from numbers of 64 bits, `width` of them a key, to a code from 0 on."""
 
     def __init__(self, width: int) -> None:
@@ -150,8 +150,8 @@ class _Slots:
         self._keys = [np.zeros(1 << bits, np.uint64) for _ in range(self._width)]
         self._codes = np.full(1 << bits, _UNKNOWN, np.int32)
 
-    def _homes(self, keys: tuple[NDArray[np.uint64], ...]) -> NDArray[np.int64]:
-        """Where a search for each key begins."""
+    def _first_slots(self, keys: tuple[NDArray[np.uint64], ...]) -> NDArray[np.int64]:
+        """The slot where the search for each key begins."""
         mixed = keys[0] * _MULTIPLIERS[0]
         for key, multiplier in zip(keys[1:], _MULTIPLIERS[1:], strict=False):
             mixed += key * multiplier
@@ -169,7 +169,7 @@ class _Slots:
 
     def find(self, keys: tuple[NDArray[np.uint64], ...]) -> NDArray[np.int32]:
         """The code of each key, -1 of an unknown one."""
-        slots = self._homes(keys)
+        slots = self._first_slots(keys)
         codes = self._codes.take(slots)
         # In an empty slot the search ends; its code is -1 already.
         left = np.flatnonzero(self._differ(slots, keys) & (codes != _UNKNOWN))
@@ -183,7 +183,7 @@ class _Slots:
         return codes
 
     def add(self, keys: tuple[NDArray[np.uint64], ...], codes: NDArray[np.int32]) -> None:
-        """Remember codes of unknown keys; a key may stand here twice."""
+        """Store codes of unknown keys; a key may occur twice."""
         # At most a quarter is filled, so that a search is short.
         if (self._filled + len(codes)) * 4 > len(self._codes):
             filled = np.flatnonzero(self._codes != _UNKNOWN)
@@ -191,10 +191,10 @@ class _Slots:
             self._make(max((8 * (len(filled) + len(codes))).bit_length(), _FIRST_BITS))
             self._filled = 0
             self.add(*old)
-        slots = self._homes(keys)
+        slots = self._first_slots(keys)
         while len(codes):
             empty = np.flatnonzero(self._codes.take(slots) == _UNKNOWN)
-            # Where several keys want one slot the last of them has it.
+            # Where several keys hash to one slot, the last of them takes it.
             self._codes[slots[empty]] = codes[empty]
             for column, key in zip(self._keys, keys, strict=True):
                 column[slots[empty]] = key[empty]
@@ -204,7 +204,7 @@ class _Slots:
 
 
 def _distinct(numbers: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each distinct number stands first, ascending, and for every number which of these it equals.
+    """The index where each distinct number occurs first, ascending, and for every number which of these it equals.
 
     (`np.unique` imports the masked arrays when it is first called, which takes as long as scoring a small set.)
     """

@@ -1,4 +1,4 @@
-"""Which tokenizer a score was made with: a name in the signature, and the functions behind it."""
+"""The tokenizers by name, and a warning for captions that are not English."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Tokenizer(NamedTuple):
     """How captions become tokens.
 
     Attributes:
-        name: what stands in the signature, with the version ("ptb3.4.1").
+        name: its name in the signature, with the version ("ptb3.4.1").
         tokenize: one caption to its tokens.
         chunk_tokens: the tokens of one chunk of `caption.split(separator)` when they are the same in every caption,
             else None; absent where there is no such thing.
-        separator: what stands between chunks; None is any white space.
-        tokenize_call: the captions of a whole call at once, as the original tool sees them; None where captions do
-            not depend on each other anyway.
+        separator: the string between chunks; None is any white space.
+        tokenize_call: tokenizes all captions of a call at once, as the original tool does; None if captions do not
+            depend on each other.
     """
 
     name: str
@@ -79,8 +79,8 @@ def tokenizer(name: str) -> Tokenizer:
 # Tokenizers for captions that are not English, and the check that notices such captions.
 
 # The ranges of sacrebleu's `zh`. Two of them are meant to be the planes beyond U+FFFF but are written with four
-# digits there, so that U+2001 to U+2A6D stand alone and the ideographs from U+20000 on do not. Kept, since scores
-# are to be comparable.
+# digits there, so that U+2001 to U+2A6D are separate tokens and ideographs from U+20000 on are not. Kept, so that
+# scores are comparable.
 _CHINESE = re.compile(
     "([\u3400-\u4db5\u4e00-\u9fbb\uf900-\ufa2d\ufa30-\ufa6a\ufa70-\ufad9\u2001-\u2a6d\uff00-\uffef\u2e80-\u2fdf\u2ff0-\u2fff"
     "\u3000-\u303f\u31c0-\u31ef\u3100-\u312f\u31a0-\u31bf\ufe10-\ufe1f\ufe30-\ufe4f\u3200-\u33ff])"
@@ -161,7 +161,7 @@ def _jieba() -> ModuleType:
     """jieba with its dictionary loaded, without what it prints while loading."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of its own escapes and of pkg_resources
+            warnings.simplefilter("ignore")  # it warns of invalid escapes and of pkg_resources
             jieba = importlib.import_module("jieba")
     except ImportError:
         raise InputError("The tokenizer zh-jieba needs jieba; install it with: pip install jieba") from None
@@ -195,13 +195,13 @@ def language_warning(captions: Sequence[str]) -> str | None:
     """Notice captions for which the English tokenizer `ptb` is the wrong one.
 
     Letters of other scripts are counted first; among Latin letters, the commonest small words decide. The test
-    looks at some 500 captions spread over the data at most and stays silent when it does not know.
+    examines about 500 captions from all over the data, and does not warn if it is undecided.
 
     Args:
         captions: references or predictions.
 
     Returns:
-        One sentence, or None where the captions look English or give too little to tell.
+        One sentence, or None if the captions look English or are too few to decide.
     """
     sample = captions[:: max(1, len(captions) // SAMPLE)]
     text = "\n".join(caption[:1000] for caption in sample)

@@ -1,7 +1,7 @@
-"""What came out of a run: table, chart, analysis in words and a page to look through, from one file of scores.
+"""Reports of a run: tables, charts, an analysis in words and an HTML page, from one file of scores.
 
-`write_report` does everything; the other names are its parts. Only what an evaluation wrote is read, no model
-and no data set is touched, and nothing here is estimated by eye.
+`write_report` writes all of them; the other names are its parts. They read only the files of an evaluation, no model
+and no data set.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from captune.report.analysis import Analysis, analyse
     from captune.report.chart import draw_chart, draw_heatmap
     from captune.report.columns import format_value, order_metrics, shows_zero
-    from captune.report.comparison import Comparison, compare_runs, matrices, telling_lines
+    from captune.report.comparison import Comparison, compare_runs, matrices, most_different_lines
     from captune.report.files import atomic_write
-    from captune.report.learning_curve import TrainingLog, course_of, read_log
+    from captune.report.learning_curve import TrainingLog, read_log, split_training_rows
     from captune.report.narrative import sentences
     from captune.report.page import LANGUAGES, build_page
-    from captune.report.rating import captions_hashes
+    from captune.report.rating import caption_hashes
     from captune.report.robustness_matrix import (
-        FILE,
+        MATRIX_FILE,
         MATRIX_FILES,
         Cell,
         Column,
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPARISON_FILES",
-    "FILE",
     "LANGUAGES",
+    "MATRIX_FILE",
     "MATRIX_FILES",
     "REPORT_FILES",
     "Analysis",
@@ -67,10 +67,9 @@ __all__ = [
     "analyse",
     "atomic_write",
     "build_page",
-    "captions_hashes",
+    "caption_hashes",
     "cells",
     "compare_runs",
-    "course_of",
     "csv_table",
     "daggers",
     "draw_chart",
@@ -84,6 +83,7 @@ __all__ = [
     "matrix_markdown",
     "matrix_terminal",
     "matrix_to_json",
+    "most_different_lines",
     "notes",
     "order_metrics",
     "read_csv",
@@ -92,7 +92,7 @@ __all__ = [
     "sentences",
     "shows_zero",
     "signatures",
-    "telling_lines",
+    "split_training_rows",
     "thumbnail_path",
     "thumbnail_sources",
     "write_comparison",
@@ -108,10 +108,10 @@ __getattr__ = lazy_names(
         "analysis": ["Analysis", "analyse"],
         "chart": ["draw_chart", "draw_heatmap"],
         "columns": ["format_value", "order_metrics", "shows_zero"],
-        "comparison": ["Comparison", "compare_runs", "matrices", "telling_lines"],
+        "comparison": ["Comparison", "compare_runs", "matrices", "most_different_lines"],
         "files": ["atomic_write"],
         "robustness_matrix": [
-            "FILE",
+            "MATRIX_FILE",
             "MATRIX_FILES",
             "Cell",
             "Column",
@@ -125,7 +125,7 @@ __getattr__ = lazy_names(
         ],
         "narrative": ["sentences"],
         "page": ["LANGUAGES", "build_page"],
-        "rating": ["captions_hashes"],
+        "rating": ["caption_hashes"],
         "scores_json": ["CheckpointScores", "RunScores", "read_scores", "write_scores"],
         "table": [
             "cells",
@@ -139,7 +139,7 @@ __getattr__ = lazy_names(
             "signatures",
         ],
         "thumbnails": ["thumbnail_path", "thumbnail_sources", "write_thumbnails"],
-        "learning_curve": ["TrainingLog", "course_of", "read_log"],
+        "learning_curve": ["TrainingLog", "split_training_rows", "read_log"],
         "write": ["COMPARISON_FILES", "REPORT_FILES", "write_comparison", "write_page", "write_report"],
     },
 )

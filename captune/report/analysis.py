@@ -1,14 +1,13 @@
-"""What the table says, computed: gains, jumps, plateaus and metrics that disagree.
+"""Analyse a table of scores: gains, jumps, plateaus and metrics that disagree.
 
-Rules, so that every sentence of the report can be checked by hand:
+The rules, so that every sentence of the report can be verified:
 
-- All of it is about the rows of one training (see `course`); other captioners in the table are compared with its last
-  row.
-- Where the table carries paired tests, a difference between two rows that does not pass its test is no gain, jump, drop
-  or disagreement, and no reason for advice.
+- It covers the rows of one training (`split_training_rows`); other captioners are compared with its last row.
+- If the table has paired tests, a difference between two rows that does not pass its test is no gain, jump, drop or
+  disagreement, and no reason for advice.
 - A gain goes from the first row to the last; relative to the first row where that is not 0 as shown.
-- A row is best for sure when it differs from every other row: by the paired test where the two were tested, else by
-  intervals that do not meet.
+- A row is best for sure if it differs from every other row: by their paired test, otherwise by intervals that do not
+  overlap.
 - The pace of a metric is its range over all rows divided by the number of steps.
 - The trend of the last three checkpoints is the slope of the least-squares line through them: rising or
   falling when it is at least a quarter of the pace, else flat.
@@ -30,9 +29,9 @@ from typing import Any, Literal
 
 from captune.parsing import nan_to_null
 from captune.report.axis import positions
-from captune.report.caption_statistics import mean_lengths
+from captune.report.caption_statistics import RunCaptions, caption_statistics
 from captune.report.columns import DECIMALS, SLIDES_METRICS, column, shows_zero
-from captune.report.learning_curve import course_of, differ, has_statistics
+from captune.report.learning_curve import differ, has_statistics, split_training_rows
 from captune.report.scores_json import CheckpointScores, RunScores
 
 __all__ = ["TREND_WINDOW", "Advice", "Analysis", "Jump", "MetricAnalysis", "OtherRow", "Overfit", "Trend", "analyse"]
@@ -44,10 +43,10 @@ TREND_SHARE = 0.25
 """Which share of the average pace a slope must reach to count as rising or falling."""
 
 VISIBLE = 0.5 * 10**-DECIMALS
-"""Below this a score shows as 0.0000."""
+"""Smaller scores are shown as 0.0000."""
 
 Trend = Literal["rising", "flat", "falling", "unclear", "swinging"]
-Advice = Literal["go on", "stop", "lower lr", "more images"]
+Advice = Literal["continue", "stop", "lower learning rate", "more images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class MetricAnalysis:
-    """What one column says.
+    """The analysis of one column.
 
     Attributes:
         metric: its name.
@@ -70,11 +69,11 @@ class MetricAnalysis:
         relative_gain: gain / first; None where the first score is 0 as shown, or one of them is missing.
         relative_interval: bounds of the relative gain, or None where no statistics are given.
         paired: whether these bounds come from the paired difference; else they combine the intervals of both rows
-            and are wider than they need be, for both rows are on the same images.
+            and are wider than necessary, since both rows are on the same images.
         p_value: of the paired test of the last row against the pretrained one, or None.
-        differs: whether the last row differs from the first by more than chance; None where no statistic can say.
+        differs: whether the last row differs from the first by more than chance; None if no statistic decides.
         best, best_value: the row with the best score and that score; None and NaN without any score above 0.
-        best_is_sure: whether it differs from every other row by more than chance; True where no statistic could say.
+        best_is_sure: whether it differs from every other row by more than chance; True if no statistic decides.
         largest_jump: the step that improved the metric most, or None.
         drops: the steps on which it got worse by something visible.
         missing: rows without a finite score.
@@ -127,7 +126,7 @@ class OtherRow:
     Attributes:
         name: of the row.
         reference: the row that it is compared with.
-        higher: metrics on which it scores higher, by more than chance where the table can tell.
+        higher: metrics on which it scores higher, by more than chance if the table has statistics.
         lower: metrics on which it scores lower.
         unclear: metrics on which no difference is shown.
     """
@@ -141,22 +140,22 @@ class OtherRow:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What the table says.
+    """The analysis of a table.
 
     Attributes:
-        rows: names of the training's rows, in its order; where the table is of no training, of the first row alone.
+        rows: names of the training's rows, in order; of the first row only if the table is of no training.
         is_training: whether they are checkpoints of a training.
         others: the other rows.
         metrics: one entry a column, in the order of the table.
         ranking: metrics with a relative gain, largest gain first.
         disagreements: (before, after, metrics that improved, metrics that got worse), for every step on which
-            they part, then from the first row to the last if they part there.
-        advice: what the trends of most metrics recommend; None with too few rows.
+            metrics disagree, then from the first row to the last if they disagree there.
+        advice: recommended by the trends of most metrics; None with too few rows.
         advised_by: the metrics whose trend led to the advice.
         best: the row that is best on most metrics, ties to CIDEr's best; None with a single row.
         overfit: metrics that rise on training images and fall on the others; None where no row has a training slice.
-        lengths: words a caption in every row, NaN for a row without captions.
-        reference_length: words a reference; NaN without references.
+        lengths: words per caption in every row, NaN for a row without captions.
+        reference_length: words per reference; NaN without references.
     """
 
     rows: tuple[str, ...]
@@ -181,13 +180,14 @@ class Analysis:
         return tree
 
 
-def analyse(run: RunScores) -> Analysis:
-    """Compute everything that the report says in words.
+def analyse(run: RunScores, captions: RunCaptions | None = None) -> Analysis:
+    """Compute everything that the report states in words.
 
     Args:
-        run: at least one row, from `scores.json` or a bare table.
+        run: at least one row, from `scores.json` or a table without captions.
+        captions: `caption_statistics` of the run, if they are already computed.
     """
-    course = course_of(run)
+    course = split_training_rows(run)
     others = tuple(_other(run, row, course.run.checkpoints[-1]) for row in course.others)
     run = course.run
     entries = tuple(_analyse_metric(run, metric) for metric in run.metrics)
@@ -200,7 +200,7 @@ def analyse(run: RunScores) -> Analysis:
     ]
     ranked.sort(key=lambda entry: -_better(entry.metric, entry.relative_gain or 0.0))
     advice, advised_by = _advise(entries)
-    lengths, reference_length = mean_lengths(run)
+    captions = captions or caption_statistics(run)
     return Analysis(
         rows=tuple(row.name for row in run.checkpoints),
         is_training=course.is_training,
@@ -212,13 +212,13 @@ def analyse(run: RunScores) -> Analysis:
         advised_by=advised_by,
         best=_best_row(entries) if len(run.checkpoints) > 1 else None,
         overfit=_overfit(run, entries) if any(row.train_slice for row in run.checkpoints) else None,
-        lengths=tuple(lengths),
-        reference_length=reference_length,
+        lengths=tuple(captions.rows[row.name].mean_length for row in run.checkpoints),
+        reference_length=captions.references.mean_length,
     )
 
 
 def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
-    """Everything about one column."""
+    """Analyse one column."""
     names = [row.name for row in run.checkpoints]
     values = [math.nan if value is None else value for value in run.values(metric)]
     present = [index for index, value in enumerate(values) if math.isfinite(value)]
@@ -247,7 +247,7 @@ def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
         differs=differ(run, metric, 0, len(values) - 1) if several else None,
         best=None if best is None else names[best],
         best_value=math.nan if best is None else values[best],
-        best_is_sure=best is not None and all(_tells_apart(run, metric, best, other) for other in present),
+        best_is_sure=best is not None and all(_differs(run, metric, best, other) for other in present),
         largest_jump=top if top and _better(metric, top.change) >= VISIBLE else None,
         drops=tuple(step for step in steps if _better(metric, step.change) <= -VISIBLE),
         missing=tuple(name for name, value in zip(names, values, strict=True) if not math.isfinite(value)),
@@ -257,8 +257,8 @@ def _analyse_metric(run: RunScores, metric: str) -> MetricAnalysis:
     )
 
 
-def _tells_apart(run: RunScores, metric: str, row: int, other: int) -> bool:
-    """Whether a row differs from another one by more than chance, as far as the table can tell."""
+def _differs(run: RunScores, metric: str, row: int, other: int) -> bool:
+    """Whether a row differs from another one by more than chance, as far as the table has statistics."""
     if row == other:
         return True
     differs = differ(run, metric, min(row, other), max(row, other))
@@ -337,7 +337,7 @@ def _slope(places: Sequence[float], values: Sequence[float]) -> float:
 
 
 def _maybe_noise(run: RunScores, metric: str, slope: float) -> bool:
-    """Whether a slope over the last three rows is no more than what their statistics can tell apart."""
+    """Whether a slope over the last three rows may be noise according to their statistics."""
     places = range(len(run.checkpoints) - TREND_WINDOW + 1, len(run.checkpoints))
     values = [run.checkpoints[index].corpus[metric] for index in (places[0] - 1, *places)]
     if any("previous" in run.checkpoints[index].p_values.get(metric, {}) for index in places):
@@ -382,10 +382,10 @@ def _advise(entries: Sequence[MetricAnalysis]) -> tuple[Advice | None, tuple[str
     counts = Counter(trends.values())
     winner = max(counts, key=lambda trend: (counts[trend], trends.get("CIDEr") == trend))
     advice: dict[Trend, Advice] = {
-        "rising": "go on",
+        "rising": "continue",
         "flat": "stop",
-        "falling": "lower lr",
-        "swinging": "lower lr",
+        "falling": "lower learning rate",
+        "swinging": "lower learning rate",
         "unclear": "more images",
     }
     return advice[winner], tuple(metric for metric, trend in trends.items() if trend == winner)

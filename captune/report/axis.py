@@ -1,4 +1,4 @@
-"""Positions of checkpoints on the axis of training, which of them get a label, and where labels fit."""
+"""The axis of charts over training: positions of checkpoints, their labels, and label placement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST = 16
 """Characters of a checkpoint's name that a chart shows."""
 
 ROTATION = 35
-"""Degrees by which labels are turned that do not fit side by side."""
+"""Rotation in degrees of labels that do not fit next to each other."""
 
 INCHES_PER_CHARACTER = 0.068
 """Width of an average character at 8 points."""
@@ -47,7 +47,7 @@ class Axis:
     joined: int
 
     def ticks(self, width: float) -> tuple[list[float], list[str]]:
-        """The rows that get a label: the first, the last and as many between as fit side by side.
+        """The rows that get a label: the first, the last and as many between as fit next to each other.
 
         Args:
             width: of the axis, in inches.
@@ -67,9 +67,9 @@ class Axis:
         for index in range(1, last):
             if step > 1 and round(self.positions[index]) % step:
                 continue
-            if _apart(places, sizes, kept[-1], index) and _apart(places, sizes, index, last):
+            if _do_not_overlap(places, sizes, kept[-1], index) and _do_not_overlap(places, sizes, index, last):
                 kept.append(index)
-        if last and _apart(places, sizes, kept[-1], last):
+        if last and _do_not_overlap(places, sizes, kept[-1], last):
             kept.append(last)
         kept += range(count, len(self.positions))
         return [self.positions[index] for index in kept], [self.labels[index] for index in kept]
@@ -79,8 +79,8 @@ def positions(run: RunScores) -> tuple[tuple[float, ...], bool]:
     """Positions of the rows: their epochs, or their order where epochs are not known.
 
     Returns:
-        The positions, and whether they are epochs. The pretrained model, which has seen no epoch, is at -1:
-        one before the checkpoint that ended epoch 0.
+        The positions, and whether they are epochs. The pretrained model, which has no epoch, is at -1,
+        before the checkpoint of epoch 0.
     """
     epochs = [-1 if row.epoch is None and index == 0 else row.epoch for index, row in enumerate(run.checkpoints)]
     known = [float(epoch) for epoch in epochs if epoch is not None]
@@ -185,7 +185,7 @@ def _step(places: Sequence[float], sizes: Sequence[float]) -> int:
     return 10**9
 
 
-def _apart(places: Sequence[float], sizes: Sequence[float], before: int, after: int) -> bool:
+def _do_not_overlap(places: Sequence[float], sizes: Sequence[float], before: int, after: int) -> bool:
     """Whether the labels of two rows do not overlap."""
     return places[after] - places[before] >= (sizes[before] + sizes[after]) / 2
 

@@ -1,4 +1,4 @@
-"""What the captions of every checkpoint look like: length, vocabulary, words gained and lost, failures."""
+"""Statistics of the captions of every checkpoint: length, vocabulary, words gained and lost, failures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from captune.report.scores_json import RunScores
+from captune.report.scores_json import CheckpointScores, RunScores
 
 __all__ = [
     "WORD_CLASSES",
     "CaptionStatistics",
+    "RunCaptions",
     "caption_statistics",
-    "mean_lengths",
     "most_changed_words",
+    "row_failures",
     "word_classes",
 ]
 
@@ -50,45 +51,39 @@ class CaptionStatistics:
     Attributes:
         lengths: words of every caption.
         words: how often every word occurs.
-        failures: image id -> the failures of its caption, only where there is one.
     """
 
     lengths: tuple[int, ...]
     words: Counter[str]
-    failures: Mapping[str, tuple[str, ...]]
 
     @property
     def mean_length(self) -> float:
-        """Words a caption; NaN without captions."""
-        return statistics.fmean(self.lengths) if self.lengths else float("nan")
+        """Words per caption; NaN without captions."""
+        return statistics.fmean(self.lengths) if self.lengths else math.nan
 
 
-def caption_statistics(run: RunScores) -> tuple[list[CaptionStatistics], CaptionStatistics]:
-    """Measure the captions of every row, and the references.
+@dataclass(frozen=True, slots=True)
+class RunCaptions:
+    """The captions of all rows, and the references.
 
-    Args:
-        run: rows with captions; a row without them has empty statistics.
-
-    Returns:
-        One entry a row, and one for all references.
+    Attributes:
+        rows: row name -> statistics, which are empty for a row without captions.
+        references: statistics of all references.
     """
-    name, tokenize = _tokenizer(run)
-    rows = []
-    for row in run.checkpoints:
-        lengths, words = _count(row.captions.values(), tokenize)
-        rows.append(CaptionStatistics(lengths, words, _failures(run, row.captions, row.unfinished, name)))
-    lengths, words = _count((text for texts in run.references.values() for text in texts), tokenize)
-    return rows, CaptionStatistics(lengths, words, {})
+
+    rows: Mapping[str, CaptionStatistics]
+    references: CaptionStatistics
 
 
-def mean_lengths(run: RunScores) -> tuple[list[float], float]:
-    """Words a caption in every row, and in the references; NaN where there are none."""
-    _, tokenize = _tokenizer(run)
-    groups = [list(row.captions.values()) for row in run.checkpoints]
-    groups.append([text for texts in run.references.values() for text in texts])
-    *rows, references = [_count(group, tokenize)[0] for group in groups]
-    means = [statistics.fmean(lengths) if lengths else math.nan for lengths in rows]
-    return means, statistics.fmean(references) if references else math.nan
+def caption_statistics(run: RunScores) -> RunCaptions:
+    """Tokenize and count the captions of every row, and the references."""
+    from captune.metrics import tokenizer
+
+    tokenize = tokenizer(tokenizer_name(run)).tokenize
+    return RunCaptions(
+        {row.name: _count(row.captions.values(), tokenize) for row in run.checkpoints},
+        _count((text for texts in run.references.values() for text in texts), tokenize),
+    )
 
 
 def word_classes(words: Counter[str]) -> dict[str, float]:
@@ -118,22 +113,21 @@ def most_changed_words(before: Counter[str], after: Counter[str], most: int = 20
     return only(after, before), only(before, after)
 
 
-def _count(captions: Iterable[str], tokenize: Callable[[str], Sequence[str]]) -> tuple[tuple[int, ...], Counter[str]]:
-    """Words of every caption, and how often each word occurs (in lower case, words and not marks)."""
+def _count(captions: Iterable[str], tokenize: Callable[[str], Sequence[str]]) -> CaptionStatistics:
+    """Count words, in lower case and without punctuation."""
     lengths, words = [], Counter[str]()
     for caption in captions:
         tokens = [token.lower() for token in tokenize(caption) if any(map(str.isalnum, token))]
         lengths.append(len(tokens))
         words.update(tokens)
-    return tuple(lengths), words
+    return CaptionStatistics(tuple(lengths), words)
 
 
-def _failures(
-    run: RunScores, captions: Mapping[str, str], unfinished: Sequence[str] | None, tokenizer_name: str
-) -> dict[str, tuple[str, ...]]:
-    """The failures of every caption that has one."""
+def row_failures(run: RunScores, row: CheckpointScores) -> dict[str, tuple[str, ...]]:
+    """Image id -> failures of its caption in one row, only for captions that have one."""
     from captune.metrics import find_failures
 
+    captions, unfinished = row.captions, row.unfinished
     images = list(captions)
     references = [list(run.references.get(image, ())) for image in images] if run.references else None
     cut = None if unfinished is None else set(unfinished)
@@ -141,18 +135,10 @@ def _failures(
         list(captions.values()),
         references,
         finished=None if cut is None else [image not in cut for image in images],
-        tokenize=tokenizer_name,
+        tokenize=tokenizer_name(run),
     )
     flagged = {image: tuple(by_caption.of(index)) for index, image in enumerate(images)}
     return {image: failures for image, failures in flagged.items() if failures}
-
-
-def _tokenizer(run: RunScores) -> tuple[str, Callable[[str], Sequence[str]]]:
-    """Name and function of the tokenizer that finds the words of the run's language."""
-    from captune.metrics import tokenizer
-
-    name = tokenizer_name(run)
-    return name, tokenizer(name).tokenize
 
 
 def tokenizer_name(run: RunScores) -> str:

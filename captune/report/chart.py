@@ -55,7 +55,7 @@ class Style(NamedTuple):
     dashes: Any
 
 
-# Colours of Okabe and Ito (2008), which colour-blind readers tell apart; yellow is too pale for a line on white.
+# Colours of Okabe and Ito (2008), which colour-blind readers can distinguish; yellow is too pale for a line on white.
 _STYLES = {
     "BLEU-1": Style("#0072B2", "o", "-"),
     "BLEU-2": Style("#E69F00", "s", (0, (6, 1.5))),
@@ -99,8 +99,8 @@ _CJK_FONTS = (
 def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """Draw the scores over training: metrics from 0 to 1 on the left, CIDEr (0-10) on a separate panel.
 
-    Intervals are bands. The title names the rows marked LEAK. Metrics whose scale the report does
-    not know are left to the table.
+    Intervals are bands. The title names the rows marked LEAK. Metrics of unknown scale are only in
+    the table.
 
     Args:
         run: the rows.
@@ -114,7 +114,7 @@ def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[
         MissingExtraError: matplotlib is not installed.
     """
     if unknown := next((name for name in formats if name not in CHART_FORMATS), None):
-        raise InputError(f"No chart can be written as {unknown!r}; choose of {', '.join(CHART_FORMATS)}.")
+        raise InputError(f"No chart can be written as {unknown!r}; choose from {', '.join(CHART_FORMATS)}.")
     with plain_matplotlib():
         figure = _figure(run)
         return {name: _figure_bytes(figure, name) for name in formats}
@@ -303,7 +303,7 @@ def _folded(text: str, width: int) -> str:
 
 
 def draw_heatmap(matrix: Matrix) -> bytes:
-    """Draw the matrix: data sets and domains above, damaged images below, a colour scale for both.
+    """Draw the matrix: data sets and domains above, corrupted images below, on one colour scale.
 
     Args:
         matrix: what to draw.
@@ -315,7 +315,8 @@ def draw_heatmap(matrix: Matrix) -> bytes:
         MissingExtraError: matplotlib is not installed.
     """
     groups = [
-        [column for column in matrix.columns if (column.kind == "corruption") == damaged] for damaged in (False, True)
+        [column for column in matrix.columns if (column.kind == "corruption") == corrupted]
+        for corrupted in (False, True)
     ]
     groups = [group for group in groups if group]
     with plain_matplotlib():
@@ -330,9 +331,9 @@ def draw_heatmap(matrix: Matrix) -> bytes:
         width = left + max(6, *(len(group) for group in groups)) * _CELL_WIDTH + _LEGEND
         total = sum(above) + len(groups) * height + below + _HEAD + _FOOT
         figure = Figure(figsize=(width, total))
-        head = f"{matrix.main_metric}; coloured by what is left of home: blue all, red nothing"
+        head = f"{matrix.main_metric}; colour: share of the in-domain score that remains, blue all, red nothing"
         figure.text(0.1 / width, 1 - 0.22 / total, head, fontsize=8)
-        # The other columns' signatures differ in their data alone; they are in matrix.json.
+        # The other columns' signatures differ only in their data; they are in matrix.json.
         signature = matrix.cell(matrix.rows[-1].name, matrix.columns[0].name).signature
         figure.text(0.1 / width, 0.08 / total, f"Signature: {one_line(signature)}", fontsize=4.5, color="#555555")
         top = total - _HEAD
@@ -352,7 +353,7 @@ def _draw_cells(axes: Axes, matrix: Matrix, group: list[Column]) -> None:
     cells = [[matrix.cell(row.name, column.name) for column in group] for row in matrix.rows]
     drops = [[cell.drops.get(metric) for cell in row] for row in cells]
     left = np.array([[1.0 if drop is None else 1 - drop.value for drop in row] for row in drops])
-    # Blue is as good as home, red is lost: a scale that colour-blind readers tell apart.
+    # Blue is as good as in domain, red is lost: a scale that colour-blind readers can distinguish.
     axes.imshow(left, cmap="RdYlBu", vmin=0.0, vmax=1.25, aspect="auto")
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
@@ -381,13 +382,13 @@ def _draw_curves(axes: Axes, curves: dict[str, dict[int, float]], metric: str) -
         )  # fmt: skip
     axes.axhline(100, color="#888888", linewidth=0.6)
     axes.set_xticks(sorted({strength for values in curves.values() for strength in values}))
-    axes.set_xlabel("strength of the damage")
-    axes.set_ylabel(f"{metric}, % of home")
+    axes.set_xlabel("strength of the corruption")
+    axes.set_ylabel(f"{metric}, % of in-domain")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def _title(column: Column) -> str:
-    return f"{column.name} (home)" if column.kind == "home" else column.name
+    return f"{column.name} (in-domain)" if column.kind == "home" else column.name
 
 
 def _name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the report knows about metrics: their order, their scale and which way is better."""
+"""Columns of metrics in reports: their order, their scale and the direction of improvement."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ SLIDES_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 
 
 def column(name: str) -> Column:
-    """What is known about the metric `name`; an unknown one has neither a scale nor a better direction."""
+    """The column of a metric; an unknown one has neither a scale nor a direction."""
     known = find_column(name)
     return Column(name) if known is None else Column(name, known.top, +1 if known.higher_is_better else -1)
 
 
 def order_metrics(names: Iterable[str]) -> tuple[str, ...]:
-    """Metric names without repetition: those of the slides first, then the others as they came."""
+    """Metric names without repetition: those of the slides first, then the others in order."""
     present = dict.fromkeys(names)
     first = [name for name in SLIDES_METRICS if name in present]
     return tuple(first + [name for name in present if name not in SLIDES_METRICS])
 
 
 def shows_zero(value: float, decimals: int = DECIMALS) -> bool:
-    """Whether a score or a difference is 0 as far as it is shown, or below `NEGLIGIBLE`."""
+    """Whether a score or a difference is shown as 0, or is below `NEGLIGIBLE`."""
     return abs(value) < max(NEGLIGIBLE, 0.5 * 10.0**-decimals)
 
 
@@ -63,7 +63,7 @@ def format_value(value: float | None) -> str:
 
 
 def scale_sentence(values: dict[str, list[float]]) -> str:
-    """The scale of the scores, or that they leave the scale they should be on.
+    """Describe the scale of the scores, or that some are outside their scale.
 
     Args:
         values: the finite scores of every metric.
@@ -81,7 +81,7 @@ def scale_sentence(values: dict[str, list[float]]) -> str:
         if any(not 0 <= score <= top for score in scores):
             outside.append(f"{name} (0-{top:g})")
     if outside:
-        return f"Scale: unknown, because values lie outside the usual range of {', '.join(outside)}."
+        return f"Scale: unknown, because values are outside the usual range of {', '.join(outside)}."
     unit = tops.pop(1.0, [])
     parts = [f"{', '.join(names)} 0-{top:g}" for top, names in sorted(tops.items(), reverse=True)]
     unknown = [name for name in values if column(name).top is None]

@@ -11,15 +11,15 @@ from captune.common import escape_markdown, markdown_table, one_line
 from captune.errors import InputError
 from captune.report.caption_statistics import tokenizer_name
 from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
-from captune.report.learning_curve import course_of
+from captune.report.learning_curve import split_training_rows
 from captune.report.scores_json import CheckpointScores, RunScores
 
 if TYPE_CHECKING:
     from captune.metrics import Scores
 
-__all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "telling_lines"]
+__all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "most_different_lines"]
 
-TELLING = 10
+MAX_DIFFERENT_IMAGES = 10
 """Number of images shown on which the runs differ most."""
 
 
@@ -30,20 +30,20 @@ class Comparison:
     Attributes:
         table: one row a run, with scores recomputed from the captions, intervals, captions and references.
         differences: metric -> (i, j) -> score of row i minus row j, for every i below j in the table.
-        p_values: metric -> (i, j) -> probability of so large a difference between equal runs; absent where both scores
-            are 0 but for smoothing.
+        p_values: metric -> (i, j) -> probability of so large a difference between equal runs; absent if both scores
+            are 0 apart from smoothing.
         agreement: (i, j) -> Spearman's rank correlation of both rows' CIDEr over the images; NaN where it has none.
-        telling: images whose CIDEr differs most between two of the rows, the most telling first.
+        most_different: images whose CIDEr differs most between two of the rows, the most most_different first.
     """
 
     table: RunScores
     differences: Mapping[str, Mapping[tuple[int, int], float]]
     p_values: Mapping[str, Mapping[tuple[int, int], float]]
     agreement: Mapping[tuple[int, int], float]
-    telling: tuple[str, ...]
+    most_different: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON values; null is not a number."""
+        """The comparison as JSON values; null replaces NaN."""
         names = [row.name for row in self.table.checkpoints]
         tests = [
             {
@@ -64,7 +64,7 @@ class Comparison:
             "runs": [{"run": row.name, "corpus": dict(row.corpus)} for row in self.table.checkpoints],
             "tests": tests,
             "agreement": agreement,
-            "telling_images": list(self.telling),
+            "telling_images": list(self.most_different),
         }
 
 
@@ -101,7 +101,7 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
         differences={m: {pair: test[m].difference for pair, test in tests.items()} for m in metrics},
         p_values={m: {pair: test[m].p_value for pair, test in tests.items() if test[m].is_tested} for m in metrics},
         agreement={(i, j): _spearman(*_columns(scores[i], scores[j])) for i, j in pairs},
-        telling=_telling(rows),
+        most_different=_most_different(rows),
     )
 
 
@@ -128,14 +128,14 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
 
 
 def _tested(difference: float, p: float | None) -> str:
-    """A difference with its test; one that shows as 0 is none, whatever its test says."""
+    """A difference with its test; one that is shown as 0 has none."""
     return format_value(0.0) if p is None or shows_zero(difference) else f"{difference:+.4f} (p = {p:.3f})"
 
 
-def telling_lines(comparison: Comparison) -> list[str]:
+def most_different_lines(comparison: Comparison) -> list[str]:
     """The images on which the runs differ most, with every run's CIDEr and caption, one line each."""
     lines = []
-    for image in comparison.telling:
+    for image in comparison.most_different:
         lines.append(one_line(image))
         for row in comparison.table.checkpoints:
             score = row.per_image[image].get("CIDEr", math.nan)
@@ -144,14 +144,14 @@ def telling_lines(comparison: Comparison) -> list[str]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Tests, agreement and telling images as Markdown, for below the table."""
+    """Tests, agreement and the images on which the runs differ most, as Markdown below the table."""
     names = [escape_markdown(row.name) for row in comparison.table.checkpoints]
     lines = ["# Comparison", ""]
     for heading, rows in matrices(comparison):
         table = markdown_table(["", *names], [[name, *row] for name, row in zip(names, rows, strict=True)])
         lines += [f"## {escape_markdown(heading)}", "", f"| | {' | '.join(names)} |", *table[1:], ""]
-    lines += ["## Images that tell the runs apart (CIDEr)", ""]
-    for line in telling_lines(comparison):
+    lines += ["## Images on which the runs differ most (CIDEr)", ""]
+    for line in most_different_lines(comparison):
         indent = "  " if line.startswith(" ") else ""
         lines.append(f"{indent}- {escape_markdown(line.strip())}")
     return "\n".join([*lines, ""])
@@ -173,7 +173,7 @@ def _check(name: str, run: RunScores, first_name: str, first: RunScores) -> None
 
 def _last(run: RunScores) -> CheckpointScores:
     """The last checkpoint of a run, which other captioners may follow in its table."""
-    return course_of(run).run.checkpoints[-1]
+    return split_training_rows(run).run.checkpoints[-1]
 
 
 def _row(name: str, run: RunScores, scores: Scores, intervals: Mapping[str, Any]) -> CheckpointScores:
@@ -211,11 +211,11 @@ def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
     return float((x * y).sum()) / scale if scale else math.nan
 
 
-def _telling(rows: Sequence[CheckpointScores]) -> tuple[str, ...]:
+def _most_different(rows: Sequence[CheckpointScores]) -> tuple[str, ...]:
     """Images by the largest difference of CIDEr between any two rows, equal ones in the order of the data."""
 
     def spread(image: str) -> float:
         values = [row.per_image[image]["CIDEr"] for row in rows]
         return max(values) - min(values)
 
-    return tuple(sorted(rows[0].per_image, key=lambda image: -spread(image))[:TELLING])
+    return tuple(sorted(rows[0].per_image, key=lambda image: -spread(image))[:MAX_DIFFERENT_IMAGES])

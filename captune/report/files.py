@@ -67,7 +67,7 @@ def parse_versioned_json(
         derived: fields that are computed from others and not read.
 
     Raises:
-        InputError: the text is not JSON, repeats a key, has another format, or a field is not as `kind` says.
+        InputError: the text is not JSON, repeats a key, has another format, or a field does not match `kind`.
     """
     try:
         tree = load_json(text, unique_keys=True)
@@ -104,6 +104,6 @@ def atomic_write(path: Path, content: bytes | str) -> Path:
             stream.write(data)
     except OSError as error:
         raise ToolError(
-            f"{path} cannot be written ({error.strerror or error}); free the place or choose another folder."
+            f"{path} cannot be written ({error.strerror or error}); remove it or choose another folder."
         ) from None
     return path

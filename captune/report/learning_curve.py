@@ -1,4 +1,4 @@
-"""Which rows of a table are one training, and which of them differ by more than chance."""
+"""The rows of a table that are checkpoints of one training, their significant differences, and the training log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from captune.parsing import load_json
 from captune.report.columns import shows_zero
 from captune.report.scores_json import CheckpointScores, RunScores
 
-__all__ = ["SIGNIFICANT", "Course", "TrainingLog", "course_of", "differ", "drawn_rows", "has_statistics", "read_log"]
+__all__ = [
+    "SIGNIFICANT",
+    "TrainingLog",
+    "TrainingRows",
+    "differ",
+    "drawn_rows",
+    "has_statistics",
+    "read_log",
+    "split_training_rows",
+]
 
 SIGNIFICANT = 0.05
 """A paired test below this probability is a difference."""
@@ -25,12 +34,12 @@ _STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORDS})[ _\-./=]*\d+k?[ _\-./]*)+", re.I
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """The rows of a table that are states of one training, and the others.
+class TrainingRows:
+    """The rows of a table that are checkpoints of one training, and the other rows.
 
     Attributes:
-        run: the rows of the training in its order, with the tests between them. Where no row is of a training, the
-            first row alone, with which the others are compared.
+        run: the rows of the training in its order, with the tests between them. If no row is of a training, only
+            the first row, with which the others are compared.
         others: the other rows, such as captioners that were evaluated on the same images.
         is_training: whether the rows of `run` are of a training.
     """
@@ -40,37 +49,37 @@ class Course:
     is_training: bool
 
 
-def course_of(run: RunScores) -> Course:
-    """Tell the checkpoints of a training from other rows of its table.
+def split_training_rows(run: RunScores) -> TrainingRows:
+    """Separate the checkpoints of a training from other rows of its table.
 
-    A row with an epoch is a checkpoint, and the row called "pretrained", or else a first row without an epoch, is where
-    the training began. Where no row has an epoch, as in a table from elsewhere, rows that are called like steps
-    ("step-1000", "ckpt 2") are checkpoints.
+    A row with an epoch is a checkpoint; training starts from the row named "pretrained", or from a first row without an
+    epoch. If no row has an epoch, as in a table of another program, rows named like steps ("step-1000", "ckpt 2") are
+    checkpoints.
     """
     rows = run.checkpoints
     if len(rows) == 1:
-        return Course(run, (), True)
+        return TrainingRows(run, (), True)
     steps = {index for index, row in enumerate(rows) if row.epoch is not None}
     if not steps and run.images is None:
         steps = {index for index, row in enumerate(rows) if _STEP_NAME.fullmatch(row.name.strip())}
     begins = next((index for index, row in enumerate(rows) if row.name.lower() == PRETRAINED), 0)
     if not steps and rows[begins].name.lower() != PRETRAINED:
-        return Course(replace(run, checkpoints=rows[:1]), rows[1:], False)
+        return TrainingRows(replace(run, checkpoints=rows[:1]), rows[1:], False)
     members = sorted(steps | {begins} if rows[begins].epoch is None else steps)
     checkpoints = [_with_tests_of(rows, members, position) for position in range(len(members))]
     others = tuple(row for index, row in enumerate(rows) if index not in members)
-    return Course(replace(run, checkpoints=tuple(checkpoints)), others, True)
+    return TrainingRows(replace(run, checkpoints=tuple(checkpoints)), others, True)
 
 
 def drawn_rows(run: RunScores) -> tuple[RunScores, int]:
-    """The table as charts draw it: the training's rows, then the others; and how many of them a line joins."""
-    course = course_of(run)
+    """The table as charts draw it: the training's rows, then the others; and how many of them a line connects."""
+    course = split_training_rows(run)
     rows = (*course.run.checkpoints, *course.others)
     return replace(run, checkpoints=rows), len(course.run.checkpoints) if course.is_training else 0
 
 
 def _with_tests_of(rows: Sequence[CheckpointScores], members: Sequence[int], position: int) -> CheckpointScores:
-    """A checkpoint with those of its tests that compare it with the first one, and with the one before."""
+    """A checkpoint with only those of its tests that compare it with the first and with the previous one."""
     index = members[position]
     kept = {PRETRAINED} if members[0] == 0 else set()
     if position and members[position - 1] == index - 1:
@@ -100,11 +109,11 @@ def differ(run: RunScores, metric: str, before: int, after: int) -> bool | None:
     Args:
         run: the table.
         metric: a column of it.
-        before, after: places of the two rows, the earlier one first.
+        before, after: indices of the two rows, the earlier one first.
 
     Returns:
-        What the paired test of the two says; without one, True where their confidence intervals do not meet. None where
-        no statistic can say. Scores that both show as 0 do not differ.
+        The result of their paired test; without one, True if their confidence intervals do not overlap. None if no
+        statistic decides. Scores that are both shown as 0 do not differ.
     """
     one, other = run.checkpoints[before], run.checkpoints[after]
     values = one.corpus.get(metric, math.nan), other.corpus.get(metric, math.nan)
@@ -124,7 +133,7 @@ def differ(run: RunScores, metric: str, before: int, after: int) -> bool | None:
     return None
 
 
-# `log.jsonl` of a run: how the loss went and what the run cost.
+# `log.jsonl` of a run: its loss and its cost.
 
 MOST_POINTS = 400
 """Steps that a chart shows; more are averaged in groups."""
@@ -138,11 +147,11 @@ class TrainingLog:
         steps: the logged steps, ascending.
         loss: their training losses; NaN where none was logged.
         lr: their learning rates; NaN where none was logged.
-        facts: model, images, captions, steps, processes, device and whatever else the line `run` holds.
+        facts: model, images, captions, steps, processes, device and all other fields of the line `run`.
         seconds: from the start of the run to the last line; None without a log.
         captions_per_s: mean rate of training; None when not logged.
         peak_memory: bytes at the peak; None when not logged.
-        energy: joules, as far as the machine counts them; None when not logged.
+        energy: joules, if the machine measures them; None when not logged.
     """
 
     steps: tuple[float, ...] = ()
@@ -158,8 +167,8 @@ class TrainingLog:
 def read_log(path: Path) -> TrainingLog:
     """Read the lines `run`, `step` and `cost` of a `log.jsonl`.
 
-    A line that is no JSON object is passed over, since a run may have been stopped while it wrote one, and a
-    missing log is an empty one: scores can be reported without.
+    Lines that are not JSON objects are skipped, since a run may have been stopped while writing one. A missing log
+    counts as empty.
 
     Args:
         path: the file; each line is `{"time": seconds, "event": "step", "step": 10, "loss": 2.1,
@@ -211,7 +220,7 @@ def _largest(events: list[dict[str, Any]], name: str) -> float | None:
 
 
 def _thinned(values: list[float]) -> tuple[float, ...]:
-    """Means of as many neighbouring values as bring them below the most that a chart shows."""
+    """Means of neighbouring values, at most as many as a chart shows."""
     group = math.ceil(len(values) / MOST_POINTS) or 1
     chunks = [values[start : start + group] for start in range(0, len(values), group)]
     return tuple(math.fsum(chunk) / len(chunk) for chunk in chunks)

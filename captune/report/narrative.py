@@ -1,4 +1,4 @@
-"""The analysis in words: one code path selects the statements, and a message catalogue words them in each language."""
+"""The analysis in words: one code path selects the statements, a message catalogue words them in each language."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from captune.common import escape_markdown, one_line
 from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
-from captune.report.learning_curve import SIGNIFICANT, course_of
+from captune.report.learning_curve import SIGNIFICANT, split_training_rows
 from captune.report.scores_json import RunScores
 
 __all__ = [
@@ -30,7 +30,7 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 """Languages of the page and their names; each has a catalogue in `messages/`."""
 
 MAX_DROPS, MAX_DISAGREEMENTS = 6, 3
-"""How many drops and disagreements are spelt out before the others are counted."""
+"""How many drops and disagreements are listed before the others are counted."""
 
 
 class Catalogue:
@@ -132,7 +132,7 @@ class _Narrative:
         analysis = self.analysis
         texts = [("leak", self.leak(run)), ("missing", self.missing())]
         if analysis.is_training:
-            rows = course_of(run).run
+            rows = split_training_rows(run).run
             if len(analysis.rows) == 1:
                 texts.append(("gain", self.say("gain.single", row=self.first)))
             elif all(len({format_value(value) for value in rows.values(e.metric)}) == 1 for e in analysis.metrics):
@@ -295,19 +295,21 @@ class _Narrative:
         return self.say("trends", parts=joined[:1].upper() + joined[1:], window=TREND_WINDOW)
 
     def advice(self) -> str:
-        """What to do next, and which metrics say so."""
+        """What to do next, and which metrics lead to it."""
         advice, voters = self.analysis.advice, self.analysis.advised_by
         if not advice or not voters:
             return ""
         total = sum(1 for e in self.analysis.metrics if e.trend and e.metric in SLIDES_METRICS)
         key = "advice.votes_with_cider" if len(voters) * 2 <= total and "CIDEr" in voters else "advice.votes"
         votes = self.say(key, count=len(voters), total=total, metrics=list(voters))
-        swinging = advice == "lower lr" and any(self.analysis[metric].trend == "swinging" for metric in voters)
+        swinging = advice == "lower learning rate" and any(
+            self.analysis[metric].trend == "swinging" for metric in voters
+        )
         return self.say(f"advice.{'swinging' if swinging else advice}", votes=votes, best=self.analysis.best)
 
     def agreement(self) -> str:
         """Steps on which some metrics improve while others get worse."""
-        # The course from first to last, when the metrics part on it, matters more than any single step.
+        # A disagreement from the first row to the last matters more than any single step.
         steps = sorted(self.analysis.disagreements, key=lambda step: step[:2] != (self.first, self.last))
         if not steps:
             return self.say("agreement.none_tested" if self.tested else "agreement.none")

@@ -1,8 +1,7 @@
-"""`report.html`: one self-contained page that shows what training did, image by image.
+"""`report.html`: one self-contained page with the results of a run, image by image.
 
-The page is rendered from the templates, the style sheet and the script in `page_files/`, the words in `messages/` and
-what a run holds. It needs no network, its content security policy forbids it any, and it opens from a mail attachment
-years later.
+It is rendered from the templates, the style sheet and the script in `page_files/`, the words in `messages/` and the
+files of a run. Its content security policy forbids the network, so it also opens from a mail attachment.
 """
 
 from __future__ import annotations
@@ -21,11 +20,18 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from captune.common import one_line
-from captune.report.analysis import analyse
-from captune.report.caption_statistics import CaptionStatistics, caption_statistics, most_changed_words, word_classes
+from captune.report.analysis import Analysis, analyse
+from captune.report.caption_statistics import (
+    CaptionStatistics,
+    RunCaptions,
+    caption_statistics,
+    most_changed_words,
+    row_failures,
+    word_classes,
+)
 from captune.report.columns import order_metrics, scale_sentence
 from captune.report.comparison import Comparison, matrices
-from captune.report.learning_curve import SIGNIFICANT, TrainingLog, course_of, drawn_rows
+from captune.report.learning_curve import SIGNIFICANT, TrainingLog, drawn_rows, split_training_rows
 from captune.report.narrative import LANGUAGES, catalogue, sentences
 from captune.report.page_charts import distribution_charts, score_charts, training_charts
 from captune.report.rating import Rating, rating_counts, rating_tables
@@ -46,7 +52,7 @@ __all__ = [
 ]
 
 
-# The data of the page's image explorer: captions, references, scores and pictures, as many as a page can hold.
+# The data of the page's image explorer: captions, references, scores and pictures, as many as fit.
 
 MAX_IMAGES = 1000
 """Images on one page; the rest stays in `scores.json`."""
@@ -77,7 +83,7 @@ def explorer_json(
 
     Args:
         run: the rows.
-        run_dir: where the thumbnails are; None for a page without pictures.
+        run_dir: folder of the thumbnails; None for a page without pictures.
         failures: for every row, image id -> failures of its caption.
         settings: further values for the script.
 
@@ -121,7 +127,7 @@ def select_images(run: RunScores, most: int = MAX_IMAGES) -> list[str]:
         return images
     metrics = _per_image_metrics(run)
     metric = "CIDEr" if "CIDEr" in metrics else next(iter(metrics), "")
-    rows = course_of(run).run.checkpoints
+    rows = split_training_rows(run).run.checkpoints
     first, last = rows[0].per_image, rows[-1].per_image
 
     def change(image: str) -> float:
@@ -148,7 +154,7 @@ def explorer_data(
         longest: characters of a caption or reference that are shown.
 
     Returns:
-        `checkpoints`, `metrics`, `columns` (indices of the metrics, the most telling first), `failures` (their
+        `checkpoints`, `metrics`, `columns` (indices of the metrics, in display order), `failures` (their
         names), `left_out` (how many images are not on the page) and `images`, one object an image: `i` its id, `r`
         its references, `c` a caption a row or null, `s` a list of scores a row for every metric, `f` the failures a
         row (left out when there are none). `explorer_json` adds the picture as `t`.
@@ -210,32 +216,38 @@ def build_page(
     comparison: Comparison | None = None,
     rating: Rating | None = None,
     matrix: Matrix | None = None,
+    captions: RunCaptions | None = None,
+    analysis: Analysis | None = None,
 ) -> str:
     """Build the page of a run.
 
     Args:
         run: the scores, with captions and references where there are some.
-        log: what the training log holds; an empty one leaves its parts out.
-        run_dir: where the thumbnails are (`captune.report.thumbnails`); None for a page without pictures.
+        log: the training log; an empty one omits its parts.
+        run_dir: folder of the thumbnails; None for a page without pictures.
         language: "en" or "zh", in which the page opens; a reader can switch.
         comparison: when the rows are several runs and not the checkpoints of one; their tests then replace the
             analysis and the charts of a training.
         rating: the results of a human rating of the captions (`captune.report.rating`), where there are some.
-        matrix: scores on other data, damaged images and prompts, where they were evaluated.
+        matrix: scores on other data, corrupted images and prompts, where they were evaluated.
+        captions: `caption_statistics` of the run, if they are already computed.
+        analysis: `analyse` of the run, if it is already computed.
 
     Returns:
         The complete HTML document, the same for the same run.
     """
     words = catalogue(language).page
-    statistics, references = caption_statistics(run)
+    captions = captions or caption_statistics(run)
+    failures = [row_failures(run, row) for row in run.checkpoints]
     script = _page_file("page.js")
-    analysis = analyse(run) if comparison is None else None
+    if comparison is None:
+        analysis = analysis or analyse(run, captions)
     picture = run_dir / "matrix.png" if run_dir is not None else None
     heatmap = picture.read_bytes() if matrix is not None and picture is not None and picture.is_file() else None
     data = explorer_json(
         run,
         run_dir,
-        [row.failures for row in statistics],
+        failures,
         language=language,
         words={name: catalogue(name).page for name in LANGUAGES},
     )
@@ -262,7 +274,7 @@ def build_page(
             matrices=[] if comparison is None else matrices(comparison),
             score_charts=_charts(score_charts(run, words) if comparison is None else []),
             training_charts=_charts(training_charts(log, words)),
-            captions=_captions(run, statistics, references, words),
+            captions=_captions(run, captions, failures, words),
             robustness=None if matrix is None else matrix_section(matrix),
             heatmap=None if heatmap is None else base64.b64encode(heatmap).decode(),
             ratings=None if rating is None else rating_tables(rating),
@@ -294,7 +306,7 @@ def _charts(charts: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
 
 
 def _facts(run: RunScores, log: TrainingLog) -> dict[str, str]:
-    """What was trained on what, and what it cost: key of the words that name it -> value, where it is known."""
+    """Model, data and cost of the run: message key -> value, if it is known."""
     facts = {
         "data": ", ".join(part for part in (run.data, run.split) if part),
         "protocol": run.protocol,
@@ -312,7 +324,7 @@ def _facts(run: RunScores, log: TrainingLog) -> dict[str, str]:
 
 
 def _notes(run: RunScores, language: str) -> list[str]:
-    """The notes beneath the page's table: which marks it has, and on which scale its scores are."""
+    """The notes below the page's table: its marks and the scale of its scores."""
     texts = catalogue(language)
     best = texts.text("note.best")
     if language == "en":
@@ -334,15 +346,19 @@ def _notes(run: RunScores, language: str) -> list[str]:
 
 
 def _captions(
-    run: RunScores, statistics: Sequence[CaptionStatistics], references: CaptionStatistics, words: Mapping[str, str]
+    run: RunScores,
+    captions: RunCaptions,
+    failures: Sequence[Mapping[str, Sequence[str]]],
+    words: Mapping[str, str],
 ) -> dict[str, Any] | None:
     """Charts and tables of the captions; None where there are none."""
-    if not any(row.lengths for row in statistics):
+    if not any(row.lengths for row in captions.rows.values()):
         return None
     ordered, joined = drawn_rows(run)
-    by_name = {row.name: entry for row, entry in zip(run.checkpoints, statistics, strict=True)}
-    drawn = [by_name[row.name] for row in ordered.checkpoints]
-    trained, training = drawn[: joined or 1], course_of(run).run.checkpoints
+    references = captions.references
+    drawn = [captions.rows[row.name] for row in ordered.checkpoints]
+    failures_of = {row.name: failed for row, failed in zip(run.checkpoints, failures, strict=True)}
+    trained, training = drawn[: joined or 1], split_training_rows(run).run.checkpoints
     gained, lost = most_changed_words(trained[0].words, trained[-1].words)
     ends = dict.fromkeys((0, len(trained) - 1))
     return {
@@ -354,7 +370,7 @@ def _captions(
         "columns": [*(training[end].name for end in ends), *([None] if references.words else [])],
         "classes": _class_shares([*(trained[end] for end in ends), *([references] if references.words else [])]),
         "rows": [row.name for row in ordered.checkpoints],
-        "failures": _failure_shares(drawn),
+        "failures": _failure_shares([failures_of[row.name] for row in ordered.checkpoints], drawn),
     }
 
 
@@ -365,12 +381,17 @@ def _class_shares(columns: Sequence[CaptionStatistics]) -> dict[str, list[float 
     return {name: [known.get(name) for known in shares] for name in classes}
 
 
-def _failure_shares(rows: Sequence[CaptionStatistics]) -> dict[str, list[float]]:
-    """Failure -> its share of the captions of every row, where any caption fails so."""
-    failures = sorted({failure for row in rows for names in row.failures.values() for failure in names})
+def _failure_shares(
+    failures: Sequence[Mapping[str, Sequence[str]]], rows: Sequence[CaptionStatistics]
+) -> dict[str, list[float]]:
+    """Failure -> its share of the captions of every row, for failures that occur."""
+    kinds = sorted({kind for failed in failures for names in failed.values() for kind in names})
     return {
-        failure: [sum(failure in names for names in row.failures.values()) / (len(row.lengths) or 1) for row in rows]
-        for failure in failures
+        kind: [
+            sum(kind in names for names in failed.values()) / (len(row.lengths) or 1)
+            for failed, row in zip(failures, rows, strict=True)
+        ]
+        for kind in kinds
     }
 
 

@@ -15,7 +15,7 @@ from captune.common import one_line
 from captune.report.axis import checkpoint_axis, spread_labels
 from captune.report.caption_statistics import CaptionStatistics
 from captune.report.columns import column
-from captune.report.learning_curve import TrainingLog, course_of, drawn_rows
+from captune.report.learning_curve import TrainingLog, drawn_rows, split_training_rows
 from captune.report.scores_json import RunScores
 
 __all__ = ["Series", "distribution_charts", "line_chart", "nice_ticks", "score_charts", "training_charts"]
@@ -41,7 +41,7 @@ _MARKERS: Sequence[Sequence[tuple[float, float]]] = (
     ((0, 4.5), (4, -3.5), (-4, -3.5)),
     (),
 )
-"""Corners of the shapes by which lines are told apart without colour."""
+"""Corners of the shapes by which lines can be distinguished without colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def distribution_charts(
         references: the references.
         words: the page's words in the language in which it opens.
     """
-    trained, joined = course_of(run).run.checkpoints, drawn_rows(run)[1]
+    trained, joined = split_training_rows(run).run.checkpoints, drawn_rows(run)[1]
     cider, lengths = [], []
     for end in dict.fromkeys((0, len(trained) - 1)):
         name, style = trained[end].name, 5 if end else 0

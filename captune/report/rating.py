@@ -19,7 +19,7 @@ from pydantic import Strict
 from captune.report.files import parse_versioned_json, read_text
 from captune.report.scores_json import CheckpointScores, Integer, RunScores, Text
 
-__all__ = ["FILE", "Rating", "captions_hashes", "rating_counts", "rating_of", "rating_tables", "read_rating"]
+__all__ = ["FILE", "Rating", "caption_hashes", "rating_counts", "rating_of", "rating_tables", "read_rating"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +132,14 @@ def rating_of(run_dir: Path, scores: RunScores) -> Rating | None:
     """
     rating = read_rating(run_dir)
     rated = {} if rating is None else rating.captions
-    now = captions_hashes(scores.checkpoints)
+    now = caption_hashes(scores.checkpoints)
     if any(now.get(name) != value for name, value in rated.items()):
         logger.warning("%s is of other captions than scores.json, and is left out of the report.", run_dir / FILE)
         return None
     return rating
 
 
-def captions_hashes(rows: Iterable[CheckpointScores]) -> dict[str, str]:
+def caption_hashes(rows: Iterable[CheckpointScores]) -> dict[str, str]:
     """Row name -> hash of all of its captions."""
     texts = {row.name: json.dumps(dict(row.captions), sort_keys=True) for row in rows}
     return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}

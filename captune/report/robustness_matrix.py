@@ -8,9 +8,9 @@
                   "drops": {"CIDEr": {"value": 0.31, "low": 0.27, "high": 0.35, "paired": false}},
                   "gains": {...}, "words": 812, "divergence": 0.21, "unfinished": 3, "signature": "...", "leak": null}]}
 
-A drop is the lost share of the score at home, which is the checkpoint's first prompt on the first column; a gain is the
-difference to the first row in the same column. `shift` compares a column's references with those of home; `divergence`
-of a cell compares its captions with its references.
+A drop is the lost share of the in-domain score, which is that of the checkpoint's first prompt on the first column
+(kind "home"); a gain is the difference to the first row in the same column. `shift` compares a column's references with
+the in-domain ones; `divergence` of a cell compares its captions with its references.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from captune.report.files import StrictRecord, parse_versioned_json, read_text
 from captune.report.scores_json import Integer, RunScores, Score, Text
 
 __all__ = [
-    "FILE",
+    "MATRIX_FILE",
     "MATRIX_FILES",
     "Cell",
     "Column",
@@ -55,8 +55,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FILE = "matrix.json"
-MATRIX_FILES = (FILE, "matrix.csv", "matrix.md", "matrix.png")
+MATRIX_FILE = "matrix.json"
+MATRIX_FILES = (MATRIX_FILE, "matrix.csv", "matrix.md", "matrix.png")
 FORMAT = 1
 
 
@@ -98,10 +98,10 @@ class Column(StrictRecord):
 
     Attributes:
         name: unique in the matrix.
-        kind: "home", "data", "domain" (a part of a data set) or "corruption" (corrupted images of home).
+        kind: "home" (in-domain), "data", "domain" (a part of a data set) or "corruption" (corrupted in-domain images).
         images: number of images.
-        shift: `unseen`, the share of its references' words that do not occur in home's, and `divergence`, the
-            Jensen-Shannon divergence of both in bits.
+        shift: `unseen`, the share of its references' words that do not occur in the in-domain ones, and `divergence`,
+            the Jensen-Shannon divergence of both in bits.
     """
 
     name: Text
@@ -119,7 +119,7 @@ class Cell(StrictRecord):
         column: its name.
         scores: metric -> corpus score.
         intervals: metric -> (low, high) of the score.
-        drops: metric -> share of the home score that is lost here; empty at home itself.
+        drops: metric -> share of the in-domain score that is lost here; empty in domain.
         gains: metric -> score minus the first row's here; empty in the first row.
         words: number of different words in the captions.
         divergence: between the words of captions and of references, in bits.
@@ -143,7 +143,7 @@ class Cell(StrictRecord):
 
 @dataclass(frozen=True, slots=True)
 class Matrix(StrictRecord):
-    """All cells, each row on each column; the first column is home."""
+    """All cells, each row on each column; the first column is in-domain."""
 
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
@@ -174,7 +174,7 @@ def matrix_to_json(matrix: Matrix) -> str:
     return json.dumps(nan_to_null(tree), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def matrix_from_json(text: str, source: str = FILE) -> Matrix:
+def matrix_from_json(text: str, source: str = MATRIX_FILE) -> Matrix:
     """Parse the text of a `matrix.json`.
 
     Raises:
@@ -195,7 +195,7 @@ def read_matrix(run_dir: Path) -> Matrix | None:
     Raises:
         InputError: the file exists and is not what `captune evaluate` writes.
     """
-    file = run_dir / FILE
+    file = run_dir / MATRIX_FILE
     if not file.is_file():
         return None
     remedy = "evaluate again to write it"
@@ -203,7 +203,7 @@ def read_matrix(run_dir: Path) -> Matrix | None:
 
 
 def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
-    """The matrix of a run if its scores at home are those of the run; None otherwise.
+    """The matrix of a run if its in-domain scores are those of the run; None otherwise.
 
     Raises:
         InputError: as `read_matrix`.
@@ -214,16 +214,18 @@ def matrix_of(run_dir: Path, scores: RunScores) -> Matrix | None:
     now = {row.name: row.corpus for row in scores.checkpoints}
     # The first row of a checkpoint has the prompt of the run.
     first_rows = {row.checkpoint: row.name for row in reversed(matrix.rows)}
-    home = matrix.columns[0].name
+    in_domain = matrix.columns[0].name
     for checkpoint, row in first_rows.items():
-        if checkpoint in now and not _alike(matrix.cell(row, home).scores, now[checkpoint]):
-            logger.warning("%s was made of other captions than scores.json, and is left out.", run_dir / FILE)
+        if checkpoint in now and not _equal_scores(matrix.cell(row, in_domain).scores, now[checkpoint]):
+            logger.warning(
+                "%s was computed from other captions than scores.json, and is ignored.", run_dir / MATRIX_FILE
+            )
             return None
     return matrix
 
 
-def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Whether scores are the same numbers; what is not a number equals itself."""
+def _equal_scores(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether scores are equal; NaN equals NaN."""
     return nan_to_null(dict(one)) == nan_to_null(dict(other))  # type: ignore[no-any-return]
 
 
@@ -269,7 +271,7 @@ def matrix_markdown(matrix: Matrix) -> str:
     lines += _markdown(titles, shown)
     curves = strength_curves(matrix)
     if curves:
-        lines += ["", f"## Corrupted images: mean of {metric} over the rows, as a share of home", ""]
+        lines += ["", f"## Corrupted images: mean of {metric} over the rows, as a share of the in-domain score", ""]
         strengths = sorted({strength for values in curves.values() for strength in values})
         lines += _markdown(
             ["", *(f"strength {strength}" for strength in strengths)],
@@ -307,7 +309,7 @@ def strength_curves(matrix: Matrix) -> dict[str, dict[int, float]]:
     """How much of the main metric is left under each kind of corruption.
 
     Returns:
-        kind -> strength -> mean over the rows of the score as a share of the row's score at home.
+        kind -> strength -> mean over the rows of the score as a share of the row's in-domain score.
     """
     metric = matrix.main_metric
     curves: dict[str, dict[int, float]] = {}
@@ -322,7 +324,7 @@ def strength_curves(matrix: Matrix) -> dict[str, dict[int, float]]:
 
 
 def _table(matrix: Matrix) -> tuple[list[list[str]], list[str]]:
-    """Score and drop of the main metric in every cell; the longer of rows and columns goes down the page.
+    """Score and drop of the main metric in every cell; the longer of rows and columns is vertical.
 
     Returns:
         lines of cells, the first of each its name; and the titles above.
@@ -344,11 +346,11 @@ def _table(matrix: Matrix) -> tuple[list[list[str]], list[str]]:
 
 
 def _title(column: Column) -> str:
-    return f"{column.name} (home)" if column.kind == "home" else column.name
+    return f"{column.name} (in-domain)" if column.kind == "home" else column.name
 
 
 def _cell(cell: Cell, metric: str) -> str:
-    """ "0.8123", at home; "0.6210 -24 % [-29, -18]" elsewhere: what changes, and its interval."""
+    """ "0.8123" in domain; elsewhere "0.6210 -24 % [-29, -18]", with the change and its interval."""
     text = format_value(cell.scores.get(metric))
     drop = cell.drops.get(metric)
     if drop is not None:
@@ -357,23 +359,24 @@ def _cell(cell: Cell, metric: str) -> str:
 
 
 def _notes(matrix: Matrix) -> list[str]:
-    """What must be known to read the table."""
+    """Notes on the table."""
     paired = any(d.paired for cell in matrix.cells for d in cell.drops.values())
     unpaired = any(not d.paired for cell in matrix.cells for d in cell.drops.values())
     metric = matrix.main_metric
     values = [score for cell in matrix.cells if (score := cell.scores.get(metric)) is not None and math.isfinite(score)]
     notes = [scale_sentence({metric: values})]
     if paired or unpaired:
-        how = "on the same drawn images" if paired and not unpaired else "each side drawn separately"
+        how = "on the same resampled images" if paired and not unpaired else "each side resampled separately"
         if paired and unpaired:
-            how = "on the same drawn images where they are home's, each side drawn separately for other data"
-        notes.append(f"In percent: change from home, with its bootstrap interval of 95 %, {how}.")
+            how = "on the same resampled images for corrupted ones, each side resampled separately for other data"
+        notes.append(f"In percent: change from the in-domain score, with its 95 % bootstrap interval, {how}.")
     prompts = list(dict.fromkeys(row.instruction for row in matrix.rows))
     if len(prompts) > 1:
         notes += [f"Prompt {number}: {one_line(prompt)}" for number, prompt in enumerate(prompts, 1)]
     if len(matrix.rows) <= len(matrix.columns):
         notes.append(
-            "Unseen words: share of the references' words that home's do not have. Divergence: Jensen-Shannon, in bits."
+            "Unseen words: share of the references' words that occur in no in-domain reference. "
+            "Divergence: Jensen-Shannon, in bits."
         )
     return [note for note in (*notes, *(f"LEAK: {reason}" for reason in matrix.leaks())) if note]
 

@@ -45,7 +45,7 @@ LEAK_COLUMN = "leak"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One score, ready to be set in any kind of table.
+    """One score, ready for any kind of table.
 
     Attributes:
         value: the score with four decimals, `nan`, or a dash where there is none.
@@ -65,7 +65,7 @@ def best_value(run: RunScores, metric: str) -> str | None:
 
     Returns:
         None where no row is better than another: fewer than two scores, all shown alike, none above 0 as shown, or a
-        metric of which the report does not know whether higher is better.
+        metric of unknown direction.
     """
     finite = run.finite(metric)
     direction = column(metric).direction
@@ -88,7 +88,7 @@ def leak_reasons(run: RunScores) -> dict[str, str]:
 
 
 def notes(run: RunScores) -> list[str]:
-    """What must be read with the table, a sentence each: where it comes from, scale, marks and leaks."""
+    """Notes on the table, a sentence each: data, scale, marks and leaks."""
     lines = [f"Data: {provenance(run)}."]
     if scale := scale_sentence({metric: run.finite(metric) for metric in run.metrics}):
         lines.append(scale)
@@ -103,7 +103,7 @@ def notes(run: RunScores) -> list[str]:
 
 
 def signatures(run: RunScores) -> list[tuple[str, str]]:
-    """The signatures to print beneath the table, each with the words before it.
+    """The signatures to print below the table, each with its label.
 
     One when all rows agree, else every row's, since rows with different signatures must not be compared; models with
     different prompts may be.
@@ -181,7 +181,7 @@ def latex_table(run: RunScores, *, intervals: bool = False) -> str:
 
 
 def _cell(row: CheckpointScores, metric: str, best: str | None) -> Cell:
-    """One score with everything that is known about it."""
+    """One score with its marks and interval."""
     value = row.corpus.get(metric)
     shown = format_value(value)
     tests = row.p_values.get(metric, {})
@@ -237,7 +237,7 @@ def csv_table(run: RunScores) -> str:
 def read_csv(path: Path) -> RunScores:
     """Read a table of corpus scores: a header `checkpoint,BLEU-1,...`, then one row a checkpoint.
 
-    Comma, semicolon and tab are understood as separators. Epochs are read off names such as "epoch3".
+    Comma, semicolon and tab are accepted as separators. Epochs are taken from names such as "epoch3".
 
     Args:
         path: the file.
@@ -246,7 +246,7 @@ def read_csv(path: Path) -> RunScores:
         A run without captions, intervals or scores per image; its data has the name of the file.
 
     Raises:
-        InputError: the file cannot be read, or a line of it is not as described.
+        InputError: the file cannot be read, or a line of it is invalid.
     """
     text = read_text(
         path,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from captune.report.analysis import analyse
+from captune.report.analysis import Analysis, analyse
+from captune.report.caption_statistics import RunCaptions, caption_statistics
 from captune.report.chart import draw_chart
 from captune.report.comparison import Comparison, comparison_markdown
 from captune.report.files import atomic_write
@@ -35,7 +36,7 @@ COMPARISON_FILES = ("table.md", "table.csv", "table.tex", "comparison.md", "repo
 """Files of a comparison of runs."""
 
 Writer: TypeAlias = Callable[[Path, bytes | str], Path]
-"""Writes one file, complete or not at all."""
+"""Writes one file atomically."""
 
 
 def write_report(
@@ -56,28 +57,29 @@ def write_report(
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         chart_formats: of "png", "svg" and "pdf".
         language: "en" or "zh", in which the page opens.
-        source: the run's folder, by default `run_dir`. Small pictures are looked for in its `thumbnails/`, the
-            training's loss in its `log.jsonl`, the human rating in its `rating.json`, robustness in its
-            `matrix.json`; all may be missing.
+        source: the run's folder, by default `run_dir`. The page shows its `thumbnails/`, the loss in its `log.jsonl`,
+            the human ratings in its `rating.json` and the robustness in its `matrix.json`; all may be missing.
         write: writes each file.
 
     Returns:
         The files, in the order they were written; each complete under its name.
 
     Raises:
-        InputError: `scores.json` is missing or not as its format says, or `rating.json` is.
+        InputError: `scores.json` is missing or invalid, or `rating.json` is invalid.
         MissingExtraError: a chart is requested and matplotlib is not installed.
         ToolError: a file cannot be written.
     """
     scores = read_scores(run_dir) if run is None else run
+    captions = caption_statistics(scores)
+    analysis = analyse(scores, captions)
     contents: dict[str, bytes | str] = {
         "table.md": markdown_table(scores, intervals=intervals),
         "table.csv": csv_table(scores),
         "table.tex": latex_table(scores, intervals=intervals),
-        "analysis.md": analysis_markdown(scores, analyse(scores)),
+        "analysis.md": analysis_markdown(scores, analysis),
     }
     contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
-    contents["report.html"] = _page(source or run_dir, scores, language)
+    contents["report.html"] = _page(source or run_dir, scores, language, captions, analysis)
     return [write(run_dir / name, content) for name, content in contents.items()]
 
 
@@ -119,10 +121,24 @@ def write_comparison(
 
 
 def write_page(run_dir: Path, *, language: str = "en") -> Path:
-    """Write only the page again, when something other than the scores has changed; see `write_report`."""
+    """Write only the page, after a change of something other than the scores; see `write_report`."""
     return atomic_write(run_dir / "report.html", _page(run_dir, read_scores(run_dir), language))
 
 
-def _page(run_dir: Path, scores: RunScores, language: str) -> str:
-    log, rating, matrix = read_log(run_dir / "log.jsonl"), rating_of(run_dir, scores), matrix_of(run_dir, scores)
-    return build_page(scores, log, run_dir=run_dir, language=language, rating=rating, matrix=matrix)
+def _page(
+    run_dir: Path,
+    scores: RunScores,
+    language: str,
+    captions: RunCaptions | None = None,
+    analysis: Analysis | None = None,
+) -> str:
+    return build_page(
+        scores,
+        read_log(run_dir / "log.jsonl"),
+        run_dir=run_dir,
+        language=language,
+        rating=rating_of(run_dir, scores),
+        matrix=matrix_of(run_dir, scores),
+        captions=captions,
+        analysis=analysis,
+    )

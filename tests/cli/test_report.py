@@ -88,7 +88,7 @@ def test_json_is_one_object(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
     assert _call("report", run_dir, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["checkpoints"][0]["corpus"] == {"BLEU-4": 0.1529, "CIDEr": 0.4361, "ROUGE-L": 0.5758}
-    assert answer["analysis"]["advice"] == "go on"
+    assert answer["analysis"]["advice"] == "continue"
     assert answer["images"] == 200
     assert len(answer["files"]) == 7
 

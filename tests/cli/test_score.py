@@ -156,7 +156,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no metric": (["--metrics", ","], "--metrics is empty"),
     "unknown score": (["--metric", "BLEU-5"], "There is no score 'BLEU-5'"),
     "novel without training": (["--metric", "novel"], "'novel' needs --training"),
-    "unknown split": (["--split", "val"], "does not tell splits"),
+    "unknown split": (["--split", "val"], "has no splits"),
     "signature": (["--data", "a|b"], "without '|'"),
     "pictures": (["--metrics", "clipscore", "--clip", "."], "CLIPScore needs the picture of image '1'; give --images"),
     "wrong option": (["--tokenize", "ptp"], "ptp"),

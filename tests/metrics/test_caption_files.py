@@ -130,7 +130,7 @@ def test_split_chooses(tmp_path: Path) -> None:
     assert read_references(path).splits == {"train": 2, "test": 1}
     with pytest.raises(MetricInputError, match=r"its splits are train \(2\), test \(1\)"):
         read_references(path, "val")
-    with pytest.raises(MetricInputError, match="does not tell splits"):
+    with pytest.raises(MetricInputError, match="has no splits"):
         read_references(put(tmp_path, '{"1": ["a"]}'), "val")
 
 
@@ -216,10 +216,10 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("cut off", b'[{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "capt', "ends in the middle of an entry"),
     ("cut between", b'[{"image_id": 1, "caption": "a dog"},\n', r"ends in the middle of an entry \(line 2"),
     ("latin-1", b'{"1": "a dog",\n"2": "a caf\xe9"}', r"line 2: is not UTF-8 text \(byte 0xE9\)"),
-    ("utf-16", '{"1": "a"}'.encode("utf-16")[:-1], "is not whole UTF-16 text"),
-    ("nul", b'{"1": "a dog",\n"2": "a\x00b"}', r"line 2, column \d+: a raw control character U\+0000"),
+    ("utf-16", '{"1": "a"}'.encode("utf-16")[:-1], "is not valid UTF-16 text"),
+    ("nul", b'{"1": "a dog",\n"2": "a\x00b"}', r"line 2, column \d+: text contains a raw control character U\+0000"),
     ("newline in text", b'{"1": "a dog\nruns"}', r"control character U\+000A"),
-    ("key twice", b'{"1": "a",\n"2": "b",\n"1": "c"}', r"line 3: the key '1' stands twice"),
+    ("key twice", b'{"1": "a",\n"2": "b",\n"1": "c"}', r"line 3: an object has the key '1' twice"),
     ("number", b"7", "holds a number alone"),
     ("empty list", b"[]", "holds no"),
     ("empty object", b"{}", "holds no"),
@@ -234,7 +234,7 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("id empty", b'[{"image_id": "", "caption": "a"}]', r"the image id is text"),
     ("deep", b"[" * 100_000, "nested too deeply|ends in the middle"),
     ("long number", b'{"1": ' + b"9" * 5_000 + b"}", "is no caption"),
-    ("bad gzip", gzip.compress(b'{"1": "a"}' * 50)[:-9], "is not a whole gzip file"),
+    ("bad gzip", gzip.compress(b'{"1": "a"}' * 50)[:-9], "is an incomplete gzip file"),
 ]
 
 
@@ -253,7 +253,7 @@ def test_the_line_of_json_lines_is_told(tmp_path: Path) -> None:
     with pytest.raises(MetricInputError, match=r"\(line 3, column"):
         read_predictions(path)
     path = put(tmp_path, '{"id": 1, "caption": "a"}\n{"id": 2, "caption": "b", "id": 3}\n', "p.jsonl")
-    with pytest.raises(MetricInputError, match="line 2: the key 'id' stands twice"):
+    with pytest.raises(MetricInputError, match="line 2: an object has the key 'id' twice"):
         read_predictions(path)
 
 
@@ -275,7 +275,7 @@ def test_swapped_files_are_noticed(tmp_path: Path) -> None:
 
 def test_an_image_twice_in_a_manifest(tmp_path: Path) -> None:
     rows = [{"id": "1", "captions": ["a"]}, {"id": "1", "captions": ["b"]}]
-    with pytest.raises(MetricInputError, match="line 2: image '1' stands in the file twice"):
+    with pytest.raises(MetricInputError, match="line 2: the file has image '1' twice"):
         read_references(put(tmp_path, written("jsonl", rows), "m.jsonl"))
 
 

@@ -7,14 +7,14 @@ import re
 import pytest
 
 from captune.errors import MetricInputError
-from captune.metrics.caption_files import Predictions, References
-from captune.metrics.id_alignment import align, caption_warnings
+from captune.metrics.caption_files import PredictionFile, ReferenceFile
+from captune.metrics.inputs import align, caption_warnings
 
-REFERENCES = References({"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}, source="refs.json")
+REFERENCES = ReferenceFile({"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}, source="refs.json")
 
 
-def predictions(*images: str, **more: tuple[str, ...] | bool) -> Predictions:
-    return Predictions(dict.fromkeys(images, "a dog"), source="preds.json", **more)  # type: ignore[arg-type]
+def predictions(*images: str, **more: tuple[str, ...] | bool) -> PredictionFile:
+    return PredictionFile(dict.fromkeys(images, "a dog"), source="preds.json", **more)  # type: ignore[arg-type]
 
 
 def test_the_references_order_is_kept() -> None:
@@ -38,7 +38,7 @@ def test_an_extra_prediction_is_left_out_and_told() -> None:
 
 
 def test_an_image_without_references_needs_no_prediction() -> None:
-    references = References({"1": ["a dog"], "2": []}, source="refs.json")
+    references = ReferenceFile({"1": ["a dog"], "2": []}, source="refs.json")
     assert align(predictions("1"), references).warnings == ()
     assert "left out" in align(predictions("1", "2"), references).warnings[0]
 
@@ -52,7 +52,7 @@ def test_ids_that_nearly_match_are_explained(odd: str) -> None:
 @pytest.mark.parametrize("subset", [True, False])
 def test_letters_in_another_unicode_form_are_explained(subset: bool) -> None:
     composed, decomposed = "caf\u00e9.jpg", "cafe\u0301.jpg"
-    references = References({composed: ["a"], "2": ["b"], "\u00f1.jpg": ["c"]}, source="refs.json")
+    references = ReferenceFile({composed: ["a"], "2": ["b"], "\u00f1.jpg": ["c"]}, source="refs.json")
     words = r"differ only in how \u00e9 is written \(Unicode NFC and NFD\), and so may 1 other pair"
     if subset:
         assert re.search(words, align(predictions(decomposed, "2", "n\u0303.jpg"), references, subset=True).warnings[0])
@@ -62,13 +62,13 @@ def test_letters_in_another_unicode_form_are_explained(subset: bool) -> None:
 
 
 def test_case_is_explained_where_some_ids_fit() -> None:
-    references = References({"a.jpg": ["a"], "b.jpg": ["b"]}, source="refs.json")
+    references = ReferenceFile({"a.jpg": ["a"], "b.jpg": ["b"]}, source="refs.json")
     with pytest.raises(MetricInputError, match=r"'A\.JPG' and 'a\.jpg' may be the same image"):
         align(predictions("A.JPG", "b.jpg"), references)
 
 
 def test_lines_belong_to_lines() -> None:
-    lines = References({"1": ["a"], "2": ["b"]}, source="refs.txt", by_line=True)
+    lines = ReferenceFile({"1": ["a"], "2": ["b"]}, source="refs.txt", by_line=True)
     assert align(predictions("1", "2", by_line=True), lines).warnings == ()
     with pytest.raises(MetricInputError, match=r"preds\.json has 1 lines and refs\.txt 2"):
         align(predictions("1", by_line=True), lines, subset=True)
@@ -84,14 +84,14 @@ def test_nothing_in_common() -> None:
 
 
 def test_splits_are_hinted_at() -> None:
-    references = References({"1": ["a"], "2": ["b"]}, splits={"train": 1, "test": 1}, source="m.jsonl")
+    references = ReferenceFile({"1": ["a"], "2": ["b"]}, splits={"train": 1, "test": 1}, source="m.jsonl")
     with pytest.raises(MetricInputError, match=r"holds the splits train \(1\), test \(1\), of which --split"):
         align(predictions("1"), references)
 
 
 def test_repeated_predictions_are_told() -> None:
     aligned = align(predictions("1", "2", "3", repeated=("2",)), REFERENCES)
-    assert "1 image stands more than once" in aligned.warnings[0]
+    assert "1 image occurs more than once" in aligned.warnings[0]
 
 
 def test_empty_captions_are_told() -> None:

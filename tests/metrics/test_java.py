@@ -86,7 +86,7 @@ def test_a_program_that_is_no_java_is_told(tmp_path: Path) -> None:
     path = tmp_path / "java"
     path.write_text("#!/bin/sh\necho 'No Java runtime present'; exit 1\n")
     path.chmod(0o755)
-    with pytest.raises(ExternalToolError, match="does not run; it says: No Java runtime present"):
+    with pytest.raises(ExternalToolError, match="does not run; it printed: No Java runtime present"):
         find_java(path)
 
 
@@ -160,7 +160,7 @@ def test_finish_reports_a_late_failure(tmp_path: Path) -> None:
     path = program(tmp_path, "sys.stdin.read(); sys.exit(1)\n")
     with (
         JavaProcess("Echo", [str(path)], timeout=20) as process,
-        pytest.raises(ExternalToolError, match="nothing on its standard error"),
+        pytest.raises(ExternalToolError, match="Its standard error is empty"),
     ):
         process.finish()
 

@@ -52,7 +52,7 @@ def test_bleu_is_resampled_from_its_statistics() -> None:
     ]
     some = confidence_intervals(scores, resamples=500)["BLEU-2"]
     assert np.mean(by_hand) == pytest.approx((some.low + some.high) / 2, abs=some.deviation)
-    assert intervals["CIDEr"].frequencies == "kept from the whole set"
+    assert intervals["CIDEr"].frequencies == "kept from the complete set"
     assert intervals["BLEU-1"].frequencies is None
 
 

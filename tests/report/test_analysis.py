@@ -47,17 +47,17 @@ def test_slides_jumps_trend_and_advice(make_run: Any, slides: Any) -> None:
     assert {entry.trend for entry in analysis.metrics} == {"rising"}
     assert analysis["CIDEr"].slope == pytest.approx((0.5115 - 0.4829) / 2)
     assert analysis["CIDEr"].pace == pytest.approx((0.5115 - 0.4361) / 5)
-    assert (analysis.advice, analysis.best, analysis.disagreements) == ("go on", "epoch4", ())
+    assert (analysis.advice, analysis.best, analysis.disagreements) == ("continue", "epoch4", ())
     assert analysis.ranking == ("BLEU-4", "BLEU-3", "BLEU-2", "BLEU-1", "ROUGE-L", "CIDEr")
 
 
 @pytest.mark.parametrize(
     ("values", "trend", "advice"),
     [
-        ((0.1, 0.2, 0.3, 0.4, 0.5), "rising", "go on"),
+        ((0.1, 0.2, 0.3, 0.4, 0.5), "rising", "continue"),
         ((0.1, 0.5, 0.6, 0.6, 0.6), "flat", "stop"),
-        ((0.1, 0.5, 0.7, 0.6, 0.5), "falling", "lower lr"),
-        ((0.1, 0.6, 0.3, 0.6, 0.3), "swinging", "lower lr"),
+        ((0.1, 0.5, 0.7, 0.6, 0.5), "falling", "lower learning rate"),
+        ((0.1, 0.6, 0.3, 0.6, 0.3), "swinging", "lower learning rate"),
         ((0.5, 0.5, 0.5, 0.5, 0.5), "flat", "stop"),
         ((0.1, 0.2, 0.3), None, None),
         ((0.1, math.nan, 0.3, 0.4, 0.5), None, None),
@@ -88,18 +88,18 @@ def test_epochs_that_are_far_apart_count_as_such(make_run: Any) -> None:
 def test_a_rise_within_noise_is_called_so_unless_a_paired_test_supports_it(make_run: Any) -> None:
     values = {"CIDEr": (0.40, 0.42, 0.44, 0.46, 0.48)}
     assert analyse(make_run(values, half_width=0.1)).advice == "more images"
-    assert analyse(make_run(values, half_width=0.03)).advice == "go on"
+    assert analyse(make_run(values, half_width=0.03)).advice == "continue"
     sure = make_run(values, half_width=0.1, p_values={"previous": 0.01})
-    assert analyse(sure).advice == "go on"
+    assert analyse(sure).advice == "continue"
     assert "within noise" in _said(make_run(values, half_width=0.1))["Advice"]
 
 
 def test_most_metrics_decide_and_cider_breaks_a_tie(make_run: Any) -> None:
     rising, flat = (0.1, 0.2, 0.3, 0.4), (0.1, 0.4, 0.4, 0.4)
     assert analyse(make_run({"BLEU-1": rising, "CIDEr": flat})).advice == "stop"
-    assert analyse(make_run({"BLEU-1": flat, "CIDEr": rising})).advice == "go on"
+    assert analyse(make_run({"BLEU-1": flat, "CIDEr": rising})).advice == "continue"
     three = make_run({"BLEU-1": rising, "BLEU-2": rising, "CIDEr": flat})
-    assert (analyse(three).advice, analyse(three).advised_by) == ("go on", ("BLEU-1", "BLEU-2"))
+    assert (analyse(three).advice, analyse(three).advised_by) == ("continue", ("BLEU-1", "BLEU-2"))
 
 
 def test_a_first_value_of_zero_has_no_relative_gain(make_run: Any) -> None:

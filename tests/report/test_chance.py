@@ -25,7 +25,7 @@ from captune.report import (
 from captune.report.axis import checkpoint_axis
 from captune.report.columns import format_value
 from captune.report.comparison import compare_runs, comparison_markdown
-from captune.report.learning_curve import course_of
+from captune.report.learning_curve import split_training_rows
 from captune.report.page_charts import score_charts
 from captune.report.table import cells, latex_table
 
@@ -137,9 +137,9 @@ def test_differences_that_pass_are(make_run: Any) -> None:
 
 def test_falling_and_swinging_need_tests_for_advice(make_run: Any) -> None:
     for values in ((0.1, 0.5, 0.7, 0.6, 0.5), (0.1, 0.6, 0.3, 0.6, 0.3)):
-        assert analyse(_tested(make_run({"CIDEr": values}), 0.001)).advice == "lower lr"
-        assert analyse(_tested(make_run({"CIDEr": values}), 0.5)).advice != "lower lr"
-        assert analyse(make_run({"CIDEr": values})).advice == "lower lr"
+        assert analyse(_tested(make_run({"CIDEr": values}), 0.001)).advice == "lower learning rate"
+        assert analyse(_tested(make_run({"CIDEr": values}), 0.5)).advice != "lower learning rate"
+        assert analyse(make_run({"CIDEr": values})).advice == "lower learning rate"
 
 
 def test_overfitting_needs_the_test(make_run: Any) -> None:
@@ -175,7 +175,7 @@ def test_other_captioners_are_no_epochs(make_run: Any, first: bool, tests: bool)
             assert name == topic or not re.search("blip2|llava", text), (name, text)
     assert "blip2-opt scores higher on CIDEr, scores lower on BLEU-4" in said["Other captioners"]
     assert "lower the learning rate" not in " ".join(said.values())
-    assert analysis.advice == "go on"
+    assert analysis.advice == "continue"
     assert all(line.split()[-1] in ("0.4000", "0.6000") for line in sparklines(run))
     axis = checkpoint_axis(run, 3.5)
     assert axis.joined == 4
@@ -236,7 +236,7 @@ def test_models_without_a_training_are_compared_and_not_advised() -> None:
 def test_rows_of_a_table_from_elsewhere(tmp_path: Path, names: str, rows: int) -> None:
     lines = [f"{name},0.{place + 1}" for place, name in enumerate(names.split())]
     (tmp_path / "t.csv").write_text("\n".join(["checkpoint,CIDEr", *lines]), encoding="utf-8")
-    course = course_of(read_csv(tmp_path / "t.csv"))
+    course = split_training_rows(read_csv(tmp_path / "t.csv"))
     assert (len(course.run.checkpoints), course.is_training) == (rows, True)
     assert not any("blip" in row.name for row in course.run.checkpoints)
 
@@ -247,7 +247,7 @@ def test_a_test_against_a_row_of_another_captioner_is_not_the_steps(make_run: An
     rows = list(_tested(_with(own, BLIP), 0.001).checkpoints)
     rows.insert(2, rows.pop())
     run = dataclasses.replace(own, checkpoints=tuple(rows))
-    kept = course_of(run).run.checkpoints
+    kept = split_training_rows(run).run.checkpoints
     assert [row.name for row in kept] == ["pretrained", "epoch0", "epoch1"]
     assert set(kept[2].p_values["CIDEr"]) == {"pretrained"}
 

@@ -149,7 +149,7 @@ def test_settings_of_the_user_neither_matter_nor_change(make_run: Any, slides: A
 
 
 def test_unknown_format_and_absent_matplotlib(make_run: Any, slides: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="as 'gif'; choose of png, svg, pdf"):
+    with pytest.raises(InputError, match="as 'gif'; choose from png, svg, pdf"):
         draw_chart(make_run(slides), ("gif",))
     real = builtins.__import__
 

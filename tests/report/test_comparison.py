@@ -12,7 +12,7 @@ import pytest
 from captune.cli.report_output import examples, sparkline, sparklines, wrapped
 from captune.errors import InputError
 from captune.report import CheckpointScores, RunScores, compare_runs, write_comparison
-from captune.report.comparison import comparison_markdown, matrices, telling_lines
+from captune.report.comparison import comparison_markdown, matrices, most_different_lines
 
 ANIMALS = ("dog", "cat", "horse", "bird", "cow")
 PLACES = ("beach", "street", "park", "field", "house", "river")
@@ -38,9 +38,9 @@ def test_better_captions_win_by_more_than_chance() -> None:
     assert found.table.checkpoints[0].corpus["CIDEr"] != 9.9  # computed anew
     low, high = found.table.checkpoints[1].intervals["CIDEr"]
     assert low < found.table.checkpoints[1].corpus["CIDEr"] < high
-    assert len(found.telling) == 10
+    assert len(found.most_different) == 10
     bad = found.table.checkpoints[1].captions
-    assert all(bad[image] == "Two people sit down." for image in found.telling)
+    assert all(bad[image] == "Two people sit down." for image in found.most_different)
 
 
 def test_equal_runs_do_not_differ() -> None:
@@ -71,7 +71,7 @@ def test_files_of_a_comparison(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "CIDEr: row minus column" in page
     assert "Largest jump" not in page
-    assert len(telling_lines(found)) == 30
+    assert len(most_different_lines(found)) == 30
 
 
 def test_runs_on_other_images_or_without_captions_are_refused() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from captune.parsing import validate
 from captune.report import RunScores, TrainingLog, build_page, read_log, write_thumbnails
-from captune.report.caption_statistics import caption_statistics, most_changed_words, word_classes
+from captune.report.caption_statistics import caption_statistics, most_changed_words, row_failures, word_classes
 from captune.report.narrative import catalogue
 from captune.report.page import MAX_CHARACTERS, MAX_IMAGES, explorer_data, select_images
 from captune.report.page_charts import Series, line_chart, nice_ticks
@@ -192,14 +192,15 @@ def test_failures_are_flagged_per_caption(run: RunScores) -> None:
         captions={"1": "a dog ###", HOSTILE: ""},
         unfinished=("1",),
     )
-    rows, _ = caption_statistics(dataclasses.replace(run, checkpoints=(row,)))
-    assert rows[0].failures == {"1": ("stop symbol", "unfinished"), HOSTILE: ("empty",)}
-    data = explorer_data(run, ["1"], [r.failures for r in rows] + [{}] * 5)
+    failures = row_failures(run, row)
+    assert failures == {"1": ("stop symbol", "unfinished"), HOSTILE: ("empty",)}
+    data = explorer_data(run, ["1"], [failures, *[{}] * 5])
     assert [data["failures"][index] for index in data["images"][0]["f"][0]] == ["stop symbol", "unfinished"]
 
 
 def test_lengths_words_and_classes(run: RunScores) -> None:
-    rows, references = caption_statistics(run)
+    captions = caption_statistics(run)
+    rows, references = list(captions.rows.values()), captions.references
     assert rows[0].lengths[0] == 4
     assert rows[0].words["dog"] == 1
     assert references.lengths[:2] == (3, 4)
@@ -213,8 +214,8 @@ def test_lengths_words_and_classes(run: RunScores) -> None:
 def test_chinese_captions_are_counted_by_character(make_run: Any) -> None:
     base = make_run({"CIDEr": (0.5,)})
     row = dataclasses.replace(base.checkpoints[0], captions={"1": "一只狗在跑。"})
-    rows, _ = caption_statistics(dataclasses.replace(base, checkpoints=(row,), references={"1": ("一只狗。",)}))
-    assert rows[0].lengths == (5,)
+    captions = caption_statistics(dataclasses.replace(base, checkpoints=(row,), references={"1": ("一只狗。",)}))
+    assert captions.rows[row.name].lengths == (5,)
 
 
 def _picture(path: Path, size: tuple[int, int] = (400, 300), mode: str = "RGB") -> Path:

@@ -42,7 +42,7 @@ def test_missing_scores(tmp_path: Path) -> None:
 
 def test_unwritable_folder(make_run: Any, slides: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ToolError, match=r"table.md cannot be written \(.+\); free the place"):
+    with pytest.raises(ToolError, match=r"table.md cannot be written \(.+\); remove it or choose"):
         write_report(tmp_path / "file", make_run(slides))
 
 
@@ -83,4 +83,4 @@ def test_a_matrix_of_other_captions_is_left_out(
     assert matrix_of(tmp_path, run) is not None
     other = dataclasses.replace(first, corpus={name: value + 0.01 for name, value in first.corpus.items()})
     assert matrix_of(tmp_path, dataclasses.replace(run, checkpoints=(other, *run.checkpoints[1:]))) is None
-    assert "matrix.json was made of other captions" in caplog.text
+    assert "matrix.json was computed from other captions" in caplog.text

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from captune.data import ImageFolder, hash_file, read_manifest, resolve_image
 from captune.errors import CaptuneError, InputError
-from captune.metrics import near_miss, read_predictions, read_references, score_captions
-from captune.report import course_of, read_scores, thumbnail_path, thumbnail_sources
+from captune.metrics import read_predictions, read_references, score_captions, similar_ids_hint
+from captune.report import read_scores, split_training_rows, thumbnail_path, thumbnail_sources
 
 __all__ = ["HUMAN", "StudyItems", "System", "choose_systems", "read_study_items", "with_human"]
 
@@ -76,7 +76,7 @@ class StudyItems:
                 only = [image for image in system.captions if image not in shared]
                 sentences.append(
                     f"{system.name} has no caption of {len(missing):,} of {len(captioned):,} images, such as "
-                    f"{missing[0]!r}, which are left out{near_miss(only, missing)}."
+                    f"{missing[0]!r}, which are left out{similar_ids_hint(only, missing)}."
                 )
         for what, known in (("picture", self.pictures), ("reference caption", self.references)):
             missing = [image for image in shared if image not in known]
@@ -84,7 +84,7 @@ class StudyItems:
                 only = [image for image in known if image not in shared]
                 sentences.append(
                     f"{len(missing):,} of {len(shared):,} images have no {what}, such as {missing[0]!r}"
-                    f"{near_miss(only, missing)}."
+                    f"{similar_ids_hint(only, missing)}."
                 )
         return sentences
 
@@ -123,7 +123,7 @@ def read_study_items(
             systems += [
                 System(f"{prefix}{row.name}", row.captions, row.corpus, row.per_image) for row in run.checkpoints
             ]
-            rows = course_of(run).run.checkpoints
+            rows = split_training_rows(run).run.checkpoints
             if len(sources) == 1 and len(rows) > 1:
                 ends = (rows[0].name, rows[-1].name)
             references_of = {**run.references, **references_of}

@@ -3,7 +3,7 @@
     CLIPScore(caption, picture)                = 2.5 * max(cos(caption, picture), 0)
     RefCLIPScore(caption, references, picture) = harmonic mean of CLIPScore and max(max over references cos, 0)
 
-Every caption, references too, is put behind "A photo depicts " as in the original. Numbers of different CLIP models
+Every caption, references too, is prefixed with "A photo depicts " as in the original. Numbers of different CLIP models
 cannot be compared; the published ones are of `openai/clip-vit-base-patch32`.
 """
 
@@ -170,7 +170,7 @@ class ClipScorer:
         return ClipScoreResult(clip_score, mean)
 
     def _encode(self, things: Sequence[Any], features: Callable[[list[Any]], torch.Tensor]) -> NDArray[np.float64]:
-        """Unit vectors of things, (things, D); each different thing is encoded once."""
+        """Unit vectors of items, (items, D); each distinct item is encoded once."""
         import torch
 
         number: dict[Any, int] = {}
@@ -200,7 +200,7 @@ class ClipScorer:
     def _text_features(self, texts: list[str]) -> torch.Tensor:
         config = getattr(self.model.config, "text_config", self.model.config)
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 77))
-        # SigLIP was trained on texts of one length; for CLIP the padding behind the end is never seen.
+        # SigLIP was trained on texts of one length; CLIP ignores the padding after the end.
         padding = "max_length" if "siglip" in self.model.config.model_type else "longest"
         inputs = self.tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
         inputs = inputs.to(self.device)
@@ -209,7 +209,7 @@ class ClipScorer:
 
 
 def _tensor(output: Any) -> torch.Tensor:
-    """Features as transformers returns them, by itself or inside an output."""
+    """The features in what transformers returns: a tensor or an output that contains one."""
     import torch
 
     features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output

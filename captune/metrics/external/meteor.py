@@ -1,8 +1,8 @@
 """METEOR 1.5 through its original jar, as coco-caption runs it.
 
 Source: Denkowski and Lavie, "Meteor Universal" (WMT 2014); the jar, its paraphrases and its parameters are
-those of pycocoevalcap. The jar aligns; scores of a corpus come from summed statistics, so that they can be
-resampled here without asking Java again.
+those of pycocoevalcap. The jar aligns; corpus scores come from summed statistics, so that they are resampled
+here without Java.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["METEOR_JAR", "Meteor", "MeteorResult", "meteor", "meteor_from_statis
 
 METEOR_JAR = "meteor-1.5.jar"
 STATISTICS = 23
-# Anything that some Java reader or other takes for the end of a line.
+# All characters that some Java reader treats as the end of a line.
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
 # Parameters of the English task "ranking", and the weights of exact, stem, synonym and paraphrase matches.
@@ -94,12 +94,12 @@ def meteor(
     timeout: float = 300.0,
     progress: Callable[[int], None] | None = None,
 ) -> MeteorResult:
-    """Score captions that are already tokenized (words joined by one space), as coco-caption hands them over.
+    """Score captions that are already tokenized (words joined by one space), as coco-caption passes them.
 
     Args:
         predictions: one caption an image.
         references: the references of each image, at least one.
-        java: a `java` program; found by itself when left out.
+        java: a `java` program; found automatically by default.
         memory: heap of the Java machine; 2G is what the paraphrase table needs.
         timeout: longest silence of the program in seconds. Loading takes about 8 seconds.
         progress: called with the number of images done.
@@ -120,7 +120,7 @@ def meteor(
     options = ["-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
     command = [str(runtime.path), *runtime.flags(memory), *options]
     with JavaProcess("METEOR", command, cwd=folder, timeout=timeout) as process:
-        process.send(_questions(predictions, references))
+        process.send(_input_lines(predictions, references))
         answers = []
         for done in range(1, len(predictions) + 1):
             answers.append(process.answer())
@@ -132,7 +132,7 @@ def meteor(
 
 
 def meteor_from_statistics(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The score that belongs to METEOR's 23 counts.
+    """The score computed from METEOR's 23 counts.
 
     Args:
         statistics: float64 (..., 23), of an image or summed over images.
@@ -157,7 +157,7 @@ def meteor_from_statistics(statistics: NDArray[np.float64]) -> NDArray[np.float6
     return score
 
 
-def _questions(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[str]:
+def _input_lines(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[str]:
     """One line an image; the separator and line breaks inside captions would shift every later answer."""
     for prediction, group in zip(predictions, references, strict=True):
         parts = [_one_line(reference) for reference in group]

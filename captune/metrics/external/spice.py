@@ -1,11 +1,11 @@
-"""SPICE 1.0 through its original jar: bounded in time, on any Java, with models that are fetched on request only.
+"""SPICE 1.0 through its original jar: with a time limit, on any Java, with models that are fetched on request only.
 
-Source: Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation" (ECCV 2016). Three things keep the jar
-from running on a new Java, and are handled here:
+Source: Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation" (ECCV 2016). Three obstacles to
+running the jar on a current Java are handled here:
 
 - Java 9 and later close the classes that its cache serializes: opened by flags (`java.Java.flags`).
-- Java 15 and later have no JavaScript, which it uses to indent its answer: `spice_java/PlainJson` stands in.
-- Its cache is a native library that some processors lack: there is no cache unless one is asked for.
+- Java 15 and later have no JavaScript, which it uses to indent its answer: `spice_java/PlainJson` replaces it.
+- Its cache is a native library that some processors lack: there is no cache unless one is requested.
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ def spice(
     threads: int | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> SpiceResult:
-    """Score captions that are already tokenized (words joined by one space), as coco-caption hands them over.
+    """Score captions that are already tokenized (words joined by one space), as coco-caption passes them.
 
     Args:
         predictions: one caption an image; an empty one scores 0.
         references: the references of each image, at least one.
-        models: folder of the two CoreNLP jars; found by itself when left out (see `corenlp.find_models`).
-        java: a `java` program; found by itself when left out.
+        models: folder of the two CoreNLP jars; found automatically by default (see `corenlp.find_models`).
+        java: a `java` program; found automatically by default.
         memory: largest heap of the Java machine.
-        timeout: seconds for the whole run; the parser does some 10 to 50 captions a second.
-        threads: parser threads; one for each processor when left out.
+        timeout: seconds for the complete run; the parser does some 10 to 50 captions a second.
+        threads: parser threads; by default one for each processor.
         cache: folder that keeps parsed captions for the next run; needs a native library (Linux and Windows on
             x86-64, older Macs).
 
@@ -128,7 +128,7 @@ def spice(
         if cache is not None:
             Path(cache).mkdir(parents=True, exist_ok=True)
             options += ["-cache", str(Path(cache).absolute())]
-        answers = _ask([str(runtime.path), *flags, SPICE_MAIN], options, questions, timeout)
+        answers = _run([str(runtime.path), *flags, SPICE_MAIN], options, questions, timeout)
         scores[:, scored] = _parse(answers, scored)
     mean = float(scores[0].mean()) if len(predictions) else 0.0
     return SpiceResult(mean, scores[0], dict(zip(CATEGORIES, scores[1:], strict=True)))
@@ -141,8 +141,8 @@ def _class_path(models: tuple[Path, Path]) -> str:
     return os.pathsep.join(map(str, parts))
 
 
-def _ask(command: list[str], options: list[str], questions: list[dict[str, Any]], timeout: float) -> object:
-    """Run SPICE on questions in a file and read the file that it writes."""
+def _run(command: list[str], options: list[str], questions: list[dict[str, Any]], timeout: float) -> object:
+    """Run SPICE on captions in a file and read the file that it writes."""
     with temporary_folder("spice") as folder:
         source, target = Path(folder, "captions.json"), Path(folder, "scores.json")
         source.write_text(json.dumps(questions), encoding="ascii")  # escapes: Java 17 reads in the locale's encoding

@@ -1,4 +1,4 @@
-"""Text to tokens: at every place the longest of all patterns, and of equal ones the first."""
+"""Split text into tokens: at each position the longest match of all patterns, the first of equally long ones."""
 
 from __future__ import annotations
 
@@ -6,27 +6,177 @@ import re
 from collections.abc import Iterator
 from string import ascii_letters, digits
 
-from captune.metrics.ptb.characters import (
+from captune.metrics.ptb.rules import (
+    AFTER_WORD,
+    ALNUM,
+    BY_FIRST,
     CASE_RULES,
     ENDING_ABBREVIATIONS,
     INNER_ABBREVIATIONS,
+    LONE_BEFORE,
     NUMBER_ABBREVIATIONS,
     SPLIT_WORDS,
+    WORD,
+    Pattern,
+    Render,
     from_utf16_units,
     shape_of,
     to_utf16_units,
 )
-from captune.metrics.ptb.long_tokens import Spans
-from captune.metrics.ptb.rules import AFTER_WORD, BY_FIRST, LONE_BEFORE, WORD, Pattern, Render
 
-__all__ = ["LINE_END", "PUNCTUATION", "STOPPED_WORDS", "chunk_tokens", "lex"]
+__all__ = ["LINE_END", "PUNCTUATION", "STOPPED_WORDS", "Spans", "chunk_tokens", "lex"]
+
+
+# Long tokens: addresses, links, tags, lists joined by a hyphen.
+
+# The longest tag, in characters.
+_LONGEST_TAG = 1000
+
+_EMAIL_OPENING = re.compile("<|&[lL][tT];").match
+_EMAIL_RUN = re.compile(r'[^ \t\n"()<>{|}\xa0]++').match
+_EMAIL_HOST = re.compile(r'[^ \t\n"().<>{|}\xa0]++(?:\.[^ \t\n"().<>{|}\xa0]++)*>?').match
+# "a+b.com", but not "a-b.com": the original takes no capital, digit or most punctuation here, and all beyond ASCII.
+_SITE_RUN = re.compile(r"""[^ \t\n!"$'(),-_`{|}\ue000]++(?:\.[^ \t\n!"$'(),-_`{|}\ue000]++)*""").match
+_SITE_END = re.compile(r"\.(?:com|net|org|edu)", re.IGNORECASE | re.ASCII)
+_WWW_RUN = re.compile(r'[wW]{3}\.[^ \t\n!"(),.<>?{|}]++(?:\.[^ \t\n!"(),.<>?{|}]++)*').match
+_WWW_END = re.compile(r"\.[A-Za-z]{2,4}").match
+_PATH = re.compile(r'/[^ \t\n"()<>|]+[^ \t\n!"(),\-.<>?{|}]').match
+_LINK = re.compile(r'[hH][tT][tT][pP][sS]?://[^ \t\n"()<>{|}]+[^ \t\n!"(),\-.<>?{|}]').match
+_NAME = "[A-Za-z][A-Za-z0-9_:.-]*+"
+_TAG = re.compile(
+    rf"<(?:/{_NAME} *+|{_NAME}(?: ++{_NAME}(?: *+= *+(?:\"[^\"\n]*+\"|'[^'\n]*+'))?)* *+(?:/ *+)?)>"
+).match
+_DECLARATION = re.compile(r"<[!?][A-Za-z-][^>\n]*+").match
+_FILE_RUN = Pattern("«LN»++(?:\\.«LN»++)+")
+_FILE_END = Pattern(
+    r"(?i:\.(?:bat|bmp|cgi|class|cpp|c|dll|docx?|exe|gif|gz|html?|h|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql"
+    r"|tar|txt|wav|xml|x|zip))[ \t\xa0\u2003\n\x85.?!,]"
+)
+_LIST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.,\xad]*+").match
+_LIST_TAIL = re.compile(r"(?:-[A-Za-z0-9\xad]++)+").match
+_LIST_INITIALS = re.compile(r"(?<=-[A-Za-z])\.(?:[A-Za-z]\.)+").match
+
+
+class Spans:
+    """The long tokens of one shape.
+
+    Every method takes a position and gives the end of the longest token of its kind that begins there, or -1. Positions
+    must not decrease from call to call.
+    """
+
+    def __init__(self, shape: str) -> None:
+        self._shape = shape
+        self.may_have_email = "@" in shape
+        self.may_have_site = "." in shape and _SITE_END.search(shape) is not None
+        self.may_have_list = "-" in shape
+        self._no_email_before = self._no_site_before = self._no_www_before = 0
+        self._no_declaration_before = self._no_list_before = self._no_file_before = 0
+
+    def email(self, position: int) -> int:
+        """An address such as john.doe@x.org, in angle brackets or not; nearly every character may occur in it."""
+        shape = self._shape
+        opening = _EMAIL_OPENING(shape, position)
+        start = opening.end() if opening else position
+        if start < self._no_email_before or shape[start : start + 1] not in ALNUM:
+            return -1
+        run = _EMAIL_RUN(shape, start)
+        assert run is not None
+        at = shape.rfind("@", start + 1, run.end())
+        while at > 0:
+            host = _EMAIL_HOST(shape, at + 1)
+            if host:
+                return host.end()
+            at = shape.rfind("@", start + 1, at)
+        self._no_email_before = run.end()
+        return -1
+
+    def site(self, position: int) -> int:
+        """A name that ends in .com, .net, .org or .edu, and the path after it."""
+        shape = self._shape
+        if position < self._no_site_before:
+            return -1
+        run = _SITE_RUN(shape, position)
+        if run is None:
+            return -1
+        dot = shape.rfind(".", position + 1, run.end() + 1)
+        while dot > 0:
+            end = _SITE_END.match(shape, dot)
+            if end:
+                path = _PATH(shape, end.end())
+                return (path or end).end()
+            dot = shape.rfind(".", position + 1, dot)
+        self._no_site_before = run.end()
+        return -1
+
+    def www(self, position: int) -> int:
+        """A name that begins with www. and ends in two to four letters, and the path after it."""
+        shape = self._shape
+        if position < self._no_www_before or not (run := _WWW_RUN(shape, position)):
+            return -1
+        longest = -1
+        dot = shape.rfind(".", position + 5, run.end() + 1)
+        while dot > 0:
+            end = _WWW_END(shape, dot)
+            if end:
+                longest = max(longest, end.end())
+                if path := _PATH(shape, end.end()):
+                    return max(longest, path.end())
+            dot = shape.rfind(".", position + 5, dot)
+        if longest < 0:
+            self._no_www_before = run.end()
+        return longest
+
+    def link(self, position: int) -> int:
+        """http:// or https:// and what follows."""
+        match = _LINK(self._shape, position)
+        return match.end() if match else -1
+
+    def tag(self, position: int) -> int:
+        """A tag, comment or processing instruction of mark-up."""
+        shape = self._shape
+        match = _TAG(shape, position, position + _LONGEST_TAG)
+        if match:
+            return match.end()
+        if position >= self._no_declaration_before and (match := _DECLARATION(shape, position)):
+            if shape[match.end() : match.end() + 1] == ">":
+                return match.end() + 1
+            self._no_declaration_before = match.end()
+        return -1
+
+    def hyphenated_list(self, position: int) -> int:
+        """Words, numbers, stops and commas before a hyphen: U.S.-based, 1.5-2, a,b-c; or initials after one: ex-U.S."""
+        if position < self._no_list_before or not (head := _LIST(self._shape, position)):
+            return -1
+        tail = _LIST_TAIL(self._shape, head.end())
+        if tail is None:
+            self._no_list_before = head.end()
+            return -1
+        while initials := _LIST_INITIALS(self._shape, tail.end()):
+            tail = _LIST_TAIL(self._shape, initials.end())
+            if tail is None:
+                return initials.end()
+        return tail.end()
+
+    def file(self, position: int) -> tuple[int, int]:
+        """A file name with a known ending before a blank or [.?!,]: where that ends, and where the name ends."""
+        if position < self._no_file_before or not (run := _FILE_RUN.match(self._shape, position)):
+            return -1, -1
+        dot = self._shape.rfind(".", position, run.end())
+        while dot > 0:
+            end = _FILE_END.match(self._shape, dot)
+            if end:
+                return end.end(), end.end() - 1
+            dot = self._shape.rfind(".", position, dot)
+        self._no_file_before = run.end()
+        return -1, -1
+
 
 LINE_END = "\n"
 
-#: Words after which a full stop is not simply a token of its own.
+#: Words after which a full stop is not always a separate token.
 STOPPED_WORDS = INNER_ABBREVIATIONS | ENDING_ABBREVIATIONS | NUMBER_ABBREVIATIONS | frozenset(ascii_letters)
 
-# A word of ASCII letters in plain surroundings, which no other pattern can begin or go on.
+# A word of ASCII letters in plain surroundings, which no other pattern can begin or continue.
 _PLAIN_WORD = re.compile(r" *+([A-Za-z]++)(?=([.,]?)(?:[ \n]|\Z))").match
 # Blanks, and what the original drops: both separate tokens.
 _GAP = re.compile("[ \t\xa0\u2003\x00-\x08\x0b-\x1f\x7f‐]++").match
@@ -44,7 +194,7 @@ _DIGITS = frozenset(digits + "٠")
 _LIST_START = frozenset(ascii_letters + digits)
 _EMAIL_START = _LIST_START | {"<", "&"}
 _ONLY_WORD = (WORD,)
-# Behind a word, these may make more of it than a word.
+# After a word, these characters may extend the token.
 _GOES_ON = frozenset(":,") | AFTER_WORD.keys()
 
 #: How far a pattern looked, where its token ends, how it is written out, how many characters are read again.
@@ -164,7 +314,7 @@ def _rendered(token: str, render: Render | None) -> str:
 
 
 def lex(text: str, *, first_line_only: bool = False) -> list[str]:
-    """All tokens of a text in lower case; a line end is a token of its own.
+    """All tokens of a text in lower case; a line end is a separate token.
 
     Any string is taken: characters that the original drops separate words, and a lone surrogate is one of them.
 
@@ -230,7 +380,7 @@ _MAY_END_A_TEXT = re.compile(r"['’](?:ll|re|ve)$", re.IGNORECASE).search
 
 
 def chunk_tokens(chunk: str) -> tuple[str, ...] | None:
-    """The tokens of one chunk of `caption.split()`, or None where they depend on what stands around it.
+    """The tokens of one chunk of `caption.split()`, or None if they depend on the text around it.
 
     For every caption all of whose chunks give a tuple, the tuples laid end to end are `tokenize(caption)`, and what
     `tokenize_call` gives too, whatever the caption's neighbours. Chunks repeat, so callers should cache the answers.
