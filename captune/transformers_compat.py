@@ -5,6 +5,8 @@ transformers 5.24 renames the KV cache of every forward and output from `past_ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,12 +23,14 @@ __all__ = [
     "CACHE_ARGUMENT",
     "CACHE_ARGUMENTS",
     "StoredNameMapping",
+    "attention_implementation",
     "fetch_file",
     "has_auto_class",
     "kv_cache_of",
     "model_from_config",
     "processor_class",
     "set_activation_checkpointing",
+    "use_attention",
 ]
 
 CACHE_ARGUMENT: Final = (
@@ -65,6 +69,27 @@ def set_activation_checkpointing(layer: Any, enabled: bool) -> None:
     """Set whether a `GradientCheckpointingLayer` recomputes its activations in the backward pass while training."""
     layer.gradient_checkpointing = enabled
     layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def attention_implementation(config: Any) -> str:
+    """The attention function of the decoder in a model's configuration, such as "sdpa" or "eager"."""
+    return str(config.get_text_config(decoder=True)._attn_implementation)
+
+
+@contextmanager
+def use_attention(config: Any, name: str) -> Iterator[None]:
+    """Use another attention function within the block.
+
+    Args:
+        config: of the model.
+        name: of a function in transformers' `AttentionInterface`.
+    """
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def fetch_file(model: str | Path, name: str, *, require_connection: bool = True, **hub_options: Any) -> Path | None:

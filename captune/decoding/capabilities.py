@@ -18,6 +18,7 @@ from captune.decoding.decode_attention import current_device, has_kernel
 from captune.decoding.forward import decode_step, forward, mixed_forward, prefill
 from captune.decoding.kv_cache import MixedBatch, StaticKVCache, cache_layer_count
 from captune.errors import ConfigError
+from captune.transformers_compat import attention_implementation
 
 __all__ = ["supports_decode_attention", "supports_mixed_batch", "supports_sequence_ends", "unsupported_reason"]
 
@@ -82,7 +83,7 @@ def supports_mixed_batch(llm: Any) -> bool:
     Args:
         llm: a causal language model that the static KV cache supports.
     """
-    if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
+    if attention_implementation(llm.config) != "sdpa":
         return False
     if llm not in _TESTED_MIXED:
         _TESTED_MIXED[llm] = _compare(llm, _with_mixed_batch)
@@ -106,7 +107,7 @@ def supports_decode_attention(llm: Any) -> bool:
     Args:
         llm: a causal language model that the static KV cache supports.
     """
-    if llm.config.get_text_config(decoder=True)._attn_implementation != "sdpa" or not has_kernel(llm.device):
+    if attention_implementation(llm.config) != "sdpa" or not has_kernel(llm.device):
         return False
     if llm not in _TESTED_DECODE_ATTENTION:
         try:

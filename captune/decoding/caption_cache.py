@@ -1,7 +1,7 @@
 """A cache of generated captions, so that a repeated evaluation generates nothing.
 
 A file holds the captions of one identity: model, checkpoint, prompt, decoding, versions. Its lines identify images by a
-hash of their files, so a renamed image is recognised and a changed one is not.
+hash of their files, so a renamed image is recognized and a changed one is not.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from captune.decoding.decode_attention import DECODE_ATTENTION
-from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache, use_attention
+from captune.decoding.kv_cache import MIXED_ATTENTION, MixedBatch, StaticKVCache
 from captune.model import LayerCall, StopAfterKV, decoder_layers, hidden_states, patched_layer, with_hidden_states
-from captune.transformers_compat import CACHE_ARGUMENT
+from captune.transformers_compat import CACHE_ARGUMENT, attention_implementation, use_attention
 
 __all__ = ["decode_step", "forward", "mixed_forward", "prefill"]
 
@@ -137,7 +137,7 @@ def _run(
     model: Callable[..., Any], config: Any, cache: StaticKVCache, embeddings: Tensor, positions: Tensor, mask: Tensor
 ) -> Any:
     mask = mask.unsqueeze(1)
-    if config.get_text_config(decoder=True)._attn_implementation == "eager":
+    if attention_implementation(config) == "eager":
         mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, torch.finfo(embeddings.dtype).min)
     return model(
         inputs_embeds=embeddings,

@@ -23,8 +23,7 @@ engines call this piggybacked prefill (Agrawal et al. 2023, SARATHI).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from captune.model import StopAfterKV
 
-__all__ = ["MIXED_ATTENTION", "MixedBatch", "StaticKVCache", "cache_layer_count", "use_attention"]
+__all__ = ["MIXED_ATTENTION", "MixedBatch", "StaticKVCache", "cache_layer_count"]
 
 MIXED_ATTENTION = "captune_mixed"
 """Name of the attention function of mixed batches in transformers' `AttentionInterface`."""
@@ -130,22 +129,6 @@ def _attend(
 
 
 AttentionInterface.register(MIXED_ATTENTION, _attend)
-
-
-@contextmanager
-def use_attention(config: Any, name: str) -> Iterator[None]:
-    """Switch a model's attention function for the duration of a forward.
-
-    Args:
-        config: of the model.
-        name: of a function in transformers' `AttentionInterface`.
-    """
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 class _WriteTarget:

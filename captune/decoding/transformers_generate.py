@@ -52,7 +52,7 @@ class _Penalty(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
         self._penalty = penalty
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores, those of the (B, T) new ids penalised."""
+        """(B, V) scores, those of the (B, T) new ids penalized."""
         generated = torch.zeros_like(scores, dtype=torch.bool).scatter(1, input_ids, True)
         return apply_repetition_penalty(scores, generated, self._penalty)
 

@@ -81,7 +81,7 @@ def features_of(
     exif_rotation: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> StoredImages:
-    """Features of image files, in their order; towers are loaded only where some are missing.
+    """Features of image files, in their order; the towers are loaded only if features are missing.
 
     Args:
         config: the model of the towers.
@@ -89,7 +89,7 @@ def features_of(
         root: folder of all stores.
         group: the processes that divide the work.
         batch_size: images encoded at once.
-        exif_rotation: turn images upright as their EXIF data specify.
+        exif_rotation: apply the EXIF rotation of images.
         on_progress: called with (done, missing) while towers run.
 
     Raises:
@@ -121,8 +121,8 @@ def features_of(
                 _check_disk(store, len(indices))
                 if exif_rotation and (root / identity.as_stored.key).exists() and store.is_empty:
                     logger.warning(
-                        "The features in %s are of images as they are stored; images are turned upright now, as EXIF "
-                        "says, and are encoded again (data.exif_rotation=false uses those features).",
+                        "The features in %s were computed without the EXIF rotation of images, which is applied now; "
+                        "all images are encoded again (data.exif_rotation=false uses those features).",
                         root,
                     )
                 unreadable += _encode(

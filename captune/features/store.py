@@ -3,7 +3,7 @@
     STORE/<identity>/header.json             what made the features: towers, transform, number format
     STORE/<identity>/shard-*.safetensors     features and content ids of about a thousand images each
 
-An image is identified by a hash of its bytes, so a renamed or copied file is recognised, and a changed one is not.
+An image is identified by a hash of its bytes, so a renamed or copied file is recognized, and a changed one is not.
 Another tower or transform has another identity and a separate folder; nothing has to be deleted to be valid. Any number
 of runs and processes may read and add at once: each writes its shards, and an image that is stored twice is read once.
 

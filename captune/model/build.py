@@ -109,7 +109,7 @@ def _read_config(vision: str | Path) -> Any:
 
 def joint_from(vision: str | Path, llm: str | Path, source: Any, tower: Any) -> MiniGPT4Config:
     """The configuration that joins a vision encoder and a language model."""
-    normalisation = _normalisation(vision, source.model_type)
+    normalization = _normalization(vision, source.model_type)
     if source.model_type == _BLIP2:
         return MiniGPT4Config(
             vision_config=tower.to_dict(),
@@ -117,14 +117,14 @@ def joint_from(vision: str | Path, llm: str | Path, source: Any, tower: Any) -> 
             text_config=language_config(llm),
             query_tokens=source.num_query_tokens,
             vision_norm_eps=tower.layer_norm_eps,
-            **normalisation,
+            **normalization,
         )
     patches = (tower.image_size // tower.patch_size) ** 2
     return MiniGPT4Config(
         vision_config=tower.to_dict(),
         text_config=language_config(llm),
         patches_per_token=next(n for n in range(min(SMALLEST_GROUP, patches), patches + 1) if patches % n == 0),
-        **normalisation,
+        **normalization,
     )
 
 
@@ -154,7 +154,7 @@ def _with_blip2(vision: str | Path, llm: str | Path, dtype: torch.dtype, source:
     return model
 
 
-def _normalisation(vision: str | Path, kind: str) -> dict[str, list[float]]:
+def _normalization(vision: str | Path, kind: str) -> dict[str, list[float]]:
     """Mean and standard deviation of a vision encoder's pixels; empty if they are CLIP's.
 
     Args:

@@ -253,7 +253,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         """Run the frozen vision encoder and Q-Former.
 
         Args:
-            pixel_values: (I, 3, S, S) normalised pixels.
+            pixel_values: (I, 3, S, S) normalized pixels.
 
         Returns:
             (I, Q, F) features: the Q-Former's output, or neighbouring patch tokens concatenated in raster order.
@@ -278,7 +278,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         """Encode pixels as image tokens.
 
         Args:
-            pixel_values: (I, 3, S, S) normalised pixels.
+            pixel_values: (I, 3, S, S) normalized pixels.
 
         Returns:
             (I, Q, D) image tokens in the language model's space.

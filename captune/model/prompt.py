@@ -271,8 +271,8 @@ class PromptLayout:
     def with_answer(self, prompt_ids: tuple[int, ...], caption: str) -> TokenSequence:
         """A prompt's ids followed by `caption` and the stop symbol as targets."""
         targets, truncated = self.target_ids(caption)
-        row = TokenSequence(prompt_ids + targets, len(prompt_ids), truncated)
-        return TokenSequence(row.ids, row.prompt_length, truncated, masked=self._dollar_positions(row))
+        ids = prompt_ids + targets
+        return TokenSequence(ids, len(prompt_ids), truncated, masked=self._dollar_positions(ids, len(prompt_ids)))
 
     def dialogue(self, turns: Sequence[tuple[str, str]]) -> TokenSequence:
         """Several questions about one image, every answer a target.
@@ -299,16 +299,11 @@ class PromptLayout:
             while limit and not targets[limit - 1]:
                 limit -= 1
             ids, targets = [*ids[:limit], *self.stop_ids], [*targets[:limit], *[True] * len(self.stop_ids)]
-        row = TokenSequence(prompt + tuple(ids[: self.max_target_tokens]), len(prompt), truncated)
+        row = prompt + tuple(ids[: self.max_target_tokens])
         questions = [len(prompt) + i for i, is_target in enumerate(targets[: self.max_target_tokens]) if not is_target]
-        dollars = self._dollar_positions(row)
-        return TokenSequence(
-            row.ids,
-            row.prompt_length,
-            truncated,
-            tuple(sorted({*questions, *dollars})),
-            excluded_from_attention=dollars,
-        )
+        dollars = self._dollar_positions(row, len(prompt))
+        masked = tuple(sorted({*questions, *dollars}))
+        return TokenSequence(row, len(prompt), truncated, masked, excluded_from_attention=dollars)
 
     def dialogue_prompt(self, turns: Sequence[tuple[str, str]], question: str) -> TokenSequence:
         """The generation prompt for the next answer of a dialogue, laid out as by `dialogue`.
@@ -335,11 +330,11 @@ class PromptLayout:
         bos = self.tokenizer.bos_id if self.chat_template.bos and later is None else None
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
-    def _dollar_positions(self, row: TokenSequence) -> tuple[int, ...]:
-        """Positions after the prompt of "$$", which the original treats as padding."""
+    def _dollar_positions(self, ids: tuple[int, ...], start: int) -> tuple[int, ...]:
+        """Positions from `start` on of "$$", which the original treats as padding."""
         if self._dollars is None:
             return ()
-        return tuple(i for i in range(row.prompt_length, len(row.ids)) if row.ids[i] == self._dollars)
+        return tuple(i for i in range(start, len(ids)) if ids[i] == self._dollars)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens."""

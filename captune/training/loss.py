@@ -29,7 +29,7 @@ from captune.model import CompiledLayers, MiniGPT4, TokenSequence
 from captune.training.optimizations import FusedLayers, is_compile_error, skip_unused_tokens
 from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
-from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
+from captune.transformers_compat import CACHE_ARGUMENT, attention_implementation, kv_cache_of
 
 __all__ = ["VALUES_AT_ONCE", "Objective", "RowLengths", "loss_at", "target_loss", "targets_at_once"]
 
@@ -259,7 +259,7 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
 
 def _mask_for(model: MiniGPT4, sees: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask (B, 1, S, C + S) as the language model's attention takes it: eager attention adds it to the scores."""
-    if model.llm.config.get_text_config(decoder=True)._attn_implementation != "eager":
+    if attention_implementation(model.llm.config) != "eager":
         return sees
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
 

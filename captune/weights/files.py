@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -80,7 +80,7 @@ class StoredName(NamedTuple):
 
 def stored_names(model: str | Path) -> Iterator[StoredName]:
     """Names of the tensors in the files of a model's folder; none for a hub id."""
-    for file in _read_files(Path(model)):
+    for file in _local_files(Path(model)):
         if file.suffix == ".safetensors":
             header = read_header(file).tensors
             kinds = {name: not str(entry["dtype"]).startswith(_INTEGER_DTYPES) for name, entry in header.items()}
@@ -91,13 +91,21 @@ def stored_names(model: str | Path) -> Iterator[StoredName]:
             yield StoredName(name, file, kinds[name])
 
 
-def _read_files(folder: Path) -> list[Path]:
+def _local_files(folder: Path) -> list[Path]:
     """The weight files of a folder that transformers reads."""
+    return _find_files(str(folder), lambda name: path if (path := folder / name).is_file() else None)
+
+
+def _find_files(model: str, find: Callable[[str], Path | None]) -> list[Path]:
+    """The weight files of a model that transformers reads; none if there are none."""
     for single in SINGLE_FILES:
-        if (folder / single).is_file():
-            return [folder / single]
-        if (index := folder / f"{single}.index.json").is_file():
-            return [folder / name for name in _listed(index)]
+        if (file := find(single)) is not None:
+            return [file]
+        if (index := find(f"{single}.index.json")) is not None:
+            files = {name: find(name) for name in _listed(index)}
+            if missing := [name for name, file in files.items() if file is None]:
+                raise WeightsError(f"{model} has no {missing[0]}, which {index.name} lists; copy it there.")
+            return [file for file in files.values() if file is not None]
     return []
 
 
@@ -116,9 +124,7 @@ def check_weights(model: str | Path) -> None:
     if not folder.is_dir():
         return
     refuse_pointer(folder / f"{SINGLE_FILES[0]}.index.json")
-    for file in _read_files(folder):
-        if not file.is_file():
-            raise WeightsError(f"An index in {folder} lists {file.name}, which is not in the folder; copy it there.")
+    for file in _local_files(folder):
         _check_file(file)
 
 
@@ -156,17 +162,7 @@ def weight_files(model: str | Path) -> list[Path]:
     Raises:
         WeightsError: it has none.
     """
-
-    for single in SINGLE_FILES:
-        if (file := fetch_file(model, single)) is not None:
-            return [file]
-        if (index := fetch_file(model, f"{single}.index.json")) is None:
-            continue
-        files = []
-        for name in _listed(index):
-            if (file := fetch_file(model, name)) is None:
-                raise WeightsError(f"{model} has no {name}, which {index.name} lists; copy it there.")
-            files.append(file)
+    if files := _find_files(str(model), lambda name: fetch_file(model, name)):
         return files
     raise WeightsError(f"{model} has no weights; expected {' or '.join(SINGLE_FILES)}.")
 

@@ -16,9 +16,10 @@ from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.decoding import engine as loop_module
 from captune.decoding.capabilities import supports_mixed_batch, supports_sequence_ends
 from captune.decoding.engine import DecodingEngine
-from captune.decoding.kv_cache import MIXED_ATTENTION, use_attention
+from captune.decoding.kv_cache import MIXED_ATTENTION
 from captune.decoding.options import StopRule, common_prefix
 from captune.model import MiniGPT4
+from captune.transformers_compat import use_attention
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
