@@ -154,8 +154,8 @@ _TOLERANCE = 1e-3
 """Largest relative difference of scores that rounding explains in float32; 50 times as much in other formats."""
 
 
-_MAX_RETRIES = 4
-"""Failed retries of single images, after which the rest of a batch is not refailed."""
+_MAX_FAILED_RETRIES = 4
+"""Failed retries of single images, after which the rest of a batch is not retried."""
 
 
 class TransformersBackend:
@@ -357,7 +357,7 @@ class TransformersBackend:
         """
         failed = 0
         for n, row in enumerate(rows):
-            if row == NON_FINITE_SCORES and failed < _MAX_RETRIES:
+            if row == NON_FINITE_SCORES and failed < _MAX_FAILED_RETRIES:
                 rows[n] = self._batch([images[n]], [keys[n]], text, options)[0]
                 failed += rows[n] == NON_FINITE_SCORES
         return rows

@@ -52,7 +52,7 @@ def cached_captions(
 
 
 def image_key(path: str | os.PathLike[str]) -> str:
-    """Hash of an image file; its name where it cannot be read, which is an error when it is decoded."""
+    """Hash of an image file; its name if it cannot be read (decoding reports the error)."""
     try:
         return hash_file(path).hex()
     except OSError:
@@ -60,7 +60,7 @@ def image_key(path: str | os.PathLike[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, Caption]:
-    """Captions in a file; damaged lines are left out, and their captions generated again."""
+    """Captions in a file; damaged lines are ignored, and their captions generated again."""
     known: dict[str, Caption] = {}
     damaged = 0
     try:

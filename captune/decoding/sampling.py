@@ -78,7 +78,7 @@ class StepOutput:
         parents: (R,) int64, the row whose keys and values each row continues; None where each continues its own.
         progress: of each group of rows that has any to report.
         ended: indices of the groups that have ended, ascending.
-        faulty: those of them whose scores are not numbers.
+        faulty: those of them with non-finite scores.
     """
 
     tokens: Tensor

@@ -81,7 +81,7 @@ def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> 
         Pieces of text; none is empty, unless the complete caption is.
 
     Raises:
-        NonFiniteScoresError: the features or the scores are not numbers.
+        NonFiniteScoresError: the features or the scores are not finite.
     """
     processor = model.processor
     if processor is None:

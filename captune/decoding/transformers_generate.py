@@ -1,4 +1,4 @@
-"""The same captions by transformers' `generate`: the reference, and the fallback where the static KV cache fails.
+"""Generation with the `generate` of transformers: the reference, and the fallback without static KV cache support.
 
 Letters: B rows, T new tokens, V vocabulary.
 """
@@ -94,7 +94,7 @@ def generate_with_transformers(
         stop_symbol: whether the stop symbol ends a caption, or the end of text alone.
 
     Returns:
-        B lists of new ids, up to the token that ended them; and the indices of those whose scores are not numbers.
+        B lists of new ids, up to the token that ended them; and the indices of those with non-finite scores.
     """
     processor = model.processor
     assert processor is not None
@@ -151,7 +151,7 @@ _NEVER = torch.iinfo(torch.int64).max
 
 
 class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Records which rows of transformers' `generate` get scores that are not numbers, without a device sync."""
+    """Records which rows of transformers' `generate` get non-finite scores, without a device sync."""
 
     def __init__(self) -> None:
         self._first: Tensor | None = None
@@ -169,7 +169,7 @@ class ScoreCheck(LogitsProcessor):  # type: ignore[misc]  # transformers has no 
         return scores
 
     def faulty(self, lengths: Sequence[int], *, beams: int = 1) -> set[int]:
-        """Indices of the captions that were chosen by scores that are not numbers.
+        """Indices of the captions with non-finite scores.
 
         Args:
             lengths: tokens of each of the N captions; what `generate` computes after an end does not count.

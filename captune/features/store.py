@@ -139,7 +139,7 @@ class StoredFeatures:
         """Copies of some images' features, (B, Q, F) on the CPU.
 
         Raises:
-            DataError: some are not numbers; names the shard.
+            DataError: some are not finite; names the shard.
         """
         indices = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
         images = [self._shards[self._shard_of[index]].features[int(self._row_of[index])] for index in indices]

@@ -217,7 +217,7 @@ class PromptLayout:
         return ids[: self.max_target_tokens - len(self.stop_ids)] + self.stop_ids, True
 
     def prompt_pieces(self, question: str, *, images: int | None = 1) -> list[str]:
-        """The text of a prompt as pieces: those of the template, and the question as `PlainText`.
+        """The pieces of a prompt: those of the template, and the question as `PlainText`.
 
         Args:
             question: the question.

@@ -134,7 +134,7 @@ class Tokenizer(Protocol):
         """Text of `ids`, without special tokens."""
 
     def piece_id(self, piece: str) -> int | None:
-        """Id of one piece of the vocabulary, or None where there is no such piece."""
+        """Id of a piece of the vocabulary, or None if there is none."""
 
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` reads."""
@@ -242,7 +242,7 @@ class SentencePieceTokenizer:
         return text
 
     def piece_id(self, piece: str) -> int | None:
-        """Id of one piece of the vocabulary, or None where there is no such piece."""
+        """Id of a piece of the vocabulary, or None if there is none."""
         match = int(self._special.get(piece, self._pieces.piece_to_id(piece)))
         return None if match == self._pieces.unk_id() else match
 
@@ -321,7 +321,7 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def piece_id(self, piece: str) -> int | None:
-        """Id of one piece of the vocabulary, or None where there is no such piece."""
+        """Id of a piece of the vocabulary, or None if there is none."""
         match: int | None = self._tokenizer.get_vocab().get(piece)
         return match
 
