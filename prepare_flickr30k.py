@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from captune.cli.importing import Check, ProblemsFile, Strict
 
 from captune.cli import call, run_program
 from captune.cli.prepare import flickr30k
+from captune.cli.prepare_common import Check, ProblemsFile, Strict
 
 program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
