@@ -7,6 +7,7 @@ import yaml
 from programs import run_program
 
 from captune.config import (
+    STORED_HEADING,
     RunConfig,
     commented_yaml,
     configuration_reference,
@@ -144,11 +145,14 @@ def test_a_stored_configuration_of_an_earlier_version_is_translated(tmp_path: Pa
         "train": {"targets": "one", "shard": "layers", "fast": {"compile": True}},
         "evaluate": {"protocol": "slides", "train_slice": 3},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
-    config = load_run_config(tmp_path / "config.yaml", ["train.epochs=2"])
+    stored = tmp_path / "config.yaml"
+    stored.write_text(f"# {STORED_HEADING}\n{yaml.safe_dump(old)}")
+    config = load_config(stored, ["train.epochs=2"])
     assert (config.tracker, config.model.legacy_bugs) == ("tensorboard", ("pad_is_dollar_sign",))
     assert (config.train.caption_targets, config.train.sharding, config.train.epochs) == ("random", "fsdp", 2)
     assert config.train.optimizations.compile is True
     assert config.evaluate.train_subset == 3
-    with pytest.raises(ConfigError, match="did you mean"):
-        load_config(tmp_path / "config.yaml")
+    stored.write_text(yaml.safe_dump(old))
+    assert load_run_config(stored, ["train.epochs=2"]) == config
+    with pytest.raises(ConfigError, match=r"renamed: 'track' is 'tracker', 'model\.faults' is 'model\.legacy_bugs', "):
+        load_config(stored)

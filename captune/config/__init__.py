@@ -4,7 +4,7 @@ Every field carries its help in `sections`, once; `commented_yaml` writes it as 
 run stores, and `configuration_reference` into docs/configuration.md.
 """
 
-from captune.config.files import convert_config, load_config, load_run_config, parse_config
+from captune.config.files import STORED_HEADING, convert_config, load_config, load_run_config, parse_config
 from captune.config.sections import (
     DataConfig,
     EvaluateConfig,
@@ -18,6 +18,7 @@ from captune.config.sections import (
 from captune.config.writing import commented_yaml, configuration_reference
 
 __all__ = [
+    "STORED_HEADING",
     "DataConfig",
     "EvaluateConfig",
     "LoraConfig",

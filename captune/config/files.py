@@ -13,7 +13,7 @@ from captune.config.sections import RunConfig
 from captune.errors import ConfigError
 from captune.parsing import load_yaml, validate
 
-__all__ = ["convert_config", "load_config", "load_run_config", "parse_config"]
+__all__ = ["STORED_HEADING", "convert_config", "load_config", "load_run_config", "parse_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "evaluate.train_slice": ("evaluate.train_subset", {}),
 }
 """Keys of earlier versions: their new names, and the new names of their values."""
+STORED_HEADING = "The configuration of this run, with every default filled in."
+"""First line of a configuration that a run has stored. Keys of an earlier version are accepted only below it."""
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -40,12 +42,16 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         ConfigError: as `load_config`.
     """
     content = _read_yaml(Path(path))
+    _rename_keys(content)
+    return parse_config(content, overrides, source=str(path))
+
+
+def _rename_keys(content: dict[str, Any]) -> None:
     for name, section, key in _renamed_keys(content):
         new_name, values = RENAMED[name]
         value = section.pop(key)
         value = [values.get(v, v) for v in value] if isinstance(value, list) else values.get(str(value), value)
         section.setdefault(new_name.rpartition(".")[2], value)
-    return parse_config(content, overrides, source=str(path))
 
 
 def _renamed_keys(content: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
@@ -128,6 +134,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected sections such as 'model:' and 'train:'.")
+    if text.startswith(f"# {STORED_HEADING}"):
+        _rename_keys(content)
     return content
 
 
@@ -146,8 +154,12 @@ def parse_config(
     """
     for override in overrides:
         content = _override(content, override)
-    for name, _, _ in _renamed_keys(content):
-        raise ConfigError(f"{source}: there is no key '{name}'; did you mean '{RENAMED[name][0]}'?")
+    renamed = [name for name, _, _ in _renamed_keys(content)]
+    if len(renamed) == 1:
+        raise ConfigError(f"{source}: there is no key '{renamed[0]}'; did you mean '{RENAMED[renamed[0]][0]}'?")
+    if renamed:
+        pairs = ", ".join(f"'{name}' is '{RENAMED[name][0]}'" for name in renamed)
+        raise ConfigError(f"{source} has keys of an earlier captune, which are renamed: {pairs}.")
     return validate(content, RunConfig, source, ConfigError)
 
 

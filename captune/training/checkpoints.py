@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from captune.config import RunConfig, commented_yaml, load_run_config
+from captune.config import STORED_HEADING, RunConfig, commented_yaml, load_run_config
 from captune.data import (
     RECORDS,
     atomic_file,
@@ -70,7 +70,6 @@ logger = logging.getLogger(__name__)
 STATES = "resume"
 STATES_KEPT = 2
 """How many states are kept: the newest, and the one before it for the case that the disk lies."""
-HEADING = "The configuration of this run, with every default filled in."
 CONFIG = "config.yaml"
 UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
 """What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
@@ -324,7 +323,7 @@ def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
         aside = _move_aside(output)
     if not (output / CONFIG).exists():
         with atomic_file(output / CONFIG, "w") as stream:
-            stream.write(commented_yaml(config, HEADING))
+            stream.write(commented_yaml(config, STORED_HEADING))
     return aside
 
 
