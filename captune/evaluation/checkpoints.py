@@ -266,23 +266,41 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
 
 def _compare(config: RunConfig, evaluation: Evaluation, captioners: Sequence[str], on_event: Listener) -> list[str]:
     """Caption and score the same images with other captioners; names of those whose scores are not numbers."""
-    faulty = []
-    for path in captioners:
+    names = [(_row_name(path), path) for path in captioners]
+    return [name for name, path in names if not _add_row(config, evaluation, path, name, on_event, run_prompt=True)]
 
-        def compared(done: int, count: int, name: str = path) -> None:
-            on_event({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
 
-        captioner = Captioner.from_pretrained(path, dtype=config.model.dtype, exif_rotation=config.exif_rotation)
-        instruction = evaluation.instruction_for(captioner)
-        try:
-            captions = evaluation.caption_with(captioner, instruction, compared)
-        except NonFiniteScoresError:
-            faulty.append(_row_name(path))
-            evaluation.leave_out(faulty[-1])
-            continue
-        row = evaluation.score(None, captions, name=_row_name(path), instruction=captioner.prompt_text(instruction))
-        on_event({"event": "evaluation", "epoch": None, "name": row.name, "scores": dict(row.corpus)})
-    return faulty
+def _add_row(
+    config: RunConfig,
+    evaluation: Evaluation,
+    path: str,
+    name: str,
+    on_event: Listener,
+    *,
+    instruction: str | None = None,
+    run_prompt: bool = False,
+) -> bool:
+    """Add the row of another captioner; False if its scores are not numbers, so that it has no row.
+
+    The captioner is released before the next one is loaded. `instruction` is its default prompt; with `run_prompt` it
+    gets the prompt of the run, if it follows instructions.
+    """
+
+    def captioned(done: int, count: int) -> None:
+        on_event({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
+
+    captioner = Captioner.from_pretrained(
+        path, dtype=config.model.dtype, instruction=instruction, exif_rotation=config.exif_rotation
+    )
+    prompt = evaluation.instruction_for(captioner) if run_prompt else captioner.instruction
+    try:
+        captions = evaluation.caption_with(captioner, prompt, captioned)
+    except NonFiniteScoresError:
+        evaluation.leave_out(name)
+        return False
+    row = evaluation.score(None, captions, name=name, instruction=captioner.prompt_text(prompt))
+    on_event({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
+    return True
 
 
 def _row_name(path: str) -> str:
@@ -324,23 +342,11 @@ def evaluate_models(
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
     with folder_lock(config.output, LOCK_NAME):
         evaluation = Evaluation(config, images)
-        faulty: list[str] = []
-        for name, path in zip(names, models, strict=True):
-
-            def captioned(done: int, count: int, name: str = name) -> None:
-                listener({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
-
-            captioner = Captioner.from_pretrained(
-                path, dtype=config.model.dtype, instruction=instruction, exif_rotation=config.exif_rotation
-            )
-            try:
-                captions = evaluation.caption_with(captioner, captioner.instruction, captioned)
-            except NonFiniteScoresError:
-                faulty.append(name)
-                continue
-            row = evaluation.score(None, captions, name=name, instruction=captioner.prompt_text(captioner.instruction))
-            listener({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
-            del captioner  # before the next model is loaded
+        faulty = [
+            name
+            for name, path in zip(names, models, strict=True)
+            if not _add_row(config, evaluation, path, name, listener, instruction=instruction)
+        ]
         if not evaluation.rows:
             refuse_rows(faulty, config.output, scored=False)
         evaluation.write()

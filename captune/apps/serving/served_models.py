@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -74,7 +73,7 @@ class ServedModel:
 
     Args:
         captioner: the model, with the tensors of the last checkpoint.
-        checkpoints: name -> its trained tensors; all have the same names and shapes.
+        checkpoints: name -> its trained tensors; those that one lacks (LoRA) are zero.
         instructions: name -> the instruction that it was tuned with.
 
     Attributes:
@@ -156,16 +155,12 @@ def _load_run(folder: Path) -> ServedModel:
     config = load_run_config(folder / "config.yaml")
     model = load_model(config.model, default_device())
     epochs = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
-    pretrained = _trained(model)
-    checkpoints, instructions = {PRETRAINED: pretrained}, {PRETRAINED: config.model.instruction}
+    checkpoints, instructions = {PRETRAINED: _trained(model)}, {PRETRAINED: config.model.instruction}
     for path in sorted(epochs, key=lambda path: int(path.name.removeprefix("epoch-"))):
         record = load_trained(model, path)
         name = f"epoch{record.epoch}"
         checkpoints[name], instructions[name] = _trained(model), record.instruction
-    for name, shape in {name: p.shape for name, p in model.trained_parameters()}.items():
-        # A checkpoint may add LoRA; zeros change nothing, as in the pretrained model.
-        pretrained.setdefault(name, torch.zeros(shape))
-    if any(state.keys() != pretrained.keys() for state in checkpoints.values()):
+    if len({frozenset(state) for name, state in checkpoints.items() if name != PRETRAINED}) > 1:
         raise WeightsError(f"The checkpoints in {folder} hold different trained tensors; serve them one by one.")
     captioner = MiniGPT4Backend(model, name=str(folder), exif_rotation=config.exif_rotation)
     return ServedModel(captioner, checkpoints, instructions)
