@@ -186,16 +186,10 @@ class Evaluation:
         return self.cached(captioner.fingerprint, instruction, generate)
 
     def add(
-        self,
-        epoch: int | None,
-        captions: Sequence[Caption],
-        train_slice: Mapping[str, float] | None = None,
-        *,
-        name: str | None = None,
-        instruction: str | None = None,
+        self, epoch: int | None, captions: Sequence[Caption], train_slice: Mapping[str, float] | None = None
     ) -> CheckpointScores:
         """Score one checkpoint's captions and write them into the run's folder; see `score`."""
-        row = self.score(epoch, captions, train_slice, name=name, instruction=instruction)
+        row = self.score(epoch, captions, train_slice)
         self.write()
         return row
 

@@ -35,6 +35,22 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
+@contextmanager
+def writing(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process in the middle of writing; it is killed at the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
 def write_half_and_raise(target: Path, fault: BaseException) -> None:
     with atomic_file(target) as stream:
         stream.write("half")
@@ -229,15 +245,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: int) -> No
         "with atomic_file(sys.argv[1]) as s:\n    s.write('half'); s.flush(); print('ready', flush=True)\n"
         "    sys.stdin.read()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(target)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with writing(script, target) as process:
         process.send_signal(number)
         process.wait(timeout=20)
     assert target.read_text() == "old"
@@ -278,45 +286,26 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
-@contextmanager
-def writing(kind: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process in the middle of writing."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HEAD + WRITERS[kind], str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
-
-
 @pytest.mark.parametrize("kind", WRITERS)
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, kind: str) -> None:
-    with writing(kind, tmp_path) as process:
-        begun = listing(tmp_path)
+    with writing(HEAD + WRITERS[kind], tmp_path) as process:
+        begun = names(tmp_path)
         assert len(begun) == 1
         remove_abandoned(tmp_path)
-        assert listing(tmp_path) == begun
+        assert names(tmp_path) == begun
         process.kill()
         process.wait()
-    assert listing(tmp_path) == begun
+    assert names(tmp_path) == begun
     remove_abandoned(tmp_path)
-    assert listing(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("again", ["file", "folder", "report", "image", "temporary"])
 def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) -> None:
-    with writing("temporary" if again == "temporary" else "file", tmp_path) as process:
+    with writing(HEAD + WRITERS["temporary" if again == "temporary" else "file"], tmp_path) as process:
         process.kill()
         process.wait()
-    assert len(listing(tmp_path)) == 1
+    assert len(names(tmp_path)) == 1
     if again == "file":
         with atomic_file(tmp_path / "b") as stream:
             stream.write("b")
@@ -330,7 +319,7 @@ def test_the_next_writer_into_the_folder_removes_it(tmp_path: Path, again: str) 
     else:
         with temporary_folder("import"):
             pass
-    assert listing(tmp_path) == ([] if again == "temporary" else ["b"])
+    assert names(tmp_path) == ([] if again == "temporary" else ["b"])
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:
@@ -338,10 +327,10 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     for name in (".a.1234abcd.partial", ".a.ffffffff01234567.partial", f"a.{mine}", "captune-import"):
         (tmp_path / name).write_text("somebody's")
     (tmp_path / f".link.{mine}").symlink_to(tmp_path / "captune-import")
-    before = listing(tmp_path)
+    before = names(tmp_path)
     remove_abandoned(tmp_path)
     remove_abandoned(tmp_path / "absent")
-    assert listing(tmp_path) == before
+    assert names(tmp_path) == before
 
 
 def test_writers_of_one_process_leave_each_other_alone(tmp_path: Path) -> None:
@@ -366,8 +355,8 @@ def test_a_file_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
     monkeypatch.setattr(atomic, "_is_locked", is_locked)
     with atomic_file(tmp_path / "a") as stream:
         stream.write("whole")
-    assert listing(tmp_path) == ["a"]
+    assert names(tmp_path) == ["a"]
     lost.clear()
     with atomic_folder(tmp_path / "b") as folder:
         (folder / "c").touch()
-    assert listing(tmp_path / "b") == ["c"]
+    assert names(tmp_path / "b") == ["c"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import stat
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import java_stand_in
 
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics.external.meteor import meteor, meteor_from_statistics
@@ -23,17 +22,7 @@ needs_java = pytest.mark.skipif(
 
 def stand_in(folder: Path, reply: str) -> Path:
     """A `java` that answers every line of input with `reply`, an expression of `line`."""
-    path = folder / "java"
-    path.write_text(
-        f"#!{sys.executable}\n"
-        "import sys\n"
-        "if '-version' in sys.argv:\n"
-        "    print('openjdk version \"17\"', file=sys.stderr); sys.exit()\n"
-        "for line in sys.stdin:\n"
-        f"    print({reply}, flush=True)\n"
-    )
-    path.chmod(path.stat().st_mode | stat.S_IEXEC)
-    return path
+    return java_stand_in(folder, f"for line in sys.stdin:\n    print({reply}, flush=True)\n")
 
 
 @needs_java

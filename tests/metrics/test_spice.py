@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import java_stand_in
 
 from captune.errors import ExternalToolError, MetricInputError
 from captune.metrics.external import spice as spice_module
@@ -66,21 +65,15 @@ def models(folder: Path) -> Path:
 
 def stand_in(folder: Path, body: str) -> Path:
     """A `java` that runs `body` with the paths `source` and `target`."""
-    path = folder / "java"
-    path.write_text(
-        f"#!{sys.executable}\n"
-        "import json, os, sys, time\n"
-        "if '-version' in sys.argv:\n"
-        "    print('openjdk version \"17\"', file=sys.stderr); sys.exit()\n"
+    return java_stand_in(
+        folder,
         "target = sys.argv[sys.argv.index('-out') + 1]; source = sys.argv[sys.argv.index('-out') - 1]\n"
         "questions = json.load(open(source))\n"
         "def answer(images, **more):\n"
         "    kinds = ['All', 'Object', 'Attribute', 'Relation', 'Cardinality', 'Color', 'Size']\n"
         "    scores = {kind: {'f': 0.5 if kind == 'All' else None} for kind in kinds}\n"
-        "    json.dump([{'image_id': i, 'scores': scores} for i in images], open(target, 'w'))\n" + body
+        "    json.dump([{'image_id': i, 'scores': scores} for i in images], open(target, 'w'))\n" + body,
     )
-    path.chmod(path.stat().st_mode | stat.S_IEXEC)
-    return path
 
 
 @pytest.fixture(scope="module")
