@@ -270,7 +270,7 @@ class Job:
         return {"files": {}, "rejected": 0, "prefixed": False, **note}
 
     def _refuse_changed(self, files: dict[str, Path], states: dict[str, FileState | None]) -> None:
-        """See that captions are of the files that are there now.
+        """Check that captions are of the current files.
 
         Raises:
             DataError: a file has other bytes than when it was captioned.

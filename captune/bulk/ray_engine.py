@@ -1,4 +1,4 @@
-"""The same shards, handed to Ray actors: one model each, on this machine or on a cluster.
+"""Captions shards with Ray actors: one model each, on this machine or on a cluster.
 
 Ray carries names of shards and counts, never images or tensors: an actor reads its shard and writes its file itself. So
 an actor that dies costs one shard in flight, which another one captions, and the files alone show what is done.

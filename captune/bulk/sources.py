@@ -111,7 +111,7 @@ def read_inputs(
 
 
 def _refuse_equal_names(archives: Sequence[TarShard | ParquetShard]) -> None:
-    """See that no two archives are written to one file, on any file system.
+    """Check that no two archives are written to one file, on any file system.
 
     Raises:
         DataError: two are.

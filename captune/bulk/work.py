@@ -46,7 +46,7 @@ class Held:
 
 
 class Payloads:
-    """Lets entries in as far as the memory for their files goes.
+    """Admits entries as long as their files fit into a limit of memory.
 
     Args:
         most_bytes: of all files that wait.

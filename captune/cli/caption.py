@@ -125,15 +125,10 @@ def caption(
     With --out FOLDER, killing the command at any point loses at most the current shard: the same command resumes. Exit
     code 2 when images could not be captioned; they are listed in quarantine.jsonl.
     """
-    from captune.bulk import read_inputs
     from captune.cli.preflight import check_named_model, extra_imports, require_extra
 
     part_number, parts = _part(part)
-    images = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
-    if skipped := images.skipped.sentence():
-        typer.echo(f"{skipped}.", err=True)
-    if images.repeated:
-        typer.echo(f"{images.repeated:,} images were named more than once; they are captioned once.", err=True)
+    images = _read_inputs(inputs, split, image_column, id_column)
     output, uses_ray = _output(out, output_format), engine.engine == "ray"
     if output is not None and output.file is not None and parts > 1:
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
@@ -169,6 +164,18 @@ def caption(
                 actor = Workers(load, options, None, engine.actors, engine.actor_cpus, gpus, engine.ray_address)
             rejected = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
     raise typer.Exit(_QUARANTINED if rejected else 0)
+
+
+def _read_inputs(inputs: list[str], split: str | None, image_column: str | None, id_column: str | None) -> Inputs:
+    """List the images; files that are skipped and repeated images are reported on stderr."""
+    from captune.bulk import read_inputs
+
+    images = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
+    if skipped := images.skipped.sentence():
+        typer.echo(f"{skipped}.", err=True)
+    if images.repeated:
+        typer.echo(f"{images.repeated:,} images were named more than once; they are captioned once.", err=True)
+    return images
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, l
 
 
 def _check_files(folder: Path, names: Iterable[str], sources: list[Path]) -> None:
-    """See that no file of a report replaces a file that is read or that is not of an earlier report.
+    """Check that no file of a report replaces a file that is read or that is not of an earlier report.
 
     Raises:
         InputError: one would.

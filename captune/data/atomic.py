@@ -47,7 +47,7 @@ if sys.platform != "win32":
 
 
 _NAME_LIMIT = 200  # bytes of a file name kept in the hidden one; file systems stop at 255
-# Locks are looked at on this machine only: another one may not see them on a shared disk.
+# Locks are checked on this machine only: another one may not see them on a shared disk.
 _MACHINE = hashlib.sha256(socket.gethostname().encode("utf-8", "surrogatepass")).hexdigest()[:8]
 _PARTIAL = re.compile(rf"\..*\.{_MACHINE}[0-9a-f]{{8}}\.partial", re.DOTALL)
 _REPLACED = re.compile(rf"\.(.*)\.{_MACHINE}[0-9a-f]{{8}}\.old", re.DOTALL)

@@ -41,7 +41,7 @@ def check_manifest(
     on_issue: Callable[[Issue], None] | None = None,
     workers: int | None = None,
 ) -> Summary:
-    """Look at every row, caption and image of a manifest.
+    """Check every row, caption and image of a manifest.
 
     What makes training fail (`Summary.problems.fatal` counts it): malformed and non-UTF-8 rows, duplicate ids,
     missing and undecodable images, and a needed split without images. What is only worth knowing: images smaller
@@ -51,7 +51,7 @@ def check_manifest(
     Args:
         manifest: its path, or the open file, for a progress bar.
         needed_splits: splits that a run will read.
-        check: how far images are looked at; sizes are known only when they are decoded.
+        check: how images are checked; sizes are known only when they are decoded.
         min_side: least width and height in pixels that is not noted.
         max_words: longest caption, in words between white space, that is not noted.
         flaw: what is wrong with a caption as a model's target; None leaves this question out.

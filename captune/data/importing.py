@@ -1,4 +1,4 @@
-"""From an annotation file to a manifest: the way that all importers share.
+"""From an annotation file to a manifest: the steps that all importers share.
 
 An importer (`captune.data.importers`) is a generator that knows one format and nothing else: for every image
 it yields a `Row`, or an `Issue` with its line for what it could not read. Everything that is the same for all
@@ -42,7 +42,7 @@ from captune.errors import DataError
 __all__ = ["ImageCheck", "Summary", "prepare"]
 
 ImageCheck: TypeAlias = Literal["none", "exist", "decode"]
-"""How far images are looked at: not at all, whether the file is there, or decoded to the last byte."""
+"""How images are checked: not at all, for existence, or by decoding them completely."""
 
 _SAMPLES_SHOWN = 5
 _PROGRESS_EVERY = 32  # rows
@@ -58,7 +58,7 @@ class Summary:
         splits: images written per split, in the order of first appearance.
         captions_per_image: how many images have how many captions.
         words_per_caption: how many captions have how many words, split at white space.
-        problems: all that was wrong.
+        problems: of the rows and images.
         samples: five images drawn evenly, the same ones in every run.
     """
 
@@ -131,8 +131,8 @@ def prepare(
         source: name of the annotation file, for messages.
         images: the folder that the rows' image names are relative to.
         out: the manifest; it is written completely or not at all.
-        check: how far images are looked at.
-        strict: write nothing if anything is wrong; otherwise bad rows are left out and counted.
+        check: how images are checked.
+        strict: write nothing if there is any problem; otherwise bad rows are left out and counted.
         overwrite: replace a file at `out` that an import did not write.
         progress: called now and then with the number of rows done.
         on_issue: called with every problem as it is met.
@@ -145,7 +145,7 @@ def prepare(
 
     Raises:
         InputError: `out` must not be written; see `captune.data.outputs.check_output`.
-        DataError: the image folder is absent, no image is left, or `strict` and anything is wrong; the message
+        DataError: the image folder is absent, no image is left, or `strict` and any problem; the message
             lists the bad rows.
         OSError: from the file system, with the name of the manifest.
     """

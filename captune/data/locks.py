@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that its holder's death releases.
+"""One writer per folder: a lock that is released when its process ends.
 
     FOLDER/.captune.lock         locked by the operating system while a process writes here
     FOLDER/.captune.writer.json  who that is: for the message that the next process prints, and left by a kill
@@ -35,7 +35,7 @@ _PREFIX = ".captune"
 _FILE = re.compile(rf"{re.escape(_PREFIX)}(-[\w.-]+)?\.(lock|writer\.json)")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _PATIENCE = 1.0
-"""Seconds before a folder counts as taken: who looks whether another one is there holds its lock for a moment."""
+"""Seconds before a folder counts as taken: a process that checks for another one holds its lock for a moment."""
 _POLL = 0.05
 
 
@@ -91,7 +91,7 @@ def last_writer(folder: str | os.PathLike[str]) -> str | None:
 def _taken(root: Path, what: str, part: str | None, *, wait: bool) -> Iterator[None]:
     name = _PREFIX if part is None else f"{_PREFIX}-{part}"
     with _held(root, name, wait=wait):
-        # The own lock first: of two processes that begin at the same time at least one sees the other.
+        # The lock of this process first: of two processes that begin at the same time at least one sees the other.
         for other in [_PREFIX] if part is not None else _names_of_parts(root):
             with _held(root, other, wait=wait):
                 pass

@@ -1,4 +1,4 @@
-"""The one place that decides what a command may write.
+"""Decides what a command may write.
 
 An output never replaces a file that the command reads, a picture, or a file that the same command did not write. Proof
 of the last is a record: `.captune/` next to an output holds, for each output, the command and the SHA-256 of what it
@@ -53,7 +53,7 @@ def check_output(
     overwrite: bool | None = None,
     option: str = "--out",
 ) -> None:
-    """See that a command may write a file.
+    """Check that a command may write a file.
 
     Args:
         path: the output.
@@ -85,7 +85,7 @@ def check_output(
 
 
 def check_output_folder(path: AnyPath, *, reads: Iterable[AnyPath], option: str = "--out") -> None:
-    """See that a folder that a command fills or replaces is not, and does not contain, what the command reads.
+    """Check that a folder that a command fills or replaces is not, and does not contain, what the command reads.
 
     Args:
         path: the folder.

@@ -37,7 +37,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """What a division came to.
+    """The result of a division.
 
     Attributes:
         splits: the split of each image, in the order of the images.
@@ -84,7 +84,7 @@ def divide(
     Args:
         images: with unique ids.
         shares: how they are divided.
-        progress: called now and then with the number of files looked at and their total.
+        progress: called now and then with the number of files read and their total.
 
     Raises:
         DataError: there are fewer different pictures than splits.

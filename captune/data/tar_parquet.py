@@ -20,7 +20,6 @@ from captune.data.text_json import SourceFile
 from captune.errors import DataError, MissingExtraError
 
 __all__ = [
-    "MAX_IMAGE",
     "MAX_MEMBER",
     "InlineImages",
     "bounded_batches",
@@ -33,7 +32,7 @@ __all__ = [
 ]
 
 MAX_MEMBER = 256 << 20
-"""Bytes of the largest member that is read; a larger one is no photograph but a broken or hostile file."""
+"""Bytes of the largest image file or member that is read; a larger one is a broken or hostile file, no photograph."""
 
 _MAX_HEADER = 1 << 20
 _EXTENDED = frozenset(
@@ -189,9 +188,6 @@ def _opened(reading: SourceFile, columns: Sequence[str] = ()) -> Any:
         raise DataError(f"'{reading.name}' is no parquet file that can be read: {first_line(error)}.") from error
 
 
-MAX_IMAGE = 256 << 20
-"""Largest image file in bytes; a larger one is no photograph but a broken or hostile file."""
-
 _LONGEST_NAME = 200  # bytes; file systems stop at 255
 _ENDINGS = {
     b"\xff\xd8\xff": ".jpg",
@@ -232,8 +228,8 @@ class InlineImages:
             DataError: too large, or no name for a file.
             OSError: from the file system.
         """
-        if len(data) > MAX_IMAGE:
-            raise DataError(f"the image has {len(data) >> 20} MB, and {MAX_IMAGE >> 20} MB is the limit.")
+        if len(data) > MAX_MEMBER:
+            raise DataError(f"the image has {len(data) >> 20} MB, and {MAX_MEMBER >> 20} MB is the limit.")
         digest = hashlib.blake2b(data, digest_size=16).digest()
         mark = int.from_bytes(digest[:7], "big")
         ending = next((ending for start, ending in _ENDINGS.items() if data.startswith(start)), ".img")

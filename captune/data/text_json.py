@@ -28,6 +28,7 @@ __all__ = [
     "BadItem",
     "SourceFile",
     "checked_lines",
+    "item_fault",
     "json_items",
     "json_parts",
     "parse_json",
@@ -371,6 +372,11 @@ def json_parts(reading: SourceFile) -> Iterator[tuple[str, Any, bool]]:
             raise document.error("something follows the end")
     finally:
         reading.close()
+
+
+def item_fault(error: KeyError | TypeError) -> str:
+    """What is wrong with an item, from the error of reading it."""
+    return f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
 
 
 def string_field(entry: Any, key: str) -> str:

@@ -89,7 +89,7 @@ def test_a_file_of_other_bytes_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_an_image_too_large_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.tar_parquet.MAX_IMAGE", 10)
+    monkeypatch.setattr("captune.data.tar_parquet.MAX_MEMBER", 10)
     with pytest.raises(DataError, match="is the limit"):
         InlineImages(tmp_path).add(picture())
 

@@ -20,7 +20,7 @@ from captune.data.ids import id_text
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
 from captune.data.rows import CaptionRow, Row, group_by_image
-from captune.data.text_json import SourceFile, json_items, require_object, string_field
+from captune.data.text_json import SourceFile, item_fault, json_items, require_object, string_field
 from captune.errors import DataError
 
 __all__ = ["coco_rows", "textcaps_rows"]
@@ -66,8 +66,7 @@ def coco_rows(reading: SourceFile, *, split: str) -> Iterator[Row | Issue]:
                     number = _number(entry, "image_id")
                     yield CaptionRow(0, number, string_field(entry, "caption"), split, number)
             except (KeyError, TypeError) as error:
-                what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
-                message = f"entry {counts[key]} of {key} cannot be read: {what}."
+                message = f"entry {counts[key]} of {key} cannot be read: {item_fault(error)}."
                 yield Issue(reading.name, 0, "malformed", message, int(key == "annotations"))
         if not counts["annotations"]:
             lists = " and ".join(f'"{key}"' for key, count in counts.items() if not count)
@@ -139,8 +138,7 @@ def _captions(reading: SourceFile) -> Iterator[CaptionRow | Issue]:
         try:
             yield _caption(entry)
         except (KeyError, TypeError) as error:
-            what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
-            yield Issue(reading.name, 0, "malformed", f"entry {number} of data cannot be read: {what}.")
+            yield Issue(reading.name, 0, "malformed", f"entry {number} of data cannot be read: {item_fault(error)}.")
     if not number:
         raise DataError(f"'{reading.name}' is not TextCaps' JSON: there is no list \"data\" with entries in it.")
 

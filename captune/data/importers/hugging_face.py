@@ -19,7 +19,7 @@ from captune.data.issues import Issue
 from captune.data.manifest import missing_reason
 from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.data.splits import SPLIT_NAMES
-from captune.data.tar_parquet import MAX_IMAGE, InlineImages
+from captune.data.tar_parquet import MAX_MEMBER, InlineImages
 from captune.errors import DataError, MissingExtraError
 
 __all__ = ["HuggingFaceSource"]
@@ -122,8 +122,8 @@ class HuggingFaceSource:
             raise DataError(f"the image '{path}' is outside of the data set's folder '{self._folder}'.")
         if missing := missing_reason(file):
             raise DataError(missing)
-        if file.stat().st_size > MAX_IMAGE:
-            raise DataError(f"the image '{file}' is larger than {MAX_IMAGE >> 20} MB.")
+        if file.stat().st_size > MAX_MEMBER:
+            raise DataError(f"the image '{file}' is larger than {MAX_MEMBER >> 20} MB.")
         return {**record, self._columns.image: {"bytes": file.read_bytes(), "path": path}}
 
 

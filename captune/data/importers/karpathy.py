@@ -14,7 +14,7 @@ from typing import Any
 from captune.data.ids import id_text
 from captune.data.issues import Issue
 from captune.data.rows import Row
-from captune.data.text_json import SourceFile, json_items, string_field
+from captune.data.text_json import SourceFile, item_fault, json_items, string_field
 from captune.errors import DataError
 
 __all__ = ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"]
@@ -45,10 +45,11 @@ def karpathy_rows(reading: SourceFile, *, restval: str = "restval") -> Iterator[
             row = _row(entry)
             yield replace(row, split=restval) if row.split == "restval" else row
         except (KeyError, TypeError) as error:
-            what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
             sentences = entry.get("sentences") if isinstance(entry, dict) else None
             captions = len(sentences) if isinstance(sentences, list) else 1
-            yield Issue(reading.name, 0, "malformed", f"image {number} cannot be read: {what}.", max(1, captions))
+            yield Issue(
+                reading.name, 0, "malformed", f"image {number} cannot be read: {item_fault(error)}.", max(1, captions)
+            )
     if not number:
         raise DataError(f"'{reading.name}' is not Karpathy's JSON: there is no list \"images\" with entries in it.")
 

@@ -94,7 +94,7 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """What the guard found.
+    """The result of the guard.
 
     Attributes:
         trained: the images trained on.
@@ -141,7 +141,7 @@ def find_leaks(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> LeakReport:
-    """Look for every evaluated image among the trained ones.
+    """Search for every evaluated image among the trained ones.
 
     Args:
         trained: N images.
@@ -211,7 +211,7 @@ class Candidates(NamedTuple):
 
 
 def candidates(trained: Hashes, evaluated: Hashes, radius: int = RADIUS) -> Candidates:
-    """The pairs of images that are worth a look at their pixels.
+    """The pairs of images whose pixels are compared.
 
     Args:
         trained: (N, V) hashes of the views of each trained image.
@@ -370,7 +370,7 @@ def compare_manifests(
     train_split: str | Collection[str] = "train",
     progress: Callable[[int, int], None] | None = None,
 ) -> LeakReport:
-    """Look for the images of one manifest among the training images of another; bad rows are passed over.
+    """Search for the images of one manifest among the training images of another; bad rows are skipped.
 
     Args:
         manifest: its images of the training split are those trained on.

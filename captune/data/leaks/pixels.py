@@ -1,4 +1,4 @@
-"""Whether two image files show the same picture: they are laid over each other and compared patch by patch.
+"""Whether two image files show the same picture: they are aligned and compared patch by patch.
 
 Hashes that agree only make a pair worth looking at; drawings, screenshots and photographs of one series share their
 hashes without being copies.
@@ -178,7 +178,7 @@ def read_thumbnail(path: str) -> Thumbnail:
 
 
 def compare(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, view_of_other: Box = WHOLE) -> Likeness:
-    """Lay two pictures over each other and compare every patch.
+    """Align two pictures and compare every patch.
 
     Args:
         one: a picture.
