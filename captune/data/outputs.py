@@ -2,7 +2,7 @@
 
 An output never replaces a file that the command reads, a picture, or a file that the same command did not write. Proof
 of the last is a record: `.captune/` next to an output holds, for each output, the command and the SHA-256 of what it
-wrote. A file that was changed since has another hash, so changes by hand are not lost either.
+wrote. A file that was changed since has another hash, so manual changes are not lost either.
 
     check_output("out.jsonl", command="caption", reads=["in.jsonl"])     # first thing, before any work
     with output_file("out.jsonl", command="caption") as stream:          # writes, and keeps the record

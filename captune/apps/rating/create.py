@@ -27,7 +27,7 @@ def create_study(folder: Path, items: StudyItems, options: StudyOptions, names: 
 
     Args:
         folder: a new folder.
-        items: the compared systems, including the human control if it is wanted.
+        items: the compared systems, including the human control if requested.
         options: of the design.
         names: of the first raters; the others are named `rater 1`, `rater 2`, ...
 

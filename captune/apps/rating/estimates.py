@@ -241,7 +241,7 @@ def alpha(
     for image, unit, value in ratings:
         counts.setdefault(unit, np.zeros(values, dtype=np.int64))[value] += 1
         image_of[unit] = image
-    # An item that one person judged says nothing about agreement.
+    # An item that one person judged does not count for agreement.
     units = [unit for unit, count in counts.items() if count.sum() > 1]
     if not units:
         return Estimate(None), 0

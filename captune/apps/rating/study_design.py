@@ -82,7 +82,7 @@ class StudyOptions:
         if self.judgements > self.raters:
             raise InputError(
                 f"{self.judgements} judgements of each task need at least as many raters, not {self.raters}; "
-                "nobody judges a task twice."
+                "no rater judges a task twice."
             )
         if not (0 <= self.attention <= 0.5 and 0 <= self.repeats <= 0.5):
             raise InputError("attention and repeats are shares of the tasks; give numbers from 0 to 0.5.")
@@ -320,7 +320,7 @@ def trials_of(design: Design, rater: int) -> list[Trial]:
     """All screens of a rater.
 
     Rater r takes the tasks from `r * T * J / R` to `(r + 1) * T * J / R`, counted cyclically through the T tasks. R
-    raters give each task exactly J judgements, and nobody judges a task twice; a rater who joins later takes the next
+    raters give each task exactly J judgements, and no rater judges a task twice; a rater who joins later takes the next
     ones.
 
     Args:

@@ -392,7 +392,7 @@ def compare_manifests(
     if not trained:
         raise DataError(f"the manifest '{manifest}' has no images of the split {named} that could leak.")
     if not evaluated:
-        raise DataError(f"the manifest '{against}' has no images of other splits than {named} to look for.")
+        raise DataError(f"the manifest '{against}' has no images of other splits than {named} to compare.")
     return find_leaks(trained, evaluated, progress=progress)
 
 

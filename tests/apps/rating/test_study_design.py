@@ -30,7 +30,7 @@ def test_every_task_is_judged_as_often_as_any_other(
         asked = Counter[tuple[int, ...]]()
         for rater in range(raters):
             own = [tuple(sorted(trial.captions)) for trial in _tasks(trials_of(design, rater), part)]
-            assert len(own) == len(set(own)), "nobody judges a task twice"
+            assert len(own) == len(set(own)), "no rater judges a task twice"
             asked.update(own)
         assert asked == dict.fromkeys((task.captions for task in tasks), judgements)
 
