@@ -39,7 +39,7 @@ from captune.features import FeatureStore, store_root, tower_identity
 from captune.model.checkpoint import read_record
 from captune.report import read_scores
 from captune.training import train
-from captune.training.checkpoints import RunStatus, checkpoint_folders, run_status
+from captune.training.run_folder import RunStatus, checkpoint_folders, run_status
 
 
 @dataclass

@@ -57,6 +57,9 @@ class Numbers:
     def encode(self, text: str) -> list[int]:
         return [int(word) if word.isdigit() else 3 for word in text.split()]
 
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        return self.encode("".join(pieces))
+
     def decode(self, ids: Any) -> str:
         return " ".join(str(i) for i in ids if i > 2)
 

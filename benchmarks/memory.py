@@ -21,6 +21,7 @@ import torch
 from transformers import LlamaConfig
 
 from captune.config import parse_config
+from captune.hub import resolve_model
 from captune.model.loading import load_config_and_processor
 from captune.model.memory import measure_model
 from captune.training.plan import Planner, measure_memory
@@ -28,10 +29,8 @@ from captune.training.preparation import load_for_training
 
 SETTINGS: dict[str, list[str]] = {
     "as it is": [],
-    "separate rows": ["train.optimizations.shared_prefix=false"],
-    "plain rows": [
-        f"train.optimizations.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")
-    ],
+    "separate rows": ["train.debug.shared_prefix=false"],
+    "plain rows": [f"train.debug.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")],
     "checkpointing": ["train.gradient_checkpointing=true"],
     "LoRA": ["train.lora={rank: 8}"],
 }
@@ -49,7 +48,9 @@ def main() -> int:
             config = parse_config(content, [*overrides, "train.batch_size=20", "evaluate.batch_size=8"])
             device = torch.device("cpu")
             planner = Planner(config, *load_config_and_processor(config.model), device, caption_tokens=24)
-            model = load_for_training(config.model, config.train, config.seed, device)
+            model = load_for_training(
+                resolve_model(config.model), config.train, config.model.instruction, config.seed, device
+            )
             for found in measure_memory(config, model, planner):
                 worst = max(worst, found.ratio, 1 / found.ratio)
                 rows.append([name, found.name, f"{found.predicted:,}", f"{found.measured:,}", f"{found.ratio:.3f}"])

@@ -74,7 +74,7 @@ def main() -> int:
     cached = constant_prefix_length(prompt)
     objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     train = TrainConfig(epochs=1, batch_size=arguments.batch * per, captions_per_image=per)
-    loose = train.model_copy(update={"optimizations": OptimizationsConfig(length_buckets=False)})
+    loose = train.model_copy(update={"debug": OptimizationsConfig(length_buckets=False)})
 
     def ids(sample: TrainingSample) -> list[tuple[int, ...]]:
         return [layout.target_ids(caption)[0] for caption in sample.captions]

@@ -162,7 +162,7 @@ class Task:
                     "captions_per_image": PER_IMAGE,
                     "learning_rate": 1e-3,
                     "warmup_steps": 2,
-                    "optimizations": fast,
+                    "debug": fast,
                 },
             }
         )
@@ -291,7 +291,7 @@ def gradient(model: MiniGPT4, task: Task, fast: dict[str, bool]) -> tuple[float,
     batch = task.samples.batch(0)
     with torch.no_grad():
         features = model.encode_features(task.pixels[[sample.image for sample in batch]])
-    objective = Objective(model, INSTRUCTION, task.settings(**fast).train.optimizations)
+    objective = Objective(model, INSTRUCTION, task.settings(**fast).train.enabled_optimizations)
     loss = objective.loss(batch, features) / objective.target_count(batch)
     return float(loss.detach()), torch.autograd.grad(loss, model.projection.weight)[0]
 
@@ -309,7 +309,7 @@ def main() -> int:
         blip2 = build_peer()
         model = same_parts(blip2)
         # The order in which captune's `TrainStep` deals them.
-        objective = Objective(model, INSTRUCTION, task.config.train.optimizations)
+        objective = Objective(model, INSTRUCTION, task.config.train.enabled_optimizations)
         task.samples = TrainingSamples(task.images, task.config.train, 0, objective.row_tokens)
         peer = Peer(blip2, task, model.processor.layout)
         start = {name: value.clone() for name, value in model.projection.state_dict().items()}

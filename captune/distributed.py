@@ -1,6 +1,6 @@
-"""Several processes as one run: each works on its shard of a step, and sums are reduced over all.
+"""Distributed data parallel: each process computes its shard of a step, and sums are reduced over all processes.
 
-Only what is trained crosses between processes. Each process holds the frozen parts; they are never broadcast.
+Only gradients of trained parameters are communicated. Each process loads the frozen parts; they are not broadcast.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["CollectiveForward", "DistributedContext", "distributed_context"]
 
 Item = TypeVar("Item")
 CollectiveForward = Callable[[], contextlib.AbstractContextManager[None]]
-"""Within its block the language model is run; `FsdpContext.collective_forward` of a sharded one."""
+"""Context for all runs of the language model: `FsdpContext.collective_forward` if it is sharded."""
 TIMEOUT = timedelta(hours=12)
-"""How long a process waits for the others, which may be captioning a large test set."""
+"""Maximum time that a process waits for others, which may be captioning a large test set."""
 
 
 class DistributedContext:
-    """This process among those of the run; by default the only one.
+    """Rank of this process and communication with the others; by default a single process.
 
     Attributes:
-        device: where it computes.
-        rank: its number, from 0.
+        device: of this process.
+        rank: number of this process, from 0.
         size: number of processes.
     """
 
@@ -87,7 +87,7 @@ class DistributedContext:
         return [item for item in merged if item is not None]
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             torch.distributed.barrier()
 
@@ -101,7 +101,7 @@ class DistributedContext:
 
 @contextlib.contextmanager
 def distributed_context() -> Iterator[DistributedContext]:
-    """Join the processes that torchrun started, or be the only one.
+    """Join the process group that torchrun started, or use a single process.
 
     Yields:
         This process's context; the process group is destroyed at the end.

@@ -8,6 +8,7 @@ from programs import run_program
 
 from captune.config import (
     STORED_HEADING,
+    OptimizationsConfig,
     RunConfig,
     commented_yaml,
     configuration_reference,
@@ -23,7 +24,10 @@ from captune.toy import TOY_SETTINGS
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["train.fast.compile=true"], "there is no key 'train.fast'; did you mean 'train.optimizations'?"),
+        (["train.fast.compile=true"], "there is no key 'train.fast.compile'; did you mean 'train.debug.compile'?"),
+        (["train.optimizations.compile=true"], "'train.optimizations.compile'; did you mean 'train.debug.compile'?"),
+        (["train.optimizations=fast"], "train.optimizations is 'fast', expected"),
+        (["train.optimizations=false", "train.debug.compile=true"], "optimizations is false, which turns compilation"),
         (["track=wandb"], "there is no key 'track'; did you mean 'tracker'?"),
         (["trian.epochs=3"], "there is no key 'trian'; did you mean 'train'?"),
         (["train.lerning_rate=1e-3"], "there is no key 'train.lerning_rate'; did you mean 'learning_rate'?"),
@@ -150,9 +154,17 @@ def test_a_stored_configuration_of_an_earlier_version_is_translated(tmp_path: Pa
     config = load_config(stored, ["train.epochs=2"])
     assert (config.tracker, config.model.legacy_bugs) == ("tensorboard", ("pad_is_dollar_sign",))
     assert (config.train.caption_targets, config.train.sharding, config.train.epochs) == ("random", "fsdp", 2)
-    assert config.train.optimizations.compile is True
+    assert (config.train.optimizations, config.train.debug.compile) == (True, True)
     assert config.evaluate.train_subset == 3
     stored.write_text(yaml.safe_dump(old))
     assert load_run_config(stored, ["train.epochs=2"]) == config
     with pytest.raises(ConfigError, match=r"renamed: 'track' is 'tracker', 'model\.faults' is 'model\.legacy_bugs', "):
         load_config(stored)
+    stored.write_text(yaml.safe_dump({"train": {"optimizations": {"length_buckets": False}}}))
+    assert not load_run_config(stored).train.debug.length_buckets
+
+
+def test_one_switch_turns_all_optimizations_off() -> None:
+    assert parse_config({}).train.enabled_optimizations == OptimizationsConfig()
+    enabled = parse_config({}, ["train.optimizations=false"]).train.enabled_optimizations
+    assert not any(enabled.model_dump().values())

@@ -137,9 +137,9 @@ def test_training_is_the_same_on_both(
         ["model.dtype=auto", "train.lora={rank: 4}"],
         ["train.gradient_checkpointing=true"],
         [
-            "train.optimizations.shared_prefix=false",
-            "train.optimizations.constant_prefix=false",
-            "train.optimizations.target_logits=false",
+            "train.debug.shared_prefix=false",
+            "train.debug.constant_prefix=false",
+            "train.debug.target_logits=false",
         ],
         ["evaluate.compile=true"],
         ["evaluate.beams=3"],

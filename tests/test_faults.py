@@ -16,7 +16,7 @@ from programs import Finished, run_program
 
 from captune.config import parse_config
 from captune.data.manifest import read_manifest
-from captune.training.checkpoints import RunStatus, run_status
+from captune.training.run_folder import RunStatus, run_status
 
 LINES_OF_A_MESSAGE = 1
 
@@ -148,7 +148,7 @@ def test_ctrl_c_in_mid_epoch(toy_data: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
-    assert "which is saved; the same command goes on from there" in said(Finished(130, "", rest))
+    assert "which is saved; the same command resumes there" in said(Finished(130, "", rest))
     assert leftovers(output) == []
     config = parse_config({}, [])
     assert run_status(config.model_copy(update={"output": output})) is RunStatus.OTHER

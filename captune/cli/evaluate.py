@@ -30,7 +30,7 @@ def evaluate(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings that win over the file: section.key=value ...; or more models, a row each."),
+        typer.Argument(help="Settings that override the file: section.key=value ...; or more models, a row each."),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint's folder; repeatable. All of the run by default.")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from captune.config import RunConfig
     from captune.data import Sample
-    from captune.explain import Explanation, FedToken
+    from captune.explain import Explanation, InputToken
 
 __all__ = ["explain"]
 
@@ -32,12 +32,12 @@ GAP = "   "
 def explain(
     config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Id of the image; by default the first that is trained on.")] = None,
-    caption: Annotated[int, typer.Option(help="Index of its caption, from 0.", min=0)] = 0,
+    image: Annotated[str | None, typer.Option(help="Id of the image; by default the first training image.")] = None,
+    caption: Annotated[int, typer.Option(help="Index of the caption, from 0.", min=0)] = 0,
     text: Annotated[
-        str | None, typer.Option(help="Your caption, instead of one of the data.", show_default=False)
+        str | None, typer.Option(help="Caption text to use instead of one from the data.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
@@ -54,12 +54,12 @@ def explain(
     if text is None:
         check_manifest("data.train", settings.data.train)
     with extra_imports("captune explain", "train"):
-        from captune.explain import explain as watch
-        from captune.explain import stand_in
+        from captune.explain import explain as compare
+        from captune.explain import small_copy
         from captune.model import load_config_and_processor
     sample = _sample(settings, image, text)
     model_config, processor = load_config_and_processor(settings.model)
-    explanation = watch(settings, stand_in(model_config, processor), sample, caption)
+    explanation = compare(settings, small_copy(model_config, processor), sample, caption)
     if as_json:
         _print_json(explanation)
     else:
@@ -83,15 +83,15 @@ def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
     for sample in images:
         if sample.id == image:
             return sample
-    raise DataError(f"{settings.data.train} has no image '{image}' among the {len(images):,} that are trained on.")
+    raise DataError(f"{settings.data.train} has no image '{image}' among its {len(images):,} training images.")
 
 
-def _sequence(explanation: Explanation) -> list[FedToken]:
+def _sequence(explanation: Explanation) -> list[InputToken]:
     """The complete sequence of training: the context of the last target, and that target."""
-    from captune.explain import FedToken
+    from captune.explain import InputToken
 
-    last = explanation.taught.steps[-1]
-    return [*last.seen, FedToken(last.target, None, len(last.seen))]
+    last = explanation.trace.steps[-1]
+    return [*last.context, InputToken(last.target, None, len(last.context))]
 
 
 def _print_json(explanation: Explanation) -> None:
@@ -99,9 +99,9 @@ def _print_json(explanation: Explanation) -> None:
 
     from captune.explain import piece_text
 
-    first_target = len(explanation.taught.prompt)
+    first_target = len(explanation.trace.prompt)
 
-    def entry(index: int, token: FedToken) -> dict[str, Any]:
+    def entry(index: int, token: InputToken) -> dict[str, Any]:
         piece = None if token.slot is not None else piece_text(explanation.tokenizer, token.id)
         named = {"index": index, "position": token.position, "id": token.id, "piece": piece, "image_token": token.slot}
         return named
@@ -158,7 +158,7 @@ def _table(explanation: Explanation) -> Iterator[Text]:
     from rich.text import Text
 
     trained, generated = _sequence(explanation), explanation.prompt
-    first_target = len(explanation.taught.prompt)
+    first_target = len(explanation.trace.prompt)
     rows = list(_rows(explanation, trained, generated, first_target))
     heading = ("index", "training", "", "generation", "image")
     widths = [max(cell_len(cells[column]) for cells in [heading, *rows]) for column in range(3)]
@@ -172,7 +172,7 @@ def _table(explanation: Explanation) -> Iterator[Text]:
 
 
 def _rows(
-    explanation: Explanation, trained: list[FedToken], generated: tuple[FedToken, ...], first_target: int
+    explanation: Explanation, trained: list[InputToken], generated: tuple[InputToken, ...], first_target: int
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """Cells of each line and its kind: index, training, mark, generation, kind."""
     index, length = 0, max(len(trained), len(generated))
@@ -189,7 +189,7 @@ def _rows(
         if index >= first_target and left is not None:
             kind, mark = "target", ">"
         if (right is None and index < first_target) or (
-            right is not None and (left is None or left.what != right.what or kind == "target")
+            right is not None and (left is None or left.content != right.content or kind == "target")
         ):
             kind, mark = "differs", "!"
         right_cell = _cell(explanation, right)
@@ -199,18 +199,18 @@ def _rows(
         index += 1
 
 
-def _image_end(trained: list[FedToken], generated: tuple[FedToken, ...], start: int) -> int:
-    """Where an image ends that both sides have from `start` on; `start` itself where there is none."""
+def _image_end(trained: list[InputToken], generated: tuple[InputToken, ...], start: int) -> int:
+    """Index after an image that both sides have at `start`; `start` itself if there is none."""
     end = start
     while end < min(len(trained), len(generated)):
         left, right = trained[end], generated[end]
-        if left.slot is None or left.what != right.what or left.slot != trained[start].slot + end - start:  # type: ignore[operator]
+        if left.slot is None or left.content != right.content or left.slot != trained[start].slot + end - start:  # type: ignore[operator]
             break
         end += 1
     return end
 
 
-def _cell(explanation: Explanation, token: FedToken | None) -> str:
+def _cell(explanation: Explanation, token: InputToken | None) -> str:
     from captune.explain import piece_text
 
     if token is None:

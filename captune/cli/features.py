@@ -13,12 +13,12 @@ __all__ = ["features"]
 def features(
     config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
     ] = None,
 ) -> None:
-    """Encode a run's images with the frozen towers and store the features, so that training and evaluation read them.
+    """Encode a run's images with the frozen towers and store the features, for training and evaluation.
 
-    Stored features are kept; an unreadable image is named and makes the exit code 2. Runs alone or under torchrun.
+    Stored features are reused; unreadable images are reported with exit code 2. Runs in one process or under torchrun.
     """
     from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress

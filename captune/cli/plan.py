@@ -33,7 +33,7 @@ UNITS = {
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
     ] = None,
     gpu: Annotated[
         str | None, typer.Option(help="Memory of a card, such as 24GB; by default that of this machine's card.")
@@ -61,6 +61,7 @@ def plan(
     with extra_imports("captune plan", "train"):
         import torch
 
+        from captune.hub import resolve_model
         from captune.model import default_device, load_config_and_processor
         from captune.training import Planner, load_for_training, measure_memory
     here = default_device()
@@ -68,14 +69,15 @@ def plan(
         limit = torch.cuda.get_device_properties(here).total_memory
     # A probe runs on this device; --gpu without a probe means a GPU.
     device = here if probe or limit is None else torch.device("cuda")
-    model_config, processor = load_config_and_processor(settings.model)
+    source = resolve_model(settings.model)
+    model_config, processor = load_config_and_processor(source)
     planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
     predicted = planner.plan()
     fits = limit is None or predicted.peak <= limit
     proposal = None if fits or limit is None else planner.propose(limit)
     measured: list[Measured] = []
     if probe:
-        model = load_for_training(settings.model, settings.train, settings.seed, here)
+        model = load_for_training(source, settings.train, settings.model.instruction, settings.seed, here)
         measured = measure_memory(settings, model, planner)
     if as_json:
         _print_json(predicted, limit, proposal, measured)

@@ -9,19 +9,19 @@ import typer
 
 __all__ = ["ALLOW_LEAKS", "run_training", "train"]
 
-ALLOW_LEAKS = "Mark results on images that were trained on with LEAK alone, without the reason."
+ALLOW_LEAKS = "Mark results on images that were trained on with LEAK only, without the reason."
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file: section.key=value ...")
+        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
     ] = None,
     resume: Annotated[
-        Literal["auto", "never"], typer.Option(help="auto resumes an unfinished run; never starts it again.")
+        Literal["auto", "never"], typer.Option(help="auto resumes an unfinished run; never starts over.")
     ] = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Rename another run in the output folder, and start a new one.")
+        bool, typer.Option("--overwrite", help="Move another run in the output folder into a subfolder, and start.")
     ] = False,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
 ) -> None:
@@ -31,7 +31,7 @@ def train(
 
 
 def run_training(config: Path, overrides: list[str], *, resume: bool = True, overwrite: bool = False) -> None:
-    """Train and print the table, the analysis and where the files are.
+    """Train and print the table, the analysis and the location of the files.
 
     Raises:
         CaptuneError: as `captune.training.train`.

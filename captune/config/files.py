@@ -23,7 +23,8 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "model.faults": ("model.legacy_bugs", {"dollars_are_padding": "pad_is_dollar_sign"}),
     "train.targets": ("train.caption_targets", {"each": "separate", "one": "random"}),
     "train.shard": ("train.sharding", {"layers": "fsdp"}),
-    "train.fast": ("train.optimizations", {}),
+    "train.fast": ("train.debug", {}),
+    "train.optimizations": ("train.debug", {}),
     "evaluate.train_slice": ("evaluate.train_subset", {}),
 }
 """Keys of earlier versions: their new names, and the new names of their values."""
@@ -60,7 +61,10 @@ def _renamed_keys(content: dict[str, Any]) -> list[tuple[str, dict[str, Any], st
     for name in RENAMED:
         *sections, key = name.split(".")
         section = content.get(sections[0]) if sections else content
-        if isinstance(section, dict) and key in section:
+        if not isinstance(section, dict) or key not in section:
+            continue
+        # Today's key of this name is true or false.
+        if name != "train.optimizations" or isinstance(section[key], dict):
             renamed.append((name, section, key))
     return renamed
 
@@ -154,11 +158,15 @@ def parse_config(
     """
     for override in overrides:
         content = _override(content, override)
-    renamed = [name for name, _, _ in _renamed_keys(content)]
+    renamed = []
+    for name, section, key in _renamed_keys(content):
+        inner = section[key]
+        part = f".{next(iter(inner))}" if isinstance(inner, dict) and inner else ""
+        renamed.append((f"{name}{part}", f"{RENAMED[name][0]}{part}"))
     if len(renamed) == 1:
-        raise ConfigError(f"{source}: there is no key '{renamed[0]}'; did you mean '{RENAMED[renamed[0]][0]}'?")
+        raise ConfigError(f"{source}: there is no key '{renamed[0][0]}'; did you mean '{renamed[0][1]}'?")
     if renamed:
-        pairs = ", ".join(f"'{name}' is '{RENAMED[name][0]}'" for name in renamed)
+        pairs = ", ".join(f"'{old}' is '{new}'" for old, new in renamed)
         raise ConfigError(f"{source} has keys of an earlier captune, which are renamed: {pairs}.")
     return validate(content, RunConfig, source, ConfigError)
 

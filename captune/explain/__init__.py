@@ -1,4 +1,4 @@
-"""The tokens of training and of generation, side by side: what a language model is fed and trained on."""
+"""Compare the input tokens of training and of generation side by side."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.explain.checks import FedToken, piece_text
-    from captune.explain.explanation import Explanation, explain, stand_in
+    from captune.explain.checks import InputToken, piece_text
+    from captune.explain.explanation import Explanation, explain, small_copy
 
 __all__ = [
     "Explanation",
-    "FedToken",
+    "InputToken",
     "explain",
     "piece_text",
-    "stand_in",
+    "small_copy",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "explanation": ["Explanation", "explain", "stand_in"],
-        "checks": ["FedToken", "piece_text"],
+        "explanation": ["Explanation", "explain", "small_copy"],
+        "checks": ["InputToken", "piece_text"],
     },
 )

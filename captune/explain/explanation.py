@@ -1,12 +1,12 @@
-"""Watches what one training step and one generation really feed to the language model.
+"""Record the inputs of the language model in a training step and in a generation, and compare them.
 
-The model's own classes run, `TrainStep` and `Evaluation` as they are; only the sizes are small (the language model is a
-random one-layer LLaMA over the same vocabulary), so that a 70B configuration is explained in a second and without its
-weights. Everything is read off at the language model's door:
+The real `TrainStep` and `Evaluation` run; only the model is small (a random one-layer LLaMA with the same vocabulary),
+so a 70B configuration is explained in a second and without its weights. All results come from the inputs and outputs of
+the language model:
 
-- which tokens: the vectors that come in are looked up among the embeddings and the image's tokens;
-- what a target depends on: the gradient of its logit, which is zero wherever masks and padding forbid to look;
-- where decoding ends: the model is made to say the targets and then to go on talking.
+- tokens: input vectors are looked up among the embeddings and the image tokens;
+- the context of a target: the gradient of its logit, which is zero at masked tokens and padding;
+- the end of decoding: the model is forced to output the targets and then more tokens.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from captune.data import Sample
 from captune.distributed import DistributedContext
 from captune.errors import DataError, ToolError
 from captune.evaluation import Evaluation, EvaluationSet
-from captune.explain.checks import Check, Decoded, Expected, FedToken, Taught, TaughtStep, checks
+from captune.explain.checks import Check, Decoded, Expected, InputToken, TargetToken, TargetTrace, checks
 from captune.explain.llm_trace import LossRecorder, record_llm_inputs
 from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, count_bos
 from captune.training import TrainStep
 from captune.transformers_compat import kv_cache_of
 
-__all__ = ["Explanation", "explain", "stand_in"]
+__all__ = ["Explanation", "explain", "small_copy"]
 
 WIDTH = 32
-"""Width of the stand-in's language model: wide enough that no two embeddings are equal."""
+"""Width of the small language model: wide enough that no two embeddings are equal."""
 CERTAIN = 1e4
-"""Logit of the token that the model is made to say."""
+"""Logit of the token that the model is forced to output."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Explanation:
 
     Attributes:
         image: id of the image.
-        caption: what is learnt.
-        taught: what training feeds and asks for.
-        prompt: what generation feeds before its first new token.
+        caption: the target text.
+        trace: inputs and targets of training.
+        prompt: inputs of generation before its first new token.
         stop_symbol: text that ends an answer.
-        checks: what has to hold, and whether it does.
-        tokenizer: vocabulary of the language model.
+        checks: their results.
+        tokenizer: of the language model.
     """
 
     image: str
     caption: str
-    taught: Taught
-    prompt: tuple[FedToken, ...]
+    trace: TargetTrace
+    prompt: tuple[InputToken, ...]
     stop_symbol: str
     checks: tuple[Check, ...]
     tokenizer: Tokenizer
@@ -73,29 +73,29 @@ def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0)
 
     Args:
         config: of the run.
-        model: small enough to run here, such as `stand_in` gives; its processor attached.
+        model: small enough to run here, as `small_copy` returns; its processor attached.
         image: the image with its captions.
-        caption: which of them, from 0; not used where a run draws or joins captions itself.
+        caption: index of the caption; not used if the configuration draws or joins captions.
 
     Returns:
-        Both sides, and what holds of them.
+        Both sides, and the results of the checks.
 
     Raises:
         DataError: the image has no such caption.
-        ToolError: training asked for other captions than the data has.
+        ToolError: training used other captions than the data has.
     """
     processor = model.processor
     assert processor is not None
     if not 0 <= caption < len(image.captions):
         raise DataError(f"Image '{image.id}' has {len(image.captions)} captions; there is none with number {caption}.")
     features = torch.randn(1, model.config.image_tokens, model.config.feature_size)
-    texts, taught = _watch_training(config, model, image, features)
-    if len(texts) != len(taught):
-        raise ToolError(f"Training was given {len(texts)} captions of image '{image.id}' and taught {len(taught)}.")
+    texts, traces = _record_training(config, model, image, features)
+    if len(texts) != len(traces):
+        raise ToolError(f"The training step has {len(texts)} captions of image '{image.id}' and {len(traces)} targets.")
     selected = texts.index(image.captions[caption]) if image.captions[caption] in texts else 0
-    lesson = taught[selected]
-    prompt = _watch_prompt(config, model, image, features)
-    decoded = _say(lesson.targets, len(prompt), config, model, image, features)
+    trace = traces[selected]
+    prompt = _record_prompt(config, model, image, features)
+    decoded = _decode_targets(trace.targets, len(prompt), config, model, image, features)
     layout = processor.layout
     expected = Expected(
         caption=texts[selected],
@@ -103,26 +103,26 @@ def explain(config: RunConfig, model: MiniGPT4, image: Sample, caption: int = 0)
         stop_symbol=layout.chat_template.stop_symbol,
         stop_ids=layout.stop_ids,
         max_new_tokens=config.evaluate.max_new_tokens,
-        beginnings=_beginnings(model, processor),
+        bos=_expected_bos(model, processor),
     )
-    results = checks(lesson, prompt, decoded, expected, processor.tokenizer)
+    results = checks(trace, prompt, decoded, expected, processor.tokenizer)
     return Explanation(
-        image.id, texts[selected], lesson, prompt, expected.stop_symbol, tuple(results), processor.tokenizer
+        image.id, texts[selected], trace, prompt, expected.stop_symbol, tuple(results), processor.tokenizer
     )
 
 
-def _beginnings(model: MiniGPT4, processor: MiniGPT4Processor) -> tuple[int, bool]:
-    """The beginnings of text that a prompt has to have: one at the start, or what a chat model's own template says."""
+def _expected_bos(model: MiniGPT4, processor: MiniGPT4Processor) -> tuple[int, bool]:
+    """The BOS tokens that a prompt must have: one at the start, or as in a chat model's own template."""
     if model.config.wrapping is None or not isinstance(processor.tokenizer, HuggingFaceTokenizer):
         return 1, True
     return count_bos(processor.tokenizer.library)
 
 
-def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
-    """A model of the same layout, vocabulary and image tokens, but tiny.
+def small_copy(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
+    """A tiny model with the same layout, vocabulary and image tokens.
 
     Args:
-        config: of the real model, which is not needed itself.
+        config: of the real model; its weights are not needed.
         processor: of the real model.
     """
     small = copy.deepcopy(config)
@@ -152,10 +152,10 @@ def stand_in(config: MiniGPT4Config, processor: MiniGPT4Processor) -> MiniGPT4:
     return model
 
 
-def _watch_training(
+def _record_training(
     config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor
-) -> tuple[list[str], list[Taught]]:
-    """Take one optimiser step on all captions of an image; gives their texts and what was taught of each."""
+) -> tuple[list[str], list[TargetTrace]]:
+    """Take one optimizer step on all captions of an image; returns their texts and traces."""
     once = {"batch_size": max(len(image.captions), config.train.captions_per_image), "steps_per_epoch": None}
     train, prompt = config.train.model_copy(update=once), config.model.instruction
     dist = DistributedContext(torch.device("cpu"))
@@ -169,28 +169,28 @@ def _watch_training(
     return texts, _captions(loss_recorder.steps)
 
 
-def _captions(steps: Sequence[TaughtStep]) -> list[Taught]:
-    """Targets as captions: what a caption's first target sees is shorter than what the target before it saw."""
-    captions: list[list[TaughtStep]] = []
+def _captions(steps: Sequence[TargetToken]) -> list[TargetTrace]:
+    """Group targets by caption: a context that is not longer than the previous one starts a new caption."""
+    captions: list[list[TargetToken]] = []
     for step in steps:
-        if not captions or len(step.seen) <= len(captions[-1][-1].seen):
+        if not captions or len(step.context) <= len(captions[-1][-1].context):
             captions.append([])
         captions[-1].append(step)
-    return [Taught(tuple(caption)) for caption in captions]
+    return [TargetTrace(tuple(caption)) for caption in captions]
 
 
 def _evaluation(config: RunConfig, image: Sample, max_new_tokens: int) -> Evaluation:
     """The run's evaluation of one image, decoding greedily."""
     decoding = {"max_new_tokens": max_new_tokens, "beams": 1, "repetition_penalty": 1.0}
     settings = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=decoding)})
-    # Nothing is scored here, but CIDEr refuses a single image, and references without words.
+    # Nothing is scored here, but CIDEr rejects a single image, and references without words.
     references = {name: ["a caption"] for name in (image.id, f"{image.id} again")}
     selected = EvaluationSet("explain", image.split, settings.evaluate.protocol, Path(), (image,), references)
     return Evaluation(settings, selected)
 
 
-def _watch_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor) -> tuple[FedToken, ...]:
-    """All that generation feeds for one new token: the prompt."""
+def _record_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor) -> tuple[InputToken, ...]:
+    """The inputs of generation for one new token: the prompt."""
     with record_llm_inputs(model, features) as recorder:
         _evaluation(config, image, max_new_tokens=1).caption(model, features)
     return tuple(
@@ -200,10 +200,10 @@ def _watch_prompt(config: RunConfig, model: MiniGPT4, image: Sample, features: T
     )
 
 
-def _say(
+def _decode_targets(
     targets: Sequence[int], prompt_length: int, config: RunConfig, model: MiniGPT4, image: Sample, features: Tensor
 ) -> Decoded:
-    """Decode with a model that says the targets and then repeats the first of them for ever."""
+    """Decode with a model that outputs the targets and then repeats the first one."""
 
     def script(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         generated = int(kv_cache_of(output).get_seq_length()) - prompt_length

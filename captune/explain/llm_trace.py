@@ -1,4 +1,4 @@
-"""The language model's door: what goes in there, and which of it a target of the loss depends on."""
+"""Record the inputs of the language model, and the inputs that each target of the loss depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captune.explain.checks import FedToken, TaughtStep
+from captune.explain.checks import InputToken, TargetToken
 from captune.model import MiniGPT4
 from captune.transformers_compat import CACHE_ARGUMENT
 
@@ -31,10 +31,10 @@ class ForwardCall:
 
 
 class InputRecorder:
-    """Records what goes into the language model.
+    """Records the inputs of the language model.
 
     Attributes:
-        calls: its forwards so far.
+        calls: the forward calls so far.
     """
 
     def __init__(self, model: MiniGPT4, features: Tensor) -> None:
@@ -47,7 +47,7 @@ class InputRecorder:
             self._image = model.project(features)[0]
 
     def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hook before the language model's forward."""
+        """Forward pre-hook of the language model."""
         embeddings = kwargs.get("inputs_embeds")
         if embeddings is None:
             ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
@@ -68,42 +68,42 @@ class InputRecorder:
             kept = mask[:, -length:].bool()
         self.calls.append(ForwardCall(embeddings, positions.expand(len(embeddings), -1), kept, past, keys))
 
-    def tokens(self, call: ForwardCall, row: int, columns: Sequence[int]) -> list[FedToken]:
-        """What came in at some columns of a row."""
+    def tokens(self, call: ForwardCall, row: int, columns: Sequence[int]) -> list[InputToken]:
+        """The input tokens at some columns of a row."""
         vectors = call.embeddings[row].detach()
         return [self._token(vectors[column], int(call.positions[row, column])) for column in columns]
 
-    def _token(self, vector: Tensor, position: int) -> FedToken:
+    def _token(self, vector: Tensor, position: int) -> InputToken:
         word = self._words.get(vector.numpy().tobytes())
         if word is not None:
-            return FedToken(word, None, position)
+            return InputToken(word, None, position)
         distances = (self._image - vector).abs().amax(dim=1)
         slot = int(distances.argmin())
-        # The same product over another batch may round otherwise.
-        return FedToken(None, slot if float(distances[slot]) < 1e-5 else None, position)
+        # The same product in another batch may be rounded differently.
+        return InputToken(None, slot if float(distances[slot]) < 1e-5 else None, position)
 
-    def before(self, call: ForwardCall) -> list[FedToken]:
-        """What the cache of a call holds, from the calls that filled it."""
+    def before(self, call: ForwardCall) -> list[InputToken]:
+        """The tokens in the cache of a call, from the call that filled it."""
         if not call.past:
             return []
         earlier = self.calls[: self.calls.index(call)]
         filling = next((c for c in reversed(earlier) if c.past == 0 and c.embeddings.shape[1] == call.past), None)
         if filling is None:
-            return [FedToken(None, None, position) for position in range(call.past)]
+            return [InputToken(None, None, position) for position in range(call.past)]
         return self.tokens(filling, 0, range(call.past))
 
 
 class LossRecorder(TorchFunctionMode):
-    """Sees the very targets of the loss, and what each one's logit depends on.
+    """Records the targets of the loss, and the inputs that the logit of each depends on.
 
     Attributes:
         steps: the targets so far.
     """
 
-    def __init__(self, door: InputRecorder) -> None:
+    def __init__(self, inputs: InputRecorder) -> None:
         super().__init__()
-        self._door = door
-        self.steps: list[TaughtStep] = []
+        self._inputs = inputs
+        self.steps: list[TargetToken] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -113,35 +113,35 @@ class LossRecorder(TorchFunctionMode):
             ignored = settings.get("ignore_index", -100)
             for logits, target in zip(args[0], args[1].tolist(), strict=True):
                 if target != ignored:
-                    self.steps.append(TaughtStep(self._seen(logits[target]), target))
+                    self.steps.append(TargetToken(self._context(logits[target]), target))
         return func(*args, **settings)
 
-    def _seen(self, logit: Tensor) -> tuple[FedToken, ...]:
-        """The tokens that a logit has a gradient to, the cached ones first."""
-        call = self._door.calls[-1]
+    def _context(self, logit: Tensor) -> tuple[InputToken, ...]:
+        """The tokens with a gradient of a logit, cached ones first."""
+        call = self._inputs.calls[-1]
         inputs = [call.embeddings] if call.keys is None else [call.embeddings, call.keys]
         gradients = torch.autograd.grad(logit, inputs, retain_graph=True)
-        touched = gradients[0].abs().amax(dim=2) > 0
-        row = int(touched.any(dim=1).nonzero()[0])
-        seen = self._door.tokens(call, row, touched[row].nonzero().flatten().tolist())
+        has_gradient = gradients[0].abs().amax(dim=2) > 0
+        row = int(has_gradient.any(dim=1).nonzero()[0])
+        tokens = self._inputs.tokens(call, row, has_gradient[row].nonzero().flatten().tolist())
         if call.keys is None:
-            return tuple(seen)
-        cached = self._door.before(call)
-        looked_at = gradients[1][row].abs().amax(dim=(0, 2)) > 0
-        return (*(token for token, yes in zip(cached, looked_at.tolist(), strict=True) if yes), *seen)
+            return tuple(tokens)
+        cached = self._inputs.before(call)
+        used = gradients[1][row].abs().amax(dim=(0, 2)) > 0
+        return (*(token for token, yes in zip(cached, used.tolist(), strict=True) if yes), *tokens)
 
 
 @contextmanager
 def record_llm_inputs(model: MiniGPT4, features: Tensor) -> Iterator[InputRecorder]:
-    """Record what goes into a model's language model.
+    """Record the inputs of a model's language model.
 
     Args:
         model: on the CPU.
-        features: (1, Q, F), of the image that is looked at.
+        features: (1, Q, F), of one image.
     """
-    door = InputRecorder(model, features)
-    handle = model.llm.register_forward_pre_hook(door.record, with_kwargs=True)
+    recorder = InputRecorder(model, features)
+    handle = model.llm.register_forward_pre_hook(recorder.record, with_kwargs=True)
     try:
-        yield door
+        yield recorder
     finally:
         handle.remove()

@@ -23,7 +23,6 @@ from captune.model.layer_call import (
     StopAfterKV,
     hidden_states,
     patched_layer,
-    replaced_forward,
     with_hidden_states,
 )
 from captune.model.loading import (
@@ -115,7 +114,6 @@ __all__ = [
     "parse_device",
     "patched_layer",
     "read_record",
-    "replaced_forward",
     "restore_chat_template",
     "save_trained",
     "saved_bytes",

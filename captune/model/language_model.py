@@ -167,7 +167,7 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
             return part
     raise ConfigError(
         f"The layers of a '{text.model_type}' are not in one ModuleList, so they can neither be sharded nor compiled; "
-        "set train.sharding to none and train.optimizations.compile to false."
+        "set train.sharding to none and train.debug.compile to false."
     )
 
 

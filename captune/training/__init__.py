@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.training.checkpoints import checkpoint_folders
     from captune.training.optimizer import learning_rate
     from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
     from captune.training.preparation import load_for_training, store_features
+    from captune.training.run_folder import checkpoint_folders
     from captune.training.samples import TrainingSamples
     from captune.training.trainer import TrainStep, train
 
@@ -32,10 +32,10 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "checkpoints": ["checkpoint_folders"],
         "optimizer": ["learning_rate"],
         "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
         "preparation": ["load_for_training", "store_features"],
+        "run_folder": ["checkpoint_folders"],
         "samples": ["TrainingSamples"],
         "trainer": ["TrainStep", "train"],
     },

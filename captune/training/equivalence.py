@@ -1,10 +1,10 @@
-"""Whether packed rows and compiled layers give a language model the gradient of plain rows, before the first step.
+"""Equivalence check before the first step: packed rows and compiled layers must give the gradient of plain rows.
 
-Sliding windows, linear attention and positions that are no position ids make packing wrong, some without a word, so no
-list of families is trusted. A window shows in rows that are longer than it: besides samples of the data, captions as
-long as any can be are tried, and where these fail, shorter ones, until it is known how long packed rows may be. In
-16-bit formats rounding alone turns a deep model's gradient by a tenth, more than some of these faults do; so the first
-few layers are copied in float32, where nothing hides.
+Sliding windows, linear attention and positions that are not position ids make packing wrong, some without an error, so
+there is no list of supported families. A sliding window affects rows that are longer than it: besides samples of the
+data, captions of the maximum length are compared, and if these fail, shorter ones, to find the maximum length of packed
+rows. In 16-bit formats rounding alone changes the gradient of a deep model by a tenth, more than some of these faults;
+so a float32 copy of the first few layers is compared.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from captune.training.samples import TrainingSample
 __all__ = ["check_packing", "truncated_copy"]
 
 EXACT = 1e-4
-"""Largest relative difference of gradients that rounding in float32 explains."""
+"""Largest relative difference of gradients that is due to rounding in float32."""
 EXACT_IN_HALF = 0.3
 """The same for 16-bit formats: 0.08 to 0.11 were measured at 32 layers of 4,096, 0.16 at 40 of 5,120."""
 
 _LAYERS = 2
-"""Layers of the copy, more where these are not of every kind that the model has."""
+"""Layers of the copy; more if these do not include every kind of layer."""
 Loss = Callable[[Sequence[TrainingSample], Tensor], Tensor]
-"""Of samples and their features."""
+"""Function of samples and their features."""
 
 _ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, ConfigError)
 
 
 def check_packing(objective: Objective, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
-    """Compare gradients; what differs is off from now on.
+    """Compare gradients, and turn off packing or compilation if they differ.
 
     Args:
         objective: of a run.
-        samples: a few, the longest best.
-        features: (B, Q, F), their images.
+        samples: a few, preferably the longest.
+        features: (B, Q, F) of their images.
 
     Returns:
-        Why packing is off, for all samples or for those with long rows, or None where it is exact. That the layers are
-        no longer compiled is logged.
+        Why packing is now off, for all samples or for those with long rows; None if it is exact. If compilation is
+        turned off, this is logged.
     """
     if not objective.packed:
         return None
@@ -57,8 +57,8 @@ def check_packing(objective: Objective, samples: Sequence[TrainingSample], featu
     tried = objective.on(objective.model if short is None else short)
     allowed = EXACT_IN_HALF if half and short is None else EXACT
     reason = _mismatch(tried, samples, features, allowed)
-    if reason is not None and (tried.skips_unused or tried.fused is not None):
-        # Perhaps it is only that a layer does not take its tokens in two parts.
+    if reason is not None and tried.skips_unused:
+        # The cause may be that a layer does not support its tokens in two parts.
         tried.disable_layer_skipping()
         objective.disable_layer_skipping()
         reason = _mismatch(tried, samples, features, allowed)
@@ -74,13 +74,13 @@ def check_packing(objective: Objective, samples: Sequence[TrainingSample], featu
 def _limit(
     objective: Objective, tried: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float
 ) -> str | None:
-    """Find out how long packed rows may be; returns why longer ones are not packed, or None where none are longer."""
+    """Find the maximum length of packed rows; returns why longer ones are not packed, None if none are longer."""
     words = " ".join(caption for sample in samples for caption in sample.captions).split() or ["a"]
     count = max(len(sample.captions) for sample in samples)
     instruction = max(samples, key=lambda sample: tried.lengths(sample).plain).instruction
 
     def sample_of(length: int) -> TrainingSample:
-        """As many captions as a sample has, of so many words each, that begin with other words."""
+        """As many captions as a sample has, of `length` words each, with different beginnings."""
         starts = [number * max(1, len(words) // count) for number in range(count)]
         texts = [" ".join(words[(start + n) % len(words)] for n in range(length)) for start in starts]
         return TrainingSample(samples[0].image, tuple(texts), instruction)
@@ -97,7 +97,7 @@ def _limit(
     room = math.inf if positions is None else int(positions)
     assert objective.model.processor is not None
     length, longest_target = 1, objective.model.processor.layout.max_target_tokens
-    # Captions are cut at the longest that a target may be, so more words make no longer rows.
+    # Captions are truncated at the maximum target length, so more words do not give longer rows.
     while length < longest_target and tried.lengths(sample_of(2 * length)).plain <= room:
         length *= 2
     reason = fault(length)
@@ -123,35 +123,34 @@ def _mismatch(tried: Objective, samples: Sequence[TrainingSample], features: Ten
     except _ERRORS as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        return f"this language model does not take packed rows ({_short(error)})"
-    # Written this way round, so that a gradient which is no number does not pass.
+        return f"this language model does not support packed rows ({_short(error)})"
+    # Written so that a NaN does not pass.
     return None if difference <= allowed else f"packed rows change this language model's gradient by {difference:.1e}"
 
 
 def _check_compiled(objective: Objective, samples: Sequence[TrainingSample], features: Tensor, allowed: float) -> None:
-    """Compare compiled layers with the same rows through the layers as they are."""
+    """Compare compiled layers with uncompiled layers on the same rows."""
     if objective.compiled is None:
         return
     plain = objective.on(objective.model)
     try:
         difference = _difference(objective.loss, plain.loss, objective.model, samples, features)
     except _ERRORS as error:
-        objective.disable_compile(f"compiled, they do not run ({_short(error)})")
+        objective.disable_compile(f"compiled layers fail ({_short(error)})")
         return
-    # Written this way round, so that a gradient which is no number does not pass.
+    # Written so that a NaN does not pass.
     if not difference <= allowed:
-        objective.disable_compile(f"compiled, the layers change the gradient by {difference:.1e}")
+        objective.disable_compile(f"compiled layers change the gradient by {difference:.1e}")
 
 
 def truncated_copy(model: MiniGPT4) -> MiniGPT4 | None:
-    """A model with a copy in float32 of its language model's first layers; all else is shared.
+    """A model with a float32 copy of the first layers of its language model; everything else is shared.
 
     Args:
         model: on its device.
 
     Returns:
-        None where there can be none: the layers are quantized or divided among processes, do not stand in one list, or
-        the memory does not hold them.
+        None if there cannot be a copy: the layers are quantized, sharded or not in one list, or do not fit into memory.
     """
     if is_sharded(model.llm) or getattr(model.llm, "is_quantized", False):
         return None
@@ -161,7 +160,7 @@ def truncated_copy(model: MiniGPT4) -> MiniGPT4 | None:
         return None
     text = model.llm.config.get_text_config(decoder=True)
     kinds = list(getattr(text, "layer_types", None) or [])
-    # As many as have each kind of layer among them.
+    # Enough layers to include each kind.
     count = min(len(layers), max([_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))]))
     rest = list(layers[count:])
     del layers[count:]
@@ -190,7 +189,7 @@ def _difference(
     gradients = []
     for loss in (tested, reference):
         total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-        # Samples of one instruction, so that rows share a prompt.
+        # Samples with the same instruction, whose rows share a prompt.
         instructions = dict.fromkeys(sample.instruction for sample in samples)
         for part in ([n for n, sample in enumerate(samples) if sample.instruction == one] for one in instructions):
             parts = torch.autograd.grad(loss([samples[n] for n in part], features[part]), parameters)

@@ -1,16 +1,16 @@
-"""The training loss: packed rows, or plain ones with one caption each; `equivalence` checks that both agree.
+"""The training loss: packed rows, or plain rows with one caption each; `equivalence` checks that both agree.
 
-Packed rows compute logits at the N target states only. The language model's own forward is used throughout, so that
-what a family does to its logits (a soft cap, a scale) is done here too: a hook on the head lets the target states pass
-and drops the others. With a large vocabulary the targets are processed in chunks whose logits are recomputed in the
-backward pass: 2,000 targets over 256,000 words take 6 GB at once and 0.8 GB in chunks.
+Packed rows compute logits at the N target states only. The language model's own forward runs, which includes what a
+family does to its logits (a soft cap, a scale): a hook on the head passes the target states only. With a large
+vocabulary the targets are processed in chunks whose logits are recomputed in the backward pass: 2,000 targets over
+256,000 words take 6 GB at once and 0.8 GB in chunks.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from captune.common import error_text
 from captune.config import OptimizationsConfig
 from captune.model import CompiledLayers, MiniGPT4, TokenSequence
-from captune.training.optimizations import FusedLayers, is_compile_error, skip_unused_tokens
+from captune.training.optimizations import is_compile_error, skip_unused_tokens
 from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 from captune.transformers_compat import CACHE_ARGUMENT, attention_implementation, kv_cache_of
@@ -36,7 +36,7 @@ __all__ = ["VALUES_AT_ONCE", "Objective", "RowLengths", "loss_at", "target_loss"
 logger = logging.getLogger(__name__)
 
 CAPTIONS_KEPT = 1 << 14
-"""Captions whose token ids are remembered: more than a pool of samples has."""
+"""Captions whose token ids are cached: more than a pool of samples has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class RowLengths:
     """Lengths in tokens, the prompt included.
 
     Attributes:
-        plain: of the longest row of a sample's captions, one a row.
-        packed: of the row that holds them all.
+        plain: of the longest row with one caption per row.
+        packed: of the row with all captions.
     """
 
     plain: int
@@ -61,38 +61,41 @@ class Objective:
 
     Args:
         model: its processor attached.
-        instruction: what is asked of every image whose sample does not say.
-        fast: how to compute it.
-        compiled: the language model's layers, where packed rows go through compiled ones.
+        instruction: of samples without a separate instruction.
+        optimizations: enabled optimizations.
+        compiled: compiled layers of the language model, for packed rows.
 
     Attributes:
-        limits: samples with longer rows are computed plainly; None is no limit.
+        limits: samples with longer rows are computed in plain rows; None is no limit.
     """
 
     def __init__(
-        self, model: MiniGPT4, instruction: str, fast: OptimizationsConfig, compiled: CompiledLayers | None = None
+        self,
+        model: MiniGPT4,
+        instruction: str,
+        optimizations: OptimizationsConfig,
+        compiled: CompiledLayers | None = None,
     ) -> None:
         assert model.processor is not None
         self._model = model
         self._processor = model.processor
         self._prompt = model.processor.layout.prompt(instruction)
         self.compiled = compiled
-        self.packed = fast.target_logits
-        self.shared = fast.shared_prefix
+        self.packed = optimizations.target_logits
+        self.shared = optimizations.shared_prefix
         self.limits: RowLengths | None = None
-        self._cached = constant_prefix_length(self._prompt.ids) if fast.constant_prefix else 0
+        self._cached = constant_prefix_length(self._prompt.ids) if optimizations.constant_prefix else 0
         if any(parameter.requires_grad for parameter in model.llm.parameters()) or _recomputes(model):
-            # A layer that recomputes its activations drops keys and values that were given to it.
+            # A layer that recomputes its activations ignores cached keys and values.
             self._cached = 0
         self.skips_unused = not _recomputes(model)
-        self.fused = FusedLayers(model.llm) if fast.compile is not False and self.skips_unused else None
         self._prefix: list[tuple[Tensor, Tensor]] | None = None
-        # A caption is asked for where its pool is sorted, where a step counts its targets, and where it is learnt.
+        # A caption is tokenized to sort its pool, to count targets and to train on it.
         self._ids_of = lru_cache(CAPTIONS_KEPT)(self._tokenized)
 
     @property
     def model(self) -> MiniGPT4:
-        """Whose loss it is."""
+        """The model of the loss."""
         return self._model
 
     def target_count(self, samples: Sequence[TrainingSample]) -> int:
@@ -100,19 +103,19 @@ class Objective:
         return sum(len(ids) for sample in samples for ids in self._target_ids(sample))
 
     def row_tokens(self, sample: TrainingSample) -> int:
-        """Tokens of a sample's shared row behind its prompt; the same whether rows are shared or not."""
+        """Tokens of a sample's shared row after its prompt; the same if rows are not shared."""
         return fed_tokens(self._target_ids(sample))
 
     def packing_groups(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
-        """Places of samples that go through the language model together.
+        """Indices of samples that one forward pass can compute.
 
-        Rows of a packed batch share a prompt's text, and samples that are too long to be packed are computed plainly.
+        Rows of a packed batch share the text of a prompt; samples that are too long are computed in plain rows.
         """
         kinds = [(sample.instruction, self._fits(sample)) for sample in samples]
         return [[n for n, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
 
     def lengths(self, sample: TrainingSample) -> RowLengths:
-        """How long a sample's rows are."""
+        """Lengths of the rows of a sample."""
         captions = self._target_ids(sample)
         prompt, longest = self._prompt_of(sample).prompt_length, max(map(len, captions))
         return RowLengths(prompt + longest, prompt + (fed_tokens(captions) if self.shared else longest))
@@ -126,7 +129,7 @@ class Objective:
 
         Args:
             samples: B samples.
-            features: (B, Q, F), their images, on the model's device.
+            features: (B, Q, F) of their images, on the model's device.
         """
         if not self.packed:
             return self.plain_loss(samples, features)
@@ -140,29 +143,23 @@ class Objective:
         if not self.shared:
             features = features.repeat_interleave(torch.tensor([len(row) for row in rows], device=features.device), 0)
             rows = [[caption] for row in rows for caption in row]
-        # The text in front of the image is the same for every instruction, unless a layout asks before it shows.
+        # The text before the image is the same for all instructions, unless a layout puts the instruction there.
         cached = self._cached if prompt.ids[: self._cached] == self._prompt.ids[: self._cached] else 0
         multiple = row_multiple(features.device)
         batch = pack(prompt.ids, rows, cached=cached, multiple=multiple)
         cache = self._cache(len(rows)) if cached else None
-        # The layers are told of the batch before it is on a GPU, which would be waited for.
+        # The layers get the batch before it is on the GPU, to avoid a synchronization.
         with self._layers(batch):
             return target_loss(self._model, batch.to(features.device), features, cache)
 
-    @contextmanager
-    def _layers(self, batch: PackedBatch) -> Iterator[None]:
-        """The layers compiled; or as they are, but for what nobody reads and what is fused."""
-        with ExitStack() as stack:
-            if self.compiled is not None:
-                stack.enter_context(self.compiled.in_use())
-            elif self.skips_unused:
-                stack.enter_context(skip_unused_tokens(self._model.llm, batch))
-            if self.compiled is None and self.fused is not None:
-                stack.enter_context(self.fused.in_use())
-            yield
+    def _layers(self, batch: PackedBatch) -> AbstractContextManager[None]:
+        """The context of a forward pass: compiled layers, or layers that skip unused work."""
+        if self.compiled is not None:
+            return self.compiled.in_use()
+        return skip_unused_tokens(self._model.llm, batch) if self.skips_unused else nullcontext()
 
     def plain_loss(self, samples: Sequence[TrainingSample], features: Tensor) -> Tensor:
-        """The same by the model's own forward: one row a caption, logits everywhere, transformers' own masks."""
+        """The same by the model's own forward: one row per caption, all logits, transformers' own masks."""
         prompts = ((self._prompt_of(sample), sample) for sample in samples)
         rows = [
             TokenSequence(prompt.ids + ids, prompt.prompt_length)
@@ -175,36 +172,35 @@ class Objective:
         return loss
 
     def on(self, model: MiniGPT4) -> Objective:
-        """The same for another model, or for this one, without compiled layers."""
+        """A copy for another model or the same model, without compiled layers."""
         other = copy(self)
         other._model = model
         other._prefix = None
         other.compiled = None
-        other.fused = self.fused if model is self._model else None
         return other
 
     def disable_packing(self) -> None:
-        """Go the plain way from now on."""
+        """Use plain rows from now on."""
         self.packed = self.shared = False
 
     def disable_layer_skipping(self) -> None:
-        """Compute all of every layer, as transformers writes it, from now on."""
-        self.skips_unused, self.fused = False, None
+        """Compute every layer completely from now on."""
+        self.skips_unused = False
 
     def disable_compile(self, reason: str) -> None:
-        """Compute the layers as they are from now on."""
+        """Use uncompiled layers from now on."""
         logger.warning("the language model's layers are not compiled from here on: %s", reason)
         self.compiled = None
 
     def recover_from_compile_error(self, error: Exception) -> bool:
-        """Whether an error was the compiler's; if so, the layers are computed as they are from now on."""
+        """Whether an error comes from the compiler; if so, uncompiled layers are used from now on."""
         if self.compiled is None or not is_compile_error(error):
             return False
         self.disable_compile(f"torch.compile fails ({error_text(error)})")
         return True
 
     def _prompt_of(self, sample: TrainingSample) -> TokenSequence:
-        """The prompt of a sample, with the instruction that it was given."""
+        """The prompt of a sample, with its instruction."""
         if sample.instruction is None:
             return self._prompt
         return self._processor.layout.prompt(sample.instruction)
@@ -216,7 +212,7 @@ class Objective:
         return self._processor.layout.target_ids(caption)[0]
 
     def _cache(self, rows: int) -> DynamicCache | None:
-        """Keys and values of the constant text for `rows` rows; computed once, without gradient."""
+        """Keys and values of the constant prefix for `rows` rows; computed once, without gradient."""
         if not self._cached:
             return None
         if self._prefix is None:
@@ -240,8 +236,8 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
     Args:
         model: on the batch's device.
         batch: B rows.
-        features: (B, Q, F), the rows' images.
-        cache: keys and values of the leading text that the batch leaves out.
+        features: (B, Q, F) of the images of the rows.
+        cache: keys and values of the constant prefix, which the batch does not contain.
 
     Returns:
         A scalar in float32, or in float64 for a model in float64.
@@ -257,19 +253,19 @@ def target_loss(model: MiniGPT4, batch: PackedBatch, features: Tensor, cache: Dy
     return loss_at(model.llm, arguments, batch.rows, batch.columns, batch.targets)
 
 
-def _mask_for(model: MiniGPT4, sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask (B, 1, S, C + S) as the language model's attention takes it: eager attention adds it to the scores."""
+def _mask_for(model: MiniGPT4, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask (B, 1, S, C + S) in the form of the attention implementation: eager attention adds it to the scores."""
     if attention_implementation(model.llm.config) != "eager":
-        return sees
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 VALUES_AT_ONCE = 1 << 26
-"""Logits that are held at once: 256 MB in float32, twice that with their gradient."""
+"""Maximum number of logits in memory: 256 MB in float32, twice that with their gradient."""
 
 
 def targets_at_once(vocabulary: int) -> int:
-    """How many targets' logits are computed together."""
+    """Number of targets whose logits are computed at once."""
     return max(1, VALUES_AT_ONCE // vocabulary)
 
 
@@ -301,10 +297,10 @@ def loss_at(llm: Any, arguments: dict[str, Any], rows: Tensor, columns: Tensor, 
 
 
 def _at(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """States (N, D) at N places of (B, S, D); a place may be asked for several times.
+    """States (N, D) at N positions of (B, S, D), which may repeat.
 
-    As a look-up of embeddings, whose gradient is summed in one order. The gradient of an index is summed by threads
-    that race where places repeat, so that the last bit of a run's weights would be left to chance.
+    An embedding look-up sums its gradient in a fixed order. Where positions repeat, threads sum an index's gradient in
+    any order, so the last bits of a run's weights would be random.
     """
     return F.embedding(rows * states.shape[1] + columns, states.flatten(0, 1))
 
@@ -315,7 +311,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _loss_of_states(llm: Any, states: Tensor, targets: Tensor) -> Tensor:
-    """The loss of N last hidden states (N, D), through whatever the language model has behind its decoder."""
+    """The loss of N last hidden states (N, D), through everything after the decoder of the language model."""
     decoder = llm.get_decoder()
 
     def passed(*args: Any, inputs_embeds: Tensor, **settings: Any) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -335,7 +331,7 @@ def _loss_of_states(llm: Any, states: Tensor, targets: Tensor) -> Tensor:
 
 @contextmanager
 def _states_at(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let only the states (B, S, D) at N places reach the head, as (1, N, D)."""
+    """Pass only the states (B, S, D) at N positions to the head, as (1, N, D)."""
 
     def pick(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_at(states[0], rows, columns).unsqueeze(0), *states[1:])
@@ -349,7 +345,7 @@ def _states_at(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]
 
 @contextmanager
 def _states_kept(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the states (B, S, D) in front of the head, which sees a single one."""
+    """Keep the states (B, S, D) before the head, which gets a single one."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

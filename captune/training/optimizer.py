@@ -14,11 +14,8 @@ from captune.config import TrainConfig
 __all__ = ["MasterAdamW", "build_optimizer", "learning_rate"]
 
 
-# AdamW whose steps are taken in float32, whatever format the trained weights compute in.
-
-
 class MasterAdamW(torch.optim.AdamW):
-    """AdamW on float32 masters; parameters that are float32 already are their own masters, and nothing changes.
+    """AdamW with float32 master weights; float32 parameters need no separate master.
 
     Args:
         groups: parameter groups as for AdamW.
@@ -39,7 +36,7 @@ class MasterAdamW(torch.optim.AdamW):
         return master
 
     def master_of(self, parameter: Tensor) -> Tensor:
-        """The float32 tensor on which a parameter's steps are taken, under which its moments are kept."""
+        """The float32 tensor that the optimizer updates for a parameter, and that its moments belong to."""
         return next((master for trained, master in self._pairs if trained is parameter), parameter)
 
     @torch.no_grad()
@@ -50,7 +47,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Carry gradients to the masters, take AdamW's step, and round the masters back into the weights."""
+        """Copy gradients to the masters, update these, and round them to the weights."""
         for parameter, master in self._pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
         loss: float | None = super().step(closure)
@@ -60,18 +57,18 @@ class MasterAdamW(torch.optim.AdamW):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the weights and of their masters."""
+        """Delete the gradients of weights and masters."""
         super().zero_grad(set_to_none)
         for parameter, _ in self._pairs:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's state, and the masters, without which a run would not go on exactly."""
+        """The state of AdamW and the masters, which an exact resume needs."""
         return {**super().state_dict(), "masters": [master.detach().clone() for _, master in self._pairs]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`."""
+        """Load a state of `state_dict`."""
         state = dict(state_dict)
         masters = state.pop("masters")
         super().load_state_dict(state)
@@ -83,13 +80,13 @@ class MasterAdamW(torch.optim.AdamW):
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then a cosine, as `LinearWarmupCosineLRScheduler` of the original computes them.
 
-    The cosine runs over the whole run, warm-up included, so there is a small jump down where the warm-up ends. The
+    The cosine spans the complete run including the warm-up, so the rate drops slightly at the end of the warm-up. The
     original counts warm-up steps within an epoch and starts over in each one that is shorter than the warm-up; that
     fault is not repeated.
 
     Args:
-        step: optimiser steps taken before this one.
-        total_steps: optimiser steps of the whole run.
+        step: number of the step, from 0.
+        total_steps: optimizer steps of the run.
         config: highest, lowest and first rate, and the length of the warm-up.
 
     Returns:
@@ -103,7 +100,7 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> MasterAdamW:
-    """AdamW that decays matrices and leaves biases and gains alone, as the original groups them.
+    """AdamW with weight decay on matrices but not on biases and gains, as in the original.
 
     On a GPU all parameters are updated by one kernel.
     """

@@ -1,17 +1,17 @@
-"""Rows for the language model: the captions of an image behind one image-and-prompt prefix.
+"""Packed rows for the language model: all captions of an image after one shared prefix of prompt and image.
 
-Letters: B rows, S tokens of a row, P of them prompt, C of these in front of the image, N targets of the batch.
+Letters: B rows, S tokens per row, P prompt tokens, C of these before the image, N targets of the batch.
 
     row         [ text  image  text | caption 1 | caption 2 | ... ]
-    positions     0 ......... P-1     P ...       P ...               each caption starts again behind the prompt
-    may see       everything before | prompt and its own caption only
+    positions     0 ......... P-1     P ...       P ...               each caption restarts after the prompt
+    attends to    all previous tokens | prompt and same caption only
 
-Every hidden state is the one of a row of its own: the prompt never sees a caption, a caption sees what it would see
-alone, and rotary positions are its own. The last prompt state predicts the first token of each caption; the last token
-of a caption predicts nothing and is not fed. One caption a row is the same layout with a single caption.
+Every hidden state equals that of a row with one caption: the prompt attends to no caption, and a caption has the same
+context and rotary positions as in a separate row. The last prompt state predicts the first token of each caption; the
+last token of a caption predicts nothing and is not an input. A row with one caption has the same layout.
 
-What captions have in common at their beginnings is the same for them all, as the prompt is, and stands there once: they
-are a tree whose root is the prompt. "a dog runs", "a dog sits" and "two dogs" are six tokens and not eight:
+A common beginning of captions is stored once, as the prompt is: captions form a tree whose root is the prompt. "a dog
+runs", "a dog sits" and "two dogs" are six tokens instead of eight:
 
     caption 1     a  dog  runs                caption 2    sits                caption 3     two  dogs
     of captions  1-2 1-2   1                                2                                 3    3
@@ -32,13 +32,13 @@ from captune.model import IMAGE_SLOT
 __all__ = ["PackedBatch", "constant_prefix_length", "fed_tokens", "pack", "row_multiple"]
 
 ROUNDED_TO = 8
-"""On a GPU rows are padded to a multiple of this; attention kernels are quicker on it and see fewer shapes."""
+"""On a GPU rows are padded to a multiple of this; attention kernels are faster and see fewer shapes."""
 _NONE = 1 << 62
-"""Stands for a caption behind all others."""
+"""Index greater than that of any caption."""
 
 
 def row_multiple(device: torch.device) -> int:
-    """What the width of rows is a multiple of; on a processor padding is only work."""
+    """Multiple to pad rows to; on a CPU padding would only cost time."""
     return 1 if device.type == "cpu" else ROUNDED_TO
 
 
@@ -47,10 +47,10 @@ class PackedBatch:
     """One micro-batch.
 
     Attributes:
-        input_ids: (B, S) int64; `IMAGE_SLOT` where an image token goes, 0 where padding is.
+        input_ids: (B, S) int64; `IMAGE_SLOT` at image tokens, 0 at padding.
         position_ids: (B, S) int64.
-        attention_mask: (B, 1, S, C + S) bool, True where a token may look. C is 0 unless the text in front of the
-            image is left to a cache.
+        attention_mask: (B, 1, S, C + S) bool, True where a token attends. C is 0 unless a cache holds the text
+            before the image.
         rows: (N,) int64, row of the state that predicts each target.
         columns: (N,) int64, its column.
         targets: (N,) int64 ids.
@@ -69,7 +69,7 @@ class PackedBatch:
 
 
 def constant_prefix_length(prompt: Sequence[int]) -> int:
-    """C, how many ids stand in front of the image; they are the same in every row."""
+    """C, the number of ids before the image; they are the same in every row."""
     return list(prompt).index(IMAGE_SLOT) if IMAGE_SLOT in prompt else 0
 
 
@@ -80,13 +80,13 @@ def pack(
     cached: int = 0,
     multiple: int = ROUNDED_TO,
 ) -> PackedBatch:
-    """Lay out rows that share a prompt's text.
+    """Build packed rows that share the text of a prompt.
 
     Args:
         prompt: P ids, the same for every row.
-        captions: for each row the target ids of its captions, stop symbol included.
-        cached: C, leading ids of the prompt that are left to a key-value cache.
-        multiple: S is one of this.
+        captions: the target ids of the captions in each row, stop symbol included.
+        cached: C, leading ids of the prompt that a KV cache holds.
+        multiple: S is a multiple of this.
 
     Returns:
         The micro-batch.
@@ -96,7 +96,7 @@ def pack(
     width = -(-(start + max(len(tree.tokens) for tree in trees)) // multiple) * multiple
     input_ids = torch.zeros(len(captions), width, dtype=torch.int64)
     position_ids = torch.zeros(len(captions), width, dtype=torch.int64)
-    # The first and the last caption that a token is part of. The prompt is part of all, padding of none.
+    # The first and the last caption that contains a token. All captions contain the prompt, none contains padding.
     firsts, lasts = torch.full((len(captions), width), _NONE), torch.full((len(captions), width), -1)
     input_ids[:, :start] = torch.tensor(prompt[cached:])
     position_ids[:, :start] = torch.arange(cached, len(prompt))
@@ -113,24 +113,24 @@ def pack(
         rows.extend([row] * len(tree.targets))
         columns.extend(start + state for state in tree.states)
         targets.extend(tree.targets)
-    mask = _may_look(firsts, lasts, cached)
+    mask = _attention_mask(firsts, lasts, cached)
     return PackedBatch(input_ids, position_ids, mask, *map(torch.tensor, (rows, columns, targets)))
 
 
 class _Tree:
-    """The tokens that are fed of an image's captions; N targets, M tokens.
+    """The input tokens of an image's captions; N targets, M tokens.
 
-    In sorted order captions that begin alike stand side by side, so each token is part of a run of them.
+    In sorted order, captions with a common beginning are adjacent, so a range of captions contains each token.
 
     Args:
         captions: target ids, stop symbol included.
 
     Attributes:
-        tokens: M ids, a caption's own behind those that it shares with the one before.
-        depths: M, tokens of the caption in front of each.
-        firsts: M, the first caption, in sorted order, that a token is part of.
+        tokens: M ids; each caption adds those that it does not share with the previous one.
+        depths: M, number of previous tokens of the caption.
+        firsts: M, the first caption, in sorted order, that contains each token.
         lasts: M, the last one.
-        targets: N ids, one caption after the other as given.
+        targets: N ids, caption by caption in the original order.
         states: N, the token whose state predicts each target; -1 is the prompt's last.
     """
 
@@ -160,19 +160,19 @@ class _Tree:
 
 
 def fed_tokens(captions: Sequence[Sequence[int]]) -> int:
-    """How many tokens of an image's captions, given as target ids, stand in a row behind its prompt."""
+    """Number of tokens after the prompt in the shared row of an image's captions, which are target ids."""
     return len(_Tree(captions).tokens)
 
 
-def _may_look(firsts: Tensor, lasts: Tensor, cached: int) -> Tensor:
-    """(B, 1, S, C + S): backwards, to tokens that are part of a caption that the own one is part of, and to the cache.
+def _attention_mask(firsts: Tensor, lasts: Tensor, cached: int) -> Tensor:
+    """(B, 1, S, C + S) mask: a token attends to the cache and to previous tokens of captions that contain it.
 
-    Tokens stand in the order of their first captions, so an earlier one shares one if its last caption is late enough.
-    Padding looks at the first token, for a row of a mask that allows nothing gives undefined numbers.
+    Tokens are in the order of their first captions, so an earlier token shares one if its last is late enough.
+    Padding attends to the first token, because a completely masked row gives undefined numbers.
     """
     width = firsts.shape[1]
     backwards = torch.ones(width, width, dtype=torch.bool).tril()
     sees = backwards & (firsts.unsqueeze(2) <= lasts.unsqueeze(1))
     sees[:, :, 0] |= lasts < 0
-    whole_cache = torch.ones(len(firsts), width, cached, dtype=torch.bool)
-    return torch.cat([whole_cache, sees], dim=2).unsqueeze(1)
+    cache_columns = torch.ones(len(firsts), width, cached, dtype=torch.bool)
+    return torch.cat([cache_columns, sees], dim=2).unsqueeze(1)

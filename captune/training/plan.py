@@ -177,7 +177,7 @@ class Planner:
         """The largest micro-batch: that of the longest samples."""
         prompt = self._layout.prompt(config.model.instruction).ids
         samples = [[self._layout.target_ids(text)[0] for text in texts] for texts in self.micro_batch(config)]
-        fast = config.train.optimizations
+        fast = config.train.enabled_optimizations
         if not fast.target_logits:
             lengths = [len(caption) for sample in samples for caption in sample]
             tokens = len(prompt) + max(lengths)
@@ -343,7 +343,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, int, int]:
-    """Two optimiser steps of one micro-batch; bytes kept in the second, of gradient and optimizer, and the peak."""
+    """Two optimizer steps of one micro-batch; bytes kept in the second, of gradient and optimizer, and the peak."""
     captions = planner.micro_batch(config)
     images = [Sample(str(number), "", texts, "train") for number, texts in enumerate(captions)]
     per_image = max(map(len, captions))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from captune.errors import DataError, WeightsError
 from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures, StoredImages, features_of, store_root
-from captune.hub import resolve_model
+from captune.hub import ResolvedModel, resolve_model
 from captune.model import (
     LANGUAGE,
     CheckpointRecord,
@@ -35,13 +35,16 @@ from captune.model import (
     restore_chat_template,
 )
 from captune.parsing import load_json
+from captune.training.run_folder import Inspection, open_run_folder
 
 __all__ = [
     "QUARANTINE",
     "FeatureStage",
+    "RunImages",
     "describe_checkpoint",
     "drop_unreadable",
     "load_for_training",
+    "prepare_images",
     "record_images",
     "record_prompt",
     "record_quarantine",
@@ -73,11 +76,17 @@ class FeatureStage:
 
 
 def run_features(
-    config: RunConfig, files: Sequence[Path], name: str, dist: DistributedContext, listener: Listener | None
+    source: ResolvedModel,
+    config: RunConfig,
+    files: Sequence[Path],
+    name: str,
+    dist: DistributedContext,
+    listener: Listener | None,
 ) -> StoredImages:
-    """Features of image files; each process encodes its shard of those that are not stored yet.
+    """Features of image files; each process encodes its shard of the missing ones.
 
     Args:
+        source: the model of the towers.
         config: of the run.
         files: the images.
         name: of this set of images, in events and messages.
@@ -89,9 +98,7 @@ def run_features(
         if listener is not None and dist.is_main:
             listener({"event": "features", "what": name, "done": done, "count": count})
 
-    return features_of(
-        config.model, files, store_root(config), dist, exif_rotation=config.exif_rotation, on_progress=report
-    )
+    return features_of(source, files, store_root(config), dist, exif_rotation=config.exif_rotation, on_progress=report)
 
 
 def store_features(config: RunConfig, listener: Listener | None = None) -> FeatureStage:
@@ -104,16 +111,75 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
     Raises:
         InputError: configuration, data or model cannot be used.
     """
-    resolve_model(config.model)
+    source = resolve_model(config.model)
     files = [resolve_image(config.data.train, image.image) for image in training_images(config)]
     evaluated = evaluation_set(config, listener)
     test_files = [resolve_image(evaluated.manifest, image.image) for image in evaluated.images]
     with distributed_context() as dist:
         stored = [
-            run_features(config, files, "training images", dist, listener),
-            run_features(config, test_files, "evaluation images", dist, listener),
+            run_features(source, config, files, "training images", dist, listener),
+            run_features(source, config, test_files, "evaluation images", dist, listener),
         ]
     return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.unreadable))
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run and their features.
+
+    Attributes:
+        images: I training images, without unreadable ones.
+        features: (I, Q, F) of these.
+        evaluation_features: (N, Q, F) of the evaluation images.
+        quarantined: why training images are left out, by their ids.
+    """
+
+    images: list[Sample]
+    features: StoredFeatures
+    evaluation_features: StoredFeatures
+    quarantined: dict[str, str]
+
+
+def prepare_images(
+    config: RunConfig,
+    source: ResolvedModel,
+    images: Sequence[Sample],
+    evaluation_files: Sequence[Path],
+    dist: DistributedContext,
+    listener: Listener | None,
+    folder: Inspection | None,
+) -> RunImages:
+    """Encode every image of a run once; write or compare its records in the output folder.
+
+    Args:
+        config: of the run.
+        source: the model of the towers.
+        images: all training images.
+        evaluation_files: N evaluation images.
+        dist: this process among the others.
+        listener: receives the progress.
+        folder: status of a new run's output folder, which is made ready; None if the run resumes.
+
+    Raises:
+        DataError: too many images are unreadable, or a resumed run finds other images.
+    """
+    output, resuming = config.output, folder is None
+    files = [resolve_image(config.data.train, image.image) for image in images]
+    training = run_features(source, config, files, "training images", dist, listener)
+    evaluation = run_features(source, config, evaluation_files, "evaluation images", dist, listener)
+    evaluation_features = evaluation.require_all("evaluation images")
+    readable = drop_unreadable(images, training)
+    if dist.is_main and folder is not None:
+        aside = open_run_folder(config, folder)
+        if aside is not None and listener is not None:
+            listener({"event": "replaced", "folder": str(output), "moved_to": str(aside)})
+    quarantined = {}
+    if dist.is_main or resuming:
+        quarantined = record_quarantine(output, images, training, resuming=resuming)
+        sets = {"training images": training, "evaluation images": evaluation}
+        record_images(output, sets, resuming=resuming)
+    dist.barrier()
+    return RunImages(readable, training.features, evaluation_features, quarantined)
 
 
 def drop_unreadable(images: Sequence[Sample], stored: StoredImages) -> list[Sample]:
@@ -216,24 +282,26 @@ def restore_prompt(output: Path, model: MiniGPT4) -> None:
 
 
 def load_for_training(
-    config: ModelConfig,
+    source: ResolvedModel,
     train: TrainConfig,
+    prompt: str,
     seed: int,
     device: torch.device,
     images: Sequence[Sample] = (),
     features: Tensor | StoredFeatures | None = None,
     on_cpu: bool = False,
 ) -> MiniGPT4:
-    """Load the model of a run: without the towers, which stored features replace, and with LoRA where configured.
+    """Load the model of a run: without the towers, which stored features replace, and with LoRA if configured.
 
     Args:
-        config: of the model.
-        train: of the training: LoRA and gradient checkpointing.
-        seed: of LoRA's first matrices.
-        device: where it is trained.
+        source: of the model.
+        train: LoRA and gradient checkpointing.
+        prompt: instruction of the run.
+        seed: of the initial LoRA matrices.
+        device: to train on.
         images: I training images; a quantized model's gradient is compared with the exact one on the longest captions.
-        features: (I, Q, F), theirs; without them a quantized model is not compared.
-        on_cpu: leave it on the CPU, in the number format that it has on the device, to be sharded.
+        features: (I, Q, F) of the images; without them the gradient of a quantized model is not checked.
+        on_cpu: keep the model on the CPU, in its number format on the device, to be sharded.
 
     Returns:
         The model in eval mode.
@@ -242,19 +310,19 @@ def load_for_training(
         WeightsError: it cannot be loaded, LoRA finds no layers, or the quantization changes the gradient too much.
     """
     if on_cpu:
-        dtype = str(compute_dtype(config.dtype, device)).removeprefix("torch.")
-        config = config.model_copy(update={"dtype": dtype})
+        dtype = str(compute_dtype(source.dtype, device)).removeprefix("torch.")
+        source = replace(source, dtype=dtype)
         device = torch.device("cpu")
     recompute = train.gradient_checkpointing
-    if config.quantization is not None and features is not None:
-        _, processor = load_config_and_processor(config)
-        prompt = processor.layout.prompt(config.instruction).ids
+    if source.quantization is not None and features is not None:
+        _, processor = load_config_and_processor(source)
+        prompt_ids = processor.layout.prompt(prompt).ids
         captions = {index: max(image.captions, key=len) for index, image in enumerate(images) if image.captions}
         longest = sorted(captions, key=lambda index: -len(captions[index]))[:QUANTIZATION_SAMPLES]
-        batch = processor.pad([processor.layout.with_answer(prompt, captions[index]) for index in longest])
-        model, _ = load_quantized(config, device, {**batch, "features": features[longest]}, recompute=recompute)
+        batch = processor.pad([processor.layout.with_answer(prompt_ids, captions[index]) for index in longest])
+        model, _ = load_quantized(source, device, {**batch, "features": features[longest]}, recompute=recompute)
     else:
-        model = load_model(config, device, recompute=recompute, parts=LANGUAGE)
+        model = load_model(source, device, recompute=recompute, parts=LANGUAGE)
     if train.lora is not None:
         with torch.random.fork_rng(devices=[]):
             # Every process starts with the same matrices.

@@ -1,4 +1,4 @@
-"""The events of a run: lines of `log.jsonl`, a tracker's curves, a progress bar, and what the run costs."""
+"""The events of a run: `log.jsonl`, experiment trackers, progress listeners, memory and energy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captune.parsing import load_json
 __all__ = ["CostMeter", "RunLogger", "first_event"]
 
 TRANSIENT = frozenset({"features", "captions", "progress"})
-"""Progress events, which are shown and not stored."""
+"""Progress events, which are not stored."""
 
 
 class _Tracker(Protocol):
@@ -33,13 +33,13 @@ class RunLogger:
     """Writes events to `log.jsonl`, to a tracker and to a listener.
 
     Args:
-        folder: of the run; None keeps no log (every process but the first).
+        folder: of the run; None writes no log (all processes except the first).
         tracker: "none", "tensorboard", "trackio" or "wandb".
         settings: the resolved configuration, for the tracker.
         listener: receives every event.
-        resumed_at: optimizer steps of an earlier part of the run; the lines of later steps are dropped, since these
-            are taken again.
-        cost: what `log_cost` logs.
+        resumed_at: optimizer steps that a resumed run has taken; the lines of later steps are dropped, because these
+            are repeated.
+        cost: meter for `log_cost`.
 
     Raises:
         MissingExtraError: the tracker is not installed.
@@ -78,7 +78,7 @@ class RunLogger:
 
         Args:
             event: its name.
-            figures: its numbers and names, as JSON can hold them.
+            figures: its values, as JSON types.
         """
         entry: Event = {"event": event, **figures}
         if self._listener is not None:
@@ -101,7 +101,7 @@ class RunLogger:
 
 
 def first_event(log: Path, name: str) -> Event:
-    """The first event of this name in a log; empty where there is none."""
+    """The first event of this name in a log; empty if there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     for line in lines:
         with contextlib.suppress(ValueError, AttributeError):
@@ -174,14 +174,14 @@ def _open_tracker(name: str, folder: Path, settings: Event) -> _Tracker | None:
 
 
 POWERCAP = Path("/sys/class/powercap")
-"""Where Linux shows the energy of whole processor packages (RAPL), in microjoules."""
+"""Energy counters of processor packages under Linux (RAPL), in microjoules."""
 
 
 class CostMeter:
-    """Measures from its making on.
+    """Measures memory and energy from its creation on.
 
     Args:
-        device: where the run computes.
+        device: of the run.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -189,11 +189,11 @@ class CostMeter:
         self._before = _energy(device)
 
     def read(self) -> dict[str, float]:
-        """`peak_memory` in bytes, of the GPU or of this process, and `energy` in joules where it is known."""
+        """`peak_memory` in bytes, of the GPU or of this process, and `energy` in joules if it is available."""
         cost = {"peak_memory": float(_peak_memory(self._device))}
         now = _energy(self._device)
         used = [now[name] - self._before[name] for name in now.keys() & self._before.keys()]
-        # A counter that has begun again says nothing.
+        # A counter that was reset gives no result.
         if used and min(used) >= 0:
             cost["energy"] = round(sum(used), 1)
         return cost
@@ -207,7 +207,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _energy(device: torch.device) -> dict[str, float]:
-    """Joules that were used so far, by counter; empty where there is none that may be read."""
+    """Joules by counter; empty if no counter can be read."""
     counters: dict[str, float] = {}
     if device.type == "cuda":
         nvml = _nvml()
@@ -215,7 +215,7 @@ def _energy(device: torch.device) -> dict[str, float]:
             handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
             counters["gpu"] = nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
     for counter in POWERCAP.glob("intel-rapl:*/energy_uj"):
-        # Packages have one colon in their name, parts of them two.
+        # Names of packages have one colon, names of their parts two.
         if counter.parent.name.count(":") == 1:
             try:
                 counters[counter.parent.name] = int(counter.read_text()) / 1e6
@@ -225,11 +225,11 @@ def _energy(device: torch.device) -> dict[str, float]:
 
 
 def _nvml() -> Any:
-    """NVIDIA's management library where its Python package and its driver are there."""
+    """NVIDIA's management library, or None without its Python package or driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # without a driver it raises errors of its own
+    except Exception:  # without a driver it raises its own errors
         return None
     return pynvml

@@ -50,26 +50,26 @@ def require_captions(images: Sequence[Sample]) -> None:
         DataError: no image has a caption.
     """
     if not any(image.captions for image in images):
-        raise DataError("The training images have no captions; there is nothing to learn from.")
+        raise DataError("The training images have no captions; there is nothing to train on.")
 
 
 class TrainingSamples:
     """All samples of a run, divided into steps.
 
-    A step has `batch_size` captions, independent of how many of them images have. Captions of an image stay in one
-    step, so where they cannot add up to that, a step has the nearest number that they can. Every pass has the same
-    steps: how many samples of how many captions each one takes is decided once, and which ones is shuffled.
+    A step has `batch_size` captions, independent of the number of captions per image. A sample is never split; if
+    `batch_size` is impossible, a step has the nearest possible number. Every pass has the same steps: the numbers of
+    samples and captions per step are fixed, and the samples are shuffled.
 
     Args:
         images: the training images with their captions.
-        config: of the training: targets, batch size and epochs.
+        config: targets, batch size and epochs.
         seed: of the run.
-        length_fn: length of a sample, in tokens; samples of similar length share a step. Without one it is estimated
-            in characters.
+        length_fn: length of a sample, in tokens; samples of similar length share a step. Without it, the
+            number of characters is used.
 
     Attributes:
         seed: of the run.
-        step_captions: how many captions the steps of a pass have; the order differs from pass to pass.
+        step_captions: number of captions of each step of a pass; the order differs between passes.
 
     Raises:
         DataError: no image has a caption.
@@ -109,21 +109,21 @@ class TrainingSamples:
         self._heaviest = int(self._weights.max())
         self._even = bool((self._weights == self._heaviest).all())
         self._size = config.batch_size
-        # Without a vocabulary characters stand for tokens.
-        fast = config.optimizations
-        self._characters = _of_shared_row if fast.shared_prefix and fast.target_logits else _of_all_captions
-        self._length = (length_fn or self._characters) if fast.length_buckets else None
+        # Without a vocabulary, characters replace tokens.
+        enabled = config.enabled_optimizations
+        self._characters = _of_shared_row if enabled.shared_prefix and enabled.target_logits else _of_all_captions
+        self._length = (length_fn or self._characters) if enabled.length_buckets else None
         self._shapes = self._shape_steps()
         counts = [sum(shape) for shape in self._shapes]
         self._sequence = np.concatenate([np.array(shape) for shape in self._shapes])
         # Position of each step's first sample in the pass, and of the end.
         self._edges: list[int] = np.cumsum([0, *map(len, self._shapes)]).tolist()
-        # Samples of a full step; one more is taken where that is nearer.
+        # Samples of a full step; one more if that is nearer to the batch size.
         nearest = max(1, (2 * self._size + self._heaviest - 1) // (2 * self._heaviest))
         per_step = nearest if self._even else max(1, round(len(self._slots) / len(self._shapes)))
         self._full = nearest * self._heaviest if self._even else self._size
         self._pool = max(1, POOL // per_step)
-        # Only here a step may take its samples from two passes.
+        # Only in this case a step may have samples of two passes.
         self._across = per_step if self._even and config.steps_per_epoch is not None else None
         self.step_captions = tuple(counts)
         if self._across is not None:
@@ -145,11 +145,11 @@ class TrainingSamples:
 
     @property
     def exact(self) -> bool:
-        """Whether every step but the last has the number of captions that was set."""
+        """Whether every step except the last has exactly `batch_size` captions."""
         return all(count == self._size for count in self.step_captions[:-1])
 
     def describe_steps(self) -> str:
-        """How many captions steps have, for people: `10, 10, 4`, or `40 x 3,625`, or `38-42 (mean 40.0) x 900`."""
+        """The numbers of captions of the steps, as text: `10, 10, 4`, or `40 x 3,625`, or `38-42 (mean 40.0) x 900`."""
         counts = self.step_captions
         if len(counts) <= SHOWN_STEPS:
             return ", ".join(map(str, counts))
@@ -159,11 +159,11 @@ class TrainingSamples:
         return f"{min(counts)}-{max(counts)} (mean {sum(counts) / len(counts):.1f}) x {len(counts):,}"
 
     def longest(self, count: int) -> list[TrainingSample]:
-        """The samples with the most characters to compute, with which limits are checked before they are reached."""
+        """The samples with the most characters, to check limits in advance."""
         return [self._pick(slot, 0) for slot in self._longest_slots(np.arange(len(self._slots)), count)]
 
     def worst_case_step(self) -> list[TrainingSample]:
-        """The longest samples that a step could have, longest first; memory that holds them holds every step."""
+        """The longest samples that a step could have, longest first; if they fit into memory, every step does."""
         steps = []
         for shape in set(self._shapes):
             slots = [
@@ -182,8 +182,8 @@ class TrainingSamples:
     def batch(self, step: int) -> list[TrainingSample]:
         """The samples of optimizer step `step`, over all processes.
 
-        An epoch of a set number of steps begins where the one before ended, through one shuffled pass after another;
-        otherwise an epoch is one pass, and its last step has what is left.
+        With `steps_per_epoch`, epochs continue through consecutive shuffled passes; otherwise an epoch is one pass, and
+        its last step has the remaining samples.
         """
         if self._across is not None:
             positions = range(step * self._across, (step + 1) * self._across)
@@ -208,14 +208,14 @@ class TrainingSamples:
         )
 
     def _instruction(self, image: int, first: int, passed: int) -> str | None:
-        """One of the instructions that the run mixes, the same for a sample of a pass whatever else is in the data."""
+        """One of the configured instructions; the draw depends on sample and pass, not on the other data."""
         if not self._instructions:
             return None
         what = f"{self._images[image].id}/{first}/instruction"
         return self._instructions[self._draw(what, passed, len(self._instructions))]
 
     def _shuffle(self, passed: int) -> NDArray[np.int64]:
-        """The slots of a pass in a random order; the last one is kept, since steps ask for it one after the other."""
+        """The slots of a pass in a random order; the most recent pass is cached."""
         if self._shuffled is None or self._shuffled[0] != passed:
             random = np.random.default_rng([self.seed, passed])
             slots = random.permutation(len(self._slots))
@@ -223,12 +223,12 @@ class TrainingSamples:
         return self._shuffled[1]
 
     def _in_sequence(self, slots: NDArray[np.int64], start: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Slots for the positions from `start` on, each where the sequence wants as many captions as it has.
+        """Assign slots to positions from `start` on, each to a position with its number of captions.
 
         Args:
             slots: to be arranged.
             start: first position.
-            order: rank of each slot; of those with equally many captions the first comes first.
+            order: rank of each slot among those with the same number of captions.
         """
         arranged = np.empty_like(slots)
         positions = np.argsort(self._sequence[start : start + len(slots)], kind="stable")
@@ -236,10 +236,10 @@ class TrainingSamples:
         return arranged
 
     def _shape_steps(self) -> list[tuple[int, ...]]:
-        """How many captions each sample of each step of a pass has.
+        """The number of captions of each sample in each step of a pass.
 
-        The samples with most captions are dealt first and the others fill up; steps are then shuffled, and what is
-        left comes last.
+        Samples with most captions are assigned first, the others fill the steps; steps are then shuffled, except for an
+        incomplete last one.
         """
         left = dict(sorted(Counter(self._weights.tolist()).items(), reverse=True))
         shapes: list[tuple[int, ...]] = []
@@ -253,7 +253,7 @@ class TrainingSamples:
                 left[weight] -= count
             left = {weight: count for weight, count in left.items() if count}
             lightest = min(left, default=0)
-            # One sample too many may be nearer than one too few, and an empty step is none.
+            # One sample too many may be nearer than one too few, and a step is never empty.
             if left and (not shape or lightest < 2 * room):
                 shape.append(lightest)
                 left[lightest] -= 1
@@ -267,8 +267,8 @@ class TrainingSamples:
     def _batch(self, passed: int, step: int) -> NDArray[np.int64]:
         """The slots of a step of a pass.
 
-        Where lengths count, steps are brought together in pools: of slots with equally many captions those with similar
-        lengths come together, and the steps are shuffled. An incomplete step stays at the very end.
+        With length buckets, a pool of steps is sorted: among slots with the same number of captions, those of similar
+        length are put together, and then the steps are shuffled. An incomplete step stays at the end.
         """
         if self._length is None:
             return self._shuffle(passed)[self._edges[step] : self._edges[step + 1]]
@@ -285,18 +285,18 @@ class TrainingSamples:
         return self._arranged[1][step - number * self._pool]
 
     def _draw(self, what: str, passed: int, count: int) -> int:
-        """One of `count` for a thing in a pass, the same whatever else is in the data."""
+        """A number below `count` that depends on seed, pass and `what` only."""
         digest = hashlib.sha256(f"{self.seed}/{passed}/{what}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % count
 
 
 def _of_all_captions(sample: TrainingSample) -> int:
-    """Characters of a sample's captions, one after the other."""
+    """Characters of all captions of a sample."""
     return sum(map(len, sample.captions))
 
 
 def _of_shared_row(sample: TrainingSample) -> int:
-    """The same, but what captions begin with in common counts once, as it is fed once."""
+    """The same, but a common beginning of captions counts once, as in a shared row."""
     common = sum(len(commonprefix(pair)) for pair in pairwise(sorted(sample.captions)))  # noqa: RUF071  # no paths
     return _of_all_captions(sample) - common
 

@@ -1,4 +1,4 @@
-"""The training run, from top to bottom: setup, the epochs, the step.
+"""The training run from top to bottom: setup, epochs, step.
 
 A run loads its parts, encodes every image once and evaluates the pretrained model. Each epoch is a number of optimizer
 steps, a checkpoint and an evaluation. A run that was killed at any point resumes from its newest saved state and gives
@@ -19,29 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from captune.config import RunConfig, TrainConfig
-from captune.data import Sample, atomic_folder, folder_lock, manifest_hash, resolve_image
+from captune.data import Sample, atomic_folder, folder_lock, manifest_hash
 from captune.decoding import is_out_of_memory
 from captune.distributed import CollectiveForward, DistributedContext, distributed_context
 from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredFeatures
-from captune.hub import resolve_model
+from captune.hub import ResolvedModel, resolve_model
 from captune.model import CheckpointRecord, CompiledLayers, MiniGPT4, save_trained
 from captune.report import write_report
 from captune.training.checkpoints import (
-    Inspection,
-    RunStatus,
     TrainProgress,
     TrainState,
-    checkpoint_folder,
     finished_rows,
-    inspect_run,
-    open_run_folder,
-    refuse_unless_free,
     require_same_steps,
     restore_state,
-    run_status,
     save_state,
 )
 from captune.training.equivalence import check_packing
@@ -52,13 +45,18 @@ from captune.training.optimizations import compile_if_enabled
 from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.preparation import (
     describe_checkpoint,
-    drop_unreadable,
     load_for_training,
-    record_images,
+    prepare_images,
     record_prompt,
-    record_quarantine,
     restore_prompt,
-    run_features,
+)
+from captune.training.run_folder import (
+    Inspection,
+    RunStatus,
+    checkpoint_folder,
+    inspect_run,
+    refuse_unless_free,
+    run_status,
 )
 from captune.training.run_log import CostMeter, RunLogger
 from captune.training.samples import TrainingSample, TrainingSamples, require_captions
@@ -70,22 +68,22 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, listener: Listener | None = None, *, resume: bool = True, overwrite: bool = False) -> None:
-    """Run a training from start to end, in one process or as one of torchrun's.
+    """Train from start to end, in a single process or in one of torchrun's processes.
 
-    A finished run of the same configuration and data is left as it is; an unfinished one resumes.
+    A finished run of the same configuration and data is not repeated; an unfinished one resumes.
 
     Args:
-        config: of the run; its output folder receives all results.
-        listener: receives every event, for a progress bar.
-        resume: continue an unfinished run; otherwise it starts over.
-        overwrite: move other files in the output folder into a folder inside it.
+        config: of the run; all results are written to its output folder.
+        listener: receives every event, for progress bars.
+        resume: continue an unfinished run instead of starting over.
+        overwrite: move other files in the output folder into a subfolder.
 
     Raises:
-        InputError: the configuration, the data or the model cannot be used.
+        InputError: the configuration, the data or the model is invalid.
         TrainingError: too many steps had an infinite or undefined loss.
         StoppedError: a signal stopped the run; its state was saved.
     """
-    # Every error that can be known is raised before anything is written or loaded.
+    # Wrong input is refused before anything is written or loaded.
     if run_status(config) is RunStatus.FINISHED:
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
@@ -93,66 +91,39 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
     with folder_lock(config.output, "captune train"):
         folder = inspect_run(config)
         refuse_unless_free(folder, overwrite=overwrite)
-        resolve_model(config.model)
+        source = resolve_model(config.model)
         images = training_images(config)
         require_captions(images)
         evaluation = Evaluation(config, evaluation_set(config, listener))
         with distributed_context() as dist:
             resuming = resume and folder.status is RunStatus.UNFINISHED
-            with setup(config, images, evaluation, dist, listener, None if resuming else folder) as trainer:
+            with setup(config, source, images, evaluation, dist, listener, None if resuming else folder) as trainer:
                 trainer.run()
 
 
 @contextmanager
 def setup(
     config: RunConfig,
+    source: ResolvedModel,
     images: Sequence[Sample],
     evaluation: Evaluation,
     dist: DistributedContext,
     listener: Listener | None,
     folder: Inspection | None,
 ) -> Iterator[Trainer]:
-    """Load all parts of a run, and open its log.
-
-    Args:
-        config: of the run.
-        images: all training images.
-        evaluation: of the run.
-        dist: this process among the others.
-        listener: receives every event.
-        folder: what the output folder of a new run holds; None resumes the run that is there.
-
-    Raises:
-        InputError: the data or the model cannot be used.
-    """
+    """Load all parts of a run, and open its log; with the status of a new run's `folder`, or None to resume."""
     cost = CostMeter(dist.device)
-    output, resuming = config.output, folder is None
+    output, prompt, resuming = config.output, config.model.instruction, folder is None
 
     # Features: every image is encoded once, before training.
-    files = [resolve_image(config.data.train, image.image) for image in images]
-    stored = run_features(config, files, "training images", dist, listener)
-    test_stored = run_features(config, evaluation.image_files, "evaluation images", dist, listener)
-    test_features = test_stored.require_all("evaluation images")
-    readable = drop_unreadable(images, stored)
-
-    # The output folder, and what is fixed for as long as the run lasts.
-    if dist.is_main and folder is not None:
-        aside = open_run_folder(config, folder)
-        if aside is not None and listener is not None:
-            listener({"event": "replaced", "folder": str(output), "moved_to": str(aside)})
-    quarantined = {}
-    if dist.is_main or resuming:
-        quarantined = record_quarantine(output, images, stored, resuming=resuming)
-        sets = {"training images": stored, "evaluation images": test_stored}
-        record_images(output, sets, resuming=resuming)
-    dist.barrier()
+    data = prepare_images(config, source, images, evaluation.image_files, dist, listener, folder)
 
     # The model, sharded over the processes if configured.
     fsdp = FsdpContext(dist) if config.train.sharding == "fsdp" and dist.size > 1 else None
     collective_forward = nullcontext if fsdp is None else fsdp.collective_forward
     with nullcontext() if fsdp is None else fsdp.load_in_rank_order():
         model = load_for_training(
-            config.model, config.train, config.seed, dist.device, readable, stored.features, fsdp is not None
+            source, config.train, prompt, config.seed, dist.device, data.images, data.features, fsdp is not None
         )
         if resuming:
             restore_prompt(output, model)
@@ -163,14 +134,14 @@ def setup(
         if fsdp is not None:
             fsdp.shard(model)
 
-    # The step, and its state.
+    # The training step and its state.
     compiled = compile_if_enabled(model, config.train, sharded=fsdp is not None)
     step = TrainStep(
         model,
-        readable,
-        stored.features,
+        data.images,
+        data.features,
         config.train,
-        prompt=config.model.instruction,
+        prompt=prompt,
         seed=config.seed,
         dist=dist,
         collective_forward=collective_forward,
@@ -179,15 +150,15 @@ def setup(
     samples = step.samples
     step.progress.manifest_hash = record.manifest_hash
     if resuming:
-        # The pretrained model was scored before the first state was saved, so its row is among these.
+        # The pretrained model was scored before the first state was saved, so its row is included.
         restore_state(output, step.state)
         require_same_steps(output, samples.total_steps)
         evaluation.restore(finished_rows(output, step.progress.step, samples.steps_per_epoch))
 
-    train_subset = TrainSubset(readable, stored.features, config.evaluate.train_subset)
-    evaluator = Evaluator(evaluation, test_features, train_subset, dist, collective_forward)
+    train_subset = TrainSubset(data.images, data.features, config.evaluate.train_subset)
+    evaluator = Evaluator(evaluation, data.evaluation_features, train_subset, dist, collective_forward)
 
-    # The main process keeps the log and reports; the others are silent.
+    # Only the main process logs and reports.
     log = RunLogger(None)
     if dist.is_main:
         settings = config.model_dump(mode="json")
@@ -196,7 +167,7 @@ def setup(
         log.log(
             "run",
             model=config.model.name,
-            images=len(readable),
+            images=len(data.images),
             captions=samples.captions,
             steps_per_epoch=samples.steps_per_epoch,
             step_captions=samples.describe_steps(),
@@ -207,8 +178,8 @@ def setup(
             processes=dist.size,
             device=str(dist.device),
         )
-        if quarantined:
-            log.log("quarantined", images=list(quarantined), reasons=list(quarantined.values()))
+        if data.quarantined:
+            log.log("quarantined", images=list(data.quarantined), reasons=list(data.quarantined.values()))
         if config.train.sharding == "fsdp":
             local, total = llm_bytes(model)
             log.log("sharded", processes=dist.size, held=local, total=total)
@@ -216,13 +187,13 @@ def setup(
 
 
 class Trainer:
-    """A run whose parts are loaded: the epochs, each with steps, a checkpoint and an evaluation.
+    """The epochs of a run, each with steps, a checkpoint and an evaluation.
 
     Args:
         config: of the run.
         step: takes the optimizer steps.
         evaluator: captions and scores.
-        record: of every checkpoint, but for epoch and step.
+        record: of every checkpoint, except epoch and step.
         log: of the run.
     """
 
@@ -236,7 +207,12 @@ class Trainer:
         """Train from the current progress to the end."""
         if not self.evaluator.has(None):
             self.evaluate(None)
-        self.check_packing()
+        # Compared in training mode but without dropout, which would make any two passes differ.
+        lora = self.config.train.lora
+        self.model.train(lora is None or not lora.dropout)
+        reason = self.step.check_packing()
+        if reason is not None:
+            self.log.log("unpacked", reason=reason)
         self.model.train()
         steps = self.samples.steps_per_epoch
         done = self.step.progress.step
@@ -249,7 +225,7 @@ class Trainer:
         self.log.log("done", skipped_steps=self.step.progress.skipped)
 
     def train_epoch(self, epoch: int, steps: range) -> None:
-        """Take the steps of an epoch; every `log_every`-th and the last are logged, every `save_every`-th are saved."""
+        """Take the steps of an epoch; every `log_every`-th and the last are logged, every `save_every`-th is saved."""
         start, captions = time.monotonic(), 0
         with handle_stop_signals() as stop:
             for step in steps:
@@ -262,7 +238,7 @@ class Trainer:
                 if last or (step + 1) % self.config.log_every == 0:
                     self.log.log("step", step=step, epoch=epoch, **figures)
 
-                # Another process may have received the signal.
+                # The signal may have reached another process only.
                 stopping = self.dist.any_rank(stop.requested)
                 if stopping or last or (step + 1) % self.config.save_every == 0:
                     self.save_state()
@@ -270,21 +246,12 @@ class Trainer:
                     name = stop.signal or signal.SIGTERM
                     raise StoppedError(
                         f"stopped by {name.name} after step {step + 1} of {self.samples.total_steps}, which is saved; "
-                        "the same command goes on from there.",
+                        "the same command resumes there.",
                         name,
                     )
 
-    def check_packing(self) -> None:
-        """Compare packed rows with plain ones before the first step; where they differ, rows are not packed."""
-        lora = self.config.train.lora
-        # In training mode but without dropout, which would make any two passes differ.
-        self.model.train(lora is None or not lora.dropout)
-        reason = self.step.check_packing()
-        if reason is not None:
-            self.log.log("unpacked", reason=reason)
-
     def evaluate(self, epoch: int | None) -> None:
-        """Caption the evaluation images over all processes; the main process scores them and writes the report."""
+        """Caption the evaluation images in all processes; the main process scores them and writes the report."""
         training, start = self.model.training, time.monotonic()
         self.model.eval()
         row = self.evaluator.evaluate(
@@ -300,7 +267,7 @@ class Trainer:
         self.model.train(training)
 
     def save_state(self) -> None:
-        """Save all that is needed to resume."""
+        """Save the state to resume from."""
         if self.dist.is_main:
             save_state(self.config.output, self.step.state)
 
@@ -341,19 +308,19 @@ class TrainStep:
     micro-batches, so neither changes the gradient.
 
     Args:
-        model: its projection, and LoRA where it has one, are trained; its processor attached.
+        model: its projection and LoRA are trained; its processor attached.
         images: I training images.
-        features: (I, Q, F), theirs, in memory or on disk.
+        features: (I, Q, F) of the images, in memory or on disk.
         config: of the training.
-        prompt: of every image whose sample has no other.
-        seed: of the order of samples, and of LoRA's dropout.
+        prompt: of samples without a separate instruction.
+        seed: of the order of samples and of dropout.
         dist: this process among the others.
-        collective_forward: within its block the language model is run.
-        compiled: the language model's layers, where they are compiled.
+        collective_forward: context for all runs of the language model.
+        compiled: compiled layers of the language model.
 
     Attributes:
         objective: the loss.
-        samples: which ones each step trains on.
+        samples: of each step.
         state: trained parameters, optimizer and progress.
     """
 
@@ -371,7 +338,7 @@ class TrainStep:
         compiled: CompiledLayers | None = None,
     ) -> None:
         self.model, self.dist = model, dist
-        self.objective = Objective(model, prompt, config.optimizations, compiled)
+        self.objective = Objective(model, prompt, config.enabled_optimizations, compiled)
         self.samples = TrainingSamples(images, config, seed, self.objective.row_tokens)
         parameters = dict(model.trained_parameters())
         self.state = TrainState(parameters, build_optimizer(list(parameters.values()), config), TrainProgress())
@@ -380,14 +347,14 @@ class TrainStep:
 
     @property
     def progress(self) -> TrainProgress:
-        """How many steps were taken, and how many of them skipped."""
+        """Number of steps taken and skipped."""
         return self.state.progress
 
     def run(self, step: int) -> StepResult:
         """Take optimizer step number `step`.
 
         Raises:
-            TrainingError: the loss was infinite or undefined in too many steps; names the captions of this one.
+            TrainingError: the loss was infinite or undefined in too many steps; names the captions.
         """
         if self._config.lora is not None and self._config.lora.dropout:
             # A resumed run draws what the uninterrupted one would have drawn.
@@ -407,10 +374,10 @@ class TrainStep:
         return StepResult(loss, rate, targets, sum(len(sample.captions) for sample in batch), norm)
 
     def check_packing(self) -> str | None:
-        """Compare packed rows with plain ones on the two longest samples, with every instruction that the run mixes.
+        """Compare packed with plain rows on the two longest samples, with every instruction of the run.
 
         Returns:
-            Why packing is off from now on, for all samples or the long ones; None where it is exact.
+            Why packing is now off, for all samples or for long ones; None if it is exact.
         """
         samples = self.samples.longest(2)
         samples += [
@@ -444,19 +411,19 @@ class TrainStep:
                     ) from error
             # Outside the handler, which keeps the failed pass's tensors alive.
             self._max_micro_batch = -(-size // 2)
-            logger.warning("out of memory: going on with micro-batches of %d image(s)", self._max_micro_batch)
+            logger.warning("out of memory: continuing with micro-batches of %d image(s)", self._max_micro_batch)
             if self.dist.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _micro_batches(self, samples: Sequence[TrainingSample], size: int) -> Iterator[list[TrainingSample]]:
-        """Up to `size` samples each, that can be computed in one forward."""
+        """Groups of up to `size` samples that one forward pass can compute."""
         for start in range(0, len(samples), size):
             candidates = samples[start : start + size]
             for indices in self.objective.packing_groups(candidates):
                 yield [candidates[index] for index in indices]
 
     def _micro_batch_size(self, samples: Sequence[TrainingSample]) -> int:
-        """Samples of a micro-batch: as configured in captions, and at most what has fitted into memory."""
+        """Samples of a micro-batch: as configured in captions, limited after running out of memory."""
         captions = max((len(sample.captions) for sample in samples), default=1)
         configured = self._config.micro_batch_size
         size = max(len(samples), 1) if configured is None else max(1, configured // captions)
@@ -475,7 +442,7 @@ class TrainStep:
                 captions = "; ".join(repr(sample.captions[0][:60]) for sample in batch[:3])
                 raise TrainingError(
                     f"The loss was infinite or undefined in {self.progress.skipped} steps, last on {captions}; lower "
-                    "train.learning_rate, or look at these captions."
+                    "train.learning_rate, or check these captions."
                 )
             return norm
         for group in self.state.optimizer.param_groups:

@@ -14,7 +14,7 @@ from captune.config import RunConfig
 from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
-from captune.explain.explanation import Explanation, explain, stand_in
+from captune.explain.explanation import Explanation, explain, small_copy
 from captune.model import IMAGE_SLOT, LegacyBugs, MiniGPT4, MiniGPT4Processor, PromptLayout
 from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module
@@ -23,12 +23,12 @@ from captune.training import packing
 IMAGE = Sample("1", "1.jpg", ("A dog runs.", "Two men, one in a gray shirt.", "A dog on a stair."), "train")
 WAYS = {
     "packed": [],
-    "packed without cache": ["train.optimizations.constant_prefix=false"],
-    "one row a caption": ["train.optimizations.shared_prefix=false"],
+    "packed without cache": ["train.debug.constant_prefix=false"],
+    "one row a caption": ["train.debug.shared_prefix=false"],
     "plain": [
-        "train.optimizations.shared_prefix=false",
-        "train.optimizations.constant_prefix=false",
-        "train.optimizations.target_logits=false",
+        "train.debug.shared_prefix=false",
+        "train.debug.constant_prefix=false",
+        "train.debug.target_logits=false",
     ],
 }
 
@@ -37,7 +37,7 @@ def explained(config: RunConfig, image: Sample = IMAGE, caption: int = 0, **sett
     model_config, processor = load_config_and_processor(config.model)
     if settings:
         processor.configure(**settings)
-    return explain(config, stand_in(model_config, processor), image, caption)
+    return explain(config, small_copy(model_config, processor), image, caption)
 
 
 def failed(explanation: Explanation) -> set[str]:
@@ -61,8 +61,8 @@ def test_the_sequence_is_the_layouts(make_config: Any) -> None:
         for number, caption in enumerate(IMAGE.captions):
             row = processor.layout.sample(config.model.instruction, caption)
             explanation = explained(make_config("vicuna", *way), caption=number)
-            ids = [IMAGE_SLOT if token.slot is not None else token.id for token in explanation.taught.prompt]
-            assert (*ids, *explanation.taught.targets) == row.ids
+            ids = [IMAGE_SLOT if token.slot is not None else token.id for token in explanation.trace.prompt]
+            assert (*ids, *explanation.trace.targets) == row.ids
 
 
 @pytest.mark.parametrize("targets", ["random", "joined"])
@@ -84,7 +84,7 @@ def test_two_bos_in_generation(make_config: Any, monkeypatch: pytest.MonkeyPatch
     assert {"same prompt", "one BOS"} <= failed(explanation)
     reasons = {check.name: check.reason for check in explanation.checks}
     assert reasons["one BOS"] == "generation has 2 (at 0, 1)"
-    assert reasons["same prompt"].startswith("at place 1 training has ")
+    assert reasons["same prompt"].startswith("at index 1 training has ")
 
 
 def test_two_bos_on_both_sides(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_captions_that_see_each_other(make_config: Any, monkeypatch: pytest.Monk
         width = firsts.shape[1]
         return torch.ones(len(firsts), 1, width, cached + width, dtype=torch.bool).tril(cached)
 
-    monkeypatch.setattr(packing, "_may_look", look_back)
+    monkeypatch.setattr(packing, "_attention_mask", look_back)
     # The one that stands first in the row has nothing but the prompt to look back to.
     second, first = (failed(explained(make_config(), caption=number)) for number in (0, 1))
     assert "loss mask" in second
@@ -165,27 +165,27 @@ def test_no_stop_symbol(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(PromptLayout, "target_ids", target_ids)
     found = failed(explained(make_config()))
-    assert {"stop symbol learnt", "stop ends decoding"} <= found
+    assert {"stop symbol trained", "stop ends decoding"} <= found
     assert "same prompt" not in found
 
 
 @pytest.mark.parametrize("model", ["vicuna", "llama2"])
 def test_truncated_caption(make_config: Any, model: str) -> None:
     explanation = explained(make_config(model), caption=1, max_target_tokens=9)
-    assert failed(explanation) == {"whole caption"}
-    assert "at its end is lost" in explanation.checks[5].reason
+    assert failed(explanation) == {"complete caption"}
+    assert "at its end is missing" in explanation.checks[5].reason
 
 
 def test_truncation_that_loses_the_stop_symbol(make_config: Any) -> None:
     bugs = LegacyBugs(cut_stop_symbol=True)
     explanation = explained(make_config(), caption=1, max_target_tokens=9, legacy_bugs=bugs)
-    assert {"whole caption", "stop symbol learnt", "stop ends decoding"} <= failed(explanation)
+    assert {"complete caption", "stop symbol trained", "stop ends decoding"} <= failed(explanation)
 
 
 def test_a_caption_that_spells_the_stop_symbol(make_config: Any) -> None:
     image = Sample("1", "1.jpg", ("A dog ### runs.",), "train")
     explanation = explained(make_config(), image)
-    assert failed(explanation) == {"whole caption", "stop ends decoding"}
+    assert failed(explanation) == {"complete caption", "stop ends decoding"}
     assert "decoding stops after" in explanation.checks[7].reason
 
 
@@ -227,7 +227,7 @@ def test_command_line_json(yaml_file: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--image", "absent"], "has no image 'absent' among the 2"),
+        (["--image", "absent"], "has no image 'absent' among its 2"),
         (["--text", " "], "--text is blank"),
         (["model.path=./nowhere"], "There is no model folder ./nowhere"),
         (["data.train=absent.jsonl"], "absent.jsonl"),

@@ -35,11 +35,11 @@ MIDDLE = LlamaConfig(
 )  # fmt: skip
 WAYS = {
     "packed": [],
-    "one row a caption": ["train.optimizations.shared_prefix=false"],
+    "one row a caption": ["train.debug.shared_prefix=false"],
     "plain": [
-        "train.optimizations.shared_prefix=false",
-        "train.optimizations.constant_prefix=false",
-        "train.optimizations.target_logits=false",
+        "train.debug.shared_prefix=false",
+        "train.debug.constant_prefix=false",
+        "train.debug.target_logits=false",
     ],
 }
 VICUNA = {

@@ -35,7 +35,7 @@ def test_loads_come_from_the_data(make_config: Callable[..., Any]) -> None:
     _, processor = load_config_and_processor(config.model)
     targets = [len(processor.layout.target_ids(text)[0]) for texts in plans.captions for text in texts]
     assert packed.logit_positions == sum(targets)
-    plain = make_config("vicuna", "train.batch_size=10", *(f"train.optimizations.{key}=false" for key in
+    plain = make_config("vicuna", "train.batch_size=10", *(f"train.debug.{key}=false" for key in
                         ("shared_prefix", "constant_prefix", "target_logits")))  # fmt: skip
     load = plans.training_load(plain)
     prompt = len(processor.layout.prompt(config.model.instruction).ids)
@@ -117,7 +117,7 @@ def test_float32_is_halved_where_nothing_else_helps(make_config: Callable[..., A
 
 def test_every_lever_is_pulled_in_turn(make_config: Callable[..., Any]) -> None:
     """Where halves and small batches do not do, activations are computed again, and then fewer bits come."""
-    config = make_config("vicuna", "data.train=absent.jsonl", "train.optimizations.shared_prefix=false")
+    config = make_config("vicuna", "data.train=absent.jsonl", "train.debug.shared_prefix=false")
     plans = planner(config)
     least = ["model.dtype=bfloat16", "train.micro_batch_size=1", "evaluate.batch_size=1"]
     levers = ["train.gradient_checkpointing=true", "model.quantization=nf4"]

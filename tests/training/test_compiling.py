@@ -127,7 +127,7 @@ def test_a_run_outlives_its_compiler(backend: Any, caplog: pytest.LogCaptureFixt
     assert found == wanted
     assert torch.equal(same, weight)
     (said,) = own(caplog)
-    assert said.startswith("the language model's layers are not compiled from here on: compiled, they do not run (")
+    assert said.startswith("the language model's layers are not compiled from here on: compiled layers fail (")
     assert "no compiler here" in said
 
 
@@ -148,23 +148,23 @@ def test_a_compiler_that_changes_the_gradient_is_not_used(caplog: pytest.LogCapt
         step, unpacked, _, _ = run(wrong, steps=0)
     assert unpacked is None
     assert step.objective.compiled is None
-    assert "compiled, the layers change the gradient by" in own(caplog)[0]
+    assert "compiled layers change the gradient by" in own(caplog)[0]
 
 
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
         (
-            ["train.optimizations.compile=on", "train.gradient_checkpointing=true"],
+            ["train.debug.compile=on", "train.gradient_checkpointing=true"],
             "train.gradient_checkpointing computes them",
         ),
         (
-            ["train.optimizations.compile=on"]
-            + [f"train.optimizations.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")],
-            "train.optimizations.target_logits is off",
+            ["train.debug.compile=on"]
+            + [f"train.debug.{name}=false" for name in ("shared_prefix", "constant_prefix", "target_logits")],
+            "train.debug.target_logits is off",
         ),
-        (["train.optimizations.compile=auto"], None),
-        (["train.optimizations.compile=off"], None),
+        (["train.debug.compile=auto"], None),
+        (["train.debug.compile=off"], None),
     ],
 )
 def test_when_layers_are_not_compiled(

@@ -133,7 +133,7 @@ def test_one_process_out_of_memory_does_not_leave_the_other_waiting(toy_data: Pa
     cramped = go(toy_data, tmp_path / "cramped", "cramped", batch_size=40, sharding="fsdp")
     assert cramped.codes == [0, 0], cramped.err
     assert [told["outages"] for told in cramped.told] == [0, 3]
-    assert re.findall(r"out of memory: going on with micro-batches of (\d)", cramped.err) == ["2", "1"]
+    assert re.findall(r"out of memory: continuing with micro-batches of (\d)", cramped.err) == ["2", "1"]
     assert cramped.losses == pytest.approx(alone.losses, rel=1e-5)
     assert cramped.captions == alone.captions
 

@@ -18,6 +18,7 @@ from captune.data.manifest import read_manifest, resolve_image
 from captune.errors import ConfigError, StoppedError, WeightsError
 from captune.evaluation import evaluate_checkpoints
 from captune.features import encode_images
+from captune.hub import resolve_model
 from captune.metrics import prompt_hash
 from captune.model import MiniGPT4
 from captune.model.build import build_model, config_and_processor_of_parts
@@ -31,6 +32,12 @@ from captune.training.preparation import load_for_training
 from ..language_models import CHATML, write_language_model, write_tokenizer, write_tower
 
 CPU = torch.device("cpu")
+
+
+def load(config: RunConfig, *data: Any) -> MiniGPT4:
+    """The model of a run."""
+    prompt = config.model.instruction
+    return load_for_training(resolve_model(config.model), config.train, prompt, config.seed, CPU, *data)
 
 
 def settings(toy_data: Path, output: Path, **sections: dict[str, Any]) -> RunConfig:
@@ -57,9 +64,7 @@ def test_lora_is_trained_saved_and_loaded(toy_data: Path, tmp_path: Path) -> Non
 def test_lora_begins_alike(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     config = settings(toy_data, tmp_path, train={"lora": {"rank": 2}})
-    one, other = (
-        dict(load_for_training(config.model, config.train, config.seed, CPU).trained_parameters()) for _ in range(2)
-    )
+    one, other = (dict(load(config).trained_parameters()) for _ in range(2))
     assert any(".lora_A." in name for name in one)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -86,7 +91,7 @@ def test_gradient_checkpointing_changes_nothing(toy_data: Path, tmp_path: Path) 
         weights.append(load_pretrained(folder).projection.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-8)
     config = settings(toy_data, tmp_path, train={"gradient_checkpointing": True})
-    model = load_for_training(config.model, config.train, config.seed, CPU)
+    model = load(config)
     assert all(layer.gradient_checkpointing for layer in model.llm.model.layers)
 
 
@@ -96,19 +101,19 @@ def test_quantization_is_checked_before_training(toy_data: Path, tmp_path: Path,
     image = read_manifest(config.data.train, "train")[0]
     features = encode_images(load_model(config.model, CPU), [resolve_image(config.data.train, image.image)]).clone()
     with caplog.at_level("INFO", logger="captune.model.loading"):
-        model = load_for_training(config.model, config.train, config.seed, CPU, [image], features)
+        model = load(config, [image], features)
     assert type(model.llm.model.layers[0].mlp.gate_proj.weight).__name__ == "Int8Params"
     assert "quantization int8: gradient cosine" in caplog.text
 
 
 def test_faults_are_for_slides_only(toy_data: Path, tmp_path: Path) -> None:
     faults = {"legacy_bugs": ["cut_stop_symbol"]}
-    with pytest.raises(ConfigError, match="only protocol slides may"):
+    with pytest.raises(ConfigError, match="only protocol slides allows"):
         settings(toy_data, tmp_path, model=faults)
     config = settings(toy_data, tmp_path, model=faults, evaluate={"protocol": "slides"})
     _, processor = load_config_and_processor(config.model)
     assert processor.layout.legacy_bugs.cut_stop_symbol
-    model = load_for_training(config.model, config.train, config.seed, CPU)
+    model = load(config)
     assert model.processor is not None
     assert model.processor.layout.legacy_bugs.cut_stop_symbol
 
@@ -116,7 +121,7 @@ def test_faults_are_for_slides_only(toy_data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ({"llm": "somewhere"}, "model.llm and model.vision belong together"),
+        ({"llm": "somewhere"}, "model.llm and model.vision must be set together"),
         ({"quantization": "int2"}, "model.quantization is 'int2'"),
     ],
 )
@@ -129,14 +134,14 @@ def test_a_file_of_a_tower_is_joined_by_convert(toy_data: Path, tmp_path: Path) 
     (tmp_path / "eva_vit_g.pth").write_bytes(b"")
     config = settings(toy_data, tmp_path, model={"llm": "somewhere", "vision": str(tmp_path / "eva_vit_g.pth")})
     with pytest.raises(ConfigError, match="captune convert --llm somewhere --vision"):
-        load_for_training(config.model, config.train, config.seed, CPU)
+        load(config)
 
 
 def test_lora_without_its_layers(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     config = settings(toy_data, tmp_path, train={"lora": {"targets": ["no_such_layer"]}})
     with pytest.raises(WeightsError, match="no_such_layer"):
-        load_for_training(config.model, config.train, config.seed, CPU)
+        load(config)
 
 
 DATED = "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n" + CHATML

@@ -20,7 +20,7 @@ from captune.config import RunConfig, parse_config
 from captune.errors import ConfigError, StoppedError
 from captune.events import Event
 from captune.training import train
-from captune.training.checkpoints import RunStatus, inspect_run, run_status
+from captune.training.run_folder import RunStatus, inspect_run, run_status
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -145,7 +145,7 @@ def test_a_run_of_an_older_captune_is_known_again(toy_data: Path, undisturbed: P
     config = settings(toy_data, output)
     written = output / "config.yaml"
     content = yaml.safe_load(written.read_text(encoding="utf-8")) | {"output": str(output)}
-    del content["train"]["optimizations"], content["evaluate"]["beams"]
+    del content["train"]["debug"], content["evaluate"]["beams"]
     written.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert run_status(config) is RunStatus.FINISHED
     written.write_text(yaml.safe_dump(content | {"gone": 1}), encoding="utf-8")

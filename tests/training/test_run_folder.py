@@ -22,7 +22,7 @@ from captune.events import Event
 from captune.features import StoredImages
 from captune.model.checkpoint import load_trained
 from captune.training import preparation, train
-from captune.training.checkpoints import RunStatus, inspect_run, run_status
+from captune.training.run_folder import RunStatus, inspect_run, run_status
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 

@@ -82,7 +82,7 @@ def test_images_with_one_to_ten_captions(buckets: bool, together: int, size: int
         batch_size=size,
         captions_per_image=together,
         epochs=3,
-        optimizations=OptimizationsConfig(length_buckets=buckets),
+        debug=OptimizationsConfig(length_buckets=buckets),
     )
     samples = TrainingSamples(rows, config, seed=5)
     every = sorted(c for row in rows for c in row.captions)
@@ -123,9 +123,7 @@ def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
     rows = [Sample(str(i), f"{i}.jpg", ("word " * (1 + i % 50),), "train") for i in range(1000)]
     spread = {}
     for buckets in (True, False):
-        config = TrainConfig(
-            batch_size=10, captions_per_image=1, optimizations=OptimizationsConfig(length_buckets=buckets)
-        )
+        config = TrainConfig(batch_size=10, captions_per_image=1, debug=OptimizationsConfig(length_buckets=buckets))
         samples = TrainingSamples(rows, config, seed=1)
         batches = [[len(s.captions[0]) for s in samples.batch(step)] for step in range(samples.steps_per_epoch)]
         assert sorted(s.image for step in range(100) for s in samples.batch(step)) == list(range(1000))
@@ -151,7 +149,7 @@ def test_another_length_brings_others_together() -> None:
     assert len(measured) == 1020
     dealt = [sample.image for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
     assert sorted(dealt) == list(range(2500))
-    config = config.model_copy(update={"optimizations": OptimizationsConfig(length_buckets=False)})
+    config = config.model_copy(update={"debug": OptimizationsConfig(length_buckets=False)})
     assert TrainingSamples(rows, config, 1, length).batch(3) == TrainingSamples(rows, config, 1).batch(3)
 
 
@@ -160,7 +158,7 @@ def test_the_longest_sample_is_the_one_with_the_longest_row() -> None:
     same = Sample("same", "same.jpg", ("a dog that runs " * 2,) * 5, "train")
     other = Sample("other", "other.jpg", ("one dog runs on grass", "two dogs stand", "the sun sets"), "train")
     for shared, longest in ((True, "other"), (False, "same")):
-        config = TrainConfig(captions_per_image=5, optimizations=OptimizationsConfig(shared_prefix=shared))
+        config = TrainConfig(captions_per_image=5, debug=OptimizationsConfig(shared_prefix=shared))
         (found,) = TrainingSamples([same, other], config, seed=1).longest(1)
         assert [same, other][found.image].id == longest
 

@@ -36,11 +36,11 @@ def build_step(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGP
     "overrides",
     [
         ["train.micro_batch_size=3"],
-        ["train.optimizations.shared_prefix=false"],
+        ["train.debug.shared_prefix=false"],
         [
-            "train.optimizations.shared_prefix=false",
-            "train.optimizations.constant_prefix=false",
-            "train.optimizations.target_logits=false",
+            "train.debug.shared_prefix=false",
+            "train.debug.constant_prefix=false",
+            "train.debug.target_logits=false",
         ],
     ],
     ids=["micro-batches", "separate rows", "plain rows"],

@@ -1,0 +1,317 @@
+"""The output folder of a run: whether a run may start or resume there, and making it ready.
+
+Nothing in the folder is removed. A run starts in a folder that is new, empty, or holds this very run before anything of
+it was saved. Files of another run or program are refused, or moved into `replaced-N` inside the folder with
+`--overwrite`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from captune.config import STORED_HEADING, RunConfig, commented_yaml, load_run_config
+from captune.data import (
+    RECORDS,
+    atomic_file,
+    content_ids,
+    is_lock_file,
+    manifest_hash,
+    read_manifest,
+    resolve_image,
+)
+from captune.errors import ConfigError, DataError, InputError
+from captune.features import store_root
+from captune.model import read_record
+from captune.parsing import load_json
+from captune.report import RunScores, read_scores, thumbnail_sources
+from captune.training.checkpoints import STATES, has_states, saved_progress
+from captune.training.run_log import first_event
+
+__all__ = [
+    "Inspection",
+    "RunStatus",
+    "checkpoint_folder",
+    "checkpoint_folders",
+    "inspect_run",
+    "open_run_folder",
+    "refuse_unless_free",
+    "run_status",
+]
+
+CONFIG = "config.yaml"
+UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
+"""What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
+IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
+"""Files of killed writers and of the system; never in the way, and never removed."""
+OWN = re.compile(
+    r"config\.yaml|prompt\.json|images\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json"
+    r"|tensorboard|thumbnails"
+    r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
+    r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
+)
+"""Names under which a run, its evaluations, its reports and its study write."""
+
+
+class RunStatus(Enum):
+    """What the output folder of a configuration holds."""
+
+    EMPTY = "nothing that a new run could touch"
+    BEGUN = "this very run, before anything of it was saved"
+    UNFINISHED = "this very run, saved somewhere on its way"
+    FINISHED = "this very run, with its last epoch scored"
+    OTHER = "a run with another configuration or on other data"
+    DAMAGED = "a run of which something is damaged or missing"
+    FOREIGN = "files, and no run"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the output folder of a configuration holds.
+
+    Attributes:
+        status: in one word.
+        reason: why no run may begin there, as a sentence that says what to do; empty where one may.
+    """
+
+    status: RunStatus
+    reason: str = ""
+
+
+def checkpoint_folder(output: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch is saved in a run."""
+    return output / "checkpoints" / f"epoch-{epoch:03d}"
+
+
+def checkpoint_folders(output: Path) -> list[Path]:
+    """The checkpoints of a run in the order of training."""
+    folders = [path for path in (output / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("epoch-")))
+
+
+def run_status(config: RunConfig) -> RunStatus:
+    """The status of `inspect_run`."""
+    return inspect_run(config).status
+
+
+def inspect_run(config: RunConfig) -> Inspection:
+    """What the run's folder holds, seen from this configuration and its training data.
+
+    Raises:
+        ConfigError: the output is a file.
+        DataError: the training manifest cannot be read.
+    """
+    output = config.output
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output is {output}, which is a file; give the name of a folder.")
+    entries = _entries(output)
+    if not entries:
+        return Inspection(RunStatus.EMPTY)
+    if CONFIG not in entries:
+        return _refused(
+            RunStatus.FOREIGN,
+            f"{output} is not empty ({_shown(entries)}) and holds no {CONFIG} of a run. Put that file back if this was "
+            "a run, give another folder with output=...",
+        )
+    try:
+        written = load_run_config(output / CONFIG)
+    except ConfigError as error:
+        return _refused(
+            RunStatus.DAMAGED,
+            f"{output} holds a run whose {CONFIG} cannot be read: {str(error).rstrip('.')}. Restore it, give another "
+            "folder with output=...",
+        )
+    # By what it says, not by its text: a newer captune explains a field in other words, and has fields that an older
+    # one had not written, which then have their defaults.
+    if written.model_copy(update={"output": output}) != config:
+        return _other(output)
+    return _inspect_own(config)
+
+
+def refuse_unless_free(inspection: Inspection, *, overwrite: bool) -> None:
+    """See that a run may begin or resume where it is to be written.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if inspection.reason and not overwrite:
+        raise ConfigError(inspection.reason)
+
+
+def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
+    """Make the run's folder ready for a new run.
+
+    Args:
+        config: of the run; written into the folder with every default filled in.
+        inspection: what the folder holds; moved aside unless it is this very run before anything of it was saved.
+
+    Returns:
+        The folder that now holds what was moved aside, None where nothing was.
+    """
+    output = config.output
+    output.mkdir(parents=True, exist_ok=True)
+    aside = None
+    if inspection.status is RunStatus.BEGUN:
+        for name in ("log.jsonl", "quarantine.json", "images.json"):
+            (output / name).unlink(missing_ok=True)
+    elif inspection.status is not RunStatus.EMPTY:
+        aside = _move_aside(output)
+    if not (output / CONFIG).exists():
+        with atomic_file(output / CONFIG, "w") as stream:
+            stream.write(commented_yaml(config, STORED_HEADING))
+    return aside
+
+
+def _inspect_own(config: RunConfig) -> Inspection:
+    """What is there of this very run."""
+    output = config.output
+    data = manifest_hash(config.data.train)
+    saved = has_states(output) or bool(checkpoint_folders(output))
+    scores: RunScores | None = None
+    if (output / "scores.json").exists():
+        try:
+            scores = read_scores(output)
+        except InputError as error:
+            return _damaged(output, _fact(error), rewritten=True)
+    epochs = {row.epoch for row in scores.checkpoints if row.epoch is not None} if scores is not None else set()
+    if not saved and not epochs:
+        unknown = _unknown(output)
+        if unknown:
+            return _refused(
+                RunStatus.FOREIGN,
+                f"{output} holds files that captune did not write ({_shown(unknown)}); give another folder with "
+                "output=...",
+            )
+        return Inspection(RunStatus.BEGUN)
+    if scores is None:
+        return _damaged(output, f"{output / 'scores.json'} is missing", rewritten=True)
+    last = config.train.epochs - 1
+    if last in epochs:
+        return _inspect_finished(config, scores, data)
+    progress = saved_progress(output)
+    if progress is None:
+        return _damaged(output, f"no saved state in {output / STATES} is intact", rewritten=False)
+    if progress.manifest_hash != data:
+        return _other(output)
+    return Inspection(RunStatus.UNFINISHED)
+
+
+def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspection:
+    """Whether all that a finished run is made of is there."""
+    output = config.output
+    last = checkpoint_folder(config.output, config.train.epochs - 1)
+    try:
+        trained_on = read_record(last).manifest_hash
+        for folder in checkpoint_folders(output):
+            read_record(folder)
+            if not (folder / "trained.safetensors").is_file():
+                raise InputError(f"{folder / 'trained.safetensors'} is missing")
+    except InputError as error:
+        return _damaged(output, _fact(error), rewritten=False)
+    if trained_on != data:
+        return _other(output)
+    for row in scores.checkpoints:
+        file = output / "captions" / f"{scores.data}-{row.name}.json"
+        try:
+            captions = {item["image_id"]: item["caption"] for item in load_json(file.read_bytes())}
+        except (OSError, ValueError, TypeError, KeyError):
+            return _damaged(output, f"{file} is missing or damaged", rewritten=True)
+        if captions != dict(row.captions):
+            return _damaged(output, f"{file} and scores.json hold different captions", rewritten=True)
+    changed = _changed_image(config)
+    if changed is not None:
+        return _refused(
+            RunStatus.OTHER,
+            f"{output} holds this run, and the image {changed} has other content than when the run was evaluated; put "
+            f"it back, evaluate the run again with `captune evaluate {output}`, give another folder with output=...",
+        )
+    return Inspection(RunStatus.FINISHED)
+
+
+def _changed_image(config: RunConfig) -> Path | None:
+    """An evaluation image that is there and is not the one that was captioned."""
+    evaluated = thumbnail_sources(config.output) or {}
+    try:
+        samples = read_manifest(config.evaluation_manifest)
+    except DataError:
+        return None
+    files = {
+        resolve_image(config.evaluation_manifest, sample.image): evaluated[sample.id]
+        for sample in samples
+        if sample.id in evaluated
+    }
+    contents = content_ids(list(files), store_root(config))
+    pairs = zip(files.items(), contents, strict=True)
+    return next((path for (path, then), now in pairs if isinstance(now, bytes) and now.hex() != then), None)
+
+
+def _fact(error: InputError) -> str:
+    """What an error says is wrong, without what it says to do."""
+    return str(error).partition("; ")[0].rstrip(".")
+
+
+def _damaged(output: Path, what: str, *, rewritten: bool) -> Inspection:
+    """A run of this configuration that cannot be used as it is."""
+    remedy = f"Write it anew with `captune evaluate {output}`" if rewritten else "Restore it from a copy"
+    return _refused(
+        RunStatus.DAMAGED,
+        f"{output} holds this run, but {what}; nothing was changed. {remedy}, give another folder with output=...",
+    )
+
+
+def _other(output: Path) -> Inspection:
+    return _refused(
+        RunStatus.OTHER,
+        f"{output} already holds a run with another configuration or on other data; give another folder with "
+        "output=...",
+    )
+
+
+def _refused(status: RunStatus, sentence: str) -> Inspection:
+    return Inspection(status, f"{sentence}, or pass --overwrite to move a run's files into a folder inside it.")
+
+
+def _entries(output: Path) -> list[str]:
+    """What is in a folder, but for locks, records, and what no run touches."""
+    if not output.is_dir():
+        return []
+    names = sorted(os.listdir(output))
+    return [
+        name
+        for name in names
+        if not (is_lock_file(name) or name == RECORDS or UNTOUCHED.fullmatch(name) or IGNORED.fullmatch(name))
+    ]
+
+
+def _unknown(output: Path) -> list[str]:
+    """What a run that has saved nothing yet cannot have written."""
+    unknown = [name for name in _entries(output) if not OWN.fullmatch(name)]
+    for folder, known_names in (("checkpoints", ""), (STATES, ""), ("captions", r".*-(pretrained|references)\.json")):
+        entries = _entries(output / folder)
+        unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(known_names, name)]
+    log = output / "log.jsonl"
+    if log.exists() and log.stat().st_size and not first_event(log, "run"):
+        unknown.append(log.name)
+    return unknown
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _move_aside(output: Path) -> Path | None:
+    """Move everything under a name that a run writes into a new folder inside; other files stay where they are."""
+    # Its configuration goes last: a folder without one is not taken for a run in between.
+    names = sorted((name for name in _entries(output) if OWN.fullmatch(name)), key=lambda name: name == CONFIG)
+    if not names:
+        return None
+    number = 1
+    while (aside := output / f"replaced-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for name in names:
+        os.rename(output / name, aside / name)
+    return aside
