@@ -107,7 +107,7 @@ def test_a_first_value_of_zero_has_no_relative_gain(make_run: Any) -> None:
     analysis = analyse(run)
     assert analysis["BLEU-4"].relative_gain is None
     assert analysis.ranking == ("CIDEr",)
-    assert "BLEU-4 +0.3800 (0.0000 to 0.3800; no relative gain, for it starts at 0)" in _said(run)["Gain"]
+    assert "BLEU-4 +0.3800 (0.0000 to 0.3800; no relative gain, since it starts at 0)" in _said(run)["Gain"]
     assert "inf" not in analysis_markdown(run, analysis)
 
 
@@ -118,7 +118,7 @@ def test_one_checkpoint_is_not_compared(make_run: Any) -> None:
 
 def test_equal_rows_are_said_to_be_equal(make_run: Any) -> None:
     said = _said(make_run({"CIDEr": (0.7, 0.7, 0.70001), "BLEU-4": (0.2, 0.2, 0.2)}))
-    assert said["Gain"].startswith("All 3 rows show the same scores")
+    assert said["Gain"].startswith("All 3 rows have the same scores")
     assert "Advice" not in said
 
 
