@@ -156,7 +156,7 @@ class ModelInputs:
             return None
         if self._template is not None:
             if question not in self._prompts:
-                self._prompts[question] = self._rendered(question)
+                self._prompts[question] = self._render(question)
             return self._prompts[question]
         return None if question is None else f"{self._prompt.before}{question}{self._prompt.after}"
 
@@ -237,7 +237,7 @@ class ModelInputs:
                 self._template, self._nested = None, False
                 return
             try:
-                text = self._rendered("?")
+                text = self._render("?")
             except WeightsError as error:
                 failure = failure or error
                 continue
@@ -252,7 +252,7 @@ class ModelInputs:
         if failure is not None:
             raise failure
 
-    def _rendered(self, question: str | None) -> str:
+    def _render(self, question: str | None) -> str:
         content: Any = [{"type": "image"}, *([{"type": "text", "text": question}] if question else [])]
         if not self._parts:
             content = "\n".join(part for part in (self._token("image_token"), question) if part)

@@ -354,7 +354,7 @@ def test_a_checkpoint_whose_record_was_changed_is_refused(run: Path) -> None:
         (checkpoint / "checkpoint.json").write_text(json.dumps(record | changed))
         if "model" in changed:
             load_trained(tiny_minigpt4(), checkpoint)
-    with pytest.raises(WeightsError, match="its 'instruction' is not what"):
+    with pytest.raises(WeightsError, match="its 'instruction' differs from"):
         load_trained(tiny_minigpt4(), checkpoint)
 
 
