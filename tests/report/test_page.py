@@ -134,8 +134,8 @@ def test_both_languages_are_readable_without_a_script(run: RunScores, language: 
     assert f">{word}</h2>" in head
     assert f'<th scope="row" data-t="people">{"people" if language == "en" else "人物"}</th>' in head
     assert not re.search(r'data-t="[^"]+"[^>]*></', head)
-    assert "BLEU-4 rose fastest (+84\u00a0%)" in head
-    assert "BLEU-4（+84\u00a0%）提升最快" in head
+    assert "BLEU-4 rose fastest (+84&nbsp;%)" in head
+    assert "BLEU-4（+84&nbsp;%）提升最快" in head
 
 
 def test_every_word_of_the_page_is_in_both_dictionaries(run: RunScores, repository: Path) -> None:
