@@ -43,7 +43,7 @@ def demo(
     if written.reused and manifest.is_file():
         typer.echo(f"Reusing the manifest {manifest}.", err=True)
     else:
-        flickr30k(written.annotations, manifest, written.images)
+        flickr30k(source=written.annotations, out=manifest, images=written.images)
 
     config = demo_config(out / "run", manifest, seed)
     _headline("3. captune train: the pretrained model is evaluated first, then every epoch")
