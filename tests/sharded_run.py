@@ -74,7 +74,7 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
         divide(shards, model)
         layers = list(decoder_layers(model.llm).parameters())
         told["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
-        told["whole"] = sum(p.nbytes for p in layers)
+        told["total"] = sum(p.nbytes for p in layers)
         if what == "cramped" and rank == 1:
             cramp(model, told)
 
