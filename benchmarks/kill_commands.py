@@ -345,7 +345,7 @@ def main() -> int:
                 "model": {"path": "toy"},
                 "data": {"train": str(write_data(folder / "data")), "evaluate_images": 8},
                 "train": {"epochs": 2, "batch_size": 40, "warmup_steps": 2},
-                "evaluate": {"max_new_tokens": 12, "train_subset": 0},
+                "evaluate": {"max_new_tokens": 12, "train_slice": 0},
             }
         )
         seconds_of(lambda: train(config))

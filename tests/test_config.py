@@ -155,7 +155,7 @@ def test_a_stored_configuration_of_an_earlier_version_is_translated(tmp_path: Pa
     assert (config.tracker, config.model.legacy_bugs) == ("tensorboard", ("pad_is_dollar_sign",))
     assert (config.train.caption_targets, config.train.sharding, config.train.epochs) == ("random", "fsdp", 2)
     assert (config.train.optimizations, config.train.debug.compile) == (True, True)
-    assert config.evaluate.train_subset == 3
+    assert config.evaluate.train_slice == 3
     stored.write_text(yaml.safe_dump(old))
     assert load_run_config(stored, ["train.epochs=2"]) == config
     with pytest.raises(ConfigError, match=r"renamed: 'track' is 'tracker', 'model\.faults' is 'model\.legacy_bugs', "):

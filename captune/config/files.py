@@ -25,7 +25,6 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "train.shard": ("train.sharding", {"layers": "fsdp"}),
     "train.fast": ("train.debug", {}),
     "train.optimizations": ("train.debug", {}),
-    "evaluate.train_slice": ("evaluate.train_subset", {}),
 }
 """Keys of earlier versions: their new names, and the new names of their values."""
 STORED_HEADING = "The configuration of this run, with every default filled in."

@@ -185,7 +185,7 @@ class EvaluateConfig(_Section):
     """Results on images that were trained on are marked LEAK; true prints the mark without the reason."""
     batch_size: int = Field(32, gt=0)
     """Images per batch."""
-    train_subset: int = Field(64, ge=0)
+    train_slice: int = Field(64, ge=0)
     """Number of training images to evaluate too, which shows overfitting; 0 is none."""
     max_new_tokens: int = Field(40, gt=0)
     """Maximum caption length in tokens; decoding ends earlier at the stop symbol."""

@@ -58,7 +58,7 @@ LOCK_NAME = "captune evaluate"
 """Name of an evaluation in the lock of its folder."""
 BEFORE_SCORES = ("captions", "thumbnails")
 """Those that are written before the scores."""
-_WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_subset"), "data": ("features",)}
+_WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_slice"), "data": ("features",)}
 """Settings that change neither captions nor scores."""
 
 

@@ -155,7 +155,7 @@ def setup(
         require_same_steps(output, samples.total_steps)
         evaluation.restore(finished_rows(output, step.progress.step, samples.steps_per_epoch))
 
-    train_subset = TrainSubset(data.images, data.features, config.evaluate.train_subset)
+    train_subset = TrainSubset(data.images, data.features, config.evaluate.train_slice)
     evaluator = Evaluator(evaluation, data.evaluation_features, train_subset, dist, collective_forward)
 
     # Only the main process logs and reports.

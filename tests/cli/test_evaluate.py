@@ -245,7 +245,7 @@ def test_a_checkpoint_whose_scores_are_not_numbers_has_no_row(
 def test_a_model_whose_scores_are_not_numbers_ends_the_evaluation_and_the_training(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(trained / "config.yaml", [f"output={tmp_path / 'run'}", "evaluate.train_subset=0"])
+    config = load_config(trained / "config.yaml", [f"output={tmp_path / 'run'}", "evaluate.train_slice=0"])
     caption, calls = Evaluation.caption, []
 
     def failing(evaluation: Evaluation, *arguments: object, **named: object) -> list[Caption]:

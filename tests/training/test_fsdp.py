@@ -63,7 +63,7 @@ def go(toy_data: Path, folder: Path, *words: object, processes: int = 2, **train
             "model": {"path": "tiny"},
             "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 13, "evaluate_images": 5},
             "train": {"epochs": 2, "batch_size": 25, "learning_rate": 0.01, "warmup_steps": 2, **train},
-            "evaluate": {"max_new_tokens": 8, "train_subset": 4, "batch_size": 2},
+            "evaluate": {"max_new_tokens": 8, "train_slice": 4, "batch_size": 2},
         }
     )
     folder.mkdir(exist_ok=True)

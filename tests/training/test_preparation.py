@@ -178,7 +178,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> RunConfig
             },
             "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 4, "evaluate_images": 2},
             "train": {"epochs": 1, "batch_size": 10, "warmup_steps": 0},
-            "evaluate": {"max_new_tokens": 3, "train_subset": 0},
+            "evaluate": {"max_new_tokens": 3, "train_slice": 0},
         }
     )
     train(config)

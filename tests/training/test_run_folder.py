@@ -35,7 +35,7 @@ def settings(toy_data: Path, output: Path, **changed: int) -> RunConfig:
             "model": {"path": "tiny"},
             "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 8, "evaluate_images": 4},
             "train": {"epochs": 2, "batch_size": 20, "warmup_steps": 0},
-            "evaluate": {"max_new_tokens": 4, "train_subset": 0},
+            "evaluate": {"max_new_tokens": 4, "train_slice": 0},
             **changed,
         }
     )

@@ -91,7 +91,7 @@ def test_a_run_tells_the_report_everything(toy_data: Path, tmp_path: Path) -> No
             "log_every": 1,
             "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 8, "evaluate_images": 4},
             "train": {"epochs": 1, "batch_size": 20, "warmup_steps": 1},
-            "evaluate": {"max_new_tokens": 4, "train_subset": 3},
+            "evaluate": {"max_new_tokens": 4, "train_slice": 3},
         }
     )
     train(config)
