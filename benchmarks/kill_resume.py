@@ -30,7 +30,7 @@ from tiny import tiny_features, tiny_minigpt4
 from captune.config import parse_config
 from captune.data.importers.flickr import flickr30k_rows
 from captune.data.importing import prepare
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.toy import write_flickr30k
 from captune.training import preparation, train, trainer
 

@@ -67,7 +67,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes in the layout of Flickr30k with their manifest: 24 to train on, 4 to validate, 12 to test."""
     from captune.data.importers.flickr import flickr30k_rows
     from captune.data.importing import prepare
-    from captune.data.text_json import SourceFile
+    from captune.data.text_files import SourceFile
     from captune.toy import write_flickr30k
 
     folder = tmp_path_factory.mktemp("toy") / "flickr30k"

@@ -135,12 +135,12 @@ def _processors(reader: Reader, key_path: str, settings: dict[str, Any], dataset
         if key in vision:
             reader.dead(f"{key_path}.vis_processor.train.{key}", "its transform crops nothing")
     if {"mean", "std"} & set(vision):
-        raise reader.error(f"{key_path}.vis_processor.train gives mean or std; captune normalises as the towers learnt")
+        raise reader.error(f"{key_path}.vis_processor.train gives mean or std; captune normalizes as the vision encoder was trained")
     if settings.get("text_processor"):
         if dataset == "cc_sbu_align" or "grounded" in dataset:
             reader.dead(f"{key_path}.text_processor", "this dataset does not apply it to captions")
         else:
-            reader.note(f"{key_path}.text_processor is not applied: captions are learnt as they are written.")
+            reader.note(f"{key_path}.text_processor is not applied: captions are trained on as they are written.")
 
 
 def main_dataset(datasets: Iterable[str]) -> str:
@@ -166,17 +166,17 @@ def model_settings(reader: Reader, values: dict[str, Any], datasets: dict[str, d
             for key in ("prompt_path", "prompt_template"):
                 if key in values:
                     reader.dead(
-                        f"model.{key}", f"{instructed[0]} brings instructions of its own, which are not wrapped"
+                        f"model.{key}", f"{instructed[0]} contains separate instructions, which are not wrapped"
                     )
         else:
             reader.note(
-                "model.prompt_path: one of its prompts was drawn for each batch; here model.instruction is asked "
+                "model.prompt_path: one of its prompts was drawn for each batch; here model.instruction is used "
                 "of every image, in training and in evaluation."
             )
     carried = [key for key in values if key in KEYS_IN_CHECKPOINT & read]
     if carried:
         named = ", ".join(f"model.{key}" for key in carried)
-        reader.note(f"{named}: the model's folder says this; `captune convert` writes it.")
+        reader.note(f"{named}: the model's folder contains this; `captune convert` writes it.")
     if values.get("low_resource"):
         reader.note("model.low_resource: int8 made the original slower; to save memory set model.quantization to int8.")
     for key in ("freeze_vit", "freeze_qformer"):

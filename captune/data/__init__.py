@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         open_tar,
         too_large,
     )
-    from captune.data.text_json import BYTE_ORDER_MARKS, SourceFile, text_lines
+    from captune.data.text_files import BYTE_ORDER_MARKS, SourceFile, text_lines
 
 __all__ = [
     "BYTE_ORDER_MARKS",
@@ -212,7 +212,7 @@ __getattr__ = lazy_names(
             "output_note",
         ],
         "prefetch": ["prefetch_map"],
-        "text_json": ["BYTE_ORDER_MARKS", "SourceFile", "text_lines"],
+        "text_files": ["BYTE_ORDER_MARKS", "SourceFile", "text_lines"],
         "rows": ["Row"],
         "splits": ["Shares", "parse_shares", "split_of_name"],
     },

@@ -14,7 +14,7 @@ from captune.data.importing import ImageCheck, Summary
 from captune.data.issues import Issue, Issues
 from captune.data.manifest import Sample, missing_reason, resolve_image, scan_manifest
 from captune.data.prefetch import prefetch_map
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 __all__ = ["TargetFlaw", "check_manifest"]

@@ -30,7 +30,7 @@ def delimited_rows(
     row is an error, and reading resumes on the next line, so that no row becomes a part of another one's caption.
 
     Args:
-        lines: from `captune.data.text_json.checked_lines`, from the first line on.
+        lines: from `captune.data.text_files.checked_lines`, from the first line on.
         delimiter: one character.
         quoting: what quotation marks mean; with "none" a row is always one line.
 

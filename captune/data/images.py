@@ -8,7 +8,7 @@ reads every image with `Image.open(path).convert("RGB")`, which ignores that rot
 is dropped and not blended, of an animation the first frame is taken. Values of more bits are scaled and never clipped:
 
 - Colours of 16 bits keep their high byte; Pillow itself reads them so.
-- Grey of more than 8 bits keeps the high 8 of its bits: 12 where a TIFF says 12 or no value is above 4095, else 16.
+- Grey of more than 8 bits keeps the high 8 of its bits: 12 where a TIFF declares 12 or no value is above 4095, else 16.
   Where no value is above 255, the values are 8-bit ones already. Beyond 65535, the range of the values is stretched.
 - Grey of floating point is taken for 0-1 where no value is above 1, for 0-255 where none is above 255; otherwise, or
   with values below 0, the range of the values is stretched. What is no number is black.

@@ -27,8 +27,9 @@ from captune.data.atomic import atomic_file
 from captune.data.ids import SeenIds
 from captune.data.image_files import is_unicode
 from captune.data.issues import Issue, Issues, plural, printable
+from captune.data.json_stream import parse_json
 from captune.data.outputs import output_file
-from captune.data.text_json import SourceFile, checked_lines, parse_json
+from captune.data.text_files import SourceFile, checked_lines
 from captune.errors import DataError
 
 __all__ = [
@@ -82,7 +83,7 @@ def scan_manifest(manifest: str | os.PathLike[str] | SourceFile) -> Iterator[tup
         the line, counted from 1, and a sample or what is wrong with the row. Blank lines are passed over.
 
     Raises:
-        DataError: no such file; see `captune.data.text_json.checked_lines`.
+        DataError: no such file; see `captune.data.text_files.checked_lines`.
     """
     reading = manifest if isinstance(manifest, SourceFile) else SourceFile(manifest)
     seen = SeenIds()

@@ -16,7 +16,7 @@ from captune.data.atomic import partial_file
 from captune.data.ids import SeenIds
 from captune.data.issues import Issue
 from captune.data.manifest import safe_join
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError, MissingExtraError
 
 __all__ = [

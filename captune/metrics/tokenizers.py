@@ -141,7 +141,7 @@ def language_tokenizer(name: str) -> tuple[str, Callable[[str], list[str]]]:
         name: "zh-char", "zh-jieba" or "13a".
 
     Raises:
-        InputError: jieba is asked for and is not installed.
+        InputError: jieba is requested and is not installed.
         KeyError: there is no such tokenizer here.
     """
     if name == "zh-jieba":

@@ -114,7 +114,7 @@ def test_an_empty_manifest_lacks_its_split(tmp_path: Path) -> None:
 def test_the_real_captions_pass(shared: Path, tmp_path: Path) -> None:
     from captune.data.importers.flickr import flickr30k_rows
     from captune.data.importing import prepare
-    from captune.data.text_json import SourceFile
+    from captune.data.text_files import SourceFile
 
     file = shared / "captions" / "flickr30k" / "flickr_annotations_30k.csv"
     out = tmp_path / "m.jsonl"

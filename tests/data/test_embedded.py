@@ -18,7 +18,7 @@ from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.issues import Issue
 from captune.data.rows import Row
 from captune.data.tar_parquet import InlineImages
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 

@@ -32,7 +32,7 @@ from captune.data.issues import NOTES, Issue
 from captune.data.manifest import read_manifest
 from captune.data.rows import Row
 from captune.data.tar_parquet import InlineImages
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 

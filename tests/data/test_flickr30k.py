@@ -18,7 +18,7 @@ from captune.data.importers.flickr import flickr30k_rows, write_grounded_detail
 from captune.data.importing import ImageCheck, Summary, prepare
 from captune.data.issues import Issue
 from captune.data.manifest import Sample, read_manifest
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError, InputError
 
 HEADER = ["raw", "sentids", "split", "filename", "img_id"]
@@ -224,7 +224,7 @@ def test_a_huge_field_is_a_sentence_in_bounded_memory(
     file = write_csv(tmp_path, [row("1.jpg"), row("2.jpg", ["x" * 200_000])])
     (problem,) = run(file, images).problems.first
     assert "field larger than field limit" in problem.message
-    monkeypatch.setattr("captune.data.text_json.MAX_LINE", 2**16)
+    monkeypatch.setattr("captune.data.text_files.MAX_LINE", 2**16)
     file = write_csv(tmp_path, [row("1.jpg"), row("2.jpg", ["x" * 200_000]), row("0003.jpg")])
     summary = run(file, images)
     assert str(summary.problems.first[0]).startswith(f"{file}:3: the line is longer than")

@@ -17,10 +17,11 @@ from captune.data.importers.karpathy import karpathy_rows, read_splits, with_spl
 from captune.data.importers.table import Columns, table_rows
 from captune.data.importing import Summary, prepare
 from captune.data.issues import Issue
+from captune.data.json_stream import json_items
 from captune.data.manifest import Sample, read_manifest
 from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.data.splits import split_of_name
-from captune.data.text_json import SourceFile, json_items
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 
@@ -56,7 +57,7 @@ def split_up(rows: Iterable[Row | Issue]) -> tuple[list[Row], list[Issue]]:
 def test_a_document_streams_as_json_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, document: object
 ) -> None:
-    monkeypatch.setattr("captune.data.text_json._CHUNK", chunk)
+    monkeypatch.setattr("captune.data.json_stream._CHUNK", chunk)
     for number, text in enumerate(
         [json.dumps(document, ensure_ascii=False), " " + json.dumps(document, indent=2) + "\n"]
     ):
@@ -91,15 +92,15 @@ def test_broken_documents_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, text: str | bytes, words: str
 ) -> None:
     small = isinstance(text, str) and len(text) < 1000  # an item is parsed again with every chunk
-    monkeypatch.setattr("captune.data.text_json._CHUNK", chunk if small else 1 << 20)
+    monkeypatch.setattr("captune.data.json_stream._CHUNK", chunk if small else 1 << 20)
     with pytest.raises(DataError, match=words) as caught:
         list(json_items(written(tmp_path / "a.json", text)))
     assert "\n" not in str(caught.value)
 
 
 def test_an_endless_item_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.text_json._CHUNK", 1000)
-    monkeypatch.setattr("captune.data.text_json.MAX_LINE", 10_000)
+    monkeypatch.setattr("captune.data.json_stream._CHUNK", 1000)
+    monkeypatch.setattr("captune.data.json_stream.MAX_LINE", 10_000)
     with pytest.raises(DataError, match="longer than 0 MB, or broken, begins at character 2"):
         list(json_items(written(tmp_path / "a.json", '["' + "x" * 50_000)))
 

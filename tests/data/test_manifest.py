@@ -158,7 +158,7 @@ def test_broken_gzip_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.data.text_json.MAX_LINE", 2**20)
+    monkeypatch.setattr("captune.data.text_files.MAX_LINE", 2**20)
     path = manifest(tmp_path, GOOD, "x" * 2**21)
     with pytest.raises(DataError, match=r"m\.jsonl:2: the line is longer than 1 MB"):
         read_manifest(path)

@@ -14,7 +14,7 @@ from captune.data.importing import prepare
 from captune.data.issues import Issue
 from captune.data.manifest import Sample, read_manifest
 from captune.data.rows import Row
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 

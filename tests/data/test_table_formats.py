@@ -17,7 +17,7 @@ from captune.data.importing import Summary, prepare
 from captune.data.manifest import Sample, read_manifest
 from captune.data.rows import Row
 from captune.data.tar_parquet import InlineImages
-from captune.data.text_json import SourceFile
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 

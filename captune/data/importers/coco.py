@@ -19,8 +19,9 @@ from typing import Any
 from captune.data.ids import id_text
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
+from captune.data.json_stream import item_fault, json_items, require_object, string_field
 from captune.data.rows import CaptionRow, Row, group_by_image
-from captune.data.text_json import SourceFile, item_fault, json_items, require_object, string_field
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 __all__ = ["coco_rows", "textcaps_rows"]

@@ -29,10 +29,11 @@ from pathlib import Path
 from captune.common import shorten
 from captune.data.delimited import delimited_rows
 from captune.data.issues import Issue, plural
+from captune.data.json_stream import parse_list
 from captune.data.manifest import Sample
 from captune.data.outputs import check_output, output_file
 from captune.data.rows import CaptionRow, Row, group_by_image
-from captune.data.text_json import SourceFile, checked_lines, parse_list, text_lines
+from captune.data.text_files import SourceFile, checked_lines, text_lines
 from captune.errors import DataError
 
 __all__ = [

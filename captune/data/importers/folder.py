@@ -10,7 +10,7 @@ from captune.data.image_files import SkippedFiles, raise_unreadable_folder, writ
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
 from captune.data.rows import Row
-from captune.data.text_json import SourceFile, checked_lines
+from captune.data.text_files import SourceFile, checked_lines
 from captune.errors import DataError
 
 __all__ = ["FolderSource"]

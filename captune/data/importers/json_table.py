@@ -30,8 +30,9 @@ from typing import Any, Literal, TypeAlias
 
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue, printable
+from captune.data.json_stream import BadItem, json_parts, parse_json
 from captune.data.splits import SPLIT_NAMES
-from captune.data.text_json import BadItem, SourceFile, checked_lines, json_parts, parse_json
+from captune.data.text_files import SourceFile, checked_lines
 from captune.errors import DataError
 
 __all__ = ["Conversations", "Entry", "Turns", "is_conversation", "json_entries", "json_layout"]

@@ -13,8 +13,9 @@ from typing import Any
 
 from captune.data.ids import id_text
 from captune.data.issues import Issue
+from captune.data.json_stream import item_fault, json_items, string_field
 from captune.data.rows import Row
-from captune.data.text_json import SourceFile, item_fault, json_items, string_field
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 __all__ = ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"]

@@ -23,9 +23,10 @@ from captune.data.ids import id_text, without_fraction
 from captune.data.importers.coco import coco_rows
 from captune.data.importers.json_table import Conversations, Entry, Turns, is_conversation, json_entries, json_layout
 from captune.data.issues import Issue, plural
+from captune.data.json_stream import parse_list
 from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.data.tar_parquet import InlineImages, parquet_columns, parquet_rows
-from captune.data.text_json import SourceFile, checked_lines, parse_list
+from captune.data.text_files import SourceFile, checked_lines
 from captune.errors import DataError
 
 __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]

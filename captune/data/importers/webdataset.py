@@ -23,10 +23,11 @@ from captune.data.ids import SeenIds
 from captune.data.image_files import SkippedFiles, is_companion
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
+from captune.data.json_stream import parse_json
 from captune.data.manifest import check_image_name
 from captune.data.rows import Row
 from captune.data.tar_parquet import MAX_MEMBER, InlineImages, open_tar, too_large
-from captune.data.text_json import MAX_LINE, parse_json
+from captune.data.text_files import MAX_LINE
 from captune.errors import DataError
 
 __all__ = ["WebDatasetSource"]
