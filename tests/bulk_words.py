@@ -1,4 +1,4 @@
-"""A captioner without a model, for tests of what stands around it: its caption is a hash of the pixels."""
+"""A captioner without a model, for tests of the code around it: its caption is a hash of the pixels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Words:
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
-        self.said: list[str] = []
+        self.captioned: list[str] = []
 
     def prepare(self, picture: Any, name: str = "") -> Image.Image:
         if isinstance(picture, bytes):
@@ -54,7 +54,7 @@ class Words:
             hashlib.sha256(image.tobytes()).hexdigest()[:12] + f" of {key}"
             for image, key in zip(prepared, keys, strict=True)
         ]
-        self.said += keys
+        self.captioned += keys
         return [_Caption(text) for text in texts]
 
 
@@ -89,7 +89,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    """A job as a process of its own: IMAGES OUT."""
+    """Run a job in a separate process: IMAGES OUT."""
     job = Job(Path(sys.argv[2]), read_inputs([sys.argv[1]]), IDENTITY, shard_size=int(os.environ["SHARD"]))
     run_shards(captions(Words(delay=float(os.environ["DELAY"]))), job, job.open_shards())
     job.gather_quarantine()

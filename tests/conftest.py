@@ -1,4 +1,4 @@
-"""What all tests share: the folder of goldens beside the repository, or a reason to skip."""
+"""What all tests share: the folder of goldens next to the repository, or a reason to skip."""
 
 from __future__ import annotations
 
@@ -26,19 +26,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard() -> None:
-    """A shell starts what runs in its background deaf to Ctrl-C, and so would be the programs that are tested."""
+def ctrl_c_interrupts() -> None:
+    """Restore Ctrl-C: a shell ignores it in background jobs, and the tested programs would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless Chromium: one for all tests of a process, since Playwright does not run twice beside itself."""
+    """Headless Chromium: one for all tests of a process, since Playwright cannot run twice at the same time."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := which(name))), None
-    )
+    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None)
     if chromium is None:
         pytest.skip("needs Chromium")
     with sync_api.sync_playwright() as playwright:
@@ -55,10 +53,10 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real captions and recorded outputs that lies beside a developer's checkout."""
+    """The folder of real captions and recorded outputs next to a developer's checkout."""
     folder = REPOSITORY.parent / "shared"
     if not (folder / "captions").is_dir():
-        pytest.skip("needs the folder '../shared' with recorded outputs, which is not beside this checkout")
+        pytest.skip("needs the folder '../shared' with recorded outputs, which is not next to this checkout")
     return folder
 
 

@@ -45,7 +45,7 @@ def test_each_image_once_in_order(tmp_path: Path) -> None:
         "job.json",
     ]
     again, silent = work(tmp_path / "out", tmp_path / "images")
-    assert silent.said == []
+    assert silent.captioned == []
     assert list(again.rows()) == rows
 
 
@@ -144,8 +144,8 @@ def test_more_images_later(tmp_path: Path) -> None:
     Image.new("RGB", (3, 3)).save(tmp_path / "images" / "0007-new.png")
     Image.new("RGB", (3, 3), "red").save(tmp_path / "images" / "9999.png")
     job, second = work(tmp_path / "out", tmp_path / "images")
-    assert len(first.said) == 25
-    assert second.said == ["0007-new.png", "9999.png"]
+    assert len(first.captioned) == 25
+    assert second.captioned == ["0007-new.png", "9999.png"]
     assert job.skipped == 25
     after = files_of(tmp_path / "out")
     assert {name: after[name] for name in before if name != "job.json"} == {
@@ -153,19 +153,19 @@ def test_more_images_later(tmp_path: Path) -> None:
     }
     assert {name for name in after if name not in before} == {"images-1-00000.jsonl"}
     _, third = work(tmp_path / "out", tmp_path / "images")
-    assert third.said == []
+    assert third.captioned == []
 
 
 def test_several_workers_share_the_shards(tmp_path: Path) -> None:
     draw(tmp_path / "images", 55)
     whole, _ = work(tmp_path / "whole", tmp_path / "images")
-    said: list[str] = []
+    captioned: list[str] = []
     for part in range(3):
         job = Job(tmp_path / "parts", read_inputs([str(tmp_path / "images")]), IDENTITY, shard_size=10)
         words = Words()
         run_shards(captions(words), job, job.open_shards(part, 3))
-        said += words.said
-    assert sorted(said) == sorted(row["id"] for row in whole.rows())
+        captioned += words.captioned
+    assert sorted(captioned) == sorted(row["id"] for row in whole.rows())
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
