@@ -25,7 +25,7 @@ from captune.errors import ConfigError, DataError
 
 
 def work(folder: Path, *inputs: object, identity: JobIdentity = IDENTITY, **settings: Any) -> tuple[Job, Words]:
-    job = Job(folder, read_inputs([str(given) for given in inputs]), identity, **{"shard_size": 10, **settings})
+    job = Job(folder, read_inputs([str(source) for source in inputs]), identity, **{"shard_size": 10, **settings})
     words = Words()
     run_shards(captions(words), job, job.open_shards())
     job.gather_quarantine()
@@ -66,7 +66,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         (tmp_path / "images" / f"{number:04d}.png").write_bytes(b"no image")
     environment = {**os.environ, "SHARD": "10", "DELAY": "0.01", "PYTHONPATH": str(Path(__file__).parent.parent)}
     program = [sys.executable, "-m", "bulk_words", str(tmp_path / "images")]
-    subprocess.run([*program, str(tmp_path / "whole")], env=environment, check=True)
+    subprocess.run([*program, str(tmp_path / "uninterrupted")], env=environment, check=True)
     rng = random.Random(5)
     parts, killed = tmp_path / "parts", 0
     while killed < 6:
@@ -84,7 +84,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
             break
     assert killed >= 3
     subprocess.run([*program, str(parts)], env=environment, check=True)
-    assert files_of(parts) == files_of(tmp_path / "whole")
+    assert files_of(parts) == files_of(tmp_path / "uninterrupted")
     rows = [row for path in parts.glob("images-*.jsonl") for row in read_rows(path)]
     assert len({row["id"] for row in rows}) == len(rows) == 198
     assert [row["id"] for row in read_rows(parts / "quarantine.jsonl")] == ["0003.png", "0077.png"]
@@ -158,15 +158,15 @@ def test_more_images_later(tmp_path: Path) -> None:
 
 def test_several_workers_share_the_shards(tmp_path: Path) -> None:
     draw(tmp_path / "images", 55)
-    whole, _ = work(tmp_path / "whole", tmp_path / "images")
+    single, _ = work(tmp_path / "single", tmp_path / "images")
     captioned: list[str] = []
     for part in range(3):
         job = Job(tmp_path / "parts", read_inputs([str(tmp_path / "images")]), IDENTITY, shard_size=10)
         words = Words()
         run_shards(captions(words), job, job.open_shards(part, 3))
         captioned += words.captioned
-    assert sorted(captioned) == sorted(row["id"] for row in whole.rows())
-    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert sorted(captioned) == sorted(row["id"] for row in single.rows())
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "single")
 
 
 @pytest.mark.parametrize("field", ["fingerprint", "decoding", "instruction", "model"])
@@ -204,8 +204,8 @@ def test_a_tar_that_is_cut_off(tmp_path: Path) -> None:
     write_tar(tmp_path / "whole.tar", {image.name: image.read_bytes() for image in images})
     data = (tmp_path / "whole.tar").read_bytes()
     # In the middle of the third member: a header of 512 bytes and its data each.
-    place = next(i for i in range(0, len(data), 512) if data[i:].startswith(images[2].name.encode())) + 512 + 20
-    (tmp_path / "cut.tar").write_bytes(data[:place])
+    cut_at = next(i for i in range(0, len(data), 512) if data[i:].startswith(images[2].name.encode())) + 512 + 20
+    (tmp_path / "cut.tar").write_bytes(data[:cut_at])
     entries = list(TarShard("cut", str(tmp_path / "cut.tar")).items())
     assert [entry.id for entry in entries[:2]] == ["0000", "0001"]
     assert isinstance(entries[-1], Rejected)
@@ -225,11 +225,11 @@ def test_parquet_inputs(tmp_path: Path) -> None:
     rows[6]["image"] = None
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet", row_group_size=20)
     job, _ = work(tmp_path / "out", tmp_path / "data.parquet")
-    found = list(job.rows())
-    assert [row["id"] for row in found] == [str(n) for n in range(70) if n != 6]
+    output_rows = list(job.rows())
+    assert [row["id"] for row in output_rows] == [str(n) for n in range(70) if n != 6]
     plain, _ = work(tmp_path / "plain", tmp_path / "images")
     hashes = [row["caption"].split()[0] for row in plain.rows()]
-    assert [row["caption"].split()[0] for row in found] == hashes[:6] + hashes[7:]
+    assert [row["caption"].split()[0] for row in output_rows] == hashes[:6] + hashes[7:]
     assert job.shards[0].count == 70
     with pytest.raises(DataError, match="has no column 'picture'; it has image, id"):
         list(ParquetShard("x", str(tmp_path / "data.parquet"), "picture").items())
@@ -245,16 +245,16 @@ def test_ids_that_pandas_made_floats_of_are_whole_numbers(tmp_path: Path) -> Non
     ids = [391895.0, None, float("nan"), 2.5]
     table = pyarrow.table({"image": [b"bytes"] * 4, "image_id": pyarrow.array(ids, pyarrow.float64())})
     parquet.write_table(table, tmp_path / "data.parquet")
-    found = [entry.id for entry in ParquetShard("data", str(tmp_path / "data.parquet")).items()]
-    assert found == ["391895", "data:1", "data:2", "2.5"]
+    entry_ids = [entry.id for entry in ParquetShard("data", str(tmp_path / "data.parquet")).items()]
+    assert entry_ids == ["391895", "data:1", "data:2", "2.5"]
 
 
 def test_lists_and_manifests(tmp_path: Path) -> None:
     images = draw(tmp_path / "images", 4)
     (tmp_path / "list.txt").write_text("images/0002.png\n\nimages/0000.png\nimages/0002.png\n")
-    found = read_inputs([str(tmp_path / "list.txt")])
-    assert list(found.paths) == ["images/0002.png", "images/0000.png"]
-    assert found.repeated == 1
+    inputs = read_inputs([str(tmp_path / "list.txt")])
+    assert list(inputs.paths) == ["images/0002.png", "images/0000.png"]
+    assert inputs.repeated == 1
     rows = [
         {"id": f"x{n}", "image": f"images/{image.name}", "captions": ["a"], "split": "ab"[n % 2]}
         for n, image in enumerate(images)
@@ -267,18 +267,18 @@ def test_lists_and_manifests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("name", "sentence"),
     [
         ("absent", "there is no file or folder"),
         ("empty", "there are no images in"),
         ("notes.pdf", "known by its ending"),
     ],
 )
-def test_inputs_that_are_none(tmp_path: Path, given: str, sentence: str) -> None:
+def test_inputs_that_are_none(tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.pdf").touch()
     with pytest.raises(DataError, match=sentence):
-        read_inputs([str(tmp_path / given)])
+        read_inputs([str(tmp_path / name)])
 
 
 def test_two_images_of_one_id(tmp_path: Path) -> None:

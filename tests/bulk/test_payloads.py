@@ -23,15 +23,15 @@ def test_bytes_that_wait_are_bounded_and_let_go_of(size: int) -> None:
 
     def decode(entry: Entry) -> int:
         nonlocal held, most
-        own = len(entry.payload) if isinstance(entry, Item) and isinstance(entry.payload, bytes) else 0
+        length = len(entry.payload) if isinstance(entry, Item) and isinstance(entry.payload, bytes) else 0
         with lock:
-            held += own
+            held += length
             most = max(most, held)
         with lock:
-            held -= own
-        if own and int(entry.id) % 5 == 0:
+            held -= length
+        if length and int(entry.id) % 5 == 0:
             raise ValueError
-        return own
+        return length
 
     def guarded(entry: Entry) -> int | None:
         try:

@@ -69,14 +69,14 @@ def workers(load: Any, **settings: Any) -> Workers:
 def test_actors_on_all_processors_and_one_killed(tmp_path: Path) -> None:
     draw(tmp_path / "images", 60)
     (tmp_path / "images" / "0025.png").write_bytes(b"no image")
-    whole = job_of(tmp_path, "whole")
-    run_shards(captions(), whole, whole.open_shards())
+    single = job_of(tmp_path, "single")
+    run_shards(captions(), single, single.open_shards())
     job = job_of(tmp_path, "ray")
     progress = Progress(len(job.shards), 60)
     # As many actors as processors, which leaves none for anybody else; more were asked for than there is room.
     run_with_ray(workers(partial(Fragile, tmp_path / "killed"), count=5), job, job.open_shards(), progress)
     assert (tmp_path / "killed").exists()
-    assert files_of(tmp_path / "ray") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "single")
     assert (progress.captioned, progress.rejected, progress.shards_done) == (59, 1, 6)
 
 

@@ -20,7 +20,7 @@ from captune.errors import DataError
 
 def work(folder: Path, *inputs: object, **settings: Any) -> list[dict[str, Any]]:
     """Caption and give all rows that the folder holds then."""
-    job = Job(folder, read_inputs([str(given) for given in inputs]), IDENTITY, **{"shard_size": 10, **settings})
+    job = Job(folder, read_inputs([str(source) for source in inputs]), IDENTITY, **{"shard_size": 10, **settings})
     run_shards(captions(Words()), job, job.open_shards())
     make_ids_unique(job)
     job.gather_quarantine()
@@ -111,16 +111,16 @@ def test_damaged_shards_do_not_pass_for_done(tmp_path: Path, damage: Callable[[P
     images = draw(tmp_path / "images", 12)
     images[11].write_bytes(b"no image")
     tar_of(tmp_path / "t.tar", images[:3], ["a.png", "b.png", "c.png"])
-    given = (tmp_path / "images", tmp_path / "t.tar")
-    rows = work(tmp_path / "out", *given)
+    inputs = (tmp_path / "images", tmp_path / "t.tar")
+    rows = work(tmp_path / "out", *inputs)
     path = tmp_path / "out" / name
     damage(path)
     with pytest.raises(DataError, match=f"{name}' is not as captune caption wrote it"):
-        work(tmp_path / "out", *given)
+        work(tmp_path / "out", *inputs)
     path.unlink()
     if "quarantine" in name:
         (tmp_path / "out" / "images-00001.jsonl").unlink()
-    assert work(tmp_path / "out", *given) == rows
+    assert work(tmp_path / "out", *inputs) == rows
 
 
 def test_captions_of_other_images_do_not_pass_for_done(tmp_path: Path) -> None:
@@ -187,11 +187,11 @@ def test_rejected_images_of_archives_have_unique_ids_too(tmp_path: Path) -> None
 
 def test_a_kill_while_ids_are_made_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = draw(tmp_path / "images", 2)
-    given = []
+    inputs = []
     for name in "abc":
         write_tar(tmp_path / f"{name}.tar", {"0.png": images[0].read_bytes(), "1.png": b"no image"})
-        given.append(tmp_path / f"{name}.tar")
-    whole = work(tmp_path / "whole", *given)
+        inputs.append(tmp_path / f"{name}.tar")
+    uninterrupted = work(tmp_path / "uninterrupted", *inputs)
     for step in range(6):
         from captune.bulk import job as module
 
@@ -208,9 +208,9 @@ def test_a_kill_while_ids_are_made_unique(tmp_path: Path, monkeypatch: pytest.Mo
         with monkeypatch.context() as patched:
             patched.setattr(module, "write_rows", write_rows)
             with pytest.raises(KeyboardInterrupt):
-                work(tmp_path / str(step), *given)
-        assert work(tmp_path / str(step), *given) == whole
-        assert files_of(tmp_path / str(step)) == files_of(tmp_path / "whole")
+                work(tmp_path / str(step), *inputs)
+        assert work(tmp_path / str(step), *inputs) == uninterrupted
+        assert files_of(tmp_path / str(step)) == files_of(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -224,10 +224,10 @@ def test_names_that_are_not_utf8(tmp_path: Path, ending: str) -> None:
     (tmp_path / "images" / os.fsdecode(names[2])).write_bytes(b"no image")
     tar_of(tmp_path / os.fsdecode(b"t\xe9.tar"), [good] * 2, [os.fsdecode(b"k\xe9.png"), "k.png"])
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfimages/caf\xe9.png\r\n")
-    given = (tmp_path / "images", tmp_path / os.fsdecode(b"t\xe9.tar"), tmp_path / "list.txt")
+    inputs = (tmp_path / "images", tmp_path / os.fsdecode(b"t\xe9.tar"), tmp_path / "list.txt")
     ids = {"0000.png", r"caf\xe9.png", r"caf\x5cxe9.png", "é.png", r"k\xe9", "k", r"images/caf\xe9.png"}
     for _ in range(2):
-        rows = work(tmp_path / "out", *given, ending=ending)
+        rows = work(tmp_path / "out", *inputs, ending=ending)
         assert {row["id"] for row in rows} == ids
         assert len(rows) == len(ids)
     for path in (tmp_path / "out").rglob("*.json*"):
@@ -248,5 +248,5 @@ def test_images_that_share_a_text_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     names = ["a.jpg", "a.png", "b.jpg", "link/b.webp", "c.jpg", "C.png", "d.jpg", "d.x.jpg"]
     shared = shared_texts(str(tmp_path / name) for name in names)
-    found = sorted(sorted(os.path.relpath(image, tmp_path) for image in images) for images in shared.values())
-    assert found == [["a.jpg", "a.png"], ["b.jpg", "link/b.webp"]]
+    groups = sorted(sorted(os.path.relpath(image, tmp_path) for image in images) for images in shared.values())
+    assert groups == [["a.jpg", "a.png"], ["b.jpg", "link/b.webp"]]

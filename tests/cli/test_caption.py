@@ -35,10 +35,10 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """The command in this process, as the program calls it."""
 
     def command(*words: object, name: str = "caption") -> Finished:
-        given = ["toy", *map(str, words)] if name == "caption" else list(map(str, words))
-        code = as_program(lambda: call(app, [name, *given] if name else given))
-        said = capfd.readouterr()
-        return Finished(code, said.out, said.err)
+        arguments = ["toy", *map(str, words)] if name == "caption" else list(map(str, words))
+        code = as_program(lambda: call(app, [name, *arguments] if name else arguments))
+        printed = capfd.readouterr()
+        return Finished(code, printed.out, printed.err)
 
     return command
 
@@ -54,10 +54,10 @@ def test_one_image_and_several(run: Run, photos: Path) -> None:
     assert len(one.out.splitlines()) == 1
     assert len(one.out.split()) > 3
     several = run(*files[:3])
-    found = [json.loads(line) for line in several.out.splitlines()]
-    assert [row["image"] for row in found] == [str(file) for file in files[:3]]
-    assert found[0]["caption"] == one.out.strip()
-    assert set(found[0]) == {"id", "image", "caption", "stopped"}
+    records = [json.loads(line) for line in several.out.splitlines()]
+    assert [row["image"] for row in records] == [str(file) for file in files[:3]]
+    assert records[0]["caption"] == one.out.strip()
+    assert set(records[0]) == {"id", "image", "caption", "stopped"}
 
 
 def test_compiled_steps_are_for_minigpt4(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,7 @@ def test_images_that_share_a_text_file_get_none(run: Run, photos: Path, tmp_path
 
 
 def test_a_file_of_captions_replaces_only_its_own(run: Run, photos: Path, tmp_path: Path) -> None:
-    manifest, notes, own = tmp_path / "m.jsonl", tmp_path / "notes.jsonl", tmp_path / "own.jsonl"
+    manifest, notes, captions_file = tmp_path / "m.jsonl", tmp_path / "notes.jsonl", tmp_path / "own.jsonl"
     image = next(photos.iterdir())
     row = {"id": "a", "image": str(image), "captions": ["by people"], "split": "train"}
     manifest.write_text(json.dumps(row) + "\n")
@@ -156,11 +156,11 @@ def test_a_file_of_captions_replaces_only_its_own(run: Run, photos: Path, tmp_pa
     assert before == {path: path.read_bytes() for path in before}
     assert run(manifest, "--out", manifest, "--overwrite").code == 2
     for _ in range(2):
-        assert run(manifest, "--out", own).code == 0
-    own.write_text(own.read_text() + "corrected by hand\n")
-    assert run(manifest, "--out", own).code == 2
-    assert run(manifest, "--out", own, "--overwrite").code == 0
-    assert [row["id"] for row in rows(own)] == ["a"]
+        assert run(manifest, "--out", captions_file).code == 0
+    captions_file.write_text(captions_file.read_text() + "corrected by hand\n")
+    assert run(manifest, "--out", captions_file).code == 2
+    assert run(manifest, "--out", captions_file, "--overwrite").code == 0
+    assert [row["id"] for row in rows(captions_file)] == ["a"]
 
 
 def test_parquet_is_not_written_where_images_are_read(run: Run, photos: Path, tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp
     for words in ([], ["--beams", 2], ["--temperature", 1]):
         one = run("caption", tmp_path / "model", files[0], *words, name="")
         assert (one.code, one.out) == (2, "")
-        (said,) = (line for line in one.err.splitlines() if line.startswith("captune: "))
-        assert said.startswith("captune: ")
-        assert "the model's scores are not numbers (NaN or infinite)" in said
+        (message,) = (line for line in one.err.splitlines() if line.startswith("captune: "))
+        assert message.startswith("captune: ")
+        assert "the model's scores are not numbers (NaN or infinite)" in message
     done = run("caption", tmp_path / "model", images, "--out", tmp_path / "c.jsonl", name="")
     assert done.code == 2
     assert rows(tmp_path / "c.jsonl") == []
@@ -234,23 +234,23 @@ def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp
     ],
 )
 def test_wrong_words(run: Run, photos: Path, tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
-    given = [str(photos) if word == "." else word for word in words]
-    done = run(*given)
+    arguments = [str(photos) if word == "." else word for word in words]
+    done = run(*arguments)
     assert done.code == 2
     assert sentence in done.err
     assert sum(line.startswith("captune: ") for line in done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("given", "rank", "size", "wanted"),
+    ("part", "rank", "size", "expected"),
     [("2/5", "0", "1", (2, 5)), (None, "1", "3", (1, 3)), (None, None, None, (0, 1)), ("0/1", "1", "3", (0, 1))],
 )
 def test_parts_by_hand_or_by_torchrun(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, rank: str | None, size: str | None, wanted: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, part: str | None, rank: str | None, size: str | None, expected: tuple[int, int]
 ) -> None:
     for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    assert _part(given) == wanted
+    assert _part(part) == expected

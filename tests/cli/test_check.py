@@ -27,19 +27,19 @@ def check(*arguments: str | Path) -> int:
 
 def test_a_good_manifest(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(manifest) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"{manifest}: training can read it\n")
-    assert "train 1" in said
-    assert "3          1 ####" in said
+    output = capsys.readouterr().out
+    assert output.startswith(f"{manifest}: training can read it\n")
+    assert "train 1" in output
+    assert "3          1 ####" in output
 
 
 def test_a_manifest_that_training_would_fail_on(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (manifest.parent / "a.jpg").unlink()
     assert check(manifest, "--split", "train", "--split", "test") == 2
-    said = capsys.readouterr().out
-    assert "training would fail (2 problems)" in said
-    assert f"{manifest}:1: the image '{manifest.parent / 'a.jpg'}' is not there." in said
-    assert f"{manifest}: no image is of the split 'test'; there is train (1)." in said
+    output = capsys.readouterr().out
+    assert "training would fail (2 problems)" in output
+    assert f"{manifest}:1: the image '{manifest.parent / 'a.jpg'}' is not there." in output
+    assert f"{manifest}: no image is of the split 'test'; there is train (1)." in output
 
 
 def test_notes_fail_only_when_asked(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,9 +63,9 @@ def test_targets_that_training_would_cut(manifest: Path, capsys: pytest.CaptureF
     pytest.importorskip("transformers", reason="needs the extra 'train'")
     write_manifest(manifest, [Sample("a", "a.jpg", ("A dog .", "dog " * 500, "A ### dog ."), "train")])
     assert check(manifest, "--model", "toy", "--max-words", "1000") == 0
-    told = capsys.readouterr().out
-    assert "1 truncated target" in told
-    assert "1 caption with a stop symbol" in told
+    output = capsys.readouterr().out
+    assert "1 truncated target" in output
+    assert "1 caption with a stop symbol" in output
     assert check(manifest, "--model", "toy", "--strict") == 2
 
 
@@ -104,10 +104,10 @@ def test_leaks_between_manifests(manifest: Path, tmp_path: Path, capsys: pytest.
     write_manifest(tmp_path / "other.jsonl", rows)
     other = tmp_path / "other.jsonl"
     assert check(manifest, "--against", other) == 2
-    said = capsys.readouterr().out
-    assert said.startswith(f"{manifest}: training can read it\n")
-    assert f"{other}:2: the image '{tmp_path / 'copy.jpg'}' of 'y' has the same bytes as" in said
-    assert f"{other}: LEAK, 1 of 2 evaluated images was trained on (1 by file content; 'y' is one)" in said
+    output = capsys.readouterr().out
+    assert output.startswith(f"{manifest}: training can read it\n")
+    assert f"{other}:2: the image '{tmp_path / 'copy.jpg'}' of 'y' has the same bytes as" in output
+    assert f"{other}: LEAK, 1 of 2 evaluated images was trained on (1 by file content; 'y' is one)" in output
     assert check(manifest, "--against", other, "--allow-leaks", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is True

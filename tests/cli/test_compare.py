@@ -51,9 +51,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def compare(files: dict[str, Path], systems: list[str], *more: object) -> int:
-    chosen = [part for name in systems for part in ("--predictions", files[name])]
+    predictions = [part for name in systems for part in ("--predictions", files[name])]
     quick = ["--resamples", 200, "--trials", 500]
-    return captune("compare", "--references", files["refs"], *chosen, *quick, *more)
+    return captune("compare", "--references", files["refs"], *predictions, *quick, *more)
 
 
 def test_a_clear_difference_is_marked_and_a_small_one_is_not(

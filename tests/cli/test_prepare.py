@@ -177,10 +177,10 @@ def test_ctrl_c_in_the_middle_leaves_nothing(repository: Path, flickr30k: Path) 
             assert process.poll() is None
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Ctrl-C" in said
-    assert "Traceback" not in said
+    assert "Ctrl-C" in stderr
+    assert "Traceback" not in stderr
     assert sorted(os.listdir(flickr30k)) == before
 
 

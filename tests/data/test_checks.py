@@ -25,8 +25,8 @@ def manifest(tmp_path: Path) -> Path:
     for name in ("good", "odd"):
         Image.effect_noise((64, 48), 40).save(tmp_path / f"{name}.jpg")
     Image.effect_noise((64, 31), 40).save(tmp_path / "small.jpg")
-    whole = (tmp_path / "good.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    complete = (tmp_path / "good.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(complete[: len(complete) // 2])
     write_manifest(
         tmp_path / "m.jsonl",
         [

@@ -56,8 +56,8 @@ def test_rows() -> None:
 
 def test_a_table_is_safe_and_read_again(tmp_path: Path) -> None:
     rows = [
-        CheckpointScores(name=name, corpus={"=metric": -0.5, "BLEU-1": 0.25}, leak="@why" if place else None)
-        for place, name in enumerate(("=cmd|x!A0", "+a", "'-b", "epoch1"))
+        CheckpointScores(name=name, corpus={"=metric": -0.5, "BLEU-1": 0.25}, leak="@why" if index else None)
+        for index, name in enumerate(("=cmd|x!A0", "+a", "'-b", "epoch1"))
     ]
     text = csv_table(RunScores(data="d", checkpoints=tuple(rows)))
     for line in csv.reader(io.StringIO(text)):

@@ -28,8 +28,8 @@ def picture(colour: str = "red", kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def split_up(found: list[Row | Issue]) -> tuple[list[Row], list[Issue]]:
-    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Issue)]
+def split_up(entries: list[Row | Issue]) -> tuple[list[Row], list[Issue]]:
+    return [row for row in entries if isinstance(row, Row)], [row for row in entries if isinstance(row, Issue)]
 
 
 def everything_below(folder: Path) -> list[str]:

@@ -68,8 +68,8 @@ def test_every_split_is_kept_in_order_with_paths_relative_to_the_manifest(tmp_pa
 
 def broken_rows(images: Path) -> list[list[str]]:
     Image.effect_noise((64, 64), 50).save(images / "cut.jpg")
-    whole = (images / "cut.jpg").read_bytes()
-    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    complete = (images / "cut.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(complete[: len(complete) // 2])
     (images / "text.jpg").write_text("no image")
     return [
         row("1.jpg"),  # line 2
@@ -108,12 +108,12 @@ EXPECTED = {
 def test_bad_rows_are_listed_with_their_lines_counted_and_left_out(tmp_path: Path, images: Path) -> None:
     file = write_csv(tmp_path, broken_rows(images))
     problems = run(file, images).problems
-    found = {problem.line: problem for problem in reversed(problems.first)}
-    assert found.keys() == EXPECTED.keys()
+    by_line = {problem.line: problem for problem in reversed(problems.first)}
+    assert by_line.keys() == EXPECTED.keys()
     for line, (kind, words) in EXPECTED.items():
-        assert found[line].kind == kind
-        assert words in found[line].message
-        assert str(found[line]).startswith(f"{file}:{line}: ")
+        assert by_line[line].kind == kind
+        assert words in by_line[line].message
+        assert str(by_line[line]).startswith(f"{file}:{line}: ")
     assert len(problems) == 13  # two blank captions stand on line 12
     assert [problem.line for problem in problems.first] == sorted(problem.line for problem in problems.first)
     assert problems.counts == {

@@ -66,8 +66,8 @@ def coco(tmp_path: Path) -> Path:
     ],
 )
 def test_where_a_picture_is(coco: Path, folder: str, image: str, file_name: str | None, expected: str | None) -> None:
-    found = ImageFolder(coco / folder).find(image, file_name)
-    assert found == (None if expected is None else coco / folder / expected)
+    path = ImageFolder(coco / folder).find(image, file_name)
+    assert path == (None if expected is None else coco / folder / expected)
 
 
 def test_the_nearest_file_is_taken_and_two_as_near_are_refused(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_a_folder_to_train_on(photos: Path) -> None:
 
 
 def test_a_folder_to_caption(photos: Path) -> None:
-    found = read_inputs([str(photos)])
-    assert list(found.paths) == sorted(IMAGES)
-    assert found.skipped.sentence() == SENTENCE
+    inputs = read_inputs([str(photos)])
+    assert list(inputs.paths) == sorted(IMAGES)
+    assert inputs.skipped.sentence() == SENTENCE
     for name in IMAGES:
         (photos / name).unlink()
     with pytest.raises(DataError, match=r"no images in .*: .* 1 \.heic"):
@@ -152,9 +152,9 @@ def test_the_commands_say_it(photos: Path, tmp_path: Path, capsys: pytest.Captur
 
     assert f"{SENTENCE}.\n" in run("prepare", "folder", photos, "--out", tmp_path / "m.jsonl")
     names = ("0.jpg", "0.txt", "0.mov", "1.jfif", "1.txt")
-    said = run("prepare", "webdataset", tar(tmp_path / "a.tar", names), "--out", tmp_path / "w.jsonl")
-    assert "1 member is not an image by its ending: 1 .mov.\n" in said
-    assert "images             2" in said
+    summary = run("prepare", "webdataset", tar(tmp_path / "a.tar", names), "--out", tmp_path / "w.jsonl")
+    assert "1 member is not an image by its ending: 1 .mov.\n" in summary
+    assert "images             2" in summary
 
 
 def test_a_given_file_is_read_whatever_its_ending_is(tmp_path: Path) -> None:

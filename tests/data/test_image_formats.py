@@ -84,7 +84,7 @@ def test_a_tga_has_no_signature_and_needs_its_ending(tmp_path: Path) -> None:
 def test_formats_that_start_other_programs_are_never_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, kind: str, name: str
 ) -> None:
-    def never(*given: Any, **settings: Any) -> None:
+    def never(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("opened")
 
     Image.init()

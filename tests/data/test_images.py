@@ -108,10 +108,10 @@ def test_checking_says_the_stored_size(jpeg: Path) -> None:
 
 def test_loading_and_checking_agree_on_damaged_jpegs(jpeg: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
-    whole = jpeg.read_bytes()
+    complete = jpeg.read_bytes()
     verdicts = []
     for trial in range(60):
-        data = bytearray(whole)
+        data = bytearray(complete)
         if trial % 2:
             for _ in range(3):
                 data[rng.randrange(len(data))] = rng.randrange(256)

@@ -37,8 +37,8 @@ def run(rows: Iterable[Row | Issue], folder: Path) -> tuple[Summary, list[Sample
 
 
 def split_up(rows: Iterable[Row | Issue]) -> tuple[list[Row], list[Issue]]:
-    found = list(rows)
-    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Issue)]
+    entries = list(rows)
+    return [row for row in entries if isinstance(row, Row)], [row for row in entries if isinstance(row, Issue)]
 
 
 # Streaming JSON
@@ -61,14 +61,14 @@ def test_a_document_streams_as_json_reads_it(
     for number, text in enumerate(
         [json.dumps(document, ensure_ascii=False), " " + json.dumps(document, indent=2) + "\n"]
     ):
-        found = list(json_items(written(tmp_path / f"{number}.json", text)))
+        items = list(json_items(written(tmp_path / f"{number}.json", text)))
         if isinstance(document, list):
-            assert found == [("", item) for item in document]
+            assert items == [("", item) for item in document]
         else:
             expected: list[tuple[str, object]] = []
             for key, value in document.items():
                 expected += [(key, item) for item in value] if isinstance(value, list) else [(key, value)]
-            assert found == expected
+            assert items == expected
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
@@ -209,8 +209,8 @@ def test_token_lines(tmp_path: Path) -> None:
         ("COCO_val2014_000000217153.jpg", ("一个男人",)),
         ("c.jpg", ("一只狗",)),
     ]
-    found = [(problem.line, problem.kind) for problem in summary.problems.first]
-    assert found == [(2, "repaired"), (4, "repaired"), (8, "malformed"), (9, "empty")]
+    faults = [(problem.line, problem.kind) for problem in summary.problems.first]
+    assert faults == [(2, "repaired"), (4, "repaired"), (8, "malformed"), (9, "empty")]
 
 
 def test_captions_of_kaggle(tmp_path: Path) -> None:
@@ -304,8 +304,8 @@ def test_not_coco(tmp_path: Path) -> None:
 def test_the_split_in_a_name() -> None:
     names = ["captions_val2017.json", "captions_train2014.json.gz", "image_info_test2014.json", "mine.json"]
     assert [split_of_name(name)[0] for name in names] == ["val", "train", "test", "train"]
-    own = ["my_test.json", "VAL.json", "train-v2.csv", "nocaps_val_4500.json", "dev.json", "validation2.json"]
-    assert [split_of_name(name)[0] for name in own] == ["test", "val", "train", "val", "val", "val"]
+    others = ["my_test.json", "VAL.json", "train-v2.csv", "nocaps_val_4500.json", "dev.json", "validation2.json"]
+    assert [split_of_name(name)[0] for name in others] == ["test", "val", "train", "val", "val", "val"]
     parts = ["latest.json", "contest_2024.json", "interval_7.json", "validated.json", "test_and_val.json"]
     assert [split_of_name(name)[0] for name in parts] == ["train"] * 5
     assert split_of_name("latest.json")[1].startswith("since the name 'latest.json' names no split")

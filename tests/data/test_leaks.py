@@ -30,14 +30,14 @@ imagehash = pytest.importorskip("imagehash", reason="needs the extra 'data'")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Forty distinct scenes of 128 pixels."""
     folder = tmp_path_factory.mktemp("drawn")
-    paths = [folder / f"{place}.jpg" for place in range(40)]
+    paths = [folder / f"{number}.jpg" for number in range(40)]
     for path, scene in zip(paths, sample_scenes(3, held_out=False), strict=False):
         draw_scene(scene, 128).save(path, quality=92)
     return paths
 
 
 def files(paths: list[Path], prefix: str) -> list[ImageFile]:
-    return [ImageFile(f"{prefix}{place}", str(path)) for place, path in enumerate(paths)]
+    return [ImageFile(f"{prefix}{number}", str(path)) for number, path in enumerate(paths)]
 
 
 ALTERATIONS: dict[str, Callable[[Image.Image, Path], None]] = {
@@ -62,7 +62,7 @@ def test_altered_copies_are_found_in_both_directions(name: str, drawn: list[Path
     for trained, evaluated in ((drawn, copies), (copies, drawn)):
         report = find_leaks(files(trained, "t"), files(evaluated, "e"), store=None)
         assert [(leak.kind, leak.evaluated, leak.trained) for leak in report.leaks] == [
-            ("picture", place, place) for place in range(8)
+            ("picture", number, number) for number in range(8)
         ]
 
 
@@ -90,8 +90,8 @@ def test_scenes_that_differ_in_one_thing_are_no_leaks(tmp_path: Path) -> None:
     assert base.companion is not None
     draw_scene(base, 128).save(tmp_path / "a.png")
     draw_scene(without, 128).save(tmp_path / "b.png")
-    found = compare(read_thumbnail(str(tmp_path / "a.png")), read_thumbnail(str(tmp_path / "b.png")))
-    assert not found.is_same
+    comparison = compare(read_thumbnail(str(tmp_path / "a.png")), read_thumbnail(str(tmp_path / "b.png")))
+    assert not comparison.is_same
 
 
 def test_thin_lines_that_lie_otherwise_are_another_picture(tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ def test_real_photographs(shared: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_view_is_imagehash_of_the_whole(drawn: list[Path]) -> None:
-    found = fingerprint(str(drawn[0]))
-    assert found is not None
-    assert found.hashes is not None
-    assert found.hashes.shape == (len(VIEWS),)
-    whole = np.packbits(imagehash.phash(Image.open(drawn[0])).hash.reshape(-1)).view(">u8")[0]
+    picture = fingerprint(str(drawn[0]))
+    assert picture is not None
+    assert picture.hashes is not None
+    assert picture.hashes.shape == (len(VIEWS),)
+    reference_hash = np.packbits(imagehash.phash(Image.open(drawn[0])).hash.reshape(-1)).view(">u8")[0]
     # Reduced in two steps instead of one: the same hash but for a few bits.
-    assert int(np.bitwise_count(np.uint64(whole) ^ found.hashes[0])) <= 4
+    assert int(np.bitwise_count(np.uint64(reference_hash) ^ picture.hashes[0])) <= 4
 
 
 @settings(max_examples=60, deadline=None)
@@ -154,9 +154,9 @@ def test_the_index_finds_what_comparing_all_finds(radius: int, crowded: bool, mo
     if crowded:
         corpus &= np.uint64(0x3)
     queries = corpus[random.integers(0, len(corpus), 60)].copy()
-    for place in range(len(queries)):
-        for bit in random.choice(64, place % 16, replace=False):
-            queries[place] ^= np.uint64(1) << np.uint64(bit)
+    for index in range(len(queries)):
+        for bit in random.choice(64, index % 16, replace=False):
+            queries[index] ^= np.uint64(1) << np.uint64(bit)
     indexed = close_pairs(queries, corpus, radius)
     monkeypatch.setattr("captune.data.leaks.fingerprints._SMALL", len(corpus))
     compared = close_pairs(queries, corpus, radius)
@@ -205,7 +205,7 @@ def test_a_store_that_cannot_be_used_changes_nothing(drawn: list[Path], tmp_path
 
 
 def test_manifests_are_compared_with_their_lines(drawn: list[Path], tmp_path: Path) -> None:
-    rows = [Sample(f"{place}", str(path), ("A dog .",), "train") for place, path in enumerate(drawn[:4])]
+    rows = [Sample(f"{number}", str(path), ("A dog .",), "train") for number, path in enumerate(drawn[:4])]
     write_manifest(tmp_path / "train.jsonl", [*rows, Sample("v", str(drawn[2]), ("A cat .",), "val")])
     write_manifest(tmp_path / "other.jsonl", [Sample("o", str(drawn[9]), ("x",), "train"), rows[1]])
     itself = compare_manifests(tmp_path / "train.jsonl", tmp_path / "train.jsonl")

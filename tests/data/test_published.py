@@ -54,12 +54,12 @@ def test_textcaps(tmp_path: Path) -> None:
         ["no object"],
     ]
     reading = written(tmp_path / "t.json", json.dumps({"dataset_name": "textcaps", "data": entries}))
-    found = list(textcaps_rows(reading))
-    assert [row for row in found if isinstance(row, Row)] == [
+    imported = list(textcaps_rows(reading))
+    assert [row for row in imported if isinstance(row, Row)] == [
         Row(0, "a1.jpg", ("A sign .", "Stop ."), "train", "a1"),
         Row(0, "b2.jpg", ("A book .",), "train", "b2"),
     ]
-    assert [row.message for row in found if isinstance(row, Issue)] == [
+    assert [row.message for row in imported if isinstance(row, Issue)] == [
         "entry 4 of data cannot be read: 'caption_str' is missing.",
         "entry 5 of data cannot be read: 'image_id' must be a string.",
         "entry 6 of data cannot be read: an object with 'image_id' is expected.",

@@ -78,8 +78,8 @@ def test_copies_are_one_group(photographs: Path) -> None:
     images = files(photographs)
     groups, unread = same_picture_groups(images, store=None)
     names = [image.id for image in images]
-    together = [{names[place] for place in range(len(names)) if groups[place] == group} for group in set(groups)]
-    assert [group for group in together if len(group) > 1] == [{"0", "copy0", "same0"}, {"1", "copy1"}, {"2", "copy2"}]
+    members = [{names[index] for index in range(len(names)) if groups[index] == group} for group in set(groups)]
+    assert [group for group in members if len(group) > 1] == [{"0", "copy0", "same0"}, {"1", "copy1"}, {"2", "copy2"}]
     assert unread == 0
 
 

@@ -215,7 +215,7 @@ def test_the_annotations_of_minigpt4(tmp_path: Path, numbers: bool) -> None:
     for name in ("2.jpg", "3.png", "4.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     ids: list[Any] = [2, 3, 4.0, 9] if numbers else ["2", "3", "4.jpg", "9"]
-    text = json.dumps({"annotations": [{"image_id": own, "caption": "A dog."} for own in ids]})
+    text = json.dumps({"annotations": [{"image_id": image_id, "caption": "A dog."} for image_id in ids]})
     samples, summary, notes = imported(tmp_path, "filter_cap.json", text, check="exist")
     assert [sample.image for sample in samples] == ["2.jpg", "3.png", "4.jpg"]
     assert [problem.kind for problem in summary.problems.first] == ["missing"]
@@ -365,8 +365,8 @@ def test_names_that_are_spelt_otherwise_than_files(tmp_path: Path, name: str, fi
     out = tmp_path / "m.jsonl"
     summary = prepare([row], source="t.csv", images=images, out=out)
     assert [sample.image for sample in read_manifest(out)] == [f"photos/{file}"]
-    (said,) = summary.notes
-    assert note in said
+    (sentence,) = summary.notes
+    assert note in sentence
 
 
 @pytest.mark.parametrize("name", ["..\\x.png", "C:\\..\\..\\x.png", "C:..\\x.png", "/etc/passwd", "\\\\a\\..\\x.png"])

@@ -96,9 +96,9 @@ def test_a_name_of_gigabytes_ends_the_archive_with_a_reason(tmp_path: Path, kind
 def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
     """Python's own reader passes over all that follows, without a word."""
     path = tmp_path / "a.tar"
-    whole = sample("0") + sample("1") + b"\0" * 1024
+    archive_data = sample("0") + sample("1") + b"\0" * 1024
     at = len(sample("0")) + 20
-    path.write_bytes(whole[:at] + b"\xff\xff" + whole[at + 2 :])
+    path.write_bytes(archive_data[:at] + b"\xff\xff" + archive_data[at + 2 :])
     with tarfile.open(path) as archive:
         assert len(archive.getnames()) == 2
     *read, last = entries(path)

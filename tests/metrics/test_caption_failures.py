@@ -69,8 +69,8 @@ def test_every_mark_is_found(mark: str) -> None:
 
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=14).map(" ".join), min_size=1, max_size=5))
 def test_a_caption_is_judged_by_itself(captions: list[str]) -> None:
-    together = find_failures(captions, tokenize="13a").flags["repetition"].tolist()
-    assert together == [bool(find_failures([one], tokenize="13a").flags["repetition"][0]) for one in captions]
+    in_one_call = find_failures(captions, tokenize="13a").flags["repetition"].tolist()
+    assert in_one_call == [bool(find_failures([one], tokenize="13a").flags["repetition"][0]) for one in captions]
 
 
 @given(st.lists(st.sampled_from("ab"), max_size=14))
@@ -99,7 +99,7 @@ def test_people_are_not_flagged(shared: Path) -> None:
         captions = [caption for row in csv.DictReader(file) for caption in json.loads(row["raw"])]
     assert len(captions) == 155_070
     failures = find_failures(captions, tokenize="none")
-    flagged = [captions[place] for place in failures.flags["repetition"].nonzero()[0]]
+    flagged = [captions[index] for index in failures.flags["repetition"].nonzero()[0]]
     assert len(flagged) < 10
     assert all("missing" in caption.lower() or "picture" in caption for caption in flagged)
     assert not failures.flags["stop symbol"].any()

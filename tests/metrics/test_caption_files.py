@@ -289,9 +289,9 @@ def test_coco_itself(shared: Path) -> None:
 
 def test_karpathys_own_file(shared: Path) -> None:
     path = shared / "captions" / "karpathy" / "dataset_flickr8k_like.json.gz"
-    whole = read_references(path)
-    assert sum(whole.splits.values()) == len(whole.captions)
-    assert len(read_references(path, "train").captions) == whole.splits["train"] == 6000
+    complete = read_references(path)
+    assert sum(complete.splits.values()) == len(complete.captions)
+    assert len(read_references(path, "train").captions) == complete.splits["train"] == 6000
 
 
 def test_a_gzip_file_that_unfolds_is_refused(tmp_path: Path) -> None:

@@ -119,12 +119,12 @@ def test_equals_the_formulas(folder: Path, pictures: list[Path]) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_the_batch_does_not_change_a_score(folder: Path, pictures: list[Path], batch_size: int) -> None:
     scorer = ClipScorer.from_pretrained(str(folder), device="cpu", batch_size=batch_size)
-    together = scorer.score(pictures, PREDICTIONS)
+    batched = scorer.score(pictures, PREDICTIONS)
     alone = [
         scorer.score([picture], [caption]).clip_score[0] for picture, caption in zip(pictures, PREDICTIONS, strict=True)
     ]
-    np.testing.assert_allclose(together.clip_score, alone, atol=1e-6)
-    assert together.ref_clip_score is None
+    np.testing.assert_allclose(batched.clip_score, alone, atol=1e-6)
+    assert batched.ref_clip_score is None
 
 
 def test_open_pictures_are_the_same_as_files(folder: Path, pictures: list[Path]) -> None:

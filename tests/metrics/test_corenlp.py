@@ -39,7 +39,7 @@ class Server(http.server.ThreadingHTTPServer):
     limit: int | None = None
     tag: str | None = '"one"'
     status = 200
-    asked: list[str | None]
+    ranges: list[str | None]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,14 +47,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
-        wanted = self.headers.get("Range")
-        server.asked.append(wanted)
+        requested_range = self.headers.get("Range")
+        server.ranges.append(requested_range)
         if server.status != 200:
             self.send_error(server.status)
             return
         start = 0
-        if wanted and self.headers.get("If-Range") == server.tag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if requested_range and self.headers.get("If-Range") == server.tag:
+            start = int(requested_range.removeprefix("bytes=").removesuffix("-"))
             if start >= len(server.body):
                 self.send_error(416)
                 return
@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
+        server.ranges = []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -109,7 +109,7 @@ def test_what_broke_off_goes_on(server: Server, tmp_path: Path) -> None:
     assert_nothing_there(tmp_path)
     server.limit = None
     fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)
-    assert server.asked == [None, "bytes=100000-"]
+    assert server.ranges == [None, "bytes=100000-"]
     assert (tmp_path / JARS[1]).read_bytes() == CONTENTS[JARS[1]]
 
 
@@ -128,7 +128,7 @@ def test_a_server_without_tags_starts_over(server: Server, tmp_path: Path) -> No
         fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)
     server.limit = None
     fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)
-    assert server.asked == [None, None]
+    assert server.ranges == [None, None]
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_kill_leaves_nothing_under_the_final_name(
 def test_a_whole_part_is_not_loaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".stanford-corenlp.zip.part").write_bytes(ARCHIVE)
     fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)
-    assert server.asked == []
+    assert server.ranges == []
     assert find_models(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_a_part_longer_than_the_file_starts_over(server: Server, tmp_path: Path)
     (tmp_path / ".stanford-corenlp.zip.part").write_bytes(ARCHIVE + b"more")
     (tmp_path / ".stanford-corenlp.zip.tag").write_text('"one"')
     fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)
-    assert server.asked == [f"bytes={len(ARCHIVE) + 4}-", None]
+    assert server.ranges == [f"bytes={len(ARCHIVE) + 4}-", None]
     assert find_models(tmp_path)
 
 

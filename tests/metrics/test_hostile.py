@@ -46,7 +46,7 @@ def test_a_caption_without_white_space() -> None:
 
 
 def test_a_hundred_thousand_references_of_one_image() -> None:
-    references = [f"a man number {place % 977} rides a horse" for place in range(100_000)]
+    references = [f"a man number {number % 977} rides a horse" for number in range(100_000)]
     scores = score_captions(OWN | {"1": "a man rides a horse"}, OTHER | {"1": references})
     assert scores.per_image["1"]["ROUGE-L"] > 0.7
     assert "refs:2-100000" in scores.signature
@@ -72,6 +72,6 @@ def test_odd_characters(caption: str) -> None:
 
 
 def test_ever_new_words_do_not_fill_the_memory() -> None:
-    captions = [f"word{place} other{place}" for place in range(50_000)]
+    captions = [f"word{number} other{number}" for number in range(50_000)]
     scores = score_captions(OWN | {"1": "word1 other1"}, OTHER | {"1": captions})
     assert scores.per_image["1"]["BLEU-2"] > 0.9

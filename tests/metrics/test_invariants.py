@@ -21,8 +21,8 @@ images = st.lists(image, min_size=2, max_size=6)
 
 
 def score(sample: list[tuple[str, list[str]]], **options: object) -> Scores:
-    predictions = {str(place): prediction for place, (prediction, _) in enumerate(sample)}
-    references = {str(place): captions for place, (_, captions) in enumerate(sample)}
+    predictions = {str(number): prediction for number, (prediction, _) in enumerate(sample)}
+    references = {str(number): captions for number, (_, captions) in enumerate(sample)}
     return score_captions(predictions, references, METRICS, tokenize="none", **options)  # type: ignore[arg-type]
 
 
@@ -56,9 +56,9 @@ def plain_cider(sample: list[tuple[str, list[str]]]) -> list[float]:
         for reference in refs:
             apart = max(0, len(prediction.split()) - 1) - max(0, len(reference.split()) - 1)
             for order in range(1, 5):
-                own, other = vector(prediction, order), vector(reference, order)
-                dot = sum(min(weight, other.get(gram, 0)) * other.get(gram, 0) for gram, weight in own.items())
-                norm = math.hypot(*own.values()) * math.hypot(*other.values())
+                weights, other = vector(prediction, order), vector(reference, order)
+                dot = sum(min(weight, other.get(gram, 0)) * other.get(gram, 0) for gram, weight in weights.items())
+                norm = math.hypot(*weights.values()) * math.hypot(*other.values())
                 total += (dot / norm if norm else dot) * math.exp(-(apart**2) / 72)
         result.append(total / 4 / len(refs) * 10)
     return result
@@ -68,15 +68,15 @@ def plain_common(first: list[str], second: list[str]) -> int:
     row = [0] * (len(second) + 1)
     for a in first:
         previous = 0
-        for place, b in enumerate(second, 1):
-            previous, row[place] = row[place], previous + 1 if a == b else max(row[place], row[place - 1])
+        for column, b in enumerate(second, 1):
+            previous, row[column] = row[column], previous + 1 if a == b else max(row[column], row[column - 1])
     return row[-1]
 
 
 def plain_rouge(prediction: str, references: list[str]) -> float:
-    own = prediction.split(" ")
-    pairs = [(plain_common(own, ref.split(" ")), ref.split(" ")) for ref in references]
-    precision = max(common / len(own) for common, _ in pairs)
+    tokens = prediction.split(" ")
+    pairs = [(plain_common(tokens, ref.split(" ")), ref.split(" ")) for ref in references]
+    precision = max(common / len(tokens) for common, _ in pairs)
     recall = max(common / len(ref) for common, ref in pairs)
     return 2.44 * precision * recall / (recall + 1.44 * precision) if precision and recall else 0.0
 
@@ -88,10 +88,10 @@ def test_equal_to_the_formulas_written_out(sample: list[tuple[str, list[str]]]) 
         return
     scores = score(sample)
     statistics = scores.statistics["bleu"]
-    for place, (prediction, references) in enumerate(sample):
+    for index, (prediction, references) in enumerate(sample):
         clipped = [plain_clipped(prediction, references, order) for order in range(1, 5)]
-        assert statistics[place, 6:].tolist() == clipped
-        assert scores.image_scores["ROUGE-L"][place] == pytest.approx(plain_rouge(prediction, references), abs=1e-12)
+        assert statistics[index, 6:].tolist() == clipped
+        assert scores.image_scores["ROUGE-L"][index] == pytest.approx(plain_rouge(prediction, references), abs=1e-12)
     np.testing.assert_allclose(scores.image_scores["CIDEr"], plain_cider(sample), rtol=0, atol=1e-9)
 
 
@@ -104,7 +104,7 @@ def test_order_of_images_and_of_references_does_not_matter(sample: list[tuple[st
         shuffle(captions)
     order = list(range(len(sample)))
     shuffle(order)
-    before, after = score(sample), score([moved[place] for place in order])
+    before, after = score(sample), score([moved[index] for index in order])
     for name, value in before.corpus.items():
         assert after.corpus[name] == pytest.approx(value, abs=1e-12)
         np.testing.assert_allclose(after.image_scores[name], before.image_scores[name][order], atol=1e-12)
@@ -129,15 +129,15 @@ def test_the_only_reference_itself_scores_the_maximum(sample: list[tuple[str, li
         assert scores.corpus[name] >= score([(captions[0][:-2], captions) for _, captions in sample]).corpus[name]
     # An n-gram order whose n-grams are in every image weighs nothing; all others give their quarter of 10.
     weighed = [
-        sum(any(weight > 0 for weight in _weights(sample, place, order)) for order in range(1, 5))
-        for place in range(len(sample))
+        sum(any(weight > 0 for weight in _weights(sample, index, order)) for order in range(1, 5))
+        for index in range(len(sample))
     ]
     np.testing.assert_allclose(scores.image_scores["CIDEr"], [2.5 * count for count in weighed], atol=1e-9)
 
 
-def _weights(sample: list[tuple[str, list[str]]], place: int, order: int) -> list[float]:
+def _weights(sample: list[tuple[str, list[str]]], index: int, order: int) -> list[float]:
     held = [set(grams(captions[0], order)) for _, captions in sample]
-    return [len(sample) - sum(gram in other for other in held) for gram in held[place]]
+    return [len(sample) - sum(gram in other for other in held) for gram in held[index]]
 
 
 @given(images, worded)
@@ -152,10 +152,10 @@ def test_one_reference_more_never_lowers_the_clipped_counts(sample: list[tuple[s
 @given(images)
 @settings(max_examples=30, deadline=None)
 def test_references_prepared_once_score_any_number_of_systems(sample: list[tuple[str, list[str]]]) -> None:
-    references = {str(place): captions for place, (_, captions) in enumerate(sample)}
+    references = {str(number): captions for number, (_, captions) in enumerate(sample)}
     scorer = Scorer(references, ScoringOptions(METRICS, tokenize="none"))
     scorer.score(dict.fromkeys(references, "words never seen before"))
-    again = scorer.score({str(place): prediction for place, (prediction, _) in enumerate(sample)})
+    again = scorer.score({str(number): prediction for number, (prediction, _) in enumerate(sample)})
     assert again.corpus == score(sample).corpus
 
 
@@ -168,16 +168,16 @@ def test_a_large_vocabulary_is_counted_alike(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = [("a b a b c", ["a b c a b", "c c b a"]), ("b c d", ["a b c d", "d e a b"])] * 3
-    whole = score(sample)
+    unblocked = score(sample)
     monkeypatch.setattr(ngrams_module, "_BLOCK", 3)
     monkeypatch.setattr("captune.metrics.rouge._BLOCK", 3)
     monkeypatch.setattr("captune.metrics.encoding._BATCH", 1)
-    assert score(sample).corpus == whole.corpus
+    assert score(sample).corpus == unblocked.corpus
 
 
 def test_captions_of_any_length_take_the_same_subsequences() -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(list("abcdefgh"), size)) for size in (1, 63, 64, 65, 130, 511, 513, 700)]
-    sample = [(own, texts) for own in texts]
-    for (own, references), value in zip(sample, score(sample).image_scores["ROUGE-L"], strict=True):
-        assert value == plain_rouge(own, references)
+    sample = [(prediction, texts) for prediction in texts]
+    for (prediction, references), value in zip(sample, score(sample).image_scores["ROUGE-L"], strict=True):
+        assert value == plain_rouge(prediction, references)

@@ -38,20 +38,20 @@ def test_sorted_ngrams_are_those_counted_one_by_one(block: int, step: int, sampl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngrams_module, "_BLOCK", block)
         orders = 0
-        for order, found in enumerate(sort_ngrams(words, vocabulary, words.owners, image_offsets), 1):
+        for order, ngrams in enumerate(sort_ngrams(words, vocabulary, words.owners, image_offsets), 1):
             orders += 1
-            named = [(*shorter[key // vocabulary], key % vocabulary) for key in found.keys.tolist()]
+            named = [(*shorter[key // vocabulary], key % vocabulary) for key in ngrams.keys.tolist()]
             assert named == sorted({gram for caption in flat for gram in grams_of(caption, order)})
             held = Counter(gram for group in sample for gram in {g for c in group for g in grams_of(c, order)})
-            assert found.images.tolist() == [held[gram] for gram in named]
+            assert ngrams.images.tolist() == [held[gram] for gram in named]
             at: list[int] = []
             for caption in flat:
                 numbers = [named.index(gram) for gram in grams_of(caption, order)]
                 at += numbers + [-1] * (len(caption) - len(numbers))
-            assert found.at.tolist() == at
-            slots = sorted((number, place) for place, number in enumerate(at) if number >= 0)
-            assert found.slots.tolist() == [(number << found.bits) + place for number, place in slots]
-            _check_repeats(found.repeats, at, words.offsets.tolist())
+            assert ngrams.at.tolist() == at
+            slots = sorted((number, position) for position, number in enumerate(at) if number >= 0)
+            assert ngrams.slots.tolist() == [(number << ngrams.bits) + position for number, position in slots]
+            _check_repeats(ngrams.repeats, at, words.offsets.tolist())
             shorter = named
         assert orders == ORDERS
 
@@ -61,9 +61,9 @@ def _check_repeats(repeats: ngrams_module.Repeats, at: list[int], offsets: list[
     later: list[int] = []
     for start, end in pairwise(offsets):
         first: dict[int, int] = {}
-        for place in range(start, end):
-            if at[place] >= 0 and first.setdefault(at[place], place) != place:
-                expected[first[at[place]]] = expected.get(first[at[place]], 1) + 1
-                later.append(place)
+        for position in range(start, end):
+            if at[position] >= 0 and first.setdefault(at[position], position) != position:
+                expected[first[at[position]]] = expected.get(first[at[position]], 1) + 1
+                later.append(position)
     assert dict(zip(repeats.first.tolist(), repeats.times.tolist(), strict=True)) == expected
     assert sorted(repeats.later.tolist()) == later

@@ -60,12 +60,12 @@ def _read(path: Path) -> Any:
         return json.load(file)
 
 
-def _assert_equal(scores: Any, wanted: dict[str, Any], case: str) -> None:
-    for theirs, ours in NAMES.items():
-        if theirs in wanted["corpus"]:
-            assert scores.corpus[ours] == pytest.approx(wanted["corpus"][theirs], rel=0, abs=1e-9), (case, ours)
+def _assert_equal(scores: Any, expected: dict[str, Any], case: str) -> None:
+    for key, name in NAMES.items():
+        if key in expected["corpus"]:
+            assert scores.corpus[name] == pytest.approx(expected["corpus"][key], rel=0, abs=1e-9), (case, name)
             np.testing.assert_allclose(
-                scores.image_scores[ours], wanted["per_image"][theirs], rtol=0, atol=1e-9, err_msg=f"{case} {ours}"
+                scores.image_scores[name], expected["per_image"][key], rtol=0, atol=1e-9, err_msg=f"{case} {name}"
             )
 
 
@@ -156,5 +156,5 @@ def test_the_same_predictions_on_java_tokens_are_equal_to_the_last_digit(shared:
     case = next(case for case in _edge_cases(shared) if case["name"] == "three images")
     predictions = {image: texts[0] for image, texts in case["res_tok"].items()}
     scores = score_captions(predictions, case["gts_tok"], tokenize="none")
-    for theirs, ours in NAMES.items():
-        assert scores.image_scores[ours].tolist() == case["per_image"][theirs]
+    for key, name in NAMES.items():
+        assert scores.image_scores[name].tolist() == case["per_image"][key]

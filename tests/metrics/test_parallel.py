@@ -38,11 +38,11 @@ def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("compat", ["caption", "coco-caption"])
 @pytest.mark.parametrize("jobs", [2, 3, 7])
 def test_several_jobs_change_nothing(compat: str, jobs: int) -> None:
-    references = {str(place): [f"a dog number {place} runs", "it's \ud800 odd"] for place in range(30)}
+    references = {str(number): [f"a dog number {number} runs", "it's \ud800 odd"] for number in range(30)}
     predictions = {image: f"dog {image} runs" for image in references}
     # The tokens of these depend on the next caption of the call, across processes too.
-    references |= {str(place): ["the letter p.", "", "A man ."] for place in range(30, 40)}
-    predictions |= {str(place): "the letter p" for place in range(30, 40)}
+    references |= {str(number): ["the letter p.", "", "A man ."] for number in range(30, 40)}
+    predictions |= {str(number): "the letter p" for number in range(30, 40)}
     alone = score_captions(predictions, references, compat=compat)
     assert score_captions(predictions, references, compat=compat, jobs=jobs).per_image == alone.per_image
 

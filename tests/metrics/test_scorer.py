@@ -168,10 +168,10 @@ def test_document_frequencies_of_a_corpus_give_one_image_a_cider(tmp_path: Path)
     counted = DocumentFrequencies.from_references(REFERENCES, "toy")
     counted.save(tmp_path / "toy.npz")
     loaded = DocumentFrequencies.load(tmp_path / "toy.npz")
-    whole = score_captions(PREDICTIONS, REFERENCES)
+    complete = score_captions(PREDICTIONS, REFERENCES)
     for image in REFERENCES:
         one = score_captions({image: PREDICTIONS[image]}, {image: REFERENCES[image]}, document_frequencies=loaded)
-        assert one.per_image[image] == whole.per_image[image]
+        assert one.per_image[image] == complete.per_image[image]
         assert "cider:D,df=toy(3)" in one.signature
 
 
@@ -198,9 +198,9 @@ def test_a_whole_call_in_batches_has_the_tokens_of_the_whole_call(odd: str, monk
     captions = ["letter p.", "A man .", "letter p.", "", " ", "The dog", "i'll", "U.S.", odd, "the end of p."] * 2
     encoder = Encoder(tokenizer("ptb"))
     rows, words = encoder.encode_call(captions), encoder.vocabulary
-    found = [[words[token] for token in rows.row(place)] for place in range(len(captions))]
-    assert found == ptb.tokenize_call(captions)
-    assert found != [ptb.tokenize(caption) for caption in captions]
+    encoded = [[words[token] for token in rows.row(index)] for index in range(len(captions))]
+    assert encoded == ptb.tokenize_call(captions)
+    assert encoded != [ptb.tokenize(caption) for caption in captions]
 
 
 def test_every_public_name_is_there() -> None:

@@ -43,8 +43,8 @@ def test_bleu_is_resampled_from_its_statistics() -> None:
     ids = list(references)
     by_hand = [
         score_captions(
-            {str(i): predictions[ids[place]] for i, place in enumerate(row)},
-            {str(i): references[ids[place]] for i, place in enumerate(row)},
+            {str(i): predictions[ids[index]] for i, index in enumerate(row)},
+            {str(i): references[ids[index]] for i, index in enumerate(row)},
             ["bleu"],
             tokenize="none",
         ).corpus["BLEU-2"]

@@ -99,7 +99,7 @@ def test_the_original_program_runs_on_this_java(
     parser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
     class_path = spice_module._class_path
-    monkeypatch.setattr(spice_module, "_class_path", lambda found: f"{parser}:{class_path(found)}")
+    monkeypatch.setattr(spice_module, "_class_path", lambda program: f"{parser}:{class_path(program)}")
     predictions = ["dog runs grass", "", "cat", "café", "cafe"]
     references = [["dog on grass", "puppy runs"], ["sky"], ["blue sky"], ["café table"], ["coffeehouse"]]
     cache = tmp_path / "my cache" if cached else None
@@ -116,8 +116,8 @@ def test_the_compiled_class_is_the_source_beside_it(tmp_path: Path) -> None:
     command = ["javac", "--release", "8", "-nowarn", "-g:none", "-d", str(tmp_path), str(STAND_IN / "PlainJson.java")]
     subprocess.run(command, check=True, capture_output=True)
     shown = [
-        subprocess.run(["javap", "-c", "-p", str(place)], check=True, capture_output=True).stdout
-        for place in (tmp_path / "PlainJson.class", STAND_IN / "PlainJson.class")
+        subprocess.run(["javap", "-c", "-p", str(class_file)], check=True, capture_output=True).stdout
+        for class_file in (tmp_path / "PlainJson.class", STAND_IN / "PlainJson.class")
     ]
     assert shown[0] == shown[1]
     assert b"eval" in shown[0]

@@ -40,36 +40,36 @@ def test_codes_are_those_of_a_dictionary(calls: list[list[str]]) -> None:
     table, known = ChunkTable(lambda chunk: names.setdefault(chunk, len(names))), dict[str, int]()
     one_to_one: dict[int, int] = {}
     for captions in calls:
-        found = table.codes(captions)
-        assert found is not None
+        result = table.codes(captions)
+        assert result is not None
         codes, counts = plain_codes(captions, known)
-        assert found[1].tolist() == counts
-        for own, other in zip(found[0].tolist(), codes, strict=True):
-            assert one_to_one.setdefault(own, other) == other
+        assert result[1].tolist() == counts
+        for code, other in zip(result[0].tolist(), codes, strict=True):
+            assert one_to_one.setdefault(code, other) == other
     assert len(set(one_to_one.values())) == len(one_to_one)
     assert names.keys() == known.keys()
 
 
 def test_a_full_table_grows_and_forgets_nothing() -> None:
-    asked: list[str] = []
-    table = ChunkTable(lambda chunk: asked.append(chunk) or len(asked) - 1)  # type: ignore[func-returns-value]
+    named: list[str] = []
+    table = ChunkTable(lambda chunk: named.append(chunk) or len(named) - 1)  # type: ignore[func-returns-value]
     chunks = [f"{'abcdefghijklm'[: number % 14]}{number}" for number in range(30_000)]
     for start in range(0, len(chunks), 1000):
         table.codes([" ".join(chunks[start : start + 1000])])
-    assert sorted(asked) == sorted(chunks)
+    assert sorted(named) == sorted(chunks)
     again = table.codes(chunks)
     assert again is not None
-    assert [asked[code] for code in again[0].tolist()] == chunks
-    assert len(asked) == len(chunks)
+    assert [named[code] for code in again[0].tolist()] == chunks
+    assert len(named) == len(chunks)
 
 
 def test_chunks_with_one_beginning_or_one_hash_are_told_apart() -> None:
     table = ChunkTable(lambda chunk: int(chunk.strip("x")))
     chunks = ["x" * before + str(number) for before in range(24) for number in range(10)]
     for _ in range(2):
-        found = table.codes([" ".join(chunks)])
-        assert found is not None
-        assert found[0].tolist() == [number for _ in range(24) for number in range(10)]
+        result = table.codes([" ".join(chunks)])
+        assert result is not None
+        assert result[0].tolist() == [number for _ in range(24) for number in range(10)]
 
 
 def test_a_zero_character_is_left_to_others() -> None:
@@ -77,7 +77,7 @@ def test_a_zero_character_is_left_to_others() -> None:
     captions = ["a\0b dog", "c"]
     encoder = Encoder(tokenizer("ptb"))
     rows, words = encoder.encode(captions), encoder.vocabulary
-    assert [[words[token] for token in rows.row(place)] for place in range(2)] == [ptb.tokenize(c) for c in captions]
+    assert [[words[token] for token in rows.row(index)] for index in range(2)] == [ptb.tokenize(c) for c in captions]
 
 
 @pytest.mark.parametrize("whole_call", [False, True])
@@ -88,7 +88,7 @@ def test_encoded_captions_have_the_tokenizers_tokens(whole_call: bool, captions:
     for _ in range(2):
         rows = encoder.encode_call(captions) if whole_call else encoder.encode(captions)
         words = encoder.vocabulary
-        found = [[words[token] for token in rows.row(place)] for place in range(len(captions))]
+        tokens = [[words[token] for token in rows.row(index)] for index in range(len(captions))]
         if whole_call and encoder.breaks_lines(captions):
             continue
-        assert found == (ptb.tokenize_call(captions) if whole_call else [ptb.tokenize(c) for c in captions])
+        assert tokens == (ptb.tokenize_call(captions) if whole_call else [ptb.tokenize(c) for c in captions])

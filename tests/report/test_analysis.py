@@ -16,19 +16,19 @@ from captune.report.narrative import LANGUAGES, analysis_markdown, catalogue, pe
 from captune.report.scores_json import MAX_SCORE
 
 
-def _said(run: RunScores) -> dict[str, str]:
+def _texts(run: RunScores) -> dict[str, str]:
     return {item.topic: item.text for item in sentences(run, analyse(run))}
 
 
 def test_slides_gains_are_stated_as_they_are(shared: Any) -> None:
     run = read_csv(shared / "slides_table.csv")
-    said = _said(run)
+    texts = _texts(run)
     for claim in ("BLEU-1 +23 %", "BLEU-2 +42 %", "BLEU-3 +63 %", "BLEU-4 +84 %", "CIDEr +17 %", "ROUGE-L +18 %"):
-        assert claim in said["Gain"]
-    assert said["Fastest and slowest"] == (
+        assert claim in texts["Gain"]
+    assert texts["Fastest and slowest"] == (
         "Relative to the first row, BLEU-4 rose fastest (+84 %), CIDEr (+17 %) and ROUGE-L (+18 %) least."
     )
-    assert said["Best checkpoint"] == "epoch4 is best on all 6 metrics."
+    assert texts["Best checkpoint"] == "epoch4 is best on all 6 metrics."
 
 
 def test_slides_jumps_trend_and_advice(make_run: Any, slides: Any) -> None:
@@ -91,7 +91,7 @@ def test_a_rise_within_noise_is_called_so_unless_a_paired_test_supports_it(make_
     assert analyse(make_run(values, half_width=0.03)).advice == "continue"
     sure = make_run(values, half_width=0.1, p_values={"previous": 0.01})
     assert analyse(sure).advice == "continue"
-    assert "within noise" in _said(make_run(values, half_width=0.1))["Advice"]
+    assert "within noise" in _texts(make_run(values, half_width=0.1))["Advice"]
 
 
 def test_most_metrics_decide_and_cider_breaks_a_tie(make_run: Any) -> None:
@@ -107,70 +107,70 @@ def test_a_first_value_of_zero_has_no_relative_gain(make_run: Any) -> None:
     analysis = analyse(run)
     assert analysis["BLEU-4"].relative_gain is None
     assert analysis.ranking == ("CIDEr",)
-    assert "BLEU-4 +0.3800 (0.0000 to 0.3800; no relative gain, since it starts at 0)" in _said(run)["Gain"]
+    assert "BLEU-4 +0.3800 (0.0000 to 0.3800; no relative gain, since it starts at 0)" in _texts(run)["Gain"]
     assert "inf" not in analysis_markdown(run, analysis)
 
 
 def test_one_checkpoint_is_not_compared(make_run: Any) -> None:
-    said = _said(make_run({"CIDEr": (0.7,)}))
-    assert said == {"Gain": "There is only one checkpoint, pretrained, so nothing can be compared yet."}
+    texts = _texts(make_run({"CIDEr": (0.7,)}))
+    assert texts == {"Gain": "There is only one checkpoint, pretrained, so nothing can be compared yet."}
 
 
 def test_equal_rows_are_said_to_be_equal(make_run: Any) -> None:
-    said = _said(make_run({"CIDEr": (0.7, 0.7, 0.70001), "BLEU-4": (0.2, 0.2, 0.2)}))
-    assert said["Gain"].startswith("All 3 rows have the same scores")
-    assert "Advice" not in said
+    texts = _texts(make_run({"CIDEr": (0.7, 0.7, 0.70001), "BLEU-4": (0.2, 0.2, 0.2)}))
+    assert texts["Gain"].startswith("All 3 rows have the same scores")
+    assert "Advice" not in texts
 
 
 def test_missing_scores_are_listed_and_never_computed_with(make_run: Any) -> None:
     run = make_run({"CIDEr": (math.nan, 0.5, 0.6), "BLEU-4": (0.1, 0.2, 0.3), "ROUGE-L": (math.nan,) * 3})
-    said = _said(run)
-    assert said["Missing"] == "There is no value at pretrained for CIDEr; at any row for ROUGE-L."
-    assert "CIDEr unknown (nan to 0.6000)" in said["Gain"]
+    texts = _texts(run)
+    assert texts["Missing"] == "There is no value at pretrained for CIDEr; at any row for ROUGE-L."
+    assert "CIDEr unknown (nan to 0.6000)" in texts["Gain"]
     assert analyse(run)["CIDEr"].largest_jump.change == pytest.approx(0.1)  # type: ignore[union-attr]
 
 
 def test_drops_and_disagreements_are_named(make_run: Any) -> None:
     run = make_run({"BLEU-4": (0.10, 0.20, 0.15), "CIDEr": (0.5, 0.4, 0.45), "ROUGE-L": (0.5, 0.6, 0.7)})
-    said = _said(run)
-    assert "BLEU-4 -0.0500 from epoch0 to epoch1" in said["Drops"]
-    assert "CIDEr -0.1000 from pretrained to epoch0" in said["Drops"]
+    texts = _texts(run)
+    assert "BLEU-4 -0.0500 from epoch0 to epoch1" in texts["Drops"]
+    assert "CIDEr -0.1000 from pretrained to epoch0" in texts["Drops"]
     # The whole road first, then step by step.
-    assert said["Agreement"].startswith("From pretrained to epoch1, CIDEr gets worse while BLEU-4 and ROUGE-L improve")
-    assert said["Best checkpoint"].startswith("epoch0 is best on BLEU-4; pretrained is best on CIDEr")
-    assert said["Fastest and slowest"].endswith("BLEU-4 rose fastest (+50 %); CIDEr (-10 %) got worse.")
+    assert texts["Agreement"].startswith("From pretrained to epoch1, CIDEr gets worse while BLEU-4 and ROUGE-L improve")
+    assert texts["Best checkpoint"].startswith("epoch0 is best on BLEU-4; pretrained is best on CIDEr")
+    assert texts["Fastest and slowest"].endswith("BLEU-4 rose fastest (+50 %); CIDEr (-10 %) got worse.")
 
 
 def test_when_nothing_improves_no_metric_is_called_fastest(make_run: Any) -> None:
-    said = _said(make_run({"BLEU-4": (0.2, 0.1), "CIDEr": (0.5, 0.5)}))
-    assert said["Fastest and slowest"] == "Relative to the first row, no metric improved; BLEU-4 (-50 %) got worse."
+    texts = _texts(make_run({"BLEU-4": (0.2, 0.1), "CIDEr": (0.5, 0.5)}))
+    assert texts["Fastest and slowest"] == "Relative to the first row, no metric improved; BLEU-4 (-50 %) got worse."
 
 
 def test_bounds_of_the_gain_come_from_the_paired_difference_where_given(make_run: Any) -> None:
     run = make_run({"CIDEr": (0.5, 0.6)}, half_width=0.05)
     assert analyse(run)["CIDEr"].relative_interval == pytest.approx((0.0, 0.4))
-    assert "paired on the same images they would be narrower" in _said(run)["Gain"]
+    assert "paired on the same images they would be narrower" in _texts(run)["Gain"]
     last = dataclasses.replace(run.checkpoints[-1], differences={"CIDEr": {"pretrained": (0.075, 0.125)}})
     paired = dataclasses.replace(run, checkpoints=(run.checkpoints[0], last))
     assert analyse(paired)["CIDEr"].relative_interval == pytest.approx((0.15, 0.25))
-    assert _said(paired)["Gain"].endswith("CIDEr +20 % (0.5000 to 0.6000, between +15 % and +25 %).")
+    assert _texts(paired)["Gain"].endswith("CIDEr +20 % (0.5000 to 0.6000, between +15 % and +25 %).")
 
 
 def test_significance_of_the_last_row(make_run: Any) -> None:
     run = make_run({"BLEU-4": (0.1, 0.2), "CIDEr": (0.5, 0.6)})
     tests = {"BLEU-4": {"pretrained": 0.002}, "CIDEr": {"pretrained": 0.4}}
     last = dataclasses.replace(run.checkpoints[-1], p_values=tests)
-    said = _said(dataclasses.replace(run, checkpoints=(run.checkpoints[0], last)))
-    assert said["Significance"] == (
+    texts = _texts(dataclasses.replace(run, checkpoints=(run.checkpoints[0], last)))
+    assert texts["Significance"] == (
         "epoch0 differs from pretrained by more than chance on BLEU-4 (p <= 0.002) "
         "but the difference may be chance on CIDEr (p = 0.40)."
     )
 
 
 def test_a_leak_is_said_first(make_run: Any, slides: Any) -> None:
-    found = sentences(make_run(slides, leak="test in training."), analyse(make_run(slides)))
-    assert found[0].topic == "Leak"
-    assert found[0].text == ("All rows are marked LEAK (test in training): not to be compared with published scores.")
+    items = sentences(make_run(slides, leak="test in training."), analyse(make_run(slides)))
+    assert items[0].topic == "Leak"
+    assert items[0].text == ("All rows are marked LEAK (test in training): not to be compared with published scores.")
 
 
 @pytest.mark.parametrize(
@@ -227,16 +227,16 @@ def test_overfitting_is_seen_on_the_training_slice(make_run: Any) -> None:
     assert analyse(run).overfit is None
     slices = ({"CIDEr": 0.5, "BLEU-4": 0.1}, {"CIDEr": 0.9, "BLEU-4": 0.2}, {"CIDEr": 1.2, "BLEU-4": 0.3})
     rows = [dataclasses.replace(row, train_slice=s) for row, s in zip(run.checkpoints, slices, strict=True)]
-    said = _said(dataclasses.replace(run, checkpoints=tuple(rows)))
-    assert said["Over-fitting"] == (
+    texts = _texts(dataclasses.replace(run, checkpoints=tuple(rows)))
+    assert texts["Over-fitting"] == (
         "Since epoch0, CIDEr rises on training images (+0.3000) and falls on the evaluated ones (-0.1000)."
     )
-    assert _said(dataclasses.replace(run, checkpoints=tuple(rows[:2])))["Over-fitting"].startswith("No metric rises")
+    assert _texts(dataclasses.replace(run, checkpoints=tuple(rows[:2])))["Over-fitting"].startswith("No metric rises")
     # A fall that chance explains is none.
     wide = [dataclasses.replace(row, intervals={"CIDEr": (0.6, 1.0)}) for row in rows]
-    assert _said(dataclasses.replace(run, checkpoints=tuple(wide)))["Over-fitting"].startswith("No metric rises")
+    assert _texts(dataclasses.replace(run, checkpoints=tuple(wide)))["Over-fitting"].startswith("No metric rises")
     narrow = [dataclasses.replace(row, intervals={"CIDEr": (0.75, 0.85)}) for row in rows]
-    assert "CIDEr rises" in _said(dataclasses.replace(run, checkpoints=tuple(narrow)))["Over-fitting"]
+    assert "CIDEr rises" in _texts(dataclasses.replace(run, checkpoints=tuple(narrow)))["Over-fitting"]
 
 
 def test_length_drift(make_run: Any) -> None:
@@ -244,4 +244,4 @@ def test_length_drift(make_run: Any) -> None:
     captions = ("A dog runs over the green grass .", "A dog.")
     rows = [dataclasses.replace(row, captions={"1": c}) for row, c in zip(run.checkpoints, captions, strict=True)]
     run = dataclasses.replace(run, checkpoints=tuple(rows), references={"1": ("A dog runs.", "One dog is running.")})
-    assert _said(run)["Length"] == "epoch0 writes 2.0 words per caption, pretrained wrote 7.0; references have 3.5."
+    assert _texts(run)["Length"] == "epoch0 writes 2.0 words per caption, pretrained wrote 7.0; references have 3.5."

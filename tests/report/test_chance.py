@@ -30,18 +30,18 @@ from captune.report.page_charts import score_charts
 from captune.report.table import cells, latex_table
 
 
-def _said(run: RunScores) -> dict[str, str]:
+def _texts(run: RunScores) -> dict[str, str]:
     return {item.topic: item.text for item in sentences(run, analyse(run))}
 
 
 def _tested(run: RunScores, p: float | dict[int, float], half: float = 0.02) -> RunScores:
     """The run with a paired test of every row, against the first one and the one before."""
     rows = list(run.checkpoints)
-    for place, row in enumerate(rows):
-        value = p if isinstance(p, float) else p.get(place, 0.001)
-        tests = {metric: {"pretrained": value, "previous": value} for metric in row.corpus} if place else {}
+    for index, row in enumerate(rows):
+        value = p if isinstance(p, float) else p.get(index, 0.001)
+        tests = {metric: {"pretrained": value, "previous": value} for metric in row.corpus} if index else {}
         bounds = {metric: (score - half, score + half) for metric, score in row.corpus.items()}
-        rows[place] = dataclasses.replace(row, p_values=tests, intervals=bounds)
+        rows[index] = dataclasses.replace(row, p_values=tests, intervals=bounds)
     return dataclasses.replace(run, checkpoints=tuple(rows))
 
 
@@ -62,7 +62,7 @@ def test_what_shows_as_zero_has_no_mark(make_run: Any, value: float) -> None:
     assert analysis["BLEU-4"].best is analysis["BLEU-4"].p_value is analysis["BLEU-4"].largest_jump is None
     assert analysis["BLEU-4"].drops == ()
     assert analysis.ranking == ("CIDEr",)
-    for text in (*_said(run).values(), *(item.text for item in sentences(run, analysis, "zh"))):
+    for text in (*_texts(run).values(), *(item.text for item in sentences(run, analysis, "zh"))):
         assert "BLEU-4" not in text or "BLEU-4 is unchanged" in text or "BLEU-4 不变" in text or "flat" in text
 
 
@@ -72,11 +72,11 @@ def test_zeros_are_not_tested() -> None:
     one = scorer.score(dict.fromkeys(references, "blue"))
     other = scorer.score({image: "blue sky" if int(image) % 2 else "green" for image in references})
     for test in (paired_bootstrap(one, other, resamples=50), approximate_randomization(one, other, trials=50)):
-        for name, found in test.items():
+        for name, result in test.items():
             if max(one.corpus[name], other.corpus[name]) < 1e-6:
-                assert math.isnan(found.p_value)
-                assert str(found) == "0.0000 (not tested)"
-        assert any(math.isnan(found.p_value) for found in test.values())
+                assert math.isnan(result.p_value)
+                assert str(result) == "0.0000 (not tested)"
+        assert any(math.isnan(result.p_value) for result in test.values())
     good = scorer.score(dict.fromkeys(references, "a red dog runs fast"))
     assert paired_bootstrap(good, one, resamples=50)["BLEU-4"].p_value < 0.05
 
@@ -102,17 +102,17 @@ def test_a_comparison_prints_no_negative_zero(make_run: Any) -> None:
 
 def test_differences_that_pass_no_test_are_no_findings(make_run: Any) -> None:
     table = {"BLEU-4": (0.30, 0.29, 0.31, 0.30, 0.295), "CIDEr": (0.50, 0.505, 0.49, 0.50, 0.48)}
-    said = _said(_tested(make_run(table), 0.4))
-    assert said["Drops"] == "No metric gets worse at any step by more than chance."
+    texts = _texts(_tested(make_run(table), 0.4))
+    assert texts["Drops"] == "No metric gets worse at any step by more than chance."
     assert (
-        said["Agreement"]
+        texts["Agreement"]
         == "No two metrics disagree about the direction of any step, as far as it is more than chance."
     )
-    assert said["Gain"] == "From pretrained to epoch3: BLEU-4 and CIDEr differ by no more than chance."
-    assert "Largest jump" not in said
-    assert "Fastest and slowest" not in said
-    assert "is best" not in said["Best checkpoint"]
-    assert "lower the learning rate" not in said.get("Advice", "").lower()
+    assert texts["Gain"] == "From pretrained to epoch3: BLEU-4 and CIDEr differ by no more than chance."
+    assert "Largest jump" not in texts
+    assert "Fastest and slowest" not in texts
+    assert "is best" not in texts["Best checkpoint"]
+    assert "lower the learning rate" not in texts.get("Advice", "").lower()
     chinese = {
         item.topic: item.text for item in sentences(*(lambda r: (r, analyse(r)))(_tested(make_run(table), 0.4)), "zh")
     }
@@ -122,16 +122,16 @@ def test_differences_that_pass_no_test_are_no_findings(make_run: Any) -> None:
 
 def test_differences_that_pass_are(make_run: Any) -> None:
     table = {"BLEU-4": (0.10, 0.20, 0.15), "CIDEr": (0.5, 0.4, 0.45)}
-    said = _said(_tested(make_run(table), 0.001))
-    assert "BLEU-4 -0.0500 from epoch0 to epoch1" in said["Drops"]
-    assert "CIDEr gets worse while BLEU-4 improves" in said["Agreement"]
-    assert said["Best checkpoint"] == "epoch0 is best on BLEU-4; pretrained is best on CIDEr."
+    texts = _texts(_tested(make_run(table), 0.001))
+    assert "BLEU-4 -0.0500 from epoch0 to epoch1" in texts["Drops"]
+    assert "CIDEr gets worse while BLEU-4 improves" in texts["Agreement"]
+    assert texts["Best checkpoint"] == "epoch0 is best on BLEU-4; pretrained is best on CIDEr."
     # One step passes, the other does not.
-    said = _said(_tested(make_run(table), {1: 0.001, 2: 0.3}))
-    assert said["Drops"] == "CIDEr -0.1000 from pretrained to epoch0."
+    texts = _texts(_tested(make_run(table), {1: 0.001, 2: 0.3}))
+    assert texts["Drops"] == "CIDEr -0.1000 from pretrained to epoch0."
     assert (
         "epoch0 scores highest on BLEU-4, though not by more than chance over every other row"
-        in said["Best checkpoint"]
+        in texts["Best checkpoint"]
     )
 
 
@@ -161,20 +161,20 @@ BLIP = CheckpointScores(name="blip2-opt", corpus={"BLEU-4": 0.1, "CIDEr": 0.9})
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("tests", [False, True])
 def test_other_captioners_are_no_epochs(make_run: Any, first: bool, tests: bool) -> None:
-    own = make_run({"BLEU-4": (0.10, 0.2, 0.3, 0.4), "CIDEr": (0.3, 0.4, 0.5, 0.6)})
-    run = _with(own, BLIP, dataclasses.replace(BLIP, name="llava"), first=first)
+    training = make_run({"BLEU-4": (0.10, 0.2, 0.3, 0.4), "CIDEr": (0.3, 0.4, 0.5, 0.6)})
+    run = _with(training, BLIP, dataclasses.replace(BLIP, name="llava"), first=first)
     run = _tested(run, 0.001) if tests else run
     analysis = analyse(run)
     assert analysis.rows == ("pretrained", "epoch0", "epoch1", "epoch2")
-    said = _said(run)
+    texts = _texts(run)
     chinese = {item.topic: item.text for item in sentences(run, analysis, "zh")}
-    for found, topic in ((said, "Other captioners"), (chinese, "其他描述模型")):
-        assert "blip2-opt" in found[topic]
-        assert "epoch2" in found[topic]
-        for name, text in found.items():
+    for by_topic, topic in ((texts, "Other captioners"), (chinese, "其他描述模型")):
+        assert "blip2-opt" in by_topic[topic]
+        assert "epoch2" in by_topic[topic]
+        for name, text in by_topic.items():
             assert name == topic or not re.search("blip2|llava", text), (name, text)
-    assert "blip2-opt scores higher on CIDEr, scores lower on BLEU-4" in said["Other captioners"]
-    assert "lower the learning rate" not in " ".join(said.values())
+    assert "blip2-opt scores higher on CIDEr, scores lower on BLEU-4" in texts["Other captioners"]
+    assert "lower the learning rate" not in " ".join(texts.values())
     assert analysis.advice == "continue"
     assert all(line.split()[-1] in ("0.4000", "0.6000") for line in sparklines(run))
     axis = checkpoint_axis(run, 3.5)
@@ -201,8 +201,8 @@ def test_the_chart_joins_no_captioner(make_run: Any, monkeypatch: pytest.MonkeyP
         return plot(self, places, values, **settings)
 
     monkeypatch.setattr(Axes, "plot", seen)
-    own = make_run({"BLEU-4": (0.10, 0.2, 0.3), "CIDEr": (0.3, 0.4, 0.5)})
-    assert draw_chart(_with(own, BLIP, dataclasses.replace(BLIP, name="llava-1.5-7b-hf")), ("svg",))["svg"]
+    training = make_run({"BLEU-4": (0.10, 0.2, 0.3), "CIDEr": (0.3, 0.4, 0.5)})
+    assert draw_chart(_with(training, BLIP, dataclasses.replace(BLIP, name="llava-1.5-7b-hf")), ("svg",))["svg"]
     assert [length for length, style in lines if style == "none"] == [2, 2]
     assert [length for length, style in lines if style != "none"] == [3, 3]
 
@@ -214,9 +214,9 @@ def test_models_without_a_training_are_compared_and_not_advised() -> None:
     )
     for images in (100, None):
         run = RunScores(data="d", checkpoints=rows, images=images)
-        said = _said(run)
-        assert set(said) == {"Models"}
-        assert said["Models"].startswith("Compared with blip-base: git scores lower on BLEU-4 and CIDEr;")
+        texts = _texts(run)
+        assert set(texts) == {"Models"}
+        assert texts["Models"].startswith("Compared with blip-base: git scores lower on BLEU-4 and CIDEr;")
         assert not checkpoint_axis(run, 3.5).joined
         assert "polyline" not in _score_charts(run)
 
@@ -234,7 +234,7 @@ def test_models_without_a_training_are_compared_and_not_advised() -> None:
     ],
 )
 def test_rows_of_a_table_from_elsewhere(tmp_path: Path, names: str, rows: int) -> None:
-    lines = [f"{name},0.{place + 1}" for place, name in enumerate(names.split())]
+    lines = [f"{name},0.{number + 1}" for number, name in enumerate(names.split())]
     (tmp_path / "t.csv").write_text("\n".join(["checkpoint,CIDEr", *lines]), encoding="utf-8")
     course = split_training_rows(read_csv(tmp_path / "t.csv"))
     assert (len(course.run.checkpoints), course.is_training) == (rows, True)
@@ -243,23 +243,23 @@ def test_rows_of_a_table_from_elsewhere(tmp_path: Path, names: str, rows: int) -
 
 def test_a_test_against_a_row_of_another_captioner_is_not_the_steps(make_run: Any) -> None:
     """The row above a checkpoint may be another captioner's; its test says nothing of the training."""
-    own = make_run({"CIDEr": (0.3, 0.4, 0.5)})
-    rows = list(_tested(_with(own, BLIP), 0.001).checkpoints)
+    training = make_run({"CIDEr": (0.3, 0.4, 0.5)})
+    rows = list(_tested(_with(training, BLIP), 0.001).checkpoints)
     rows.insert(2, rows.pop())
-    run = dataclasses.replace(own, checkpoints=tuple(rows))
+    run = dataclasses.replace(training, checkpoints=tuple(rows))
     kept = split_training_rows(run).run.checkpoints
     assert [row.name for row in kept] == ["pretrained", "epoch0", "epoch1"]
     assert set(kept[2].p_values["CIDEr"]) == {"pretrained"}
 
 
 def test_the_pages_lengths_and_classes_leave_other_captioners_alone(make_run: Any) -> None:
-    own = make_run({"CIDEr": (0.3, 0.4)})
+    training = make_run({"CIDEr": (0.3, 0.4)})
     words = ("a dog", "a dog runs", "the cat sleeps on the mat")
     rows = [
         dataclasses.replace(row, captions={"1": text, "2": text})
-        for row, text in zip((*own.checkpoints, BLIP), words, strict=True)
+        for row, text in zip((*training.checkpoints, BLIP), words, strict=True)
     ]
-    run = dataclasses.replace(own, checkpoints=tuple(rows), references={"1": ("a dog",), "2": ("a dog",)})
+    run = dataclasses.replace(training, checkpoints=tuple(rows), references={"1": ("a dog",), "2": ("a dog",)})
     text = build_page(run, TrainingLog())
     gained = text.partition('data-t="words_gained"')[2].partition("</p>")[0]
     assert "runs" in gained

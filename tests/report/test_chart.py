@@ -167,12 +167,12 @@ def test_unknown_format_and_absent_matplotlib(make_run: Any, slides: Any, monkey
     st.lists(st.floats(0, 1), min_size=1, max_size=8),
 )
 def test_labels_keep_their_distance_and_their_order(values: list[float]) -> None:
-    places = spread_labels(values, gap=0.1, low=0.0, high=1.0)
+    positions = spread_labels(values, gap=0.1, low=0.0, high=1.0)
     order = sorted(range(len(values)), key=lambda index: values[index])
-    assert all(places[b] - places[a] >= 0.1 - 1e-9 for a, b in pairwise(order))
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
+    assert all(positions[b] - positions[a] >= 0.1 - 1e-9 for a, b in pairwise(order))
+    assert all(-1e-9 <= position <= 1 + 1e-9 for position in positions)
     if all(values[b] - values[a] >= 0.1 for a, b in pairwise(order)):
-        assert places == pytest.approx(values)
+        assert positions == pytest.approx(values)
 
 
 def test_round_epochs_are_labelled_when_there_are_many(make_run: Any) -> None:

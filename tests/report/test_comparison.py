@@ -20,7 +20,7 @@ PLACES = ("beach", "street", "park", "field", "house", "river")
 
 def _run(shift: int, *, leak: str | None = None) -> RunScores:
     """Thirty images; every `shift`-th caption is about something else."""
-    scenes = [(animal, place) for animal in ANIMALS for place in PLACES]
+    scenes = [(animal, setting) for animal in ANIMALS for setting in PLACES]
     references = {f"{a}-{p}": (f"A {a} runs at the {p}.", f"One {a} is running near a {p}.") for a, p in scenes}
     captions = {
         image: "Two people sit down." if shift and index % shift == 0 else references[image][0]
@@ -31,30 +31,30 @@ def _run(shift: int, *, leak: str | None = None) -> RunScores:
 
 
 def test_better_captions_win_by_more_than_chance() -> None:
-    found = compare_runs({"good": _run(0), "bad": _run(2)})
-    assert [row.name for row in found.table.checkpoints] == ["good", "bad"]
-    assert found.differences["CIDEr"][0, 1] > 0
-    assert found.p_values["CIDEr"][0, 1] < 0.01
-    assert found.table.checkpoints[0].corpus["CIDEr"] != 9.9  # computed anew
-    low, high = found.table.checkpoints[1].intervals["CIDEr"]
-    assert low < found.table.checkpoints[1].corpus["CIDEr"] < high
-    assert len(found.most_different) == 10
-    bad = found.table.checkpoints[1].captions
-    assert all(bad[image] == "Two people sit down." for image in found.most_different)
+    comparison = compare_runs({"good": _run(0), "bad": _run(2)})
+    assert [row.name for row in comparison.table.checkpoints] == ["good", "bad"]
+    assert comparison.differences["CIDEr"][0, 1] > 0
+    assert comparison.p_values["CIDEr"][0, 1] < 0.01
+    assert comparison.table.checkpoints[0].corpus["CIDEr"] != 9.9  # computed anew
+    low, high = comparison.table.checkpoints[1].intervals["CIDEr"]
+    assert low < comparison.table.checkpoints[1].corpus["CIDEr"] < high
+    assert len(comparison.most_different) == 10
+    bad = comparison.table.checkpoints[1].captions
+    assert all(bad[image] == "Two people sit down." for image in comparison.most_different)
 
 
 def test_equal_runs_do_not_differ() -> None:
-    found = compare_runs({"a": _run(3), "b": _run(3), "c": _run(5)})
-    assert found.differences["CIDEr"][0, 1] == 0
-    assert found.p_values["CIDEr"][0, 1] == 1
-    assert found.agreement[0, 1] == pytest.approx(1)
-    assert set(found.agreement) == {(0, 1), (0, 2), (1, 2)}
-    json.dumps(found.to_dict(), allow_nan=False)
+    comparison = compare_runs({"a": _run(3), "b": _run(3), "c": _run(5)})
+    assert comparison.differences["CIDEr"][0, 1] == 0
+    assert comparison.p_values["CIDEr"][0, 1] == 1
+    assert comparison.agreement[0, 1] == pytest.approx(1)
+    assert set(comparison.agreement) == {(0, 1), (0, 2), (1, 2)}
+    json.dumps(comparison.to_dict(), allow_nan=False)
 
 
 def test_matrices_are_antisymmetric_tests_and_symmetric_agreement() -> None:
-    found = compare_runs({"a": _run(0), "b": _run(2)})
-    tests, agreement = matrices(found)[0][1], matrices(found)[-1][1]
+    comparison = compare_runs({"a": _run(0), "b": _run(2)})
+    tests, agreement = matrices(comparison)[0][1], matrices(comparison)[-1][1]
     assert tests[0][0] == "–"
     assert tests[0][1].startswith("+")
     assert tests[1][0] == tests[0][1].replace("+", "-", 1)
@@ -62,16 +62,16 @@ def test_matrices_are_antisymmetric_tests_and_symmetric_agreement() -> None:
 
 
 def test_files_of_a_comparison(tmp_path: Path) -> None:
-    found = compare_runs({"a|<b>": _run(0, leak="because"), "b": _run(2)})
-    files = write_comparison(tmp_path, found)
+    comparison = compare_runs({"a|<b>": _run(0, leak="because"), "b": _run(2)})
+    files = write_comparison(tmp_path, comparison)
     assert [file.name for file in files] == ["table.md", "table.csv", "table.tex", "comparison.md", "report.html"]
-    text = comparison_markdown(found)
+    text = comparison_markdown(comparison)
     assert r"| | a\|&lt;b&gt; | b |" in text
     assert "**LEAK**" in (tmp_path / "table.md").read_text()
     page = (tmp_path / "report.html").read_text()
     assert "CIDEr: row minus column" in page
     assert "Largest jump" not in page
-    assert len(most_different_lines(found)) == 30
+    assert len(most_different_lines(comparison)) == 30
 
 
 def test_runs_on_other_images_or_without_captions_are_refused() -> None:

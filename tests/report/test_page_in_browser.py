@@ -234,9 +234,9 @@ def test_keyboard(page: Any) -> None:
     assert page.input_value("#search") == "jk"
     page.fill("#search", "")
     page.evaluate("document.activeElement.blur()")
-    for key, place in (("j", 0), ("j", 1), ("k", 0)):
+    for key, index in (("j", 0), ("j", 1), ("k", 0)):
         page.keyboard.press(key)
-        assert page.evaluate("[...document.querySelectorAll('.card')].indexOf(document.activeElement)") == place
+        assert page.evaluate("[...document.querySelectorAll('.card')].indexOf(document.activeElement)") == index
 
 
 @pytest.mark.parametrize(("theme", "language"), [("light", "en"), ("dark", "zh")])
@@ -246,8 +246,8 @@ def test_accessibility(page: Any, theme: str, language: str) -> None:
     page.select_option("#language", language)
     page.select_option("#compare", "before")
     page.evaluate("document.querySelectorAll('.card').forEach((card, i) => { if (i > 5) card.remove() })")
-    found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
-    problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found.response["violations"]]
+    results = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in results.response["violations"]]
     assert problems == []
 
 

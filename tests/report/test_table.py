@@ -107,9 +107,9 @@ def test_leak_reasons_become_footnotes(make_run: Any, slides: Any) -> None:
 def test_rows_with_other_signatures_are_called_not_comparable(make_run: Any) -> None:
     run = make_run({"CIDEr": (0.1, 0.2)})
     rows = [dataclasses.replace(row, signature=f"tok:{row.name}") for row in run.checkpoints]
-    found = signatures(dataclasses.replace(run, checkpoints=tuple(rows)))
-    assert found[0] == ("Not comparable, signatures differ", "")
-    assert ("Signature of epoch0", "tok:epoch0") in found
+    lines = signatures(dataclasses.replace(run, checkpoints=tuple(rows)))
+    assert lines[0] == ("Not comparable, signatures differ", "")
+    assert ("Signature of epoch0", "tok:epoch0") in lines
 
 
 HOSTILE = r"a|b <script>alert(1)</script> \input{x} $x_1^2$ 50% & #1 ~ `*_[l](u)" + "\x1b[31m\u202e\n\0"

@@ -96,18 +96,18 @@ def test_reused_when_equal_and_rebuilt_when_not(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in first.root.rglob("*")}
     assert write_flickr30k(first.root, **COUNTS, seed=1).reused
     assert before == {path: path.stat().st_mtime_ns for path in first.root.rglob("*")}
-    whole = digest(first.root)
+    initial = digest(first.root)
 
     next(first.images.iterdir()).unlink()
     assert not write_flickr30k(first.root, **COUNTS, seed=1).reused
-    assert digest(first.root) == whole
+    assert digest(first.root) == initial
 
     first.annotations.write_text("edited", encoding="utf-8")
     assert not write_flickr30k(first.root, **COUNTS, seed=1).reused
-    assert digest(first.root) == whole
+    assert digest(first.root) == initial
 
     assert not write_flickr30k(first.root, **COUNTS, seed=2).reused
-    assert digest(first.root) != whole
+    assert digest(first.root) != initial
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:

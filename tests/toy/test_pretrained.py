@@ -57,17 +57,17 @@ def test_the_instruction_of_the_configuration_was_pretrained() -> None:
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_it_notes_what_is_in_new_pictures(model: MiniGPT4, rows, features, instruction: str) -> None:
-    said = answers(model, features, instruction)
-    noted = [set(text.split(", ")) for text in said]
+    texts = answers(model, features, instruction)
+    noted = [set(text.split(", ")) for text in texts]
     right = [set(terse_caption(row.scene).split(", ")) for row in rows]
-    found = sum(len(a & b) for a, b in zip(noted, right, strict=True)) / sum(len(b) for b in right)
-    assert found > 0.75, said[:5]
+    recall = sum(len(a & b) for a, b in zip(noted, right, strict=True)) / sum(len(b) for b in right)
+    assert recall > 0.75, texts[:5]
 
 
 def test_it_does_not_speak_in_captions_yet(model: MiniGPT4, rows, features) -> None:
-    said = answers(model, features, INSTRUCTIONS[0])
-    assert not any(text.endswith(".") for text in said)
-    assert not any(text in row.captions for text, row in zip(said, rows, strict=True))
+    texts = answers(model, features, INSTRUCTIONS[0])
+    assert not any(text.endswith(".") for text in texts)
+    assert not any(text in row.captions for text, row in zip(texts, rows, strict=True))
 
 
 def test_a_moved_projection_speaks_in_captions(model: MiniGPT4, rows, features) -> None:
@@ -88,20 +88,20 @@ def test_a_moved_projection_speaks_in_captions(model: MiniGPT4, rows, features) 
         optimizer.zero_grad()
         tuned(**tuned.processor.pad(sequences), features=seen[torch.from_numpy(picked)]).loss.backward()
         optimizer.step()
-    said = answers(tuned, features, INSTRUCTIONS[0])
-    verdicts = [scene_agreement(text, row.scene) for text, row in zip(said, rows, strict=True)]
-    assert np.mean([text.endswith(".") and text[0].isupper() for text in said]) > 0.9, said[:5]
-    assert np.mean([verdict.subject for verdict in verdicts]) > 0.6, said[:10]
+    texts = answers(tuned, features, INSTRUCTIONS[0])
+    verdicts = [scene_agreement(text, row.scene) for text, row in zip(texts, rows, strict=True)]
+    assert np.mean([text.endswith(".") and text[0].isupper() for text in texts]) > 0.9, texts[:5]
+    assert np.mean([verdict.subject for verdict in verdicts]) > 0.6, texts[:10]
 
 
 def test_transformers_reads_the_vocabulary_as_a_llama_tokenizer(model: MiniGPT4) -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(FOLDER)
+    hf_tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     ours = model.processor.tokenizer
     for text in ("A man in a red shirt kicks a ball.", "Two dogs run through the snow", "Zürich, 犬 42!"):
         assert ours.decode(ours.encode(text)) == text
-        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+        assert hf_tokenizer.encode(text, add_special_tokens=False) == ours.encode(text)
 
 
 def test_the_vocabulary_has_subwords_and_bytes(model: MiniGPT4) -> None:

@@ -17,10 +17,10 @@ def test_equal_seeds_give_equal_streams_and_others_do_not() -> None:
 
 
 def test_no_content_comes_twice_and_none_is_on_both_sides() -> None:
-    learnt = [scene.content for scene in islice(sample_scenes(1, held_out=False), 3000)]
+    trained = [scene.content for scene in islice(sample_scenes(1, held_out=False), 3000)]
     held_out = [scene.content for seed in (1, 2, 3) for scene in islice(sample_scenes(seed, held_out=True), 1000)]
-    assert len(set(learnt)) == len(learnt)
-    assert not set(learnt) & set(held_out)
+    assert len(set(trained)) == len(trained)
+    assert not set(trained) & set(held_out)
 
 
 def test_the_space_of_scenes_is_large() -> None:
