@@ -4,7 +4,7 @@
 
 reads `flickr30k/flickr_annotations_30k.csv` and `flickr30k/flickr30k-images/` and writes `flickr30k/manifest.jsonl`,
 which captune trains on, and `flickr30k/flickr30k_grounded_detail.json`, which the original trained on.
-`captune prepare flickr30k` does the same for any place, without the second file.
+`captune prepare flickr30k` does the same for any paths, without the second file.
 """
 
 from __future__ import annotations

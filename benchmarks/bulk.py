@@ -10,8 +10,8 @@ compares every output file, byte by byte, with those of an undisturbed run:
     processes      two processes, `--part 0/2` and `--part 1/2`
     ray            `--engine ray` on two processors with two actors, one of which is killed in the middle
 
-Every program counts from its start, imports and the load of the model included. The last JSON line has `ratio`, images
-a second of two processes over one, and `identical`, whether all files of all ways were equal.
+A program's time includes its start: imports and loading the model. The last JSON line has `ratio`, images a second of
+two processes over one, and `identical`, whether all files of all ways were equal.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ def draw(folder: Path, count: int) -> int:
 
 
 def command(images: Path, out: Path, size: int, *more: str) -> list[str]:
+    """The command line of `captune caption` with the toy model."""
     program = [sys.executable, "-m", "captune", "caption", "toy", str(images), "--out", str(out)]
     return [*program, "--shard-size", str(size), "--max-new-tokens", "24", *more]
 
 
 def start(words: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """Start a command on one thread, with variables added to the environment."""
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     for name in ("RANK", "WORLD_SIZE"):
         settings.pop(name, None)
@@ -79,12 +81,14 @@ def start(words: list[str], **environment: str) -> subprocess.Popen[bytes]:
 
 
 def finish(*processes: subprocess.Popen[bytes]) -> None:
+    """Wait for processes that must end with images captioned or in quarantine."""
     codes = [process.wait() for process in processes]
-    # 2 says that some images are in quarantine, as they are to be.
+    # Exit code 2: some images are in quarantine, as expected.
     assert set(codes) <= {0, 2}, codes
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The finished files of a folder, by relative path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -98,7 +102,7 @@ def killed(words: list[str], kills: int, usual: float, rng: random.Random) -> in
     for _ in range(kills):
         process = start(words)
         try:
-            # Behind the start of the program, and early enough that there is work left for the last kill.
+            # After the start of the program, and early enough that there is work left for the last kill.
             process.wait(STARTUP + rng.random() * (usual - STARTUP) * 1.5 / kills)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -121,8 +125,8 @@ def with_ray(words: list[str], out: Path, shards: int) -> int:
 
 
 def actors_of(root: int) -> list[int]:
-    """Processes of Ray actors of this job's session, told by the title that Ray gives them."""
-    found = []
+    """Processes of Ray actors of this job's session, recognized by the title that Ray gives them."""
+    actors = []
     for entry in Path("/proc").iterdir():
         try:
             title = (entry / "cmdline").read_bytes()
@@ -130,11 +134,12 @@ def actors_of(root: int) -> list[int]:
         except (OSError, ValueError, IndexError):
             continue
         if title.startswith(b"ray::_Worker") and session == root:
-            found.append(int(entry.name))
-    return sorted(found)
+            actors.append(int(entry.name))
+    return sorted(actors)
 
 
 def main() -> None:
+    """Caption the images in every way, compare the files and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--shard-size", type=int, default=50)
@@ -152,39 +157,40 @@ def main() -> None:
         if arguments.json:
             print(json.dumps(rows[-1]), flush=True)
         else:
-            told = "  ".join(f"{name} {value}" for name, value in more.items())
-            print(f"{way:12} {rows[-1]['images_per_s']:7.1f} images/s  identical {same}  {told}", flush=True)
+            details = "  ".join(f"{name} {value}" for name, value in more.items())
+            print(f"{way:12} {rows[-1]['images_per_s']:7.1f} images/s  identical {same}  {details}", flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images = folder / "images"
         bad = draw(images, arguments.images)
         began = time.monotonic()
-        finish(start(command(images, folder / "whole", arguments.shard_size)))
+        finish(start(command(images, folder / "undisturbed", arguments.shard_size)))
         usual = time.monotonic() - began
-        whole = contents(folder / "whole")
-        lines = [json.loads(line) for name in whole if name.startswith("images-") for line in whole[name].splitlines()]
-        quarantined = whole["quarantine.jsonl"].count(b"\n")
+        undisturbed = contents(folder / "undisturbed")
+        shards = [name for name in undisturbed if name.startswith("images-")]
+        lines = [json.loads(line) for name in shards for line in undisturbed[name].splitlines()]
+        quarantined = undisturbed["quarantine.jsonl"].count(b"\n")
         assert len({row["id"] for row in lines}) == len(lines) == arguments.images - bad, "every good image once"
         assert quarantined == bad, "every bad image with its reason"
-        shards = sum(name.startswith("images-") for name in whole)
-        report("undisturbed", usual, True, shards=shards, quarantined=quarantined)
+        report("undisturbed", usual, True, shards=len(shards), quarantined=quarantined)
         if "killed" in arguments.ways:
             words = command(images, folder / "killed", arguments.shard_size)
             began = time.monotonic()
             times = killed(words, arguments.kills, usual, random.Random(arguments.seed))
-            report("killed", time.monotonic() - began, contents(folder / "killed") == whole, kills=times)
+            report("killed", time.monotonic() - began, contents(folder / "killed") == undisturbed, kills=times)
         if "processes" in arguments.ways:
             began = time.monotonic()
             out = folder / "processes"
             finish(*(start(command(images, out, arguments.shard_size, "--part", f"{k}/2")) for k in range(2)))
             seconds = time.monotonic() - began
-            # Whoever ends first gathers the quarantine of what is there; the last one gathers all.
-            report("processes", seconds, contents(out) == whole, processes=2)
+            # The process that ends first collects the quarantine as it is then; the last one collects all of it.
+            report("processes", seconds, contents(out) == undisturbed, processes=2)
         if "ray" in arguments.ways:
             began = time.monotonic()
-            dead = with_ray(command(images, folder / "ray", arguments.shard_size), folder / "ray", shards)
-            report("ray", time.monotonic() - began, contents(folder / "ray") == whole, actors=2, actors_killed=dead)
+            out = folder / "ray"
+            dead = with_ray(command(images, out, arguments.shard_size), out, len(shards))
+            report("ray", time.monotonic() - began, contents(out) == undisturbed, actors=2, actors_killed=dead)
     rate = {row["way"]: row["images_per_s"] for row in rows}
     summary = {
         "ratio": round(rate.get("processes", rate["undisturbed"]) / rate["undisturbed"], 3),

@@ -38,6 +38,7 @@ SIZES = [(40, 30), (64, 64), (30, 90), (90, 30), (20, 20)]
 
 
 def pictures() -> list[Image.Image]:
+    """Random pictures of several shapes."""
     draws = np.random.default_rng(0)
     return [Image.fromarray(draws.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
 
@@ -94,6 +95,7 @@ def rows_of_page(text: str) -> dict[str, str]:
 
 
 def main() -> int:
+    """Print the table and, where requested, write it to docs/models.md."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", action="store_true")

@@ -1,4 +1,4 @@
-"""Decoding images: Pillow exactly as the original, beside the bulk command's `--fast-decode`.
+"""Decoding images: Pillow exactly as the original, against the bulk command's `--fast-decode`.
 
     python benchmarks/decode.py [--images 64] [--json]
 
@@ -36,6 +36,7 @@ def write(path: Path, size: tuple[int, int], seed: int) -> None:
 
 
 def main() -> int:
+    """Decode files of each size both ways and print rates and differences."""
     parser = options(__doc__)
     parser.add_argument("--images", type=int, default=48)
     arguments = parser.parse_args()

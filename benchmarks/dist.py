@@ -1,13 +1,13 @@
-"""Two processes on gloo beside one: the same losses and weights whatever the share of each, and the time of a step.
+"""Two processes on gloo against one: the same losses and weights whatever the share of each, and the time of a step.
 
 In a third way the two also divide the frozen language model's layers between them (`train.sharding: fsdp`, FSDP2).
 
     python benchmarks/dist.py [--json]
 
 The same run, its captions of 4 to 30 tokens, so that the processes' shares hold different numbers of targets, is
-trained by one process and by two that torchrun starts. Scaling is one process's processor time over the longer of two
-processes' own: what the sharing and the message cost, apart from how many cores are free. The message is the
-projection's gradient alone; the frozen language model is never sent.
+trained by one process and by two that torchrun starts. Scaling is one process's processor time over the longer of the
+two processes': what the sharing and the message cost, apart from how many cores are free. The message is only the
+projection's gradient; the frozen language model is never sent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WAYS = {"one process": 1, "two": 2, "two, divided": 2}
 
 
 def child(folder: Path, way: str) -> None:
-    """One of the processes: train, and leave losses, times and weights behind."""
+    """One of the processes: train, and save losses, times and weights."""
     torch.set_num_threads(1)
     texts = captions(IMAGES * PER_IMAGE, (4, 30), VOCABULARY)
     images = [Sample(str(n), "", tuple(texts[n * PER_IMAGE : (n + 1) * PER_IMAGE]), "train") for n in range(IMAGES)]
@@ -75,27 +75,28 @@ def child(folder: Path, way: str) -> None:
             collective_forward=collective_forward,
         )
         lengths = model.processor.layout
-        told = []
+        records = []
         for step in range(STEPS):
             began = time.process_time()
             result = train_step.run(step)
             seconds = time.process_time() - began
             mine = dist.shard(train_step.samples.batch(step))
-            own = sum(len(lengths.target_ids(text)[0]) for sample in mine for text in sample.captions)
-            told.append({"loss": result.loss, "seconds": seconds, "targets": own, "held": local_bytes / total_bytes})
-        (folder / f"{way}-{dist.rank}.json").write_text(json.dumps(told), encoding="utf-8")
+            targets = sum(len(lengths.target_ids(text)[0]) for sample in mine for text in sample.captions)
+            held = local_bytes / total_bytes
+            records.append({"loss": result.loss, "seconds": seconds, "targets": targets, "held": held})
+        (folder / f"{way}-{dist.rank}.json").write_text(json.dumps(records), encoding="utf-8")
         if dist.is_main:
             weights = {name: parameter.detach() for name, parameter in model.trained_parameters()}
             save_file(weights, folder / f"{way}.safetensors")
 
 
 def run(folder: Path, way: str) -> list[list[dict[str, float]]]:
-    """What each process told of each step."""
-    own = [str(Path(__file__).resolve()), "--child", str(folder), "--way", way]
-    command = [sys.executable, *own]
+    """What each process recorded in each step."""
+    program = [str(Path(__file__).resolve()), "--child", str(folder), "--way", way]
+    command = [sys.executable, *program]
     if WAYS[way] > 1:
         starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WAYS[way]}"]
-        command = [sys.executable, *starter, *own]
+        command = [sys.executable, *starter, *program]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         sys.exit(done.stderr[-3000:])
@@ -103,6 +104,7 @@ def run(folder: Path, way: str) -> list[list[dict[str, float]]]:
 
 
 def main() -> int:
+    """Train in every way and compare times, losses and weights."""
     parser = options(__doc__, rounds=1)
     parser.add_argument("--child", type=Path, help="be one of the processes; used by the program itself")
     parser.add_argument("--way", choices=WAYS, help="of which way")
@@ -115,14 +117,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for _ in range(arguments.rounds):
-            told = {way: run(folder, way) for way in WAYS}
-            for way, each in told.items():
+            records = {way: run(folder, way) for way in WAYS}
+            for way, each in records.items():
                 # The first step also computes what is kept for the run.
                 times[way] += [max(one[step]["seconds"] for one in each) for step in range(1, STEPS)]
         weights = {way: load_file(folder / f"{way}.safetensors") for way in WAYS}
     peer, *others = WAYS
     seconds = {way: sorted(taken)[len(taken) // 2] for way, taken in times.items()}
-    losses = {way: [step["loss"] for step in each[0]] for way, each in told.items()}
+    losses = {way: [step["loss"] for step in each[0]] for way, each in records.items()}
     length = torch.cat([value.reshape(-1) for value in weights[peer].values()]).norm()
     rows = []
     for way in others:
@@ -131,8 +133,8 @@ def main() -> int:
             "ratio": round(seconds[peer] / seconds[way], 3),
             "loss_difference": max(abs(a - b) / a for a, b in zip(losses[peer], losses[way], strict=True)),
             "weights_difference": float(moved.norm() / length),
-            "held": max(each[0]["held"] for each in told[way]),
-            "targets": [[int(step["targets"]) for step in each] for each in told[way]],
+            "held": max(each[0]["held"] for each in records[way]),
+            "targets": [[int(step["targets"]) for step in each] for each in records[way]],
         }
         rows.append(values)
         output.line(kind="way", way=way, **values)
@@ -142,7 +144,7 @@ def main() -> int:
             [
                 step,
                 *(f"{losses[way][step]:.7f}" for way in WAYS),
-                " + ".join(str(each[step]["targets"]) for each in told["two"]),
+                " + ".join(str(each[step]["targets"]) for each in records["two"]),
             ]
             for step in range(STEPS)
         ],

@@ -3,11 +3,11 @@
     python benchmarks/families.py [--json]
 
 For every family a tiny model with random weights, large enough that attention is far from uniform. Packed rows (shared
-prefix, cached text, logits at targets) are compared with plain ones: transformers' own masks, one row a caption. In
+prefix, cached text, logits at targets) are compared with plain ones: transformers' masks, one row a caption. In
 float64 the norms of LLaMA's kind compute in float64 as well, where transformers casts to float32; the plain side is one
-packed row a caption there, since the plain path's cross-entropy is in float32. (Eager attention's softmax and
-Cohere's rotation stay in float32, which shows as 1e-9 to 1e-8.) `probe` is what captune says at the start
-of a run: with "plain rows" it trains that family without packing.
+packed row a caption there, since the plain path's cross-entropy is in float32. (Eager attention's softmax and Cohere's
+rotation stay in float32, which shows as 1e-9 to 1e-8.) `probe` is what captune decides at the start of a run: with
+"plain rows" it trains that family without packing.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ SEPARATE = OptimizationsConfig(shared_prefix=False, constant_prefix=False)
 
 
 def build(kind: str, settings: dict[str, Any], lora: bool = False) -> MiniGPT4:
+    """A tiny model of a family with random weights."""
     model = tiny_minigpt4(AutoConfig.for_model(kind, **{**SIZES, **settings}))
     if lora:
         attach_lora(model, rank=4, alpha=8, targets=["q_proj", "v_proj"], dropout=0.0)
@@ -85,22 +86,26 @@ def build(kind: str, settings: dict[str, Any], lora: bool = False) -> MiniGPT4:
 
 
 def features(model: MiniGPT4) -> torch.Tensor:
+    """Random features (N, Q, F) of the samples."""
     random = torch.Generator().manual_seed(1)
     return torch.randn(len(SAMPLES), 4, 24, generator=random).to(model.projection.weight.dtype)
 
 
-def gradient(model: MiniGPT4, fast: OptimizationsConfig, *, whole: bool = False) -> tuple[float, torch.Tensor]:
+def gradient(
+    model: MiniGPT4, fast: OptimizationsConfig, *, complete_layers: bool = False
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the trained parameters, as one vector; `complete_layers` skips no part of a layer."""
     objective = Objective(model, INSTRUCTION, fast)
-    if whole:
+    if complete_layers:
         objective.disable_layer_skipping()
     loss = objective.loss(SAMPLES, features(model))
-    found = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
-    return float(loss.detach()), torch.cat([part.reshape(-1) for part in found])
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
+    return float(loss.detach()), torch.cat([part.reshape(-1) for part in gradients])
 
 
 @contextlib.contextmanager
 def precise_norms(model: MiniGPT4) -> Iterator[None]:
-    """Norms that multiply by the root mean square, in float64, as their formula says."""
+    """Norms that multiply by the root mean square, in float64, as in their formula."""
     changed: list[tuple[type, Any]] = []
     for kind in {type(module) for module in model.llm.modules()}:
         if re.search("RMSNorm$|CohereLayerNorm$", kind.__name__):
@@ -122,17 +127,17 @@ def _norm(self: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any]:
-    """Differences of a family, and what the probe says."""
+    """Differences of a family, and the decision of the probe."""
     model = build(kind, settings, lora)
     answer: dict[str, Any] = {"identical": False, "float64_gradient": None}
     objective = Objective(model, INSTRUCTION, OptimizationsConfig())
     reason = check_packing(objective, SAMPLES, features(model))
-    # Where the probe leaves the layers whole, so do the comparisons.
-    whole = not objective.skips_unused
+    # Where the probe computes the layers completely, the comparisons do too.
+    complete = not objective.skips_unused
     try:
         (plain_loss, plain), (packed_loss, packed) = (
             gradient(model, PLAIN),
-            gradient(model, OptimizationsConfig(), whole=whole),
+            gradient(model, OptimizationsConfig(), complete_layers=complete),
         )
         answer["loss_difference"] = abs(packed_loss - plain_loss) / plain_loss
         answer["gradient_relative_difference"] = relative(packed, plain)
@@ -145,7 +150,7 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
         # Experts' grouped products exist in float32 and below only.
         with precise_norms(double), contextlib.suppress(RuntimeError):
             answer["float64_gradient"] = relative(
-                gradient(double, OptimizationsConfig(), whole=whole)[1], gradient(double, SEPARATE)[1]
+                gradient(double, OptimizationsConfig(), complete_layers=complete)[1], gradient(double, SEPARATE)[1]
             )
         ways = {"plain": lambda: gradient(model, PLAIN), "packed": lambda: gradient(model, OptimizationsConfig())}
         seconds = median(alternate(ways, 3))
@@ -154,6 +159,7 @@ def measure(kind: str, settings: dict[str, Any], *, lora: bool) -> dict[str, Any
 
 
 def main() -> int:
+    """Measure every family and count those that the probe decides as expected."""
     arguments = options(__doc__).parse_args()
     warnings.simplefilter("ignore")
     output = Output(arguments.json, "packed rows against plain ones, relative difference; trained: projection (+ LoRA)")
@@ -161,22 +167,22 @@ def main() -> int:
     tried = [(*family, False, n < EXACT) for n, family in enumerate(FAMILIES)]
     tried += [(f"{name} + LoRA", kind, settings, True, True) for name, kind, settings in FAMILIES[:4]]
     for name, kind, settings, lora, exact in tried:
-        found = measure(kind, settings, lora=lora)
-        measured.append(found)
-        right.append((found["probe"] == "packed") == exact)
-        output.line(kind="family", family=name, expected="packed" if exact else "plain rows", **found)
-        shown = [found.get("loss_difference"), found.get("gradient_relative_difference"), found["float64_gradient"]]
+        result = measure(kind, settings, lora=lora)
+        measured.append(result)
+        right.append((result["probe"] == "packed") == exact)
+        output.line(kind="family", family=name, expected="packed" if exact else "plain rows", **result)
+        shown = [result.get("loss_difference"), result.get("gradient_relative_difference"), result["float64_gradient"]]
         cells = ["-" if value is None else f"{value:.1e}" for value in shown]
-        rows.append([name, *cells, found["probe"], found.get("raises", "")])
+        rows.append([name, *cells, result["probe"], result.get("raises", "")])
     output.table(["", "loss f32", "gradient f32", "gradient f64", "probe", "raises"], rows)
     sentence = f"{sum(right)} of {len(right)} families as expected: exact ones are packed, the others caught."
     output.say(f"\n{sentence}")
-    packed = [found for found in measured if found["probe"] == "packed"]
+    packed = [result for result in measured if result["probe"] == "packed"]
     output.line(
         kind="result",
-        ratio=statistics.median(found["ratio"] for found in packed),
-        loss_difference=max(found["loss_difference"] for found in packed),
-        gradient_relative_difference=max(found["gradient_relative_difference"] for found in packed),
+        ratio=statistics.median(result["ratio"] for result in packed),
+        loss_difference=max(result["loss_difference"] for result in packed),
+        gradient_relative_difference=max(result["gradient_relative_difference"] for result in packed),
         identical=all(right),
         families=len(right),
     )

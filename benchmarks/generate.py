@@ -3,12 +3,12 @@
     python benchmarks/generate.py [--images 256] [--batch 32] [--rounds 2] [--beams 1] [--json]
 
 One process, one thread, the same random weights, the same features, A/B/A/B in turns; seconds are those that the
-processor worked, so that other programs on the machine do not count. Random weights never end a
-caption, so an end is planted as people's captions have it: lengths are those of real captions where the folder
-`../shared` lies beside the repository, else drawn with the same mean and spread, and the model says the end of text at
-that length. Three peers are shown: `generate` told where captions end (it runs each batch to its longest caption), the
-same with captune's stop criterion that decodes the tail of every row, and `generate` that is told nothing, as in the
-original project. The ratio is against the first, the quickest.
+processor worked, so that other programs on the machine do not count. Random weights never end a caption, so an end is
+planted as people's captions have it: lengths are those of real captions where the folder `../shared` is next to the
+repository, else drawn with the same mean and spread, and the model generates the end of text at that length. Three
+peers are shown: `generate` with the id of the end (it runs each batch to its longest caption), the same with captune's
+stop criterion that decodes the tail of every row, and `generate` without either, as in the original project. The ratio
+is against the first, the quickest.
 
 Two shapes of a language model: `wide` (the default, 8 layers of 512), where a step's work grows with its rows, and
 `deep` (32 layers of 128), where a step costs nearly the same for one row as for 32, as it does on a GPU.
@@ -46,7 +46,7 @@ VOCABULARY = 32_000
 EOS = 2
 LIMIT = 60
 TOKENS_PER_WORD = 1.35
-"""LLaMA's tokens for a word of a caption, full stop and stop symbol counted apart."""
+"""LLaMA's tokens for a word of a caption, without full stop and stop symbol."""
 
 
 class Numbers:
@@ -57,15 +57,19 @@ class Numbers:
     vocabulary_size = VOCABULARY
 
     def encode(self, text: str) -> list[int]:
+        """An id for each character."""
         return [3 + ord(character) for character in text]
 
     def decode(self, ids: Any) -> str:
+        """The characters of ids; the end has none."""
         return "".join(chr(i - 3) if i < 1000 else "x" for i in ids if i > EOS)
 
     def piece_id(self, piece: str) -> int | None:
+        """No piece has an id."""
         return None
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Nothing is saved."""
 
 
 def lengths(count: int) -> tuple[list[int], str]:
@@ -76,13 +80,14 @@ def lengths(count: int) -> tuple[list[int], str]:
             rows = [json.loads(row["raw"]) for row in csv.DictReader(file)]
         # One caption of each image, far apart in the file.
         step = max(1, len(rows) // count)
-        words = [len(captions[place % len(captions)].split()) for place, captions in enumerate(rows[::step][:count])]
+        words = [len(captions[n % len(captions)].split()) for n, captions in enumerate(rows[::step][:count])]
         return [min(LIMIT, round(n * TOKENS_PER_WORD) + 1) for n in words], "Flickr30k"
     drawn = torch.empty(count).log_normal_(2.75, 0.4, generator=torch.Generator().manual_seed(0))
     return [int(n) for n in drawn.round().clamp(4, LIMIT)], "drawn"
 
 
 def build(width: int, layers: int) -> MiniGPT4:
+    """A model with random weights whose language model has this width and so many layers."""
     torch.manual_seed(0)
     config = MiniGPT4Config(
         vision_config=Blip2VisionConfig(
@@ -115,7 +120,7 @@ def build(width: int, layers: int) -> MiniGPT4:
 
 
 class Planted:
-    """Makes the model itself say the end of text where each image's caption is to end.
+    """Makes the model generate the end of text where each image's caption is to end.
 
     After every forward it knows the newest token's position, and the row's image by one number of the first layer's
     values at the first image token, which both engines keep in their caches row by row. The work is the same for both.
@@ -144,27 +149,27 @@ class Planted:
             return
         kept, positions = kwargs.get("logits_to_keep"), kwargs["position_ids"]
         packed = isinstance(kept, torch.Tensor)
-        # Rows of captune's packed forward lie end to end, and the logits of their last tokens too.
+        # Rows of captune's packed forward are concatenated, and the logits of their last tokens too.
         positions = positions[0, kept] if packed else positions[:, -1]
         if int(positions.max()) < self._prompt - 1:
             return
         marks = self._mark(kwargs["past_key_values"], len(positions))
         images = (marks.unsqueeze(1) - self._known).abs().argmin(dim=1)
-        said = torch.where(positions - self._prompt + 2 == self._ends[images], 1e9, -1e9)
+        logits = torch.where(positions - self._prompt + 2 == self._ends[images], 1e9, -1e9)
         if packed:
-            output.logits[0, :, EOS] = said
+            output.logits[0, :, EOS] = logits
         else:
-            output.logits[:, -1, EOS] = said
+            output.logits[:, -1, EOS] = logits
 
 
 def peer(model: MiniGPT4, prompt: tuple[int, ...], features: torch.Tensor, options: DecodingOptions, **settings: Any):
-    """`generate` batch by batch, its own way."""
+    """The captions of `generate`, batch by batch."""
     rows: list[list[int]] = []
     for start in range(0, len(features), options.batch_size):
         batch = features[start : start + options.batch_size]
-        given = torch.tensor([prompt]).expand(len(batch), -1)
+        input_ids = torch.tensor([prompt]).expand(len(batch), -1)
         new = model.generate(
-            given,
+            input_ids,
             features=batch,
             max_new_tokens=options.max_new_tokens,
             num_beams=options.beams,
@@ -182,8 +187,8 @@ def parameters(model: MiniGPT4) -> tuple[int, int]:
     return sum(p.numel() for p in model.llm.model.layers.parameters()), head
 
 
-def own_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int]) -> float:
-    """FLOPs of captune's greedy decoding, attention apart: no token twice, none behind an end.
+def captune_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int]) -> float:
+    """FLOPs of captune's greedy decoding, without attention: no token twice, none after an end.
 
     Of all but the last token of a prompt the last layer needs no more than keys and values (queries come with them).
     """
@@ -195,7 +200,7 @@ def own_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int]) -> float
 
 
 def peer_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int], batch: int) -> float:
-    """FLOPs of `generate`: whole prompts, and every row to the end of its batch's longest."""
+    """FLOPs of `generate`: complete prompts, and every row to the end of its batch's longest."""
     layers, head = parameters(model)
     flops = 0.0
     for start in range(0, len(ends), batch):
@@ -206,6 +211,7 @@ def peer_work(model: MiniGPT4, prompt: tuple[int, ...], ends: list[int], batch: 
 
 
 def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rates, work and equality of every way for one shape of the language model."""
     model = build(*SHAPES[shape])
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(arguments.images, QUERIES, model.config.feature_size, generator=generator)
@@ -225,7 +231,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.compiled:
         ways["captune, compiled"] = lambda: generate_ids(model, requests, replace(options, compiled=True))
     if arguments.beams == 1:
-        # What greedy decoding says does not depend on when it stops; which beam is best does.
+        # What greedy decoding generates does not depend on when it stops; which beam is best does.
         ways["generate, no stop"] = lambda: peer(model, prompt, features, options, eos_token_id=None)
     batch = features[: arguments.batch]
     generate_ids(model, requests[: arguments.batch], options)
@@ -246,7 +252,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     rate = {name: arguments.images / statistics.median(times) for name, times in seconds.items()}
     best = {name: arguments.images / min(times) for name, times in seconds.items()}
     same = {name: statistics.mean(a == b for a, b in zip(rows["captune"], rows[name], strict=True)) for name in ways}
-    work = {"captune": own_work(model, prompt, ends), "generate": peer_work(model, prompt, ends, arguments.batch)}
+    work = {"captune": captune_work(model, prompt, ends), "generate": peer_work(model, prompt, ends, arguments.batch)}
     return {
         "shape": shape,
         "parameters": sum(p.numel() for p in model.llm.parameters()),
@@ -271,6 +277,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure every shape and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32)
@@ -290,13 +297,10 @@ def main() -> None:
         if arguments.json:
             print(json.dumps(result), flush=True)
             continue
-        told = result["lengths"]
+        tokens = result["lengths"]
         print(f"\n{shape}: {result['parameters'] / 1e6:.0f} M parameters, {result['images']} images, batch ", end="")
-        print(
-            f"{result['batch']}, beams {result['beams']}; captions of {told['mean']:.1f} tokens (sd {told['sd']:.1f}, ",
-            end="",
-        )
-        print(f"longest {told['longest']}, {told['source']})")
+        print(f"{result['batch']}, beams {result['beams']}; captions of {tokens['mean']:.1f} tokens ", end="")
+        print(f"(sd {tokens['sd']:.1f}, longest {tokens['longest']}, {tokens['source']})")
         if result["ratio_of_work"] is not None:
             print("  GFLOP an image: ", end="")
             print(", ".join(f"{name} {value}" for name, value in result["gflop_an_image"].items()), end="; ")

@@ -4,7 +4,7 @@
     python benchmarks/gpu_encode.py --tiny        the same program on any machine at tiny dims
 
 The peer is `Blip2ForConditionalGeneration.get_image_features` in bfloat16 on the same weights. Operations are counted
-by formula (2 a weight and token, attention apart) and set against a large matrix product measured in the same run.
+by formula (2 a weight and token, and attention) and compared with a large matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 
 def main() -> int:
+    """Encode batches in both programs and print rates, memory and differences."""
     parser = options(__doc__, rounds=5)
     parser.add_argument("--batches", type=int, nargs="*", default=[64, 128, 256, 512], help="images at once")
     parser.add_argument("--tiny", action="store_true", help="tiny dims, on a CPU where there is no GPU: a test run")
@@ -31,7 +32,7 @@ def main() -> int:
     name = torch.cuda.get_device_name() if on_gpu else None
     output = Output(arguments.json, "ViT-g and Q-Former, random bfloat16 weights", name)
     rate = matmul_rate(device, 8192 if on_gpu else 512)
-    # The towers are what counts here; a tiny language model stands behind the large ones.
+    # The towers are what counts here; a tiny language model follows the large ones.
     model, peer = build("tiny" if arguments.tiny else "encode", device)
     model.vision, model.qformer, model.query_tokens = peer.vision_model, peer.qformer, peer.query_tokens
     vision = peer.config.vision_config
@@ -48,8 +49,8 @@ def main() -> int:
                 "transformers": lambda pixels=pixels: peer.get_image_features(pixels, return_dict=True),
                 "captune": lambda pixels=pixels: model.encode_features(pixels),
             }
-            wanted = ways["transformers"]().qformer_outputs.last_hidden_state
-            difference = relative(ways["captune"](), wanted)
+            expected = ways["transformers"]().qformer_outputs.last_hidden_state
+            difference = relative(ways["captune"](), expected)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -1,4 +1,4 @@
-"""Whether captune's gradient is plain rows' at true width: two layers in float32, and all of them beside float32."""
+"""Whether captune's gradient is plain rows' at true width: two layers in float32, and all of them against float32."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def exact(size: str, device: torch.device) -> dict[str, float]:
         "captune, not compiled": Objective(model, INSTRUCTION, OptimizationsConfig()),
         "plain rows": Objective(model, INSTRUCTION, OptimizationsConfig(**PLAIN)),
     }
-    found = {
+    gradients = {
         way: torch.autograd.grad(objective.loss(samples, features), model.projection.weight)[0]
         for way, objective in objectives.items()
     }
-    return {way: relative(gradient, found["plain rows"]) for way, gradient in found.items() if way != "plain rows"}
+    plain = gradients.pop("plain rows")
+    return {way: relative(gradient, plain) for way, gradient in gradients.items()}
 
 
 def distances(
@@ -50,7 +51,7 @@ def distances(
 ) -> dict[str, float]:
     """Relative distance of each way's gradient from plain rows' in float32; the language model is float32 from now on.
 
-    Empty where the device does not hold that.
+    Empty where float32 weights do not fit into the device's memory.
     """
     weights = 4 * sum(parameter.numel() for parameter in model.llm.parameters())
     if features.device.type == "cuda" and weights > 0.5 * torch.cuda.get_device_properties(0).total_memory:
@@ -61,7 +62,7 @@ def distances(
         parts = [torch.autograd.grad(objective.loss(*half), model.projection.weight)[0] for half in halves]
         return torch.stack(parts).sum(dim=0)
 
-    found = {way: gradient(objective) for way, objective in objectives.items()}
+    gradients = {way: gradient(objective) for way, objective in objectives.items()}
     model.llm.float()
-    wanted = gradient(objectives["plain rows"])
-    return {way: relative(given, wanted) for way, given in found.items()}
+    expected = gradient(objectives["plain rows"])
+    return {way: relative(value, expected) for way, value in gradients.items()}

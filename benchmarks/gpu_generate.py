@@ -3,10 +3,10 @@
     python benchmarks/gpu_generate.py [--size 7b] [--batches 32 64 128 256 512] [--tokens 16 180] [--ways ...] [--json]
 
 Random weights of the true size are made on the GPU; captions end at the given number of tokens in every way, because
-random weights never end one by themselves. In turns, in one process, after a warm-up:
+random weights never generate an end. In turns, in one process, after a warm-up:
 
     generate          transformers' `generate`, dynamic cache
-    generate, static  its static cache, which it compiles by itself on CUDA, a minute for each shape
+    generate, static  its static cache, which it compiles automatically on CUDA, a minute for each shape
     captune           captune's loop, whose steps are recorded as a CUDA graph
     captune, compiled the same with compiled layers
 
@@ -57,18 +57,23 @@ class Numbers:
     vocabulary_size = VOCABULARY
 
     def encode(self, text: str) -> list[int]:
+        """An id for each character."""
         return [3 + ord(character) for character in text]
 
     def decode(self, ids: Any) -> str:
+        """A letter for each id."""
         return "x" * len(list(ids))
 
     def piece_id(self, piece: str) -> int | None:
+        """No piece has an id."""
         return None
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Nothing is saved."""
 
 
 def build(size: str, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
+    """A model with random weights, made on the device."""
     width, inner, layers, heads = SIZES[size]
     config = MiniGPT4Config(
         vision_config=Blip2VisionConfig(
@@ -101,11 +106,13 @@ def build(size: str, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
 
 
 def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(device: torch.device, run: Callable[[], Any]) -> float:
+    """How long a call takes, the work of the device included."""
     synchronise(device)
     began = time.perf_counter()
     run()
@@ -123,6 +130,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def peer(model: MiniGPT4, prompt: tuple[int, ...], features: torch.Tensor, tokens: int, **settings: Any) -> Any:
+    """The captions of `generate`, each of exactly so many tokens."""
     rows = torch.tensor([prompt], device=features.device).expand(len(features), -1)
     return model.generate(
         rows,
@@ -163,16 +171,17 @@ def step_times(model: MiniGPT4, requests: list[Request], options: DecodingOption
 
 
 def measure(
-    model: MiniGPT4, batch: int, tokens: int, rate: float, rounds: int, chosen: Sequence[str]
+    model: MiniGPT4, batch: int, tokens: int, rate: float, rounds: int, selected: Sequence[str]
 ) -> dict[str, Any]:
+    """Times and captions of the selected ways for one batch size and caption length."""
     device = model.projection.weight.device
     requests, features = requests_for(model, batch)
     prompt = requests[0].prompt
     options = DecodingOptions(max_new_tokens=tokens, batch_size=batch)
     compiled = replace(options, compiled=True)
 
-    def ours(given: DecodingOptions, count: int) -> list[list[int]]:
-        return generate_ids(model, requests, replace(given, max_new_tokens=count), stop_symbol=False)
+    def ours(engine: DecodingOptions, count: int) -> list[list[int]]:
+        return generate_ids(model, requests, replace(engine, max_new_tokens=count), stop_symbol=False)
 
     static = {"cache_implementation": "static"}
     all_ways: dict[str, Callable[[int], list[list[int]]]] = {
@@ -181,7 +190,7 @@ def measure(
         "captune": lambda count: ours(options, count),
         "captune, compiled": lambda count: ours(compiled, count),
     }
-    ways = {name: run for name, run in all_ways.items() if name in chosen}
+    ways = {name: run for name, run in all_ways.items() if name in selected}
     result: dict[str, Any] = {"batch": batch, "tokens": tokens}
     texts: dict[str, list[list[int]]] = {}
     began_with: dict[str, float] = {}
@@ -193,19 +202,19 @@ def measure(
             run(1)
         except torch.OutOfMemoryError:
             result[name] = {"error": "out of memory"}
-    whole: dict[str, list[float]] = {name: [] for name in texts}
+    complete: dict[str, list[float]] = {name: [] for name in texts}
     first: dict[str, list[float]] = {name: [] for name in texts}
     for _ in range(rounds):
         for name in texts:
             first[name].append(seconds(device, lambda name=name: ways[name](1)))  # type: ignore[misc]
-            whole[name].append(seconds(device, lambda name=name: ways[name](tokens)))  # type: ignore[misc]
+            complete[name].append(seconds(device, lambda name=name: ways[name](tokens)))  # type: ignore[misc]
     config = model.llm.config
     weights = sum(p.numel() * p.element_size() for n, p in model.llm.named_parameters() if "embed_tokens" not in n)
     # Halfway through the caption; keys and values of every row are read at each step.
     cached = batch * (len(prompt) + tokens / 2) * 2 * config.num_hidden_layers * config.hidden_size
     floor = (weights + cached * model.llm.dtype.itemsize) / rate
     for name in texts:
-        step = (statistics.median(whole[name]) - statistics.median(first[name])) / max(1, tokens - 1)
+        step = (statistics.median(complete[name]) - statistics.median(first[name])) / max(1, tokens - 1)
         if name.startswith("captune"):
             times = step_times(model, requests, compiled if name.endswith("compiled") else options)
             step = statistics.median(times[1:] or times)
@@ -213,7 +222,7 @@ def measure(
             "first_token_ms": round(statistics.median(first[name]) * 1e3, 2),
             "step_ms": round(step * 1e3, 3),
             "times_the_floor": round(step / floor, 3),
-            "seconds_for_1000": round(statistics.median(whole[name]) * 1000 / batch, 3),
+            "seconds_for_1000": round(statistics.median(complete[name]) * 1000 / batch, 3),
             "first_call_s": round(began_with[name], 2),
         }
         if "generate" in texts:
@@ -227,7 +236,7 @@ def measure(
 
 
 def thousand(model: MiniGPT4, batch: int, tokens: int, compiled: bool) -> float:
-    """Seconds for 1,000 captions, from stored features to ids, one after the other batch."""
+    """Seconds for 1,000 captions, from stored features to ids, one batch after the other."""
     requests, _ = requests_for(model, 1000)
     options = DecodingOptions(max_new_tokens=tokens, batch_size=batch, compiled=compiled)
     device = model.projection.weight.device
@@ -235,6 +244,7 @@ def thousand(model: MiniGPT4, batch: int, tokens: int, compiled: bool) -> float:
 
 
 def main() -> None:
+    """Measure every batch size and caption length and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--batches", type=int, nargs="*", default=[32, 64, 128, 256, 512])
@@ -280,8 +290,9 @@ def main() -> None:
     if arguments.profile:
         for way in ours:
             requests, _ = requests_for(model, arguments.batches[-1])
-            given = DecodingOptions(max_new_tokens=16, batch_size=len(requests), compiled=way.endswith("compiled"))
-            print(f"\n{way}\n{kernels(lambda given=given, requests=requests: step_times(model, requests, given))}")
+            options = DecodingOptions(max_new_tokens=16, batch_size=len(requests), compiled=way.endswith("compiled"))
+            steps = kernels(lambda options=options, requests=requests: step_times(model, requests, options))
+            print(f"\n{way}\n{steps}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def configs(size: str) -> tuple[Blip2VisionConfig, Blip2QFormerConfig, LlamaConfig]:
+    """Configurations of vision tower, Q-Former and language model."""
     text = LlamaConfig(vocab_size=32_000 if size != "tiny" else 512, max_position_embeddings=2048, **SIZES[size])
     if size != "tiny":
         return Blip2VisionConfig(), Blip2QFormerConfig(**NO_DROPOUT), text

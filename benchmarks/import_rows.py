@@ -1,11 +1,11 @@
-"""Importing and checking millions of captions: rows a second and peak memory, beside a line of pandas.
+"""Importing and checking millions of captions: rows a second and peak memory, against one line of pandas.
 
     python benchmarks/import_rows.py [--rows 10000000] [--captions 5] [--shuffled] [--json]
 
 A CSV of made-up captions, `--captions` an image, is imported with `captune prepare table` and the manifest is checked
-with `captune check`; no image is looked at. pandas reads the same file, brings the captions of an image together and
-writes JSON Lines. Each runs as a process of its own; memory is the peak of its resident set. Both outputs must hold the
-same images with the same captions in the same order.
+with `captune check`; no image is looked at. pandas reads the same file, groups the captions by image and writes JSON
+Lines. Each runs as a separate process; memory is the peak of its resident set. Both outputs must hold the same images
+with the same captions in the same order.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def write_rows(path: Path, rows: int, captions: int, shuffled: bool) -> None:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a command to its end; seconds and peak resident memory in MB, its own alone."""
+    """Run a command to its end; seconds and peak resident memory in MB of this process alone."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = process.stderr.read()
+    errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(said.decode())
+        raise SystemExit(errors.decode())
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return {"seconds": time.perf_counter() - started, "peak_mb": usage.ru_maxrss / scale}
 
@@ -62,13 +62,14 @@ def same(manifest: Path, table: Path) -> bool:
     """Whether both files hold the same images and captions, in this order."""
     with manifest.open(encoding="utf-8") as one, table.open(encoding="utf-8") as other:
         for left, right in zip(one, other, strict=True):
-            mine, theirs = json.loads(left), json.loads(right)
-            if (mine["id"] + ".jpg", mine["captions"]) != (theirs["image"], theirs["caption"]):
+            sample, row = json.loads(left), json.loads(right)
+            if (sample["id"] + ".jpg", sample["captions"]) != (row["image"], row["caption"]):
                 return False
     return True
 
 
 def main() -> None:
+    """Import, check and group the same captions and print rates and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--captions", type=int, default=5)

@@ -50,7 +50,7 @@ class Trial:
         name: of the command.
         work: the command; called in a process that is killed.
         check: called after every kill; raises what is lost.
-        compare: called once after the command has come to its end; raises what differs.
+        compare: called once after the command has ended; raises what differs.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Trial:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """A process, forked from this one, that does some work in silence."""
+    """A process, forked from this one, that does some work and prints nothing."""
     process = os.fork()
     if process:
         return process
@@ -122,7 +122,8 @@ def complete_json(folder: Path) -> None:
             json.loads(path.read_bytes())
 
 
-def train_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
+def train_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """Complete checkpoints stay as they are, and weights, losses and scores are those of an undisturbed run."""
     mine = config.model_copy(update={"output": folder / "killed"})
     known: dict[str, bytes] = {}
 
@@ -146,34 +147,36 @@ def train_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
 
     def compare() -> None:
         if mine.output.exists():
-            must(same(final(whole), final(mine.output)), "other weights")
-            must(losses(whole) == losses(mine.output), "other losses")
-            must(scores(whole) == scores(mine.output), "other scores")
+            must(same(final(undisturbed), final(mine.output)), "other weights")
+            must(losses(undisturbed) == losses(mine.output), "other losses")
+            must(scores(undisturbed) == scores(mine.output), "other scores")
 
     return Trial("train", work, check, compare)
 
 
-def evaluate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
-    copy = Path(shutil.copytree(whole, folder / "evaluated"))
+def evaluate_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """Rows, captions and scores of a finished run stay as they are."""
+    copy = Path(shutil.copytree(undisturbed, folder / "evaluated"))
     mine = config.model_copy(update={"output": copy})
-    before = read_scores(whole)
+    before = read_scores(undisturbed)
 
     def work() -> object:
         shutil.rmtree(copy / "cache", ignore_errors=True)
         return command("evaluate", copy)()
 
     def check() -> None:
-        found = read_scores(copy)
-        must([row.name for row in found.checkpoints] == [row.name for row in before.checkpoints], "rows are lost")
-        must(all(a.captions == b.captions for a, b in zip(found.checkpoints, before.checkpoints, strict=True)), "texts")
+        after = read_scores(copy)
+        must([row.name for row in after.checkpoints] == [row.name for row in before.checkpoints], "rows are lost")
+        must(all(a.captions == b.captions for a, b in zip(after.checkpoints, before.checkpoints, strict=True)), "texts")
         must(run_status(mine) is RunStatus.FINISHED, "the run is not known as finished")
         complete_json(copy)
 
-    return Trial("evaluate", work, check, lambda: must(scores(whole) == scores(copy), "other scores"))
+    return Trial("evaluate", work, check, lambda: must(scores(undisturbed) == scores(copy), "other scores"))
 
 
-def report_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
-    copy = Path(shutil.copytree(whole, folder / "reported"))
+def report_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """Page and chart are complete, and no other file of the run changes."""
+    copy = Path(shutil.copytree(undisturbed, folder / "reported"))
     before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file() and path.suffix != ".html"}
 
     def check() -> None:
@@ -186,16 +189,17 @@ def report_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
     return Trial("report", command("report", copy), check, lambda: None)
 
 
-def features_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
+def features_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """Complete shards stay as they are, and the features are those of an undisturbed run."""
     root = folder / "features"
     file = folder / "features.yaml"
     settings = config.model_dump(mode="json")
     settings["data"]["features"] = str(root)
     file.write_text(json.dumps(settings))
     identity = tower_identity(config.model, torch.device("cpu"), folder / "identity")
-    wanted = FeatureStore(store_root(config), identity)
-    wanted.refresh()
-    contents = [bytes(row) for shard in wanted._shards for row in shard.ids]
+    expected = FeatureStore(store_root(config), identity)
+    expected.refresh()
+    contents = [bytes(row) for shard in expected._shards for row in shard.ids]
     known: dict[Path, bytes] = {}
 
     def check() -> None:
@@ -214,13 +218,14 @@ def features_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
         if root.exists():
             store = FeatureStore(root, identity)
             store.refresh()
-            must(torch.equal(store.read(contents)[:], wanted.read(contents)[:]), "other features")
+            must(torch.equal(store.read(contents)[:], expected.read(contents)[:]), "other features")
 
     return Trial("features", command("features", file), check, compare)
 
 
-def rate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
-    copy = Path(shutil.copytree(whole, folder / "rated"))
+def rate_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """Every confirmed answer is stored."""
+    copy = Path(shutil.copytree(undisturbed, folder / "rated"))
     study = copy / "rating"
     confirmed = folder / "confirmed"
     confirmed.touch()
@@ -243,9 +248,9 @@ def rate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
         command("rate", copy, "--results")()
 
     def check() -> None:
-        must(scores(copy) == scores(whole), "other scores")
+        must(scores(copy) == scores(undisturbed), "other scores")
         must((copy / "report.html").read_text().rstrip().endswith("</html>"), "half a page")
-        told = {tuple(map(int, line.split())) for line in confirmed.read_text().splitlines() if line.count(" ") == 1}
+        sent = {tuple(map(int, line.split())) for line in confirmed.read_text().splitlines() if line.count(" ") == 1}
         if (copy / "rating.json").exists():
             json.loads((copy / "rating.json").read_bytes())
         if study.exists():
@@ -253,18 +258,19 @@ def rate_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
             kept = {(answer.rater, answer.position) for answer in store.answers()}
             complete = len(kept) == sum(len(store.trials(rater.number)) for rater in store.raters())
             store.close()
-            must(told <= kept, f"{len(told - kept)} answers are lost")
+            must(sent <= kept, f"{len(sent - kept)} answers are lost")
             if complete and (copy / "rating.json").exists():
                 shutil.rmtree(study)
                 (copy / "rating.json").unlink()
                 confirmed.write_text("")
         else:
-            must(not told, "the study is lost")
+            must(not sent, "the study is lost")
 
     return Trial("rate", work, check, lambda: None)
 
 
-def caption_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
+def caption_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """Complete shards stay as they are, and the captions are those of an undisturbed run."""
     images = config.data.train.parent / "flickr30k-images"
     out, expected = folder / "captioned", folder / "captions"
     known: dict[str, bytes] = {}
@@ -294,7 +300,8 @@ def caption_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
     return Trial("caption", caption(out), check, compare)
 
 
-def prepare_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
+def prepare_trial(folder: Path, config: RunConfig, undisturbed: Path) -> Trial:
+    """A manifest is that of an undisturbed run, and its images can be decoded."""
     samples = read_manifest(config.data.train)
     tar = folder / "shard.tar"
     with tarfile.open(tar, "w") as archive:
@@ -304,7 +311,7 @@ def prepare_trial(folder: Path, config: RunConfig, whole: Path) -> Trial:
             member = tarfile.TarInfo(f"{sample.id}.txt")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text))
-    home, expected = folder / "prepared", folder / "prepared_whole"
+    home, expected = folder / "prepared", folder / "prepared_undisturbed"
 
     def prepare(to: Path) -> Callable[[], object]:
         return command("prepare", "webdataset", tar, "--images", to / "images", "--out", to / "manifest.jsonl")
@@ -326,6 +333,7 @@ TRIALS = (train_trial, evaluate_trial, report_trial, features_trial, rate_trial,
 
 
 def main() -> int:
+    """Try every command and print how often it was killed at work."""
     parser = options(__doc__)
     parser.add_argument("--only", help="one command")
     parser.add_argument("--kills", type=int, default=20, help="of each command")
@@ -339,7 +347,7 @@ def main() -> int:
         folder = Path(name)
         config = parse_config(
             {
-                "output": str(folder / "whole"),
+                "output": str(folder / "undisturbed"),
                 "log_every": 1,
                 "save_every": 2,
                 "model": {"path": "toy"},

@@ -46,7 +46,7 @@ def write_data(folder: Path) -> Path:
 
 
 def start(folder: Path, manifest: Path, name: str, epochs: int) -> int:
-    """A process, forked from this one, that trains into `folder / name`; what it tells goes to `folder / name.told`."""
+    """A process, forked from this one, that trains into `folder / name`; its events go to `folder / name.events`."""
     config = parse_config(
         {
             "output": str(folder / name),
@@ -63,13 +63,13 @@ def start(folder: Path, manifest: Path, name: str, epochs: int) -> int:
         return process
     code = 1
     try:
-        with (folder / f"{name}.told").open("a", buffering=1) as told:
+        with (folder / f"{name}.events").open("a", buffering=1) as events:
 
-            def tell(event: dict[str, Any]) -> None:
+            def log(event: dict[str, Any]) -> None:
                 if event["event"] in ("run", "progress", "checkpoint", "captions", "evaluation"):
-                    told.write(f"{event['event']} {event.get('step', '')}\n")
+                    events.write(f"{event['event']} {event.get('step', '')}\n")
 
-            train(config, tell)
+            train(config, log)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -78,43 +78,48 @@ def start(folder: Path, manifest: Path, name: str, epochs: int) -> int:
 
 
 def ended(process: int, seconds: float | None) -> bool:
-    """Wait for a process, so long at most; whether it has come to its end by itself."""
+    """Wait for a process, at most for so many seconds; whether it has ended."""
     limit = None if seconds is None else time.monotonic() + seconds
     while limit is None or time.monotonic() < limit:
-        found, status = os.waitpid(process, 0 if limit is None else os.WNOHANG)
-        if found:
+        exited, status = os.waitpid(process, 0 if limit is None else os.WNOHANG)
+        if exited:
             if status:
-                sys.exit("the run ended by itself, as told above")
+                sys.exit("the run failed with the error above")
             return True
         time.sleep(0.002)
     return False
 
 
-def steps(told: Path) -> int:
-    return sum(line.startswith("progress") for line in told.read_text().splitlines())
+def steps(events: Path) -> int:
+    """How many steps a run has logged."""
+    return sum(line.startswith("progress") for line in events.read_text().splitlines())
 
 
 def losses(output: Path) -> list[tuple[int, float]]:
+    """Step and loss of every step in the log."""
     entries = map(json.loads, (output / "log.jsonl").read_text().splitlines())
     return [(entry["step"], entry["loss"]) for entry in entries if entry["event"] == "step"]
 
 
 def scores(output: Path) -> bytes:
+    """The content of scores.json."""
     return (output / "scores.json").read_bytes()
 
 
-def same(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> bool:
-    return wanted.keys() == found.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+def same(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> bool:
+    """Whether all weights are equal, bit for bit."""
+    return expected.keys() == actual.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def final(output: Path) -> dict[str, torch.Tensor]:
+    """The weights of the last checkpoint."""
     return load_file(sorted((output / "checkpoints").iterdir())[-1] / "trained.safetensors")
 
 
 def killed_runs(folder: Path, manifest: Path, arguments: Any, span: float, output: Output) -> list[Path]:
-    """Kill until it has been done often enough, in a new folder where a run has come to its end; returns all folders.
+    """Kill until it has been done often enough, in a new folder where a run has ended; returns all folders.
 
-    The last run is let go to its end.
+    The last run is not killed.
     """
     draw = random.Random(arguments.seed)
     met, names = 0, ["killed-1"]
@@ -125,8 +130,8 @@ def killed_runs(folder: Path, manifest: Path, arguments: Any, span: float, outpu
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             met += 1
-            told = folder / f"{names[-1]}.told"
-            lines = told.read_text().splitlines() if told.exists() else []
+            events = folder / f"{names[-1]}.events"
+            lines = events.read_text().splitlines() if events.exists() else []
             last = lines[-1].strip() if lines else "nothing"
             output.line(kind="kill", number=met, after_s=round(moment or 0, 2), told_last=last)
             output.say(f"  kill {met:2}  after {moment:5.2f} s; the run had last told: {last}")
@@ -137,12 +142,13 @@ def killed_runs(folder: Path, manifest: Path, arguments: Any, span: float, outpu
 
 
 def main() -> int:
+    """Train undisturbed and with kills, and compare weights, losses and scores."""
     parser = options(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    trainer.load_for_training = lambda *given: tiny_minigpt4()
+    trainer.load_for_training = lambda *_: tiny_minigpt4()
     preparation.features_of = tiny_features
     output = Output(arguments.json, "SIGKILL at random moments")
     with tempfile.TemporaryDirectory() as name:
@@ -151,25 +157,25 @@ def main() -> int:
         began = time.monotonic()
         ended(start(folder, manifest, "undisturbed", arguments.epochs), None)
         span = time.monotonic() - began
-        undisturbed = steps(folder / "undisturbed.told")
+        needed = steps(folder / "undisturbed.events")
         runs = killed_runs(folder, manifest, arguments, span, output)
-        taken = sum(steps(run.with_name(f"{run.name}.told")) for run in runs)
-        whole = folder / "undisturbed"
-        wanted = final(whole)
+        taken = sum(steps(run.with_name(f"{run.name}.events")) for run in runs)
+        undisturbed = folder / "undisturbed"
+        expected = final(undisturbed)
         result = {
             "kills": arguments.kills,
             "runs": len(runs),
-            "steps": undisturbed,
-            "ratio": round(taken / (undisturbed * len(runs)), 3),
-            "identical": all(same(wanted, final(run)) for run in runs),
-            "losses_identical": all(losses(run) == losses(whole) for run in runs),
-            "scores_identical": all(scores(run) == scores(whole) for run in runs),
+            "steps": needed,
+            "ratio": round(taken / (needed * len(runs)), 3),
+            "identical": all(same(expected, final(run)) for run in runs),
+            "losses_identical": all(losses(run) == losses(undisturbed) for run in runs),
+            "scores_identical": all(scores(run) == scores(undisturbed) for run in runs),
         }
     checks = ["identical", "losses_identical", "scores_identical"]
     output.table(
         ["kills", "runs", "steps a run", "taken / needed", "weights", "losses", "scores"],
         [
-            [arguments.kills, len(runs), undisturbed, f"{result['ratio']:.2f}"]
+            [arguments.kills, len(runs), needed, f"{result['ratio']:.2f}"]
             + ["identical" if result[key] else "DIFFERENT" for key in checks]
         ],
     )

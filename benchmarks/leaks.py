@@ -3,10 +3,10 @@
     python benchmarks/leaks.py [--scenes 5000] [--size 64 256] [--planted 300] [--photos DIR]
         [--speed] [--sweep] [--json]
 
-Distinct drawn scenes, and distinct photographs where a folder with some is given, are trained on. Altered copies of
-some of them are evaluated on: which are found? Every pair of distinct pictures is compared: how many are taken for the
-same? `--sweep` prints both for other radii of the hash and other limits of the difference, which is how the guard's own
-were chosen. `--speed` searches a million hashes for ten thousand, beside the loop that ImageHash's users write.
+Distinct drawn scenes, and distinct photographs where a folder of them exists, are trained on. Altered copies of some of
+them are evaluated on: which are found? Every pair of distinct pictures is compared: how many are taken for the same?
+`--sweep` prints both for other radii of the hash and other limits of the difference, which is how the guard's values
+were selected. `--speed` searches a million hashes for ten thousand, against the loop that ImageHash's users write.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def scaled(factor: float, stretch: float = 1.0) -> Alteration:
 
 
 def unchanged(image: Image.Image, random: Random) -> Image.Image:
+    """The image itself."""
     return image
 
 
 def cut_scaled(image: Image.Image, random: Random) -> Image.Image:
+    """Cut up to 5 % from each side, then scale by 0.7."""
     return scaled(0.7)(cut(0.05)(image, random), random)
 
 
@@ -101,47 +103,48 @@ def draw(folder: Path, count: int, size: int) -> list[Path]:
     both = itertools.chain.from_iterable(
         zip(sample_scenes(1, held_out=False), sample_scenes(1, held_out=True), strict=False)
     )
-    for place, scene in enumerate(itertools.islice(both, count)):
-        paths.append(folder / f"{place}.jpg")
+    for number, scene in enumerate(itertools.islice(both, count)):
+        paths.append(folder / f"{number}.jpg")
         draw_scene(scene, size).save(paths[-1], quality=92, subsampling=0)
     return paths
 
 
 def plant(originals: Sequence[Path], folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """Altered copies: what was done, which original, where the copy lies."""
+    """Altered copies: what was done, which original, and the path of the copy."""
     folder.mkdir()
     for name, (alter, ending, quality) in ALTERATIONS.items():
-        for place, original in enumerate(originals):
-            target = folder / f"{name.replace(' ', '_').replace('%', '')}-{place}.{ending or 'jpg'}"
+        for number, original in enumerate(originals):
+            target = folder / f"{name.replace(' ', '_').replace('%', '')}-{number}.{ending or 'jpg'}"
             if not ending:
                 target.write_bytes(original.read_bytes())
             else:
                 image = Image.open(original).convert("RGB")
-                alter(image, Random(f"{name}/{place}")).save(target, **({"quality": quality} if quality else {}))
-            yield name, place, target
+                alter(image, Random(f"{name}/{number}")).save(target, **({"quality": quality} if quality else {}))
+            yield name, number, target
 
 
 def files(paths: Sequence[Path], prefix: str) -> list[ImageFile]:
-    return [ImageFile(f"{prefix}{place}", str(path)) for place, path in enumerate(paths)]
+    """Image files with numbered ids."""
+    return [ImageFile(f"{prefix}{number}", str(path)) for number, path in enumerate(paths)]
 
 
 def recall(originals: Sequence[Path], planted: Sequence[tuple[str, int, Path]]) -> dict[str, Any]:
     """Share of the altered copies that are found: copies evaluated, and the other way round."""
-    found: dict[str, Any] = {name: {"planted": 0, "found": 0, "found_reversed": 0} for name in ALTERATIONS}
+    counts: dict[str, Any] = {name: {"planted": 0, "found": 0, "found_reversed": 0} for name in ALTERATIONS}
     copies = [path for _, _, path in planted]
     for key, trained, evaluated in (("found", originals, copies), ("found_reversed", copies, originals)):
         report = find_leaks(files(trained, "t"), files(evaluated, "e"), store=None)
         if key == "found":
             hits = {leak.evaluated: leak.trained for leak in report.leaks}
-            for index, (name, place, _) in enumerate(planted):
-                found[name]["planted"] += 1
-                found[name]["found"] += hits.get(index) == place
+            for index, (name, original, _) in enumerate(planted):
+                counts[name]["planted"] += 1
+                counts[name]["found"] += hits.get(index) == original
     # Reversed, one copy suffices to find an original, so each kind of copy is trained on alone.
     for name in ALTERATIONS:
         alone = [path for kind, _, path in planted if kind == name]
         report = find_leaks(files(alone, "t"), files(originals[: len(alone)], "e"), store=None)
-        found[name]["found_reversed"] = sum(leak.evaluated == leak.trained for leak in report.leaks)
-    return found
+        counts[name]["found_reversed"] = sum(leak.evaluated == leak.trained for leak in report.leaks)
+    return counts
 
 
 def false_alarms(paths: Sequence[Path]) -> dict[str, Any]:
@@ -153,9 +156,9 @@ def false_alarms(paths: Sequence[Path]) -> dict[str, Any]:
     alarms = []
     started = time.perf_counter()
     for pair in zip(*(column.tolist() for column in near), strict=True):
-        found = of_candidate(paths, paths, pair, thumbnails)
-        if found.is_same:
-            alarms.append((paths[pair[0]].name, paths[pair[1]].name, *(round(part, 2) for part in found)))
+        likeness = of_candidate(paths, paths, pair, thumbnails)
+        if likeness.is_same:
+            alarms.append((paths[pair[0]].name, paths[pair[1]].name, *(round(part, 2) for part in likeness)))
     pairs = len(paths) * (len(paths) - 1) // 2
     return {
         "pictures": len(paths),
@@ -171,6 +174,7 @@ def false_alarms(paths: Sequence[Path]) -> dict[str, Any]:
 def of_candidate(
     evaluated: Sequence[Path], trained: Sequence[Path], pair: tuple[int, int, int, bool, int], kept: dict[Any, Any]
 ) -> Likeness:
+    """Compare the pictures of a candidate pair; thumbnails that were read stay in `kept`."""
     one, other, view, of_trained, _ = pair
     for path in (evaluated[one], trained[other]):
         if path not in kept:
@@ -181,11 +185,11 @@ def of_candidate(
 
 def sweep(distinct: Sequence[Path], originals: Sequence[Path], planted: Sequence[tuple[str, int, Path]]) -> None:
     """Recall and false alarms for other radii and limits."""
-    own = np.stack([fingerprint(str(path)).hashes for path in distinct])
+    hashes = np.stack([fingerprint(str(path)).hashes for path in distinct])
     copies = [path for _, _, path in planted]
-    theirs = np.stack([fingerprint(str(path)).hashes for path in copies])
+    copy_hashes = np.stack([fingerprint(str(path)).hashes for path in copies])
     kept: dict[Any, Any] = {}
-    near = candidates(own, own, WIDEST_RADIUS)
+    near = candidates(hashes, hashes, WIDEST_RADIUS)
     near = near.at(np.flatnonzero(near.evaluated < near.trained))
     if len(near.bits) > 20000:
         share = np.random.default_rng(0).choice(len(near.bits), 20000, replace=False)
@@ -193,15 +197,15 @@ def sweep(distinct: Sequence[Path], originals: Sequence[Path], planted: Sequence
     else:
         weight = 1.0
     wrong = np.array([of_candidate(distinct, distinct, pair, kept) for pair in pairs_of(near)]).reshape(-1, 2)
-    hits = candidates(own[: len(originals)], theirs, WIDEST_RADIUS)
+    hits = candidates(hashes[: len(originals)], copy_hashes, WIDEST_RADIUS)
     hits = hits.at(np.flatnonzero(np.array([planted[i][1] for i in hits.evaluated], int) == hits.trained))
     right = np.array([of_candidate(copies, originals, pair, kept) for pair in pairs_of(hits)]).reshape(-1, 2)
     count = len(distinct) * (len(distinct) - 1) / 2
 
     def cell(radius: int, limit: float, least: float) -> str:
         alarms = weight * float(np.sum((near.bits <= radius) & (wrong[:, 0] <= limit) & (wrong[:, 1] >= least)))
-        found = np.sum((hits.bits <= radius) & (right[:, 0] <= limit) & (right[:, 1] >= least)) / len(copies)
-        return f"{found:7.2%} {1e4 * alarms / count:8.4f}"
+        recalled = np.sum((hits.bits <= radius) & (right[:, 0] <= limit) & (right[:, 1] >= least)) / len(copies)
+        return f"{recalled:7.2%} {1e4 * alarms / count:8.4f}"
 
     print("  radius (difference, structure as chosen)")
     for radius in range(4, WIDEST_RADIUS + 1, 2):
@@ -213,6 +217,7 @@ def sweep(distinct: Sequence[Path], originals: Sequence[Path], planted: Sequence
 
 
 def pairs_of(near: Any) -> Iterator[tuple[int, int, int, bool, int]]:
+    """The candidate pairs one by one, from their columns."""
     return zip(*(column.tolist() for column in near), strict=True)
 
 
@@ -231,19 +236,20 @@ def speed(trained: int, evaluated: int) -> dict[str, Any]:
     one, *others = (imagehash.ImageHash(random.random((8, 8)) > 0.5) for _ in range(20001))
     started = time.perf_counter()
     close = sum(one - other <= RADIUS for other in others)
-    theirs = (time.perf_counter() - started) / len(others)
+    peer_seconds = (time.perf_counter() - started) / len(others)
     comparisons = 2 * len(VIEWS) - 1
     return {
         "pairs": trained * evaluated,
         "seconds_one_view": ours,
         "seconds_all_views": ours * comparisons,
-        "peer_seconds_a_pair": theirs,
+        "peer_seconds_a_pair": peer_seconds,
         "peer_close": close,
-        "ratio": theirs / (ours / (trained * evaluated)),
+        "ratio": peer_seconds / (ours / (trained * evaluated)),
     }
 
 
 def main() -> None:
+    """Print what is found in every set of pictures, and the speed of the search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=5000)
     parser.add_argument("--size", type=int, nargs="+", default=[64, 256])
@@ -268,12 +274,12 @@ def main() -> None:
                 print(f"\n{title}: share found, false alarms in 10,000 pairs")
                 sweep(distinct, originals, planted)
                 continue
-            found, alarms = recall(originals, planted), false_alarms(distinct)
+            recalled, alarms = recall(originals, planted), false_alarms(distinct)
             if arguments.json:
-                print(json.dumps({"pictures": title, "recall": found, "alarms": alarms}))
+                print(json.dumps({"pictures": title, "recall": recalled, "alarms": alarms}))
                 continue
             print(f"\n{title}\n  {'altered copies':<30} {'planted':>8} {'found':>8} {'reversed':>9}")
-            for kind, counts in found.items():
+            for kind, counts in recalled.items():
                 print(f"  {kind:<30} {counts['planted']:>8} {counts['found']:>8} {counts['found_reversed']:>9}")
             print(
                 f"  {alarms['pairs']:,} pairs of {alarms['pictures']:,}, {alarms['candidates']:,} candidates, "

@@ -42,11 +42,11 @@ __all__ = [
 
 INSTRUCTION = "<ImageHere>"
 BEFORE, AFTER = 9, 11
-"""Tokens in front of and behind the image, as in MiniGPT-4's conversation with a common instruction."""
+"""Tokens before and after the image, as in MiniGPT-4's conversation with a common instruction."""
 
 
 class Numbers:
-    """A vocabulary whose words are their own ids, so that a benchmark decides every length."""
+    """A vocabulary whose words are token ids, so that a benchmark decides every length."""
 
     bos_id: int | None = 1
     eos_id: int | None = 2
@@ -55,18 +55,23 @@ class Numbers:
         self.vocabulary_size = size
 
     def encode(self, text: str) -> list[int]:
+        """The numbers of a text; any other word has id 3."""
         return [int(word) if word.isdigit() else 3 for word in text.split()]
 
     def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """The numbers of the joined pieces."""
         return self.encode("".join(pieces))
 
     def decode(self, ids: Any) -> str:
+        """Ids as numbers, without special tokens."""
         return " ".join(str(i) for i in ids if i > 2)
 
     def piece_id(self, piece: str) -> int | None:
+        """No piece has an id."""
         return None
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Nothing is saved."""
 
 
 def use_numbers(model: MiniGPT4) -> MiniGPT4:
@@ -131,11 +136,11 @@ def kernels(run: Callable[[], Any], most: int = 14) -> str:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    found = [row for row in profiler.key_averages() if row.self_device_time_total > 0 and not row.cpu_time_total]
-    found.sort(key=lambda row: -row.self_device_time_total)
-    total = sum(row.self_device_time_total for row in found)
+    rows = [row for row in profiler.key_averages() if row.self_device_time_total > 0 and not row.cpu_time_total]
+    rows.sort(key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in rows)
     lines = [f"  {total / 1e3:.1f} ms of kernels"]
-    for row in found[:most]:
+    for row in rows[:most]:
         took = row.self_device_time_total
         lines.append(f"  {took / total:6.1%} {took / 1e3:9.2f} ms {row.count:6} x {row.key[:90]}")
     return "\n".join(lines)
@@ -165,9 +170,10 @@ class Output:
         if as_json:
             self.line(kind="machine", **self.machine)
             return
-        told = self.machine
-        print(f"{told['machine']}, {told['threads']} thread; Python {told['python']}, torch {told['torch']}, ", end="")
-        print(f"transformers {told['transformers']}; load of the machine {told['load']:.2f}\n\n{title}")
+        machine = self.machine
+        print(f"{machine['machine']}, {machine['threads']} thread; Python {machine['python']}, ", end="")
+        print(f"torch {machine['torch']}, transformers {machine['transformers']}; ", end="")
+        print(f"load of the machine {machine['load']:.2f}\n\n{title}")
 
     def line(self, **values: Any) -> None:
         """A JSON line, where these are wanted."""

@@ -1,4 +1,4 @@
-"""What `captune plan` predicts of a run's memory, beside the bytes that are counted in two steps and a generation.
+"""What `captune plan` predicts of a run's memory, against the bytes that are counted in two steps and a generation.
 
     python benchmarks/memory.py [--json]
 
@@ -39,6 +39,7 @@ LIMIT_7B = 130 * 1024
 
 
 def main() -> int:
+    """Predict and count the bytes of every setting and print both."""
     arguments = options(__doc__).parse_args()
     output = Output(arguments.json, "predicted by captune plan, and counted")
     rows, worst = [], 1.0
@@ -51,16 +52,16 @@ def main() -> int:
             model = load_for_training(
                 resolve_model(config.model), config.train, config.model.instruction, config.seed, device
             )
-            for found in measure_memory(config, model, planner):
-                worst = max(worst, found.ratio, 1 / found.ratio)
-                rows.append([name, found.name, f"{found.predicted:,}", f"{found.measured:,}", f"{found.ratio:.3f}"])
+            for part in measure_memory(config, model, planner):
+                worst = max(worst, part.ratio, 1 / part.ratio)
+                rows.append([name, part.name, f"{part.predicted:,}", f"{part.measured:,}", f"{part.ratio:.3f}"])
                 output.line(
                     kind="part",
                     setting=name,
-                    part=found.name,
-                    predicted=found.predicted,
-                    measured=found.measured,
-                    ratio=round(found.ratio, 4),
+                    part=part.name,
+                    predicted=part.predicted,
+                    measured=part.measured,
+                    ratio=round(part.ratio, 4),
                 )
     output.table(["", "", "predicted", "counted", "ratio"], rows)
     vicuna = load_config_and_processor(config.model)[0]

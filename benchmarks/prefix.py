@@ -1,8 +1,8 @@
-"""What each fast switch of training is worth, alone and together, beside the tokens that it saves.
+"""What each fast switch of training is worth, alone and combined, and the tokens that it saves.
 
     python benchmarks/prefix.py [--json]
 
-The peer is the plain way on the same model: one row a caption, transformers' own masks, logits everywhere. Each row of
+The peer is the plain way on the same model: one row a caption, transformers' masks, logits everywhere. Each row of
 the table turns on some switches. `ratio` is the time of forward and backward against the peer's, `tokens` how many
 fewer positions the language model computes. Gradients are compared with the peer's in float32; and in float64, with
 LLaMA's norms computed there too, with one packed row a caption. Features are in memory.
@@ -38,6 +38,7 @@ SWITCHES = {
 
 
 def build(width: int, layers: int, vocabulary: int) -> MiniGPT4:
+    """A model with random weights whose language model has these dimensions."""
     torch.manual_seed(0)
     config = MiniGPT4Config(
         vision_config=Blip2VisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, image_size=28),
@@ -61,6 +62,7 @@ def build(width: int, layers: int, vocabulary: int) -> MiniGPT4:
 
 
 def gradient(objective: Objective, model: MiniGPT4, samples: list[TrainingSample]) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the projection, for random features."""
     random = torch.Generator().manual_seed(1)
     weight = model.projection.weight
     features = torch.randn(len(samples), QUERIES, FEATURES, generator=random).to(weight.dtype)
@@ -83,6 +85,7 @@ def positions(model: MiniGPT4, samples: list[TrainingSample], fast: Optimization
 
 
 def main() -> int:
+    """Measure every combination of switches and compare its gradients."""
     parser = options(__doc__, rounds=5)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)

@@ -4,8 +4,8 @@
 
 A real server is started on loopback and as many raters go through their screens at once as `--raters` says, each as a
 browser would: open a page, post the answer, follow to the next page. `--think` is how long each one looks at a screen;
-by default nobody thinks, so the server is never idle. Every tenth answer is sent twice, as an impatient person clicks,
-and one in twenty is undone and given again. Load program and server share the machine's cores.
+it is 0 by default, so the server is never idle. Every tenth answer is sent twice, as an impatient person clicks, and
+one in twenty is undone and given again. Load program and server share the machine's cores.
 
 At the end the answers in the study's file are compared with what was confirmed to each rater: `lost` and `doubled`
 must be 0. There is no peer to divide by; `ratio` is how many times faster than 100 ms the median page is.
@@ -90,19 +90,20 @@ class Rater:
         self.errors: list[str] = []
 
     async def rate(self, until: float) -> None:
+        """Answer one screen after the other until a time of the clock."""
         page = await self._get("rate")
         while time.monotonic() < until:
-            found = re.search(r'data-part="(\w+)">\s*<input type="hidden" name="position" value="(\d+)"', page)
-            if found is None:
+            screen = re.search(r'data-part="(\w+)">\s*<input type="hidden" name="position" value="(\d+)"', page)
+            if screen is None:
                 return
             if self.think:
                 await asyncio.sleep(self.chance.uniform(0.5, 1.5) * self.think)
-            await self._answer(found[1], int(found[2]))
+            await self._answer(screen[1], int(screen[2]))
             if self.chance.random() < 0.05:
-                await self._post("undo", {"position": found[2]})
-                del self.confirmed[int(found[2])]
+                await self._post("undo", {"position": screen[2]})
+                del self.confirmed[int(screen[2])]
                 page = await self._get("rate")
-                await self._answer(found[1], int(found[2]))
+                await self._answer(screen[1], int(screen[2]))
             page = await self._get("rate")
 
     async def _answer(self, part: str, position: int) -> None:
@@ -114,7 +115,7 @@ class Rater:
             fields = dict(zip(("precision", "recall", "fluency", "conciseness"), points, strict=True))
         form = {"position": str(position), **fields}
         twice = self.chance.random() < 0.1
-        # What a second click sends may differ from the first; the first one that arrived stands.
+        # What a second click sends may differ from the first; the first one that arrives counts.
         answers = await asyncio.gather(*(self._post("answer", form, number) for number in range(1 + twice)))
         if sum("notice" not in answer for answer in answers) != 1:
             self.errors.append(f"position {position}: confirmed {answers}")
@@ -147,20 +148,22 @@ async def load(links: list[str], seconds: float, think: float) -> list[Rater]:
 
 
 def main() -> None:
+    """Start the server, let all raters answer, and compare the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raters", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--think", type=float, default=0.0, help="mean seconds that a rater looks at a screen")
     parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        make_run(Path(place) / "run", given.images)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        make_run(run, arguments.images)
         command = [
             str(Path(sys.executable).parent / "captune"),
-            *("rate", str(Path(place) / "run"), "--pictures", str(Path(place) / "run" / "pictures")),
-            *("--systems", "pretrained,epoch0,epoch1", "--images", str(given.images), "--raters", str(given.raters)),
-            *("--judgements", str(given.raters), "--port", "0", "--json"),
+            *("rate", str(run), "--pictures", str(run / "pictures")),
+            *("--systems", "pretrained,epoch0,epoch1", "--images", str(arguments.images)),
+            *("--raters", str(arguments.raters), "--judgements", str(arguments.raters), "--port", "0", "--json"),
         ]
         server = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ}
@@ -169,14 +172,14 @@ def main() -> None:
         try:
             made = json.loads(server.stdout.readline())
             started = time.monotonic()
-            raters = asyncio.run(load(list(made["links"].values()), given.seconds, given.think))
+            raters = asyncio.run(load(list(made["links"].values()), arguments.seconds, arguments.think))
             took = time.monotonic() - started
         finally:
-            # Killed, not asked to stop: what was confirmed must be on the disk already.
+            # Killed, not shut down: what was confirmed must be on the disk already.
             server.kill()
             server.wait()
             server.stdout.close()
-        report(Path(place) / "run" / "rating", raters, took, given.json)
+        report(run / "rating", raters, took, arguments.json)
 
 
 def report(study: Path, raters: list[Rater], took: float, as_json: bool) -> None:

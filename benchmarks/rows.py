@@ -3,9 +3,9 @@
     python benchmarks/rows.py [captions.csv] [--images 8192] [--batch 32] [--multiple 8] [--json]
 
 The peer is one row a caption in random batches, as the original trains. Each line of the table adds something: the
-captions of an image behind one prompt, batches of rows that are similarly long in characters, what captions begin with
+captions of an image after one prompt, batches of rows that are similarly long in characters, what captions begin with
 in common fed once, batches of rows that are similarly long in tokens. Rows are padded to the longest of their batch.
-The last two are what captune does, by its own classes; the others are counted here. Words and punctuation stand for
+The last two are what captune does, by captune's classes; the others are counted here. Words and punctuation are the
 tokens, and the first thousand images' gradient of a small model is compared with that of plain rows. By default the
 captions of Flickr30k in `../shared`, else a CSV file with a column `raw` of JSON lists.
 """
@@ -57,6 +57,7 @@ def padded(batches: Sequence[Sequence[int]], multiple: int) -> int:
 
 
 def main() -> int:
+    """Count the positions of every way and compare the gradient with plain rows."""
     parser = options(__doc__, rounds=1)
     parser.add_argument("captions", type=Path, nargs="?", default=FLICKR)
     parser.add_argument("--images", type=int, default=8192)
@@ -94,9 +95,9 @@ def main() -> int:
     random = TrainingSamples(images, loose, 0)
     by_characters = TrainingSamples(images, train, 0, lambda sample: sum(map(len, sample.captions)))
     by_tokens = TrainingSamples(images, train, 0, objective.row_tokens)
-    own = [[len(prompt) + len(c) for s in random.batch(step) for c in ids(s)] for step in range(random.total_steps)]
+    plain = [[len(prompt) + len(c) for s in random.batch(step) for c in ids(s)] for step in range(random.total_steps)]
     ways = {
-        "one row a caption": padded(own, 1),
+        "one row a caption": padded(plain, 1),
         "one row an image": counted(random, all_tokens),
         "+ batches by characters": counted(by_characters, all_tokens),
         "+ common beginnings once": packed(by_characters),

@@ -4,17 +4,18 @@
 
 Short runs are noisy and take three times as many rounds; a figure is their median.
 
-Both tools run as whole processes, in turns, on one thread: from the start of the interpreter to the last number, with
-reading the file, importing and tokenizing included. For the ratio each is held to one processor, since Java compiles
-and collects garbage in threads of its own; the runs with several jobs, and the ratio of these, may use all processors.
+Both tools run as complete processes, in turns, on one thread: from the start of the interpreter to the last number,
+with reading the file, importing and tokenizing included. For the ratio each is held to one processor, since Java
+compiles and collects garbage in separate threads; the runs with several jobs, and the ratio of these, may use all
+processors.
 
 METEOR and SPICE are left out. A prediction is the first half of a reference and the second half of another image's, so
-that some n-grams match and some do not. The runs in turns are with compat="coco-caption", which tokenizes the whole
+that some n-grams match and some do not. The runs in turns are with compat="coco-caption", which tokenizes a complete
 call as pycocoevalcap does and is equal to the last digit; the default, where captions do not depend on each other, is
-run once and shown beside it, and is what several jobs are tried with. What these can gain is bounded by the machine:
-copies of captune with one job each are started at once, and a line says how much work they do together in the time of
-one alone. Memory is the peak of the process and its children together. `--memory` instead scores a million captions
-once and prints captune's peak.
+run once and shown next to it, and is what several jobs are tried with. What these can gain is bounded by the machine:
+copies of captune with one job each are started at once, and a line says how much work they do in the time of one alone.
+Memory is the peak of the process and its children in total. `--memory` instead scores a million captions once and
+prints captune's peak.
 
 Needs pycocoevalcap, a `java` on the path and the folder `../shared`.
 """
@@ -61,8 +62,8 @@ def corpus(images: int) -> dict[str, Any]:
                 references.setdefault(f"flickr8k-{name.partition('#')[0]}", []).append(caption)
     five = [(image, captions[:5]) for image, captions in references.items() if len(captions) >= 5][:images]
     predictions = {}
-    for place, (image, captions) in enumerate(five):
-        first, second = captions[3].rstrip(" .").split(), five[place - 1][1][4].split()
+    for index, (image, captions) in enumerate(five):
+        first, second = captions[3].rstrip(" .").split(), five[index - 1][1][4].split()
         predictions[image] = " ".join(first[: len(first) // 2] + second[len(second) // 2 :])
     return {"references": dict(five), "predictions": predictions}
 
@@ -77,14 +78,14 @@ def write(data: dict[str, Any], path: Path) -> None:
 
 
 def _tree(root: int) -> list[int]:
-    found = [root]
-    for process in found:
+    processes = [root]
+    for process in processes:
         try:
             for task in Path(f"/proc/{process}/task").iterdir():
-                found.extend(map(int, (task / "children").read_text().split()))
+                processes.extend(map(int, (task / "children").read_text().split()))
         except OSError:
             continue
-    return found
+    return processes
 
 
 def _resident(process: int) -> int:
@@ -126,31 +127,31 @@ def run(
         watcher.join()
     if code:
         raise SystemExit(f"{tool} failed with exit code {code}")
-    found = json.loads(result.read_bytes())
+    numbers = json.loads(result.read_bytes())
     result.unlink()
-    return {"seconds": found["done"] - start, "mib": peak / 2**20, **found}
+    return {"seconds": numbers["done"] - start, "mib": peak / 2**20, **numbers}
 
 
 def copies_at_once(count: int, data: Path, folder: Path) -> float:
     """Seconds until the last of several copies of captune, each with one job, has its numbers."""
     folders = [folder / f"copy-{number}" for number in range(count)]
-    for own in folders:
-        own.mkdir(exist_ok=True)
+    for copy in folders:
+        copy.mkdir(exist_ok=True)
         # They use the same compiled modules.
-        if not (own / "bytecode").exists():
-            (own / "bytecode").symlink_to(folder / "bytecode")
+        if not (copy / "bytecode").exists():
+            (copy / "bytecode").symlink_to(folder / "bytecode")
     with ThreadPoolExecutor(count) as pool:
-        runs = pool.map(lambda own: run("captune", data, own, 1, "caption", one_processor=False), folders)
-        return max(found["seconds"] for found in runs)
+        runs = pool.map(lambda copy: run("captune", data, copy, 1, "caption", one_processor=False), folders)
+        return max(result["seconds"] for result in runs)
 
 
-def difference(ours: dict[str, Any], theirs: dict[str, Any], images: bool = True) -> float:
+def difference(ours: dict[str, Any], peer: dict[str, Any], images: bool = True) -> float:
     """The largest difference of any corpus score and, unless left out, of any image's score."""
-    totals = [abs(ours["corpus"][name] - theirs["corpus"][name]) for name in NAMES]
+    totals = [abs(ours["corpus"][name] - peer["corpus"][name]) for name in NAMES]
     if not images:
         return max(totals)
-    pairs = ((ours["per_image"][name], theirs["per_image"][name]) for name in NAMES)
-    return max(totals + [abs(a - b) for own, other in pairs for a, b in zip(own, other, strict=True)])
+    pairs = ((ours["per_image"][name], peer["per_image"][name]) for name in NAMES)
+    return max(totals + [abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True)])
 
 
 def stages(data: Path) -> dict[str, float]:
@@ -177,9 +178,9 @@ def stages(data: Path) -> dict[str, float]:
 
     encoder = Encoder(tokenizer("ptb"))
     tokens = clock("tokenize and number references", lambda: encoder.encode(captions))
-    own = clock("tokenize and number predictions", lambda: encoder.encode(predictions))
+    predicted = clock("tokenize and number predictions", lambda: encoder.encode(predictions))
     index = ReferenceIndex(encoder, tokens, offsets, references)
-    batch = PredictionBatch(index, own, predictions)
+    batch = PredictionBatch(index, predicted, predictions)
     metrics = [METRICS[name](ScoringOptions()) for name in ("bleu", "cider")]
     clock("count and weigh references", lambda: [*(metric.prepare(index) for metric in metrics), index.finish()])
     clock("BLEU and CIDEr of predictions", lambda: [metric.statistics(batch) for metric in metrics])
@@ -201,10 +202,10 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
     """All measurements at one size."""
     data = folder / f"{images}.txt"
     write(corpus(images), data)
-    ours, theirs, several, alone, free, copies = [], [], [], [], [], []
+    ours, peer, several, alone, free, copies = [], [], [], [], [], []
     for _ in range(rounds if images > SMALL else 3 * rounds):
         ours.append(run("captune", data, folder))
-        theirs.append(run("pycocoevalcap", data, folder))
+        peer.append(run("pycocoevalcap", data, folder))
         free.append(run("pycocoevalcap", data, folder, one_processor=False))
     for _ in range(3 * rounds):
         several.append(run("captune", data, folder, jobs, "caption", one_processor=False))
@@ -218,8 +219,8 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
     record = {
         "images": images,
         "captune_seconds": median(ours, "seconds"),
-        "pycocoevalcap_seconds": median(theirs, "seconds"),
-        "ratio": median(theirs, "seconds") / median(ours, "seconds"),
+        "pycocoevalcap_seconds": median(peer, "seconds"),
+        "ratio": median(peer, "seconds") / median(ours, "seconds"),
         "target": TARGETS.get(images),
         "jobs": jobs,
         "jobs_seconds": median(several, "seconds"),
@@ -228,14 +229,14 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
         "pycocoevalcap_seconds_all_processors": median(free, "seconds"),
         "jobs_ratio": median(free, "seconds") / median(several, "seconds"),
         "captune_mib": median(ours, "mib"),
-        "pycocoevalcap_mib": median(theirs, "mib"),
-        "memory_ratio": median(theirs, "mib") / median(ours, "mib"),
-        "score_difference": difference(ours[0], theirs[0]),
+        "pycocoevalcap_mib": median(peer, "mib"),
+        "memory_ratio": median(peer, "mib") / median(ours, "mib"),
+        "score_difference": difference(ours[0], peer[0]),
         "jobs_difference": difference(several[0], alone[0]),
         "caption_alone": {
             "seconds": default["seconds"],
-            "corpus_difference": difference(default, theirs[0], images=False),
-            "image_difference": difference(default, theirs[0]),
+            "corpus_difference": difference(default, peer[0], images=False),
+            "image_difference": difference(default, peer[0]),
         },
         "stages": stages(data),
     }
@@ -247,25 +248,26 @@ def compare(images: int, rounds: int, jobs: int, folder: Path, show: Any) -> dic
 def million(folder: Path) -> dict[str, Any]:
     """Memory for 166,667 images: a million captions with the predictions, read from a file and scored.
 
-    Every caption is different: each further copy of the corpus has words of its own.
+    Every caption is different: each further copy of the corpus has different words.
     """
     some = corpus(40_000)
     images = list(some["references"])
     references, predictions = {}, {}
-    for place in range(166_667):
-        copy, source = divmod(place, len(images))
+    for number in range(166_667):
+        copy, source = divmod(number, len(images))
         name = images[source]
-        references[str(place)] = [caption.replace(" a ", f" a{copy} ", 1) for caption in some["references"][name]]
-        predictions[str(place)] = some["predictions"][name]
+        references[str(number)] = [caption.replace(" a ", f" a{copy} ", 1) for caption in some["references"][name]]
+        predictions[str(number)] = some["predictions"][name]
     data = folder / "million.txt"
     write({"references": references, "predictions": predictions}, data)
     captions = sum(map(len, references.values())) + len(predictions)
     del some, references, predictions
-    found = run("captune", data, folder)
-    return {"captions": captions, "captune_seconds": found["seconds"], "captune_mib": found["mib"]}
+    result = run("captune", data, folder)
+    return {"captions": captions, "captune_seconds": result["seconds"], "captune_mib": result["mib"]}
 
 
 def print_record(record: dict[str, Any]) -> None:
+    """Print the measurements at one size."""
     print(f"{record['images']:,} images x 5 references")
     print("  on one processor")
     print(f"    pycocoevalcap    {record['pycocoevalcap_seconds']:8.3f} s {record['pycocoevalcap_mib']:8.0f} MiB")
@@ -293,6 +295,7 @@ def print_record(record: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Compare both tools at every size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=list(TARGETS))
     parser.add_argument("--rounds", type=int, default=3)
@@ -301,7 +304,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
     if not CAPTIONS.is_dir():
-        raise SystemExit("needs the folder '../shared' with real captions beside this checkout")
+        raise SystemExit("needs the folder '../shared' with real captions next to this checkout")
     if not arguments.json:
         print(f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:

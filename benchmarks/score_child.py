@@ -1,8 +1,8 @@
-"""One tool of `score.py` in a process of its own: reads captions, scores them, writes numbers and the time.
+"""One tool of `score.py` in a separate process: reads captions, scores them, writes numbers and the time.
 
     python benchmarks/score_child.py TOOL DATA RESULT JOBS COMPAT
 
-It imports nothing that scoring does not need, so that a tool's start is the tool's own.
+It imports nothing that scoring does not need, so that the time to start is only the tool's.
 """
 
 import sys
@@ -16,16 +16,17 @@ def read(path: str) -> dict[str, Any]:
     """Captions as lines: an image's id, the number of its references, its prediction, its references."""
     with open(path, encoding="utf-8") as file:
         lines = file.read().split("\n")
-    references, predictions, place = {}, {}, 0
-    while place < len(lines):
-        image, end = lines[place], place + 3 + int(lines[place + 1])
-        predictions[image] = lines[place + 2]
-        references[image] = lines[place + 3 : end]
-        place = end
+    references, predictions, start = {}, {}, 0
+    while start < len(lines):
+        image, end = lines[start], start + 3 + int(lines[start + 1])
+        predictions[image] = lines[start + 2]
+        references[image] = lines[start + 3 : end]
+        start = end
     return {"references": references, "predictions": predictions}
 
 
 def score_with_captune(data: dict[str, Any], jobs: int, compat: str) -> tuple[dict[str, float], Any]:
+    """Corpus scores and the scores of every image, by metric."""
     from captune.metrics import score_captions
 
     scores = score_captions(data["predictions"], data["references"], jobs=jobs, compat=compat)
@@ -34,6 +35,7 @@ def score_with_captune(data: dict[str, Any], jobs: int, compat: str) -> tuple[di
 
 
 def score_with_pycocoevalcap(data: dict[str, Any]) -> tuple[dict[str, float], Any]:
+    """The same from pycocoevalcap."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -50,6 +52,7 @@ def score_with_pycocoevalcap(data: dict[str, Any]) -> tuple[dict[str, float], An
 
 
 def main(tool: str, data: str, result: str, jobs: str, compat: str) -> None:
+    """Score the captions of a file and write the result."""
     captions = read(data)
     if tool == "captune":
         totals, images = score_with_captune(captions, int(jobs), compat)

@@ -29,6 +29,7 @@ def without_table(self: ChunkTable, captions: Any) -> None:
 
 
 def main() -> None:
+    """Time both ways and compare their scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=7)

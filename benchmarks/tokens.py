@@ -3,9 +3,9 @@
     python benchmarks/tokens.py [--fuzz 100000] [--seed 0] [--jar stanford-corenlp-3.4.1.jar] [--json]
 
 First the recorded outputs in `../shared`: the share of captions with equal tokens, file by file. Then, with a `java` on
-the path and the jar (found in an installed pycocoevalcap, or given), the tool itself in this run: real captions as one
-call, and fuzz strings made anew from the seed, also as one call, so that what looks over a line's end is tried too. The
-ratio is the tool's time over captune's on the real captions, the start of both processes left in.
+the path and the jar (of an installed pycocoevalcap, or of `--jar`), the tool itself in this run: real captions as one
+call, and fuzz strings made from the seed, also as one call, so that rules that look past a line's end are tried too.
+The ratio is the tool's time over captune's on the real captions, the start of both processes left in.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def fuzz(count: int, seed: int) -> list[str]:
             if source.random() < 0.08:
                 piece = piece.upper()
             if source.random() < 0.05:
-                place = source.randrange(len(piece) + 1)
-                piece = piece[:place] + source.choice(source.choice(kinds)) + piece[place:]
+                position = source.randrange(len(piece) + 1)
+                piece = piece[:position] + source.choice(source.choice(kinds)) + piece[position:]
             glued += piece + source.choice(("", "", " ", " ", "  "))
         strings.append(glued)
     return strings
@@ -99,10 +99,10 @@ def java_lines(jar: Path, captions: list[str]) -> list[list[str]]:
     return [[t for t in line.rstrip().split(" ") if t and t not in ptb.PUNCTUATION] for line in lines]
 
 
-def find_jar(given: Path | None) -> Path | None:
-    """The jar that was given, or the one inside an installed pycocoevalcap."""
-    if given is not None:
-        return given
+def find_jar(jar: Path | None) -> Path | None:
+    """The jar of the command line, or the one inside an installed pycocoevalcap."""
+    if jar is not None:
+        return jar
     package = find_spec("pycocoevalcap")
     folders = package.submodule_search_locations if package and package.submodule_search_locations else []
     return next(
@@ -110,9 +110,10 @@ def find_jar(given: Path | None) -> Path | None:
     )
 
 
-def compare(name: str, captions: list[str], expected: list[list[str]], whole_call: bool) -> dict[str, Any]:
+def compare(name: str, captions: list[str], expected: list[list[str]], one_call: bool) -> dict[str, Any]:
+    """Share of captions with the expected tokens, and the time of captune."""
     started = time.perf_counter()
-    got = ptb.tokenize_call(captions) if whole_call else ptb.tokenize_batch(captions)
+    got = ptb.tokenize_call(captions) if one_call else ptb.tokenize_batch(captions)
     seconds = time.perf_counter() - started
     wrong = [c for c, g, e in zip(captions, got, expected, strict=True) if g != e]
     return {
@@ -126,6 +127,7 @@ def compare(name: str, captions: list[str], expected: list[list[str]], whole_cal
 
 
 def main() -> None:
+    """Compare with the recorded outputs and, where it is installed, with the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=int, default=100_000, help="fuzz strings to make and give to both tools")
     parser.add_argument("--seed", type=int, default=0)
@@ -136,9 +138,9 @@ def main() -> None:
         sys.exit(f"the recorded outputs are not there: {ORACLE}")
 
     rows, captions = [], []
-    for name, given, expected in recorded():
-        rows.append(compare(name, given, expected, whole_call=False))
-        captions += [] if name == "fuzz" else [caption.replace("\n", " ") for caption in given]
+    for name, texts, expected in recorded():
+        rows.append(compare(name, texts, expected, one_call=False))
+        captions += [] if name == "fuzz" else [caption.replace("\n", " ") for caption in texts]
     jar = find_jar(options.jar)
     if jar and shutil.which("java"):
         rows.append(compare("fuzz, anew", strings := fuzz(options.fuzz, options.seed), java_lines(jar, strings), True))

@@ -1,14 +1,14 @@
-"""Captions trained a second: captune beside transformers' own BLIP-2 under its own Trainer, on the same weights.
+"""Captions trained a second: captune against transformers' BLIP-2 under transformers' Trainer, on the same weights.
 
     python benchmarks/train_step.py [--json]
 
 The peer is `Blip2ForConditionalGeneration` with a LLaMA text model, everything frozen but `language_projection`,
 trained by `Trainer` with dropout 0: one row a caption, the tower for each of them in every epoch, logits everywhere.
 Captune trains the same module objects on the same batches in the same order: it decodes the image files and runs the
-tower once (counted), keeps the features on disk and reads them from there, for five epochs. The peer's pixels lie
+tower once (counted), keeps the features on disk and reads them from there, for five epochs. The peer's pixels are
 decoded in memory, which is in its favour. The steps are taken by turns, one of each way, so that a busy neighbour of
 the machine is in the way of all of them. Dims: language model 512 x 8, tower 192 x 6 at 257 tokens, 8 images x 5
-captions of 14 tokens a step, vocabulary 4,096; the tower takes a fifth of the peer's work, as ViT-g does beside
+captions of 14 tokens a step, vocabulary 4,096; the tower takes a fifth of the peer's work, as ViT-g does with
 Vicuna-7B.
 """
 
@@ -107,14 +107,14 @@ def build_peer() -> Blip2ForConditionalGeneration:
 
 
 def same_parts(peer: Blip2ForConditionalGeneration) -> MiniGPT4:
-    """Captune's model of the peer's own modules, with a copy of its projection."""
-    # Copies: a model's own configuration is not left alone by another that is made of it.
-    given = copy.deepcopy(peer.config)
+    """Captune's model of the peer's modules, with a copy of its projection."""
+    # A copy, because making a model of a configuration changes it.
+    config = copy.deepcopy(peer.config)
     model = MiniGPT4(
         MiniGPT4Config(
-            vision_config=given.vision_config,
-            qformer_config=given.qformer_config,
-            text_config=given.text_config,
+            vision_config=config.vision_config,
+            qformer_config=config.qformer_config,
+            text_config=config.text_config,
             query_tokens=QUERIES,
         ),
         parts=(),
@@ -126,8 +126,8 @@ def same_parts(peer: Blip2ForConditionalGeneration) -> MiniGPT4:
     return use_numbers(model.freeze().eval())
 
 
-def with_own_projection(model: MiniGPT4) -> MiniGPT4:
-    """The same model's own modules but for a copy of its projection."""
+def with_copied_projection(model: MiniGPT4) -> MiniGPT4:
+    """A model of the same modules except for a copy of the projection."""
     other = copy.copy(model)
     other._modules = {**model._modules, "projection": copy.deepcopy(model.projection)}
     return other
@@ -153,6 +153,7 @@ class Task:
         self.captions = images * PER_IMAGE * epochs
 
     def settings(self, **fast: bool) -> RunConfig:
+        """The configuration of the run, with these optimizations set."""
         return parse_config(
             {
                 "model": {"instruction": INSTRUCTION},
@@ -184,6 +185,7 @@ class Peer:
                     self.rows.append({**row, "image": sample.image})
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A padded batch of rows, with the pixels of their images."""
         width = max(len(row["input_ids"]) for row in rows)
 
         def padded(name: str, filler: int) -> torch.Tensor:
@@ -199,12 +201,13 @@ class Peer:
         }
 
     def gradient(self) -> tuple[float, torch.Tensor]:
-        """Loss and gradient of the first step by the model's own forward."""
+        """Loss and gradient of the first step by the model's forward."""
         self.reset()
         loss = self.model(**self.collate(self.rows[: PER_STEP * PER_IMAGE])).loss
         return float(loss.detach()), torch.autograd.grad(loss, self.model.language_projection.weight)[0]
 
     def reset(self) -> None:
+        """Set the projection to its initial weights."""
         self.model.language_projection.load_state_dict(self._start)
 
     def train(self, between: TrainerCallback) -> list[float]:
@@ -254,7 +257,7 @@ def train(
     with tempfile.TemporaryDirectory(dir=task.folder) as root:
         identity = TowerIdentity("", "", "", torch.float32, QUERIES, model.config.feature_size)
         store = FeatureStore(Path(root), identity)
-        contents = [bytes(found) for found in content_ids(task.files, Path(root))]
+        contents = [bytes(content) for content in content_ids(task.files, Path(root))]
         encode_missing(model.eval(), task.files, contents, store, store.missing(contents), batch_size=PER_STEP)
         store.refresh()
         config = task.settings(**fast)
@@ -280,7 +283,8 @@ class ByTurns(TrainerCallback):
         self.losses: dict[str, list[float]] = {name: [] for name in ways}
         self.seconds = dict.fromkeys(ways, 0.0)
 
-    def on_step_end(self, *args: Any, **given: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take and time one step of every other way."""
         for name, steps in self._ways.items():
             began = time.process_time()
             self.losses[name].append(next(steps))
@@ -288,6 +292,7 @@ class ByTurns(TrainerCallback):
 
 
 def gradient(model: MiniGPT4, task: Task, fast: dict[str, bool]) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the first step of captune."""
     batch = task.samples.batch(0)
     with torch.no_grad():
         features = model.encode_features(task.pixels[[sample.image for sample in batch]])
@@ -297,6 +302,7 @@ def gradient(model: MiniGPT4, task: Task, fast: dict[str, bool]) -> tuple[float,
 
 
 def main() -> int:
+    """Train both ways by turns and compare rates, losses and weights."""
     parser = options(__doc__)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=5)
@@ -313,9 +319,9 @@ def main() -> int:
         task.samples = TrainingSamples(task.images, task.config.train, 0, objective.row_tokens)
         peer = Peer(blip2, task, model.processor.layout)
         start = {name: value.clone() for name, value in model.projection.state_dict().items()}
-        wanted_loss, wanted = peer.gradient()
+        peer_loss, peer_gradient = peer.gradient()
         first = {name: gradient(model, task, fast) for name, fast in PIECES.items()}
-        models = {name: with_own_projection(model) for name in PIECES}
+        models = {name: with_copied_projection(model) for name in PIECES}
         seconds: dict[str, list[float]] = {name: [] for name in ("peer", *PIECES)}
         for _ in range(arguments.rounds):
             turns = ByTurns({name: train(models[name], task, start, fast) for name, fast in PIECES.items()})
@@ -331,12 +337,12 @@ def main() -> int:
     each_round = [f"{a / b:.2f}" for a, b in zip(seconds["peer"], seconds["captune"], strict=True)]
     rows = []
     for name in seconds:
-        loss, found = first.get(name, (wanted_loss, wanted))
+        loss, first_gradient = first.get(name, (peer_loss, peer_gradient))
         values = {
             "captions_per_s": round(rate[name], 2),
             "ratio": round(rate[name] / rate["peer"], 3),
-            "loss_difference": abs(loss - wanted_loss) / wanted_loss,
-            "gradient_relative_difference": relative(found, wanted),
+            "loss_difference": abs(loss - peer_loss) / peer_loss,
+            "gradient_relative_difference": relative(first_gradient, peer_gradient),
             "largest_loss_difference": max(abs(a - b) / b for a, b in zip(losses[name], losses["peer"], strict=True)),
             "trajectory_difference": float((weights[name] - weights["peer"]).norm() / update),
         }

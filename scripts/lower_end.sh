@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests of model and decoding on the oldest libraries that captune supports, in a virtual environment of its own:
+# Run the tests of model and decoding on the oldest libraries that captune supports, in a separate virtual environment:
 #
 #     scripts/lower_end.sh [FOLDER]       default FOLDER: runs/lower-end
 #

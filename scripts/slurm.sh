@@ -1,6 +1,6 @@
 #!/bin/bash
 # Train on one or more machines under Slurm:  sbatch --nodes 2 scripts/slurm.sh train_configs/minigpt4_flickr_finetune.yaml
-# Sent again after its time is over, or requeued, it goes on where it was. Output and features must be on a shared disk.
+# Submitted again after its time limit, or requeued, it resumes where it stopped. Output and features must be on a shared disk.
 #SBATCH --job-name=captune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
