@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from captune.data.locks import is_lock_file
+
 ROOT = Path(__file__).resolve().parent.parent
 BAD = (
     b"",
@@ -88,11 +90,11 @@ def finish(*processes: subprocess.Popen[bytes]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The finished files of a folder, by relative path."""
+    """The finished files of a folder, by relative path; lock files are left out."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".partial")
+        if path.is_file() and not path.name.endswith(".partial") and not is_lock_file(path.name)
     }
 
 
