@@ -135,7 +135,8 @@ def _processors(reader: Reader, key_path: str, settings: dict[str, Any], dataset
         if key in vision:
             reader.dead(f"{key_path}.vis_processor.train.{key}", "its transform crops nothing")
     if {"mean", "std"} & set(vision):
-        raise reader.error(f"{key_path}.vis_processor.train gives mean or std; captune normalizes as the vision encoder was trained")
+        problem = "gives mean or std; captune normalizes as the vision encoder was trained"
+        raise reader.error(f"{key_path}.vis_processor.train {problem}")
     if settings.get("text_processor"):
         if dataset == "cc_sbu_align" or "grounded" in dataset:
             reader.dead(f"{key_path}.text_processor", "this dataset does not apply it to captions")
