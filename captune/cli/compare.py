@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
-from captune.cli import scoring_options as flags
 from captune.cli.scoring import ScoringRun
 from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
@@ -24,7 +23,7 @@ LEVELS = ((0.01, "**"), (0.05, "*"))
 
 @with_shared_options
 def compare(
-    references: flags.ReferencesFile,
+    references: scoring.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -42,13 +41,13 @@ def compare(
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
     trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
-    shared: flags.SharedOptions,
+    shared: scoring.SharedOptions,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
     from captune.metrics import read_predictions, read_reference_files
 
-    requested = flags.metric_names(shared.metrics)
-    if reports := [key for key in requested if key in flags.REPORTED]:
+    requested = scoring.metric_names(shared.metrics)
+    if reports := [key for key in requested if key in scoring.REPORTED]:
         raise MetricInputError(f"{reports[0]} is not compared; see it for each system with captune score.")
     if len(predictions) < 2:
         raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")

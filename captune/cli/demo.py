@@ -25,7 +25,7 @@ def demo(
     from captune.cli.preflight import extra_imports
     from captune.cli.prepare import flickr30k
     from captune.cli.progress import show_progress
-    from captune.cli.report import print_report
+    from captune.cli.report_output import print_report
     from captune.report import analyse, read_scores
 
     with extra_imports("captune demo", "train"):

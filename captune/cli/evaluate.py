@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captune.cli.train import ALLOW_LEAKS
+from captune.cli.shared_options import AllowLeaks
 from captune.errors import ConfigError
 
 __all__ = [
@@ -62,7 +62,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Another captioner on the same images: a transformers image-text-to-text model; repeatable."),
     ] = None,
-    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
+    allow_leaks: AllowLeaks = False,
 ) -> None:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
 
@@ -231,7 +231,7 @@ def run_evaluation(
         CaptuneError: as `captune.evaluation.evaluate_checkpoints`.
     """
     from captune.cli.progress import show_progress
-    from captune.cli.report import print_report
+    from captune.cli.report_output import print_report
     from captune.report import analyse
 
     settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
@@ -271,7 +271,7 @@ def run_models(request: ModelsRequest) -> None:
     """
     from captune.cli.preflight import check_named_model, check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
-    from captune.cli.report import print_report
+    from captune.cli.report_output import print_report
     from captune.config import parse_config
     from captune.report import analyse
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captune.cli.shared_options import Overrides
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -31,9 +33,7 @@ GAP = "   "
 
 def explain(
     config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     image: Annotated[str | None, typer.Option(help="Id of the image; by default the first training image.")] = None,
     caption: Annotated[int, typer.Option(help="Index of the caption, from 0.", min=0)] = 0,
     text: Annotated[

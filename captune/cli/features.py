@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
+from captune.cli.shared_options import Overrides
+
 __all__ = ["features"]
 
 
 def features(
     config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Encode a run's images with the frozen towers and store the features, for training and evaluation.
 

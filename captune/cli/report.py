@@ -16,7 +16,7 @@ from captune.errors import InputError
 if TYPE_CHECKING:
     from captune.report import RunScores
 
-__all__ = ["print_report", "report"]
+__all__ = ["report"]
 
 
 def report(

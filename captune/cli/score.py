@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
-from captune.cli import scoring_options as flags
 from captune.cli.scoring import ScoringRun, System
 from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
@@ -22,7 +21,7 @@ __all__ = ["score"]
 
 @with_shared_options
 def score(
-    references: flags.ReferencesFile,
+    references: scoring.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -45,12 +44,12 @@ def score(
         Path | None,
         typer.Option(help="Captions of the training set, for the share of novel captions.", show_default=False),
     ] = None,
-    shared: flags.SharedOptions,
+    shared: scoring.SharedOptions,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested."""
     from captune.metrics import read_predictions, read_reference_files
 
-    names = flags.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)
+    names = scoring.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)
     run = ScoringRun(names, shared.scoring_options(), shared.subset, shared.images)
     scoring.check_out(
         shared.out,
@@ -59,7 +58,7 @@ def score(
     )
     run.check_requirements()
     read = read_reference_files(references, shared.split)
-    file = flags.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
+    file = scoring.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
     system = scoring.load_system(read, read_predictions(file), file.stem, run)
     scorer, shown = scoring.make_scorer(system, run)
     scores = scoring.score_system(system, scorer, shown)

@@ -1,4 +1,4 @@
-"""Options that several commands share, as a dataclass whose fields are options of the command line."""
+"""Options that several commands share: single ones, and dataclasses whose fields are options."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-__all__ = ["with_shared_options"]
+import typer
+
+__all__ = ["AllowLeaks", "Overrides", "with_shared_options"]
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")]
+AllowLeaks = Annotated[
+    bool,
+    typer.Option(
+        "--allow-leaks", help="Mark results on images that were trained on with LEAK only, without the reason."
+    ),
+]
 
 
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,23 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["ALLOW_LEAKS", "run_training", "train"]
+from captune.cli.shared_options import AllowLeaks, Overrides
 
-ALLOW_LEAKS = "Mark results on images that were trained on with LEAK only, without the reason."
+__all__ = ["run_training", "train"]
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[
         Literal["auto", "never"], typer.Option(help="auto resumes an unfinished run; never starts over.")
     ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move another run in the output folder into a subfolder, and start.")
     ] = False,
-    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help=ALLOW_LEAKS)] = False,
+    allow_leaks: AllowLeaks = False,
 ) -> None:
     """Tune a model as configured in a YAML file; every epoch is saved and scored."""
     overrides = [*(overrides or []), *(["evaluate.allow_leaks=true"] if allow_leaks else [])]
@@ -54,7 +52,7 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
         return
     with show_progress() as listener:
         start(settings, listener, resume=resume, overwrite=overwrite)
-    from captune.cli.report import print_report
+    from captune.cli.report_output import print_report
     from captune.report import analyse, read_scores
 
     scores = read_scores(settings.output)

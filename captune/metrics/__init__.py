@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.metrics.caption_failures import FAILURES, find_failures
     from captune.metrics.caption_files import (
         PredictionFile,
         ReferenceFile,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
         read_reference_files,
         read_references,
     )
-    from captune.metrics.diversity import measure_diversity
+    from captune.metrics.diagnostics import FAILURES, find_failures, measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.inputs import align, caption_warnings, similar_ids_hint
     from captune.metrics.metric import Column, MeanOfImages, Metric
@@ -91,9 +90,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "diversity": ["measure_diversity"],
+        "diagnostics": ["FAILURES", "find_failures", "measure_diversity"],
         "document_frequencies": ["DocumentFrequencies"],
-        "caption_failures": ["FAILURES", "find_failures"],
         "caption_files": [
             "PredictionFile",
             "ReferenceFile",

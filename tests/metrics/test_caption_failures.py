@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.metrics.caption_failures import STOP_MARKS, find_failures
+from captune.metrics.diagnostics import STOP_MARKS, find_failures
 
 
 @pytest.mark.parametrize(

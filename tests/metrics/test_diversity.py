@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captune.metrics.diversity import measure_diversity
+from captune.metrics.diagnostics import measure_diversity
 
 CAPTIONS = ["a dog runs", "A dog runs.", "two dogs", ""]
 texts = st.lists(st.text(alphabet="ab ", max_size=12), max_size=8)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from starlette.concurrency import run_in_threadpool
 
 from captune.apps.serving.jobs import Event, Job, JobQueue, Metrics
-from captune.apps.serving.messages import ImageLimits, Prompt, has_remote_images, read_messages
+from captune.apps.serving.messages import Prompt, has_remote_images, read_messages
+from captune.apps.serving.request_images import ImageLimits
 from captune.apps.serving.schema import APIError, ChatRequest, Choice, Completion, Reply, Usage, refuse_unsupported
 from captune.apps.serving.served_models import ImagePool, ServedCaptioner, ServedModel
 from captune.decoding import DecodingOptions

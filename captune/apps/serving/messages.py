@@ -1,49 +1,25 @@
-"""From the messages of a request to a prompt: texts, images as data, and the limits on both."""
+"""From the messages of a request to a prompt, and the limits on its text."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from captune.apps.serving.request_images import ImageLimits, image_bytes, is_remote
 from captune.apps.serving.schema import APIError, ImagePart, Message
-from captune.data import image_size
-from captune.errors import DataError, ImageTooLargeError
 from captune.model import IMAGE_PLACEHOLDER, PromptLayout
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
     "Dialogue",
-    "ImageLimits",
     "Prompt",
-    "decode_data_url",
     "has_remote_images",
     "layout_prompt",
     "read_messages",
 ]
 
-_DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<settings>(?:;[\w.=+-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
-_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
-_PERCENT_CODES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "="))
-
 CHARACTERS_PER_TOKEN = 64
 """A text of more characters per token of the context is refused before it is tokenized, which takes long."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """Limits on images.
-
-    Attributes:
-        count: images of one request.
-        pixels: of one image before it is resized.
-    """
-
-    count: int = 8
-    pixels: int = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,54 +118,13 @@ def layout_prompt(layout: PromptLayout, dialogue: Dialogue, context: int, max_to
     return ids
 
 
-def decode_data_url(url: str, limits: ImageLimits, where: str) -> bytes:
-    """The bytes of an image in a `data:` URL; its size is checked.
-
-    The base64 may use the URL-safe alphabet, lack padding, be percent-encoded and have line breaks.
-
-    Raises:
-        APIError: 400 for invalid base64 or another file than an image, 413 for too many pixels.
-    """
-    match = _DATA_URL.match(url[:200])
-    if match is None or match["base64"] is None:
-        raise APIError(400, "An image must be a URL of the form data:image/jpeg;base64,...", param=where)
-    text = url[match.end() :]
-    for code, letter in _PERCENT_CODES:
-        text = text.replace(code, letter)
-    try:
-        letters = text.encode("ascii").translate(_URL_ALPHABET, b" \t\r\n").rstrip(b"=")
-        data = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise APIError(400, "The image's base64 is malformed.", code="invalid_base64", param=where) from None
-    check_size(data, limits, where)
-    return data
-
-
-def check_size(data: bytes, limits: ImageLimits, where: str) -> None:
-    """Refuse an image by its header, before a pixel is decoded.
-
-    Raises:
-        APIError: 400 for another file than an image, 413 for too many pixels.
-    """
-    try:
-        image_size(io.BytesIO(data), where, most_pixels=limits.pixels)
-    except ImageTooLargeError as error:
-        raise APIError(413, str(error), code="image_too_large", param=where) from None
-    except DataError as error:
-        raise APIError(400, str(error), code="invalid_image", param=where) from None
-
-
 def has_remote_images(messages: Sequence[Message]) -> bool:
     """Whether a request has remote images."""
     return any(
-        isinstance(part, ImagePart) and _is_remote(part.image_url.url)
+        isinstance(part, ImagePart) and is_remote(part.image_url.url)
         for message in messages
         for part in message.content
     )
-
-
-def _is_remote(url: str) -> bool:
-    return url[:8].lower().startswith(("http://", "https://"))
 
 
 def _text(
@@ -205,24 +140,9 @@ def _text(
             raise APIError(400, "Only messages of the user may hold images.", param=f"{where}.{number}")
         if len(images) >= limits.count:
             raise APIError(400, f"A request may hold {limits.count} images.", param=where)
-        images.append(_image_data(part.image_url.url, limits, f"{where}.{number}.image_url", fetch))
+        images.append(image_bytes(part.image_url.url, limits, f"{where}.{number}.image_url", fetch))
         pieces.append(f"<Img>{IMAGE_PLACEHOLDER}</Img>")
     return " ".join(filter(None, pieces))
-
-
-def _image_data(url: str, limits: ImageLimits, where: str, fetch: Callable[[str], bytes] | None) -> bytes:
-    if not _is_remote(url):
-        return decode_data_url(url, limits, where)
-    if fetch is None:
-        raise APIError(
-            400,
-            "Images at remote addresses are not fetched; send the image itself as a data: URL.",
-            code="remote_images_off",
-            param=where,
-        )
-    data = fetch(url)
-    check_size(data, limits, where)
-    return data
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from captune.apps.serving.messages import Dialogue, ImageLimits, decode_data_url, layout_prompt, read_messages
+from captune.apps.serving.messages import Dialogue, layout_prompt, read_messages
+from captune.apps.serving.request_images import ImageLimits, decode_data_url
 from captune.apps.serving.schema import APIError, Message
 
 ASKED = "Describe this image in detail."

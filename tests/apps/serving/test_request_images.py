@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from captune.apps.serving.remote_images import fetch_image, is_public
+from captune.apps.serving.request_images import fetch_image, is_public
 from captune.apps.serving.schema import APIError
 
 fetch = partial(fetch_image, most_bytes=10_000)

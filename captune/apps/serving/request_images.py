@@ -1,7 +1,7 @@
-"""Remote images, if the server's owner has allowed them: from public addresses only, and with a limit on their size.
+"""Images of a request: from `data:` URLs, and from remote addresses if the server's owner has allowed them.
 
-A URL in a request makes the server connect to it. So that a client cannot read what only the server can reach (the
-page of a router, the metadata of a cloud), the name is resolved once, every address of it must be public, and the
+A remote URL in a request makes the server connect to it. So that a client cannot read what only the server can reach
+(the page of a router, the metadata of a cloud), the name is resolved once, every address of it must be public, and the
 connection goes to a checked address; redirects are not followed. The public ranges are listed here because
 `ipaddress.is_global` differs between patch releases of Python. An HTTP client such as httpx has time-outs for each
 read only, so that a server which sends one byte now and then would hold a thread for hours; here a timer closes the
@@ -10,23 +10,115 @@ connection.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import http.client
+import io
 import ipaddress
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from captune.apps.serving.schema import APIError
+from captune.data import image_size
+from captune.errors import DataError, ImageTooLargeError
 
-__all__ = ["fetch_image", "is_public"]
+__all__ = ["ImageLimits", "decode_data_url", "fetch_image", "image_bytes", "is_public", "is_remote"]
+
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<settings>(?:;[\w.=+-]+)*?)(?P<base64>;base64)?,", re.IGNORECASE)
+_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_PERCENT_CODES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "="))
 
 SECONDS = 10.0
 PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Limits on images.
+
+    Attributes:
+        count: images of one request.
+        pixels: of one image before it is resized.
+    """
+
+    count: int = 8
+    pixels: int = 25_000_000
+
+
+def image_bytes(url: str, limits: ImageLimits, where: str, fetch: Callable[[str], bytes] | None) -> bytes:
+    """The bytes of an image, whose size is checked.
+
+    Args:
+        url: a `data:` URL, or an address.
+        limits: on images.
+        where: the part of the request, for errors.
+        fetch: downloads a remote image; None refuses it.
+
+    Raises:
+        APIError: 400 or 413.
+    """
+    if not is_remote(url):
+        return decode_data_url(url, limits, where)
+    if fetch is None:
+        raise APIError(
+            400,
+            "Images at remote addresses are not fetched; send the image itself as a data: URL.",
+            code="remote_images_off",
+            param=where,
+        )
+    data = fetch(url)
+    _check_size(data, limits, where)
+    return data
+
+
+def decode_data_url(url: str, limits: ImageLimits, where: str) -> bytes:
+    """The bytes of an image in a `data:` URL; its size is checked.
+
+    The base64 may use the URL-safe alphabet, lack padding, be percent-encoded and have line breaks.
+
+    Raises:
+        APIError: 400 for invalid base64 or another file than an image, 413 for too many pixels.
+    """
+    match = _DATA_URL.match(url[:200])
+    if match is None or match["base64"] is None:
+        raise APIError(400, "An image must be a URL of the form data:image/jpeg;base64,...", param=where)
+    text = url[match.end() :]
+    for code, letter in _PERCENT_CODES:
+        text = text.replace(code, letter)
+    try:
+        letters = text.encode("ascii").translate(_URL_ALPHABET, b" \t\r\n").rstrip(b"=")
+        data = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise APIError(400, "The image's base64 is malformed.", code="invalid_base64", param=where) from None
+    _check_size(data, limits, where)
+    return data
+
+
+def _check_size(data: bytes, limits: ImageLimits, where: str) -> None:
+    """Refuse an image by its header, before a pixel is decoded.
+
+    Raises:
+        APIError: 400 for another file than an image, 413 for too many pixels.
+    """
+    try:
+        image_size(io.BytesIO(data), where, most_pixels=limits.pixels)
+    except ImageTooLargeError as error:
+        raise APIError(413, str(error), code="image_too_large", param=where) from None
+    except DataError as error:
+        raise APIError(400, str(error), code="invalid_image", param=where) from None
+
+
+def is_remote(url: str) -> bool:
+    """Whether the URL of an image is a remote address."""
+    return url[:8].lower().startswith(("http://", "https://"))
 
 
 # From IANA's registries of special-purpose addresses. Some of them are reachable, but hold no images.
