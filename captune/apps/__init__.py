@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from captune.apps.http import (
-    LOCAL_HOSTS,
-    SecurityMiddleware,
-    answered_hosts,
-    base_url,
-    is_local,
-    listening_socket,
-    run_server,
-)
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.apps.connections import listening_socket, run_server
+    from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware, answered_hosts, base_url, is_local
 
 __all__ = [
     "LOCAL_HOSTS",
@@ -21,3 +19,11 @@ __all__ = [
     "listening_socket",
     "run_server",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "connections": ["listening_socket", "run_server"],
+        "http": ["LOCAL_HOSTS", "SecurityMiddleware", "answered_hosts", "base_url", "is_local"],
+    },
+)

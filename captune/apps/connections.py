@@ -1,8 +1,9 @@
-"""Connections of both servers: limits on their number and on the time of a request to arrive."""
+"""Connections of both servers: listening, and limits on their number and on the time of a request to arrive."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -12,7 +13,9 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["ACCEPTED_AT_ONCE", "Connection", "Server", "most_connections"]
+from captune.errors import InputError, ToolError
+
+__all__ = ["ACCEPTED_AT_ONCE", "Connection", "Server", "listening_socket", "most_connections", "run_server"]
 
 HEADER_SECONDS = 30.0
 """Time for the headers of a request to arrive, from its first byte or from the connection."""
@@ -30,6 +33,36 @@ RESERVED_FILES = 64
 """Open files reserved for images, pages, name look-ups and connections just accepted."""
 
 MOST_CONNECTIONS = 4096
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a used port is reported before the model is loaded.
+
+    Args:
+        host: name or address to bind to.
+        port: 0 picks a free one.
+
+    Raises:
+        InputError: the port is in use, or the host is not one of this machine.
+        ToolError: listening fails for another reason.
+    """
+    listener: socket.socket | None = None
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With an explicit protocol: asyncio disables Nagle's algorithm only for sockets of IPPROTO_TCP.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"Port {port} of {host} is in use; give another one with --port.") from None
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"{host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all.") from None
+        raise ToolError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from None
+    return listener
 
 
 def most_connections() -> int:
@@ -131,3 +164,32 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(2048)
+
+
+def run_server(application: Any, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; running requests are completed first.
+
+    Args:
+        application: an ASGI application.
+        listener: from `listening_socket`.
+    """
+
+    class Limited(Connection):
+        most = most_connections()
+
+    config = uvicorn.Config(
+        application,
+        # Explicit, so that other installed libraries change nothing.
+        loop="asyncio",
+        http=Limited,
+        ws="none",
+        backlog=ACCEPTED_AT_ONCE,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=20,
+        # Users look at a page for a while.
+        timeout_keep_alive=60,
+        lifespan="on",
+    )
+    Server(config).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""Security of both servers (limits on requests, security headers) and their start.
+"""Security of both servers: limits on requests, accepted hosts and origins, security headers.
 
 Starlette's TrustedHostMiddleware is not used: it does not know the address that a client has connected to, and its
 error is plain text without a hint.
@@ -7,14 +7,13 @@ error is plain text without a hint.
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from captune.errors import InputError, ToolError
+from captune.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, MutableMapping
@@ -30,8 +29,6 @@ __all__ = [
     "answered_hosts",
     "base_url",
     "is_local",
-    "listening_socket",
-    "run_server",
 ]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -211,68 +208,6 @@ def base_url(host: str, port: int) -> str:
         except OSError:
             host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a used port is reported before the model is loaded.
-
-    Args:
-        host: name or address to bind to.
-        port: 0 picks a free one.
-
-    Raises:
-        InputError: the port is in use, or the host is not one of this machine.
-        ToolError: listening fails for another reason.
-    """
-    listener: socket.socket | None = None
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With an explicit protocol: asyncio disables Nagle's algorithm only for sockets of IPPROTO_TCP.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(f"Port {port} of {host} is in use; give another one with --port.") from None
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"{host} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all.") from None
-        raise ToolError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from None
-    return listener
-
-
-def run_server(application: Any, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; running requests are completed first.
-
-    Args:
-        application: an ASGI application.
-        listener: from `listening_socket`.
-    """
-    import uvicorn
-
-    from captune.apps.connections import ACCEPTED_AT_ONCE, Connection, Server, most_connections
-
-    class Limited(Connection):
-        most = most_connections()
-
-    config = uvicorn.Config(
-        application,
-        # Explicit, so that other installed libraries change nothing.
-        loop="asyncio",
-        http=Limited,
-        ws="none",
-        backlog=ACCEPTED_AT_ONCE,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=20,
-        # Users look at a page for a while.
-        timeout_keep_alive=60,
-        lifespan="on",
-    )
-    Server(config).run(sockets=[listener])
 
 
 def _site(url: str) -> tuple[str, str]:

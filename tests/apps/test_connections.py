@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 
 from captune.apps import connections
-from captune.apps.connections import Connection, Server, most_connections
-from captune.apps.http import SecurityMiddleware, listening_socket
+from captune.apps.connections import Connection, Server, listening_socket, most_connections
+from captune.apps.http import SecurityMiddleware
 
 Serve = Callable[..., int]
 
