@@ -34,9 +34,9 @@ import torch
 from captune.config import OptimizationsConfig
 from captune.model import IMAGE_SLOT, MiniGPT4
 from captune.model.memory import TrainingLoad, measure_model, training_memory
+from captune.model.packing import row_multiple
 from captune.training.loss import Objective, targets_at_once
 from captune.training.optimizations import compile_layers
-from captune.training.packing import row_multiple
 from captune.training.samples import TrainingSample
 
 PEER = "transformers Blip2"

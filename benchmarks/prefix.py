@@ -22,8 +22,8 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4, MiniGPT4Config
+from captune.model.packing import constant_prefix_length, pack
 from captune.training.loss import Objective
-from captune.training.packing import constant_prefix_length, pack
 from captune.training.samples import TrainingSample
 
 QUERIES, FEATURES, PER_IMAGE = 32, 192, 5

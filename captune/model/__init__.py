@@ -51,6 +51,7 @@ from captune.model.memory import (
 )
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.official import load_official, official_checkpoint
+from captune.model.packing import CaptionTree, PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.model.processor import DEFAULT_INSTRUCTION, MiniGPT4Processor
 from captune.model.prompt import (
     CHAT_TEMPLATES,
@@ -72,6 +73,7 @@ __all__ = [
     "LANGUAGE",
     "RESERVE",
     "TOWERS",
+    "CaptionTree",
     "ChatTemplate",
     "CheckpointRecord",
     "CompiledLayers",
@@ -85,6 +87,7 @@ __all__ = [
     "MiniGPT4Config",
     "MiniGPT4Processor",
     "ModelSize",
+    "PackedBatch",
     "PromptLayout",
     "StopAfterKV",
     "TokenSequence",
@@ -94,9 +97,11 @@ __all__ = [
     "build_model",
     "cache_size",
     "compute_dtype",
+    "constant_prefix_length",
     "count_bos",
     "decoder_layers",
     "default_device",
+    "fed_tokens",
     "generation_memory",
     "hidden_states",
     "is_batch_invariant",
@@ -111,10 +116,12 @@ __all__ = [
     "load_trained",
     "measure_model",
     "official_checkpoint",
+    "pack",
     "parse_device",
     "patched_layer",
     "read_record",
     "restore_chat_template",
+    "row_multiple",
     "save_trained",
     "saved_bytes",
     "training_memory",

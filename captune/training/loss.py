@@ -25,9 +25,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from captune.common import error_text
 from captune.config import OptimizationsConfig
-from captune.model import CompiledLayers, MiniGPT4, TokenSequence
+from captune.model import (
+    CompiledLayers,
+    MiniGPT4,
+    PackedBatch,
+    TokenSequence,
+    constant_prefix_length,
+    fed_tokens,
+    pack,
+    row_multiple,
+)
 from captune.training.optimizations import is_compile_error, skip_unused_tokens
-from captune.training.packing import PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 from captune.transformers_compat import CACHE_ARGUMENT, attention_implementation, kv_cache_of
 

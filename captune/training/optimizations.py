@@ -28,12 +28,12 @@ from captune.model import (
     KVAccumulator,
     LayerCall,
     MiniGPT4,
+    PackedBatch,
     decoder_layers,
     hidden_states,
     patched_layer,
     with_hidden_states,
 )
-from captune.training.packing import PackedBatch
 
 __all__ = [
     "compile_if_enabled",

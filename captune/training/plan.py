@@ -33,13 +33,15 @@ from captune.model import (
     TrainingLoad,
     cache_size,
     compute_dtype,
+    constant_prefix_length,
     generation_memory,
     measure_model,
+    pack,
+    row_multiple,
     saved_bytes,
     training_memory,
 )
 from captune.training.loss import targets_at_once
-from captune.training.packing import constant_prefix_length, pack, row_multiple
 from captune.training.samples import TrainingSamples, synthetic_samples
 from captune.training.trainer import TrainStep
 from captune.transformers_compat import kv_cache_of

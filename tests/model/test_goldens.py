@@ -23,9 +23,9 @@ from captune.decoding import DecodingOptions, Request, generate_ids
 from captune.errors import ConfigError
 from captune.model import LegacyBugs, MiniGPT4
 from captune.model.official import load_official
+from captune.model.packing import pack
 from captune.training.loss import target_loss
 from captune.training.optimizer import build_optimizer, learning_rate
-from captune.training.packing import pack
 
 VARIANTS = ("minigpt4_vicuna", "minigpt4_llama2", "minigpt_v2")
 MINIGPT4_CASES = ("main", "student_grounding", "no_prompt", "context_clip", "truncated")

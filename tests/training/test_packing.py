@@ -17,11 +17,11 @@ from transformers import AutoConfig
 from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4
 from captune.model.layer_call import LayerCall
+from captune.model.packing import fed_tokens, pack, row_multiple
 from captune.training import equivalence
 from captune.training import loss as loss_module
 from captune.training.equivalence import check_packing, truncated_copy
 from captune.training.loss import Objective
-from captune.training.packing import fed_tokens, pack, row_multiple
 from captune.training.samples import TrainingSample
 
 SAMPLES = [

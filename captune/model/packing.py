@@ -27,9 +27,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from captune.model import IMAGE_SLOT
+from captune.model.prompt import IMAGE_SLOT
 
-__all__ = ["PackedBatch", "constant_prefix_length", "fed_tokens", "pack", "row_multiple"]
+__all__ = ["CaptionTree", "PackedBatch", "constant_prefix_length", "fed_tokens", "pack", "row_multiple"]
 
 ROUNDED_TO = 8
 """On a GPU rows are padded to a multiple of this; attention kernels are faster and see fewer shapes."""
@@ -92,7 +92,7 @@ def pack(
         The micro-batch.
     """
     start = len(prompt) - cached
-    trees = [_Tree(row) for row in captions]
+    trees = [CaptionTree(row) for row in captions]
     width = -(-(start + max(len(tree.tokens) for tree in trees)) // multiple) * multiple
     input_ids = torch.zeros(len(captions), width, dtype=torch.int64)
     position_ids = torch.zeros(len(captions), width, dtype=torch.int64)
@@ -117,7 +117,7 @@ def pack(
     return PackedBatch(input_ids, position_ids, mask, *map(torch.tensor, (rows, columns, targets)))
 
 
-class _Tree:
+class CaptionTree:
     """The input tokens of an image's captions; N targets, M tokens.
 
     In sorted order, captions with a common beginning are adjacent, so a range of captions contains each token.
@@ -161,7 +161,7 @@ class _Tree:
 
 def fed_tokens(captions: Sequence[Sequence[int]]) -> int:
     """Number of tokens after the prompt in the shared row of an image's captions, which are target ids."""
-    return len(_Tree(captions).tokens)
+    return len(CaptionTree(captions).tokens)
 
 
 def _attention_mask(firsts: Tensor, lasts: Tensor, cached: int) -> Tensor:
