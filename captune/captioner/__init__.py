@@ -8,21 +8,30 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.captioner.captioner import CaptionBackend, Captioner
+    from captune.captioner.loading import complete_settings, load_processor
     from captune.captioner.minigpt4 import MiniGPT4Backend
-    from captune.captioner.transformers_model import TransformersBackend
+    from captune.captioner.model_inputs import ModelInputs, probe_images
+    from captune.captioner.transformers_model import TransformersBackend, end_token_ids
 
 __all__ = [
     "CaptionBackend",
     "Captioner",
     "MiniGPT4Backend",
+    "ModelInputs",
     "TransformersBackend",
+    "complete_settings",
+    "end_token_ids",
+    "load_processor",
+    "probe_images",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "captioner": ["CaptionBackend", "Captioner"],
+        "loading": ["complete_settings", "load_processor"],
         "minigpt4": ["MiniGPT4Backend"],
-        "transformers_model": ["TransformersBackend"],
+        "model_inputs": ["ModelInputs", "probe_images"],
+        "transformers_model": ["TransformersBackend", "end_token_ids"],
     },
 )

@@ -83,6 +83,7 @@ class ModelInputs:
 
     Attributes:
         takes_text: whether the model takes text input.
+        encodes_text: whether an encoder reads the text, as in encoder-decoder models.
         question: the documented default question of the family; None if there is none.
 
     Raises:
@@ -93,7 +94,7 @@ class ModelInputs:
         self.processor = processor
         self.name = name
         self._config = model.config
-        self._encodes_text = bool(getattr(model.config, "is_encoder_decoder", False)) or bool(
+        self.encodes_text = bool(getattr(model.config, "is_encoder_decoder", False)) or bool(
             getattr(model.config.get_text_config(), "is_encoder_decoder", False)
         )
         self._set_padding()
@@ -174,19 +175,28 @@ class ModelInputs:
                 "The instruction contains %s, which %s parses as a special token, not as text.", words, self.name
             )
 
-    def batch(self, images: Sequence[Image.Image], prompt: str | None) -> Any:
+    def batch(
+        self,
+        images: Sequence[Image.Image],
+        prompt: str | None,
+        *,
+        is_continued: bool = True,
+        suffix: Sequence[str] | None = None,
+    ) -> Any:
         """The inputs of a batch, on the CPU.
 
         Args:
             images: B images in mode RGB.
             prompt: the result of `prompt`, for all of them.
+            is_continued: whether the model continues the text; otherwise the tokenizer may end it.
+            suffix: B answers, for processors with such an argument.
 
         Returns:
             A `BatchFeature` of B rows.
         """
         words: dict[str, Any] = {}
         if prompt is not None:
-            words = {"text": [prompt] * len(images), "padding": True}
+            words = {"text": [prompt] * len(images), "padding": True, **({"suffix": suffix} if suffix else {})}
             bos = self.processor.tokenizer.bos_token
             if self._template is not None and bos is not None and prompt.startswith(bos):
                 # The template has added the BOS already.
@@ -194,7 +204,7 @@ class ModelInputs:
         shown: Any = [[image] for image in images] if self._nested and prompt is not None else list(images)
         made = self.processor(images=shown, return_tensors="pt", **words)
         made.pop("labels", None)
-        return _without_last(made) if self._drop_end and prompt is not None else made
+        return _without_last(made) if self._drop_end and is_continued and prompt is not None else made
 
     def pads_images(self, images: Sequence[Image.Image], prompt: str | None) -> bool:
         """Whether images of several shapes are padded to one shape in a batch.
@@ -212,7 +222,7 @@ class ModelInputs:
 
     def _set_padding(self) -> None:
         tokenizer = self.processor.tokenizer
-        if not self._encodes_text:
+        if not self.encodes_text:
             # Generation continues the prompt, so padding is before it.
             tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
@@ -252,10 +262,25 @@ class ModelInputs:
         if failure is not None:
             raise failure
 
-    def _render(self, question: str | None) -> str:
+    def conversation(self, question: str | None, answer: str, role: str = "assistant") -> str:
+        """The text of a conversation with an answer, rendered by the chat template.
+
+        Args:
+            question: the question; None is no question.
+            answer: the answer.
+            role: name of the role that answers.
+
+        Raises:
+            WeightsError: the chat template fails.
+        """
+        return self._render(question, answer, role)
+
+    def _render(self, question: str | None, answer: str | None = None, role: str = "assistant") -> str:
         content: Any = [{"type": "image"}, *([{"type": "text", "text": question}] if question else [])]
         if not self._parts:
             content = "\n".join(part for part in (self._token("image_token"), question) if part)
+        reply: Any = [{"type": "text", "text": answer}] if self._parts else answer
+        replies = [] if answer is None else [{"role": role, "content": reply}]
         template = self._template
         if isinstance(template, dict):
             template = template.get("default", next(iter(template.values())))
@@ -263,9 +288,9 @@ class ModelInputs:
             warn_date_is_fixed(self.name)
         try:
             text: str = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
+                [{"role": "user", "content": content}, *replies],
                 chat_template=with_fixed_clock(str(template)),
-                add_generation_prompt=True,
+                add_generation_prompt=answer is None,
                 tokenize=False,
             )
         except Exception as error:  # a template is a program, and may raise anything
@@ -301,7 +326,7 @@ class ModelInputs:
         if "decoder_input_ids" in made:
             return True
         overrides_generate = getattr(kind, "generate", None) is not GenerationMixin.generate
-        return "input_ids" in made and not self._encodes_text and not overrides_generate
+        return "input_ids" in made and not self.encodes_text and not overrides_generate
 
     def _is_nested(self, text: str | None) -> bool:
         """Whether the processor needs a list of images for each text."""

@@ -1,0 +1,34 @@
+"""Tuning of transformers' image-text-to-text models: rows of prompts and captions, image features, losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.vlm.computation import Computation, ProbeSample, choose_computation
+    from captune.vlm.conversation import Conversation, PromptRow
+    from captune.vlm.image_features import FeatureCall, ImageFeatures
+    from captune.vlm.model import ImageTextModel
+
+__all__ = [
+    "Computation",
+    "Conversation",
+    "FeatureCall",
+    "ImageFeatures",
+    "ImageTextModel",
+    "ProbeSample",
+    "PromptRow",
+    "choose_computation",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "computation": ["Computation", "ProbeSample", "choose_computation"],
+        "conversation": ["Conversation", "PromptRow"],
+        "image_features": ["FeatureCall", "ImageFeatures"],
+        "model": ["ImageTextModel"],
+    },
+)

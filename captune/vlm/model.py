@@ -1,0 +1,320 @@
+"""A transformers image-text-to-text model in training: which parts are trained, and their state.
+
+LoRA is injected into the text decoder only, by peft; the projector is trained as one of its `modules_to_save`. The
+vision tower is frozen unless it is named: what the trained parameters may not change is proved by autograd, which must
+not connect them with the image features.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from captune.captioner import TransformersBackend, probe_images
+from captune.config import LoraConfig
+from captune.errors import MissingExtraError, WeightsError
+from captune.vlm.conversation import Conversation, PromptRow
+from captune.vlm.decoder import Decoder
+from captune.vlm.image_features import FeatureCall, ImageFeatures, find_feature_call
+from captune.vlm.rows import CaptionLoss
+from captune.weights import combine_fingerprints, tensor_fingerprints
+
+__all__ = ["ImageTextModel"]
+
+ALL_LINEAR = "all-linear"
+_PROJECTORS = (
+    "multi_modal_projector",
+    "connector",
+    "merger",
+    "aligner",
+    "language_projection",
+    "resampler_model",
+    "image_projection",
+    "embed_vision",
+    "projector",
+)
+"""Names of the module between vision tower and decoder, by family."""
+_LINEAR = (nn.Linear, Conv1D)
+_PROBE_CAPTION = "A photo."
+
+
+class ImageTextModel:
+    """A transformers model that is tuned.
+
+    Args:
+        model: an image-text-to-text model.
+        processor: of the model.
+        name: path or hub id, for messages and records.
+        instruction: of samples without a separate instruction; by default the family's.
+
+    Attributes:
+        backend: captions with the model.
+        conversation: makes rows of prompts and captions.
+        decoder: the text decoder; None if it cannot pack captions.
+        losses: of an image's captions.
+        undivided: why the decoder cannot pack captions; empty if it may.
+        features_depend_on_prompt: whether image features differ between instructions.
+        adapter: peft's wrapper of the model; None without LoRA.
+
+    Raises:
+        WeightsError: the model cannot be trained; with the reason.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str, instruction: str | None = None) -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self._build(model.eval(), processor, name, instruction)
+
+    def _build(self, model: Any, processor: Any, name: str, instruction: str | None) -> None:
+        self.model, self.processor, self.name = model, processor, name
+        self.backend = TransformersBackend(model, processor, name=name, instruction=instruction)
+        self.conversation = Conversation(model, self.backend.inputs, self.backend.instruction)
+        self.decoder: Decoder | None = None
+        self.undivided = ""
+        if self.conversation.is_encoder_decoder:
+            self.undivided = "an encoder-decoder has one row per caption"
+        else:
+            try:
+                self.decoder = Decoder(model)
+            except (WeightsError, AttributeError, IndexError) as error:
+                self.undivided = str(error)
+        self.losses = CaptionLoss(
+            model,
+            self.decoder,
+            None,
+            int(processor.tokenizer.pad_token_id),
+            is_encoder_decoder=self.conversation.is_encoder_decoder,
+        )
+        self.adapter: Any = None
+        self.features_depend_on_prompt = False
+
+    def copy_around(self, model: Any) -> ImageTextModel:
+        """The same around a copy of the model, with the same trained parts."""
+        other = object.__new__(type(self))
+        other._build(model, self.processor, self.name, self.conversation.instruction)
+        return other
+
+    # Trained parts
+
+    def add_lora(self, lora: LoraConfig, *, projector: bool = False, seed: int = 0) -> None:
+        """Inject LoRA into the decoder; all other weights stay frozen.
+
+        Args:
+            lora: rank, alpha, dropout and targets: last parts of the names of linear layers, or "all-linear".
+            projector: train the projector too.
+            seed: of the initial matrices.
+
+        Raises:
+            WeightsError: the decoder has no such layers, or the model no projector.
+            MissingExtraError: peft is not installed.
+        """
+        try:
+            from peft import LoraConfig as PeftLoraConfig
+            from peft import get_peft_model
+        except ImportError as error:
+            raise MissingExtraError("LoRA", "train") from error
+        targets = self._linear_layers(lora.targets)
+        settings = PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=self._pattern(targets),
+            modules_to_save=[self.projector_path.rpartition(".")[2]] if projector else None,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.name,
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            self.adapter = get_peft_model(self.model, settings, autocast_adapter_dtype=False)
+        adapted = {name.rpartition(".lora_A")[0] for name, _ in self.model.named_parameters() if ".lora_A." in name}
+        if outside := sorted(name for name in adapted if not name.startswith(f"{self._decoder_path}.")):
+            raise WeightsError(f"LoRA reached '{outside[0]}' of {self.name}, which is no part of its text decoder.")
+
+    def train_parts(self, *, language_model: bool = False, vision_tower: bool = False) -> None:
+        """Train complete parts: every weight of the decoder and its head, or of everything before the decoder."""
+        for name, parameter in self.model.named_parameters():
+            in_decoder = name.startswith((f"{self._decoder_path}.", "lm_head."))
+            parameter.requires_grad_(language_model if in_decoder else vision_tower)
+
+    @property
+    def _decoder_path(self) -> str:
+        if self.decoder is not None:
+            return self.decoder.path
+        part = self.model.get_decoder()
+        return next(str(name) for name, module in self.model.named_modules() if module is part)
+
+    @property
+    def projector_path(self) -> str:
+        """Name of the module between vision tower and decoder.
+
+        Raises:
+            WeightsError: the model has none that is known by its name.
+        """
+        for name, _ in self.model.named_modules():
+            if name.rpartition(".")[2] in _PROJECTORS and not name.startswith(f"{self._decoder_path}."):
+                return str(name)
+        raise WeightsError(f"{self.name} has no projector under a known name, so it cannot be trained.")
+
+    def _linear_layers(self, targets: Sequence[str]) -> list[str]:
+        """Names of the decoder's linear layers with these last parts, or of all."""
+        path = self._decoder_path
+        linear = [
+            name
+            for name, module in self.model.get_submodule(path).named_modules()
+            if isinstance(module, _LINEAR) and not any(word in name for word in ("vision", "visual", "lm_head"))
+        ]
+        head = self.model.get_output_embeddings()
+        linear = [name for name in linear if self.model.get_submodule(f"{path}.{name}") is not head]
+        if tuple(targets) != (ALL_LINEAR,):
+            linear = [name for name in linear if name.rpartition(".")[2] in targets]
+            missing = set(targets) - {name.rpartition(".")[2] for name in linear}
+            if missing:
+                raise WeightsError(
+                    f"LoRA finds no layers {', '.join(sorted(missing))} in the decoder of {self.name}; set "
+                    f"train.lora.targets to names of its linear layers, or to [{ALL_LINEAR}]."
+                )
+        return [f"{path}.{name}" for name in linear]
+
+    def _pattern(self, names: Sequence[str]) -> str:
+        """A regular expression of module names for the adapter's settings.
+
+        It holds the last part of the decoder's path only, so that it also fits releases of transformers in which the
+        path before it differs.
+        """
+        path = self._decoder_path
+        ends = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in names}))
+        short = rf".*\b{re.escape(path.rpartition('.')[2])}\b.*\.({ends})"
+        linear = [name for name, module in self.model.named_modules() if isinstance(module, _LINEAR)]
+        if {name for name in linear if re.fullmatch(short, name)} == set(names):
+            return short
+        return "|".join(re.escape(name) for name in names)
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors of the trained parameters."""
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of the trained parameters, on the CPU in float32."""
+        return {name: p.detach().to("cpu", torch.float32).clone() for name, p in self.trained_parameters()}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Set the trained parameters.
+
+        Raises:
+            WeightsError: names or shapes differ.
+        """
+        parameters = dict(self.trained_parameters())
+        if state.keys() != parameters.keys():
+            differing = sorted(state.keys() ^ parameters.keys())[0]
+            raise WeightsError(f"The trained tensors belong to other parameters of {self.name}; see '{differing}'.")
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+    def frozen_fingerprint(self) -> str:
+        """Fingerprint of the frozen parameters; LoRA does not change it."""
+        frozen = (
+            (re.sub(r"\.(base_layer|original_module)\.", ".", name), p)
+            for name, p in self.model.named_parameters()
+            if not p.requires_grad
+        )
+        return combine_fingerprints(tuple(tensor_fingerprints(frozen)))
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout of the trained parts is active."""
+        return bool(self.model.training)
+
+    def train(self, mode: bool = True) -> ImageTextModel:
+        """Set the mode of the trained parts; frozen parts stay in eval mode, without dropout."""
+        self.model.eval()
+        self.model.training = mode
+        for name, module in self.model.named_modules():
+            if ".lora_dropout" in name or getattr(module, "gradient_checkpointing", False):
+                module.training = mode
+        return self
+
+    def eval(self) -> ImageTextModel:
+        """Set all parts to eval mode."""
+        return self.train(False)
+
+    # Image features
+
+    def find_features(self) -> bool:
+        """Find the function that computes image features; returns whether features can replace images."""
+        image = probe_images()[0]
+        prompt = self.conversation.prompt(image)
+        targets = self.conversation.target_ids(_PROBE_CAPTION)
+        self.losses.feature_call = find_feature_call(
+            self.model, lambda count: self.losses.probe(prompt, targets, count)
+        )
+        if self.losses.feature_call is None:
+            return False
+        # A Q-Former may read the instruction.
+        texts = [self.conversation.instruction, "Is there a dog?"]
+        if self.conversation.inputs.takes_text and self.conversation.instruction is not None:
+            pair = [self.encode(image, text).tensors for text in texts]
+            self.features_depend_on_prompt = any(not torch.equal(*tensors) for tensors in zip(*pair, strict=True))
+        return not self.features_are_trained()
+
+    def features_are_trained(self) -> bool:
+        """Whether image features depend on trained parameters, so that they must be computed in every step."""
+        with torch.enable_grad():
+            features = self._record(self.conversation.prompt(probe_images()[0]))
+        return any(value.requires_grad for value in features)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image, instruction: str | None = None) -> ImageFeatures:
+        """The features of an image.
+
+        Args:
+            image: the image.
+            instruction: the prompt, on which features depend if `features_depend_on_prompt`.
+
+        Raises:
+            WeightsError: they have another structure than those of other images.
+        """
+        values = self._record(self.conversation.prompt(image, instruction))
+        return ImageFeatures(tuple(value.detach() for value in values), image.size)
+
+    def _record(self, prompt: PromptRow) -> tuple[Tensor, ...]:
+        call: FeatureCall | None = self.losses.feature_call
+        assert call is not None
+        targets = self.conversation.target_ids(_PROBE_CAPTION)
+        with call.recorded(stop=True) as values:
+            self.losses.plain(prompt, [targets])
+        return call.tensors_of(values[0])
+
+    # Losses
+
+    def loss(
+        self,
+        image: Image.Image | ImageFeatures,
+        captions: Sequence[str],
+        instruction: str | None = None,
+        *,
+        packed: bool = False,
+    ) -> Tensor:
+        """Summed negative log-likelihood of an image's captions, in nats.
+
+        Args:
+            image: the image, or its features.
+            captions: of the image.
+            instruction: the prompt; by default that of the model.
+            packed: compute all captions in one row after one copy of prompt and image.
+        """
+        targets = [self.conversation.target_ids(caption, instruction) for caption in captions]
+        if isinstance(image, ImageFeatures):
+            prompt, features = self.conversation.prompt_of_size(image.size, instruction), image
+        else:
+            prompt, features = self.conversation.prompt(image, instruction), None
+        compute = self.losses.packed if packed else self.losses.plain
+        return compute(prompt, targets, features)
