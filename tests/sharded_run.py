@@ -1,6 +1,6 @@
 """One of the processes of a run whose language model is divided.
 
-Each leaves behind how many bytes of the language model's layers it holds, and how many captions it gave. `die` kills
+Each writes down how many bytes of the language model's layers it holds, and how many captions it generated. `die` kills
 the first process after a step, `stop` sends it SIGTERM, `cramped` lets the second one run out of memory three times.
 """
 
@@ -32,20 +32,20 @@ from captune.training import fsdp, preparation, train, trainer
 TEXT = {**SIZES, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4}
 
 
-def cramp(model: MiniGPT4, told: dict[str, Any]) -> None:
+def cramp(model: MiniGPT4, report: dict[str, Any]) -> None:
     """Lack memory once in the middle of a forward, once of a backward, once while captioning."""
     layer = decoder_layers(model.llm)[2]
     passes = {"train": 0, "caption": 0}
 
     def lack(what: str) -> None:
-        told["outages"] += 1
+        report["outages"] += 1
         raise torch.OutOfMemoryError(what)
 
-    def forward(module: Any, given: Any, output: Any) -> None:
+    def forward(module: Any, inputs: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
         kind = "train" if states.requires_grad else "caption"
         # Passes with a gradient are the probe's before they are a step's.
-        passes[kind] += kind == "caption" or told["probed"]
+        passes[kind] += kind == "caption" or report["probed"]
         if (kind, passes[kind]) in (("train", 1), ("caption", 9)):
             lack("forward")
         if (kind, passes[kind]) == ("train", 5):
@@ -55,11 +55,11 @@ def cramp(model: MiniGPT4, told: dict[str, Any]) -> None:
 
 
 def main(config: str, out: str, what: str = "", step: int = 0) -> None:
-    """Run it as this process, which the environment says the place of."""
+    """Run it as this process, whose rank the environment gives."""
     torch.set_num_threads(1)
     settings = load_config(config)
     divide, captioned, probe = fsdp.FsdpContext.shard, Evaluation.caption, trainer.TrainStep.check_packing
-    told: dict[str, Any] = {"captions": [], "outages": 0, "probed": False}
+    report: dict[str, Any] = {"captions": [], "outages": 0, "probed": False}
     rank = int(os.environ.get("RANK", "0"))
 
     def load(*args: Any) -> MiniGPT4:
@@ -73,20 +73,20 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
     def divided(shards: fsdp.FsdpContext, model: MiniGPT4) -> None:
         divide(shards, model)
         layers = list(decoder_layers(model.llm).parameters())
-        told["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
-        told["total"] = sum(p.nbytes for p in layers)
+        report["held"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in layers)
+        report["total"] = sum(p.nbytes for p in layers)
         if what == "cramped" and rank == 1:
-            cramp(model, told)
+            cramp(model, report)
 
     def probed(stepper: Any) -> str | None:
         reason = probe(stepper)
-        told["probed"] = True
+        report["probed"] = True
         return reason
 
     def caption(evaluation: Any, model: MiniGPT4, features: Tensor, on_progress: Any = None) -> Any:
-        found = captioned(evaluation, model, features, on_progress)
-        told["captions"].append(len(found))
-        return found
+        captions = captioned(evaluation, model, features, on_progress)
+        report["captions"].append(len(captions))
+        return captions
 
     def listen(event: Event) -> None:
         if event["event"] == "progress" and event["step"] == step:
@@ -102,14 +102,14 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
         stack.enter_context(patch.object(trainer.TrainStep, "check_packing", probed))
         stack.enter_context(patch.object(preparation, "features_of", tiny_features))
         train(settings, listen if rank == 0 else None)
-    Path(out, f"{rank}.json").write_text(json.dumps(told))
+    Path(out, f"{rank}.json").write_text(json.dumps(report))
 
 
 def child(environment: dict[str, str], *words: Any) -> None:
-    """Be one of the processes; what it says goes to a file of its own."""
+    """Be one of the processes; its standard error goes to a file."""
     os.environ.update(environment)
-    said = os.open(Path(words[1], f"{environment['RANK']}.err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, sys.stderr.fileno())
+    stderr = os.open(Path(words[1], f"{environment['RANK']}.err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stderr, sys.stderr.fileno())
     try:
         main(*words)
     except CaptuneError as error:

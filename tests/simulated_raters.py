@@ -17,12 +17,12 @@ def opinion(store: Store, rater: int, position: int, chance: random.Random) -> s
     trial, captions = store.trials(rater)[position], store.captions()
     liked = {"pretrained": 0.0, "epoch0": 1.0, "epoch1": 2.0, "human": 3.0}
 
-    def worth(place: int) -> float:
+    def worth(index: int) -> float:
         if trial.expected is not None:
-            return 9.0 if place == trial.expected else 0.0
-        return max((liked[name] for name in captions[place].systems), default=-9.0) + chance.gauss(0, 1)
+            return 9.0 if index == trial.expected else 0.0
+        return max((liked[name] for name in captions[index].systems), default=-9.0) + chance.gauss(0, 1)
 
-    worths = [worth(place) for place in trial.captions]
+    worths = [worth(index) for index in trial.captions]
     if trial.part == "pairwise":
         if abs(worths[0] - worths[1]) < 0.4:
             return "tie"

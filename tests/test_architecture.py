@@ -69,7 +69,7 @@ def modules(repository: Path) -> Iterator[Path]:
 
 
 def imported_rooms(path: Path) -> set[str]:
-    """Rooms of captune that a file imports, wherever in the file the import stands."""
+    """Rooms of captune that a file imports, wherever in the file the import is."""
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
@@ -146,8 +146,8 @@ def test_walls_have_no_circles() -> None:
 )
 def test_light_imports(module: str, absent: set[str]) -> None:
     program = f"import {module}, sys; print(*sorted({absent!r} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == []
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert completed.stdout.split() == []
 
 
 def test_public_names_exist(repository: Path) -> None:

@@ -1,4 +1,4 @@
-"""On a CUDA GPU: what runs there by itself (recorded steps, compiled layers) gives what the processor gives.
+"""On a CUDA GPU: what runs there automatically (recorded steps, compiled layers) gives what the processor gives.
 
     python -m pytest tests/test_cuda.py
 
@@ -53,8 +53,8 @@ def mixed(model: MiniGPT4) -> list[Request]:
     assert model.processor is not None
     drawn = torch.Generator().manual_seed(11)
     features = torch.randn(24, model.config.image_tokens, model.config.feature_size, generator=drawn).cuda() * 3
-    asked = itertools.cycle(("Describe it.", "What is this, and where?", "Say"))
-    prompts = [model.processor.layout.prompt(next(asked)).ids for _ in features]
+    instructions = itertools.cycle(("Describe it.", "What is this, and where?", "Say"))
+    prompts = [model.processor.layout.prompt(next(instructions)).ids for _ in features]
     return [Request(n, prompt, features[n : n + 1], key=str(n)) for n, prompt in enumerate(prompts)]
 
 
@@ -67,11 +67,11 @@ def test_the_kernel_of_single_tokens_is_attention(groups: int, size: int, dtype:
     columns = torch.tensor([0, 31, 32, 99, 199], device="cuda")
     query = torch.randn(len(columns), 1, heads, size, dtype=dtype, device="cuda").transpose(1, 2)
     keys, values = (torch.randn(len(columns), groups, width, size, dtype=dtype, device="cuda") for _ in range(2))
-    found, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns)
+    output, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns)
     mask = (torch.arange(width, device="cuda") <= columns.unsqueeze(1)).view(-1, 1, 1, width)
     exact = [states.double().repeat_interleave(heads // groups, 1) for states in (keys, values)]
-    wanted = torch.nn.functional.scaled_dot_product_attention(query.double(), *exact, mask)
-    distance = (found.transpose(1, 2) - wanted).norm() / wanted.norm()
+    expected = torch.nn.functional.scaled_dot_product_attention(query.double(), *exact, mask)
+    distance = (output.transpose(1, 2) - expected).norm() / expected.norm()
     assert distance < {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
 
 
@@ -82,11 +82,11 @@ def test_recorded_and_compiled_steps_change_no_caption(
     requests, options = mixed(model), DecodingOptions(max_new_tokens=14, **WAYS[way])
     assert graph_capture_for(model.llm) is not None
     assert supports_decode_attention(model.llm)
-    wanted = generate_ids(model, requests, options, engine="transformers")
-    assert len({len(row) for row in wanted}) > 2
+    expected = generate_ids(model, requests, options, engine="transformers")
+    assert len({len(row) for row in expected}) > 2
     for size in (1, 5, 32):
-        assert generate_ids(model, requests, replace(options, batch_size=size)) == wanted, size
-    assert generate_ids(model, requests, replace(options, batch_size=8, compiled=True)) == wanted
+        assert generate_ids(model, requests, replace(options, batch_size=size)) == expected, size
+    assert generate_ids(model, requests, replace(options, batch_size=8, compiled=True)) == expected
     assert not warned(caplog)
 
 
@@ -95,7 +95,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def settings(data: Path, output: Path, *overrides: str) -> RunConfig:
-    given = {
+    content = {
         "output": str(output),
         "log_every": 1,
         "model": {"path": "toy", "dtype": "float32"},
@@ -103,7 +103,7 @@ def settings(data: Path, output: Path, *overrides: str) -> RunConfig:
         "train": {"epochs": 2, "batch_size": 20, "warmup_steps": 2},
         "evaluate": {"max_new_tokens": 12},
     }
-    return parse_config(given, overrides)
+    return parse_config(content, overrides)
 
 
 def losses(output: Path) -> list[float]:
@@ -119,15 +119,15 @@ def on(device: str, patch: pytest.MonkeyPatch) -> None:
 def test_training_is_the_same_on_both(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = {}
+    curves = {}
     for device in ("cpu", "cuda"):
         with monkeypatch.context() as patch:
             on(device, patch)
             train(settings(toy_data, tmp_path / device))
-        found[device] = losses(tmp_path / device)
+        curves[device] = losses(tmp_path / device)
     assert not any("compiled" in line for line in warned(caplog))
-    assert len(found["cuda"]) == len(found["cpu"]) > 8
-    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
+    assert len(curves["cuda"]) == len(curves["cpu"]) > 8
+    assert curves["cuda"] == pytest.approx(curves["cpu"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +148,17 @@ def test_training_is_the_same_on_both(
 )
 def test_other_settings_train_on_a_gpu(toy_data: Path, tmp_path: Path, overrides: list[str]) -> None:
     train(settings(toy_data, tmp_path / "run", "train.epochs=1", *overrides))
-    found = losses(tmp_path / "run")
-    assert len(found) > 4
-    assert all(map(math.isfinite, found))
+    curve = losses(tmp_path / "run")
+    assert len(curve) > 4
+    assert all(map(math.isfinite, curve))
     rows = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert sum(row["event"] == "evaluation" for row in rows) == 2
 
 
 def test_a_picture_is_captioned_as_on_the_processor(toy_data: Path) -> None:
     pictures = sorted((toy_data).rglob("*.jpg"))[:6] or sorted(toy_data.rglob("*.png"))[:6]
-    told = {
+    captions = {
         device: captune.Captioner.from_pretrained("toy", device=device, dtype="float32")(pictures)
         for device in ("cpu", "cuda")
     }
-    assert told["cuda"] == told["cpu"]
+    assert captions["cuda"] == captions["cpu"]

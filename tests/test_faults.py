@@ -37,7 +37,7 @@ def command(toy_data: Path, output: Path) -> list[str]:
     ]
 
 
-def said(done: Finished) -> str:
+def error_message(done: Finished) -> str:
     """The message, which is one line and no traceback."""
     assert "Traceback" not in done.err
     lines = [line for line in done.err.splitlines() if line.startswith("captune: ")]
@@ -46,7 +46,7 @@ def said(done: Finished) -> str:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Files that are not whole: hidden partial ones are allowed, broken JSON under a final name is not."""
+    """Incomplete files: hidden partial ones are allowed, broken JSON under a final name is not."""
     broken = []
     for path in folder.rglob("*.json"):
         try:
@@ -75,7 +75,7 @@ def broken_copy(toy_data: Path, tmp_path: Path) -> Path:
 def test_wrong_settings(toy_data: Path, tmp_path: Path, setting: str, sentence: str) -> None:
     done = train(toy_data, tmp_path / "run", setting)
     assert done.code == 2
-    assert sentence in said(done)
+    assert sentence in error_message(done)
     assert not (tmp_path / "run").exists()
 
 
@@ -83,7 +83,7 @@ def test_missing_image_folder(broken_copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(broken_copy / "flickr30k-images")
     done = train(broken_copy, tmp_path / "run")
     assert done.code == 2
-    assert "no such file" in said(done).lower()
+    assert "no such file" in error_message(done).lower()
 
 
 def cut_off(data: Path, split: str) -> Path:
@@ -94,7 +94,7 @@ def cut_off(data: Path, split: str) -> Path:
 
 
 def test_truncated_training_image(broken_copy: Path, tmp_path: Path) -> None:
-    """One broken file among many is left out and named; the run goes on without it."""
+    """One broken file among many is left out and named; the run continues without it."""
     victim = cut_off(broken_copy, "train")
     done = train(broken_copy, tmp_path / "run")
     assert done.code == 0, done.err
@@ -109,12 +109,12 @@ def test_truncated_test_image(broken_copy: Path, tmp_path: Path) -> None:
     victim = cut_off(broken_copy, "test")
     done = train(broken_copy, tmp_path / "run")
     assert done.code == 2
-    assert victim.name in said(done)
+    assert victim.name in error_message(done)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_full_disk(toy_data: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: the checkpoint no longer fits, what is smaller does."""
+    """A limit on file size simulates the full disk: the checkpoint no longer fits, smaller files do."""
     output = tmp_path / "run"
     done = subprocess.run(
         [Path(sys.executable).parent / "captune", *command(toy_data, output)[1:]],
@@ -127,7 +127,7 @@ def test_full_disk(toy_data: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    message = said(Finished(done.returncode, done.stdout, done.stderr))
+    message = error_message(Finished(done.returncode, done.stdout, done.stderr))
     assert "too large" in message or "No space" in message
     assert leftovers(output) == []
     assert not (output / "checkpoints" / "epoch-000").exists()
@@ -150,7 +150,7 @@ def test_ctrl_c_in_mid_epoch(toy_data: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
-    assert "which is saved; the same command resumes there" in said(Finished(130, "", rest))
+    assert "which is saved; the same command resumes there" in error_message(Finished(130, "", rest))
     assert leftovers(output) == []
     config = parse_config({}, [])
     assert run_status(config.model_copy(update={"output": output})) is RunStatus.OTHER

@@ -59,8 +59,8 @@ run:
 def changed(text: str, *changes: tuple[str, Any]) -> dict[str, Any]:
     """The file's content with some keys set; a value of None takes the key away."""
     content = yaml.safe_load(text)
-    for place, value in changes:
-        *sections, key = place.split(".")
+    for path, value in changes:
+        *sections, key = path.split(".")
         node = content
         for section in sections:
             node = node.setdefault(section, {})
@@ -96,7 +96,7 @@ def test_every_setting_of_the_optimisation_is_taken_over(tmp_path: Path) -> None
 
 
 def test_the_fine_tuning_projects_dead_keys_are_named(tmp_path: Path) -> None:
-    """Its data set brings instructions of its own, and its arch has no LoRA."""
+    """Its data set brings instructions, and its arch has no LoRA."""
     datasets = {"flickr_grounded_caption": yaml.safe_load("batch_size: 2\nsample_ratio: 80\n" + dedent(PROCESSORS))}
     path = written(tmp_path, ("datasets", datasets), ("model.lora_r", 64), ("model.lora_alpha", 16))
     config, notes = convert_config(path)
@@ -131,9 +131,9 @@ def test_minigpt_v2_with_many_datasets(tmp_path: Path) -> None:
     assert config.train.min_learning_rate == config.train.learning_rate == 3e-5
     assert "model.prompt_path" in dead(notes)
     assert not {"model.lora_r", "model.chat_template", "model.max_context_len"} & dead(notes)
-    told = " ".join(notes)
+    text = " ".join(notes)
     for words in ("3 are mixed", "above run.init_lr", "began again in each", "run.job_name is not needed"):
-        assert words in told
+        assert words in text
 
 
 def test_accumulation_is_one_step(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_what_comes_out_is_a_configuration_of_captune(tmp_path: Path) -> None:
 
 
 def test_captunes_own_files_are_no_old_ones(tmp_path: Path, repository: Path) -> None:
-    own = repository / "train_configs" / "toy.yaml"
+    config = repository / "train_configs" / "toy.yaml"
     with pytest.raises(ConfigError, match="is no configuration of the original"):
-        convert_config(own)
+        convert_config(config)
     path = tmp_path / "typo.yaml"
     path.write_text("train: {}\nrun: {}\n")
     with pytest.raises(ConfigError, match="there is no key 'run'"):

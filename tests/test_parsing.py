@@ -1,4 +1,4 @@
-"""Texts that are nested without end, or stand for more than they say, end in one sentence."""
+"""Texts nested without end, or that expand beyond their size, end in one sentence."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_every_command_says_so_in_one_sentence(
         Path(name).write_text(deep)
     Path("a.png").touch()
     assert cli.run(lambda: cli.call(cli.app, command)) == 2
-    said = capsys.readouterr()
-    printed = said.out + said.err
+    captured = capsys.readouterr()
+    printed = captured.out + captured.err
     assert "Traceback" not in printed
     assert "deep" in printed
     assert len(printed) < 2_000

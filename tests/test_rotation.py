@@ -1,4 +1,4 @@
-"""What EXIF says of a rotation: images stand upright everywhere, or as stored where the original's way is asked for."""
+"""EXIF rotation: images are upright everywhere, or as stored where the original's way is requested."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_signatures_speak_of_it_where_it_makes_a_difference(photos: Path, config
     scores = evaluation._scorer.score({"upright": "a dog", "sideways": "a dog"})
     assert "|exif:upright|" in scores.signature
     Image.open(photos / "upright.png").save(photos / "sideways.png")
-    chosen = evaluation_set(config)
-    assert exif_mark(config, chosen) is None
-    scores = Evaluation(config, chosen)._scorer.score({"upright": "a dog", "sideways": "a dog"})
+    eval_set = evaluation_set(config)
+    assert exif_mark(config, eval_set) is None
+    scores = Evaluation(config, eval_set)._scorer.score({"upright": "a dog", "sideways": "a dog"})
     assert "exif" not in scores.signature
 
 

@@ -1,7 +1,7 @@
 """The commands of the original slides, word for word, on drawn scenes laid out as Flickr30k.
 
-The folder they run in has the repository's own scripts and configurations; where the weights of Vicuna-7B would lie,
-the tiny model lies.
+The folder they run in has the repository's scripts and configurations; the tiny model takes the place of the
+weights of Vicuna-7B.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def test_one_process_gives_the_losses_of_two(trained: Path) -> None:
         cwd=trained,
     )
     assert done.code == 0, done.err
-    alone, together = losses(trained / "runs/alone"), losses(trained / RUN)
-    assert len(alone) == len(together) == 6  # five epochs end, and step 10 is logged
-    assert alone == pytest.approx(together, abs=1e-5)
+    alone, parallel = losses(trained / "runs/alone"), losses(trained / RUN)
+    assert len(alone) == len(parallel) == 6  # five epochs end, and step 10 is logged
+    assert alone == pytest.approx(parallel, abs=1e-5)
     assert (
         json.loads((trained / "runs/alone/scores.json").read_text())["checkpoints"][-1]["captions"]
         == (json.loads((trained / RUN / "scores.json").read_text())["checkpoints"][-1]["captions"])

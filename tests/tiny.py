@@ -92,9 +92,9 @@ def tiny_minigpt4(text: Any = None, *, scale: float = 3.0, seed: int = 0) -> Min
 class InMemory(list[Tensor]):
     """Features (Q, F) of images in memory, where stored ones are read from the disk."""
 
-    def __getitem__(self, places: Any) -> Any:
-        chosen = range(*places.indices(len(self))) if isinstance(places, slice) else places
-        return torch.stack([super(InMemory, self).__getitem__(place) for place in chosen])
+    def __getitem__(self, key: Any) -> Any:
+        indices = range(*key.indices(len(self))) if isinstance(key, slice) else key
+        return torch.stack([super(InMemory, self).__getitem__(index) for index in indices])
 
     def every(self, step: int, first: int = 0) -> InMemory:
         """Every so manieth image."""
@@ -111,8 +111,8 @@ def ending_minigpt4() -> MiniGPT4:
     return model
 
 
-def tiny_features(config: Any, files: Sequence[Path], root: Path, together: Any, **given: Any) -> StoredImages:
-    """Stands for `captune.features.features_of` where the model is `tiny_minigpt4`, which lies in no folder."""
+def tiny_features(config: Any, files: Sequence[Path], root: Path, group: Any, **kwargs: Any) -> StoredImages:
+    """Replaces `captune.features.features_of` where the model is `tiny_minigpt4`, which has no folder."""
     encoded: Any = InMemory(encode_images(tiny_minigpt4(), files))
     return StoredImages(encoded, tuple(range(len(files))), ())
 

@@ -71,7 +71,7 @@ def chat(image: str, *, begin: str = "") -> str:
 
 
 def words_of(*special: str, begins: bool = False, ends: bool = False, **named: str) -> Any:
-    """A tokenizer that may put `<s>` before a text and `</s>` behind it; named tokens become attributes of it."""
+    """A tokenizer that may put `<s>` before a text and `</s>` after it; named tokens become attributes of it."""
     made = tokenizer(*special, *TURNS, *named.values(), extra_special_tokens=named)
     parts = [*(["<s>"] if begins else []), "$A", *(["</s>"] if ends else [])]
     made.backend_tokenizer.post_processor = TemplateProcessing(
@@ -339,7 +339,7 @@ def internvl() -> Recipe:
 def mllama() -> Recipe:
     words = words_of("<|image|>", begins=True)
     image = words.convert_tokens_to_ids("<|image|>")
-    # Ids behind the image token have no output; those of the turns are before it here.
+    # Ids after the image token have no output; those of the turns are before it here.
     words_size = len(words)
     return Recipe(
         {
@@ -458,11 +458,11 @@ def blip_2_t5() -> Recipe:
 
 
 def instructblip() -> Recipe:
-    words, asked = words_of("<image>", begins=True), bert_words()
+    words, question_words = words_of("<image>", begins=True), bert_words()
     made = blip_2_kind(words, text("llama", words))
-    made.config.update(model_type="instructblip", qformer_config={**QFORMER, "vocab_size": len(asked)})
+    made.config.update(model_type="instructblip", qformer_config={**QFORMER, "vocab_size": len(question_words)})
     made.processor = "InstructBlipProcessor"
-    made.folders = {"qformer_tokenizer": asked}
+    made.folders = {"qformer_tokenizer": question_words}
     return made
 
 

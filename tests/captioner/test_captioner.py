@@ -63,9 +63,9 @@ def test_the_instruction_is_asked(other: TransformersBackend) -> None:
     options = DecodingOptions(max_new_tokens=12)
     prepared = [other.prepare(picture) for picture in pictures()]
     default = other.generate(prepared, None, options)
-    asked = other.generate(prepared, "What colour is it?", options)
-    assert default != asked
-    assert all("What colour" not in caption.text for caption in asked), "the prompt is no part of a caption"
+    answers = other.generate(prepared, "What colour is it?", options)
+    assert default != answers
+    assert all("What colour" not in caption.text for caption in answers), "the prompt is no part of a caption"
     text = other.prompt("What colour is it?")
     assert text is not None
     assert "What colour is it?" in text
@@ -74,7 +74,7 @@ def test_the_instruction_is_asked(other: TransformersBackend) -> None:
 def test_memory_runs_out(other: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = [other.prepare(picture) for picture in pictures()]
     options = DecodingOptions(max_new_tokens=4)
-    wanted = other.generate(prepared, None, options)
+    expected = other.generate(prepared, None, options)
     right = other.processor.__class__.__call__
 
     def small(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ def test_memory_runs_out(other: TransformersBackend, monkeypatch: pytest.MonkeyP
         return right(self, *args, **kwargs)
 
     monkeypatch.setattr(other.processor.__class__, "__call__", small)
-    assert other.generate(prepared, None, options) == wanted
+    assert other.generate(prepared, None, options) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,9 +92,9 @@ def test_from_files(name: str, tmp_path: Path) -> None:
     captioner = Captioner.from_pretrained(save(name, tmp_path))
     assert isinstance(captioner.backend, TransformersBackend)
     assert captioner.backend.model.dtype == torch.float32
-    wanted = Captioner(TransformersBackend(*MODELS[name]()))
-    assert captioner(pictures()) == wanted(pictures())
-    assert captioner.fingerprint == wanted.fingerprint
+    reference = Captioner(TransformersBackend(*MODELS[name]()))
+    assert captioner(pictures()) == reference(pictures())
+    assert captioner.fingerprint == reference.fingerprint
 
 
 def test_one_image_or_several(toy: Captioner, tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def animated(file: Any) -> None:
 
 
 def cut(file: Any) -> None:
-    whole = io.BytesIO()
-    scene().save(whole, "jpeg")
-    file.write(whole.getvalue()[:-700])
+    buffer = io.BytesIO()
+    scene().save(buffer, "jpeg")
+    file.write(buffer.getvalue()[:-700])
 
 
 READ: dict[str, Callable[[Any], None]] = {
@@ -296,16 +296,16 @@ def fast() -> TurboJpegDecoder:
 
 @pytest.mark.parametrize("kind", [*READ, *REFUSED])
 def test_fast_decoding_is_one_grey_level_apart_at_most(fast: TurboJpegDecoder, kind: str) -> None:
-    """Or leaves the file to Pillow, and with it what is said of a bad one."""
+    """Or leaves the file, and the error message of a bad one, to Pillow."""
     data = bytes_of(READ[kind] if kind in READ else REFUSED[kind][0])
     quick = fast.square(data, SIZE, exif=False)
     if kind in ("jpeg", "progressive", "4:4:4", "odd size", "one pixel", "grey jpeg", "turned"):
         assert quick is not None
-        wanted = to_pixels(read_image(data, exif=False), SIZE)
-        assert quick.shape == wanted.shape
-        assert quick.dtype == wanted.dtype
-        assert np.abs(quick - wanted).max() <= LEVEL * 1.001
-        assert np.abs(quick - wanted).mean() < LEVEL / 20
+        expected = to_pixels(read_image(data, exif=False), SIZE)
+        assert quick.shape == expected.shape
+        assert quick.dtype == expected.dtype
+        assert np.abs(quick - expected).max() <= LEVEL * 1.001
+        assert np.abs(quick - expected).mean() < LEVEL / 20
     else:
         assert quick is None
     image = fast.image(data)
@@ -318,9 +318,9 @@ def test_fast_decoding_is_one_grey_level_apart_at_most(fast: TurboJpegDecoder, k
 
 def test_fast_decoding_of_paths_and_others(fast: TurboJpegDecoder, tmp_path: Path) -> None:
     scene().save(tmp_path / "a.jpg")
-    wanted = fast.square((tmp_path / "a.jpg").read_bytes(), SIZE)
-    assert wanted is not None
-    assert np.array_equal(fast.square(tmp_path / "a.jpg", SIZE), wanted)
+    expected = fast.square((tmp_path / "a.jpg").read_bytes(), SIZE)
+    assert expected is not None
+    assert np.array_equal(fast.square(tmp_path / "a.jpg", SIZE), expected)
     assert fast.square(tmp_path / "absent.jpg", SIZE) is None
     assert fast.square(tmp_path, SIZE) is None
     assert fast.square(scene(), SIZE) is None

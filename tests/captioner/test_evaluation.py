@@ -1,4 +1,4 @@
-"""A transformers model beside a tuned one: the same images, the same references, one table."""
+"""A transformers model next to a tuned one: the same images, the same references, one table."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_another_captioner_in_the_same_table(
         f"data: {{train: {toy_data / 'manifest.jsonl'}, features: {tmp_path / 'features'}}}\n"
         "evaluate: {max_new_tokens: 6}\n"
     )
-    asked: list[str | None] = []
+    instructions: list[str | None] = []
     right = TransformersBackend.prompt
 
     def prompt(self: TransformersBackend, instruction: str | None = None) -> str | None:
-        asked.append(instruction)
+        instructions.append(instruction)
         return right(self, instruction)
 
     monkeypatch.setattr(TransformersBackend, "prompt", prompt)
@@ -40,8 +40,8 @@ def test_another_captioner_in_the_same_table(
     first, second = scores.checkpoints
     assert first.captions.keys() == second.captions.keys()
     assert first.corpus.keys() == second.corpus.keys()
-    assert set(asked) == ({None} if name == "blip2" else {"Describe this image in detail."})
-    asked.clear()
+    assert set(instructions) == ({None} if name == "blip2" else {"Describe this image in detail."})
+    instructions.clear()
     assert as_program(lambda: call(app, command)) == 0
-    assert asked == [], "the second time, nothing is generated"
+    assert instructions == [], "the second time, nothing is generated"
     assert read_scores(tmp_path / "run").checkpoints[1].captions == second.captions

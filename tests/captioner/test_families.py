@@ -1,4 +1,4 @@
-"""Models of many families are shown pictures and asked as their documentation does, and answer alike in any batch."""
+"""Models of many families are prompted as their documentation does, and answer alike in any batch."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def documented(name: str, folder: Path, question: str | None) -> list[str]:
             text = WRITTEN.get(name, "{}").format(question)
             inputs = processor(images=picture, text=text, return_tensors="pt")
         row = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0]
-        given = inputs["input_ids"][0] if "input_ids" in inputs else row[:0]
-        new = row[len(given) :] if torch.equal(row[: len(given)], given) else row
+        prompt_ids = inputs["input_ids"][0] if "input_ids" in inputs else row[:0]
+        new = row[len(prompt_ids) :] if torch.equal(row[: len(prompt_ids)], prompt_ids) else row
         texts.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
     return texts
 
@@ -159,7 +159,7 @@ def test_a_template_of_the_tokenizer_alone(
 
 
 def test_a_template_of_the_language_model_is_not_used(folder_of: Any, tmp_path: Path) -> None:
-    """BLIP-2's processor writes the image token; what its tokenizer has for texts says nothing of images."""
+    """BLIP-2's processor writes the image token; its tokenizer's template for texts has none for images."""
     folder = save_family("blip-2 (OPT)", tmp_path)
     chat = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
     file = folder / "tokenizer_config.json"
@@ -299,5 +299,5 @@ def test_special_tokens_in_an_instruction_are_announced(folder_of: Any, caplog: 
     assert [record.getMessage() for record in caplog.records] == [
         f"The instruction contains {end!r}, which {captioner.name} parses as a special token, not as text."
     ]
-    assert load(folder_of("kosmos-2")).prompt() is not None  # the prompt of its own documentation is not announced
+    assert load(folder_of("kosmos-2")).prompt() is not None  # the prompt of its documentation is not announced
     assert len(caplog.records) == 1

@@ -49,7 +49,7 @@ def test_an_image_is_lost_and_its_neighbours_are_not(
     captioner: TransformersBackend, prepared: list[Any], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     options = DecodingOptions(max_new_tokens=6, **settings)
-    wanted = captioner.generate(prepared, options=options, keys=list("abcd"))
+    expected = captioner.generate(prepared, options=options, keys=list("abcd"))
     mark = captioner.inputs.batch([prepared[2]], captioner.prompt())["pixel_values"][0]
 
     def change(pixels: torch.Tensor) -> None:
@@ -58,7 +58,7 @@ def test_an_image_is_lost_and_its_neighbours_are_not(
     spoil(captioner, monkeypatch, change)
     with pytest.raises(NonFiniteScoresError, match="scores are not numbers") as raised:
         captioner.generate(prepared, options=options, keys=list("abcd"))
-    assert raised.value.captions == [*wanted[:2], None, wanted[3]]
+    assert raised.value.captions == [*expected[:2], None, expected[3]]
     assert list(raised.value.reasons) == [2]
 
 
@@ -67,7 +67,7 @@ def test_an_image_that_spoils_the_batch_costs_itself_alone(
 ) -> None:
     """As in models that lay the patches of all images end to end."""
     options = DecodingOptions(max_new_tokens=6)
-    wanted = captioner.generate(prepared, options=options)
+    expected = captioner.generate(prepared, options=options)
     mark = captioner.inputs.batch([prepared[1]], captioner.prompt())["pixel_values"][0]
 
     def change(pixels: torch.Tensor) -> None:
@@ -77,7 +77,7 @@ def test_an_image_that_spoils_the_batch_costs_itself_alone(
     spoil(captioner, monkeypatch, change)
     with pytest.raises(NonFiniteScoresError) as raised:
         captioner.generate(prepared, options=options)
-    assert raised.value.captions == [wanted[0], None, *wanted[2:]]
+    assert raised.value.captions == [expected[0], None, *expected[2:]]
 
 
 def test_files_and_a_model_that_overflows(

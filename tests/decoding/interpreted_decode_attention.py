@@ -23,23 +23,25 @@ def test_it_is_attention(groups: int, size: int, dtype: torch.dtype) -> None:
     # As a layer gives them: heads were the third dimension.
     query = torch.randn(len(columns), 1, heads, size, dtype=dtype).transpose(1, 2)
     keys, values = (torch.randn(len(columns), groups, width, size, dtype=dtype) for _ in range(2))
-    found, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns, scaling=0.4)
+    output, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns, scaling=0.4)
     mask = (torch.arange(width) <= columns.unsqueeze(1)).view(-1, 1, 1, width)
     repeated = (states.repeat_interleave(heads // groups, 1) for states in (keys, values))
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, *repeated, mask, scale=0.4)
-    assert found.shape == (len(columns), 1, heads, size)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, mask, scale=0.4)
+    assert output.shape == (len(columns), 1, heads, size)
     half = dtype == torch.bfloat16
-    torch.testing.assert_close(found.transpose(1, 2), wanted, rtol=2e-2 if half else 1e-5, atol=1e-2 if half else 1e-6)
+    torch.testing.assert_close(
+        output.transpose(1, 2), expected, rtol=2e-2 if half else 1e-5, atol=1e-2 if half else 1e-6
+    )
 
 
 def test_what_stands_behind_a_row_is_not_looked_at() -> None:
     query = torch.randn(1, 2, 1, 16)
     keys, values = torch.randn(1, 2, 80, 16), torch.randn(1, 2, 80, 16)
     columns = torch.tensor([66])
-    found, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns)
+    output, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns)
     keys[:, :, 67:], values[:, :, 67:] = torch.nan, torch.inf
     again, _ = attend(torch.nn.Module(), query, keys, values, None, columns=columns)
-    assert torch.equal(found, again)
+    assert torch.equal(output, again)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -50,7 +52,7 @@ def test_captions_are_the_same(
     prompt = model.processor.layout.prompt("Say").ids
     requests = [Request(n, prompt, features[n : n + 1]) for n in range(6)]
     options = DecodingOptions(max_new_tokens=8, batch_size=3, beams=beams)
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
     used = 0
 
     class Watched(GraphedStep):
@@ -63,6 +65,6 @@ def test_captions_are_the_same(
     monkeypatch.setattr(engine, "GraphedStep", Watched)
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: lambda run: run)
     monkeypatch.setattr(capabilities, "_TESTED_DECODE_ATTENTION", {})
-    assert generate_ids(model, requests, options) == wanted
+    assert generate_ids(model, requests, options) == expected
     assert used >= 2
     assert not caplog.records

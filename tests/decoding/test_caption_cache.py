@@ -22,14 +22,14 @@ IDENTITY = ("model", "checkpoint", "prompt", "greedy")
 
 
 class Counted:
-    """Says a caption for each image, and remembers for which it was asked."""
+    """Returns a caption for each image, and records the requests."""
 
     def __init__(self) -> None:
-        self.asked: list[list[int]] = []
+        self.requests: list[list[int]] = []
 
-    def __call__(self, places: list[int]) -> list[Caption]:
-        self.asked.append(places)
-        return [Caption(f"caption {place}", place + 2, place % 2 == 0) for place in places]
+    def __call__(self, indices: list[int]) -> list[Caption]:
+        self.requests.append(indices)
+        return [Caption(f"caption {index}", index + 2, index % 2 == 0) for index in indices]
 
 
 @pytest.fixture
@@ -46,18 +46,18 @@ def test_what_is_known_is_not_generated(tmp_path: Path, images: list[Path]) -> N
     assert [caption.text for caption in first] == ["caption 0", "caption 1"]
     assert cached_captions(tmp_path / "cache", IDENTITY, images[:2], generate) == first
     assert cached_captions(tmp_path / "cache", IDENTITY, images[1::-1], generate) == first[::-1]
-    assert generate.asked == [[0, 1]]
+    assert generate.requests == [[0, 1]]
     assert cached_captions(tmp_path / "cache", IDENTITY, images, generate)[:2] == first
-    assert generate.asked == [[0, 1], [2]]
+    assert generate.requests == [[0, 1], [2]]
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_each_part_of_the_identity_counts(tmp_path: Path, images: list[Path], place: int) -> None:
+@pytest.mark.parametrize("index", range(4))
+def test_each_part_of_the_identity_counts(tmp_path: Path, images: list[Path], index: int) -> None:
     generate = Counted()
     cached_captions(tmp_path / "cache", IDENTITY, images, generate)
-    other = tuple("another" if i == place else part for i, part in enumerate(IDENTITY))
+    other = tuple("another" if i == index else part for i, part in enumerate(IDENTITY))
     cached_captions(tmp_path / "cache", other, images, generate)
-    assert len(generate.asked) == 2
+    assert len(generate.requests) == 2
 
 
 def test_images_are_told_by_their_bytes(tmp_path: Path, images: list[Path]) -> None:
@@ -67,25 +67,25 @@ def test_images_are_told_by_their_bytes(tmp_path: Path, images: list[Path]) -> N
     assert cached_captions(tmp_path / "cache", IDENTITY, [moved], generate) == first[:1]
     images[1].write_text("another picture")
     cached_captions(tmp_path / "cache", IDENTITY, [moved, *images[1:]], generate)
-    assert generate.asked == [[0, 1, 2], [1]]
+    assert generate.requests == [[0, 1, 2], [1]]
     twice = tmp_path / "twice.jpg"
     twice.write_text("new")
     again = tmp_path / "again.jpg"
     again.write_text("new")
     cached_captions(tmp_path / "cache", IDENTITY, [twice, again], generate)
-    assert generate.asked[-1] == [0]
+    assert generate.requests[-1] == [0]
 
 
 @pytest.mark.parametrize("content", ["", "no json\n", '{"identity": []}\n{"image": "x"}\n', '{"identity": []}\n[1]\n'])
 def test_a_broken_file_is_written_anew(tmp_path: Path, images: list[Path], content: str) -> None:
     generate = Counted()
-    wanted = cached_captions(tmp_path / "cache", IDENTITY, images, generate)
+    expected = cached_captions(tmp_path / "cache", IDENTITY, images, generate)
     (file,) = (tmp_path / "cache").iterdir()
     file.write_text(content)
-    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate) == wanted
-    assert len(generate.asked) == 2
-    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate) == wanted
-    assert len(generate.asked) == 2
+    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate) == expected
+    assert len(generate.requests) == 2
+    assert cached_captions(tmp_path / "cache", IDENTITY, images, generate) == expected
+    assert len(generate.requests) == 2
 
 
 def test_an_evaluation_loads_once_and_captions_each_image_once(
@@ -95,7 +95,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
     config = RunConfig.model_validate(
         {
             "output": tmp_path / "run",
-            # A store of its own: other tests may have encoded some of these images.
+            # A separate store: other tests may have encoded some of these images.
             "data": {"train": toy_data / "manifest.jsonl", "features": tmp_path / "features"},
             "evaluate": {"max_new_tokens": 6, "batch_size": 5},
         }

@@ -27,13 +27,13 @@ def mixed(model: MiniGPT4, features: Tensor) -> list[Request]:
 def test_compiled_captions_are_the_same(model: MiniGPT4, features: Tensor, way: dict[str, Any]) -> None:
     """With one graph for two evaluations: a shape that changes would be compiled again and again."""
     requests, options = mixed(model, features), DecodingOptions(max_new_tokens=14, batch_size=5, **way)
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    assert generate_ids(model, requests, replace(options, compiled=True)) == wanted
+    assert generate_ids(model, requests, replace(options, compiled=True)) == expected
     # The last images of a job are fewer than a batch.
-    assert generate_ids(model, requests[:3], replace(options, compiled=True)) == wanted[:3]
+    assert generate_ids(model, requests[:3], replace(options, compiled=True)) == expected[:3]
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
@@ -48,9 +48,9 @@ def test_a_compiler_that_fails_is_done_without(
         return run
 
     requests, options = mixed(model, features), DecodingOptions(max_new_tokens=14, batch_size=5)
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
     monkeypatch.setattr(torch, "compile", broken)
-    assert generate_ids(model, requests, replace(options, compiled=True)) == wanted
+    assert generate_ids(model, requests, replace(options, compiled=True)) == expected
     assert caplog.text.count("continues without torch.compile, which failed: no C++ compiler was found") == 1
 
 

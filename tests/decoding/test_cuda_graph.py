@@ -25,14 +25,14 @@ WAYS: dict[str, dict[str, Any]] = {
 def traced(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """What a CUDA graph is, on any machine: the operations of one run on the tensors that it found, without Python."""
     nothing = torch.zeros(1)
-    graph = make_fx(lambda given: run())(nothing)
+    graph = make_fx(lambda inputs: run())(nothing)
     return lambda: graph(nothing)
 
 
 def mixed(model: MiniGPT4, features: Tensor) -> list[Request]:
     layout = model.processor.layout
-    asked = itertools.cycle(("Describe it.", "What is this, and where?", "Say"))
-    return [Request(n, layout.prompt(next(asked)).ids, features[n : n + 1], key=str(n)) for n in range(len(features))]
+    texts = itertools.cycle(("Describe it.", "What is this, and where?", "Say"))
+    return [Request(n, layout.prompt(next(texts)).ids, features[n : n + 1], key=str(n)) for n in range(len(features))]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -41,7 +41,7 @@ def test_recorded_steps_change_nothing(
     model: MiniGPT4, features: Tensor, way: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests, options = mixed(model, features), DecodingOptions(max_new_tokens=14, batch_size=size, **WAYS[way])
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
     recordings = 0
 
     def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -58,7 +58,7 @@ def test_recorded_steps_change_nothing(
         ran += 1
 
     try:
-        assert generate_ids(model, requests, options) == wanted
+        assert generate_ids(model, requests, options) == expected
     finally:
         handle.remove()
     assert recordings == 1
@@ -70,13 +70,13 @@ def test_a_step_that_cannot_be_recorded_is_run(
     model: MiniGPT4, features: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests, options = mixed(model, features), DecodingOptions(max_new_tokens=14, batch_size=5)
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
 
     def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: record)
-    assert generate_ids(model, requests, options) == wanted
+    assert generate_ids(model, requests, options) == expected
     assert caplog.text.count("capture failed: operation not permitted") == 1
 
 
@@ -84,7 +84,7 @@ def test_memory_that_runs_out_while_recording_halves_the_batch(
     model: MiniGPT4, features: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests, options = mixed(model, features), DecodingOptions(max_new_tokens=14, batch_size=8)
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
     slots = []
 
     class Watched(cuda_graph.GraphedStep):
@@ -99,7 +99,7 @@ def test_memory_that_runs_out_while_recording_halves_the_batch(
 
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: record)
     monkeypatch.setattr(engine, "GraphedStep", Watched)
-    assert generate_ids(model, requests, options) == wanted
+    assert generate_ids(model, requests, options) == expected
     assert slots == [8, 4, 2]
 
 

@@ -18,7 +18,7 @@ from captune.model import MiniGPT4
 
 
 def test_the_kernel_under_the_interpreter() -> None:
-    """In a process of its own, for Triton asks for its interpreter when it is imported, and torch imports it first."""
+    """In a separate process, for Triton chooses its interpreter on import, and torch imports it first."""
     pytest.importorskip("triton", reason="needs triton")
     tests = Path(__file__).with_name("interpreted_decode_attention.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests)]
@@ -35,9 +35,9 @@ def test_a_kernel_that_cannot_be_made_is_done_without(
     prompt = model.processor.layout.prompt("Say").ids
     requests = [Request(n, prompt, features[n : n + 1]) for n in range(4)]
     options = DecodingOptions(max_new_tokens=6, batch_size=4)
-    wanted = generate_ids(model, requests, options)
+    expected = generate_ids(model, requests, options)
 
-    def fail(*given: Any, **more: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError("no cache for kernels")
 
     monkeypatch.setattr(capabilities, "has_kernel", lambda device: True)
@@ -45,9 +45,9 @@ def test_a_kernel_that_cannot_be_made_is_done_without(
     monkeypatch.setattr(capabilities, "decode_step", fail)
     monkeypatch.setattr(engine, "graph_capture_for", lambda llm: lambda run: run)
     for _ in range(2):
-        assert generate_ids(model, requests, options) == wanted
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said == "decoding runs without captune's attention kernel, which failed (no cache for kernels)"
+        assert generate_ids(model, requests, options) == expected
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "decoding runs without captune's attention kernel, which failed (no cache for kernels)"
 
 
 def test_work_goes_to_the_gpu_that_holds_the_model() -> None:

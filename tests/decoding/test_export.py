@@ -22,6 +22,6 @@ def test_the_bare_language_model_says_the_same(model: MiniGPT4, features: Tensor
         eos_token_id=2,
         pad_token_id=2,
     )
-    # An engine that knows no stop symbol goes on behind it; what it says there is cut off.
+    # An engine that knows no stop symbol continues after it; the rest is cut off.
     captions = generate_captions(model, features, "Describe it.", DecodingOptions(max_new_tokens=9))
     assert model.processor.batch_decode(new) == [caption.text for caption in captions]

@@ -33,9 +33,9 @@ def options(way: str, size: int) -> DecodingOptions:
 
 
 def mixed(model: MiniGPT4, features: Tensor) -> list[Request]:
-    asked = itertools.cycle(("Describe it.", "What is this, and where?", "Say"))
+    texts = itertools.cycle(("Describe it.", "What is this, and where?", "Say"))
     layout = model.processor.layout
-    return [Request(n, layout.prompt(next(asked)).ids, features[n : n + 1], key=str(n)) for n in range(len(features))]
+    return [Request(n, layout.prompt(next(texts)).ids, features[n : n + 1], key=str(n)) for n in range(len(features))]
 
 
 @pytest.fixture(autouse=True)
@@ -68,19 +68,19 @@ def test_features_that_are_not_numbers_cost_their_own_image_alone(
     spoiled = features.clone()
     for image, value in ((0, torch.nan), (4, torch.inf), (5, -torch.inf)):
         spoiled[image, 0, :2] = value
-    # This one overflows behind its features: the keys and values of its slot are not numbers.
+    # This one overflows after its features: the keys and values of its slot are not numbers.
     spoiled[7, :, 0] = marked = 1234.5
 
-    def overflow(given: Tensor, project: Callable[[Tensor], Tensor] = model.project) -> Tensor:
-        return project(given).masked_fill((given[..., :1] == marked).any(dim=1, keepdim=True), torch.inf)
+    def overflow(inputs: Tensor, project: Callable[[Tensor], Tensor] = model.project) -> Tensor:
+        return project(inputs).masked_fill((inputs[..., :1] == marked).any(dim=1, keepdim=True), torch.inf)
 
-    wanted = generate_ids(model, mixed(model, features), options(way, 5))
+    expected = generate_ids(model, mixed(model, features), options(way, 5))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(model, "project", overflow)
         for size in (1, 3, 12):
             kept, bad = refused(lambda: generate_ids(model, mixed(model, spoiled), options(way, size), engine=engine))  # noqa: B023
             assert bad == {0, 4, 5, 7}, size
-            assert kept == [None if n in bad else row for n, row in enumerate(wanted)], size
+            assert kept == [None if n in bad else row for n, row in enumerate(expected)], size
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -88,22 +88,22 @@ def test_features_that_are_not_numbers_cost_their_own_image_alone(
 def test_a_row_that_breaks_in_the_middle(model: MiniGPT4, features: Tensor, way: str, engine: Engine) -> None:
     """A word whose embedding is NaN: rows that say it are lost from there on, and no others."""
     requests = mixed(model, features)
-    whole = generate_ids(model, requests, options(way, 5))
-    said = {token for row in whole for token in row[1:-1]} - {t for r in requests for t in r.prompt}
-    counts = {token: sum(token in row[:-1] for row in whole) for token in said}
+    rows = generate_ids(model, requests, options(way, 5))
+    generated = {token for row in rows for token in row[1:-1]} - {t for r in requests for t in r.prompt}
+    counts = {token: sum(token in row[:-1] for row in rows) for token in generated}
     word = min(counts, key=lambda token: (abs(counts[token] - 4), token))
-    assert 0 < counts[word] < len(whole)
+    assert 0 < counts[word] < len(rows)
 
-    def poison(module: Any, given: Any, output: Tensor) -> Tensor:
-        return output.masked_fill((given[0] == word).unsqueeze(-1), torch.nan)
+    def poison(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        return output.masked_fill((inputs[0] == word).unsqueeze(-1), torch.nan)
 
     with hooked(model.get_input_embeddings(), poison):
         for size in (1, 3, 12):
             kept, bad = refused(lambda: generate_ids(model, requests, options(way, size), engine=engine))  # noqa: B023
-            assert bad >= {n for n, row in enumerate(whole) if word in row[:-1]}
+            assert bad >= {n for n, row in enumerate(rows) if word in row[:-1]}
             if way != "beams":  # a beam that is not the answer may say the word, too
-                assert bad == {n for n, row in enumerate(whole) if word in row[:-1]}
-            assert kept == [None if n in bad else row for n, row in enumerate(whole)], size
+                assert bad == {n for n, row in enumerate(rows) if word in row[:-1]}
+            assert kept == [None if n in bad else row for n, row in enumerate(rows)], size
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -113,20 +113,20 @@ def test_which_logits_are_faults(model: MiniGPT4, features: Tensor, way: str, en
     rows = generate_ids(model, requests, options(way, 3))
     unsaid = sorted(set(range(model.config.text_config.vocab_size)) - {token for row in rows for token in row})[:20]
 
-    def given(value: float, places: list[int] | None) -> Callable[..., Any]:
+    def set_logits(value: float, token_ids: list[int] | None) -> Callable[..., Any]:
         def change(module: Any, arguments: Any, output: Any) -> Any:
-            chosen = slice(None) if places is None else places
-            output.logits[..., chosen] = value
+            selected = slice(None) if token_ids is None else token_ids
+            output.logits[..., selected] = value
             return output
 
         return change
 
-    with hooked(model.llm, given(-torch.inf, unsaid)):
+    with hooked(model.llm, set_logits(-torch.inf, unsaid)):
         assert way == "sampled" or generate_ids(model, requests, options(way, 3), engine=engine) == rows
-    for value, places in ((torch.nan, unsaid[:1]), (torch.inf, unsaid[:1]), (-torch.inf, None), (torch.nan, None)):
-        with hooked(model.llm, given(value, places)):
+    for value, token_ids in ((torch.nan, unsaid[:1]), (torch.inf, unsaid[:1]), (-torch.inf, None), (torch.nan, None)):
+        with hooked(model.llm, set_logits(value, token_ids)):
             kept, bad = refused(lambda: generate_ids(model, requests, options(way, 3), engine=engine))
-        assert (kept, bad) == ([None] * 3, {0, 1, 2}), (value, places)
+        assert (kept, bad) == ([None] * 3, {0, 1, 2}), (value, token_ids)
 
 
 def test_captions_and_streams(model: MiniGPT4, features: Tensor) -> None:

@@ -36,9 +36,9 @@ def options(way: str, **changes: Any) -> DecodingOptions:
 def mixed(model: MiniGPT4, features: Tensor) -> list[Request]:
     """Requests of four prompt lengths, the constant text in front of the image the same."""
     layout = model.processor.layout
-    asked = itertools.cycle(INSTRUCTIONS)
+    texts = itertools.cycle(INSTRUCTIONS)
     return [
-        Request(n, layout.prompt(next(asked)).ids, features[n : n + 1], key=f"image {n}") for n in range(len(features))
+        Request(n, layout.prompt(next(texts)).ids, features[n : n + 1], key=f"image {n}") for n in range(len(features))
     ]
 
 
@@ -72,34 +72,34 @@ def test_captions_say_how_they_ended(model: MiniGPT4, features: Tensor) -> None:
 
 
 def test_each_image_may_be_asked_something_else(model: MiniGPT4, features: Tensor) -> None:
-    asked = list(itertools.islice(itertools.cycle(INSTRUCTIONS), len(features)))
-    together = generate_captions(model, features, asked, options("greedy"))
+    questions = list(itertools.islice(itertools.cycle(INSTRUCTIONS), len(features)))
+    batched = generate_captions(model, features, questions, options("greedy"))
     alone = [
         generate_captions(model, features[n : n + 1], question, options("greedy"))[0]
-        for n, question in enumerate(asked)
+        for n, question in enumerate(questions)
     ]
-    assert together == alone
+    assert batched == alone
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_fixed_shapes_change_nothing(model: MiniGPT4, features: Tensor, way: str) -> None:
     requests = mixed(model, features)
-    wanted = generate_ids(model, requests, options(way))
+    expected = generate_ids(model, requests, options(way))
     prefix = SharedPrefix(model, common_prefix([request.prompt for request in requests]))
     longest = max(len(request.prompt) for request in requests)
     stop = StopRule(model.processor)
     loop = DecodingEngine(model, options(way), stop, slots=5, longest_prompt=longest, prefix=prefix, static_shape=True)
-    found, waiting, shapes = {}, list(requests), set()
+    generated, waiting, shapes = {}, list(requests), set()
     handle = model.llm.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.add(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
     )
     while waiting or loop.active:
-        # One at a time, so that rows of every age lie beside each other.
+        # One at a time, so that rows of every age share a batch.
         if waiting and loop.free:
             loop.admit([waiting.pop(0)])
-        found.update({p.number: list(p.ids) for p in loop.step() if p.ended})
+        generated.update({p.number: list(p.ids) for p in loop.step() if p.ended})
     handle.remove()
-    assert [found[n] for n in range(len(requests))] == wanted
+    assert [generated[n] for n in range(len(requests))] == expected
     rows = 5 * options(way).beams
     assert {shape for shape in shapes if shape[1] == 1} == {(rows, 1, 32)}
 
@@ -116,8 +116,8 @@ def test_the_constant_text_is_read_once(model: MiniGPT4, features: Tensor) -> No
     rows = generate_ids(model, [requests[0]] * 12, options("greedy", batch_size=12))
     handle.remove()
     prompt = len(requests[0].prompt)
-    said = sum(map(len, rows))
-    assert sum(fed) == len(text) + 12 * (prompt - len(text) - 1) + said, "no token is computed twice, none for nothing"
+    new = sum(map(len, rows))
+    assert sum(fed) == len(text) + 12 * (prompt - len(text) - 1) + new, "no token is computed twice, none for nothing"
 
 
 def test_prompts_that_share_no_text(model: MiniGPT4, features: Tensor) -> None:
@@ -126,27 +126,27 @@ def test_prompts_that_share_no_text(model: MiniGPT4, features: Tensor) -> None:
     requests = [Request(n, prompt) for n, prompt in enumerate(prompts)]
     assert common_prefix(prompts) == ()
     for way in ("greedy", "beams"):
-        together = generate_ids(model, requests, options(way))
-        assert together == [generate_ids(model, [request], options(way))[0] for request in requests]
-        assert together == generate_ids(model, requests, options(way), engine="transformers")
+        batched = generate_ids(model, requests, options(way))
+        assert batched == [generate_ids(model, [request], options(way))[0] for request in requests]
+        assert batched == generate_ids(model, requests, options(way), engine="transformers")
 
 
 def test_memory_runs_out(model: MiniGPT4, features: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     """Above three rows the model has no memory; the captions are those of a large machine."""
     requests = mixed(model, features)
-    wanted = generate_ids(model, requests, options("greedy", batch_size=12))
+    expected = generate_ids(model, requests, options("greedy", batch_size=12))
 
     def small(module: Any, args: Any, kwargs: Any) -> None:
-        given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
-        if len(given) > 3:
+        inputs = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
+        if len(inputs) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     handle = model.llm.register_forward_pre_hook(small, with_kwargs=True)
     try:
         for engine in ("captune", "transformers"):
             caplog.clear()
-            found = generate_ids(model, requests, options("greedy", batch_size=12), engine=engine)
-            assert found == wanted
+            generated = generate_ids(model, requests, options("greedy", batch_size=12), engine=engine)
+            assert generated == expected
             assert "continuing with 3 at once" in caplog.text
         with pytest.raises(torch.OutOfMemoryError):
             generate_ids(model, requests, options("beams", beams=4, batch_size=12), engine="transformers")
@@ -155,9 +155,9 @@ def test_memory_runs_out(model: MiniGPT4, features: Tensor, caplog: pytest.LogCa
 
 
 def test_memory_runs_out_in_the_middle(model: MiniGPT4, features: Tensor) -> None:
-    """What had ended is kept, what was under way is begun again, and nothing is told twice."""
+    """What had ended is kept, what was under way is begun again, and nothing is reported twice."""
     requests = mixed(model, features)
-    wanted = generate_ids(model, requests, options("greedy"))
+    expected = generate_ids(model, requests, options("greedy"))
     calls = itertools.count()
 
     def sometimes(module: Any, args: Any, kwargs: Any) -> None:
@@ -167,14 +167,14 @@ def test_memory_runs_out_in_the_middle(model: MiniGPT4, features: Tensor) -> Non
             )
 
     handle = model.llm.register_forward_pre_hook(sometimes, with_kwargs=True)
-    told: list[int] = []
+    reported: list[int] = []
     try:
-        found = generate_ids(model, requests, options("greedy"), on_progress=lambda done, count: told.append(done))
+        rows = generate_ids(model, requests, options("greedy"), on_progress=lambda done, count: reported.append(done))
     finally:
         handle.remove()
-    assert found == wanted
-    assert told == sorted(set(told))
-    assert told[-1] == 12
+    assert rows == expected
+    assert reported == sorted(set(reported))
+    assert reported[-1] == 12
 
 
 def test_other_errors_are_not_taken_for_memory(model: MiniGPT4, features: Tensor) -> None:
@@ -207,13 +207,13 @@ def test_draws_follow_the_distribution(model: MiniGPT4) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.0]]).expand(20_000, -1)
     settings = DecodingOptions(temperature=0.8, top_k=4, top_p=0.95)
     numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = sample(warp_logits(logits, settings), numbers).bincount(minlength=5) / 20_000
-    wanted = (torch.tensor([2.0, 1.0, 0.5, -torch.inf, 0.0]) / 0.8).softmax(0)
-    # top_p leaves out what is behind 95 percent.
-    kept = wanted.sort(descending=True).values.cumsum(0) - wanted.sort(descending=True).values < 0.95
-    least = wanted.sort(descending=True).values[kept].min()
-    wanted = torch.where(wanted >= least, wanted, 0.0)
-    torch.testing.assert_close(found, wanted / wanted.sum(), atol=0.012, rtol=0)
+    frequencies = sample(warp_logits(logits, settings), numbers).bincount(minlength=5) / 20_000
+    expected = (torch.tensor([2.0, 1.0, 0.5, -torch.inf, 0.0]) / 0.8).softmax(0)
+    # top_p drops the tokens after 95 percent.
+    kept = expected.sort(descending=True).values.cumsum(0) - expected.sort(descending=True).values < 0.95
+    least = expected.sort(descending=True).values[kept].min()
+    expected = torch.where(expected >= least, expected, 0.0)
+    torch.testing.assert_close(frequencies, expected / expected.sum(), atol=0.012, rtol=0)
 
 
 def test_restrictions_are_those_of_transformers() -> None:
@@ -223,11 +223,11 @@ def test_restrictions_are_those_of_transformers() -> None:
 
     scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(1)) * 3
     for temperature, top_k, top_p in itertools.product((0.5, 1.7), (0, 1, 12, 80), (0.1, 0.8, 1.0)):
-        wanted = TemperatureLogitsWarper(temperature)(None, scores)
-        wanted = TopKLogitsWarper(top_k)(None, wanted) if top_k else wanted
-        wanted = TopPLogitsWarper(top_p)(None, wanted) if top_p < 1 else wanted
-        found = warp_logits(scores, DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p))
-        assert torch.equal(found, wanted)
+        expected = TemperatureLogitsWarper(temperature)(None, scores)
+        expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
+        expected = TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
+        warped = warp_logits(scores, DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p))
+        assert torch.equal(warped, expected)
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -254,8 +254,8 @@ def test_language_models_of_other_families(family: str, features: Tensor) -> Non
     assert unsupported_reason(other.llm, 100) is None
     requests = mixed(other, features[:6])
     for way in ("greedy", "beams"):
-        wanted = [generate_ids(other, [request], options(way), engine="transformers")[0] for request in requests]
-        assert generate_ids(other, requests, options(way)) == wanted, way
+        expected = [generate_ids(other, [request], options(way), engine="transformers")[0] for request in requests]
+        assert generate_ids(other, requests, options(way)) == expected, way
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ def test_what_does_not_fit_slots_goes_through_transformers(
     family: Callable[[], Any], reason: str, features: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = tiny_minigpt4(family())
-    found = unsupported_reason(other.llm, 100)
-    assert found is not None
-    assert reason in found
+    message = unsupported_reason(other.llm, 100)
+    assert message is not None
+    assert reason in message
     requests = mixed(other, features[:3])
     captions = [generate_ids(other, [request], options("greedy"))[0] for request in requests]
     assert "decoding with transformers' generate" in caplog.text

@@ -1,4 +1,4 @@
-"""Prompts that come in beside other rows' tokens change no caption, and save a forward."""
+"""Prompts read in one forward with other rows' tokens change no caption, and save a forward."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_the_last_layer_is_run_for_the_ends_of_prompts(model: MiniGPT4, features
     rows = generate_ids(model, requests, options)
     for handle in handles:
         handle.remove()
-    # The constant text once, and behind every prompt and token what is wanted there: logits.
+    # The constant text once, and after every prompt and token the logits.
     assert fed[1] == len(common_prefix([request.prompt for request in requests])) + sum(map(len, rows))
     assert fed[0] > 2 * fed[1]
 
 
 def test_a_model_that_cannot_is_found_out() -> None:
-    """MPT's layers do not hand on where the rows lie; eager attention has no place to look at it."""
+    """MPT's layers do not pass on the positions of rows; eager attention does not read them."""
     mpt = AutoConfig.for_model("mpt", vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=256)
     assert not supports_mixed_batch(tiny_minigpt4(mpt).llm)
     eager = tiny_minigpt4().llm
@@ -109,19 +109,19 @@ def test_prompts_take_no_forward_of_their_own(model: MiniGPT4, features: Tensor)
     handle = model.llm.register_forward_pre_hook(
         lambda module, args, kwargs: forwards.append(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
     )
-    waiting, steps, found = list(requests), 0, {}
+    waiting, steps, generated = list(requests), 0, {}
     try:
         while waiting or loop.active:
             if waiting and loop.has_capacity:
                 coming, waiting = waiting[: loop.free], waiting[loop.free :]
                 loop.admit(coming)
-            found.update({p.number: list(p.ids) for p in loop.step() if p.ended})
+            generated.update({p.number: list(p.ids) for p in loop.step() if p.ended})
             steps += 1
     finally:
         handle.remove()
     assert len(forwards) == steps
     assert any(rows == 1 and tokens > longest for rows, tokens, _ in forwards)
-    assert [found[n] for n in range(len(requests))] == generate_ids(model, requests, options)
+    assert [generated[n] for n in range(len(requests))] == generate_ids(model, requests, options)
 
 
 def test_the_attention_is_put_back_when_the_memory_runs_out(model: MiniGPT4) -> None:

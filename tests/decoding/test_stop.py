@@ -83,16 +83,16 @@ def first_end(symbol: str, ids: list[int]) -> int | None:
 @given(st.lists(st.integers(0, len(PIECES) - 1), max_size=12), st.sampled_from(["###", "\n", "##", "a\n"]))
 def test_rows_end_where_the_symbol_is_complete(ids: list[int], symbol: str) -> None:
     rule = StopRule(processor(symbol))
-    found = next((place + 1 for place, token in enumerate(ids) if rule.ended(ids[:place], token)), None)
-    assert found == first_end(symbol, ids)
+    end = next((index + 1 for index, token in enumerate(ids) if rule.ended(ids[:index], token)), None)
+    assert end == first_end(symbol, ids)
 
 
 def test_ordinary_words_are_not_decoded_again() -> None:
     tokenizer = Pieces()
     rule = StopRule(processor("###", tokenizer))
     words = [random.Random(0).choice([2, 3, 4, 15]) for _ in range(500)]
-    for place, token in enumerate(words):
-        assert not rule.ended(words[:place], token)
+    for index, token in enumerate(words):
+        assert not rule.ended(words[:index], token)
     # Once for the anchor and once for each of the four words.
     assert tokenizer.decoded <= 5
 
@@ -120,8 +120,8 @@ def test_a_real_vocabulary(symbol: str) -> None:
         ids = rng.choices([*hashes, *spelt] or [5], k=6) + rng.choices(range(3, tokenizer.vocabulary_size), k=4)
         rng.shuffle(ids)
         ids += spelt * rng.randrange(2)
-        found = next((place + 1 for place, token in enumerate(ids) if rule.ended(ids[:place], token)), None)
-        wanted = next(
+        end = next((index + 1 for index, token in enumerate(ids) if rule.ended(ids[:index], token)), None)
+        expected = next(
             (
                 count
                 for count in range(1, len(ids) + 1)
@@ -129,6 +129,6 @@ def test_a_real_vocabulary(symbol: str) -> None:
             ),
             None,
         )
-        assert found == wanted
-        ended += found is not None
+        assert end == expected
+        ended += end is not None
     assert ended > 10 or symbol == "<end_of_turn>"

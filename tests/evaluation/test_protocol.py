@@ -32,21 +32,21 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def test_karpathy_keeps_held_out_images_and_separate_captions(manifest: Path) -> None:
-    chosen = evaluation_set(parse_config({}, [f"data.train={manifest}"]))
-    assert (chosen.name, chosen.split, chosen.leak, len(chosen.images)) == ("photos", "test", None, 20)
-    assert chosen.references["060"] == ["A dog at 7.60 p.m.", "It runs ."]
-    assert chosen.reply("a ### Assistant: b") == "a ### Assistant: b"
+    eval_set = evaluation_set(parse_config({}, [f"data.train={manifest}"]))
+    assert (eval_set.name, eval_set.split, eval_set.leak, len(eval_set.images)) == ("photos", "test", None, 20)
+    assert eval_set.references["060"] == ["A dog at 7.60 p.m.", "It runs ."]
+    assert eval_set.reply("a ### Assistant: b") == "a ### Assistant: b"
 
 
 def test_slides_takes_training_images_and_says_leak(manifest: Path) -> None:
     config = parse_config({}, [f"data.train={manifest}", "evaluate.protocol=slides"])
-    chosen = evaluation_set(config)
-    assert len(chosen.images) == 3  # 5 % of 60
-    assert {image.id for image in chosen.images} <= {image.id for image in training_images(config)}
-    assert chosen == evaluation_set(config)
-    assert chosen.leak is not None
-    assert chosen.references[chosen.images[0].id][1:] == [f"{chosen.images[0].image[:-4]} p.", "m.", "It runs."]
-    assert chosen.reply("a ### Assistant: b") == "b"
+    eval_set = evaluation_set(config)
+    assert len(eval_set.images) == 3  # 5 % of 60
+    assert {image.id for image in eval_set.images} <= {image.id for image in training_images(config)}
+    assert eval_set == evaluation_set(config)
+    assert eval_set.leak is not None
+    assert eval_set.references[eval_set.images[0].id][1:] == [f"{eval_set.images[0].image[:-4]} p.", "m.", "It runs."]
+    assert eval_set.reply("a ### Assistant: b") == "b"
 
 
 @pytest.mark.parametrize("setting", ["train,test", "[train, test]", " test, train ,train"])
@@ -90,20 +90,20 @@ def test_original_functions(shared: Path) -> None:
 
 def test_slides_makes_the_references_that_the_original_made(shared: Path, tmp_path: Path) -> None:
     recorded = json.loads((shared / "goldens" / "student_functions.json").read_text(encoding="utf-8"))
-    given, made = recorded["convert_to_coco_format"]["i"], recorded["convert_to_coco_format"]["o"]
-    rows = [Sample(row["image_id"], f"{row['image_id']}.jpg", (row["grounded_caption"],), "train") for row in given]
+    inputs, made = recorded["convert_to_coco_format"]["i"], recorded["convert_to_coco_format"]["o"]
+    rows = [Sample(row["image_id"], f"{row['image_id']}.jpg", (row["grounded_caption"],), "train") for row in inputs]
     write_manifest(tmp_path / "m.jsonl", rows)
     config = parse_config({}, [f"data.train={tmp_path / 'm.jsonl'}", "evaluate.protocol=slides"])
-    chosen = evaluation_set(config)
-    wanted: dict[str, list[str]] = {}
+    eval_set = evaluation_set(config)
+    expected: dict[str, list[str]] = {}
     for annotation in made["annotations"]:
-        wanted.setdefault(str(annotation["image_id"]), []).append(annotation["caption"])
-    assert chosen.references == wanted
-    assert {image.id: image.image for image in chosen.images} == {
+        expected.setdefault(str(annotation["image_id"]), []).append(annotation["caption"])
+    assert eval_set.references == expected
+    assert {image.id: image.image for image in eval_set.images} == {
         str(image["id"]): image["file_name"] for image in made["images"]
     }
     for case in recorded["post_handle"]:
-        assert chosen.reply(case["i"]) == case["o"]
+        assert eval_set.reply(case["i"]) == case["o"]
 
 
 def test_the_shipped_protocols_are_read_and_sign_with_their_name(repository: Path) -> None:
@@ -130,16 +130,16 @@ def test_a_protocol_of_ones_own(manifest: Path, tmp_path: Path) -> None:
     write_manifest(manifest, [Sample(f"{i}", f"{i}.jpg", ("A dog .",), "val" if i % 2 else "train") for i in range(40)])
     (tmp_path / "own.yaml").write_text(OWN, encoding="utf-8")
     config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={tmp_path / 'own.yaml'}"])
-    chosen = evaluation_set(config)
-    assert (chosen.split, len(chosen.images), chosen.rules.metrics) == ("val", 10, ("cider",))
-    applied = chosen.rules.applied(config)
+    eval_set = evaluation_set(config)
+    assert (eval_set.split, len(eval_set.images), eval_set.rules.metrics) == ("val", 10, ("cider",))
+    applied = eval_set.rules.applied(config)
     assert applied.model.instruction == "Say what you see."
     assert (applied.evaluate.beams, applied.evaluate.max_new_tokens) == (3, 12)
     assert applied.evaluate.length_penalty == config.evaluate.length_penalty
     # The name alone would not tell two files of the same name apart.
-    assert chosen.protocol.startswith("short@")
+    assert eval_set.protocol.startswith("short@")
     (tmp_path / "other.yaml").write_text(OWN.replace("0.5", "0.6"), encoding="utf-8")
-    assert load_protocol(str(tmp_path / "other.yaml")).signature != chosen.protocol
+    assert load_protocol(str(tmp_path / "other.yaml")).signature != eval_set.protocol
 
 
 def test_a_copy_under_a_shipped_name_is_told_apart(tmp_path: Path) -> None:

@@ -138,14 +138,16 @@ def scorer(images: int, seed: int) -> tuple[Scorer, dict[str, str]]:
     random = np.random.default_rng(seed)
     words = ["a", "man", "dog", "red", "blue", "runs", "sits", "on", "grass", "ball", "two", "people", "near", "water"]
     references = {f"{seed}-{n}": [" ".join(random.choice(words, 8)) for _ in range(3)] for n in range(images)}
-    said = {image: captions[0] if random.random() < 0.6 else "a dog sits" for image, captions in references.items()}
-    return Scorer(references), said
+    candidates = {
+        image: captions[0] if random.random() < 0.6 else "a dog sits" for image, captions in references.items()
+    }
+    return Scorer(references), candidates
 
 
 def test_a_drop_is_the_share_that_is_lost_with_a_paired_interval() -> None:
-    of, said = scorer(80, 0)
-    home = of.score(said)
-    worse = of.score({image: "a dog sits" if n % 2 else text for n, (image, text) in enumerate(said.items())})
+    of, candidates = scorer(80, 0)
+    home = of.score(candidates)
+    worse = of.score({image: "a dog sits" if n % 2 else text for n, (image, text) in enumerate(candidates.items())})
     drops = relative_drops(home, worse)
     for name, drop in drops.items():
         assert drop.value == pytest.approx(1 - worse.corpus[name] / home.corpus[name])
@@ -154,23 +156,23 @@ def test_a_drop_is_the_share_that_is_lost_with_a_paired_interval() -> None:
     assert all(drop.low == drop.high == 0 for drop in relative_drops(home, home).values())
     assert relative_drops(home, worse) == drops
     # A score that is no more than a smoothing constant has no share to lose.
-    zero = of.score(dict.fromkeys(said, "zzz"))
+    zero = of.score(dict.fromkeys(candidates, "zzz"))
     assert 0 < zero.corpus["BLEU-4"] < 1e-6
     assert "BLEU-4" not in relative_drops(zero, home)
 
 
 def test_other_images_are_drawn_by_themselves_and_leave_more_doubt() -> None:
-    one, said = scorer(80, 0)
+    one, candidates = scorer(80, 0)
     other, elsewhere = scorer(60, 1)
-    drops = relative_drops(one.score(said), other.score(elsewhere))
+    drops = relative_drops(one.score(candidates), other.score(elsewhere))
     assert not any(drop.paired for drop in drops.values())
     assert drops["CIDEr"].high - drops["CIDEr"].low > 0.05
 
 
 def test_a_score_of_nothing_has_no_drop() -> None:
-    of, said = scorer(20, 0)
-    nothing = of.score(dict.fromkeys(said, ""))
-    assert relative_drops(nothing, of.score(said)) == {}
+    of, candidates = scorer(20, 0)
+    nothing = of.score(dict.fromkeys(candidates, ""))
+    assert relative_drops(nothing, of.score(candidates)) == {}
 
 
 # Words
@@ -202,14 +204,14 @@ def test_sets_get_names_and_splits_of_their_own(tmp_path: Path) -> None:
     config = parse_config({}, [f"data.train={tmp_path / 'a/manifest.jsonl'}"])
     others = [str(tmp_path / name) for name in list(folders)[1:]]
     sets = evaluation_sets(config, [*others, f"{others[0]}:val", f"{others[1]}:train"])
-    assert [(chosen.name, chosen.split) for chosen in sets] == [
+    assert [(eval_set.name, eval_set.split) for eval_set in sets] == [
         ("a", "test"),
         ("b", "val"),
         ("other", "val"),
         ("b-val", "val"),
         ("other-train", "train"),
     ]
-    assert [chosen.name for chosen in evaluation_sets(config, [str(tmp_path / "a/manifest.jsonl"), others[0]])] == [
+    assert [eval_set.name for eval_set in evaluation_sets(config, [str(tmp_path / "a/manifest.jsonl"), others[0]])] == [
         "a",
         "b",
     ]
@@ -223,9 +225,9 @@ def test_domains_are_parts_where_there_are_several(tmp_path: Path) -> None:
     rows = [Sample(f"{n}", f"{n}.jpg", ("A dog .",), "test", domain) for n, domain in enumerate(domains)]
     write_manifest(tmp_path / "m.jsonl", [*rows, Sample("t", "t.jpg", ("A .",), "train")])
     config = parse_config({}, [f"data.train={tmp_path / 'm.jsonl'}"])
-    (chosen,) = evaluation_sets(config, [])
-    assert domains_of(chosen) == {"in": ["0", "2"], "out": ["1", "3"]}
-    same = replace(chosen, images=tuple(replace(image, domain="in") for image in chosen.images))
+    (eval_set,) = evaluation_sets(config, [])
+    assert domains_of(eval_set) == {"in": ["0", "2"], "out": ["1", "3"]}
+    same = replace(eval_set, images=tuple(replace(image, domain="in") for image in eval_set.images))
     assert domains_of(same) == {}
 
 
@@ -250,17 +252,17 @@ def test_lists_of_instructions(tmp_path: Path) -> None:
         read_instructions("fr")
 
 
-# The whole of it, on the toy
+# The complete command, on the toy
 
 
 @pytest.fixture(scope="module")
 def travelled(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy model before training, on its own scenes, on others whose captions are swapped, and on damaged ones."""
     folder = tmp_path_factory.mktemp("travel")
-    own = read_manifest(toy_data / "manifest.jsonl", "test")
+    rows = read_manifest(toy_data / "manifest.jsonl", "test")
     swapped = [
-        replace(image, id=f"x{n}", captions=own[n - 1].captions, image=str(toy_data / image.image), domain="ab"[n % 2])
-        for n, image in enumerate(own)
+        replace(image, id=f"x{n}", captions=rows[n - 1].captions, image=str(toy_data / image.image), domain="ab"[n % 2])
+        for n, image in enumerate(rows)
     ]
     write_manifest(folder / "swapped.jsonl", swapped)
     (folder / "toy.yaml").write_text(
@@ -332,6 +334,6 @@ def test_wrong_arguments_are_one_sentence(
     travelled: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(lambda: call(app, ["evaluate", str(travelled.parent / "toy.yaml"), *arguments])) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert words in message
+    assert "Traceback" not in message

@@ -1,4 +1,4 @@
-"""The store: exact bits back, whole shards or none, and only what changed is made anew."""
+"""The store: exact bits back, complete shards or none, and only what changed is recomputed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_is_added_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     other.refresh()
     order = [9, 0, 3, 3, 7]
     for one in (store, other):
-        read = one.read([ids[place] for place in order])
+        read = one.read([ids[index] for index in order])
         assert torch.equal(read[[0, 1, 2, 3, 4]], features[order])
         assert torch.equal(read[1:3], features[order[1:3]])
         assert torch.equal(read.every(2, 1)[:], features[order][1::2])
@@ -132,7 +132,7 @@ def test_a_shard_of_other_features_is_refused(tmp_path: Path) -> None:
 
 
 def test_reading_maps_and_does_not_load(tmp_path: Path) -> None:
-    """Of a large shard only what is asked for becomes part of this process's memory."""
+    """Of a large shard, only the requested rows become part of this process's memory."""
     wide = TowerIdentity("w", "s", "t", torch.float32, 64, 4096)
     store, ids = FeatureStore(tmp_path, wide), contents(64)
     store.add(ids, torch.ones(64, 64, 4096))
@@ -159,13 +159,15 @@ class Counting:
         real = prepare_module.encode_missing
         load = prepare_module.load_model
 
-        def encode(model: Any, files: Sequence[Path], ids: Any, store: Any, places: Sequence[int], **given: Any) -> Any:
+        def encode(
+            model: Any, files: Sequence[Path], ids: Any, store: Any, places: Sequence[int], **kwargs: Any
+        ) -> Any:
             self.encoded.append(len(places))
-            return real(model, files, ids, store, places, **given)
+            return real(model, files, ids, store, places, **kwargs)
 
-        def counted(*given: Any, **settings: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             self.loads += 1
-            return load(*given, **settings)
+            return load(*args, **kwargs)
 
         patch.setattr(prepare_module, "encode_missing", encode)
         patch.setattr(prepare_module, "load_model", counted)
@@ -217,7 +219,7 @@ def test_only_what_changed_is_made_anew(images: list[Path], tmp_path: Path, coun
 
 
 def test_an_exchanged_image_of_equal_size_and_time_is_made_anew(tmp_path: Path, counting: Counting) -> None:
-    """As archives and copies leave them that set times; also in what is remembered of whole folders."""
+    """As archives and copies leave them that set times; also in the stored digests of complete folders."""
     files = [tmp_path / f"{colour}.bmp" for colour in ("red", "blue")]
     for file in files:
         Image.new("RGB", (64, 64), file.stem).save(file)
@@ -282,7 +284,7 @@ def test_towers_in_files_of_torch(shards: int, tmp_path: Path) -> None:
     for number, file in enumerate(files):
         torch.save({name: state[name] for name in names[number::shards]}, folder / file)
     if shards > 1:
-        weight_map = {name: files[place % shards] for place, name in enumerate(names)}
+        weight_map = {name: files[index % shards] for index, name in enumerate(names)}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     identity = tower_identity(ModelConfig(path=str(folder)), CPU, tmp_path)
     assert shards > 1 or identity.key == tower_identity(TOY, CPU, tmp_path).key
@@ -297,20 +299,20 @@ def test_broken_images_are_named_and_the_others_are_stored(images: list[Path], t
     images[3].unlink()
     images[4].write_bytes(b"")
     os.mkfifo(images[5].with_name("pipe.jpg"))
-    found = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", DistributedContext(CPU))
-    assert found.readable == (0, 2, 5)
-    assert [item.position for item in found.unreadable] == [1, 3, 4, 6]
-    assert all(images[item.position].name in item.reason for item in found.unreadable[:3])
-    assert torch.equal(found.features[:], encode_images(load_model(TOY, CPU), [images[0], images[2], images[5]]))
+    read = features_of(TOY, [*images, images[5].with_name("pipe.jpg")], tmp_path / "store", DistributedContext(CPU))
+    assert read.readable == (0, 2, 5)
+    assert [item.position for item in read.unreadable] == [1, 3, 4, 6]
+    assert all(images[item.position].name in item.reason for item in read.unreadable[:3])
+    assert torch.equal(read.features[:], encode_images(load_model(TOY, CPU), [images[0], images[2], images[5]]))
     with pytest.raises(DataError, match="4 of the test images cannot be read"):
-        found.require_all("test images")
+        read.require_all("test images")
 
 
 def test_the_language_model_alone_has_the_same_fingerprint(tmp_path: Path) -> None:
 
-    whole, alone = load_model(TOY, CPU), load_model(TOY, CPU, parts=LANGUAGE)
-    assert whole.frozen_fingerprint() == alone.frozen_fingerprint()
-    assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in whole.parameters())
+    complete, alone = load_model(TOY, CPU), load_model(TOY, CPU, parts=LANGUAGE)
+    assert complete.frozen_fingerprint() == alone.frozen_fingerprint()
+    assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in complete.parameters())
     assert Path(locate_model("toy")).is_dir()
 
 
@@ -345,10 +347,10 @@ def test_features_that_are_not_numbers_are_not_stored(
 
     monkeypatch.setattr(MiniGPT4, "encode_features", overflow)
     shutil.copyfile(images[1], tmp_path / "same.jpg")
-    found = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", DistributedContext(CPU))
-    assert [item.position for item in found.unreadable] == [1, len(images)]
-    assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in found.unreadable)
-    assert bool(found.features[:].isfinite().all())
+    features = features_of(TOY, [*images, tmp_path / "same.jpg"], tmp_path / "features", DistributedContext(CPU))
+    assert [item.position for item in features.unreadable] == [1, len(images)]
+    assert all(f"the features of '{images[1]}' are not numbers" in item.reason for item in features.unreadable)
+    assert bool(features.features[:].isfinite().all())
     monkeypatch.undo()
     assert len(stored([*images, tmp_path / "same.jpg"], tmp_path / "features")) == len(images) + 1
 

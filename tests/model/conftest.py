@@ -106,7 +106,7 @@ def official_files(tmp_path_factory: pytest.TempPathFactory) -> OfficialFiles:
 
 def load(files: OfficialFiles, arch: str = "minigpt4", **changes: Any) -> MiniGPT4:
     """The model that these files make."""
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "llm": files.llm,
         "vision": files.vision,
         "qformer": files.qformer,
@@ -115,4 +115,4 @@ def load(files: OfficialFiles, arch: str = "minigpt4", **changes: Any) -> MiniGP
         "vision_heads": 4,
         "qformer_heads": 4,
     }
-    return load_official(arch, **(given | changes))
+    return load_official(arch, **(arguments | changes))

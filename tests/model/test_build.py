@@ -1,4 +1,4 @@
-"""Any language model behind any tower: its own chat template, its own end of an answer, tied weights kept."""
+"""Any language model with any tower: the model's chat template and end of an answer, tied weights kept."""
 
 from __future__ import annotations
 
@@ -168,16 +168,16 @@ def test_any_language_model(
     row = layout.sample(question, answer)
     if template is not None:
         turns = [{"role": "user", "content": f"<Img>|</Img> {question}"}, {"role": "assistant", "content": answer}]
-        whole = tokenizer_of(layout.tokenizer._tokenizer.backend_tokenizer, template).apply_chat_template(
+        dialogue = tokenizer_of(layout.tokenizer._tokenizer.backend_tokenizer, template).apply_chat_template(
             turns, tokenize=False
         )
-        left, right = whole[: whole.index(stop, whole.index(answer)) + len(stop)].split("|</Img>", 1)
-        wanted = [*tokenizer.encode(left), *[-1] * layout.image_tokens, *tokenizer.encode("</Img>" + right)]
+        left, right = dialogue[: dialogue.index(stop, dialogue.index(answer)) + len(stop)].split("|</Img>", 1)
+        expected = [*tokenizer.encode(left), *[-1] * layout.image_tokens, *tokenizer.encode("</Img>" + right)]
         assert "".join(layout.decode([i for i in row.ids if i >= 0]).split()) == "".join(
-            layout.decode([i for i in wanted if i >= 0]).split()
+            layout.decode([i for i in expected if i >= 0]).split()
         )
-        assert row.ids[-1] == wanted[-1]
-        assert (row.ids[0] == 1) == (wanted[0] == 1) == bos
+        assert row.ids[-1] == expected[-1]
+        assert (row.ids[0] == 1) == (expected[0] == 1) == bos
     assert layout.prompt(question).ids == row.ids[: row.prompt_length]
 
     # The id that ends an answer ends decoding.
@@ -195,7 +195,7 @@ def test_any_language_model(
 
 
 def test_lora_on_any_language_model(family: tuple[str, Path], siglip: Path) -> None:
-    """One step on projection and LoRA lowers the loss; LoRA has the dtype of what it stands beside."""
+    """One step on projection and LoRA lowers the loss; LoRA has the dtype of the layer that it adapts."""
     name, folder = family
     model = build_model(llm=folder, vision=siglip, dtype=torch.bfloat16)
     attach_lora(model, rank=4, alpha=8, targets=["qkv_proj"] if name == "phi3" else ["q_proj", "v_proj"])
@@ -221,7 +221,7 @@ def test_a_stop_symbol_ends_decoding(family: tuple[str, Path], siglip: Path) -> 
     stop = model.processor.layout.stop_ids[0]
     lengths = []
 
-    def say_stop(module: torch.nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+    def say_stop(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         lengths.append(output.shape[1])
         forced = torch.full_like(output, -100.0)
         forced[..., stop] = 100.0
@@ -239,9 +239,9 @@ def test_siglip_sees_its_own_normalisation(llama3: Path, siglip: Path) -> None:
     model.vision.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     pixels = model.processor.pixels(PICTURE)
     features = model.encode_features(pixels)
-    own = seen[0]["pixel_values"] * 0.5 + 0.5
-    assert own.min() >= -1e-6
-    assert own.max() <= 1 + 1e-6
+    restored = seen[0]["pixel_values"] * 0.5 + 0.5
+    assert restored.min() >= -1e-6
+    assert restored.max() <= 1 + 1e-6
     assert features.shape == (1, 1, 9 * 24)
 
 
@@ -310,7 +310,7 @@ def test_convert_makes_one_too(llama3: Path, siglip: Path, tmp_path: Path, capsy
 
 
 def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tmp_path: Path) -> None:
-    """A run may name a language model and a tower; its checkpoints know both, and load by themselves."""
+    """A run may name a language model and a tower; its checkpoints record both, and load without it."""
     config = parse_config(
         {
             "output": str(tmp_path / "run"),
@@ -342,7 +342,7 @@ def test_parts_in_a_configuration(llama3: Path, siglip: Path, toy_data: Path, tm
 
 
 def test_the_tower_of_a_blip2_of_transformers(llama3: Path, tmp_path: Path) -> None:
-    """Vision tower, Q-Former and queries come out of a whole BLIP-2; features are those of its own classes."""
+    """Vision tower, Q-Former and queries come from a complete BLIP-2; features equal those of transformers."""
     torch.manual_seed(0)
     config = Blip2Config(
         vision_config={
@@ -364,15 +364,15 @@ def test_the_tower_of_a_blip2_of_transformers(llama3: Path, tmp_path: Path) -> N
         text_config=OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=10),
         num_query_tokens=5,
     )
-    whole = Blip2ForConditionalGeneration(config).eval()
-    torch.nn.init.normal_(whole.query_tokens)
-    whole.save_pretrained(tmp_path / "blip2")
+    blip2 = Blip2ForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(blip2.query_tokens)
+    blip2.save_pretrained(tmp_path / "blip2")
     model = build_model(llm=llama3, vision=tmp_path / "blip2", dtype=torch.float32)
     pixels = model.processor.pixels(PICTURE)
     with torch.no_grad():
-        states = whole.vision_model(pixel_values=pixels).last_hidden_state
-        expected = whole.qformer(
-            query_embeds=whole.query_tokens.expand(len(pixels), -1, -1), encoder_hidden_states=states
+        states = blip2.vision_model(pixel_values=pixels).last_hidden_state
+        expected = blip2.qformer(
+            query_embeds=blip2.query_tokens.expand(len(pixels), -1, -1), encoder_hidden_states=states
         ).last_hidden_state
         assert torch.equal(model.encode_features(pixels), expected)
     model.save_pretrained(tmp_path / "captioner")

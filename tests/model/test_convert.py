@@ -39,9 +39,9 @@ def test_there_and_back(official_files: OfficialFiles, tmp_path: Path, capsys: p
     assert convert(*sources(official_files), "--checkpoint", official_files.checkpoint, "--out", folder) == 0
     assert capsys.readouterr().out.strip().endswith(str(folder))
     model, direct = MiniGPT4.from_pretrained(folder, dtype=torch.float32), load(official_files)
-    for (name, parameter), (other, wanted) in zip(model.named_parameters(), direct.named_parameters(), strict=True):
+    for (name, parameter), (other, expected) in zip(model.named_parameters(), direct.named_parameters(), strict=True):
         assert name == other
-        assert torch.equal(parameter, wanted), name
+        assert torch.equal(parameter, expected), name
     assert reference_captions(model, PICTURE, max_new_tokens=4) == reference_captions(direct, PICTURE, max_new_tokens=4)
     assert convert("--to-official", folder, "--out", back) == 0
     # As the original does, but strictly.
@@ -53,20 +53,20 @@ def test_there_and_back(official_files: OfficialFiles, tmp_path: Path, capsys: p
 
 
 def test_number_formats(official_files: OfficialFiles, tmp_path: Path) -> None:
-    """By default every file's own: here a float16 language model beside float32 towers."""
+    """By default that of every file: here a float16 language model with float32 towers."""
     from safetensors.torch import load_file
 
-    given = [*sources(official_files), "--checkpoint", official_files.checkpoint]
-    assert convert(*given, "--out", tmp_path / "a") == 0
+    arguments = [*sources(official_files), "--checkpoint", official_files.checkpoint]
+    assert convert(*arguments, "--out", tmp_path / "a") == 0
     state = load_file(tmp_path / "a" / "model.safetensors")
     assert state["llm.lm_head.weight"].dtype == torch.float16
     assert state["query_tokens"].dtype == torch.float32
-    assert convert(*given, "--out", tmp_path / "b", "--dtype", "bfloat16") == 0
+    assert convert(*arguments, "--out", tmp_path / "b", "--dtype", "bfloat16") == 0
     assert {t.dtype for t in load_file(tmp_path / "b" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_adapter_with_lora_back(official_files: OfficialFiles, tmp_path: Path) -> None:
-    """LoRA goes back under the names of peft 0.2, its scale beside it, and loads again."""
+    """LoRA goes back under the names of peft 0.2, with its scale, and loads again."""
     v2 = {"qformer": None, "checkpoint": official_files.checkpoint_llama2}
     model = load(official_files, "minigpt_v2", **v2)
     model.save_pretrained(tmp_path / "base")
@@ -121,10 +121,10 @@ def test_refusals(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert convert(*arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("captune: ")
-    assert sentence in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("captune: ")
+    assert sentence in message
+    assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

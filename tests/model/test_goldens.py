@@ -159,8 +159,8 @@ def test_loss_and_gradients(shared: Path, variant: str, name: str) -> None:
         trained = dict(model.trained_parameters())
         assert {f"grad.{original_name(key)}" for key in trained} == {key for key in expected if "grad." in key}
         for key, parameter in trained.items():
-            wanted = expected[f"grad.{original_name(key)}"]
-            assert ((parameter.grad - wanted).abs().max() / wanted.abs().max()).item() < 1e-4
+            gradient = expected[f"grad.{original_name(key)}"]
+            assert ((parameter.grad - gradient).abs().max() / gradient.abs().max()).item() < 1e-4
 
 
 def test_legacy_bugs_are_off_by_default(shared: Path) -> None:
@@ -214,13 +214,13 @@ def test_generated_ids(golden: Golden) -> None:
             batch = processor(None, case["prompts"], literal=True)
         settings = {key: value for key, value in case["kwargs"].items() if key != "min_length"}
         output = golden.model.generate(**batch, pixel_values=golden.vision["pixel_values"], **settings)
-        for row, (ids, wanted) in enumerate(zip(output.tolist(), case["new_ids"], strict=True)):
+        for row, (ids, expected) in enumerate(zip(output.tolist(), case["new_ids"], strict=True)):
             if portable[name]["same_as_reference"][row]:
-                assert ids[: len(wanted)] == wanted, (name, row)
+                assert ids[: len(expected)] == expected, (name, row)
 
 
 def test_captunes_own_loop_generates_the_ids(golden: Golden) -> None:
-    """The loop that captions whole collections, with rows that leave and come in, says what the original said."""
+    """The loop that captions collections, with rows that leave and enter, generates what the original generated."""
     portable = golden.json("generation_portability")["5.23.0"]
     with torch.inference_mode():
         features = golden.model.encode_features(golden.vision["pixel_values"])
@@ -232,18 +232,18 @@ def test_captunes_own_loop_generates_the_ids(golden: Golden) -> None:
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         ]
         requests = [Request(n, prompt, features[n : n + 1]) for n, prompt in enumerate(prompts)]
-        given = case["kwargs"]
+        kwargs = case["kwargs"]
         options = DecodingOptions(
-            given["max_new_tokens"],
-            given.get("num_beams", 1),
-            given.get("length_penalty", 1.0),
-            given.get("repetition_penalty", 1.0),
+            kwargs["max_new_tokens"],
+            kwargs.get("num_beams", 1),
+            kwargs.get("length_penalty", 1.0),
+            kwargs.get("repetition_penalty", 1.0),
             batch_size=4,
         )
-        found = generate_ids(golden.model, requests, options, stop_symbol=False)
-        for row, (ids, wanted) in enumerate(zip(found, case["new_ids"], strict=True)):
+        generated = generate_ids(golden.model, requests, options, stop_symbol=False)
+        for row, (ids, expected) in enumerate(zip(generated, case["new_ids"], strict=True)):
             if portable[name]["same_as_reference"][row]:
-                assert ids == wanted, (name, row)
+                assert ids == expected, (name, row)
 
 
 def original_name(name: str) -> str:
@@ -253,7 +253,7 @@ def original_name(name: str) -> str:
 
 
 def packed_loss(model: MiniGPT4, batch: dict[str, Tensor], features: Tensor) -> Tensor:
-    """The loss of a batch as training computes it: logits at targets only, each row behind its own prompt."""
+    """The loss of a batch as training computes it: logits at targets only, each row after its prompt."""
     total, targets = torch.zeros(()), 0
     for row, image in enumerate(features.split(1)):
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
@@ -271,13 +271,13 @@ def test_training_trajectory(shared: Path, variant: str, fast: bool) -> None:
     """Forty AdamW steps with the original's schedule end at the original's weights, LoRA included."""
     fresh = load(shared, variant)
     record, expected = fresh.json("train"), fresh.tensors("train")
-    given = record["config"]
+    original = record["config"]
     config = TrainConfig(
-        learning_rate=given["init_lr"],
-        min_learning_rate=given["min_lr"],
-        warmup_learning_rate=given["warmup_lr"],
-        warmup_steps=given["warmup_steps"],
-        weight_decay=given["weight_decay"],
+        learning_rate=original["init_lr"],
+        min_learning_rate=original["min_lr"],
+        warmup_learning_rate=original["warmup_lr"],
+        warmup_steps=original["warmup_steps"],
+        weight_decay=original["weight_decay"],
     )
     samples = json.loads((shared / "goldens" / "samples.json").read_text())
     for name, parameter in fresh.model.named_parameters():
@@ -286,14 +286,14 @@ def test_training_trajectory(shared: Path, variant: str, fast: bool) -> None:
     optimizer = build_optimizer(list(trained.values()), config)
     fresh.model.train()
     for step, logged in enumerate(record["steps"]):
-        rate = learning_rate(step, given["max_epoch"] * given["iters_per_epoch"], config)
+        rate = learning_rate(step, original["max_epoch"] * original["iters_per_epoch"], config)
         assert rate == pytest.approx(logged["lr"], rel=1e-12)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = [samples[index] for index in logged["batch"]]
-        images = [int(sample["image"][4]) for sample in chosen]
-        prompts = logged["prompt"] if isinstance(logged["prompt"], list) else [logged["prompt"]] * len(chosen)
-        tensors = fresh.batch(prompts, [sample["answer"] for sample in chosen])
+        batch = [samples[index] for index in logged["batch"]]
+        images = [int(sample["image"][4]) for sample in batch]
+        prompts = logged["prompt"] if isinstance(logged["prompt"], list) else [logged["prompt"]] * len(batch)
+        tensors = fresh.batch(prompts, [sample["answer"] for sample in batch])
         pixels = fresh.vision["pixel_values"][images]
         if fast:
             loss = packed_loss(fresh.model, tensors, fresh.model.encode_features(pixels))

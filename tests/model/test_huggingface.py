@@ -94,7 +94,7 @@ def test_dtype_and_device_map(model: MiniGPT4, tmp_path: Path) -> None:
     half = MiniGPT4.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map={"": "cpu"})
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert reference_captions(half, PICTURE, max_new_tokens=4)
-    # Values are compared in bfloat16, so that an adapter trained beside one format fits the other.
+    # Values are compared in bfloat16, so that an adapter trained with one format fits the other.
     assert half.frozen_fingerprint() == model.frozen_fingerprint()
 
 
@@ -250,18 +250,18 @@ def test_records_of_older_checkpoints(model: MiniGPT4, tmp_path: Path) -> None:
 
 
 def test_an_adapter_on_the_hub(model: MiniGPT4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub id may stand for a checkpoint; its two files are fetched, and the model that it names is loaded."""
+    """A hub id may name a checkpoint; its two files are fetched, and the model that it names is loaded."""
     model.save_pretrained(tmp_path / "base")
     save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-    asked: list[str] = []
+    fetched: list[str] = []
 
     def fetch_file(name: str, file: str, **settings: Any) -> Path | None:
         assert name == "somebody/adapter"
-        asked.append(file)
+        fetched.append(file)
         path = tmp_path / "adapter" / file
         return path if path.exists() else None
 
     monkeypatch.setattr("captune.model.checkpoint.fetch_file", fetch_file)
     tuned = load_pretrained("somebody/adapter", revision="v1")
     assert torch.equal(tuned.projection.weight, model.projection.weight)
-    assert set(asked) == {"checkpoint.json", "config.json", "trained.safetensors"}
+    assert set(fetched) == {"checkpoint.json", "config.json", "trained.safetensors"}

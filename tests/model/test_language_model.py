@@ -47,7 +47,7 @@ def features_of(model: MiniGPT4, count: int = 4) -> torch.Tensor:
 
 
 def test_embeddings_narrower_than_states(tower: Path, tmp_path: Path) -> None:
-    """Image tokens have the width of embeddings, and each row the tokens of its own picture."""
+    """Image tokens have the width of embeddings, and each row has the tokens of its picture."""
     llm = write_language_model(tmp_path / "llm", "opt", template=None, **OPT)
     model = joined(llm, tower)
     assert (
@@ -63,8 +63,8 @@ def test_embeddings_narrower_than_states(tower: Path, tmp_path: Path) -> None:
     assert torch.equal(both, alone)
     with pytest.raises(ValueError, match="32 wide, but token embeddings 16"):
         model.embed(ids, torch.zeros(2, model.config.image_tokens, 32))
-    said = generate_captions(model, features, "What?", DecodingOptions(max_new_tokens=5))
-    assert [c.text for c in said] == [
+    captions = generate_captions(model, features, "What?", DecodingOptions(max_new_tokens=5))
+    assert [c.text for c in captions] == [
         generate_captions(model, features[n : n + 1], "What?", DecodingOptions(max_new_tokens=5))[0].text
         for n in range(2)
     ]
@@ -95,10 +95,10 @@ def test_embeddings_that_are_not_what_is_read_of_words(tmp_path: Path) -> None:
     """A model that changes embeddings only where it looks them up itself would read image tokens as something else."""
 
     class Scaled(LlamaForCausalLM):
-        def forward(self, input_ids=None, inputs_embeds=None, **given):  # type: ignore[no-untyped-def]
+        def forward(self, input_ids=None, inputs_embeds=None, **kwargs):  # type: ignore[no-untyped-def]
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids) * 5
-            return super().forward(inputs_embeds=inputs_embeds, **given)
+            return super().forward(inputs_embeds=inputs_embeds, **kwargs)
 
     write_model(tmp_path, "llama", 300)
     check_causal(AutoModelForCausalLM.from_pretrained(tmp_path), "llm")
@@ -109,28 +109,28 @@ def test_embeddings_that_are_not_what_is_read_of_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_captions_do_not_depend_on_generation_config(kind: str, tower: Path, tmp_path: Path) -> None:
     """Mamba goes through transformers' generate, LLaMA through captune's own loop."""
-    said = []
+    texts = []
     for name, settings in (("plain", {}), ("other", {"repetition_penalty": 1.8, "min_new_tokens": 9})):
         llm = write_language_model(tmp_path / name, kind, state_size=8, expand=2, conv_kernel=4)
         file = llm / "generation_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         model = joined(llm, tower)
         captions = generate_captions(model, features_of(model), "What?", DecodingOptions(max_new_tokens=12))
-        said.append([caption.text for caption in captions])
-    assert said[0] == said[1]
+        texts.append([caption.text for caption in captions])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_each_end_of_generation_config_ends_a_caption(beams: int, tower: Path, tmp_path: Path) -> None:
     """As in transformers' generate: the end of a text as well as that of a turn."""
     llm = write_language_model(tmp_path / "llm")
-    own = AutoModelForCausalLM.from_pretrained(llm)
+    reference = AutoModelForCausalLM.from_pretrained(llm)
     with torch.no_grad():
-        own.lm_head.weight[2] *= 4
+        reference.lm_head.weight[2] *= 4
     words = write_tokenizer(tmp_path / "words", ["<|im_start|>", "<|im_end|>"])
     ends = [2, words.convert_tokens_to_ids("<|im_end|>")]
-    own.generation_config = GenerationConfig(eos_token_id=ends)
-    own.save_pretrained(llm)
+    reference.generation_config = GenerationConfig(eos_token_id=ends)
+    reference.save_pretrained(llm)
     model = joined(llm, tower)
     processor = model.processor
     assert set(processor.end_ids) == set(ends)
@@ -141,18 +141,18 @@ def test_each_end_of_generation_config_ends_a_caption(beams: int, tower: Path, t
     rows = generate_ids(model, requests, options)
     assert rows == generate_ids(model, requests, options, engine="transformers")
     for number, row in enumerate(rows):
-        given = model.embed(torch.tensor([prompt]), model.project(features[number : number + 1]))
-        mask = torch.ones(given.shape[:2], dtype=torch.long)
-        wanted = own.generate(
-            inputs_embeds=given,
+        embeddings = model.embed(torch.tensor([prompt]), model.project(features[number : number + 1]))
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
+        expected = reference.generate(
+            inputs_embeds=embeddings,
             attention_mask=mask,
             max_new_tokens=20,
             do_sample=False,
             num_beams=beams,
             pad_token_id=0,
         )[0].tolist()
-        assert row == wanted[: len(row)]
-        assert set(wanted[len(row) :]) <= {0}
+        assert row == expected[: len(row)]
+        assert set(expected[len(row) :]) <= {0}
     assert any(row[-1] == 2 for row in rows)
     assert all(as_caption(processor, row).stopped == (row[-1] in ends) for row in rows)
     model.save_pretrained(tmp_path / "whole")
@@ -196,11 +196,11 @@ def test_a_window_that_no_cache_tells_of(tower: Path, tmp_path: Path) -> None:
     assert unsupported_reason(model.llm, 12) is None
     assert "the static KV cache changes its logits" in str(unsupported_reason(model.llm, 90))
     features, options = features_of(model), DecodingOptions(max_new_tokens=12)
-    said, wanted = (
+    generated, expected = (
         [caption.text for caption in generate_captions(model, features, "What is in it?", options, engine=engine)]
         for engine in ("captune", "transformers")
     )
-    assert said == wanted
+    assert generated == expected
 
 
 def test_rows_that_a_batch_would_mix_up(tower: Path, tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_rows_that_a_batch_would_mix_up(tower: Path, tmp_path: Path) -> None:
     model = joined(write_language_model(tmp_path / "rwkv", "rwkv", template=None, **sizes), tower)
     assert not is_batch_invariant(model.llm, padded=False)
     features, options = features_of(model), DecodingOptions(max_new_tokens=8)
-    said = [caption.text for caption in generate_captions(model, features, "What?", options)]
+    batched = [caption.text for caption in generate_captions(model, features, "What?", options)]
     alone = [generate_captions(model, features[n : n + 1], "What?", options)[0].text for n in range(len(features))]
-    assert said == alone
+    assert batched == alone
     with pytest.raises(ConfigError, match="no beam search"):
         generate_captions(model, features, "What?", DecodingOptions(max_new_tokens=8, beams=2))
     llama = joined(write_language_model(tmp_path / "llama"), tower)

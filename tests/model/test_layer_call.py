@@ -29,8 +29,8 @@ def in_two(call: LayerCall) -> Any:
     cache = KVAccumulator()
     call.select(slice(None, READ)).fill_cache(cache)
     assert cache.length == READ
-    said = call.select(slice(READ, None))(cache)
-    return with_hidden_states(said, torch.cat([call.states[:, :READ], hidden_states(said)], dim=1))
+    output = call.select(slice(READ, None))(cache)
+    return with_hidden_states(output, torch.cat([call.states[:, :READ], hidden_states(output)], dim=1))
 
 
 def one_by_one(call: LayerCall) -> Any:
@@ -41,48 +41,50 @@ def one_by_one(call: LayerCall) -> Any:
     return with_hidden_states(rest, torch.cat([hidden_states(first), hidden_states(rest)], dim=1))
 
 
-def asked(llm: Any) -> dict[str, Tensor]:
+def llm_inputs(llm: Any) -> dict[str, Tensor]:
     """Arguments for a forward over two rows of twelve tokens."""
-    given = {
+    inputs = {
         "inputs_embeds": torch.randn(2, 12, 32),
         "position_ids": torch.arange(12).expand(2, -1),
         "attention_mask": torch.ones(12, 12, dtype=torch.bool).tril().expand(2, 1, -1, -1),
     }
     if llm.config._attn_implementation == "eager":
-        given["attention_mask"] = torch.zeros(2, 1, 12, 12).masked_fill(~given["attention_mask"], -1e30)
-    return given
+        inputs["attention_mask"] = torch.zeros(2, 1, 12, 12).masked_fill(~inputs["attention_mask"], -1e30)
+    return inputs
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_states_that_are_looked_at_are_the_same(name: str) -> None:
     llm = tiny_minigpt4(AutoConfig.for_model(name, **{**SIZES, **FAMILIES[name]})).llm
-    given = asked(llm)
-    wanted = llm(**given, use_cache=False).logits
+    inputs = llm_inputs(llm)
+    expected = llm(**inputs, use_cache=False).logits
     with patched_layer(decoder_layers(llm)[-1], in_two):
-        found = llm(**given, use_cache=False).logits
-    torch.testing.assert_close(found[:, READ:], wanted[:, READ:], rtol=1e-4, atol=1e-4)
-    assert (found[:, :READ] - wanted[:, :READ]).abs().max() > 1e-3, "the first are not computed, or nothing is tested"
-    assert torch.equal(llm(**given, use_cache=False).logits, wanted)
+        logits = llm(**inputs, use_cache=False).logits
+    torch.testing.assert_close(logits[:, READ:], expected[:, READ:], rtol=1e-4, atol=1e-4)
+    assert (logits[:, :READ] - expected[:, :READ]).abs().max() > 1e-3, (
+        "the first are not computed, or nothing is tested"
+    )
+    assert torch.equal(llm(**inputs, use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_layer_run_for_some_tokens_after_others_says_the_same_of_all(name: str) -> None:
     llm = tiny_minigpt4(AutoConfig.for_model(name, **{**SIZES, **FAMILIES[name]})).llm
-    given = asked(llm)
-    embeddings = given["inputs_embeds"].requires_grad_()
-    wanted = llm(**given, use_cache=False).logits
-    (gradient,) = torch.autograd.grad(wanted.square().sum(), embeddings)
+    inputs = llm_inputs(llm)
+    embeddings = inputs["inputs_embeds"].requires_grad_()
+    expected = llm(**inputs, use_cache=False).logits
+    (gradient,) = torch.autograd.grad(expected.square().sum(), embeddings)
     with patched_layer(decoder_layers(llm)[0], one_by_one):
-        found = llm(**given, use_cache=False).logits
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    (part,) = torch.autograd.grad(found.square().sum(), embeddings)
+        logits = llm(**inputs, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    (part,) = torch.autograd.grad(logits.square().sum(), embeddings)
     torch.testing.assert_close(part[:, :READ], gradient[:, :READ], rtol=1e-3, atol=1e-3)
     assert part[:, READ:].abs().max() < 1e-30 < gradient[:, READ:].abs().max()
 
 
 def test_a_layer_that_takes_no_cache_is_told_from_one_that_does() -> None:
     class Plain(torch.nn.Module):
-        def forward(self, states: Tensor, **given: Any) -> Tensor:
+        def forward(self, states: Tensor, **kwargs: Any) -> Tensor:
             return states
 
     layer = Plain()
@@ -95,15 +97,15 @@ def test_a_layer_that_takes_no_cache_is_told_from_one_that_does() -> None:
 def test_a_forward_that_somebody_has_put_there_is_put_back() -> None:
     llm = tiny_minigpt4().llm
     layer = llm.model.layers[-1]
-    own = layer.forward
+    original = layer.forward
 
-    def watched(hidden_states: Tensor, *args: Any, **given: Any) -> Any:
-        return own(hidden_states, *args, **given)
+    def watched(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return original(hidden_states, *args, **kwargs)
 
     layer.forward = watched
     ids = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11, 12]])
-    wanted = llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits
+    expected = llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits
     with patched_layer(decoder_layers(llm)[-1], in_two), pytest.raises(ValueError, match="stop here"):
         raise ValueError("stop here")
     assert layer.forward is watched
-    assert torch.equal(llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits, wanted)
+    assert torch.equal(llm(ids, **{CACHE_ARGUMENT: DynamicCache()}).logits, expected)

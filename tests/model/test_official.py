@@ -61,7 +61,7 @@ def test_a_checkpoint_of_ones_own(
     plain = torch.load(official_files.checkpoint)["model"]
     buffers = {"Qformer.bert.embeddings.position_ids": torch.arange(4)[None]}
     buffers["llama_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    wanted = load(official_files).projection.weight
+    expected = load(official_files).projection.weight
     for wrappers in (0, 1, 2):
         state = {"module." * wrappers + key: tensor for key, tensor in (plain | buffers).items()}
         path = tmp_path / f"checkpoint_{wrappers}.pth"
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_ones_own(
         )
         with caplog.at_level(logging.WARNING):
             loaded = load(official_files, checkpoint=path)
-        assert torch.equal(loaded.projection.weight, wanted)
+        assert torch.equal(loaded.projection.weight, expected)
         assert (f"have the prefix '{'module.' * wrappers}'" in caplog.text) == (wrappers > 0)
 
 
@@ -111,10 +111,10 @@ def test_a_key_too_few_or_too_many(official_files: OfficialFiles, tmp_path: Path
 
 @pytest.mark.parametrize("which", ["vision", "qformer", "checkpoint"])
 def test_broken_files(official_files: OfficialFiles, tmp_path: Path, which: str) -> None:
-    whole = getattr(official_files, which).read_bytes()
+    data = getattr(official_files, which).read_bytes()
     path = tmp_path / "broken.pth"
     contents = [b"", b"PK", b"hello, this is no model", pickle.dumps([1, 2]), pickle.dumps({"a": 1})]
-    contents += [whole[: len(whole) * part // 8] for part in range(1, 8)]
+    contents += [data[: len(data) * part // 8] for part in range(1, 8)]
     for content in contents:
         path.write_bytes(content)
         assert str(path) in refusal(official_files, **{which: path})
@@ -125,7 +125,7 @@ def test_broken_files(official_files: OfficialFiles, tmp_path: Path, which: str)
 
 
 class _Code:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -194,9 +194,9 @@ def test_real_dimensions() -> None:
     """Every tensor of the real tower and Q-Former is made once, from every official key once, with equal shapes."""
     with torch.device("meta"):
         modules = Blip2VisionModel(Blip2VisionConfig()), Blip2QFormerModel(Blip2QFormerConfig())
-    own = {"post_layernorm.weight", "post_layernorm.bias"}, {"query_tokens", "ln_vision.weight", "ln_vision.bias"}
+    extras = {"post_layernorm.weight", "post_layernorm.bias"}, {"query_tokens", "ln_vision.weight", "ln_vision.bias"}
     tables = vision_table(39), qformer_table(12, 2)
-    for module, table, extra in zip(modules, tables, own, strict=True):
+    for module, table, extra in zip(modules, tables, extras, strict=True):
         shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
         assert set(shapes) ^ set(table) == extra
         used = [name for names in table.values() for name in names if name]
@@ -211,7 +211,7 @@ def test_the_recorded_key_map(shared: Path) -> None:
     recorded = json.loads((shared / "goldens" / "key_map.json").read_text())
     tower: dict[str, torch.Tensor] = {}
     bridge: dict[str, torch.Tensor] = {}
-    wanted: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for state, entries in ((tower, recorded["vision"]), (bridge, recorded["qformer"])):
         for entry in entries:
             layers = [i for i in range(39 if state is tower else 12) if entry["count"] != 6 or i % 2 == 0]
@@ -220,13 +220,13 @@ def test_the_recorded_key_map(shared: Path) -> None:
                 target = bridge if entry["original"].startswith("ln_vision") else state
                 target[entry["original"].replace("{i}", str(i))] = tensor
                 if entry["hf_shape"] is not None:
-                    wanted[entry["hf"].replace("{i}", str(i))] = tuple(entry["hf_shape"])
+                    expected[entry["hf"].replace("{i}", str(i))] = tuple(entry["hf_shape"])
     made = map_keys(tower, vision_table(39), vision_ignored(39), file="eva_vit_g.pth")
     made |= map_keys(bridge, qformer_table(12, 2), BLIP2_IGNORED, file="blip2.pth")
     for kind in ("weight", "bias"):
         made[f"post_layernorm.{kind}"] = made.pop(f"ln_vision.{kind}")
-    wanted["query_tokens"] = wanted.pop("(Blip2Model.query_tokens) own parameter")
-    assert {key: tuple(tensor.shape) for key, tensor in made.items()} == wanted
+    expected["query_tokens"] = expected.pop("(Blip2Model.query_tokens) own parameter")
+    assert {key: tuple(tensor.shape) for key, tensor in made.items()} == expected
 
 
 def test_reading_is_lazy_about_nothing_else(tmp_path: Path) -> None:

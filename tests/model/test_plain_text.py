@@ -92,13 +92,13 @@ def test_what_a_caption_spells_out_is_text(vocabularies: dict[str, Tokenizer], n
     for mark in MARKS:
         known = tokenizer.encode(mark)
         meant = tokenizer.encode_pieces(["A dog.", "</s>"])
-        said = tokenizer.encode_pieces(["A ", PlainText(f"dog {mark} runs."), "</s>"])
-        assert said[-1] == meant[-1] == tokenizer.eos_id
-        assert tokenizer.eos_id not in said[:-1]
+        ids = tokenizer.encode_pieces(["A ", PlainText(f"dog {mark} runs."), "</s>"])
+        assert ids[-1] == meant[-1] == tokenizer.eos_id
+        assert tokenizer.eos_id not in ids[:-1]
         if tokenizer.find_special_token(mark) == mark:
-            assert not {known[-1]} & set(said[:-1]) or mark == "<unk>"
+            assert not {known[-1]} & set(ids[:-1]) or mark == "<unk>"
         if name != "unigram":
-            assert mark in tokenizer.decode(said)
+            assert mark in tokenizer.decode(ids)
     ordinary = ["A ", PlainText("red circle on white ground."), "</s>"]
     assert tokenizer.encode_pieces(ordinary) == tokenizer.encode("".join(ordinary))
     assert tokenizer.find_special_token("A dog. </s>") == "</s>"
@@ -136,19 +136,19 @@ def test_prompts_and_targets(vocabularies: dict[str, Tokenizer], name: str, conv
 
 def test_white_space_among_added_tokens_is_no_special_token(tmp_path: Path) -> None:
     """Gemma's line breaks are added tokens; texts with them keep the tokens that the tokenizer gives."""
-    own = write_tokenizer(tmp_path, words=["\n\n"])
-    tokenizer = HuggingFaceTokenizer(own)
+    reference = write_tokenizer(tmp_path, words=["\n\n"])
+    tokenizer = HuggingFaceTokenizer(reference)
     text = "A dog.\n\nA cat."
-    assert own.convert_tokens_to_ids("\n\n") in tokenizer.encode_pieces([PlainText(text)])
-    assert tokenizer.encode_pieces([PlainText(text)]) == own.encode(text, add_special_tokens=False)
+    assert reference.convert_tokens_to_ids("\n\n") in tokenizer.encode_pieces([PlainText(text)])
+    assert tokenizer.encode_pieces([PlainText(text)]) == reference.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("special", [True, False])
 def test_added_tokens_of_a_llama_folder(tmp_path: Path, special: bool) -> None:
     entry = {"special": special, "rstrip": True, "lstrip": False, "normalized": False, "single_word": False}
     write_pieces(tmp_path, {"<|im_start|>": entry})
-    tokenizer, own = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.encode("<|im_start|>") == own.encode("<|im_start|>", add_special_tokens=False)
+    tokenizer, reference = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("<|im_start|>") == reference.encode("<|im_start|>", add_special_tokens=False)
     assert len(tokenizer.encode("<|im_start|>\n")) == 1
     ids = tokenizer.encode("A dog<|im_start|>A cat")
     assert tokenizer.decode(ids).replace(" ", "") == ("AdogAcat" if special else "Adog<|im_start|>Acat")
@@ -156,40 +156,40 @@ def test_added_tokens_of_a_llama_folder(tmp_path: Path, special: bool) -> None:
 
 @pytest.mark.parametrize("legacy", [None, True, False])
 def test_a_llama_folder_with_a_chat_template(tmp_path: Path, legacy: bool | None) -> None:
-    """Prompt and answer have the tokens that the library gives the whole conversation."""
+    """Prompt and answer have the tokens that transformers gives the complete conversation."""
     settings = {} if legacy is None else {"legacy": legacy}
     write_pieces(tmp_path, {}, chat_template=TWO_PARTS, **settings)
-    own = AutoTokenizer.from_pretrained(tmp_path)
-    layout = PromptLayout(load_tokenizer(tmp_path, library=True), read_chat_template(own), image_tokens=2)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    layout = PromptLayout(load_tokenizer(tmp_path, library=True), read_chat_template(reference), image_tokens=2)
     turns = [{"role": "user", "content": "<Img>@@</Img> Who?"}, {"role": "assistant", "content": "A dog."}]
-    wanted = []
+    expected = []
     for count in (1, 2):
-        text = own.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=count == 1)
-        wanted.append([i for part in text.split("@@") for i in own.encode(part, add_special_tokens=False)])
-    assert [i for i in layout.prompt("Who?").ids if i >= 0] == wanted[0]
-    assert [i for i in layout.sample("Who?", "A dog.").ids if i >= 0] == wanted[1]
+        text = reference.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=count == 1)
+        expected.append([i for part in text.split("@@") for i in reference.encode(part, add_special_tokens=False)])
+    assert [i for i in layout.prompt("Who?").ids if i >= 0] == expected[0]
+    assert [i for i in layout.sample("Who?", "A dog.").ids if i >= 0] == expected[1]
 
 
 @pytest.mark.parametrize(("bos", "adds"), [("<s>", True), ("<s>", False), ("</s>", False), (None, False)])
 def test_a_model_without_a_chat_template(tmp_path: Path, bos: str | None, adds: bool) -> None:
-    own = write_tokenizer(tmp_path, bos=bos, adds_bos=adds)
-    layout = PromptLayout(load_tokenizer(tmp_path), read_chat_template(own), image_tokens=2)
+    reference = write_tokenizer(tmp_path, bos=bos, adds_bos=adds)
+    layout = PromptLayout(load_tokenizer(tmp_path), read_chat_template(reference), image_tokens=2)
     row = [i for i in layout.sample("Describe.", "A red circle.").ids if i >= 0]
     parts = ["User: <Img>", "</Img> Describe.\nAssistant: A red circle.</s>"]
-    wanted = [own.encode(part, add_special_tokens=False) for part in parts]
-    assert row == [*([own.bos_token_id] if adds else []), *wanted[0], *wanted[1]]
-    assert count_bos(own) == ((1, True) if adds else (0, False))
+    expected = [reference.encode(part, add_special_tokens=False) for part in parts]
+    assert row == [*([reference.bos_token_id] if adds else []), *expected[0], *expected[1]]
+    assert count_bos(reference) == ((1, True) if adds else (0, False))
 
 
 def test_later_turns_of_a_chat(tmp_path: Path) -> None:
-    own = write_tokenizer(tmp_path, SPECIAL, template=CHATML)
-    layout = PromptLayout(HuggingFaceTokenizer(own), read_chat_template(own), image_tokens=2)
+    reference = write_tokenizer(tmp_path, SPECIAL, template=CHATML)
+    layout = PromptLayout(HuggingFaceTokenizer(reference), read_chat_template(reference), image_tokens=2)
     turns = [("<Img><ImageHere></Img> Who?", "A dog."), ("Where?", "There.")]
     roles = [(role, text) for pair in turns for role, text in zip(("user", "assistant"), pair, strict=True)]
-    text = own.apply_chat_template([{"role": role, "content": text} for role, text in roles], tokenize=False)
-    wanted = [i for part in text.split("<ImageHere>") for i in own.encode(part, add_special_tokens=False)]
+    text = reference.apply_chat_template([{"role": role, "content": text} for role, text in roles], tokenize=False)
+    expected = [i for part in text.split("<ImageHere>") for i in reference.encode(part, add_special_tokens=False)]
     row = [i for i in layout.dialogue(turns).ids if i >= 0]
-    assert row == wanted[: len(row)]
+    assert row == expected[: len(row)]
     assert (
         layout.dialogue_prompt(turns[:1], "Where?").ids + layout.target_ids("There.")[0] == layout.dialogue(turns).ids
     )
@@ -201,6 +201,6 @@ def test_check_notes_special_tokens(toy_data: Path, tmp_path: Path, capsys: pyte
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps(row) + "\n", encoding="utf-8")
     assert run(lambda: call(app, ["check", str(manifest), "--split", row["split"], "--model", "toy", "--json"])) == 0
-    found = json.loads(capsys.readouterr().out)["problems"]
-    assert found["special"] == 2
-    assert found["stopped"] == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems["special"] == 2
+    assert problems["stopped"] == 1

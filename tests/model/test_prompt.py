@@ -1,4 +1,4 @@
-"""Rows of ids: the image whole, the stop symbol last, one BOS first, whatever is said."""
+"""Rows of ids: all image tokens, the stop symbol last, one BOS first, whatever the text."""
 
 from __future__ import annotations
 
@@ -60,28 +60,28 @@ def test_dialogues_learn_their_answers(official_files: OfficialFiles, turns: lis
     assert row.ids.count(IMAGE_SLOT) == 3
     assert len(row.ids) - row.prompt_length <= limit
     assert row.ids[-len(layout.stop_ids) :] == layout.stop_ids
-    assert all(row.prompt_length <= place < len(row.ids) for place in row.masked)
+    assert all(row.prompt_length <= position < len(row.ids) for position in row.masked)
     if not row.truncated:
-        said = sum(len(tokenizer.encode(answer + "</s>")) for _, answer in turns)
-        assert row.target_count == said
+        answer_tokens = sum(len(tokenizer.encode(answer + "</s>")) for _, answer in turns)
+        assert row.target_count == answer_tokens
 
 
 def test_one_turn_is_a_sample(processor: MiniGPT4Processor) -> None:
     layout = processor.layout
-    asked = "<Img><ImageHere></Img> What is this?"
-    assert layout.dialogue([(asked, "A dog.")]) == layout.sample("What is this?", "A dog.")
+    question = "<Img><ImageHere></Img> What is this?"
+    assert layout.dialogue([(question, "A dog.")]) == layout.sample("What is this?", "A dog.")
 
 
 def test_batches(processor: MiniGPT4Processor) -> None:
     pictures = [PICTURE, Image.fromarray(PICTURE)]
-    learnt = processor(pictures, "What is this?", ["A dog.", "Two girls are eating ice cream."])
-    assert set(learnt) == {"input_ids", "attention_mask", "labels", "pixel_values"}
-    assert learnt["pixel_values"].shape == (2, 3, 28, 28)
-    assert learnt["attention_mask"][0, -1] == 0
-    asked = processor(pictures, ["What is this?", "Who is there in the park?"])
-    assert set(asked) == {"input_ids", "attention_mask", "pixel_values"}
-    assert asked["attention_mask"][0, 0] == 0
-    assert asked["attention_mask"][:, -1].all()
+    samples = processor(pictures, "What is this?", ["A dog.", "Two girls are eating ice cream."])
+    assert set(samples) == {"input_ids", "attention_mask", "labels", "pixel_values"}
+    assert samples["pixel_values"].shape == (2, 3, 28, 28)
+    assert samples["attention_mask"][0, -1] == 0
+    prompts = processor(pictures, ["What is this?", "Who is there in the park?"])
+    assert set(prompts) == {"input_ids", "attention_mask", "pixel_values"}
+    assert prompts["attention_mask"][0, 0] == 0
+    assert prompts["attention_mask"][:, -1].all()
     text_only = processor(None, "Who is there?", "A dog.")
     assert (text_only["input_ids"] != IMAGE_SLOT).all()
     assert processor(PICTURE)["input_ids"].shape[0] == 1

@@ -1,4 +1,4 @@
-"""A tiny model folder with a vocabulary of its own, and a manifest: what `explain` and `plan` read."""
+"""A tiny model folder with a small vocabulary, and a manifest: what `explain` and `plan` read."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def model_config(**settings: object) -> MiniGPT4Config:
         vocab_size=400, hidden_size=64, intermediate_size=172, num_hidden_layers=3, num_attention_heads=4,
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    given = {"vision_config": vision, "qformer_config": qformer, "text_config": llm, "query_tokens": 6, **settings}
-    return MiniGPT4Config(**given)
+    content = {"vision_config": vision, "qformer_config": qformer, "text_config": llm, "query_tokens": 6, **settings}
+    return MiniGPT4Config(**content)
 
 
 def write_vocabulary(folder: Path) -> None:
@@ -95,11 +95,11 @@ MakeConfig = Callable[..., RunConfig]
 
 @pytest.fixture
 def make_config(folder: Path) -> MakeConfig:
-    """A run on one of the models, with settings of its own."""
+    """A run on one of the models, with overrides."""
 
     def make(model: str = "vicuna", *overrides: str) -> RunConfig:
-        given = {"model": {"path": str(folder / model)}, "data": {"train": str(folder / "manifest.jsonl")}}
-        return parse_config({"output": str(folder / "run"), **given}, overrides)
+        content = {"model": {"path": str(folder / model)}, "data": {"train": str(folder / "manifest.jsonl")}}
+        return parse_config({"output": str(folder / "run"), **content}, overrides)
 
     return make
 

@@ -54,7 +54,7 @@ def test_training_and_generation_agree(make_config: Any, model: str, way: str) -
 
 
 def test_the_sequence_is_the_layouts(make_config: Any) -> None:
-    """What was read off at the language model's door is what the layout says, in every way of training."""
+    """The language model's recorded inputs are what the layout says, in every way of training."""
     config = make_config()
     _, processor = load_config_and_processor(config.model)
     for way in WAYS.values():
@@ -110,7 +110,7 @@ def test_captions_that_see_each_other(make_config: Any, monkeypatch: pytest.Monk
         return torch.ones(len(firsts), 1, width, cached + width, dtype=torch.bool).tril(cached)
 
     monkeypatch.setattr(packing, "_attention_mask", look_back)
-    # The one that stands first in the row has nothing but the prompt to look back to.
+    # The first one in the row can attend to nothing but the prompt.
     second, first = (failed(explained(make_config(), caption=number)) for number in (0, 1))
     assert "loss mask" in second
     assert not first
@@ -119,8 +119,8 @@ def test_captions_that_see_each_other(make_config: Any, monkeypatch: pytest.Monk
 def test_positions_that_go_on(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = packing.pack
 
-    def pack(*given: Any, **kwargs: Any) -> packing.PackedBatch:
-        batch = right(*given, **kwargs)
+    def pack(*args: Any, **kwargs: Any) -> packing.PackedBatch:
+        batch = right(*args, **kwargs)
         batch.position_ids[:] = torch.arange(kwargs["cached"], kwargs["cached"] + batch.position_ids.shape[1])
         return batch
 
@@ -164,9 +164,9 @@ def test_no_stop_symbol(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> No
         return ids[: -len(self.stop_ids)], truncated
 
     monkeypatch.setattr(PromptLayout, "target_ids", target_ids)
-    found = failed(explained(make_config()))
-    assert {"stop symbol trained", "stop ends decoding"} <= found
-    assert "same prompt" not in found
+    failures = failed(explained(make_config()))
+    assert {"stop symbol trained", "stop ends decoding"} <= failures
+    assert "same prompt" not in failures
 
 
 @pytest.mark.parametrize("model", ["vicuna", "llama2"])

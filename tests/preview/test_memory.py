@@ -97,15 +97,15 @@ def test_lora_is_counted(folder: Path) -> None:
     assert size.lora == values
     assert size.llm - without.llm == 4 * values
     embeddings = torch.randn(2, 24, 64, requires_grad=True)
-    own = [*model.parameters(), *model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
     mask = torch.ones(2, 1, 24, 24, dtype=torch.bool).tril()
     decoder = model.llm.get_decoder().eval()
-    kept, _ = saved_bytes(lambda: decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False), own)
+    kept, _ = saved_bytes(lambda: decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False), tensors)
     assert size.layer(2, 24) * size.layers == pytest.approx(kept, rel=CLOSE)
     assert size.layer_bytes > without.layer_bytes
     load = TrainingLoad(rows=2, tokens=24, logit_positions=8, images=2)
     half = measure_model(adapted, torch.bfloat16)
-    # Values in float32 have no master beside them: gradient and two moments, against gradient, master and moments.
+    # Values in float32 have no master copy: gradient and two moments, against gradient, master and moments.
     for measured, bytes_of_a_value in ((size, 12), (half, 14)):
         parts = {part.name: part.bytes for part in training_memory(measured, load).parts}
         assert parts["LoRA"] == bytes_of_a_value * values
@@ -150,8 +150,8 @@ def test_kept_of_a_token_in_a_layer(name: str, kibibytes: float) -> None:
 )
 def test_activations_at_true_size(name: str, rows: int, tokens: int, eager: float, checkpointed: float) -> None:
     load = TrainingLoad(rows, tokens, rows * 14, rows)
-    whole = training_memory(vicuna(name), load)
-    assert part(whole, "activations") == pytest.approx(eager, rel=CLOSE)
+    memory = training_memory(vicuna(name), load)
+    assert part(memory, "activations") == pytest.approx(eager, rel=CLOSE)
     states = training_memory(vicuna(name), load, checkpointing=True)
     assert part(states, "activations") == pytest.approx(checkpointed, rel=CLOSE)
 

@@ -54,13 +54,13 @@ def test_a_step_is_shared(make_config: Callable[..., Any]) -> None:
 
 def test_divided_layers_are_a_share_and_three_that_are_gathered(make_config: Callable[..., Any]) -> None:
     config = make_config("vicuna", "train.sharding=fsdp")
-    whole, mine = planner(config).size(config).llm, planner(config, processes=8).size(config).llm
+    full, mine = planner(config).size(config).llm, planner(config, processes=8).size(config).llm
     # Three layers in bfloat16: they are all of this tiny model, but for the vocabulary and the last norm.
     layers = 3 * (4 * 64 * 64 + 3 * 64 * 172 + 2 * 64) * 2
-    assert whole == layers + (2 * 400 * 64 + 64) * 2
-    assert mine == pytest.approx(whole + layers / 8, rel=1e-3)
+    assert full == layers + (2 * 400 * 64 + 64) * 2
+    assert mine == pytest.approx(full + layers / 8, rel=1e-3)
     size = replace(planner(config).size(config), layers=80)
-    assert planner(config, processes=8)._divided(size).llm == pytest.approx(whole - layers * (7 / 8 - 3 / 80), rel=1e-3)
+    assert planner(config, processes=8)._divided(size).llm == pytest.approx(full - layers * (7 / 8 - 3 / 80), rel=1e-3)
 
 
 def test_several_processes_are_told_to_divide_before_bits_are_saved(make_config: Callable[..., Any]) -> None:
@@ -85,9 +85,9 @@ def test_made_up_captions_have_the_length_that_was_asked_for(make_config: Callab
 def test_a_proposal_fits_and_nothing_else_is_changed(make_config: Callable[..., Any]) -> None:
     config = make_config("vicuna", "data.train=absent.jsonl")
     plans = planner(config)
-    whole = plans.plan()
+    plan = plans.plan()
     limit = 1_500_000_000 + 30_000_000
-    assert whole.training.total > limit > whole.generation.total
+    assert plan.training.total > limit > plan.generation.total
     proposal = plans.propose(limit)
     assert proposal is not None
     (override,) = proposal.overrides
@@ -104,12 +104,12 @@ def test_float32_is_halved_where_nothing_else_helps(make_config: Callable[..., A
     config = make_config("vicuna", "data.train=absent.jsonl", "model.dtype=float32")
     plans = planner(config)
     least = ["train.micro_batch_size=1", "evaluate.batch_size=1"]
-    whole, half = (
+    full, half = (
         plans.plan(parse_config(config.model_dump(mode="json"), [*least, *more])).peak
         for more in ([], ["model.dtype=bfloat16"])
     )
-    assert half < whole
-    proposal = plans.propose((half + whole) // 2)
+    assert half < full
+    proposal = plans.propose((half + full) // 2)
     assert proposal is not None
     assert proposal.overrides[0] == "model.dtype=bfloat16"
     assert plans.smallest().peak <= half
@@ -210,6 +210,6 @@ def test_a_model_that_is_neither_here_nor_on_the_hub(
 
     monkeypatch.setattr("captune.model.loading.MiniGPT4Config.from_pretrained", out_of_reach)
     assert command("plan", yaml_file, "model.path=weights/absent") == 2
-    said = capsys.readouterr().err
-    assert "weights/absent cannot be read: there is no such folder here" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "weights/absent cannot be read: there is no such folder here" in message
+    assert message.count("\n") == 1

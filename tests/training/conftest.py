@@ -14,7 +14,7 @@ from captune.training import preparation, trainer
 @pytest.fixture(scope="module")
 def tiny_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "load_for_training", lambda *given: tiny_minigpt4())
+        patch.setattr(trainer, "load_for_training", lambda *args: tiny_minigpt4())
         patch.setattr(preparation, "features_of", tiny_features)
         torch.set_num_threads(1)
         yield

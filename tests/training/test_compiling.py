@@ -61,11 +61,11 @@ def test_every_length_and_layer_is_one_graph_with_the_same_gradient(lora: bool) 
     for rows in (2, 3, 4):
         for length in (3, 8, 17, 30):
             samples = [TrainingSample(0, ("a dog", "y" * length, "x" * (length + row))) for row in range(rows)]
-            wanted, found = gradient(eager, model, samples), gradient(compiled, model, samples)
-            assert found[0] == pytest.approx(wanted[0], rel=1e-5)
-            assert (found[1] - wanted[1]).norm() <= 1e-5 * wanted[1].norm()
+            expected, computed = gradient(eager, model, samples), gradient(compiled, model, samples)
+            assert computed[0] == pytest.approx(expected[0], rel=1e-5)
+            assert (computed[1] - expected[1]).norm() <= 1e-5 * expected[1].norm()
     assert counters["stats"]["unique_graphs"] == 1
-    # One row alone is a case of its own to the compiler.
+    # The compiler treats one row alone as a separate case.
     assert gradient(compiled, model, samples[:1])[0] == pytest.approx(gradient(eager, model, samples[:1])[0], rel=1e-5)
     assert counters["stats"]["unique_graphs"] == 2
 
@@ -91,16 +91,16 @@ def run(backend: Any, steps: int = 3) -> tuple[TrainStep, str | None, list[float
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_steps_on_real_kernels() -> None:
-    _, _, wanted, weight = run(None)
-    step, unpacked, found, compiled_weight = run("inductor")
+    _, _, expected, weight = run(None)
+    step, unpacked, losses, compiled_weight = run("inductor")
     assert unpacked is None
     assert step.objective.compiled is not None
-    assert found == pytest.approx(wanted, rel=1e-5)
+    assert losses == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(compiled_weight, weight, atol=1e-5, rtol=0)
 
 
-def own(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What captune said; the compiler has warnings of its own."""
+def captune_log(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The messages of captune, without those of the compiler."""
     return [record.getMessage() for record in caplog.records if record.name.startswith("captune")]
 
 
@@ -112,43 +112,43 @@ def broken_backward(graph: Any, inputs: Any) -> Any:
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.exc import BackendCompilerFailed
 
-    def fail(backward: Any, given: Any) -> Any:
+    def fail(backward: Any, example: Any) -> Any:
         raise BackendCompilerFailed(broken_backward, RuntimeError("no compiler here"), None)
 
-    return aot_autograd(fw_compiler=lambda forward, given: forward, bw_compiler=fail)(graph, inputs)
+    return aot_autograd(fw_compiler=lambda forward, example: forward, bw_compiler=fail)(graph, inputs)
 
 
 @pytest.mark.parametrize("backend", [broken_forward, broken_backward])
 def test_a_run_outlives_its_compiler(backend: Any, caplog: pytest.LogCaptureFixture) -> None:
-    _, _, wanted, weight = run(None)
+    _, _, expected, weight = run(None)
     with caplog.at_level(logging.WARNING, "captune"):
-        _, unpacked, found, same = run(backend)
+        _, unpacked, losses, same = run(backend)
     assert unpacked is None
-    assert found == wanted
+    assert losses == expected
     assert torch.equal(same, weight)
-    (said,) = own(caplog)
-    assert said.startswith("the language model's layers are not compiled from here on: compiled layers fail (")
-    assert "no compiler here" in said
+    (message,) = captune_log(caplog)
+    assert message.startswith("the language model's layers are not compiled from here on: compiled layers fail (")
+    assert "no compiler here" in message
 
 
 def test_a_compiler_may_fail_in_any_step(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, wanted, _ = run(None)
+    _, _, expected, _ = run(None)
     monkeypatch.setattr(TrainStep, "check_packing", lambda self: None)
     with caplog.at_level(logging.WARNING, "captune"):
-        _, _, found, _ = run(broken_backward)
-    assert found == wanted
-    assert len(own(caplog)) == 1
+        _, _, losses, _ = run(broken_backward)
+    assert losses == expected
+    assert len(captune_log(caplog)) == 1
 
 
 def test_a_compiler_that_changes_the_gradient_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     def wrong(graph: Any, inputs: Any) -> Any:
-        return lambda *given: tuple(1.5 * output for output in graph(*given))
+        return lambda *args: tuple(1.5 * output for output in graph(*args))
 
     with caplog.at_level(logging.WARNING, "captune"):
         step, unpacked, _, _ = run(wrong, steps=0)
     assert unpacked is None
     assert step.objective.compiled is None
-    assert "compiled layers change the gradient by" in own(caplog)[0]
+    assert "compiled layers change the gradient by" in captune_log(caplog)[0]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,6 @@ def test_when_layers_are_not_compiled(
 ) -> None:
     with caplog.at_level(logging.WARNING, "captune"):
         assert compile_if_enabled(tiny_minigpt4(), settings(*overrides).train) is None
-    assert [message.partition("since ")[2].startswith(str(reason)) for message in own(caplog)] == [True] * (
+    assert [message.partition("since ")[2].startswith(str(reason)) for message in captune_log(caplog)] == [True] * (
         reason is not None
     )

@@ -43,11 +43,11 @@ def gradient(objective: Objective) -> tuple[torch.Tensor, int]:
     model = objective.model
     with FlopCounterMode(display=False) as counted:
         loss = objective.loss(SAMPLES, features(model))
-        found = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
-    return torch.cat([one.reshape(-1) for one in found]), counted.get_total_flops()
+        gradients = torch.autograd.grad(loss, [parameter for _, parameter in model.trained_parameters()])
+    return torch.cat([one.reshape(-1) for one in gradients]), counted.get_total_flops()
 
 
-def whole(objective: Objective) -> Objective:
+def uncut(objective: Objective) -> Objective:
     other = objective.on(objective.model)
     other.skips_unused = False
     return other
@@ -57,9 +57,9 @@ def whole(objective: Objective) -> Objective:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_less_is_computed_and_the_gradient_is_the_same(layers: int, constant_prefix: bool) -> None:
     objective = Objective(model_of(layers), INSTRUCTION, OptimizationsConfig(constant_prefix=constant_prefix))
-    found, flops = gradient(objective)
-    wanted, all_flops = gradient(whole(objective))
-    assert relative(found, wanted) < 1e-5
+    computed, flops = gradient(objective)
+    expected, all_flops = gradient(uncut(objective))
+    assert relative(computed, expected) < 1e-5
     assert flops < all_flops
 
 
@@ -79,9 +79,9 @@ def test_text_keeps_its_gradient_where_its_embeddings_are_trained() -> None:
     def of_words(one: Objective) -> torch.Tensor:
         return torch.autograd.grad(one.loss(SAMPLES, features(model)), words)[0]
 
-    found = of_words(objective)
-    assert found.abs().max() > 0
-    assert relative(found, of_words(whole(objective))) < 1e-5
+    computed = of_words(objective)
+    assert computed.abs().max() > 0
+    assert relative(computed, of_words(uncut(objective))) < 1e-5
 
 
 def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,19 +24,19 @@ from captune.errors import ConfigError
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind.
+    """The outputs of a run.
 
     Attributes:
         codes: the processes' exit codes.
-        err: what it said.
+        err: its standard error.
         output: its folder.
-        told: what each process told.
+        reports: what each process wrote down.
     """
 
     codes: list[int | None]
     err: str
     output: Path
-    told: list[dict[str, Any]]
+    reports: list[dict[str, Any]]
 
     @property
     def losses(self) -> list[float]:
@@ -45,8 +45,8 @@ class Run:
 
     @property
     def captions(self) -> list[Any]:
-        found = sorted((self.output / "captions").glob("*-[pe]*.json"))
-        return [json.loads(path.read_text()) for path in found if "references" not in path.name]
+        paths = sorted((self.output / "captions").glob("*-[pe]*.json"))
+        return [json.loads(path.read_text()) for path in paths if "references" not in path.name]
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -74,8 +74,8 @@ def go(toy_data: Path, folder: Path, *words: object, processes: int = 2, **train
         sharded_run.main(*words)
     else:
         codes = start(processes, words)
-    told = [json.loads(path.read_text()) for path in sorted(folder.glob("[01].json"))]
-    return Run(codes, "".join(path.read_text() for path in sorted(folder.glob("*.err"))), folder / "run", told)
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("[01].json"))]
+    return Run(codes, "".join(path.read_text() for path in sorted(folder.glob("*.err"))), folder / "run", reports)
 
 
 def start(count: int, words: tuple[Any, ...]) -> list[int | None]:
@@ -87,8 +87,8 @@ def start(count: int, words: tuple[Any, ...]) -> list[int | None]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-    places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    running = [context.Process(target=sharded_run.child, args=(place, *words)) for place in places]
+    environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    running = [context.Process(target=sharded_run.child, args=(environment, *words)) for environment in environments]
     # Python 3.11 does not tell the process that they are forked from where the tests' modules are.
     with patch.dict(os.environ, PYTHONPATH=str(Path(sharded_run.__file__).parent)):
         for process in running:
@@ -119,10 +119,10 @@ def test_divided_between_two_is_the_run_of_one(toy_data: Path, tmp_path: Path, w
     assert divided.losses == pytest.approx(alone.losses, rel=1e-5)
     assert divided.captions == alone.captions
     # Three evaluations of five images and a slice of four: each image is captioned by one of the processes.
-    assert [told["captions"] for told in divided.told] == [[3, 2] * 3, [2, 2] * 3]
-    for told in divided.told:
+    assert [report["captions"] for report in divided.reports] == [[3, 2] * 3, [2, 2] * 3]
+    for report in divided.reports:
         lora = sum(tensor.nbytes for name, tensor in divided.weights.items() if "lora" in name)
-        assert told["held"] - lora == (told["total"] - lora) / 2
+        assert report["held"] - lora == (report["total"] - lora) / 2
     for name, weight in alone.weights.items():
         torch.testing.assert_close(divided.weights[name], weight, atol=1e-5, rtol=1e-4)
 
@@ -132,7 +132,7 @@ def test_one_process_out_of_memory_does_not_leave_the_other_waiting(toy_data: Pa
     alone = go(toy_data, tmp_path / "alone", processes=1, batch_size=40)
     cramped = go(toy_data, tmp_path / "cramped", "cramped", batch_size=40, sharding="fsdp")
     assert cramped.codes == [0, 0], cramped.err
-    assert [told["outages"] for told in cramped.told] == [0, 3]
+    assert [report["outages"] for report in cramped.reports] == [0, 3]
     assert re.findall(r"out of memory: continuing with micro-batches of (\d)", cramped.err) == ["2", "1"]
     assert cramped.losses == pytest.approx(alone.losses, rel=1e-5)
     assert cramped.captions == alone.captions
@@ -140,7 +140,7 @@ def test_one_process_out_of_memory_does_not_leave_the_other_waiting(toy_data: Pa
 
 @pytest.mark.slow
 def test_killed_or_stopped_and_started_again_it_ends_the_same(toy_data: Path, tmp_path: Path) -> None:
-    whole = go(toy_data, tmp_path / "whole", sharding="fsdp")
+    uninterrupted = go(toy_data, tmp_path / "whole", sharding="fsdp")
     broken = tmp_path / "broken"
     killed = go(toy_data, broken, "die", 3, sharding="fsdp")
     assert killed.codes[0] == -signal.SIGKILL
@@ -151,9 +151,9 @@ def test_killed_or_stopped_and_started_again_it_ends_the_same(toy_data: Path, tm
     assert "stopped by SIGTERM after step 5 of 6, which is saved" in stopped.err
     resumed = go(toy_data, broken, sharding="fsdp")
     assert resumed.codes == [0, 0], resumed.err
-    assert resumed.losses == whole.losses
-    assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
-    assert (resumed.output / "scores.json").read_text() == (whole.output / "scores.json").read_text()
+    assert resumed.losses == uninterrupted.losses
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in uninterrupted.weights.items())
+    assert (resumed.output / "scores.json").read_text() == (uninterrupted.output / "scores.json").read_text()
 
 
 def test_one_process_says_that_it_divides_nothing(toy_data: Path, tmp_path: Path) -> None:

@@ -31,15 +31,15 @@ def test_original_schedules(shared: Path) -> None:
     recorded = json.loads((shared / "goldens" / "lr_schedules.json").read_text())
     compared = 0
     for case in recorded.values():
-        given = case["config"]
-        if given["warmup_steps"] > given["iters_per_epoch"]:
+        golden = case["config"]
+        if golden["warmup_steps"] > golden["iters_per_epoch"]:
             continue  # the original starts its warm-up over in every epoch there
         config = TrainConfig(
-            learning_rate=given["init_lr"],
-            min_learning_rate=given["min_lr"],
+            learning_rate=golden["init_lr"],
+            min_learning_rate=golden["min_lr"],
             # The original writes "no warm-up rate" as -1 and then starts at the top.
-            warmup_learning_rate=given["warmup_start_lr"] if given["warmup_start_lr"] >= 0 else given["init_lr"],
-            warmup_steps=given["warmup_steps"],
+            warmup_learning_rate=golden["warmup_start_lr"] if golden["warmup_start_lr"] >= 0 else golden["init_lr"],
+            warmup_steps=golden["warmup_steps"],
         )
         rates = case["lr_at"] if "lr_at" in case else dict(enumerate(case["lr"]))
         for step, rate in rates.items():
@@ -73,11 +73,11 @@ def test_float32_is_plain_adamw() -> None:
 
 def test_a_run_goes_on_exactly() -> None:
     weights = [nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
-    whole, halved = (MasterAdamW([{"params": [weight]}], lr=1e-3) for weight in weights)
-    steps(whole, weights[0], 9)
+    uninterrupted, halved = (MasterAdamW([{"params": [weight]}], lr=1e-3) for weight in weights)
+    steps(uninterrupted, weights[0], 9)
     steps(halved, weights[1], 4)
     later = MasterAdamW([{"params": [weights[1]]}], lr=1e-3)
     later.load_state_dict(halved.state_dict())
     steps(later, weights[1], 5)
     assert torch.equal(weights[0], weights[1])
-    assert torch.equal(whole.state_dict()["masters"][0], later.state_dict()["masters"][0])
+    assert torch.equal(uninterrupted.state_dict()["masters"][0], later.state_dict()["masters"][0])

@@ -107,18 +107,18 @@ def test_packing_changes_nothing(name: str, pieces: OptimizationsConfig) -> None
 
 @pytest.mark.parametrize("name", [*EXACT_FAMILIES, "gemma2"])
 def test_logits_in_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands behind a family's head, and where the last chunk is shorter than the others."""
+    """Whatever follows a family's head, and where the last chunk is shorter than the others."""
     settings = {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}
     model = family(name, EXACT_FAMILIES.get(name, settings))
-    whole = PIECES["separate rows"]
-    loss, gradient = loss_and_gradient(model, whole)
+    separate = PIECES["separate rows"]
+    loss, gradient = loss_and_gradient(model, separate)
     monkeypatch.setattr(loss_module, "VALUES_AT_ONCE", 7 * model.llm.get_output_embeddings().weight.shape[0])
-    chunked_loss, chunked_gradient = loss_and_gradient(model, whole)
+    chunked_loss, chunked_gradient = loss_and_gradient(model, separate)
     assert chunked_loss == pytest.approx(loss, rel=1e-6)
     assert relative(chunked_gradient, gradient) < 1e-5
     # The decoder is itself again.
     monkeypatch.undo()
-    assert loss_and_gradient(model, whole)[0] == loss
+    assert loss_and_gradient(model, separate)[0] == loss
 
 
 def test_few_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_probe_trusts_exact_families(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", WRONG_FAMILIES)
 def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
-    """Silently wrong or raising, training goes on with plain rows and their gradient.
+    """Silently wrong or raising, training continues with plain rows and their gradient.
 
     ALiBi bends the gradient by 4 %, which rounding to bfloat16 would hide.
     """
@@ -184,9 +184,9 @@ def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
 
 
 def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packing goes on without it."""
+    """Packing continues without it."""
 
-    def refuse(*given: Any) -> Any:
+    def refuse(*args: Any) -> Any:
         raise NotImplementedError("the layer takes no cache")
 
     model = tiny_minigpt4()
@@ -223,7 +223,7 @@ def test_no_copy_of_what_is_quantized() -> None:
 def test_memory_that_runs_out_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_minigpt4(AutoConfig.for_model("llama", **{**SIZES, "num_hidden_layers": 5}))
 
-    def full(*given: Any) -> Any:
+    def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(equivalence, "copy", SimpleNamespace(deepcopy=full))
@@ -247,7 +247,7 @@ def test_what_captions_begin_with_is_fed_once() -> None:
     batch = pack([1, -1, 5], [[[7, 8, 9, 2], [6, 2], [7, 8, 2], [7, 8, 9, 2]]], multiple=1)
     assert batch.input_ids[0].tolist() == [1, -1, 5, 6, 7, 8, 9]
     assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 3, 4, 5]
-    # Targets stand in the order of the captions, one that is there twice counts twice.
+    # Targets are in the order of the captions; a repeated one counts twice.
     assert batch.targets.tolist() == [7, 8, 9, 2, 6, 2, 7, 8, 2, 7, 8, 9, 2]
     assert batch.columns.tolist() == [2, 4, 5, 6, 2, 3, 2, 4, 5, 2, 4, 5, 6]
     assert fed_tokens([[7, 8, 9, 2], [6, 2]]) == 4
@@ -264,20 +264,20 @@ def test_every_target_is_predicted_from_its_own_caption() -> None:
         ]
         cached = int(random.integers(0, 2))
         batch = pack(prompt, rows, cached=cached, multiple=int(random.choice([1, 8])))
-        wanted = [
-            (row, [*prompt, *caption[:place]], target)
+        expected = [
+            (row, [*prompt, *caption[:index]], target)
             for row, captions in enumerate(rows)
             for caption in captions
-            for place, target in enumerate(caption)
+            for index, target in enumerate(caption)
         ]
-        found = []
+        predicted = []
         for row, column, target in zip(batch.rows, batch.columns, batch.targets, strict=True):
             seen = batch.attention_mask[row, 0, column].nonzero().flatten()
             assert seen[:cached].tolist() == list(range(cached))
-            own = seen[cached:] - cached
-            assert batch.position_ids[row, own].tolist() == list(range(cached, cached + len(own)))
-            found.append((int(row), prompt[:cached] + batch.input_ids[row, own].tolist(), int(target)))
-        assert found == wanted
+            suffix = seen[cached:] - cached
+            assert batch.position_ids[row, suffix].tolist() == list(range(cached, cached + len(suffix)))
+            predicted.append((int(row), prompt[:cached] + batch.input_ids[row, suffix].tolist(), int(target)))
+        assert predicted == expected
 
 
 def test_rows_are_padded_for_a_gpu_only() -> None:
@@ -326,8 +326,8 @@ def test_a_gradient_is_summed_in_one_order(chunked: bool, monkeypatch: pytest.Mo
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             names = [argument.name for argument in function._schema.arguments]
-            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-            if "index_put" in function.name() and given.get("accumulate"):
+            arguments = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            if "index_put" in function.name() and arguments.get("accumulate"):
                 called.append(function.name())
             return function(*args, **(kwargs or {}))
 

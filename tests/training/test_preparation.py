@@ -41,13 +41,13 @@ def load(config: RunConfig, *data: Any) -> MiniGPT4:
 
 
 def settings(toy_data: Path, output: Path, **sections: dict[str, Any]) -> RunConfig:
-    given: dict[str, Any] = {
+    content: dict[str, Any] = {
         "output": str(output),
         "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 8, "evaluate_images": 4},
         "train": {"epochs": 1, "batch_size": 20, "warmup_steps": 1},
         "evaluate": {"max_new_tokens": 4},
     }
-    return parse_config({**given, **{name: {**given.get(name, {}), **values} for name, values in sections.items()}})
+    return parse_config({**content, **{name: {**content.get(name, {}), **values} for name, values in sections.items()}})
 
 
 def test_lora_is_trained_saved_and_loaded(toy_data: Path, tmp_path: Path) -> None:
@@ -190,12 +190,14 @@ def change_template(config: RunConfig, template: str) -> None:
 
 
 def test_prompts_are_the_same_on_every_day(tmp_path: Path, clock: type[Clock], caplog: Any) -> None:
-    own = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=DATED)
+    tokenizer = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=DATED)
     texts = []
     for day in (1, 2):
         clock.day = day
-        assert f"{day:02d} Nov 2026" in own.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        texts.append(read_chat_template(own, str(tmp_path)))
+        assert f"{day:02d} Nov 2026" in tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], tokenize=False
+        )
+        texts.append(read_chat_template(tokenizer, str(tmp_path)))
     assert texts[0] == texts[1]
     assert "Today: 26 Jul 2024" in texts[0].template
     assert caplog.text.count("contains the date") == 1
@@ -206,9 +208,9 @@ def test_prompts_are_the_same_on_every_day(tmp_path: Path, clock: type[Clock], c
     ["{{ strftime_now('%Y')[:2] }}", "{{ strftime_now('%-d. %B') }}", "{% if strftime_now('%j') %}x{% endif %}"],
 )
 def test_what_templates_do_with_the_date(tmp_path: Path, written: str) -> None:
-    own = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=written + CHATML)
-    found = read_chat_template(own).template.partition("<|im_start|>")[0]
-    assert found in ("20", "26. July", "x")
+    tokenizer = write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], template=written + CHATML)
+    date = read_chat_template(tokenizer).template.partition("<|im_start|>")[0]
+    assert date in ("20", "26. July", "x")
 
 
 def test_a_template_of_chance_is_refused(tmp_path: Path) -> None:

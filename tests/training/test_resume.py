@@ -65,21 +65,21 @@ class PowerFailure(Exception):  # noqa: N818  # it is no error of the program
 @pytest.mark.parametrize("moment", [0, 3, 6, 10, 13])
 def test_dying_at_any_event_changes_nothing(toy_data: Path, tmp_path: Path, undisturbed: Path, moment: int) -> None:
     output = tmp_path / "disturbed"
-    told = 0
+    events = 0
 
     def die(event: Event) -> None:
-        nonlocal told
+        nonlocal events
         if event["event"] in ("progress", "checkpoint", "evaluation", "captions"):
-            told += 1
-            if told == moment + 1:
+            events += 1
+            if events == moment + 1:
                 raise PowerFailure
 
     with pytest.raises(PowerFailure):
         train(settings(toy_data, output), die)
     train(settings(toy_data, output))
     assert steps_of(output) == steps_of(undisturbed)
-    wanted, found = final(undisturbed), final(output)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected, weights = final(undisturbed), final(output)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert (output / "scores.json").read_text() == (undisturbed / "scores.json").read_text()
 
 
@@ -149,9 +149,9 @@ def test_a_run_of_an_older_captune_is_known_again(toy_data: Path, undisturbed: P
     written.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert run_status(config) is RunStatus.FINISHED
     written.write_text(yaml.safe_dump(content | {"gone": 1}), encoding="utf-8")
-    found = inspect_run(config)
-    assert found.status is RunStatus.DAMAGED
-    assert "cannot be read" in found.reason
+    state = inspect_run(config)
+    assert state.status is RunStatus.DAMAGED
+    assert "cannot be read" in state.reason
 
 
 KILLED = """
@@ -189,5 +189,5 @@ def test_sigkill(toy_data: Path, tmp_path: Path, undisturbed: Path) -> None:
     train(settings(toy_data, output))
     assert kills
     assert steps_of(output) == steps_of(undisturbed)
-    wanted, found = final(undisturbed), final(output)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected, weights = final(undisturbed), final(output)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

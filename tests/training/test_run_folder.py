@@ -48,8 +48,8 @@ class PowerFailure(Exception):  # noqa: N818  # it is no error of the program
 def interrupted(config: RunConfig, event: str, epoch: int | None) -> None:
     """Train until an event of an epoch."""
 
-    def die(told: Event) -> None:
-        if told["event"] == event and told.get("epoch") == epoch:
+    def die(reported: Event) -> None:
+        if reported["event"] == event and reported.get("epoch") == epoch:
             raise PowerFailure
 
     with pytest.raises(PowerFailure):
@@ -295,9 +295,9 @@ def test_a_run_that_resumes_must_have_the_images_it_began_with(
     data = Path(shutil.copytree(toy_data, tmp_path / "data"))
     victim = data / read_manifest(data / "manifest.jsonl", split)[0].image
 
-    def features(config: Any, files: Sequence[Path], *given: Any, **named: Any) -> StoredImages:
+    def features(config: Any, files: Sequence[Path], *args: Any, **kwargs: Any) -> StoredImages:
         digest = "".join(hash_file(file).hex() for file in files)
-        return replace(tiny_features(config, files, *given, **named), digest=digest)
+        return replace(tiny_features(config, files, *args, **kwargs), digest=digest)
 
     monkeypatch.setattr(preparation, "features_of", features)
     config = settings(data, tmp_path / "run")
@@ -349,7 +349,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(run: Path) -> None:
 def test_a_checkpoint_whose_record_was_changed_is_refused(run: Path) -> None:
     checkpoint = run / "checkpoints" / "epoch-001"
     record = json.loads((checkpoint / "checkpoint.json").read_text())
-    # The model may have moved; what it was asked may not.
+    # The model may have moved; the instruction may not.
     for changed in ({"model": "elsewhere"}, {"instruction": "Describe this inage."}):
         (checkpoint / "checkpoint.json").write_text(json.dumps(record | changed))
         if "model" in changed:

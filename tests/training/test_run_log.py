@@ -111,9 +111,9 @@ def test_a_run_tells_the_report_everything(toy_data: Path, tmp_path: Path) -> No
 
 
 def counter(folder: Path, name: str, microjoules: int) -> None:
-    place = folder / name
-    place.mkdir(exist_ok=True)
-    (place / "energy_uj").write_text(f"{microjoules}\n")
+    domain = folder / name
+    domain.mkdir(exist_ok=True)
+    (domain / "energy_uj").write_text(f"{microjoules}\n")
 
 
 def test_energy_of_processor_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

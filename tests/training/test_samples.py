@@ -71,16 +71,16 @@ def test_batch_size_is_captions_of_a_step(captions: int, size: int, expected: li
 
 
 @pytest.mark.parametrize("buckets", [True, False])
-@pytest.mark.parametrize("together", [1, 2, 5, 10])
+@pytest.mark.parametrize("captions_per_image", [1, 2, 5, 10])
 @pytest.mark.parametrize("size", [1, 7, 40])
-def test_images_with_one_to_ten_captions(buckets: bool, together: int, size: int) -> None:
+def test_images_with_one_to_ten_captions(buckets: bool, captions_per_image: int, size: int) -> None:
     rows = [
         Sample(str(i), f"{i}.jpg", tuple(f"{i} {c}" + " word" * (i * c % 9) for c in range(1 + i * 7 % 10)), "train")
         for i in range(150)
     ]
     config = TrainConfig(
         batch_size=size,
-        captions_per_image=together,
+        captions_per_image=captions_per_image,
         epochs=3,
         debug=OptimizationsConfig(length_buckets=buckets),
     )
@@ -92,7 +92,7 @@ def test_images_with_one_to_ten_captions(buckets: bool, together: int, size: int
         assert sorted(counts(samples, passed)) == sorted(samples.step_captions)
     # All steps but the last are as near as the captions of one image allow.
     full = sorted(samples.step_captions)[1:]
-    assert all(abs(count - size) <= max(0, together - 1) for count in full)
+    assert all(abs(count - size) <= max(0, captions_per_image - 1) for count in full)
     if size == 40:
         assert all(count == size for count in full)
     heaviest = samples.worst_case_step()
@@ -133,7 +133,7 @@ def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
 
 
 def test_another_length_brings_others_together() -> None:
-    """And only pools whose steps are asked for are measured."""
+    """And only pools whose steps are requested are measured."""
     rows = [Sample(str(i), f"{i}.jpg", (f"{i % 7} " + "long " * (i % 11),), "train") for i in range(2500)]
     config = TrainConfig(batch_size=10, captions_per_image=1)
     measured: list[str] = []
@@ -154,13 +154,13 @@ def test_another_length_brings_others_together() -> None:
 
 
 def test_the_longest_sample_is_the_one_with_the_longest_row() -> None:
-    """Five times the same caption is one in a shared row, and five in rows of their own."""
+    """Five times the same caption is one in a shared row, and five in separate rows."""
     same = Sample("same", "same.jpg", ("a dog that runs " * 2,) * 5, "train")
     other = Sample("other", "other.jpg", ("one dog runs on grass", "two dogs stand", "the sun sets"), "train")
     for shared, longest in ((True, "other"), (False, "same")):
         config = TrainConfig(captions_per_image=5, debug=OptimizationsConfig(shared_prefix=shared))
-        (found,) = TrainingSamples([same, other], config, seed=1).longest(1)
-        assert [same, other][found.image].id == longest
+        (sample,) = TrainingSamples([same, other], config, seed=1).longest(1)
+        assert [same, other][sample.image].id == longest
 
 
 def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
@@ -169,8 +169,8 @@ def test_one_draws_a_caption_of_every_image_per_epoch() -> None:
     for captions in drawn:
         assert len({caption.split()[1] for caption in captions}) == 50
     assert len({tuple(sorted(captions)) for captions in drawn}) == 3
-    chosen = Counter(caption.split()[2] for captions in drawn for caption in captions)
-    assert min(chosen.values()) > 25  # of 150 draws of 3
+    draws = Counter(caption.split()[2] for captions in drawn for caption in captions)
+    assert min(draws.values()) > 25  # of 150 draws of 3
 
 
 def test_joined_is_one_target_an_image() -> None:
@@ -207,15 +207,15 @@ def test_instructions_are_mixed_and_belong_to_a_sample_of_a_pass(
     mixed = ("Describe.", "Say.", "说吧。")
     config = TrainConfig(batch_size=4, captions_per_image=2, caption_targets=targets, instructions=mixed, epochs=3)
 
-    def asked(count: int) -> dict[tuple[int, int, tuple[str, ...]], str | None]:
+    def instructions(count: int) -> dict[tuple[int, int, tuple[str, ...]], str | None]:
         samples = TrainingSamples(images(count), config, seed=5)
         dealt = (
             (step // samples.steps_per_epoch, s) for step in range(samples.total_steps) for s in samples.batch(step)
         )
         return {(passed, sample.image, sample.captions): sample.instruction for passed, sample in dealt}
 
-    few, many = asked(30), asked(60)
-    # What a sample is asked does not depend on what else is in the data.
+    few, many = instructions(30), instructions(60)
+    # The instruction of a sample does not depend on the other data.
     assert few.items() <= many.items()
     counts = Counter(many.values())
     assert set(counts) == set(mixed)

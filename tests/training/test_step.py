@@ -83,8 +83,8 @@ def test_an_undefined_loss_is_skipped_and_then_ends_the_run() -> None:
 
 
 def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted_model, calm = build_step(settings())
-    wanted = calm.run(0)
+    expected_model, calm = build_step(settings())
+    expected = calm.run(0)
     model, cramped = build_step(settings())
     sizes = []
     loss = Objective.loss
@@ -96,10 +96,10 @@ def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -
         return loss(self, samples, features)
 
     monkeypatch.setattr(Objective, "loss", limited)
-    found = cramped.run(0)
+    halved = cramped.run(0)
     assert sizes == [5, 3, 2, 2, 1]
-    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
-    torch.testing.assert_close(model.projection.weight, wanted_model.projection.weight, atol=1e-5, rtol=0)
+    assert halved.loss == pytest.approx(expected.loss, rel=1e-5)
+    torch.testing.assert_close(model.projection.weight, expected_model.projection.weight, atol=1e-5, rtol=0)
 
 
 def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:

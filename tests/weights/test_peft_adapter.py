@@ -114,8 +114,8 @@ def scores(model: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.tensor([[5, 6, 7, *[model.config.image_token_id] * 16, 8, 9, 10]])
     pixels = torch.randn(1, 3, 32, 32, generator=generator)
-    found: Tensor = model(input_ids=ids, pixel_values=pixels).logits
-    return found
+    logits: Tensor = model(input_ids=ids, pixel_values=pixels).logits
+    return logits
 
 
 def loaded(base: Path, folder: Path) -> Any:
@@ -127,10 +127,10 @@ def loaded(base: Path, folder: Path) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_peft(base: Path, kind: str, tmp_path: Path) -> None:
     folder = make(base, tmp_path / "adapter", kind)
-    wanted = scores(PeftModel.from_pretrained(base_model(base), str(folder)).eval().base_model.model)
-    found = scores(loaded(base, folder))
-    assert torch.equal(found, wanted)
-    assert not torch.equal(found, scores(base_model(base)))
+    expected = scores(PeftModel.from_pretrained(base_model(base), str(folder)).eval().base_model.model)
+    computed = scores(loaded(base, folder))
+    assert torch.equal(computed, expected)
+    assert not torch.equal(computed, scores(base_model(base)))
 
 
 @pytest.mark.parametrize("kind", ["list", "all-linear", "DoRA and rslora", "modules_to_save", "regex and patterns"])

@@ -44,11 +44,11 @@ def rated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, skill) in enumerate(SKILL.items()):
         captions = {}
         for image, words in facts.items():
-            said = [
-                word if chance.random() < skill else chance.choice(COLOURS if place % 2 == 0 else THINGS)
-                for place, word in enumerate(words)
+            caption_words = [
+                word if chance.random() < skill else chance.choice(COLOURS if index % 2 == 0 else THINGS)
+                for index, word in enumerate(words)
             ]
-            captions[image] = "a {} {} beside a {} {}".format(*said)
+            captions[image] = "a {} {} beside a {} {}".format(*caption_words)
         scores = score_captions(captions, {image: list(texts) for image, texts in references.items()})
         rows.append(
             CheckpointScores(
@@ -74,12 +74,12 @@ def items(rated_run: Path) -> StudyItems:
 
 @pytest.fixture
 def make_study(items: StudyItems, tmp_path: Path) -> Iterator[MakeStudy]:
-    """A function that makes a study in a folder of its own."""
+    """A function that makes a study in a new folder."""
     made: list[Store] = []
 
-    def make(given: StudyItems = items, *, names: tuple[str, ...] = (), **options: Any) -> Store:
+    def make(study_items: StudyItems = items, *, names: tuple[str, ...] = (), **options: Any) -> Store:
         settings = {"images": 6, "seed": 3, **options}
-        made.append(create_study(tmp_path / f"study-{len(made)}", given, StudyOptions(**settings), names))
+        made.append(create_study(tmp_path / f"study-{len(made)}", study_items, StudyOptions(**settings), names))
         return made[-1]
 
     yield make

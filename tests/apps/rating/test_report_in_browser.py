@@ -1,4 +1,4 @@
-"""What people said, in the run's own report: shown in both languages, readable for everybody, and the same numbers."""
+"""Human ratings in the run's report: shown in both languages, accessible, and the same numbers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_the_section_of_people(
     browser: Any, rated_run: Path, answered: Store, tmp_path: Path, theme: str, language: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    run, found = tmp_path / "run", compute_results(answered)
+    run, results = tmp_path / "run", compute_results(answered)
     copytree(rated_run, run)
-    (run / "rating.json").write_text(results_json(found))
+    (run / "rating.json").write_text(results_json(results))
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=theme)
     page = context.new_page()
     errors: list[str] = []
@@ -30,10 +30,10 @@ def test_the_section_of_people(
     page.select_option("#language", language)
     text = page.inner_text("#ratings")
     assert text.startswith({"en": "Human ratings", "zh": "人工评价"}[language])
-    for name, rate in found.win_rates.items():
+    for name, rate in results.win_rates.items():
         assert name in text
         assert f"{rate.value:.3f}" in text
-    for row in found.correlations:
+    for row in results.correlations:
         if row.target in ("overall", "preference"):
             assert f"{row.kendall.value:.3f}" in text
     assert "rating_" not in text, "every word is translated"

@@ -44,12 +44,12 @@ def _pages(client: TestClient, store: Store, rater: int) -> list[str]:
     pages = [client.get(link).text]
     for position, trial in enumerate(store.trials(rater)):
         pages.append(client.get(link + "rate").text)
-        given = (
+        fields = (
             {"choice": "first"}
             if trial.part == "pairwise"
             else dict.fromkeys(("precision", "recall", "fluency", "conciseness"), "3")
         )
-        answer = client.post(link + "answer", data={"position": position, **given})
+        answer = client.post(link + "answer", data={"position": position, **fields})
         assert (answer.status_code, answer.headers["location"]) == (303, link + "rate")
     return [*pages, client.get(link + "rate").text]
 
@@ -86,23 +86,23 @@ def test_checks_and_repeats_look_like_any_other_screen(make_study: MakeStudy, cl
 def test_an_answer_is_asked_for_until_it_is_whole(make_study: MakeStudy, client: Client) -> None:
     store = make_study(design="rubric")
     link, web = f"/r/{store.token(0)}/", client(store)
-    whole = {"precision": "1", "recall": "2", "fluency": "3", "conciseness": "5"}
+    complete = {"precision": "1", "recall": "2", "fluency": "3", "conciseness": "5"}
     for wrong in (
         {},
-        {**whole, "precision": "6"},
-        {**whole, "recall": ""},
-        {**whole, "fluency": "1; DROP TABLE answer"},
-        {**whole, "fluency": "３"},
+        {**complete, "precision": "6"},
+        {**complete, "recall": ""},
+        {**complete, "fluency": "1; DROP TABLE answer"},
+        {**complete, "fluency": "３"},
         {"choice": "first"},
     ):
         answer = web.post(link + "answer", data={"position": "0", **wrong})
         assert answer.headers["location"].endswith("notice=incomplete")
     for position in ("", "-1", "1e9", "9" * 30, "²"):
-        assert "incomplete" in web.post(link + "answer", data={"position": position, **whole}).headers["location"]
+        assert "incomplete" in web.post(link + "answer", data={"position": position, **complete}).headers["location"]
     assert store.answers() == []
     assert "Please answer every question" in web.get(link + "rate?notice=incomplete").text
-    web.post(link + "answer", data={"position": "0", **whole})
-    again = web.post(link + "answer", data={"position": "0", **dict.fromkeys(whole, "1")})
+    web.post(link + "answer", data={"position": "0", **complete})
+    again = web.post(link + "answer", data={"position": "0", **dict.fromkeys(complete, "1")})
     assert again.headers["location"].endswith("notice=already")
     assert [answer.value for answer in store.answers()] == ["1235"]
     assert store.answers()[0].seconds is not None
@@ -162,7 +162,7 @@ def test_results_follow_the_answers(make_study: MakeStudy, client: Client) -> No
     web.post("/results", data={"key": store.results_key})
     assert web.get("/results/results.json").json()["counted"] == 0
     link = f"/r/{store.token(0)}/"
-    task = next(place for place, trial in enumerate(store.trials(0)) if trial.kind == "task")
+    task = next(index for index, trial in enumerate(store.trials(0)) if trial.kind == "task")
     for position in range(task + 1):
         web.post(link + "answer", data={"position": position, "choice": "tie"})
     assert web.get("/results/results.json").json()["counted"] == 1

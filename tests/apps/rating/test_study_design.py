@@ -1,4 +1,4 @@
-"""What is asked of whom: sampling, balance, order, blindness of form, and the same study from the same seed."""
+"""Which rater judges what: sampling, balance, order, blindness of form, and the same study from the same seed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_every_task_is_judged_as_often_as_any_other(
     judgements = data.draw(st.integers(1, raters))
     design = draw_design(items, StudyOptions(images=images, raters=raters, judgements=judgements))
     for part, tasks in design.tasks.items():
-        asked = Counter[tuple[int, ...]]()
+        counts = Counter[tuple[int, ...]]()
         for rater in range(raters):
-            own = [tuple(sorted(trial.captions)) for trial in _tasks(trials_of(design, rater), part)]
-            assert len(own) == len(set(own)), "no rater judges a task twice"
-            asked.update(own)
-        assert asked == dict.fromkeys((task.captions for task in tasks), judgements)
+            judged = [tuple(sorted(trial.captions)) for trial in _tasks(trials_of(design, rater), part)]
+            assert len(judged) == len(set(judged)), "no rater judges a task twice"
+            counts.update(judged)
+        assert counts == dict.fromkeys((task.captions for task in tasks), judgements)
 
 
 def test_images_are_drawn_alike_from_every_third_of_the_scores(items: StudyItems) -> None:
@@ -41,8 +41,8 @@ def test_images_are_drawn_alike_from_every_third_of_the_scores(items: StudyItems
     scores = {
         stratum: [
             sum(system.per_image[image]["CIDEr"] for system in items.systems if system.name != HUMAN)
-            for image, own in zip(design.images, design.strata, strict=True)
-            if own == stratum
+            for image, image_stratum in zip(design.images, design.strata, strict=True)
+            if image_stratum == stratum
         ]
         for stratum in range(3)
     }
@@ -112,7 +112,7 @@ def test_repeats_and_checks(items: StudyItems) -> None:
             assert before.captions == trial.captions[::-1]
             assert position - trial.repeats > 3
         if trial.kind == "attention":
-            assert not any(design.captions[place].systems for place in trial.captions)
+            assert not any(design.captions[index].systems for index in trial.captions)
     assert [trial.part for trial in trials] == sorted(trial.part for trial in trials), "pairs come first"
 
 
@@ -120,16 +120,16 @@ def test_false_captions_share_no_word_of_content_where_they_can(items: StudyItem
     design = draw_design(items, StudyOptions(images=12))
     small = {"beside", "there", "next", "the"}
     for image, (true, false) in design.attention.items():
-        own = {word for text in items.references[design.images[image]] for word in text.lower().split()} - small
+        right = {word for text in items.references[design.images[image]] for word in text.lower().split()} - small
         wrong = set(design.captions[false].text.lower().rstrip(".").split()) - small
         assert design.captions[true].text != design.captions[false].text
-        assert len({word for word in own & wrong if len(word) > 2}) <= 2
+        assert len({word for word in right & wrong if len(word) > 2}) <= 2
 
 
 def test_screens_of_one_image_stand_apart(items: StudyItems) -> None:
     trials = trials_of(draw_design(items, StudyOptions(images=12, attention=0, repeats=0)), 0)
-    together = sum(one.image == other.image for one, other in pairwise(trials))
-    assert together <= 2
+    adjacent = sum(one.image == other.image for one, other in pairwise(trials))
+    assert adjacent <= 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A whole study in a real browser on a real server: three raters, a closed tab, a killed server."""
+"""A complete study in a real browser on a real server: three raters, a closed tab, a killed server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rater:
     def __init__(self, browser: Any, number: int, link: str) -> None:
         self.browser, self.number, self.link = browser, number, link
         self.taste = random.Random(number)
-        self.given: dict[int, str] = {}
+        self.answers: dict[int, str] = {}
         self.complaints: list[str] = []
         self.seen: list[str] = []
         self.open_tab()
@@ -67,14 +67,14 @@ class Rater:
                 for criterion, point in zip(CRITERIA, value, strict=True):
                     self.page.locator(f"input[name={criterion}][value='{point}']").check()
                 self._and_wait(position, lambda: self.page.locator("#answer .button").click())
-        self.given[position] = value
+        self.answers[position] = value
 
     def undo(self) -> None:
         position = int(self.page.input_value("#undo [name=position]"))
         with self.page.expect_navigation():
             self.page.keyboard.press("u")
         assert int(self.page.input_value("#answer [name=position]")) == position
-        del self.given[position]
+        del self.answers[position]
 
     def _and_wait(self, position: int, act: Any) -> None:
         with self.page.expect_navigation():
@@ -116,7 +116,7 @@ def test_three_raters_a_closed_tab_and_a_killed_server(
             assert json.loads(line)["links"] == made["links"], "links outlive the server"
             for each in raters:
                 each.page.goto(each.link + "rate")
-                assert int(each.page.input_value("#answer [name=position]")) == len(each.given)
+                assert int(each.page.input_value("#answer [name=position]")) == len(each.answers)
     assert rounds > 20
     store = Store(folder)
     kept: dict[int, dict[int, str]] = {rater.number: {} for rater in raters}
@@ -124,20 +124,20 @@ def test_three_raters_a_closed_tab_and_a_killed_server(
     for answer in answers:
         assert answer.position not in kept[answer.rater]
         kept[answer.rater][answer.position] = answer.value
-    assert kept == {rater.number: rater.given for rater in raters}
+    assert kept == {rater.number: rater.answers for rater in raters}
     for rater in raters:
-        assert len(rater.given) == len(store.trials(rater.number))
+        assert len(rater.answers) == len(store.trials(rater.number))
         assert rater.complaints == []
-        leaks = [(found[0], text[:200]) for text in rater.seen if (found := SECRETS.search(text))]
+        leaks = [(match[0], text[:200]) for text in rater.seen if (match := SECRETS.search(text))]
         assert leaks == []
-    # The results page says what the file says.
+    # The results page shows the numbers of the file.
     page = browser.new_page()
     page.goto(made["results"])
     assert "key=" not in page.url
-    found = compute_results(store)
+    results = compute_results(store)
     text = " ".join(page.inner_text("main").split())
-    assert f"{found.counted} answers on 3 images" in text
-    for rate in found.win_rates.values():
+    assert f"{results.counted} answers on 3 images" in text
+    for rate in results.win_rates.values():
         assert f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]" in text
     page.close()
     store.close()
@@ -160,8 +160,8 @@ def test_everybody_can_read_and_reach_it(
         if what in checked:
             return
         checked.add(what)
-        found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
-        problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found.response["violations"]]
+        report = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+        problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in report.response["violations"]]
         assert problems == [], what
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{what} is wider than a phone"
 

@@ -102,10 +102,10 @@ def test_images_that_are_left_out_are_told_with_the_ids_that_nearly_meet(
     )
     read = read_study_items([files[0], other], references=files[1], pictures=rated_run / "pictures")
     assert read_study_items([files[0]], references=files[1], pictures=rated_run / "pictures").left_out() == []
-    mine, theirs = read.left_out()
+    mine, others = read.left_out()
     assert mine.startswith(f"mine has no caption of 1 of {len(captions) + 1} images, such as 'images/{first}.jpg'")
-    assert theirs.startswith(f"other has no caption of 1 of {len(captions) + 1} images, such as '{first}'")
-    assert all("may be the same image" in sentence for sentence in (mine, theirs))
+    assert others.startswith(f"other has no caption of 1 of {len(captions) + 1} images, such as '{first}'")
+    assert all("may be the same image" in sentence for sentence in (mine, others))
     references = json.loads(files[1].read_text())
     files[1].write_text(json.dumps({image.lower() if image == second else image: t for image, t in references.items()}))
     (sentence,) = read_study_items([files[0]], references=files[1], pictures=rated_run / "pictures").left_out()

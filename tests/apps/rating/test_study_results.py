@@ -1,4 +1,4 @@
-"""Every number of the results against a computation of its own from the raw file."""
+"""Every number of the results against a separate computation from the raw file."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from captune.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def found(answered: Store) -> Results:
+def results(answered: Store) -> Results:
     return compute_results(answered)
 
 
 @pytest.fixture(scope="module")
 def raw(answered: Store) -> list[dict[str, Any]]:
-    """Counted answers as the file tells them, without any of captune's reading."""
+    """Counted answers from the file, read without captune."""
     connection = sqlite3.connect(answered.folder / DATABASE)
     captions = {
-        place: (image, json.loads(systems))
-        for place, image, systems in connection.execute("SELECT place, image, systems FROM caption")
+        index: (image, json.loads(systems))
+        for index, image, systems in connection.execute("SELECT place, image, systems FROM caption")
     }
     rows = []
     query = (
@@ -63,7 +63,7 @@ def raw(answered: Store) -> list[dict[str, Any]]:
                 "value": value,
                 "shown": shown,
                 "image": captions[shown[0]][0],
-                "systems": [captions[place][1] for place in shown],
+                "systems": [captions[index][1] for index in shown],
             }
         )
     return rows
@@ -80,7 +80,7 @@ def _alpha(units: list[list[float]], distance: Any) -> float:
     return 1 - observed / (expected / (len(everything) * (len(everything) - 1)))
 
 
-def test_agreement(found: Results, raw: list[dict[str, Any]]) -> None:
+def test_agreement(results: Results, raw: list[dict[str, Any]]) -> None:
     units = defaultdict(list)
     for row in raw:
         if row["part"] == "pairwise":
@@ -88,8 +88,8 @@ def test_agreement(found: Results, raw: list[dict[str, Any]]) -> None:
             better = {"tie": None, "first": row["shown"][0], "second": row["shown"][1]}[row["value"]]
             units[tuple(sorted(row["shown"]))].append(0 if better is None else 1 if better == low else -1)
     expected = _alpha(list(units.values()), lambda a, b: float(a != b))
-    assert found.agreement["preference"][0].value == pytest.approx(expected, abs=1e-12)
-    assert found.agreement["preference"][1] == len(units)
+    assert results.agreement["preference"][0].value == pytest.approx(expected, abs=1e-12)
+    assert results.agreement["preference"][1] == len(units)
     for index, criterion in enumerate(CRITERIA):
         points = defaultdict(list)
         for row in raw:
@@ -101,10 +101,10 @@ def test_agreement(found: Results, raw: list[dict[str, Any]]) -> None:
             low, high = min(a, b), max(a, b)
             return float((sum(counts[v] for v in range(low, high + 1)) - (counts[low] + counts[high]) / 2) ** 2)
 
-        assert found.agreement[criterion][0].value == pytest.approx(_alpha(list(points.values()), ordinal), abs=1e-12)
+        assert results.agreement[criterion][0].value == pytest.approx(_alpha(list(points.values()), ordinal), abs=1e-12)
 
 
-def test_win_rates_and_pairs(found: Results, raw: list[dict[str, Any]]) -> None:
+def test_win_rates_and_pairs(results: Results, raw: list[dict[str, Any]]) -> None:
     score, games, table = Counter[str](), Counter[str](), Counter[tuple[str, str, str]]()
     for row in raw:
         if row["part"] == "pairwise":
@@ -115,17 +115,17 @@ def test_win_rates_and_pairs(found: Results, raw: list[dict[str, Any]]) -> None:
                     games.update((one, other))
                     table[one, other, row["value"]] += 1
                     table[other, one, {"first": "second", "second": "first", "tie": "tie"}[row["value"]]] += 1
-    assert {name: rate.value for name, rate in found.win_rates.items()} == pytest.approx(
+    assert {name: rate.value for name, rate in results.win_rates.items()} == pytest.approx(
         {name: score[name] / games[name] for name in games}
     )
-    for pair in found.pairs:
+    for pair in results.pairs:
         counts = tuple(table[(*pair.systems, value)] for value in ("first", "second", "tie"))
         assert (pair.wins, pair.losses, pair.ties) == counts
         assert pair.share.value == pytest.approx((counts[0] + counts[2] / 2) / sum(counts))
-    assert sum(pair.wins + pair.losses + pair.ties for pair in found.pairs) * 2 == sum(table.values())
+    assert sum(pair.wins + pair.losses + pair.ties for pair in results.pairs) * 2 == sum(table.values())
 
 
-def test_ranking(found: Results, raw: list[dict[str, Any]]) -> None:
+def test_ranking(results: Results, raw: list[dict[str, Any]]) -> None:
     names = sorted({name for row in raw for systems in row["systems"] for name in systems})
     wins = Counter[tuple[str, str]]()
     for row in raw:
@@ -147,28 +147,30 @@ def test_ranking(found: Results, raw: list[dict[str, Any]]) -> None:
     best = optimize.minimize(loss, np.zeros(len(names) - 1), method="BFGS", options={"gtol": 1e-9})
     strengths = np.array([0.0, *best.x])
     expected = dict(zip(names, strengths - strengths.mean(), strict=True))
-    assert {row.system: row.strength.value for row in found.ranking} == pytest.approx(expected, abs=1e-5)
-    assert [row.rank for row in found.ranking] == [1, 2, 3, 4]
-    assert found.ranking[0].system == "human"
-    for row in found.ranking:
+    assert {row.system: row.strength.value for row in results.ranking} == pytest.approx(expected, abs=1e-5)
+    assert [row.rank for row in results.ranking] == [1, 2, 3, 4]
+    assert results.ranking[0].system == "human"
+    for row in results.ranking:
         assert row.strength.low is not None
         assert row.strength.low < row.strength.value < row.strength.high  # type: ignore[operator]
 
 
-def test_points(found: Results, raw: list[dict[str, Any]]) -> None:
-    given = defaultdict(lambda: defaultdict(list))
+def test_points(results: Results, raw: list[dict[str, Any]]) -> None:
+    points_by_name = defaultdict(lambda: defaultdict(list))
     for row in raw:
         if row["part"] == "rubric":
             for name in row["systems"][0]:
-                given[name][row["image"]].append([int(point) for point in row["value"]])
-    for name, images in given.items():
+                points_by_name[name][row["image"]].append([int(point) for point in row["value"]])
+    for name, images in points_by_name.items():
         means = np.mean([np.mean(points, axis=0) for points in images.values()], axis=0)
         for criterion, mean in zip(CRITERIA, means, strict=True):
-            assert found.rubric[name][criterion].value == pytest.approx(mean)
-        assert found.rubric[name]["overall"].value == pytest.approx(means.mean())
+            assert results.rubric[name][criterion].value == pytest.approx(mean)
+        assert results.rubric[name]["overall"].value == pytest.approx(means.mean())
 
 
-def test_correlation_with_metrics(found: Results, raw: list[dict[str, Any]], answered: Store, rated_run: Path) -> None:
+def test_correlation_with_metrics(
+    results: Results, raw: list[dict[str, Any]], answered: Store, rated_run: Path
+) -> None:
     scores = json.loads((rated_run / "scores.json").read_text())
     per_image = {row["name"]: row["per_image"] for row in scores["checkpoints"]}
     corpus = {row["name"]: row["corpus"] for row in scores["checkpoints"]}
@@ -176,28 +178,28 @@ def test_correlation_with_metrics(found: Results, raw: list[dict[str, Any]], ans
     points, who, where = defaultdict(list), {}, {}
     outcome = defaultdict(list)
     for row in raw:
-        for place, systems in zip(row["shown"], row["systems"], strict=True):
+        for index, systems in zip(row["shown"], row["systems"], strict=True):
             models = [name for name in systems if name in per_image]
             if models:
-                who[place], where[place] = models[0], images[row["image"]]
+                who[index], where[index] = models[0], images[row["image"]]
         if row["part"] == "rubric":
             points[row["shown"][0]].append(sum(int(point) for point in row["value"]))
         else:
             share = {"first": 1.0, "second": 0.0, "tie": 0.5}[row["value"]]
             outcome[row["shown"][0]].append(share)
             outcome[row["shown"][1]].append(1 - share)
-    rows = {(row.metric, row.target, row.level): row for row in found.correlations}
+    rows = {(row.metric, row.target, row.level): row for row in results.correlations}
     for target, judged in (("overall", points), ("preference", outcome)):
-        places = [place for place in judged if place in who]
-        people = [float(np.mean(judged[place])) for place in places]
+        indices = [index for index in judged if index in who]
+        people = [float(np.mean(judged[index])) for index in indices]
         for metric in ("CIDEr", "BLEU-4", "ROUGE-L"):
-            automatic = [per_image[who[place]][where[place]][metric] for place in places]
+            automatic = [per_image[who[index]][where[index]][metric] for index in indices]
             row = rows[metric, target, "caption"]
-            assert row.pairs == len(places)
+            assert row.pairs == len(indices)
             assert row.kendall.value == pytest.approx(stats.kendalltau(automatic, people, variant="c").statistic)
             assert row.pearson.value == pytest.approx(stats.pearsonr(automatic, people).statistic)
     systems = list(corpus)
-    humans = [found.rubric[name]["overall"].value for name in systems]
+    humans = [results.rubric[name]["overall"].value for name in systems]
     row = rows["CIDEr", "overall", "system"]
     assert row.pairs == 3
     assert row.pearson.value == pytest.approx(stats.pearsonr([corpus[n]["CIDEr"] for n in systems], humans).statistic)
@@ -205,8 +207,8 @@ def test_correlation_with_metrics(found: Results, raw: list[dict[str, Any]], ans
 
 
 def test_rater_quality(answered: Store) -> None:
-    found = compute_results(answered).raters
-    for record in found:
+    records = compute_results(answered).raters
+    for record in records:
         trials = answered.trials(record.rater)
         assert record.answered == record.screens == len(trials)
         assert record.attention_checks == sum(trial.kind == "attention" for trial in trials)
@@ -240,12 +242,12 @@ def test_careless_raters_can_be_left_out(make_study: MakeStudy) -> None:
 
 
 def test_a_study_without_answers_has_no_numbers(make_study: MakeStudy) -> None:
-    found = compute_results(make_study())
-    assert found.counted == 0
-    assert found.win_rates == found.rubric == {}
-    assert found.ranking == found.pairs == ()
-    assert all(alpha.value is None for alpha, _ in found.agreement.values())
-    json.dumps(found.to_dict(), allow_nan=False)
+    results = compute_results(make_study())
+    assert results.counted == 0
+    assert results.win_rates == results.rubric == {}
+    assert results.ranking == results.pairs == ()
+    assert all(alpha.value is None for alpha, _ in results.agreement.values())
+    json.dumps(results.to_dict(), allow_nan=False)
 
 
 def test_export(answered: Store, tmp_path: Path) -> None:
@@ -325,8 +327,8 @@ def test_intervals_cover_the_truth() -> None:
     for trial in range(200):
         values = np.array([chance.gauss(0, 1) for _ in range(60)])
         draws = image_resamples(60, trial, 300)
-        found = estimate(float(values.mean()), draws @ values / 60)
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 0 <= found.high
+        interval = estimate(float(values.mean()), draws @ values / 60)
+        assert interval.low is not None
+        assert interval.high is not None
+        covered += interval.low <= 0 <= interval.high
     assert 180 <= covered <= 199

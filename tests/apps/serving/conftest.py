@@ -98,7 +98,7 @@ def open_client(address: str) -> Any:
 
 
 def data_url(picture: Image.Image) -> str:
-    """A picture as it stands in a request."""
+    """A picture as a request contains it."""
     out = io.BytesIO()
     picture.save(out, "PNG")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

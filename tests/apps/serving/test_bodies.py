@@ -95,8 +95,8 @@ def test_content_that_is_neither_text_nor_parts(server: Any) -> None:
 def test_an_image_url_may_be_a_string(server: Any, pictures: list[Image.Image]) -> None:
     url = data_url(pictures[0])
     texts = [
-        _post(server[1], _content({"type": "image_url", "image_url": given}))[1].partition('"content":')[2]
-        for given in (url, {"url": url}, {"url": url, "detail": "low"})
+        _post(server[1], _content({"type": "image_url", "image_url": image_url}))[1].partition('"content":')[2]
+        for image_url in (url, {"url": url}, {"url": url, "detail": "low"})
     ]
     assert texts[0]
     assert len({text.split(",")[0] for text in texts}) == 1

@@ -1,4 +1,4 @@
-"""Captioners that are no MiniGPT-4 behind the endpoint: whole answers, the captions that they give elsewhere."""
+"""Captioners other than MiniGPT-4 behind the endpoint: unstreamed answers, equal to their captions elsewhere."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def body(served: ServedCaptioner, *parts: Any, **settings: Any) -> dict[str, Any
     return {"model": served.names[0], "messages": messages, "max_tokens": 6, **settings}
 
 
-def answer(client: TestClient, asked: dict[str, Any]) -> str:
-    response = client.post("/v1/chat/completions", json=asked)
+def answer(client: TestClient, request: dict[str, Any]) -> str:
+    response = client.post("/v1/chat/completions", json=request)
     assert response.status_code == 200, response.text
     text: str = response.json()["choices"][0]["message"]["content"]
     return text
@@ -74,7 +74,7 @@ def test_the_answer_is_the_caption(served: ServedCaptioner, client: TestClient, 
 
 
 def test_a_batch_is_of_one_question(served: ServedCaptioner, pictures: list[Image.Image]) -> None:
-    """Requests that wait together are answered together only where they ask the same."""
+    """Requests that wait at the same time share a batch only if their question is the same."""
     engine = CaptionerEngine(served, Metrics(), slots=8)
     pixels = (Pixels.of(served.captioner.prepare(pictures[0])),)
     questions = ("What is it?", "Which colour?", "What is it?", "")
@@ -132,9 +132,9 @@ def test_a_model_that_reads_no_words(pictures: list[Image.Image], tmp_path: Path
     assert isinstance(made, ServedCaptioner)
     with TestClient(serving_application(made, hosts=None)) as client:  # type: ignore[arg-type]
         assert answer(client, body(made, pictures[0])) == caption(made.captioner, pictures[0])
-        asked = client.post("/v1/chat/completions", json=body(made, pictures[0], "What is it?"))
-        assert asked.status_code == 400
-        assert "takes no instruction" in asked.json()["error"]["message"]
+        response = client.post("/v1/chat/completions", json=body(made, pictures[0], "What is it?"))
+        assert response.status_code == 400
+        assert "takes no instruction" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

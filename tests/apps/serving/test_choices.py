@@ -1,4 +1,4 @@
-"""`stop` and `n` as OpenAI's own client asks for them, streaming or not; and the rule behind `stop`."""
+"""`stop` and `n` as OpenAI's client sends them, streaming or not; and the rule behind `stop`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _streamed(chunks: Any) -> tuple[dict[int, str], dict[int, str], Any]:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_an_answer_ends_before_its_stop_sequence(ask: Any, pictures: list[Image.Image], beams: int) -> None:
     body = {"num_beams": beams}
-    whole = ask(pictures[2], extra_body=body)
-    text = whole.choices[0].message.content
+    complete = ask(pictures[2], extra_body=body)
+    text = complete.choices[0].message.content
     words = text.split()
     assert len(words) > 4
     for stop in (
@@ -47,7 +47,7 @@ def test_an_answer_ends_before_its_stop_sequence(ask: Any, pictures: list[Image.
         answer = ask(pictures[2], stop=stop, extra_body=body)
         if beams == 1:
             assert answer.choices[0].message.content == expected, stop
-            assert answer.usage.completion_tokens < whole.usage.completion_tokens
+            assert answer.usage.completion_tokens < complete.usage.completion_tokens
         assert answer.choices[0].finish_reason == "stop"
         assert not any(one in answer.choices[0].message.content for one in stops)
         texts, reasons, usage = _streamed(
@@ -59,9 +59,9 @@ def test_an_answer_ends_before_its_stop_sequence(ask: Any, pictures: list[Image.
 
 
 def test_what_is_not_said_stops_nothing(ask: Any, pictures: list[Image.Image]) -> None:
-    whole = ask(pictures[2])
-    for stop in ("never said", ["never", "said so"], [], None, whole.choices[0].message.content + " and"):
-        assert ask(pictures[2], stop=stop).choices[0].message.content == whole.choices[0].message.content
+    complete = ask(pictures[2])
+    for stop in ("never said", ["never", "said so"], [], None, complete.choices[0].message.content + " and"):
+        assert ask(pictures[2], stop=stop).choices[0].message.content == complete.choices[0].message.content
     short = ask(pictures[2], stop="never said", max_tokens=3)
     assert short.choices[0].finish_reason == "length"
 
@@ -130,12 +130,12 @@ def test_a_stream_never_gives_a_piece_of_a_stop_sequence(served: ServedModel) ->
     ids = served.processor.tokenizer.encode(text)
     for stop in ("red", " red", "red boat", "d b", "small r", "sea", "a"):
         expected = text[: text.index(stop)]
-        rule, stream, told = StopRule(served.processor, also=[stop]), TextStream(served.processor, [stop]), []
+        rule, stream, pieces = StopRule(served.processor, also=[stop]), TextStream(served.processor, [stop]), []
         for count in range(1, len(ids) + 1):
             ended = rule.ended(ids[: count - 1], ids[count - 1])
-            told.append(stream.push(ids[:count], ended=ended))
-            assert expected.startswith("".join(told))
+            pieces.append(stream.push(ids[:count], ended=ended))
+            assert expected.startswith("".join(pieces))
             if ended:
                 break
-        assert "".join(told) == stream.text == expected
+        assert "".join(pieces) == stream.text == expected
         assert stream.stopped

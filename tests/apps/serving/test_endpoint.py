@@ -1,4 +1,4 @@
-"""The endpoint as OpenAI's own client asks it, on a real server: right answers, right refusals, alive after all."""
+"""The endpoint with OpenAI's client, on a real server: right answers, right refusals, alive after all."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_every_checkpoint_answers_as_itself(
     alone = Captioner.from_pretrained(served_run / "checkpoints" / "epoch-001")
     jobs = [(name, picture) for picture in pictures[:4] for name in ("pretrained", "epoch0", "epoch1")]
     with ThreadPoolExecutor(len(jobs)) as pool:
-        told = list(pool.map(lambda job: ask(job[1], model=job[0]).choices[0].message.content, jobs))
-    assert told[2::3] == alone(pictures[:4])
-    assert told[::3] == Captioner.from_pretrained("toy")(pictures[:4])
+        answers = list(pool.map(lambda job: ask(job[1], model=job[0]).choices[0].message.content, jobs))
+    assert answers[2::3] == alone(pictures[:4])
+    assert answers[::3] == Captioner.from_pretrained("toy")(pictures[:4])
 
 
 def test_thirty_two_at_once_are_three_times_as_fast(ask: Any, server: Any, pictures: list[Image.Image]) -> None:
@@ -98,13 +98,13 @@ def test_thirty_two_at_once_are_three_times_as_fast(ask: Any, server: Any, pictu
 
 
 def test_streams_join_to_the_answer(ask: Any, pictures: list[Image.Image]) -> None:
-    whole = ask(pictures[5])
+    complete = ask(pictures[5])
     chunks = list(ask(pictures[5], stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
+    assert text == complete.choices[0].message.content
     assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) > 3
     assert chunks[-2].choices[0].finish_reason == "stop"
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.completion_tokens == complete.usage.completion_tokens
 
 
 def test_dialogues_go_on(server: Any, pictures: list[Image.Image]) -> None:
@@ -285,12 +285,12 @@ def test_a_server_that_is_told_to_stop_answers_first(start_server: Any, pictures
     messages = [{"role": "user", "content": content}]
     model = next(iter(client.models.list())).id
     assert model == "toy"
-    whole = client.chat.completions.create(model=model, messages=messages).choices[0].message.content
+    complete = client.chat.completions.create(model=model, messages=messages).choices[0].message.content
     stream = client.chat.completions.create(model=model, messages=messages, stream=True)
     text = next(stream).choices[0].delta.content or ""
     os.kill(process.pid, signal.SIGTERM)
     text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-    assert text == whole
+    assert text == complete
     process.wait(30)
     with pytest.raises(openai.APIConnectionError):
         client.models.list()

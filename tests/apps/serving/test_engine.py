@@ -134,13 +134,13 @@ def test_short_memory_means_fewer_at_once_and_the_same_answers(
         return step(loop)
 
     served.select(served.names[-1])
-    wanted = served.captioner.generate([served.captioner.prepare(picture) for picture in pictures[:4]])
+    expected = served.captioner.generate([served.captioner.prepare(picture) for picture in pictures[:4]])
     monkeypatch.setattr(DecodingEngine, "step", failing)
     askers = [Asker(served, picture, served.names[-1]) for picture in pictures[:4]]
     engine.start()
     for asker in askers:
         engine.submit(asker.job)
-    assert [asker.text for asker in askers] == [caption.text for caption in wanted]
+    assert [asker.text for asker in askers] == [caption.text for caption in expected]
     assert calls > 4
     assert engine._slots == 2
 
@@ -173,13 +173,13 @@ def test_a_failure_is_told_to_its_jobs_and_the_engine_lives(
 def test_an_image_that_cannot_be_encoded_fails_alone(
     engine: Engine, served: ServedModel, pictures: list[Image.Image]
 ) -> None:
-    broken, whole = Asker(served, pictures[0]), Asker(served, pictures[1])
+    broken, intact = Asker(served, pictures[0]), Asker(served, pictures[1])
     broken.job.images = (Pixels("odd", broken.job.images[0].values[:, :3]),)
     engine.start()
     engine.submit(broken.job)
     assert broken.error.status == 500
-    engine.submit(whole.job)
-    assert whole.text
+    engine.submit(intact.job)
+    assert intact.text
 
 
 def test_an_image_is_encoded_once(engine: Engine, served: ServedModel, pictures: list[Image.Image]) -> None:
@@ -198,14 +198,14 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         load_served(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("through_transformers", [False, True])
 @pytest.mark.parametrize("beams", [1, 2])
 def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
     engine: Engine,
     served: ServedModel,
     pictures: list[Image.Image],
     monkeypatch: pytest.MonkeyPatch,
-    whole: bool,
+    through_transformers: bool,
     beams: int,
 ) -> None:
     encode = served.encode
@@ -214,7 +214,7 @@ def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
         return torch.stack([each * (torch.nan if n == 1 else 1) for n, each in enumerate(encode(pixels))])
 
     monkeypatch.setattr(served, "encode", overflow)
-    if whole:  # a language model whose answers come whole, from transformers' generate
+    if through_transformers:  # answers are not streamed; they come from transformers' generate
         for module in ("captune.apps.serving.engine", "captune.decoding.generate"):
             monkeypatch.setattr(f"{module}.unsupported_reason", lambda *_: "told so")
     askers = [Asker(served, picture, max_new_tokens=5, beams=beams) for picture in pictures[:3]]
@@ -241,9 +241,9 @@ def test_an_answer_that_fails_at_once_has_a_status_of_its_own(
     # A red point.
     data = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
     content = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}]
-    asked = {"model": "pretrained", "messages": [{"role": "user", "content": content}], "stream": stream}
+    request = {"model": "pretrained", "messages": [{"role": "user", "content": content}], "stream": stream}
     with TestClient(serving_application(served, hosts=None)) as client:  # type: ignore[arg-type]
-        response = client.post("/v1/chat/completions", json=asked)
+        response = client.post("/v1/chat/completions", json=request)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "scores_not_finite"
     assert response.json()["error"]["type"] == "server_error"

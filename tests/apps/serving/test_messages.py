@@ -1,4 +1,4 @@
-"""Messages to prompts: where images go, what is asked of an image alone, and what is refused."""
+"""Messages to prompts: where images go, which prompt an image alone gets, and what is refused."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_the_description_names_every_path(api: dict[str, Any]) -> None:
     [
         *((label, "POSITIVE", None) for label in OPERATIONS),
         ("POST /v1/chat/completions", "NEGATIVE", None),
-        # With a model that there is, requests come further than to being told that there is none.
+        # With a model that exists, requests get further than the error that there is none.
         ("POST /v1/chat/completions", "POSITIVE", "epoch0"),
         ("POST /v1/chat/completions", "NEGATIVE", "epoch0"),
     ],

@@ -14,10 +14,10 @@ from captune.captioner import Captioner
 DROP = """
 ([data, name, type]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    const given = new DataTransfer();
-    given.items.add(new File([bytes], name, { type }));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type }));
     document.getElementById("drop").dispatchEvent(
-        new DragEvent("drop", { dataTransfer: given, bubbles: true, cancelable: true }));
+        new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
 }
 """
 
@@ -95,7 +95,7 @@ def test_examples_and_decoding(page: Any, start_server: Any, browser: Any) -> No
     assert len(_next_event(other, "toy").split()) <= 2
     assert other.locator(".cut").count() == 1
     other.close()
-    # The run of the other tests has no pictures of its own.
+    # The run of the other tests has no pictures.
     assert page.locator("#examples img").count() == 0
 
 
@@ -133,8 +133,8 @@ def test_without_an_image_or_a_checkpoint(page: Any) -> None:
 def test_another_image_may_come_while_one_is_described(page: Any, picture_files: list[Path]) -> None:
     for path in picture_files[:4]:
         _drop(page, path.read_bytes())
-    wanted = Captioner.from_pretrained("toy")(picture_files[3])
-    page.locator("[data-model='pretrained'] .told:not(.waiting)", has_text=wanted).wait_for()
+    expected = Captioner.from_pretrained("toy")(picture_files[3])
+    page.locator("[data-model='pretrained'] .told:not(.waiting)", has_text=expected).wait_for()
     assert page.locator("[data-model='pretrained'] .told").count() == 1
 
 
@@ -147,8 +147,8 @@ def test_everybody_can_read_and_reach_it(browser: Any, server: Any, picture_file
     page.set_input_files("#file", picture_files[0])
     _next_event(page, "pretrained")
     page.click("summary")
-    found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
-    problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found.response["violations"]]
+    results = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in results.response["violations"]]
     assert problems == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     context.close()
