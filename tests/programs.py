@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Finished:
-    """What a program left behind: its exit code and what it printed."""
+    """Result of a program: its exit code and what it printed."""
 
     code: int
     out: str

@@ -72,7 +72,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     while killed < 6:
         process = subprocess.Popen([*program, str(parts)], env=environment)
         before = len(list(parts.glob("images-*.jsonl")))
-        # Wait until it works on something, then let it run into a moment that nobody chose.
+        # Wait until it works on something, then let it run until a random moment.
         while len(list(parts.glob("images-*.jsonl"))) <= before + rng.randrange(2) and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.03)
@@ -91,7 +91,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """One bad file of every kind, and a word of the reason that is to be given."""
+    """One bad file of every kind, and a word of the expected reason."""
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 40, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     image.save(buffer, "jpeg")
@@ -114,7 +114,7 @@ def bad_files(folder: Path) -> dict[str, str]:
 
 
 def bomb() -> bytes:
-    """A PNG that says it has 30,000 x 30,000 pixels."""
+    """A PNG that claims 30,000 x 30,000 pixels."""
     import struct
     import zlib
 

@@ -49,7 +49,7 @@ class Fragile(Words):
 
 
 class Mortal(Words):
-    """Dies of one image, whoever works on it."""
+    """Dies of one image, in every worker."""
 
     def generate(self, prepared: Any, instruction: Any, options: Any, *, keys: Any) -> Any:
         if "0013.png" in keys:
@@ -73,7 +73,7 @@ def test_actors_on_all_processors_and_one_killed(tmp_path: Path) -> None:
     run_shards(captions(), single, single.open_shards())
     job = job_of(tmp_path, "ray")
     progress = Progress(len(job.shards), 60)
-    # As many actors as processors, which leaves none for anybody else; more were asked for than there is room.
+    # One actor per processor, which leaves none free; more are requested than fit.
     run_with_ray(workers(partial(Fragile, tmp_path / "killed"), count=5), job, job.open_shards(), progress)
     assert (tmp_path / "killed").exists()
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "single")

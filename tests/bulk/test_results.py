@@ -19,7 +19,7 @@ from captune.errors import DataError
 
 
 def work(folder: Path, *inputs: object, **settings: Any) -> list[dict[str, Any]]:
-    """Caption and give all rows that the folder holds then."""
+    """Caption, and return all rows of the folder."""
     job = Job(folder, read_inputs([str(source) for source in inputs]), IDENTITY, **{"shard_size": 10, **settings})
     run_shards(captions(Words()), job, job.open_shards())
     make_ids_unique(job)
@@ -166,7 +166,7 @@ def test_equal_keys_in_several_archives(tmp_path: Path, ending: str) -> None:
     rows = work(tmp_path / "out", tmp_path / "tars", ending=ending)
     assert [row["id"] for row in rows] == ["a/0", "a/1", "a/bad", "b/0", "b/1", "b/bad", "x"]
     assert work(tmp_path / "out", tmp_path / "tars", ending=ending) == rows
-    # A tar that comes later, and the order in which tars are given, change nothing of it.
+    # A tar that is added later, and the order of the tars, do not change the ids.
     tar_of(tmp_path / "tars" / "later.tar", images[:1], ["0.png"])
     later = [row["id"] for row in work(tmp_path / "out", tmp_path / "tars", ending=ending)]
     assert later == ["a/0", "a/1", "a/bad", "b/0", "b/1", "b/bad", "later/0", "x"]

@@ -1,4 +1,4 @@
-"""A folder that may not be read is told of; it is not passed over as if it held nothing."""
+"""A folder without read permission is reported, and not skipped as if it were empty."""
 
 from __future__ import annotations
 

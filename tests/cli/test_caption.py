@@ -114,7 +114,7 @@ def test_one_file_and_more_images_later(run: Run, photos: Path, tmp_path: Path) 
     assert scored.code == 0, scored.err
 
 
-def test_text_files_beside_the_images(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_text_files_next_to_the_images(run: Run, photos: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(photos, images)
     files = sorted(images.iterdir())

@@ -42,7 +42,7 @@ def test_a_manifest_that_training_would_fail_on(manifest: Path, capsys: pytest.C
     assert f"{manifest}: no image is of the split 'test'; there is train (1)." in output
 
 
-def test_notes_fail_only_when_asked(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_fail_only_when_strict(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(manifest, "--min-side", "50") == 0
     assert "1 small image" in capsys.readouterr().out
     assert check(manifest, "--min-side", "50", "--strict") == 2

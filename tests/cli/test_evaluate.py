@@ -1,4 +1,4 @@
-"""`captune evaluate` of a run's folder, wherever that lies now."""
+"""`captune evaluate` of a run's folder, wherever it is now."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def test_a_copy_without_checkpoints_says_so(trained: Path, tmp_path: Path, capsy
     shutil.copytree(trained, copy)
     shutil.rmtree(copy / "checkpoints")
     assert evaluate(copy) == 0
-    # The row of the checkpoint that is gone is kept: nothing else tells of it.
+    # The row of the checkpoint that is gone is kept: it is the only record of it.
     assert names(copy) == ["pretrained", "epoch0"]
     assert f"There is no checkpoint in {copy}" in capsys.readouterr().err
 
 
-def test_the_output_that_is_asked_for_wins(trained: Path, tmp_path: Path) -> None:
+def test_the_requested_output_wins(trained: Path, tmp_path: Path) -> None:
     assert evaluate(trained, f"output={tmp_path / 'other'}") == 0
     assert names(tmp_path / "other") == ["pretrained"]
     settings = yaml.safe_load((trained / "config.yaml").read_text())
     assert settings["output"] == str(trained)
 
 
-def test_nothing_is_captioned_for_a_place_that_takes_nothing(
+def test_nothing_is_captioned_when_the_output_cannot_be_written(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **settings: object) -> None:
@@ -134,7 +134,7 @@ def test_some_checkpoints_are_no_evaluation_of_the_run(run_copy: Path) -> None:
     assert files(run_copy) == before
     assert evaluate(run_copy, "--checkpoint", run_copy / "checkpoints" / "epoch-000", "evaluate.batch_size=2") == 0
     after = files(run_copy)
-    # The page shows the log, which tells by now how long the run took.
+    # The page shows the log, which by now has the duration of the run.
     assert {name for name in after if after[name] != before.get(name)} <= {"report.html"}
 
 

@@ -37,7 +37,7 @@ def test_models_are_rows_of_one_table(
     assert [row.leak for row in scores.checkpoints] == [None] * 3
     prompts = [f"prompt:{prompt_hash(text)}" for text in ("Describe this image in detail.", "<CAPTION>")]
     assert prompts[0] in scores.checkpoints[0].signature
-    assert "prompt:" not in scores.checkpoints[1].signature, "it was asked nothing"
+    assert "prompt:" not in scores.checkpoints[1].signature, "it has no prompt"
     assert prompts[1] in scores.checkpoints[2].signature
     assert "Signatures differ in the prompt alone" in (out / "table.md").read_text()
     assert (out / "report.html").is_file()

@@ -141,7 +141,7 @@ def test_output_folders_that_cannot_be_written(tmp_path: Path) -> None:
     check_output_folder(tmp_path / "new" / "run")
 
 
-def test_a_full_disk_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})())
     with pytest.raises(OSError, match="1 MiB"):
         check_output_folder(tmp_path)

@@ -277,7 +277,7 @@ def test_hostile_tables_are_one_sentence(
     assert not (tmp_path / "m.jsonl").exists()
 
 
-def test_where_a_split_comes_from_is_said(repository: Path, flickr30k: Path) -> None:
+def test_where_a_split_comes_from_is_reported(repository: Path, flickr30k: Path) -> None:
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
     annotations = [{"image_id": number, "caption": "A dog ."} for number in range(3)]
     for name, words in (("latest.json", "train 3, since the name"), ("captions_val2017.json", "val 3, from the name")):

@@ -109,7 +109,7 @@ def test_results_are_printed_and_put_into_the_report(made: Path, capsys: pytest.
     assert set(written.pop("captions")) == {"pretrained", "epoch1"}
     assert printed == written
     assert f"{printed['win_rates']['human']['value']:.3f}" in page
-    # A study is found by its own folder, too, and by nothing else.
+    # A study is also found by its folder, and by nothing else.
     assert _call("rate", made / "rating", "--results", "--json") == 0
     assert json.loads(capsys.readouterr().out) == printed
 
@@ -160,7 +160,7 @@ def test_a_study_of_other_captions_is_refused(
     assert out == ""
     assert "was made of other captions" in err
     assert (made / "rating.json").read_bytes() == rated
-    # What is there of the captions before is not shown beside the new ones.
+    # Results for the earlier captions are not shown next to the new ones.
     assert 'id="ratings"' not in write_page(made).read_text()
     # The study itself still has its results.
     assert _call("rate", made / "rating", "--results") == 0
@@ -247,7 +247,7 @@ def test_more_raters_join_later(made: Path, capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["Ada", "Grace"]
     assert "The study has 2 raters now." in err
-    assert _call("rate", made, "--rater", "Grace", "--port", 0) == 0, "the same call again goes on"
+    assert _call("rate", made, "--rater", "Grace", "--port", 0) == 0, "the same call again resumes"
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

@@ -201,7 +201,7 @@ def test_unknown_language(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "--lang is 'de', expected en or zh." in capsys.readouterr().err
 
 
-def test_a_report_elsewhere_keeps_what_lies_in_the_run(run_dir: Path, tmp_path: Path) -> None:
+def test_a_report_elsewhere_changes_nothing_in_the_run(run_dir: Path, tmp_path: Path) -> None:
     """The page takes log and pictures from the run, wherever it is written."""
     (run_dir / "log.jsonl").write_text('{"time": 3, "event": "run", "model": "a-model-of-mine", "steps": 7}\n')
     assert run(lambda: app(["report", str(run_dir), "--out", str(tmp_path / "elsewhere")], standalone_mode=False)) == 0

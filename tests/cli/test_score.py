@@ -191,7 +191,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
         ({"01": "a dog", "2": "two men", "3": "a bike"}, [], 2, "may be the same image"),
     ],
 )
-def test_oddities_are_told(
+def test_oddities_are_reported(
     files: tuple[Path, Path],
     capsys: pytest.CaptureFixture[str],
     predicted: dict[str, str],

@@ -228,7 +228,7 @@ def test_a_folder_that_is_being_replaced_is_not_restored(tmp_path: Path, monkeyp
     assert names(tmp_path / "run") == ["new"]
 
 
-def test_a_folder_is_not_put_over_a_file_or_an_existing_folder_when_asked(tmp_path: Path) -> None:
+def test_a_folder_replaces_no_file_and_with_replace_false_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"), atomic_folder(tmp_path / "file"):
         pass
@@ -280,7 +280,7 @@ HEAD = (
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in a new process, with a temporary folder of its own."""
+    """As in a new process, with a separate temporary folder."""
     monkeypatch.setattr(atomic, "_searched", set())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))

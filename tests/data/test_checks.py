@@ -78,7 +78,7 @@ def test_everything_is_found_with_its_line_in_order(manifest: Path) -> None:
 
 
 @pytest.mark.parametrize(("check", "left_out"), [("exist", NEED_DECODING), ("none", NEED_DECODING | {"missing"})])
-def test_images_are_looked_at_as_far_as_asked(manifest: Path, check: ImageCheck, left_out: set[str]) -> None:
+def test_images_are_checked_as_far_as_requested(manifest: Path, check: ImageCheck, left_out: set[str]) -> None:
     summary = check_manifest(manifest, needed_splits=["test"], check=check)
     kinds = {kind for _, kind in FOUND} - left_out - {"truncated"}
     assert set(summary.problems.counts) == kinds

@@ -114,7 +114,7 @@ def test_bad_rows_are_listed_with_their_lines_counted_and_left_out(tmp_path: Pat
         assert by_line[line].kind == kind
         assert words in by_line[line].message
         assert str(by_line[line]).startswith(f"{file}:{line}: ")
-    assert len(problems) == 13  # two blank captions stand on line 12
+    assert len(problems) == 13  # two blank captions are on line 12
     assert [problem.line for problem in problems.first] == sorted(problem.line for problem in problems.first)
     assert problems.counts == {
         "missing": 1,
@@ -215,7 +215,7 @@ def test_a_quotation_mark_that_is_never_closed(tmp_path: Path, images: Path) -> 
     assert (problem.line, problem.kind) == (3, "malformed")
     assert "never closed" in problem.message
     assert (following.line, following.message) == (4, "the row has 1 column, and 5 are expected.")
-    assert [sample.id for sample in read_manifest(tmp_path / "m.jsonl")] == ["1", "2"]  # the row after it is whole
+    assert [sample.id for sample in read_manifest(tmp_path / "m.jsonl")] == ["1", "2"]  # the row after it is complete
 
 
 def test_a_huge_field_is_a_sentence_in_bounded_memory(

@@ -169,7 +169,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) ->
     for read in (load_image, check_image):
         with pytest.raises(DataError, match=f"JPEG of {MAX_SCANS + 1} scans"):
             read(tmp_path / "a.jpg")
-    # What lies in other segments, or behind the end, is no scan.
+    # Markers in other segments, or after the end, are no scans.
     marks = b"\xff\xda" * 400
     plain = saved("JPEG")
     comment = b"\xff\xfe" + struct.pack(">H", len(marks) + 2) + marks
@@ -190,7 +190,7 @@ def test_which_files_note_a_rotation(tmp_path: Path) -> None:
         for orientation in (1, 3):
             exif[0x0112] = orientation
             (tmp_path / "a").write_bytes(saved(kind, exif=exif))
-            # Pillow itself turns a TIFF, also where nobody asks for it.
+            # Pillow always turns a TIFF.
             is_turned = orientation == 3 and kind != "TIFF"
             assert has_rotation(tmp_path / "a") is is_turned
             upright = np.asarray(load_image(tmp_path / "a"))

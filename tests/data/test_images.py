@@ -94,7 +94,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
 
 
-def test_images_come_upright_unless_asked_for_as_stored(tmp_path: Path) -> None:
+def test_images_come_upright_unless_requested_as_stored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     gradient().save(tmp_path / "a.jpg", exif=exif)

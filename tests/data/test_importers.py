@@ -220,7 +220,7 @@ def test_captions_of_kaggle(tmp_path: Path) -> None:
     assert [problem.line for problem in summary.problems.first] == [4]
 
 
-def test_lists_beside_the_token_file_give_the_splits(tmp_path: Path) -> None:
+def test_lists_next_to_the_token_file_give_the_splits(tmp_path: Path) -> None:
     assert listed_splits(tmp_path) == {}
     (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\n")
     (tmp_path / "Flickr_8k.testImages.txt").write_text("b.jpg\r\n\n")
@@ -346,7 +346,7 @@ def test_an_empty_table(tmp_path: Path, text: str) -> None:
 
 
 def test_a_column_of_splits_that_is_not_read_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Images of a test split would be trained on otherwise, and nobody would know."""
+    """Otherwise images of a test split would be trained on without a notice."""
     reading = written(tmp_path / "t.csv", "image,caption,split\na.jpg,a dog,test\n")
     _, samples = run(table_rows(reading, Columns()), tmp_path)
     assert [sample.split for sample in samples] == ["train"]

@@ -84,7 +84,7 @@ def test_distinct_scenes_are_no_leaks(drawn: list[Path]) -> None:
 
 
 def test_scenes_that_differ_in_one_thing_are_no_leaks(tmp_path: Path) -> None:
-    """Their hashes agree; the pixels tell them apart."""
+    """Their hashes agree; the pixels differ."""
     base = next(scene for scene in sample_scenes(3, held_out=False) if scene.companion is not None)
     without = type(base)(base.setting, base.sky, base.subject, None, base.layout)
     assert base.companion is not None
@@ -94,7 +94,7 @@ def test_scenes_that_differ_in_one_thing_are_no_leaks(tmp_path: Path) -> None:
     assert not comparison.is_same
 
 
-def test_thin_lines_that_lie_otherwise_are_another_picture(tmp_path: Path) -> None:
+def test_other_thin_lines_are_another_picture(tmp_path: Path) -> None:
     """White horses that stand and run in the snow differ by pale outlines; a copy of bad quality differs by more."""
     layout = Layout(0, 0, 50, "left", 0, 0)
     poses = (Scene("snow", "cloudy", Subject("horse", 2, "white", action), None, layout) for action in ("stand", "run"))
@@ -120,7 +120,7 @@ def test_real_photographs(shared: Path, tmp_path: Path) -> None:
     assert find_leaks(files(photos[:20], "t"), files(photos[20:], "e"), store=None).leaks == ()
 
 
-def test_the_first_view_is_imagehash_of_the_whole(drawn: list[Path]) -> None:
+def test_the_first_view_is_imagehash_of_the_full_image(drawn: list[Path]) -> None:
     picture = fingerprint(str(drawn[0]))
     assert picture is not None
     assert picture.hashes is not None
@@ -210,7 +210,7 @@ def test_manifests_are_compared_with_their_lines(drawn: list[Path], tmp_path: Pa
     write_manifest(tmp_path / "other.jsonl", [Sample("o", str(drawn[9]), ("x",), "train"), rows[1]])
     itself = compare_manifests(tmp_path / "train.jsonl", tmp_path / "train.jsonl")
     assert [problem.line for problem in leak_issues(itself, "train.jsonl")] == [5]
-    # A file that holds nothing but the split of training is taken whole.
+    # Of a file with only the training split, all rows are compared.
     other = compare_manifests(tmp_path / "train.jsonl", tmp_path / "other.jsonl")
     assert [(leak.kind, other.evaluated[leak.evaluated].line) for leak in other.leaks] == [("id", 2)]
     with pytest.raises(DataError, match="no images of other splits"):

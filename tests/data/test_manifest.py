@@ -103,7 +103,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path, line: str | bytes, wor
     assert len(message) < 500
 
 
-def test_all_bad_rows_are_told_at_once_and_those_beyond_the_limit_are_counted(tmp_path: Path) -> None:
+def test_all_bad_rows_are_listed_at_once_and_those_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     path = manifest(tmp_path, GOOD, *["{"] * 70)
     with pytest.raises(DataError, match="has 70 bad rows") as caught:
         read_manifest(path)

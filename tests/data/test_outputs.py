@@ -1,4 +1,4 @@
-"""What may be written: no input and no file of somebody else is replaced."""
+"""What may be written: no input and no unrelated file is replaced."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_the_domains_of_nocaps_are_kept(tmp_path: Path) -> None:
     prepare(coco_rows(reading, split="val"), source="c.json", images=tmp_path, out=out, check="none")
     samples = read_manifest(out, "val")
     assert [sample.domain for sample in samples] == list(domains.values())
-    # A data set without domains says nothing of them.
+    # Without domains, rows have no key 'domain'.
     assert "domain" not in json.loads(out.read_text().splitlines()[3])
 
 

@@ -1,4 +1,4 @@
-"""Images divided into splits: by shares, the same way each time, copies of a picture together."""
+"""Images divided into splits: by shares, the same way each time, copies of a picture in one split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captune.errors import DataError
 
 
 def photograph(seed: int) -> Image.Image:
-    """Coloured squares; two seeds give pictures that nobody takes for the same."""
+    """Coloured squares; two seeds give clearly different pictures."""
     draw = random.Random(seed)
     image = Image.new("RGB", (4, 3))
     image.putdata([(draw.randrange(256), draw.randrange(256), draw.randrange(256)) for _ in range(12)])

@@ -1,4 +1,4 @@
-"""Tables and JSON as people have them: what each is read as, and what the summary says of it."""
+"""Tables and JSON as people have them: what each is read as, and what the summary reports."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_marks_in_a_tsv_are_text(tmp_path: Path) -> None:
     lines = ["image\tcaption", *(f"{n}.jpg\t{text}" for n, text in enumerate(texts))]
     samples, summary, notes = imported(tmp_path, "t.tsv", "\n".join(lines))
     assert [sample.captions for sample in samples] == [(text,) for text in texts]
-    assert summary.problems.counts == {"quoted": 1}  # "whole" can be meant as CSV's quoting, and that is said
+    assert summary.problems.counts == {"quoted": 1}  # "whole" may be CSV quoting, so it is reported
     assert notes == []
 
 

@@ -43,7 +43,7 @@ def sample(key: str) -> bytes:
 
 
 def sparse(name: str, size: int) -> bytes:
-    """A member of one block that says that it has `size` bytes."""
+    """A member of one block that claims `size` bytes."""
     payload = padded(b"1\n0\n512\n") + b"\0" * 512
     info = tarfile.TarInfo(name)
     info.size = len(payload)
@@ -94,7 +94,7 @@ def test_a_name_of_gigabytes_ends_the_archive_with_a_reason(tmp_path: Path, kind
 
 
 def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
-    """Python's own reader passes over all that follows, without a word."""
+    """Python's reader silently skips everything after it."""
     path = tmp_path / "a.tar"
     archive_data = sample("0") + sample("1") + b"\0" * 1024
     at = len(sample("0")) + 20

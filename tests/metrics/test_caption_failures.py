@@ -51,7 +51,7 @@ def test_run_on_needs_both_limits() -> None:
     assert not find_failures([" ".join(words)], long_references).flags["run-on"][0]
 
 
-def test_unfinished_is_known_only_if_told() -> None:
+def test_unfinished_needs_finished_flags() -> None:
     assert "unfinished" not in find_failures(["a"]).flags
     assert find_failures(["a", "b"], finished=[True, False]).flags["unfinished"].tolist() == [False, True]
 
@@ -68,7 +68,7 @@ def test_every_mark_is_found(mark: str) -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=14).map(" ".join), min_size=1, max_size=5))
-def test_a_caption_is_judged_by_itself(captions: list[str]) -> None:
+def test_a_caption_is_judged_independently_of_others(captions: list[str]) -> None:
     in_one_call = find_failures(captions, tokenize="13a").flags["repetition"].tolist()
     assert in_one_call == [bool(find_failures([one], tokenize="13a").flags["repetition"][0]) for one in captions]
 

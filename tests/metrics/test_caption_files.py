@@ -248,7 +248,7 @@ def test_broken_files_are_one_sentence(tmp_path: Path, read: Any, data: str | by
     assert "\n" not in str(caught.value)
 
 
-def test_the_line_of_json_lines_is_told(tmp_path: Path) -> None:
+def test_the_line_of_json_lines_is_reported(tmp_path: Path) -> None:
     path = put(tmp_path, '{"id": 1, "caption": "a"}\n\n{"id": 2, "caption": \n', "p.jsonl")
     with pytest.raises(MetricInputError, match=r"\(line 3, column"):
         read_predictions(path)

@@ -1,4 +1,4 @@
-"""Fetching SPICE's parser from a server on this machine: whole and checked under the final name, or not there."""
+"""Fetching SPICE's parser from a server on this machine: complete and checked under the final name, or absent."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_kill_leaves_nothing_under_the_final_name(
     assert find_models(tmp_path)
 
 
-def test_a_whole_part_is_not_loaded_again(server: Server, tmp_path: Path) -> None:
+def test_a_complete_part_is_not_loaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".stanford-corenlp.zip.part").write_bytes(ARCHIVE)
     fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)
     assert server.ranges == []

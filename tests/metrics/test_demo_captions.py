@@ -1,4 +1,4 @@
-"""The demo's own captions, with the numbers that pycocoevalcap 1.2 and its Java tokenizer gave for them."""
+"""The demo's captions, with the numbers that pycocoevalcap 1.2 and its Java tokenizer gave for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are scored, and what is said about the others."""
+"""Which images are scored, and what is reported about the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_gap_is_an_error_unless_it_is_meant() -> None:
     assert "2 of 3 images have no prediction and are left out" in aligned.warnings[0]
 
 
-def test_an_extra_prediction_is_left_out_and_told() -> None:
+def test_an_extra_prediction_is_left_out_and_reported() -> None:
     aligned = align(predictions("1", "2", "3", "4"), REFERENCES)
     assert "4" not in aligned.predictions
     assert "1 prediction of preds.json belongs to an image without references and was left out" in aligned.warnings[0]
@@ -89,12 +89,12 @@ def test_splits_are_hinted_at() -> None:
         align(predictions("1"), references)
 
 
-def test_repeated_predictions_are_told() -> None:
+def test_repeated_predictions_are_reported() -> None:
     aligned = align(predictions("1", "2", "3", repeated=("2",)), REFERENCES)
     assert "1 image occurs more than once" in aligned.warnings[0]
 
 
-def test_empty_captions_are_told() -> None:
+def test_empty_captions_are_reported() -> None:
     (warning,) = caption_warnings({"1": "a dog", "2": " "}, {"1": ["a dog"], "2": ["a cat"]})
     assert "1 caption is empty and scores 0, for example of '2'" in warning
 

@@ -1,4 +1,4 @@
-"""Finding Java and talking to a program: answers, failures, silence, and no process left behind."""
+"""Finding Java and talking to a program: answers, failures, silence, and no process that keeps running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captune.metrics.external.java import JavaProcess, find_java
 
 
 def program(folder: Path, body: str) -> Path:
-    """A stand-in for `java`: answers -version, then does what `body` says."""
+    """A stand-in for `java`: answers -version, then runs `body`."""
     path = folder / "java"
     preamble = f"""\
         #!{sys.executable}
@@ -82,7 +82,7 @@ def test_no_java_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         find_java()
 
 
-def test_a_program_that_is_no_java_is_told(tmp_path: Path) -> None:
+def test_a_program_that_is_no_java_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "java"
     path.write_text("#!/bin/sh\necho 'No Java runtime present'; exit 1\n")
     path.chmod(0o755)

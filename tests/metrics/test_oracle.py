@@ -23,7 +23,7 @@ NAMES = {
 }
 SOURCES = ["abstract48S", "coco_fakecap", "coco_val2017", "flickr30k_test2016", "flickr8k"]
 
-# What pycocoevalcap 1.2 says of these tokens; the values are its own output.
+# Tokens that pycocoevalcap 1.2 scored; the values are its output.
 REFERENCES = {
     "a": [
         "a dog runs across the grass",

@@ -1,4 +1,4 @@
-"""Several jobs give the same numbers as one, and a process that fails is told of."""
+"""Several jobs give the same numbers as one, and a process that fails is reported."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_where_no_process_can_be_had_this_one_does_the_work(monkeypatch: pytest.
 
 
 @forks
-def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
+def test_an_error_is_raised_where_the_result_is_requested() -> None:
     def fail() -> None:
         raise MetricInputError("too long")
 
@@ -95,8 +95,8 @@ def test_a_process_that_dies_is_reported() -> None:
 
 
 @forks
-def test_a_process_that_nobody_waits_for_ends(tmp_path: Path) -> None:
-    """Where this process fails meanwhile, and where the answer is larger than a pipe."""
+def test_a_process_ends_when_its_result_is_never_read(tmp_path: Path) -> None:
+    """The calling process fails meanwhile, and the answer is larger than a pipe."""
     name = tmp_path / "process"
 
     def work() -> bytes:

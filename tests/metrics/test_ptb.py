@@ -184,7 +184,7 @@ def test_no_group_is_possessive(repository: Path) -> None:
         assert not possessive.search(path.read_text(encoding="utf-8")), path
 
 
-# Each begins many tokens of some kind and completes few, or goes on for ever as one.
+# Each begins many tokens of some kind and completes few, or continues as one without end.
 REPEATED = """
     a A 1 . ' " - _ & < > ( ) @ # $ * / \\ : ; , ! ? ` ’ “ … é ˂ \xad \x00 \ud800 😀 \xa0 \n ٠ ٫ ‐
     a.a a. 1. 1, 1- 1-1- a- a' 'a n't a/ a_ a! A& &amp; &a &#1 &eacute; <a <a_ <a> <a_b=" <a_b=' <a_b='"_c='_d=" <!a
@@ -257,7 +257,7 @@ def test_every_real_caption(shared: Path, source: str) -> None:
     records = list(_records(shared, source))
     captions = [record[0] for record in records]
     assert ptb.tokenize_batch(captions) == [record[1] for record in records]
-    # Followed by the caption "A man .", some differ; the third field says how.
+    # Before the caption "A man .", some have other tokens: the third field.
     call = [caption for record in records for caption in (record[0], "A man .")]
     assert ptb.tokenize_call(call)[::2] == [record[2] if len(record) > 2 else record[1] for record in records]
 
@@ -277,7 +277,7 @@ def test_nearly_all_captions_need_nothing_but_their_chunks(shared: Path, source:
             if chunk not in known:
                 known[chunk] = ptb.chunk_tokens(chunk) is not None
     alone = sum(all(known[chunk] for chunk in caption.split()) for caption in captions)
-    # The hard captions were chosen for what is hard about them.
+    # The hard captions were selected for what is hard about them.
     assert alone / len(captions) > (0.9 if source == "coco2014_hard" else 0.99)
 
 

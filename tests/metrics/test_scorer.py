@@ -40,7 +40,7 @@ def test_names_and_scale() -> None:
     assert str(scores).endswith(scores.signature)
 
 
-def test_only_the_metrics_asked_for() -> None:
+def test_only_the_requested_metrics() -> None:
     assert list(score_captions(PREDICTIONS, REFERENCES, ["rouge-l"]).corpus) == ["ROUGE-L"]
     assert list(score_captions(PREDICTIONS, REFERENCES, ["bleu"]).corpus) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]
 

@@ -110,7 +110,7 @@ def test_the_original_program_runs_on_this_java(
     assert np.isnan(result.categories["Color"][0])
 
 
-def test_the_compiled_class_is_the_source_beside_it(tmp_path: Path) -> None:
+def test_the_compiled_class_is_the_source_next_to_it(tmp_path: Path) -> None:
     if shutil.which("javac") is None:
         pytest.skip("needs a Java compiler")
     command = ["javac", "--release", "8", "-nowarn", "-g:none", "-d", str(tmp_path), str(STAND_IN / "PlainJson.java")]

@@ -63,7 +63,7 @@ def test_a_full_table_grows_and_forgets_nothing() -> None:
     assert len(named) == len(chunks)
 
 
-def test_chunks_with_one_beginning_or_one_hash_are_told_apart() -> None:
+def test_chunks_with_one_beginning_or_one_hash_are_distinguished() -> None:
     table = ChunkTable(lambda chunk: int(chunk.strip("x")))
     chunks = ["x" * before + str(number) for before in range(24) for number in range(10)]
     for _ in range(2):

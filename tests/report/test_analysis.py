@@ -70,7 +70,7 @@ def test_trend_and_advice(make_run: Any, values: tuple[float, ...], trend: str |
 
 
 def test_a_quarter_of_the_pace_separates_flat_from_rising(make_run: Any) -> None:
-    # Range 0.4 over 4 steps is a pace of 0.1; the last slope is exactly the wanted share of it.
+    # Range 0.4 over 4 steps is a pace of 0.1; the last slope is exactly the required share of it.
     assert analyse(make_run({"CIDEr": (0.0, 0.2, 0.348, 0.374, 0.4)}))["CIDEr"].trend == "rising"
     assert analyse(make_run({"CIDEr": (0.0, 0.2, 0.352, 0.376, 0.4)}))["CIDEr"].trend == "flat"
 
@@ -116,7 +116,7 @@ def test_one_checkpoint_is_not_compared(make_run: Any) -> None:
     assert texts == {"Gain": "There is only one checkpoint, pretrained, so nothing can be compared yet."}
 
 
-def test_equal_rows_are_said_to_be_equal(make_run: Any) -> None:
+def test_equal_rows_are_reported_as_equal(make_run: Any) -> None:
     texts = _texts(make_run({"CIDEr": (0.7, 0.7, 0.70001), "BLEU-4": (0.2, 0.2, 0.2)}))
     assert texts["Gain"].startswith("All 3 rows have the same scores")
     assert "Advice" not in texts
@@ -135,7 +135,7 @@ def test_drops_and_disagreements_are_named(make_run: Any) -> None:
     texts = _texts(run)
     assert "BLEU-4 -0.0500 from epoch0 to epoch1" in texts["Drops"]
     assert "CIDEr -0.1000 from pretrained to epoch0" in texts["Drops"]
-    # The whole road first, then step by step.
+    # First to last row, then step by step.
     assert texts["Agreement"].startswith("From pretrained to epoch1, CIDEr gets worse while BLEU-4 and ROUGE-L improve")
     assert texts["Best checkpoint"].startswith("epoch0 is best on BLEU-4; pretrained is best on CIDEr")
     assert texts["Fastest and slowest"].endswith("BLEU-4 rose fastest (+50 %); CIDEr (-10 %) got worse.")
@@ -167,7 +167,7 @@ def test_significance_of_the_last_row(make_run: Any) -> None:
     )
 
 
-def test_a_leak_is_said_first(make_run: Any, slides: Any) -> None:
+def test_a_leak_is_reported_first(make_run: Any, slides: Any) -> None:
     items = sentences(make_run(slides, leak="test in training."), analyse(make_run(slides)))
     assert items[0].topic == "Leak"
     assert items[0].text == ("All rows are marked LEAK (test in training): not to be compared with published scores.")

@@ -88,7 +88,7 @@ def test_a_comparison_prints_no_negative_zero(make_run: Any) -> None:
         row = CheckpointScores(
             name="epoch0", corpus={"CIDEr": 0.0}, epoch=0, captions=dict.fromkeys(references, caption)
         )
-        # A captioner behind the checkpoints is not what a run is compared by.
+        # A captioner after the checkpoints is not what a run is compared by.
         blip = dataclasses.replace(
             row, name="blip", epoch=None, captions=dict.fromkeys(references, "a red dog runs fast")
         )
@@ -242,7 +242,7 @@ def test_rows_of_a_table_from_elsewhere(tmp_path: Path, names: str, rows: int) -
 
 
 def test_a_test_against_a_row_of_another_captioner_is_not_the_steps(make_run: Any) -> None:
-    """The row above a checkpoint may be another captioner's; its test says nothing of the training."""
+    """The row above a checkpoint may be another captioner's; its test is no test of the training."""
     training = make_run({"CIDEr": (0.3, 0.4, 0.5)})
     rows = list(_tested(_with(training, BLIP), 0.001).checkpoints)
     rows.insert(2, rows.pop())

@@ -1,4 +1,4 @@
-"""The chart: same bytes for same scores, nothing clipped, labels apart, no warnings whatever it is given."""
+"""The chart: same bytes for same scores, nothing clipped, labels apart, no warnings for any input."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_no_text_is_clipped_or_covered(case: str, make_run: Any, slides: Any) ->
             assert apart, (text, other)
 
 
-def test_leak_stands_in_the_picture(make_run: Any, slides: Any) -> None:
+def test_leak_is_written_in_the_picture(make_run: Any, slides: Any) -> None:
     texts, _ = _texts_and_canvas(make_run(slides, leak="test images were trained on"))
     assert "LEAK: test images were trained on" in [text for text, _ in texts]
     texts, _ = _texts_and_canvas(make_run(slides))

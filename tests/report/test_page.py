@@ -1,4 +1,4 @@
-"""The page as a document: whole, small, the same twice, and nothing in it that came from a caption is markup."""
+"""The page as a document: complete, small, the same twice, and nothing in it that came from a caption is markup."""
 
 from __future__ import annotations
 

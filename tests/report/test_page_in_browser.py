@@ -1,4 +1,4 @@
-"""The page in a real browser: quick, silent, offline, usable by keyboard, and readable for everybody."""
+"""The page in a real browser: quick, silent, offline, usable by keyboard, and accessible."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Any, report: Path) -> Iterator[Any]:
-    """The opened page; what it logs or asks the network for fails the test."""
+    """The opened page; anything it logs or requests from the network fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     complaints: list[str] = []
@@ -115,7 +115,7 @@ def test_it_is_a_mail_attachment(report: Path) -> None:
 
 
 def test_it_paints_within_a_second_and_answers_within_a_tenth(page: Any) -> None:
-    # The quickest of a few loads: a machine that runs other tests beside this one is slow for their sake.
+    # The quickest of a few loads: other tests that run at the same time slow the machine down.
     paints = []
     for _ in range(5):
         page.reload()

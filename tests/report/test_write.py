@@ -1,4 +1,4 @@
-"""All files of a report come at once and whole, and a failure says so in one sentence."""
+"""All files of a report appear at once and complete, and a failure is one sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captune.report.robustness_matrix import Cell, Column, Matrix, Row, matrix_o
 FILES = ["table.md", "table.csv", "table.tex", "analysis.md", "metrics.png", "metrics.svg", "report.html"]
 
 
-def test_writes_everything_beside_the_scores(make_run: Any, slides: Any, tmp_path: Path) -> None:
+def test_writes_everything_next_to_the_scores(make_run: Any, slides: Any, tmp_path: Path) -> None:
     write_scores(make_run(slides), tmp_path)
     files = write_report(tmp_path)
     assert [file.name for file in files] == FILES
@@ -63,7 +63,7 @@ def test_a_matrix_of_other_captions_is_left_out(
     rows = (Row(first.name, first.name, "Describe."), Row(f"{first.name}, prompt 2", first.name, "What is it?"))
     columns = (Column("home", "home", 8), Column("other", "data", 8))
     cells = tuple(
-        # Only the first prompt at home is what the run itself was asked.
+        # Only the first prompt on the home data is the run's own prompt.
         Cell(
             row.name,
             column.name,

@@ -41,7 +41,7 @@ def test_same_words_for_the_same_seed_only() -> None:
 
 
 def test_every_color_named_is_in_the_scene() -> None:
-    # On its own words, without tools.toy.scene_agreement.
+    # On the words alone, without tools.toy.scene_agreement.
     for scene in SAMPLE:
         there = {scene.subject.color, scene.subject.prop_color}
         if scene.companion is not None:

@@ -1,4 +1,4 @@
-"""Pictures: the same scene gives the same pixels, and what the record says can be seen."""
+"""Pictures: the same scene gives the same pixels, and the picture shows what the record names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_actions_look_different(kind: str) -> None:
         for other in drawn:
             if one < other:
                 changed = (np.abs(drawn[one] - drawn[other]).max(axis=2) > 40).sum()
-                assert changed > 15, f"{kind}: {one} and {other} can hardly be told apart"
+                assert changed > 15, f"{kind}: {one} and {other} can hardly be distinguished"
 
 
 @pytest.mark.parametrize("kind", sorted(ACTIONS))

@@ -1,4 +1,4 @@
-"""The folder of drawn scenes: exact layout, byte for byte the same, reused, never half there."""
+"""The folder of drawn scenes: exact layout, byte for byte the same, reused, never incomplete."""
 
 from __future__ import annotations
 
