@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from captune.data.leaks import ImageFile, find_leaks
-from captune.data.leaks.fingerprints import VIEWS, WHOLE, close_pairs, fingerprint
+from captune.data.leaks.fingerprints import FULL_IMAGE, VIEWS, close_pairs, fingerprint
 from captune.data.leaks.guard import RADIUS, candidates
 from captune.data.leaks.pixels import LARGEST_DIFFERENCE, LEAST_STRUCTURE, Likeness, compare, read_thumbnail
 from captune.toy.drawing import draw_scene
@@ -179,7 +179,7 @@ def of_candidate(
     for path in (evaluated[one], trained[other]):
         if path not in kept:
             kept[path] = read_thumbnail(str(path))
-    views = (WHOLE, VIEWS[view]) if of_trained else (VIEWS[view], WHOLE)
+    views = (FULL_IMAGE, VIEWS[view]) if of_trained else (VIEWS[view], FULL_IMAGE)
     return compare(kept[evaluated[one]], kept[trained[other]], view_of_one=views[0], view_of_other=views[1])
 
 

@@ -176,7 +176,7 @@ class Output:
         print(f"load of the machine {machine['load']:.2f}\n\n{title}")
 
     def line(self, **values: Any) -> None:
-        """A JSON line, where these are wanted."""
+        """Print a JSON line, with `--json`."""
         if self._as_json:
             print(json.dumps(values), flush=True)
 

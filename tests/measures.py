@@ -10,6 +10,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -176,7 +177,7 @@ def code_lines(text: str) -> int:
 
 
 def bound_names(tree: ast.Module) -> Counter[str]:
-    """How often each name is bound: variables, arguments, functions, classes, attributes."""
+    """How often each name is bound: variables, arguments, functions, classes, attributes, imports under a new name."""
     names: Counter[str] = Counter()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -187,12 +188,26 @@ def bound_names(tree: ast.Module) -> Counter[str]:
             names[node.name] += 1
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             names[node.attr] += 1
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            names[node.name] += 1
+        elif isinstance(node, ast.alias) and node.asname:
+            names[node.asname] += 1
     return names
 
 
 def forbidden(tree: ast.Module) -> Counter[str]:
-    """Forbidden identifiers that a file binds, a leading underscore left out."""
-    return Counter({name: n for name, n in bound_names(tree).items() if name.lstrip("_") in FORBIDDEN_IDENTIFIERS})
+    """Forbidden identifiers that a file binds, in any case, leading underscores left out."""
+    return Counter(
+        {name: n for name, n in bound_names(tree).items() if name.strip("_").lower() in FORBIDDEN_IDENTIFIERS}
+    )
+
+
+def forbidden_by_file(root: Path = REPOSITORY) -> dict[str, dict[str, int]]:
+    """Forbidden identifiers of the package, the tests, the benchmarks and all scripts, by file."""
+    folders = ("captune", "tests", "benchmarks", "tools", "eval_scripts")
+    paths = [*root.glob("*.py"), *chain.from_iterable((root / folder).rglob("*.py") for folder in folders)]
+    counts = {path: forbidden(ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(paths)}
+    return {path.relative_to(root).as_posix(): dict(names) for path, names in counts.items() if names}
 
 
 def main() -> None:
@@ -200,7 +215,7 @@ def main() -> None:
     lengths = [len(module.text.splitlines()) for module in package.modules.values()]
     importers = package.importers()
     single = sorted(name for name, users in importers.items() if len(users) == 1)
-    bound = sum((forbidden(module.tree) for module in package.modules.values()), Counter())
+    bound = sum(count for names in forbidden_by_file().values() for count in names.values())
     crossing = [
         (name, target)
         for name, module in package.modules.items()
@@ -215,7 +230,7 @@ def main() -> None:
     print(f"circles between files             {len(package.circles()):>7,}")
     print(f"files with exactly one importer   {len(single):>7,}")
     print(f"imports that go past a face       {len(package.past_faces()):>7,} of {len(crossing):,}")
-    print(f"forbidden identifiers             {sum(bound.values()):>7,}")
+    print(f"forbidden identifiers             {bound:>7,}")
     for circle in package.circles():
         print("circle:", ", ".join(name.removeprefix("captune.") for name in circle))
 

@@ -135,7 +135,7 @@ def test_the_demos_settings_are_the_shipped_file(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["seed: 1\noutput: a\nseed: 2\n", "train:\n  epochs: 1\n  epochs: 2\n"])
-def test_a_key_that_stands_twice(tmp_path: Path, text: str) -> None:
+def test_a_repeated_key(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"the key '(seed|epochs)' is given twice.* line 3"):

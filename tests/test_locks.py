@@ -48,7 +48,7 @@ def test_second_writer_is_refused_and_a_killed_one_leaves_no_stale_lock(tmp_path
     assert all(is_lock_file(path.name) for path in (tmp_path / "run").iterdir())
 
 
-def test_parts_exclude_themselves_and_the_whole_folder(tmp_path: Path) -> None:
+def test_parts_exclude_themselves_and_the_complete_folder(tmp_path: Path) -> None:
     process = holder(tmp_path, "part-0-of-2")
     try:
         with folder_lock(tmp_path, "captune caption", part="part-1-of-2"):

@@ -218,7 +218,7 @@ def test_what_comes_out_is_a_configuration_of_captune(tmp_path: Path) -> None:
     assert parse_config(yaml.safe_load(commented_yaml(config))) == config
 
 
-def test_captunes_own_files_are_no_old_ones(tmp_path: Path, repository: Path) -> None:
+def test_captunes_configurations_are_no_old_ones(tmp_path: Path, repository: Path) -> None:
     config = repository / "train_configs" / "toy.yaml"
     with pytest.raises(ConfigError, match="is no configuration of the original"):
         convert_config(config)

@@ -71,7 +71,7 @@ def test_prepare_writes_the_originals_json_and_the_manifest(prepared: Path) -> N
     assert [splits.count(split) for split in ("train", "val", "test")] == [24, 4, 12]
 
 
-def test_train_under_torchrun_leaves_a_whole_run(trained: Path) -> None:
+def test_train_under_torchrun_leaves_a_complete_run(trained: Path) -> None:
     run = trained / RUN
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml", "log.jsonl", "checkpoints", "captions", "scores.json",
@@ -106,7 +106,7 @@ def test_one_process_gives_the_losses_of_two(trained: Path) -> None:
 @pytest.mark.parametrize(
     "command", [("python", "eval_scripts/eval_flickr30k.py"), ("bash", "evaluate.sh")], ids=lambda words: words[-1]
 )
-def test_evaluation_scripts_repeat_the_runs_own_numbers(trained: Path, command: tuple[str, ...]) -> None:
+def test_evaluation_scripts_repeat_the_numbers_of_the_run(trained: Path, command: tuple[str, ...]) -> None:
     table = trained / RUN / "table.csv"
     before = table.read_text()
     table.unlink()

@@ -49,7 +49,7 @@ __all__ = [
     "is_changed",
 ]
 
-_WHOLE = 64 << 20
+_COMPLETE_HASH_LIMIT = 64 << 20
 """Bytes up to which a file is hashed completely; of a larger one (a tar) the size and samples."""
 _SAMPLES, _SAMPLE = 16, 1 << 16
 
@@ -85,7 +85,7 @@ def _digest(path: Path) -> str:
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         digest.update(f"{size}\n".encode())
-        if size <= _WHOLE:
+        if size <= _COMPLETE_HASH_LIMIT:
             while block := stream.read(1 << 20):
                 digest.update(block)
         else:

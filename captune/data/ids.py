@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["SeenIds", "id_text", "without_fraction"]
 
 _LARGEST = 2**53  # larger whole numbers lose digits as floats, so that two ids can become one
-_WHOLE = re.compile(r"-?\d+\.0+")
+_INTEGRAL_FLOAT = re.compile(r"-?\d+\.0+")
 
 
 def id_text(value: object, what: str) -> str:
@@ -41,7 +41,7 @@ def id_text(value: object, what: str) -> str:
 
 def without_fraction(text: str) -> str:
     """Text of a whole number without the ".0" that pandas writes into CSV; other text unchanged."""
-    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
+    return text.partition(".")[0] if _INTEGRAL_FLOAT.fullmatch(text) else text
 
 
 def _kind(value: object) -> str:

@@ -47,7 +47,7 @@ UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
 """What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
 IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
 """Files of killed writers and of the system; never in the way, and never removed."""
-OWN = re.compile(
+RUN_FILES = re.compile(
     r"config\.yaml|prompt\.json|images\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json"
     r"|tensorboard|thumbnails"
     r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
@@ -288,7 +288,7 @@ def _entries(output: Path) -> list[str]:
 
 def _unknown(output: Path) -> list[str]:
     """What a run that has saved nothing yet cannot have written."""
-    unknown = [name for name in _entries(output) if not OWN.fullmatch(name)]
+    unknown = [name for name in _entries(output) if not RUN_FILES.fullmatch(name)]
     for folder, known_names in (("checkpoints", ""), (STATES, ""), ("captions", r".*-(pretrained|references)\.json")):
         entries = _entries(output / folder)
         unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(known_names, name)]
@@ -305,7 +305,7 @@ def _shown(names: list[str]) -> str:
 def _move_aside(output: Path) -> Path | None:
     """Move everything under a name that a run writes into a new folder inside; other files stay where they are."""
     # Its configuration goes last: a folder without one is not taken for a run in between.
-    names = sorted((name for name in _entries(output) if OWN.fullmatch(name)), key=lambda name: name == CONFIG)
+    names = sorted((name for name in _entries(output) if RUN_FILES.fullmatch(name)), key=lambda name: name == CONFIG)
     if not names:
         return None
     number = 1

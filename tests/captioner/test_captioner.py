@@ -59,7 +59,7 @@ def test_a_batch_equals_single_images(other: TransformersBackend, way: str) -> N
         assert other.generate(prepared, None, settings, keys=keys) == alone, size
 
 
-def test_the_instruction_is_asked(other: TransformersBackend) -> None:
+def test_the_instruction_is_used(other: TransformersBackend) -> None:
     options = DecodingOptions(max_new_tokens=12)
     prepared = [other.prepare(picture) for picture in pictures()]
     default = other.generate(prepared, None, options)
@@ -263,11 +263,9 @@ def test_what_the_kinds_become() -> None:
     assert grey[0, 0].tolist() == [0, 0, 0]
     assert grey[-1, -1].tolist() == [255, 255, 255]
     assert 120 < grey[20].mean() < 136
-    assert np.array_equal(np.asarray(read_image(Image.open(io.BytesIO(bytes_of(deep))))), grey), (
-        "opened by somebody else"
-    )
+    assert np.array_equal(np.asarray(read_image(Image.open(io.BytesIO(bytes_of(deep))))), grey), "opened by the caller"
     first = np.asarray(read_image(bytes_of(animated)))
-    assert np.abs(first.astype(int) - np.asarray(scene()).astype(int)).mean() < 25, "not the red frame behind it"
+    assert np.abs(first.astype(int) - np.asarray(scene()).astype(int)).mean() < 25, "not the red frame after it"
     see_through = scene().convert("RGBA")
     see_through.putalpha(0)
     data = bytes_of(lambda file: see_through.save(file, "png"))

@@ -27,7 +27,7 @@ TOKENS = 8
 # What documentation writes around the question where there is no chat template.
 WRITTEN = {"paligemma": "<image>{}", "kosmos-2": "<grounding>{}"}
 ALONE = ("blip", "blip-2 (OPT)", "git")
-ASKED = ("blip", "blip-2 (OPT)", "florence2", "instructblip", "kosmos-2", "paligemma")
+PROMPTED = ("blip", "blip-2 (OPT)", "florence2", "instructblip", "kosmos-2", "paligemma")
 TEMPLATED = ("gemma3", "idefics3", "llava", "mllama")
 
 
@@ -98,14 +98,14 @@ def test_captions_without_a_question(name: str, folder_of: Any) -> None:
 
 # The library's processor of PaliGemma makes an array of a tensor in the old way.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("name", [*ASKED, *TEMPLATED])
+@pytest.mark.parametrize("name", [*PROMPTED, *TEMPLATED])
 def test_answers_as_documented(name: str, folder_of: Any) -> None:
     captioner = load(folder_of(name))
     expected = documented(name, folder_of(name), QUESTION)
     assert captions(captioner, QUESTION) == expected
     assert captions(captioner, QUESTION, batch_size=1) == expected
     assert len(set(expected)) > 1
-    assert all(captions(captioner)), "without a question of the user, it is asked something that it needs"
+    assert all(captions(captioner)), "without a question of the user, the model gets the question that it needs"
 
 
 def test_a_question_that_generation_continues_has_no_end(folder_of: Any) -> None:

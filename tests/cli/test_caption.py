@@ -138,7 +138,7 @@ def test_images_that_share_a_text_file_get_none(run: Run, photos: Path, tmp_path
     assert [path.name for path in tmp_path.glob("*.txt")] == ["b.txt"]
 
 
-def test_a_file_of_captions_replaces_only_its_own(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_a_file_of_captions_replaces_only_a_file_of_captions(run: Run, photos: Path, tmp_path: Path) -> None:
     manifest, notes, captions_file = tmp_path / "m.jsonl", tmp_path / "notes.jsonl", tmp_path / "own.jsonl"
     image = next(photos.iterdir())
     row = {"id": "a", "image": str(image), "captions": ["by people"], "split": "train"}

@@ -169,7 +169,7 @@ class TestOffline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         hub.detect_offline.cache_clear()
 
-    def test_a_hub_that_takes_no_connection_is_not_asked_again(
+    def test_a_hub_that_takes_no_connection_is_not_tried_again(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         attempts = []
@@ -191,7 +191,7 @@ class TestOffline:
         assert constants.HF_HUB_OFFLINE
         hub.detect_offline.cache_clear()
 
-    def test_a_proxy_stands_for_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_proxy_replaces_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         attempts = []
 
         class Connection:

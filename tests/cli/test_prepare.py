@@ -213,7 +213,7 @@ def test_the_help_names_every_format(repository: Path, tmp_path: Path) -> None:
     assert '"captions": ["A dog ."]' in done.stdout
 
 
-def test_ones_own_data_with_images_inside(repository: Path, tmp_path: Path) -> None:
+def test_user_data_with_images_inside(repository: Path, tmp_path: Path) -> None:
     """A tar, a table and a folder of parquet, each in one command; the manifest points to the written images."""
     import io
     import tarfile

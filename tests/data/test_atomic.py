@@ -154,7 +154,7 @@ def test_a_wrong_mode_is_our_mistake(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_replaces_the_one_that_stood_there(tmp_path: Path) -> None:
+def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
     for content in ("first", "second"):
         with atomic_folder(tmp_path / "run") as folder:
             (folder / "sub").mkdir()

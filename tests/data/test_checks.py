@@ -21,7 +21,7 @@ def sample(name: str, *captions: str, split: str = "train", image: str | None = 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Every fault and every note once; the lines are those of `FOUND`."""
+    """Every fault and every note once; the lines are those of `PROBLEMS`."""
     for name in ("good", "odd"):
         Image.effect_noise((64, 48), 40).save(tmp_path / f"{name}.jpg")
     Image.effect_noise((64, 31), 40).save(tmp_path / "small.jpg")
@@ -44,7 +44,7 @@ def manifest(tmp_path: Path) -> Path:
     return tmp_path / "m.jsonl"
 
 
-FOUND = [
+PROBLEMS = [
     (2, "undecodable"),
     (3, "missing"),
     (4, "small"),
@@ -60,7 +60,7 @@ FOUND = [
 NEED_DECODING = {"undecodable", "small"}
 
 
-def test_everything_is_found_with_its_line_in_order(manifest: Path) -> None:
+def test_all_problems_are_listed_with_their_line_in_order(manifest: Path) -> None:
     seen: list[Issue] = []
     summary = check_manifest(
         manifest,
@@ -68,7 +68,7 @@ def test_everything_is_found_with_its_line_in_order(manifest: Path) -> None:
         flaw=lambda caption: "truncated" if caption.startswith("far") else None,
         on_issue=seen.append,
     )
-    assert [(problem.line, problem.kind) for problem in summary.problems.first] == FOUND
+    assert [(problem.line, problem.kind) for problem in summary.problems.first] == PROBLEMS
     assert summary.problems.first == seen
     assert all(problem.file == str(manifest) for problem in seen)
     assert summary.problems.fatal == 6
@@ -80,7 +80,7 @@ def test_everything_is_found_with_its_line_in_order(manifest: Path) -> None:
 @pytest.mark.parametrize(("check", "left_out"), [("exist", NEED_DECODING), ("none", NEED_DECODING | {"missing"})])
 def test_images_are_checked_as_far_as_requested(manifest: Path, check: ImageCheck, left_out: set[str]) -> None:
     summary = check_manifest(manifest, needed_splits=["test"], check=check)
-    kinds = {kind for _, kind in FOUND} - left_out - {"truncated"}
+    kinds = {kind for _, kind in PROBLEMS} - left_out - {"truncated"}
     assert set(summary.problems.counts) == kinds
 
 

@@ -157,7 +157,7 @@ def test_the_commands_say_it(photos: Path, tmp_path: Path, capsys: pytest.Captur
     assert "images             2" in summary
 
 
-def test_a_given_file_is_read_whatever_its_ending_is(tmp_path: Path) -> None:
+def test_a_file_is_read_whatever_its_ending_is(tmp_path: Path) -> None:
     (tmp_path / "photo.bin").write_bytes(picture())
     assert list(read_inputs([str(tmp_path / "photo.bin")]).paths) == [str(tmp_path / "photo.bin")]
     (tmp_path / "photo.bin").write_bytes(b"no image")
@@ -180,7 +180,7 @@ def test_members_of_a_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     )
 
 
-def test_many_endings_are_counted_together() -> None:
+def test_many_endings_share_one_count() -> None:
     skipped = SkippedFiles()
     assert skipped.sentence() is None
     for number in range(20):

@@ -151,12 +151,12 @@ def test_endings(name: str, expected: bool) -> None:
         (b"GIF89a" + b"\xff" * 4 + saved("GIF")[10:], "65535 x 65535"),
     ],
 )
-def test_a_refusal_tells_the_size_that_the_file_has(data: bytes, size: str) -> None:
+def test_a_refusal_names_the_size_of_the_image(data: bytes, size: str) -> None:
     with pytest.raises(ImageTooLargeError, match=f"{size} pixels, and the limit is 89,478,485"):
         read_image(data, "a.png")
 
 
-def test_a_limit_of_ones_own() -> None:
+def test_another_limit() -> None:
     assert image_size(io.BytesIO(saved("PNG")), "a.png", most_pixels=24 * 16) == (24, 16)
     with pytest.raises(ImageTooLargeError, match="24 x 16 pixels, and the limit is 383"):
         image_size(io.BytesIO(saved("PNG")), "a.png", most_pixels=24 * 16 - 1)

@@ -108,7 +108,7 @@ def test_an_endless_item_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.Mo
 # Gathering
 
 
-def test_shuffled_captions_are_brought_together() -> None:
+def test_shuffled_captions_are_grouped() -> None:
     captions = [CaptionRow(n + 1, f"{n // 5}.jpg", f"caption {n}", "train") for n in range(500)]
     sorted_rows, _ = split_up(group_by_image(iter(captions), "f"))
     assert [row.captions for row in sorted_rows] == [

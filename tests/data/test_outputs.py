@@ -42,13 +42,13 @@ def test_an_input_is_not_an_output_under_any_name(tmp_path: Path) -> None:
             check_output(out, command="score", reads=[source], overwrite=True)
 
 
-def test_an_own_output_is_not_an_output_of_a_command_that_reads_it(tmp_path: Path) -> None:
+def test_an_output_is_not_an_output_of_a_command_that_reads_it(tmp_path: Path) -> None:
     write(tmp_path / "a", "text")
     with pytest.raises(InputError, match="is read here"):
         check_output(tmp_path / "a", command="score", reads=[tmp_path / "a"])
 
 
-def test_a_command_replaces_its_own_output(tmp_path: Path) -> None:
+def test_a_command_replaces_its_output(tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
     for text in ("first", "second", "second", "third"):
         write(out, text)

@@ -34,7 +34,7 @@ def test_it_is_attention(groups: int, size: int, dtype: torch.dtype) -> None:
     )
 
 
-def test_what_stands_behind_a_row_is_not_looked_at() -> None:
+def test_what_comes_after_a_row_is_not_read() -> None:
     query = torch.randn(1, 2, 1, 16)
     keys, values = torch.randn(1, 2, 80, 16), torch.randn(1, 2, 80, 16)
     columns = torch.tensor([66])

@@ -60,7 +60,7 @@ def test_each_part_of_the_identity_counts(tmp_path: Path, images: list[Path], in
     assert len(generate.requests) == 2
 
 
-def test_images_are_told_by_their_bytes(tmp_path: Path, images: list[Path]) -> None:
+def test_images_are_identified_by_their_bytes(tmp_path: Path, images: list[Path]) -> None:
     generate = Counted()
     first = cached_captions(tmp_path / "cache", IDENTITY, images, generate)
     moved = images[0].rename(tmp_path / "moved.jpg")

@@ -62,7 +62,7 @@ def refused(run: Callable[[], object]) -> tuple[list[Any], set[int]]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("way", WAYS)
-def test_features_that_are_not_numbers_cost_their_own_image_alone(
+def test_features_that_are_not_numbers_cost_their_image_alone(
     model: MiniGPT4, features: Tensor, way: str, engine: Engine
 ) -> None:
     spoiled = features.clone()

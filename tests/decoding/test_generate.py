@@ -55,7 +55,7 @@ def test_a_batch_equals_single_images_and_transformers(model: MiniGPT4, features
 
 
 @pytest.mark.parametrize("way", ["greedy", "beams"])
-def test_without_the_stop_symbol_rows_go_on(model: MiniGPT4, features: Tensor, way: str) -> None:
+def test_without_the_stop_symbol_rows_continue(model: MiniGPT4, features: Tensor, way: str) -> None:
     requests = mixed(model, features)
     through = generate_ids(model, requests, options(way), stop_symbol=False)
     assert through == generate_ids(model, requests, options(way), stop_symbol=False, engine="transformers")
@@ -71,7 +71,7 @@ def test_captions_say_how_they_ended(model: MiniGPT4, features: Tensor) -> None:
     assert all(caption.tokens <= 14 and "###" not in caption.text for caption in captions)
 
 
-def test_each_image_may_be_asked_something_else(model: MiniGPT4, features: Tensor) -> None:
+def test_each_image_may_have_another_instruction(model: MiniGPT4, features: Tensor) -> None:
     questions = list(itertools.islice(itertools.cycle(INSTRUCTIONS), len(features)))
     batched = generate_captions(model, features, questions, options("greedy"))
     alone = [
@@ -285,7 +285,7 @@ def test_what_does_not_fit_slots_goes_through_transformers(
     ]
 
 
-def test_nothing_asked_nothing_said(model: MiniGPT4, features: Tensor) -> None:
+def test_no_images_no_captions(model: MiniGPT4, features: Tensor) -> None:
     assert generate_captions(model, features[:0], "Say", options("greedy")) == []
     assert len(generate_captions(model, features[:1], "Say", options("greedy", max_new_tokens=1))) == 1
 

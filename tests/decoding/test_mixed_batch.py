@@ -83,7 +83,7 @@ def test_the_last_layer_is_run_for_the_ends_of_prompts(model: MiniGPT4, features
     assert fed[0] > 2 * fed[1]
 
 
-def test_a_model_that_cannot_is_found_out() -> None:
+def test_a_model_that_cannot_is_detected() -> None:
     """MPT's layers do not pass on the positions of rows; eager attention does not read them."""
     mpt = AutoConfig.for_model("mpt", vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=256)
     assert not supports_mixed_batch(tiny_minigpt4(mpt).llm)
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_is_found_out() -> None:
     assert not supports_mixed_batch(eager)
 
 
-def test_a_model_whose_tokens_see_their_neighbours_is_found_out() -> None:
+def test_a_model_whose_tokens_see_their_neighbours_is_detected() -> None:
     """A layer that mixes tokens outside of its attention would mix the rows of a pack."""
     model = tiny_minigpt4(scale=2.0)
     layer = model.llm.model.layers[0].mlp
@@ -100,7 +100,7 @@ def test_a_model_whose_tokens_see_their_neighbours_is_found_out() -> None:
     assert not supports_mixed_batch(model.llm)
 
 
-def test_prompts_take_no_forward_of_their_own(model: MiniGPT4, features: Tensor) -> None:
+def test_prompts_take_no_separate_forward(model: MiniGPT4, features: Tensor) -> None:
     requests = mixed(model, features)
     longest = max(len(request.prompt) for request in requests)
     options = DecodingOptions(max_new_tokens=14, batch_size=4)

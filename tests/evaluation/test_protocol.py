@@ -50,7 +50,7 @@ def test_slides_takes_training_images_and_says_leak(manifest: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["train,test", "[train, test]", " test, train ,train"])
-def test_several_splits_are_trained_on_together(manifest: Path, setting: str) -> None:
+def test_several_splits_are_trained_on_as_one(manifest: Path, setting: str) -> None:
     rows = [Sample("x", "x.jpg", ("A cat .",), "restval"), Sample("y", "y.jpg", ("A cat .",), "val")]
     write_manifest(manifest.parent / "more.jsonl", [*rows, *read_manifest(manifest)])
     data = [f"data.train={manifest.parent / 'more.jsonl'}", f"data.train_split={setting}"]
@@ -116,7 +116,7 @@ def test_the_shipped_protocols_are_read_and_sign_with_their_name(repository: Pat
     assert all(f"\n{field}: " in explained for field in type(load_protocol("karpathy")).model_fields)
 
 
-OWN = """
+CUSTOM_PROTOCOL = """
 name: short
 split: val
 share: 0.5
@@ -126,9 +126,9 @@ metrics: [cider]
 """
 
 
-def test_a_protocol_of_ones_own(manifest: Path, tmp_path: Path) -> None:
+def test_a_protocol_from_a_file(manifest: Path, tmp_path: Path) -> None:
     write_manifest(manifest, [Sample(f"{i}", f"{i}.jpg", ("A dog .",), "val" if i % 2 else "train") for i in range(40)])
-    (tmp_path / "own.yaml").write_text(OWN, encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(CUSTOM_PROTOCOL, encoding="utf-8")
     config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={tmp_path / 'own.yaml'}"])
     eval_set = evaluation_set(config)
     assert (eval_set.split, len(eval_set.images), eval_set.rules.metrics) == ("val", 10, ("cider",))
@@ -136,13 +136,13 @@ def test_a_protocol_of_ones_own(manifest: Path, tmp_path: Path) -> None:
     assert applied.model.instruction == "Say what you see."
     assert (applied.evaluate.beams, applied.evaluate.max_new_tokens) == (3, 12)
     assert applied.evaluate.length_penalty == config.evaluate.length_penalty
-    # The name alone would not tell two files of the same name apart.
+    # The name alone would not distinguish two files of the same name.
     assert eval_set.protocol.startswith("short@")
-    (tmp_path / "other.yaml").write_text(OWN.replace("0.5", "0.6"), encoding="utf-8")
+    (tmp_path / "other.yaml").write_text(CUSTOM_PROTOCOL.replace("0.5", "0.6"), encoding="utf-8")
     assert load_protocol(str(tmp_path / "other.yaml")).signature != eval_set.protocol
 
 
-def test_a_copy_under_a_shipped_name_is_told_apart(tmp_path: Path) -> None:
+def test_a_copy_under_a_shipped_name_is_distinguished(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: karpathy\nshare: 0.1\n", encoding="utf-8")
     assert load_protocol(str(tmp_path / "mine.yaml")).signature.startswith("karpathy@")
 
@@ -202,7 +202,7 @@ def test_images_that_were_trained_on_mark_the_set(
     assert not caplog.text
 
 
-def test_without_the_training_images_nobody_knows(
+def test_without_the_training_images_a_leak_is_unknown(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = parse_config({}, [f"data.train={tmp_path / 'gone.jsonl'}", f"data.evaluate={manifest}"])

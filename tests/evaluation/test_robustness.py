@@ -161,7 +161,7 @@ def test_a_drop_is_the_share_that_is_lost_with_a_paired_interval() -> None:
     assert "BLEU-4" not in relative_drops(zero, home)
 
 
-def test_other_images_are_drawn_by_themselves_and_leave_more_doubt() -> None:
+def test_other_images_are_drawn_independently_and_leave_more_doubt() -> None:
     one, candidates = scorer(80, 0)
     other, elsewhere = scorer(60, 1)
     drops = relative_drops(one.score(candidates), other.score(elsewhere))
@@ -193,7 +193,7 @@ def test_words_of_other_captions() -> None:
 # Columns
 
 
-def test_sets_get_names_and_splits_of_their_own(tmp_path: Path) -> None:
+def test_sets_get_separate_names_and_splits(tmp_path: Path) -> None:
     folders = {"a/manifest.jsonl": ("train", "test"), "b/manifest.jsonl": ("val",), "b/other.jsonl": ("train", "val")}
     for name, splits in folders.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ def test_what_is_added_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
         store.read([bytes(16)])
 
 
-def test_every_identity_has_its_own(tmp_path: Path) -> None:
+def test_every_identity_has_separate_features(tmp_path: Path) -> None:
     FeatureStore(tmp_path, identity()).add(contents(1), torch.ones(1, 2, 3))
     other = FeatureStore(tmp_path, identity(weights="v"))
     other.refresh()
@@ -76,7 +76,7 @@ def test_every_identity_has_its_own(tmp_path: Path) -> None:
     assert contents(1)[0] in again
 
 
-def test_one_content_is_wanted_once(tmp_path: Path) -> None:
+def test_one_content_is_missing_once(tmp_path: Path) -> None:
     ids = contents(3)
     assert FeatureStore(tmp_path, identity()).missing([ids[0], ids[1], ids[0], ids[2], ids[1]]) == [0, 1, 3]
 
@@ -324,7 +324,7 @@ def test_read_only_stores_are_still_read(images: list[Path], tmp_path: Path, mon
     assert torch.equal(stored(images, root)[:], before)
 
 
-def test_a_disk_without_room_is_told_before_the_towers_run(
+def test_a_disk_without_room_is_reported_before_the_towers_run(
     images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())

@@ -287,7 +287,7 @@ def test_coco_itself(shared: Path) -> None:
     assert len(predictions.captions) == 4989
 
 
-def test_karpathys_own_file(shared: Path) -> None:
+def test_karpathys_file(shared: Path) -> None:
     path = shared / "captions" / "karpathy" / "dataset_flickr8k_like.json.gz"
     complete = read_references(path)
     assert sum(complete.splits.values()) == len(complete.captions)

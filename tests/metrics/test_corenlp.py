@@ -102,7 +102,7 @@ def test_a_good_download(server: Server, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted([*JARS, "checksums.json"])
 
 
-def test_what_broke_off_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_resumes(server: Server, tmp_path: Path) -> None:
     server.limit = 100_000
     with pytest.raises(ExternalToolError, match=r"broke off at 100,000 of|IncompleteRead"):
         fetch_models(tmp_path, url=url(server), checksum=CHECKSUM)

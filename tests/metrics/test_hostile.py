@@ -10,8 +10,8 @@ import pytest
 from captune.errors import MetricInputError
 from captune.metrics import score_captions
 
-OTHER = {"2": ["a dog runs on the grass", "the dog is running"]}
-OWN = {"2": "a dog runs"}
+SMALL_REFERENCES = {"2": ["a dog runs on the grass", "the dog is running"]}
+SMALL_PREDICTIONS = {"2": "a dog runs"}
 LONG = "a man rides a horse on the beach and " * 280_000  # 10 MB
 
 
@@ -25,29 +25,29 @@ def bounded() -> object:
 
 
 def test_a_prediction_of_ten_megabytes() -> None:
-    scores = score_captions(OWN | {"1": LONG}, OTHER | {"1": ["a man on a horse", "a beach"]})
+    scores = score_captions(SMALL_PREDICTIONS | {"1": LONG}, SMALL_REFERENCES | {"1": ["a man on a horse", "a beach"]})
     assert 0 < scores.per_image["1"]["ROUGE-L"] < 1e-3
     assert scores.per_image["1"]["CIDEr"] < 1e-9
 
 
 def test_a_reference_of_ten_megabytes() -> None:
-    scores = score_captions(OWN | {"1": "a man on a horse"}, OTHER | {"1": [LONG, "a beach"]})
+    scores = score_captions(SMALL_PREDICTIONS | {"1": "a man on a horse"}, SMALL_REFERENCES | {"1": [LONG, "a beach"]})
     assert scores.per_image["1"]["BLEU-1"] > 0.5
 
 
 def test_ten_megabytes_against_ten_megabytes_is_one_sentence() -> None:
     with pytest.raises(MetricInputError, match="ROUGE-L of image '1' would compare"):
-        score_captions(OWN | {"1": LONG}, OTHER | {"1": [LONG + "b"]})
+        score_captions(SMALL_PREDICTIONS | {"1": LONG}, SMALL_REFERENCES | {"1": [LONG + "b"]})
 
 
 def test_a_caption_without_white_space() -> None:
-    scores = score_captions(OWN | {"1": "a" * 10_000_000}, OTHER | {"1": ["a man"]})
+    scores = score_captions(SMALL_PREDICTIONS | {"1": "a" * 10_000_000}, SMALL_REFERENCES | {"1": ["a man"]})
     assert scores.per_image["1"]["ROUGE-L"] == 0
 
 
 def test_a_hundred_thousand_references_of_one_image() -> None:
     references = [f"a man number {number % 977} rides a horse" for number in range(100_000)]
-    scores = score_captions(OWN | {"1": "a man rides a horse"}, OTHER | {"1": references})
+    scores = score_captions(SMALL_PREDICTIONS | {"1": "a man rides a horse"}, SMALL_REFERENCES | {"1": references})
     assert scores.per_image["1"]["ROUGE-L"] > 0.7
     assert "refs:2-100000" in scores.signature
 
@@ -67,11 +67,13 @@ def test_a_hundred_thousand_references_of_one_image() -> None:
 )
 def test_odd_characters(caption: str) -> None:
     for compat in ("caption", "coco-caption"):
-        scores = score_captions(OWN | {"1": caption}, OTHER | {"1": ["a dog", caption]}, compat=compat)
+        scores = score_captions(
+            SMALL_PREDICTIONS | {"1": caption}, SMALL_REFERENCES | {"1": ["a dog", caption]}, compat=compat
+        )
         assert 0 <= scores.per_image["1"]["ROUGE-L"] <= 1
 
 
 def test_ever_new_words_do_not_fill_the_memory() -> None:
     captions = [f"word{number} other{number}" for number in range(50_000)]
-    scores = score_captions(OWN | {"1": "word1 other1"}, OTHER | {"1": captions})
+    scores = score_captions(SMALL_PREDICTIONS | {"1": "word1 other1"}, SMALL_REFERENCES | {"1": captions})
     assert scores.per_image["1"]["BLEU-2"] > 0.9

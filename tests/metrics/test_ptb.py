@@ -113,7 +113,7 @@ def test_line_breaks_in_a_call_are_counted_in_a_warning(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     "chunk", ["p.", "U.S.", "Mr.", "no.", "1/2", "555", "<b", "they'll", ":)", "x@y", "a.com", "etc.)"]
 )
-def test_chunks_that_depend_on_others_have_no_tokens_of_their_own(chunk: str) -> None:
+def test_chunks_that_depend_on_others_have_no_separate_tokens(chunk: str) -> None:
     assert ptb.chunk_tokens(chunk) is None
 
 
@@ -221,7 +221,7 @@ def test_a_caption_of_many_words() -> None:
     assert ptb.tokenize("A dog's ball, " * 50_000).count("'s") == 50_000
 
 
-def test_a_long_call_of_blank_lines_behind_initials_is_read_once() -> None:
+def test_a_long_call_of_blank_lines_after_initials_is_read_once() -> None:
     captions = ["letter p."] + [" "] * 20_000 + ["The dog"]
     assert ptb.tokenize_call(captions)[0] == ["letter", "p"]
     assert ptb.tokenize_batch(captions)[0] == ["letter", "p."]
@@ -299,7 +299,7 @@ def test_fuzz_strings_before_another_caption(shared: Path) -> None:
     assert ptb.tokenize_call(call)[::2] == expected
 
 
-def test_whole_calls(shared: Path) -> None:
+def test_complete_calls(shared: Path) -> None:
     path = shared / "captions" / "oracle" / "tokens_batches.dev.json.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
         batches = json.load(file)

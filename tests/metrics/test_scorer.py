@@ -63,7 +63,7 @@ def test_order_of_predictions_does_not_matter() -> None:
     assert score_captions(turned, REFERENCES).per_image == score_captions(PREDICTIONS, REFERENCES).per_image
 
 
-def test_missing_predictions_are_an_error_unless_the_rest_alone_is_wanted() -> None:
+def test_missing_predictions_are_an_error_unless_they_are_allowed() -> None:
     some = {image: PREDICTIONS[image] for image in ("1", "3")}
     assert "1 of 3 images have no prediction: '2'" in refused(some, REFERENCES)
     alone = score_captions(some, REFERENCES, subset=True)
@@ -193,7 +193,7 @@ def test_broken_document_frequencies_are_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", ["", "x\u2028y."])
-def test_a_whole_call_in_batches_has_the_tokens_of_the_whole_call(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_in_batches_has_the_tokens_of_the_complete_call(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captune.metrics.encoding._BATCH", 2)
     captions = ["letter p.", "A man .", "letter p.", "", " ", "The dog", "i'll", "U.S.", odd, "the end of p."] * 2
     encoder = Encoder(tokenizer("ptb"))

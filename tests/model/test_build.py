@@ -232,7 +232,7 @@ def test_a_stop_symbol_ends_decoding(family: tuple[str, Path], siglip: Path) -> 
     assert len(lengths) == 1
 
 
-def test_siglip_sees_its_own_normalisation(llama3: Path, siglip: Path) -> None:
+def test_siglip_sees_its_normalisation(llama3: Path, siglip: Path) -> None:
     """Pixels come normalised as CLIP's and reach the tower with mean and deviation of a half."""
     model = build_model(llm=llama3, vision=siglip, dtype=torch.float32)
     seen = []

@@ -113,7 +113,7 @@ def test_image_tokens(golden: Golden) -> None:
 
 
 def test_norm_epsilons(golden: Golden) -> None:
-    """Only inputs of tiny variance tell one epsilon from another."""
+    """Only inputs of tiny variance distinguish one epsilon from another."""
     vision, small = golden.model.vision, golden.vision["probe_small_in"]
     torch.testing.assert_close(vision.post_layernorm(small), golden.vision["probe_ln_vision"], atol=1e-5, rtol=0)
     first = vision.encoder.layers[0].layer_norm1
@@ -219,7 +219,7 @@ def test_generated_ids(golden: Golden) -> None:
                 assert ids[: len(expected)] == expected, (name, row)
 
 
-def test_captunes_own_loop_generates_the_ids(golden: Golden) -> None:
+def test_captunes_loop_generates_the_ids(golden: Golden) -> None:
     """The loop that captions collections, with rows that leave and enter, generates what the original generated."""
     portable = golden.json("generation_portability")["5.23.0"]
     with torch.inference_mode():

@@ -188,7 +188,7 @@ def test_the_normalisation_of_a_clip_tower(stated: Any, mean: Any, std: Any, nes
     assert config.pixel_std == (None if std is None else pytest.approx([std] * 3))
 
 
-def test_a_window_that_no_cache_tells_of(tower: Path, tmp_path: Path) -> None:
+def test_a_window_that_no_cache_shows(tower: Path, tmp_path: Path) -> None:
     """GPT-Neo's own attention counts columns; rows longer than its window are decoded by transformers."""
     sizes = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 24}
     llm = write_language_model(tmp_path / "llm", "gpt_neo", template=None, **sizes)
@@ -225,7 +225,7 @@ def test_settings_that_json_does_not_hold() -> None:
     assert embedding_width(config) == 32
 
 
-def test_a_model_that_generates_nothing_behind_embeddings(tower: Path, tmp_path: Path) -> None:
+def test_a_model_that_generates_nothing_after_embeddings(tower: Path, tmp_path: Path) -> None:
     sizes = {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
     model = joined(write_language_model(tmp_path / "llm", "bamba", mamba_expand=2, mamba_chunk_size=16, **sizes), tower)
     with pytest.raises(ConfigError, match="so it cannot caption images"):

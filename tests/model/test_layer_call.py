@@ -82,7 +82,7 @@ def test_a_layer_run_for_some_tokens_after_others_says_the_same_of_all(name: str
     assert part[:, READ:].abs().max() < 1e-30 < gradient[:, READ:].abs().max()
 
 
-def test_a_layer_that_takes_no_cache_is_told_from_one_that_does() -> None:
+def test_a_layer_that_takes_no_cache_is_distinguished_from_one_that_does() -> None:
     class Plain(torch.nn.Module):
         def forward(self, states: Tensor, **kwargs: Any) -> Tensor:
             return states

@@ -54,7 +54,7 @@ def test_every_variant_loads_and_captions(official_files: OfficialFiles, tmp_pat
     assert (llama2.config.conversation, v2.config.conversation) == ("llama-2", "minigpt-v2")
 
 
-def test_a_checkpoint_of_ones_own(
+def test_a_checkpoint_of_the_users_training(
     official_files: OfficialFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the original's training saves, once and twice wrapped, is read, and the wrappers are named."""
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_ones_own(
         assert (f"have the prefix '{'module.' * wrappers}'" in caplog.text) == (wrappers > 0)
 
 
-def test_files_that_do_not_belong_together(official_files: OfficialFiles, tmp_path: Path) -> None:
+def test_files_of_different_models(official_files: OfficialFiles, tmp_path: Path) -> None:
     other = tmp_path / "13b.pth"
     torch.save({"model": {"llama_proj.weight": torch.zeros(40, 16), "llama_proj.bias": torch.zeros(40)}}, other)
     assert "language model 40 wide, but this one is 32 wide" in refusal(official_files, checkpoint=other)

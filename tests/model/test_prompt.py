@@ -106,14 +106,14 @@ def test_batches_that_do_not_fit(processor: MiniGPT4Processor) -> None:
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_a_reply_starts_from_what_a_dialogue_learnt(official_files: OfficialFiles, name: str) -> None:
+def test_a_reply_starts_from_the_dialogue_of_training(official_files: OfficialFiles, name: str) -> None:
     layout = PromptLayout(load_tokenizer(official_files.llm), name, image_tokens=5, max_target_tokens=400)
     turns = [("<Img><ImageHere></Img> What is this?", "A dog."), ("Which colour?", "Brown."), ("Is it old?", "No.")]
     for count in range(1, len(turns) + 1):
-        learnt = layout.dialogue(turns[:count])
+        sample = layout.dialogue(turns[:count])
         prompt = layout.dialogue_prompt(turns[: count - 1], turns[count - 1][0])
         answer = layout.target_ids(turns[count - 1][1])[0]
-        assert prompt.ids + answer == learnt.ids
+        assert prompt.ids + answer == sample.ids
     assert layout.dialogue_prompt([], "<Img><ImageHere></Img> What is this?") == layout.prompt("What is this?")
     both = layout.dialogue_prompt(turns[:1], "And <Img><ImageHere></Img>?")
     assert both.ids.count(IMAGE_SLOT) == 10

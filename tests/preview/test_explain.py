@@ -116,7 +116,7 @@ def test_captions_that_see_each_other(make_config: Any, monkeypatch: pytest.Monk
     assert not first
 
 
-def test_positions_that_go_on(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_that_continue(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = packing.pack
 
     def pack(*args: Any, **kwargs: Any) -> packing.PackedBatch:

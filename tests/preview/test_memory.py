@@ -193,7 +193,7 @@ def test_cache_at_true_size(name: str, rows: int, tokens: int, gigabytes: float)
         ("7B", "nf4", 8, False, 7.7),
     ],
 )
-def test_whole_runs_at_true_size(
+def test_complete_runs_at_true_size(
     name: str, quantization: str | None, images: int, checkpointing: bool, gigabytes: float
 ) -> None:
     load = TrainingLoad(images, 108, images * 70, images)

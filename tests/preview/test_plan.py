@@ -63,7 +63,7 @@ def test_divided_layers_are_a_share_and_three_that_are_gathered(make_config: Cal
     assert planner(config, processes=8)._divided(size).llm == pytest.approx(full - layers * (7 / 8 - 3 / 80), rel=1e-3)
 
 
-def test_several_processes_are_told_to_divide_before_bits_are_saved(make_config: Callable[..., Any]) -> None:
+def test_several_processes_shard_before_they_quantize(make_config: Callable[..., Any]) -> None:
     config = make_config("vicuna", "data.train=absent.jsonl")
     _, _, *levers = planner(config, processes=8)._formats()
     assert levers == [
@@ -72,7 +72,7 @@ def test_several_processes_are_told_to_divide_before_bits_are_saved(make_config:
     ]
 
 
-def test_made_up_captions_have_the_length_that_was_asked_for(make_config: Callable[..., Any]) -> None:
+def test_made_up_captions_have_the_requested_length(make_config: Callable[..., Any]) -> None:
     config = make_config("vicuna", "train.batch_size=5")
     plans = planner(config, caption_tokens=20)
     assert not plans.from_data

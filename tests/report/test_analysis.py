@@ -146,7 +146,7 @@ def test_when_nothing_improves_no_metric_is_called_fastest(make_run: Any) -> Non
     assert texts["Fastest and slowest"] == "Relative to the first row, no metric improved; BLEU-4 (-50 %) got worse."
 
 
-def test_bounds_of_the_gain_come_from_the_paired_difference_where_given(make_run: Any) -> None:
+def test_bounds_of_the_gain_come_from_the_paired_difference_where_there_is_one(make_run: Any) -> None:
     run = make_run({"CIDEr": (0.5, 0.6)}, half_width=0.05)
     assert analyse(run)["CIDEr"].relative_interval == pytest.approx((0.0, 0.4))
     assert "paired on the same images they would be narrower" in _texts(run)["Gain"]

@@ -117,7 +117,7 @@ def test_leak_is_written_in_the_picture(make_run: Any, slides: Any) -> None:
     assert not any("LEAK" in text for text, _ in texts)
 
 
-def test_cider_has_a_panel_of_its_own(make_run: Any, slides: Any) -> None:
+def test_cider_has_a_separate_panel(make_run: Any, slides: Any) -> None:
     with plain_matplotlib():
         left, right = _figure(make_run(slides)).axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("score (0–1)", "CIDEr (0–10)")

@@ -19,7 +19,7 @@ from tools.toy.pretraining_data import FIELDS, FieldCodes, PretrainingConfig, Pr
 TINY = PretrainingConfig(scenes=40, language_steps=2, vision_steps=2, joint_steps=1)
 
 
-def test_a_record_has_one_value_for_every_field_and_tells_contents_apart() -> None:
+def test_a_record_has_one_value_for_every_field_and_distinguishes_contents() -> None:
     codes = FieldCodes(16, seed=0)
     seen: dict[tuple[int, ...], object] = {}
     for scene in islice(sample_scenes(2, held_out=False), 2000):

@@ -55,7 +55,7 @@ def test_colors_and_counts_show(kind: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_companion_stands_on_its_side(side: str) -> None:
+def test_the_companion_is_on_its_side(side: str) -> None:
     subject = Subject("man", 1, "blue", "stand")
     scene = Scene("snow", "cloudy", subject, Companion("ball", "red", side), LAYOUT)
     picture = pixels(scene)

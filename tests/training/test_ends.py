@@ -63,7 +63,7 @@ def test_less_is_computed_and_the_gradient_is_the_same(layers: int, constant_pre
     assert flops < all_flops
 
 
-def test_the_first_layer_saves_something_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_layer_saves_operations_too(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = Objective(model_of(2), INSTRUCTION, OptimizationsConfig())
     _, flops = gradient(objective)
     monkeypatch.setattr(optimizations, "_image_end", lambda batch: 0)
@@ -84,7 +84,7 @@ def test_text_keeps_its_gradient_where_its_embeddings_are_trained() -> None:
     assert relative(computed, of_words(uncut(objective))) < 1e-5
 
 
-def test_layers_that_are_not_in_one_list_are_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_not_in_one_list_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(llm: Any) -> Any:
         raise ConfigError("they are not in one ModuleList")
 

@@ -89,7 +89,7 @@ def start(count: int, words: tuple[Any, ...]) -> list[int | None]:
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
     environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     running = [context.Process(target=sharded_run.child, args=(environment, *words)) for environment in environments]
-    # Python 3.11 does not tell the process that they are forked from where the tests' modules are.
+    # Python 3.11 does not pass the process that they are forked from where the tests' modules are.
     with patch.dict(os.environ, PYTHONPATH=str(Path(sharded_run.__file__).parent)):
         for process in running:
             process.start()

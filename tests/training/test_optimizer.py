@@ -71,7 +71,7 @@ def test_float32_is_plain_adamw() -> None:
     assert torch.equal(one, other)
 
 
-def test_a_run_goes_on_exactly() -> None:
+def test_a_run_resumes_exactly() -> None:
     weights = [nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
     uninterrupted, halved = (MasterAdamW([{"params": [weight]}], lr=1e-3) for weight in weights)
     steps(uninterrupted, weights[0], 9)

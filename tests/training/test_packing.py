@@ -183,7 +183,7 @@ def test_probe_catches_wrong_families(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(objective.loss(SAMPLES, features(model)), plain)
 
 
-def test_a_last_layer_that_is_not_to_be_cut_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_layer_that_must_not_be_cut_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packing continues without it."""
 
     def refuse(*args: Any) -> Any:
@@ -220,7 +220,7 @@ def test_no_copy_of_what_is_quantized() -> None:
     assert truncated_copy(model) is None
 
 
-def test_memory_that_runs_out_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_leaves_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_minigpt4(AutoConfig.for_model("llama", **{**SIZES, "num_hidden_layers": 5}))
 
     def full(*args: Any) -> Any:
@@ -253,7 +253,7 @@ def test_what_captions_begin_with_is_fed_once() -> None:
     assert fed_tokens([[7, 8, 9, 2], [6, 2]]) == 4
 
 
-def test_every_target_is_predicted_from_its_own_caption() -> None:
+def test_every_target_is_predicted_from_its_caption() -> None:
     """Whatever captions have in common: its state sees the prompt and the caption before it, at their positions."""
     random = np.random.default_rng(0)
     prompt = [1, -1, -1, 5]

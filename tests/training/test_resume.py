@@ -83,7 +83,7 @@ def test_dying_at_any_event_changes_nothing(toy_data: Path, tmp_path: Path, undi
     assert (output / "scores.json").read_text() == (undisturbed / "scores.json").read_text()
 
 
-def test_sigterm_saves_and_says_how_to_go_on(toy_data: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_sigterm_saves_and_says_how_to_resume(toy_data: Path, tmp_path: Path, undisturbed: Path) -> None:
     output = tmp_path / "stopped"
 
     def send(event: Event) -> None:

@@ -202,7 +202,7 @@ def test_a_folder_that_holds_other_things_is_refused(toy_data: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["checkpoints/my_model.pt", "captions/by_hand.txt", "resume/cv.tex", "log.jsonl", "x"])
-def test_files_of_others_beside_the_very_configuration_are_kept(toy_data: Path, tmp_path: Path, name: str) -> None:
+def test_other_files_next_to_the_configuration_are_kept(toy_data: Path, tmp_path: Path, name: str) -> None:
     """As with `captune train config.yaml output=.`"""
     output = tmp_path / "project"
     config = settings(toy_data, output)

@@ -84,7 +84,7 @@ def test_an_absent_tracker_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
 CPU = torch.device("cpu")
 
 
-def test_a_run_tells_the_report_everything(toy_data: Path, tmp_path: Path) -> None:
+def test_a_run_reports_everything(toy_data: Path, tmp_path: Path) -> None:
     config = parse_config(
         {
             "output": str(tmp_path),

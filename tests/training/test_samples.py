@@ -32,7 +32,7 @@ def test_an_epoch_of_each_is_every_caption_once_in_a_new_order() -> None:
     assert first != second
 
 
-def test_captions_of_an_image_come_together() -> None:
+def test_captions_of_an_image_share_a_step() -> None:
     config = TrainConfig(batch_size=6, captions_per_image=2)
     samples = TrainingSamples(images(4), config, seed=1)
     dealt = [sample for step in range(samples.steps_per_epoch) for sample in samples.batch(step)]
@@ -119,7 +119,7 @@ def test_steps_are_described() -> None:
     assert described(mixed, 3) == "2-4 (mean 3.0) x 30"
 
 
-def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
+def test_buckets_group_similar_lengths_and_lose_nothing() -> None:
     rows = [Sample(str(i), f"{i}.jpg", ("word " * (1 + i % 50),), "train") for i in range(1000)]
     spread = {}
     for buckets in (True, False):
@@ -132,7 +132,7 @@ def test_buckets_bring_similar_lengths_together_and_lose_nothing() -> None:
     assert spread[True] < spread[False] / 20
 
 
-def test_another_length_brings_others_together() -> None:
+def test_another_length_groups_others() -> None:
     """And only pools whose steps are requested are measured."""
     rows = [Sample(str(i), f"{i}.jpg", (f"{i % 7} " + "long " * (i % 11),), "train") for i in range(2500)]
     config = TrainConfig(batch_size=10, captions_per_image=1)
@@ -178,7 +178,7 @@ def test_joined_is_one_target_an_image() -> None:
     assert "caption 0 0 caption 0 1 caption 0 2" in captions_of(samples, 0)
 
 
-def test_counted_epochs_go_on_where_the_last_stopped() -> None:
+def test_counted_epochs_continue_where_the_last_stopped() -> None:
     config = TrainConfig(batch_size=4, captions_per_image=1, steps_per_epoch=2, epochs=9)
     samples = TrainingSamples(images(6, captions=1), config, seed=3)
     dealt = [s.image for step in range(samples.total_steps) for s in samples.batch(step)]

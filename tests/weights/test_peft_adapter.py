@@ -317,7 +317,7 @@ def test_captions_of_an_adapter(base: Path, adapter: Path, tmp_path: Path, monke
     plain.backend.processor.save_pretrained(folder)
     assert Captioner.from_pretrained(folder).backend.prompt("What?") == "other<image>"
     (folder / "config.json").write_text("{}")
-    assert find_adapter(folder) == folder, "a configuration alone makes no whole model"
+    assert find_adapter(folder) == folder, "a configuration alone makes no complete model"
     shutil.copy(moved / "model.safetensors", folder)
     assert find_adapter(folder) is None
 

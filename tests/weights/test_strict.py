@@ -447,5 +447,5 @@ def test_the_command_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_whole_models_are_not_refused(name: str, tmp_path: Path) -> None:
+def test_complete_models_are_not_refused(name: str, tmp_path: Path) -> None:
     assert Captioner.from_pretrained(save(name, tmp_path)) is not None

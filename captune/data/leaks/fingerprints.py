@@ -34,9 +34,9 @@ from captune.data.images import reduced_image
 from captune.errors import DataError, MissingExtraError
 
 __all__ = [
+    "FULL_IMAGE",
     "INDEXED_RADIUS",
     "VIEWS",
-    "WHOLE",
     "Box",
     "Fingerprint",
     "Hashes",
@@ -181,7 +181,7 @@ def _joined(parts: Sequence[Pairs]) -> Pairs:
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of width and height."""
 
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+FULL_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 _SPANS = ((0.0, 1.0), (0.05, 0.95), (0.0, 0.9), (0.1, 1.0), (0.1, 0.9))
 VIEWS: tuple[Box, ...] = tuple((left, top, right, bottom) for left, right in _SPANS for top, bottom in _SPANS)
 """The complete image, then what is left when up to a tenth is cut from each side; V = 25."""

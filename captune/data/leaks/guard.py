@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from captune.data.content_hash import cached_map
 from captune.data.issues import Issue, plural, printable
 from captune.data.leaks.fingerprints import (
+    FULL_IMAGE,
     INDEXED_RADIUS,
     VIEWS,
-    WHOLE,
     Hashes,
     close_pairs,
     fingerprint,
@@ -268,7 +268,7 @@ def looks_same(evaluated: Thumbnail | None, trained: Thumbnail | None, view: int
     """Whether two pictures are the same; the alignment begins where their hashes agree."""
     if evaluated is None or trained is None:
         return False
-    view_of_evaluated, view_of_trained = (WHOLE, VIEWS[view]) if of_trained else (VIEWS[view], WHOLE)
+    view_of_evaluated, view_of_trained = (FULL_IMAGE, VIEWS[view]) if of_trained else (VIEWS[view], FULL_IMAGE)
     return compare(evaluated, trained, view_of_one=view_of_evaluated, view_of_other=view_of_trained).is_same
 
 

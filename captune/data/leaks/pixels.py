@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captune.data.images import reduced_image
-from captune.data.leaks.fingerprints import WHOLE, Box
+from captune.data.leaks.fingerprints import FULL_IMAGE, Box
 
 __all__ = [
     "LARGEST_DIFFERENCE",
@@ -177,7 +177,9 @@ def read_thumbnail(path: str) -> Thumbnail:
     return np.asarray(small, np.float32)
 
 
-def compare(one: Thumbnail, other: Thumbnail, *, view_of_one: Box = WHOLE, view_of_other: Box = WHOLE) -> Likeness:
+def compare(
+    one: Thumbnail, other: Thumbnail, *, view_of_one: Box = FULL_IMAGE, view_of_other: Box = FULL_IMAGE
+) -> Likeness:
     """Align two pictures and compare every patch.
 
     Args:

@@ -54,7 +54,7 @@ def _pages(client: TestClient, store: Store, rater: int) -> list[str]:
     return [*pages, client.get(link + "rate").text]
 
 
-def test_no_page_tells_who_said_what(make_study: MakeStudy, items: StudyItems, client: Client) -> None:
+def test_no_page_names_the_system_of_a_caption(make_study: MakeStudy, items: StudyItems, client: Client) -> None:
     """Under other names in another order of the same texts, every page is the same byte for byte."""
     renamed = tuple(replace(system, name=f"Z{number}") for number, system in enumerate(items.systems))
     first, second = make_study(images=4), make_study(replace(items, systems=renamed), images=4)
@@ -83,7 +83,7 @@ def test_checks_and_repeats_look_like_any_other_screen(make_study: MakeStudy, cl
         assert len(shapes[part, "task"]) == 1
 
 
-def test_an_answer_is_asked_for_until_it_is_whole(make_study: MakeStudy, client: Client) -> None:
+def test_a_screen_is_repeated_until_its_answer_is_complete(make_study: MakeStudy, client: Client) -> None:
     store = make_study(design="rubric")
     link, web = f"/r/{store.token(0)}/", client(store)
     complete = {"precision": "1", "recall": "2", "fluency": "3", "conciseness": "5"}
@@ -137,7 +137,7 @@ def test_hostile_names_on_the_results_page(make_study: MakeStudy, items: StudyIt
     assert "&lt;b onmouseover=alert(1)&gt;" in page
 
 
-def test_results_are_behind_the_key(make_study: MakeStudy, client: Client) -> None:
+def test_results_need_the_key(make_study: MakeStudy, client: Client) -> None:
     store = make_study()
     web = client(store)
     for path in ("/results", "/results/results.json", "/results/answers.csv"):

@@ -24,7 +24,7 @@ def test_an_answer_is_kept_once(make_study: MakeStudy) -> None:
     store = make_study()
     assert store.save_answer(0, 0, "first", 1.0)
     assert not store.save_answer(0, 0, "second", 1.0), "a second click changes nothing"
-    assert not store.save_answer(0, 5, "first", 1.0), "nobody skips a screen"
+    assert not store.save_answer(0, 5, "first", 1.0), "no rater skips a screen"
     assert store.save_answer(0, 1, "tie", None)
     assert [(a.rater, a.position, a.value) for a in store.answers()] == [(0, 0, "first"), (0, 1, "tie")]
 
@@ -43,7 +43,7 @@ def test_undo_takes_back_the_last_answer_once(make_study: MakeStudy) -> None:
     assert events[-2:] == [("undone", "first"), ("given", "second")]
 
 
-def test_links_are_secret_and_checked_whole(make_study: MakeStudy) -> None:
+def test_links_are_secret_and_checked_completely(make_study: MakeStudy) -> None:
     store, other = make_study(), make_study()
     token = store.token(1)
     assert store.rater_of(token) == 1
@@ -62,7 +62,7 @@ def test_only_the_owner_may_read_the_file(make_study: MakeStudy) -> None:
     assert (store.folder / DATABASE).stat().st_mode & 0o077 == 0
 
 
-def test_answers_given_at_once_by_many_threads(make_study: MakeStudy) -> None:
+def test_simultaneous_answers_of_many_threads(make_study: MakeStudy) -> None:
     store = make_study(raters=8, judgements=3)
 
     def rate(rater: int) -> int:

@@ -58,7 +58,7 @@ def test_the_seed_decides_everything(items: StudyItems) -> None:
     assert first.images != other.images
 
 
-def test_pairs_of_systems_are_asked_equally_often(items: StudyItems) -> None:
+def test_pairs_of_systems_are_compared_equally_often(items: StudyItems) -> None:
     design = draw_design(items, StudyOptions(images=18, pairs_per_image=2, design="pairwise"))
     used = Counter(
         frozenset((one, other))

@@ -46,7 +46,7 @@ def test_several_sources(rated_run: Path, files: tuple[Path, Path]) -> None:
         read_study_items([files[0], files[0]], pictures=rated_run / "pictures")
 
 
-def test_the_pictures_of_a_real_run_are_found_by_themselves(toy_data: Path, tmp_path: Path) -> None:
+def test_the_pictures_of_a_real_run_are_located_automatically(toy_data: Path, tmp_path: Path) -> None:
     from captune.data.manifest import read_manifest
     from captune.report import CheckpointScores, RunScores, write_scores
 
@@ -91,7 +91,7 @@ def test_pictures_by_the_file_names_of_the_references(rated_run: Path, tmp_path:
     assert len(read.images) == 3
 
 
-def test_images_that_are_left_out_are_told_with_the_ids_that_nearly_meet(
+def test_images_that_are_left_out_are_reported_with_similar_ids(
     rated_run: Path, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     captions = json.loads(files[0].read_text())

@@ -75,9 +75,7 @@ def _content(*parts: Any) -> dict[str, Any]:
         (None, "", "text or image_url"),
     ],
 )
-def test_a_part_that_is_not_understood_has_a_message_of_its_own(
-    server: Any, part: Any, param: str, sentence: str
-) -> None:
+def test_a_part_that_is_not_understood_has_its_message(server: Any, part: Any, param: str, sentence: str) -> None:
     error = _error(server[1], _content({"type": "text", "text": "What?"}, part))
     assert error["param"] == ".".join(filter(None, ("messages.0.content.1", param)))
     assert error["message"].startswith(error["param"])

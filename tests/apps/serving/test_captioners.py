@@ -1,4 +1,4 @@
-"""Captioners other than MiniGPT-4 behind the endpoint: unstreamed answers, equal to their captions elsewhere."""
+"""Captioners other than MiniGPT-4 on the endpoint: unstreamed answers, equal to their captions elsewhere."""
 
 from __future__ import annotations
 

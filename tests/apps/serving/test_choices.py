@@ -58,7 +58,7 @@ def test_an_answer_ends_before_its_stop_sequence(ask: Any, pictures: list[Image.
         assert usage == answer.usage
 
 
-def test_what_is_not_said_stops_nothing(ask: Any, pictures: list[Image.Image]) -> None:
+def test_a_stop_sequence_that_does_not_occur_changes_nothing(ask: Any, pictures: list[Image.Image]) -> None:
     complete = ask(pictures[2])
     for stop in ("never said", ["never", "said so"], [], None, complete.choices[0].message.content + " and"):
         assert ask(pictures[2], stop=stop).choices[0].message.content == complete.choices[0].message.content

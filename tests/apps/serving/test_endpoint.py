@@ -47,7 +47,7 @@ def _memory(process: Any) -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
 
 
-def test_one_answer_is_the_captioners_own(ask: Any, pictures: list[Image.Image]) -> None:
+def test_one_answer_is_the_captioners_caption(ask: Any, pictures: list[Image.Image]) -> None:
     captioner = Captioner.from_pretrained("toy")
     for picture in pictures[:3]:
         answer = ask(picture)
@@ -107,7 +107,7 @@ def test_streams_join_to_the_answer(ask: Any, pictures: list[Image.Image]) -> No
     assert chunks[-1].usage.completion_tokens == complete.usage.completion_tokens
 
 
-def test_dialogues_go_on(server: Any, pictures: list[Image.Image]) -> None:
+def test_dialogues_continue(server: Any, pictures: list[Image.Image]) -> None:
     client = open_client(server[1])
     image = {"type": "image_url", "image_url": {"url": data_url(pictures[0])}}
     messages: list[Any] = [
@@ -268,7 +268,7 @@ def test_a_client_that_leaves_takes_its_request_along(server: Any, pictures: lis
     # Idle before the requests come in is not idle after their clients have disconnected: it has to last.
     deadline, idle = time.monotonic() + 30, 0
     while idle < 8:
-        assert time.monotonic() < deadline, "somebody is still answered"
+        assert time.monotonic() < deadline, "other requests are still answered"
         busy = _measured(address, "captune_waiting ") or _measured(address, "captune_decoding ")
         idle = 0 if busy else idle + 1
         time.sleep(0.1)
@@ -278,7 +278,7 @@ def test_a_client_that_leaves_takes_its_request_along(server: Any, pictures: lis
     )
 
 
-def test_a_server_that_is_told_to_stop_answers_first(start_server: Any, pictures: list[Image.Image]) -> None:
+def test_a_stopping_server_answers_first(start_server: Any, pictures: list[Image.Image]) -> None:
     process, line = start_server("serve", "toy", "--port", 0)
     client = open_client(line.strip())
     content = [{"type": "image_url", "image_url": {"url": data_url(pictures[0])}}]

@@ -146,7 +146,7 @@ def test_short_memory_means_fewer_at_once_and_the_same_answers(
 
 
 @pytest.mark.parametrize("method", ["step", "admit"])
-def test_a_failure_is_told_to_its_jobs_and_the_engine_lives(
+def test_a_failure_is_reported_to_its_jobs_and_the_engine_lives(
     engine: Engine,
     served: ServedModel,
     pictures: list[Image.Image],
@@ -200,7 +200,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("through_transformers", [False, True])
 @pytest.mark.parametrize("beams", [1, 2])
-def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
+def test_scores_that_are_not_numbers_fail_only_their_request(
     engine: Engine,
     served: ServedModel,
     pictures: list[Image.Image],
@@ -229,7 +229,7 @@ def test_scores_that_are_not_numbers_are_an_error_of_their_own_request(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_fails_at_once_has_a_status_of_its_own(
+def test_an_answer_that_fails_at_once_has_an_error_status(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     from fastapi.testclient import TestClient

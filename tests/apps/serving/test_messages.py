@@ -16,7 +16,7 @@ from captune.apps.serving.messages import Dialogue, layout_prompt, read_messages
 from captune.apps.serving.request_images import ImageLimits, decode_data_url
 from captune.apps.serving.schema import APIError, Message
 
-ASKED = "Describe this image in detail."
+INSTRUCTION = "Describe this image in detail."
 IMAGE = "<Img><ImageHere></Img>"
 
 
@@ -32,16 +32,16 @@ def _image(url: str | None = None) -> dict[str, Any]:
 
 def _read(*messages: dict[str, Any], limits: ImageLimits | None = None, **settings: Any) -> Any:
     parsed = TypeAdapter(list[Message]).validate_python(list(messages))
-    return read_messages(parsed, ASKED, limits or ImageLimits(), **settings)
+    return read_messages(parsed, INSTRUCTION, limits or ImageLimits(), **settings)
 
 
 def _user(*content: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
 
 
-def test_an_image_alone_is_asked_what_the_model_was_tuned_with() -> None:
-    assert _read(_user(_image())).question == f"{IMAGE} {ASKED}"
-    assert _read(_user(_image(), " ")).question == f"{IMAGE} {ASKED}"
+def test_an_image_alone_gets_the_instruction_of_training() -> None:
+    assert _read(_user(_image())).question == f"{IMAGE} {INSTRUCTION}"
+    assert _read(_user(_image(), " ")).question == f"{IMAGE} {INSTRUCTION}"
     assert _read(_user(_image(), "What?")).question == f"{IMAGE} What?"
     assert _read(_user("Look:", _image(), "What?")).question == f"Look: {IMAGE} What?"
     assert _read(_user(_image()), {"role": "user", "content": "Hello"}).question == f"{IMAGE} Hello"
