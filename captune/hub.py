@@ -51,6 +51,8 @@ class ResolvedModel:
         dtype: number format of the frozen parts; "auto" depends on the device.
         quantization: of the language model; None is none.
         legacy_bugs: bugs of the original code to reproduce.
+        max_pixels: largest number of pixels of an image, if the processor has such a limit; None is its default.
+        min_pixels: smallest number of pixels.
     """
 
     name: str
@@ -61,6 +63,8 @@ class ResolvedModel:
     dtype: str = "auto"
     quantization: str | None = None
     legacy_bugs: tuple[str, ...] = ()
+    max_pixels: int | None = None
+    min_pixels: int | None = None
 
 
 def is_hub_id(name: str) -> bool:
@@ -128,6 +132,8 @@ def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
             dtype=model.dtype,
             quantization=model.quantization,
             legacy_bugs=model.legacy_bugs,
+            max_pixels=model.max_pixels,
+            min_pixels=model.min_pixels,
         )
     if Path(str(model.vision)).is_file():
         raise ConfigError(

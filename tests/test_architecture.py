@@ -26,7 +26,7 @@ WALLS: dict[str, set[str]] = {
     "model": {"config", "data", "hub", "transformers_compat", "weights"},
     "decoding": {"data", "model", "transformers_compat"},
     "captioner": {"config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
-    "vlm": {"captioner", "config", "decoding", "model", "weights"},
+    "vlm": {"captioner", "config", "data", "decoding", "hub", "model", "weights"},
     "bulk": {"captioner", "data", "decoding"},
     "features": {"config", "data", "distributed", "hub", "model", "weights"},
     "report": {"data", "metrics"},

@@ -44,6 +44,7 @@ __all__ = [
     "ImageOnlyProcessor",
     "complete_settings",
     "disable_video_processor",
+    "image_text_config",
     "load_backend",
     "load_processor",
     "processor_folder",
@@ -71,7 +72,7 @@ def load_backend(
         base, base_name = _resolve_base(adapter)
         source = replace(base, dtype=dtype)
     state = {} if adapter is None else read_adapter(adapter)
-    config = None if source.kind == "checkpoint" else _config(source.path, base_name)
+    config = None if source.kind == "checkpoint" else image_text_config(source.path, base_name)
     settings: dict[str, Any] = {
         "name": name,
         "instruction": instruction,
@@ -165,7 +166,7 @@ def _require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -
         )
 
 
-def _config(path: str, name: str) -> Any:
+def image_text_config(path: str, name: str) -> Any:
     """The configuration of a model that takes images and text.
 
     Raises:

@@ -32,7 +32,8 @@ class ModelConfig(_Section):
     """The model that is tuned."""
 
     path: str = Field("toy", min_length=1)
-    """Folder of a captune model, its hub id, or `toy` for the tiny model that comes with captune."""
+    """Folder or hub id of a captune model or of any image-text-to-text model of transformers (Qwen-VL, Gemma, SmolVLM,
+    PaliGemma, InternVL, LLaVA, BLIP-2, ...); or `toy` for the tiny model that comes with captune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the frozen parts; auto is bfloat16 on a GPU and float32 on a CPU. What is trained is float32."""
     instruction: str = Field("Describe this image in detail.", min_length=1)
@@ -43,6 +44,11 @@ class ModelConfig(_Section):
     """Folder or hub id of a SigLIP, CLIP or BLIP-2 model for `llm`; for eva_vit_g.pth use `captune convert`."""
     quantization: Literal["int8", "nf4", "torchao-int8", "torchao-int4", "torchao-fp8"] | None = None
     """Quantize the language model: less memory, not less time; null does not. Needs the extra `quant`."""
+    max_pixels: int | None = Field(None, gt=0)
+    """Largest number of pixels of an image, for models whose processor has such a limit (Qwen-VL and relatives); larger
+    images are scaled down, and have fewer tokens. null is the processor's limit."""
+    min_pixels: int | None = Field(None, gt=0)
+    """Smallest number of pixels of an image, to which smaller images are scaled up; null is the processor's limit."""
     legacy_bugs: tuple[Literal["cut_stop_symbol", "clip_image", "double_bos", "pad_is_dollar_sign"], ...] = ()
     """Bugs of the original code to reproduce, under protocol slides only."""
 
@@ -111,14 +117,14 @@ _NO_OPTIMIZATIONS = dict.fromkeys(OptimizationsConfig.model_fields, False)
 
 
 class LoraConfig(_Section):
-    """LoRA on the language model, trained with the projection."""
+    """LoRA on the language model; a MiniGPT-4 trains its projection as well."""
 
     rank: int = Field(64, gt=0)
     """Rank of the LoRA matrices."""
     alpha: float = Field(16.0, gt=0)
     """The product of the matrices is scaled by alpha / rank."""
     targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1)
-    """Linear layers to adapt, by the last part of their names."""
+    """Linear layers to adapt, by the last part of their names; [all-linear] is all of a transformers model."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of LoRA; captions that share a prefix share its dropout mask."""
 
@@ -163,8 +169,15 @@ class TrainConfig(_Section):
     sharding: Literal["none", "fsdp"] = "none"
     """fsdp shards the layers of the frozen language model over the processes, for GPUs that cannot hold the model;
     gathering each layer when it is computed costs time."""
+    parts: tuple[Literal["lora", "projector", "language_model", "vision_tower"], ...] = ()
+    """Parts of a transformers model to train: lora, projector with it, or complete parts: language_model, vision_tower.
+    Empty is [lora]. A MiniGPT-4 always trains its projection, and LoRA if `lora` is set."""
     lora: LoraConfig | None = None
-    """Train LoRA too, as {rank: 64, alpha: 16, targets: [q_proj, v_proj]}; null is the projection only."""
+    """LoRA, as {rank: 64, alpha: 16, targets: [q_proj, v_proj]}. null is the projection only for a MiniGPT-4, and
+    {rank: 16, alpha: 32, targets: [all-linear]} for a transformers model."""
+    feature_store: Literal["auto"] | bool = "auto"
+    """Compute image features once and store them on disk, if they are not trained. A MiniGPT-4 always does. auto stores
+    those of a transformers model if the disk has at least twice the room that they need."""
     optimizations: bool = True
     """Skip redundant computation (docs/training.md, "Optimizations"); gradients are equal except for rounding."""
     debug: OptimizationsConfig = OptimizationsConfig()
@@ -234,6 +247,24 @@ class RunConfig(_Section):
             raise ValueError(
                 "train.debug.compile is true and train.optimizations is false, which turns compilation off; set one of "
                 "them to its default"
+            )
+        complete = {"language_model", "vision_tower"} & set(self.train.parts)
+        if complete and {"lora", "projector"} & set(self.train.parts):
+            raise ValueError(
+                f"train.parts is [{', '.join(self.train.parts)}], and LoRA changes a part that is trained completely; "
+                "set it to [lora], to [lora, projector], or to some of [language_model, vision_tower]"
+            )
+        if self.train.parts == ("projector",):
+            raise ValueError("train.parts is [projector], which is trained with LoRA only; set it to [lora, projector]")
+        if complete and self.model.quantization is not None:
+            raise ValueError(
+                f"train.parts trains the complete {sorted(complete)[0]}, and model.quantization is "
+                f"{self.model.quantization}; quantized weights are not trained, so set one of them to its default"
+            )
+        if self.model.min_pixels and self.model.max_pixels and self.model.min_pixels > self.model.max_pixels:
+            raise ValueError(
+                f"model.min_pixels is {self.model.min_pixels:,}, above model.max_pixels {self.model.max_pixels:,}; "
+                "swap them"
             )
         if self.train.sharding == "fsdp" and self.model.quantization is not None:
             raise ValueError(

@@ -62,6 +62,7 @@ from captune.model.prompt import (
     PromptLayout,
     TokenSequence,
 )
+from captune.model.quantization import quantization_config
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
@@ -119,6 +120,7 @@ __all__ = [
     "pack",
     "parse_device",
     "patched_layer",
+    "quantization_config",
     "read_record",
     "restore_chat_template",
     "row_multiple",

@@ -7,7 +7,7 @@ and the gradient of the projection passes through every quantized layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,13 @@ SMALLEST_COSINE = 0.9
 """Below this cosine the gradient of the quantized model is not usable for training."""
 
 
-def quantization_config(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+def quantization_config(name: str, dtype: torch.dtype = torch.bfloat16, *, skipped: Sequence[str] = ()) -> Any:
     """transformers' configuration of a format.
 
     Args:
         name: one of `FORMATS`.
         dtype: compute dtype of 4-bit layers.
+        skipped: names of modules that are not quantized.
 
     Returns:
         What `MiniGPT4.from_pretrained(..., quantization_config=...)` and `load_official` take.
@@ -49,6 +50,8 @@ def quantization_config(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     """
     if name not in FORMATS:
         raise ConfigError(f"There is no quantization '{name}'; expected one of: {', '.join(FORMATS)}.")
+    if skipped:
+        return skip_modules(quantization_config(name, dtype), list(skipped))
     try:
         if name == "int8":
             import bitsandbytes  # transformers' own check for it is a long traceback

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from captune.vlm.computation import Computation, ProbeSample, choose_computation
     from captune.vlm.conversation import Conversation, PromptRow
     from captune.vlm.image_features import FeatureCall, ImageFeatures
+    from captune.vlm.loading import is_image_text_model, load_image_text_model, set_pixel_limits
     from captune.vlm.model import ImageTextModel
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "ProbeSample",
     "PromptRow",
     "choose_computation",
+    "is_image_text_model",
+    "load_image_text_model",
+    "set_pixel_limits",
 ]
 
 __getattr__ = lazy_names(
@@ -29,6 +33,7 @@ __getattr__ = lazy_names(
         "computation": ["Computation", "ProbeSample", "choose_computation"],
         "conversation": ["Conversation", "PromptRow"],
         "image_features": ["FeatureCall", "ImageFeatures"],
+        "loading": ["is_image_text_model", "load_image_text_model", "set_pixel_limits"],
         "model": ["ImageTextModel"],
     },
 )
