@@ -161,13 +161,13 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from captune.report import cells, daggers, leak_reasons
+    from captune.report import cells, daggers, heading, leak_reasons
 
     marks = leak_reasons(run)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("checkpoint", no_wrap=True)
     for metric in run.metrics:
-        table.add_column(Text(one_line(metric)), justify="right", no_wrap=True)
+        table.add_column(Text(one_line(heading(metric))), justify="right", no_wrap=True)
     marks_width = len({rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests})
     for row, line in zip(run.checkpoints, cells(run), strict=True):
         name = Text(one_line(row.name))

@@ -13,7 +13,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.report.analysis import Analysis, analyse
     from captune.report.chart import draw_chart, draw_heatmap
-    from captune.report.columns import format_value, order_metrics, shows_zero
+    from captune.report.columns import format_value, heading, order_metrics, shows_zero
     from captune.report.comparison import Comparison, compare_runs, matrices, most_different_lines
     from captune.report.files import atomic_write
     from captune.report.learning_curve import TrainingLog, read_log, split_training_rows
@@ -75,6 +75,7 @@ __all__ = [
     "draw_chart",
     "draw_heatmap",
     "format_value",
+    "heading",
     "latex_table",
     "leak_reasons",
     "markdown_table",
@@ -107,7 +108,7 @@ __getattr__ = lazy_names(
     {
         "analysis": ["Analysis", "analyse"],
         "chart": ["draw_chart", "draw_heatmap"],
-        "columns": ["format_value", "order_metrics", "shows_zero"],
+        "columns": ["format_value", "heading", "order_metrics", "shows_zero"],
         "comparison": ["Comparison", "compare_runs", "matrices", "most_different_lines"],
         "files": ["atomic_write"],
         "robustness_matrix": [

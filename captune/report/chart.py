@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from captune.common import one_line, shorten
 from captune.errors import InputError, MissingExtraError
 from captune.report.axis import ROTATION, Axis, checkpoint_axis, spread_labels
-from captune.report.columns import column
+from captune.report.columns import CIDER_TOP, group_by_scale
 from captune.report.learning_curve import drawn_rows
 from captune.report.robustness_matrix import Column, Matrix, strength_curves
 from captune.report.scores_json import RunScores
@@ -42,6 +42,9 @@ DOTS_PER_INCH = 200
 _CELL_WIDTH, _CELL_HEIGHT = 0.5, 0.27
 _HEAD, _FOOT, _LEGEND = 0.3, 0.3, 1.5
 """Inches of the heat-map: one of its cells, the lines above and below, and the legend of its curves."""
+
+_LONGEST_METRIC = 12
+"""Characters of a metric's name next to its line; a legend has space for twice as many."""
 
 _LONGEST_NAME = 34
 """Characters of a row's or column's name in the heat-map."""
@@ -69,6 +72,14 @@ _STYLES = {
     "CLIPScore": Style("#8C564B", "8", (0, (2, 2))),
     "RefCLIPScore": Style("#5D3A9B", "<", (0, (7, 3))),
 }
+
+
+def _styles(metrics: Sequence[str]) -> dict[str, Style]:
+    """A style for each metric; those of other packages get the ones that are free."""
+    free = [style for name, style in _STYLES.items() if name not in metrics] or list(_STYLES.values())
+    others = [metric for metric in metrics if metric not in _STYLES]
+    return {**_STYLES, **{metric: free[index % len(free)] for index, metric in enumerate(others)}}
+
 
 _LINE: dict[str, Any] = {"linewidth": 1.4, "markersize": 4.2, "markerfacecolor": "white", "markeredgewidth": 1.2}
 
@@ -99,8 +110,8 @@ _CJK_FONTS = (
 def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """Draw the scores over training: metrics from 0 to 1 on the left, CIDEr (0-10) on a separate panel.
 
-    Intervals are bands. The title names the rows marked LEAK. Metrics of unknown scale are only in
-    the table.
+    Intervals are bands. The title names the rows marked LEAK. Metrics of another scale are only in the table, and on
+    the page if their scale is known.
 
     Args:
         run: the rows.
@@ -156,9 +167,10 @@ def _figure(run: RunScores) -> Figure:
     from matplotlib.figure import Figure
 
     run, _ = drawn_rows(run)
-    drawn = [name for name in run.metrics if column(name).top is not None and run.finite(name)]
-    left = [name for name in drawn if not name.startswith("CIDEr")]
-    right = [name for name in drawn if name.startswith("CIDEr")]
+    groups = group_by_scale(name for name in run.metrics if run.finite(name))
+    left, right = groups.get(None, []), groups.get(CIDER_TOP, [])
+    styles = _styles([*left, *right])
+    right_label = "CIDEr (0–10)" if all(name.startswith("CIDEr") for name in right) else "score (0–10)"
     axis = checkpoint_axis(run, width=RIGHT_WIDTH if left and right else FULL_WIDTH)
     figure = Figure(figsize=(WIDTH, HEIGHT))
     FigureCanvasAgg(figure)
@@ -168,30 +180,35 @@ def _figure(run: RunScores) -> Figure:
     start = max(MARGIN, axis.overhang - 0.05)
     panels = [
         (left, start, (LEFT_WIDTH if right else FULL_WIDTH) + MARGIN - start, "score (0–1)"),
-        (right, WIDTH - 0.15 - RIGHT_WIDTH, RIGHT_WIDTH, "CIDEr (0–10)")
+        (right, WIDTH - 0.15 - RIGHT_WIDTH, RIGHT_WIDTH, right_label)
         if left
-        else (right, start, WIDTH - start - 0.2, "CIDEr (0–10)"),
+        else (right, start, WIDTH - start - 0.2, right_label),
     ]
     for metrics, edge, width, label in panels:
         if metrics:
             panel = figure.add_axes((edge / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))
-            _draw_panel(panel, run, metrics, axis, label=label, size=(width, height))
-    if not drawn:
+            drawn = {metric: styles[metric] for metric in metrics}
+            _draw_panel(panel, run, drawn, axis, label=label, width=width)
+            if len(metrics) > 1 and metrics is right:
+                panel.legend(frameon=False, fontsize=7.5)
+            elif len(metrics) > 1:
+                _label_ends(panel, run, drawn, size=(width, height))
+    if not left and not right:
         figure.text(0.5, 0.5, "There is no score to draw.", ha="center", va="center")
     return figure
 
 
 def _draw_panel(
-    panel: Axes, run: RunScores, metrics: Sequence[str], axis: Axis, *, label: str, size: tuple[float, float]
+    panel: Axes, run: RunScores, styles: Mapping[str, Style], axis: Axis, *, label: str, width: float
 ) -> None:
-    """Lines, bands, end labels and both axes of one panel; `size` in inches."""
-    for metric in metrics:
-        _draw_metric(panel, run, metric, axis)
-    low, high = _limits(run, metrics)
+    """Lines, bands and both axes of one panel; `width` in inches."""
+    for metric, style in styles.items():
+        _draw_metric(panel, run, metric, style, axis)
+    low, high = _limits(run, list(styles))
     panel.set_ylim(low, high)
     margin = max(0.04 * (axis.positions[-1] - axis.positions[0]), 0.15 if len(axis.positions) > 1 else 0.5)
     panel.set_xlim(axis.positions[0] - margin, axis.positions[-1] + margin)
-    ticks, names = axis.ticks(size[0])
+    ticks, names = axis.ticks(width)
     others = len(axis.positions) - axis.joined if axis.joined else 0
     names = [*names[: len(names) - others], *(name.strip() for name in names[len(names) - others :])]
     panel.set_xticks(ticks, names)
@@ -203,15 +220,11 @@ def _draw_panel(
     panel.tick_params(width=0.8, color="#444444")
     panel.grid(axis="y", color="#D9D9D9", linewidth=0.6)
     panel.set_axisbelow(True)
-    if len(metrics) > 1 and label.startswith("CIDEr"):
-        panel.legend(frameon=False, fontsize=7.5)
-    elif len(metrics) > 1:
-        _label_ends(panel, run, metrics, size=size)
 
 
-def _draw_metric(panel: Axes, run: RunScores, metric: str, axis: Axis) -> None:
+def _draw_metric(panel: Axes, run: RunScores, metric: str, style: Style, axis: Axis) -> None:
     """One line with its markers, and its intervals as a band with thin bounds; other captioners are marks alone."""
-    style, positions, joined = _STYLES[metric], axis.positions, axis.joined
+    name, positions, joined = shorten(one_line(metric), 2 * _LONGEST_METRIC), axis.positions, axis.joined
     values = [math.nan if value is None else value for value in run.values(metric)]
     bounds = [row.intervals.get(metric, (math.nan, math.nan)) for row in run.checkpoints]
     low, high = [pair[0] for pair in bounds], [pair[1] for pair in bounds]
@@ -241,7 +254,7 @@ def _draw_metric(panel: Axes, run: RunScores, metric: str, axis: Axis) -> None:
         linestyle=style.dashes,
         markevery=max(1, math.ceil(joined / 15)),
         zorder=3,
-        label=metric if joined else None,
+        label=name if joined else None,
         **_LINE,
     )
     if joined < len(positions):
@@ -251,7 +264,7 @@ def _draw_metric(panel: Axes, run: RunScores, metric: str, axis: Axis) -> None:
             color=style.colour,
             marker=style.marker,
             zorder=3,
-            label=None if joined else metric,
+            label=None if joined else name,
             **{**_LINE, "linestyle": "none"},
         )
 
@@ -265,20 +278,21 @@ def _limits(run: RunScores, metrics: Sequence[str]) -> tuple[float, float]:
     return (max(0.0, low - air) if low >= 0 else low - air), high + air
 
 
-def _label_ends(panel: Axes, run: RunScores, metrics: Sequence[str], *, size: tuple[float, float]) -> None:
+def _label_ends(panel: Axes, run: RunScores, styles: Mapping[str, Style], *, size: tuple[float, float]) -> None:
     """Write every metric's name at the end of its line, with its marker, none over another."""
-    ends = {metric: run.finite(metric)[-1] for metric in metrics}
+    ends = {metric: run.finite(metric)[-1] for metric in styles}
     low, high = panel.get_ylim()
     heights = spread_labels(list(ends.values()), gap=0.155 / size[1] * (high - low), low=low, high=high)
     transform = panel.get_yaxis_transform()  # x in widths of the panel, y in data
     right = [1 + inches / size[0] for inches in (0.02, 0.12, 0.13, 0.245, 0.36, 0.42)]
     for (metric, value), y in zip(ends.items(), heights, strict=True):
-        style = _STYLES[metric]
+        style = styles[metric]
         outside: dict[str, Any] = {"transform": transform, "clip_on": False}
         panel.plot(right[:2], [value, y], color="#999999", linewidth=0.6, **outside)
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.dashes}
         panel.plot(right[2:5], [y] * 3, markevery=[1], **look, **_LINE, **outside)
-        panel.text(right[5], y, metric, transform=transform, va="center", ha="left", fontsize=7.5)
+        name = shorten(one_line(metric), _LONGEST_METRIC)
+        panel.text(right[5], y, name, transform=transform, va="center", ha="left", fontsize=7.5)
 
 
 def _write_around(figure: Figure, run: RunScores) -> tuple[float, float]:

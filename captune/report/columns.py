@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from captune.metrics import NEGLIGIBLE, find_column
 
-__all__ = ["SLIDES_METRICS", "Column", "column", "format_value", "order_metrics", "scale_sentence", "shows_zero"]
+__all__ = [
+    "CIDER_TOP",
+    "LOWER_IS_BETTER",
+    "SLIDES_METRICS",
+    "Column",
+    "column",
+    "format_value",
+    "group_by_scale",
+    "heading",
+    "order_metrics",
+    "scale_sentence",
+    "shows_zero",
+]
 
 DECIMALS = 4
 """Decimals that tables show; two values that look equal count as a tie."""
+
+
+UNIT_TOP, CIDER_TOP = 2.5, 10.0
+"""Upper ends of scales: the largest (CLIPScore's) that a chart shows with metrics from 0 to 1, and CIDEr's."""
+
+LOWER_IS_BETTER = "↓"
+"""Mark of the columns in which the lowest score is the best."""
+
+ENGLISH = {
+    "note.scale": "Scale: {parts}.",
+    "note.scale.outside": "Scale: unknown, because values are outside the usual range of {names}.",
+    "note.scale.range": "{names} 0-{top:g}",
+    "note.scale.others": "others 0-{top:g}",
+    "note.scale.unbounded": "{names} unbounded",
+    "note.scale.unknown": "{names} not known",
+    "note.scale.separator": ", ",
+}
+"""Templates of `scale_sentence`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +93,59 @@ def format_value(value: float | None) -> str:
     return f"{value:.{DECIMALS}f}" if abs(value) < 1e6 else f"{value:.{DECIMALS}g}"
 
 
-def scale_sentence(values: dict[str, list[float]]) -> str:
+def group_by_scale(names: Iterable[str]) -> dict[float | None, list[str]]:
+    """The metrics that one chart can show, by the upper end of their scale; those without one are left out.
+
+    Returns:
+        None -> metrics from 0 to about 1 (up to `UNIT_TOP`), then the others by ascending upper end.
+    """
+    groups: dict[float, list[str]] = {}
+    for name in names:
+        if (top := column(name).top) is not None:
+            groups.setdefault(0.0 if top <= UNIT_TOP else top, []).append(name)
+    return {top or None: groups[top] for top in sorted(groups)}
+
+
+def heading(name: str) -> str:
+    """A metric's name as the heading of its column, with an arrow where lower is better."""
+    return f"{name} {LOWER_IS_BETTER}" if column(name).direction < 0 else name
+
+
+def scale_sentence(values: Mapping[str, list[float]], texts: Mapping[str, Any] = ENGLISH) -> str:
     """Describe the scale of the scores, or that some are outside their scale.
 
     Args:
         values: the finite scores of every metric.
+        texts: the templates of `ENGLISH` in another language.
 
     Returns:
         One sentence without line breaks, such as "Scale: CIDEr 0-10, others 0-1."
     """
     tops: dict[float, list[str]] = {}
-    outside = []
+    outside: list[str] = []
+    unbounded: list[str] = []
+    unknown: list[str] = []
+
+    def part(key: str, names: Sequence[str], top: float = 1.0) -> str:
+        return str(texts[f"note.scale.{key}"]).format(names=", ".join(names), top=top)
+
     for name, scores in values.items():
-        top = column(name).top
-        if top is None:
+        known = column(name)
+        if known.top is None:
+            (unbounded if known.direction else unknown).append(name)
             continue
-        tops.setdefault(top, []).append(name)
-        if any(not 0 <= score <= top for score in scores):
-            outside.append(f"{name} (0-{top:g})")
+        tops.setdefault(known.top, []).append(name)
+        if any(not 0 <= score <= known.top for score in scores):
+            outside.append(f"{name} (0-{known.top:g})")
     if outside:
-        return f"Scale: unknown, because values are outside the usual range of {', '.join(outside)}."
+        return part("outside", outside)
     unit = tops.pop(1.0, [])
-    parts = [f"{', '.join(names)} 0-{top:g}" for top, names in sorted(tops.items(), reverse=True)]
-    unknown = [name for name in values if column(name).top is None]
+    parts = [part("range", names, top) for top, names in sorted(tops.items(), reverse=True)]
+    if unbounded:
+        parts.append(part("unbounded", unbounded))
     if unit:
         # "others" would be false next to a metric whose scale is not known.
-        parts.append(f"{', '.join(unit) if unknown or not parts else 'others'} 0-1")
+        parts.append(part("range" if unknown or not parts else "others", unit))
     if unknown:
-        parts.append(f"{', '.join(unknown)} not known")
-    return f"Scale: {', '.join(parts)}." if parts else ""
+        parts.append(part("unknown", unknown))
+    return str(texts["note.scale"]).format(parts=str(texts["note.scale.separator"]).join(parts)) if parts else ""

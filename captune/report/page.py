@@ -29,7 +29,7 @@ from captune.report.caption_statistics import (
     row_failures,
     word_classes,
 )
-from captune.report.columns import order_metrics, scale_sentence
+from captune.report.columns import LOWER_IS_BETTER, column, heading, order_metrics, scale_sentence
 from captune.report.comparison import Comparison, matrices
 from captune.report.learning_curve import SIGNIFICANT, TrainingLog, drawn_rows, split_training_rows
 from captune.report.narrative import LANGUAGES, catalogue, sentences
@@ -154,10 +154,11 @@ def explorer_data(
         longest: characters of a caption or reference that are shown.
 
     Returns:
-        `checkpoints`, `metrics`, `columns` (indices of the metrics, in display order), `failures` (their
-        names), `left_out` (how many images are not on the page) and `images`, one object an image: `i` its id, `r`
-        its references, `c` a caption a row or null, `s` a list of scores a row for every metric, `f` the failures a
-        row (left out when there are none). `explorer_json` adds the picture as `t`.
+        `checkpoints`, `metrics` (with the mark of those of which lower scores are better), `lower` (the indices of
+        these), `columns` (indices of the metrics, in display order), `failures` (their names), `left_out` (how many
+        images are not on the page) and `images`, one object an image: `i` its id, `r` its references, `c` a caption a
+        row or null, `s` a list of scores a row for every metric, `f` the failures a row (left out when there are none).
+        `explorer_json` adds the picture as `t`.
     """
     metrics = _per_image_metrics(run)
     names = sorted({failure for row in failures for names in row.values() for failure in names})
@@ -165,7 +166,8 @@ def explorer_data(
     first = [metrics.index(name) for name in COLUMNS if name in metrics]
     return {
         "checkpoints": [row.name for row in run.checkpoints],
-        "metrics": list(metrics),
+        "metrics": list(map(heading, metrics)),
+        "lower": [index for index, name in enumerate(metrics) if column(name).direction < 0],
         "columns": first + [index for index in range(len(metrics)) if index not in first],
         "failures": names,
         "left_out": total - len(images),
@@ -263,6 +265,7 @@ def build_page(
             style_sheet=Markup(_page_file("page.css")),
             data=Markup(data),
             run=run,
+            headings=list(map(heading, run.metrics)),
             provenance=provenance(run),
             leaks=leak_reasons(run),
             facts=_facts(run, log),
@@ -330,9 +333,10 @@ def _notes(run: RunScores, language: str) -> list[str]:
     if language == "en":
         return [best, *notes(run)]
     lines = [best]
-    scale = scale_sentence({metric: run.finite(metric) for metric in run.metrics})
-    if scale:
-        lines.append(texts.text("note.scale") if scale == "Scale: CIDEr 0-10, others 0-1." else scale)
+    if scale := scale_sentence({metric: run.finite(metric) for metric in run.metrics}, texts.messages):
+        lines.append(scale)
+    if any(column(metric).direction < 0 for metric in run.metrics):
+        lines.append(texts.text("note.lower", mark=LOWER_IS_BETTER))
     tested = {rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests}
     first = run.checkpoints[0].name
     rivals = {

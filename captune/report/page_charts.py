@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from captune.common import one_line
+from captune.common import one_line, shorten
 from captune.report.axis import checkpoint_axis, spread_labels
 from captune.report.caption_statistics import CaptionStatistics
-from captune.report.columns import column
+from captune.report.columns import CIDER_TOP, group_by_scale
 from captune.report.learning_curve import TrainingLog, drawn_rows, split_training_rows
 from captune.report.scores_json import RunScores
 
@@ -26,6 +26,9 @@ WIDTH, HEIGHT = 480, 300
 
 LEFT, TOP, BOTTOM = 52.0, 26.0, HEIGHT - 40.0
 """Edges of the area in which lines are drawn; the right one leaves space for their names."""
+
+LONGEST_NAME, LONGEST_LABEL = 22, 50
+"""Characters of a line's name, and of the names over the y axis."""
 
 AXIS_INCHES = 3.5
 """Width of the axis for which labels of checkpoints are laid out."""
@@ -66,7 +69,7 @@ class Series:
 
 
 def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Scores over training with their intervals: metrics from 0 to 1, and CIDEr in a separate chart.
+    """Scores over training with their intervals, a chart for each scale: metrics from 0 to 1, CIDEr, and others.
 
     Args:
         run: the rows.
@@ -76,12 +79,14 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
         The key of its caption and the drawing, for every chart that has something to show.
     """
     drawn, joined = drawn_rows(run)
-    metrics = [metric for metric in drawn.metrics if column(metric).top is not None]
     charts = []
-    for label, first_style, names in (
-        ("score", 0, [metric for metric in metrics if not metric.startswith("CIDEr")]),
-        ("cider", 5, [metric for metric in metrics if metric.startswith("CIDEr")]),
-    ):
+    for top, names in group_by_scale(drawn.metrics).items():
+        if top is None:
+            label, first_style = "score", 0
+        elif top == CIDER_TOP and all(name.startswith("CIDEr") for name in names):
+            label, first_style = "cider", 5
+        else:
+            label, first_style = f"{shorten(', '.join(names), LONGEST_LABEL)} (0–{top:g})", 5
         series = []
         for index, metric in enumerate(names):
             values = [math.nan if value is None else value for value in drawn.values(metric)]
@@ -229,7 +234,7 @@ class _Drawing:
         margin = max(0.06 * (high - low), 0.01 * max(abs(low), abs(high)), 1e-9)
         self.low = max(0.0, low - margin) if low >= 0 else low - margin
         self.high = high + margin
-        self.right = WIDTH - 16.0 - 7.2 * max(len(line.name) for line in series)
+        self.right = WIDTH - 16.0 - 7.2 * max(len(shorten(line.name, LONGEST_NAME)) for line in series)
         self.positions, self.words = positions, words
         attributes = {
             "class": "chart",
@@ -300,7 +305,9 @@ class _Drawing:
         ends = [self.y(next(v for v in reversed(line.values) if math.isfinite(v))) for line in named]
         for line, end, y in zip(named, ends, spread_labels(ends, gap=14, low=TOP, high=BOTTOM), strict=True):
             self.add("line", "lead", x1=self.right - 6, y1=end, x2=self.right + 6, y2=y)
-            self.text(self.right + 9, y + 4, line.name, key=line.translate, kind=f"name s{line.style}")
+            self.text(
+                self.right + 9, y + 4, shorten(line.name, LONGEST_NAME), key=line.translate, kind=f"name s{line.style}"
+            )
 
 
 def _points(points: Sequence[tuple[float, float]]) -> str:

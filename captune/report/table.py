@@ -17,7 +17,7 @@ from captune.common import markdown_table as markdown_lines
 from captune.data import CsvWriter, plain_cell
 from captune.errors import InputError
 from captune.parsing import first_repeated
-from captune.report.columns import column, format_value, scale_sentence, shows_zero
+from captune.report.columns import LOWER_IS_BETTER, column, format_value, heading, scale_sentence, shows_zero
 from captune.report.files import read_text
 from captune.report.learning_curve import SIGNIFICANT
 from captune.report.scores_json import BASELINES, MAX_SCORE, CheckpointScores, RunScores
@@ -64,15 +64,15 @@ def best_value(run: RunScores, metric: str) -> str | None:
     """The best score of a column as it is shown, so that what looks equal is equally best.
 
     Returns:
-        None where no row is better than another: fewer than two scores, all shown alike, none above 0 as shown, or a
-        metric of unknown direction.
+        None where no row is better than another: fewer than two scores, all shown alike, a highest one that is shown
+        as 0, or a metric of unknown direction.
     """
     finite = run.finite(metric)
     direction = column(metric).direction
     if not direction or len({format_value(value) for value in finite}) < 2:
         return None
     best = max(finite) if direction > 0 else min(finite)
-    return None if shows_zero(best) else format_value(best)
+    return None if direction > 0 and shows_zero(best) else format_value(best)
 
 
 def cells(run: RunScores) -> list[list[Cell]]:
@@ -92,6 +92,8 @@ def notes(run: RunScores) -> list[str]:
     lines = [f"Data: {provenance(run)}."]
     if scale := scale_sentence({metric: run.finite(metric) for metric in run.metrics}):
         lines.append(scale)
+    if any(column(metric).direction < 0 for metric in run.metrics):
+        lines.append(f"{LOWER_IS_BETTER} lower is better.")
     tested = {baseline for row in run.checkpoints for tests in row.p_values.values() for baseline in tests}
     # The first row is the pretrained model of a run, or the first of several models.
     names = {"pretrained": run.checkpoints[0].name, "previous": "the row above"}
@@ -144,7 +146,7 @@ def markdown_table(run: RunScores, *, intervals: bool = False) -> str:
         [escape_markdown(row.name) + (f" **{marks[row.leak]}**" if row.leak else ""), *map(set_cell, line)]
         for row, line in zip(run.checkpoints, cells(run), strict=True)
     ]
-    lines = markdown_lines(["checkpoint", *map(escape_markdown, run.metrics)], rows)
+    lines = markdown_lines(["checkpoint", *(escape_markdown(heading(metric)) for metric in run.metrics)], rows)
     below = [*notes(run), *(f"{label}: {text}".removesuffix(": ") for label, text in signatures(run))]
     return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in below), ""])
 
@@ -174,7 +176,7 @@ def latex_table(run: RunScores, *, intervals: bool = False) -> str:
         "  \\centering",
         f"  \\caption{{{caption}}}",
         "  \\label{tab:captune}",
-        *latex_tabular(["checkpoint", *map(escape_latex, run.metrics)], rows, indent="  "),
+        *latex_tabular(["checkpoint", *(_latex_marks(heading(metric)) for metric in run.metrics)], rows, indent="  "),
         "\\end{table}",
     ]
     return "\n".join([*lines, ""])
@@ -189,7 +191,7 @@ def _cell(row: CheckpointScores, metric: str, best: str | None) -> Cell:
     marked = value is not None and math.isfinite(value) and not shows_zero(value)
     return Cell(
         value=shown,
-        best=marked and shown == best,
+        best=shown == best,
         differs=tuple(baseline for baseline in BASELINES if marked and tests.get(baseline, 1.0) < SIGNIFICANT),
         interval=f"[{format_value(bounds[0])}, {format_value(bounds[1])}]" if bounds else "",
     )
@@ -208,8 +210,14 @@ def _latex_cell(cell: Cell) -> str:
 
 def _latex_note(note: str) -> str:
     """A note as a sentence of the caption."""
-    text = escape_latex(note).replace("†", "$^{\\dagger}$").replace("‡", "$^{\\ddagger}$")
+    text = _latex_marks(note)
     return text if text.endswith(".") else f"{text}."
+
+
+def _latex_marks(text: str) -> str:
+    """Escaped text with the marks of the table as symbols."""
+    symbols = {"†": "$^{\\dagger}$", "‡": "$^{\\ddagger}$", LOWER_IS_BETTER: "$\\downarrow$"}
+    return "".join(symbols.get(mark, mark) for mark in escape_latex(text))
 
 
 def _latex_signature(signature: str) -> str:

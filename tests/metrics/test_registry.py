@@ -97,6 +97,16 @@ def test_a_metric_of_a_package_is_scored_signed_and_resampled(package: Path) -> 
     assert 0 < answer["scores"]["BLEU-4"] < 1, "a package cannot replace a metric of captune"
 
 
+def test_a_report_knows_its_direction(package: Path) -> None:
+    (package.parent / "table.csv").write_text("checkpoint,BLEU-4,Words\npretrained,0.1,9\nepoch0,0.2,8\n")
+    result = captune(package, "report", "table.csv", "--out", "report")
+    assert result.returncode == 0, result.stderr
+    assert "Words ↓" in result.stdout
+    assert "8.0000*" in result.stdout
+    assert "Words ↓" in (package.parent / "report" / "table.md").read_text(encoding="utf-8")
+    assert "Words ↓" in (package.parent / "report" / "report.html").read_text(encoding="utf-8")
+
+
 def test_one_score_and_a_comparison_know_it(package: Path) -> None:
     one = captune(package, "score", *FILES, "--metric", "words", "--quiet")
     assert one.stdout == "3.0000\n"

@@ -104,6 +104,7 @@ function captionNode(image, row) {
 // ---- Order and choice ---------------------------------------------------------------------------------------
 
 const score = (image, metric, row) => image.s[metric]?.[row] ?? NaN;
+const direction = (metric) => (data.lower.includes(metric) ? -1 : 1);
 
 function percentiles(values) {
   const order = values.map((_, index) => index).sort((a, b) => values[a] - values[b]);
@@ -124,7 +125,7 @@ function disagreement(from, to) {
   if (!spreads.has(key)) {
     const ranks = data.metrics.map((_, metric) => percentiles(data.images.map((image) => {
       const change = score(image, metric, to) - (from === to ? 0 : score(image, metric, from));
-      return Number.isNaN(change) ? 0 : change;
+      return Number.isNaN(change) ? 0 : direction(metric) * change;
     })));
     spreads.set(key, data.images.map((_, index) => {
       const here = ranks.map((rank) => rank[index]);
@@ -138,12 +139,14 @@ function sortKeys() {
   const metric = Number(byId("metric").value);
   const from = Number(byId("from").value);
   const to = Number(byId("to").value);
-  const change = (image) => score(image, metric, to) - score(image, metric, from);
+  // Larger is better.
+  const value = (image, row) => direction(metric) * score(image, metric, row);
+  const change = (image) => value(image, to) - value(image, from);
   switch (byId("sort").value) {
     case "improved": return data.images.map((image) => -change(image));
     case "regressed": return data.images.map(change);
-    case "best": return data.images.map((image) => -score(image, metric, to));
-    case "worst": return data.images.map((image) => score(image, metric, to));
+    case "best": return data.images.map((image) => -value(image, to));
+    case "worst": return data.images.map((image) => value(image, to));
     case "disagree": return disagreement(from, to).map((spread) => -spread);
     default: return data.images.map((_, index) => index);
   }
@@ -184,11 +187,12 @@ function choose() {
 
 const number = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3));
 
-function changeNode(change) {
+function changeNode(change, metric) {
   if (Number.isNaN(change)) return element("span", {}, "–");
   // What shows as 0.000 is no change.
   const visible = Math.abs(change) >= 0.0005 ? change : 0;
-  const kind = visible > 0 ? "up" : visible < 0 ? "down" : "";
+  const better = direction(metric) * visible;
+  const kind = better > 0 ? "up" : better < 0 ? "down" : "";
   const arrow = visible > 0 ? "▲ +" : visible < 0 ? "▼ −" : "";
   return element("span", { class: kind }, `${arrow}${Math.abs(change).toFixed(3)}`);
 }
@@ -217,7 +221,7 @@ function card(image, index) {
     }
     return element("tr", {}, element("th", { scope: "row" }, isolated(name)), text,
       element("td", {}, number(score(image, metric, row))),
-      element("td", {}, row === from ? "" : changeNode(score(image, metric, row) - score(image, metric, from))),
+      element("td", {}, row === from ? "" : changeNode(score(image, metric, row) - score(image, metric, from), metric)),
       ...others.map((other) => element("td", { class: "other" }, number(score(image, other, row)))));
   });
   return element("article", { class: "card", tabindex: "0", "aria-posinset": index + 1, "aria-setsize": selected.length },
