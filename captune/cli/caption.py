@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +20,8 @@ from captune.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:
     from captune.bulk import Captions, Entry, Inputs, Job, Row, Workers
+    from captune.captioner import Captioner
+    from captune.decoding import DecodingOptions
 
 __all__ = ["caption"]
 
@@ -81,6 +83,15 @@ class _Engine:
         str | None, typer.Option(help="Ray cluster to join; by default one is started on this machine.")
     ] = None
 
+    def workers(self, load: Callable[[], Captioner], options: DecodingOptions) -> Workers:
+        """The Ray actors of a job."""
+        import torch
+
+        from captune.bulk import Workers
+
+        gpus = self.actor_gpus if self.actor_gpus is not None else float(torch.cuda.is_available())
+        return Workers(load, options, None, self.actors, self.actor_cpus, gpus, self.ray_address)
+
 
 @with_shared_options
 def caption(
@@ -141,29 +152,33 @@ def caption(
         _check_output(output, inputs, overwrite=overwrite)
     with nullcontext() if output is None else _locked(output, part_number, parts):
         with extra_imports("captune caption", "train"):
-            import torch
-
-            from captune.bulk import Captions, Workers
-            from captune.captioner import Captioner, MiniGPT4Backend
-            from captune.decoding import DecodingOptions
+            from captune.captioner import Captioner
 
         load = partial(Captioner.from_pretrained, model, **asdict(loading))
-        captioner = load()
-        if decoding.compiled and not isinstance(captioner.backend, MiniGPT4Backend):
-            raise typer.BadParameter(
-                f"--compile is for MiniGPT-4; {model} decodes by transformers' generate: leave it out."
-            )
-        options = DecodingOptions(**asdict(decoding))
-        captions = Captions(captioner, options, workers=workers)
+        captions = _captions(load(), decoding, workers)
         if output is None:
             rejected = _write_texts_next_to_images(captions, images) if txt else _print_captions(captions, images)
         else:
-            actor = None
-            if uses_ray:
-                gpus = engine.actor_gpus if engine.actor_gpus is not None else float(torch.cuda.is_available())
-                actor = Workers(load, options, None, engine.actors, engine.actor_cpus, gpus, engine.ray_address)
+            actor = engine.workers(load, captions.options) if uses_ray else None
             rejected = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
     raise typer.Exit(_QUARANTINED if rejected else 0)
+
+
+def _captions(captioner: Captioner, decoding: _Decoding, workers: int | None) -> Captions:
+    """What captions images with a loaded model.
+
+    Raises:
+        typer.BadParameter: the model does not decode in compiled steps.
+    """
+    from captune.bulk import Captions
+    from captune.captioner import MiniGPT4Backend
+    from captune.decoding import DecodingOptions
+
+    if decoding.compiled and not isinstance(captioner.backend, MiniGPT4Backend):
+        raise typer.BadParameter(
+            f"--compile is for MiniGPT-4; {captioner.name} decodes by transformers' generate: leave it out."
+        )
+    return Captions(captioner, DecodingOptions(**asdict(decoding)), workers=workers)
 
 
 def _read_inputs(inputs: list[str], split: str | None, image_column: str | None, id_column: str | None) -> Inputs:

@@ -60,6 +60,31 @@ class _StudyOptions:
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
+@dataclass(frozen=True)
+class _Material:
+    """What a new study compares, and its raters."""
+
+    systems: Annotated[
+        str | None, typer.Option(help="Systems to compare, comma-separated.", show_default="the first and the last")
+    ] = None
+    human: Annotated[bool, typer.Option(help="Add one reference caption of each image as a control.")] = True
+    references: Annotated[
+        Path | None, typer.Option(help="Reference captions, for result files.", show_default=False)
+    ] = None
+    pictures: Annotated[
+        Path | None, typer.Option(help="Manifest or folder of the images.", show_default="those of the run")
+    ] = None
+    raters: Annotated[int | None, typer.Option(help="People with a link.", show_default="3")] = None
+    rater: Annotated[
+        list[str] | None, typer.Option(help="Name of a rater; repeatable. Raters never see it.", show_default=False)
+    ] = None
+
+    @property
+    def system_names(self) -> list[str] | None:
+        """The systems to compare; None is the default."""
+        return None if not self.systems else [name.strip() for name in self.systems.split(",")]
+
+
 @with_shared_options
 def rate(
     sources: Annotated[
@@ -77,20 +102,6 @@ def rate(
         bool, typer.Option("--results", help="Print the results so far, write them into the run's report, and stop.")
     ] = False,
     links: Annotated[bool, typer.Option("--links", help="Print the raters' links and stop.")] = False,
-    systems: Annotated[
-        str | None, typer.Option(help="Systems to compare, comma-separated.", show_default="the first and the last")
-    ] = None,
-    human: Annotated[bool, typer.Option(help="Add one reference caption of each image as a control.")] = True,
-    references: Annotated[
-        Path | None, typer.Option(help="Reference captions, for result files.", show_default=False)
-    ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Manifest or folder of the images.", show_default="those of the run")
-    ] = None,
-    raters: Annotated[int | None, typer.Option(help="People with a link.", show_default="3")] = None,
-    rater: Annotated[
-        list[str] | None, typer.Option(help="Name of a rater; repeatable. Raters never see it.", show_default=False)
-    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
     url: Annotated[
@@ -105,6 +116,7 @@ def rate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results or links as one JSON object.")] = False,
     *,
+    material: _Material,
     study_options: _StudyOptions,
 ) -> None:
     """Have people judge captions blindly: make a study, serve it to raters, and compute the results.
@@ -126,14 +138,13 @@ def rate(
     elif results or links:
         raise InputError(f"{folder} holds no study yet; create one first with captune rate {sources[0]}.")
     else:
-        names = [name.strip() for name in systems.split(",")] if systems else None
-        store = _make(folder, sources, references, pictures, names, human, options, raters, rater or [])
+        store = _make(folder, sources, material, options)
     with closing(store):
         from captune.apps.rating import rated_rows
 
         for run in (source for source in sources if not is_study and (source / "scores.json").is_file()):
             rated_rows(store, run)
-        _resume(store, options, systems, raters, rater or [])
+        _resume(store, material, options)
         if results:
             _show_results(store, sources, min_attention, out, as_json=as_json)
         elif links:
@@ -149,26 +160,18 @@ def _study_of(sources: list[Path]) -> Path:
     return sources[0].parent / FOLDER
 
 
-def _make(
-    folder: Path,
-    sources: list[Path],
-    references: Path | None,
-    pictures: Path | None,
-    systems: list[str] | None,
-    human: bool,
-    options: dict[str, Any],
-    raters: int | None,
-    names: list[str],
-) -> Store:
+def _make(folder: Path, sources: list[Path], material: _Material, options: dict[str, Any]) -> Store:
     """Draw a new study."""
     from captune.apps.rating import StudyOptions, choose_systems, create_study, read_study_items, with_human
 
-    people = raters if raters is not None else len(names) or 3
+    names = material.rater or []
+    people = material.raters if material.raters is not None else len(names) or 3
     study_options = StudyOptions(**{"judgements": min(3, people), **options, "raters": people})
-    items = choose_systems(read_study_items(sources, references=references, pictures=pictures), systems)
+    items = read_study_items(sources, references=material.references, pictures=material.pictures)
+    items = choose_systems(items, material.system_names)
     for sentence in items.left_out():
         typer.echo(f"captune: warning: {sentence}", err=True)
-    if human:
+    if material.human:
         items = with_human(items, study_options.seed)
     store = create_study(folder, items, study_options, names)
     screens = [len(store.trials(rater.number)) for rater in store.raters()]
@@ -180,7 +183,7 @@ def _make(
     return store
 
 
-def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: int | None, names: list[str]) -> None:
+def _resume(store: Store, material: _Material, options: dict[str, Any]) -> None:
     """Resume a study; the options must be those of its creation, except for more raters."""
     from captune.apps.rating import add_raters
 
@@ -191,11 +194,11 @@ def _resume(store: Store, options: dict[str, Any], systems: str | None, raters: 
             "leave the option out, or make another study with --study."
         )
     compared = store.setting("systems")
-    if systems is not None and [s.strip() for s in systems.split(",")] != [s for s in compared if s != "human"]:
+    if material.systems is not None and material.system_names != [name for name in compared if name != "human"]:
         raise InputError(f"The study in {store.folder} compares {', '.join(compared)}; make another one with --study.")
     known = {rater.name for rater in store.raters()}
-    new = [name for name in names if name not in known]
-    total = raters if raters is not None else len(known) + len(new)
+    new = [name for name in material.rater or [] if name not in known]
+    total = material.raters if material.raters is not None else len(known) + len(new)
     if total != len(known) or new:
         add_raters(store, total, new)
         typer.echo(f"The study has {len(store.raters())} raters now.", err=True)
@@ -299,6 +302,33 @@ def _print_results(results: Results) -> None:
     print(f"{results.counted:,} answers on {results.images:,} images; intervals are 95 %, over images.")
     if results.left_out:
         print(f"Left out for their attention checks: {', '.join(map(one_line, results.left_out))}.")
+    _print_raters(results)
+    _print_ranking(results)
+    criteria = list(next(iter(results.rubric.values()), {}))
+    _section(
+        "Points, 1 to 5",
+        ("system", *criteria),
+        [(one_line(name), *map(str, means.values())) for name, means in results.rubric.items()],
+    )
+    for level in ("caption", "system"):
+        _section(
+            f"Correlation of metrics with people, {level} level",
+            ("metric", "people", "tau-c", "Pearson r", "n"),
+            [
+                (one_line(row.metric), row.target, str(row.kendall), str(row.pearson), str(row.pairs))
+                for row in results.correlations
+                if row.level == level and row.target in SHOWN_TARGETS
+            ],
+        )
+    if results.correlations:
+        print(
+            "\nIntervals at system level cover the people's judgements only: other systems may behave differently.\n"
+            "The single criteria are in --json."
+        )
+
+
+def _print_raters(results: Results) -> None:
+    """Print how careful each rater was, and how much they agree."""
     _section(
         "Raters",
         ("rater", "answered", "attention", "same choice", "mean difference", "ties", "first chosen", "seconds"),
@@ -321,6 +351,10 @@ def _print_results(results: Results) -> None:
         ("question", "alpha", "judged by two or more"),
         [(name, str(alpha), str(units)) for name, (alpha, units) in results.agreement.items()],
     )
+
+
+def _print_ranking(results: Results) -> None:
+    """Print the systems by preference, and each pair of them."""
     strengths = {ranked.system: (ranked.rank, ranked.strength) for ranked in results.ranking}
     ordered = sorted(results.win_rates, key=lambda name: strengths[name][0] if name in strengths else 0)
     _section(
@@ -346,27 +380,6 @@ def _print_results(results: Results) -> None:
             for pair in results.pairs
         ],
     )
-    criteria = list(next(iter(results.rubric.values()), {}))
-    _section(
-        "Points, 1 to 5",
-        ("system", *criteria),
-        [(one_line(name), *map(str, means.values())) for name, means in results.rubric.items()],
-    )
-    for level in ("caption", "system"):
-        _section(
-            f"Correlation of metrics with people, {level} level",
-            ("metric", "people", "tau-c", "Pearson r", "n"),
-            [
-                (one_line(row.metric), row.target, str(row.kendall), str(row.pearson), str(row.pairs))
-                for row in results.correlations
-                if row.level == level and row.target in SHOWN_TARGETS
-            ],
-        )
-    if results.correlations:
-        print(
-            "\nIntervals at system level cover the people's judgements only: other systems may behave differently.\n"
-            "The single criteria are in --json."
-        )
 
 
 def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

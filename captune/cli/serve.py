@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captune.cli.shared_options import with_shared_options
 from captune.errors import InputError
+
+if TYPE_CHECKING:
+    from captune.apps.serving import Limits
 
 __all__ = ["serve"]
 
@@ -15,6 +20,26 @@ EXAMPLES = 6
 """Number of example images on the page."""
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """Limits on requests and batches."""
+
+    slots: Annotated[
+        int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)
+    ] = 32
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=1)] = 256
+    max_body: Annotated[int, typer.Option(help="Megabytes of a request; more gets 413.", min=1, max=1000)] = 20
+    max_pixels: Annotated[int, typer.Option(help="Megapixels of an image; more gets 413.", min=1, max=89)] = 25
+
+    def of_server(self) -> Limits:
+        """These limits as the server takes them."""
+        from captune.apps.serving import ImageLimits, Limits
+
+        images = ImageLimits(pixels=self.max_pixels * 1_000_000)
+        return Limits(body=self.max_body << 20, waiting=self.max_waiting, slots=self.slots, images=images)
+
+
+@with_shared_options
 def serve(
     model: Annotated[
         str,
@@ -29,12 +54,6 @@ def serve(
         str | None,
         typer.Option(help="Beginning of the page's address behind a proxy.", show_default="the address"),
     ] = None,
-    slots: Annotated[
-        int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)
-    ] = 32,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=1)] = 256,
-    max_body: Annotated[int, typer.Option(help="Megabytes of a request; more gets 413.", min=1, max=1000)] = 20,
-    max_pixels: Annotated[int, typer.Option(help="Megapixels of an image; more gets 413.", min=1, max=89)] = 25,
     allow_remote_images: Annotated[
         bool,
         typer.Option(
@@ -46,6 +65,8 @@ def serve(
     examples: Annotated[
         list[Path] | None, typer.Option(help="An image to offer on the page; repeatable.", show_default="of the run")
     ] = None,
+    *,
+    limits: _Limits,
 ) -> None:
     """Serve a model: a page in the browser, and /v1/chat/completions for OpenAI's clients."""
     from functools import partial
@@ -61,25 +82,21 @@ def serve(
     with extra_imports("captune serve", "train"):
         import torch  # noqa: F401  so that the message names the missing extra
     with extra_imports("captune serve", "serve"):
-        from captune.apps.serving import ImageLimits, Limits, fetch_image, load_served, serving_application
+        from captune.apps.serving import fetch_image, load_served, serving_application
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")
     hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
     with listener, temporary_folder("serve") as drawn:
         served = load_served(model)
-        limits = Limits(
-            body=max_body << 20, waiting=max_waiting, slots=slots, images=ImageLimits(pixels=max_pixels * 1_000_000)
-        )
-        shown = {path.name: path for path in examples or _examples(model, drawn)}
-        fetch = partial(fetch_image, most_bytes=limits.body) if allow_remote_images else None
+        server_limits = limits.of_server()
         application = serving_application(
             served,
-            limits=limits,
+            limits=server_limits,
             hosts=hosts,
             site=url,
-            examples=shown,
-            fetch=fetch,
+            examples={path.name: path for path in examples or _examples(model, drawn)},
+            fetch=partial(fetch_image, most_bytes=server_limits.body) if allow_remote_images else None,
         )
         if not is_local(host):
             typer.echo(
