@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from contextlib import ExitStack
+from functools import partial
+from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captune.metrics.parallel import can_fork, run_in_fork, split_ranges
 from captune.metrics.string_hash_table import NEEDS_CONTEXT, ChunkCodes, ChunkTable
 from captune.metrics.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Rows"]
+__all__ = ["Encoder", "Rows", "encode_in_processes"]
 
 _BATCH = 4096
+# Below this number for each, a process takes longer to start and stop than it saves.
+_FEWEST_CAPTIONS = 25_000
 _MOST_CACHED_CHUNKS = 1 << 20
 
 _LINE_BREAKS = "\v\f\r\u2028\u2029"
@@ -242,6 +247,57 @@ def _through_next_line(lines: Sequence[str], index: int) -> Sequence[str]:
     while end < len(lines) and not lines[end].strip():
         end += 1
     return lines[index : end + 1]
+
+
+def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, per_call: bool = False) -> Rows:
+    """Encode captions; the rows equal those of `encoder.encode` or `encoder.encode_call` up to the numbering.
+
+    Each process encodes a part of the captions, and the parts' new numbers become one numbering.
+
+    Args:
+        encoder: gives the numbers.
+        captions: C captions.
+        jobs: how many processes, this one included; fewer are used for few captions.
+        per_call: whether tokens depend on the next caption, as in `encoder.encode_call`.
+
+    Raises:
+        ExternalToolError: a process failed.
+    """
+    jobs = min(jobs, len(captions) // _FEWEST_CAPTIONS)
+    if jobs <= 1 or not can_fork() or (per_call and encoder.breaks_lines(captions)):
+        return encoder.encode_call(captions) if per_call else encoder.encode(captions)
+    first, *others = split_ranges(len(captions), jobs)
+
+    def encode(start: int, end: int) -> Rows:
+        part = captions[start:end]
+        return encoder.encode_call(part, _following(captions, end)) if per_call else encoder.encode(part)
+
+    # A fork knows what this encoder knows now, and numbers what is new to it from here on.
+    known = encoder.vocabulary_size
+
+    def encode_in_fork(start: int, end: int) -> tuple[list[str], Rows]:
+        rows = encode(start, end)
+        return encoder.vocabulary[known:], rows
+
+    with ExitStack() as processes:
+        answers = [processes.enter_context(run_in_fork(partial(encode_in_fork, *share))) for share in others]
+        parts = [encode(*first)]
+        for answer in answers:
+            vocabulary, rows = answer()
+            new = np.fromiter(map(encoder.token_id, vocabulary), np.int32, len(vocabulary))
+            numbers = np.concatenate([np.arange(known, dtype=np.int32), new])
+            parts.append(Rows(numbers.take(rows.values), rows.offsets))
+    ends = accumulate(len(part.values) for part in parts[:-1])
+    offsets = [parts[0].offsets, *(part.offsets[1:] + end for part, end in zip(parts[1:], ends, strict=True))]
+    return Rows(np.concatenate([part.values for part in parts]), np.concatenate(offsets))
+
+
+def _following(captions: Sequence[str], end: int) -> Sequence[str]:
+    """The captions from `end` to the first that is not blank."""
+    last = end
+    while last < len(captions) and not captions[last].strip():
+        last += 1
+    return captions[end : last + 1]
 
 
 def _in_context(chunk: str) -> None:

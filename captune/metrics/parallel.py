@@ -1,4 +1,4 @@
-"""Work of a scorer in several processes, where there is enough of it.
+"""Functions in forked processes of a scorer, where there is enough work for several.
 
 A process is a fork: it shares all captions with its parent and returns arrays. It runs only this package's functions,
 writes its result to a pipe and exits without the interpreter's shutdown. A fork copies the locks of other threads in
@@ -14,23 +14,16 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-import numpy as np
-
 from captune.errors import ExternalToolError
-from captune.metrics.encoding import Encoder, Rows
 
-__all__ = ["can_fork", "encode_in_processes", "run_in_fork", "split_ranges"]
+__all__ = ["can_fork", "run_in_fork", "split_ranges"]
 
 Result = TypeVar("Result")
-
-# Below this number for each, a process takes longer to start and stop than it saves.
-_FEWEST_CAPTIONS = 25_000
 
 
 def can_fork() -> bool:
@@ -122,54 +115,3 @@ def split_ranges(count: int, jobs: int) -> list[tuple[int, int]]:
     """Start and end of each job's range of `count` items; one range at least."""
     bounds = [count * job // max(1, jobs) for job in range(max(1, jobs) + 1)]
     return list(pairwise(bounds))
-
-
-def encode_in_processes(encoder: Encoder, captions: Sequence[str], jobs: int, per_call: bool = False) -> Rows:
-    """Encode captions; the rows equal those of `encoder.encode` or `encoder.encode_call` up to the numbering.
-
-    Each process encodes a part of the captions, and the parts' new numbers become one numbering.
-
-    Args:
-        encoder: gives the numbers.
-        captions: C captions.
-        jobs: how many processes, this one included; fewer are used for few captions.
-        per_call: whether tokens depend on the next caption, as in `encoder.encode_call`.
-
-    Raises:
-        ExternalToolError: a process failed.
-    """
-    jobs = min(jobs, len(captions) // _FEWEST_CAPTIONS)
-    if jobs <= 1 or not can_fork() or (per_call and encoder.breaks_lines(captions)):
-        return encoder.encode_call(captions) if per_call else encoder.encode(captions)
-    first, *others = split_ranges(len(captions), jobs)
-
-    def encode(start: int, end: int) -> Rows:
-        part = captions[start:end]
-        return encoder.encode_call(part, _following(captions, end)) if per_call else encoder.encode(part)
-
-    # A fork knows what this encoder knows now, and numbers what is new to it from here on.
-    known = encoder.vocabulary_size
-
-    def encode_in_fork(start: int, end: int) -> tuple[list[str], Rows]:
-        rows = encode(start, end)
-        return encoder.vocabulary[known:], rows
-
-    with ExitStack() as processes:
-        answers = [processes.enter_context(run_in_fork(partial(encode_in_fork, *share))) for share in others]
-        parts = [encode(*first)]
-        for answer in answers:
-            vocabulary, rows = answer()
-            new = np.fromiter(map(encoder.token_id, vocabulary), np.int32, len(vocabulary))
-            numbers = np.concatenate([np.arange(known, dtype=np.int32), new])
-            parts.append(Rows(numbers.take(rows.values), rows.offsets))
-    ends = accumulate(len(part.values) for part in parts[:-1])
-    offsets = [parts[0].offsets, *(part.offsets[1:] + end for part, end in zip(parts[1:], ends, strict=True))]
-    return Rows(np.concatenate([part.values for part in parts]), np.concatenate(offsets))
-
-
-def _following(captions: Sequence[str], end: int) -> Sequence[str]:
-    """The captions from `end` to the first that is not blank."""
-    last = end
-    while last < len(captions) and not captions[last].strip():
-        last += 1
-    return captions[end : last + 1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from captune.errors import MetricInputError
-from captune.metrics.encoding import Encoder, Rows
+from captune.metrics.encoding import Encoder, Rows, encode_in_processes
 from captune.metrics.inputs import (
     ImageId,
     Predictions,
@@ -23,7 +23,7 @@ from captune.metrics.inputs import (
 )
 from captune.metrics.metric import Metric
 from captune.metrics.options import DEFAULT_METRICS, ScoringOptions
-from captune.metrics.parallel import can_fork, encode_in_processes, run_in_fork, split_ranges
+from captune.metrics.parallel import can_fork, run_in_fork, split_ranges
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 from captune.metrics.registry import METRICS, check_metrics, package_version
 from captune.metrics.scores import Scores, Signature, prompt_hash

@@ -30,7 +30,7 @@ forks = pytest.mark.usefixtures("forking")
 
 @pytest.fixture
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captune.metrics.parallel._FEWEST_CAPTIONS", 1)
+    monkeypatch.setattr("captune.metrics.encoding._FEWEST_CAPTIONS", 1)
     monkeypatch.setattr("captune.metrics.scorer._FEWEST_IMAGES", 1)
 
 
