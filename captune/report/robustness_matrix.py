@@ -30,7 +30,7 @@ from captune.common import escape_pipes, markdown_table, one_line, text_table
 from captune.data import CsvWriter
 from captune.errors import InputError
 from captune.parsing import nan_to_null
-from captune.report.columns import format_value, order_metrics, scale_sentence
+from captune.report.columns import format_value, heading, order_metrics, scale_sentence
 from captune.report.files import StrictRecord, parse_versioned_json, read_text
 from captune.report.scores_json import Integer, RunScores, Score, Text
 
@@ -156,8 +156,9 @@ class Matrix(StrictRecord):
 
     @property
     def main_metric(self) -> str:
-        """CIDEr where it was computed, else the last metric."""
-        return "CIDEr" if "CIDEr" in self.metrics else self.metrics[-1]
+        """CIDEr where it was computed, else the last metric of which higher is better, since drops are shown."""
+        metrics = [name for name in self.metrics if heading(name) == name] or self.metrics
+        return "CIDEr" if "CIDEr" in metrics else metrics[-1]
 
     def cell(self, row: str, column: str) -> Cell:
         """The cell of a row and a column, by their names."""

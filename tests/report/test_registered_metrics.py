@@ -15,6 +15,8 @@ from captune.report.chart import _figure, draw_chart, plain_matplotlib
 from captune.report.columns import scale_sentence
 from captune.report.narrative import catalogue
 from captune.report.page_charts import score_charts
+from captune.report.robustness_matrix import Cell, Matrix, Row
+from captune.report.robustness_matrix import Column as MatrixColumn
 from captune.report.table import best_value, latex_table
 
 REGISTERED = {
@@ -101,6 +103,15 @@ def test_the_page_has_a_chart_for_each_scale(run: RunScores) -> None:
         lines = [point for node in drawing.iter("polyline") for point in node.attrib["points"].split()]
         across = [float(point.split(",")[0]) for point in lines]
         assert 52 < min(across) < max(across) - 100  # a long name leaves space for the lines
+
+
+@pytest.mark.usefixtures("run")
+def test_the_matrix_shows_drops_of_a_metric_that_can_drop() -> None:
+    cell = Cell("pretrained", "home", {"Percent": 30.0, "Words": 12.0}, {}, {}, {}, 1, 0.0, 0, "")
+    matrix = Matrix((Row("pretrained", "pretrained", "Describe."),), (MatrixColumn("home", "home", 8),), (cell,))
+    assert matrix.main_metric == "Percent"
+    only_words = dataclasses.replace(cell, scores={"Words": 12.0})
+    assert dataclasses.replace(matrix, cells=(only_words,)).main_metric == "Words"
 
 
 def test_the_explorer_sorts_by_what_is_better(run: RunScores, browser: Any, tmp_path: Path) -> None:
