@@ -8,7 +8,13 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.captioner.captioner import CaptionBackend, Captioner
-    from captune.captioner.loading import complete_settings, image_text_config, load_processor
+    from captune.captioner.loading import (
+        complete_settings,
+        image_text_config,
+        load_processor,
+        probe_scores,
+        require_effect,
+    )
     from captune.captioner.minigpt4 import MiniGPT4Backend
     from captune.captioner.model_inputs import ModelInputs, probe_images
     from captune.captioner.transformers_model import TransformersBackend, end_token_ids
@@ -24,13 +30,15 @@ __all__ = [
     "image_text_config",
     "load_processor",
     "probe_images",
+    "probe_scores",
+    "require_effect",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "captioner": ["CaptionBackend", "Captioner"],
-        "loading": ["complete_settings", "image_text_config", "load_processor"],
+        "loading": ["complete_settings", "image_text_config", "load_processor", "probe_scores", "require_effect"],
         "minigpt4": ["MiniGPT4Backend"],
         "model_inputs": ["ModelInputs", "probe_images"],
         "transformers_model": ["TransformersBackend", "end_token_ids"],

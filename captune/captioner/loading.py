@@ -47,7 +47,9 @@ __all__ = [
     "image_text_config",
     "load_backend",
     "load_processor",
+    "probe_scores",
     "processor_folder",
+    "require_effect",
 ]
 
 
@@ -87,7 +89,7 @@ def load_backend(
             tuned.fingerprint += f"-{full_hash(state.items())}"
             batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(target)
             pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
-            _require_effect(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
+            require_effect(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
         return tuned
     from transformers import AutoModelForImageTextToText
 
@@ -104,7 +106,7 @@ def load_backend(
     backend = TransformersBackend(loaded.to(target).eval(), processor, **settings)
     if adapter is not None:
         backend.fingerprint += f"-{full_hash(state.items())}"
-        _require_effect(wrapped, adapter, lambda: _first_scores(backend))
+        require_effect(wrapped, adapter, lambda: probe_scores(backend))
     return backend
 
 
@@ -132,7 +134,7 @@ def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
     return base, f"{name} (base model of the adapter {adapter})"
 
 
-def _first_scores(backend: TransformersBackend) -> Tensor:
+def probe_scores(backend: TransformersBackend) -> Tensor:
     """Logits of the first token of two captions, from the LM head if `generate` uses no logits processors (Janus)."""
     try:
         return backend.first_scores(probe_images(), backend.prompt(None))
@@ -149,7 +151,7 @@ def _first_scores(backend: TransformersBackend) -> Tensor:
     return torch.cat([scores[:, -1] for scores in outputs])
 
 
-def _require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
+def require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
     """Require that an adapter changes the logits of the first token.
 
     Raises:

@@ -7,12 +7,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from captune.model.build import ALIGNMENT_CONFIG, build_model
 from captune.model.chat_template import count_bos, warn_date_is_fixed, with_fixed_clock
 from captune.model.checkpoint import (
+    ADAPTER,
     CheckpointRecord,
     is_checkpoint,
     load_trained,
+    load_tuned,
     read_record,
     restore_chat_template,
     save_trained,
+    tensor_file,
 )
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import decoder_layers, is_batch_invariant, is_sharded
@@ -66,6 +69,7 @@ from captune.model.quantization import quantization_config
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
+    "ADAPTER",
     "ALIGNMENT_CONFIG",
     "CHAT_TEMPLATES",
     "DEFAULT_INSTRUCTION",
@@ -115,6 +119,7 @@ __all__ = [
     "load_quantized",
     "load_tokenizer",
     "load_trained",
+    "load_tuned",
     "measure_model",
     "official_checkpoint",
     "pack",
@@ -126,6 +131,7 @@ __all__ = [
     "row_multiple",
     "save_trained",
     "saved_bytes",
+    "tensor_file",
     "training_memory",
     "warn_date_is_fixed",
     "with_fixed_clock",

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: the trained tensors and a record of the model that they belong to.
 
-A checkpoint has the trained tensors only (12.6 MB for a 7B projection), in `trained.safetensors`. `checkpoint.json`
-records the frozen parts, prompt and data of the training. Loading a checkpoint into a model with other frozen parts is
-an error.
+A checkpoint has the trained tensors only (12.6 MB for a 7B projection), in `trained.safetensors`, or in peft's
+`adapter_model.safetensors` for LoRA on a transformers model. `checkpoint.json` records the frozen parts, prompt and
+data of the training. Loading a checkpoint into a model with other frozen parts is an error.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -24,20 +26,33 @@ from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
-from captune.weights import check_values, parse_header, refuse_pointer
+from captune.weights import (
+    attach_adapter,
+    check_keys,
+    check_values,
+    frozen_fingerprint,
+    load_adapter_tensors,
+    parse_header,
+    refuse_pointer,
+)
 
 __all__ = [
+    "ADAPTER",
     "CheckpointRecord",
     "fetch_checkpoint",
     "is_checkpoint",
     "load_trained",
+    "load_tuned",
     "read_record",
     "read_trained",
     "restore_chat_template",
     "save_trained",
+    "tensor_file",
 ]
 
 FORMAT = 1
+TRAINED, ADAPTER = "trained.safetensors", "adapter_model.safetensors"
+"""Names of the file with the trained tensors: captune's, and peft's."""
 _HASH = "sha256"
 
 
@@ -60,6 +75,10 @@ class CheckpointRecord:
         lora: `r`, `alpha`, `targets` and `dropout` of LoRA, if it was trained.
         wrapping: the fields of a `ChatTemplate` that is not in `CHAT_TEMPLATES`.
         parts: folders or hub ids of `llm` and `vision`, if the run joined these instead of loading a complete model.
+        kind: of the model, "minigpt4" or "transformers".
+        trained: parts of a transformers model that were trained, as `train.parts` names them.
+        max_pixels: largest number of pixels of an image; None is the processor's.
+        min_pixels: smallest number of pixels of an image; None is the processor's.
     """
 
     model: str
@@ -76,19 +95,32 @@ class CheckpointRecord:
     lora: dict[str, Any] | None = None
     parts: dict[str, str] | None = None
     wrapping: dict[str, Any] | None = None
+    kind: Literal["minigpt4", "transformers"] = "minigpt4"
+    trained: tuple[str, ...] = ()
+    max_pixels: int | None = None
+    min_pixels: int | None = None
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
         return replace(self, epoch=epoch, step=step)
 
 
-def save_trained(folder: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
-    """Write a checkpoint into an existing folder."""
+def save_trained(folder: Path, state: Mapping[str, Tensor], record: CheckpointRecord, file: str = TRAINED) -> None:
+    """Write a checkpoint into an existing folder.
+
+    Args:
+        folder: of the checkpoint.
+        state: the trained tensors, on the CPU.
+        record: of the checkpoint.
+        file: name of the file of the tensors.
+    """
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
-    data = save(state, metadata={"captune": text})
+    # peft's readers expect a format.
+    metadata = {"captune": text} if file == TRAINED else {"captune": text, "format": "pt"}
+    data = save(dict(state), metadata=metadata)
     described = {**asdict(record), _HASH: hashlib.sha256(data).hexdigest()}
     # Written with Python, so that a full disk raises OSError.
-    (folder / "trained.safetensors").write_bytes(data)
+    (folder / file).write_bytes(data)
     (folder / "checkpoint.json").write_text(
         json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -105,14 +137,20 @@ def read_record(folder: Path) -> CheckpointRecord:
         content = load_json(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
-        content = {"lora": None, "parts": None, "wrapping": None} | content
-        return CheckpointRecord(**{field.name: content[field.name] for field in fields(CheckpointRecord)})
+        known = {field.name for field in fields(CheckpointRecord)}
+        record = CheckpointRecord(**{name: value for name, value in content.items() if name in known})
+        return replace(record, trained=tuple(record.trained))
     except FileNotFoundError:
         raise WeightsError(
             f"{folder} holds no checkpoint.json; expected a folder such as checkpoints/epoch-000."
         ) from None
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} is broken: {error!r}; train this epoch again.") from error
+
+
+def tensor_file(folder: Path) -> Path:
+    """The file of a checkpoint's trained tensors."""
+    return folder / (ADAPTER if (folder / ADAPTER).is_file() else TRAINED)
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
@@ -121,7 +159,7 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: they are missing, or tensors or record were changed after they were written.
     """
-    path = folder / "trained.safetensors"
+    path = tensor_file(folder)
     refuse_pointer(path)
     try:
         data = path.read_bytes()
@@ -148,6 +186,66 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     return state
 
 
+def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[CheckpointRecord, Any]:
+    """Load a checkpoint of a transformers model into it.
+
+    Args:
+        model: of transformers, with the frozen parts that the checkpoint was trained on; all of it is frozen, or the
+            parts that the checkpoint holds are trainable.
+        folder: `checkpoints/epoch-NNN` of a run.
+        adapter: peft's wrapper of the model if LoRA is attached; otherwise LoRA is attached as in the checkpoint.
+
+    Returns:
+        The record of the checkpoint; peft's wrapper, None if complete parts were trained.
+
+    Raises:
+        WeightsError: the checkpoint is broken, or belongs to other frozen or trained parts.
+    """
+    record = read_record(folder)
+    if record.kind != "transformers":
+        raise WeightsError(f"{folder} is a checkpoint of a MiniGPT-4, and this model is one of transformers.")
+    state = read_trained(folder)
+    path = tensor_file(folder)
+    what = f"The checkpoint {path}"
+    check_values(what, state.items())
+    if path.name == ADAPTER:
+        _check_frozen(frozen_fingerprint(model), record, folder)
+        if adapter is None:
+            return record, attach_adapter(model, folder, state, trained=True)
+        load_adapter_tensors(adapter, state, what)
+        return record, adapter
+    parameters = dict(model.named_parameters())
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad} or state.keys()
+    check_keys(
+        what,
+        count=len(trained),
+        missing=trained - state.keys(),
+        unexpected=state.keys() - (trained & parameters.keys()),
+        mismatched=[
+            (name, tuple(tensor.shape), tuple(parameters[name].shape))
+            for name, tensor in state.items()
+            if name in parameters and parameters[name].shape != tensor.shape
+        ],
+        misfit="does not fit the parts that this model trains",
+    )
+    for name in state:
+        parameters[name].requires_grad_(True)
+    _check_frozen(frozen_fingerprint(model), record, folder)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
+    return record, None
+
+
+def _check_frozen(frozen: str, record: CheckpointRecord, folder: Path) -> None:
+    """Refuse a model with other frozen parts than a checkpoint's."""
+    if record.frozen != frozen:
+        raise WeightsError(
+            f"{folder} was trained on the frozen parts {record.frozen} (of {record.model}), but this model has "
+            f"{frozen}; load the model it was trained on."
+        )
+
+
 def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     """Load a checkpoint into a model.
 
@@ -162,15 +260,12 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
         WeightsError: the checkpoint is broken or belongs to other frozen parts.
     """
     record = read_record(folder)
+    if record.kind != "minigpt4":
+        raise WeightsError(f"{folder} is a checkpoint of the transformers model {record.model}, not of a MiniGPT-4.")
     if record.lora is not None and model.config.lora is None:
         settings = dict(record.lora)
         attach_lora(model, rank=settings["r"], alpha=settings["alpha"], targets=settings["targets"])
-    frozen = model.frozen_fingerprint()
-    if record.frozen != frozen:
-        raise WeightsError(
-            f"{folder} was trained on the frozen parts {record.frozen} (of {record.model}), but this model has "
-            f"{frozen}; load the model it was trained on."
-        )
+    _check_frozen(model.frozen_fingerprint(), record, folder)
     path = folder / "trained.safetensors"
     state = read_trained(folder)
     parameters = dict(model.trained_parameters())

@@ -9,6 +9,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.vlm.computation import Computation, ProbeSample, choose_computation
     from captune.vlm.conversation import Conversation, PromptRow
+    from captune.vlm.files import load_adapter, save_adapter
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model, set_pixel_limits
     from captune.vlm.model import ImageTextModel
@@ -23,7 +24,9 @@ __all__ = [
     "PromptRow",
     "choose_computation",
     "is_image_text_model",
+    "load_adapter",
     "load_image_text_model",
+    "save_adapter",
     "set_pixel_limits",
 ]
 
@@ -32,6 +35,7 @@ __getattr__ = lazy_names(
     {
         "computation": ["Computation", "ProbeSample", "choose_computation"],
         "conversation": ["Conversation", "PromptRow"],
+        "files": ["load_adapter", "save_adapter"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model", "set_pixel_limits"],
         "model": ["ImageTextModel"],

@@ -24,7 +24,7 @@ from captune.vlm.conversation import Conversation, PromptRow
 from captune.vlm.decoder import Decoder
 from captune.vlm.image_features import FeatureCall, ImageFeatures, find_feature_call
 from captune.vlm.rows import CaptionLoss
-from captune.weights import combine_fingerprints, tensor_fingerprints
+from captune.weights import frozen_fingerprint
 
 __all__ = ["ImageTextModel"]
 
@@ -221,12 +221,7 @@ class ImageTextModel:
 
     def frozen_fingerprint(self) -> str:
         """Fingerprint of the frozen parameters; LoRA does not change it."""
-        frozen = (
-            (re.sub(r"\.(base_layer|original_module)\.", ".", name), p)
-            for name, p in self.model.named_parameters()
-            if not p.requires_grad
-        )
-        return combine_fingerprints(tuple(tensor_fingerprints(frozen)))
+        return frozen_fingerprint(self.model)
 
     @property
     def training(self) -> bool:

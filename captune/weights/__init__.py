@@ -17,13 +17,22 @@ if TYPE_CHECKING:
     from captune.weights.fingerprint import (
         TensorFingerprint,
         combine_fingerprints,
+        frozen_fingerprint,
         full_hash,
         sampled_hash,
         tensor_fingerprints,
     )
     from captune.weights.folder_checks import refuse_pointer, refuse_pointers, require_complete_model
-    from captune.weights.peft_adapter import attach_adapter, base_model_of, find_adapter, read_adapter
+    from captune.weights.peft_adapter import (
+        adapter_tensors,
+        attach_adapter,
+        base_model_of,
+        find_adapter,
+        load_adapter_tensors,
+        read_adapter,
+    )
     from captune.weights.strict import (
+        check_keys,
         check_values,
         load_strictly,
         missing_library,
@@ -36,12 +45,16 @@ __all__ = [
     "SAFETENSORS_DTYPES",
     "TOWER_PREFIXES",
     "TensorFingerprint",
+    "adapter_tensors",
     "attach_adapter",
     "base_model_of",
+    "check_keys",
     "check_values",
     "combine_fingerprints",
     "find_adapter",
+    "frozen_fingerprint",
     "full_hash",
+    "load_adapter_tensors",
     "load_strictly",
     "missing_library",
     "parse_header",
@@ -71,12 +84,28 @@ __getattr__ = lazy_names(
         "fingerprint": [
             "TensorFingerprint",
             "combine_fingerprints",
+            "frozen_fingerprint",
             "full_hash",
             "sampled_hash",
             "tensor_fingerprints",
         ],
-        "peft_adapter": ["attach_adapter", "base_model_of", "find_adapter", "read_adapter"],
+        "peft_adapter": [
+            "adapter_tensors",
+            "attach_adapter",
+            "base_model_of",
+            "find_adapter",
+            "load_adapter_tensors",
+            "read_adapter",
+        ],
         "folder_checks": ["require_complete_model", "refuse_pointer", "refuse_pointers"],
-        "strict": ["check_values", "load_strictly", "missing_library", "quiet", "read_config", "unreadable_reason"],
+        "strict": [
+            "check_keys",
+            "check_values",
+            "load_strictly",
+            "missing_library",
+            "quiet",
+            "read_config",
+            "unreadable_reason",
+        ],
     },
 )

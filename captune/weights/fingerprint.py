@@ -13,7 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TensorFingerprint", "combine_fingerprints", "full_hash", "sampled_hash", "tensor_fingerprints"]
+__all__ = [
+    "TensorFingerprint",
+    "combine_fingerprints",
+    "frozen_fingerprint",
+    "full_hash",
+    "sampled_hash",
+    "tensor_fingerprints",
+]
 
 _SAMPLES = 64
 """Smallest number of sampled values of a tensor."""
@@ -44,6 +51,15 @@ def combine_fingerprints(fingerprints: Iterable[TensorFingerprint]) -> str:
     for name, content in sorted(fingerprints):
         digest.update(name.encode() + content)
     return digest.hexdigest()[:_HEX_DIGITS]
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """Fingerprint of the frozen parameters of a transformers model.
+
+    It does not depend on the names of modules, which releases of transformers and wrappers such as LoRA change.
+    """
+    frozen = ((name.rpartition(".")[2], p) for name, p in model.named_parameters() if not p.requires_grad)
+    return combine_fingerprints(tensor_fingerprints(frozen))
 
 
 def full_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -25,7 +25,14 @@ from captune.weights.files import SINGLE_FILES, read_header, torch_state
 from captune.weights.folder_checks import refuse_pointer
 from captune.weights.strict import check_keys, check_values, quiet
 
-__all__ = ["attach_adapter", "base_model_of", "find_adapter", "read_adapter"]
+__all__ = [
+    "adapter_tensors",
+    "attach_adapter",
+    "base_model_of",
+    "find_adapter",
+    "load_adapter_tensors",
+    "read_adapter",
+]
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -129,7 +136,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     raise WeightsError(f"{folder} holds {_CONFIG} and no {' or '.join(_WEIGHTS)}; copy the adapter's weights into it.")
 
 
-def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any:
+def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor], *, trained: bool = False) -> Any:
     """Load an adapter into its base model, in place.
 
     Module paths of older releases of transformers (`language_model.model` instead of `model.language_model`) are mapped
@@ -139,6 +146,8 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
         model: the base model.
         folder: of the adapter.
         state: its tensors, from `read_adapter`.
+        trained: keep its parameters trainable and in the dtype of the model, as in captune's training; by default they
+            are frozen and, as in peft, float32 in models of a 16-bit format.
 
     Returns:
         peft's wrapper of the model, for its `disable_adapter`; the model itself contains the adapter.
@@ -162,7 +171,7 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
         raise WeightsError(
             f"{what} is a {config.peft_type.value} adapter, which changes no weights; captune supports LoRA-like ones."
         )
-    config.inference_mode = True
+    config.inference_mode = not trained
     if _is_zero(state):
         raise WeightsError(
             f"{what} changes nothing: all of its 'lora_B' are zero, as before training; give a trained one."
@@ -172,11 +181,30 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            wrapped = PeftModel(model, config, adapter_name=_NAME)
+            wrapped = PeftModel(model, config, adapter_name=_NAME, autocast_adapter_dtype=not trained)
     except Exception as error:  # peft raises ValueError and others if modules do not exist
         raise WeightsError(f"{what} does not fit its base model: {error_text(error)}") from error
-    tensors, embeddings = _adapter_tensors(wrapped, False), _adapter_tensors(wrapped, True)
-    assigned = _assign(wrapped, config, tensors, state, moved)
+    load_adapter_tensors(wrapped, state, what, moved)
+    wrapped.eval()
+    return wrapped
+
+
+def load_adapter_tensors(
+    wrapped: Any, state: Mapping[str, Tensor], what: str, moved: Mapping[str, str] | None = None
+) -> None:
+    """Set the tensors of an attached adapter.
+
+    Args:
+        wrapped: peft's wrapper of the model.
+        state: the tensors, under the names in peft's files.
+        what: the adapter, the subject of messages.
+        moved: paths of modules that transformers has renamed since.
+
+    Raises:
+        WeightsError: names or shapes are not those of the attached adapter.
+    """
+    tensors, embeddings = adapter_tensors(wrapped), adapter_tensors(wrapped, embeddings=True)
+    assigned = _assign(wrapped, wrapped.peft_config[_NAME], tensors, state, moved or {})
     mismatched = [
         (name, tuple(assigned[name].shape), tuple(tensor.shape))
         for name, tensor in embeddings.items()
@@ -193,10 +221,8 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor]) -> Any
     with torch.no_grad():
         for name, tensor in assigned.items():
             embeddings[name].copy_(tensor)
-    after = _adapter_tensors(wrapped, True)
+    after = adapter_tensors(wrapped, embeddings=True)
     assert all(torch.equal(after[name], tensor.to(after[name])) for name, tensor in assigned.items())
-    wrapped.eval()
-    return wrapped
 
 
 def _is_zero(state: Mapping[str, Tensor]) -> bool:
@@ -207,8 +233,8 @@ def _is_zero(state: Mapping[str, Tensor]) -> bool:
     return bool(second) and not any(bool(tensor.any()) for tensor in second)
 
 
-def _adapter_tensors(wrapped: Any, embeddings: bool) -> dict[str, Tensor]:
-    """The tensors that peft would save, by their names in the file.
+def adapter_tensors(wrapped: Any, *, embeddings: bool = False) -> dict[str, Tensor]:
+    """The tensors of an attached adapter, by their names in peft's files.
 
     Args:
         wrapped: peft's wrapper.
