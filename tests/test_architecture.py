@@ -28,7 +28,7 @@ WALLS: dict[str, set[str]] = {
     "captioner": {"config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
     "vlm": {"captioner", "config", "data", "decoding", "hub", "model", "weights"},
     "bulk": {"captioner", "data", "decoding"},
-    "features": {"config", "data", "distributed", "hub", "model", "weights"},
+    "features": {"captioner", "config", "data", "decoding", "distributed", "hub", "model", "vlm", "weights"},
     "report": {"data", "metrics"},
     "evaluation": {
         "captioner",

@@ -1,4 +1,4 @@
-"""Features of images: the output of the frozen vision encoder and Q-Former, computed once and stored on disk."""
+"""Features of images: the output of a model's frozen parts before its decoder, computed once and stored on disk."""
 
 from __future__ import annotations
 
@@ -9,18 +9,36 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.features.encode import UnreadableImage, encode_images, encode_missing
     from captune.features.identity import TowerIdentity, tower_identity
+    from captune.features.image_text import FeatureBatch, PixelSource
+    from captune.features.image_text_encoding import (
+        StoreChoice,
+        choose_store,
+        forecast_bytes,
+        image_features_of,
+        image_pixels_of,
+    )
+    from captune.features.image_text_identity import ImageTextIdentity, feature_identity
     from captune.features.prepare import StoredImages, features_of, store_root
     from captune.features.store import FeatureStore, StoredFeatures
 
 __all__ = [
+    "FeatureBatch",
     "FeatureStore",
+    "ImageTextIdentity",
+    "PixelSource",
+    "StoreChoice",
     "StoredFeatures",
     "StoredImages",
     "TowerIdentity",
     "UnreadableImage",
+    "choose_store",
     "encode_images",
     "encode_missing",
+    "feature_identity",
     "features_of",
+    "forecast_bytes",
+    "image_features_of",
+    "image_pixels_of",
     "store_root",
     "tower_identity",
 ]
@@ -30,6 +48,15 @@ __getattr__ = lazy_names(
     {
         "encode": ["UnreadableImage", "encode_images", "encode_missing"],
         "identity": ["TowerIdentity", "tower_identity"],
+        "image_text": ["FeatureBatch", "PixelSource"],
+        "image_text_encoding": [
+            "StoreChoice",
+            "choose_store",
+            "forecast_bytes",
+            "image_features_of",
+            "image_pixels_of",
+        ],
+        "image_text_identity": ["ImageTextIdentity", "feature_identity"],
         "prepare": ["StoredImages", "features_of", "store_root"],
         "store": ["FeatureStore", "StoredFeatures"],
     },

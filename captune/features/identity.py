@@ -17,6 +17,7 @@ import torch
 
 from captune.config import ModelConfig
 from captune.data import cached_digest
+from captune.features.shards import FixedShape
 from captune.hub import ResolvedModel, locate_model, resolve_model
 from captune.model import MiniGPT4Config, compute_dtype, is_checkpoint, load_config_and_processor, read_record
 from captune.weights import TOWER_PREFIXES, stored_tensors, weight_files
@@ -62,6 +63,11 @@ class TowerIdentity:
             "tokens": self.tokens,
             "width": self.width,
         }
+
+    @property
+    def form(self) -> FixedShape:
+        """How features are packed into shards."""
+        return FixedShape(self.tokens, self.width, self.dtype)
 
     @property
     def as_stored(self) -> TowerIdentity:

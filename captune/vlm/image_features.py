@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.utils import ModelOutput
 
 from captune.errors import WeightsError
@@ -51,6 +52,21 @@ class ImageFeatures:
     def nbytes(self) -> int:
         """Size in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class _Reads(TorchFunctionMode):
+    """Collects the `id` of every tensor that torch functions get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            parts = value if isinstance(value, (list, tuple)) else (value,)
+            self.ids.update(id(part) for part in parts if isinstance(part, Tensor))
+        return func(*args, **kwargs)
 
 
 class FeatureCall:
@@ -107,6 +123,18 @@ class FeatureCall:
 
         with _patched(self._module, self._name, call), suppress(_Recorded):
             yield values
+
+    def tensors_read(self, run: Callable[[], Any]) -> set[int]:
+        """The `id` of each tensor that the function reads while `run` runs, weights among them."""
+        reads = _Reads()
+
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with reads:
+                return original(*args, **kwargs)
+
+        with _patched(self._module, self._name, call), self.recorded(stop=True):
+            run()
+        return reads.ids
 
     @contextmanager
     def replaced(self, features: ImageFeatures, copies: int = 1) -> Iterator[None]:
@@ -211,7 +239,7 @@ def _flatten(value: Any, template: Any, tensors: list[Tensor]) -> None:
         for name, part in template.fields.items():
             _flatten(getattr(value, name, None), part, tensors)
     elif isinstance(template, Tensor) and isinstance(value, Tensor):
-        tensors.append(value.detach())
+        tensors.append(value)
     elif isinstance(template, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(template):
         for one, part in zip(value, template, strict=True):
             _flatten(one, part, tensors)

@@ -266,6 +266,21 @@ class ImageTextModel:
             features = self._record(self.conversation.prompt(probe_images()[0]))
         return any(value.requires_grad for value in features)
 
+    def feature_tensors(self) -> dict[str, Tensor]:
+        """The parameters and buffers on which image features depend, by name.
+
+        These are all outside of the decoder and the head, and those inside that the function of the features reads.
+        """
+        call: FeatureCall | None = self.losses.feature_call
+        assert call is not None
+        head = self.model.get_output_embeddings()
+        inside = set() if head is None else {id(parameter) for parameter in head.parameters()}
+        state: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
+        inside |= {id(tensor) for name, tensor in state.items() if name.startswith(f"{self._decoder_path}.")}
+        with torch.no_grad():
+            read = call.tensors_read(lambda: self._run(self.conversation.prompt(probe_images()[0])))
+        return {name: tensor for name, tensor in state.items() if id(tensor) in read or id(tensor) not in inside}
+
     @torch.no_grad()
     def encode(self, image: Image.Image, instruction: str | None = None) -> ImageFeatures:
         """The features of an image.
@@ -283,10 +298,13 @@ class ImageTextModel:
     def _record(self, prompt: PromptRow) -> tuple[Tensor, ...]:
         call: FeatureCall | None = self.losses.feature_call
         assert call is not None
-        targets = self.conversation.target_ids(_PROBE_CAPTION)
         with call.recorded(stop=True) as values:
-            self.losses.plain(prompt, [targets])
+            self._run(prompt)
         return call.tensors_of(values[0])
+
+    def _run(self, prompt: PromptRow) -> None:
+        """Run the model's forward on a prompt with its pixels."""
+        self.losses.plain(prompt, [self.conversation.target_ids(_PROBE_CAPTION)])
 
     # Losses
 

@@ -27,7 +27,7 @@ from captune.features import (
     tower_identity,
 )
 from captune.features import prepare as prepare_module
-from captune.features.store import open_shard, write_shard
+from captune.features.shards import FixedShape, open_shard, write_shard
 from captune.hub import locate_model
 from captune.model.loading import LANGUAGE, load_model
 
@@ -124,11 +124,11 @@ def test_a_shard_of_an_older_version_has_no_hash_and_is_read(tmp_path: Path) -> 
 
 
 def test_a_shard_of_other_features_is_refused(tmp_path: Path) -> None:
-    path = write_shard(tmp_path, contents(2), torch.ones(2, 2, 3))
-    with pytest.raises(ValueError, match="F32"):
-        open_shard(path, 2, 3, torch.bfloat16)
+    path = write_shard(tmp_path, contents(2), torch.ones(2, 2, 3), FixedShape(2, 3, torch.float32))
+    with pytest.raises(ValueError, match="float32"):
+        open_shard(path, FixedShape(2, 3, torch.bfloat16))
     with pytest.raises(ValueError, match="shape"):
-        open_shard(path, 2, 4, torch.float32)
+        open_shard(path, FixedShape(2, 4, torch.float32))
 
 
 def test_reading_maps_and_does_not_load(tmp_path: Path) -> None:
