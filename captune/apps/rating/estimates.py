@@ -202,10 +202,12 @@ def row_kendall_tau_c(x: NDArray[np.float64], rows: NDArray[np.float64]) -> NDAr
 
 def row_pearson(x: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pearson's r of one score of N items with each of B others, (B,); see `row_kendall_tau_c`."""
+    # Deviations of equal values need not be 0: their mean is rounded.
+    varied = (np.ptp(x) > 0) & (np.ptp(rows, axis=1) > 0)
     x, rows = x - x.mean(), rows - rows.mean(axis=1, keepdims=True)
     spread = np.sqrt((x**2).sum() * (rows**2).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        r: NDArray[np.float64] = np.where(spread > 0, rows @ x / spread, math.nan)
+        r: NDArray[np.float64] = np.where(varied & (spread > 0), rows @ x / spread, math.nan)
     return r
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from simulated_raters import MakeStudy
@@ -275,6 +275,7 @@ def test_formulas_in_captions_and_names_stay_text(make_study: MakeStudy) -> None
 
 
 @given(st.integers(3, 12), st.integers(0, 2**32 - 1))
+@example(3, 404)  # a row of 0.4, whose mean is not 0.4
 @settings(max_examples=60, deadline=None)
 def test_weighted_correlations_equal_those_of_repeated_things(size: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
