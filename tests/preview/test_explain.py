@@ -15,10 +15,9 @@ from captune.data.manifest import Sample
 from captune.decoding import Request, generate
 from captune.errors import DataError
 from captune.explain.explanation import Explanation, explain, small_copy
-from captune.model import IMAGE_SLOT, LegacyBugs, MiniGPT4, MiniGPT4Processor, PromptLayout
+from captune.model import IMAGE_SLOT, LegacyBugs, MiniGPT4, MiniGPT4Processor, PromptLayout, packing
 from captune.model.loading import load_config_and_processor
 from captune.training import loss as loss_module
-from captune.training import packing
 
 IMAGE = Sample("1", "1.jpg", ("A dog runs.", "Two men, one in a gray shirt.", "A dog on a stair."), "train")
 WAYS = {
