@@ -56,7 +56,17 @@ WALLS: dict[str, set[str]] = {
         "report",
         "transformers_compat",
     },
-    "explain": {"config", "data", "distributed", "evaluation", "model", "training", "transformers_compat"},
+    "explain": {
+        "config",
+        "data",
+        "decoding",
+        "distributed",
+        "evaluation",
+        "model",
+        "training",
+        "transformers_compat",
+        "vlm",
+    },
     "toy": {"config", "data", "decoding", "metrics", "model"},
     "apps": {"captioner", "config", "data", "decoding", "metrics", "model", "report"},
 }

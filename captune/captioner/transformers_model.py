@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import dropwhile
@@ -153,6 +154,9 @@ def _values(sources: Iterable[Any], names: tuple[str, ...]) -> Iterator[int]:
 _TOLERANCE = 1e-3
 """Largest relative difference of scores that rounding explains in float32; 50 times as much in other formats."""
 
+
+_OPEN_REASONING = re.compile(r"<(\w*think\w*)>\s*$")
+"""The end of a prompt that opens a block of reasoning."""
 
 _MAX_FAILED_RETRIES = 4
 """Failed retries of single images, after which the rest of a batch is not retried."""
@@ -372,7 +376,9 @@ class TransformersBackend:
                 f"{self.name} does not support sampling: its `generate` drops logits processors; keep temperature 0."
             )
         rows, old = strip_prompt(output, prompt, observer.begin)
-        captions = [self._caption(row, old) for row in rows.tolist()]
+        opened = _OPEN_REASONING.search(text or "")
+        closing = None if opened is None else f"</{opened[1]}>"
+        captions = [self._caption(row, old, closing) for row in rows.tolist()]
         faulty = check.faulty([caption.tokens for caption in captions], beams=options.beams)
         return [NON_FINITE_SCORES if n in faulty else caption for n, caption in enumerate(captions)]
 
@@ -401,12 +407,13 @@ class TransformersBackend:
         )
         return output, inputs.get("input_ids")
 
-    def _caption(self, row: list[int], old: int) -> Caption:
+    def _caption(self, row: list[int], old: int, closing: str | None = None) -> Caption:
         """A caption.
 
         Args:
             row: ids.
             old: number of ids that are not new; the decoder start token may be EOS.
+            closing: tag that ends the block of reasoning that the prompt opens; the caption follows it.
         """
         new = row[old:]
         length = len(new)
@@ -418,6 +425,8 @@ class TransformersBackend:
         # The tokenizer may not treat a start id as a special token (BLIP).
         words = list(dropwhile(self._start_ids.__contains__, row[:old])) + new[:length]
         text = self.processor.tokenizer.decode(words, skip_special_tokens=True)
+        if closing is not None:
+            text = text.rpartition(closing)[2]
         return Caption(text.strip(), length, length > 0 and new[length - 1] in self._end_ids)
 
     def stream(

@@ -29,6 +29,9 @@ STYLES = {
     "differs": "bold red",
 }
 GAP = "   "
+OTHER_CAPTIONS = 16
+"""Captions of other images whose conversations are checked with a transformers model."""
+PLACEHOLDER_SIZE = (500, 375)
 
 
 def explain(
@@ -56,10 +59,15 @@ def explain(
     with extra_imports("captune explain", "train"):
         from captune.explain import explain as compare
         from captune.explain import small_copy
+        from captune.hub import resolve_model
         from captune.model import load_config_and_processor
+        from captune.vlm import is_image_text_model
     sample = _sample(settings, image, text)
-    model_config, processor = load_config_and_processor(settings.model)
-    explanation = compare(settings, small_copy(model_config, processor), sample, caption)
+    if is_image_text_model(resolve_model(settings.model)):
+        explanation = _conversation(settings, sample, caption, placeholder=text is not None)
+    else:
+        model_config, processor = load_config_and_processor(settings.model)
+        explanation = compare(settings, small_copy(model_config, processor), sample, caption)
     if as_json:
         _print_json(explanation)
     else:
@@ -86,6 +94,26 @@ def _sample(settings: RunConfig, image: str | None, text: str | None) -> Sample:
     raise DataError(f"{settings.data.train} has no image '{image}' among its {len(images):,} training images.")
 
 
+def _conversation(settings: RunConfig, sample: Sample, caption: int, *, placeholder: bool) -> Explanation:
+    """The explanation for a transformers model, on the sample's image or on a grey one for a caption of --text."""
+    from PIL import Image
+
+    from captune.data import read_image, resolve_image
+    from captune.evaluation import training_images
+    from captune.explain import explain_conversation
+    from captune.hub import resolve_model
+    from captune.vlm import weightless_model
+
+    model = weightless_model(resolve_model(settings.model), instruction=settings.model.instruction)
+    if placeholder:
+        image, others = Image.new("RGB", PLACEHOLDER_SIZE, (127, 127, 127)), []
+    else:
+        image = read_image(resolve_image(settings.data.train, sample.image), exif=settings.exif_rotation)
+        images = training_images(settings)
+        others = [other.captions[0] for other in images[:: max(1, len(images) // OTHER_CAPTIONS)]][:OTHER_CAPTIONS]
+    return explain_conversation(settings, model, sample, image, caption, others=others)
+
+
 def _sequence(explanation: Explanation) -> list[InputToken]:
     """The complete sequence of training: the context of the last target, and that target."""
     from captune.explain import InputToken
@@ -110,6 +138,7 @@ def _print_json(explanation: Explanation) -> None:
         "image": explanation.image,
         "caption": explanation.caption,
         "stop_symbol": explanation.stop_symbol,
+        **({"prompt": explanation.rendered} if explanation.rendered else {}),
         "training": [
             {**entry(index, token), "target": index >= first_target}
             for index, token in enumerate(_sequence(explanation))
@@ -135,6 +164,8 @@ def _lines(explanation: Explanation) -> Iterator[Text]:
     from rich.text import Text
 
     yield Text(f"image {explanation.image}: {explanation.caption!r}, answers end with {explanation.stop_symbol!r}")
+    if explanation.rendered:
+        yield Text(f"prompt: {explanation.rendered!r}")
     yield Text()
     yield from _table(explanation)
     yield Text()

@@ -11,9 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from captune.model import Tokenizer
+from captune.model import HuggingFaceTokenizer, Tokenizer
 
-__all__ = ["Check", "Decoded", "Expected", "InputToken", "TargetToken", "TargetTrace", "checks", "piece_text"]
+__all__ = [
+    "Check",
+    "Decoded",
+    "Expected",
+    "InputToken",
+    "Status",
+    "TargetToken",
+    "TargetTrace",
+    "checks",
+    "complete_caption",
+    "length_limit",
+    "loss_mask",
+    "piece_text",
+    "same_prompt",
+    "stop_ends",
+]
 
 Status = Literal["ok", "FAIL", "note"]
 
@@ -135,15 +150,15 @@ def checks(
         One result per check, in the order of a sequence.
     """
     results: list[tuple[str, tuple[Status, str]]] = [
-        ("same prompt", _same_prompt(trace, prompt, tokenizer)),
+        ("same prompt", same_prompt(trace, prompt, tokenizer)),
         ("one BOS", _both(trace, prompt, lambda tokens: _bos(tokens, tokenizer.bos_id, expected.bos))),
         ("image tokens", _both(trace, prompt, lambda tokens: _image(tokens, expected.image_tokens))),
         ("positions", _positions(trace, prompt)),
-        ("loss mask", _loss_mask(trace)),
-        ("complete caption", _complete_caption(decoded, expected)),
+        ("loss mask", loss_mask(trace)),
+        ("complete caption", complete_caption(decoded, expected)),
         ("stop symbol trained", _stop_trained(trace, expected, tokenizer)),
-        ("stop ends decoding", _stop_ends(trace, decoded, expected)),
-        ("length limit", _length_limit(trace, expected)),
+        ("stop ends decoding", stop_ends(trace, decoded, expected)),
+        ("length limit", length_limit(trace, expected)),
     ]
     return [Check(name, status, reason) for name, (status, reason) in results]
 
@@ -158,10 +173,13 @@ def piece_text(tokenizer: Tokenizer, token: int | None) -> str:
     if text:
         return text.replace(" ", "▁").replace("\n", "\\n")
     names = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>"}
-    return names.get(token, f"<{token}>")
+    if token in names or not isinstance(tokenizer, HuggingFaceTokenizer):
+        return names.get(token, f"<{token}>")
+    return str(tokenizer.library.convert_ids_to_tokens(token))
 
 
-def _same_prompt(trace: TargetTrace, prompt: Sequence[InputToken], tokenizer: Tokenizer) -> tuple[Status, str]:
+def same_prompt(trace: TargetTrace, prompt: Sequence[InputToken], tokenizer: Tokenizer) -> tuple[Status, str]:
+    """Whether training and generation start with the same tokens."""
     trained, generated = [t.content for t in trace.prompt], [t.content for t in prompt]
     if trained == generated:
         return "ok", f"training and generation start with the same {len(prompt)} tokens"
@@ -229,7 +247,7 @@ def _positions(trace: TargetTrace, prompt: Sequence[InputToken]) -> tuple[Status
     return "ok", "0, 1, 2, ... on both sides"
 
 
-def _loss_mask(trace: TargetTrace) -> tuple[Status, str]:
+def loss_mask(trace: TargetTrace) -> tuple[Status, str]:
     """Whether each target is predicted from the prompt and the previous targets only."""
     prompt = [token.content for token in trace.prompt]
     for number, step in enumerate(trace.steps):
@@ -243,7 +261,8 @@ def _loss_mask(trace: TargetTrace) -> tuple[Status, str]:
     return "ok", f"{len(trace.steps)} targets, each predicted from the prompt and the previous targets only"
 
 
-def _complete_caption(decoded: Decoded, expected: Expected) -> tuple[Status, str]:
+def complete_caption(decoded: Decoded, expected: Expected) -> tuple[Status, str]:
+    """Whether decoding returns the caption of the data."""
     expected_text, got = _plain(expected.caption), _plain(decoded.text)
     if expected_text == got:
         return "ok", "decoding returns the caption of the data unchanged"
@@ -265,7 +284,8 @@ def _stop_trained(trace: TargetTrace, expected: Expected, tokenizer: Tokenizer) 
     return "FAIL", f"the targets end in '{last}', not in {symbol!r}: the model is not trained to stop"
 
 
-def _stop_ends(trace: TargetTrace, decoded: Decoded, expected: Expected) -> tuple[Status, str]:
+def stop_ends(trace: TargetTrace, decoded: Decoded, expected: Expected) -> tuple[Status, str]:
+    """Whether decoding stops after exactly the targets."""
     count = len(trace.targets)
     if not decoded.stopped:
         return "FAIL", f"decoding does not stop after all {count} targets"
@@ -274,7 +294,8 @@ def _stop_ends(trace: TargetTrace, decoded: Decoded, expected: Expected) -> tupl
     return "ok", f"decoding stops at {expected.stop_symbol!r}, after exactly the {count} target tokens"
 
 
-def _length_limit(trace: TargetTrace, expected: Expected) -> tuple[Status, str]:
+def length_limit(trace: TargetTrace, expected: Expected) -> tuple[Status, str]:
+    """Whether evaluation truncates captions of this length."""
     count, limit = len(trace.targets), expected.max_new_tokens
     if count <= limit:
         return "ok", f"{count} tokens, evaluate.max_new_tokens is {limit}"

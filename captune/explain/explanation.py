@@ -52,6 +52,7 @@ class Explanation:
         stop_symbol: text that ends an answer.
         checks: their results.
         tokenizer: of the language model.
+        rendered: text of the prompt, as a chat template renders it; empty for a MiniGPT-4.
     """
 
     image: str
@@ -61,6 +62,7 @@ class Explanation:
     stop_symbol: str
     checks: tuple[Check, ...]
     tokenizer: Tokenizer
+    rendered: str | None = ""
 
     @property
     def holds(self) -> bool:

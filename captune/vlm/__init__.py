@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model, set_pixel_limits
     from captune.vlm.model import ImageTextModel
+    from captune.vlm.weightless import weightless_model
 
 __all__ = [
     "Computation",
@@ -28,6 +29,7 @@ __all__ = [
     "load_image_text_model",
     "save_adapter",
     "set_pixel_limits",
+    "weightless_model",
 ]
 
 __getattr__ = lazy_names(
@@ -39,5 +41,6 @@ __getattr__ = lazy_names(
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model", "set_pixel_limits"],
         "model": ["ImageTextModel"],
+        "weightless": ["weightless_model"],
     },
 )

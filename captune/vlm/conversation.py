@@ -230,14 +230,22 @@ class Conversation:
         last = max((prompt.rfind(token) + len(token) for token in special if token and token in prompt), default=0)
         return prompt[last:]
 
+    @property
+    def is_documented(self) -> bool:
+        """Whether the family documents conversations with an answer; if not, it is the prompt and then the caption."""
+        return not self.is_encoder_decoder and (self.inputs.has_template or self._takes_suffix)
+
+    def is_target(self, token: int) -> bool:
+        """Whether the model has a logit for a token, such as not for an end of turn that it was not trained on."""
+        return token < self._vocabulary
+
     def check(self, image: Image.Image, caption: str, instruction: str | None = None) -> None:
         """Check that the processor's ids of the complete conversation begin with the prompt's and hold the targets.
 
         Raises:
             DataError: they do not; names the caption.
         """
-        if not (self.inputs.has_template or self._takes_suffix):
-            # Without a documented conversation, the prompt followed by the caption is the conversation.
+        if not self.is_documented:
             return
         prompt = self.prompt_of_size(image.size, instruction)
         ids = self.complete(image, caption, instruction)["input_ids"][0].tolist()
