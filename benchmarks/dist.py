@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from captune.config import parse_config
 from captune.data.manifest import Sample
 from captune.distributed import distributed_context
+from captune.training.equivalence import CheckedObjective
 from captune.training.fsdp import FsdpContext, llm_bytes
 from captune.training.trainer import TrainStep
 
@@ -66,10 +67,10 @@ def child(folder: Path, way: str) -> None:
         collective_forward = nullcontext if fsdp is None else fsdp.collective_forward
         train_step = TrainStep(
             model,
+            CheckedObjective(model, INSTRUCTION, config.train.enabled_optimizations),
             images,
             features,
             config.train,
-            prompt=INSTRUCTION,
             seed=0,
             dist=dist,
             collective_forward=collective_forward,

@@ -47,6 +47,7 @@ from captune.data.manifest import Sample
 from captune.distributed import DistributedContext
 from captune.features import FeatureStore, TowerIdentity, encode_missing
 from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
+from captune.training.equivalence import CheckedObjective
 from captune.training.loss import Objective
 from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.samples import TrainingSamples
@@ -262,7 +263,8 @@ def train(
         store.refresh()
         config = task.settings(**fast)
         features, dist = store.read(contents), DistributedContext(torch.device("cpu"))
-        step = TrainStep(model.train(), task.images, features, config.train, prompt=INSTRUCTION, seed=0, dist=dist)
+        objective = CheckedObjective(model, INSTRUCTION, config.train.enabled_optimizations)
+        step = TrainStep(model.train(), objective, task.images, features, config.train, seed=0, dist=dist)
         for number in range(step.samples.total_steps):
             yield step.run(number).loss
 

@@ -27,7 +27,7 @@ from captune.events import Event
 from captune.model import MiniGPT4
 from captune.model.language_model import decoder_layers
 from captune.model.lora import attach_lora
-from captune.training import fsdp, preparation, train, trainer
+from captune.training import fsdp, minigpt4, preparation, train, trainer
 
 TEXT = {**SIZES, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4}
 
@@ -96,7 +96,8 @@ def main(config: str, out: str, what: str = "", step: int = 0) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(trainer, "load_for_training", load))
+        stack.enter_context(patch.object(trainer, "is_image_text_model", lambda source: False))
+        stack.enter_context(patch.object(minigpt4, "load_for_training", load))
         stack.enter_context(patch.object(Evaluation, "caption", caption))
         stack.enter_context(patch.object(fsdp.FsdpContext, "shard", divided))
         stack.enter_context(patch.object(trainer.TrainStep, "check_packing", probed))

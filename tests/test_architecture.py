@@ -26,7 +26,7 @@ WALLS: dict[str, set[str]] = {
     "model": {"config", "data", "hub", "transformers_compat", "weights"},
     "decoding": {"data", "model", "transformers_compat"},
     "captioner": {"config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
-    "vlm": {"captioner", "config", "data", "decoding", "hub", "model", "weights"},
+    "vlm": {"captioner", "config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
     "bulk": {"captioner", "data", "decoding"},
     "features": {"captioner", "config", "data", "decoding", "distributed", "hub", "model", "vlm", "weights"},
     "report": {"data", "metrics"},
@@ -43,6 +43,7 @@ WALLS: dict[str, set[str]] = {
         "report",
     },
     "training": {
+        "vlm",
         "config",
         "data",
         "decoding",

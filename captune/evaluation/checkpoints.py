@@ -21,7 +21,7 @@ from captune.errors import ConfigError, InputError, NonFiniteScoresError
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
-from captune.features import StoredFeatures, features_of, store_root
+from captune.features import features_of, store_root
 from captune.model import (
     LANGUAGE,
     CheckpointRecord,
@@ -227,7 +227,7 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         on_event({"event": "features", "what": "evaluation images", "done": done, "count": count})
 
     @cache
-    def features() -> StoredFeatures:
+    def features() -> Any:
         files, root = evaluation.image_files, store_root(config)
         stored = features_of(
             config.model,

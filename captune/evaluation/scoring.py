@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from captune import __version__
-from captune.captioner import Captioner
+from captune.captioner import CaptionBackend, Captioner
 from captune.config import RunConfig
 from captune.data import atomic_file, resolve_image
 from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions
@@ -35,6 +35,9 @@ from captune.report import CheckpointScores, RunScores, read_scores, write_score
 __all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "refuse_rows"]
 
 logger = logging.getLogger(__name__)
+
+_IMAGES_AT_ONCE = 128
+"""Images of a model in training that are decoded at once."""
 
 PRETRAINED = "pretrained"
 
@@ -132,6 +135,37 @@ class Evaluation:
         """Caption N images from their features, with the options of the run."""
         instruction = self._config.model.instruction
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
+
+    def caption_images(
+        self, backend: CaptionBackend, images: Sequence[Any], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Caption]:
+        """Caption N images with the prompt of a model in training; an image that it refuses gets an empty caption.
+
+        Args:
+            backend: captions with the model.
+            images: an image source, or a batch of images.
+            on_progress: called with (done, N) as captions are ready.
+
+        Raises:
+            NonFiniteScoresError: the scores of some images are not numbers.
+        """
+        captions: list[Caption] = []
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            batch = list(images[start : start + _IMAGES_AT_ONCE])
+            try:
+                captions += backend.generate(batch, backend.instruction, self._options)
+            except NonFiniteScoresError:
+                raise
+            except RefusedImagesError as error:
+                logger.warning("%s Their captions count as empty.", error)
+                captions += [Caption("", 0, False) if caption is None else caption for caption in error.captions]
+            if on_progress is not None:
+                on_progress(len(captions), len(images))
+        return captions
+
+    def sign_prompt(self, prompt: str | None) -> None:
+        """Put the prompt of a model into the signature."""
+        self._scorer.sign_prompt(prompt or "")
 
     def sign_prompt_of(self, model: MiniGPT4) -> None:
         """Put the prompt of a model into the signature: in a chat template it is more than the instruction."""

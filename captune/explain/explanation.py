@@ -29,7 +29,7 @@ from captune.evaluation import Evaluation, EvaluationSet
 from captune.explain.checks import Check, Decoded, Expected, InputToken, TargetToken, TargetTrace, checks
 from captune.explain.llm_trace import LossRecorder, record_llm_inputs
 from captune.model import HuggingFaceTokenizer, MiniGPT4, MiniGPT4Config, MiniGPT4Processor, Tokenizer, count_bos
-from captune.training import TrainStep
+from captune.training import CheckedObjective, TrainStep
 from captune.transformers_compat import kv_cache_of
 
 __all__ = ["Explanation", "explain", "small_copy"]
@@ -165,7 +165,8 @@ def _record_training(
     trained.processor = model.processor
     trained.train()
     with record_llm_inputs(trained, features) as recorder, LossRecorder(recorder) as loss_recorder:
-        step = TrainStep(trained, [image], features, train, prompt=prompt, seed=config.seed, dist=dist)
+        objective = CheckedObjective(trained, prompt, train.enabled_optimizations)
+        step = TrainStep(trained, objective, [image], features, train, seed=config.seed, dist=dist)
         step.run(0)
     texts = [text for sample in step.samples.batch(0) for text in sample.captions]
     return texts, _captions(loss_recorder.steps)

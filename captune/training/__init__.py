@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
+    from captune.training.equivalence import CheckedObjective
+    from captune.training.minigpt4 import load_for_training
     from captune.training.optimizer import learning_rate
     from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
-    from captune.training.preparation import load_for_training, store_features
+    from captune.training.preparation import store_features
     from captune.training.run_folder import checkpoint_folders
     from captune.training.samples import TrainingSamples
     from captune.training.trainer import TrainStep, train
 
 __all__ = [
+    "CheckedObjective",
     "Measured",
     "Plan",
     "Planner",
@@ -32,9 +35,11 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "equivalence": ["CheckedObjective"],
         "optimizer": ["learning_rate"],
         "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
-        "preparation": ["load_for_training", "store_features"],
+        "minigpt4": ["load_for_training"],
+        "preparation": ["store_features"],
         "run_folder": ["checkpoint_folders"],
         "samples": ["TrainingSamples"],
         "trainer": ["TrainStep", "train"],

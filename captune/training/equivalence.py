@@ -23,7 +23,7 @@ from captune.model import MiniGPT4, decoder_layers, is_sharded
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
-__all__ = ["check_packing", "truncated_copy"]
+__all__ = ["CheckedObjective", "check_packing", "truncated_copy"]
 
 EXACT = 1e-4
 """Largest relative difference of gradients that is due to rounding in float32."""
@@ -36,6 +36,14 @@ Loss = Callable[[Sequence[TrainingSample], Tensor], Tensor]
 """Function of samples and their features."""
 
 _ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, ConfigError)
+
+
+class CheckedObjective(Objective):
+    """The objective of a MiniGPT-4, which turns off what changes its gradient."""
+
+    def check(self, samples: Sequence[TrainingSample], features: Tensor) -> str | None:
+        """Compare gradients; see `check_packing`."""
+        return check_packing(self, samples, features)
 
 
 def check_packing(objective: Objective, samples: Sequence[TrainingSample], features: Tensor) -> str | None:

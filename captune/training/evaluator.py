@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-
-from torch import Tensor
+from typing import Any
 
 from captune.data import Sample
 from captune.decoding import NON_FINITE_SCORES, Caption
-from captune.distributed import CollectiveForward, DistributedContext
+from captune.distributed import DistributedContext
 from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, checkpoint_name
-from captune.features import StoredFeatures
 from captune.metrics import Scorer
-from captune.model import MiniGPT4
+from captune.training.run_parts import ImageSource, RunParts
 
 __all__ = ["Evaluator", "TrainSubset"]
 
@@ -24,33 +21,24 @@ class Evaluator:
 
     Args:
         evaluation: scores them, on the main process.
-        features: (N, Q, F) of the evaluation images.
-        train_subset: of the training images.
+        parts: captions images of the run.
+        train_slice: number of training images.
         dist: this process among the others.
-        collective_forward: within its block the language model is run.
     """
 
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        features: StoredFeatures,
-        train_subset: TrainSubset,
-        dist: DistributedContext,
-        collective_forward: CollectiveForward = nullcontext,
-    ) -> None:
+    def __init__(self, evaluation: Evaluation, parts: RunParts, train_slice: int, dist: DistributedContext) -> None:
         self.evaluation = evaluation
-        self._features, self._train_subset = features, train_subset
-        self._dist, self._collective_forward = dist, collective_forward
+        self._parts, self._features, self._dist = parts, parts.evaluation_features, dist
+        self._train_subset = TrainSubset(parts.images, parts.subset_features, train_slice)
 
     def has(self, epoch: int | None) -> bool:
         """Whether an epoch, or the pretrained model, is scored."""
         return self.evaluation.has(epoch)
 
-    def evaluate(self, model: MiniGPT4, epoch: int | None, on_progress: Callable[[int, int], None]) -> dict[str, float]:
-        """Caption over all processes, and score in the main one.
+    def evaluate(self, epoch: int | None, on_progress: Callable[[int, int], None]) -> dict[str, float]:
+        """Caption with the model in eval mode over all processes, and score in the main one.
 
         Args:
-            model: in eval mode.
             epoch: None for the pretrained model.
             on_progress: receives how many evaluation images this process has captioned, of how many.
 
@@ -62,26 +50,26 @@ class Evaluator:
         """
         rank, size = self._dist.rank, self._dist.size
 
-        def caption_subset(features: Tensor) -> list[Caption]:
-            return self._caption(model, epoch, features[rank::size], len(features))
+        def caption_subset(features: Any) -> list[Caption]:
+            return self._caption(epoch, features[rank::size], len(features))
 
-        captions = self._caption(model, epoch, self._features.every(size, rank), len(self._features), on_progress)
+        shard = self._features.every(size, rank)
+        captions = self._caption(epoch, shard, len(self._features), on_progress)
         subset_scores = self._train_subset.scores(caption_subset)
         return dict(self.evaluation.add(epoch, captions, subset_scores).corpus) if self._dist.is_main else {}
 
     def _caption(
         self,
-        model: MiniGPT4,
         epoch: int | None,
-        shard: Tensor | StoredFeatures,
+        shard: Any,
         count: int,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Caption]:
         """Captions of `count` images, of which this process makes those of its shard; on every process."""
         captions: list[Caption] = []
-        with self._collective_forward():
+        with self._parts.collective_forward():
             try:
-                captions, failed = self.evaluation.caption(model, shard, on_progress), False
+                captions, failed = self._parts.caption(shard, on_progress), False
             except NonFiniteScoresError:
                 failed = True
         if self._dist.any_rank(failed):
@@ -102,18 +90,18 @@ class TrainSubset:
         count: how many are taken.
 
     Attributes:
-        features: (N, Q, F) of the images that were taken.
+        features: of the N images that were taken.
     """
 
-    def __init__(self, images: Sequence[Sample], features: Tensor | StoredFeatures, count: int) -> None:
+    def __init__(self, images: Sequence[Sample], features: ImageSource, count: int) -> None:
         indices = sorted({number * len(images) // count for number in range(count)}) if count else []
         subset = {index: images[index] for index in indices if images[index].captions}
         self._ids = [image.id for image in subset.values()]
         # CIDEr of fewer than two images is undefined.
         self._scorer = Scorer({i.id: list(i.captions) for i in subset.values()}) if len(subset) > 1 else None
-        self.features: Tensor | None = features[list(subset)] if self._scorer is not None else None
+        self.features: Any = features[list(subset)] if self._scorer is not None else None
 
-    def scores(self, caption: Callable[[Tensor], list[Caption]]) -> dict[str, float]:
+    def scores(self, caption: Callable[[Any], list[Caption]]) -> dict[str, float]:
         """Corpus scores of the subset.
 
         Args:

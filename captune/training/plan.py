@@ -41,6 +41,7 @@ from captune.model import (
     saved_bytes,
     training_memory,
 )
+from captune.training.equivalence import CheckedObjective
 from captune.training.loss import targets_at_once
 from captune.training.samples import TrainingSamples, synthetic_samples
 from captune.training.trainer import TrainStep
@@ -366,7 +367,8 @@ def _train(config: RunConfig, model: MiniGPT4, planner: Planner) -> tuple[int, i
         stack.callback(register_optimizer_step_post_hook(remember).remove)
         dist = DistributedContext(device)
         prompt, seed = config.model.instruction, config.seed
-        step = TrainStep(model.train(), images, features, train, prompt=prompt, seed=seed, dist=dist)
+        objective = CheckedObjective(model, prompt, train.enabled_optimizations)
+        step = TrainStep(model.train(), objective, images, features, train, seed=seed, dist=dist)
         step.run(0)
         peak = _peak(device)
         kept, _ = saved_bytes(lambda: step.run(1), model_tensors)

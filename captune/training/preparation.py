@@ -7,33 +7,19 @@ the images contain and which text surrounds the prompt; a resumed run must find 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from captune import __version__
-from captune.config import ModelConfig, RunConfig, TrainConfig
+from captune.config import RunConfig
 from captune.data import Sample, atomic_file, resolve_image
 from captune.distributed import DistributedContext, distributed_context
-from captune.errors import DataError, WeightsError
+from captune.errors import DataError
 from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
-from captune.features import StoredFeatures, StoredImages, features_of, store_root
+from captune.features import StoredImages, features_of, store_root
 from captune.hub import ResolvedModel, resolve_model
-from captune.model import (
-    LANGUAGE,
-    CheckpointRecord,
-    MiniGPT4,
-    attach_lora,
-    compute_dtype,
-    load_config_and_processor,
-    load_model,
-    load_quantized,
-    restore_chat_template,
-)
 from captune.parsing import load_json
 from captune.training.run_folder import Inspection, open_run_folder
 
@@ -41,14 +27,10 @@ __all__ = [
     "QUARANTINE",
     "FeatureStage",
     "RunImages",
-    "describe_checkpoint",
     "drop_unreadable",
-    "load_for_training",
     "prepare_images",
     "record_images",
-    "record_prompt",
     "record_quarantine",
-    "restore_prompt",
     "run_features",
     "store_features",
 ]
@@ -58,8 +40,6 @@ IMAGES = "images.json"
 PROMPT = "prompt.json"
 MAX_UNREADABLE = 0.1
 """Share of the training images; where more are unreadable, something else is wrong, such as the folder."""
-QUANTIZATION_SAMPLES = 2
-"""Captions on which a quantized model's gradient is compared with the exact one."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +55,16 @@ class FeatureStage:
     broken: tuple[str, ...]
 
 
+FeaturesOf = Callable[[Sequence[Path], str], StoredImages]
+"""Function of image files and the name of the set."""
+
+
 def run_features(
     source: ResolvedModel,
     config: RunConfig,
     files: Sequence[Path],
     name: str,
+    *,
     dist: DistributedContext,
     listener: Listener | None,
 ) -> StoredImages:
@@ -117,8 +102,8 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
     test_files = [resolve_image(evaluated.manifest, image.image) for image in evaluated.images]
     with distributed_context() as dist:
         stored = [
-            run_features(source, config, files, "training images", dist, listener),
-            run_features(source, config, test_files, "evaluation images", dist, listener),
+            run_features(source, config, files, "training images", dist=dist, listener=listener),
+            run_features(source, config, test_files, "evaluation images", dist=dist, listener=listener),
         ]
     return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.unreadable))
 
@@ -129,22 +114,23 @@ class RunImages:
 
     Attributes:
         images: I training images, without unreadable ones.
-        features: (I, Q, F) of these.
-        evaluation_features: (N, Q, F) of the evaluation images.
+        features: of these.
+        evaluation_features: of the evaluation images.
         quarantined: why training images are left out, by their ids.
     """
 
     images: list[Sample]
-    features: StoredFeatures
-    evaluation_features: StoredFeatures
+    features: Any
+    evaluation_features: Any
     quarantined: dict[str, str]
 
 
 def prepare_images(
     config: RunConfig,
-    source: ResolvedModel,
     images: Sequence[Sample],
     evaluation_files: Sequence[Path],
+    training_features: FeaturesOf,
+    evaluation_features_of: FeaturesOf,
     dist: DistributedContext,
     listener: Listener | None,
     folder: Inspection | None,
@@ -153,9 +139,10 @@ def prepare_images(
 
     Args:
         config: of the run.
-        source: the model of the towers.
         images: all training images.
         evaluation_files: N evaluation images.
+        training_features: features of the training images.
+        evaluation_features_of: features of the evaluation images.
         dist: this process among the others.
         listener: receives the progress.
         folder: status of a new run's output folder, which is made ready; None if the run resumes.
@@ -165,8 +152,8 @@ def prepare_images(
     """
     output, resuming = config.output, folder is None
     files = [resolve_image(config.data.train, image.image) for image in images]
-    training = run_features(source, config, files, "training images", dist, listener)
-    evaluation = run_features(source, config, evaluation_files, "evaluation images", dist, listener)
+    training = training_features(files, "training images")
+    evaluation = evaluation_features_of(evaluation_files, "evaluation images")
     evaluation_features = evaluation.require_all("evaluation images")
     readable = drop_unreadable(images, training)
     if dist.is_main and folder is not None:
@@ -256,106 +243,3 @@ def record_images(output: Path, stored: Mapping[str, StoredImages], *, resuming:
                 f"The {name} are not those that the run in {output} began with: at least one file has other content. "
                 "Put them back as they were, or start over with --resume never."
             )
-
-
-def record_prompt(output: Path, model: MiniGPT4) -> None:
-    """Write the text around a run's prompt; a chat template may be another one when the run resumes."""
-    content = {"conversation": model.config.conversation, "wrapping": model.config.wrapping}
-    with atomic_file(output / PROMPT, "w") as stream:
-        stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def restore_prompt(output: Path, model: MiniGPT4) -> None:
-    """Use the text around the prompt that a run's folder records; without the file the model's own is used.
-
-    Raises:
-        WeightsError: the file is missing where it is needed, or cannot be used.
-    """
-    path = output / PROMPT
-    wrapping = None
-    if path.is_file():
-        try:
-            wrapping = load_json(path.read_text(encoding="utf-8"))["wrapping"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"{path} is broken: {error!r}; begin the run again with --overwrite.") from error
-    restore_chat_template(model, wrapping, output)
-
-
-def load_for_training(
-    source: ResolvedModel,
-    train: TrainConfig,
-    prompt: str,
-    seed: int,
-    device: torch.device,
-    images: Sequence[Sample] = (),
-    features: Tensor | StoredFeatures | None = None,
-    on_cpu: bool = False,
-) -> MiniGPT4:
-    """Load the model of a run: without the towers, which stored features replace, and with LoRA if configured.
-
-    Args:
-        source: of the model.
-        train: LoRA and gradient checkpointing.
-        prompt: instruction of the run.
-        seed: of the initial LoRA matrices.
-        device: to train on.
-        images: I training images; a quantized model's gradient is compared with the exact one on the longest captions.
-        features: (I, Q, F) of the images; without them the gradient of a quantized model is not checked.
-        on_cpu: keep the model on the CPU, in its number format on the device, to be sharded.
-
-    Returns:
-        The model in eval mode.
-
-    Raises:
-        WeightsError: it cannot be loaded, LoRA finds no layers, or the quantization changes the gradient too much.
-    """
-    if on_cpu:
-        dtype = str(compute_dtype(source.dtype, device)).removeprefix("torch.")
-        source = replace(source, dtype=dtype)
-        device = torch.device("cpu")
-    recompute = train.gradient_checkpointing
-    if source.quantization is not None and features is not None:
-        _, processor = load_config_and_processor(source)
-        prompt_ids = processor.layout.prompt(prompt).ids
-        captions = {index: max(image.captions, key=len) for index, image in enumerate(images) if image.captions}
-        longest = sorted(captions, key=lambda index: -len(captions[index]))[:QUANTIZATION_SAMPLES]
-        batch = processor.pad([processor.layout.with_answer(prompt_ids, captions[index]) for index in longest])
-        model, _ = load_quantized(source, device, {**batch, "features": features[longest]}, recompute=recompute)
-    else:
-        model = load_model(source, device, recompute=recompute, parts=LANGUAGE)
-    if train.lora is not None:
-        with torch.random.fork_rng(devices=[]):
-            # Every process starts with the same matrices.
-            torch.manual_seed(seed)
-            lora = train.lora
-            attach_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout)
-        model.to(device)
-        model.checkpoint_activations(recompute)
-    return model
-
-
-def describe_checkpoint(model: MiniGPT4, config: ModelConfig, seed: int, manifest_hash: str) -> CheckpointRecord:
-    """The record of every checkpoint of a run, at epoch 0 and step 0.
-
-    Args:
-        model: as it is trained; its processor attached.
-        config: of the model.
-        seed: of the run.
-        manifest_hash: of the training manifest.
-    """
-    assert model.processor is not None
-    return CheckpointRecord(
-        model=config.name,
-        frozen=model.frozen_fingerprint(),
-        instruction=config.instruction,
-        conversation=model.config.conversation,
-        stop_symbol=model.processor.layout.chat_template.stop_symbol,
-        manifest_hash=manifest_hash,
-        epoch=0,
-        step=0,
-        seed=seed,
-        captune=__version__,
-        lora=model.config.lora,
-        parts=None if config.llm is None else {"llm": config.llm, "vision": str(config.vision)},
-        wrapping=model.config.wrapping,
-    )

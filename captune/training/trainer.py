@@ -14,20 +14,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from captune.config import RunConfig, TrainConfig
-from captune.data import Sample, atomic_folder, folder_lock, manifest_hash
+from captune.data import Sample, atomic_folder, folder_lock
 from captune.decoding import is_out_of_memory
 from captune.distributed import CollectiveForward, DistributedContext, distributed_context
 from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Listener
-from captune.features import StoredFeatures
 from captune.hub import ResolvedModel, resolve_model
-from captune.model import CheckpointRecord, CompiledLayers, MiniGPT4, save_trained
 from captune.report import write_report
 from captune.training.checkpoints import (
     TrainProgress,
@@ -37,19 +36,10 @@ from captune.training.checkpoints import (
     restore_state,
     save_state,
 )
-from captune.training.equivalence import check_packing
-from captune.training.evaluator import Evaluator, TrainSubset
-from captune.training.fsdp import FsdpContext, llm_bytes
-from captune.training.loss import Objective
-from captune.training.optimizations import compile_if_enabled
+from captune.training.evaluator import Evaluator
+from captune.training.image_text_model import prepare_image_text_model
+from captune.training.minigpt4 import prepare_minigpt4
 from captune.training.optimizer import build_optimizer, learning_rate
-from captune.training.preparation import (
-    describe_checkpoint,
-    load_for_training,
-    prepare_images,
-    record_prompt,
-    restore_prompt,
-)
 from captune.training.run_folder import (
     Inspection,
     RunStatus,
@@ -59,8 +49,10 @@ from captune.training.run_folder import (
     run_status,
 )
 from captune.training.run_log import CostMeter, RunLogger
+from captune.training.run_parts import RunParts, TrainingObjective, TunableModel
 from captune.training.samples import TrainingSample, TrainingSamples, require_captions
 from captune.training.signals import handle_stop_signals
+from captune.vlm import is_image_text_model
 
 __all__ = ["StepResult", "TrainStep", "Trainer", "train"]
 
@@ -113,50 +105,31 @@ def setup(
 ) -> Iterator[Trainer]:
     """Load all parts of a run, and open its log; with the status of a new run's `folder`, or None to resume."""
     cost = CostMeter(dist.device)
-    output, prompt, resuming = config.output, config.model.instruction, folder is None
+    output, resuming = config.output, folder is None
 
-    # Features: every image is encoded once, before training.
-    data = prepare_images(config, source, images, evaluation.image_files, dist, listener, folder)
-
-    # The model, sharded over the processes if configured.
-    fsdp = FsdpContext(dist) if config.train.sharding == "fsdp" and dist.size > 1 else None
-    collective_forward = nullcontext if fsdp is None else fsdp.collective_forward
-    with nullcontext() if fsdp is None else fsdp.load_in_rank_order():
-        model = load_for_training(
-            source, config.train, prompt, config.seed, dist.device, data.images, data.features, fsdp is not None
-        )
-        if resuming:
-            restore_prompt(output, model)
-        elif dist.is_main:
-            record_prompt(output, model)
-        evaluation.sign_prompt_of(model)
-        record = describe_checkpoint(model, config.model, config.seed, manifest_hash(config.data.train))
-        if fsdp is not None:
-            fsdp.shard(model)
+    # The model, its objective, and the images: encoded once, before training, or read in every step.
+    prepare = prepare_image_text_model if is_image_text_model(source) else prepare_minigpt4
+    parts = prepare(config, source, images, evaluation, dist, listener, folder)
 
     # The training step and its state.
-    compiled = compile_if_enabled(model, config.train, sharded=fsdp is not None)
     step = TrainStep(
-        model,
-        data.images,
-        data.features,
+        parts.model,
+        parts.objective,
+        parts.images,
+        parts.features,
         config.train,
-        prompt=prompt,
         seed=config.seed,
         dist=dist,
-        collective_forward=collective_forward,
-        compiled=compiled,
+        collective_forward=parts.collective_forward,
     )
     samples = step.samples
-    step.progress.manifest_hash = record.manifest_hash
+    step.progress.manifest_hash = parts.record.manifest_hash
     if resuming:
         # The pretrained model was scored before the first state was saved, so its row is included.
         restore_state(output, step.state)
         require_same_steps(output, samples.total_steps)
         evaluation.restore(finished_rows(output, step.progress.step, samples.steps_per_epoch))
-
-    train_subset = TrainSubset(data.images, data.features, config.evaluate.train_slice)
-    evaluator = Evaluator(evaluation, data.evaluation_features, train_subset, dist, collective_forward)
+    evaluator = Evaluator(evaluation, parts, config.evaluate.train_slice, dist)
 
     # Only the main process logs and reports.
     log = RunLogger(None)
@@ -167,7 +140,7 @@ def setup(
         log.log(
             "run",
             model=config.model.name,
-            images=len(data.images),
+            images=len(parts.images),
             captions=samples.captions,
             steps_per_epoch=samples.steps_per_epoch,
             step_captions=samples.describe_steps(),
@@ -178,12 +151,14 @@ def setup(
             processes=dist.size,
             device=str(dist.device),
         )
-        if data.quarantined:
-            log.log("quarantined", images=list(data.quarantined), reasons=list(data.quarantined.values()))
-        if config.train.sharding == "fsdp":
-            local, total = llm_bytes(model)
+        if parts.quarantined:
+            log.log("quarantined", images=list(parts.quarantined), reasons=list(parts.quarantined.values()))
+        if parts.sharded_bytes is not None:
+            local, total = parts.sharded_bytes
             log.log("sharded", processes=dist.size, held=local, total=total)
-        yield Trainer(config, step, evaluator, record, log)
+        if parts.notes:
+            log.log("computation", **parts.notes)
+        yield Trainer(config, parts, step, evaluator, log)
 
 
 class Trainer:
@@ -191,17 +166,17 @@ class Trainer:
 
     Args:
         config: of the run.
+        parts: model, images and checkpoint writer.
         step: takes the optimizer steps.
         evaluator: captions and scores.
-        record: of every checkpoint, except epoch and step.
         log: of the run.
     """
 
     def __init__(
-        self, config: RunConfig, step: TrainStep, evaluator: Evaluator, record: CheckpointRecord, log: RunLogger
+        self, config: RunConfig, parts: RunParts, step: TrainStep, evaluator: Evaluator, log: RunLogger
     ) -> None:
-        self.config, self.step, self.evaluator, self.record, self.log = config, step, evaluator, record, log
-        self.model, self.samples, self.dist = step.model, step.samples, step.dist
+        self.config, self.parts, self.step, self.evaluator, self.log = config, parts, step, evaluator, log
+        self.model, self.samples, self.dist = parts.model, step.samples, step.dist
 
     def run(self) -> None:
         """Train from the current progress to the end."""
@@ -255,7 +230,7 @@ class Trainer:
         training, start = self.model.training, time.monotonic()
         self.model.eval()
         row = self.evaluator.evaluate(
-            self.model, epoch, lambda done, count: self.log.log("captions", epoch=epoch, done=done, count=count)
+            epoch, lambda done, count: self.log.log("captions", epoch=epoch, done=done, count=count)
         )
         if self.dist.is_main:
             self.log.log_cost()
@@ -276,9 +251,9 @@ class Trainer:
         if not self.dist.is_main:
             return
         target = checkpoint_folder(self.config.output, epoch)
-        record = self.record.at(epoch, (epoch + 1) * self.samples.steps_per_epoch)
+        record = self.parts.record.at(epoch, (epoch + 1) * self.samples.steps_per_epoch)
         with atomic_folder(target) as folder:
-            save_trained(folder, self.model.trained_state(), record)
+            self.parts.save_checkpoint(folder, record)
         self.log.log("checkpoint", epoch=epoch, folder=str(target))
 
 
@@ -308,38 +283,34 @@ class TrainStep:
     micro-batches, so neither changes the gradient.
 
     Args:
-        model: its projection and LoRA are trained; its processor attached.
+        model: whose parameters are trained.
+        objective: the loss.
         images: I training images.
-        features: (I, Q, F) of the images, in memory or on disk.
+        features: of the images.
         config: of the training.
-        prompt: of samples without a separate instruction.
         seed: of the order of samples and of dropout.
         dist: this process among the others.
         collective_forward: context for all runs of the language model.
-        compiled: compiled layers of the language model.
 
     Attributes:
-        objective: the loss.
         samples: of each step.
         state: trained parameters, optimizer and progress.
     """
 
     def __init__(
         self,
-        model: MiniGPT4,
+        model: TunableModel,
+        objective: TrainingObjective,
         images: Sequence[Sample],
-        features: Tensor | StoredFeatures,
+        features: Any,
         config: TrainConfig,
         *,
-        prompt: str,
         seed: int,
         dist: DistributedContext,
         collective_forward: CollectiveForward = nullcontext,
-        compiled: CompiledLayers | None = None,
     ) -> None:
-        self.model, self.dist = model, dist
-        self.objective = Objective(model, prompt, config.enabled_optimizations, compiled)
-        self.samples = TrainingSamples(images, config, seed, self.objective.row_tokens)
+        self.model, self.objective, self.dist = model, objective, dist
+        self.samples = TrainingSamples(images, config, seed, objective.row_tokens)
         parameters = dict(model.trained_parameters())
         self.state = TrainState(parameters, build_optimizer(list(parameters.values()), config), TrainProgress())
         self._features, self._config, self._collective_forward = features, config, collective_forward
@@ -374,7 +345,7 @@ class TrainStep:
         return StepResult(loss, rate, targets, sum(len(sample.captions) for sample in batch), norm)
 
     def check_packing(self) -> str | None:
-        """Compare packed with plain rows on the two longest samples, with every instruction of the run.
+        """Compare the gradient with that of plain rows on the two longest samples, with every instruction of the run.
 
         Returns:
             Why packing is now off, for all samples or for long ones; None if it is exact.
@@ -384,7 +355,7 @@ class TrainStep:
             replace(samples[0], instruction=i) for i in self._config.instructions if i != samples[0].instruction
         ]
         with self._collective_forward():
-            return check_packing(self.objective, samples, self._images(samples))
+            return self.objective.check(samples, self._images(samples))
 
     def _forward_backward(self, samples: Sequence[TrainingSample], targets: int) -> float:
         """Accumulate gradients over micro-batches; out of memory, retry with micro-batches half as large."""
@@ -429,7 +400,7 @@ class TrainStep:
         size = max(len(samples), 1) if configured is None else max(1, configured // captions)
         return size if self._max_micro_batch is None else min(size, self._max_micro_batch)
 
-    def _images(self, samples: Sequence[TrainingSample]) -> Tensor:
+    def _images(self, samples: Sequence[TrainingSample]) -> Any:
         return self._features[[sample.image for sample in samples]].to(self.dist.device)
 
     def _clip_and_apply(self, rate: float, loss: float, batch: Sequence[TrainingSample]) -> float:

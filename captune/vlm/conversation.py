@@ -183,6 +183,11 @@ class Conversation:
         return (*ids, self._end)
 
     @property
+    def end_text(self) -> str:
+        """The text of the token that ends generation."""
+        return str(self.tokenizer.decode([self._end]))
+
+    @property
     def _end(self) -> int:
         """The id that ends generation."""
         end = self.tokenizer.eos_token_id

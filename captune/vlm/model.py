@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from captune.captioner import TransformersBackend, probe_images
 from captune.config import LoraConfig
 from captune.errors import MissingExtraError, WeightsError
+from captune.transformers_compat import set_activation_checkpointing
 from captune.vlm.conversation import Conversation, PromptRow
 from captune.vlm.decoder import Decoder
 from captune.vlm.image_features import FeatureCall, ImageFeatures, find_feature_call
@@ -240,6 +242,12 @@ class ImageTextModel:
     def eval(self) -> ImageTextModel:
         """Set all parts to eval mode."""
         return self.train(False)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the decoder's activations in the backward pass (activation checkpointing)."""
+        for module in self.model.get_decoder().modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                set_activation_checkpointing(module, True)
 
     # Image features
 

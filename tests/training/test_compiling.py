@@ -15,6 +15,7 @@ from captune.data.manifest import Sample
 from captune.distributed import DistributedContext
 from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
+from captune.training.equivalence import CheckedObjective
 from captune.training.loss import Objective
 from captune.training.optimizations import compile_if_enabled, compile_layers
 from captune.training.samples import TrainingSample
@@ -81,8 +82,8 @@ def run(backend: Any, steps: int = 3) -> tuple[TrainStep, str | None, list[float
     config, model = settings(), tiny_minigpt4().train()
     features = torch.randn(len(IMAGES), 4, 24, generator=torch.Generator().manual_seed(2))
     compiled = None if backend is None else compile_layers(model, backend)
-    prompt = config.model.instruction
-    step = TrainStep(model, IMAGES, features, config.train, prompt=prompt, seed=1, dist=SINGLE, compiled=compiled)
+    objective = CheckedObjective(model, config.model.instruction, config.train.enabled_optimizations, compiled)
+    step = TrainStep(model, objective, IMAGES, features, config.train, seed=1, dist=SINGLE)
     unpacked = step.check_packing()
     losses = [step.run(number).loss for number in range(steps)]
     return step, unpacked, losses, model.projection.weight.detach().clone()

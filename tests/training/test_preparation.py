@@ -27,7 +27,7 @@ from captune.model.checkpoint import load_trained, read_record
 from captune.model.loading import load_config_and_processor, load_model, load_pretrained
 from captune.report import read_scores
 from captune.training import train
-from captune.training.preparation import load_for_training
+from captune.training.minigpt4 import load_for_training
 
 from ..language_models import CHATML, write_language_model, write_tokenizer, write_tower
 

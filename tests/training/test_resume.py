@@ -159,10 +159,11 @@ import sys
 sys.path[:0] = {path!r}
 from tiny import tiny_features, tiny_minigpt4
 from captune.config import load_config
-from captune.training import preparation, trainer, train
+from captune.training import minigpt4, preparation, train, trainer
 import torch
 torch.set_num_threads(1)
-trainer.load_for_training = lambda *given: tiny_minigpt4()
+trainer.is_image_text_model = lambda source: False
+minigpt4.load_for_training = lambda *given: tiny_minigpt4()
 preparation.features_of = tiny_features
 train(load_config({config!r}))
 """

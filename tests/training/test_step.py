@@ -11,6 +11,7 @@ from captune.data.manifest import Sample
 from captune.distributed import DistributedContext
 from captune.errors import TrainingError
 from captune.model import MiniGPT4
+from captune.training.equivalence import CheckedObjective
 from captune.training.loss import Objective
 from captune.training.trainer import TrainStep
 
@@ -28,8 +29,8 @@ def build_step(config: RunConfig, model: MiniGPT4 | None = None) -> tuple[MiniGP
     model = model or tiny_minigpt4()
     torch.manual_seed(2)
     features = torch.randn(len(IMAGES), 4, 24)
-    prompt = config.model.instruction
-    return model, TrainStep(model, IMAGES, features, config.train, prompt=prompt, seed=1, dist=SINGLE)
+    objective = CheckedObjective(model, config.model.instruction, config.train.enabled_optimizations)
+    return model, TrainStep(model, objective, IMAGES, features, config.train, seed=1, dist=SINGLE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,278 @@
+"""The parts of a run that tunes a transformers model: LoRA or complete parts, with its image features stored or not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captune import __version__
+from captune.config import LoraConfig, RunConfig, TrainConfig
+from captune.data import Sample, atomic_file, load_image, manifest_hash, resolve_image
+from captune.distributed import DistributedContext
+from captune.errors import ConfigError, DataError, WeightsError
+from captune.evaluation import Evaluation
+from captune.events import Listener
+from captune.features import PixelSource, pixels_of, store_root
+from captune.hub import ResolvedModel
+from captune.model import CheckpointRecord, fed_tokens, save_trained
+from captune.parsing import load_json
+from captune.training.preparation import prepare_images
+from captune.training.run_folder import Inspection
+from captune.training.run_parts import RunParts
+from captune.training.samples import TrainingSample
+from captune.vlm import (
+    Computation,
+    ImageTextModel,
+    ProbeSample,
+    choose_computation,
+    load_image_text_model,
+)
+
+__all__ = ["DEFAULT_LORA", "ImageTextObjective", "load_image_text_for_training", "prepare_image_text_model"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LORA = LoraConfig(rank=16, alpha=32.0, targets=("all-linear",))
+"""LoRA of a transformers model where `train.lora` is null."""
+COMPUTATION = "computation.json"
+_PROBED = 3
+"""Training images on which computations are compared."""
+
+
+class ImageTextObjective:
+    """Negative log-likelihood of samples' captions under a transformers model, summed over target tokens.
+
+    Args:
+        model: the model.
+        computation: how the loss is computed.
+    """
+
+    def __init__(self, model: ImageTextModel, computation: Computation) -> None:
+        self._model, self.computation = model, computation
+
+    def target_count(self, samples: Sequence[TrainingSample]) -> int:
+        """Number of target tokens, ends of turns included."""
+        return sum(len(ids) for sample in samples for ids in self._target_ids(sample))
+
+    def row_tokens(self, sample: TrainingSample) -> int:
+        """Tokens of a sample's row after its prompt."""
+        return fed_tokens(self._target_ids(sample))
+
+    def packing_groups(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
+        """One image per forward pass, since prompts differ in length between images."""
+        return [[index] for index in range(len(samples))]
+
+    def loss(self, samples: Sequence[TrainingSample], features: Any) -> Tensor:
+        """Summed loss, in nats.
+
+        Args:
+            samples: B samples.
+            features: the images or their features.
+        """
+        losses = [
+            self._model.loss(image, sample.captions, sample.instruction, packed=self.computation.packed)
+            for sample, image in zip(samples, features, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def check(self, samples: Sequence[TrainingSample], features: Any) -> str | None:
+        """Why the loss is not computed in the fastest way; None if it is. The comparison was made before the run."""
+        return None if self.computation.features and self.computation.packed else self.computation.describe()
+
+    def recover_from_compile_error(self, error: Exception) -> bool:
+        """Nothing is compiled."""
+        return False
+
+    def _target_ids(self, sample: TrainingSample) -> list[tuple[int, ...]]:
+        return [self._model.conversation.target_ids(caption, sample.instruction) for caption in sample.captions]
+
+
+def load_image_text_for_training(
+    source: ResolvedModel, train: TrainConfig, instruction: str | None, seed: int, device: torch.device
+) -> ImageTextModel:
+    """Load a model and set which parts are trained.
+
+    Args:
+        source: of the model.
+        train: parts, LoRA and gradient checkpointing.
+        instruction: of the run; None is the family's.
+        seed: of the initial LoRA matrices.
+        device: to train on.
+
+    Raises:
+        WeightsError: it cannot be loaded, or has no such parts.
+        ConfigError: the settings belong to a MiniGPT-4 only.
+    """
+    if train.sharding != "none":
+        raise ConfigError(
+            f"train.sharding is {train.sharding}, which supports MiniGPT-4 only; set it to none, and "
+            "model.quantization to nf4 if the model does not fit into memory."
+        )
+    model = load_image_text_model(source, device, instruction=instruction)
+    if {"language_model", "vision_tower"} & set(train.parts):
+        model.train_parts(language_model="language_model" in train.parts, vision_tower="vision_tower" in train.parts)
+    else:
+        model.add_lora(train.lora or DEFAULT_LORA, projector="projector" in train.parts, seed=seed)
+    if train.gradient_checkpointing:
+        model.checkpoint_activations()
+    return model
+
+
+def prepare_image_text_model(
+    config: RunConfig,
+    source: ResolvedModel,
+    images: Sequence[Sample],
+    evaluation: Evaluation,
+    dist: DistributedContext,
+    listener: Listener | None,
+    folder: Inspection | None,
+) -> RunParts:
+    """Load the model, choose how its loss is computed, and store its image features if they are used.
+
+    Args:
+        config: of the run.
+        source: the model.
+        images: all training images.
+        evaluation: captions and scores.
+        dist: this process among the others.
+        listener: receives the progress.
+        folder: status of a new run's output folder, which is made ready; None if the run resumes.
+    """
+    output, resuming = config.output, folder is None
+    # The default of the configuration is a sentence; some families have task prompts.
+    instruction = config.model.instruction if "instruction" in config.model.model_fields_set else None
+    model = load_image_text_for_training(source, config.train, instruction, config.seed, dist.device)
+    evaluation.sign_prompt(model.backend.prompt_text(model.backend.instruction))
+
+    computation = _read_computation(output, model) if resuming else _choose(model, config, images)
+
+    exif = config.exif_rotation
+
+    def pixels(files: Sequence[Path], name: str) -> Any:
+        return pixels_of(files, store_root(config), dist, exif_rotation=exif)
+
+    data = prepare_images(
+        config,
+        images,
+        evaluation.image_files,
+        pixels,
+        pixels,
+        dist,
+        listener,
+        folder,
+    )
+    if dist.is_main and not resuming:
+        _write_computation(output, computation, model)
+    dist.barrier()
+    files = [resolve_image(config.data.train, image.image) for image in data.images]
+    return RunParts(
+        model=model,
+        objective=ImageTextObjective(model, computation),
+        images=data.images,
+        features=data.features,
+        evaluation_features=data.evaluation_features,
+        subset_features=PixelSource(files, exif_rotation=exif),
+        quarantined=data.quarantined,
+        record=_record(model, config),
+        save_checkpoint=partial(_save_checkpoint, model),
+        caption=partial(evaluation.caption_images, model.backend),
+        notes={"computation": computation.name, "differences": dict(computation.differences)},
+    )
+
+
+def _choose(model: ImageTextModel, config: RunConfig, images: Sequence[Sample]) -> Computation:
+    """Compare computations on the longest samples of the run; check that their prompts are those of generation."""
+    optimizations = config.train.enabled_optimizations
+    per_sample = config.train.captions_per_image if config.train.caption_targets == "separate" else 1
+    captioned = [image for image in images if image.captions]
+    longest = sorted(captioned, key=lambda image: -max(map(len, image.captions)))
+    samples = []
+    for image in longest:
+        try:
+            pixels = load_image(resolve_image(config.data.train, image.image), exif=config.exif_rotation)
+        except DataError:
+            continue
+        captions = sorted(image.captions, key=len)[-per_sample:]
+        samples.append(ProbeSample(pixels, tuple(captions)))
+        if len(samples) == _PROBED:
+            break
+    if not samples:
+        raise DataError("None of the training images with the longest captions can be read.")
+    samples += [ProbeSample(samples[0].image, samples[0].captions, text) for text in config.train.instructions]
+    for sample in samples:
+        model.conversation.check(sample.image, sample.captions[0], sample.instruction)
+    dropout = (config.train.lora or DEFAULT_LORA).dropout
+    model.train(not dropout)
+    computation = choose_computation(
+        model,
+        samples,
+        features=False,
+        packed=optimizations.shared_prefix and optimizations.target_logits,
+    )
+    model.eval()
+    logger.info("the loss is computed from %s", computation.describe())
+    return computation
+
+
+def _record(model: ImageTextModel, config: RunConfig) -> CheckpointRecord:
+    """The record of every checkpoint of a run, at epoch 0 and step 0."""
+    return CheckpointRecord(
+        model=config.model.name,
+        frozen=model.frozen_fingerprint(),
+        instruction=model.conversation.instruction or "",
+        conversation="chat template",
+        stop_symbol=model.conversation.end_text,
+        manifest_hash=manifest_hash(config.data.train),
+        epoch=0,
+        step=0,
+        seed=config.seed,
+        captune=__version__,
+    )
+
+
+def _save_checkpoint(model: ImageTextModel, folder: Path, record: CheckpointRecord) -> None:
+    save_trained(folder, model.trained_state(), record)
+
+
+def _write_computation(output: Path, computation: Computation, model: ImageTextModel) -> None:
+    """Write how the loss is computed and the prompt, which must be the same when the run resumes."""
+    content = {
+        "features": computation.features,
+        "packed": computation.packed,
+        "differences": dict(computation.differences),
+        "prompt": model.backend.prompt(),
+    }
+    with atomic_file(output / COMPUTATION, "w") as stream:
+        stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_computation(output: Path, model: ImageTextModel) -> Computation:
+    """How the loss of an unfinished run is computed, so that it resumes with equal numbers.
+
+    Raises:
+        WeightsError: the file is missing or broken, or the prompt has changed since.
+    """
+    path = output / COMPUTATION
+    try:
+        content = load_json(path.read_text(encoding="utf-8"))
+        prompt = content["prompt"]
+        computation = Computation(
+            bool(content["features"]), bool(content["packed"]), tuple(dict(content["differences"]).items())
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is missing or broken: {error!r}; begin the run again with --overwrite.") from error
+    if prompt != model.backend.prompt():
+        raise WeightsError(
+            f"The run in {output} began with the prompt {prompt!r}, and {model.name} now renders "
+            f"{model.backend.prompt()!r}; restore its chat template, or start over with --resume never."
+        )
+    if computation.features:
+        model.find_features()
+    return computation

@@ -1,0 +1,161 @@
+"""Gradients of every computation equal those of the model's own forward, or the computation is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from vision_families import FAMILIES, save_family
+
+from captune.config import LoraConfig, ModelConfig
+from captune.errors import MissingExtraError
+from captune.hub import resolve_model
+from captune.vlm import Computation, ImageTextModel, ProbeSample, choose_computation, load_image_text_model
+from captune.vlm.computation import _gradient
+
+# Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CAPTIONS = ("A dog runs.", "A dog sits on the grass.", "Two dogs.")
+CPU = torch.device("cpu")
+# What shares no rows: encoder-decoders, and decoders that make positions or masks from the width of a row.
+PLAIN = ("blip", "blip-2 (T5)", "florence2", "git", "kosmos-2", "pix2struct", "vision-encoder-decoder")
+PACKED = tuple(name for name in FAMILIES if name not in PLAIN)
+
+Load = Callable[..., ImageTextModel]
+
+
+class KeepDouble(TorchDispatchMode):
+    """Leaves float64 tensors as they are where a model casts them to float32, as its norms do."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        settings = dict(kwargs or {})
+        if function is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            settings = {**settings, "dtype": torch.float64} if settings.get("dtype") == torch.float32 else settings
+        return function(*args, **settings)
+
+
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    folders: dict[str, Path] = {}
+
+    def loaded(name: str, dtype: str = "float32", **settings: Any) -> ImageTextModel:
+        if name not in folders:
+            folders[name] = save_family(name, tmp_path_factory.mktemp("family"))
+        source = resolve_model(ModelConfig(path=str(folders[name]), **settings))
+        try:
+            model = load_image_text_model(source, CPU)
+            if model.conversation.instruction is None and model.conversation.inputs.takes_text:
+                model = load_image_text_model(source, CPU, instruction="What is it?")
+        except MissingExtraError as error:
+            pytest.skip(str(error))
+        model.model.to(getattr(torch, dtype))
+        model.add_lora(LoraConfig(rank=2, targets=("all-linear",)))
+        with torch.no_grad():
+            for parameter in (p for n, p in model.trained_parameters() if ".lora_B." in n):
+                parameter.normal_(0, 0.05)
+        return model
+
+    return loaded
+
+
+def samples() -> list[ProbeSample]:
+    return [ProbeSample(image(40, 30), CAPTIONS), ProbeSample(image(30, 90, 1), CAPTIONS[1:])]
+
+
+def differences(model: ImageTextModel) -> dict[str, float]:
+    """Relative difference of the gradient of each possible computation."""
+    assert model.find_features()
+    reference = _gradient(model, samples(), features=False, packed=False)
+    ways = [(True, False)] + [(features, True) for features in (True, False) if model.decoder is not None]
+    return {
+        Computation(*way).name: float(
+            (_gradient(model, samples(), features=way[0], packed=way[1]) - reference).norm() / reference.norm()
+        )
+        for way in ways
+    }
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_decoder_shares_the_image_among_captions(load: Load, name: str) -> None:
+    model = load(name)
+    assert max(differences(model).values()) < 1e-5
+    computation = choose_computation(model, samples())
+    assert (computation.features, computation.packed) == (True, True), computation.describe()
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_only_rounding_differs_in_float64(load: Load, name: str) -> None:
+    with KeepDouble():
+        assert max(differences(load(name, "float64")).values()) < 1e-12
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_other_families_get_plain_rows_from_stored_features(load: Load, name: str) -> None:
+    computation = choose_computation(load(name), samples())
+    assert (computation.features, computation.packed) == (True, False), computation.describe()
+
+
+def test_a_model_that_mixes_captions_is_not_packed(load: Load) -> None:
+    """As recurrence or convolution over the tokens of a row does."""
+    model = load("llava")
+    assert model.decoder is not None
+    layer = model.decoder.layers[1]
+    forward = layer.forward
+
+    def mixed(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        previous = torch.nn.functional.pad(hidden_states, (0, 0, 1, 0))[:, :-1]
+        return forward(hidden_states + 0.1 * previous, *args, **kwargs)
+
+    layer.forward = MethodType(mixed, layer)
+    computation = choose_computation(model, samples())
+    assert (computation.features, computation.packed) == (True, False), computation.describe()
+
+
+def test_a_tower_that_is_trained_is_not_stored(load: Load) -> None:
+    model = load("llava")
+    tower = next(p for n, p in model.model.named_parameters() if "vision_tower" in n and n.endswith("layer_norm1.bias"))
+    tower.requires_grad_(True)
+    computation = choose_computation(model, samples())
+    assert (computation.features, computation.packed) == (False, True), computation.describe()
+
+
+def test_windows_shorter_than_the_packed_row(load: Load) -> None:
+    """Windows are measured in the plain rows; the packed row is longer than the window, and so are plain ones."""
+    model = load("gemma3")
+    text = model.model.config.get_text_config()
+    assert "sliding_attention" in text.layer_types
+    text.sliding_window = 24
+    sample = [ProbeSample(image(40, 30), tuple(f"{word} dog runs on the grass." for word in ("A", "One", "Two", "No")))]
+    computation = choose_computation(model, sample)
+    assert computation.packed, computation.describe()
+
+
+def test_half_precision_is_compared_in_a_float32_copy(load: Load) -> None:
+    model = load("qwen2_5_vl", "bfloat16")
+    computation = choose_computation(model, samples())
+    assert (computation.features, computation.packed) == (True, True)
+    assert float(dict(computation.differences)["features, packed row"]) < 1e-5
+    assert len(model.decoder.layers) == model.model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]
+
+
+def test_activation_checkpointing_repeats_masks_and_positions(load: Load) -> None:
+    model = load("llava")
+    model.find_features()
+    expected = _gradient(model, samples(), features=True, packed=True)
+    model.checkpoint_activations()
+    model.train()
+    actual = _gradient(model, samples(), features=True, packed=True)
+    assert float((actual - expected).norm() / expected.norm()) < 1e-6
