@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,17 @@ from captune.distributed import DistributedContext
 from captune.errors import ConfigError, DataError, WeightsError
 from captune.evaluation import Evaluation
 from captune.events import Listener
-from captune.features import PixelSource, pixels_of, store_root
+from captune.features import (
+    PixelSource,
+    StoreChoice,
+    StoredImages,
+    choose_store,
+    image_features_of,
+    image_pixels_of,
+    store_root,
+)
 from captune.hub import ResolvedModel
-from captune.model import CheckpointRecord, fed_tokens, save_trained
+from captune.model import CheckpointRecord, fed_tokens
 from captune.parsing import load_json
 from captune.training.preparation import prepare_images
 from captune.training.run_folder import Inspection
@@ -33,6 +41,7 @@ from captune.vlm import (
     ProbeSample,
     choose_computation,
     load_image_text_model,
+    save_adapter,
 )
 
 __all__ = ["DEFAULT_LORA", "ImageTextObjective", "load_image_text_for_training", "prepare_image_text_model"]
@@ -151,25 +160,35 @@ def prepare_image_text_model(
     model = load_image_text_for_training(source, config.train, instruction, config.seed, dist.device)
     evaluation.sign_prompt(model.backend.prompt_text(model.backend.instruction))
 
-    computation = _read_computation(output, model) if resuming else _choose(model, config, images)
+    computation, reason = _read_computation(output, model) if resuming else _choose(model, config, source, images)
 
-    exif = config.exif_rotation
+    exif, root = config.exif_rotation, store_root(config)
 
-    def pixels(files: Sequence[Path], name: str) -> Any:
-        return pixels_of(files, store_root(config), dist, exif_rotation=exif)
+    def report(name: str) -> Callable[[int, int], None]:
+        def progress(done: int, count: int) -> None:
+            if listener is not None and dist.is_main:
+                listener({"event": "features", "what": name, "done": done, "count": count})
+
+        return progress
+
+    def pixels(files: Sequence[Path], name: str) -> StoredImages[Any]:
+        return image_pixels_of(model, files, root, dist, exif_rotation=exif, on_progress=report(name))
+
+    def stored(files: Sequence[Path], name: str) -> StoredImages[Any]:
+        return image_features_of(model, source, files, root, dist, exif_rotation=exif, on_progress=report(name))
 
     data = prepare_images(
         config,
         images,
         evaluation.image_files,
-        pixels,
+        stored if computation.features else pixels,
         pixels,
         dist,
         listener,
         folder,
     )
     if dist.is_main and not resuming:
-        _write_computation(output, computation, model)
+        _write_computation(output, computation, reason, model)
     dist.barrier()
     files = [resolve_image(config.data.train, image.image) for image in data.images]
     return RunParts(
@@ -178,17 +197,23 @@ def prepare_image_text_model(
         images=data.images,
         features=data.features,
         evaluation_features=data.evaluation_features,
-        subset_features=PixelSource(files, exif_rotation=exif),
+        subset_features=PixelSource(files, exif),
         quarantined=data.quarantined,
         record=_record(model, config),
         save_checkpoint=partial(_save_checkpoint, model),
         caption=partial(evaluation.caption_images, model.backend),
-        notes={"computation": computation.name, "differences": dict(computation.differences)},
+        notes={"name": computation.name, "differences": dict(computation.differences), "store": reason},
     )
 
 
-def _choose(model: ImageTextModel, config: RunConfig, images: Sequence[Sample]) -> Computation:
-    """Compare computations on the longest samples of the run; check that their prompts are those of generation."""
+def _choose(
+    model: ImageTextModel, config: RunConfig, source: ResolvedModel, images: Sequence[Sample]
+) -> tuple[Computation, str]:
+    """Compare computations on the longest samples of the run; check that their prompts are those of generation.
+
+    Returns:
+        The choice, and why image features are stored or not.
+    """
     optimizations = config.train.enabled_optimizations
     per_sample = config.train.captions_per_image if config.train.caption_targets == "separate" else 1
     captioned = [image for image in images if image.captions]
@@ -208,17 +233,28 @@ def _choose(model: ImageTextModel, config: RunConfig, images: Sequence[Sample]) 
     samples += [ProbeSample(samples[0].image, samples[0].captions, text) for text in config.train.instructions]
     for sample in samples:
         model.conversation.check(sample.image, sample.captions[0], sample.instruction)
+    files = [resolve_image(config.data.train, image.image) for image in images]
+    setting = config.train.feature_store
+    store = StoreChoice(False, "Image features are not stored: they depend on trained parts.")
+    if model.find_features() and not (model.features_depend_on_prompt and config.train.instructions):
+        store = choose_store(model, source, files, store_root(config), setting, exif_rotation=config.exif_rotation)
+    elif setting is True:
+        raise ConfigError(
+            f"train.feature_store is true, and the image features of {model.name} change in training or with the "
+            "prompt; set it to auto."
+        )
+    logger.info(store.reason)
     dropout = (config.train.lora or DEFAULT_LORA).dropout
     model.train(not dropout)
     computation = choose_computation(
         model,
         samples,
-        features=False,
+        features=store.stored,
         packed=optimizations.shared_prefix and optimizations.target_logits,
     )
     model.eval()
     logger.info("the loss is computed from %s", computation.describe())
-    return computation
+    return computation, store.reason
 
 
 def _record(model: ImageTextModel, config: RunConfig) -> CheckpointRecord:
@@ -234,26 +270,37 @@ def _record(model: ImageTextModel, config: RunConfig) -> CheckpointRecord:
         step=0,
         seed=config.seed,
         captune=__version__,
+        lora=_lora_settings(config.train) if model.adapter is not None else None,
+        kind="transformers",
+        trained=config.train.parts or ("lora",),
+        max_pixels=config.model.max_pixels,
+        min_pixels=config.model.min_pixels,
     )
 
 
+def _lora_settings(train: TrainConfig) -> dict[str, Any]:
+    lora = train.lora or DEFAULT_LORA
+    return {"r": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets), "dropout": lora.dropout}
+
+
 def _save_checkpoint(model: ImageTextModel, folder: Path, record: CheckpointRecord) -> None:
-    save_trained(folder, model.trained_state(), record)
+    save_adapter(folder, model, record)
 
 
-def _write_computation(output: Path, computation: Computation, model: ImageTextModel) -> None:
+def _write_computation(output: Path, computation: Computation, reason: str, model: ImageTextModel) -> None:
     """Write how the loss is computed and the prompt, which must be the same when the run resumes."""
     content = {
         "features": computation.features,
         "packed": computation.packed,
         "differences": dict(computation.differences),
+        "store": reason,
         "prompt": model.backend.prompt(),
     }
     with atomic_file(output / COMPUTATION, "w") as stream:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _read_computation(output: Path, model: ImageTextModel) -> Computation:
+def _read_computation(output: Path, model: ImageTextModel) -> tuple[Computation, str]:
     """How the loss of an unfinished run is computed, so that it resumes with equal numbers.
 
     Raises:
@@ -275,4 +322,4 @@ def _read_computation(output: Path, model: ImageTextModel) -> Computation:
         )
     if computation.features:
         model.find_features()
-    return computation
+    return computation, str(content.get("store", ""))
