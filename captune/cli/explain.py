@@ -104,7 +104,9 @@ def _conversation(settings: RunConfig, sample: Sample, caption: int, *, placehol
     from captune.hub import resolve_model
     from captune.vlm import weightless_model
 
-    model = weightless_model(resolve_model(settings.model), instruction=settings.model.instruction)
+    # The default of the configuration is a sentence; some families have task prompts.
+    instruction = settings.model.instruction if "instruction" in settings.model.model_fields_set else None
+    model = weightless_model(resolve_model(settings.model), instruction=instruction)
     if placeholder:
         image, others = Image.new("RGB", PLACEHOLDER_SIZE, (127, 127, 127)), []
     else:

@@ -143,6 +143,11 @@ class Conversation:
             # Other tensors that grow have no part in the row, such as the ids of a Q-Former, which reads the prompt.
             if dimension >= 0 and "input_ids" in prompt and value.shape[dimension] == prompt["input_ids"].shape[1]:
                 ends[name] = (dimension, longer.narrow(dimension, longer.shape[dimension] - 1, 1))
+        if "input_ids" in prompt and "input_ids" not in ends:
+            raise WeightsError(
+                f"The processor of {self.inputs.name} returns as many tokens for a prompt as for the prompt with a "
+                "caption, so it truncates texts; remove max_length and truncation from its settings."
+            )
         return ends
 
     def complete(self, image: Image.Image, caption: str, instruction: str | None = None) -> dict[str, Tensor]:

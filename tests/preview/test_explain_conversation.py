@@ -204,21 +204,26 @@ def test_end_that_does_not_stop_generation(with_template: Callable[..., Path]) -
 
 
 def test_truncated_prompt(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that keeps the last 60 tokens cuts image tokens."""
+    """A processor that keeps the last 48 tokens cuts image tokens."""
     right = ModelInputs.batch
+    cut: list[bool] = []
 
-    def batch(self: ModelInputs, *given: Any, **settings: Any) -> Any:
-        made = right(self, *given, **settings)
+    def batch(self: ModelInputs, *given: Any, is_continued: bool = True, **settings: Any) -> Any:
+        made = right(self, *given, is_continued=is_continued, **settings)
         length = made["input_ids"].shape[1]
         for name, value in made.items():
-            if value.ndim == 2 and value.shape[1] == length:
-                made[name] = value[:, -60:]
+            if not name.startswith("image") and value.shape[1] == length and is_continued in cut:
+                made[name] = value[:, -48:]
         return made
 
     monkeypatch.setattr(ModelInputs, "batch", batch)
+    cut.append(True)
     explanation = explained(qwen)
-    assert "image tokens" in failed(explanation)
+    assert {"image tokens", "conversation"} <= failed(explanation)
     assert "are cut" in reason(explanation, "image tokens")
+    cut.append(False)
+    with pytest.raises(WeightsError, match="truncates texts"):
+        explained(qwen)
 
 
 def test_second_bos(with_template: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
