@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias, overload
 
@@ -118,10 +119,10 @@ class VariableShape:
         for number in range(sum(name.startswith("values.") for name in tensors)):
             values, rows = tensors[f"values.{number}"], tensors[f"shapes.{number}"].tolist()
             shapes = [tuple(length for length in row if length >= 0) for row in rows]
-            ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0).tolist()
-            if len(shapes) != count or [len(values)] != ends[-1:]:
-                raise ValueError(f"it holds {len(values):,} values for shapes of {sum(map(math.prod, shapes)):,}")
-            parts.append((values, shapes, [0, *ends]))
+            ends = list(accumulate(map(math.prod, shapes), initial=0))
+            if len(shapes) != count or values.shape != (ends[-1],):
+                raise ValueError(f"it holds values of shape {list(values.shape)} for shapes of {ends[-1]:,} values")
+            parts.append((values, shapes, ends))
 
         def image(row: int) -> ImageFeatures:
             kept = (values[ends[row] : ends[row + 1]].view(shapes[row]) for values, shapes, ends in parts)

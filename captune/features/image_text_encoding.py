@@ -32,7 +32,7 @@ from captune.vlm import ImageFeatures, ImageTextModel
 
 __all__ = ["StoreChoice", "choose_store", "forecast_bytes", "image_features_of", "image_pixels_of"]
 
-_SHARD_BYTES = 1 << 28
+_SHARD_BYTES = 1 << 27
 """A shard is written when it has so many bytes, or `SHARD` images; a killed run computes at most those again."""
 _SAMPLE = 8
 _AHEAD = 16
@@ -108,6 +108,7 @@ def _encode_missing(
     """Compute and store features; returns the images without features."""
     unreadable: list[UnreadableImage] = []
     shard: list[tuple[bytes, ImageFeatures]] = []
+    size = 0
 
     def write() -> None:
         if shard:
@@ -121,10 +122,12 @@ def _encode_missing(
         features = _encoded(model, image, files[index], instruction)
         if isinstance(features, ImageFeatures):
             shard.append((contents[index], features))
+            size += features.nbytes
         else:
             unreadable.append(UnreadableImage(index, features))
-        if len(shard) >= SHARD or sum(item.nbytes for _, item in shard) >= _SHARD_BYTES:
+        if len(shard) >= SHARD or size >= _SHARD_BYTES:
             write()
+            size = 0
         if on_progress is not None:
             on_progress(done, len(missing))
     write()

@@ -20,8 +20,16 @@ __all__ = ["ImageTextIdentity", "feature_identity"]
 
 FORMAT = "image-text-1"
 _PROBE_SIZE = (64, 64)
-_NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-"""Entries of configurations on which features do not depend, or which are recorded otherwise."""
+_NO_SETTINGS = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Entries of configurations on which features do not depend, or which the hash of the weights includes."""
 _NO_IMAGE_SETTINGS = ("auto_map", "chat_template", "processor_class", "tokenizer", "video_processor")
 
 

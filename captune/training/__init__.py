@@ -8,10 +8,10 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.training.equivalence import CheckedObjective
+    from captune.training.feature_stage import store_features
     from captune.training.minigpt4 import load_for_training
     from captune.training.optimizer import learning_rate
     from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
-    from captune.training.preparation import store_features
     from captune.training.run_folder import checkpoint_folders
     from captune.training.samples import TrainingSamples
     from captune.training.trainer import TrainStep, train
@@ -39,7 +39,7 @@ __getattr__ = lazy_names(
         "optimizer": ["learning_rate"],
         "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
         "minigpt4": ["load_for_training"],
-        "preparation": ["store_features"],
+        "feature_stage": ["store_features"],
         "run_folder": ["checkpoint_folders"],
         "samples": ["TrainingSamples"],
         "trainer": ["TrainStep", "train"],

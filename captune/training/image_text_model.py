@@ -44,7 +44,13 @@ from captune.vlm import (
     save_adapter,
 )
 
-__all__ = ["DEFAULT_LORA", "ImageTextObjective", "load_image_text_for_training", "prepare_image_text_model"]
+__all__ = [
+    "DEFAULT_LORA",
+    "ImageTextObjective",
+    "configured_instruction",
+    "load_image_text_for_training",
+    "prepare_image_text_model",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +140,12 @@ def load_image_text_for_training(
     return model
 
 
+def configured_instruction(config: RunConfig) -> str | None:
+    """The instruction of a run; None is the family's default."""
+    # The default of the configuration is a sentence; some families have task prompts.
+    return config.model.instruction if "instruction" in config.model.model_fields_set else None
+
+
 def prepare_image_text_model(
     config: RunConfig,
     source: ResolvedModel,
@@ -155,13 +167,12 @@ def prepare_image_text_model(
         folder: status of a new run's output folder, which is made ready; None if the run resumes.
     """
     output, resuming = config.output, folder is None
-    # The default of the configuration is a sentence; some families have task prompts.
-    instruction = config.model.instruction if "instruction" in config.model.model_fields_set else None
-    model = load_image_text_for_training(source, config.train, instruction, config.seed, dist.device)
+    model = load_image_text_for_training(source, config.train, configured_instruction(config), config.seed, dist.device)
     evaluation.sign_prompt(model.backend.prompt_text(model.backend.instruction))
 
-    computation, reason = _read_computation(output, model) if resuming else _choose(model, config, source, images)
-
+    choice = _read_computation(output, model) if resuming else _choose(model, config, source, images)
+    # Free disk space and rounding may differ between processes.
+    computation, reason = dist.all_gather(choice)[0]
     exif, root = config.exif_rotation, store_root(config)
 
     def report(name: str) -> Callable[[int, int], None]:

@@ -14,25 +14,22 @@ from typing import Any
 
 from captune.config import RunConfig
 from captune.data import Sample, atomic_file, resolve_image
-from captune.distributed import DistributedContext, distributed_context
+from captune.distributed import DistributedContext
 from captune.errors import DataError
-from captune.evaluation import evaluation_set, training_images
 from captune.events import Listener
 from captune.features import StoredImages, features_of, store_root
-from captune.hub import ResolvedModel, resolve_model
+from captune.hub import ResolvedModel
 from captune.parsing import load_json
 from captune.training.run_folder import Inspection, open_run_folder
 
 __all__ = [
     "QUARANTINE",
-    "FeatureStage",
     "RunImages",
     "drop_unreadable",
     "prepare_images",
     "record_images",
     "record_quarantine",
     "run_features",
-    "store_features",
 ]
 
 QUARANTINE = "quarantine.json"
@@ -40,19 +37,6 @@ IMAGES = "images.json"
 PROMPT = "prompt.json"
 MAX_UNREADABLE = 0.1
 """Share of the training images; where more are unreadable, something else is wrong, such as the folder."""
-
-
-@dataclass(frozen=True)
-class FeatureStage:
-    """The result of encoding all images of a run.
-
-    Attributes:
-        folder: of the feature store.
-        broken: why some images have no features.
-    """
-
-    folder: Path
-    broken: tuple[str, ...]
 
 
 FeaturesOf = Callable[[Sequence[Path], str], StoredImages]
@@ -84,28 +68,6 @@ def run_features(
             listener({"event": "features", "what": name, "done": done, "count": count})
 
     return features_of(source, files, store_root(config), dist, exif_rotation=config.exif_rotation, on_progress=report)
-
-
-def store_features(config: RunConfig, listener: Listener | None = None) -> FeatureStage:
-    """Store the features of a run's training and evaluation images.
-
-    Args:
-        config: of the run.
-        listener: receives the progress.
-
-    Raises:
-        InputError: configuration, data or model cannot be used.
-    """
-    source = resolve_model(config.model)
-    files = [resolve_image(config.data.train, image.image) for image in training_images(config)]
-    evaluated = evaluation_set(config, listener)
-    test_files = [resolve_image(evaluated.manifest, image.image) for image in evaluated.images]
-    with distributed_context() as dist:
-        stored = [
-            run_features(source, config, files, "training images", dist=dist, listener=listener),
-            run_features(source, config, test_files, "evaluation images", dist=dist, listener=listener),
-        ]
-    return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.unreadable))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -129,6 +130,14 @@ def test_a_shard_of_other_features_is_refused(tmp_path: Path) -> None:
         open_shard(path, FixedShape(2, 3, torch.bfloat16))
     with pytest.raises(ValueError, match="shape"):
         open_shard(path, FixedShape(2, 4, torch.float32))
+
+
+def test_the_layout_of_shards_and_the_names_of_stores_do_not_change(tmp_path: Path) -> None:
+    """Stores of earlier versions are read as they are."""
+    features = torch.arange(12, dtype=torch.float32).view(2, 2, 3)
+    path = write_shard(tmp_path, [bytes(range(16)), bytes(range(16, 32))], features, FixedShape(2, 3, torch.float32))
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "c1ad46d88e3fe383"
+    assert identity().key == "eb6f48c71d8c7574"
 
 
 def test_reading_maps_and_does_not_load(tmp_path: Path) -> None:
