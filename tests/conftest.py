@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -15,6 +16,13 @@ CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Save the measured coverage: pytest-xdist kills a worker that takes more than 10 seconds to exit."""
+    if "coverage" in sys.modules and (measurement := sys.modules["coverage"].Coverage.current()):
+        measurement.save()
 
 
 @pytest.fixture(scope="session", autouse=True)
