@@ -31,8 +31,7 @@ from captune.explain.checks import (
     stop_ends,
 )
 from captune.model import HuggingFaceTokenizer
-from captune.vlm import ImageTextModel
-from captune.vlm.decoder import PackedRow
+from captune.vlm import ImageTextModel, PackedRow
 
 __all__ = ["Sides", "conversation_checks"]
 
@@ -266,8 +265,8 @@ def _packed_row(sides: Sides) -> tuple[Status, str]:
     length = len(sides.trace.prompt)
     captions = [model.conversation.target_ids(text) for text in sides.captions]
     row = PackedRow.of(length, captions)
-    wanted = [(list(ids[:number]), target) for ids in captions for number, target in enumerate(ids)]
-    for (before, target), state, actual in zip(wanted, row.states.tolist(), row.targets.tolist(), strict=True):
+    expected = [(list(ids[:number]), target) for ids in captions for number, target in enumerate(ids)]
+    for (before, target), state, actual in zip(expected, row.states.tolist(), row.targets.tolist(), strict=True):
         columns = [n for n in row.visible[state].nonzero().flatten().tolist() if n >= length]
         context = [row.ids[column - length] for column in columns]
         if context != before or actual != target or row.columns[columns].tolist() != list(

@@ -9,6 +9,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.vlm.computation import Computation, ProbeSample, choose_computation
     from captune.vlm.conversation import Conversation, PromptRow
+    from captune.vlm.decoder import PackedRow
     from captune.vlm.files import load_adapter, save_adapter
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model, set_pixel_limits
@@ -21,6 +22,7 @@ __all__ = [
     "FeatureCall",
     "ImageFeatures",
     "ImageTextModel",
+    "PackedRow",
     "ProbeSample",
     "PromptRow",
     "choose_computation",
@@ -37,6 +39,7 @@ __getattr__ = lazy_names(
     {
         "computation": ["Computation", "ProbeSample", "choose_computation"],
         "conversation": ["Conversation", "PromptRow"],
+        "decoder": ["PackedRow"],
         "files": ["load_adapter", "save_adapter"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model", "set_pixel_limits"],

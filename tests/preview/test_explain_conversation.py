@@ -178,7 +178,7 @@ def test_missing_end_of_turn(with_template: Callable[..., Path], monkeypatch: py
     assert explanation.holds
     assert "writes no end of turn" in reason(explanation, "conversation")
     right = Conversation._target_ids
-    monkeypatch.setattr(Conversation, "_target_ids", lambda self, *given: right(self, *given)[:-1])
+    monkeypatch.setattr(Conversation, "_target_ids", lambda self, *args: right(self, *args)[:-1])
     assert {"end of turn", "stop ends decoding"} <= failed(explained(folder))
 
 
@@ -189,7 +189,7 @@ def test_double_end_of_turn(with_template: Callable[..., Path], monkeypatch: pyt
     assert sum(target in explanation.trace.targets[-1:] for target in explanation.trace.targets) == 1
     right = Conversation._target_ids
     monkeypatch.setattr(
-        Conversation, "_target_ids", lambda self, *given: (*right(self, *given), right(self, *given)[-1])
+        Conversation, "_target_ids", lambda self, *args: (*right(self, *args), right(self, *args)[-1])
     )
     assert {"end of turn", "stop ends decoding"} <= failed(explained(folder))
 
@@ -208,8 +208,8 @@ def test_truncated_prompt(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ModelInputs.batch
     cut: list[bool] = []
 
-    def batch(self: ModelInputs, *given: Any, is_continued: bool = True, **settings: Any) -> Any:
-        made = right(self, *given, is_continued=is_continued, **settings)
+    def batch(self: ModelInputs, *args: Any, is_continued: bool = True, **settings: Any) -> Any:
+        made = right(self, *args, is_continued=is_continued, **settings)
         length = made["input_ids"].shape[1]
         for name, value in made.items():
             if not name.startswith("image") and value.shape[1] == length and is_continued in cut:
@@ -247,8 +247,8 @@ def test_missing_token_types(family: str, tmp_path: Path, monkeypatch: pytest.Mo
     folder = save_family(family, tmp_path / "model")
     right = PromptRow.rows
 
-    def without(self: PromptRow, *given: Any) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in right(self, *given).items() if name != "token_type_ids"}
+    def without(self: PromptRow, *args: Any) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in right(self, *args).items() if name != "token_type_ids"}
 
     monkeypatch.setattr(PromptRow, "rows", without)
     assert failed(explained(folder)) == {"token types"}
@@ -288,8 +288,8 @@ def test_another_image_in_training(qwen: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_captions_that_see_each_other(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = PackedRow.of.__func__  # type: ignore[attr-defined]
 
-    def of(cls: type[PackedRow], *given: Any) -> PackedRow:
-        row = right(cls, *given)
+    def of(cls: type[PackedRow], *args: Any) -> PackedRow:
+        row = right(cls, *args)
         row.visible[:] = torch.ones_like(row.visible).tril()
         return row  # type: ignore[no-any-return]
 
