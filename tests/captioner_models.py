@@ -22,7 +22,7 @@ from transformers import (
     Qwen2VLProcessor,
 )
 
-from captune.captioner.loading import DisabledVideoProcessor, disable_video_processor
+from captune.captioner.processor import DisabledVideoProcessor, disable_video_processor
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 TEXT = {

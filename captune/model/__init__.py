@@ -9,13 +9,17 @@ from captune.model.chat_template import count_bos, warn_date_is_fixed, with_fixe
 from captune.model.checkpoint import (
     ADAPTER,
     CheckpointRecord,
+    fetch_checkpoint,
     is_checkpoint,
     load_trained,
     load_tuned,
+    mark_tuned,
     read_record,
     restore_chat_template,
     save_trained,
     tensor_file,
+    trained_hash,
+    tuned_instruction,
 )
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import decoder_layers, is_batch_invariant, is_sharded
@@ -107,6 +111,7 @@ __all__ = [
     "decoder_layers",
     "default_device",
     "fed_tokens",
+    "fetch_checkpoint",
     "generation_memory",
     "hidden_states",
     "is_batch_invariant",
@@ -120,6 +125,7 @@ __all__ = [
     "load_tokenizer",
     "load_trained",
     "load_tuned",
+    "mark_tuned",
     "measure_model",
     "official_checkpoint",
     "pack",
@@ -132,7 +138,9 @@ __all__ = [
     "save_trained",
     "saved_bytes",
     "tensor_file",
+    "trained_hash",
     "training_memory",
+    "tuned_instruction",
     "warn_date_is_fixed",
     "with_fixed_clock",
     "with_hidden_states",

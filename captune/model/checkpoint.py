@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -43,14 +44,20 @@ __all__ = [
     "is_checkpoint",
     "load_trained",
     "load_tuned",
+    "mark_tuned",
     "read_record",
     "read_trained",
+    "require_kind",
     "restore_chat_template",
     "save_trained",
     "tensor_file",
+    "trained_hash",
+    "tuned_instruction",
 ]
 
 FORMAT = 1
+_DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a checkpoint of a transformers model on the hub: weights, settings and its processor."""
 TRAINED, ADAPTER = "trained.safetensors", "adapter_model.safetensors"
 """Names of the file with the trained tensors: captune's, and peft's."""
 _HASH = "sha256"
@@ -153,6 +160,12 @@ def tensor_file(folder: Path) -> Path:
     return folder / (ADAPTER if (folder / ADAPTER).is_file() else TRAINED)
 
 
+def trained_hash(folder: Path) -> str:
+    """Hash of a checkpoint's trained tensors, 16 hexadecimal digits, from its record."""
+    described = load_json((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    return str(described.get(_HASH, ""))[:16]
+
+
 def read_trained(folder: Path) -> dict[str, Tensor]:
     """Read the trained tensors of a checkpoint.
 
@@ -202,8 +215,7 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
         WeightsError: the checkpoint is broken, or belongs to other frozen or trained parts.
     """
     record = read_record(folder)
-    if record.kind != "transformers":
-        raise WeightsError(f"{folder} is a checkpoint of a MiniGPT-4, and this model is one of transformers.")
+    require_kind(record, "transformers", folder)
     state = read_trained(folder)
     path = tensor_file(folder)
     what = f"The checkpoint {path}"
@@ -237,6 +249,20 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
     return record, None
 
 
+def require_kind(record: CheckpointRecord, kind: str, folder: Path) -> None:
+    """Refuse the checkpoint of another kind of model.
+
+    Raises:
+        WeightsError: the record is of another kind.
+    """
+    if record.kind != kind:
+        names = {"minigpt4": "a MiniGPT-4", "transformers": "a transformers model"}
+        raise WeightsError(
+            f"{folder} is a checkpoint of {names.get(record.kind, record.kind)}, {record.model}, and not of "
+            f"{names[kind]}; give a checkpoint of this model."
+        )
+
+
 def _check_frozen(frozen: str, record: CheckpointRecord, folder: Path) -> None:
     """Refuse a model with other frozen parts than a checkpoint's."""
     if record.frozen != frozen:
@@ -260,8 +286,7 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
         WeightsError: the checkpoint is broken or belongs to other frozen parts.
     """
     record = read_record(folder)
-    if record.kind != "minigpt4":
-        raise WeightsError(f"{folder} is a checkpoint of the transformers model {record.model}, not of a MiniGPT-4.")
+    require_kind(record, "minigpt4", folder)
     if record.lora is not None and model.config.lora is None:
         settings = dict(record.lora)
         attach_lora(model, rank=settings["r"], alpha=settings["alpha"], targets=settings["targets"])
@@ -313,7 +338,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def fetch_checkpoint(name: str | Path, **hub_options: Any) -> Path | None:
-    """The folder of a checkpoint, downloaded from the hub if necessary; None if the name is that of a complete model.
+    """The folder of a checkpoint, downloaded from the hub if necessary; None if the name is not that of a checkpoint.
 
     Args:
         name: a folder, or a hub id.
@@ -324,9 +349,27 @@ def fetch_checkpoint(name: str | Path, **hub_options: Any) -> Path | None:
 
     try:
         record = fetch_file(name, "checkpoint.json", **hub_options)
+        if record is None or fetch_file(name, "config.json", **hub_options) is not None:
+            return None
+        if read_record(record.parent).kind == "transformers":
+            return Path(snapshot_download(str(name), allow_patterns=list(_DOWNLOADED), **hub_options))
     except OSError:
         # Loading the model reports what is wrong with the name.
         return None
-    if record is None or fetch_file(name, "config.json", **hub_options) is not None:
-        return None
-    return None if fetch_file(name, "trained.safetensors", **hub_options) is None else record.parent
+    return None if fetch_file(name, TRAINED, **hub_options) is None else record.parent
+
+
+_TUNED = "captune"
+"""Name of captune's settings in the configuration of a transformers model."""
+
+
+def mark_tuned(config: Any, record: CheckpointRecord) -> None:
+    """Store the instruction of a checkpoint in the configuration of the merged model."""
+    setattr(config, _TUNED, {"instruction": record.instruction, "base_model": record.model, "captune": record.captune})
+
+
+def tuned_instruction(config: Any) -> str | None:
+    """The instruction that a transformers model was tuned with, if captune tuned and merged it."""
+    marked = getattr(config, _TUNED, None)
+    text = marked.get("instruction") if isinstance(marked, dict) else None
+    return text if isinstance(text, str) and text.strip() else None

@@ -16,7 +16,7 @@ from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.hub import ResolvedModel, locate_model, resolve_model
 from captune.model.build import build_model, config_and_processor_of_parts
-from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record
+from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record, require_kind
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
@@ -103,6 +103,7 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
     # The revision is that of the checkpoint, not of its model.
     options.pop("revision", None)
     record = read_record(folder)
+    require_kind(record, "minigpt4", folder)
     if record.parts is not None and base_model is None:
         try:
             model = build_model(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from captune.vlm.decoder import PackedRow
     from captune.vlm.files import load_adapter, save_adapter
     from captune.vlm.image_features import FeatureCall, ImageFeatures
-    from captune.vlm.loading import is_image_text_model, load_image_text_model, set_pixel_limits
+    from captune.vlm.loading import is_image_text_model, load_image_text_model
     from captune.vlm.model import ImageTextModel
     from captune.vlm.weightless import weightless_model
 
@@ -30,7 +30,6 @@ __all__ = [
     "load_adapter",
     "load_image_text_model",
     "save_adapter",
-    "set_pixel_limits",
     "weightless_model",
 ]
 
@@ -42,7 +41,7 @@ __getattr__ = lazy_names(
         "decoder": ["PackedRow"],
         "files": ["load_adapter", "save_adapter"],
         "image_features": ["FeatureCall", "ImageFeatures"],
-        "loading": ["is_image_text_model", "load_image_text_model", "set_pixel_limits"],
+        "loading": ["is_image_text_model", "load_image_text_model"],
         "model": ["ImageTextModel"],
         "weightless": ["weightless_model"],
     },

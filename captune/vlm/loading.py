@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 import torch
 
-from captune.captioner import complete_settings, image_text_config, load_processor
-from captune.errors import ConfigError
+from captune.captioner import complete_settings, image_text_config, load_processor, set_pixel_limits
 from captune.hub import ResolvedModel
 from captune.model import MiniGPT4Config, compute_dtype, quantization_config
 from captune.vlm.decoder import Decoder
 from captune.vlm.model import ImageTextModel
 from captune.weights import load_strictly
 
-__all__ = ["is_image_text_model", "load_image_text_model", "set_pixel_limits"]
+__all__ = ["is_image_text_model", "load_image_text_model"]
 
 logger = logging.getLogger(__name__)
-
-_LIMITS = {"max_pixels": "longest_edge", "min_pixels": "shortest_edge"}
-"""Names of the pixel limits, and of the same numbers in a processor's `size`."""
 
 
 def is_image_text_model(source: ResolvedModel) -> bool:
@@ -84,34 +79,3 @@ def _kept_modules(config: Any) -> list[str]:
     outside = [name for name in names if not name.startswith(f"{path}.")]
     tops = [name for name in outside if name.rpartition(".")[0] not in outside]
     return sorted({*tops, "lm_head"})
-
-
-def set_pixel_limits(processor: Any, source: ResolvedModel) -> None:
-    """Set the pixel limits of a processor's images.
-
-    Raises:
-        ConfigError: it has no such limits.
-    """
-    images = processor.image_processor
-    for name, edge in _LIMITS.items():
-        value = getattr(source, name)
-        if value is None:
-            continue
-        size = getattr(images, "size", None)
-        if not _has_pixel_limits(images):
-            raise ConfigError(
-                f"model.{name} is {value:,}, and the processor of {source.name} has no pixel limits: its size is "
-                f"{size}; set model.{name} to null."
-            )
-        if hasattr(images, name):
-            setattr(images, name, value)
-        if size is not None and edge in size:
-            images.size = type(size)(**{**dict(size), edge: value})
-
-
-def _has_pixel_limits(images: Any) -> bool:
-    """Whether an image processor scales images to a number of pixels, not to a side length."""
-    kinds = type(images).__mro__
-    return any(
-        "max_pixels" in getattr(getattr(kind, "valid_kwargs", None), "__annotations__", {}) for kind in kinds
-    ) or (any(hasattr(sys.modules.get(kind.__module__), "smart_resize") for kind in kinds))

@@ -17,7 +17,7 @@ from vision_families import FAMILIES, save_family
 from captune.bulk.shards import Item
 from captune.bulk.work import Captions, caption_entries
 from captune.captioner import Captioner, TransformersBackend
-from captune.captioner.loading import load_processor
+from captune.captioner.processor import load_processor
 from captune.captioner.transformers_model import strip_prompt
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, InputError, MissingExtraError, RefusedImagesError, WeightsError
