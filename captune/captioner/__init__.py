@@ -8,10 +8,16 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.captioner.captioner import CaptionBackend, Captioner
-    from captune.captioner.loading import image_text_config, probe_scores, require_effect
+    from captune.captioner.loading import checkpoint_base, image_text_config, probe_scores, require_effect
     from captune.captioner.minigpt4 import MiniGPT4Backend
     from captune.captioner.model_inputs import ModelInputs, probe_images
-    from captune.captioner.processor import complete_settings, load_processor, processor_folder, set_pixel_limits
+    from captune.captioner.processor import (
+        complete_settings,
+        copy_processor,
+        load_processor,
+        processor_folder,
+        set_pixel_limits,
+    )
     from captune.captioner.transformers_model import TransformersBackend, end_token_ids
 
 __all__ = [
@@ -20,7 +26,9 @@ __all__ = [
     "MiniGPT4Backend",
     "ModelInputs",
     "TransformersBackend",
+    "checkpoint_base",
     "complete_settings",
+    "copy_processor",
     "end_token_ids",
     "image_text_config",
     "load_processor",
@@ -35,10 +43,10 @@ __getattr__ = lazy_names(
     __name__,
     {
         "captioner": ["CaptionBackend", "Captioner"],
-        "loading": ["image_text_config", "probe_scores", "require_effect"],
+        "loading": ["checkpoint_base", "image_text_config", "probe_scores", "require_effect"],
         "minigpt4": ["MiniGPT4Backend"],
         "model_inputs": ["ModelInputs", "probe_images"],
-        "processor": ["complete_settings", "load_processor", "processor_folder", "set_pixel_limits"],
+        "processor": ["complete_settings", "copy_processor", "load_processor", "processor_folder", "set_pixel_limits"],
         "transformers_model": ["TransformersBackend", "end_token_ids"],
     },
 )

@@ -47,7 +47,7 @@ from captune.weights import (
     unreadable_reason,
 )
 
-__all__ = ["image_text_config", "load_backend", "probe_scores", "require_effect"]
+__all__ = ["checkpoint_base", "image_text_config", "load_backend", "probe_scores", "require_effect"]
 
 
 def load_backend(
@@ -115,22 +115,18 @@ def _load_tuned(
     checkpoint: Path, record: CheckpointRecord, dtype: str, device: torch.device, settings: dict[str, Any]
 ) -> TransformersBackend:
     """Load a checkpoint of a run with its base model, a transformers model."""
-    if tensor_file(checkpoint).name == ADAPTER:
-        base, base_name = _resolve_base(checkpoint)
-    else:
-        base_name = f"{record.model} (base model of the checkpoint {checkpoint})"
-        try:
-            base = resolve_model(record.model)
-        except WeightsError as error:
-            raise WeightsError(
-                f"The checkpoint {checkpoint} was trained on the model {record.model}, which cannot be loaded: {error} "
-                "If it has moved, change 'model' in its checkpoint.json."
-            ) from error
-    base = replace(base, dtype=dtype, max_pixels=record.max_pixels, min_pixels=record.min_pixels)
+    base, base_name = checkpoint_base(checkpoint, record)
+    base = replace(base, dtype=dtype)
     config = image_text_config(base.path, base_name)
     settings = {**settings, "instruction": settings["instruction"] or record.instruction or None}
     backend = _load_transformers(
-        base, config, base_name, device, settings, checkpoint, lambda model: load_tuned(model, checkpoint)[1]
+        base,
+        config,
+        base_name,
+        device,
+        settings,
+        checkpoint,
+        lambda model: load_tuned(model.requires_grad_(False), checkpoint)[1],
     )
     backend.fingerprint += f"-{trained_hash(checkpoint)}"
     return backend
@@ -174,6 +170,26 @@ def _load_transformers(
     if wrapped is not None and tuned is not None:
         require_effect(wrapped, tuned, lambda: probe_scores(backend))
     return backend
+
+
+def checkpoint_base(checkpoint: Path, record: CheckpointRecord) -> tuple[ResolvedModel, str]:
+    """The transformers model that a checkpoint was trained on, with its pixel limits, and its name in messages.
+
+    Raises:
+        WeightsError: it does not exist.
+    """
+    if tensor_file(checkpoint).name == ADAPTER:
+        base, name = _resolve_base(checkpoint)
+    else:
+        name = f"{record.model} (base model of the checkpoint {checkpoint})"
+        try:
+            base = resolve_model(record.model)
+        except WeightsError as error:
+            raise WeightsError(
+                f"The checkpoint {checkpoint} was trained on the model {record.model}, which cannot be loaded: {error} "
+                "If it has moved, change 'model' in its checkpoint.json."
+            ) from error
+    return replace(base, max_pixels=record.max_pixels, min_pixels=record.min_pixels), name
 
 
 def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:

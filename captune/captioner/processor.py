@@ -6,11 +6,15 @@ missing. Settings that older releases did not save are completed from the model'
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers.image_processing_utils import BaseImageProcessor
 
 from captune.common import error_text
@@ -24,12 +28,27 @@ __all__ = [
     "DisabledVideoProcessor",
     "ImageOnlyProcessor",
     "complete_settings",
+    "copy_processor",
     "disable_video_processor",
     "load_processor",
     "processor_folder",
     "set_pixel_limits",
 ]
 
+_FILES = (
+    "*processor*.json",
+    "token*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*tokenizer/*",
+)
+"""Names of the files of a processor and its tokenizers."""
 _LIMITS = {"max_pixels": "longest_edge", "min_pixels": "shortest_edge"}
 """Names of the pixel limits, and of the same numbers in a processor's `size`."""
 
@@ -51,7 +70,8 @@ def load_processor(path: str, config: Any, name: str) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a processor's own code may raise anything
-        if "torchvision" in str(error).lower():
+        # An adapter's folder has no config.json, from which the library would tell the kind of the video processor.
+        if any(words in str(error).lower() for words in ("torchvision", "unrecognized video processor")):
             processor = _without_videos(path, config, name)
         elif isinstance(error, ImportError):
             raise missing_library(f"The processor of {name}", error) from error
@@ -217,6 +237,50 @@ def _has_pixel_limits(images: Any) -> bool:
     return any(
         "max_pixels" in getattr(getattr(kind, "valid_kwargs", None), "__annotations__", {}) for kind in kinds
     ) or (any(hasattr(sys.modules.get(kind.__module__), "smart_resize") for kind in kinds))
+
+
+def copy_processor(source: ResolvedModel, folder: Path) -> None:
+    """Copy the files of a model's processor; pixel limits are written into its settings.
+
+    The files are copied and not saved again, since a processor that is loaded without torchvision lacks the settings of
+    its part for videos.
+
+    Args:
+        source: the model and its pixel limits.
+        folder: the copy.
+
+    Raises:
+        ConfigError: the processor has no pixel limits.
+    """
+    root = Path(source.path)
+    if not root.is_dir():
+        root = Path(snapshot_download(source.path, allow_patterns=list(_FILES)))
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = file.relative_to(root).as_posix()
+        if any(fnmatch(name, pattern) for pattern in _FILES) and not name.startswith("."):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+    limits = {name: value for name in _LIMITS if (value := getattr(source, name)) is not None}
+    for name, part in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        file = folder / name
+        if not limits or not file.is_file():
+            continue
+        content = load_json(file.read_text(encoding="utf-8"))
+        settings = content if part is None else content.get(part)
+        if settings is not None:
+            _write_limits(settings, limits)
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_limits(settings: dict[str, Any], limits: dict[str, int]) -> None:
+    """Set pixel limits in an image processor's settings, under the names that these have."""
+    for name, value in limits.items():
+        size, edge = settings.get("size"), _LIMITS[name]
+        if isinstance(size, dict) and edge in size:
+            size[edge] = value
+            if name not in settings:
+                continue
+        settings[name] = value
 
 
 class ImageOnlyProcessor:

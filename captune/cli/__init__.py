@@ -197,6 +197,7 @@ from captune.cli import (  # noqa: E402
     demo,
     evaluate,
     explain,
+    export,
     features,
     fetch,
     plan,
@@ -224,6 +225,7 @@ for module in (
     rate,
     serve,
     convert,
+    export,
     fetch,
 ):
     name = module.__name__.rpartition(".")[2]

@@ -15,6 +15,7 @@ from captune.model.checkpoint import (
     load_tuned,
     mark_tuned,
     read_record,
+    read_trained,
     restore_chat_template,
     save_trained,
     tensor_file,
@@ -57,6 +58,7 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.model.minigpt4 import MiniGPT4
+from captune.model.model_card import metrics_table, upload_folder
 from captune.model.official import load_official, official_checkpoint
 from captune.model.packing import CaptionTree, PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.model.processor import DEFAULT_INSTRUCTION, MiniGPT4Processor
@@ -127,12 +129,14 @@ __all__ = [
     "load_tuned",
     "mark_tuned",
     "measure_model",
+    "metrics_table",
     "official_checkpoint",
     "pack",
     "parse_device",
     "patched_layer",
     "quantization_config",
     "read_record",
+    "read_trained",
     "restore_chat_template",
     "row_multiple",
     "save_trained",
@@ -141,6 +145,7 @@ __all__ = [
     "trained_hash",
     "training_memory",
     "tuned_instruction",
+    "upload_folder",
     "warn_date_is_fixed",
     "with_fixed_clock",
     "with_hidden_states",

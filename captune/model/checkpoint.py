@@ -84,6 +84,8 @@ class CheckpointRecord:
         parts: folders or hub ids of `llm` and `vision`, if the run joined these instead of loading a complete model.
         kind: of the model, "minigpt4" or "transformers".
         trained: parts of a transformers model that were trained, as `train.parts` names them.
+        quantized: names of the parameters that were quantized in training, as in `quantized_names`; `frozen` leaves
+            them out, so that the checkpoint also fits the model without quantization.
         max_pixels: largest number of pixels of an image; None is the processor's.
         min_pixels: smallest number of pixels of an image; None is the processor's.
     """
@@ -104,6 +106,7 @@ class CheckpointRecord:
     wrapping: dict[str, Any] | None = None
     kind: Literal["minigpt4", "transformers"] = "minigpt4"
     trained: tuple[str, ...] = ()
+    quantized: tuple[str, ...] = ()
     max_pixels: int | None = None
     min_pixels: int | None = None
 
@@ -146,7 +149,7 @@ def read_record(folder: Path) -> CheckpointRecord:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
         known = {field.name for field in fields(CheckpointRecord)}
         record = CheckpointRecord(**{name: value for name, value in content.items() if name in known})
-        return replace(record, trained=tuple(record.trained))
+        return replace(record, trained=tuple(record.trained), quantized=tuple(record.quantized))
     except FileNotFoundError:
         raise WeightsError(
             f"{folder} holds no checkpoint.json; expected a folder such as checkpoints/epoch-000."
@@ -221,7 +224,7 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
     what = f"The checkpoint {path}"
     check_values(what, state.items())
     if path.name == ADAPTER:
-        _check_frozen(frozen_fingerprint(model), record, folder)
+        _check_frozen(frozen_fingerprint(model, record.quantized), record, folder)
         if adapter is None:
             return record, attach_adapter(model, folder, state, trained=True)
         load_adapter_tensors(adapter, state, what)
@@ -242,7 +245,7 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
     )
     for name in state:
         parameters[name].requires_grad_(True)
-    _check_frozen(frozen_fingerprint(model), record, folder)
+    _check_frozen(frozen_fingerprint(model, record.quantized), record, folder)
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)

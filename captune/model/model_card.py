@@ -13,7 +13,7 @@ from captune.errors import ToolError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.processor import MiniGPT4Processor
 
-__all__ = ["model_card", "upload_folder"]
+__all__ = ["metrics_table", "model_card", "upload_folder"]
 
 
 def model_card(
@@ -62,11 +62,15 @@ def model_card(
             f"- chat template: `{json.dumps(conversation.template, ensure_ascii=False)}`",
             f"- stop symbol: `{json.dumps(conversation.stop_symbol, ensure_ascii=False)}`",
         ]
-    if metrics and signature:
-        lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
-        lines += ["", f"Signature: `{signature}`"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *metrics_table(metrics, signature)]) + "\n"
+
+
+def metrics_table(metrics: Mapping[str, float] | None, signature: str | None) -> list[str]:
+    """Lines of a card with metrics; none without metrics or signature."""
+    if not metrics or not signature:
+        return []
+    rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    return ["", "## Metrics", "", "| metric | value |", "|---|---|", *rows, "", f"Signature: `{signature}`"]
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None, message: str) -> str:

@@ -25,7 +25,7 @@ from captune.data import (
 )
 from captune.errors import ConfigError, DataError, InputError
 from captune.features import store_root
-from captune.model import read_record
+from captune.model import read_record, tensor_file
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
 from captune.training.checkpoints import STATES, has_states, saved_progress
@@ -207,8 +207,8 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspec
         trained_on = read_record(last).manifest_hash
         for folder in checkpoint_folders(output):
             read_record(folder)
-            if not (folder / "trained.safetensors").is_file():
-                raise InputError(f"{folder / 'trained.safetensors'} is missing")
+            if not tensor_file(folder).is_file():
+                raise InputError(f"{tensor_file(folder)} is missing")
     except InputError as error:
         return _damaged(output, _fact(error), rewritten=False)
     if trained_on != data:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from captune.vlm.computation import Computation, ProbeSample, choose_computation
     from captune.vlm.conversation import Conversation, PromptRow
     from captune.vlm.decoder import PackedRow
+    from captune.vlm.export import export_merged, export_tuned
     from captune.vlm.files import load_adapter, save_adapter
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model
@@ -26,6 +27,8 @@ __all__ = [
     "ProbeSample",
     "PromptRow",
     "choose_computation",
+    "export_merged",
+    "export_tuned",
     "is_image_text_model",
     "load_adapter",
     "load_image_text_model",
@@ -39,6 +42,7 @@ __getattr__ = lazy_names(
         "computation": ["Computation", "ProbeSample", "choose_computation"],
         "conversation": ["Conversation", "PromptRow"],
         "decoder": ["PackedRow"],
+        "export": ["export_merged", "export_tuned"],
         "files": ["load_adapter", "save_adapter"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model"],

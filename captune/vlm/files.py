@@ -12,18 +12,18 @@ vLLM read the adapter; none of the files is needed by the others.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-
-from huggingface_hub import ModelCardData
 
 from captune.captioner import probe_scores, require_effect
 from captune.errors import WeightsError
-from captune.hub import is_hub_id, locate_model
+from captune.hub import locate_model
 from captune.model import ADAPTER, CheckpointRecord, load_tuned, save_trained
+from captune.vlm.card import tuned_card
 from captune.vlm.model import ImageTextModel
-from captune.weights import adapter_tensors
+from captune.weights import adapter_tensors, quantized_names
 
-__all__ = ["adapter_card", "load_adapter", "save_adapter"]
+__all__ = ["load_adapter", "save_adapter"]
 
 
 def save_adapter(folder: Path, model: ImageTextModel, record: CheckpointRecord) -> None:
@@ -32,8 +32,9 @@ def save_adapter(folder: Path, model: ImageTextModel, record: CheckpointRecord) 
     Args:
         folder: of the checkpoint.
         model: with its trained parts.
-        record: of the checkpoint; its kind is "transformers".
+        record: of the checkpoint.
     """
+    record = replace(record, kind="transformers", quantized=quantized_names(model.model))
     if model.adapter is None:
         state = {name: parameter.detach().cpu().contiguous() for name, parameter in model.trained_parameters()}
         save_trained(folder, state, record)
@@ -44,7 +45,7 @@ def save_adapter(folder: Path, model: ImageTextModel, record: CheckpointRecord) 
         config.inference_mode = True
         config.base_model_name_or_path = _absolute(record.model)
         config.save_pretrained(folder)
-    (folder / "README.md").write_text(adapter_card(record), encoding="utf-8")
+    (folder / "README.md").write_text(tuned_card(record), encoding="utf-8")
 
 
 def _absolute(name: str) -> str:
@@ -75,58 +76,3 @@ def load_adapter(model: ImageTextModel, folder: Path, *, check_effect: bool = Tr
     if check_effect and model.adapter is not None:
         require_effect(model.adapter, folder, lambda: probe_scores(model.backend))
     return record
-
-
-def adapter_card(record: CheckpointRecord) -> str:
-    """The text of README.md next to trained tensors.
-
-    Args:
-        record: of the checkpoint.
-
-    Returns:
-        Markdown with the hub's YAML header.
-    """
-    is_adapter = record.lora is not None
-    base = record.model if is_hub_id(record.model) and not Path(record.model).is_dir() else None
-    header = ModelCardData(
-        base_model=base,
-        library_name="peft" if is_adapter else "captune",
-        pipeline_tag="image-text-to-text",
-        tags=["captune", "image-captioning", *(["lora"] if is_adapter else [])],
-    )
-    trained = ", ".join(part.replace("_", " ") for part in record.trained) or "LoRA"
-    lines = [
-        "---",
-        header.to_yaml(),
-        "---",
-        "",
-        f"# Image captioner on {record.model if base else Path(record.model).name}",
-        "",
-        f"Trained parts: {trained}. All other weights are those of the base model.",
-        "",
-        "```python",
-        "from captune import Captioner",
-        "",
-        'captioner = Captioner.from_pretrained("this/model")',
-        'captioner(["photo.jpg"])',
-        "```",
-    ]
-    if is_adapter:
-        lines += [
-            "",
-            "```python",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForImageTextToText",
-            "",
-            f'base = AutoModelForImageTextToText.from_pretrained("{record.model}")',
-            'model = PeftModel.from_pretrained(base, "this/model")',
-            "```",
-        ]
-    lines += ["", "## Training", "", f"- instruction: `{record.instruction}`" if record.instruction else "- no prompt"]
-    if record.lora is not None:
-        targets = ", ".join(record.lora["targets"])
-        lines += [f"- LoRA: rank {record.lora['r']}, alpha {record.lora['alpha']:g}, on {targets}"]
-    for name, value in (("max_pixels", record.max_pixels), ("min_pixels", record.min_pixels)):
-        lines += [] if value is None else [f"- {name}: {value}"]
-    lines += [f"- epoch {record.epoch}, optimizer step {record.step}, seed {record.seed}, captune {record.captune}"]
-    return "\n".join(lines) + "\n"

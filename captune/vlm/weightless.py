@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from captune.captioner import complete_settings, image_text_config, load_processor
+from captune.captioner import complete_settings, image_text_config, load_processor, set_pixel_limits
 from captune.common import error_text
 from captune.errors import WeightsError
 from captune.hub import ResolvedModel
-from captune.vlm.loading import set_pixel_limits
 from captune.vlm.model import ImageTextModel
 
 __all__ = ["weightless_model"]

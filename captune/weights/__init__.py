@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         combine_fingerprints,
         frozen_fingerprint,
         full_hash,
+        quantized_names,
         sampled_hash,
         tensor_fingerprints,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "load_strictly",
     "missing_library",
     "parse_header",
+    "quantized_names",
     "quiet",
     "read_adapter",
     "read_config",
@@ -86,6 +88,7 @@ __getattr__ = lazy_names(
             "combine_fingerprints",
             "frozen_fingerprint",
             "full_hash",
+            "quantized_names",
             "sampled_hash",
             "tensor_fingerprints",
         ],

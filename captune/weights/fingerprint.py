@@ -7,7 +7,8 @@ change little.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "combine_fingerprints",
     "frozen_fingerprint",
     "full_hash",
+    "quantized_names",
     "sampled_hash",
     "tensor_fingerprints",
 ]
@@ -53,13 +55,34 @@ def combine_fingerprints(fingerprints: Iterable[TensorFingerprint]) -> str:
     return digest.hexdigest()[:_HEX_DIGITS]
 
 
-def frozen_fingerprint(model: nn.Module) -> str:
-    """Fingerprint of the frozen parameters of a transformers model.
+def frozen_fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
+    """Fingerprint of the frozen parameters of a transformers model, quantized ones excepted.
 
     It does not depend on the names of modules, which releases of transformers and wrappers such as LoRA change.
+
+    Args:
+        model: the model.
+        without: patterns of `quantized_names` of another copy of the model; these parameters are left out as well.
     """
-    frozen = ((name.rpartition(".")[2], p) for name, p in model.named_parameters() if not p.requires_grad)
-    return combine_fingerprints(tensor_fingerprints(frozen))
+    frozen = ((name, p) for name, p in _frozen_parameters(model) if _is_plain(p) and _pattern(name) not in without)
+    return combine_fingerprints(tensor_fingerprints((name.rpartition(".")[2], p) for name, p in frozen))
+
+
+def quantized_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the quantized parameters of a model, with * for the numbers of layers."""
+    return tuple(sorted({_pattern(name) for name, p in _frozen_parameters(model) if not _is_plain(p)}))
+
+
+def _frozen_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point()
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name.replace(".base_layer.", "."))
 
 
 def full_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

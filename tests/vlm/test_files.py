@@ -6,8 +6,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,18 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
+from tuned_models import LORA, load, perturb, record_of, scores, texts, tune
 
-from captune.captioner import probe_images, probe_scores
-from captune.config import LoraConfig
-from captune.decoding import DecodingOptions
 from captune.errors import WeightsError
-from captune.hub import resolve_model
-from captune.model import CheckpointRecord, read_record
-from captune.vlm import ImageTextModel, load_adapter, load_image_text_model, save_adapter
+from captune.model import read_record, save_trained
+from captune.vlm import ImageTextModel, load_adapter, save_adapter
 
-CPU = torch.device("cpu")
-LORA = LoraConfig(rank=4, alpha=8, targets=("all-linear",))
-OPTIONS = DecodingOptions(max_new_tokens=12)
 WEIGHTS = "adapter_model.safetensors"
 FAMILIES = ["llava", "qwen2_5_vl", "blip2"]
 
@@ -38,56 +32,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders of models, by family."""
     root = tmp_path_factory.mktemp("bases")
     return lambda family: root / family if (root / family).is_dir() else save(family, root / family)
-
-
-def load(base: Path) -> ImageTextModel:
-    return load_image_text_model(resolve_model(str(base)), CPU, instruction="What is this?")
-
-
-def record_of(model: ImageTextModel, *trained: str, **fields: Any) -> CheckpointRecord:
-    settings = {"r": LORA.rank, "alpha": LORA.alpha, "targets": ["all-linear"], "dropout": 0.0}
-    values: dict[str, Any] = {
-        "model": model.name,
-        "frozen": model.frozen_fingerprint(),
-        "instruction": "What is this?",
-        "conversation": "",
-        "stop_symbol": "",
-        "manifest_hash": "hash",
-        "epoch": 1,
-        "step": 20,
-        "seed": 42,
-        "captune": "0.1",
-        "lora": settings if "lora" in trained else None,
-        "kind": "transformers",
-        "trained": trained,
-    }
-    return CheckpointRecord(**{**values, **fields})
-
-
-def perturb(model: ImageTextModel) -> None:
-    """Change the trained tensors, as training does."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, parameter in model.trained_parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-
-
-def tune(base: Path, folder: Path, *, projector: bool = False) -> ImageTextModel:
-    """A model with trained LoRA, and its checkpoint."""
-    model = load(base)
-    model.add_lora(LORA, projector=projector)
-    perturb(model)
-    folder.mkdir()
-    save_adapter(folder, model, record_of(model, "lora", *(["projector"] if projector else [])))
-    return model
-
-
-def scores(model: ImageTextModel) -> Tensor:
-    return probe_scores(model.backend)
-
-
-def texts(model: ImageTextModel) -> list[str]:
-    return [caption.text for caption in model.backend.generate(probe_images(), None, OPTIONS)]
 
 
 @pytest.mark.parametrize("projector", [False, True])
@@ -259,8 +203,7 @@ def test_another_base_model_is_refused(bases: Callable[[str], Path], tmp_path: P
 
 def test_a_checkpoint_of_a_minigpt4_is_refused(bases: Callable[[str], Path], tmp_path: Path) -> None:
     tuned = tune(bases("llava"), tmp_path / "tuned")
-    record = record_of(tuned, "lora", kind="minigpt4")
-    (tmp_path / "other").mkdir()
-    save_adapter(tmp_path / "other", tuned, record)
+    record = replace(read_record(tmp_path / "tuned"), kind="minigpt4")
+    save_trained(tmp_path / "tuned", tuned.trained_state(), record)
     with pytest.raises(WeightsError, match="and not of a transformers model"):
-        load_adapter(load(bases("llava")), tmp_path / "other")
+        load_adapter(load(bases("llava")), tmp_path / "tuned")
