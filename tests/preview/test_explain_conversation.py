@@ -188,9 +188,7 @@ def test_double_end_of_turn(with_template: Callable[..., Path], monkeypatch: pyt
     assert explanation.holds
     assert sum(target in explanation.trace.targets[-1:] for target in explanation.trace.targets) == 1
     right = Conversation._target_ids
-    monkeypatch.setattr(
-        Conversation, "_target_ids", lambda self, *args: (*right(self, *args), right(self, *args)[-1])
-    )
+    monkeypatch.setattr(Conversation, "_target_ids", lambda self, *args: (*right(self, *args), right(self, *args)[-1]))
     assert {"end of turn", "stop ends decoding"} <= failed(explained(folder))
 
 
