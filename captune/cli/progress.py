@@ -194,8 +194,16 @@ class _Display:
             self._say(f"{len(event['images'])} training image(s) cannot be read and are left out:")
             for reason in event["reasons"]:
                 self._say(f"  {reason}")
+        elif name == "computation":
+            tried = "; ".join(f"{way}: {difference}" for way, difference in event["differences"].items())
+            self._say(
+                f"The loss is computed from {event['name']} (relative difference of the gradient from the model's own "
+                f"forward: {tried or 'not compared'})."
+            )
+            if event["store"]:
+                self._say(event["store"])
         elif name == "unpacked":
-            self._say(f"Training with one row a caption, which is slower: {event['reason']}.")
+            self._say(f"Training in a slower way than possible: {event['reason']}.")
         elif name == "sharded" and event["processes"] == 1:
             self._say("train.sharding is fsdp, and is ignored: there is one process, which holds all layers.")
         elif name == "sharded":
