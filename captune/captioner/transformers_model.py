@@ -376,9 +376,7 @@ class TransformersBackend:
                 f"{self.name} does not support sampling: its `generate` drops logits processors; keep temperature 0."
             )
         rows, old = strip_prompt(output, prompt, observer.begin)
-        opened = _OPEN_REASONING.search(text or "")
-        closing = None if opened is None else f"</{opened[1]}>"
-        captions = [self._caption(row, old, closing) for row in rows.tolist()]
+        captions = [self._caption(row, old, text) for row in rows.tolist()]
         faulty = check.faulty([caption.tokens for caption in captions], beams=options.beams)
         return [NON_FINITE_SCORES if n in faulty else caption for n, caption in enumerate(captions)]
 
@@ -407,13 +405,17 @@ class TransformersBackend:
         )
         return output, inputs.get("input_ids")
 
-    def _caption(self, row: list[int], old: int, closing: str | None = None) -> Caption:
+    def caption_of(self, ids: list[int], instruction: str | None = None) -> Caption:
+        """The caption of new ids after the prompt of an instruction."""
+        return self._caption(ids, 0, self.prompt(instruction))
+
+    def _caption(self, row: list[int], old: int, prompt: str | None = None) -> Caption:
         """A caption.
 
         Args:
             row: ids.
             old: number of ids that are not new; the decoder start token may be EOS.
-            closing: tag that ends the block of reasoning that the prompt opens; the caption follows it.
+            prompt: the text before it; a caption follows the block of reasoning that its end opens.
         """
         new = row[old:]
         length = len(new)
@@ -425,8 +427,8 @@ class TransformersBackend:
         # The tokenizer may not treat a start id as a special token (BLIP).
         words = list(dropwhile(self._start_ids.__contains__, row[:old])) + new[:length]
         text = self.processor.tokenizer.decode(words, skip_special_tokens=True)
-        if closing is not None:
-            text = text.rpartition(closing)[2]
+        if opened := _OPEN_REASONING.search(prompt or ""):
+            text = text.rpartition(f"</{opened[1]}>")[2]
         return Caption(text.strip(), length, length > 0 and new[length - 1] in self._end_ids)
 
     def stream(

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from captune.decoding.caption_cache import cached_captions
     from captune.decoding.engine import DecodingEngine, SharedPrefix
     from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
-    from captune.decoding.oom import in_batches, is_out_of_memory
+    from captune.decoding.kv_cache import StaticKVCache
+    from captune.decoding.oom import halve_on_oom, in_batches, is_out_of_memory
     from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
     from captune.decoding.text_stream import TextStream, stream_text
     from captune.decoding.transformers_generate import SamplingProcessor, ScoreCheck
@@ -27,12 +28,14 @@ __all__ = [
     "SamplingProcessor",
     "ScoreCheck",
     "SharedPrefix",
+    "StaticKVCache",
     "StopRule",
     "TextStream",
     "as_caption",
     "cached_captions",
     "generate_captions",
     "generate_ids",
+    "halve_on_oom",
     "in_batches",
     "is_out_of_memory",
     "prompt_embeddings",
@@ -47,7 +50,8 @@ __getattr__ = lazy_names(
         "caption_cache": ["cached_captions"],
         "engine": ["DecodingEngine", "SharedPrefix"],
         "generate": ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"],
-        "oom": ["in_batches", "is_out_of_memory"],
+        "kv_cache": ["StaticKVCache"],
+        "oom": ["halve_on_oom", "in_batches", "is_out_of_memory"],
         "options": ["NON_FINITE_SCORES", "Caption", "DecodingOptions", "Progress", "Request", "StopRule"],
         "transformers_generate": ["SamplingProcessor", "ScoreCheck"],
         "text_stream": ["TextStream", "stream_text"],

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from captune import __version__
-from captune.captioner import CaptionBackend, Captioner
+from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data import atomic_file, resolve_image
 from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions
@@ -83,6 +83,21 @@ def refuse_rows(faulty: Sequence[str], output: Path, *, scored: bool = True) -> 
         raise InputError(f"{', '.join(faulty)}: {NON_FINITE_SCORES}; {missing} no row.{others}")
 
 
+class ImageCaptioner(Protocol):
+    """A captioner of images or features."""
+
+    @property
+    def instruction(self) -> str | None:
+        """The default instruction."""
+        ...
+
+    def generate(
+        self, images: Sequence[Any], instruction: str | None = None, options: DecodingOptions | None = None
+    ) -> list[Caption]:
+        """Caption images; see `CaptionBackend.generate`."""
+        ...
+
+
 class Evaluation:
     """One set of images on which any number of checkpoints is captioned and scored.
 
@@ -119,6 +134,11 @@ class Evaluation:
         )
 
     @property
+    def options(self) -> DecodingOptions:
+        """How captions are decoded."""
+        return self._options
+
+    @property
     def output(self) -> Path:
         """Folder of the run."""
         return self._config.output
@@ -137,13 +157,13 @@ class Evaluation:
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
 
     def caption_images(
-        self, backend: CaptionBackend, images: Sequence[Any], on_progress: Callable[[int, int], None] | None = None
+        self, captioner: ImageCaptioner, images: Any, on_progress: Callable[[int, int], None] | None = None
     ) -> list[Caption]:
         """Caption N images with the prompt of a model in training; an image that it refuses gets an empty caption.
 
         Args:
-            backend: captions with the model.
-            images: an image source, or a batch of images.
+            captioner: captions with the model.
+            images: an image source, or a batch of images or features.
             on_progress: called with (done, N) as captions are ready.
 
         Raises:
@@ -153,7 +173,7 @@ class Evaluation:
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             batch = list(images[start : start + _IMAGES_AT_ONCE])
             try:
-                captions += backend.generate(batch, backend.instruction, self._options)
+                captions += captioner.generate(batch, captioner.instruction, self._options)
             except NonFiniteScoresError:
                 raise
             except RefusedImagesError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captune import __version__
+from captune.captioner import probe_images
 from captune.config import LoraConfig, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, load_image, manifest_hash, resolve_image
 from captune.distributed import DistributedContext
@@ -36,6 +37,7 @@ from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
 from captune.training.samples import TrainingSample
 from captune.vlm import (
+    CaptionGenerator,
     Computation,
     ImageTextModel,
     ProbeSample,
@@ -188,12 +190,16 @@ def prepare_image_text_model(
     def stored(files: Sequence[Path], name: str) -> StoredImages[Any]:
         return image_features_of(model, source, files, root, dist, exif_rotation=exif, on_progress=report(name))
 
+    # Captions come from stored features too, if captune's decoding loop supports the model and the options.
+    generator = CaptionGenerator(model)
+    probe = probe_images()[0]
+    stores_evaluation = computation.features and generator.supports(evaluation.options, probe)
     data = prepare_images(
         config,
         images,
         evaluation.image_files,
         stored if computation.features else pixels,
-        pixels,
+        stored if stores_evaluation else pixels,
         dist,
         listener,
         folder,
@@ -208,11 +214,11 @@ def prepare_image_text_model(
         images=data.images,
         features=data.features,
         evaluation_features=data.evaluation_features,
-        subset_features=PixelSource(files, exif),
+        subset_features=data.features if stores_evaluation else PixelSource(files, exif),
         quarantined=data.quarantined,
         record=_record(model, config),
         save_checkpoint=partial(_save_checkpoint, model),
-        caption=partial(evaluation.caption_images, model.backend),
+        caption=partial(evaluation.caption_images, generator),
         notes={"name": computation.name, "differences": dict(computation.differences), "store": reason},
     )
 

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from captune.vlm.decoder import PackedRow
     from captune.vlm.export import export_merged, export_tuned
     from captune.vlm.files import load_adapter, save_adapter
+    from captune.vlm.generation import CaptionGenerator
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model
     from captune.vlm.model import ImageTextModel
     from captune.vlm.weightless import weightless_model
 
 __all__ = [
+    "CaptionGenerator",
     "Computation",
     "Conversation",
     "FeatureCall",
@@ -44,6 +46,7 @@ __getattr__ = lazy_names(
         "decoder": ["PackedRow"],
         "export": ["export_merged", "export_tuned"],
         "files": ["load_adapter", "save_adapter"],
+        "generation": ["CaptionGenerator"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model"],
         "model": ["ImageTextModel"],

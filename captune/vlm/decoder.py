@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from captune.errors import WeightsError
 from captune.model import CaptionTree
@@ -172,6 +173,57 @@ class Decoder:
             stack.callback(handle.remove)
             stack.enter_context(_replaced_layers(self.layers, layer_call))
             yield
+
+    @contextmanager
+    def stepped(self, plains: Sequence[PlainRow], columns: Sequence[int], width: int) -> Iterator[None]:
+        """Give decoder and layers the positions and masks of one new token of each of R rows within the block.
+
+        Args:
+            plains: R plain rows, which contain the tokens.
+            columns: of the R tokens in these.
+            width: number of columns of the cache that are passed to the layers.
+        """
+        device = next(self.module.parameters()).device
+        stated = [
+            torch.tensor([[column]], device=device) if plain.positions is None else plain.positions[..., [column]]
+            for plain, column in zip(plains, columns, strict=True)
+        ]
+        positions = torch.cat(stated, dim=-2)
+        composed: dict[tuple[int, ...], Tensor] = {}
+
+        def mask_of(index: int) -> Tensor | None:
+            masks = [plain.masks[index] for plain in plains]
+            key = tuple(map(id, masks))
+            if key not in composed:
+                composed[key] = _step_mask(masks, columns, width, device)
+            return composed[key]
+
+        def decoder_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, _POSITIONS: positions}
+
+        def layer_call(index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if all(plain.masks[index] is None or plain.masks[index].ndim == 4 for plain in plains):  # type: ignore[union-attr]
+                kwargs = {**kwargs, _MASK: mask_of(index)}
+            return layer(*args, **kwargs)
+
+        with ExitStack() as stack:
+            handle = self.module.register_forward_pre_hook(decoder_call, with_kwargs=True)
+            stack.callback(handle.remove)
+            stack.enter_context(_replaced_layers(self.layers, layer_call))
+            yield
+
+
+def _step_mask(masks: Sequence[Tensor | None], columns: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """The mask (R, H, 1, width) of one token a row: the token's row of its plain mask, without later columns."""
+    rows = []
+    for mask, column in zip(masks, columns, strict=True):
+        if mask is None:
+            row = torch.ones(1, 1, 1, column + 1, dtype=torch.bool, device=device)
+        else:
+            row = mask[:1, :, column : column + 1, : column + 1]
+        hidden = False if row.dtype == torch.bool else torch.finfo(row.dtype).min
+        rows.append(F.pad(row, (0, width - column - 1), value=hidden))
+    return torch.cat(rows)
 
 
 def _packed_mask(mask: Tensor | None, length: int, row: PackedRow) -> Tensor:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
 from captune.vlm.conversation import PromptRow
 from captune.vlm.decoder import Decoder, PackedRow, PlainRow
 from captune.vlm.image_features import FeatureCall, ImageFeatures
@@ -98,15 +99,18 @@ class CaptionLoss:
         """The same, with all captions in one row after one copy of prompt and image."""
         assert self.decoder is not None
         row = PackedRow.of(prompt.length, captions).to(self._model.device)
-        deepest = max(map(len, captions))
-        plain = self._plain_row(prompt, features, -(-deepest // _COLUMNS_MULTIPLE) * _COLUMNS_MULTIPLE)
+        plain = self.plain_row(prompt, features, max(map(len, captions)))
         inputs = self._on_device(prompt.rows([row.ids], self._pad))
         with self._features(features, 1), self.decoder.packed(plain, row):
             return self._loss(inputs, torch.zeros_like(row.states), row.states, row.targets)
 
-    def _plain_row(self, prompt: PromptRow, features: ImageFeatures | None, length: int) -> PlainRow:
-        """What the decoder gets for the prompt and `length` target tokens; the same for all images of a size."""
+    def plain_row(self, prompt: PromptRow, features: ImageFeatures | None, length: int) -> PlainRow:
+        """What the decoder gets for the prompt and at least `length` tokens after it.
+
+        It is the same for all images of a size.
+        """
         assert self.decoder is not None
+        length = -(-length // _COLUMNS_MULTIPLE) * _COLUMNS_MULTIPLE
         key = (tuple(prompt.inputs["input_ids"][0].tolist()), _layout(prompt), length)
         if key not in self._recorded:
             inputs = self._on_device(prompt.rows([[self._pad] * length], self._pad))
@@ -125,6 +129,26 @@ class CaptionLoss:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(key)
         return self._recorded[key]
+
+    def prefill(self, prompt: PromptRow, features: ImageFeatures | None, cache: Any) -> tuple[Any, Tensor]:
+        """The cache after a prompt, and the logits (V,) of the token after it.
+
+        Args:
+            prompt: of an image.
+            features: of the image; without them the tower runs.
+            cache: an empty one, which keeps all tokens in every layer.
+        """
+        head = self._model.get_output_embeddings()
+        with self._features(features, 1), nullcontext() if head is None else _last_state(head):
+            output = self._model(**self._on_device(dict(prompt.inputs)), **{CACHE_ARGUMENT: cache}, use_cache=True)
+        return kv_cache_of(output), output.logits[0, -1]
+
+    def logits(self, prompt: PromptRow, ids: Sequence[int], features: ImageFeatures | None) -> Tensor:
+        """(T, V) logits of each of T ids after a prompt, from one forward without a cache."""
+        with self._features(features, 1):
+            output = self._model(**self._on_device(prompt.rows([ids], self._pad)), **self._settings)
+        logits: Tensor = output.logits[0, -len(ids) - 1 : -1]
+        return logits
 
     def _encoder_decoder(
         self, prompt: PromptRow, captions: Sequence[Sequence[int]], features: ImageFeatures | None
@@ -212,6 +236,16 @@ def _states_at(head: nn.Module, rows: Tensor, columns: Tensor, length: int) -> I
 def _single_state(head: nn.Module) -> Iterator[None]:
     """Pass only the first state to the head."""
     handle = head.register_forward_pre_hook(lambda _module, states: (states[0][:1, :1], *states[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _last_state(head: nn.Module) -> Iterator[None]:
+    """Pass only the last state of each row to the head."""
+    handle = head.register_forward_pre_hook(lambda _module, states: (states[0][:, -1:], *states[1:]))
     try:
         yield
     finally:
