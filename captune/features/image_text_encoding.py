@@ -321,11 +321,14 @@ def choose_store(
         return StoreChoice(False, f"Image features are not stored: {error}")
     if setting is True:
         check_disk(store.folder, len(missing), size)
+    if setting is True or not missing:
         return StoreChoice(True, f"Image features are stored in {store.folder}.")
     free = free_space(store.folder)
-    needs = f"{total / 1e9:.1f} GB for {len(missing):,} images, {size / 1e6:.2f} MB each; {free / 1e9:.1f} GB are free"
+    needs = f"{len(missing):,} images take {total / 1e9:.1f} GB, {size / 1e6:.2f} MB each; {free / 1e9:.1f} GB are free"
     if 2 * total < free:
         return StoreChoice(True, f"Image features are stored in {store.folder}: {needs}.")
     return StoreChoice(
-        False, f"Image features are not stored and computed in every step: {needs}, of which half may be used."
+        False,
+        f"Image features are not stored, and the tower runs in every step: {needs} in {store.folder.parent}, and half "
+        "of it may be used.",
     )

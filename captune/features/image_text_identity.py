@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 import PIL
@@ -43,7 +44,7 @@ class ImageTextIdentity:
         processor: classes of the processor and of its image processor, with their backend.
         image_settings: hash of the image processor's settings, pixel limits among them.
         transform: version of Pillow, and whether the EXIF rotation is applied.
-        library: version of transformers.
+        library: version of transformers, and of torchvision if its functions transform images.
         dtype: of the model.
         prompt: hash of the prompt that features depend on; empty if they depend on none.
     """
@@ -85,14 +86,18 @@ def feature_identity(
     processor, images = model.processor, model.processor.image_processor
     settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
     settings["image_processor"] = images.to_dict()
+    classes = " ".join(_class_name(type(part)) for part in (processor, images))
+    library = f"transformers-{transformers.__version__}"
+    if "Torchvision" in classes:
+        library += f" torchvision-{version('torchvision')}"
     return ImageTextIdentity(
         weights=_weights(model.feature_tensors()),
         settings=_hash(_without_decoder(model.model.config)),
-        processor=" ".join(_class_name(type(part)) for part in (processor, images)),
+        processor=classes,
         image_settings=_hash(_without(settings, _NO_IMAGE_SETTINGS)),
         # Pillow's resize differs between releases by a grey level.
         transform=f"pillow-{PIL.__version__}{'-upright' * exif_rotation}",
-        library=f"transformers-{transformers.__version__}",
+        library=library,
         dtype=str(model.model.dtype).removeprefix("torch."),
         prompt=_prompt(model, instruction) if model.features_depend_on_prompt else "",
     )

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from vision_families import save_family
 
+from captune.config import LoraConfig, RunConfig
 from captune.data import load_image
 from captune.distributed import DistributedContext
 from captune.errors import DataError, WeightsError
@@ -35,6 +36,8 @@ from captune.features import (
 )
 from captune.features.image_text import VariableShape
 from captune.hub import ResolvedModel, resolve_model
+from captune.training import store_features
+from captune.training.image_text_model import load_image_text_for_training
 from captune.vlm import ImageFeatures, ImageTextModel, load_image_text_model
 
 CPU = torch.device("cpu")
@@ -160,8 +163,6 @@ def test_whatever_changes_features_has_another_folder(folder_of: Any, files: lis
 
 
 def test_weights_of_the_decoder_change_no_folder(folder_of: Any) -> None:
-    from captune.config import LoraConfig
-
     model, _ = load(folder_of("llava"))
     before = key(model)
     model.add_lora(LoraConfig(rank=2, targets=("all-linear",)))
@@ -274,7 +275,7 @@ def test_the_forecast_decides(folder_of: Any, files: list[Path], tmp_path: Path,
     stored, reason = choose("auto")
     assert not stored
     assert "\n" not in reason
-    assert "for 5 images" in reason
+    assert "5 images take 0.0 GB, 0.00 MB each" in reason
     assert choose(True)[0]
     free(total - 1)
     for work in (lambda: choose(True), lambda: image_features_of(model, source, files, tmp_path, ALONE)):
@@ -285,6 +286,7 @@ def test_the_forecast_decides(folder_of: Any, files: list[Path], tmp_path: Path,
     free(1)
     assert choose("auto")[0], "stored features need no more room"
     assert choose(True)[0]
+    assert "GB" not in choose("auto")[1]
 
 
 def test_features_that_cannot_be_stored(folder_of: Any, files: list[Path], tmp_path: Path) -> None:
@@ -296,6 +298,29 @@ def test_features_that_cannot_be_stored(folder_of: Any, files: list[Path], tmp_p
     assert not choose_store(model, source, files, tmp_path, "auto")[0]
     with pytest.raises(WeightsError, match="cannot be stored"):
         choose_store(model, source, files, tmp_path, True)
+
+
+def test_features_before_training(folder_of: Any, toy_data: Path, tmp_path: Path) -> None:
+    """`captune features` stores what training reads: LoRA in the decoder is no part of the identity."""
+    config = RunConfig.model_validate(
+        {
+            "output": tmp_path / "run",
+            "model": {"path": str(folder_of("qwen2_vl"))},
+            "data": {"train": toy_data / "manifest.jsonl", "features": tmp_path / "store"},
+        }
+    )
+    events: list[dict[str, Any]] = []
+    assert store_features(config, events.append).broken == ()
+    counts = {event["what"]: event["count"] for event in events if event["event"] == "features"}
+    assert counts == {"training images": 24, "evaluation images": 12}
+    model = load_image_text_for_training(resolve_model(config.model), config.train, None, 0, CPU)
+    files = sorted((toy_data / "flickr30k-images").iterdir())
+    missing: list[int] = []
+    image_features_of(
+        model, resolve_model(config.model), files, tmp_path / "store", ALONE,
+        on_progress=lambda _, count: missing.append(count),
+    )  # fmt: skip
+    assert len(missing) == missing[0] == len(files) - 24
 
 
 def run(folder: Path, root: Path, files: Sequence[Path], *variables: dict[str, str], stop: int = 0) -> list[Any]:
