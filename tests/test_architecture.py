@@ -43,6 +43,7 @@ WALLS: dict[str, set[str]] = {
         "report",
     },
     "training": {
+        "captioner",
         "vlm",
         "config",
         "data",
