@@ -35,7 +35,14 @@ from captune.evaluation.robustness_columns import (
     unseen_share,
     word_counts,
 )
-from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_options, exif_mark, refuse_rows
+from captune.evaluation.scoring import (
+    Evaluation,
+    checkpoint_name,
+    decoding_options,
+    exif_mark,
+    pixels_mark,
+    refuse_rows,
+)
 from captune.events import Listener
 from captune.features import encode_images
 from captune.metrics import Scorer, Scores, ScoringOptions, confidence_intervals, paired_bootstrap, prompt_hash
@@ -191,6 +198,7 @@ class _Context:
                 decoding=str(decoding_options(self.config)),
                 protocol=images.protocol,
                 exif=exif_mark(self.config, images),
+                pixels=pixels_mark(self.config),
                 leak=images.leak is not None,
             ),
         )

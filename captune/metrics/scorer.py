@@ -100,6 +100,7 @@ class Scorer:
             dec=options.decoding,
             proto=options.protocol,
             exif=options.exif,
+            pixels=options.pixels,
             leak=options.leak,
         )
 

@@ -37,6 +37,7 @@ _ORDER = (
     "dec",
     "proto",
     "exif",
+    "pixels",
     "v",
 )
 
@@ -68,6 +69,7 @@ class Signature:
         dec: how captions were decoded, as in "beam5" or "greedy".
         proto: the evaluation protocol.
         exif: "upright" or "stored": how images were shown of which EXIF notes a rotation; None where there are none.
+        pixels: "3136-1003520", limits on the pixels of an image that differ from the processor's.
         v: captune's version.
         leak: the test images were seen in training, or its references were changed; prints as LEAK.
         others: fields of metrics that other packages register, with their versions.
@@ -86,6 +88,7 @@ class Signature:
     dec: str | None = None
     proto: str | None = None
     exif: str | None = None
+    pixels: str | None = None
     v: str = __version__
     leak: bool = False
     others: tuple[tuple[str, str], ...] = ()
