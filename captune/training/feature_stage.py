@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from captune.captioner import probe_images
 from captune.config import RunConfig
 from captune.data import resolve_image
 from captune.distributed import distributed_context
-from captune.evaluation import evaluation_set, training_images
+from captune.evaluation import decoding_options, evaluation_set, training_images
 from captune.events import Listener
-from captune.features import StoredImages, image_features_of, image_pixels_of, store_root
+from captune.features import store_root
 from captune.hub import resolve_model
-from captune.training.image_text_model import configured_instruction, load_image_text_for_training
+from captune.training.image_text_model import (
+    configured_instruction,
+    feature_functions,
+    load_image_text_for_training,
+)
 from captune.training.preparation import run_features
-from captune.vlm import is_image_text_model
+from captune.vlm import CaptionGenerator, is_image_text_model
 
 __all__ = ["FeatureStage", "store_features"]
 
@@ -35,7 +39,9 @@ class FeatureStage:
 
 
 def store_features(config: RunConfig, listener: Listener | None = None) -> FeatureStage:
-    """Store the features of a run's images; evaluation of a transformers model uses the images, which are only checked.
+    """Store the features of a run's training and evaluation images.
+
+    Where a transformers model captions from images only, the evaluation images are only checked.
 
     Args:
         config: of the run.
@@ -44,33 +50,18 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
     Raises:
         InputError: configuration, data or model cannot be used.
     """
-    source, root, exif = resolve_model(config.model), store_root(config), config.exif_rotation
+    source = resolve_model(config.model)
     training = [resolve_image(config.data.train, image.image) for image in training_images(config)]
     evaluated = evaluation_set(config, listener)
     tested = [resolve_image(evaluated.manifest, image.image) for image in evaluated.images]
-    stored: list[StoredImages[Any]]
     with distributed_context() as dist:
-
-        def report(name: str) -> Callable[[int, int], None]:
-            def progress(done: int, count: int) -> None:
-                if listener is not None and dist.is_main:
-                    listener({"event": "features", "what": name, "done": done, "count": count})
-
-            return progress
-
-        names = ("training images", "evaluation images")
         if is_image_text_model(source):
-            model = load_image_text_for_training(
-                source, config.train, configured_instruction(config), config.seed, dist.device
-            )
-            reports = [report(name) for name in names]
-            stored = [
-                image_features_of(model, source, training, root, dist, exif_rotation=exif, on_progress=reports[0]),
-                image_pixels_of(model, tested, root, dist, exif_rotation=exif, on_progress=reports[1]),
-            ]
+            instruction = configured_instruction(config)
+            model = load_image_text_for_training(source, config.train, instruction, config.seed, dist.device)
+            of_training, pixels = feature_functions(model, source, config, dist, listener)
+            captions_features = CaptionGenerator(model).supports(decoding_options(config), probe_images()[0])
+            of_evaluation = of_training if captions_features else pixels
         else:
-            stored = [
-                run_features(source, config, files, name, dist=dist, listener=listener)
-                for files, name in zip((training, tested), names, strict=True)
-            ]
-    return FeatureStage(root, tuple(item.reason for images in stored for item in images.unreadable))
+            of_training = of_evaluation = partial(run_features, source, config, dist=dist, listener=listener)
+        stored = [of_training(training, "training images"), of_evaluation(tested, "evaluation images")]
+    return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.unreadable))

@@ -32,7 +32,7 @@ from captune.features import (
 from captune.hub import ResolvedModel
 from captune.model import CheckpointRecord, fed_tokens
 from captune.parsing import load_json
-from captune.training.preparation import prepare_images
+from captune.training.preparation import FeaturesOf, prepare_images
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
 from captune.training.samples import TrainingSample
@@ -50,6 +50,7 @@ __all__ = [
     "DEFAULT_LORA",
     "ImageTextObjective",
     "configured_instruction",
+    "feature_functions",
     "load_image_text_for_training",
     "prepare_image_text_model",
 ]
@@ -175,25 +176,11 @@ def prepare_image_text_model(
     choice = _read_computation(output, model) if resuming else _choose(model, config, source, images)
     # Free disk space and rounding may differ between processes.
     computation, reason = dist.all_gather(choice)[0]
-    exif, root = config.exif_rotation, store_root(config)
-
-    def report(name: str) -> Callable[[int, int], None]:
-        def progress(done: int, count: int) -> None:
-            if listener is not None and dist.is_main:
-                listener({"event": "features", "what": name, "done": done, "count": count})
-
-        return progress
-
-    def pixels(files: Sequence[Path], name: str) -> StoredImages[Any]:
-        return image_pixels_of(model, files, root, dist, exif_rotation=exif, on_progress=report(name))
-
-    def stored(files: Sequence[Path], name: str) -> StoredImages[Any]:
-        return image_features_of(model, source, files, root, dist, exif_rotation=exif, on_progress=report(name))
+    stored, pixels = feature_functions(model, source, config, dist, listener)
 
     # Captions come from stored features too, if captune's decoding loop supports the model and the options.
     generator = CaptionGenerator(model)
-    probe = probe_images()[0]
-    stores_evaluation = computation.features and generator.supports(evaluation.options, probe)
+    stores_evaluation = computation.features and generator.supports(evaluation.options, probe_images()[0])
     data = prepare_images(
         config,
         images,
@@ -214,13 +201,47 @@ def prepare_image_text_model(
         images=data.images,
         features=data.features,
         evaluation_features=data.evaluation_features,
-        subset_features=data.features if stores_evaluation else PixelSource(files, exif),
+        subset_features=data.features if stores_evaluation else PixelSource(files, config.exif_rotation),
         quarantined=data.quarantined,
         record=_record(model, config),
         save_checkpoint=partial(_save_checkpoint, model),
         caption=partial(evaluation.caption_images, generator),
         notes={"name": computation.name, "differences": dict(computation.differences), "store": reason},
     )
+
+
+def feature_functions(
+    model: ImageTextModel,
+    source: ResolvedModel,
+    config: RunConfig,
+    dist: DistributedContext,
+    listener: Listener | None,
+) -> tuple[FeaturesOf, FeaturesOf]:
+    """Functions of image files and the name of their set, which return stored features, and images.
+
+    Args:
+        model: computes features.
+        source: of the model.
+        config: of the run.
+        dist: this process among the others.
+        listener: receives the progress.
+    """
+    exif, root = config.exif_rotation, store_root(config)
+
+    def report(name: str) -> Callable[[int, int], None]:
+        def progress(done: int, count: int) -> None:
+            if listener is not None and dist.is_main:
+                listener({"event": "features", "what": name, "done": done, "count": count})
+
+        return progress
+
+    def stored(files: Sequence[Path], name: str) -> StoredImages[Any]:
+        return image_features_of(model, source, files, root, dist, exif_rotation=exif, on_progress=report(name))
+
+    def pixels(files: Sequence[Path], name: str) -> StoredImages[Any]:
+        return image_pixels_of(model, files, root, dist, exif_rotation=exif, on_progress=report(name))
+
+    return stored, pixels
 
 
 def _choose(

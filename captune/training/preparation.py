@@ -24,6 +24,7 @@ from captune.training.run_folder import Inspection, open_run_folder
 
 __all__ = [
     "QUARANTINE",
+    "FeaturesOf",
     "RunImages",
     "drop_unreadable",
     "prepare_images",

@@ -320,7 +320,7 @@ def test_features_before_training(folder_of: Any, toy_data: Path, tmp_path: Path
         model, resolve_model(config.model), files, tmp_path / "store", ALONE,
         on_progress=lambda _, count: missing.append(count),
     )  # fmt: skip
-    assert len(missing) == missing[0] == len(files) - 24
+    assert len(missing) == missing[0] == len(files) - 24 - 12
 
 
 def run(folder: Path, root: Path, files: Sequence[Path], *variables: dict[str, str], stop: int = 0) -> list[Any]:
