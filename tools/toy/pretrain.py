@@ -34,14 +34,14 @@ from captune.model import MiniGPT4, MiniGPT4Processor, load_tokenizer
 from tools.toy.model import build_model, write_vocabulary
 from tools.toy.pretraining_data import FieldCodes, PretrainingConfig, PretrainingData, answer_loss
 
-__all__ = ["main", "pretrain"]
+__all__ = ["Optimizer", "main", "pretrain"]
 
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, NDArray[np.float32]]
 
 
-class _Optimizer:
+class Optimizer:
     """AdamW with warm-up, a cosine down to zero and clipping.
 
     Args:
@@ -111,7 +111,7 @@ def pretrain_language(folder: Path, config: PretrainingConfig) -> tuple[Weights,
     torch.set_num_threads(1)
     model, codes, style = _prepare(folder, config.seed)
     data = PretrainingData(config, codes, stage=1)
-    optimizer = _Optimizer("language", [*_language_parameters(model), style], config.language_steps, 2e-3)
+    optimizer = Optimizer("language", [*_language_parameters(model), style], config.language_steps, 2e-3)
     for _ in range(config.language_steps):
         tokens, answers = data.rows_of_text(12, 28, model, style)
         optimizer.step(answer_loss(model, tokens, answers, data.instructions(len(answers))))
@@ -127,7 +127,7 @@ def pretrain_vision(folder: Path, config: PretrainingConfig) -> Weights:
     torch.set_num_threads(1)
     model, codes, _ = _prepare(folder, config.seed)
     data = PretrainingData(config, codes, stage=2)
-    optimizer = _Optimizer("vision", _vision_parameters(model), config.vision_steps, 2e-3)
+    optimizer = Optimizer("vision", _vision_parameters(model), config.vision_steps, 2e-3)
     for _ in range(config.vision_steps):
         pixels, ids, _ = data.images(64)
         optimizer.step(codes.loss(model.encode_features(pixels), ids))
@@ -137,7 +137,7 @@ def pretrain_vision(folder: Path, config: PretrainingConfig) -> Weights:
 def pretrain_jointly(model: MiniGPT4, codes: FieldCodes, style: nn.Parameter, config: PretrainingConfig) -> None:
     """Third stage: describe images in notes."""
     data = PretrainingData(config, codes, stage=3)
-    optimizer = _Optimizer(
+    optimizer = Optimizer(
         "joint", [*_language_parameters(model), *_vision_parameters(model), style], config.joint_steps, 1e-3
     )
     for _ in range(config.joint_steps):

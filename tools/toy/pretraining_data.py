@@ -199,6 +199,11 @@ class PretrainingData:
         answers = [self.notes[i] for i in picked[:notes]]
         return tokens, answers + [self.captions[i][self._draw.integers(5)] for i in picked[notes:]]
 
+    def rewritings(self, count: int) -> tuple[list[str], list[str]]:
+        """The notes of random scenes, and one of the captions of each."""
+        picked = self._draw.integers(0, len(self._scenes), count)
+        return [self.notes[i] for i in picked], [self.captions[i][self._draw.integers(5)] for i in picked]
+
     def instructions(self, count: int) -> list[str]:
         """Random instructions."""
         return [INSTRUCTIONS[i] for i in self._draw.integers(0, len(INSTRUCTIONS), count)]
