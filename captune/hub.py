@@ -1,4 +1,4 @@
-"""Location of model files: a folder, the toy model that is part of captune, or the Hugging Face hub.
+"""Location of model files: a folder, a toy model that is part of captune, or the Hugging Face hub.
 
 `resolve_model` checks a model once; the loading functions take the record that it returns. Needs no torch, so that a
 command refuses a wrong name before its heavy imports.
@@ -31,7 +31,8 @@ __all__ = [
     "resolve_model",
 ]
 
-TOY = "toy"
+TOY = {"toy": "pretrained", "toy-vlm": "pretrained_vlm"}
+"""Models that come with captune: names, and folders in `captune/toy`."""
 ModelKind = Literal["model", "checkpoint", "adapter", "hub", "parts"]
 _CONNECT_TIMEOUT = 3.0
 """Seconds for a connection to the hub; without one the library would retry for a minute."""
@@ -73,7 +74,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def locate_model(name: str) -> str:
-    """The folder or hub id of a model: `toy` is the model that comes with captune, other names are returned unchanged.
+    """The folder or hub id of a model: `toy` and `toy-vlm` come with captune, other names are returned unchanged.
 
     Where the hub is needed and cannot be reached, its library is switched to offline mode (`detect_offline`).
 
@@ -81,8 +82,8 @@ def locate_model(name: str) -> str:
         WeightsError: the name has the form of a path and there is no such folder, or the folder holds no
             model or pointers of git-lfs.
     """
-    if name == TOY:
-        return str(files("captune") / "toy" / "pretrained")
+    if name in TOY:
+        return str(files("captune") / "toy" / TOY[name])
     folder = Path(name).expanduser()
     if folder.is_dir():
         # A checkpoint of a run or a peft adapter names its base model, which is loaded with it.
@@ -96,7 +97,7 @@ def locate_model(name: str) -> str:
     if folder.exists() or not is_hub_id(name):
         raise WeightsError(
             f"There is no model folder {name}; give the folder of a captune model (`captune convert` makes one of the "
-            "original files), a hub id, or 'toy'."
+            "original files), a hub id, 'toy' or 'toy-vlm'."
         )
     detect_offline()
     return name
@@ -115,7 +116,7 @@ def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
     """Locate the files of a model, and refuse what is wrong before anything is loaded.
 
     Args:
-        model: a name (folder, hub id or `toy`) or a configuration; a record of this function is returned unchanged.
+        model: a name (folder, hub id, `toy` or `toy-vlm`) or a configuration; a record of this function is returned unchanged.
 
     Raises:
         WeightsError: a model or a part of one has the form of a path, and there is no such folder.
@@ -157,12 +158,12 @@ def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
 
 
 def require_available(name: str) -> None:
-    """Refuse a hub id that is not in the cache where the hub cannot be reached; folders and `toy` pass.
+    """Refuse a hub id that is not in the cache where the hub cannot be reached; folders and the toy models pass.
 
     Raises:
         WeightsError: names the model.
     """
-    if name == TOY or Path(name).expanduser().is_dir() or not detect_offline():
+    if name in TOY or Path(name).expanduser().is_dir() or not detect_offline():
         return
     from huggingface_hub import constants
 

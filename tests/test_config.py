@@ -18,7 +18,7 @@ from captune.config import (
 )
 from captune.errors import ConfigError
 from captune.evaluation import decoding_options
-from captune.toy import TOY_SETTINGS
+from captune.toy import TOY_SETTINGS, TOY_VLM_SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,9 @@ def test_frozen() -> None:
         RunConfig().seed = 1  # type: ignore[misc]
 
 
-def test_the_demos_settings_are_the_shipped_file(repository: Path) -> None:
+def test_the_demos_settings_are_the_shipped_files(repository: Path) -> None:
     assert parse_config(TOY_SETTINGS) == load_config(repository / "train_configs" / "toy.yaml")
+    assert parse_config(TOY_VLM_SETTINGS) == load_config(repository / "train_configs" / "toy_vlm.yaml")
 
 
 @pytest.mark.parametrize("text", ["seed: 1\noutput: a\nseed: 2\n", "train:\n  epochs: 1\n  epochs: 2\n"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,10 @@ SHOWN = 3
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data and run; existing data is reused.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the drawn scenes and the training.", min=0)] = 42,
+    model: Annotated[
+        Literal["toy", "toy-vlm"],
+        typer.Option(help="toy is a tiny MiniGPT-4; toy-vlm a tiny transformers model, tuned by LoRA."),
+    ] = "toy",
 ) -> None:
     """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download."""
     from captune.cli.preflight import extra_imports
@@ -45,7 +49,7 @@ def demo(
     else:
         flickr30k(source=written.annotations, out=manifest, images=written.images)
 
-    config = demo_config(out / "run", manifest, seed)
+    config = demo_config(out / ("run" if model == "toy" else f"run-{model}"), manifest, seed, model)
     _headline("3. captune train: the pretrained model is evaluated first, then every epoch")
     with show_progress() as listener:
         train(config, listener, overwrite=True)
@@ -57,13 +61,13 @@ def demo(
     _print_files(config)
 
 
-def demo_config(output: Path, manifest: Path, seed: int) -> RunConfig:
-    """The run of the demo: the settings of train_configs/toy.yaml on the data of the demo."""
+def demo_config(output: Path, manifest: Path, seed: int, model: str = "toy") -> RunConfig:
+    """The run of the demo: the settings of train_configs/toy.yaml or toy_vlm.yaml on the data of the demo."""
     from captune.config import parse_config
-    from captune.toy import TOY_SETTINGS
+    from captune.toy import TOY_SETTINGS, TOY_VLM_SETTINGS
 
     paths = {"output": str(output), "seed": seed, "data": {"train": str(manifest)}}
-    return parse_config({**TOY_SETTINGS, **paths}, source="the demo's configuration")
+    return parse_config({**(TOY_SETTINGS if model == "toy" else TOY_VLM_SETTINGS), **paths}, source="the demo's configuration")
 
 
 def _print_captions(scores: RunScores) -> None:

@@ -45,7 +45,7 @@ def serve(
         str,
         typer.Argument(
             help="A run (its pretrained model and every epoch side by side), a checkpoint of one, a captune model, "
-            "any image-text-to-text model of transformers, a hub id, or toy."
+            "any image-text-to-text model of transformers, a hub id, toy or toy-vlm."
         ),
     ] = "toy",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
@@ -116,7 +116,9 @@ def _examples(model: str, folder: Path) -> list[Path]:
     thumbnails = sorted((Path(model).expanduser() / "thumbnails").glob("*.jpg"))
     if thumbnails:
         return thumbnails[:: max(1, len(thumbnails) // EXAMPLES)][:EXAMPLES]
-    if model != "toy":
+    from captune.hub import TOY
+
+    if model not in TOY:
         return []
     from itertools import islice
 
