@@ -116,7 +116,8 @@ def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:
     """Locate the files of a model, and refuse what is wrong before anything is loaded.
 
     Args:
-        model: a name (folder, hub id, `toy` or `toy-vlm`) or a configuration; a record of this function is returned unchanged.
+        model: a name (folder, hub id, `toy` or `toy-vlm`) or a configuration; a record of this function is returned
+            unchanged.
 
     Raises:
         WeightsError: a model or a part of one has the form of a path, and there is no such folder.

@@ -67,7 +67,9 @@ def demo_config(output: Path, manifest: Path, seed: int, model: str = "toy") -> 
     from captune.toy import TOY_SETTINGS, TOY_VLM_SETTINGS
 
     paths = {"output": str(output), "seed": seed, "data": {"train": str(manifest)}}
-    return parse_config({**(TOY_SETTINGS if model == "toy" else TOY_VLM_SETTINGS), **paths}, source="the demo's configuration")
+    return parse_config(
+        {**(TOY_SETTINGS if model == "toy" else TOY_VLM_SETTINGS), **paths}, source="the demo's configuration"
+    )
 
 
 def _print_captions(scores: RunScores) -> None:

@@ -33,7 +33,7 @@ class ModelConfig(_Section):
 
     path: str = Field("toy", min_length=1)
     """Folder or hub id of a captune model or of any image-text-to-text model of transformers (Qwen-VL, Gemma, SmolVLM,
-    PaliGemma, InternVL, LLaVA, BLIP-2, ...); or `toy` for the tiny model that comes with captune."""
+    PaliGemma, InternVL, LLaVA, BLIP-2, ...); `toy` and `toy-vlm` are tiny models that come with captune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the frozen parts; auto is bfloat16 on a GPU and float32 on a CPU. What is trained is float32."""
     instruction: str = Field("Describe this image in detail.", min_length=1)

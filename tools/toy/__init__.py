@@ -1,1 +1,1 @@
-"""Pretraining of the tiny MiniGPT-4 that is packaged as the model `toy`: `python -m tools.toy.pretrain --out DIR`."""
+"""Pretraining of the packaged models: `tools.toy.pretrain` makes `toy`, `tools.toy.pretrain_vlm` makes `toy-vlm`."""

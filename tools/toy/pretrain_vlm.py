@@ -48,7 +48,7 @@ class VLMPretrainingConfig:
     seed: int = 7
     scenes: int = 20_000
     vision_steps: int = 700
-    joint_steps: int = 450
+    joint_steps: int = 700
 
 
 class _Rows:
@@ -90,7 +90,8 @@ class _Rows:
 
 def _image_tokens(model: Idefics3ForConditionalGeneration, pixels: Tensor) -> Tensor:
     """Image tokens (B, N, D) of pixels (B, 3, S, S)."""
-    return model.model.connector(model.model.vision_model(pixels).last_hidden_state)
+    tokens: Tensor = model.model.connector(model.model.vision_model(pixels).last_hidden_state)
+    return tokens
 
 
 def pretrain(out: Path, config: VLMPretrainingConfig) -> None:
@@ -125,9 +126,8 @@ def pretrain(out: Path, config: VLMPretrainingConfig) -> None:
     optimizer = Optimizer("joint", [*model.parameters(), *records.parameters()], config.joint_steps, 1e-3)
     for _ in range(config.joint_steps):
         pixels, ids, notes = data.images(24)
-        tokens = _image_tokens(model, pixels)
-        batch = rows.of_images(data.instructions(len(notes)), notes)
-        loss = model(**batch, image_hidden_states=tokens).loss + 0.2 * record_loss(tokens, ids)
+        output = model(**rows.of_images(data.instructions(len(notes)), notes), pixel_values=pixels.unsqueeze(1))
+        loss = output.loss + 0.2 * record_loss(output.image_hidden_states.unflatten(0, (len(ids), -1)), ids)
         questions, captions = data.rewritings(8)
         loss = loss + 0.5 * model(**rows.of_text([REWRITE + text for text in questions], captions)).loss
         optimizer.step(loss)

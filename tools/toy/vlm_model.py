@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import torch
+from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor, nn
 from transformers import (
+    AutoTokenizer,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
@@ -46,14 +47,12 @@ CHAT_TEMPLATE = (
 
 
 def build_processor() -> Idefics3Processor:
-    """The processor: one picture of 64 x 64 pixels without tiles, the toy's vocabulary with SmolVLM's special tokens."""
-    from transformers import AutoTokenizer
-
+    """The processor: 64 x 64 pixels without tiles, and the toy's vocabulary with SmolVLM's special tokens."""
     settings = json.loads(AutoTokenizer.from_pretrained(locate_model("toy")).backend_tokenizer.to_str())
     # The chat template writes the first token.
     settings["post_processor"] = None
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(settings),
+        tokenizer_object=FastTokenizer.from_str(json.dumps(settings)),
         bos_token=START,
         eos_token=END,
         pad_token=PAD,
@@ -70,12 +69,6 @@ def build_processor() -> Idefics3Processor:
         image_std=CLIP_STD.tolist(),
     )
     return Idefics3Processor(images, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)
-
-
-def _tokenizer(settings: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(json.dumps(settings))
 
 
 def build_vlm(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
