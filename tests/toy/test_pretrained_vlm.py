@@ -37,8 +37,7 @@ def pictures(rows: list[ToyRow]) -> list[Image.Image]:
 
 
 def captions(model: ImageTextModel | Captioner, images: list[Image.Image], instruction: str | None = None) -> list[str]:
-    backend = model.backend if isinstance(model, ImageTextModel) else model._backend
-    return [caption.text for caption in backend.generate(images, instruction, OPTIONS)]
+    return [caption.text for caption in model.backend.generate(images, instruction, OPTIONS)]
 
 
 def load() -> ImageTextModel:
@@ -131,7 +130,7 @@ def test_it_notes_what_is_in_new_pictures(rows: list[ToyRow], instruction: str) 
 def test_tuning_raises_cider_of_new_pictures(rows: list[ToyRow], tuned: Tuned) -> None:
     references = {row.filename: list(row.captions) for row in rows}
     before, after = (
-        score_captions(dict(zip(references, texts, strict=True)), references, ["CIDEr"])
+        score_captions(dict(zip(references, texts, strict=True)), references, ["cider"])
         for texts in (tuned.before, tuned.after)
     )
     difference = paired_bootstrap(after, before)["CIDEr"]
