@@ -25,7 +25,10 @@ __all__ = ["FeatureCall", "ImageFeatures", "find_feature_call"]
 _METHOD = "get_image_features"
 _TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder", "vqmodel", "vision")
 """Attributes that hold the vision tower in families without `get_image_features`."""
+_STATES = "hidden_states"
 _UNUSED = ("attentions",)
+_Read = str | tuple[str, int]
+"""A field of a model output that is read, or one element of a field that holds a tuple, such as a hidden state."""
 
 
 class _Recorded(Exception):  # noqa: N818  # no error: it ends a forward pass early
@@ -81,7 +84,7 @@ class FeatureCall:
         read: fields of the return value that the model reads, such as "pooler_output"; None is all.
     """
 
-    def __init__(self, module: nn.Module, name: str, single: Any, double: Any, read: set[str] | None):
+    def __init__(self, module: nn.Module, name: str, single: Any, double: Any, read: set[_Read] | None):
         self._module, self._name = module, name
         self._template = _kept_part(single, read)
         self._double = _kept_part(double, read)
@@ -177,10 +180,10 @@ def find_feature_call(
     return None
 
 
-def _observe(module: nn.Module, name: str, run: Callable[[], Any]) -> tuple[Any, set[str] | None]:
+def _observe(module: nn.Module, name: str, run: Callable[[], Any]) -> tuple[Any, set[_Read] | None]:
     """What a method returns while `run` runs, and which fields of it are read; None if it is not called once."""
     values: list[Any] = []
-    read: set[str] = set()
+    read: set[_Read] = set()
 
     def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         value = original(*args, **kwargs)
@@ -194,7 +197,29 @@ def _observe(module: nn.Module, name: str, run: Callable[[], Any]) -> tuple[Any,
     return values[0], read or None
 
 
-def _with_reads_recorded(value: Any, read: set[str]) -> Any:
+class _RecordedStates(tuple[Any, ...]):
+    """The hidden states of all layers, which records those that are read; all are kept if they are iterated over."""
+
+    _read: set[_Read]
+
+    def __new__(cls, states: tuple[Any, ...], read: set[_Read]) -> _RecordedStates:
+        made = super().__new__(cls, states)
+        made._read = read
+        return made
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, int):
+            self._read.add((_STATES, key % len(self)))
+        else:
+            self._read.add(_STATES)
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._read.add(_STATES)
+        return super().__iter__()
+
+
+def _with_reads_recorded(value: Any, read: set[_Read]) -> Any:
     """A model output that records which of its fields are read; other values are returned unchanged."""
     if not isinstance(value, ModelOutput):
         return value
@@ -202,14 +227,21 @@ def _with_reads_recorded(value: Any, read: set[str]) -> Any:
 
     class Recorded(kind):  # type: ignore[misc, valid-type]  # the class is only known here
         def __getattribute__(self, name: str) -> Any:
-            if name in fields:
-                read.add(name)
-            return super().__getattribute__(name)
+            item = super().__getattribute__(name)
+            return field(name, item) if name in fields else item
 
         def __getitem__(self, key: Any) -> Any:
-            names = list(value) if isinstance(key, slice) else [key]
-            read.update(name if isinstance(name, str) else list(value)[name] for name in names)
-            return super().__getitem__(key)
+            item = super().__getitem__(key)
+            if isinstance(key, slice):
+                read.update(list(value)[key])
+                return item
+            return field(key if isinstance(key, str) else list(value)[key], item)
+
+    def field(name: str, item: Any) -> Any:
+        if name == _STATES and isinstance(item, tuple):
+            return _RecordedStates(item, read)
+        read.add(name)
+        return item
 
     fields = {name for name in value if name not in _UNUSED}
     recorded = copy.copy(value)
@@ -225,12 +257,18 @@ class _Output:
     fields: dict[str, Any]
 
 
-def _kept_part(value: Any, read: set[str] | None) -> Any:
+def _kept_part(value: Any, read: set[_Read] | None) -> Any:
     """A model output as `_Output` with the fields that are read; other values are returned unchanged."""
     if not isinstance(value, ModelOutput):
         return value
-    kept = set(value) - set(_UNUSED) if read is None else read
-    return _Output(type(value), {name: item for name, item in value.items() if name in kept})
+    if read is None:
+        return _Output(type(value), {name: item for name, item in value.items() if name not in _UNUSED})
+    kept = {name: item for name, item in value.items() if name in read}
+    layers = {part[1] for part in read if isinstance(part, tuple)}
+    if layers and _STATES not in kept:
+        states = value[_STATES]
+        kept[_STATES] = tuple(state if index in layers else None for index, state in enumerate(states))
+    return _Output(type(value), kept)
 
 
 def _flatten(value: Any, template: Any, tensors: list[Tensor]) -> None:

@@ -256,17 +256,28 @@ class ImageTextModel:
         image = probe_images()[0]
         prompt = self.conversation.prompt(image)
         targets = self.conversation.target_ids(_PROBE_CAPTION)
-        self.losses.feature_call = find_feature_call(
-            self.model, lambda count: self.losses.probe(prompt, targets, count)
-        )
-        if self.losses.feature_call is None:
-            return False
-        # A Q-Former may read the instruction.
+        first: FeatureCall | None = None
+        # Where the projector is trained, the features are those before it.
+        for before_projector in (False, True):
+            call = find_feature_call(
+                self.model,
+                lambda count: self.losses.probe(prompt, targets, count),
+                before_projector=before_projector,
+            )
+            self.losses.feature_call = call
+            if call is not None and not self.features_are_trained():
+                self._test_dependence_on_prompt(image)
+                return True
+            first = first or call
+        self.losses.feature_call = first
+        return False
+
+    def _test_dependence_on_prompt(self, image: Image.Image) -> None:
+        """A Q-Former may read the instruction."""
         texts = [self.conversation.instruction, "Is there a dog?"]
         if self.conversation.inputs.takes_text and self.conversation.instruction is not None:
             pair = [self.encode(image, text).tensors for text in texts]
             self.features_depend_on_prompt = any(not torch.equal(*tensors) for tensors in zip(*pair, strict=True))
-        return not self.features_are_trained()
 
     def features_are_trained(self) -> bool:
         """Whether image features depend on trained parameters, so that they must be computed in every step."""

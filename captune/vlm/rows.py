@@ -30,7 +30,8 @@ __all__ = ["CaptionLoss"]
 
 _COLUMNS_MULTIPLE = 64
 """Plain rows are recorded with this many target columns, or a multiple, so that one record serves many captions."""
-_RECORDED_ROWS = 64
+_RECORDED_NUMBERS = 1 << 26
+"""Most numbers in the masks of recorded rows, 64 MB of booleans."""
 
 
 class CaptionLoss:
@@ -125,7 +126,7 @@ class CaptionLoss:
                     stack.enter_context(_single_state(head))
                 self._model(**inputs, **self._settings)
             self._recorded[key] = rows[0]
-            if len(self._recorded) > _RECORDED_ROWS:
+            while len(self._recorded) > 1 and sum(map(_mask_numbers, self._recorded.values())) > _RECORDED_NUMBERS:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(key)
         return self._recorded[key]
@@ -192,6 +193,10 @@ class CaptionLoss:
         assert self.feature_call is not None
         with self.feature_call.replaced(features, copies):
             yield
+
+
+def _mask_numbers(row: PlainRow) -> int:
+    return sum({id(mask): mask.numel() for mask in row.masks if mask is not None}.values())
 
 
 def _takes_any(parameters: Any) -> bool:

@@ -51,7 +51,7 @@ def image(width: int, height: int, seed: int = 0) -> Image.Image:
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     folders: dict[str, Path] = {}
 
-    def loaded(name: str, dtype: str = "float32", **settings: Any) -> ImageTextModel:
+    def loaded(name: str, dtype: str = "float32", projector: bool = False, **settings: Any) -> ImageTextModel:
         if name not in folders:
             folders[name] = save_family(name, tmp_path_factory.mktemp("family"))
         source = resolve_model(ModelConfig(path=str(folders[name]), **settings))
@@ -62,7 +62,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
         except MissingExtraError as error:
             pytest.skip(str(error))
         model.model.to(getattr(torch, dtype))
-        model.add_lora(LoraConfig(rank=2, targets=("all-linear",)))
+        model.add_lora(LoraConfig(rank=2, targets=("all-linear",)), projector=projector)
         with torch.no_grad():
             for parameter in (p for n, p in model.trained_parameters() if ".lora_B." in n):
                 parameter.normal_(0, 0.05)
@@ -122,6 +122,21 @@ def test_a_model_that_mixes_captions_is_not_packed(load: Load) -> None:
     layer.forward = MethodType(mixed, layer)
     computation = choose_computation(model, samples())
     assert (computation.features, computation.packed) == (True, False), computation.describe()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "idefics3", "internvl", "llava", "paligemma"])
+def test_features_before_a_trained_projector_are_stored(load: Load, name: str) -> None:
+    model = load(name, projector=True)
+    assert any("modules_to_save" in parameter for parameter, _ in model.trained_parameters())
+    computation = choose_computation(model, samples())
+    assert (computation.features, computation.packed) == (True, True), computation.describe()
+    assert float(dict(computation.differences)["features, packed row"]) < 1e-5
+    assert len(model.encode(image(40, 30)).tensors) <= 2, "of all hidden states, only those that are read are stored"
+
+
+def test_a_projector_inside_the_tower_is_trained_from_pixels(load: Load) -> None:
+    computation = choose_computation(load("qwen2_5_vl", projector=True), samples())
+    assert (computation.features, computation.packed) == (False, True), computation.describe()
 
 
 def test_a_tower_that_is_trained_is_not_stored(load: Load) -> None:
