@@ -14,8 +14,8 @@ Shapes: a decoder of 512 x 8 with 25 million parameters, LoRA of rank 16 on all 
 as LLaVA-1.5-7B. `qwen2_5_vl`: tower of a tenth of it and 4 patches a token, 340 image tokens, as Qwen2.5-VL-7B.
 
 The floor is the time of a packed row's operations, counted by formula, at the rate of a matrix product of this run: 4 a
-weight and token (forward, and backward to the activations), 12 a pair of tokens and channel for attention. Memory is the
-largest resident size of a separate process, and how much of it the steps added.
+weight and token (forward, and backward to the activations), 12 a pair of tokens and channel for attention. Memory is
+the largest resident size of a separate process that takes three steps, and how much of it the steps added.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from measuring import INSTRUCTION, Output, captions, options, relative
+from measuring import Output, captions, options, relative
 
 # isort: split
 import numpy as np
@@ -348,7 +348,7 @@ def measure_this_process(way: str, task: Task) -> None:
         run = trainer_of(model, task, checkpointing=checkpointing).train
     else:
         if checkpointing:
-            model.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.checkpoint_activations()
 
         def run() -> None:
             list(train(model, task, **WAYS["captune"]))
@@ -436,8 +436,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             ratios[shape] = compare(shape, output, Path(folder), arguments.rounds)
     output.say(
-        "\nTime is processor time of one thread; ratio and its range are to TRL's step of the same turn. Differences are\n"
-        "relative to TRL: the gradient of the first step, and the final weights over the length of the complete update."
+        "\nTime is processor time of one thread; ratio and its range are to TRL's step of the same turn. Differences are "
+        "relative\nto TRL: the gradient of the first step, and the final weights over the length of the complete update."
     )
     output.line(kind="ratio", **ratios)
     return 0

@@ -24,10 +24,12 @@ from torch import Tensor
 from captune.captioner import ModelInputs, end_token_ids
 from captune.errors import DataError, WeightsError
 
-__all__ = ["Conversation", "PromptRow"]
+__all__ = ["Conversation", "PromptRow", "is_constant"]
 
-_CACHED_PROMPTS = 256
+_CACHED_PROMPTS = 4096
 """Number of prompts whose inputs are cached: pairs of an image size and an instruction."""
+_PIXELS = 1 << 12
+"""Inputs of more floating-point numbers than this are pixels."""
 _CACHED_CAPTIONS = 1 << 14
 _PROBE_CAPTION = "A photo of a dog."
 _ROLES = ("assistant", "model")
@@ -102,6 +104,7 @@ class Conversation:
         self._vocabulary = 1 << 62 if head is None else int(head.weight.shape[0])
         self._takes_suffix = "suffix" in inspect.signature(type(inputs.processor).__call__).parameters
         self._rows: OrderedDict[tuple[Any, ...], PromptRow] = OrderedDict()
+        self._scalar_ends: dict[str | None, dict[str, tuple[int, Tensor]]] = {}
         self._endings: dict[str | None, tuple[str, str, str]] = {}
         self.target_ids = lru_cache(_CACHED_CAPTIONS)(self._target_ids)
 
@@ -114,7 +117,7 @@ class Conversation:
         return PromptRow(inputs, self._row_of_size(image.size, instruction).ends)
 
     def prompt_of_size(self, size: tuple[int, int], instruction: str | None = None) -> PromptRow:
-        """The prompt of any image of a size: pixels are those of a blank image, all other inputs are the same."""
+        """The prompt of any image of a size: pixels are one repeated number, all other inputs are the same."""
         return self._row_of_size(size, instruction)
 
     def _row_of_size(self, size: tuple[int, int], instruction: str | None) -> PromptRow:
@@ -124,7 +127,7 @@ class Conversation:
             text = self._text(instruction)
             inputs = dict(self.inputs.batch([blank], text))
             ends = {} if self.is_encoder_decoder else self._ends_of(inputs, blank, instruction)
-            self._rows[key] = PromptRow(inputs, ends)
+            self._rows[key] = PromptRow({name: _without_pixels(value) for name, value in inputs.items()}, ends)
             if len(self._rows) > _CACHED_PROMPTS:
                 self._rows.popitem(last=False)
         self._rows.move_to_end(key)
@@ -134,6 +137,9 @@ class Conversation:
         self, prompt: Mapping[str, Tensor], image: Image.Image, instruction: str | None
     ) -> dict[str, tuple[int, Tensor]]:
         """Which inputs grow with the caption, and by what."""
+        key = self._or_default(instruction)
+        if key in self._scalar_ends:
+            return self._scalar_ends[key]
         complete = self.complete(image, _PROBE_CAPTION, instruction)
         ends = {}
         for name, value in prompt.items():
@@ -148,6 +154,9 @@ class Conversation:
                 f"The processor of {self.inputs.name} returns as many tokens for a prompt as for the prompt with a "
                 "caption, so it truncates texts; remove max_length and truncation from its settings."
             )
+        if all(end.numel() == 1 for _, end in ends.values()):
+            # Others, such as a mask of an image's tiles for each token, depend on the size of the image.
+            self._scalar_ends[key] = ends
         return ends
 
     def complete(self, image: Image.Image, caption: str, instruction: str | None = None) -> dict[str, Tensor]:
@@ -283,4 +292,18 @@ def _without_reasoning(text: str) -> str:
 
 def _repeat(value: Tensor, count: int) -> Tensor:
     """Inputs of `count` equal rows: images are concatenated along the first dimension in every family."""
+    if is_constant(value):
+        return value[:1].expand(count * value.shape[0], *value.shape[1:])
     return torch.cat([value] * count) if count > 1 else value.clone()
+
+
+def is_constant(value: Tensor) -> bool:
+    """Whether a tensor is one number in memory, which is expanded to its shape."""
+    return value.numel() > 1 and not any(value.stride())
+
+
+def _without_pixels(value: Any) -> Any:
+    """Pixels as one number that is expanded to their shape, since those of a blank image may take 30 MB; or `value`."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > _PIXELS:
+        return value.flatten()[:1].clone().squeeze().expand(value.shape)
+    return value

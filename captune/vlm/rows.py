@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
-from captune.vlm.conversation import PromptRow
+from captune.vlm.conversation import PromptRow, is_constant
 from captune.vlm.decoder import Decoder, PackedRow, PlainRow
 from captune.vlm.image_features import FeatureCall, ImageFeatures
 
@@ -178,12 +178,13 @@ class CaptionLoss:
         return _cross_entropy(logits.squeeze(0), targets)
 
     def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        dtype = self._model.dtype
-        return {
-            name: value.to(self._model.device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-            if isinstance(value, Tensor)
-        }
+        def moved(value: Tensor) -> Tensor:
+            if is_constant(value):
+                # Pixels that image features replace: neither memory nor a transfer is spent on them.
+                return moved(value[(0,) * value.ndim]).expand(value.shape)
+            return value.to(self._model.device, self._model.dtype if value.is_floating_point() else None)
+
+        return {name: moved(value) for name, value in inputs.items() if isinstance(value, Tensor)}
 
     @contextmanager
     def _features(self, features: ImageFeatures | None, copies: int) -> Iterator[None]:

@@ -174,3 +174,11 @@ def test_activation_checkpointing_repeats_masks_and_positions(load: Load) -> Non
     model.train()
     actual = _gradient(model, samples(), features=True, packed=True)
     assert float((actual - expected).norm() / expected.norm()) < 1e-6
+
+
+def test_prompts_whose_image_is_stored_hold_no_pixels(load: Load) -> None:
+    """Those of a thousand sizes would take gigabytes."""
+    prompt = load("qwen2_5_vl").conversation.prompt_of_size((64, 64))
+    for pixels, copies in ((prompt.inputs["pixel_values"], 1), (prompt.rows([[5], [6]], 0)["pixel_values"], 2)):
+        assert pixels.shape[0] == copies * (64 // 8) ** 2
+        assert pixels.untyped_storage().nbytes() == 4
