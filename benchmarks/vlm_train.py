@@ -436,8 +436,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             ratios[shape] = compare(shape, output, Path(folder), arguments.rounds)
     output.say(
-        "\nTime is processor time of one thread; ratio and its range are to TRL's step of the same turn. Differences are "
-        "relative\nto TRL: the gradient of the first step, and the final weights over the length of the complete update."
+        "\nTime is processor time of one thread; ratio and its range are to TRL's step of the same turn.\n"
+        "Differences are relative to TRL: the gradient of the first step, and the final weights over the length of\n"
+        "the complete update."
     )
     output.line(kind="ratio", **ratios)
     return 0
