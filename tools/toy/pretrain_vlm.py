@@ -7,7 +7,7 @@ separately: those of the toy. There are two stages:
     2. joint       image ──tower──> connector ──> language model ──> notes
                                          notes ──> language model ──> caption
 
-No image comes with a caption, so that fine-tuning has to connect both.
+No image comes with a caption, so that fine-tuning has to connect both. It takes about seven minutes on one thread.
 """
 
 from __future__ import annotations
