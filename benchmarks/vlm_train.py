@@ -195,18 +195,20 @@ class Task:
         return tuned
 
 
-def trainer_of(model: ImageTextModel, task: Task, *, checkpointing: bool = False) -> SFTTrainer:
-    """TRL's trainer on the rows of a task."""
+def trainer_of(
+    model: ImageTextModel, task: Task, *, checkpointing: bool = False, rows: int = PER_IMAGE, on_cpu: bool = True
+) -> SFTTrainer:
+    """TRL's trainer on the captions of a task, so many rows a step."""
     assert model.conversation.instruction is not None
     prompt = model.conversation.inputs.prompt(model.conversation.instruction)
-    rows = [
+    examples = [
         {"images": [image], "prompt": prompt, "completion": f"{text}{END_OF_TURN}"}
         for image, texts in zip(task.images, task.captions, strict=True)
         for text in texts
     ]
     arguments = SFTConfig(
         output_dir=str(task.folder / "trl"),
-        per_device_train_batch_size=PER_IMAGE,
+        per_device_train_batch_size=rows,
         num_train_epochs=1,
         learning_rate=SETTINGS.learning_rate,
         lr_scheduler_type="cosine",
@@ -219,11 +221,11 @@ def trainer_of(model: ImageTextModel, task: Task, *, checkpointing: bool = False
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
+        use_cpu=on_cpu,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    data = Dataset.from_list(rows)
+    data = Dataset.from_list(examples)
     trainer = SFTTrainer(model.adapter, arguments, train_dataset=data, processing_class=model.processor)
     trainer.pop_callback(PrinterCallback)
     return trainer

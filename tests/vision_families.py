@@ -17,7 +17,7 @@ from captioner_models import TEXT, tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-__all__ = ["FAMILIES", "Recipe", "save_family"]
+__all__ = ["FAMILIES", "Recipe", "save_family", "save_processor"]
 
 SIDE, PATCH = 32, 8
 SQUARE = {"height": SIDE, "width": SIDE}
@@ -624,6 +624,12 @@ def save_family(name: str, folder: Path) -> Path:
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or 0
     model.save_pretrained(folder)
+    save_processor(recipe, folder)
+    return folder
+
+
+def save_processor(recipe: Recipe, folder: Path) -> None:
+    """Write the processor of a recipe, with its tokenizers and chat template."""
     recipe.words.save_pretrained(folder)
     for part, words in recipe.folders.items():
         words.save_pretrained(folder / part)
@@ -633,4 +639,3 @@ def save_family(name: str, folder: Path) -> Path:
         (folder / "processor_config.json").write_text(json.dumps({**recipe.settings, **kind}))
     if recipe.template is not None:
         (folder / "chat_template.jinja").write_text(recipe.template)
-    return folder
