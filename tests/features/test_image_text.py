@@ -132,14 +132,18 @@ def test_shards_hold_features_of_any_shape(tmp_path: Path) -> None:
         read[:]
 
 
-@pytest.mark.parametrize("part", ["ids", "sizes", "shapes.0", "values.1"])
-def test_damaged_shards_are_encoded_again(part: str, folder_of: Any, files: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "byte"), [("ids", 0), ("sizes", 0), ("shapes.0", 0), ("shapes.0", 7), ("values.1", 3)]
+)
+def test_damaged_shards_are_encoded_again(
+    part: str, byte: int, folder_of: Any, files: list[Path], tmp_path: Path
+) -> None:
     model, source = load(folder_of("qwen3_vl"))
     before = image_features_of(model, source, files, tmp_path, ALONE).features[:]
     (victim,) = tmp_path.glob("*/shard-*")
     data = bytearray(victim.read_bytes())
     length = int.from_bytes(data[:8], "little")
-    data[8 + length + json.loads(data[8 : 8 + length])[part]["data_offsets"][0]] ^= 1
+    data[8 + length + json.loads(data[8 : 8 + length])[part]["data_offsets"][0] + byte] ^= 0x41
     victim.write_bytes(data)
     after = image_features_of(model, source, files, tmp_path, ALONE).features[:]
     assert [same(item, other) for item, other in zip(after, before, strict=True)] == [True] * len(before)
