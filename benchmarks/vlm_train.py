@@ -369,9 +369,9 @@ def compare(shape: str, output: Output, folder: Path, rounds: int) -> float:
     expected = peer_gradient(trainer_of(task.model(), task))
     differences = {name: relative(gradient(first.train(), task, **way), expected) for name, way in WAYS.items()}
     start = first.trained_state()
-    own = {name: task.model() for name in WAYS}
+    tuned_models = {name: task.model() for name in WAYS}
     peers = {name: task.model() for name in (PEER, PEER_TARGETS)}
-    ways = {name: train(model, task, **WAYS[name]) for name, model in own.items()}
+    ways = {name: train(model, task, **WAYS[name]) for name, model in tuned_models.items()}
     turns = ByTurns({PEER_TARGETS: step_by_step(trainer_of(peers[PEER_TARGETS], task), task), **ways})
     trainer = trainer_of(peers[PEER], task)
     trainer.add_callback(turns)
@@ -380,7 +380,7 @@ def compare(shape: str, output: Output, folder: Path, rounds: int) -> float:
     began = time.process_time()
     first.encode(task.images[0])
     encoding = time.process_time() - began
-    weights = {name: joined(model.trained_state()) for name, model in {**peers, **own}.items()}
+    weights = {name: joined(model.trained_state()) for name, model in {**peers, **tuned_models}.items()}
     update = (weights[PEER] - joined(start)).norm()
     taken = {name: statistics.median(seconds[1:]) for name, seconds in turns.seconds.items()}
     peak = {name: memory(name, shape, folder) for name in (PEER, "captune")}
