@@ -94,13 +94,13 @@ class GpuTask(Task):
         self.recipe = SHAPES[shape][0]()
         self.device = device
         for part, sizes in SIZES[shape].items():
-            own = self.recipe.config[part]
+            section = self.recipe.config[part]
             if not tiny:
-                own.update(sizes)
+                section.update(sizes)
             elif part == "text_config":
-                own.update(TINY, num_attention_heads=2, num_key_value_heads=2)
-            elif "out_hidden_size" in own:
-                own["out_hidden_size"] = TINY["hidden_size"]
+                section.update(TINY, num_attention_heads=2, num_key_value_heads=2)
+            elif "out_hidden_size" in section:
+                section["out_hidden_size"] = TINY["hidden_size"]
         (folder / "config.json").write_text("{}")
         super().__init__(shape, folder, images)
         settings = dict(self.recipe.config)
