@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from captune.config import RunConfig
     from captune.model import MemoryEstimate
-    from captune.training import Measured, Plan, Planner, Proposal
+    from captune.training import ImageTextPlanner, Measured, Plan, Planner, Proposal
 
 __all__ = ["card_bytes", "plan"]
 
@@ -63,24 +63,37 @@ def plan(
 
         from captune.hub import resolve_model
         from captune.model import default_device, load_config_and_processor
-        from captune.training import Planner, load_for_training, measure_memory
+        from captune.training import (
+            ImageTextPlanner,
+            Planner,
+            load_for_training,
+            measure_image_text_memory,
+            measure_memory,
+        )
+        from captune.vlm import is_image_text_model
     here = default_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
     # A probe runs on this device; --gpu without a probe means a GPU.
     device = here if probe or limit is None else torch.device("cuda")
     source = resolve_model(settings.model)
-    model_config, processor = load_config_and_processor(source)
-    planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
+    planner: Planner | ImageTextPlanner
+    if is_image_text_model(source):
+        planner = ImageTextPlanner(settings, device, processes=processes, caption_tokens=caption_tokens)
+    else:
+        model_config, processor = load_config_and_processor(source)
+        planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
     predicted = planner.plan()
     fits = limit is None or predicted.peak <= limit
     proposal = None if fits or limit is None else planner.propose(limit)
     measured: list[Measured] = []
-    if probe:
+    if probe and isinstance(planner, Planner):
         model = load_for_training(source, settings.train, settings.model.instruction, settings.seed, here)
         measured = measure_memory(settings, model, planner)
+    elif probe and isinstance(planner, ImageTextPlanner):
+        measured = measure_image_text_memory(settings, source, planner)
     if as_json:
-        _print_json(predicted, limit, proposal, measured)
+        _print_json(planner, predicted, limit, proposal, measured)
     else:
         _print(settings, planner, device, predicted, limit, proposal, measured)
     return 0 if fits else 1
@@ -100,8 +113,16 @@ def card_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def _print_json(predicted: Plan, limit: int | None, proposal: Proposal | None, measured: list[Measured]) -> None:
+def _print_json(
+    planner: Planner | ImageTextPlanner,
+    predicted: Plan,
+    limit: int | None,
+    proposal: Proposal | None,
+    measured: list[Measured],
+) -> None:
     import json
+
+    from captune.training import Planner
 
     def phase(estimate: MemoryEstimate) -> dict[str, Any]:
         parts = [{"name": part.name, "bytes": part.bytes, "why": part.why} for part in estimate.parts]
@@ -124,12 +145,22 @@ def _print_json(predicted: Plan, limit: int | None, proposal: Proposal | None, m
             {"name": entry.name, "predicted": entry.predicted, "measured": entry.measured} for entry in measured
         ],
     }
+    if not isinstance(planner, Planner):
+        store = planner.store()
+        answer["plain_rows"] = planner.plain_rows()
+        answer["feature_store"] = {
+            "image": store.image_bytes,
+            "images": store.images,
+            "total": store.total,
+            "free": store.free,
+            "used": store.used,
+        }
     print(json.dumps(answer, ensure_ascii=False))
 
 
 def _print(
     settings: RunConfig,
-    planner: Planner,
+    planner: Planner | ImageTextPlanner,
     device: torch.device,
     predicted: Plan,
     limit: int | None,
@@ -148,8 +179,9 @@ def _print(
             f"layers divided among {planner.processes} processes" if several else "not divided: one process is planned"
         )
     longest = "of the data" if planner.from_data else f"synthetic, since {settings.data.train} does not exist yet"
+    count = len(planner.micro_batch(settings))
     for estimate, batch in (
-        (predicted.training, f"{len(planner.micro_batch(settings))} samples at once, the longest {longest}"),
+        (predicted.training, f"{count} sample{'s' if count > 1 else ''} at once, the longest {longest}"),
         (predicted.generation, f"{settings.evaluate.batch_size} images at once"),
     ):
         print(f"\n{estimate.phase}: {batch}")
@@ -157,13 +189,34 @@ def _print(
         for part in estimate.parts:
             print(f"  {part.name:<{width}}  {_size(part.bytes):>9}   {part.why}")
         print(f"  {'total':<{width}}  {_size(estimate.total):>9}")
+    for line in _notes(settings, planner):
+        print(f"\n{line}")
     print(f"\n{_verdict(planner, predicted, limit, proposal)}")
     if measured:
         rows = [[entry.name, _size(entry.predicted), _size(entry.measured), f"{entry.ratio:.3f}"] for entry in measured]
         print("\n" + text_table(["counted in two steps", "predicted", "measured", "ratio"], rows))
 
 
-def _verdict(planner: Planner, predicted: Plan, limit: int | None, proposal: Proposal | None) -> str:
+def _notes(settings: RunConfig, planner: Planner | ImageTextPlanner) -> list[str]:
+    """What a transformers model takes besides memory, and without packed rows."""
+    from captune.training import Planner
+
+    if isinstance(planner, Planner):
+        return []
+    store = planner.store()
+    need = f"{_size(store.image_bytes)} for an image"
+    if store.images:
+        need += f", {_size(store.total)} for {store.images:,} images"
+    use = "are stored on disk" if store.used else "are not stored on disk, and computed in every step"
+    lines = [f"image features {use}: {need}; {_size(store.free)} are free"]
+    if settings.train.feature_store is True and store.total > store.free:
+        lines[0] += ", which is too little; set train.feature_store to auto or false"
+    if planner.is_packed():
+        lines.append(f"one row per caption, which some models need, keeps {_size(planner.plain_rows())} of activations")
+    return lines
+
+
+def _verdict(planner: Planner | ImageTextPlanner, predicted: Plan, limit: int | None, proposal: Proposal | None) -> str:
     """One or two sentences."""
     phase = max(predicted.training, predicted.generation, key=lambda estimate: estimate.total).phase
     if limit is None:

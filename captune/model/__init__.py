@@ -46,10 +46,13 @@ from captune.model.loading import (
 )
 from captune.model.lora import attach_lora
 from captune.model.memory import (
+    FLOAT32,
+    QUANTIZED,
     RESERVE,
     GenerationLoad,
     MemoryEstimate,
     ModelSize,
+    Part,
     TrainingLoad,
     cache_size,
     generation_memory,
@@ -79,9 +82,11 @@ __all__ = [
     "ALIGNMENT_CONFIG",
     "CHAT_TEMPLATES",
     "DEFAULT_INSTRUCTION",
+    "FLOAT32",
     "IMAGE_PLACEHOLDER",
     "IMAGE_SLOT",
     "LANGUAGE",
+    "QUANTIZED",
     "RESERVE",
     "TOWERS",
     "CaptionTree",
@@ -99,6 +104,7 @@ __all__ = [
     "MiniGPT4Processor",
     "ModelSize",
     "PackedBatch",
+    "Part",
     "PromptLayout",
     "StopAfterKV",
     "TokenSequence",

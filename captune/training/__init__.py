@@ -9,6 +9,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.training.equivalence import CheckedObjective
     from captune.training.feature_stage import store_features
+    from captune.training.image_text_plan import ImageTextPlanner, StoreForecast, measure_image_text_memory
     from captune.training.minigpt4 import load_for_training
     from captune.training.optimizer import learning_rate
     from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
@@ -18,15 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckedObjective",
+    "ImageTextPlanner",
     "Measured",
     "Plan",
     "Planner",
     "Proposal",
+    "StoreForecast",
     "TrainStep",
     "TrainingSamples",
     "checkpoint_folders",
     "learning_rate",
     "load_for_training",
+    "measure_image_text_memory",
     "measure_memory",
     "store_features",
     "train",
@@ -38,6 +42,7 @@ __getattr__ = lazy_names(
         "equivalence": ["CheckedObjective"],
         "optimizer": ["learning_rate"],
         "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
+        "image_text_plan": ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"],
         "minigpt4": ["load_for_training"],
         "feature_stage": ["store_features"],
         "run_folder": ["checkpoint_folders"],

@@ -47,7 +47,7 @@ from captune.training.samples import TrainingSamples, synthetic_samples
 from captune.training.trainer import TrainStep
 from captune.transformers_compat import kv_cache_of
 
-__all__ = ["Measured", "Plan", "Planner", "Proposal", "measure_memory"]
+__all__ = ["Measured", "Plan", "Planner", "Proposal", "halved", "measure_memory", "worst_case_batch"]
 
 
 def worst_case_batch(config: RunConfig) -> list[tuple[str, ...]] | None:
@@ -257,7 +257,7 @@ class Planner:
             ("training", "train.micro_batch_size", samples, most_captions),
             ("generation", "evaluate.batch_size", self._config.evaluate.batch_size, 1),
         ):
-            for count in _halved(largest):
+            for count in halved(largest):
                 change = () if count == largest else (f"{key}={count * unit}",)
                 plan = self.plan(self._changed((*base, *change)))
                 if getattr(plan, phase).total <= limit:
@@ -277,7 +277,7 @@ class Planner:
         return self.captions[: mine if limit is None else min(mine, max(1, limit // max(map(len, self.captions))))]
 
 
-def _halved(count: int) -> Iterator[int]:
+def halved(count: int) -> Iterator[int]:
     """`count`, then half of it, and so on down to one."""
     while count > 1:
         yield count

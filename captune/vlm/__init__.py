@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from captune.vlm.generation import CaptionGenerator
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model
+    from captune.vlm.memory import ImageTextMemory, ImageTextSize
     from captune.vlm.model import ImageTextModel
     from captune.vlm.weightless import weightless_model
 
@@ -24,7 +25,9 @@ __all__ = [
     "Conversation",
     "FeatureCall",
     "ImageFeatures",
+    "ImageTextMemory",
     "ImageTextModel",
+    "ImageTextSize",
     "PackedRow",
     "ProbeSample",
     "PromptRow",
@@ -49,6 +52,7 @@ __getattr__ = lazy_names(
         "generation": ["CaptionGenerator"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model"],
+        "memory": ["ImageTextMemory", "ImageTextSize"],
         "model": ["ImageTextModel"],
         "weightless": ["weightless_model"],
     },
