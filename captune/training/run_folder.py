@@ -48,7 +48,7 @@ UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
 IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
 """Files of killed writers and of the system; never in the way, and never removed."""
 RUN_FILES = re.compile(
-    r"config\.yaml|prompt\.json|images\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json"
+    r"config\.yaml|prompt\.json|images\.json|computation\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json"
     r"|tensorboard|thumbnails"
     r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
     r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
@@ -155,7 +155,7 @@ def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
     output.mkdir(parents=True, exist_ok=True)
     aside = None
     if inspection.status is RunStatus.BEGUN:
-        for name in ("log.jsonl", "quarantine.json", "images.json"):
+        for name in ("log.jsonl", "quarantine.json", "images.json", "computation.json"):
             (output / name).unlink(missing_ok=True)
     elif inspection.status is not RunStatus.EMPTY:
         aside = _move_aside(output)
