@@ -38,9 +38,11 @@ WALLS: dict[str, set[str]] = {
         "distributed",
         "events",
         "features",
+        "hub",
         "metrics",
         "model",
         "report",
+        "vlm",
     },
     "training": {
         "captioner",

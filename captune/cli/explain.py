@@ -104,9 +104,7 @@ def _conversation(settings: RunConfig, sample: Sample, caption: int, *, placehol
     from captune.hub import resolve_model
     from captune.vlm import weightless_model
 
-    # The default of the configuration is a sentence; some families have task prompts.
-    instruction = settings.model.instruction if "instruction" in settings.model.model_fields_set else None
-    model = weightless_model(resolve_model(settings.model), instruction=instruction)
+    model = weightless_model(resolve_model(settings.model), instruction=settings.model.custom_instruction)
     if placeholder:
         image, others = Image.new("RGB", PLACEHOLDER_SIZE, (127, 127, 127)), []
     else:

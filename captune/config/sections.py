@@ -57,6 +57,13 @@ class ModelConfig(_Section):
         """Name of the model in messages and records."""
         return self.path if self.llm is None else f"{self.vision} + {self.llm}"
 
+    @property
+    def custom_instruction(self) -> str | None:
+        """The instruction if it is not the default; with the default a transformers model has its family's prompt."""
+        # Compared by value, since the stored configuration of a run sets every key.
+        default = type(self).model_fields["instruction"].default
+        return None if self.instruction == default else self.instruction
+
 
 def _joined_splits(value: object) -> object:
     """Several splits as one text, as records and signatures show them."""

@@ -12,32 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from captune.captioner import Captioner, MiniGPT4Backend
+from captune.captioner import Captioner
 from captune.config import RunConfig, load_run_config
 from captune.data import folder_lock, last_writer
 from captune.decoding import Caption
-from captune.distributed import DistributedContext
 from captune.errors import ConfigError, InputError, NonFiniteScoresError
 from captune.evaluation.protocol import EvaluationSet, evaluation_set
+from captune.evaluation.run_models import load_run_model
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
-from captune.features import features_of, store_root
-from captune.model import (
-    LANGUAGE,
-    CheckpointRecord,
-    MiniGPT4,
-    default_device,
-    load_model,
-    load_trained,
-    read_record,
-    restore_chat_template,
-)
+from captune.model import read_record
 from captune.report import MATRIX_FILES, REPORT_FILES, RunScores, read_scores, write_report
 
 __all__ = [
     "EVALUATIONS_FOLDER",
     "LOCK_NAME",
-    "CheckpointSwapper",
     "check_destination",
     "evaluate_checkpoints",
     "evaluate_models",
@@ -153,30 +142,6 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
 logger = logging.getLogger(__name__)
 
 
-class CheckpointSwapper:
-    """Loads one checkpoint after the other into a model, whose frozen weights stay in memory.
-
-    Args:
-        model: its prompts get the chat template of the first checkpoint, so that the model before training is prompted
-            as its checkpoints are.
-        checkpoints: folders that training wrote.
-        records: their records.
-    """
-
-    def __init__(self, model: MiniGPT4, checkpoints: Sequence[Path], records: Sequence[CheckpointRecord]) -> None:
-        self._model = model
-        if records:
-            restore_chat_template(model, records[0].wrapping, checkpoints[0])
-        self._initial = model.trained_state()
-
-    def load(self, checkpoint: Path | None) -> None:
-        """Load a checkpoint's tensors into the model; None restores the model before training."""
-        if checkpoint is not None:
-            load_trained(self._model, checkpoint)
-        else:
-            self._model.load_trained_state(self._initial)
-
-
 def evaluate_checkpoints(
     config: RunConfig,
     checkpoints: Sequence[Path],
@@ -218,26 +183,15 @@ def evaluate_checkpoints(
 def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], on_event: Listener) -> list[str]:
     """Caption and score the pretrained model and every checkpoint; names of those whose scores are not numbers."""
     records = [read_record(folder) for folder in checkpoints]
-    device = default_device()
-    model = load_model(config.model, device, parts=LANGUAGE)
-    swapper = CheckpointSwapper(model, checkpoints, records)
-    evaluation.sign_prompt_of(model)
+    model = load_run_model(config, evaluation, checkpoints)
+    evaluation.sign_prompt(model.prompt_text(model.instruction))
 
     def encoded(done: int, count: int) -> None:
         on_event({"event": "features", "what": "evaluation images", "done": done, "count": count})
 
     @cache
-    def features() -> Any:
-        files, root = evaluation.image_files, store_root(config)
-        stored = features_of(
-            config.model,
-            files,
-            root,
-            DistributedContext(device),
-            exif_rotation=config.exif_rotation,
-            on_progress=encoded,
-        )
-        return stored.require_all("evaluation images")
+    def images() -> Any:
+        return model.images(evaluation.image_files, encoded)
 
     faulty: list[str] = []
     for folder, epoch in [(None, None), *zip(checkpoints, (record.epoch for record in records), strict=True)]:
@@ -246,12 +200,11 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
             on_event({"event": "captions", "epoch": epoch, "done": done, "count": count})
 
         def generate(indices: list[int], on_progress: Callable[[int, int], None] = captioned) -> list[Caption]:
-            return evaluation.caption(model, features()[indices], on_progress)
+            return model.caption(evaluation, images()[indices], model.instruction, on_progress)
 
-        swapper.load(folder)
-        captioner = MiniGPT4Backend(model, exif_rotation=config.exif_rotation)
+        model.load(folder)
         try:
-            captions = evaluation.cached(captioner.fingerprint, config.model.instruction, generate)
+            captions = evaluation.cached(model.fingerprint, model.instruction, generate)
         except NonFiniteScoresError:
             if folder is None:
                 # All other rows are compared with this one.

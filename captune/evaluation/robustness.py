@@ -10,16 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from captune.config import RunConfig
 from captune.data import folder_lock, load_image, resolve_image, temporary_folder
-from captune.decoding import Caption, generate_captions
+from captune.decoding import Caption
 from captune.errors import NonFiniteScoresError
 from captune.evaluation.checkpoints import (
     LOCK_NAME,
-    CheckpointSwapper,
     check_destination,
     ignore_event,
     is_own_evaluation,
@@ -35,18 +33,11 @@ from captune.evaluation.robustness_columns import (
     unseen_share,
     word_counts,
 )
-from captune.evaluation.scoring import (
-    Evaluation,
-    checkpoint_name,
-    decoding_options,
-    exif_mark,
-    pixels_mark,
-    refuse_rows,
-)
+from captune.evaluation.run_models import RunModel, load_run_model
+from captune.evaluation.scoring import Evaluation, checkpoint_name, exif_mark, pixels_mark, refuse_rows
 from captune.events import Listener
-from captune.features import encode_images
 from captune.metrics import Scorer, Scores, ScoringOptions, confidence_intervals, paired_bootstrap, prompt_hash
-from captune.model import MiniGPT4, default_device, load_model, read_record
+from captune.model import read_record
 from captune.report import (
     MATRIX_FILE,
     Cell,
@@ -123,11 +114,10 @@ def _evaluate_matrix(
     """The same in a locked folder."""
     sets = evaluation_sets(config, data, split, on_event)
     records = [read_record(folder) for folder in checkpoints]
-    applied = sets[0].rules.applied(config)
+    in_domain = Evaluation(config, sets[0])
+    model = load_run_model(config, in_domain, checkpoints, stored=False)
     # The prompt of training comes first: the in-domain score of a checkpoint is that of this prompt on the run's data.
-    prompts = list(dict.fromkeys([applied.model.instruction, *instructions]))
-    model = load_model(config.model, default_device())
-    swapper = CheckpointSwapper(model, checkpoints, records)
+    prompts = list(dict.fromkeys([model.instruction or "", *instructions]))
     folders = {checkpoint_name(None): None} | {
         checkpoint_name(record.epoch): folder for record, folder in zip(records, checkpoints, strict=True)
     }
@@ -136,9 +126,8 @@ def _evaluate_matrix(
         for name in folders
         for number, prompt in enumerate(prompts, 1)
     ]
-    context = _Context(applied, model, swapper, folders, rows, on_event)
-    in_domain = Evaluation(config, sets[0])
-    in_domain.sign_prompt_of(model)
+    context = _Context(in_domain, model, folders, rows, on_event)
+    in_domain.sign_prompt(model.prompt_text(model.instruction))
     if is_own_evaluation(config, config.output, checkpoints):
         in_domain.recall()
     epochs = {checkpoint_name(record.epoch): record.epoch for record in records}
@@ -178,9 +167,8 @@ def _evaluate_matrix(
 class _Context:
     """What every column is evaluated with."""
 
-    config: RunConfig
-    model: MiniGPT4
-    swapper: CheckpointSwapper
+    evaluation: Evaluation
+    model: RunModel
     folders: Mapping[str, Path | None]
     rows: list[Row]
     on_event: Listener
@@ -195,10 +183,10 @@ class _Context:
                 metrics=images.rules.metrics,
                 data=_signature_field(name if kind != "corruption" else f"{images.name}+{name.replace(' ', '')}"),
                 split=_signature_field(images.split),
-                decoding=str(decoding_options(self.config)),
+                decoding=str(self.evaluation.options),
                 protocol=images.protocol,
-                exif=exif_mark(self.config, images),
-                pixels=pixels_mark(self.config),
+                exif=exif_mark(self.evaluation.config, images),
+                pixels=pixels_mark(self.evaluation.config),
                 leak=images.leak is not None,
             ),
         )
@@ -208,15 +196,15 @@ class _Context:
         self, files: Sequence[Path], columns: Sequence[_EvaluationColumn], what: str
     ) -> Mapping[str, list[Caption]]:
         """Encode a set's images once, caption them with every row, and score every column made of them."""
-        features = self._encoded(files, what)
+        pixels = self._images(files, what)
         images = columns[0].images
         captions: dict[str, list[Caption]] = {}
         for row in [*self.rows]:
             if row not in self.rows:
                 continue
-            self.swapper.load(self.folders[row.checkpoint])
+            self.model.load(self.folders[row.checkpoint])
             try:
-                captions[row.name] = self._generate(features, images, row)
+                captions[row.name] = self._generate(pixels, images, row)
             except NonFiniteScoresError:
                 self._leave_out(row.checkpoint)
                 continue
@@ -236,34 +224,22 @@ class _Context:
             InputError: it is the one that all others are compared with.
         """
         if checkpoint == self.rows[0].checkpoint:
-            refuse_rows([checkpoint], self.config.output, scored=False)
+            refuse_rows([checkpoint], self.evaluation.output, scored=False)
         self.faulty.append(checkpoint)
         self.rows[:] = [row for row in self.rows if row.checkpoint != checkpoint]
 
-    def _encoded(self, files: Sequence[Path], what: str) -> Tensor:
+    def _images(self, files: Sequence[Path], what: str) -> Any:
         def encoded(done: int, count: int) -> None:
             self.on_event({"event": "features", "what": what, "done": done, "count": count})
 
-        return encode_images(
-            self.model,
-            files,
-            batch_size=self.config.evaluate.batch_size,
-            exif_rotation=self.config.exif_rotation,
-            on_progress=encoded,
-        )
+        return self.model.images(files, encoded)
 
-    def _generate(self, features: Tensor, images: EvaluationSet, row: Row) -> list[Caption]:
+    def _generate(self, pixels: Any, images: EvaluationSet, row: Row) -> list[Caption]:
         def captioned(done: int, count: int) -> None:
             self.on_event({"event": "captions", "epoch": None, "what": row.name, "done": done, "count": count})
 
-        return generate_captions(
-            self.model,
-            features,
-            row.instruction,
-            decoding_options(self.config),
-            keys=[image.id for image in images.images],
-            on_progress=captioned,
-        )
+        keys = [image.id for image in images.images]
+        return self.model.caption(self.evaluation, pixels, row.instruction or None, captioned, keys=keys)
 
     def matrix(self, columns: Sequence[_EvaluationColumn]) -> Matrix:
         """All cells with their drops, gains and word statistics."""
@@ -310,10 +286,10 @@ class _Context:
         )
 
 
-def _signed(scores: Scores, model: MiniGPT4, instruction: str) -> Scores:
+def _signed(scores: Scores, model: RunModel, instruction: str) -> Scores:
     """Scores with the prompt in their signature; the references of a column are prepared once for all prompts."""
-    assert model.processor is not None
-    details = replace(scores.details, prompt=prompt_hash(model.processor.layout.prompt_text(instruction)))
+    prompt = model.prompt_text(instruction or None)
+    details = replace(scores.details, prompt=None if prompt is None else prompt_hash(prompt))
     return Scores(scores.ids, scores.statistics, details)
 
 

@@ -146,6 +146,16 @@ class Evaluation:
         return self._options
 
     @property
+    def config(self) -> RunConfig:
+        """The configuration of the run, with the instruction and the decoding of the protocol."""
+        return self._config
+
+    @property
+    def instruction(self) -> str:
+        """The instruction of the protocol, or the configured one."""
+        return self._config.model.instruction
+
+    @property
     def output(self) -> Path:
         """Folder of the run."""
         return self._config.output
@@ -164,7 +174,12 @@ class Evaluation:
         return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
 
     def caption_images(
-        self, captioner: ImageCaptioner, images: Any, on_progress: Callable[[int, int], None] | None = None
+        self,
+        captioner: ImageCaptioner,
+        images: Any,
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        instruction: str | None = None,
     ) -> list[Caption]:
         """Caption N images with the prompt of a model in training; an image that it refuses gets an empty caption.
 
@@ -172,15 +187,17 @@ class Evaluation:
             captioner: captions with the model.
             images: an image source, or a batch of images or features.
             on_progress: called with (done, N) as captions are ready.
+            instruction: for every image; by default the captioner's.
 
         Raises:
             NonFiniteScoresError: the scores of some images are not numbers.
         """
+        text = captioner.instruction if instruction is None else instruction
         captions: list[Caption] = []
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             batch = list(images[start : start + _IMAGES_AT_ONCE])
             try:
-                captions += captioner.generate(batch, captioner.instruction, self._options)
+                captions += captioner.generate(batch, text, self._options)
             except NonFiniteScoresError:
                 raise
             except RefusedImagesError as error:
@@ -192,7 +209,7 @@ class Evaluation:
 
     def sign_prompt(self, prompt: str | None) -> None:
         """Put the prompt of a model into the signature."""
-        self._scorer.sign_prompt(prompt or "")
+        self._scorer.sign_prompt(prompt)
 
     def sign_prompt_of(self, model: MiniGPT4) -> None:
         """Put the prompt of a model into the signature: in a chat template it is more than the instruction."""
@@ -359,7 +376,7 @@ class Evaluation:
         """The last row with its captioner's prompt in the signature."""
         signature = Signature.parse(row.signature)
         hashed = None if instruction is None else prompt_hash(instruction)
-        self.rows[-1] = replace(row, signature=str(replace(signature, prompt=hashed)))
+        self.rows[-1] = replace(row, signature=str(replace(signature, prompt=hashed, pixels=None)))
         return self.rows[-1]
 
     def _paired_tests(self, scores: Scores) -> dict[str, dict[str, Comparison]]:

@@ -104,14 +104,15 @@ class Scorer:
             leak=options.leak,
         )
 
-    def sign_prompt(self, prompt: str) -> None:
+    def sign_prompt(self, prompt: str | None) -> None:
         """Put another prompt into the signature of the scores to come.
 
         Args:
-            prompt: its text.
+            prompt: its text; None is no prompt.
         """
         self.options = replace(self.options, prompt=prompt)
-        self._signature = replace(self._signature, prompt=prompt_hash(prompt))
+        hashed = None if prompt is None else prompt_hash(prompt)
+        self._signature = replace(self._signature, prompt=hashed)
         self._subset = None
 
     def score(self, predictions: Predictions, *, subset: bool = False) -> Scores:

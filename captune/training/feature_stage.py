@@ -15,7 +15,6 @@ from captune.events import Listener
 from captune.features import store_root
 from captune.hub import resolve_model
 from captune.training.image_text_model import (
-    configured_instruction,
     feature_functions,
     load_image_text_for_training,
 )
@@ -56,7 +55,7 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
     tested = [resolve_image(evaluated.manifest, image.image) for image in evaluated.images]
     with distributed_context() as dist:
         if is_image_text_model(source):
-            instruction = configured_instruction(config)
+            instruction = config.model.custom_instruction
             model = load_image_text_for_training(source, config.train, instruction, config.seed, dist.device)
             of_training, pixels = feature_functions(model, source, config, dist, listener)
             captions_features = CaptionGenerator(model).supports(decoding_options(config), probe_images()[0])

@@ -37,6 +37,7 @@ from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
 from captune.training.samples import TrainingSample
 from captune.vlm import (
+    COMPUTATION_FILE,
     CaptionGenerator,
     Computation,
     ImageTextModel,
@@ -49,7 +50,6 @@ from captune.vlm import (
 __all__ = [
     "DEFAULT_LORA",
     "ImageTextObjective",
-    "configured_instruction",
     "feature_functions",
     "load_image_text_for_training",
     "prepare_image_text_model",
@@ -59,7 +59,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LORA = LoraConfig(rank=16, alpha=32.0, targets=("all-linear",))
 """LoRA of a transformers model where `train.lora` is null."""
-COMPUTATION = "computation.json"
 _PROBED = 3
 """Training images on which computations are compared."""
 
@@ -143,12 +142,6 @@ def load_image_text_for_training(
     return model
 
 
-def configured_instruction(config: RunConfig) -> str | None:
-    """The instruction of a run; None is the family's default."""
-    # The default of the configuration is a sentence; some families have task prompts.
-    return config.model.instruction if "instruction" in config.model.model_fields_set else None
-
-
 def prepare_image_text_model(
     config: RunConfig,
     source: ResolvedModel,
@@ -170,7 +163,9 @@ def prepare_image_text_model(
         folder: status of a new run's output folder, which is made ready; None if the run resumes.
     """
     output, resuming = config.output, folder is None
-    model = load_image_text_for_training(source, config.train, configured_instruction(config), config.seed, dist.device)
+    model = load_image_text_for_training(
+        source, config.train, config.model.custom_instruction, config.seed, dist.device
+    )
     evaluation.sign_prompt(model.backend.prompt_text(model.backend.instruction))
 
     choice = _read_computation(output, model) if resuming else _choose(model, config, source, images)
@@ -334,7 +329,7 @@ def _write_computation(output: Path, computation: Computation, reason: str, mode
         "store": reason,
         "prompt": model.backend.prompt(),
     }
-    with atomic_file(output / COMPUTATION, "w") as stream:
+    with atomic_file(output / COMPUTATION_FILE, "w") as stream:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -344,7 +339,7 @@ def _read_computation(output: Path, model: ImageTextModel) -> tuple[Computation,
     Raises:
         WeightsError: the file is missing or broken, or the prompt has changed since.
     """
-    path = output / COMPUTATION
+    path = output / COMPUTATION_FILE
     try:
         content = load_json(path.read_text(encoding="utf-8"))
         prompt = content["prompt"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.vlm.computation import Computation, ProbeSample, choose_computation
+    from captune.vlm.computation import COMPUTATION_FILE, Computation, ProbeSample, choose_computation
     from captune.vlm.conversation import Conversation, PromptRow
     from captune.vlm.decoder import PackedRow
     from captune.vlm.export import export_merged, export_tuned
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from captune.vlm.weightless import weightless_model
 
 __all__ = [
+    "COMPUTATION_FILE",
     "CaptionGenerator",
     "Computation",
     "Conversation",
@@ -44,7 +45,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "computation": ["Computation", "ProbeSample", "choose_computation"],
+        "computation": ["COMPUTATION_FILE", "Computation", "ProbeSample", "choose_computation"],
         "conversation": ["Conversation", "PromptRow"],
         "decoder": ["PackedRow"],
         "export": ["export_merged", "export_tuned"],

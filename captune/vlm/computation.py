@@ -21,10 +21,12 @@ from captune.errors import CaptuneError
 from captune.vlm.image_features import ImageFeatures
 from captune.vlm.model import ImageTextModel
 
-__all__ = ["EXACT", "Computation", "ProbeSample", "choose_computation"]
+__all__ = ["COMPUTATION_FILE", "EXACT", "Computation", "ProbeSample", "choose_computation"]
 
 logger = logging.getLogger(__name__)
 
+COMPUTATION_FILE = "computation.json"
+"""Name of the file in a run's folder that says how its losses are computed."""
 EXACT = 1e-4
 """Largest relative difference of gradients that is due to rounding in float32."""
 _EXACT_IN_HALF = 0.3
