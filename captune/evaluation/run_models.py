@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captune.captioner import MiniGPT4Backend, probe_images, probe_scores
 from captune.config import RunConfig
-from captune.decoding import Caption, generate_captions
+from captune.decoding import Caption
 from captune.distributed import DistributedContext
 from captune.evaluation.scoring import Evaluation
 from captune.features import PixelSource, encode_images, features_of, image_features_of, store_root
@@ -175,9 +175,7 @@ class _MiniGPT4Run:
         *,
         keys: Sequence[str] | None = None,
     ) -> list[Caption]:
-        assert instruction is not None
-        options = evaluation.options
-        return generate_captions(self._model, images, instruction, options, keys=keys, on_progress=on_progress)
+        return evaluation.caption(self._model, images, on_progress, instruction=instruction, keys=keys)
 
 
 class _ImageTextRun:

@@ -167,11 +167,17 @@ class Evaluation:
         return [resolve_image(manifest, image.image) for image in self.images.images]
 
     def caption(
-        self, model: MiniGPT4, features: Tensor | StoredFeatures, on_progress: Callable[[int, int], None] | None = None
+        self,
+        model: MiniGPT4,
+        features: Tensor | StoredFeatures,
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        instruction: str | None = None,
+        keys: Sequence[str] | None = None,
     ) -> list[Caption]:
-        """Caption N images from their features, with the options of the run."""
-        instruction = self._config.model.instruction
-        return generate_captions(model, features, instruction, self._options, on_progress=on_progress)
+        """Caption N images from their features, with the options of the run and by default with its instruction."""
+        text = self.instruction if instruction is None else instruction
+        return generate_captions(model, features, text, self._options, keys=keys, on_progress=on_progress)
 
     def caption_images(
         self,

@@ -82,7 +82,7 @@ def test_nothing_is_captioned_when_the_output_cannot_be_written(
     def fail(*arguments: object, **settings: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("captune.evaluation.checkpoints.load_model", fail)
+    monkeypatch.setattr("captune.evaluation.run_models.load_model", fail)
     assert evaluate(trained, "--out", trained / "config.yaml") == 2
     assert "is a file; give another name" in capsys.readouterr().err
 
@@ -151,7 +151,7 @@ def test_scores_on_training_images_and_rows_of_others_are_kept(run_copy: Path) -
     assert rows[2]["captions"] == other["captions"]
 
 
-@pytest.mark.parametrize("moment", ["checkpoints.load_trained", "scoring.write_scores"])
+@pytest.mark.parametrize("moment", ["run_models.load_trained", "scoring.write_scores"])
 def test_an_evaluation_that_dies_loses_no_row(
     run_copy: Path, moment: str, monkeypatch: pytest.MonkeyPatch, toy_data: Path
 ) -> None:

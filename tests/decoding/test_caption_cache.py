@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import captune.evaluation.checkpoints
+import captune.evaluation.run_models
 from captune.config import RunConfig
 from captune.decoding import Caption, DecodingEngine
 from captune.decoding.caption_cache import cached_captions
@@ -101,7 +101,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
         }
     )
     counts = {"loads": 0, "captions": 0, "encoded": 0}
-    load, admit, encode = captune.evaluation.checkpoints.load_model, DecodingEngine.admit, MiniGPT4.encode_features
+    load, admit, encode = captune.evaluation.run_models.load_model, DecodingEngine.admit, MiniGPT4.encode_features
 
     def counted_load(*args: Any, **settings: Any) -> MiniGPT4:
         counts["loads"] += 1
@@ -115,7 +115,7 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
         counts["encoded"] += len(pixels)
         return encode(self, pixels)
 
-    monkeypatch.setattr(captune.evaluation.checkpoints, "load_model", counted_load)
+    monkeypatch.setattr(captune.evaluation.run_models, "load_model", counted_load)
     monkeypatch.setattr(DecodingEngine, "admit", counted_admit)
     monkeypatch.setattr(MiniGPT4, "encode_features", counted_encode)
     model = captune.MiniGPT4.from_pretrained(locate_model("toy"))
