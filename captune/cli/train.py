@@ -1,4 +1,4 @@
-"""`captune train`: tune the projection, evaluate before the first epoch and after each."""
+"""`captune train`: tune a model, evaluate before the first epoch and after each."""
 
 from __future__ import annotations
 

@@ -182,3 +182,15 @@ def test_prompts_whose_image_is_stored_hold_no_pixels(load: Load) -> None:
     for pixels, copies in ((prompt.inputs["pixel_values"], 1), (prompt.rows([[5], [6]], 0)["pixel_values"], 2)):
         assert pixels.shape[0] == copies * (64 // 8) ** 2
         assert pixels.untyped_storage().nbytes() == 4
+
+
+def test_the_table_of_families_is_current(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/tuning.md is made by a program; its ways are those that are tested above, and one row is made again."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    program = pytest.importorskip("vlm_families")
+    ways = program.ways_of_page((repository / "docs" / "tuning.md").read_text(encoding="utf-8"))
+    expected = {**dict.fromkeys(PACKED, program.PACKED), **dict.fromkeys(PLAIN, program.PLAIN)}
+    assert ways == expected, "python benchmarks/vlm_families.py --write"
+    _, way, stored, packed, projector, note = program.row("llava", tmp_path)
+    assert (way, projector, note) == (ways["llava"], "`multi_modal_projector`", "")
+    assert max(float(stored), float(packed)) < 1e-5
