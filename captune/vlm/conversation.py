@@ -102,6 +102,9 @@ class Conversation:
         head = model.get_output_embeddings()
         # A token without logits, such as the end of a turn in a model that was not trained on turns, is no target.
         self._vocabulary = 1 << 62 if head is None else int(head.weight.shape[0])
+        special = {str(token) for token in self.tokenizer.all_special_tokens}
+        special |= {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = frozenset(token for token in special if token)
         self._takes_suffix = "suffix" in inspect.signature(type(inputs.processor).__call__).parameters
         self._rows: OrderedDict[tuple[Any, ...], PromptRow] = OrderedDict()
         self._scalar_ends: dict[str | None, dict[str, tuple[int, Tensor]]] = {}
@@ -178,23 +181,36 @@ class Conversation:
         if self.is_encoder_decoder:
             ids = list(self.tokenizer(caption).input_ids)
         elif self._takes_suffix:
-            ids = list(self.tokenizer(caption, add_special_tokens=False).input_ids)
+            ids = self._ids(caption, special=False)
         else:
             before, after, anchor = self._ending(instruction)
-            first = self.tokenizer(anchor, add_special_tokens=False).input_ids
-            both = self.tokenizer(f"{anchor}{before}{caption}{after}", add_special_tokens=False).input_ids
+            first = self._ids(anchor)
+            if any(token in caption for token in self._special):
+                # The words of a caption are no image token, nor the end of its turn.
+                both = self._ids(f"{anchor}{before}{caption}", special=False) + self._ids(after)
+            else:
+                both = self._ids(f"{anchor}{before}{caption}{after}")
             if both[: len(first)] != first:
                 raise DataError(
                     f"The tokenizer of {self.inputs.name} joins the end of the prompt with the caption "
                     f"{caption[:60]!r}, so that training would start from another prompt than generation; change the "
                     "instruction."
                 )
-            ids = list(both[len(first) :])
+            ids = both[len(first) :]
         ids = [token for token in ids if token < self._vocabulary]
         stop = next((index for index, token in enumerate(ids) if index and token in self._ends), None)
         if stop is not None:
             return tuple(ids[: stop + 1])
         return (*ids, self._end)
+
+    def _ids(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text without BOS and EOS.
+
+        Args:
+            text: the text.
+            special: whether the text of a special token is that token.
+        """
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids)
 
     @property
     def end_text(self) -> str:
@@ -244,9 +260,7 @@ class Conversation:
 
     def _after_image(self, prompt: str) -> str:
         """The text of a prompt after its last special token, which the tokenizer never joins with what follows."""
-        special = {str(token) for token in self.tokenizer.all_special_tokens}
-        special |= {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        last = max((prompt.rfind(token) + len(token) for token in special if token and token in prompt), default=0)
+        last = max((prompt.rfind(token) + len(token) for token in self._special if token in prompt), default=0)
         return prompt[last:]
 
     @property

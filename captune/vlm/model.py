@@ -142,8 +142,10 @@ class ImageTextModel:
 
     def train_parts(self, *, language_model: bool = False, vision_tower: bool = False) -> None:
         """Train complete parts: every weight of the decoder and its head, or of everything before the decoder."""
+        head = self.model.get_output_embeddings()
+        in_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
         for name, parameter in self.model.named_parameters():
-            in_decoder = name.startswith((f"{self._decoder_path}.", "lm_head."))
+            in_decoder = name.startswith(f"{self._decoder_path}.") or id(parameter) in in_head
             parameter.requires_grad_(language_model if in_decoder else vision_tower)
 
     @property
