@@ -19,8 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from captune.captioner import TransformersBackend, probe_images
+from captune.common import error_text
 from captune.config import LoraConfig
-from captune.errors import MissingExtraError, WeightsError
+from captune.errors import CaptuneError, MissingExtraError, WeightsError
 from captune.transformers_compat import set_activation_checkpointing
 from captune.vlm.conversation import Conversation, PromptRow
 from captune.vlm.decoder import Decoder
@@ -44,6 +45,8 @@ _PROJECTORS = (
 )
 """Names of the module between vision tower and decoder, by family."""
 _LINEAR = (nn.Linear, Conv1D)
+CAPTION_START = "a photo of"
+"""The prompt of families that caption without one."""
 _PROBE_CAPTION = "A photo."
 
 
@@ -54,7 +57,8 @@ class ImageTextModel:
         model: an image-text-to-text model.
         processor: of the model.
         name: path or hub id, for messages and records.
-        instruction: of samples without a separate instruction; by default the family's.
+        instruction: of samples without a separate instruction; by default the family's, or the beginning of a caption
+            for families without one.
 
     Attributes:
         backend: captions with the model.
@@ -66,17 +70,29 @@ class ImageTextModel:
         adapter: peft's wrapper of the model; None without LoRA.
 
     Raises:
-        WeightsError: the model cannot be trained; with the reason.
+        WeightsError: the model cannot be trained, or its processor refuses an ordinary image; with the reason.
     """
 
     def __init__(self, model: Any, processor: Any, *, name: str, instruction: str | None = None) -> None:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self._build(model.eval(), processor, name, instruction)
+        try:
+            self.conversation.prompt(probe_images()[0].resize((320, 240)))
+        except CaptuneError:
+            raise
+        except Exception as error:  # processors of hundreds of families raise anything
+            raise WeightsError(
+                f"The processor of {name} refuses an ordinary image ({type(error).__name__}: {error_text(error)}), so "
+                "the model can be neither tuned nor captioned with in this release of transformers."
+            ) from error
 
     def _build(self, model: Any, processor: Any, name: str, instruction: str | None) -> None:
         self.model, self.processor, self.name = model, processor, name
         self.backend = TransformersBackend(model, processor, name=name, instruction=instruction)
+        if self.backend.instruction is None and self.backend.inputs.takes_text:
+            # BLIP, BLIP-2 and GIT caption without a prompt, but a caption of training has to follow one.
+            self.backend = TransformersBackend(model, processor, name=name, instruction=CAPTION_START)
         self.conversation = Conversation(model, self.backend.inputs, self.backend.instruction)
         self.decoder: Decoder | None = None
         self.undivided = ""
