@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from transformers.models.smolvlm import processing_smolvlm
 from vision_families import save_family
 
+from captune.cli import app
 from captune.config import load_config
 from captune.hub import is_hub_id, resolve_model
 from captune.vlm import weightless_model
@@ -36,7 +39,7 @@ def test_comments_name_license_and_memory(repository: Path, name: str) -> None:
     path = repository / "train_configs" / f"{name}.yaml"
     text = path.read_text()
     assert "# License: " in text
-    assert "# Memory, an estimate: " in text
+    assert "# Memory, an estimate for " in text
     assert f"captune train train_configs/{name}.yaml" in text
     assert f"[{name}.yaml](../train_configs/{name}.yaml)" in (repository / "docs" / "tuning.md").read_text()
     config = load_config(path)
@@ -52,11 +55,27 @@ def test_the_family_accepts_the_settings(
     monkeypatch.setattr(processing_smolvlm, "num2words", str, raising=False)
     folder = save_family(FAMILIES[name], tmp_path)
     config = load_config(repository / "train_configs" / f"{name}.yaml", [f"model.path={folder}"])
-    with warnings.catch_warnings():
-        model = weightless_model(resolve_model(config.model), instruction=config.model.instruction)
+    model = weightless_model(resolve_model(config.model), instruction=config.model.instruction)
     image, caption = Image.new("RGB", (40, 30)), "Two dogs."
     model.conversation.check(image, caption)
     prompt = model.backend.prompt_text(config.model.instruction)
     assert config.model.instruction in str(prompt)
     targets = model.conversation.target_ids(caption)
     assert model.processor.tokenizer.decode(targets, skip_special_tokens=True).strip() == caption
+
+
+def test_commands_of_the_page_exist(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands, their options, configurations and keys."""
+    monkeypatch.chdir(repository)
+    lines = re.findall(r"^ {4}captune (.+)$", Path("docs/tuning.md").read_text(), flags=re.MULTILINE)
+    assert len(lines) > 10
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in lines:
+        name, *words = shlex.split(line, comments=True)
+        command = commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[words[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+        if words[0].startswith("train_configs/"):
+            load_config(Path(words[0]), [word for word in words if re.match(r"[a-z_.]+=", word)])
