@@ -145,8 +145,8 @@ class ImageTextPlanner:
         return len(targets), prompt + max(map(len, targets)), count
 
     def _is_padded(self, memory: ImageTextMemory) -> bool:
-        """Whether plain rows have a mask, since their lengths differ."""
-        return len(set(map(len, self.targets(memory)))) > 1
+        """Whether plain rows have a mask: their lengths differ, or image tokens see each other."""
+        return len(set(map(len, self.targets(memory)))) > 1 or memory.has_token_types(self.sizes[0])
 
     def kept_for_backward(self, config: RunConfig) -> tuple[int, int]:
         """Bytes that autograd keeps of the decoder's layers and of the loss."""

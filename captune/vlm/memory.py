@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import masking_utils
 
 from captune.config import LoraConfig
 from captune.hub import ResolvedModel
@@ -177,7 +178,7 @@ class ImageTextMemory:
         assert decoder is not None
         # Before the layers are replaced, which takes their parameters out of the model.
         tensors = [*inner.parameters(), *inner.buffers()]
-        with _quiet(), self._mode, ExitStack() as stack:
+        with _quiet(), _single_sequences(), self._mode, ExitStack() as stack:
             row = torch.arange(tokens)
             states = torch.empty(
                 rows, tokens, self.size.width, dtype=inner.dtype, requires_grad=self._inputs_are_trained
@@ -219,6 +220,10 @@ class ImageTextMemory:
         """Length of the prompt of an image of a size (width, height), with its image tokens."""
         ids = self._inputs(size).get("input_ids")
         return 0 if ids is None else int(ids.shape[1])
+
+    def has_token_types(self, size: tuple[int, int]) -> bool:
+        """Whether the prompt of an image has token types, from which the model makes a mask for every row."""
+        return "token_type_ids" in self._inputs(size)
 
     def feature_bytes(self, size: tuple[int, int]) -> int:
         """Bytes of the stored features of an image of a size (width, height): before the projector if it is trained."""
@@ -286,6 +291,21 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _single_sequences() -> Iterator[None]:
+    """Without the library's search for sequences that share a row, which makes masks if tensors have no values."""
+    name = "find_packed_sequence_indices"
+    original = getattr(masking_utils, name, None)
+    if original is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda *_args, **_kwargs: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, original)
 
 
 def _replace_tensors(model: Any, device: str, adapter_dtype: torch.dtype | None = None) -> None:

@@ -88,6 +88,19 @@ def test_predicted_bytes_are_counted_ones(
         assert row.ratio == pytest.approx(1, abs=0.15 if patches else 0.05), (name, row)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "override",
+    ["train.debug.shared_prefix=false", "train.gradient_checkpointing=true"],
+    ids=["equal lengths", "checkpointing"],
+)
+def test_predicted_bytes_of_made_up_captions(make: Callable[..., RunConfig], family: str, override: str) -> None:
+    """Rows of equal lengths have no mask."""
+    config = make(family, override)
+    planner = ImageTextPlanner(config, CPU, caption_tokens=20)
+    assert measured(config, planner)["kept for the backward pass"].ratio == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("family", ["blip-2 (T5)", "florence2", "qwen3_vl"])
 def test_other_families_are_planned(make: Callable[..., RunConfig], family: str) -> None:
     planner = ImageTextPlanner(make(family), CPU)
