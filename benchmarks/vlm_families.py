@@ -37,7 +37,6 @@ PAGE = ROOT / "docs" / "tuning.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 COLUMNS = ("family", "computed from", "stored features", "packed row", "projector", "note")
 PACKED, PLAIN = "features, packed row", "features, plain rows"
-INSTRUCTION = "What is it?"
 CAPTIONS = ("A dog runs.", "A dog sits on the grass.", "Two dogs.")
 
 
@@ -50,10 +49,7 @@ def samples() -> list[ProbeSample]:
 
 def load(folder: Path) -> ImageTextModel:
     """The model of a folder with LoRA whose matrices are not zero."""
-    source, cpu = resolve_model(str(folder)), torch.device("cpu")
-    model = load_image_text_model(source, cpu)
-    if model.conversation.instruction is None and model.conversation.inputs.takes_text:
-        model = load_image_text_model(source, cpu, instruction=INSTRUCTION)
+    model = load_image_text_model(resolve_model(str(folder)), torch.device("cpu"))
     model.add_lora(LoraConfig(rank=2, targets=("all-linear",)))
     torch.manual_seed(0)
     with torch.no_grad():
