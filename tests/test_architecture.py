@@ -72,7 +72,7 @@ WALLS: dict[str, set[str]] = {
         "vlm",
     },
     "toy": {"config", "data", "decoding", "metrics", "model"},
-    "apps": {"captioner", "config", "data", "decoding", "metrics", "model", "report"},
+    "apps": {"captioner", "config", "data", "decoding", "hub", "metrics", "model", "report", "vlm"},
 }
 WALLS["cli"] = set(WALLS)
 WALLS["__main__"] = {"cli"}

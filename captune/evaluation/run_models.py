@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
-from captune.captioner import MiniGPT4Backend, probe_images, probe_scores
+from captune.captioner import MiniGPT4Backend, probe_images
 from captune.config import RunConfig
 from captune.decoding import Caption
 from captune.distributed import DistributedContext
@@ -19,7 +14,6 @@ from captune.evaluation.scoring import Evaluation
 from captune.features import PixelSource, encode_images, features_of, image_features_of, store_root
 from captune.hub import resolve_model
 from captune.model import (
-    ADAPTER,
     LANGUAGE,
     CheckpointRecord,
     default_device,
@@ -27,15 +21,18 @@ from captune.model import (
     load_trained,
     read_record,
     restore_chat_template,
-    tensor_file,
     trained_hash,
 )
 from captune.parsing import load_json
-from captune.vlm import COMPUTATION_FILE, CaptionGenerator, is_image_text_model, load_adapter, load_image_text_model
+from captune.vlm import (
+    COMPUTATION_FILE,
+    CaptionGenerator,
+    CheckpointSwapper,
+    is_image_text_model,
+    load_image_text_model,
+)
 
 __all__ = ["RunModel", "load_run_model"]
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -204,8 +201,7 @@ class _ImageTextRun:
             and self._model.find_features()
             and self._generator.supports(evaluation.options, probe_images()[0])
         )
-        self._checkpoint: Path | None = None
-        self._initial: dict[str, Tensor] = {}
+        self._swapper = CheckpointSwapper(self._model)
 
     def prompt_text(self, instruction: str | None) -> str | None:
         return self._model.backend.prompt_text(instruction)
@@ -214,43 +210,11 @@ class _ImageTextRun:
     def fingerprint(self) -> str:
         base = self._model.backend.fingerprint
         base += "" if self._config.exif_rotation else "-stored"
-        return base if self._checkpoint is None else f"{base}-{trained_hash(self._checkpoint)}"
+        loaded = self._swapper.current
+        return base if loaded is None else f"{base}-{trained_hash(loaded)}"
 
     def load(self, checkpoint: Path | None) -> None:
-        adapter = self._model.adapter
-        if checkpoint is None:
-            if adapter is not None:
-                adapter.base_model.disable_adapter_layers()
-            if self._initial:
-                self._model.load_trained_state(self._initial)
-        else:
-            if adapter is not None:
-                adapter.base_model.enable_adapter_layers()
-            elif not self._initial and tensor_file(checkpoint).name != ADAPTER:
-                self._keep_initial(checkpoint)
-            load_adapter(self._model, checkpoint, check_effect=False)
-            if adapter is None and self._model.adapter is not None:
-                self._warn_without_effect(checkpoint)
-            self._model.eval()
-        self._checkpoint = checkpoint
-
-    def _keep_initial(self, checkpoint: Path) -> None:
-        """Keep the tensors that a checkpoint with complete parts replaces."""
-        with safe_open(tensor_file(checkpoint), "pt") as file:
-            names = set(file.keys())
-        parameters = self._model.model.named_parameters()
-        self._initial = {name: p.detach().cpu().clone() for name, p in parameters if name in names}
-
-    def _warn_without_effect(self, checkpoint: Path) -> None:
-        adapter = self._model.adapter
-        with torch.inference_mode():
-            tuned = probe_scores(self._model.backend)
-            with adapter.disable_adapter():
-                plain = probe_scores(self._model.backend)
-        if torch.equal(tuned, plain):
-            logger.warning(
-                "%s changes no score of the model; its captions are those of the pretrained one.", checkpoint
-            )
+        self._swapper.load(checkpoint)
 
     def images(self, files: Sequence[Path], on_progress: Progress) -> Any:
         exif = self._config.exif_rotation

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from captune.vlm.conversation import Conversation, PromptRow
     from captune.vlm.decoder import PackedRow
     from captune.vlm.export import export_merged, export_tuned
-    from captune.vlm.files import load_adapter, save_adapter
+    from captune.vlm.files import CheckpointSwapper, load_adapter, save_adapter
     from captune.vlm.generation import CaptionGenerator
     from captune.vlm.image_features import FeatureCall, ImageFeatures
     from captune.vlm.loading import is_image_text_model, load_image_text_model
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COMPUTATION_FILE",
     "CaptionGenerator",
+    "CheckpointSwapper",
     "Computation",
     "Conversation",
     "FeatureCall",
@@ -49,7 +50,7 @@ __getattr__ = lazy_names(
         "conversation": ["Conversation", "PromptRow"],
         "decoder": ["PackedRow"],
         "export": ["export_merged", "export_tuned"],
-        "files": ["load_adapter", "save_adapter"],
+        "files": ["CheckpointSwapper", "load_adapter", "save_adapter"],
         "generation": ["CaptionGenerator"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model"],

@@ -93,7 +93,7 @@ def _merged(adapter: Any) -> Any:
 
     for module in adapter.modules():
         if isinstance(module, LoraLayer):
-            dtype = module.get_base_layer().weight.dtype
+            dtype = next(module.get_base_layer().parameters()).dtype
             module.float()
             module.merge()
             module.to(dtype)

@@ -12,18 +12,23 @@ vLLM read the adapter; none of the files is needed by the others.
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from captune.captioner import probe_scores, require_effect
 from captune.errors import WeightsError
 from captune.hub import locate_model
-from captune.model import ADAPTER, CheckpointRecord, load_tuned, save_trained
+from captune.model import ADAPTER, CheckpointRecord, load_tuned, read_trained, save_trained, tensor_file
 from captune.vlm.card import tuned_card
 from captune.vlm.model import ImageTextModel
 from captune.weights import adapter_tensors, quantized_names
 
-__all__ = ["load_adapter", "save_adapter"]
+__all__ = ["CheckpointSwapper", "load_adapter", "save_adapter"]
+
+logger = logging.getLogger(__name__)
 
 
 def save_adapter(folder: Path, model: ImageTextModel, record: CheckpointRecord) -> None:
@@ -76,3 +81,57 @@ def load_adapter(model: ImageTextModel, folder: Path, *, check_effect: bool = Tr
     if check_effect and model.adapter is not None:
         require_effect(model.adapter, folder, lambda: probe_scores(model.backend))
     return record
+
+
+class CheckpointSwapper:
+    """Loads one checkpoint after the other into a model, whose frozen weights stay in memory.
+
+    Args:
+        model: without trained parts.
+
+    Attributes:
+        current: the checkpoint that is loaded; None before the first.
+    """
+
+    def __init__(self, model: ImageTextModel) -> None:
+        self._model = model
+        self._initial: dict[str, Tensor] = {}
+        self.current: Path | None = None
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Load a checkpoint; None restores the model before training.
+
+        Raises:
+            WeightsError: the checkpoint is broken, or belongs to another model.
+        """
+        if checkpoint == self.current:
+            return
+        # A checkpoint that cannot be loaded leaves a mixture.
+        self.current = Path()
+        model, adapter = self._model, self._model.adapter
+        if adapter is not None:
+            # Disabled layers are skipped, so that the scores are the base model's, bit for bit.
+            base = adapter.base_model
+            base.disable_adapter_layers() if checkpoint is None else base.enable_adapter_layers()
+        if checkpoint is not None:
+            if not self._initial and tensor_file(checkpoint).name != ADAPTER:
+                self._keep_initial(checkpoint)
+            load_adapter(model, checkpoint, check_effect=False)
+            if adapter is None and model.adapter is not None:
+                self._warn_without_effect(checkpoint)
+            model.eval()
+        elif self._initial:
+            model.load_trained_state(self._initial)
+        self.current = checkpoint
+
+    def _keep_initial(self, checkpoint: Path) -> None:
+        """Keep the tensors that a checkpoint with complete parts replaces."""
+        names = read_trained(checkpoint).keys()
+        parameters = self._model.model.named_parameters()
+        self._initial = {name: p.detach().cpu().clone() for name, p in parameters if name in names}
+
+    def _warn_without_effect(self, checkpoint: Path) -> None:
+        try:
+            require_effect(self._model.adapter, checkpoint, lambda: probe_scores(self._model.backend))
+        except WeightsError:
+            logger.warning("%s changes no score; its captions are those of the pretrained model.", checkpoint)

@@ -12,6 +12,7 @@ from captioner_models import save
 from safetensors.torch import load_file, save_file
 from tuned_models import perturb, record_of
 
+from captune.apps.serving import load_served
 from captune.captioner import Captioner
 from captune.cli import app, call, run
 from captune.config import load_run_config, parse_config
@@ -136,3 +137,17 @@ def test_a_checkpoint_of_another_model_is_refused(
     assert "was trained on the frozen parts" in capfd.readouterr().err
     assert (folder / "scores.json").read_bytes() == written
     assert len(checkpoint_folders(folder)) == 2
+
+
+def test_a_run_is_served_with_its_checkpoints(trained: Path) -> None:
+    served = load_served(str(trained))
+    assert served.names == ("pretrained", "epoch0", "epoch1")
+    assert set(served.instructions.values()) == {"Describe this image in detail."}
+    rows = {row.name: row.captions for row in read_scores(trained).checkpoints}
+    manifest = load_run_config(trained / "config.yaml").evaluation_manifest
+    sample = next(item for item in map(json.loads, manifest.read_text().splitlines()) if item["split"] == "test")
+    pixels = served.captioner.prepare(manifest.parent / sample["image"])
+    for name in ("epoch1", "pretrained", "epoch0", "epoch1"):
+        served.select(name)
+        captions = served.captioner.generate([pixels], None, DecodingOptions(max_new_tokens=8))
+        assert [caption.text for caption in captions] == [rows[name][sample["id"]]]

@@ -20,8 +20,9 @@ from transformers import AutoModelForImageTextToText
 from tuned_models import LORA, load, perturb, record_of, scores, texts, tune
 
 from captune.errors import WeightsError
+from captune.hub import resolve_model
 from captune.model import read_record, save_trained
-from captune.vlm import ImageTextModel, load_adapter, save_adapter
+from captune.vlm import ImageTextModel, load_adapter, load_image_text_model, save_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 FAMILIES = ["llava", "qwen2_5_vl", "blip2"]
@@ -207,3 +208,28 @@ def test_a_checkpoint_of_a_minigpt4_is_refused(bases: Callable[[str], Path], tmp
     save_trained(tmp_path / "tuned", tuned.trained_state(), record)
     with pytest.raises(WeightsError, match="and not of a transformers model"):
         load_adapter(load(bases("llava")), tmp_path / "tuned")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_on_a_quantized_model_also_fits_the_model_without_quantization(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def quantized() -> ImageTextModel:
+        source = replace(resolve_model(str(bases("llava"))), quantization="int8")
+        return load_image_text_model(source, torch.device("cpu"), instruction="What is this?")
+
+    tuned = quantized()
+    tuned.add_lora(LORA)
+    perturb(tuned)
+    save_adapter(tmp_path, tuned, record_of(tuned, "lora"))
+    assert any("q_proj" in name for name in read_record(tmp_path).quantized)
+    same = quantized()
+    load_adapter(same, tmp_path)
+    assert torch.equal(scores(same), scores(tuned))
+    plain = load(bases("llava"))
+    load_adapter(plain, tmp_path)
+    assert (scores(plain) - scores(tuned)).abs().max() < 0.1 * scores(tuned).abs().max()
+    with pytest.raises(WeightsError, match="was trained on the frozen parts"):
+        load_adapter(load(bases("qwen2_5_vl")), tmp_path)

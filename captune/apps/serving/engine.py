@@ -322,11 +322,11 @@ class CaptionerEngine(JobQueue):
                 self._metrics.decoding.set(0)
 
     def _next(self) -> list[Job]:
-        """Waiting jobs with the question and the options of the first one."""
+        """Waiting jobs with the checkpoint, the question and the options of the first one."""
         with self._changed:
             waiting = [job for job in self._waiting if not job.cancelled]
-            kind = (waiting[0].question, waiting[0].options) if waiting else None
-            batch = [job for job in waiting if (job.question, job.options) == kind][: self._slots]
+            kinds = [(job.checkpoint, job.question, job.options) for job in waiting]
+            batch = [job for job, kind in zip(waiting, kinds, strict=True) if kind == kinds[0]][: self._slots]
             self._waiting = deque(job for job in waiting if job not in batch)
             self._metrics.waiting.set(len(self._waiting))
         return batch
@@ -348,6 +348,7 @@ class CaptionerEngine(JobQueue):
         images = [job.images[0].values for job in batch]
         self._metrics.images.inc(len(images))
         try:
+            self.served.select(first.checkpoint)
             return list(
                 self.served.captioner.generate(
                     images, first.question or None, first.options, keys=[job.sampling_key for job in batch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,12 @@ from torch import Tensor
 from captune.apps.serving.jobs import Pixels
 from captune.apps.serving.messages import Dialogue, Prompt, layout_prompt
 from captune.apps.serving.schema import APIError
-from captune.captioner import Captioner, MiniGPT4Backend
+from captune.captioner import Captioner, MiniGPT4Backend, TransformersBackend
 from captune.config import load_run_config
 from captune.errors import DataError, WeightsError
-from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained
+from captune.hub import resolve_model
+from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained, read_record
+from captune.vlm import CheckpointSwapper, ImageTextModel, is_image_text_model, load_image_text_model
 
 if TYPE_CHECKING:
     from captune.model import MiniGPT4, MiniGPT4Processor
@@ -44,9 +46,12 @@ class ServedCaptioner:
 
     def __init__(self, captioner: Captioner, name: str) -> None:
         self.captioner = captioner
-        self.names = (name,)
+        self.names: tuple[str, ...] = (name,)
         self.instructions = {name: captioner.instruction or ""}
         self.context = _CONTEXT
+
+    def select(self, name: str) -> None:
+        """Use the model with this name; there is one."""
 
     def lay_out(self, dialogue: Dialogue, max_tokens: int) -> Prompt:
         """The question of a dialogue; only the tokens of its words are counted, since those of an image depend on it.
@@ -66,6 +71,37 @@ class ServedCaptioner:
 
 
 PRETRAINED = "pretrained"
+
+
+class ServedRun(ServedCaptioner):
+    """The run of a transformers model: the pretrained model and every epoch, each under its name.
+
+    Args:
+        model: without trained parts.
+        checkpoints: name -> folder.
+        exif_rotation: apply the EXIF rotation of images.
+    """
+
+    def __init__(self, model: ImageTextModel, checkpoints: Mapping[str, Path], *, exif_rotation: bool = True) -> None:
+        backend = TransformersBackend(
+            model.model,
+            model.processor,
+            name=model.name,
+            instruction=model.backend.instruction,
+            exif_rotation=exif_rotation,
+        )
+        super().__init__(Captioner(backend), PRETRAINED)
+        self.names = (PRETRAINED, *checkpoints)
+        self.instructions = dict.fromkeys(self.names, backend.instruction or "")
+        self._checkpoints = dict(checkpoints)
+        self._swapper = CheckpointSwapper(model)
+        # A broken checkpoint is refused before the server starts.
+        for folder in checkpoints.values():
+            self._swapper.load(folder)
+
+    def select(self, name: str) -> None:
+        """Load a checkpoint's tensors into the model, unless they are loaded."""
+        self._swapper.load(self._checkpoints.get(name))
 
 
 class ServedModel:
@@ -151,12 +187,18 @@ def load_served(path: str) -> ServedModel | ServedCaptioner:
     return ServedModel(backend, {name: _trained(backend.model)}, {name: backend.instruction})
 
 
-def _load_run(folder: Path) -> ServedModel:
+def _load_run(folder: Path) -> ServedModel | ServedRun:
     config = load_run_config(folder / "config.yaml")
-    model = load_model(config.model, default_device())
     epochs = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
+    epochs.sort(key=lambda path: int(path.name.removeprefix("epoch-")))
+    source = resolve_model(config.model)
+    if is_image_text_model(source):
+        tuned = load_image_text_model(source, default_device(), instruction=config.model.custom_instruction)
+        names = {f"epoch{read_record(path).epoch}": path for path in epochs}
+        return ServedRun(tuned, names, exif_rotation=config.exif_rotation)
+    model = load_model(config.model, default_device())
     checkpoints, instructions = {PRETRAINED: _trained(model)}, {PRETRAINED: config.model.instruction}
-    for path in sorted(epochs, key=lambda path: int(path.name.removeprefix("epoch-"))):
+    for path in epochs:
         record = load_trained(model, path)
         name = f"epoch{record.epoch}"
         checkpoints[name], instructions[name] = _trained(model), record.instruction
