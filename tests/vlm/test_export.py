@@ -226,3 +226,27 @@ def toy_checkpoint(tmp_path: Path) -> Path:
     (tmp_path / "checkpoint").mkdir()
     save_trained(tmp_path / "checkpoint", state, record)
     return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("part", ["lora", "language_model"])
+def test_a_checkpoint_on_the_hub_is_loaded(
+    bases: Callable[[str], Path], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = load(bases("llava"))
+    if part == "lora":
+        tuned.add_lora(LORA)
+    else:
+        tuned.train_parts(language_model=True)
+    perturb(tuned)
+    (tmp_path / "tuned").mkdir()
+    save_adapter(tmp_path / "tuned", tuned, record_of(tuned, part))
+    assert export(tmp_path / "tuned", "--out", tmp_path / "hub") == 0
+
+    def fetch_file(name: str, file: str, **_: object) -> Path | None:
+        assert name == "me/captioner"
+        return path if (path := tmp_path / "hub" / file).exists() else None
+
+    monkeypatch.setattr("captune.model.checkpoint.fetch_file", fetch_file)
+    monkeypatch.setattr("captune.model.checkpoint.snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
+    captioner = Captioner.from_pretrained("me/captioner")
+    assert [caption.text for caption in captioner.generate(probe_images(), None, OPTIONS)] == texts(tuned)
