@@ -6,10 +6,11 @@
 Random bfloat16 weights of LLaVA-1.5-7B's and Qwen2.5-VL-3B's dims are made on the card. The peer is `training_step` of
 TRL's trainer, forward and backward with its fused head on targets, on batches that were collated before, with and
 without gradient checkpointing, which is its default. Captune computes the captions of an image in one packed row after
-stored features; a row of the table leaves out the features. Neither takes an optimizer step. A first pass is timed
-separately. Operations are counted by formula, useful ones of a packed row only: 4 a weight and token. The gradient in
-bfloat16 differs by rounding noise; the comparison in float32 on a shortened copy, by which captune chooses its
-computation, is printed.
+stored features, all images of a step in one forward (`train.micro_batch_size`). Rows of the table compute one image at
+a time, which has too few tokens for a GPU, or leave out the features. Neither takes an optimizer step. A first pass is
+timed separately. Operations are counted by formula, useful ones of a packed row only: 4 a weight and token. The
+gradient in bfloat16 differs by rounding noise; the comparison in float32 on a shortened copy, by which captune chooses
+its computation, is printed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ from captune.config import LoraConfig
 from captune.vlm import ImageTextModel, ProbeSample, choose_computation
 
 PEER, PEER_DEFAULT = "TRL SFTTrainer", "TRL, checkpointing"
-WAYS = {"captune": True, "captune, pixels": False}
+WAYS = {
+    "captune": {"features": True, "batch": True},
+    "captune, one image": {"features": True, "batch": False},
+    "captune, pixels": {"features": False, "batch": False},
+}
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "llava": {
         "vision_config": {
@@ -141,15 +146,20 @@ def peer_step(model: ImageTextModel, task: Task, rows: int, *, checkpointing: bo
     return step
 
 
-def own_step(model: ImageTextModel, task: Task, count: int, features: bool) -> Callable[[], object]:
+def own_step(model: ImageTextModel, task: Task, count: int, *, features: bool, batch: bool) -> Callable[[], object]:
     """Captune's forward and backward of the first images of a task."""
     images: list[Any] = [model.encode(image) for image in task.images[:count]] if features else task.images[:count]
+    captions = task.captions[:count]
+    targets = count * PER_IMAGE * LENGTH
 
     def step() -> None:
         model.model.zero_grad(set_to_none=True)
         model.train()
-        for image, texts in zip(images, task.captions, strict=False):
-            (model.loss(image, texts, packed=True) / (count * PER_IMAGE * LENGTH)).backward()
+        if batch:
+            (model.batch_loss(images, captions, [None] * count) / targets).backward()
+            return
+        for image, texts in zip(images, captions, strict=True):
+            (model.loss(image, texts, packed=True) / targets).backward()
 
     return step
 
@@ -167,10 +177,10 @@ def compare(shape: str, output: Output, device: torch.device, arguments: Any, fo
     model = task.model()
     samples = [ProbeSample(task.images[0], tuple(task.captions[0]))]
     computation = choose_computation(model, samples)
-    peer_images = 1 if arguments.tiny else arguments.peer_images
+    peer_images = 2 if arguments.tiny else arguments.peer_images
     count = peer_images * PER_IMAGE
     # Captune first: TRL's wrappers change the forward of the model that they share.
-    ways = {name: own_step(model, task, images, features) for name, features in WAYS.items()}
+    ways = {name: own_step(model, task, images, **way) for name, way in WAYS.items()}
     first, peaks, gradients = {}, {}, {}
     seconds: dict[str, list[float]] = {}
 
@@ -185,7 +195,7 @@ def compare(shape: str, output: Output, device: torch.device, arguments: Any, fo
         seconds[name] = []
 
     # The gradient of the same images by both.
-    own_step(model, task, peer_images, True)()
+    own_step(model, task, peer_images, features=True, batch=True)()
     gradients["captune"] = gradient(model)
     for name, run in ways.items():
         measure(name, run)

@@ -154,7 +154,8 @@ class TrainConfig(_Section):
     batch_size: int = Field(40, gt=0)
     """Captions per optimizer step over all processes, or the nearest number that does not split a sample."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Captions per forward and backward pass of a process; fewer save memory and change nothing else. null is all."""
+    """Captions per forward and backward pass of a process; fewer save memory and change nothing else. null is all, and
+    one image of a transformers model."""
     learning_rate: float = Field(3e-5, gt=0)
     """Peak learning rate, reached at the end of the warm-up."""
     min_learning_rate: float = Field(1e-5, ge=0)

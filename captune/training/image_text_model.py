@@ -14,8 +14,10 @@ from torch import Tensor
 
 from captune import __version__
 from captune.captioner import probe_images
+from captune.common import error_text
 from captune.config import LoraConfig, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, load_image, manifest_hash, resolve_image
+from captune.decoding import is_out_of_memory
 from captune.distributed import DistributedContext
 from captune.errors import ConfigError, DataError, WeightsError
 from captune.evaluation import Evaluation
@@ -38,8 +40,11 @@ from captune.training.run_parts import RunParts
 from captune.training.samples import TrainingSample
 from captune.vlm import (
     COMPUTATION_FILE,
+    EXACT,
+    EXACT_IN_HALF,
     CaptionGenerator,
     Computation,
+    ImageFeatures,
     ImageTextModel,
     ProbeSample,
     choose_computation,
@@ -51,6 +56,7 @@ __all__ = [
     "DEFAULT_LORA",
     "ImageTextObjective",
     "feature_functions",
+    "images_at_once",
     "load_image_text_for_training",
     "prepare_image_text_model",
 ]
@@ -63,16 +69,23 @@ _PROBED = 3
 """Training images on which computations are compared."""
 
 
+def images_at_once(config: TrainConfig, captions: int) -> int:
+    """Images per forward pass with so many captions each: one, unless `micro_batch_size` is set to more captions."""
+    return max(1, (config.micro_batch_size or 0) // max(1, captions))
+
+
 class ImageTextObjective:
     """Negative log-likelihood of samples' captions under a transformers model, summed over target tokens.
 
     Args:
         model: the model.
         computation: how the loss is computed.
+        images_at_once: images per forward pass, if they are computed from features in packed rows.
     """
 
-    def __init__(self, model: ImageTextModel, computation: Computation) -> None:
+    def __init__(self, model: ImageTextModel, computation: Computation, images_at_once: int = 1) -> None:
         self._model, self.computation = model, computation
+        self._images_at_once = images_at_once if computation.features and computation.packed else 1
 
     def target_count(self, samples: Sequence[TrainingSample]) -> int:
         """Number of target tokens, ends of turns included."""
@@ -83,8 +96,9 @@ class ImageTextObjective:
         return fed_tokens(self._target_ids(sample))
 
     def packing_groups(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
-        """One image per forward pass, since prompts differ in length between images."""
-        return [[index] for index in range(len(samples))]
+        """Groups of as many images as one forward pass computes."""
+        size = self._images_at_once
+        return [list(range(start, min(start + size, len(samples)))) for start in range(0, len(samples), size)]
 
     def loss(self, samples: Sequence[TrainingSample], features: Any) -> Tensor:
         """Summed loss, in nats.
@@ -93,15 +107,65 @@ class ImageTextObjective:
             samples: B samples.
             features: the images or their features.
         """
+        images = list(features)
+        if self._images_at_once == 1:
+            return self._separate_loss(samples, images)
+        losses = []
+        for group in self._batches(samples, images):
+            own = [samples[index] for index in group]
+            captions, instructions = [one.captions for one in own], [one.instruction for one in own]
+            losses.append(self._model.batch_loss([images[index] for index in group], captions, instructions))
+        return torch.stack(losses).sum()
+
+    def _separate_loss(self, samples: Sequence[TrainingSample], images: Sequence[Any]) -> Tensor:
+        """The same with one forward pass per image."""
         losses = [
             self._model.loss(image, sample.captions, sample.instruction, packed=self.computation.packed)
-            for sample, image in zip(samples, features, strict=True)
+            for sample, image in zip(samples, images, strict=True)
         ]
         return torch.stack(losses).sum()
 
+    def _batches(self, samples: Sequence[TrainingSample], images: Sequence[ImageFeatures]) -> list[list[int]]:
+        """Indices of images whose inputs can be concatenated."""
+        batches: list[list[int]] = []
+        for index, (sample, image) in enumerate(zip(samples, images, strict=True)):
+            for batch in batches:
+                first, text = images[batch[0]], samples[batch[0]].instruction
+                fits = len(batch) < self._images_at_once
+                if fits and self._model.can_share_batch((first.size, image.size), (text, sample.instruction)):
+                    batch.append(index)
+                    break
+            else:
+                batches.append([index])
+        return batches
+
     def check(self, samples: Sequence[TrainingSample], features: Any) -> str | None:
-        """Why the loss is not computed in the fastest way; None if it is. The comparison was made before the run."""
+        """Why the loss is not computed in the fastest way; None if it is.
+
+        The comparison of computations was made before the run; that of several images in a batch is made here.
+        """
+        if self._images_at_once > 1:
+            images = list(features)
+            allowed = EXACT if self._model.model.dtype == torch.float32 else EXACT_IN_HALF
+            try:
+                batched = self._gradient(self.loss(samples, images))
+                separate = self._gradient(self._separate_loss(samples, images))
+                difference = float((batched - separate).norm() / separate.norm())
+                reason = f"the gradient of a batch differs by {difference:.1e}" if not difference <= allowed else ""
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                    raise
+                reason = f"a batch fails ({error_text(error)[:100]})"
+            if reason:
+                self._images_at_once = 1
+                return f"One image is computed at a time: {reason}."
         return None if self.computation.features and self.computation.packed else self.computation.describe()
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        parameters = [parameter for _, parameter in self._model.trained_parameters()]
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+        filled = [torch.zeros_like(p) if part is None else part for part, p in zip(parts, parameters, strict=True)]
+        return torch.cat([part.detach().double().flatten().cpu() for part in filled])
 
     def recover_from_compile_error(self, error: Exception) -> bool:
         """Nothing is compiled."""
@@ -192,7 +256,7 @@ def prepare_image_text_model(
     files = [resolve_image(config.data.train, image.image) for image in data.images]
     return RunParts(
         model=model,
-        objective=ImageTextObjective(model, computation),
+        objective=ImageTextObjective(model, computation, images_at_once(config.train, config.train.captions_per_image)),
         images=data.images,
         features=data.features,
         evaluation_features=data.evaluation_features,

@@ -1,6 +1,7 @@
 """Will a run that tunes a transformers model fit? Its memory and disk from the configuration, without its weights.
 
-A micro-batch is one image with its captions: in one packed row, or in one row per caption.
+A micro-batch is one image with its captions: in one packed row, or in one row per caption. With `micro_batch_size`, it
+is several packed rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from captune.config import RunConfig, parse_config
 from captune.data import image_size, resolve_image
@@ -20,7 +22,7 @@ from captune.evaluation import training_images
 from captune.features import store_root
 from captune.hub import ResolvedModel, resolve_model
 from captune.model import FLOAT32, RESERVE, MemoryEstimate, Part, compute_dtype, fed_tokens, saved_bytes
-from captune.training.image_text_model import DEFAULT_LORA, load_image_text_for_training
+from captune.training.image_text_model import DEFAULT_LORA, images_at_once, load_image_text_for_training
 from captune.training.plan import Measured, Plan, Proposal, halved, worst_case_batch
 from captune.vlm import ImageTextMemory
 
@@ -125,8 +127,9 @@ class ImageTextPlanner:
 
     def plain_rows(self, config: RunConfig | None = None) -> int:
         """Bytes of activations with one row per caption instead of a packed row."""
-        memory = self.memory(config or self._config)
-        rows, tokens, _ = self._rows(memory, packed=False)
+        config = config or self._config
+        memory = self.memory(config)
+        rows, tokens, _ = self._rows(memory, config, packed=False)
         return memory.saved(rows, tokens, packed=False, padded=self._is_padded(memory))
 
     def is_packed(self, config: RunConfig | None = None) -> bool:
@@ -135,13 +138,14 @@ class ImageTextPlanner:
         fast = config.train.enabled_optimizations
         return self.memory(config).packs and fast.shared_prefix and fast.target_logits
 
-    def _rows(self, memory: ImageTextMemory, *, packed: bool) -> tuple[int, int, int]:
+    def _rows(self, memory: ImageTextMemory, config: RunConfig, *, packed: bool) -> tuple[int, int, int]:
         """Rows, tokens of a row and targets of the largest micro-batch."""
         targets = self.targets(memory)
         prompt = memory.prompt_tokens(self.largest_size(memory))
         count = sum(map(len, targets))
         if packed:
-            return 1, prompt + fed_tokens(targets), count
+            images = self._images_at_once(config, len(targets))
+            return images, prompt + fed_tokens(targets), images * count
         return len(targets), prompt + max(map(len, targets)), count
 
     def _is_padded(self, memory: ImageTextMemory) -> bool:
@@ -153,7 +157,7 @@ class ImageTextPlanner:
         memory = self.memory(config)
         size = memory.size
         packed = self.is_packed(config)
-        rows, tokens, targets = self._rows(memory, packed=packed)
+        rows, tokens, targets = self._rows(memory, config, packed=packed)
         loss = targets * size.vocabulary * (FLOAT32 + (size.value_bytes if size.capped else 0))
         padded = not packed and self._is_padded(memory)
         if config.train.gradient_checkpointing:
@@ -163,7 +167,7 @@ class ImageTextPlanner:
 
     def _training(self, config: RunConfig, memory: ImageTextMemory) -> Iterator[Part]:
         size, packed = memory.size, self.is_packed(config)
-        rows, tokens, targets = self._rows(memory, packed=packed)
+        rows, tokens, targets = self._rows(memory, config, packed=packed)
         yield from self._weights(config, memory)
         # Values in float32 need no master copy.
         master = 0 if size.trained_bytes >= FLOAT32 else FLOAT32
@@ -280,8 +284,12 @@ class ImageTextPlanner:
         return parse_config(self._config.model_dump(mode="json"), overrides) if overrides else self._config
 
     def micro_batch(self, config: RunConfig) -> list[tuple[str, ...]]:
-        """The captions of the sample that is computed at once."""
-        return [self._captions]
+        """The captions of the samples that are computed at once."""
+        return [self._captions] * self._images_at_once(config, len(self._captions))
+
+    def _images_at_once(self, config: RunConfig, captions: int) -> int:
+        stores = self.is_packed(config) and config.train.feature_store is not False
+        return images_at_once(config.train, captions) if stores else 1
 
 
 def _image_sizes(config: RunConfig) -> tuple[list[tuple[int, int]], int]:
@@ -328,14 +336,18 @@ def measure_image_text_memory(config: RunConfig, source: ResolvedModel, planner:
     targets = [tuple(ids) for ids in planner.targets(memory)]
     prompt = model.conversation.prompt(image)
     packed = planner.is_packed(config)
-    compute = model.losses.packed if packed else model.losses.plain
+    images = len(planner.micro_batch(config)) if features is not None else 1
+
+    def compute() -> Tensor:
+        if images > 1 and features is not None:
+            return model.losses.packed_batch([prompt] * images, [targets] * images, [features] * images)
+        return (model.losses.packed if packed else model.losses.plain)(prompt, targets, features)
+
     model.train()
-    compute(prompt, targets, features)
+    compute()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    kept, loss = saved_bytes(
-        lambda: compute(prompt, targets, features), [*model.model.parameters(), *model.model.buffers()]
-    )
+    kept, loss = saved_bytes(compute, [*model.model.parameters(), *model.model.buffers()])
     loss.backward()
     rows.append(Measured("kept for the backward pass", sum(planner.kept_for_backward(config)), kept))
     if device.type == "cuda":

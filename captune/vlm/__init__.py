@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.vlm.computation import COMPUTATION_FILE, Computation, ProbeSample, choose_computation
+    from captune.vlm.computation import (
+        COMPUTATION_FILE,
+        EXACT,
+        EXACT_IN_HALF,
+        Computation,
+        ProbeSample,
+        choose_computation,
+    )
     from captune.vlm.conversation import Conversation, PromptRow
     from captune.vlm.decoder import PackedRow
     from captune.vlm.export import export_merged, export_tuned
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPUTATION_FILE",
+    "EXACT",
+    "EXACT_IN_HALF",
     "CaptionGenerator",
     "CheckpointSwapper",
     "Computation",
@@ -46,7 +55,14 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "computation": ["COMPUTATION_FILE", "Computation", "ProbeSample", "choose_computation"],
+        "computation": [
+            "COMPUTATION_FILE",
+            "EXACT",
+            "EXACT_IN_HALF",
+            "Computation",
+            "ProbeSample",
+            "choose_computation",
+        ],
         "conversation": ["Conversation", "PromptRow"],
         "decoder": ["PackedRow"],
         "export": ["export_merged", "export_tuned"],

@@ -21,7 +21,7 @@ from captune.errors import CaptuneError
 from captune.vlm.image_features import ImageFeatures
 from captune.vlm.model import ImageTextModel
 
-__all__ = ["COMPUTATION_FILE", "EXACT", "Computation", "ProbeSample", "choose_computation"]
+__all__ = ["COMPUTATION_FILE", "EXACT", "EXACT_IN_HALF", "Computation", "ProbeSample", "choose_computation"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ COMPUTATION_FILE = "computation.json"
 """Name of the file in a run's folder that says how its losses are computed."""
 EXACT = 1e-4
 """Largest relative difference of gradients that is due to rounding in float32."""
-_EXACT_IN_HALF = 0.3
+EXACT_IN_HALF = 0.3
 _LAYERS = 2
 """Layers of a float32 copy of a model in a 16-bit format; more if these do not include every kind of layer."""
 
@@ -95,7 +95,7 @@ def choose_computation(
     tried_model, allowed = model, EXACT
     if model.model.dtype in (torch.bfloat16, torch.float16):
         short = shortened_copy(model)
-        tried_model, allowed = (model, _EXACT_IN_HALF) if short is None else (short, EXACT)
+        tried_model, allowed = (model, EXACT_IN_HALF) if short is None else (short, EXACT)
     can_store = features and tried_model.find_features()
     if model is not tried_model and can_store:
         can_store = model.find_features()

@@ -24,7 +24,7 @@ from torch import Tensor
 from captune.captioner import ModelInputs, end_token_ids
 from captune.errors import DataError, WeightsError
 
-__all__ = ["Conversation", "PromptRow", "is_constant"]
+__all__ = ["Conversation", "PromptRow", "concatenated", "is_constant"]
 
 _CACHED_PROMPTS = 4096
 """Number of prompts whose inputs are cached: pairs of an image size and an instruction."""
@@ -309,6 +309,13 @@ def _repeat(value: Tensor, count: int) -> Tensor:
     if is_constant(value):
         return value[:1].expand(count * value.shape[0], *value.shape[1:])
     return torch.cat([value] * count) if count > 1 else value.clone()
+
+
+def concatenated(values: Sequence[Tensor]) -> Tensor:
+    """Inputs of several images as those of one batch."""
+    if all(map(is_constant, values)):
+        return values[0][:1].expand(sum(value.shape[0] for value in values), *values[0].shape[1:])
+    return torch.cat(list(values))
 
 
 def is_constant(value: Tensor) -> bool:

@@ -144,28 +144,41 @@ class Decoder:
             yield rows
 
     @contextmanager
-    def packed(self, plain: PlainRow, row: PackedRow) -> Iterator[None]:
-        """Give decoder and layers the positions and masks of a packed row within the block."""
-        columns = row.columns
-        positions = (
-            torch.arange(plain.length, device=columns.device).unsqueeze(0)
-            if plain.positions is None
-            else plain.positions
-        )[..., columns]
-        composed: dict[int, Tensor] = {}
+    def packed(self, plains: Sequence[PlainRow], rows: Sequence[PackedRow]) -> Iterator[None]:
+        """Give decoder and layers the positions and masks of packed rows within the block.
 
-        def mask_of(mask: Tensor | None) -> Tensor:
-            if id(mask) not in composed:
-                composed[id(mask)] = _packed_mask(mask, plain.length, row)
-            return composed[id(mask)]
+        Args:
+            plains: of each row.
+            rows: B packed rows; shorter ones are padded on the right, and no other token sees the padding.
+        """
+        longest = max(len(row.columns) for row in rows)
+        stated = []
+        for plain, row in zip(plains, rows, strict=True):
+            columns = F.pad(row.columns, (0, longest - len(row.columns)))
+            every = plain.positions
+            if every is None:
+                every = torch.arange(plain.length, device=columns.device).unsqueeze(0)
+            stated.append(every[..., columns])
+        positions = stated[0] if len(stated) == 1 else torch.cat(stated, dim=-2)
+        composed: dict[tuple[int, ...], Tensor] = {}
+
+        def mask_of(index: int) -> Tensor:
+            masks = [plain.masks[index] for plain in plains]
+            key = tuple(map(id, masks))
+            if key not in composed:
+                parts = zip(masks, plains, rows, strict=True)
+                composed[key] = torch.cat(
+                    [_padded_mask(_packed_mask(mask, plain.length, row), longest) for mask, plain, row in parts]
+                )
+            return composed[key]
 
         def decoder_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             return args, {**kwargs, _POSITIONS: positions}
 
         def layer_call(index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            mask = plain.masks[index]
-            if mask is None or mask.ndim == 4:
-                kwargs = {**kwargs, _MASK: mask_of(mask)}
+            masks = [plain.masks[index] for plain in plains]
+            if all(mask is None or mask.ndim == 4 for mask in masks):
+                kwargs = {**kwargs, _MASK: mask_of(index)}
             return layer(*args, **kwargs)
 
         with ExitStack() as stack:
@@ -236,6 +249,18 @@ def _packed_mask(mask: Tensor | None, length: int, row: PackedRow) -> Tensor:
     if values.dtype == torch.bool:
         return values & row.visible
     return torch.where(row.visible, values, torch.finfo(values.dtype).min)
+
+
+def _padded_mask(mask: Tensor, length: int) -> Tensor:
+    """A mask (1, H, S, S) with padding on the right to (1, H, length, length)."""
+    missing = length - mask.shape[-1]
+    if not missing:
+        return mask
+    hidden, visible = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
+    padded = F.pad(mask, (0, missing, 0, missing), value=hidden)
+    # Attention to nothing is undefined.
+    padded[..., -missing:, 0] = visible
+    return padded
 
 
 class _LayerCall(nn.Module):

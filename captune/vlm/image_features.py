@@ -8,7 +8,7 @@ of the return value that the model reads are kept. An image has any number of to
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +138,18 @@ class FeatureCall:
         with _patched(self._module, self._name, call), self.recorded(stop=True):
             run()
         return reads.ids
+
+    def value_of_batch(self, features: Sequence[ImageFeatures]) -> Any:
+        """The return value for several images, one in each row."""
+        if len(features) == 1:
+            return self.value_of(features[0])
+        return _rebuild_batch(self._template, self._double, [iter(one.tensors) for one in features])
+
+    @contextmanager
+    def replaced_in_batch(self, features: Sequence[ImageFeatures]) -> Iterator[None]:
+        """Return the features of several images, one in each row, instead of computing them within the block."""
+        with _patched(self._module, self._name, lambda *_args, **_kwargs: self.value_of_batch(features)):
+            yield
 
     @contextmanager
     def replaced(self, features: ImageFeatures, copies: int = 1) -> Iterator[None]:
@@ -301,6 +313,22 @@ def _rebuild(template: Any, double: Any, tensors: Iterator[Tensor], copies: int)
             _rebuild(one, other, tensors, 1 if grows else copies) for one, other in zip(template, others, strict=True)
         ]
         return type(template)(parts * (copies if grows else 1))
+    return template
+
+
+def _rebuild_batch(template: Any, double: Any, tensors: Sequence[Iterator[Tensor]]) -> Any:
+    """The structure of `template` with the tensors of several images."""
+    if isinstance(template, _Output):
+        fields = {name: _rebuild_batch(part, double.fields[name], tensors) for name, part in template.fields.items()}
+        return template.kind(**fields)
+    if isinstance(template, Tensor):
+        values = [next(own) for own in tensors]
+        return torch.cat(values) if template.ndim and double.shape[0] == 2 * template.shape[0] else values[0]
+    if isinstance(template, (list, tuple)):
+        pairs = list(zip(template, double[: len(template)], strict=True))
+        if len(double) == 2 * len(template):
+            return type(template)(_rebuild(one, other, own, 1) for own in tensors for one, other in pairs)
+        return type(template)(_rebuild_batch(one, other, tensors) for one, other in pairs)
     return template
 
 

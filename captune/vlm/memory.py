@@ -188,8 +188,9 @@ class ImageTextMemory:
             if packed:
                 plain = PlainRow(None, (None,) * len(decoder.layers), tokens)
                 visible = torch.ones(tokens, tokens, dtype=torch.bool)
-                stack.enter_context(decoder.packed(plain, PackedRow((), row, visible, row, row)))
-                inputs["attention_mask"] = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+                packed_row = PackedRow((), row, visible, row, row)
+                stack.enter_context(decoder.packed([plain] * rows, [packed_row] * rows))
+                inputs["attention_mask"] = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
             try:
                 return saved_bytes(lambda: decoder.module(**inputs), tensors)[0]
             except Exception:  # some decoders take masks of two dimensions only

@@ -368,3 +368,33 @@ class ImageTextModel:
             prompt, features = self.conversation.prompt(image, instruction), None
         compute = self.losses.packed if packed else self.losses.plain
         return compute(prompt, targets, features)
+
+    def batch_loss(
+        self,
+        features: Sequence[ImageFeatures],
+        captions: Sequence[Sequence[str]],
+        instructions: Sequence[str | None],
+    ) -> Tensor:
+        """Summed loss of several images in one forward, with one packed row for each.
+
+        Args:
+            features: of B images, which `can_share_batch`.
+            captions: of each image.
+            instructions: of each image; None is that of the model.
+        """
+        targets = [
+            [self.conversation.target_ids(caption, instruction) for caption in own]
+            for own, instruction in zip(captions, instructions, strict=True)
+        ]
+        prompts = [
+            self.conversation.prompt_of_size(one.size, instruction)
+            for one, instruction in zip(features, instructions, strict=True)
+        ]
+        return self.losses.packed_batch(prompts, targets, features)
+
+    def can_share_batch(
+        self, sizes: tuple[tuple[int, int], tuple[int, int]], instructions: tuple[str | None, str | None]
+    ) -> bool:
+        """Whether images of two sizes with their instructions can be computed by one `batch_loss`."""
+        one, other = map(self.conversation.prompt_of_size, sizes, instructions)
+        return self.losses.can_share_batch(one, other)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captune.transformers_compat import CACHE_ARGUMENT, kv_cache_of
-from captune.vlm.conversation import PromptRow, is_constant
+from captune.vlm.conversation import PromptRow, concatenated, is_constant
 from captune.vlm.decoder import Decoder, PackedRow, PlainRow
 from captune.vlm.image_features import FeatureCall, ImageFeatures
 
@@ -102,8 +102,50 @@ class CaptionLoss:
         row = PackedRow.of(prompt.length, captions).to(self._model.device)
         plain = self.plain_row(prompt, features, max(map(len, captions)))
         inputs = self._on_device(prompt.rows([row.ids], self._pad))
-        with self._features(features, 1), self.decoder.packed(plain, row):
+        with self._features(features, 1), self.decoder.packed([plain], [row]):
             return self._loss(inputs, torch.zeros_like(row.states), row.states, row.targets)
+
+    def packed_batch(
+        self,
+        prompts: Sequence[PromptRow],
+        captions: Sequence[Sequence[Sequence[int]]],
+        features: Sequence[ImageFeatures],
+    ) -> Tensor:
+        """The same for several images in one forward, a packed row of each.
+
+        Args:
+            prompts: of B images; see `can_share_batch`.
+            captions: of each image.
+            features: of each image.
+        """
+        assert self.decoder is not None
+        assert self.feature_call is not None
+        device = self._model.device
+        rows = [PackedRow.of(prompt.length, own).to(device) for prompt, own in zip(prompts, captions, strict=True)]
+        plains = [
+            self.plain_row(prompt, one, max(map(len, own)))
+            for prompt, own, one in zip(prompts, captions, features, strict=True)
+        ]
+        longest = max(len(row.columns) for row in rows)
+        batches = [
+            # Padding is hidden by the masks of layers.
+            prompt.rows([(*row.ids, *[self._pad] * (longest - len(row.columns)))], self._pad)
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+        inputs = self._on_device({name: concatenated([batch[name] for batch in batches]) for name in batches[0]})
+        indices = torch.arange(len(rows), device=device).repeat_interleave(
+            torch.tensor([len(row.states) for row in rows], device=device)
+        )
+        states, targets = (torch.cat([getattr(row, name) for row in rows]) for name in ("states", "targets"))
+        with self.feature_call.replaced_in_batch(features), self.decoder.packed(plains, rows):
+            return self._loss(inputs, indices, states, targets)
+
+    @staticmethod
+    def can_share_batch(one: PromptRow, other: PromptRow) -> bool:
+        """Whether the inputs of two prompts can be concatenated, those per token after padding."""
+        return one.inputs.keys() == other.inputs.keys() and all(
+            name in one.ends or value.shape[1:] == other.inputs[name].shape[1:] for name, value in one.inputs.items()
+        )
 
     def plain_row(self, prompt: PromptRow, features: ImageFeatures | None, length: int) -> PlainRow:
         """What the decoder gets for the prompt and at least `length` tokens after it.

@@ -69,8 +69,9 @@ def measured(config: RunConfig, planner: ImageTextPlanner) -> dict[str, Measured
         ("train.lora={rank: 4, targets: [q_proj, v_proj]}", "model.dtype=bfloat16"),
         ("train.parts=[lora, projector]",),
         ("train.parts=[language_model]",),
+        ("train.micro_batch_size=9",),
     ],
-    ids=["packed", "plain", "bfloat16", "projector", "language model"],
+    ids=["packed", "plain", "bfloat16", "projector", "language model", "three images"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predicted_bytes_are_counted_ones(

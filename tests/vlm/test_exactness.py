@@ -194,3 +194,23 @@ def test_the_table_of_families_is_current(repository: Path, tmp_path: Path, monk
     _, way, stored, packed, projector, note = program.row("llava", tmp_path)
     assert (way, projector, note) == (ways["llava"], "`multi_modal_projector`", "")
     assert max(float(stored), float(packed)) < 1e-5
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_several_images_share_a_forward(load: Load, name: str) -> None:
+    model = load(name)
+    assert model.find_features()
+    sizes = ((40, 30), (64, 64), (40, 30), (30, 60))
+    captions = [CAPTIONS, CAPTIONS[1:], ("Red.",), ("A man and a dog.", "A man.")]
+    features = [model.encode(image(*size, seed)) for seed, size in enumerate(sizes)]
+    shared = [n for n, size in enumerate(sizes) if model.can_share_batch((sizes[0], size), (None, None))]
+    assert 2 in shared
+
+    def gradient(loss: Tensor) -> Tensor:
+        parameters = [parameter for _, parameter in model.trained_parameters()]
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return torch.cat([part.double().flatten() for part in parts if part is not None])
+
+    expected = torch.stack([gradient(model.loss(features[n], captions[n], packed=True)) for n in shared]).sum(dim=0)
+    loss = model.batch_loss([features[n] for n in shared], [captions[n] for n in shared], [None] * len(shared))
+    assert torch.linalg.vector_norm(gradient(loss) - expected) < 1e-4 * torch.linalg.vector_norm(expected)
