@@ -57,14 +57,14 @@ def data_of(folder: Path, train: int = 8, test: int = 2) -> Path:
 
 
 def settings(
-    model: Path, manifest: Path, output: Path, *, train: Mapping[str, Any] | None = None, **others: Any
+    folder: Path, manifest: Path, output: Path, *, train: Mapping[str, Any] | None = None, **others: Any
 ) -> RunConfig:
     """The configuration of a short run."""
     sections: dict[str, Any] = {
         "output": str(output),
         "log_every": 1,
         "save_every": 2,
-        "model": {"path": str(model)},
+        "model": {"path": str(folder)},
         "data": {"train": str(manifest), "features": str(output.parent / f"{output.name}-features")},
         "train": {
             "epochs": 2,

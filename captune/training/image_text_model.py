@@ -19,7 +19,7 @@ from captune.config import LoraConfig, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, load_image, manifest_hash, resolve_image
 from captune.decoding import is_out_of_memory
 from captune.distributed import DistributedContext
-from captune.errors import ConfigError, DataError, WeightsError
+from captune.errors import CaptuneError, ConfigError, DataError, WeightsError
 from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.features import (
@@ -65,6 +65,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LORA = LoraConfig(rank=16, alpha=32.0, targets=("all-linear",))
 """LoRA of a transformers model where `train.lora` is null."""
+_UNCHANGED = {"inputs": "settings of the image processor", "frozen": "frozen weights"}
+"""What is compared when a run resumes, by its name in the file."""
 _PROBED = 3
 """Training images on which computations are compared."""
 
@@ -315,25 +317,36 @@ def _choose(
     per_sample = config.train.captions_per_image if config.train.caption_targets == "separate" else 1
     captioned = [image for image in images if image.captions]
     longest = sorted(captioned, key=lambda image: -max(map(len, image.captions)))
-    samples = []
+    samples, refusal = [], ""
     for image in longest:
         try:
             pixels = load_image(resolve_image(config.data.train, image.image), exif=config.exif_rotation)
         except DataError:
+            continue
+        try:
+            model.conversation.prompt(pixels)
+        except CaptuneError:
+            raise
+        except Exception as error:  # processors raise anything, for instance for an aspect ratio
+            refusal = f" The processor refuses '{image.image}' ({type(error).__name__}: {error_text(error)})."
             continue
         captions = sorted(image.captions, key=len)[-per_sample:]
         samples.append(ProbeSample(pixels, tuple(captions)))
         if len(samples) == _PROBED:
             break
     if not samples:
-        raise DataError("None of the training images with the longest captions can be read.")
+        raise DataError(f"{model.name} can use none of the training images with captions.{refusal}")
     samples += [ProbeSample(samples[0].image, samples[0].captions, text) for text in config.train.instructions]
     for sample in samples:
         model.conversation.check(sample.image, sample.captions[0], sample.instruction)
+    _require_fit(model, config, captioned, samples)
     files = [resolve_image(config.data.train, image.image) for image in images]
     setting = config.train.feature_store
+    can_store = model.find_features()
+    if model.losses.feature_call is not None:
+        model.require_unadapted_features()
     store = StoreChoice(False, "Image features are not stored: they depend on trained parts.")
-    if model.find_features() and not (model.features_depend_on_prompt and config.train.instructions):
+    if can_store and not (model.features_depend_on_prompt and config.train.instructions):
         store = choose_store(model, source, files, store_root(config), setting, exif_rotation=config.exif_rotation)
     elif setting is True:
         raise ConfigError(
@@ -352,6 +365,38 @@ def _choose(
     model.eval()
     logger.info("the loss is computed from %s", computation.describe())
     return computation, store.reason
+
+
+def _require_fit(
+    model: ImageTextModel, config: RunConfig, images: Sequence[Sample], probes: Sequence[ProbeSample]
+) -> None:
+    """Check that every caption fits into the model's positions, before the first step.
+
+    Raises:
+        DataError: one does not; names the image and the caption.
+    """
+    conversation, limit = model.conversation, model.conversation.max_positions
+    if limit is None:
+        return
+    longest = max(conversation.prompt_of_size(probe.image.size, probe.instruction).length for probe in probes)
+    instructions: tuple[str | None, ...] = config.train.instructions or (None,)
+    for image in images:
+        captions = image.captions if config.train.caption_targets != "joined" else (" ".join(image.captions),)
+        # A text has no more tokens than bytes, but for the end; prompts differ with the sizes of images.
+        near = [caption for caption in captions if len(caption.encode()) + 2 * longest + 8 > limit]
+        if not near:
+            continue
+        try:
+            pixels = load_image(resolve_image(config.data.train, image.image), exif=config.exif_rotation)
+            prompts = [conversation.prompt(pixels, instruction) for instruction in instructions]
+        except (DataError, ValueError):
+            continue  # it is left out or refused when all images are read
+        for caption in near:
+            for prompt, instruction in zip(prompts, instructions, strict=True):
+                try:
+                    conversation.require_fit(prompt, caption, conversation.target_ids(caption, instruction))
+                except DataError as error:
+                    raise DataError(f"Image '{image.id}': {error}") from error
 
 
 def _record(model: ImageTextModel, config: RunConfig) -> CheckpointRecord:
@@ -385,13 +430,15 @@ def _save_checkpoint(model: ImageTextModel, folder: Path, record: CheckpointReco
 
 
 def _write_computation(output: Path, computation: Computation, reason: str, model: ImageTextModel) -> None:
-    """Write how the loss is computed and the prompt, which must be the same when the run resumes."""
+    """Write how the loss is computed; and prompt, processor and weights, which must be equal when the run resumes."""
     content = {
         "features": computation.features,
         "packed": computation.packed,
         "differences": dict(computation.differences),
         "store": reason,
         "prompt": model.backend.prompt(),
+        "inputs": model.conversation.inputs.fingerprint,
+        "frozen": model.frozen_fingerprint(),
     }
     with atomic_file(output / COMPUTATION_FILE, "w") as stream:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -401,7 +448,8 @@ def _read_computation(output: Path, model: ImageTextModel) -> tuple[Computation,
     """How the loss of an unfinished run is computed, so that it resumes with equal numbers.
 
     Raises:
-        WeightsError: the file is missing or broken, or the prompt has changed since.
+        WeightsError: the file is missing or broken, or the prompt, the image processor or the frozen weights have
+            changed since.
     """
     path = output / COMPUTATION_FILE
     try:
@@ -416,6 +464,13 @@ def _read_computation(output: Path, model: ImageTextModel) -> tuple[Computation,
         raise WeightsError(
             f"The run in {output} began with the prompt {prompt!r}, and {model.name} now renders "
             f"{model.backend.prompt()!r}; restore its chat template, or start over with --resume never."
+        )
+    now = {"inputs": model.conversation.inputs.fingerprint, "frozen": model.frozen_fingerprint()}
+    changed = [what for name, what in _UNCHANGED.items() if content.get(name) != now[name]]
+    if changed:
+        raise WeightsError(
+            f"The {changed[0]} of {model.name} changed since the run in {output} began; restore the folder of the "
+            "model, or start over with --resume never."
         )
     if computation.features:
         model.find_features()

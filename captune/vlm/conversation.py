@@ -90,6 +90,9 @@ class Conversation:
         inputs: makes the inputs of prompts.
         instruction: of samples without a separate instruction; None is no instruction.
 
+    Attributes:
+        max_positions: of the text decoder; None if it has no limit.
+
     Raises:
         WeightsError: no answer follows the generation prompt in the model's chat template.
     """
@@ -105,6 +108,8 @@ class Conversation:
         special = {str(token) for token in self.tokenizer.all_special_tokens}
         special |= {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         self._special = frozenset(token for token in special if token)
+        text = model.config.get_text_config(decoder=True)
+        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
         self._takes_suffix = "suffix" in inspect.signature(type(inputs.processor).__call__).parameters
         self._rows: OrderedDict[tuple[Any, ...], PromptRow] = OrderedDict()
         self._scalar_ends: dict[str | None, dict[str, tuple[int, Tensor]]] = {}
@@ -290,6 +295,25 @@ class Conversation:
             raise DataError(
                 f"The processor of {self.inputs.name} renders the caption {caption[:60]!r} after another prompt in a "
                 "conversation than for generation; training would not fit generation."
+            )
+
+    def require_fit(self, prompt: PromptRow, caption: str, ids: Sequence[int]) -> None:
+        """Check that a caption fits into the model's positions; nothing is ever truncated.
+
+        Args:
+            prompt: before the caption.
+            caption: the text, for the message.
+            ids: of the caption.
+
+        Raises:
+            DataError: it does not; names the caption.
+        """
+        before = 0 if self.is_encoder_decoder else prompt.length
+        if self.max_positions is not None and before + len(ids) > self.max_positions:
+            raise DataError(
+                f"The caption {caption[:60]!r} has {len(ids):,} tokens after a prompt of {before:,}, and "
+                f"{self.inputs.name} has {self.max_positions:,} positions; captions are not truncated, so shorten or "
+                "remove it."
             )
 
     def _text(self, instruction: str | None) -> str | None:

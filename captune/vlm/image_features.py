@@ -20,10 +20,10 @@ from transformers.utils import ModelOutput
 
 from captune.errors import WeightsError
 
-__all__ = ["FeatureCall", "ImageFeatures", "find_feature_call"]
+__all__ = ["TOWERS", "FeatureCall", "ImageFeatures", "find_feature_call"]
 
 _METHOD = "get_image_features"
-_TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder", "vqmodel", "vision")
+TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder", "vqmodel", "vision")
 """Attributes that hold the vision tower in families without `get_image_features`."""
 _STATES = "hidden_states"
 _UNUSED = ("attentions",)
@@ -180,7 +180,7 @@ def find_feature_call(
     candidates += [
         (part, "forward")
         for name, part in model.named_modules()
-        if (name.rpartition(".")[2] in _TOWERS or name == "encoder") and not isinstance(part, nn.ModuleList)
+        if (name.rpartition(".")[2] in TOWERS or name == "encoder") and not isinstance(part, nn.ModuleList)
     ]
     for module, method in candidates:
         single, read = _observe(module, method, lambda: run(1))

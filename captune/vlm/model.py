@@ -25,7 +25,7 @@ from captune.errors import CaptuneError, MissingExtraError, WeightsError
 from captune.transformers_compat import set_activation_checkpointing
 from captune.vlm.conversation import Conversation, PromptRow
 from captune.vlm.decoder import Decoder
-from captune.vlm.image_features import FeatureCall, ImageFeatures, find_feature_call
+from captune.vlm.image_features import TOWERS, FeatureCall, ImageFeatures, find_feature_call
 from captune.vlm.rows import CaptionLoss
 from captune.weights import frozen_fingerprint
 
@@ -44,6 +44,8 @@ _PROJECTORS = (
     "projector",
 )
 """Names of the module between vision tower and decoder, by family."""
+_VISION = (*TOWERS, *_PROJECTORS, "visual_projection", "perceiver_resampler")
+"""Names of modules that are no part of the text decoder, also where they are inside of the module of its layers."""
 _LINEAR = (nn.Linear, Conv1D)
 CAPTION_START = "a photo of"
 """The prompt of families that caption without one."""
@@ -157,12 +159,32 @@ class ImageTextModel:
             raise WeightsError(f"LoRA reached '{outside[0]}' of {self.name}, which is no part of its text decoder.")
 
     def train_parts(self, *, language_model: bool = False, vision_tower: bool = False) -> None:
-        """Train complete parts: every weight of the decoder and its head, or of everything before the decoder."""
-        head = self.model.get_output_embeddings()
-        in_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
+        """Train complete parts.
+
+        Args:
+            language_model: every weight of the text decoder and encoder, their embeddings and the head.
+            vision_tower: every weight before these, the projector's among them.
+        """
+        tops, vision = self._language_tops()
         for name, parameter in self.model.named_parameters():
-            in_decoder = name.startswith(f"{self._decoder_path}.") or id(parameter) in in_head
-            parameter.requires_grad_(language_model if in_decoder else vision_tower)
+            is_text = name.startswith(tops) and not name.startswith(vision)
+            parameter.requires_grad_(language_model if is_text else vision_tower)
+
+    def _language_tops(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Beginnings of the names of the language model's weights, and of those of vision modules."""
+        modules = dict(self.model.named_modules())
+        # An encoder at the top is the tower of a `VisionEncoderDecoderModel` or Pix2Struct.
+        vision = [name for name in modules if name.rpartition(".")[2] in _VISION or name == "encoder"]
+        parts = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
+        tops = [self._decoder_path]
+        tops += [name for name, module in modules.items() if any(module is part for part in parts) and name]
+        for index, top in enumerate(tops):
+            # The outermost module without vision, such as a language model with encoder, decoder and head.
+            parents = [".".join(top.split(".")[:depth]) for depth in range(1, top.count(".") + 2)]
+            tops[index] = next(
+                (name for name in parents if not any(other.startswith(f"{name}.") for other in vision)), top
+            )
+        return tuple(f"{name}." for name in tops), tuple(f"{name}." for name in vision)
 
     @property
     def _decoder_path(self) -> str:
@@ -189,7 +211,9 @@ class ImageTextModel:
         linear = [
             name
             for name, module in self.model.get_submodule(path).named_modules()
-            if isinstance(module, _LINEAR) and not any(word in name for word in ("vision", "visual", "lm_head"))
+            if isinstance(module, _LINEAR)
+            and not any(word in name for word in ("vision", "visual", "lm_head"))
+            and not set(name.split(".")) & set(_VISION)
         ]
         head = self.model.get_output_embeddings()
         linear = [name for name in linear if self.model.get_submodule(f"{path}.{name}") is not head]
@@ -303,6 +327,27 @@ class ImageTextModel:
             features = self._record(self.conversation.prompt(probe_images()[0]))
         return any(value.requires_grad for value in features)
 
+    def require_unadapted_features(self) -> None:
+        """Check by autograd that no LoRA changes image features; their function was found.
+
+        Raises:
+            WeightsError: one does; names its layer.
+        """
+        lora = [(name, parameter) for name, parameter in self.trained_parameters() if ".lora_" in name]
+        with torch.enable_grad():
+            features = self._record(self.conversation.prompt(probe_images()[0]))
+        connected = [value.sum() for value in features if value.requires_grad]
+        if not lora or not connected:
+            return
+        total = torch.stack([value.float() for value in connected]).sum()
+        gradients = torch.autograd.grad(total, [parameter for _, parameter in lora], allow_unused=True)
+        for (name, _), gradient in zip(lora, gradients, strict=True):
+            if gradient is not None:
+                raise WeightsError(
+                    f"LoRA in '{name.partition('.lora_')[0]}' of {self.name} changes the image features, so it is in "
+                    "the vision tower; set train.lora.targets to layers of the text decoder."
+                )
+
     def feature_tensors(self) -> dict[str, Tensor]:
         """The parameters and buffers on which image features depend, by name.
 
@@ -360,12 +405,16 @@ class ImageTextModel:
             captions: of the image.
             instruction: the prompt; by default that of the model.
             packed: compute all captions in one row after one copy of prompt and image.
+
+        Raises:
+            DataError: a caption is longer than the model's positions.
         """
         targets = [self.conversation.target_ids(caption, instruction) for caption in captions]
         if isinstance(image, ImageFeatures):
             prompt, features = self.conversation.prompt_of_size(image.size, instruction), image
         else:
             prompt, features = self.conversation.prompt(image, instruction), None
+        self._require_fit(prompt, captions, targets)
         compute = self.losses.packed if packed else self.losses.plain
         return compute(prompt, targets, features)
 
@@ -383,14 +432,20 @@ class ImageTextModel:
             instructions: of each image; None is that of the model.
         """
         targets = [
-            [self.conversation.target_ids(caption, instruction) for caption in own]
-            for own, instruction in zip(captions, instructions, strict=True)
+            [self.conversation.target_ids(caption, instruction) for caption in texts]
+            for texts, instruction in zip(captions, instructions, strict=True)
         ]
         prompts = [
             self.conversation.prompt_of_size(one.size, instruction)
             for one, instruction in zip(features, instructions, strict=True)
         ]
+        for prompt, texts, ids in zip(prompts, captions, targets, strict=True):
+            self._require_fit(prompt, texts, ids)
         return self.losses.packed_batch(prompts, targets, features)
+
+    def _require_fit(self, prompt: PromptRow, captions: Sequence[str], targets: Sequence[Sequence[int]]) -> None:
+        for caption, ids in zip(captions, targets, strict=True):
+            self.conversation.require_fit(prompt, caption, ids)
 
     def can_share_batch(
         self, sizes: tuple[tuple[int, int], tuple[int, int]], instructions: tuple[str | None, str | None]

@@ -56,6 +56,8 @@ class CaptionLoss:
     ) -> None:
         self._model, self.decoder, self.feature_call, self._pad = model, decoder, feature_call, pad
         self.is_encoder_decoder = is_encoder_decoder
+        text = model.config.get_text_config(decoder=True)
+        self._max_positions: int = getattr(text, "max_position_embeddings", None) or 1 << 62
         self._recorded: OrderedDict[tuple[Any, ...], PlainRow] = OrderedDict()
         accepted = inspect.signature(type(model).forward).parameters
         self._settings = {"use_cache": False} if "use_cache" in accepted or _takes_any(accepted) else {}
@@ -153,7 +155,9 @@ class CaptionLoss:
         It is the same for all images of a size.
         """
         assert self.decoder is not None
-        length = -(-length // _COLUMNS_MULTIPLE) * _COLUMNS_MULTIPLE
+        # Learned positions may end before the multiple does.
+        room = self._max_positions - prompt.length
+        length = max(length, min(-(-length // _COLUMNS_MULTIPLE) * _COLUMNS_MULTIPLE, room))
         key = (tuple(prompt.inputs["input_ids"][0].tolist()), _layout(prompt), length)
         if key not in self._recorded:
             inputs = self._on_device(prompt.rows([[self._pad] * length], self._pad))

@@ -100,7 +100,11 @@ def sampled_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
+    try:
+        flat = tensor.detach().reshape(-1)
+    except NotImplementedError:
+        # torchao's weights have no views.
+        flat = tensor.detach().dequantize().reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLES)]
 
 

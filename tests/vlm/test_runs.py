@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
-from image_text_run import PowerFailure, data_of, is_equal, run, run_processes, settings
+import torch
+from image_text_run import (
+    PowerFailure,
+    cards,
+    data_of,
+    is_equal,
+    losses_of,
+    run,
+    run_processes,
+    settings,
+    weights_of,
+    write_rows,
+)
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageTextToText, CLIPConfig, LlamaConfig
 from vision_families import save_family
+
+from captune.config import RunConfig, commented_yaml
+from captune.errors import InputError
 
 # Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -76,3 +100,214 @@ def test_sigkill_while_a_state_is_saved(family: Callable[[str], Path], manifest:
     assert run_processes(configs[1], fatal=moment)[0][0] == -signal.SIGKILL
     run(configs[1])
     assert is_equal(configs[1].output, configs[0].output)
+
+
+def special_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows with images of unusual sizes and formats, and unusual captions."""
+    rows = cards(folder, train=12)
+    noise = Image.effect_noise((70, 50), 90)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise.convert("RGB").save(folder / "turned.jpg", exif=turned)
+    noise.resize((1, 40)).convert("RGB").save(folder / "narrow.png")
+    noise.resize((1, 1)).convert("RGB").save(folder / "dot.png")
+    noise.convert("P").save(folder / "palette.png")
+    noise.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.linspace(0, 65535, 3500).reshape(50, 70).astype(np.uint16)).save(folder / "deep.png")
+    noise.resize((400, 90)).convert("RGB").save(folder / "wide.png")
+    names = ["turned.jpg", "narrow.png", "dot.png", "palette.png", "cmyk.jpg", "deep.png", "wide.png"]
+    captions = [["It is turned.", "Noise <|im_end|> here."], ["A line."], ["A dot."], ["Grey."], ["Ink.", "Ink!"]]
+    for name, texts in zip(names, [*captions, ["Sixteen bits of grey"], ["A wide noise."]], strict=True):
+        rows.append({"id": name, "image": name, "captions": texts, "split": "train"})
+    (folder / "broken.png").write_bytes((folder / "wide.png").read_bytes()[:300])
+    # The longest caption, so that the first image that is tried is the broken one.
+    rows.append({"id": "broken", "image": "broken.png", "captions": ["A very long caption " * 4], "split": "train"})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [("qwen2_5_vl", {}), ("internvl", {"instructions": ["What is it?", "Say <|im_end|> now."]}), ("florence2", {})],
+)
+@pytest.mark.parametrize("store", ["auto", False])
+def test_unusual_images_and_captions(
+    name: str, train: dict[str, Any], store: Any, family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    manifest = write_rows(tmp_path, special_rows(tmp_path))
+    config = settings(family(name), manifest, tmp_path / "run", train={"epochs": 1, "feature_store": store, **train})
+    run(config)
+    quarantined = json.loads((config.output / "quarantine.json").read_text())
+    assert "broken.png" in quarantined["broken"]
+    # Qwen's processor takes no image that is thin as a line.
+    assert set(quarantined) <= {"broken", "narrow.png", "dot.png"}
+    assert all(np.isfinite(loss) for _, loss in losses_of(config.output))
+
+
+def refusal(config: RunConfig, kind: type[Exception] = InputError) -> str:
+    """The sentence with which a run is refused, before anything is written."""
+
+    def files() -> list[Path]:
+        return sorted(path for path in config.output.rglob("*") if path.name != ".captune.lock")
+
+    before = files()
+    with pytest.raises(kind) as caught:
+        run(config)
+    assert files() == before
+    return str(caught.value)
+
+
+def test_captions_that_are_too_long_are_named(family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = cards(tmp_path)
+    rows[1]["captions"] = ["A card.", "word " * 500]
+    folder = tmp_path / "model"
+    shutil.copytree(family("llava"), folder)
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"]["max_position_embeddings"] = 512
+    (folder / "config.json").write_text(json.dumps(content))
+    config = settings(folder, write_rows(tmp_path, rows), tmp_path / "run")
+    assert "Image 'card-1': The caption 'word word" in refusal(config)
+    # Those of an image are longer together, and fit one by one.
+    rows[1]["captions"] = ["word " * 40, "name " * 40, "dogs " * 40]
+    manifest = write_rows(tmp_path, rows)
+    run(settings(folder, manifest, tmp_path / "fits", train={"epochs": 1}))
+    joined = settings(folder, manifest, tmp_path / "run", train={"caption_targets": "joined"})
+    assert "Image 'card-1': The caption 'word word" in refusal(joined)
+
+
+def test_rows_without_an_image_are_refused(family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = cards(tmp_path)
+    del rows[2]["image"]
+    config = settings(family("llava"), write_rows(tmp_path, rows), tmp_path / "run")
+    assert "manifest.jsonl:3: the key 'image' is missing." in refusal(config)
+
+
+@pytest.mark.parametrize("sections", [{"train": {"instructions": [""]}}, {"model": {"instruction": ""}}])
+def test_empty_instructions_are_refused(sections: dict[str, Any], manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"instruction.* is ''"):
+        settings(tmp_path, manifest, tmp_path / "run", **sections)
+
+
+def changed_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_run_resumes_with_the_same_model_only(family: Callable[[str], Path], manifest: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(family("qwen2_5_vl"), folder)
+    config = settings(folder, manifest, tmp_path / "run")
+    with pytest.raises(PowerFailure):
+        run(config, run_moment(config, family("qwen2_5_vl"), manifest))
+    limited = config.model_copy(update={"model": config.model.model_copy(update={"max_pixels": 1600})})
+    assert "already holds a run with another configuration" in refusal(limited)
+
+    images = folder / "preprocessor_config.json"
+    kept = images.read_text()
+    changed_json(images, image_mean=[0.1, 0.1, 0.1])
+    assert "The settings of the image processor of" in refusal(config)
+    images.write_text(kept)
+
+    template = folder / "chat_template.jinja"
+    kept = template.read_text()
+    template.write_text(kept.replace("user", "human") if "user" in kept else "Now: " + kept)
+    assert "began with the prompt" in refusal(config)
+    template.write_text(kept)
+
+    weights = folder / "model.safetensors"
+    kept_bytes = weights.read_bytes()
+    with safe_open(weights, "pt") as stored:
+        metadata = stored.metadata()
+    state = load_file(weights)
+    save_file({name: tensor * 1.5 for name, tensor in state.items()}, weights, metadata=metadata)
+    assert "The frozen weights of" in refusal(config)
+    weights.write_bytes(kept_bytes)
+    run(config)
+
+
+def run_moment(config: RunConfig, model: Path, manifest: Path) -> int:
+    """The moment after the first state of such a run."""
+    other = settings(model, manifest, config.output.parent / "other")
+    return run(other).index("checkpoint")
+
+
+def of_another_kind(folder: Path, what: str, family: Callable[[str], Path]) -> None:
+    """Write a model that cannot be tuned."""
+    if what in ("text", "clip"):
+        sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        sizes["num_attention_heads"] = 2
+        if what == "clip":
+            config: Any = CLIPConfig(text_config=sizes, vision_config=sizes, projection_dim=8)
+        else:
+            config = LlamaConfig(vocab_size=32, **sizes)
+        AutoModel.from_config(config).save_pretrained(folder)
+        return
+    shutil.copytree(family("llava"), folder, dirs_exist_ok=True)
+    if what == "shards":
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="40KB")
+        shards = sorted(folder.glob("model-*.safetensors"))
+        assert len(shards) > 1
+        for shard in shards[::2]:
+            shard.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "train", "sentence"),
+    [
+        ("text", {}, "llama"),
+        ("clip", {}, "clip"),
+        ("shards", {}, "model-0"),
+        ("llava", {"lora": {"targets": ["q_porj"]}}, "LoRA finds no layers q_porj in the decoder"),
+        ("llava", {"sharding": "fsdp"}, "train.sharding is fsdp, which supports MiniGPT-4 only"),
+    ],
+)
+def test_models_that_cannot_be_tuned(
+    what: str,
+    train: dict[str, Any],
+    sentence: str,
+    family: Callable[[str], Path],
+    manifest: Path,
+    tmp_path: Path,
+) -> None:
+    of_another_kind(tmp_path / "model", what, family)
+    assert sentence in refusal(settings(tmp_path / "model", manifest, tmp_path / "run", train=train))
+
+
+def test_other_runs_are_not_overwritten(family: Callable[[str], Path], manifest: Path, tmp_path: Path) -> None:
+    config = settings(family("llava"), manifest, tmp_path / "run")
+    config.output.mkdir()
+    other = config.model_copy(update={"model": config.model.model_copy(update={"path": "toy"})})
+    (config.output / "config.yaml").write_text(commented_yaml(other))
+    assert "already holds a run with another configuration" in refusal(config)
+
+
+@pytest.mark.parametrize("full", ["shard-", "step-", "epoch-"])
+def test_a_full_disk_leaves_nothing_half_written(
+    full: str, family: Callable[[str], Path], manifest: Path, tmp_path: Path
+) -> None:
+    config = settings(family("llava"), manifest, tmp_path / "run")
+    rename = os.rename if full != "shard-" else os.replace
+
+    def fail(source: Any, target: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(target).name.startswith(full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        rename(source, target, *args, **kwargs)
+
+    with patch.object(os, rename.__name__, fail), pytest.raises(OSError, match="No space"):
+        run(config)
+    assert not [path for path in tmp_path.rglob("*.partial") if "manifest" not in path.name]
+    assert not list(tmp_path.rglob(f"{full}*"))
+    run(config)
+
+
+def test_two_processes_have_the_curve_of_one(family: Callable[[str], Path], manifest: Path, tmp_path: Path) -> None:
+    for store in ("auto", False):
+        train = {"feature_store": store, "epochs": 1}
+        one, two = (settings(family("qwen2_5_vl"), manifest, tmp_path / f"{n}-{store}", train=train) for n in "12")
+        run(one)
+        assert [code for code, _ in run_processes(two, 2)] == [0, 0]
+        losses, others = losses_of(one.output), losses_of(two.output)
+        assert [loss for _, loss in others] == pytest.approx([loss for _, loss in losses], rel=1e-5)
+        weights, expected = weights_of(two.output, 0), weights_of(one.output, 0)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
