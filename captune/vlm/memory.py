@@ -29,8 +29,8 @@ from captune.vlm.weightless import weightless_model
 
 __all__ = ["ImageTextMemory", "ImageTextSize"]
 
-_WIDTHS, _LINEAR = 8, 4
-"""Values that a decoder layer saves for each token, in hidden sizes and in sizes of its feed-forward part, about."""
+_WIDTHS, _LINEAR = 12, 6
+"""Values that a layer saves for each token, in hidden sizes and in sizes of its feed-forward part: rather too many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,10 @@ class ImageTextMemory:
             )
             mask = None if not padded else torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
             inputs: dict[str, Any] = {"inputs_embeds": states, "use_cache": False, "attention_mask": mask}
+            extra = _number(inner.config.get_text_config(decoder=True), "hidden_size_per_layer_input")
+            if extra:
+                # Gemma reads a second embedding of the ids in every layer.
+                inputs["per_layer_inputs"] = torch.empty(rows, tokens, self.size.layers, extra, dtype=inner.dtype)
             if packed:
                 plain = PlainRow(None, (None,) * len(decoder.layers), tokens)
                 visible = torch.ones(tokens, tokens, dtype=torch.bool)
@@ -201,9 +205,12 @@ class ImageTextMemory:
         """About what layers save: hidden states, feed-forward states, and a mask if there is one."""
         text = self.model.model.config.get_text_config(decoder=True)
         inner_width = _number(text, "intermediate_size", "decoder_ffn_dim", "d_ff") or 4 * self.size.width
+        experts = max(1, _number(text, "num_experts_per_tok")) * _number(text, "moe_intermediate_size")
+        inner_width = max(inner_width, experts + _number(text, "shared_expert_intermediate_size"))
         values = _WIDTHS * self.size.width + _LINEAR * inner_width
         masks = tokens * self.size.value_bytes if packed or padded else 0
-        return rows * tokens * self.size.layers * (values * self.size.value_bytes + masks)
+        layers = self.size.layers * (2 if self.model.conversation.is_encoder_decoder else 1)
+        return rows * tokens * layers * (values * self.size.value_bytes + masks)
 
     # Images
 
@@ -255,7 +262,7 @@ class ImageTextMemory:
         vision = getattr(self.model.model.config, "vision_config", None)
         width = _number(vision, "hidden_size", "embed_dim") or self.size.width
         inner = _number(vision, "intermediate_size") or 4 * width
-        return (_WIDTHS * width + 2 * inner) * self.size.value_bytes
+        return (_WIDTHS * width + _LINEAR * inner) * self.size.value_bytes
 
     def _patches(self, inputs: Any) -> int:
         pixels = inputs.get("pixel_values")
