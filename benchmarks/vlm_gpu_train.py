@@ -146,7 +146,7 @@ def peer_step(model: ImageTextModel, task: Task, rows: int, *, checkpointing: bo
     return step
 
 
-def own_step(model: ImageTextModel, task: Task, count: int, *, features: bool, batch: bool) -> Callable[[], object]:
+def captune_step(model: ImageTextModel, task: Task, count: int, *, features: bool, batch: bool) -> Callable[[], object]:
     """Captune's forward and backward of the first images of a task."""
     images: list[Any] = [model.encode(image) for image in task.images[:count]] if features else task.images[:count]
     captions = task.captions[:count]
@@ -180,7 +180,7 @@ def compare(shape: str, output: Output, device: torch.device, arguments: Any, fo
     peer_images = 2 if arguments.tiny else arguments.peer_images
     count = peer_images * PER_IMAGE
     # Captune first: TRL's wrappers change the forward of the model that they share.
-    ways = {name: own_step(model, task, images, **way) for name, way in WAYS.items()}
+    ways = {name: captune_step(model, task, images, **way) for name, way in WAYS.items()}
     first, peaks, gradients = {}, {}, {}
     seconds: dict[str, list[float]] = {}
 
@@ -195,7 +195,7 @@ def compare(shape: str, output: Output, device: torch.device, arguments: Any, fo
         seconds[name] = []
 
     # The gradient of the same images by both.
-    own_step(model, task, peer_images, features=True, batch=True)()
+    captune_step(model, task, peer_images, features=True, batch=True)()
     gradients["captune"] = gradient(model)
     for name, run in ways.items():
         measure(name, run)

@@ -114,8 +114,8 @@ class ImageTextObjective:
             return self._separate_loss(samples, images)
         losses = []
         for group in self._batches(samples, images):
-            own = [samples[index] for index in group]
-            captions, instructions = [one.captions for one in own], [one.instruction for one in own]
+            batch = [samples[index] for index in group]
+            captions, instructions = [one.captions for one in batch], [one.instruction for one in batch]
             losses.append(self._model.batch_loss([images[index] for index in group], captions, instructions))
         return torch.stack(losses).sum()
 

@@ -322,12 +322,12 @@ def _rebuild_batch(template: Any, double: Any, tensors: Sequence[Iterator[Tensor
         fields = {name: _rebuild_batch(part, double.fields[name], tensors) for name, part in template.fields.items()}
         return template.kind(**fields)
     if isinstance(template, Tensor):
-        values = [next(own) for own in tensors]
+        values = [next(remaining) for remaining in tensors]
         return torch.cat(values) if template.ndim and double.shape[0] == 2 * template.shape[0] else values[0]
     if isinstance(template, (list, tuple)):
         pairs = list(zip(template, double[: len(template)], strict=True))
         if len(double) == 2 * len(template):
-            return type(template)(_rebuild(one, other, own, 1) for own in tensors for one, other in pairs)
+            return type(template)(_rebuild(one, other, remaining, 1) for remaining in tensors for one, other in pairs)
         return type(template)(_rebuild_batch(one, other, tensors) for one, other in pairs)
     return template
 

@@ -123,10 +123,10 @@ class CaptionLoss:
         assert self.decoder is not None
         assert self.feature_call is not None
         device = self._model.device
-        rows = [PackedRow.of(prompt.length, own).to(device) for prompt, own in zip(prompts, captions, strict=True)]
+        rows = [PackedRow.of(prompt.length, ids).to(device) for prompt, ids in zip(prompts, captions, strict=True)]
         plains = [
-            self.plain_row(prompt, one, max(map(len, own)))
-            for prompt, own, one in zip(prompts, captions, features, strict=True)
+            self.plain_row(prompt, one, max(map(len, ids)))
+            for prompt, ids, one in zip(prompts, captions, features, strict=True)
         ]
         longest = max(len(row.columns) for row in rows)
         batches = [

@@ -1,7 +1,8 @@
 """Forty steps of captune and of TRL's `SFTTrainer` from the same LoRA matrices end at the same weights.
 
-Captune computes the captions of an image in one packed row after stored image features; TRL runs the model's own
-forward on pixels, one padded row per caption. What TRL 1.16 does otherwise by default, and how it is set here:
+Captune's `TrainStep` computes the captions of an image in one packed row after stored image features, two images in one
+forward pass or in two; TRL runs the model's own forward on pixels, one padded row per caption. What TRL 1.16 does
+otherwise by default, and how it is set here:
 
 * Rows. From conversations, TRL takes everything after the prompt as the completion, so that the newline of ChatML after
   the end of the turn is a target. It is never generated, and captune does not train on it. Here TRL gets the prompt and
@@ -20,6 +21,8 @@ number, not a mean of means over rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 from vision_families import save_family
 
 from captune.captioner import complete_settings, load_processor
 from captune.config import LoraConfig, TrainConfig
-from captune.training.optimizer import build_optimizer, learning_rate
-from captune.vlm import ImageTextModel
+from captune.data import Sample
+from captune.distributed import DistributedContext
+from captune.training.image_text_model import ImageTextObjective
+from captune.training.samples import TrainingSamples
+from captune.training.trainer import TrainStep
+from captune.vlm import Computation, ImageFeatures, ImageTextModel
 
 pytest.importorskip("trl", reason="TRL is not installed")
 # PaliGemma's processor makes an array of a tensor.
@@ -44,27 +51,53 @@ STEPS, IMAGES, CAPTIONS = 40, 2, 3
 INSTRUCTION, END_OF_TURN = "What is it?", "<|im_end|>"
 SIZES = [(40, 30), (64, 64), (30, 60), (50, 20)]
 WORDS = ["a dog", "two dogs run", "on grass", "red", "the sea at night", "a man", "with a hat"]
+CONFIG = TrainConfig(
+    steps_per_epoch=STEPS,
+    epochs=1,
+    batch_size=IMAGES * CAPTIONS,
+    captions_per_image=CAPTIONS,
+    learning_rate=2e-3,
+    min_learning_rate=0.0,
+    warmup_steps=0,
+)
 
 
-def task() -> list[list[tuple[Image.Image, list[str]]]]:
-    """The images and captions of each step."""
+@dataclass
+class Task:
+    """Images and their captions."""
+
+    pixels: list[Image.Image]
+    samples: list[Sample]
+
+
+def make_task() -> Task:
     draws = np.random.default_rng(0)
-    images = [
-        Image.fromarray(draws.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        for size in SIZES
-    ]
 
     def caption() -> str:
         return " ".join(draws.choice(WORDS, draws.integers(1, 4))).capitalize() + "."
 
-    return [
-        [(images[n], [caption() for _ in range(CAPTIONS)]) for n in draws.choice(len(images), IMAGES, replace=False)]
-        for _ in range(STEPS)
+    pixels = [
+        Image.fromarray(draws.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        for size in SIZES * 4
     ]
+    captions = [tuple(caption() for _ in range(CAPTIONS)) for _ in pixels]
+    return Task(pixels, [Sample(str(n), f"{n}.png", texts, "train") for n, texts in enumerate(captions)])
 
 
-def settings() -> TrainConfig:
-    return TrainConfig(learning_rate=2e-3, min_learning_rate=0.0, warmup_steps=0)
+class Stored:
+    """Features in memory, with the interface of those on disk."""
+
+    def __init__(self, features: list[ImageFeatures]) -> None:
+        self.features = features
+
+    def __getitem__(self, indices: list[int]) -> Stored:
+        return Stored([self.features[index] for index in indices])
+
+    def __iter__(self) -> Iterator[ImageFeatures]:
+        return iter(self.features)
+
+    def to(self, device: torch.device) -> Stored:
+        return self
 
 
 def tiny_model(folder: Path) -> ImageTextModel:
@@ -79,25 +112,13 @@ def tiny_model(folder: Path) -> ImageTextModel:
     return tuned
 
 
-def train(model: ImageTextModel, steps: list[list[tuple[Image.Image, list[str]]]]) -> list[float]:
-    """Train with captune on packed rows and stored features; the loss of each step."""
+def steps_of(model: ImageTextModel, task: Task, images_at_once: int) -> TrainStep:
+    """Captune's steps on packed rows and stored features."""
     assert model.find_features()
-    config = settings()
-    parameters = [parameter for _, parameter in model.trained_parameters()]
-    optimizer = build_optimizer(parameters, config)
-    features = {id(image): model.encode(image) for batch in steps for image, _ in batch}
-    losses = []
-    for number, batch in enumerate(steps):
-        targets = sum(len(model.conversation.target_ids(text)) for _, texts in batch for text in texts)
-        optimizer.zero_grad()
-        total = sum(model.loss(features[id(image)], texts, packed=True) for image, texts in batch) / targets
-        total.backward()
-        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(number, len(steps), config)
-        optimizer.step()
-        losses.append(float(total.detach()))
-    return losses
+    objective = ImageTextObjective(model, Computation(True, True), images_at_once)
+    features = Stored([model.encode(image) for image in task.pixels])
+    dist = DistributedContext(torch.device("cpu"))
+    return TrainStep(model, objective, task.samples, features, CONFIG, seed=1, dist=dist)
 
 
 def paligemma_batch(model: ImageTextModel, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -114,10 +135,8 @@ def paligemma_batch(model: ImageTextModel, rows: list[dict[str, Any]]) -> dict[s
     )
 
 
-def train_with_trl(
-    model: ImageTextModel, steps: list[list[tuple[Image.Image, list[str]]]], folder: Path
-) -> list[float]:
-    """Train with TRL on the same rows in the same order; the loss of each step."""
+def train_with_trl(model: ImageTextModel, task: Task, samples: TrainingSamples, folder: Path) -> list[float]:
+    """Train with TRL on the rows of captune's steps in their order; the loss of each step."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -127,20 +146,19 @@ def train_with_trl(
     prompt = INSTRUCTION if is_paligemma else model.conversation.inputs.prompt(INSTRUCTION)
     end = "" if is_paligemma else END_OF_TURN
     rows = [
-        {"images": [image], "prompt": prompt, "completion": text + end}
-        for batch in steps
-        for image, texts in batch
-        for text in texts
+        {"images": [task.pixels[sample.image]], "prompt": prompt, "completion": text + end}
+        for step in range(STEPS)
+        for sample in samples.batch(step)
+        for text in sample.captions
     ]
-    config = settings()
     arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=IMAGES * CAPTIONS,
         num_train_epochs=1,
-        learning_rate=config.learning_rate,
+        learning_rate=CONFIG.learning_rate,
         lr_scheduler_type="cosine",
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.clip_norm,
+        weight_decay=CONFIG.weight_decay,
+        max_grad_norm=CONFIG.clip_norm,
         max_length=None,
         bf16=False,
         activation_checkpointing=False,
@@ -168,14 +186,15 @@ def joined(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([state[name].flatten().double() for name in sorted(state)])
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3", "paligemma"])
-def test_forty_steps_equal_those_of_trl(family: str, tmp_path: Path) -> None:
-    steps = task()
+@pytest.mark.parametrize(("family", "images_at_once"), [("qwen2_5_vl", IMAGES), ("idefics3", 1), ("paligemma", 1)])
+def test_forty_steps_equal_those_of_trl(family: str, images_at_once: int, tmp_path: Path) -> None:
+    task = make_task()
     folder = save_family(family, tmp_path / family)
     captune, trl = tiny_model(folder), tiny_model(folder)
     start = joined(captune.trained_state())
-    losses = train(captune, steps)
-    assert train_with_trl(trl, steps, tmp_path / "trl") == pytest.approx(losses, rel=1e-5)
+    step = steps_of(captune, task, images_at_once)
+    losses = [step.run(number).loss for number in range(STEPS)]
+    assert train_with_trl(trl, task, step.samples, tmp_path / "trl") == pytest.approx(losses, rel=1e-5)
     ended, expected = joined(captune.trained_state()), joined(trl.trained_state())
     assert torch.linalg.vector_norm(ended - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
     # Also of the update: it is a good part of the weights.
@@ -190,7 +209,7 @@ def test_trl_trains_on_the_newline_after_the_turn_of_a_conversation(tmp_path: Pa
     model = tiny_model(save_family("qwen2_5_vl", tmp_path))
     collator = DataCollatorForVisionLanguageModeling(model.processor, completion_only_loss=True)
     example = {
-        "images": [task()[0][0][0]],
+        "images": [make_task().pixels[0]],
         "prompt": [{"role": "user", "content": INSTRUCTION}],
         "completion": [{"role": "assistant", "content": "Red."}],
     }
@@ -204,6 +223,6 @@ def test_trl_renders_no_completion_of_paligemma(tmp_path: Path) -> None:
 
     model = tiny_model(save_family("paligemma", tmp_path))
     collator = DataCollatorForVisionLanguageModeling(model.processor, completion_only_loss=True)
-    example = {"images": [task()[0][0][0]], "prompt": f"<image>{INSTRUCTION}", "completion": "Red."}
+    example = {"images": [make_task().pixels[0]], "prompt": f"<image>{INSTRUCTION}", "completion": "Red."}
     with pytest.raises(ValueError, match="images"):
         collator([example])
