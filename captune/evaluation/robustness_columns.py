@@ -222,6 +222,9 @@ def relative_drops(
         before, after = np.concatenate(inside[name]), np.concatenate(outside[name])
         ratios = 1 - after[before > 0] / before[before > 0]
         low, high = np.quantile(ratios, tails).tolist()
+        if max(-low, high) > 1 / NEGLIGIBLE:
+            # Too many resamples have no more than the constants that smooth them.
+            continue
         drops[name] = Difference(1 - out_of_domain.corpus[name] / in_domain.corpus[name], low, high, paired)
     return drops
 

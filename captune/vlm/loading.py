@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from captune.captioner import complete_settings, image_text_config, load_processor, set_pixel_limits
+from captune.errors import WeightsError
 from captune.hub import ResolvedModel
-from captune.model import MiniGPT4Config, compute_dtype, quantization_config
+from captune.model import MiniGPT4Config, compute_dtype, quantization_config, read_record
 from captune.vlm.decoder import Decoder
 from captune.vlm.model import ImageTextModel
 from captune.weights import load_strictly
@@ -23,8 +25,13 @@ def is_image_text_model(source: ResolvedModel) -> bool:
     """Whether a model is one of transformers, and not a MiniGPT-4.
 
     Raises:
-        WeightsError: it is neither.
+        WeightsError: it is neither, or a checkpoint of a transformers model.
     """
+    if source.kind == "checkpoint" and read_record(Path(source.path)).kind == "transformers":
+        raise WeightsError(
+            f"{source.name} is a checkpoint of a transformers model; merge it before it is tuned further: "
+            f"captune export {source.name} --merge --out FOLDER."
+        )
     if source.kind not in ("model", "hub"):
         return False
     return not isinstance(image_text_config(source.path, source.name), MiniGPT4Config)

@@ -151,3 +151,14 @@ def test_a_run_is_served_with_its_checkpoints(trained: Path) -> None:
         served.select(name)
         captions = served.captioner.generate([pixels], None, DecodingOptions(max_new_tokens=8))
         assert [caption.text for caption in captions] == [rows[name][sample["id"]]]
+
+
+def test_the_matrix_has_a_row_for_each_checkpoint(trained: Path, toy_data: Path, tmp_path: Path) -> None:
+    """Also of a random model, whose captions have hardly any word of the references."""
+    out = tmp_path / "matrix"
+    command = [trained, "--out", out, "--data", f"{toy_data / 'manifest.jsonl'}:val", "--prompt", "What is it?"]
+    assert evaluate(*command) == 0
+    matrix = json.loads((out / "matrix.json").read_text())
+    assert {row["checkpoint"] for row in matrix["rows"]} == {"pretrained", "epoch0", "epoch1"}
+    for row, expected in zip(read_scores(out).checkpoints, read_scores(trained).checkpoints, strict=True):
+        assert dict(row.captions) == dict(expected.captions)

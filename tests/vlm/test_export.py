@@ -18,8 +18,9 @@ from tuned_models import LORA, OPTIONS, load, perturb, record_of, texts, tune
 from captune.captioner import Captioner, probe_images, probe_scores
 from captune.cli import app, call, run
 from captune.errors import WeightsError
+from captune.hub import resolve_model
 from captune.model import MiniGPT4, load_pretrained
-from captune.vlm import ImageTextModel, export_merged, save_adapter
+from captune.vlm import ImageTextModel, export_merged, is_image_text_model, save_adapter
 
 FAMILIES = ["llava", "qwen2_5_vl", "blip2"]
 
@@ -250,3 +251,11 @@ def test_a_checkpoint_on_the_hub_is_loaded(
     monkeypatch.setattr("captune.model.checkpoint.snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
     captioner = Captioner.from_pretrained("me/captioner")
     assert [caption.text for caption in captioner.generate(probe_images(), None, OPTIONS)] == texts(tuned)
+
+
+def test_a_checkpoint_is_merged_before_it_is_tuned_further(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    tune(bases("llava"), tmp_path / "tuned")
+    with pytest.raises(WeightsError, match="merge it before it is tuned further"):
+        is_image_text_model(resolve_model(str(tmp_path / "tuned")))
+    assert export(tmp_path / "tuned", "--out", tmp_path / "merged", "--merge") == 0
+    assert is_image_text_model(resolve_model(str(tmp_path / "merged")))
