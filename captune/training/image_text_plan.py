@@ -249,21 +249,29 @@ class ImageTextPlanner:
         Returns:
             The one with the fewest and mildest changes, None if none fits.
         """
+        images, batch = len(self.micro_batch(self._config)), self._config.evaluate.batch_size
         for base in self._formats():
-            if self.plan(self._changed(base)).training.total > limit:
+            for fewer in halved(images):
+                overrides = base if fewer == images else (*base, self._micro_batch_setting(fewer))
+                if self.plan(self._changed(overrides)).training.total <= limit:
+                    break
+            else:
                 continue
-            for count in halved(self._config.evaluate.batch_size):
-                same = count == self._config.evaluate.batch_size
-                overrides = base if same else (*base, f"evaluate.batch_size={count}")
-                plan = self.plan(self._changed(overrides))
+            for count in halved(batch):
+                both = overrides if count == batch else (*overrides, f"evaluate.batch_size={count}")
+                plan = self.plan(self._changed(both))
                 if plan.generation.total <= limit:
-                    return Proposal(overrides, plan)
+                    return Proposal(both, plan)
         return None
 
     def smallest(self) -> Plan:
         """What the smallest of the configurations takes."""
-        plans = [self.plan(self._changed((*base, "evaluate.batch_size=1"))) for base in self._formats()]
+        single = (self._micro_batch_setting(1), "evaluate.batch_size=1")
+        plans = [self.plan(self._changed((*base, *single))) for base in self._formats()]
         return min(plans, key=lambda plan: plan.peak)
+
+    def _micro_batch_setting(self, images: int) -> str:
+        return f"train.micro_batch_size={images * len(self._captions or self._made_up)}"
 
     def _formats(self) -> Iterator[tuple[str, ...]]:
         """Settings that need less memory for training, mildest first, each with those before it."""
@@ -285,7 +293,7 @@ class ImageTextPlanner:
 
     def micro_batch(self, config: RunConfig) -> list[tuple[str, ...]]:
         """The captions of the samples that are computed at once."""
-        return [self._captions] * self._images_at_once(config, len(self._captions))
+        return [self._captions] * self._images_at_once(config, len(self._captions or self._made_up))
 
     def _images_at_once(self, config: RunConfig, captions: int) -> int:
         stores = self.is_packed(config) and config.train.feature_store is not False

@@ -173,6 +173,15 @@ def test_proposal_fits(make: Callable[..., RunConfig]) -> None:
     assert proposal.overrides == ("evaluate.batch_size=32",)
 
 
+def test_fewer_images_at_once_are_proposed_first(make: Callable[..., RunConfig]) -> None:
+    config = make("llava", "evaluate.batch_size=1", "train.micro_batch_size=20")
+    planner = ImageTextPlanner(config, torch.device("cuda"), caption_tokens=20)
+    assert len(planner.micro_batch(config)) == 4
+    proposal = planner.propose(planner.plan().training.total - 1)
+    assert proposal is not None
+    assert proposal.overrides == ("train.micro_batch_size=10",)
+
+
 def test_command(make: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make("llava")
     path = tmp_path / "run.yaml"
