@@ -94,7 +94,7 @@ def _merged(adapter: Any) -> Any:
     for module in adapter.modules():
         if isinstance(module, LoraLayer):
             dtype = next(module.get_base_layer().parameters()).dtype
-            module.float()
+            module.to(torch.promote_types(dtype, torch.float32))
             module.merge()
             module.to(dtype)
     return adapter.unload()
