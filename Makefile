@@ -12,6 +12,7 @@ EXTRAS := train,data,serve,bulk,heic,java,quant,zh
 SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generate.py tests/model/test_build.py \
   tests/model/test_layer_call.py tests/training/test_packing.py tests/training/test_resume.py \
   tests/apps/serving/test_captioners.py tests/apps/serving/test_choices.py tests/apps/serving/test_endpoint.py \
+  tests/vlm/test_exactness.py tests/vlm/test_generation.py tests/vlm/test_files.py \
   tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py tests/test_slides_commands.py
 
 .PHONY: demo test coverage check newest oldest clean

@@ -58,6 +58,8 @@ def test_peft_and_transformers_load_a_checkpoint_with_equal_scores_and_captions(
     assert torch.equal(scores(by_peft), expected)
     assert texts(by_peft) == captions
 
+    # transformers itself loads adapters with newer releases of peft only.
+    pytest.importorskip("peft.utils.transformers_weight_conversion")
     plain = AutoModelForImageTextToText.from_pretrained(base).eval()
     plain.load_adapter(str(tmp_path / "tuned"))
     by_transformers = ImageTextModel(plain.eval(), tuned.processor, name="transformers", instruction="What is this?")

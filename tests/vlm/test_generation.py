@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from vision_families import save_family
 
@@ -20,6 +22,8 @@ from captune.vlm import CaptionGenerator, ImageTextModel, load_image_text_model
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 OPTIONS = DecodingOptions(max_new_tokens=10, batch_size=2)
+# In early releases, the mask of PaliGemma is made in another way.
+EARLY = Version(transformers.__version__) < Version("5.20")
 SUPPORTED = ("gemma3", "idefics3", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
 OTHERS = ("blip-2 (OPT)", "florence2", "kosmos-2", "mllama")
 
@@ -41,7 +45,7 @@ def load(name: str, folder: Path) -> ImageTextModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", [name for name in SUPPORTED if not (EARLY and name == "paligemma")])
 def test_captions_are_those_of_generate(name: str, tmp_path: Path) -> None:
     model = load(name, tmp_path)
     generator = CaptionGenerator(model)
@@ -92,7 +96,8 @@ def test_an_image_with_broken_features_fails_without_the_others(tmp_path: Path) 
     generator = CaptionGenerator(model)
     features = [model.encode(image) for image in images()]
     expected = generator.generate(features, None, OPTIONS)
-    features[1].tensors[0].fill_(torch.nan)
+    for tensor in features[1].tensors:
+        tensor.fill_(torch.nan)
     with pytest.raises(NonFiniteScoresError) as error:
         generator.generate(features, None, OPTIONS)
     assert list(error.value.reasons) == [1]
