@@ -223,12 +223,20 @@ def set_pixel_limits(processor: Any, source: ResolvedModel) -> None:
         if not _has_pixel_limits(images):
             raise ConfigError(
                 f"model.{name} is {value:,}, and the processor of {source.name} has no pixel limits: its size is "
-                f"{size}; set model.{name} to null."
+                f"{_set_values(size)}; set model.{name} to null."
             )
         if hasattr(images, name):
             setattr(images, name, value)
         if size is not None and edge in size:
             images.size = type(size)(**{**dict(size), edge: value})
+
+
+def _set_values(size: Any) -> str:
+    """The values of a processor's size that are set."""
+    try:
+        return ", ".join(f"{name} {value}" for name, value in dict(size).items() if value is not None)
+    except (TypeError, ValueError):
+        return str(size)
 
 
 def _has_pixel_limits(images: Any) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -342,9 +343,10 @@ def _choose(
     _require_fit(model, config, captioned, samples)
     files = [resolve_image(config.data.train, image.image) for image in images]
     setting = config.train.feature_store
-    can_store = model.find_features()
-    if model.losses.feature_call is not None:
-        model.require_unadapted_features()
+    with _failures_named(model):
+        can_store = model.find_features()
+        if model.losses.feature_call is not None:
+            model.require_unadapted_features()
     store = StoreChoice(False, "Image features are not stored: they depend on trained parts.")
     if can_store and not (model.features_depend_on_prompt and config.train.instructions):
         store = choose_store(model, source, files, store_root(config), setting, exif_rotation=config.exif_rotation)
@@ -356,15 +358,36 @@ def _choose(
     logger.info(store.reason)
     dropout = (config.train.lora or DEFAULT_LORA).dropout
     model.train(not dropout)
-    computation = choose_computation(
-        model,
-        samples,
-        features=store.stored,
-        packed=optimizations.shared_prefix and optimizations.target_logits,
-    )
+    with _failures_named(model):
+        computation = choose_computation(
+            model,
+            samples,
+            features=store.stored,
+            packed=optimizations.shared_prefix and optimizations.target_logits,
+        )
     model.eval()
     logger.info("the loss is computed from %s", computation.describe())
     return computation, store.reason
+
+
+@contextmanager
+def _failures_named(model: ImageTextModel) -> Iterator[None]:
+    """Name the model where a library fails within the block: no image and no caption is at fault.
+
+    Raises:
+        WeightsError: the model cannot be trained; with the library's reason.
+    """
+    try:
+        yield
+    except (CaptuneError, OSError):
+        raise
+    except Exception as error:  # libraries of models and of number formats raise anything
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        raise WeightsError(
+            f"{model.name} cannot be trained with these settings on this machine: a library fails "
+            f"({type(error).__name__}: {error_text(error)})."
+        ) from error
 
 
 def _require_fit(

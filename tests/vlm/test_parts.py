@@ -148,6 +148,51 @@ def test_the_tower_has_no_dropout_in_training(load: Load) -> None:
     assert values[0] == values[1]
 
 
+def test_a_prompt_that_is_no_beginning_of_the_conversation_is_refused(load: Load) -> None:
+    model = load("qwen2_5_vl")
+    image, conversation = probe_images()[0], model.conversation
+    conversation.check(image, "A dog.")
+    complete = conversation.complete
+
+    def changed(*arguments: Any) -> dict[str, Any]:
+        made = complete(*arguments)
+        return {**made, "input_ids": made["input_ids"].roll(1, dims=1)}
+
+    conversation.complete = changed  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"the caption 'A dog\.' after another prompt"):
+        conversation.check(image, "A dog.")
+    template = "{% if not add_generation_prompt %}Today. {% endif %}"
+    model.processor.chat_template = template + model.processor.chat_template
+    with pytest.raises(WeightsError, match="is no beginning of a conversation"):
+        ImageTextModel(model.model, model.processor, name="dated", instruction="What is it?").loss(image, ["A dog."])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen2_5_vl"])
+def test_rows_are_those_of_the_documented_call(load: Load, name: str) -> None:
+    """Token types among them: without these, image tokens of Gemma 3 and the prompt of PaliGemma are causal."""
+    conversation, image = load(name).conversation, probe_images()[0]
+    row = conversation.prompt(image).rows([conversation.target_ids("A dog.")], 0)
+    documented = conversation.complete(image, "A dog.")
+    assert row.keys() == documented.keys()
+    assert "token_type_ids" in row or name == "qwen2_5_vl"
+    # ChatML goes on with a newline, and generation may end with another token than the turn does.
+    length = min(made["input_ids"].shape[1] for made in (row, documented)) - 1
+    assert length > conversation.prompt(image).length
+    for key, value in row.items():
+        columns = length if key in ("input_ids", "attention_mask") or "token_type" in key else None
+        assert torch.equal(value[:, :columns], documented[key][:, :columns].to(value)), key
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "llava"])
+def test_additive_masks_are_composed(load: Load, name: str) -> None:
+    model = load(name)
+    image = probe_images()[0]
+    expected = model.loss(image, CAPTIONS)
+    model.model.set_attn_implementation("eager")
+    torch.testing.assert_close(model.loss(image, CAPTIONS), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(model.loss(image, CAPTIONS, packed=True), expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["llava", "florence2"])
 def test_captions_longer_than_the_positions_are_named(load: Load, name: str) -> None:
     model = load(name)

@@ -273,6 +273,18 @@ def test_models_that_cannot_be_tuned(
     assert sentence in refusal(settings(tmp_path / "model", manifest, tmp_path / "run", train=train))
 
 
+def test_pixel_limits_without_effect_are_refused(family: Callable[[str], Path], manifest: Path, tmp_path: Path) -> None:
+    config = settings(family("llava"), manifest, tmp_path / "run", model={"max_pixels": 900})
+    assert "has no pixel limits: its size is shortest_edge 32; set model.max_pixels to null" in refusal(config)
+
+
+def test_a_library_that_fails_is_one_sentence(family: Callable[[str], Path], manifest: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    # bitsandbytes multiplies no matrices with so few rows on a CPU.
+    config = settings(family("llava"), manifest, tmp_path / "run", model={"quantization": "nf4"})
+    assert "cannot be trained with these settings on this machine: a library fails (" in refusal(config)
+
+
 def test_other_runs_are_not_overwritten(family: Callable[[str], Path], manifest: Path, tmp_path: Path) -> None:
     config = settings(family("llava"), manifest, tmp_path / "run")
     config.output.mkdir()
