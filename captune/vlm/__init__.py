@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from captune.vlm.files import CheckpointSwapper, load_adapter, save_adapter
     from captune.vlm.generation import CaptionGenerator
     from captune.vlm.image_features import FeatureCall, ImageFeatures
-    from captune.vlm.loading import is_image_text_model, load_image_text_model
+    from captune.vlm.loading import is_image_text_model, load_image_text_model, weightless_model
     from captune.vlm.memory import ImageTextMemory, ImageTextSize
     from captune.vlm.model import ImageTextModel
-    from captune.vlm.weightless import weightless_model
 
 __all__ = [
     "COMPUTATION_FILE",
@@ -69,9 +68,8 @@ __getattr__ = lazy_names(
         "files": ["CheckpointSwapper", "load_adapter", "save_adapter"],
         "generation": ["CaptionGenerator"],
         "image_features": ["FeatureCall", "ImageFeatures"],
-        "loading": ["is_image_text_model", "load_image_text_model"],
+        "loading": ["is_image_text_model", "load_image_text_model", "weightless_model"],
         "memory": ["ImageTextMemory", "ImageTextSize"],
         "model": ["ImageTextModel"],
-        "weightless": ["weightless_model"],
     },
 )

@@ -25,7 +25,7 @@ from captune.config import LoraConfig
 from captune.hub import ResolvedModel
 from captune.model import QUANTIZED, saved_bytes
 from captune.vlm.decoder import PackedRow, PlainRow
-from captune.vlm.weightless import weightless_model
+from captune.vlm.loading import weightless_model
 
 __all__ = ["ImageTextMemory", "ImageTextSize"]
 
