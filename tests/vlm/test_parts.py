@@ -131,6 +131,20 @@ def test_lora_in_the_vision_tower_is_refused(load: Load) -> None:
     right.require_unadapted_features()
 
 
+def test_initial_lora_depends_on_the_seed_only(load: Load) -> None:
+    """So that all processes begin with the same matrices, whatever else they have drawn."""
+    states = []
+    for drawn, seed in ((1, 5), (2, 5), (2, 6)):
+        model = load("llava")
+        torch.manual_seed(drawn)
+        state = torch.get_rng_state()
+        model.add_lora(LORA, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        states.append(torch.cat([value.flatten() for value in model.trained_state().values()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
 def test_the_tower_has_no_dropout_in_training(load: Load) -> None:
     model = load("llava")
     model.add_lora(LORA)
