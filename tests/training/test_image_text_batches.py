@@ -12,7 +12,7 @@ from tuned_models import tune
 from vision_families import save_family
 
 from captune.config import TrainConfig
-from captune.training.image_text_model import ImageTextObjective, images_at_once
+from captune.training.image_text_objective import ImageTextObjective, images_at_once
 from captune.training.samples import TrainingSample
 from captune.vlm import Computation
 

@@ -38,7 +38,7 @@ from captune.captioner import complete_settings, load_processor
 from captune.config import LoraConfig, TrainConfig
 from captune.data import Sample
 from captune.distributed import DistributedContext
-from captune.training.image_text_model import ImageTextObjective
+from captune.training.image_text_objective import ImageTextObjective
 from captune.training.samples import TrainingSamples
 from captune.training.trainer import TrainStep
 from captune.vlm import Computation, ImageFeatures, ImageTextModel
