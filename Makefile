@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # How Python runs pytest; `coverage` sets another one.
 RUN := -m
-EXTRAS := train,data,serve,bulk,heic,java,quant,zh
+EXTRAS := train,data,serve,bulk,heic,java,quant,zh,smolvlm
 
 # The tests that depend most on the releases of other libraries; `make newest` and `make oldest` run them.
 SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generate.py tests/model/test_build.py \
