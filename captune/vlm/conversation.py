@@ -134,6 +134,11 @@ class Conversation:
             blank = Image.new("RGB", size, (127, 127, 127))
             text = self._text(instruction)
             inputs = dict(self.inputs.batch([blank], text))
+            if self.is_encoder_decoder and "decoder_input_ids" in inputs:
+                raise WeightsError(
+                    f"{self.inputs.name} reads a prompt as the beginning of its caption, which captune does not train; "
+                    "remove model.instruction and train.instructions."
+                )
             ends = {} if self.is_encoder_decoder else self._ends_of(inputs, blank, instruction)
             self._rows[key] = PromptRow({name: _without_pixels(value) for name, value in inputs.items()}, ends)
             if len(self._rows) > _CACHED_PROMPTS:

@@ -92,7 +92,8 @@ class ImageTextModel:
     def _build(self, model: Any, processor: Any, name: str, instruction: str | None) -> None:
         self.model, self.processor, self.name = model, processor, name
         self.backend = TransformersBackend(model, processor, name=name, instruction=instruction)
-        if self.backend.instruction is None and self.backend.inputs.takes_text:
+        inputs = self.backend.inputs
+        if self.backend.instruction is None and inputs.takes_text and not inputs.encodes_text:
             # BLIP, BLIP-2 and GIT caption without a prompt, but a caption of training has to follow one.
             self.backend = TransformersBackend(model, processor, name=name, instruction=CAPTION_START)
         self.conversation = Conversation(model, self.backend.inputs, self.backend.instruction)

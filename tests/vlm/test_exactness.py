@@ -61,8 +61,6 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
         source = resolve_model(ModelConfig(path=str(folders[name]), **settings))
         try:
             model = load_image_text_model(source, CPU)
-            if model.conversation.instruction is None and model.conversation.inputs.takes_text:
-                model = load_image_text_model(source, CPU, instruction="What is it?")
         except MissingExtraError as error:
             pytest.skip(str(error))
         model.model.to(getattr(torch, dtype))

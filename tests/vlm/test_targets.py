@@ -10,6 +10,7 @@ from PIL import Image
 from vision_families import save_family
 
 from captune.config import ModelConfig
+from captune.errors import WeightsError
 from captune.hub import resolve_model
 from captune.vlm import ImageTextModel, load_image_text_model
 
@@ -43,3 +44,12 @@ def test_complete_parts_are_the_decoder_with_its_head_or_all_before_it(tmp_path:
     assert all(name.startswith("language_model.") for name in language)
     assert not any(name.startswith("language_model.") for name in tower)
     assert len(language) + len(tower) == len(dict(model.model.named_parameters()))
+
+
+def test_a_prompt_that_begins_the_caption_of_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    """Generation continues the prompt in the decoder, which training would not see."""
+    source = resolve_model(ModelConfig(path=str(save_family("pix2struct", tmp_path))))
+    image = Image.new("RGB", (40, 30))
+    assert load_image_text_model(source, torch.device("cpu")).loss(image, ["A dog."]).isfinite()
+    with pytest.raises(WeightsError, match=r"beginning of its caption.*remove model\.instruction"):
+        load_image_text_model(source, torch.device("cpu"), instruction="A photo of").loss(image, ["A dog."])
