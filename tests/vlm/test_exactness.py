@@ -187,6 +187,7 @@ def test_prompts_whose_image_is_stored_hold_no_pixels(load: Load) -> None:
         assert pixels.untyped_storage().nbytes() == 4
 
 
+@pytest.mark.skipif(EARLY, reason="an early release of transformers")
 def test_the_table_of_families_is_current(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/tuning.md is made by a program; its ways are those that are tested above, and one row is made again."""
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
