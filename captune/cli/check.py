@@ -135,9 +135,13 @@ def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
     source = resolve_model(model)
     require_available(model)
     with extra_imports("captune check --model", "train"):
-        from captune.model import load_config_and_processor
-    from captune.model import IMAGE_PLACEHOLDER
+        from captune.model import IMAGE_PLACEHOLDER, load_config_and_processor
+        from captune.vlm import is_image_text_model, weightless_model
 
+    if is_image_text_model(source):
+        conversation = weightless_model(source).conversation
+        # Captions are never cut, and the text of an end of turn is no end.
+        return lambda caption: "special" if conversation.has_special_token(caption) else None
     layout = load_config_and_processor(source)[1].layout
     stop = layout.stop_text.strip()
 

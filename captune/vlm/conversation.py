@@ -195,7 +195,7 @@ class Conversation:
         else:
             before, after, anchor = self._ending(instruction)
             first = self._ids(anchor)
-            if any(token in caption for token in self._special):
+            if self.has_special_token(caption):
                 # The words of a caption are no image token, nor the end of its turn.
                 both = self._ids(f"{anchor}{before}{caption}", special=False) + self._ids(after)
             else:
@@ -212,6 +212,10 @@ class Conversation:
         if stop is not None:
             return tuple(ids[: stop + 1])
         return (*ids, self._end)
+
+    def has_special_token(self, caption: str) -> bool:
+        """Whether a caption contains the text of a special token, which is trained on as text."""
+        return any(token in caption for token in self._special)
 
     def _ids(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text without BOS and EOS.

@@ -69,6 +69,17 @@ def test_targets_that_training_would_cut(manifest: Path, capsys: pytest.CaptureF
     assert check(manifest, "--model", "toy", "--strict") == 2
 
 
+def test_captions_with_special_tokens_of_a_transformers_model(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="needs the extra 'train'")
+    write_manifest(manifest, [Sample("a", "a.jpg", ("A dog .", "dog " * 500, "A sign says <image>."), "train")])
+    assert check(manifest, "--model", "toy-vlm", "--max-words", "1000") == 0
+    output = capsys.readouterr().out
+    assert "truncated" not in output
+    assert "1 caption with a special token" in output
+
+
 def test_several_training_splits(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("imagehash", reason="needs the extra 'data'")
     for name in ("b", "c"):
