@@ -19,9 +19,10 @@ CHROMIUM_FLAGS = (
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """Save the measured coverage: pytest-xdist kills a worker that takes more than 10 seconds to exit."""
-    if "coverage" in sys.modules and (measurement := sys.modules["coverage"].Coverage.current()):
+    is_worker = hasattr(session.config, "workerinput")
+    if is_worker and "coverage" in sys.modules and (measurement := sys.modules["coverage"].Coverage.current()):
         measurement.save()
 
 
