@@ -32,8 +32,9 @@ from transformers import (
 from captune.captioner import Captioner
 from captune.cli import app, call, run
 from captune.errors import InputError, WeightsError
+from captune.hub import resolve_model
 from captune.metrics.external.clipscore import ClipScorer
-from captune.model import MiniGPT4
+from captune.model import MiniGPT4, load_config_and_processor
 from captune.model.build import build_model, with_vision_encoder
 from captune.model.language_model import embedding_width, language_config, load_language_model
 from captune.model.loading import locate_model
@@ -420,13 +421,15 @@ def test_a_leftover_adapter_next_to_weights(models: dict[str, tuple[Path, Load, 
 
 
 def test_another_kind_of_model(
-    models: dict[str, tuple[Path, Load, str]], toy_data: Path, capsys: pytest.CaptureFixture[str]
+    models: dict[str, tuple[Path, Load, str]], llama: Path, toy_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     llava, _, _ = models["captioner"]
     with pytest.raises(WeightsError, match="is a llava; expected a causal language model"):
         language_config(llava)
-    assert run(lambda: call(app, ["check", str(toy_data / "manifest.jsonl"), "--model", str(llava)])) == 2
-    assert "is of the kind 'llava'; expected a captune model" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="is of the kind 'llava'; expected a captune model"):
+        load_config_and_processor(resolve_model(str(llava)))
+    assert run(lambda: call(app, ["check", str(toy_data / "manifest.jsonl"), "--model", str(llama)])) == 2
+    assert "is a llama, which does not caption images" in capsys.readouterr().err
 
 
 def test_a_broken_tokenizer(llama: Path, tmp_path: Path) -> None:
