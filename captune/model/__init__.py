@@ -23,7 +23,7 @@ from captune.model.checkpoint import (
     tuned_instruction,
 )
 from captune.model.configuration import MiniGPT4Config
-from captune.model.language_model import decoder_layers, is_batch_invariant, is_sharded
+from captune.model.language_model import copy_first_layers, decoder_layers, is_batch_invariant, is_sharded
 from captune.model.layer_call import (
     CompiledLayers,
     KVAccumulator,
@@ -115,6 +115,7 @@ __all__ = [
     "cache_size",
     "compute_dtype",
     "constant_prefix_length",
+    "copy_first_layers",
     "count_bos",
     "decoder_layers",
     "default_device",

@@ -18,6 +18,7 @@ from captune.weights import load_strictly, quiet, read_config, refuse_pointers, 
 
 __all__ = [
     "check_causal",
+    "copy_first_layers",
     "decoder_layers",
     "embedding_width",
     "end_ids",
@@ -169,6 +170,33 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
         f"The layers of a '{text.model_type}' are not in one ModuleList, so they can neither be sharded nor compiled; "
         "set train.sharding to none and train.debug.compile to false."
     )
+
+
+def copy_first_layers(part: Any, layers: nn.ModuleList, count: int) -> Any:
+    """A float32 copy of a model with the first layers of its decoder, or more if these do not include every kind.
+
+    Args:
+        part: a model with a configuration; it is not changed.
+        layers: of its decoder.
+        count: number of layers.
+
+    Raises:
+        torch.OutOfMemoryError: the copy does not fit into memory.
+    """
+    text = part.config.get_text_config(decoder=True)
+    kinds = list(getattr(text, "layer_types", None) or [])
+    count = min(len(layers), max([count, *(kinds.index(kind) + 1 for kind in set(kinds))]))
+    rest = list(layers[count:])
+    del layers[count:]
+    try:
+        copied = copy.deepcopy(part).float()
+    finally:
+        layers.extend(rest)
+    text_config = copied.config.get_text_config(decoder=True)
+    text_config.num_hidden_layers = count
+    if "layer_types" in vars(text_config):
+        text_config.layer_types = kinds[:count]
+    return copied
 
 
 def is_sharded(llm: nn.Module) -> bool:

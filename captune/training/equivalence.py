@@ -19,7 +19,7 @@ from torch import Tensor
 from captune.common import error_text
 from captune.decoding import is_out_of_memory
 from captune.errors import ConfigError
-from captune.model import MiniGPT4, decoder_layers, is_sharded
+from captune.model import MiniGPT4, copy_first_layers, decoder_layers, is_sharded
 from captune.training.loss import Objective
 from captune.training.samples import TrainingSample
 
@@ -166,24 +166,12 @@ def truncated_copy(model: MiniGPT4) -> MiniGPT4 | None:
         layers = decoder_layers(model.llm)
     except ConfigError:
         return None
-    text = model.llm.config.get_text_config(decoder=True)
-    kinds = list(getattr(text, "layer_types", None) or [])
-    # Enough layers to include each kind.
-    count = min(len(layers), max([_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))]))
-    rest = list(layers[count:])
-    del layers[count:]
     try:
-        llm = copy.deepcopy(model.llm).float()
+        llm = copy_first_layers(model.llm, layers, _LAYERS)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return None
-    finally:
-        layers.extend(rest)
-    text_config = llm.config.get_text_config(decoder=True)
-    text_config.num_hidden_layers = count
-    if "layer_types" in vars(text_config):
-        text_config.layer_types = kinds[:count]
     short = copy.copy(model)
     short._modules = {**model._modules, "llm": llm}
     return short

@@ -6,7 +6,6 @@ on pixels, one row per caption, and the fastest one that agrees is used.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from captune.common import error_text
 from captune.decoding import is_out_of_memory
 from captune.errors import CaptuneError
+from captune.model import copy_first_layers
 from captune.vlm.image_features import ImageFeatures
 from captune.vlm.model import ImageTextModel
 
@@ -153,22 +153,10 @@ def shortened_copy(model: ImageTextModel) -> ImageTextModel | None:
     """
     if model.decoder is None or getattr(model.model, "is_quantized", False):
         return None
-    text = model.model.config.get_text_config(decoder=True)
-    kinds = list(getattr(text, "layer_types", None) or [])
-    layers = model.decoder.layers
-    count = min(len(layers), max([_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))]))
-    rest = list(layers[count:])
-    del layers[count:]
     try:
-        shorter = copy.deepcopy(model.model).float()
+        shorter = copy_first_layers(model.model, model.decoder.layers, _LAYERS)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return None
-    finally:
-        layers.extend(rest)
-    text_config = shorter.config.get_text_config(decoder=True)
-    text_config.num_hidden_layers = count
-    if "layer_types" in vars(text_config):
-        text_config.layer_types = kinds[:count]
     return model.copy_around(shorter)

@@ -264,7 +264,7 @@ def _padded_mask(mask: Tensor, length: int) -> Tensor:
 
 
 class _LayerCall(nn.Module):
-    """Stands in a list of layers for one of them, whose attributes it has."""
+    """Replaces a layer in a list of layers, and has its attributes."""
 
     def __init__(self, index: int, layer: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ not connect them with the image features.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
 from captune.captioner import TransformersBackend, probe_images
 from captune.common import error_text
@@ -25,28 +23,13 @@ from captune.errors import CaptuneError, MissingExtraError, WeightsError
 from captune.transformers_compat import set_activation_checkpointing
 from captune.vlm.conversation import Conversation, PromptRow
 from captune.vlm.decoder import Decoder
-from captune.vlm.image_features import TOWERS, FeatureCall, ImageFeatures, find_feature_call
+from captune.vlm.image_features import FeatureCall, ImageFeatures, find_feature_call
 from captune.vlm.rows import CaptionLoss
+from captune.vlm.trained_parts import language_prefixes, linear_layers, projector_path, target_pattern
 from captune.weights import frozen_fingerprint
 
 __all__ = ["ImageTextModel"]
 
-ALL_LINEAR = "all-linear"
-_PROJECTORS = (
-    "multi_modal_projector",
-    "connector",
-    "merger",
-    "aligner",
-    "language_projection",
-    "resampler_model",
-    "image_projection",
-    "embed_vision",
-    "projector",
-)
-"""Names of the module between vision tower and decoder, by family."""
-_VISION = (*TOWERS, *_PROJECTORS, "visual_projection", "perceiver_resampler")
-"""Names of modules that are no part of the text decoder, also where they are inside of the module of its layers."""
-_LINEAR = (nn.Linear, Conv1D)
 CAPTION_START = "a photo of"
 """The prompt of families that caption without one."""
 _PROBE_CAPTION = "A photo."
@@ -141,12 +124,12 @@ class ImageTextModel:
             from peft import get_peft_model
         except ImportError as error:
             raise MissingExtraError("LoRA", "train") from error
-        targets = self._linear_layers(lora.targets)
+        targets = linear_layers(self.model, self._decoder_path, lora.targets, self.name)
         settings = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=self._pattern(targets),
+            target_modules=target_pattern(self.model, self._decoder_path, targets),
             modules_to_save=[self.projector_path.rpartition(".")[2]] if projector else None,
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.name,
@@ -166,26 +149,10 @@ class ImageTextModel:
             language_model: every weight of the text decoder and encoder, their embeddings and the head.
             vision_tower: every weight before these, the projector's among them.
         """
-        tops, vision = self._language_tops()
+        tops, vision = language_prefixes(self.model, self._decoder_path)
         for name, parameter in self.model.named_parameters():
             is_text = name.startswith(tops) and not name.startswith(vision)
             parameter.requires_grad_(language_model if is_text else vision_tower)
-
-    def _language_tops(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Beginnings of the names of the language model's weights, and of those of vision modules."""
-        modules = dict(self.model.named_modules())
-        # An encoder at the top is the tower of a `VisionEncoderDecoderModel` or Pix2Struct.
-        vision = [name for name in modules if name.rpartition(".")[2] in _VISION or name == "encoder"]
-        parts = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
-        tops = [self._decoder_path]
-        tops += [name for name, module in modules.items() if any(module is part for part in parts) and name]
-        for index, top in enumerate(tops):
-            # The outermost module without vision, such as a language model with encoder, decoder and head.
-            parents = [".".join(top.split(".")[:depth]) for depth in range(1, top.count(".") + 2)]
-            tops[index] = next(
-                (name for name in parents if not any(other.startswith(f"{name}.") for other in vision)), top
-            )
-        return tuple(f"{name}." for name in tops), tuple(f"{name}." for name in vision)
 
     @property
     def _decoder_path(self) -> str:
@@ -201,46 +168,7 @@ class ImageTextModel:
         Raises:
             WeightsError: the model has none that is known by its name.
         """
-        for name, _ in self.model.named_modules():
-            if name.rpartition(".")[2] in _PROJECTORS and not name.startswith(f"{self._decoder_path}."):
-                return str(name)
-        raise WeightsError(f"{self.name} has no projector under a known name, so it cannot be trained.")
-
-    def _linear_layers(self, targets: Sequence[str]) -> list[str]:
-        """Names of the decoder's linear layers with these last parts, or of all."""
-        path = self._decoder_path
-        linear = [
-            name
-            for name, module in self.model.get_submodule(path).named_modules()
-            if isinstance(module, _LINEAR)
-            and not any(word in name for word in ("vision", "visual", "lm_head"))
-            and not set(name.split(".")) & set(_VISION)
-        ]
-        head = self.model.get_output_embeddings()
-        linear = [name for name in linear if self.model.get_submodule(f"{path}.{name}") is not head]
-        if tuple(targets) != (ALL_LINEAR,):
-            linear = [name for name in linear if name.rpartition(".")[2] in targets]
-            missing = set(targets) - {name.rpartition(".")[2] for name in linear}
-            if missing:
-                raise WeightsError(
-                    f"LoRA finds no layers {', '.join(sorted(missing))} in the decoder of {self.name}; set "
-                    f"train.lora.targets to names of its linear layers, or to [{ALL_LINEAR}]."
-                )
-        return [f"{path}.{name}" for name in linear]
-
-    def _pattern(self, names: Sequence[str]) -> str:
-        """A regular expression of module names for the adapter's settings.
-
-        It holds the last part of the decoder's path only, so that it also fits releases of transformers in which the
-        path before it differs.
-        """
-        path = self._decoder_path
-        ends = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in names}))
-        short = rf".*\b{re.escape(path.rpartition('.')[2])}\b.*\.({ends})"
-        linear = [name for name, module in self.model.named_modules() if isinstance(module, _LINEAR)]
-        if {name for name in linear if re.fullmatch(short, name)} == set(names):
-            return short
-        return "|".join(re.escape(name) for name in names)
+        return projector_path(self.model, self._decoder_path, self.name)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and tensors of the trained parameters."""

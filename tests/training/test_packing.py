@@ -15,10 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from captune.config import OptimizationsConfig
-from captune.model import MiniGPT4
+from captune.model import MiniGPT4, language_model
 from captune.model.layer_call import LayerCall
 from captune.model.packing import fed_tokens, pack, row_multiple
-from captune.training import equivalence
 from captune.training import loss as loss_module
 from captune.training.equivalence import check_packing, truncated_copy
 from captune.training.loss import Objective
@@ -226,7 +225,7 @@ def test_memory_that_runs_out_leaves_the_model_unchanged(monkeypatch: pytest.Mon
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(equivalence, "copy", SimpleNamespace(deepcopy=full))
+    monkeypatch.setattr(language_model, "copy", SimpleNamespace(deepcopy=full))
     assert truncated_copy(model) is None
     assert len(model.llm.model.layers) == 5
 

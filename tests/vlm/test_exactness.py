@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from vision_families import FAMILIES, save_family
 from captune.config import LoraConfig, ModelConfig
 from captune.errors import MissingExtraError
 from captune.hub import resolve_model
+from captune.model import language_model
 from captune.vlm import Computation, ImageTextModel, ProbeSample, choose_computation, load_image_text_model
-from captune.vlm.computation import _gradient
+from captune.vlm.computation import _gradient, shortened_copy
 
 # Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -167,6 +168,19 @@ def test_half_precision_is_compared_in_a_float32_copy(load: Load) -> None:
     assert (computation.features, computation.packed) == (True, True)
     assert float(dict(computation.differences)["features, packed row"]) < 1e-5
     assert len(model.decoder.layers) == model.model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]
+
+
+def test_a_copy_that_does_not_fit_leaves_the_model_unchanged(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("qwen2_5_vl", "bfloat16")
+    assert model.decoder is not None
+    layers = len(model.decoder.layers)
+
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(language_model, "copy", SimpleNamespace(deepcopy=full))
+    assert shortened_copy(model) is None
+    assert len(model.decoder.layers) == layers
 
 
 def test_activation_checkpointing_repeats_masks_and_positions(load: Load) -> None:

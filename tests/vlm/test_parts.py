@@ -189,7 +189,7 @@ def test_rows_are_those_of_the_documented_call(load: Load, name: str) -> None:
     documented = conversation.complete(image, "A dog.")
     assert row.keys() == documented.keys()
     assert "token_type_ids" in row or name == "qwen2_5_vl"
-    # ChatML goes on with a newline, and generation may end with another token than the turn does.
+    # In ChatML a newline follows, and generation may end with another token than the turn does.
     length = min(made["input_ids"].shape[1] for made in (row, documented)) - 1
     assert length > conversation.prompt(image).length
     for key, value in row.items():

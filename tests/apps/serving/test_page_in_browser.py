@@ -42,9 +42,9 @@ def _drop(page: Any, data: bytes, name: str = "photo.png", kind: str = "image/pn
 
 def _next_event(page: Any, model: str, count: int = 1) -> str:
     """The last answer of a checkpoint, when there are so many and none is on its way."""
-    answers = page.locator(f"[data-model='{model}'] .told")
+    answers = page.locator(f"[data-model='{model}'] .answer")
     answers.nth(count - 1).wait_for()
-    page.locator(f"[data-model='{model}'] .told:not(.waiting)").nth(count - 1).wait_for()
+    page.locator(f"[data-model='{model}'] .answer:not(.waiting)").nth(count - 1).wait_for()
     return str(answers.nth(count - 1).inner_text())
 
 
@@ -77,9 +77,9 @@ def test_a_dialogue_of_several_turns(page: Any, picture_files: list[Path]) -> No
         assert _next_event(page, "pretrained", number)
     roles = [message["role"] for message in bodies[-1]["messages"]]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
-    assert page.locator(".asked").all_text_contents()[1:] == ["What colour is it?", "<b>And</b> the sky?"]
+    assert page.locator(".question").all_text_contents()[1:] == ["What colour is it?", "<b>And</b> the sky?"]
     page.click("#again")
-    assert page.locator(".told").count() == 0
+    assert page.locator(".answer").count() == 0
     page.click("#send")
     assert _next_event(page, "pretrained")
 
@@ -116,7 +116,7 @@ def test_bad_files_have_a_friendly_message(
     page.get_by_text(sentence).first.wait_for()
     # And the next good one works.
     _drop(page, picture_files[0].read_bytes())
-    page.locator("[data-model='pretrained'] .told:not(.waiting):not(.failed)").wait_for()
+    page.locator("[data-model='pretrained'] .answer:not(.waiting):not(.failed)").wait_for()
     assert page.locator("#notice").is_hidden()
 
 
@@ -134,8 +134,8 @@ def test_another_image_may_come_while_one_is_described(page: Any, picture_files:
     for path in picture_files[:4]:
         _drop(page, path.read_bytes())
     expected = Captioner.from_pretrained("toy")(picture_files[3])
-    page.locator("[data-model='pretrained'] .told:not(.waiting)", has_text=expected).wait_for()
-    assert page.locator("[data-model='pretrained'] .told").count() == 1
+    page.locator("[data-model='pretrained'] .answer:not(.waiting)", has_text=expected).wait_for()
+    assert page.locator("[data-model='pretrained'] .answer").count() == 1
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -145,30 +145,30 @@
     if (question) content.push({ type: "text", text: question });
     else if (messages.length) content.push({ type: "text", text: facts.instructions[name] });
     messages.push({ role: "user", content });
-    const told = make("p", { className: "told waiting" });
-    node.append(make("p", { className: "asked", textContent: question || facts.instructions[name] }), told);
+    const answer = make("p", { className: "answer waiting" });
+    node.append(make("p", { className: "question", textContent: question || facts.instructions[name] }), answer);
     let text = "";
     try {
       for await (const event of events({ model: name, messages, stream: true, ...settings() }, signal)) {
         if (event.error) throw new Error(event.error.message);
         const choice = event.choices[0];
         text += choice?.delta?.content ?? "";
-        told.textContent = text;
+        answer.textContent = text;
         if (choice?.finish_reason === "length") node.append(make("p", { className: "cut", textContent: "(cut at the longest answer)" }));
       }
       messages.push({ role: "assistant", content: text });
-      if (!text) told.textContent = "(no text)";
+      if (!text) answer.textContent = "(no text)";
     } catch (error) {
       if (error.name === "AbortError" && text) {
         messages.push({ role: "assistant", content: text });
       } else {
         // The question was not answered and may be asked again.
         messages.pop();
-        told.classList.add("failed");
-        told.textContent = error.name === "AbortError" ? "(stopped)" : friendly(error);
+        answer.classList.add("failed");
+        answer.textContent = error.name === "AbortError" ? "(stopped)" : friendly(error);
       }
     }
-    told.classList.remove("waiting");
+    answer.classList.remove("waiting");
   }
 
   function friendly(error) {
@@ -180,8 +180,8 @@
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
     });
     if (!answer.ok) {
-      const told = await answer.json().catch(() => null);
-      throw new Error(told?.error?.message ?? `The server answered with ${answer.status}.`);
+      const problem = await answer.json().catch(() => null);
+      throw new Error(problem?.error?.message ?? `The server answered with ${answer.status}.`);
     }
     let rest = "";
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
