@@ -15,7 +15,7 @@ from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from vision_families import FAMILIES, save_family
+from vision_families import CLIP, FAMILIES, Recipe, llava_kind, save_family
 
 from captune.config import LoraConfig, ModelConfig
 from captune.errors import MissingExtraError
@@ -141,6 +141,38 @@ def test_features_before_a_trained_projector_are_stored(load: Load, name: str) -
 def test_a_projector_inside_the_tower_is_trained_from_pixels(load: Load) -> None:
     computation = choose_computation(load("qwen2_5_vl", projector=True), samples())
     assert (computation.features, computation.packed) == (False, True), computation.describe()
+
+
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("language", HYBRIDS)
+def test_convolution_and_linear_attention_are_not_packed(
+    load: Load, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoders of LFM2-VL and Qwen3.5, whose tokens interact without a mask, in a LLaVA."""
+
+    def hybrid() -> Recipe:
+        recipe = llava_kind("llava", "LlavaProcessor", CLIP, language=language, image_seq_length=16)
+        recipe.config["text_config"] |= HYBRIDS[language]
+        return recipe
+
+    monkeypatch.setitem(FAMILIES, language, hybrid)
+    model = load(language)
+    assert model.decoder is not None, "packing was tried"
+    computation = choose_computation(model, samples())
+    assert (computation.features, computation.packed) == (True, False), computation.describe()
+    assert float(dict(computation.differences)["features, plain rows"]) < 1e-5
 
 
 def test_a_tower_that_is_trained_is_not_stored(load: Load) -> None:
