@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
+from captune.cli.next_command import settings
 from captune.common import shorten
 from captune.errors import CaptuneError
 
@@ -188,6 +190,15 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+class Command(TyperCommand):
+    """A command whose option `--json` also silences what is printed for people."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command with the output that its options request."""
+        settings.as_json = bool(ctx.params.get("as_json"))
+        return super().invoke(ctx)
+
+
 # The modules import nothing heavy until their command is called. Their order is that of the help.
 from captune.cli import (  # noqa: E402
     caption,
@@ -232,4 +243,4 @@ for module in (
     if module is prepare:
         app.add_typer(prepare.app, name=name)
     else:
-        app.command(name)(getattr(module, name))
+        app.command(name, cls=Command)(getattr(module, name))
