@@ -136,7 +136,7 @@ def caption(
     With --out FOLDER, killing the command at any point loses at most the current shard: the same command resumes. Exit
     code 2 when images could not be captioned; they are listed in quarantine.jsonl.
     """
-    from captune.cli.preflight import check_named_model, extra_imports, require_extra
+    from captune.preflight import check_named_model, extra_imports, require_extra
 
     part_number, parts = _part(part)
     images = _read_inputs(inputs, split, image_column, id_column)

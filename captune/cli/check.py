@@ -128,8 +128,8 @@ def histogram(words: Counter[int]) -> list[str]:
 
 def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
     """A function that returns why a model cannot be trained on a caption."""
-    from captune.cli.preflight import extra_imports, require_extra
     from captune.hub import require_available, resolve_model
+    from captune.preflight import extra_imports, require_extra
 
     require_extra("captune check --model", "train")
     source = resolve_model(model)

@@ -125,7 +125,7 @@ def _is_captune_model(folder: Path) -> bool:
 
 def _import(out: Path, dtype: NumberFormat, arch: Arch, parts: dict[str, Any]) -> None:
     """Convert the original files to one model."""
-    from captune.cli.preflight import extra_imports
+    from captune.preflight import extra_imports
 
     with extra_imports("captune convert", "train"):
         import torch
@@ -137,7 +137,7 @@ def _import(out: Path, dtype: NumberFormat, arch: Arch, parts: dict[str, Any]) -
 
 def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
     """Connect the parts by a new projection, and print what it needs."""
-    from captune.cli.preflight import extra_imports
+    from captune.preflight import extra_imports
 
     with extra_imports("captune convert", "train"):
         import torch
@@ -162,7 +162,7 @@ def _save(model: Any, out: Path) -> None:
 
 def _export(source: Path, out: Path) -> None:
     """Write the trained weights as a .pth file atomically."""
-    from captune.cli.preflight import extra_imports
+    from captune.preflight import extra_imports
 
     with extra_imports("captune convert", "train"):
         import torch

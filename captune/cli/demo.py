@@ -26,10 +26,10 @@ def demo(
     ] = "toy",
 ) -> None:
     """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download."""
-    from captune.cli.preflight import extra_imports
     from captune.cli.prepare import flickr30k
     from captune.cli.progress import show_progress
     from captune.cli.report_output import print_report
+    from captune.preflight import extra_imports
     from captune.report import analyse, read_scores
 
     with extra_imports("captune demo", "train"):

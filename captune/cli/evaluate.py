@@ -151,7 +151,7 @@ def _checked_settings(
     config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None
 ) -> tuple[RunConfig, list[Path]]:
     """The settings with the evaluation's output folder, and the checkpoints, after all checks without the model."""
-    from captune.cli.preflight import check_run, extra_imports, require_extra
+    from captune.preflight import check_run, extra_imports, require_extra
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
@@ -269,10 +269,10 @@ def run_models(request: ModelsRequest) -> None:
         ConfigError: the data or the folder is missing.
         CaptuneError: as `captune.evaluation.evaluate_models`.
     """
-    from captune.cli.preflight import check_named_model, check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.cli.report_output import print_report
     from captune.config import parse_config
+    from captune.preflight import check_named_model, check_run, extra_imports, require_extra
     from captune.report import analyse
 
     if request.data is None or request.out is None:

@@ -48,8 +48,8 @@ def explain(
 
     Exit code 1 when a check fails.
     """
-    from captune.cli.preflight import check_configured_model, check_manifest, extra_imports, require_extra
     from captune.config import load_config
+    from captune.preflight import check_configured_model, check_manifest, extra_imports, require_extra
 
     settings = load_config(config, overrides or [])
     require_extra("captune explain", "train")

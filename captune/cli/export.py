@@ -32,8 +32,8 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository of --push private.")] = False,
 ) -> None:
     """Write a checkpoint as an adapter folder for peft, transformers and vLLM, or as a merged model."""
-    from captune.cli.preflight import extra_imports
     from captune.data import atomic_folder, check_output_folder
+    from captune.preflight import extra_imports
 
     if dtype is not NumberFormat.AUTO and not merge:
         raise InputError("--dtype is the number format of merged weights; add --merge, or leave it out.")

@@ -20,9 +20,9 @@ def features(
 
     Stored features are reused; unreadable images are reported with exit code 2. Runs in one process or under torchrun.
     """
-    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.config import load_config
+    from captune.preflight import check_run, extra_imports, require_extra
 
     settings = load_config(config, overrides or [])
     require_extra("captune features", "train")

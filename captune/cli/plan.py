@@ -51,8 +51,8 @@ def plan(
 
     Exit code 1 when it does not fit the card.
     """
-    from captune.cli.preflight import check_configured_model, extra_imports, require_extra
     from captune.config import load_config
+    from captune.preflight import check_configured_model, extra_imports, require_extra
 
     settings = load_config(config, overrides or [])
     limit = None if gpu is None else card_bytes(gpu)

@@ -123,7 +123,7 @@ def rate(
 
     The first call makes the study and prints a personal link for each rater; the same call later resumes it.
     """
-    from captune.cli.preflight import extra_imports
+    from captune.preflight import extra_imports
 
     with extra_imports("captune rate", "serve"):
         from captune.apps import answered_hosts, base_url

@@ -196,9 +196,9 @@ class ScoringRun:
             METRICS[name].check_requirements(self.options)
         if not self.needs("clip"):
             return
-        from captune.cli.preflight import require_extra
         from captune.errors import WeightsError
         from captune.hub import is_hub_id, require_available
+        from captune.preflight import require_extra
 
         require_extra("CLIPScore", "train")
         clip = self.options.clip

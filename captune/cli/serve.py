@@ -71,8 +71,8 @@ def serve(
     """Serve a model: a page in the browser, and /v1/chat/completions for OpenAI's clients."""
     from functools import partial
 
-    from captune.cli.preflight import check_named_model, extra_imports, require_extra
     from captune.data import temporary_folder
+    from captune.preflight import check_named_model, extra_imports, require_extra
 
     require_extra("captune serve", "serve", "train")
     if not Path(model, "config.yaml").is_file():  # a run has its model in its configuration

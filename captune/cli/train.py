@@ -36,9 +36,9 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
     """
     import os
 
-    from captune.cli.preflight import check_run, extra_imports, require_extra
     from captune.cli.progress import show_progress
     from captune.config import load_config
+    from captune.preflight import check_run, extra_imports, require_extra
 
     settings = load_config(config, overrides)
     require_extra("captune train", "train", *(["track"] if settings.tracker == "wandb" else []))

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 import captune
 from captune import hub
 from captune.cli import app, call, run
-from captune.cli.preflight import check_output_folder, require_extra
 from captune.errors import ConfigError, MissingExtraError, WeightsError
+from captune.preflight import check_output_folder, require_extra
 
 WITHOUT_TORCH = """
 import sys

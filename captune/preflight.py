@@ -1,4 +1,4 @@
-"""Checks of a command that take less than a second, before it imports torch: extras, files, models and disk."""
+"""Checks before torch is imported, in less than a second: extras, files, models and disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def require_extra(what: str, *extras: str) -> None:
     """Refuse a command whose libraries are not installed; nothing is imported.
 
     Args:
-        what: the command, as the subject of a sentence ("captune train").
+        what: the command or function, as the subject of a sentence ("captune train").
         extras: the extras that it needs.
 
     Raises:
@@ -58,7 +58,7 @@ def extra_imports(what: str, extra: str) -> Iterator[None]:
     """Turn a failed import in the block into a sentence with the extra to install.
 
     Args:
-        what: the command, as the subject of a sentence ("captune train").
+        what: the command or function, as the subject of a sentence ("captune train").
         extra: the extra whose libraries the block imports.
 
     Raises:
