@@ -7,31 +7,24 @@ machine failed, 2 = the input is wrong.
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from captune.cli.next_command import settings
+from captune.cli.commands import CommandGroup
+from captune.cli.output import print_error, settings, silence_libraries
 from captune.common import shorten
 from captune.errors import CaptuneError
 
 __all__ = ["app", "main", "run", "run_program"]
 
-app = typer.Typer(
-    name="captune",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = CommandGroup("captune", completion=True)
 
 
 def _show_version(requested: bool) -> None:
@@ -48,7 +41,16 @@ def _program(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Instruction-tune vision-language captioners, and measure whether they improved."""
+    """Instruction-tune vision-language captioners, and measure whether they improved.
+
+    Data goes to stdout or --out, messages and progress to stderr. Exit code 0 is success, 1 an error of captune or the
+    machine, 2 wrong input, 130 Ctrl-C.
+
+    Examples:
+        captune demo
+        captune train photos.yaml
+        captune score --references test.jsonl --predictions captions.json
+    """
 
 
 WRONG_PATHS = {
@@ -65,51 +67,6 @@ LONGEST_SHOWN = 120
 """Characters of a path in a message."""
 
 
-_ENVIRONMENT = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-"""Read by libraries at their import, also by those of worker processes."""
-
-_LOGGERS_WITH_HANDLERS = ("torch.utils._pytree",)
-"""Loggers that write to the screen past the root logger."""
-
-
-class _LibraryFilter(logging.Filter):
-    """Lets captune's messages through, and errors of any library."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.name.partition(".")[0] == "captune" or record.levelno >= logging.ERROR
-
-
-def silence_libraries() -> None:
-    """Silence warnings, logs and progress bars of libraries in this process and its children.
-
-    Called at the start of a program, before heavy imports. captune's messages stay on the screen; `python -W default -m
-    captune ...` or PYTHONWARNINGS=default shows the warnings of libraries again.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if not sys.warnoptions:
-        os.environ["PYTHONWARNINGS"] = "ignore"  # of child processes; here warnings become log records
-        logging.captureWarnings(True)
-    for name in _LOGGERS_WITH_HANDLERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    root = logging.getLogger()
-    if not any(isinstance(item, _LibraryFilter) for handler in root.handlers for item in handler.filters):
-        handler = logging.StreamHandler()
-        handler.addFilter(_LibraryFilter())
-        root.addHandler(handler)
-    if "transformers" in sys.modules:
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-
-
 def run(command: Callable[[], Any]) -> int:
     """Call `command` and turn what it raises into one sentence on stderr and an exit code.
 
@@ -124,32 +81,30 @@ def run(command: Callable[[], Any]) -> int:
     try:
         result = command()
     except CaptuneError as error:
-        print(f"captune: {error}", file=sys.stderr)
+        print_error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("captune: stopped by Ctrl-C; what was finished is kept.", file=sys.stderr)
+        resumes = "; the same command resumes" if settings.resumes else ""
+        print_error(f"Stopped by Ctrl-C; what was finished is kept{resumes}.")
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except MemoryError:
-        print("captune: the machine ran out of memory; use a smaller batch or fewer images.", file=sys.stderr)
+        print_error("the machine ran out of memory; use a smaller batch or fewer images.")
         return 1
     except RecursionError:
-        print("captune: a file is nested too deeply to be read; look at the JSON or YAML input.", file=sys.stderr)
+        print_error("a file is nested too deeply to be read; look at the JSON or YAML input.")
         return 2
     except OSError as error:
         if error.errno in WRONG_PATHS and error.filename:
             shown = shorten(str(error.filename), LONGEST_SHOWN, "...")
-            print(f"captune: {shown} {WRONG_PATHS[error.errno]}; give another path.", file=sys.stderr)
+            print_error(f"{shown} {WRONG_PATHS[error.errno]}; give another path.")
             return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(
-            f"captune: {error.strerror}{where}; no incomplete file has a final name.",
-            file=sys.stderr,
-        )
+        print_error(f"{error.strerror}{where}; no incomplete file has a final name.")
         return 1
     return result if isinstance(result, int) else 0
 
@@ -175,14 +130,16 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; 2 for wrong arguments, which are reported on stderr.
     """
+    settings.reset()
     try:
-        result = program(args=arguments, standalone_mode=False)
+        name = "captune" if program is app else None
+        result = program(args=arguments, prog_name=name, standalone_mode=False)
     except TyperException as error:
         message = error.format_message()
-        # Called without a command, the message is the help itself.
-        is_help = message.startswith("Usage:")
-        sentence = message if message.endswith((".", "?")) else f"{message}."
-        print(message if is_help else f"captune: {sentence} See captune --help.", file=sys.stderr)
+        if message.startswith("Usage:"):  # called without a command, the message is the help itself
+            print(message, file=sys.stderr)
+        else:
+            print_error(_usage_error(error))
         return error.exit_code
     if result == 128 + signal.SIGINT:
         # typer turns Ctrl-C into this exit code without a message.
@@ -190,16 +147,21 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-class Command(TyperCommand):
-    """A command whose option `--json` also silences what is printed for people."""
+def _usage_error(error: TyperException) -> str:
+    """One sentence on arguments that cannot be parsed, and the help to read."""
+    message = error.format_message()
+    if (known := getattr(error, "possibilities", None)) is not None:
+        # An unknown option: typer also lists options that only share a few letters with it.
+        message = str(getattr(error, "message", message))
+        close = get_close_matches(str(getattr(error, "option_name", "")), known, n=1, cutoff=0.75)
+        message = f"{message.rstrip('.')}; did you mean {close[0]}?" if close else message
+    sentence = " ".join(message.split())
+    context = getattr(error, "ctx", None)
+    path = "captune" if context is None else context.command_path
+    return f"{sentence if sentence.endswith(('.', '?')) else sentence + '.'} See {path} --help."
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command with the output that its options request."""
-        settings.as_json = bool(ctx.params.get("as_json"))
-        return super().invoke(ctx)
 
-
-# The modules import nothing heavy until their command is called. Their order is that of the help.
+# The modules import nothing heavy until their command is called.
 from captune.cli import (  # noqa: E402
     caption,
     check,
@@ -220,27 +182,19 @@ from captune.cli import (  # noqa: E402
     train,
 )
 
-for module in (
-    demo,
-    prepare,
-    check,
-    explain,
-    plan,
-    features,
-    train,
-    evaluate,
-    report,
-    score,
-    compare,
-    caption,
-    rate,
-    serve,
-    convert,
-    export,
-    fetch,
-):
-    name = module.__name__.rpartition(".")[2]
-    if module is prepare:
-        app.add_typer(prepare.app, name=name)
-    else:
-        app.command(name, cls=Command)(getattr(module, name))
+PANELS = {
+    "Data": (prepare, check),
+    "Train": (demo, plan, explain, features, train),
+    "Measure": (evaluate, report, score, compare),
+    "Use": (caption, serve, convert, export, fetch),
+    "People": (rate,),
+}
+"""Modules of the commands by panel of `captune --help`, in its order."""
+
+for panel, modules in PANELS.items():
+    for module in modules:
+        name = module.__name__.rpartition(".")[2]
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(getattr(module, name))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
@@ -35,6 +35,8 @@ _FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html
 class _Decoding:
     """Fields of `captune.decoding.DecodingOptions`."""
 
+    PANEL: ClassVar[str] = "Decoding"
+
     max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a caption in tokens.")] = 40
     beams: Annotated[int, typer.Option(help="Beams of beam search; 1 is greedy.")] = 1
     length_penalty: Annotated[float, typer.Option(help="Exponent on a beam's length.")] = 1.0
@@ -55,6 +57,8 @@ class _Decoding:
 class _Loading:
     """Arguments of `Captioner.from_pretrained`."""
 
+    PANEL: ClassVar[str] = "Model and images"
+
     instruction: Annotated[
         str | None, typer.Option(help="Instruction for every image, instead of the one that the model was tuned with.")
     ] = None
@@ -74,6 +78,8 @@ class _Loading:
 @dataclass(frozen=True)
 class _Engine:
     """Where a job runs."""
+
+    PANEL: ClassVar[str] = "Cluster"
 
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or Ray actors.")] = "local"
     actors: Annotated[int | None, typer.Option(help="Ray actors; as many as fit by default.", min=1)] = None
@@ -135,6 +141,11 @@ def caption(
 
     With --out FOLDER, killing the command at any point loses at most the current shard: the same command resumes. Exit
     code 2 when images could not be captioned; they are listed in quarantine.jsonl.
+
+    Examples:
+        captune caption runs/photos/checkpoints/epoch-002 photo.jpg
+        captune caption toy photos --out captions.jsonl
+        captune caption Salesforce/blip-image-captioning-base photos --txt
     """
     from captune.preflight import check_named_model, extra_imports, require_extra
 

@@ -49,6 +49,11 @@ def check(
 
     With --against, images of the other manifest that are among this one's training images (the first --split) are
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
+
+    Examples:
+        captune check photos/manifest.jsonl
+        captune check photos/manifest.jsonl --split train,test --json
+        captune check train.jsonl --against test.jsonl
     """
     from captune.config import split_names
     from captune.data import SourceFile, check_manifest, check_output, plural

@@ -43,7 +43,13 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
     shared: scoring.SharedOptions,
 ) -> None:
-    """Test whether systems differ: paired bootstrap and approximate randomisation on the same images."""
+    """Test whether systems differ: paired bootstrap and approximate randomisation on the same images.
+
+    Examples:
+        captune compare -r test.jsonl -p before.json -p after.json
+        captune compare -r test.jsonl -p a.json -p b.json --metrics cider --json
+        captune compare -r test.jsonl -p a.json -p b.json --format latex --out table.tex
+    """
     from captune.metrics import read_predictions, read_reference_files
 
     requested = scoring.metric_names(shared.metrics)

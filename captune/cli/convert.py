@@ -72,7 +72,13 @@ def convert(
     ] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing --out.")] = False,
 ) -> None:
-    """Turn the original MiniGPT-4 files into captune's: a model, a checkpoint (both ways), a configuration."""
+    """Turn the original MiniGPT-4 files into captune's: a model, a checkpoint (both ways), a configuration.
+
+    Examples:
+        captune convert --llm vicuna-7b --vision eva_vit_g.pth --checkpoint prerelease.pth --out model
+        captune convert --to-official runs/photos/checkpoints/epoch-002 --out tuned.pth
+        captune convert --config minigpt4_finetune.yaml --out photos.yaml
+    """
     _check_out(out, [llm, vision, qformer, checkpoint, to_official, config], overwrite=overwrite)
     has_files = any(file is not None for file in (llm, vision, qformer, checkpoint))
     if config is not None:

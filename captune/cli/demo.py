@@ -25,7 +25,13 @@ def demo(
         typer.Option(help="toy is a tiny MiniGPT-4; toy-vlm a tiny transformers model, tuned by LoRA."),
     ] = "toy",
 ) -> None:
-    """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download."""
+    """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download.
+
+    Examples:
+        captune demo
+        captune demo --out runs/demo --seed 1
+        captune demo --model toy-vlm
+    """
     from captune.cli.prepare import flickr30k
     from captune.cli.progress import show_progress
     from captune.cli.report_output import print_report

@@ -23,6 +23,9 @@ __all__ = [
 if TYPE_CHECKING:
     from captune.config import RunConfig
 
+MATRIX = "Robustness matrix"
+"""Heading of its options in the help."""
+
 
 def evaluate(
     config: Annotated[
@@ -30,7 +33,7 @@ def evaluate(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings that override the file: section.key=value ...; or more models, a row each."),
+        typer.Argument(help="Settings that override the file, as section.key=value; or more models, a row each."),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint's folder; repeatable. All of the run by default.")
@@ -46,17 +49,26 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for captions, scores, table and chart.")] = None,
     corrupt: Annotated[
         list[str] | None,
-        typer.Option(help="Corrupt the run's images: blur, noise, jpeg, brightness, occlusion or all; repeatable."),
+        typer.Option(
+            help="Corrupt the run's images: blur, noise, jpeg, brightness, occlusion or all; repeatable.",
+            rich_help_panel=MATRIX,
+        ),
     ] = None,
     strength: Annotated[
-        list[int] | None, typer.Option(min=1, max=5, help="Strength of the corruption, repeatable; 1 to 5 by default.")
+        list[int] | None,
+        typer.Option(
+            min=1, max=5, help="Strength of the corruption, repeatable; 1 to 5 by default.", rich_help_panel=MATRIX
+        ),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Further instruction; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Further instruction; repeatable.", show_default=False, rich_help_panel=MATRIX),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(help="File with an instruction a line, or the included lists en and zh; repeatable."),
+        typer.Option(
+            help="File with an instruction a line, or the included lists en and zh; repeatable.", rich_help_panel=MATRIX
+        ),
     ] = None,
     captioner: Annotated[
         list[str] | None,
@@ -71,6 +83,11 @@ def evaluate(
 
     With several --data, or with --corrupt, --prompt or --prompts, the result is a robustness matrix: checkpoints and
     prompts on data sets, their domains and corrupted images, with the drop from the run's evaluation set.
+
+    Examples:
+        captune evaluate runs/photos
+        captune evaluate runs/photos --data nocaps.jsonl --out runs/photos-nocaps
+        captune evaluate llava-hf/llava-1.5-7b-hf --data test.jsonl --out runs/llava
     """
     settings = [*(overrides or [])]
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []

@@ -47,6 +47,11 @@ def explain(
     """Show the exact tokens, image slots, loss mask and stop of training and of generation, and check they agree.
 
     Exit code 1 when a check fails.
+
+    Examples:
+        captune explain photos.yaml
+        captune explain photos.yaml --image IMG_0012 --caption 1
+        captune explain photos.yaml --text 'A dog on a beach.' --json
     """
     from captune.config import load_config
     from captune.preflight import check_configured_model, check_manifest, extra_imports, require_extra

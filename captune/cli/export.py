@@ -31,7 +31,13 @@ def export(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository of --push private.")] = False,
 ) -> None:
-    """Write a checkpoint as an adapter folder for peft, transformers and vLLM, or as a merged model."""
+    """Write a checkpoint as an adapter folder for peft, transformers and vLLM, or as a merged model.
+
+    Examples:
+        captune export runs/photos --out adapter
+        captune export runs/photos --epoch 2 --merge --out merged
+        captune export runs/photos --out adapter --push me/photo-captions --private
+    """
     from captune.data import atomic_folder, check_output_folder
     from captune.preflight import extra_imports
 

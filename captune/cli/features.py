@@ -19,6 +19,11 @@ def features(
     """Encode a run's images with the frozen towers and store the features, for training and evaluation.
 
     Stored features are reused; unreadable images are reported with exit code 2. Runs in one process or under torchrun.
+
+    Examples:
+        captune features photos.yaml
+        captune features photos.yaml data.train=more.jsonl
+        torchrun --nproc-per-node 4 -m captune features photos.yaml
     """
     from captune.cli.progress import show_progress
     from captune.config import load_config

@@ -35,7 +35,13 @@ def fetch(
         typer.Option(help="sha256:... or sha1:... of the archive.", show_default="sha1 pinned in public build scripts"),
     ] = None,
 ) -> None:
-    """Download what captune does not include, with progress and checksum; an interrupted download resumes."""
+    """Download what captune does not include, with progress and checksum; an interrupted download resumes.
+
+    Examples:
+        captune fetch spice
+        captune fetch spice --to /data/spice
+        captune fetch spice --archive stanford-corenlp-full-2015-12-09.zip
+    """
     from captune.metrics.external import CORENLP_SHA1, CORENLP_URL, fetch_models
 
     with download_progress() if archive is None else nullcontext() as progress:

@@ -1,31 +1,14 @@
-"""What a command prints besides its data: settings of `--quiet` and `--json`, and the line with the next command."""
+"""The line with the next command."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-__all__ = ["OutputSettings", "settings", "show_next"]
+from captune.cli.output import print_message, settings
 
-
-@dataclass
-class OutputSettings:
-    """What the running command prints; the command line sets it before the command starts.
-
-    Attributes:
-        quiet: print errors only, besides the command's data.
-        as_json: the command prints one JSON object on stdout.
-    """
-
-    quiet: bool = False
-    as_json: bool = False
-
-
-settings = OutputSettings()
-"""Of this process."""
+__all__ = ["show_next"]
 
 
 def show_next(command: Sequence[str | os.PathLike[str]], reason: str = "") -> None:
@@ -41,8 +24,8 @@ def show_next(command: Sequence[str | os.PathLike[str]], reason: str = "") -> No
             same working directory.
         reason: purpose of the command, as it reads after "to".
     """
-    if settings.quiet or settings.as_json:
+    if settings.as_json:
         return
     words = ["captune", *(os.fspath(word) for word in command)]
     purpose = f", to {reason}" if reason else ""
-    print(f"Next{purpose}: {shlex.join(words)}", file=sys.stderr, flush=True)
+    print_message(f"Next{purpose}: {shlex.join(words)}")

@@ -33,7 +33,7 @@ UNITS = {
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML configuration of a run.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")
+        list[str] | None, typer.Argument(help="Settings that override the file, as section.key=value.")
     ] = None,
     gpu: Annotated[
         str | None, typer.Option(help="Memory of a card, such as 24GB; by default that of this machine's card.")
@@ -50,6 +50,11 @@ def plan(
     """Predict the memory of training and generation from the configuration of the model, without its weights.
 
     Exit code 1 when it does not fit the card.
+
+    Examples:
+        captune plan photos.yaml --gpu 24GB
+        captune plan photos.yaml train.batch_size=16 --gpu 24GB
+        captune plan photos.yaml --probe
     """
     from captune.config import load_config
     from captune.preflight import check_configured_model, extra_imports, require_extra

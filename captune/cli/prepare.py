@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from captune.cli.commands import CommandGroup
 from captune.cli.prepare_common import Output, find_file, import_rows, resplit
 from captune.cli.prepare_custom_data import (
     Images,
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    epilog="Example: captune prepare flickr30k flickr30k/flickr_annotations_30k.csv --out flickr30k/manifest.jsonl",
-)
+app = CommandGroup()
 
 
 @app.callback()
@@ -40,10 +37,15 @@ def formats() -> None:
     A manifest is JSON Lines, one image a line, paths relative to the manifest:
 
     \b
-        {"id": "36979", "image": "images/36979.jpg", "captions": ["A dog ."], "split": "train"}
+        {"id": "7", "image": "7.jpg", "captions": ["A dog ."], "split": "train"}
 
     Each caption of the source is in the manifest, or is counted and listed with file, line and reason (missing or
     broken images, malformed lines, duplicate ids). The summary goes to stderr; it ends with five of the images.
+
+    Examples:
+        captune prepare flickr30k flickr_annotations_30k.csv --out flickr30k.jsonl
+        captune prepare table captions.csv --out photos/manifest.jsonl
+        captune prepare folder photos --out photos/manifest.jsonl
     """
 
 
@@ -64,6 +66,9 @@ def flickr30k(
     """Flickr30k from the Hugging Face CSV (all splits), Kaggle's results.csv or the token file (no splits).
 
     Images are looked for in flickr30k-images, flickr30k_images or images next to SOURCE.
+
+    Examples:
+        captune prepare flickr30k flickr_annotations_30k.csv --out flickr30k.jsonl
     """
     from captune.data import SourceFile
     from captune.data.importers import FORMATS, flickr30k_rows, token_rows
@@ -89,6 +94,9 @@ def flickr8k(
 
     The lists Flickr_8k.{train,dev,test}Images.txt next to SOURCE give the splits; images that none of them names
     become 'unlisted'. Without a list all become train. Images are looked for in Images, images or Flicker8k_Dataset.
+
+    Examples:
+        captune prepare flickr8k Flickr8k.token.txt --out flickr8k.jsonl
     """
     from captune.data import SourceFile
     from captune.data.importers import FORMATS, listed_splits, token_rows, with_splits
@@ -116,6 +124,9 @@ def karpathy(
 
     COCO's training set of published numbers is train and restval: 113,287 images. Images are looked for in
     images or flickr30k-images next to SOURCE, COCO's in their folders train2014 and val2014 there.
+
+    Examples:
+        captune prepare karpathy dataset_coco.json --restval train --out coco.jsonl
     """
     from captune.data import SourceFile
     from captune.data.importers import FORMATS, karpathy_rows
@@ -146,6 +157,9 @@ def coco(
 
     Images are looked for in the folder of the same name (captions_val2017.json: val2017) next to SOURCE or above it, in
     images, or in MiniGPT-4's folder image.
+
+    Examples:
+        captune prepare coco annotations/captions_val2017.json --out val2017.jsonl
     """
     from captune.data import SourceFile, split_of_name
     from captune.data.importers import FORMATS, coco_rows
@@ -177,6 +191,9 @@ def nocaps(
     """NoCaps; in-domain, near-domain and out-domain are kept with the split and also scored separately.
 
     Images are looked for in validation, val or images next to SOURCE.
+
+    Examples:
+        captune prepare nocaps nocaps_val_4500_captions.json --out nocaps.jsonl
     """
     from captune.data import SourceFile, split_of_name
     from captune.data.importers import FORMATS, coco_rows
@@ -199,6 +216,9 @@ def textcaps(
     """TextCaps; the split is each entry's own, the id TextCaps' own.
 
     Images are looked for in train_images (those of val, too) or images next to SOURCE.
+
+    Examples:
+        captune prepare textcaps TextCaps_0.1_train.json --out textcaps.jsonl
     """
     from captune.data import SourceFile
     from captune.data.importers import FORMATS, textcaps_rows
@@ -224,6 +244,9 @@ def chinese(
 
     Lists such as coco-cn_train.txt next to SOURCE give the splits. Images are looked for in images,
     flickr30k-images or next to SOURCE, COCO's in their folders train2014 and val2014 there.
+
+    Examples:
+        captune prepare chinese coco-cn --out coco-cn.jsonl
     """
     from captune.data import SourceFile, split_of_name
     from captune.data.importers import FORMATS, chinese_lists, token_rows, with_coco_names, with_splits

@@ -84,6 +84,9 @@ def table(
     ShareGPT and ms-swift have them. The delimiter and the encoding of a CSV are detected and noted.
     Images are searched in the folder images next to SOURCE, or next to SOURCE. Images inside a parquet file are written
     into the folder of --images, by default one next to the manifest.
+
+    Examples:
+        captune prepare table captions.csv --image-column file --caption-column text --out m.jsonl
     """
     from captune.data import InlineImages, SourceFile
     from captune.data.importers import FORMATS, table_rows
@@ -107,7 +110,11 @@ def folder(
     split: SplitOrShares = "train",
     seed: Seed = 0,
 ) -> None:
-    """A folder of images with a text file of the same name next to each, one caption a line."""
+    """A folder of images with a text file of the same name next to each, one caption a line.
+
+    Examples:
+        captune prepare folder photos --split train=0.9,test=0.1 --out photos/manifest.jsonl
+    """
     from captune.data.importers import FolderSource
 
     split_name, shares = split_and_shares(split, seed)
@@ -142,6 +149,9 @@ def hf(
     """A Hugging Face data set: saved by save_to_disk, a folder of data files, or on the hub; no code of it is run.
 
     The images are written into the folder of --images, which the manifest then points to.
+
+    Examples:
+        captune prepare hf nlphuji/flickr30k --out flickr30k/manifest.jsonl
     """
     from captune.data import InlineImages
     from captune.data.importers import HuggingFaceSource
@@ -172,6 +182,9 @@ def webdataset(
 
     The images are written into the folder of --images, which the manifest then points to. Links in a tar are not
     followed.
+
+    Examples:
+        captune prepare webdataset shards --out shards/manifest.jsonl
     """
     from captune.data import InlineImages
     from captune.data.importers import WebDatasetSource

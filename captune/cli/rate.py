@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -29,6 +29,8 @@ DESIGNS = ("pairwise", "rubric", "both")
 @dataclass(frozen=True)
 class _StudyOptions:
     """Fields of `captune.apps.rating.StudyOptions`; None and False are not set."""
+
+    PANEL: ClassVar[str] = "Design of a new study"
 
     design: Annotated[str | None, typer.Option(help="pairwise, rubric or both.", show_default="both")] = None
     images: Annotated[int | None, typer.Option(help="Images sampled.", show_default="40")] = None
@@ -63,6 +65,8 @@ class _StudyOptions:
 @dataclass(frozen=True)
 class _Material:
     """What a new study compares, and its raters."""
+
+    PANEL: ClassVar[str] = "Systems and raters of a new study"
 
     systems: Annotated[
         str | None, typer.Option(help="Systems to compare, comma-separated.", show_default="the first and the last")
@@ -122,6 +126,11 @@ def rate(
     """Have people judge captions blindly: make a study, serve it to raters, and compute the results.
 
     The first call makes the study and prints a personal link for each rater; the same call later resumes it.
+
+    Examples:
+        captune rate runs/photos
+        captune rate runs/photos --images 20 --raters 2
+        captune rate runs/photos --results
     """
     from captune.preflight import extra_imports
 

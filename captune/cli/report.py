@@ -46,7 +46,13 @@ def report(
     lang: Annotated[str, typer.Option(help="Language in which report.html opens: en or zh.")] = "en",
     as_json: Annotated[bool, typer.Option("--json", help="Print table and analysis as one JSON object.")] = False,
 ) -> None:
-    """Write table, chart, analysis and report.html of a run, and print table and analysis."""
+    """Write table, chart, analysis and report.html of a run, and print table and analysis.
+
+    Examples:
+        captune report runs/photos
+        captune report runs/photos --terminal
+        captune report runs/a runs/b --out runs/a-and-b
+    """
     from captune.report import LANGUAGES
 
     if lang not in LANGUAGES:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["score"]
 
 
+def _complete_scores(incomplete: str) -> list[str]:
+    """Values of `--metric` for the completion of a shell."""
+    names = dict.fromkeys((*(column.name for _, column in iter_columns()), *DIVERSITY))
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
 @with_shared_options
 def score(
     references: scoring.ReferencesFile,
@@ -33,7 +39,10 @@ def score(
     ],
     *,
     metric: Annotated[
-        str | None, typer.Option(help="Show this one number only, for example CIDEr.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Show this one number only, for example CIDEr.", show_default=False, autocompletion=_complete_scores
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print numbers without names, no warnings.")] = False,
     per_image: Annotated[bool, typer.Option("--per-image", help="With --json: scores of every image too.")] = False,
@@ -46,7 +55,13 @@ def score(
     ] = None,
     shared: scoring.SharedOptions,
 ) -> None:
-    """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested."""
+    """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested.
+
+    Examples:
+        captune score -r test.jsonl -p captions.json
+        captune score -r test.jsonl -p captions.json --metrics cider,meteor --confidence
+        captune score -r test.jsonl -p captions.json --metric CIDEr --quiet
+    """
     from captune.metrics import read_predictions, read_reference_files
 
     names = scoring.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)

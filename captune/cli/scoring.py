@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
+from captune.cli.output import print_message
 from captune.errors import MetricInputError
 from captune.metrics import BUILT_IN, DEFAULT_CLIP, METRICS, ScoringOptions, check_metrics
 
@@ -22,6 +22,7 @@ __all__ = [
     "SharedOptions",
     "System",
     "check_out",
+    "complete_metrics",
     "exactly_one",
     "load_system",
     "make_scorer",
@@ -50,11 +51,33 @@ ReferencesFile = Annotated[
 _METRICS_HELP = f"Comma-separated names from {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
 
 
+def complete_metrics(incomplete: str) -> list[str]:
+    """Values of `--metrics` for the completion of a shell: the names typed so far, with each further name."""
+    first, comma, last = incomplete.rpartition(",")
+    typed = first.split(",")
+    names = (name for name in (*METRICS, *REPORTED) if name.startswith(last) and name not in typed)
+    return [f"{first}{comma}{name}" for name in names]
+
+
 @dataclass(frozen=True)
 class SharedOptions:
     """How captions are scored, and the form of the output."""
 
-    metrics: Annotated[str, typer.Option(help=_METRICS_HELP)] = "bleu,cider,rouge-l"
+    PANELS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Tokenization and document frequencies": ("tokenize", "compat", "document_frequencies"),
+        "METEOR, SPICE and CLIPScore": (
+            "images",
+            "clip",
+            "java",
+            "java_memory",
+            "time_limit",
+            "spice_models",
+            "spice_cache",
+        ),
+        "Signature": ("data", "prompt", "decoding", "protocol"),
+    }
+
+    metrics: Annotated[str, typer.Option(help=_METRICS_HELP, autocompletion=complete_metrics)] = "bleu,cider,rouge-l"
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False
     form: Annotated[Literal["text", "latex", "markdown"], typer.Option("--format", help="Form of the table.")] = "text"
     digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the decimal point.")] = 4
@@ -226,7 +249,7 @@ class System:
 
 def warn(sentence: str) -> None:
     """Print a warning on stderr."""
-    print(f"captune: warning: {sentence}", file=sys.stderr)
+    print_message(f"captune: warning: {sentence}")
 
 
 def load_system(references: ReferenceFile, predictions: PredictionFile, name: str, run: ScoringRun) -> System:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -23,6 +23,8 @@ EXAMPLES = 6
 @dataclass(frozen=True)
 class _Limits:
     """Limits on requests and batches."""
+
+    PANEL: ClassVar[str] = "Limits"
 
     slots: Annotated[
         int, typer.Option(help="Answers of one kind that are decoded at once; fewer take less memory.", min=1)
@@ -68,7 +70,13 @@ def serve(
     *,
     limits: _Limits,
 ) -> None:
-    """Serve a model: a page in the browser, and /v1/chat/completions for OpenAI's clients."""
+    """Serve a model: a page in the browser, and /v1/chat/completions for OpenAI's clients.
+
+    Examples:
+        captune serve
+        captune serve runs/photos --port 8080
+        captune serve runs/photos --host 0.0.0.0 --slots 8
+    """
     from functools import partial
 
     from captune.data import temporary_folder

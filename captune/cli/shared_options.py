@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
-__all__ = ["AllowLeaks", "Overrides", "with_shared_options"]
+__all__ = ["AllowLeaks", "Overrides", "in_panel", "with_shared_options"]
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file: section.key=value ...")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file, as section.key=value.")]
 AllowLeaks = Annotated[
     bool,
     typer.Option(
@@ -21,10 +23,25 @@ AllowLeaks = Annotated[
 ]
 
 
+def in_panel(annotation: Any, panel: str | None) -> Any:
+    """The annotation of an option, which the help shows in a panel; unchanged without a panel."""
+    if panel is None:
+        return annotation
+    annotated, *metadata = get_args(annotation)
+    infos = []
+    for info in metadata:
+        infos.append(copy(info))
+        if isinstance(info, OptionInfo):
+            infos[-1].rich_help_panel = panel
+    return Annotated[(annotated, *infos)]
+
+
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Expand each parameter that is a dataclass into its fields, which typer then reads as options.
 
-    The command receives the dataclass, built from the values of these options. All arguments are keywords.
+    The help shows the options of a dataclass with an attribute PANEL under that heading; an attribute PANELS names the
+    fields of several headings. The command receives the dataclass, built from the values of these options. All
+    arguments are keywords.
     """
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
@@ -34,12 +51,14 @@ def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
             continue
         groups[parameter.name] = parameter.annotation
         hints = get_type_hints(parameter.annotation, include_extras=True)
+        common = getattr(parameter.annotation, "PANEL", None)
+        groups_of_fields = getattr(parameter.annotation, "PANELS", {})
+        panels = {name: panel for panel, names in groups_of_fields.items() for name in names}
         for field in fields(parameter.annotation):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
+            annotation = in_panel(hints[field.name], panels.get(field.name, common))
             parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-                )
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             )
 
     @functools.wraps(command)

@@ -23,7 +23,13 @@ def train(
     ] = False,
     allow_leaks: AllowLeaks = False,
 ) -> None:
-    """Tune a model as configured in a YAML file; every epoch is saved and scored."""
+    """Tune a model as configured in a YAML file; every epoch is saved and scored.
+
+    Examples:
+        captune train photos.yaml
+        captune train photos.yaml train.epochs=5 output=runs/five-epochs
+        torchrun --nproc-per-node 4 -m captune train photos.yaml
+    """
     overrides = [*(overrides or []), *(["evaluate.allow_leaks=true"] if allow_leaks else [])]
     run_training(config, overrides, resume=resume == "auto", overwrite=overwrite)
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from captune.cli import next_command
+from captune.cli import next_command, output
 from captune.cli.next_command import show_next
+from captune.cli.output import OutputSettings
 
 
 @pytest.fixture(autouse=True)
 def default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(next_command, "settings", next_command.OutputSettings())
+    for module in (output, next_command):
+        monkeypatch.setattr(module, "settings", OutputSettings())
 
 
 def test_the_line_can_be_pasted_into_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +34,7 @@ def test_a_reason_precedes_the_command(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("setting", ["quiet", "as_json"])
 def test_nothing_is_printed_for_programs(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
-    setattr(next_command.settings, setting, True)
+    for module in (output, next_command):
+        setattr(module.settings, setting, True)
     show_next(["train", "a.yaml"])
     assert capsys.readouterr() == ("", "")
