@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import stat
 import subprocess
 import sys
@@ -41,3 +43,31 @@ def java_stand_in(folder: Path, body: str) -> Path:
     )
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
     return path
+
+
+def run_in_terminal(
+    *command: object, answers: str = "", cwd: Path | None = None, timeout: float = 120, **environment: str
+) -> Finished:
+    """Run a program with a terminal of 100 columns as standard input, output and stderr; all it prints is `out`."""
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm", **environment}
+    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{settings['PATH']}"
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=settings,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    ) as process:
+        os.close(follower)
+        os.write(leader, answers.encode())
+        printed = b""
+        # Linux reports the end of a terminal as an error.
+        with contextlib.suppress(OSError):
+            while piece := os.read(leader, 1 << 16):
+                printed += piece
+        code = process.wait(timeout)
+    os.close(leader)
+    return Finished(code, printed.decode().replace("\r\n", "\n"), "")

@@ -47,6 +47,24 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the division into shares
 
 ImageColumn = Annotated[str, typer.Option(help="Column of the image: a file name, or the image itself.")]
 CaptionColumn = Annotated[list[str], typer.Option(help="Column of a caption, or of a list of captions; repeatable.")]
+# Of a table they are guessed where the usual names are absent.
+TableImageColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--image-column",
+        help="Column of the image: a file name, or the image itself.",
+        show_default="image, or guessed",
+    ),
+]
+TableCaptionColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--caption-column",
+        help="Column of a caption, or of a list of captions; repeatable.",
+        show_default="caption, or guessed",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Accept guessed columns without a question.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column of the id; by default the file name.", show_default=False)]
 Target = Annotated[
     Path | None,
@@ -61,8 +79,8 @@ def table(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .csv, .tsv, .jsonl, .json or .parquet file.")],
     output: Output,
     images: Images = None,
-    image_column: ImageColumn = "image",
-    caption_column: CaptionColumn = ["caption"],  # noqa: B006
+    image_column: TableImageColumn = None,
+    caption_column: TableCaptionColumns = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the split.", show_default=False)] = None,
     id_column: IdColumn = None,
     split: SplitOrShares = "train",
@@ -77,8 +95,12 @@ def table(
     turns: Annotated[
         Literal["first", "all"], typer.Option(help="Which answers of a conversation are captions of its image.")
     ] = "first",
+    yes: Yes = False,
 ) -> None:
     """A table with a caption or an image a row; rows of the same image are grouped.
+
+    Columns that are not called image and caption are guessed from their names and cells, shown with three rows, and
+    confirmed on a terminal or by --yes.
 
     JSON may be JSON Lines, an array of objects or an object that holds one; objects may be conversations as LLaVA,
     ShareGPT and ms-swift have them. The delimiter and the encoding of a CSV are detected and noted.
@@ -93,9 +115,11 @@ def table(
 
     split_name, shares = split_and_shares(split, seed, split_column)
     reading = SourceFile(source, encoding)
-    columns = _columns(image_column, caption_column, split_column, id_column)
+    columns = _table_columns(
+        source, encoding, image_column, caption_column or [], id_column, split_column, split, output, yes
+    )
     inline_images = None
-    if source.suffix in (".parquet", ".pq") and _holds_images(reading, image_column):
+    if source.suffix in (".parquet", ".pq") and _holds_images(reading, columns.image):
         images = _target(output.out, images)
         images.mkdir(parents=True, exist_ok=True)
         inline_images = InlineImages(images)
@@ -227,6 +251,45 @@ def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, S
     if shares is None and "," in text:
         raise DataError(f"--split is '{text}'; expected one split, or shares such as train=0.9,test=0.1.")
     return ("train" if shares is not None else text), shares
+
+
+def _table_columns(
+    source: Path,
+    encoding: str | None,
+    image: str | None,
+    captions: list[str],
+    id_column: str | None,
+    split_column: str | None,
+    split: str,
+    output: Output,
+    yes: bool,
+) -> Columns:
+    """The columns as options, by their usual names, or as guessed and confirmed.
+
+    Raises:
+        DataError: guessed columns are not confirmed, or the table has no header.
+    """
+    from captune.cli.guessed_columns import confirm_columns, require_header
+    from captune.data.importers import Columns, guess_table
+    from captune.errors import DataError
+
+    columns = Columns(image or "image", tuple(captions) or ("caption",), split_column, id_column)
+    if image is not None and captions:
+        return columns
+    try:
+        guess = guess_table(source, encoding, image, captions)
+    except DataError:  # reported when the table is read
+        return columns
+    require_header(guess, source)
+    if guess.kind != "table" or guess.columns is None or {columns.image, *columns.captions} <= set(guess.names):
+        return columns
+    if split_column is None and split == "train":
+        split_column = guess.columns.split
+    guessed = Columns(guess.columns.image, guess.columns.caption, split_column, id_column)
+    command = ["prepare", "table", str(source), "--out", str(output.out)]
+    command += [] if encoding is None else ["--encoding", encoding]
+    command += [] if split == "train" else ["--split", split]
+    return confirm_columns(guess, source, guessed, command, yes=yes)
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:

@@ -30,8 +30,8 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _HIGH = re.compile(rb"[\x80-\xff]+")
-# In Windows-1252 the letters, and the quotation marks, dashes and dots of word processors.
-_WESTERN = re.compile(rb"[\xc0-\xff\x80\x85\x91-\x97\xa0\xab\xb0\xbb]")
+# In Windows-1252 the letters, and the quotation marks (also the low German ones), dashes and dots of word processors.
+_WESTERN = re.compile(rb"[\xc0-\xff\x80\x84\x85\x91-\x97\x9c\xa0\xab\xb0\xbb]")
 _WESTERN_SHARE = 0.8
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from programs import run_in_terminal, run_program
 
 from captune.data.manifest import read_manifest
 
@@ -326,3 +328,49 @@ def test_a_table_with_a_mark_and_windows_line_ends(repository: Path, tmp_path: P
     done = run(repository, tmp_path, "prepare", "table", "t.csv", "--check-images", "none", "--out", "m.jsonl")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "m.jsonl").read_text())["captions"] == ["A dog ."]
+
+
+def office_table(folder: Path) -> Path:
+    """A table as an office program in Germany writes it, with its images."""
+    for number in range(3):
+        Image.effect_noise((64, 48), 40).save(folder / f"{number}.jpg")
+    rows = "".join(f"{number}.jpg;2026;Ein grüner Hund läuft {number}\r\n" for number in range(3))
+    (folder / "list.csv").write_bytes(("File Name;Jahr;Text\r\n" + rows).encode("cp1252"))
+    return folder / "list.csv"
+
+
+def test_guessed_columns_are_shown_and_need_a_yes(tmp_path: Path) -> None:
+    office_table(tmp_path)
+    command = ["captune", "prepare", "table", "list.csv", "--out", "m.jsonl"]
+    refused = run_program(*command, cwd=tmp_path)
+    assert refused.code == 2
+    assert "  image     'File Name'\n  caption   'Text'\n  not read  'Jahr'\n" in refused.err
+    assert "columns are divided by semicolons" in refused.err
+    assert "is read as Windows-1252" in refused.err
+    assert "\n      2.jpg      Ein grüner Hund läuft 2\n" in refused.err
+    exact = "captune prepare table list.csv --out m.jsonl --image-column 'File Name' --caption-column Text"
+    assert refused.err.endswith(f"pass --yes to accept them, or name them: {exact}\n")
+    assert not (tmp_path / "m.jsonl").exists()
+    assert run_program(*command, "--yes", cwd=tmp_path).code == 0
+    assert [sample.captions for sample in read_manifest(tmp_path / "m.jsonl")] == [
+        (f"Ein grüner Hund läuft {number}",) for number in range(3)
+    ]
+    assert run_program(*shlex.split(exact), cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 0), ("n\n", 2)])
+def test_a_person_answers_on_a_terminal(tmp_path: Path, answer: str, code: int) -> None:
+    office_table(tmp_path)
+    done = run_in_terminal("captune", "prepare", "table", "list.csv", "--out", "m.jsonl", answers=answer, cwd=tmp_path)
+    assert done.code == code
+    assert "Read it like this? [Y/n]: " in done.out
+    assert (tmp_path / "m.jsonl").exists() is (code == 0)
+    if code:
+        assert "captune: nothing is written; name the columns, as in: captune prepare table list.csv" in done.out
+
+
+def test_a_table_without_a_header_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("1.jpg,a dog runs\n2.jpg,a cat sleeps\n")
+    done = run_program("captune", "prepare", "table", "t.csv", "--out", "m.jsonl", "--yes", cwd=tmp_path)
+    assert done.code == 2
+    assert "the first line of 't.csv' is a row; put a line with the names of the columns before it" in done.err

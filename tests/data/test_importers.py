@@ -335,7 +335,7 @@ def test_tables(tmp_path: Path, ending: str) -> None:
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_column_that_is_not_there(tmp_path: Path, ending: str) -> None:
     text = "images,caption\n" if ending == "csv" else '{"images": "a.jpg", "caption": "x"}\n'
-    with pytest.raises(DataError, match=r":1: there is not one column 'image'; did you mean 'images'\?"):
+    with pytest.raises(DataError, match=r":1: there is no column 'image'; did you mean 'images'\?"):
         run(table_rows(written(tmp_path / f"t.{ending}", text), Columns()), tmp_path)
 
 

@@ -5,6 +5,7 @@ coco.py           COCO, NoCaps, MiniGPT-4's filter_cap.json, TextCaps
 karpathy.py       Karpathy's JSON, and the splits in it
 table.py          CSV, TSV, JSON and parquet with named columns
 json_table.py     rows and conversations from JSON
+table_guess.py    the layout of a table whose columns nobody named
 folder.py         images with a text file next to each
 hugging_face.py   data sets of the library `datasets`
 webdataset.py     tars
@@ -33,19 +34,23 @@ if TYPE_CHECKING:
     from captune.data.importers.hugging_face import HuggingFaceSource
     from captune.data.importers.karpathy import UNLISTED, karpathy_rows, read_splits, with_splits
     from captune.data.importers.table import Columns, table_rows
+    from captune.data.importers.table_guess import TABLE_SUFFIXES, TableGuess, guess_table
     from captune.data.importers.webdataset import WebDatasetSource
 
 __all__ = [
     "FORMATS",
+    "TABLE_SUFFIXES",
     "UNLISTED",
     "Columns",
     "FolderSource",
     "Format",
     "HuggingFaceSource",
+    "TableGuess",
     "WebDatasetSource",
     "chinese_lists",
     "coco_rows",
     "flickr30k_rows",
+    "guess_table",
     "karpathy_rows",
     "listed_splits",
     "read_splits",
@@ -73,6 +78,7 @@ __getattr__ = lazy_names(
         "hugging_face": ["HuggingFaceSource"],
         "karpathy": ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"],
         "table": ["Columns", "table_rows"],
+        "table_guess": ["TABLE_SUFFIXES", "TableGuess", "guess_table"],
         "webdataset": ["WebDatasetSource"],
     },
 )

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that specifies what divides columns
+_SAMPLE_LINES = 50  # that decide what divides unknown columns
+_SAME_WIDTH = 0.9  # share of rows with as many cells as the header, for a character that divides columns
 _TRIED = 1000  # objects without the columns before a JSON file counts as one of another layout
 
 
@@ -189,20 +191,7 @@ def _image_name(cell: Any, column: str, inline_images: InlineImages | None) -> s
 def _delimited_records(
     reading: SourceFile, columns: Columns, delimiter: str, quoting: Quoting | None
 ) -> Iterator[tuple[int, Values] | Issue]:
-    lines = checked_lines(reading, windows=True)
-    start: list[str | DataError] = []  # up to the header
-    header_line = ""
-    for text in lines:
-        if isinstance(text, str) and (excel := _EXCEL_DELIMITER.fullmatch(text)) and not any(start):
-            delimiter, text = excel[1], ""
-        start.append(text)
-        if text:
-            header_line = "" if isinstance(text, DataError) else text
-            break
-    delimiter = _delimiter(header_line, delimiter, columns, reading)
-    if quoting is None:
-        quoting = "none" if _marks_are_text(header_line, delimiter, reading) else "csv"
-    rows = delimited_rows(itertools.chain(start, lines), delimiter=delimiter, quoting=quoting)
+    rows, quoting = _open_delimited(reading, delimiter, columns, quoting)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
@@ -236,6 +225,80 @@ def _delimited_records(
                 reading.notes.append(f"ids that pandas wrote as '{row_id}' are read as '{shortened}'")
             row_id, has_fractions = shortened, True
         yield line, Values(cells[image], [cells[caption] for caption in captions], cells[split], row_id)
+
+
+def delimited_sample(reading: SourceFile, delimiter: str, count: int) -> tuple[list[str], list[list[str]], list[str]]:
+    """The header and the first rows of delimited text whose columns are unknown.
+
+    Args:
+        reading: the open file; closed at the end.
+        delimiter: the usual one, which wins where another fits as well.
+        count: of rows.
+
+    Returns:
+        the names of the columns, the rows that have as many cells, and notes on how the text was understood.
+
+    Raises:
+        DataError: the file is empty, or its first row breaks the format.
+    """
+    rows, _ = _open_delimited(reading, delimiter, None, None)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
+    header = first[1]
+    if isinstance(header, DataError):
+        raise DataError(f"{reading.name}:{first[0]}: {header}")
+    cells = [row for _, row in itertools.islice(rows, count) if isinstance(row, list) and len(row) == len(header)]
+    reading.close()
+    return [name.strip() for name in header], cells, list(reading.notes)
+
+
+def _open_delimited(
+    reading: SourceFile, delimiter: str, columns: Columns | None, quoting: Quoting | None
+) -> tuple[Iterator[tuple[int, list[str] | DataError]], Quoting]:
+    """The rows of delimited text, the header first, and what quotation marks mean in it.
+
+    Args:
+        reading: the open file.
+        delimiter: the usual one.
+        columns: the columns that the header must have; None where they are unknown.
+        quoting: as the user set it; None to detect it.
+    """
+    lines = checked_lines(reading, windows=True)
+    start: list[str | DataError] = []  # up to the header, or a sample
+    header_line = ""
+    for text in lines:
+        if isinstance(text, str) and (excel := _EXCEL_DELIMITER.fullmatch(text)) and not any(start):
+            delimiter, text = excel[1], ""
+        start.append(text)
+        if text and not header_line:
+            header_line = "" if isinstance(text, DataError) else text
+            if columns is not None or not header_line:
+                break
+        if header_line and len(start) >= _SAMPLE_LINES:
+            break
+    if columns is not None:
+        delimiter = _delimiter(header_line, delimiter, columns, reading)
+    else:
+        delimiter = _delimiter_of_sample(start, delimiter, reading)
+    if quoting is None:
+        quoting = "none" if _marks_are_text(header_line, delimiter, reading) else "csv"
+    return delimited_rows(itertools.chain(start, lines), delimiter=delimiter, quoting=quoting), quoting
+
+
+def _delimiter_of_sample(lines: Sequence[str | DataError], usual: str, reading: SourceFile) -> str:
+    """What divides the columns: the character that gives the most columns in (nearly) every row."""
+    widths: dict[str, int] = {}
+    for delimiter in dict.fromkeys([usual, *_DELIMITERS]):
+        rows = [row for _, row in delimited_rows(lines, delimiter=delimiter) if isinstance(row, list) and row]
+        same = sum(len(row) == len(rows[0]) for row in rows)
+        widths[delimiter] = len(rows[0]) if rows and same >= _SAME_WIDTH * len(rows) else 0
+    # The first of several with as many columns is the usual one.
+    best = max(widths, key=lambda delimiter: widths[delimiter])
+    if widths[best] < 2 or best == usual:
+        return usual
+    reading.notes.append(f"columns are divided by {_DELIMITERS[best]}, as the first rows show")
+    return best
 
 
 def _delimiter(header: str, usual: str, columns: Columns, reading: SourceFile) -> str:
@@ -366,10 +429,12 @@ def require_columns(columns: Columns, there: Sequence[str], location: str) -> No
     """
     for name in columns.names():
         if there.count(name) != 1:
+            count = there.count(name)
+            problem = f"there are {count} columns '{name}'" if count else f"there is no column '{name}'"
             hint = did_you_mean(name, there)
             listed = ", ".join(there[:20])
             raise DataError(
-                f"{location}: there is not one column '{name}'; {f'{hint} ' if hint else ''}the columns are: {listed}. "
+                f"{location}: {problem}; {f'{hint} ' if hint else ''}the columns are: {listed}. "
                 "Name them with --image-column, --caption-column, --split-column and --id-column."
             )
     _point_out_split(columns, there, location)

@@ -1,0 +1,111 @@
+"""Show how a table will be read, and let the user confirm it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from captune.data.importers import Columns, TableGuess
+
+__all__ = ["column_options", "confirm_columns", "describe_guess", "is_interactive", "require_header"]
+
+_SHOWN_ROWS = 3
+_SHOWN_WIDTH = 44
+
+
+def is_interactive() -> bool:
+    """Whether questions can be answered: standard input and stderr are a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: Sequence[str], *, yes: bool) -> Columns:
+    """Show the guessed columns on stderr and return them once they are confirmed.
+
+    Args:
+        guess: the layout of the table.
+        source: the table.
+        columns: as they will be read.
+        command: arguments of `captune` that read it like this, without the options of columns.
+        yes: whether the user accepts any guess.
+
+    Raises:
+        DataError: not confirmed, or nobody can be asked; names the command to run.
+    """
+    from captune.errors import DataError
+
+    typer.echo(f"The columns of {source} are guessed:", err=True)
+    typer.echo("\n".join(describe_guess(guess, columns)), err=True)
+    if yes:
+        return columns
+    exact = shlex.join(["captune", *command, *column_options(columns)])
+    if not is_interactive():
+        raise DataError(f"the columns of '{source}' are guessed; pass --yes to accept them, or name them: {exact}")
+    if not typer.confirm("Read it like this?", default=True, err=True):
+        raise DataError(f"nothing is written; name the columns, as in: {exact}")
+    return columns
+
+
+def column_options(columns: Columns) -> list[str]:
+    """The options of `captune prepare table` that name columns."""
+    options = ["--image-column", columns.image]
+    for name in columns.captions:
+        options += ["--caption-column", name]
+    return options if columns.split is None else [*options, "--split-column", columns.split]
+
+
+def require_header(guess: TableGuess, source: Path) -> None:
+    """Refuse a table whose first line is a row.
+
+    Raises:
+        DataError: says what to write before it.
+    """
+    from captune.errors import DataError
+
+    if not guess.has_header:
+        raise DataError(
+            f"the first line of '{source}' is a row; put a line with the names of the columns before it, such as "
+            "image,caption."
+        )
+
+
+def describe_guess(guess: TableGuess, columns: Columns) -> list[str]:
+    """Lines with the columns, how the text was understood, and three rows."""
+    from captune.common import text_table
+    from captune.data import printable
+
+    names = [columns.image, *columns.captions, *([] if columns.split is None else [columns.split])]
+    lines = [f"  image     {_quoted([columns.image])}", f"  caption   {_quoted(columns.captions)}"]
+    if columns.split is not None:
+        lines.append(f"  split     {_quoted([columns.split])}")
+    unused = [name for name in guess.names if name not in names]
+    if unused:
+        lines.append(f"  not read  {_quoted(unused)}")
+    lines += [f"  note      {printable(note)}" for note in guess.notes]
+    at = [guess.names.index(name) for name in names if name in guess.names]
+    rows = [[_cell(row[index]) for index in at] for row in guess.rows[:_SHOWN_ROWS]]
+    table = text_table([_cell(guess.names[index]) for index in at], rows, numbers=False)
+    return [*lines, *(f"      {line}" for line in table.splitlines())]
+
+
+def _quoted(names: Sequence[str]) -> str:
+    from captune.data import printable
+
+    shown = ", ".join(f"'{printable(name)}'" for name in names[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+
+
+def _cell(value: Any) -> str:
+    """A cell in few characters."""
+    from captune.common import one_line, shorten
+
+    if isinstance(value, dict):
+        value = value.get("path") or "an image"
+    if isinstance(value, bytes):
+        value = "an image"
+    return shorten(one_line("" if value is None else str(value)), _SHOWN_WIDTH)
