@@ -26,7 +26,7 @@ WALLS: dict[str, set[str]] = {
     "config": set(),
     "model": {"config", "data", "hub", "transformers_compat", "weights"},
     "decoding": {"data", "model", "transformers_compat"},
-    "captioner": {"config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
+    "captioner": {"config", "data", "decoding", "hub", "model", "preflight", "transformers_compat", "weights"},
     "vlm": {"captioner", "config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
     "bulk": {"captioner", "data", "decoding"},
     "features": {"captioner", "config", "data", "decoding", "distributed", "hub", "model", "vlm", "weights"},

@@ -8,6 +8,7 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.captioner.captioner import CaptionBackend, Captioner
+    from captune.captioner.display import CaptionedImages
     from captune.captioner.loading import checkpoint_base, image_text_config, probe_scores, require_effect
     from captune.captioner.minigpt4 import MiniGPT4Backend
     from captune.captioner.model_inputs import ModelInputs, probe_images
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptionBackend",
+    "CaptionedImages",
     "Captioner",
     "MiniGPT4Backend",
     "ModelInputs",
@@ -43,6 +45,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "captioner": ["CaptionBackend", "Captioner"],
+        "display": ["CaptionedImages"],
         "loading": ["checkpoint_base", "image_text_config", "probe_scores", "require_effect"],
         "minigpt4": ["MiniGPT4Backend"],
         "model_inputs": ["ModelInputs", "probe_images"],

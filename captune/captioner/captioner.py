@@ -3,18 +3,24 @@
 captioner = Captioner.from_pretrained("toy")
 captioner("photo.jpg")                      one caption
 captioner(["a.jpg", "b.jpg"])               a list of them
+captioner("photo.jpg", beams=3)             with a decoding option
+captioner.show("photo.jpg")                 the image with its caption, in a notebook
+
+The model's libraries are imported when a model is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, overload
+from typing import Any, Protocol, Self, Unpack, overload
 
-from captune.captioner.loading import load_backend
+from captune.captioner.display import CaptionedImages
+from captune.common import quiet_libraries
 from captune.data import ImageInput, as_list, prefetch_map
-from captune.decoding import Caption, DecodingOptions
+from captune.decoding import Caption, DecodingKeywords, DecodingOptions, with_keywords
 from captune.errors import NonFiniteScoresError, RefusedImagesError
+from captune.preflight import extra_imports
 
 __all__ = ["CaptionBackend", "Captioner"]
 
@@ -137,8 +143,10 @@ class Captioner:
             WeightsError: the model does not exist, is broken, or does not caption images.
             MissingExtraError: it needs a library that is not installed.
         """
-        return cls(
-            load_backend(
+        with extra_imports("Captioner.from_pretrained", "train"), quiet_libraries():
+            from captune.captioner.loading import load_backend
+
+            backend = load_backend(
                 path,
                 dtype=dtype,
                 device=device,
@@ -146,7 +154,11 @@ class Captioner:
                 fast_decode=fast_decode,
                 exif_rotation=exif_rotation,
             )
-        )
+        return cls(backend)
+
+    def __repr__(self) -> str:
+        instruction = "" if self.instruction is None else f", instruction={self.instruction!r}"
+        return f"{type(self).__name__}({self.name!r}{instruction})"
 
     @property
     def name(self) -> str:
@@ -189,18 +201,23 @@ class Captioner:
         return self.backend.generate(prepared, instruction, options, keys=keys, on_progress=on_progress)
 
     def stream(
-        self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
+        self,
+        image: ImageInput,
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        **decoding: Unpack[DecodingKeywords],
     ) -> Iterator[str]:
-        """Caption one image and yield the text in pieces; see `CaptionBackend.stream`."""
-        return self.backend.stream(image, instruction, options)
+        """Caption one image and yield the text in pieces; see `CaptionBackend.stream` and `__call__`."""
+        return self.backend.stream(image, instruction, with_keywords(options, decoding))
 
     def caption_files(
         self,
-        files: Sequence[Path],
+        files: Sequence[str | Path],
         instruction: str | None = None,
         options: DecodingOptions | None = None,
         *,
         on_progress: Callable[[int, int], None] | None = None,
+        **decoding: Unpack[DecodingKeywords],
     ) -> list[Caption]:
         """Caption image files, a few batches at a time.
 
@@ -209,6 +226,7 @@ class Captioner:
             instruction: for every image; by default `instruction` of the captioner.
             options: decoding options.
             on_progress: called with (done, N) after each part.
+            **decoding: decoding options as keywords, which win over `options`.
 
         Returns:
             N captions, in the order of `files`.
@@ -218,6 +236,7 @@ class Captioner:
             RefusedImagesError: some images cannot be captioned, or their scores are not finite (NonFiniteScoresError);
                 the error contains the captions of the others.
         """
+        options = with_keywords(options, decoding)
         size = _PREFETCHED_BATCHES * (options or DecodingOptions()).batch_size
         captions: list[Caption | None] = []
         reasons: dict[int, str] = {}
@@ -238,12 +257,20 @@ class Captioner:
 
     @overload
     def __call__(
-        self, images: list[Any], instruction: str | None = None, options: DecodingOptions | None = None
+        self,
+        images: list[Any],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        **decoding: Unpack[DecodingKeywords],
     ) -> list[str]: ...
 
     @overload
     def __call__(
-        self, images: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None
+        self,
+        images: ImageInput,
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        **decoding: Unpack[DecodingKeywords],
     ) -> str: ...
 
     def __call__(
@@ -251,21 +278,49 @@ class Captioner:
         images: ImageInput | Sequence[ImageInput],
         instruction: str | None = None,
         options: DecodingOptions | None = None,
+        **decoding: Unpack[DecodingKeywords],
     ) -> str | list[str]:
         """Caption one image or several.
 
         Args:
-            images: an image, or a list of images.
+            images: an image (a path, the bytes of a file, a Pillow image, an array of uint8), or a list of images.
             instruction: for every image; by default `instruction` of the captioner.
             options: decoding options; greedy by default.
+            **decoding: decoding options as keywords, such as `beams=3`, which win over `options`.
 
         Returns:
             A caption, or a list of captions in the order of the images.
 
         Raises:
             DataError: an image cannot be read; names the file.
+            ConfigError: there is no such decoding option, or its value is invalid.
         """
         items, is_one = as_list(images)
+        options = with_keywords(options, decoding)
         prepared = [item for _, item in prefetch_map(items, self.prepare)]
         texts = [caption.text for caption in self.generate(prepared, instruction, options)]
         return texts[0] if is_one else texts
+
+    def show(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        instruction: str | None = None,
+        options: DecodingOptions | None = None,
+        **decoding: Unpack[DecodingKeywords],
+    ) -> CaptionedImages:
+        """Caption one image or several for display: a notebook shows each image with its caption.
+
+        Args:
+            images: as in `__call__`.
+            instruction: as in `__call__`.
+            options: as in `__call__`.
+            **decoding: as in `__call__`.
+
+        Returns:
+            The images with their captions; `captions` has the texts.
+
+        Raises:
+            InputError: as `__call__`.
+        """
+        items, _ = as_list(images)
+        return CaptionedImages(items, self(items, instruction, options, **decoding))

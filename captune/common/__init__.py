@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from captune.common.html import escape_html, html_table
 from captune.common.lazy import lazy_names
+from captune.common.libraries import quiet_libraries
 from captune.common.tables import (
     escape_latex,
     escape_markdown,
@@ -17,15 +19,18 @@ from captune.common.text import did_you_mean, error_text, first_line, listed, on
 __all__ = [
     "did_you_mean",
     "error_text",
+    "escape_html",
     "escape_latex",
     "escape_markdown",
     "escape_pipes",
     "first_line",
+    "html_table",
     "latex_tabular",
     "lazy_names",
     "listed",
     "markdown_table",
     "one_line",
+    "quiet_libraries",
     "shorten",
     "table",
     "text_table",

@@ -19,7 +19,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
+from collections.abc import Iterable
 from typing import IO, Any, Final, TypeAlias
 
 import numpy as np
@@ -63,6 +65,7 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 _NORMALISED = (np.arange(256, dtype=np.float32) / np.float32(255) - CLIP_MEAN[:, None]) / CLIP_STD[:, None]
 
 _PNG_NOTES = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+_URL = re.compile(r"(https?|s3|gs|ftp|data|file):", re.IGNORECASE)
 _MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -81,22 +84,27 @@ def read_image(image: ImageInput, name: str = "", *, exif: bool = True) -> Image
         DataError: it cannot be read; the message says why.
     """
     if isinstance(image, bytes):
-        return decode_image(io.BytesIO(image), name or "given", exif=exif)
+        return decode_image(io.BytesIO(image), name or "bytes", exif=exif)
     if isinstance(image, Image.Image):
-        return _finished(image, name or "given", exif)
+        return _finished(image, name or "Pillow image", exif)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise DataError(
                 f"An image array has shape {image.shape} and type {image.dtype}; expected (height, width, 3) uint8."
             )
         return Image.fromarray(image).convert("RGB")
+    if not isinstance(image, (str, os.PathLike)):
+        raise DataError(
+            f"An image is a {type(image).__name__}; expected a path, the bytes of a file, a Pillow image, or an array "
+            "of uint8."
+        )
     return load_image(image, exif=exif)
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
     """Images as a list, and whether only one was given."""
     is_one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
-    is_one = is_one or (isinstance(images, np.ndarray) and images.ndim < 4)
+    is_one = is_one or (isinstance(images, np.ndarray) and images.ndim < 4) or not isinstance(images, Iterable)
     return ([images] if is_one else list(images)), is_one
 
 
@@ -240,6 +248,8 @@ def _open_file(path: PathLike) -> IO[bytes]:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
             raise
+        if _URL.match(str(path)):
+            raise DataError(f"'{path}' is a URL, and captune reads files; download the image first.") from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(f"cannot read the image '{path}': {reason.lower()}.") from error
     what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
     from captune.decoding.kv_cache import StaticKVCache
     from captune.decoding.oom import halve_on_oom, in_batches, is_out_of_memory
-    from captune.decoding.options import NON_FINITE_SCORES, Caption, DecodingOptions, Progress, Request, StopRule
+    from captune.decoding.options import (
+        NON_FINITE_SCORES,
+        Caption,
+        DecodingKeywords,
+        DecodingOptions,
+        Progress,
+        Request,
+        StopRule,
+        with_keywords,
+    )
     from captune.decoding.text_stream import TextStream, stream_text
     from captune.decoding.transformers_generate import SamplingProcessor, ScoreCheck
 
@@ -21,6 +30,7 @@ __all__ = [
     "NON_FINITE_SCORES",
     "Caption",
     "DecodingEngine",
+    "DecodingKeywords",
     "DecodingOptions",
     "Engine",
     "Progress",
@@ -41,6 +51,7 @@ __all__ = [
     "prompt_embeddings",
     "stream_text",
     "unsupported_reason",
+    "with_keywords",
 ]
 
 __getattr__ = lazy_names(
@@ -52,7 +63,16 @@ __getattr__ = lazy_names(
         "generate": ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"],
         "kv_cache": ["StaticKVCache"],
         "oom": ["halve_on_oom", "in_batches", "is_out_of_memory"],
-        "options": ["NON_FINITE_SCORES", "Caption", "DecodingOptions", "Progress", "Request", "StopRule"],
+        "options": [
+            "NON_FINITE_SCORES",
+            "Caption",
+            "DecodingKeywords",
+            "DecodingOptions",
+            "Progress",
+            "Request",
+            "StopRule",
+            "with_keywords",
+        ],
         "transformers_generate": ["SamplingProcessor", "ScoreCheck"],
         "text_stream": ["TextStream", "stream_text"],
     },

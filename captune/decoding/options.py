@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from torch import Tensor
-
+from captune.common import did_you_mean
 from captune.errors import ConfigError, NonFiniteScoresError
-from captune.model import IMAGE_SLOT, MiniGPT4Processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captune.model import MiniGPT4Processor
 
 __all__ = [
     "NON_FINITE_SCORES",
     "Caption",
+    "DecodingKeywords",
     "DecodingOptions",
     "FeatureRows",
     "Progress",
@@ -21,6 +25,7 @@ __all__ = [
     "StopRule",
     "common_prefix",
     "raise_if_faulty",
+    "with_keywords",
 ]
 
 
@@ -79,14 +84,56 @@ class DecodingOptions:
     def __str__(self) -> str:
         """As written in a signature, such as `greedy,max40` or `beam3,lp0.6,max40`."""
         if self.sampled:
-            fields = ["sample", f"t{self.temperature:g}"]
-            fields += [f"k{self.top_k}"] * (self.top_k > 0) + [f"p{self.top_p:g}"] * (self.top_p < 1)
-            fields.append(f"seed{self.seed}")
+            parts = ["sample", f"t{self.temperature:g}"]
+            parts += [f"k{self.top_k}"] * (self.top_k > 0) + [f"p{self.top_p:g}"] * (self.top_p < 1)
+            parts.append(f"seed{self.seed}")
         else:
-            fields = ["greedy"] if self.beams == 1 else [f"beam{self.beams}", f"lp{self.length_penalty:g}"]
+            parts = ["greedy"] if self.beams == 1 else [f"beam{self.beams}", f"lp{self.length_penalty:g}"]
         if self.repetition_penalty != 1.0:
-            fields.append(f"rp{self.repetition_penalty:g}")
-        return ",".join([*fields, f"max{self.max_new_tokens}"])
+            parts.append(f"rp{self.repetition_penalty:g}")
+        return ",".join([*parts, f"max{self.max_new_tokens}"])
+
+
+class DecodingKeywords(TypedDict, total=False):
+    """Decoding options as keywords of a function: the fields of `DecodingOptions`."""
+
+    max_new_tokens: int
+    beams: int
+    length_penalty: float
+    repetition_penalty: float
+    batch_size: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    compiled: bool
+
+
+def with_keywords(options: DecodingOptions | None, keywords: Mapping[str, Any]) -> DecodingOptions | None:
+    """Decoding options with some of them replaced.
+
+    Args:
+        options: the others; None for the defaults.
+        keywords: `DecodingKeywords`.
+
+    Returns:
+        `options` itself if there are no keywords.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is of another type or out of its range.
+    """
+    if not keywords:
+        return options
+    kinds = {field.name: type(field.default) for field in fields(DecodingOptions)}
+    for name, value in keywords.items():
+        if name not in kinds:
+            known = f"the options are {', '.join(kinds)}."
+            raise ConfigError(f"There is no decoding option '{name}'; {did_you_mean(name, kinds, known)}")
+        accepted = (int, float) if kinds[name] is float else kinds[name]
+        if not isinstance(value, accepted) or isinstance(value, bool) is not (kinds[name] is bool):
+            expected = {int: "an integer", float: "a number", bool: "True or False"}[kinds[name]]
+            raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+    return replace(options or DecodingOptions(), **keywords)
 
 
 @dataclass(frozen=True)
@@ -211,6 +258,8 @@ class Progress:
 
 def common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Leading text that all prompts share, at most up to the first image and without the last token of any."""
+    from captune.model import IMAGE_SLOT  # imports torch, and options of decoding need none
+
     first = prompts[0]
     length = min(len(prompt) for prompt in prompts) - 1
     if IMAGE_SLOT in first:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captune import __version__
-from captune.errors import MetricInputError
+from captune.common import html_table
+from captune.errors import MetricInputError, MissingExtraError
 from captune.metrics.inputs import ImageId
 from captune.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from pandas import DataFrame
 
 __all__ = ["Scores", "Signature", "prompt_hash"]
 
@@ -154,9 +156,9 @@ class Signature:
 _FORMAT = "captune scores 1"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
-    """Scores of one system on one set of references.
+    """Scores of one system on one set of references; a notebook displays them as a table.
 
     Attributes:
         ids: the images, as the references name them.
@@ -203,6 +205,35 @@ class Scores:
 
     def __str__(self) -> str:
         return f"{self.format()}\n{self.signature}"
+
+    def __repr__(self) -> str:
+        return f"Scores({self.format()}, {self.signature})"
+
+    def _repr_html_(self) -> str:
+        columns = {column.name: column for key in self.statistics for column in METRICS[key].columns}
+        rows = [[name, f"{value:.4f}", columns[name].scale] for name, value in self.corpus.items()]
+        return html_table(["Metric", "Score", "Scale"], rows, notes=[self.signature])
+
+    def to_dataframe(self, *, corpus: bool = False) -> DataFrame:
+        """The scores as a pandas DataFrame with a column for each score.
+
+        Args:
+            corpus: one row, "corpus", with the scores of the complete set, instead of a row for each image. They are
+                not always means of the images' scores: BLEU adds up n-grams first.
+
+        Returns:
+            A row for each image; the index, "image", has their ids in the order of the references.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("Scores.to_dataframe", "notebook") from error
+        if corpus:
+            return pandas.DataFrame([self.corpus], index=["corpus"])
+        return pandas.DataFrame(dict(self.image_scores), index=pandas.Index(self.ids, name="image"))
 
     def format(self, names: Sequence[str] | None = None, digits: int = 4) -> str:
         """One line of names and numbers, "BLEU-1 0.5794  BLEU-2 0.4044 ...".

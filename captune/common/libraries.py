@@ -1,0 +1,62 @@
+"""Silence of libraries while captune uses them inside another program, such as a notebook."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet_libraries"]
+
+_ENVIRONMENT = {"HF_HUB_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+"""Read by libraries when they are imported."""
+_LOGGERS = ("accelerate", "bitsandbytes", "huggingface_hub", "peft", "torch.utils._pytree", "torchao", "transformers")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide warnings, logs and progress bars of libraries in the block, then restore the program's settings.
+
+    Warnings that the program has a filter for are treated as it says, so that `-W error` still finds them. Downloads
+    from the hub keep their progress bar. transformers must be installed, and is imported.
+    """
+    absent = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(absent)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(max(logger.level, logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            # Last in the list: it applies where no other filter does.
+            warnings.simplefilter("ignore", append=True)
+            with _without_bars():
+                yield
+    finally:
+        for name in absent:
+            os.environ.pop(name, None)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide progress bars of transformers, but not those of downloads."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    downloads = not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        if not downloads:
+            disable_progress_bars()
