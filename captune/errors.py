@@ -6,7 +6,8 @@
     │   ├── DataError             annotations, manifests or images that cannot be used
     │   │   ├── RefusedImagesError    some images of a batch; the others are captioned
     │   │   │   └── NonFiniteScoresError    the model's scores of them are NaN or infinite
-    │   │   └── ImageTooLargeError    an image of more pixels than the limit
+    │   │   ├── ImageTooLargeError    an image of more pixels than the limit
+    │   │   └── ChangedTextError      a text that another program changed since it was read
     │   ├── MetricInputError      predictions and references that cannot be scored
     │   ├── WeightsError          a checkpoint that is broken or belongs to another model
     │   └── MissingExtraError     an optional part of captune is not installed
@@ -25,6 +26,7 @@ from typing import Any
 
 __all__ = [
     "CaptuneError",
+    "ChangedTextError",
     "ConfigError",
     "DataError",
     "ExternalToolError",
@@ -82,6 +84,10 @@ class RefusedImagesError(DataError):
 
 class NonFiniteScoresError(RefusedImagesError):
     """The model's scores are NaN or infinite for some images of a batch; the others are captioned."""
+
+
+class ChangedTextError(DataError):
+    """A text file has another text than when it was read, so it is not replaced."""
 
 
 class ImageTooLargeError(DataError):

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from captune.bulk.caption_template import PLAIN
 from captune.bulk.output import COMMAND, Row, as_text, read_rows, write_rows
 from captune.bulk.shards import FileState, PathShard, Shard, is_changed
 from captune.bulk.sources import Inputs
@@ -49,12 +50,14 @@ class JobIdentity:
         fingerprint: of its weights.
         instruction: the prompt for every image.
         decoding: how captions are decoded.
+        template: of the text that is written for a caption.
     """
 
     model: str
     fingerprint: str
     instruction: str | None
     decoding: str
+    template: str = PLAIN
 
 
 class Job:
@@ -103,6 +106,8 @@ class Job:
         for shard in self.shards:
             self.is_done(shard)
         folder.mkdir(parents=True, exist_ok=True)
+        if identity.template == PLAIN:
+            del record["template"]
         with atomic_file(folder / "job.json") as stream:
             json.dump(record, stream, indent=2, ensure_ascii=False)
             stream.write("\n")
@@ -226,7 +231,7 @@ class Job:
             return expected | {"lists": []}
         try:
             record: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
-            there = {key: record[key] for key in expected}
+            there = {key: record.get(key, PLAIN) if key == "template" else record[key] for key in expected}
             lists = [str(name) for name in record["lists"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{path}' is broken ({error!r}); give another folder.") from error

@@ -1,38 +1,41 @@
-"""The output files of a job: JSON Lines, parquet, or a text file per image, each complete or absent."""
+"""The output files of a job: JSON Lines, parquet, CSV, or coco-caption's result JSON, each complete or absent.
+
+CSV is for people: UTF-8 with a byte order mark, without which Excel reads letters with accents wrongly, CRLF as Excel
+writes it, and an apostrophe in front of a cell that a spreadsheet would compute. `captune score` and `captune prepare
+table` read it back. The result JSON is a list of `{"image_id": ..., "caption": ...}` as `COCO.loadRes` of pycocotools
+and evaluation servers take it: an id that is an integer, or a file name with COCO's twelve digits, is a number there.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from captune.data import atomic_file, is_unicode, name_as_text, output_file
+from captune.data import CsvWriter, is_unicode, name_as_text, output_file
 from captune.errors import DataError, MissingExtraError
 from captune.parsing import load_json
 
 __all__ = [
     "COMMAND",
-    "FORMATS",
     "Row",
     "as_text",
-    "has_text",
     "read_rows",
-    "shared_texts",
-    "text_path",
     "write_rows",
-    "write_texts",
 ]
-
-FORMATS: Final = ("jsonl", "parquet", "txt")
-"""Formats of captions."""
 
 COMMAND: Final = "caption"
 """Whose outputs these are, for `captune.data.outputs`."""
 
 Row = dict[str, Any]
 """`id`, `image`, `caption`, and `stopped`: whether the caption ended with the stop token, not at the limit."""
+
+CSV_COLUMNS: Final = ("id", "image", "caption")
+
+_INTEGER = re.compile(r"(0|[1-9]\d{0,17})", re.ASCII)
+_COCO_FILE = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.ASCII)
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -41,16 +44,23 @@ def write_rows(path: Path, rows: Iterable[Row], note: dict[str, Any] | None = No
     """Write rows into a file completely or not at all; its ending gives the format.
 
     Args:
-        path: `.jsonl` or `.parquet`.
+        path: `.jsonl`, `.parquet`, `.csv` or `.json`.
         rows: of captions, or of a quarantine (`id`, `image`, `reason`).
         note: what is kept about the file; see `captune.data.outputs.output_note`.
 
     Raises:
         MissingExtraError: parquet is requested and pyarrow is not installed.
+        DataError: two images would have one number in coco-caption's JSON.
         OSError: from the file system.
     """
     if path.suffix == ".parquet":
         _write_parquet(path, list(map(as_text, rows)), note)
+        return
+    if path.suffix == ".csv":
+        _write_csv(path, rows, note)
+        return
+    if path.suffix == ".json":
+        _write_results(path, rows, note)
         return
     with output_file(path, command=COMMAND, note=note) as stream:
         for row in rows:
@@ -87,50 +97,6 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"'{path}' is no file of captions that captune wrote ({error}); remove it.") from error
 
 
-def text_path(image: str) -> Path:
-    """Where the caption of an image is written as a text file: next to it, under its name."""
-    return Path(image).with_suffix(".txt")
-
-
-def write_texts(rows: Sequence[Row], paths: Mapping[str, str]) -> None:
-    """Write each caption into a text file next to its image.
-
-    Args:
-        rows: of captions.
-        paths: id to path of each image file.
-    """
-    for row in rows:
-        with atomic_file(text_path(paths[row["id"]]), "w") as stream:
-            stream.write(row["caption"] + "\n")
-
-
-def shared_texts(images: Iterable[str]) -> dict[str, list[str]]:
-    """Images whose captions would be written to one text file, such as those of `a.jpg` and `a.png`.
-
-    Args:
-        images: paths of image files.
-
-    Returns:
-        The path of the text file, and its images.
-    """
-    groups: dict[str, list[str]] = {}
-    for image in images:
-        text = text_path(image)
-        real = os.path.join(os.path.realpath(text.parent), text.name)
-        # On a file system that does not distinguish capitals from small letters, `A.txt` is `a.txt`.
-        folded = os.path.lexists(text.with_name(Path(image).name.swapcase()))
-        groups.setdefault(real.casefold() if folded else real, []).append(image)
-    return {str(text_path(group[0])): group for group in groups.values() if len(group) > 1}
-
-
-def has_text(image: str) -> bool:
-    """Whether a text file with something in it is next to an image."""
-    try:
-        return os.path.getsize(text_path(image)) > 0
-    except OSError:
-        return False
-
-
 def _write_parquet(path: Path, rows: list[Row], note: dict[str, Any] | None) -> None:
     try:
         import pyarrow
@@ -143,3 +109,38 @@ def _write_parquet(path: Path, rows: list[Row], note: dict[str, Any] | None) -> 
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     with output_file(path, "wb", command=COMMAND, note=note) as stream:
         parquet.write_table(table, stream, compression="zstd")
+
+
+def _write_csv(path: Path, rows: Iterable[Row], note: dict[str, Any] | None) -> None:
+    with output_file(path, command=COMMAND, note=note, newline="") as stream:
+        stream.write("\ufeff")
+        writer = CsvWriter(stream, lineterminator="\r\n")
+        writer.writerow(CSV_COLUMNS)
+        for row in rows:
+            texts = as_text(row)
+            # A line break in a cell is read differently by spreadsheets and by line-based tools.
+            writer.writerow([" ".join(str(texts[column]).splitlines()) for column in CSV_COLUMNS])
+
+
+def _write_results(path: Path, rows: Iterable[Row], note: dict[str, Any] | None) -> None:
+    """A list of one object a line."""
+    seen: dict[str | int, str] = {}
+    with output_file(path, command=COMMAND, note=note) as stream:
+        stream.write("[")
+        for number, row in enumerate(map(as_text, rows)):
+            image = _coco_id(row["id"])
+            if image in seen:
+                raise DataError(
+                    f"'{seen[image]}' and '{row['id']}' would have the same image_id {image} in '{path}'; give --out a "
+                    "name with the ending .jsonl."
+                )
+            seen[image] = row["id"]
+            stream.write(",\n" if number else "\n")
+            stream.write(_encode({"image_id": image, "caption": row["caption"]}))
+        stream.write("\n]\n")
+
+
+def _coco_id(name: str) -> str | int:
+    """The id of an image in a result file: a number where COCO has one."""
+    match = _INTEGER.fullmatch(name) or _COCO_FILE.fullmatch(name)
+    return name if match is None else int(match[1])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from captune.bulk.caption_template import CaptionTemplate
 from captune.bulk.job import Job
 from captune.bulk.shards import Shard
 from captune.bulk.work import Captions, Progress, caption_shard
@@ -45,6 +46,7 @@ class Workers:
         cpus: processors of each.
         gpus: graphics cards of each.
         address: of a cluster; a cluster of this machine alone is started by default.
+        template: of the text that is written; None is the caption alone.
     """
 
     load: Callable[[], Captioner]
@@ -54,13 +56,15 @@ class Workers:
     cpus: float = 1
     gpus: float = 0
     address: str | None = None
+    template: CaptionTemplate | None = None
 
 
 class _Worker:
     """One actor."""
 
     def __init__(self, workers: Workers, job: Job) -> None:
-        self._captions = Captions(workers.load(), workers.options, workers.instruction, max(1, int(workers.cpus)))
+        threads = max(1, int(workers.cpus))
+        self._captions = Captions(workers.load(), workers.options, workers.instruction, threads, workers.template)
         self._job = job
 
     def run(self, shard: Shard) -> tuple[int, int]:

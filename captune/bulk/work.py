@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
+from captune.bulk.caption_template import CaptionTemplate
 from captune.bulk.job import Job
 from captune.bulk.output import Row
 from captune.bulk.shards import Entry, FileState, Item, Rejected, Shard, file_states
@@ -176,12 +177,14 @@ class Captions:
         options: how it decodes.
         instruction: the prompt for every image; None is the captioner's default.
         workers: threads that decode images; as many as processors by default, at most eight.
+        template: of the text that is written; None is the caption alone.
     """
 
     captioner: Captioner
     options: DecodingOptions
     instruction: str | None = None
     workers: int | None = None
+    template: CaptionTemplate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +272,16 @@ def _caption(
                 {"id": entry.id, "image": entry.image, "reason": f"the image '{entry.image}': {reason}"}
                 for entry, reason in refused
             ]
-        rows = [
-            {"id": entry.id, "image": entry.image, "caption": caption.text, "stopped": caption.stopped}
-            for (entry, _), caption in zip(good, made, strict=True)
-            if caption is not None
-        ]
+        template = captions.template
+        for (entry, _), caption in zip(good, made, strict=True):
+            if caption is None:
+                continue
+            try:
+                text = caption.text if template is None else template.text(caption.text, entry)
+            except (DataError, OSError) as error:
+                bad = [*bad, {"id": entry.id, "image": entry.image, "reason": str(error)}]
+                continue
+            rows.append({"id": entry.id, "image": entry.image, "caption": text, "stopped": caption.stopped})
     if on_count is not None:
         on_count(len(rows), len(bad))
     return rows, bad

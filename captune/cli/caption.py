@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -19,15 +19,16 @@ from captune.cli.progress import caption_progress
 from captune.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:
-    from captune.bulk import Captions, Entry, Inputs, Job, Row, Workers
+    from captune.bulk import Captions, CaptionTemplate, Entry, Existing, Inputs, Job, Row, Workers
     from captune.captioner import Captioner
-    from captune.decoding import DecodingOptions
 
 __all__ = ["caption"]
 
 _QUARANTINED = 2
 """Exit code when some images could not be captioned: their files are wrong."""
-_FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html", ".md")
+_OUTPUT_FILES = (".jsonl", ".parquet", ".csv", ".json")
+"""Endings of single output files."""
+_FILE_ENDINGS = (".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html", ".md")
 """Endings of files, which are refused as names of folders."""
 
 
@@ -76,6 +77,48 @@ class _Loading:
 
 
 @dataclass(frozen=True)
+class _Text:
+    """The text that is written for a caption."""
+
+    trigger: Annotated[str | None, typer.Option(help="Trigger word; written before the caption and a comma.")] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Text with {caption}, {trigger}, {stem} and {folder} of the image, and {existing} text next to it.",
+            show_default="'{caption}', with --trigger '{trigger}, {caption}'",
+        ),
+    ] = None
+    prefix: Annotated[str, typer.Option(help="Text before each caption, as it is.", show_default=False)] = ""
+    suffix: Annotated[str, typer.Option(help="Text after each caption, as it is.", show_default=False)] = ""
+    existing: Annotated[
+        Literal["skip", "overwrite", "append", "prepend", "error"] | None,
+        typer.Option(
+            help="With --txt, for images that have a text; a replaced text is kept in .captune/texts.jsonl.",
+            show_default="skip",
+        ),
+    ] = None
+
+    def parsed(self, *, txt: bool) -> CaptionTemplate:
+        """The template of all texts.
+
+        Raises:
+            ConfigError: it is wrong.
+            typer.BadParameter: --existing does not fit the other options.
+        """
+        from captune.bulk import parse_template
+
+        if self.existing is not None and not txt:
+            raise typer.BadParameter(f"--existing {self.existing} is for text files next to images; add --txt.")
+        template = parse_template(self.template, trigger=self.trigger, prefix=self.prefix, suffix=self.suffix)
+        if txt and template.reads_existing and self.existing in ("append", "prepend"):
+            raise typer.BadParameter(
+                f"--template has {{existing}}, and --existing {self.existing} would add it again; give --existing "
+                "overwrite."
+            )
+        return template
+
+
+@dataclass(frozen=True)
 class _Engine:
     """Where a job runs."""
 
@@ -89,14 +132,15 @@ class _Engine:
         str | None, typer.Option(help="Ray cluster to join; by default one is started on this machine.")
     ] = None
 
-    def workers(self, load: Callable[[], Captioner], options: DecodingOptions) -> Workers:
+    def workers(self, load: Callable[[], Captioner], captions: Captions) -> Workers:
         """The Ray actors of a job."""
         import torch
 
         from captune.bulk import Workers
 
         gpus = self.actor_gpus if self.actor_gpus is not None else float(torch.cuda.is_available())
-        return Workers(load, options, None, self.actors, self.actor_cpus, gpus, self.ray_address)
+        options, template = captions.options, captions.template
+        return Workers(load, options, None, self.actors, self.actor_cpus, gpus, self.ray_address, template)
 
 
 @with_shared_options
@@ -115,12 +159,20 @@ def caption(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for one file a shard, or one file ending in .jsonl or .parquet. Default: stdout."),
+        typer.Option(
+            help="A folder for one file a shard, or one file: .jsonl, .parquet, .csv for spreadsheets, or .json as "
+            "coco-caption reads it. Default: stdout."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file at --out that this command did not write.")
     ] = False,
-    txt: Annotated[bool, typer.Option("--txt", help="Write a .txt next to each image that has none.")] = False,
+    txt: Annotated[
+        bool, typer.Option("--txt", help="Write a .txt next to each image that has none; see --existing.")
+    ] = False,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Exit with 0 if some images could not be captioned, but not all.")
+    ] = False,
     output_format: Annotated[
         Literal["jsonl", "parquet"], typer.Option("--format", help="Format of the files in the folder.")
     ] = "jsonl",
@@ -133,6 +185,7 @@ def caption(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.", min=1)] = None,
     *,
+    text: _Text,
     decoding: _Decoding,
     loading: _Loading,
     engine: _Engine,
@@ -140,7 +193,7 @@ def caption(
     """Caption images; finished ones are skipped, and unreadable files are put into quarantine with the reason.
 
     With --out FOLDER, killing the command at any point loses at most the current shard: the same command resumes. Exit
-    code 2 when images could not be captioned; they are listed in quarantine.jsonl.
+    code 2 when images could not be captioned; they are listed in quarantine.jsonl (--allow-failed: 0).
 
     Examples:
         captune caption runs/photos/checkpoints/epoch-002 photo.jpg
@@ -150,12 +203,17 @@ def caption(
     from captune.preflight import check_named_model, extra_imports, require_extra
 
     part_number, parts = _part(part)
+    template = text.parsed(txt=txt)
     images = _read_inputs(inputs, split, image_column, id_column)
     output, uses_ray = _output(out, output_format), engine.engine == "ray"
     if output is not None and output.file is not None and parts > 1:
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
     if txt and (output is not None or uses_ray or parts > 1 or images.archives):
         raise typer.BadParameter("--txt writes next to image files: it takes no --out, tars, parquet, Ray or parts.")
+    if template.reads_existing and images.archives:
+        raise typer.BadParameter("--template has {existing}, which images in tars and parquet files do not have.")
+    if txt:
+        _check_texts(images, text.existing)
     needs_bulk = uses_ray or loading.fast_decode or (output is not None and output.ending == "parquet")
     require_extra("captune caption", "train", *(["bulk"] if needs_bulk else []))
     check_named_model(model)
@@ -166,16 +224,48 @@ def caption(
             from captune.captioner import Captioner
 
         load = partial(Captioner.from_pretrained, model, **asdict(loading))
-        captions = _captions(load(), decoding, workers)
-        if output is None:
-            rejected = _write_texts_next_to_images(captions, images) if txt else _print_captions(captions, images)
+        captions = _captions(load(), decoding, workers, template)
+        if txt:
+            count = _write_texts_next_to_images(captions, images, text.existing or "skip")
+        elif output is None:
+            count = _print_captions(captions, images)
         else:
-            actor = engine.workers(load, captions.options) if uses_ray else None
-            rejected = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
-    raise typer.Exit(_QUARANTINED if rejected else 0)
+            actor = engine.workers(load, captions) if uses_ray else None
+            count = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
+    if count.rejected and not (allow_failed and count.captioned):
+        raise typer.Exit(_QUARANTINED)
+    _show_next(output)
 
 
-def _captions(captioner: Captioner, decoding: _Decoding, workers: int | None) -> Captions:
+@dataclass(frozen=True)
+class _Count:
+    """Images of a command, those of earlier calls included."""
+
+    captioned: int
+    rejected: int
+
+
+def _show_next(output: _Output | None) -> None:
+    """Name the command that uses the captions next."""
+    from captune.cli.next_command import show_next
+
+    if output is not None and output.file is not None and output.file.suffix != ".parquet":
+        show_next(["score", "--references", "REFERENCES", "--predictions", output.file], "score the captions")
+
+
+def _check_texts(images: Inputs, existing: str | None) -> None:
+    """Refuse images with a text under --existing error, before a model is loaded.
+
+    Raises:
+        DataError: there are such images.
+    """
+    from captune.bulk import TextFiles
+
+    if existing == "error":
+        TextFiles("error", "").waiting(images.paths)
+
+
+def _captions(captioner: Captioner, decoding: _Decoding, workers: int | None, template: CaptionTemplate) -> Captions:
     """What captions images with a loaded model.
 
     Raises:
@@ -189,7 +279,7 @@ def _captions(captioner: Captioner, decoding: _Decoding, workers: int | None) ->
         raise typer.BadParameter(
             f"--compile is for MiniGPT-4; {captioner.name} decodes by transformers' generate: leave it out."
         )
-    return Captions(captioner, DecodingOptions(**asdict(decoding)), workers=workers)
+    return Captions(captioner, DecodingOptions(**asdict(decoding)), workers=workers, template=template)
 
 
 def _read_inputs(inputs: list[str], split: str | None, image_column: str | None, id_column: str | None) -> Inputs:
@@ -228,12 +318,12 @@ def _output(out: Path | None, output_format: str) -> _Output | None:
     """The output of --out and --format; None without --out."""
     if out is None:
         return None
-    if out.suffix in (".jsonl", ".parquet") and not out.is_dir():
-        return _Output(_parts_of(out), out.suffix[1:], out)
+    if out.suffix in _OUTPUT_FILES and not out.is_dir():
+        return _Output(_parts_of(out), "parquet" if out.suffix == ".parquet" else "jsonl", out)
     if out.suffix.lower() in _FILE_ENDINGS and not out.is_dir():
         raise typer.BadParameter(
-            f"--out {out} has the ending of a file, and captions are written as .jsonl or .parquet; a name without "
-            "ending is a folder."
+            f"--out {out} has the ending of a file, and captions are written as {', '.join(_OUTPUT_FILES[:-1])} or "
+            f"{_OUTPUT_FILES[-1]}; a name without ending is a folder."
         )
     return _Output(out, output_format)
 
@@ -273,13 +363,15 @@ def _run_job(
     shard_size: int,
     actor: Workers | None,
     part: tuple[int, int],
-) -> int:
-    """Caption the open shards of a job; returns the number of images in quarantine."""
+) -> _Count:
+    """Caption the open shards of a job."""
     from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards, run_with_ray
     from captune.data import plural
 
     captioner = captions.captioner
-    identity = JobIdentity(captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options))
+    identity = JobIdentity(
+        captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options), str(captions.template)
+    )
     job = Job(output.folder, images, identity, ending=output.ending, shard_size=shard_size)
     shards = job.shards[part[0] :: part[1]]
     open_shards = job.open_shards(*part)
@@ -306,7 +398,7 @@ def _run_job(
         typer.echo(f"{many} could not be captioned; {output.folder / 'quarantine.jsonl'} lists the reasons.", err=True)
     if output.file is not None:
         _write_one_file(output.file, job)
-    return rejected
+    return _Count(sum(1 for _ in islice(job.rows(), 1)), rejected)
 
 
 def _part(option: str | None) -> tuple[int, int]:
@@ -319,28 +411,33 @@ def _part(option: str | None) -> tuple[int, int]:
     return int(first), int(count)
 
 
-def _print_captions(captions: Captions, inputs: Inputs) -> int:
-    """Print captions: plain text for one image, JSON Lines for several. Returns the number of failed images."""
+def _print_captions(captions: Captions, inputs: Inputs) -> _Count:
+    """Print captions: plain text for one image, JSON Lines for several."""
     from captune.bulk import as_text, caption_entries, once
 
     alone = len(inputs.paths) == 1 and not inputs.archives
-    rejected = 0
+    captioned = rejected = 0
     for rows, bad in caption_entries(captions, once(_entries(inputs), "another archive")):
         for row in rows:
             line = row["caption"] if alone else json.dumps(as_text(row), ensure_ascii=False)
             sys.stdout.buffer.write(f"{line}\n".encode())
         sys.stdout.buffer.flush()
+        captioned += len(rows)
         rejected += _print_reasons(bad)
-    return rejected
+    return _Count(captioned, rejected)
 
 
-def _write_texts_next_to_images(captions: Captions, inputs: Inputs) -> int:
-    """Write a text file next to each image that has none. Returns the number of failed images."""
-    from captune.bulk import Item, Progress, caption_entries, has_text, shared_texts, write_texts
+def _write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Existing) -> _Count:
+    """Write a text file next to each image, and treat existing ones as `existing` says."""
+    from captune.bulk import Item, Progress, TextFiles, caption_entries, job_hash, shared_texts
+    from captune.data import plural
 
-    waiting = {name: path for name, path in inputs.paths.items() if not has_text(path)}
-    skipped = len(inputs.paths) - len(waiting)
-    rejected = 0
+    captioner = captions.captioner
+    identity = (captioner.name, captioner.fingerprint, captioner.instruction, captions.options, captions.template)
+    texts = TextFiles(existing, job_hash(*map(str, identity), existing))
+    waiting = texts.waiting(inputs.paths)
+    skipped = len(inputs.paths) - len(waiting) - texts.done
+    captioned = rejected = 0
     for text, images in shared_texts(waiting.values()).items():
         named = " and ".join(f"'{image}'" for image in images)
         typer.echo(f"captune: the captions of {named} would be written to the same file '{text}'.", err=True)
@@ -350,13 +447,20 @@ def _write_texts_next_to_images(captions: Captions, inputs: Inputs) -> int:
         progress = Progress(1, len(waiting), listener=show)
         entries: Iterator[Entry] = (Item(name, path, Path(path)) for name, path in waiting.items())
         for rows, bad in caption_entries(captions, entries, progress.count):
-            write_texts(rows, waiting)
-            rejected += _print_reasons(bad)
-    before = f"; {skipped:,} had a text file already" if skipped else ""
+            failed = texts.write(rows, waiting)
+            captioned += len(rows) - len(failed)
+            rejected += _print_reasons([*bad, *failed])
+    captioned -= texts.kept
+    before = f"; {skipped + texts.kept:,} had a text file already" if skipped + texts.kept else ""
+    done = f"; {plural(texts.done, 'image')} captioned before" if texts.done else ""
     missing = f"; {rejected:,} could not be captioned" if rejected else ""
-    written = "1 caption was" if progress.captioned == 1 else f"{progress.captioned:,} captions were"
-    typer.echo(f"{written} written next to their images{before}{missing}.", err=True)
-    return rejected
+    written = "1 caption was" if captioned == 1 else f"{captioned:,} captions were"
+    typer.echo(f"{written} written next to their images{before}{done}{missing}.", err=True)
+    if texts.replaced:
+        typer.echo(
+            f"{plural(texts.replaced, 'earlier text')}: kept in .captune/texts.jsonl next to the images.", err=True
+        )
+    return _Count(captioned + skipped + texts.kept + texts.done, rejected)
 
 
 def _parts_of(out: Path) -> Path:

@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TextIO, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from captune.errors import DataError
 
@@ -136,7 +136,7 @@ class CsvWriter:
         lineterminator: between lines.
     """
 
-    def __init__(self, stream: TextIO, lineterminator: str = "\n") -> None:
+    def __init__(self, stream: IO[str], lineterminator: str = "\n") -> None:
         self._writer = csv.writer(stream, lineterminator=lineterminator)
 
     def writerow(self, cells: Iterable[Any]) -> None:

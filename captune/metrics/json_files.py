@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captune.data import BYTE_ORDER_MARKS
+from captune.data import BYTE_ORDER_MARKS, plain_cell
 from captune.errors import MetricInputError
 from captune.parsing import DuplicateKeyError, unique_keys_hook
 
@@ -246,7 +246,8 @@ def _rows(
             continue
         if len(row) != len(columns):
             raise MetricInputError(f"{name}, line {line}: has {len(row)} columns where {len(columns)} are expected.")
-        cells = dict(zip(columns, row, strict=True))
+        # `captune.data.CsvWriter` writes an apostrophe in front of what a spreadsheet would compute.
+        cells = dict(zip(columns, map(plain_cell, row) if quotes else row, strict=True))
         if _WHOLE_FLOAT.fullmatch(cells[id_column]):
             cells[id_column] = cells[id_column].partition(".")[0]
         yield f"line {line}", cells

@@ -14,7 +14,8 @@ from bulk_words import IDENTITY, Words, captions, draw, files_of, write_tar
 from PIL import Image
 
 from captune.bulk import Job, make_ids_unique, read_inputs, run_shards
-from captune.bulk.output import read_rows, shared_texts
+from captune.bulk.output import read_rows
+from captune.bulk.text_files import shared_texts
 from captune.errors import DataError
 
 

@@ -127,6 +127,50 @@ def test_text_files_next_to_the_images(run: Run, photos: Path, tmp_path: Path) -
     assert all(len(file.with_suffix(".txt").read_text().split()) > 2 for file in files)
 
 
+def test_texts_for_an_image_generator(run: Run, photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "10_sks dog"
+    shutil.copytree(photos, images)
+    files = sorted(images.iterdir())
+    words = files[0].with_suffix(".txt")
+    words.write_text("my own words\n")
+    options = ("--trigger", "sks", "--suffix", " [v1]", "--txt", "--existing", "append")
+    refused = run(images, "--txt", "--existing", "error")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert f"'{files[0]}' had a text already; --existing skip" in refused.err
+    plain = json.loads(run(*files[:2]).out.splitlines()[0])["caption"]
+    for expected in ("6 captions were", "0 captions were"):
+        done = run(images, *options)
+        assert done.code == 0
+        assert f"{expected} written next to their images" in done.err
+        assert words.read_text() == f"my own words, sks, {plain} [v1]\n"
+    assert "6 images captioned before" in done.err
+    history = rows(images / ".captune" / "texts.jsonl")
+    assert [row["before"] for row in history] == ["my own words\n", *[None] * 5]
+
+
+def test_files_for_spreadsheets_and_evaluation_servers(run: Run, photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    (images / "bad.jpg").write_bytes(b"no image")
+    for name in ("c.csv", "c.json", "c.jsonl"):
+        out, template = tmp_path / name, ("--template", "{stem}: {caption}")
+        assert run(images, "--out", out, *template).code == 2
+        done = run(images, "--out", out, *template, "--allow-failed")
+        assert done.code == 0
+        assert "1 image could not be captioned" in done.err
+        other = run(images, "--out", out)
+        assert other.code == 2
+        assert "holds captions with template '{stem}: {caption}', and now it is '{caption}'" in other.err
+        assert rows(tmp_path / f"{out.stem}.quarantine.jsonl")[0]["id"] == "bad.jpg"
+        scored = run("--references", tmp_path / "c.csv", "--predictions", out, "--json", name="score")
+        assert json.loads(scored.out)["scores"]["BLEU-4"] == pytest.approx(1)
+    captions = [row["caption"] for row in rows(tmp_path / "c.jsonl")]
+    assert captions[0].startswith(f"{min(photos.iterdir()).stem}: ")
+    assert [row["caption"] for row in json.loads((tmp_path / "c.json").read_text())] == captions
+    alone = run(images / "bad.jpg", "--allow-failed")
+    assert alone.code == 2
+
+
 def test_images_that_share_a_text_file_get_none(run: Run, photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.iterdir())
     for source, name in zip(files, ("a.jpg", "a.png", "b.jpg"), strict=False):
@@ -225,7 +269,10 @@ def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp
         ((".", "--beams", "0"), "beams is 0"),
         ((".", "--part", "3/2", "--out", "x"), "expected K/N"),
         ((".", "--txt", "--out", "x"), "--txt writes next to image files"),
-        ((".", "--out", "captions.csv"), "captions are written as .jsonl or .parquet"),
+        ((".", "--out", "captions.xlsx"), "captions are written as .jsonl, .parquet, .csv or .json;"),
+        ((".", "--template", "{captoin}"), "there is no field {captoin}; did you mean 'caption'?"),
+        ((".", "--existing", "append"), "--existing append is for text files next to images; add --txt"),
+        ((".", "--txt", "--existing", "append", "--template", "{existing} {caption}"), "would add it again"),
         ((".", "--device", "cuda:99"), "There is no device 'cuda:99'; here are: cpu"),
         ((".", "--device", "gpu"), "There is no device 'gpu'; here are: cpu"),
         ((".", "--instruction", " "), "The instruction is empty"),
