@@ -80,6 +80,8 @@ class _Loading:
 class _Text:
     """The text that is written for a caption."""
 
+    PANEL: ClassVar[str] = "Text of a caption"
+
     trigger: Annotated[str | None, typer.Option(help="Trigger word; written before the caption and a comma.")] = None
     template: Annotated[
         str | None,
@@ -198,7 +200,7 @@ def caption(
     Examples:
         captune caption runs/photos/checkpoints/epoch-002 photo.jpg
         captune caption toy photos --out captions.jsonl
-        captune caption Salesforce/blip-image-captioning-base photos --txt
+        captune caption Salesforce/blip-image-captioning-base photos --txt --trigger sks
     """
     from captune.preflight import check_named_model, extra_imports, require_extra
 
