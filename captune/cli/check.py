@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captune.cli.next_command import show_next
 from captune.cli.prepare_common import Callbacks, Check, ProblemsFile, counts_in_words, summary_as_json, with_progress
 
 if TYPE_CHECKING:
-    from captune.data import Summary, TargetFlaw
+    from captune.data import Issue, Summary, TargetFlaw
 
 __all__ = ["check"]
 
@@ -44,23 +45,44 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 for notes, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
     problems: ProblemsFile = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a manifest without bad rows and without training images that are also evaluated.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files at --fix and --problems that this command did not write.")
+    ] = False,
 ) -> None:
     """Check every row, caption and image of a manifest; exit with 2 when training would fail on it.
 
     With --against, images of the other manifest that are among this one's training images (the first --split) are
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
 
+    --fix writes the good rows to another file and leaves the original unchanged. If a picture is in the training split
+    and in another one (of this manifest or of --against), the training image is left out. Each row that is left out is
+    listed in the file of --problems, by default one next to the new manifest.
+
     Examples:
         captune check photos/manifest.jsonl
-        captune check photos/manifest.jsonl --split train,test --json
+        captune check photos/manifest.jsonl --fix photos/clean.jsonl
+        captune check photos/manifest.jsonl --split train --split test --json
         captune check train.jsonl --against test.jsonl
     """
     from captune.config import split_names
     from captune.data import SourceFile, check_manifest, check_output, plural
 
+    _refuse_other_formats(manifest)
+    reads = [manifest, *(against or [])]
+    if fix is not None:
+        problems = problems or fix.with_name(f"{fix.name.removesuffix('.jsonl')}.left-out.jsonl")
+        check_output(fix, command="check", reads=[*reads, problems], overwrite=overwrite, option="--fix")
     if problems is not None:
-        check_output(problems, command="check", reads=[manifest, *(against or [])], option="--problems")
+        check_output(problems, command="check", reads=reads, overwrite=overwrite, option="--problems")
     flaw = None if model is None else _flaw_finder(model)
+    bad: set[int] = set()
     reading = SourceFile(manifest)
     with with_progress(manifest.name, reading, problems, "check") as callbacks:
         summary = check_manifest(
@@ -71,9 +93,12 @@ def check(
             max_words=max_words,
             flaw=flaw,
             progress=callbacks.progress,
-            on_issue=callbacks.on_issue,
+            on_issue=_and_collect(bad, callbacks.on_issue),
         )
         fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
+        if fix is not None:
+            _write_fixed(manifest, fix, problems, split, against or [], bad, summary, callbacks, as_json)
+            return
         leaks = [_compare(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
     leaked = any(report["leaked"] for report in leaks)
     failed = bool(fatal or (strict and notes) or (leaked and not allow_leaks))
@@ -85,8 +110,113 @@ def check(
         lines = [f"{manifest}: {verdict}", *counts_in_words(summary), *histogram(summary.words_per_caption)]
         lines += [f"  {report['against']}: {report['in_words']}" for report in leaks]
         print("\n".join(lines))
+    fixed = manifest.with_name(f"{manifest.name.removesuffix('.jsonl')}-clean.jsonl")
     if failed:
+        if summary.images and (bad or leaked):
+            others = [word for other in against or [] for word in ("--against", str(other))]
+            show_next(["check", manifest, *others, "--fix", fixed], "write a manifest without them")
         raise typer.Exit(2)
+    show_next(["init", manifest], "configure a run")
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Refuse a folder or a table, with the command that makes a manifest of it.
+
+    Raises:
+        DataError: it is one.
+    """
+    import shlex
+
+    from captune.cli.guessed_columns import column_options
+    from captune.data.importers import Columns, guess_table
+    from captune.errors import DataError, MissingExtraError
+
+    out = f"{path.name.split('.')[0]}.jsonl"
+    out = f"{path.name.split('.')[0]}-manifest.jsonl" if out == path.name else out
+    if path.is_dir():
+        command = shlex.join(["captune", "init", str(path)])
+        raise DataError(f"'{path}' is a folder and not a manifest; make one with: {command}")
+    try:
+        guess = guess_table(path)
+    except MissingExtraError:
+        raise
+    except DataError:
+        if path.is_file() and path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+            raise
+        return  # reported when the manifest is read
+    if guess.kind == "manifest" or {"image", "captions"} <= set(guess.names):
+        return
+    if guess.kind == "table" and guess.columns is None and path.suffix.lower() not in (".csv", ".tsv", ".tab"):
+        return
+    words = ["captune", "prepare", guess.kind if guess.kind in ("coco", "karpathy") else "table", str(path)]
+    if guess.kind == "table":
+        # Names that nobody can guess stay as the ones to replace.
+        words += column_options(guess.columns or Columns("IMAGE", "CAPTION"))
+    command = shlex.join([*words, "--out", out])
+    raise DataError(f"'{path}' is a table and not a manifest; make one with: {command}")
+
+
+def _and_collect(lines: set[int], on_issue: Callable[[Issue], None] | None) -> Callable[[Issue], None]:
+    """A callback that also collects the lines of rows that training would fail on."""
+    from captune.data import NOTES
+
+    def collect(issue: Issue) -> None:
+        if issue.kind not in NOTES and issue.line:
+            lines.add(issue.line)
+        if on_issue is not None:
+            on_issue(issue)
+
+    return collect
+
+
+def _write_fixed(
+    manifest: Path,
+    out: Path,
+    problems: Path | None,
+    split: list[str],
+    against: list[Path],
+    bad: set[int],
+    summary: Summary,
+    callbacks: Callbacks,
+    as_json: bool,
+) -> None:
+    """Write the good rows, print what was left out, and exit with 2 if a needed split is empty then."""
+    from captune.config import split_names
+    from captune.data import leaked_training_rows, manifest_hash, printable, rewrite_manifest
+
+    leaks = leaked_training_rows(
+        manifest, train_splits=split_names(split[0]), against=against, skipped=bad, progress=callbacks.share
+    )
+    for issue in leaks:
+        summary.problems.add(issue)
+    left_out = bad | {issue.line for issue in leaks}
+    splits = rewrite_manifest(manifest, out, skipped=left_out, command="check")
+    needed = [name for names in split for name in split_names(names)]
+    empty = [name for name in needed if not splits[name]]
+    counts = ", ".join(f"{printable(name)} {count:,}" for name, count in splits.items())
+    if as_json:
+        answer = {
+            "manifest": str(out),
+            "sha256": manifest_hash(out),
+            "images": splits.total(),
+            "splits": dict(splits),
+            "left_out": len(left_out),
+            "problems": dict(summary.problems.counts),
+            "problems_file": str(problems),
+            "ok": not empty,
+        }
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        lines = [f"{manifest} -> {out}", f"  images    {splits.total():>10,}   {counts}"]
+        lines.append(f"  left out  {len(left_out):>10,}   rows, each of them in {problems}")
+        if summary.problems:
+            lines += [f"  problems  {len(summary.problems):>10,}   {summary.problems.in_words()}"]
+            lines.append(summary.problems.listing())
+        print("\n".join(lines))
+    if empty:
+        typer.echo(f"captune: the new manifest has no images of the split '{empty[0]}', which was required.", err=True)
+        raise typer.Exit(2)
+    show_next(["init", out], "configure a run")
 
 
 def _compare(
@@ -123,7 +253,7 @@ def histogram(words: Counter[int]) -> list[str]:
         bars[length // width] += count
     highest = max(bars.values())
     lines = ["  words a caption:"]
-    for index in range(max(bars) + 1):
+    for index in range(min(bars), max(bars) + 1):
         first = index * width
         label = f"{first}" if width == 1 else f"{first}-{first + width - 1}"
         bar = "#" * math.ceil(bars[index] / highest * _BAR_WIDTH)

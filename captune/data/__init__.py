@@ -12,6 +12,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.data.atomic import atomic_file, atomic_folder, is_stream, partial_folder, temporary_folder
     from captune.data.checks import TargetFlaw, check_manifest
+    from captune.data.cleaning import leaked_training_rows, rewrite_manifest, split_manifest
     from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
     from captune.data.delimited import CsvWriter, plain_cell
     from captune.data.ids import SeenIds, id_text
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
         to_pixels,
     )
     from captune.data.importing import Summary, prepare
-    from captune.data.issues import Issue, plural, printable
+    from captune.data.issues import NOTES, Issue, plural, printable
     from captune.data.locks import folder_lock, is_lock_file, last_writer
     from captune.data.manifest import (
         Sample,
@@ -90,6 +91,7 @@ __all__ = [
     "HEIF_SUFFIXES",
     "MAX_MEMBER",
     "MAX_PIXELS",
+    "NOTES",
     "RECORDS",
     "CsvWriter",
     "ImageFolder",
@@ -134,6 +136,7 @@ __all__ = [
     "is_unicode",
     "iter_manifest",
     "last_writer",
+    "leaked_training_rows",
     "load_image",
     "manifest_hash",
     "name_as_text",
@@ -155,7 +158,9 @@ __all__ = [
     "read_text_file",
     "reduced_image",
     "resolve_image",
+    "rewrite_manifest",
     "scan_manifest",
+    "split_manifest",
     "split_of_name",
     "temporary_folder",
     "text_lines",
@@ -179,6 +184,7 @@ __getattr__ = lazy_names(
             "too_large",
         ],
         "atomic": ["atomic_file", "atomic_folder", "is_stream", "partial_folder", "temporary_folder"],
+        "cleaning": ["leaked_training_rows", "rewrite_manifest", "split_manifest"],
         "checks": ["TargetFlaw", "check_manifest"],
         "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],
         "delimited": ["CsvWriter", "plain_cell"],
@@ -207,7 +213,7 @@ __getattr__ = lazy_names(
             "to_pixels",
         ],
         "importing": ["Summary", "prepare"],
-        "issues": ["Issue", "plural", "printable"],
+        "issues": ["NOTES", "Issue", "plural", "printable"],
         "locks": ["folder_lock", "is_lock_file", "last_writer"],
         "manifest": [
             "Sample",

@@ -39,7 +39,7 @@ from captune.data.rows import Row
 from captune.data.splits import Division, Shares, divide
 from captune.errors import DataError
 
-__all__ = ["ImageCheck", "Summary", "prepare"]
+__all__ = ["ImageCheck", "Summary", "image_prefix", "prepare"]
 
 ImageCheck: TypeAlias = Literal["none", "exist", "decode"]
 """How images are checked: not at all, for existence, or by decoding them completely."""
@@ -161,7 +161,7 @@ def prepare(
     if check != "none":
         checked = _with_images(checked, source, folder, check, summary, workers)
     with contextlib.closing(checked):
-        samples = _counted(checked, summary, _image_prefix(folder, Path(out)), progress)
+        samples = _counted(checked, summary, image_prefix(folder, Path(out)), progress)
         accepted = _accepted(samples, summary, source, strict)
         if shares is not None:
             accepted = _divided(accepted, summary, shares, Path(out), compared)
@@ -289,7 +289,7 @@ def _with_images(
             yield row
 
 
-def _image_prefix(images: Path, out: Path) -> str:
+def image_prefix(images: Path, out: Path) -> str:
     """The prefix of image names in the manifest: the relative path from the manifest to the image folder."""
     base = Path.cwd() if is_stream(out) else Path(os.path.abspath(out)).parent
     try:

@@ -12,6 +12,7 @@ __all__ = ["KINDS", "NOTES", "Issue", "Issues", "plural", "printable"]
 
 KINDS: Final = {
     "malformed": "malformed row",
+    "conflict": "contradictory row",
     "encoding": "non-UTF-8 row",
     "path": "unsafe image name",
     "duplicate": "duplicate id",

@@ -137,10 +137,10 @@ def _joined(database: sqlite3.Connection, source: str) -> Iterator[Row | Issue]:
             row = Row(line, _text(image), texts, _text(split), None if name is None else _text(name))
         elif _text(split) != row.split:
             message = f"'{row.image}' is of the split '{_text(split)}' here, of '{row.split}' on line {row.line}."
-            yield Issue(source, line, "malformed", message, len(texts))
+            yield Issue(source, line, "conflict", message, len(texts))
         elif (row_id := None if name is None else _text(name)) != row.id:
             message = f"'{row.image}' has the id '{row_id}' here, and '{row.id}' on line {row.line}."
-            yield Issue(source, line, "malformed", message, len(texts))
+            yield Issue(source, line, "conflict", message, len(texts))
         else:
             row = replace(row, captions=row.captions + texts)
     if row is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from captune.cli import app, call, run
 from captune.cli.check import histogram
-from captune.data.manifest import Sample, write_manifest
+from captune.data.manifest import Sample, iter_manifest, write_manifest
 
 
 @pytest.fixture
@@ -127,3 +128,128 @@ def test_leaks_between_manifests(manifest: Path, tmp_path: Path, capsys: pytest.
     write_manifest(other, rows[:1])
     assert check(manifest, "--against", other) == 0
     assert f"{other}: none of 1 image was trained on" in capsys.readouterr().out
+
+
+def test_the_histogram_begins_with_the_shortest_captions() -> None:
+    lines = histogram(Counter({9: 2, 11: 4}))
+    assert [line.split()[0] for line in lines[1:]] == ["9", "10", "11"]
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A manifest with bad rows, and with pictures that are trained and evaluated on."""
+    for number in range(5):
+        Image.effect_noise((200, 150), 90).filter(ImageFilter.GaussianBlur(4)).save(tmp_path / f"{number}.png")
+    shutil.copy(tmp_path / "4.png", tmp_path / "copy.png")
+    shutil.copy(tmp_path / "4.png", tmp_path / "again.png")
+    with Image.open(tmp_path / "3.png") as image:
+        image.resize((160, 120)).save(tmp_path / "small.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    splits = {"0": "train", "1": "train", "2": "val", "3": "test", "4": "test"}
+    names = {f"{name}.png": split for name, split in splits.items()}
+    names |= dict.fromkeys(["copy.png", "again.png", "small.jpg", "broken.jpg", "gone.jpg"], "train")
+    samples = [Sample(name, name, ("A dog runs.",), split, "near") for name, split in names.items()]
+    write_manifest(tmp_path / "m.jsonl", samples)
+    with (tmp_path / "m.jsonl").open("a") as stream:
+        stream.write('rubbish\n{"id": "0.png", "image": "0.png", "captions": ["A cat."], "split": "train"}\n')
+    return tmp_path / "m.jsonl"
+
+
+def test_a_fixed_manifest_has_no_bad_rows_and_no_leaks(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("imagehash", reason="needs the extra 'train'")
+    before = faulty.read_bytes()
+    clean = faulty.parent / "sub" / "clean.jsonl"
+    assert check(faulty, "--split", "train", "--split", "test", "--fix", clean) == 0
+    printed = capsys.readouterr()
+    assert "  images             5   train 2, val 1, test 2\n" in printed.out
+    assert f"  left out           7   rows, each of them in {clean.parent / 'clean.left-out.jsonl'}\n" in printed.out
+    assert "1 malformed row, 1 duplicate id, 1 missing image, 1 undecodable image, 3 leaked images" in printed.out
+    assert "the training image 'copy.png' has the bytes of '4.png' on line 5, which is evaluated." in printed.out
+    assert "the training image 'small.jpg' shows the picture of '3.png' on line 4, which is evaluated." in printed.out
+    assert printed.err == f"Next, to configure a run: captune init {clean}\n"
+    assert faulty.read_bytes() == before
+    rows = [json.loads(line) for line in (clean.parent / "clean.left-out.jsonl").read_text().splitlines()]
+    assert sorted(row["line"] for row in rows) == [6, 7, 8, 9, 10, 11, 12]
+    assert [(row.id, row.image, row.split, row.domain) for row in iter_manifest(clean)] == [
+        ("0.png", "../0.png", "train", "near"),
+        ("1.png", "../1.png", "train", "near"),
+        ("2.png", "../2.png", "val", "near"),
+        ("3.png", "../3.png", "test", "near"),
+        ("4.png", "../4.png", "test", "near"),
+    ]
+    assert check(clean, "--split", "train", "--split", "test", "--against", clean) == 0
+    # The same command replaces its output, another file it does not.
+    assert check(faulty, "--fix", clean, "--json") == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (answer["images"], answer["left_out"], answer["ok"]) == (5, 7, True)
+    clean.write_text("mine")
+    assert check(faulty, "--fix", clean) == 2
+    assert check(faulty, "--fix", faulty, "--overwrite") == 2
+    assert faulty.read_bytes() == before
+
+
+def test_training_images_of_another_manifest_are_left_out(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("imagehash", reason="needs the extra 'train'")
+    other = faulty.parent / "other.jsonl"
+    write_manifest(other, [Sample("x", "1.png", ("A dog.",), "test")])
+    assert check(faulty, "--against", other, "--fix", faulty.parent / "c.jsonl") == 0
+    assert [row.id for row in iter_manifest(faulty.parent / "c.jsonl")] == ["0.png", "2.png", "3.png", "4.png"]
+    assert f"has the bytes of 'x' of '{other}', which is evaluated." in capsys.readouterr().out
+
+
+def test_nothing_is_written_if_nothing_is_left(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (manifest.parent / "a.jpg").unlink()
+    assert check(manifest, "--fix", manifest.parent / "c.jsonl") == 2
+    assert "is left; nothing is written." in capsys.readouterr().err
+    assert not (manifest.parent / "c.jsonl").exists()
+
+
+def test_the_command_that_repairs_follows_a_failure(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with manifest.open("a") as stream:
+        stream.write("rubbish\n")
+    assert check(manifest) == 2
+    fixed = manifest.parent / "m-clean.jsonl"
+    assert capsys.readouterr().err == (
+        f"Next, to write a manifest without them: captune check {manifest} --fix {fixed}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "command"),
+    [
+        (
+            "t.csv",
+            "File Name;Text\na.jpg;Ein Hund läuft\n",
+            "table t.csv --image-column 'File Name' --caption-column Text",
+        ),
+        ("t.csv", "name,n\nAnn,2\n", "table t.csv --image-column IMAGE --caption-column CAPTION"),
+        (
+            "t.jsonl",
+            '{"file_name": "a.jpg", "text": "A dog."}',
+            "table t.jsonl --image-column file_name --caption-column text",
+        ),
+        ("t.json", '{"annotations": [{"image_id": 1, "caption": "A dog."}]}', "coco t.json"),
+        ("t.json", '{"images": [{"filename": "a.jpg", "sentences": []}]}', "karpathy t.json"),
+        ("t.json", '{"a.jpg": "A dog."}', "table t.json"),
+    ],
+)
+def test_the_command_that_makes_a_manifest_of_a_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content, encoding="utf-8")
+    assert check(name) == 2
+    out = "t-manifest.jsonl" if name == "t.jsonl" else "t.jsonl"
+    assert capsys.readouterr().err == (
+        f"captune: '{name}' is a table and not a manifest; make one with: captune prepare {command} --out {out}\n"
+    )
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path) == 2
+    assert f"is a folder and not a manifest; make one with: captune init {tmp_path}" in capsys.readouterr().err

@@ -43,6 +43,7 @@ __all__ = [
     "candidates",
     "compare_manifests",
     "find_leaks",
+    "images_by_role",
     "leak_issues",
     "looks_same",
     "read_fingerprints",
@@ -385,8 +386,8 @@ def compare_manifests(
     """
     splits = (train_split,) if isinstance(train_split, str) else tuple(train_split)
     named = " or ".join(f"'{split}'" for split in splits)
-    trained, _ = _images(manifest, splits)
-    of_training, others = _images(against, splits)
+    trained, _ = images_by_role(manifest, splits)
+    of_training, others = images_by_role(against, splits)
     itself = os.path.exists(manifest) and os.path.samefile(manifest, against)
     evaluated = others or ([] if itself else of_training)
     if not trained:
@@ -401,8 +402,10 @@ def leak_issues(report: LeakReport, name: str) -> list[Issue]:
     return [Issue(name, report.evaluated[leak.evaluated].line, "leak", report.in_words(leak)) for leak in report.leaks]
 
 
-def _images(manifest: str | os.PathLike[str], train_splits: Collection[str]) -> tuple[list[ImageFile], list[ImageFile]]:
-    """The images of the training splits, and those of all others."""
+def images_by_role(
+    manifest: str | os.PathLike[str], train_splits: Collection[str]
+) -> tuple[list[ImageFile], list[ImageFile]]:
+    """The images of the training splits, and those of all others; bad rows are skipped."""
     folder = Path(manifest).parent
     of_training: list[ImageFile] = []
     others: list[ImageFile] = []
