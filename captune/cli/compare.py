@@ -50,7 +50,7 @@ def compare(
         captune compare -r test.jsonl -p a.json -p b.json --metrics cider --json
         captune compare -r test.jsonl -p a.json -p b.json --format latex --out table.tex
     """
-    from captune.metrics import read_predictions, read_reference_files
+    from captune.metrics import read_reference_files
 
     requested = scoring.metric_names(shared.metrics)
     if reports := [key for key in requested if key in scoring.REPORTED]:
@@ -63,7 +63,7 @@ def compare(
     run.check_requirements()
     read = read_reference_files(references, shared.split)
     warnings: list[str] = []
-    scored = _score_all(read, [read_predictions(path) for path in predictions], names, run, warnings)
+    scored = _score_all(read, [shared.read_predictions(path, read) for path in predictions], names, run, warnings)
     for sentence in warnings:
         scoring.warn(sentence)
     tests = _test_all(scored, confidence, resamples, trials, seed)

@@ -62,7 +62,7 @@ def score(
         captune score -r test.jsonl -p captions.json --metrics cider,meteor --confidence
         captune score -r test.jsonl -p captions.json --metric CIDEr --quiet
     """
-    from captune.metrics import read_predictions, read_reference_files
+    from captune.metrics import read_reference_files
 
     names = scoring.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)
     run = ScoringRun(names, shared.scoring_options(), shared.subset, shared.images)
@@ -74,7 +74,7 @@ def score(
     run.check_requirements()
     read = read_reference_files(references, shared.split)
     file = scoring.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
-    system = scoring.load_system(read, read_predictions(file), file.stem, run)
+    system = scoring.load_system(read, shared.read_predictions(file, read), file.stem, run)
     scorer, shown = scoring.make_scorer(system, run)
     scores = scoring.score_system(system, scorer, shown)
     intervals: dict[str, Interval] = {}

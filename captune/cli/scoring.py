@@ -94,6 +94,10 @@ class SharedOptions:
     subset: Annotated[
         bool, typer.Option("--subset", help="Score only images that have both; otherwise a missing one is an error.")
     ] = False
+    match: Annotated[
+        Literal["exact", "stem"],
+        typer.Option(help="'stem' also joins ids that differ by folder or image ending: IMG_1 and photos/IMG_1.JPG."),
+    ] = "exact"
     jobs: Annotated[int, typer.Option(min=1, help="Maximum number of processes; few captions use only one.")] = 1
     data: Annotated[str | None, typer.Option(help="Name of the data, for the signature.", show_default=False)] = None
     prompt: Annotated[
@@ -149,6 +153,17 @@ class SharedOptions:
         """The options of the scorer; a command checks and sets the metrics."""
         names = {field.name for field in fields(ScoringOptions)} & {field.name for field in fields(self)}
         return ScoringOptions(**{name: getattr(self, name) for name in names - {"metrics"}})
+
+    def read_predictions(self, path: Path, references: ReferenceFile) -> PredictionFile:
+        """The captions of one system, under the references' ids as `--match` joins them.
+
+        Raises:
+            MetricInputError: the file cannot be used, or stems are ambiguous.
+        """
+        from captune.metrics import match_stems, read_predictions
+
+        predictions = read_predictions(path)
+        return match_stems(predictions, references) if self.match == "stem" else predictions
 
     def inputs(self, *files: Path | None) -> list[Path | str | None]:
         """What the output may not replace: the files of a command and of these options."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from captune.metrics.diagnostics import FAILURES, find_failures, measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
-    from captune.metrics.inputs import align, caption_warnings, similar_ids_hint
+    from captune.metrics.inputs import align, caption_warnings, match_stems, similar_ids_hint
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
@@ -75,6 +75,7 @@ __all__ = [
     "find_failures",
     "iter_columns",
     "language_warning",
+    "match_stems",
     "measure_diversity",
     "paired_bootstrap",
     "prompt_hash",
@@ -99,7 +100,7 @@ __getattr__ = lazy_names(
             "read_reference_files",
             "read_references",
         ],
-        "inputs": ["align", "caption_warnings", "similar_ids_hint"],
+        "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint"],
         "metric": ["Column", "MeanOfImages", "Metric"],
         "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePath
 from statistics import fmean
@@ -27,6 +27,7 @@ __all__ = [
     "caption_warnings",
     "check_predictions",
     "check_references",
+    "match_stems",
     "order_predictions",
     "similar_ids_hint",
 ]
@@ -156,6 +157,7 @@ LENGTH_RATIO = 2.0
 SAMPLES = 3
 SAMPLE_WIDTH = 100
 # Extensions of image files, and the ".0" that pandas adds to integers.
+_IMAGE_ENDING = re.compile(r"\.(jpe?g|jfif|jpe|png|webp|gif|bmp|tiff?|avif|hei[cf])$", re.IGNORECASE)
 _ENDING = re.compile(r"\.(jpe?g|jfif|jpe|png|webp|gif|bmp|tiff?|avif|heic|0+)$")
 
 
@@ -190,16 +192,17 @@ def align(predictions: PredictionFile, references: ReferenceFile, *, subset: boo
     shared = [image for image in described if image in predictions.captions]
     missing = [image for image in described if image not in predictions.captions]
     extra = [image for image in predictions.captions if image not in described]
+    stems = _stem_hint(predictions, references, missing) if missing and extra else ""
     if not shared:
         raise MetricInputError(
             f"No id of {predictions.source} is in {references.source}: "
-            f"{_named(predictions.captions)} against {_named(described)}{similar_ids_hint(extra, missing)}."
+            f"{_named(predictions.captions)} against {_named(described)}{similar_ids_hint(extra, missing)}{stems}."
         )
     if missing and not subset:
         raise MetricInputError(
             f"{len(missing):,} of {len(described):,} images have no prediction in {predictions.source}, for example "
-            f"{_named(missing)}{similar_ids_hint(extra, missing)}{_split_hint(references)}; caption them, or score "
-            "only the images that have both with --subset."
+            f"{_named(missing)}{similar_ids_hint(extra, missing)}{stems}{_split_hint(references)}; caption them, or "
+            "score only the images that have both with --subset."
         )
     warnings = []
     if predictions.repeated:
@@ -223,6 +226,81 @@ def align(predictions: PredictionFile, references: ReferenceFile, *, subset: boo
         {image: predictions.captions[image] for image in shared},
         {image: described[image] for image in shared},
         tuple(warnings),
+    )
+
+
+def match_stems(predictions: PredictionFile, references: ReferenceFile) -> PredictionFile:
+    """Give predictions the ids of references that differ from theirs by folder or file ending only.
+
+    Ids that are equal as text are matched first; of the others, `photos/IMG_1.JPG` belongs to the references of
+    `IMG_1`.
+
+    Args:
+        predictions: of one system.
+        references: of the images to score.
+
+    Returns:
+        The predictions, under the references' ids where there is one.
+
+    Raises:
+        MetricInputError: two ids of one file have the same stem; names both.
+    """
+    open_references = {image: text for image, text in references.captions.items() if image not in predictions.captions}
+    open_predictions = [image for image in predictions.captions if image not in references.captions]
+    stems = _by_stem(open_references, references.source)
+    names = {
+        image: stems[stem]
+        for stem, image in _by_stem(open_predictions, predictions.source, of=stems).items()
+        if stem in stems
+    }
+    if not names:
+        return predictions
+    return replace(
+        predictions,
+        captions={names.get(image, image): caption for image, caption in predictions.captions.items()},
+        finished={names.get(image, image): finished for image, finished in predictions.finished.items()},
+        repeated=tuple(names.get(image, image) for image in predictions.repeated),
+    )
+
+
+def _by_stem(images: Iterable[str], source: str, of: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ids by their stem.
+
+    Args:
+        images: ids of one file.
+        source: name of the file.
+        of: stems that matter; all by default.
+
+    Raises:
+        MetricInputError: two have the same stem.
+    """
+    stems: dict[str, str] = {}
+    for image in images:
+        stem = _stem(image)
+        if of is not None and stem not in of:
+            continue
+        if stem in stems:
+            raise MetricInputError(
+                f"--match stem is ambiguous: '{stems[stem]}' and '{image}' of {source} have the same stem '{stem}'; "
+                "give them ids that are equal in both files."
+            )
+        stems[stem] = image
+    return stems
+
+
+def _stem(image: str) -> str:
+    """An id without its folder and the ending of an image file."""
+    return _IMAGE_ENDING.sub("", image.replace("\\", "/").rstrip("/").rpartition("/")[2])
+
+
+def _stem_hint(predictions: PredictionFile, references: ReferenceFile, missing: Sequence[str]) -> str:
+    """A clause about `--match stem`, if it would join all predictions that are missing."""
+    try:
+        joined = match_stems(predictions, references).captions
+    except MetricInputError:
+        return ""
+    return (
+        "" if any(image not in joined for image in missing) else "; --match stem joins them without folder and ending"
     )
 
 

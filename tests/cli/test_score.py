@@ -128,6 +128,22 @@ def one_image(files: tuple[Path, Path]) -> None:
     files[1].write_text(json.dumps({"1": PREDICTIONS["1"]}))
 
 
+@pytest.mark.parametrize("command", ["score", "compare"])
+def test_ids_joined_by_stem_have_the_same_scores(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    other = tmp_path / "folder.json"
+    other.write_text(json.dumps([{"id": f"photos/{i}.JPG", "caption": text} for i, text in PREDICTIONS.items()]))
+    answers = []
+    for path, more in ((files[1], []), (files[1], ["--match", "stem"]), (other, ["--match", "stem"])):
+        several = ["--predictions", path, "--name", "a", "--name", "b"] if command == "compare" else []
+        assert captune(command, "-r", files[0], "--predictions", path, *several, "--json", *more) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] == answers[2]
+    assert captune("score", "-r", files[0], "--predictions", other) == 2
+    assert "--match stem joins them" in capsys.readouterr().err
+
+
 def test_one_image_has_no_cider(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     one_image(files)
     assert score(files) == 0

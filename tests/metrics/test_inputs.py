@@ -8,7 +8,7 @@ import pytest
 
 from captune.errors import MetricInputError
 from captune.metrics.caption_files import PredictionFile, ReferenceFile
-from captune.metrics.inputs import align, caption_warnings
+from captune.metrics.inputs import align, caption_warnings, match_stems
 
 REFERENCES = ReferenceFile({"1": ["a dog"], "2": ["a cat"], "3": ["a bus"]}, source="refs.json")
 
@@ -29,6 +29,42 @@ def test_a_gap_is_an_error_unless_it_is_meant() -> None:
     aligned = align(predictions("1"), REFERENCES, subset=True)
     assert list(aligned.references) == ["1"]
     assert "2 of 3 images have no prediction and are left out" in aligned.warnings[0]
+
+
+def test_ids_are_joined_by_stem() -> None:
+    file = PredictionFile({"2": "b", "x/1.JPG": "a", "y\\3.png": "c", "9.5": "d"}, {"x/1.JPG": False}, ("x/1.JPG",))
+    joined = match_stems(file, REFERENCES)
+    assert joined.captions == {"2": "b", "1": "a", "3": "c", "9.5": "d"}
+    assert (joined.finished, joined.repeated) == ({"1": False}, ("1",))
+    exact = predictions("3", "1", "2")
+    assert match_stems(exact, REFERENCES) is exact
+    references = ReferenceFile({"a/IMG_1.jpg": ["a"], "b.c": ["b"]}, source="refs.json")
+    assert set(match_stems(predictions("IMG_1", "b.c.webp"), references).captions) == {"a/IMG_1.jpg", "b.c"}
+    # An id that is equal as text is matched before stems.
+    assert match_stems(predictions("1", "1.jpg", "2", "3"), REFERENCES).captions.keys() == {"1", "1.jpg", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("images", "references", "sentence"),
+    [
+        (("a/1.jpg", "b/1.jpg", "2"), REFERENCES, "'a/1.jpg' and 'b/1.jpg' of preds.json have the same stem '1'"),
+        (("1", "x"), ReferenceFile({"1.jpg": ["a"], "1.png": ["b"]}, source="r.json"), "'1.jpg' and '1.png' of r.json"),
+    ],
+)
+def test_ambiguous_stems_are_named(images: tuple[str, ...], references: ReferenceFile, sentence: str) -> None:
+    with pytest.raises(MetricInputError, match=f"--match stem is ambiguous: {re.escape(sentence)}"):
+        match_stems(predictions(*images), references)
+    # Two ids that no reference has are not ambiguous.
+    assert match_stems(predictions("1", "2", "3", "x/9.jpg", "y/9.jpg"), REFERENCES).captions
+
+
+def test_the_refusal_suggests_stems_when_they_would_do() -> None:
+    with pytest.raises(MetricInputError, match=r"may be the same image.*; --match stem joins them without folder"):
+        align(predictions("1.jpg", "2.jpg", "3.jpg"), REFERENCES)
+    for images in (("001", "2", "3"), ("1.jpg", "2.jpg"), ("a/1.jpg", "b/1.jpg", "2", "3")):
+        with pytest.raises(MetricInputError) as refused:
+            align(predictions(*images), REFERENCES)
+        assert "--match" not in str(refused.value)
 
 
 def test_an_extra_prediction_is_left_out_and_reported() -> None:
