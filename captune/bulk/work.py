@@ -15,6 +15,7 @@ from captune.bulk.caption_template import CaptionTemplate
 from captune.bulk.job import Job
 from captune.bulk.output import Row
 from captune.bulk.shards import Entry, FileState, Item, Rejected, Shard, file_states
+from captune.common import duration
 from captune.data import SeenIds, prefetch_map
 from captune.errors import DataError, RefusedImagesError
 
@@ -149,9 +150,7 @@ class Progress:
         parts.append(f"{self.images_per_s:.1f} images/s")
         left = self.seconds_left
         if left is not None:
-            minutes, seconds = divmod(round(left), 60)
-            hours, minutes = divmod(minutes, 60)
-            parts.append(f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left")
+            parts.append(f"{duration(left)} left")
         return ", ".join(parts)
 
     def _tell(self) -> None:

@@ -118,7 +118,7 @@ def import_rows(
     shares: Shares | None = None,
     split_origin: str | None = None,
 ) -> None:
-    """Run an import with a progress bar on a terminal, and print the summary on stderr.
+    """Run an import with progress, and print the summary on stderr.
 
     Args:
         rows: what an importer yields.
@@ -230,7 +230,7 @@ def summary_as_json(summary: Summary, manifest: Path) -> dict[str, object]:
 
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
-    """What the library calls while it works; None without a terminal.
+    """What the library calls while it works.
 
     Attributes:
         progress: called with the number of images done.
@@ -238,17 +238,17 @@ class Callbacks:
         on_issue: called with every problem.
     """
 
-    progress: Callable[[int], None] | None
-    share: Callable[[int, int], None] | None
+    progress: Callable[[int], None]
+    share: Callable[[int, int], None]
     on_issue: Callable[[Issue], None] | None
 
 
 @contextlib.contextmanager
 def with_progress(title: str, reading: HasShare, problems: Path | None, command: str) -> Iterator[Callbacks]:
-    """Show a progress bar on a terminal and write problems to a file while the block runs.
+    """Show progress and write problems to a file while the block runs.
 
     Args:
-        title: what the bar is called.
+        title: of the progress.
         reading: knows how much is read.
         problems: a file for every problem, or None.
         command: the command that writes it.
@@ -263,10 +263,7 @@ def with_progress(title: str, reading: HasShare, problems: Path | None, command:
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # the listing reports it with its line
         try:
-            if update is None:
-                yield Callbacks(None, None, on_issue)
-            else:
-                yield Callbacks(update, update, on_issue)
+            yield Callbacks(update, update, on_issue)
         except KeyboardInterrupt as error:
             raise typer.Abort from error  # on a KeyboardInterrupt, typer exits without a message
 

@@ -1,23 +1,45 @@
-"""Progress on stderr: bars on a terminal, lines anywhere else."""
+"""Progress on stderr: one line that changes on a terminal, a line at an interval in a log or pipe.
+
+Both show the same facts, which `captune.events` puts into words. Nothing is printed under `--quiet`; the file of
+`--log-file` receives the lines of a log.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from captune.events import Event, Listener
+from captune.cli.output import log_line, print_message, settings
+from captune.common import duration
+from captune.events import Event, EventText, Listener, Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, ProgressColumn, TaskID
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.live import Live
 
-__all__ = ["HasShare", "Update", "caption_progress", "download_progress", "import_progress", "show_progress"]
+    from captune.bulk import Progress as JobProgress
 
-_EVERY = 30.0
-"""Seconds between two lines of `caption_progress` where there is no terminal."""
+__all__ = [
+    "HasShare",
+    "Update",
+    "caption_progress",
+    "download_progress",
+    "import_progress",
+    "metric_progress",
+    "show_progress",
+    "working",
+]
+
+_SILENT_SECONDS = 2.0
+"""Seconds that work without a count may take before a log says what it is."""
+_REFRESH_SECONDS = 0.1
+"""Seconds between two updates of an import, whose images may be thousands a second."""
+_WIDEST_BAR = 24
+_NARROWEST_BAR = 8
 
 
 class HasShare(Protocol):
@@ -29,7 +51,7 @@ class HasShare(Protocol):
 
 
 class Update(Protocol):
-    """Updates the bar of an import."""
+    """Updates the progress of an import."""
 
     def __call__(self, done: int, count: int | None = None) -> None:
         """Set the number of images done, and of all images where that is known."""
@@ -37,76 +59,107 @@ class Update(Protocol):
 
 @contextmanager
 def show_progress() -> Iterator[Listener]:
-    """Show events: a progress bar on a terminal, one line an event anywhere else.
+    """Show events.
 
     Yields:
         The listener to pass to training or evaluation.
     """
-    from rich.console import Console
-    from rich.progress import TextColumn
+    text = EventText(time.monotonic)
+    with _display() as display:
 
-    console = Console(stderr=True, highlight=False)
-    with _bars(
-        console, TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"), width=24
-    ) as bars:
-        yield _Display(console, bars)
+        def listen(event: Event) -> None:
+            if (progress := text.progress(event)) is not None:
+                display.show(progress)
+            for line in text.messages(event):
+                display.say(line)
+
+        yield listen
 
 
 @contextmanager
-def import_progress(title: str, source: HasShare) -> Iterator[Update | None]:
-    """Show a bar with images and rate on a terminal, and nothing anywhere else.
+def working(what: str) -> Iterator[None]:
+    """Show that work without a count is being done while the block runs: imports, or a model that is loaded.
 
     Args:
-        title: of the bar.
+        what: the work, such as "Loading torch and the model".
+    """
+    with _display() as display:
+        display.show(Progress(what))
+        yield
+
+
+@contextmanager
+def metric_progress() -> Iterator[Callable[[str], None]]:
+    """Show which metric runs.
+
+    Yields:
+        the function to call with the name of a metric.
+    """
+    with ExitStack() as stack:
+        display: _Display | None = None
+
+        def show(name: str) -> None:
+            # Only now: a display has a thread, and other metrics fork before.
+            nonlocal display
+            if display is None:
+                display = stack.enter_context(_display())
+            display.show(Progress(f"Computing {name}"))
+
+        yield show
+
+
+@contextmanager
+def import_progress(title: str, source: HasShare) -> Iterator[Update]:
+    """Show the images and the rate of an import.
+
+    Args:
+        title: of the task.
         source: knows how much of it is read.
 
     Yields:
-        the function that updates the bar; None where there is no terminal.
+        the function that updates the progress.
     """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import TextColumn
-
-    figures = "{task.percentage:>3.0f} %  {task.fields[images]:,} images, {task.fields[rate]:,.0f}/s"
-    started = time.monotonic()
-    with _bars(Console(stderr=True), TextColumn(figures)) as bars:
-        task = bars.add_task(escape(title), total=1.0, images=0, rate=0.0)
+    started = shown = time.monotonic()
+    with _display() as display:
 
         def update(done: int, count: int | None = None) -> None:
-            rate = done / max(time.monotonic() - started, 1e-6)
-            bars.update(task, completed=source.share if count is None else done / count, images=done, rate=rate)
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown < _REFRESH_SECONDS:
+                return
+            shown, seconds = now, now - started
+            share = source.share if count is None else done / max(count, 1)
+            # The count of images is estimated from the share of the file that is read.
+            total = count if count is not None else round(done / share) if share > 0 else None
+            left = None if not 0 < share <= 1 else seconds / share - seconds
+            display.show(Progress(title, done, total, rate=done / seconds, seconds_left=left))
 
         yield update
 
 
 @contextmanager
-def caption_progress() -> Iterator[Callable[[object], None]]:
-    """Show the progress of a captioning job: one line that changes on a terminal, one every half minute elsewhere.
+def caption_progress() -> Iterator[Callable[[JobProgress], None]]:
+    """Show the progress of a captioning job.
 
     Yields:
-        the listener of `captune.bulk.Progress`, which is shown as its text.
+        the listener of `captune.bulk.Progress`.
     """
-    if not sys.stderr.isatty():
-        shown = time.monotonic()
+    with _display() as display:
 
-        def write(progress: object) -> None:
-            nonlocal shown
-            if time.monotonic() - shown >= _EVERY:
-                shown = time.monotonic()
-                print(progress, file=sys.stderr, flush=True)
+        def show(job: JobProgress) -> None:
+            quarantine = f"{job.rejected:,} in quarantine, " if job.rejected else ""
+            display.show(
+                Progress(
+                    "Captioning",
+                    job.captioned + job.rejected,
+                    job.images,
+                    rate=job.images_per_s,
+                    seconds_left=job.seconds_left,
+                    note=f"{quarantine}{job.shards_done:,}/{job.shards:,} shards",
+                )
+            )
 
-        yield write
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress, TextColumn
-
-    with Progress(TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-        yield lambda progress: bars.update(task, description=escape(str(progress)))
+        yield show
 
 
 @contextmanager
@@ -116,132 +169,173 @@ def download_progress() -> Iterator[Callable[[int, int | None], None]]:
     Yields:
         the function to call with the bytes done and the bytes of all, where that is known.
     """
-    if not sys.stderr.isatty():
-        shown = -1
+    if _is_terminal():
+        with _display() as display:
+            started = time.monotonic()
 
-        def write(done: int, total: int | None) -> None:
-            nonlocal shown
-            step = done * 10 // total if total else done >> 26
-            if step != shown:
-                shown = step
-                of_total = f" of {total / 1e6:,.0f} MB ({done / total:.0%})" if total else ""
-                print(f"{done / 1e6:,.0f} MB{of_total}", file=sys.stderr, flush=True)
+            def show(done: int, total: int | None) -> None:
+                seconds = max(time.monotonic() - started, 1e-6)
+                left = None if total is None or not done else (total - done) * seconds / done
+                count = None if total is None else round(total / 1e6)
+                rate = done / seconds / 1e6
+                display.show(Progress("Downloading", round(done / 1e6), count, "MB", None, None, rate, "MB", left))
 
-        yield write
+            yield show
+        return
+    shown = -1
+
+    def write(done: int, total: int | None) -> None:
+        nonlocal shown
+        step = done * 10 // total if total else done >> 26
+        if step != shown:
+            shown = step
+            of_total = f" of {total / 1e6:,.0f} MB ({done / total:.0%})" if total else ""
+            print_message(f"{done / 1e6:,.0f} MB{of_total}")
+
+    yield write
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+class _Display(Protocol):
+    """Shows the running task and prints lines."""
+
+    def show(self, progress: Progress) -> None:
+        """Show the state of the running task."""
+
+    def say(self, line: str) -> None:
+        """Print a line that remains."""
+
+
+@contextmanager
+def _display() -> Iterator[_Display]:
+    """The display of this process: a changing line on a terminal, lines elsewhere."""
+    if settings.quiet or not _is_terminal():
+        log = _Lines()
+        try:
+            yield log
+        finally:
+            log.close()
         return
     from rich.console import Console
-    from rich.progress import DownloadColumn
+    from rich.live import Live
 
-    with _bars(Console(stderr=True), DownloadColumn()) as bars:
-        task = bars.add_task("Downloading", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def _bars(console: Console, *figures: ProgressColumn, width: int = 40) -> Progress:
-    """Bars with some figures, the elapsed time and the time left; shown on a terminal only, and removed at the end."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=width),
-        *figures,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    console = Console(stderr=True, highlight=False, emoji=False)
+    running = Running()
+    with Live(
+        running, console=console, transient=True, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False
+    ) as live:
+        log = _Lines(printed=False)
+        try:
+            yield _Screen(console, live, running, log)
+        finally:
+            log.close()
 
 
-class _Display:
-    """Keeps one bar for the running task and writes a line for each finished one."""
+class _Lines:
+    """Lines in a log: messages at once, progress at the interval of the settings.
 
-    def __init__(self, console: Console, bars: Progress) -> None:
-        self._console = console
-        self._bars = bars
-        self._running: tuple[str, TaskID] | None = None
+    The first step of a training is printed at once, and the end of a task whose progress was printed. Work without a
+    count is named once it takes longer than `_SILENT_SECONDS`, then at the interval with the time that it has taken.
 
-    def __call__(self, event: Event) -> None:
-        name = event["event"]
-        if name == "features":
-            self._advance(f"Encoding {event['what']}", event["done"], event["count"])
-        elif name == "leaks":
-            self._advance("Searching for leaks", event["done"], event["count"])
-        elif name == "captions":
-            self._advance(f"Captioning, {event.get('what') or _checkpoint(event)}", event["done"], event["count"])
-        elif name == "cell":
-            scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
-            self._say(f"{event['row']:<11} {event['column']:<16} {scores}")
-        elif name == "progress":
-            figures = (
-                f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {event['captions_per_s']:.0f} captions/s"
-            )
-            self._advance(f"Training, epoch {event['epoch']}", event["step"] + 1, event["steps"], figures)
-        elif name == "run":
-            if event["step"]:
-                self._say(f"Resuming after step {event['step']:,}.")
-            self._say(
-                f"Training {event['model']} on {event['images']:,} images: {event['captions']:,} captions an epoch, "
-                f"{event['steps']:,} steps, {event['processes']} process(es) on {event['device']}."
-            )
-            nearest = ", the nearest numbers with the captions of an image in one step" if not event["exact"] else ""
-            self._say(
-                f"An epoch has {event['steps_per_epoch']:,} step(s), with {event['step_captions']} captions "
-                f"(train.batch_size is {event['batch_size']}{nearest})."
-            )
-        elif name == "quarantined":
-            self._say(f"{len(event['images'])} training image(s) cannot be read and are left out:")
-            for reason in event["reasons"]:
-                self._say(f"  {reason}")
-        elif name == "computation":
-            tried = "; ".join(f"{way}: {difference}" for way, difference in event["differences"].items())
-            self._say(
-                f"The loss is computed from {event['name']} (relative difference of the gradient from the model's own "
-                f"forward: {tried or 'not compared'})."
-            )
-            if event["store"]:
-                self._say(event["store"])
-        elif name == "unpacked":
-            self._say(f"Training in a slower way than possible: {event['reason']}.")
-        elif name == "sharded" and event["processes"] == 1:
-            self._say("train.sharding is fsdp, and is ignored: there is one process, which holds all layers.")
-        elif name == "sharded":
-            self._say(
-                f"The language model's layers are sharded (train.sharding): each of {event['processes']} processes "
-                f"holds {event['held'] / 1e9:.2f} of {event['total'] / 1e9:.2f} GB."
-            )
-        elif name == "evaluation":
-            scores = "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
-            self._say(f"{_checkpoint(event):<11} {scores}")
-            if event.get("page") and event["epoch"] is None:
-                self._say(f"Every image with every caption, refreshed after each epoch: {event['page']}")
-        elif name == "replaced":
-            self._say(
-                f"The previous content of {event['folder']} was moved to {event['moved_to']}; remove that folder when "
-                "you do not need it."
-            )
-        elif name == "reused":
-            self._say(f"Reusing the finished run in {event['folder']}: same configuration, same data.")
-        elif name == "done" and event["skipped_steps"]:
-            self._say(f"{event['skipped_steps']} steps were skipped: their loss was infinite or undefined.")
+    Args:
+        printed: print on stderr; otherwise lines are for the file of `--log-file` only.
+    """
 
-    def _advance(self, what: str, done: int, count: int, figures: str = "") -> None:
-        if self._running is None or self._running[0] != what:
-            if self._running is not None:
-                self._bars.remove_task(self._running[1])
-            self._running = (what, self._bars.add_task(what, total=count, figures=figures))
-        self._bars.update(self._running[1], completed=done, total=count, figures=figures)
+    def __init__(self, *, printed: bool = True) -> None:
+        self._write = print_message if printed else log_line
+        self._last = time.monotonic()
+        self._task = ""
+        self._is_shown = False
+        self._stage: threading.Event | None = None
 
-    def _say(self, line: str) -> None:
-        if self._console.is_terminal:
-            self._console.print(line)
-        else:
-            # A pipe or a log file gets the line as it is, not wrapped at 80 columns.
-            print(line, file=sys.stderr, flush=True)
+    def show(self, progress: Progress) -> None:
+        if progress.task != self._task and progress.count is None and not progress.done and progress.rate is None:
+            self._announce(progress.task)
+            return
+        self.close()
+        now = time.monotonic()
+        due = now - self._last >= settings.progress_seconds
+        first = progress.loss is not None and not self._task.startswith("Training")
+        last = progress.is_finished and self._is_shown and progress.task == self._task
+        if progress.task != self._task:
+            self._task, self._is_shown = progress.task, False
+        if due or first or last:
+            self._last, self._is_shown = now, not last
+            self._write(progress.text())
+
+    def say(self, line: str) -> None:
+        self._write(line)
+
+    def close(self) -> None:
+        """Work without a count, if there is any, has ended."""
+        if self._stage is not None:
+            self._stage.set()
+            self._stage = None
+
+    def _announce(self, task: str) -> None:
+        self.close()
+        self._task, self._is_shown = task, False
+        self._stage = ended = threading.Event()
+        began = time.monotonic()
+
+        def write() -> None:
+            wait = min(_SILENT_SECONDS, settings.progress_seconds or _SILENT_SECONDS)
+            text = f"{task} ..."
+            while not ended.wait(wait):
+                self._write(text)
+                wait = max(settings.progress_seconds, _SILENT_SECONDS)
+                text = f"{task} ... {duration(time.monotonic() - began + wait)}"
+
+        threading.Thread(target=write, daemon=True).start()
 
 
-def _checkpoint(event: Event) -> str:
-    if "name" in event:
-        return str(event["name"])
-    return "pretrained" if event["epoch"] is None else f"epoch{event['epoch']}"
+class Running:
+    """The running task as a rich renderable that fits the width: a bar with figures, or a spinner."""
+
+    def __init__(self) -> None:
+        from rich.spinner import Spinner
+
+        self.progress: Progress | None = None
+        self._spinner = Spinner("dots")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield one line, or several where the text does not fit; nothing before the first task."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        progress = self.progress
+        if progress is None:
+            return
+        if progress.count is None:
+            self._spinner.update(text=Text(progress.text()))
+            yield self._spinner
+            return
+        # One column remains free: some terminals wrap a line that ends in the last one.
+        width = options.max_width - len(progress.task) - 3
+        figures = progress.figures(width - _NARROWEST_BAR)
+        bar_width = min(_WIDEST_BAR, width - len(figures))
+        row = Table.grid(padding=(0, 1))
+        cells: list[Text | ProgressBar] = [Text(progress.task, no_wrap=True), Text(figures)]
+        if bar_width >= _NARROWEST_BAR:
+            cells.insert(1, ProgressBar(total=max(progress.count, 1), completed=progress.done, width=bar_width))
+        row.add_row(*cells)
+        yield row
+
+
+class _Screen:
+    """A terminal: one changing line, and messages above it."""
+
+    def __init__(self, console: Console, live: Live, running: Running, log: _Lines) -> None:
+        self._console, self._live, self._running, self._log = console, live, running, log
+
+    def show(self, progress: Progress) -> None:
+        self._running.progress = progress
+        self._log.show(progress)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+        log_line(line)

@@ -14,10 +14,11 @@ from captune.common.tables import (
     table,
     text_table,
 )
-from captune.common.text import did_you_mean, error_text, first_line, listed, one_line, shorten
+from captune.common.text import did_you_mean, duration, error_text, first_line, listed, one_line, shorten
 
 __all__ = [
     "did_you_mean",
+    "duration",
     "error_text",
     "escape_html",
     "escape_latex",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "error_text", "first_line", "listed", "one_line", "shorten"]
+__all__ = ["did_you_mean", "duration", "error_text", "first_line", "listed", "one_line", "shorten"]
 
 
 def error_text(error: BaseException | str, limit: int = 300) -> str:
@@ -17,6 +17,13 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text without its full stop, or the error's type if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:13` or, from an hour on, `2:05:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def shorten(text: str, limit: int, ending: str = "…") -> str:

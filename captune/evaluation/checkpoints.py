@@ -183,6 +183,7 @@ def evaluate_checkpoints(
 def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[Path], on_event: Listener) -> list[str]:
     """Caption and score the pretrained model and every checkpoint; names of those whose scores are not numbers."""
     records = [read_record(folder) for folder in checkpoints]
+    on_event({"event": "stage", "what": "Loading the model"})
     model = load_run_model(config, evaluation, checkpoints)
     evaluation.sign_prompt(model.prompt_text(model.instruction))
 
@@ -212,6 +213,7 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
             faulty.append(checkpoint_name(epoch))
             evaluation.leave_out(faulty[-1])
             continue
+        on_event({"event": "stage", "what": f"Scoring {checkpoint_name(epoch)}"})
         row = evaluation.score(epoch, captions)
         on_event({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
     return faulty
@@ -242,6 +244,7 @@ def _add_row(
     def captioned(done: int, count: int) -> None:
         on_event({"event": "captions", "epoch": None, "name": name, "done": done, "count": count})
 
+    on_event({"event": "stage", "what": f"Loading {name}"})
     captioner = Captioner.from_pretrained(
         path, dtype=config.model.dtype, instruction=instruction, exif_rotation=config.exif_rotation
     )

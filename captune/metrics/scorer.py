@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -47,6 +47,7 @@ class Scorer:
         references: for each image its reference captions, at least one.
         options: how; the defaults are BLEU, CIDEr and ROUGE-L of English captions.
         image_files: image id to image file, for metrics that need images.
+        on_metric: called with the name of each metric that runs another program or a model, before it starts.
 
     Raises:
         MetricInputError: the references cannot be scored against; the sentence says why.
@@ -59,7 +60,9 @@ class Scorer:
         options: ScoringOptions | None = None,
         *,
         image_files: Mapping[ImageId, Path] | None = None,
+        on_metric: Callable[[str], None] | None = None,
     ) -> None:
+        self._on_metric = on_metric
         self.options = options = ScoringOptions() if options is None else options
         check_metrics(options.metrics)
         for name in options.metrics:
@@ -160,6 +163,8 @@ class Scorer:
             if name in forked:
                 statistics[name] = np.concatenate([part[name] for part in parts])
             else:
+                if self._on_metric is not None:
+                    self._on_metric(name)
                 statistics[name] = _checked(name, metric, metric.statistics(batch), len(batch))
         return statistics
 
@@ -177,7 +182,8 @@ class Scorer:
         """The scorer of some images; the last one is kept, since checkpoints are scored on the same images."""
         if self._subset is None or self._subset._ids != tuple(images):
             references = {image: self._references[image] for image in images}
-            self._subset = Scorer(references, self.options, image_files=self._index.image_files)
+            files = self._index.image_files
+            self._subset = Scorer(references, self.options, image_files=files, on_metric=self._on_metric)
         return self._subset
 
 

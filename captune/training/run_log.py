@@ -19,7 +19,7 @@ from captune.parsing import load_json
 
 __all__ = ["CostMeter", "RunLogger", "first_event"]
 
-TRANSIENT = frozenset({"features", "captions", "progress"})
+TRANSIENT = frozenset({"features", "captions", "progress", "stage"})
 """Progress events, which are not stored."""
 
 

@@ -108,6 +108,8 @@ def setup(
     output, resuming = config.output, folder is None
 
     # The model, its objective, and the images: encoded once, before training, or read in every step.
+    if listener is not None and dist.is_main:
+        listener({"event": "stage", "what": "Loading the model"})
     prepare = prepare_image_text_model if is_image_text_model(source) else prepare_minigpt4
     parts = prepare(config, source, images, evaluation, dist, listener, folder)
 
@@ -234,6 +236,7 @@ class Trainer:
         )
         if self.dist.is_main:
             self.log.log_cost()
+            self.log.log("stage", what="Writing the report")
             write_report(self.config.output, self.evaluator.evaluation.run_scores())
             seconds = round(time.monotonic() - start, 3)
             page = str(self.config.output / "report.html")
