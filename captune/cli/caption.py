@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.progress import caption_progress
 from captune.cli.shared_options import with_shared_options
 
@@ -290,9 +291,9 @@ def _read_inputs(inputs: list[str], split: str | None, image_column: str | None,
 
     images = read_inputs(inputs, split=split, image_column=image_column, id_column=id_column)
     if skipped := images.skipped.sentence():
-        typer.echo(f"{skipped}.", err=True)
+        print_message(f"{skipped}.")
     if images.repeated:
-        typer.echo(f"{images.repeated:,} images were named more than once; they are captioned once.", err=True)
+        print_message(f"{images.repeated:,} images were named more than once; they are captioned once.")
     return images
 
 
@@ -386,18 +387,17 @@ def _run_job(
         else:
             run_shards(captions, job, open_shards, progress)
     if all(job.is_done(shard) for shard in job.shards) and (prefixed := make_ids_unique(job)):
-        typer.echo(
+        print_message(
             f"Some ids are in several archives; the ids of {plural(len(prefixed), 'archive')} begin with the "
-            f"archive's name now ('{prefixed[0]}/...').",
-            err=True,
+            f"archive's name now ('{prefixed[0]}/...')."
         )
     rejected = job.gather_quarantine()
     skipped = f"; {plural(job.skipped, 'image')} captioned before" if job.skipped else ""
     summary = progress if open_shards else "nothing is left to do"
-    typer.echo(f"{summary}{skipped}; captions are in {output.folder}", err=True)
+    print_message(f"{summary}{skipped}; captions are in {output.folder}")
     if rejected:
         many = plural(rejected, "image")
-        typer.echo(f"{many} could not be captioned; {output.folder / 'quarantine.jsonl'} lists the reasons.", err=True)
+        print_message(f"{many} could not be captioned; {output.folder / 'quarantine.jsonl'} lists the reasons.")
     if output.file is not None:
         _write_one_file(output.file, job)
     return _Count(sum(1 for _ in islice(job.rows(), 1)), rejected)
@@ -442,7 +442,7 @@ def _write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Ex
     captioned = rejected = 0
     for text, images in shared_texts(waiting.values()).items():
         named = " and ".join(f"'{image}'" for image in images)
-        typer.echo(f"captune: the captions of {named} would be written to the same file '{text}'.", err=True)
+        print_message(f"captune: the captions of {named} would be written to the same file '{text}'.")
         waiting = {name: path for name, path in waiting.items() if path not in images}
         rejected += len(images)
     with caption_progress() as show:
@@ -457,11 +457,9 @@ def _write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Ex
     done = f"; {plural(texts.done, 'image')} captioned before" if texts.done else ""
     missing = f"; {rejected:,} could not be captioned" if rejected else ""
     written = "1 caption was" if captioned == 1 else f"{captioned:,} captions were"
-    typer.echo(f"{written} written next to their images{before}{done}{missing}.", err=True)
+    print_message(f"{written} written next to their images{before}{done}{missing}.")
     if texts.replaced:
-        typer.echo(
-            f"{plural(texts.replaced, 'earlier text')}: kept in .captune/texts.jsonl next to the images.", err=True
-        )
+        print_message(f"{plural(texts.replaced, 'earlier text')}: kept in .captune/texts.jsonl next to the images.")
     return _Count(captioned + skipped + texts.kept + texts.done, rejected)
 
 
@@ -486,7 +484,7 @@ def _write_one_file(out: Path, job: Job) -> None:
         write_rows(quarantine, read_rows(combined))
     elif is_own_output(quarantine, COMMAND):
         quarantine.unlink()
-    typer.echo(f"All captions are in {out}", err=True)
+    print_message(f"All captions are in {out}")
 
 
 def _entries(inputs: Inputs) -> Iterator[Entry]:
@@ -501,5 +499,5 @@ def _entries(inputs: Inputs) -> Iterator[Entry]:
 
 def _print_reasons(bad: list[Row]) -> int:
     for row in bad:
-        typer.echo(f"captune: {row['reason']}", err=True)
+        print_message(f"captune: {row['reason']}")
     return len(bad)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from captune.cli.output import print_message
 from captune.errors import InputError
 from captune.parsing import load_json
 
@@ -151,10 +152,9 @@ def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
         from captune.model import ALIGNMENT_CONFIG, build_model
     torch_dtype = None if dtype is NumberFormat.AUTO else getattr(torch, dtype.value)
     _save(build_model(dtype=torch_dtype, **parts), out)
-    typer.echo(
+    print_message(
         "The projection is new and random: align it on image-text pairs first (stage 1), with the settings of "
-        f"{ALIGNMENT_CONFIG}.",
-        err=True,
+        f"{ALIGNMENT_CONFIG}."
     )
 
 
@@ -189,4 +189,4 @@ def _translate(source: Path, out: Path, processes: int) -> None:
     with atomic_file(out, "w") as stream:
         stream.write(commented_yaml(converted, f"Converted from {source}.\n" + "\n".join(notes)))
     for note in notes:
-        typer.echo(f"captune: {note}", err=True)
+        print_message(f"captune: {note}")

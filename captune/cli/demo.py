@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from captune.cli.output import print_message
+
 if TYPE_CHECKING:
     from captune.config import RunConfig
     from captune.report import RunScores
@@ -46,12 +48,12 @@ def demo(
     _headline("1. Data: drawn scenes laid out as Flickr30k")
     written = write_flickr30k(data, seed=seed)
     counts = ", ".join(f"{split} {count:,}" for split, count in written.counts.items())
-    typer.echo(f"{'Reusing' if written.reused else 'Drew'} the scenes in {data}: {counts}.", err=True)
+    print_message(f"{'Reusing' if written.reused else 'Drew'} the scenes in {data}: {counts}.")
 
     manifest = data / "manifest.jsonl"
     _headline("2. captune prepare flickr30k")
     if written.reused and manifest.is_file():
-        typer.echo(f"Reusing the manifest {manifest}.", err=True)
+        print_message(f"Reusing the manifest {manifest}.")
     else:
         flickr30k(source=written.annotations, out=manifest, images=written.images)
 
@@ -105,4 +107,4 @@ def _print_files(config: RunConfig) -> None:
 
 
 def _headline(text: str) -> None:
-    typer.echo(f"\n== {text}", err=True)
+    print_message(f"\n== {text}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.shared_options import AllowLeaks
 from captune.errors import ConfigError
 
@@ -161,7 +162,7 @@ def run_matrix(
             listener=listener,
         )
     typer.echo(matrix_terminal(matrix))
-    typer.echo(f"\nmatrix.md, .csv, .json and .png, and report.html with both, are in {settings.output}", err=True)
+    print_message(f"\nmatrix.md, .csv, .json and .png, and report.html with both, are in {settings.output}")
 
 
 def _checked_settings(
@@ -210,9 +211,7 @@ def run_checkpoints(settings: RunConfig) -> list[Path]:
 
     checkpoints = checkpoint_folders(settings.output)
     if not checkpoints:
-        typer.echo(
-            f"There is no checkpoint in {settings.output}; the model is evaluated as it was before training.", err=True
-        )
+        print_message(f"There is no checkpoint in {settings.output}; the model is evaluated as it was before training.")
     return checkpoints
 
 
@@ -227,10 +226,9 @@ def _written_to(
     original = run_settings(config, [])
     folder = out or evaluation_folder(settings, original, checkpoints)
     if out is None and folder != original.output:
-        typer.echo(
+        print_message(
             f"The scores in {original.output} are of the run's data, settings and checkpoints, and are kept; the new "
-            f"ones are written to {folder}. Choose another folder with --out.",
-            err=True,
+            f"ones are written to {folder}. Choose another folder with --out."
         )
     return settings.model_copy(update={"output": folder})
 
@@ -257,7 +255,7 @@ def run_evaluation(
     with show_progress() as listener:
         scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
     print_report(scores, analyse(scores))
-    typer.echo(f"\nTable, chart and captions are in {settings.output}", err=True)
+    print_message(f"\nTable, chart and captions are in {settings.output}")
 
 
 @dataclass(frozen=True)
@@ -312,4 +310,4 @@ def run_models(request: ModelsRequest) -> None:
     with show_progress() as listener:
         scores = evaluate_models(config, request.models, listener, instruction=instruction)
     print_report(scores, analyse(scores))
-    typer.echo(f"\nTable, page and captions are in {request.out}", err=True)
+    print_message(f"\nTable, page and captions are in {request.out}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.prepare_common import Output, import_rows
 from captune.cli.shared_options import with_shared_options
 
@@ -228,7 +229,7 @@ def _announced(skipped: SkippedFiles, what: str = "file") -> Iterator[None]:
         yield
     finally:
         if sentence := skipped.sentence(what):
-            typer.echo(f"{sentence}.", err=True)
+            print_message(f"{sentence}.")
 
 
 def split_and_shares(text: str, seed: int, other: object = None) -> tuple[str, Shares | None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.shared_options import with_shared_options
 from captune.common import one_line, text_table
 from captune.errors import InputError
@@ -179,15 +180,14 @@ def _make(folder: Path, sources: list[Path], material: _Material, options: dict[
     items = read_study_items(sources, references=material.references, pictures=material.pictures)
     items = choose_systems(items, material.system_names)
     for sentence in items.left_out():
-        typer.echo(f"captune: warning: {sentence}", err=True)
+        print_message(f"captune: warning: {sentence}")
     if material.human:
         items = with_human(items, study_options.seed)
     store = create_study(folder, items, study_options, names)
     screens = [len(store.trials(rater.number)) for rater in store.raters()]
-    typer.echo(
+    print_message(
         f"Made a study in {folder}: {', '.join(store.setting('systems'))}; {len(store.images())} images, "
-        f"{len(screens)} raters with {min(screens)} to {max(screens)} screens each.",
-        err=True,
+        f"{len(screens)} raters with {min(screens)} to {max(screens)} screens each."
     )
     return store
 
@@ -210,7 +210,7 @@ def _resume(store: Store, material: _Material, options: dict[str, Any]) -> None:
     total = material.raters if material.raters is not None else len(known) + len(new)
     if total != len(known) or new:
         add_raters(store, total, new)
-        typer.echo(f"The study has {len(store.raters())} raters now.", err=True)
+        print_message(f"The study has {len(store.raters())} raters now.")
 
 
 def _serve(store: Store, host: str, port: int, url: str | None, *, as_json: bool) -> None:
@@ -231,21 +231,18 @@ def _listen(store: Store, host: str, port: int, url: str | None, *, as_json: boo
     base = (url or base_url(host, listener.getsockname()[1])).rstrip("/")
     local_only = is_local(host) and url is None
     if not local_only:
-        typer.echo(
+        print_message(
             f"Listening on {host}: whoever reaches this machine can open the pages. Links and the results key are "
-            "sent unencrypted unless a proxy adds HTTPS.",
-            err=True,
+            "sent unencrypted unless a proxy adds HTTPS."
         )
     else:
-        typer.echo("Listening on this machine only; --host 0.0.0.0 accepts raters on other machines.", err=True)
+        print_message("Listening on this machine only; --host 0.0.0.0 accepts raters on other machines.")
     _print_links(store, base, as_json=as_json)
-    typer.echo(
-        f"Results: {base}/results?key={store.results_key}\nStop with Ctrl-C; every answer is saved at once.", err=True
-    )
+    print_message(f"Results: {base}/results?key={store.results_key}\nStop with Ctrl-C; every answer is saved at once.")
     try:
         run_server(rating_application(store, hosts=hosts, site=url), listener)
     except KeyboardInterrupt:
-        typer.echo("Stopped. The same command resumes the study.", err=True)
+        print_message("Stopped. The same command resumes the study.")
 
 
 def _print_links(store: Store, base: str, *, as_json: bool) -> None:
@@ -281,13 +278,13 @@ def _show_results(store: Store, sources: list[Path], least: float, out: Path | N
             rows = rated_rows(store, run)
         except InputError as error:
             # The results of the study alone were requested, and are printed.
-            typer.echo(f"Nothing was written into {run}: {error}", err=True)
+            print_message(f"Nothing was written into {run}: {error}")
             rows = []
         if rows:
             with folder_lock(run, "captune rate"):
                 files += _write_into_run(run, computed.to_dict() | {"captions": caption_hashes(rows)})
     for file in files:
-        typer.echo(str(file), err=True)
+        print_message(str(file))
 
 
 def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.shared_options import with_shared_options
 from captune.errors import InputError
 
@@ -107,16 +108,14 @@ def serve(
             fetch=partial(fetch_image, most_bytes=server_limits.body) if allow_remote_images else None,
         )
         if not is_local(host):
-            typer.echo(
-                f"Listening on {host}: whoever reaches this machine can use the model, without a password.", err=True
-            )
+            print_message(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
         base = base_url(host, listener.getsockname()[1])
         print(base, flush=True)
-        typer.echo(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.", err=True)
+        print_message(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.")
         try:
             run_server(application, listener)
         except KeyboardInterrupt:
-            typer.echo("Stopped; running requests have been answered.", err=True)
+            print_message("Stopped; running requests have been answered.")
 
 
 def _examples(model: str, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.shared_options import AllowLeaks, Overrides
 
 __all__ = ["run_training", "train"]
@@ -63,4 +64,4 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
 
     scores = read_scores(settings.output)
     print_report(scores, analyse(scores))
-    typer.echo(f"\nTable, chart, captions and checkpoints are in {settings.output}", err=True)
+    print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
