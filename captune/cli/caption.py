@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from captune.cli.output import print_message
-from captune.cli.progress import caption_progress
-from captune.cli.shared_options import with_shared_options
+from captune.cli.output import print_error, print_message, print_summary
+from captune.cli.output import settings as output_settings
+from captune.cli.progress import caption_progress, working
+from captune.cli.shared_options import AsJson, with_shared_options
 
 if TYPE_CHECKING:
     from captune.bulk import Captions, CaptionTemplate, Entry, Existing, Inputs, Job, Row, Workers
@@ -187,6 +188,7 @@ def caption(
         str | None, typer.Option(help="K/N: shards K, K+N, ... of the job, K from 0; torchrun sets it automatically.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.", min=1)] = None,
+    as_json: AsJson = False,
     *,
     text: _Text,
     decoding: _Decoding,
@@ -213,6 +215,8 @@ def caption(
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
     if txt and (output is not None or uses_ray or parts > 1 or images.archives):
         raise typer.BadParameter("--txt writes next to image files: it takes no --out, tars, parquet, Ray or parts.")
+    if as_json and output is None and not txt:
+        raise typer.BadParameter("--json prints a summary instead of the captions; add --out or --txt.")
     if template.reads_existing and images.archives:
         raise typer.BadParameter("--template has {existing}, which images in tars and parquet files do not have.")
     if txt:
@@ -227,7 +231,9 @@ def caption(
             from captune.captioner import Captioner
 
         load = partial(Captioner.from_pretrained, model, **asdict(loading))
-        captions = _captions(load(), decoding, workers, template)
+        with working("Loading torch and the model"):
+            captions = _captions(load(), decoding, workers, template)
+        output_settings.resumes = txt or output is not None
         if txt:
             count = _write_texts_next_to_images(captions, images, text.existing or "skip")
         elif output is None:
@@ -235,6 +241,9 @@ def caption(
         else:
             actor = engine.workers(load, captions) if uses_ray else None
             count = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
+    if as_json:
+        path = None if output is None else output.path
+        print_summary({"captions": path, "captioned": count.captioned, "failed": count.rejected})
     if count.rejected and not (allow_failed and count.captioned):
         raise typer.Exit(_QUARANTINED)
     _show_next(output)
@@ -400,7 +409,9 @@ def _run_job(
         print_message(f"{many} could not be captioned; {output.folder / 'quarantine.jsonl'} lists the reasons.")
     if output.file is not None:
         _write_one_file(output.file, job)
-    return _Count(sum(1 for _ in islice(job.rows(), 1)), rejected)
+    # Reading all rows of a large job takes long; without a summary one row decides.
+    rows = job.rows() if output_settings.as_json else islice(job.rows(), 1)
+    return _Count(sum(1 for _ in rows), rejected)
 
 
 def _part(option: str | None) -> tuple[int, int]:
@@ -442,7 +453,7 @@ def _write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Ex
     captioned = rejected = 0
     for text, images in shared_texts(waiting.values()).items():
         named = " and ".join(f"'{image}'" for image in images)
-        print_message(f"captune: the captions of {named} would be written to the same file '{text}'.")
+        print_error(f"the captions of {named} would be written to the same file '{text}'.")
         waiting = {name: path for name, path in waiting.items() if path not in images}
         rejected += len(images)
     with caption_progress() as show:
@@ -499,5 +510,5 @@ def _entries(inputs: Inputs) -> Iterator[Entry]:
 
 def _print_reasons(bad: list[Row]) -> int:
     for row in bad:
-        print_message(f"captune: {row['reason']}")
+        print_error(row["reason"])
     return len(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
+from captune.cli.progress import metric_progress
 from captune.cli.scoring import ScoringRun
 from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
@@ -63,7 +65,9 @@ def compare(
     run.check_requirements()
     read = read_reference_files(references, shared.split)
     warnings: list[str] = []
-    scored = _score_all(read, [shared.read_predictions(path, read) for path in predictions], names, run, warnings)
+    files = [shared.read_predictions(path, read) for path in predictions]
+    with metric_progress() as on_metric:
+        scored = _score_all(read, files, names, run, warnings, on_metric)
     for sentence in warnings:
         scoring.warn(sentence)
     tests = _test_all(scored, confidence, resamples, trials, seed)
@@ -94,6 +98,7 @@ def _score_all(
     names: list[str],
     run: ScoringRun,
     warnings: list[str],
+    on_metric: Callable[[str], None],
 ) -> dict[str, Scores]:
     """Scores of every system, all on the same images with the references prepared once; adds to `warnings`."""
     if run.subset:
@@ -103,7 +108,7 @@ def _score_all(
     for name, captions in zip(names, predictions, strict=True):
         system = scoring.load_system(references, captions, name, run)
         if scorer is None:
-            scorer, shown = scoring.make_scorer(system, run)
+            scorer, shown = scoring.make_scorer(system, run, on_metric)
         scored[name] = scoring.score_system(system, scorer, shown)
         warnings.extend(f"{name}: {sentence}" for sentence in system.warnings)
     return scored

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from captune.cli.output import print_message
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+from captune.cli.shared_options import AsJson
 from captune.errors import InputError
 from captune.parsing import load_json
 
@@ -72,6 +74,7 @@ def convert(
         int, typer.Option(min=1, help="Processes that the YAML was run with; its batch size is that of each.")
     ] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing --out.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn the original MiniGPT-4 files into captune's: a model, a checkpoint (both ways), a configuration.
 
@@ -100,7 +103,14 @@ def convert(
         else:
             trained = {"checkpoint": checkpoint, "lora_alpha": lora_alpha}
             _import(out, dtype, arch, {**files, **heads, **trained})
-    typer.echo(out)
+    if as_json:
+        print_summary({"output": out})
+    else:
+        typer.echo(out)
+    if config is not None:
+        show_next(["train", out], "tune the model as this configuration says")
+    elif to_official is None and checkpoint is not None:
+        show_next(["serve", out], "try the model in a browser")
 
 
 def _check_out(out: Path, reads: list[Path | str | None], *, overwrite: bool) -> None:
@@ -132,9 +142,10 @@ def _is_captune_model(folder: Path) -> bool:
 
 def _import(out: Path, dtype: NumberFormat, arch: Arch, parts: dict[str, Any]) -> None:
     """Convert the original files to one model."""
+    from captune.cli.progress import working
     from captune.preflight import extra_imports
 
-    with extra_imports("captune convert", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune convert", "train"):
         import torch
 
         from captune.model import load_official
@@ -144,9 +155,10 @@ def _import(out: Path, dtype: NumberFormat, arch: Arch, parts: dict[str, Any]) -
 
 def _build(out: Path, dtype: NumberFormat, parts: dict[str, Any]) -> None:
     """Connect the parts by a new projection, and print what it needs."""
+    from captune.cli.progress import working
     from captune.preflight import extra_imports
 
-    with extra_imports("captune convert", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune convert", "train"):
         import torch
 
         from captune.model import ALIGNMENT_CONFIG, build_model
@@ -168,9 +180,10 @@ def _save(model: Any, out: Path) -> None:
 
 def _export(source: Path, out: Path) -> None:
     """Write the trained weights as a .pth file atomically."""
+    from captune.cli.progress import working
     from captune.preflight import extra_imports
 
-    with extra_imports("captune convert", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune convert", "train"):
         import torch
 
         from captune.data import atomic_file

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captune.cli.output import print_message
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+from captune.cli.shared_options import AsJson
 
 if TYPE_CHECKING:
     from captune.config import RunConfig
@@ -26,6 +28,7 @@ def demo(
         Literal["toy", "toy-vlm"],
         typer.Option(help="toy is a tiny MiniGPT-4; toy-vlm a tiny transformers model, tuned by LoRA."),
     ] = "toy",
+    as_json: AsJson = False,
 ) -> None:
     """Draw scenes, prepare, train, evaluate and report: everything captune does, in minutes, with no download.
 
@@ -35,12 +38,12 @@ def demo(
         captune demo --model toy-vlm
     """
     from captune.cli.prepare import flickr30k
-    from captune.cli.progress import show_progress
-    from captune.cli.report_output import print_report
+    from captune.cli.progress import show_progress, working
+    from captune.cli.report_output import print_report, run_as_json
     from captune.preflight import extra_imports
     from captune.report import analyse, read_scores
 
-    with extra_imports("captune demo", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune demo", "train"):
         from captune.toy import write_flickr30k
         from captune.training import train
     out.mkdir(parents=True, exist_ok=True)
@@ -64,9 +67,13 @@ def demo(
 
     scores = read_scores(config.output)
     _headline("4. Results")
+    if as_json:
+        print_summary({"output": config.output, "manifest": manifest, **run_as_json(scores, analyse(scores))})
+        return
     print_report(scores, analyse(scores))
     _print_captions(scores)
     _print_files(config)
+    show_next(["serve", config.output], "try the model in a browser")
 
 
 def demo_config(output: Path, manifest: Path, seed: int, model: str = "toy") -> RunConfig:

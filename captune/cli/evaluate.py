@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captune.cli.output import print_message
-from captune.cli.shared_options import AllowLeaks
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+from captune.cli.output import settings as output_settings
+from captune.cli.shared_options import AllowLeaks, AsJson
 from captune.errors import ConfigError
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from captune.config import RunConfig
+    from captune.report import RunScores
 
 MATRIX = "Robustness matrix"
 """Heading of its options in the help."""
@@ -76,6 +80,7 @@ def evaluate(
         typer.Option(help="Another captioner on the same images: a transformers image-text-to-text model; repeatable."),
     ] = None,
     allow_leaks: AllowLeaks = False,
+    as_json: AsJson = False,
 ) -> None:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
 
@@ -90,6 +95,7 @@ def evaluate(
         captune evaluate runs/photos --data nocaps.jsonl --out runs/photos-nocaps
         captune evaluate llava-hf/llava-1.5-7b-hf --data test.jsonl --out runs/llava
     """
+    output_settings.resumes = True  # captions of finished checkpoints are cached
     settings = [*(overrides or [])]
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
@@ -103,18 +109,18 @@ def evaluate(
         models = [str(config), *(each for each in settings if "=" not in each), *(captioner or [])]
         settings = [each for each in settings if "=" in each]
         source = _manifest_and_split(sources[0], split) if sources else None
-        run_models(ModelsRequest(models, settings, source, out, next(iter(prompt or []), None)))
+        run_models(ModelsRequest(models, settings, source, out, next(iter(prompt or []), None)), as_json=as_json)
         return
     if len(sources) > 1 or corrupt or prompt or prompts:
         strengths = strength or [1, 2, 3, 4, 5]
         options = RobustnessOptions(sources, split, corrupt or [], strengths, prompt or [], prompts or [])
-        run_matrix(config, settings, checkpoint, out, options)
+        run_matrix(config, settings, checkpoint, out, options, as_json=as_json)
         return
     if sources:
         path, split = _manifest_and_split(sources[0], split)
         settings.append(f"data.evaluate={path}")
     settings += [f"data.evaluate_split={split}"] if split is not None else []
-    run_evaluation(config, settings, checkpoint, out, captioner)
+    run_evaluation(config, settings, checkpoint, out, captioner, as_json=as_json)
 
 
 def is_model(config: Path, has_data: bool) -> bool:
@@ -137,15 +143,21 @@ class RobustnessOptions:
 
 
 def run_matrix(
-    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, options: RobustnessOptions
+    config: Path,
+    overrides: list[str],
+    checkpoints: list[Path] | None,
+    out: Path | None,
+    options: RobustnessOptions,
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Evaluate the matrix and print its table and where the files are.
+    """Evaluate the matrix and print its table and where the files are, or the matrix as one JSON object.
 
     Raises:
         CaptuneError: as `captune.evaluation.evaluate_matrix`.
     """
     from captune.cli.progress import show_progress
-    from captune.report import matrix_terminal
+    from captune.report import matrix_terminal, matrix_to_json
 
     settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
     from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
@@ -161,6 +173,9 @@ def run_matrix(
             split=options.split,
             listener=listener,
         )
+    if as_json:
+        print_summary({"output": settings.output, **json.loads(matrix_to_json(matrix))})
+        return
     typer.echo(matrix_terminal(matrix))
     print_message(f"\nmatrix.md, .csv, .json and .png, and report.html with both, are in {settings.output}")
 
@@ -169,12 +184,13 @@ def _checked_settings(
     config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None
 ) -> tuple[RunConfig, list[Path]]:
     """The settings with the evaluation's output folder, and the checkpoints, after all checks without the model."""
+    from captune.cli.progress import working
     from captune.preflight import check_run, extra_imports, require_extra
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
     check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
-    with extra_imports("captune evaluate", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_checkpoints  # noqa: F401  # imports torch and transformers
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
@@ -239,23 +255,35 @@ def run_evaluation(
     checkpoints: list[Path] | None,
     out: Path | None,
     captioners: list[str] | None = None,
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Evaluate and print the table, the analysis and where the files are.
+    """Evaluate and print the table, the analysis and where the files are, or the same as one JSON object.
 
     Raises:
         CaptuneError: as `captune.evaluation.evaluate_checkpoints`.
     """
     from captune.cli.progress import show_progress
-    from captune.cli.report_output import print_report
-    from captune.report import analyse
 
     settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
     from captune.evaluation import evaluate_checkpoints
 
     with show_progress() as listener:
         scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
+    _print_scores(scores, settings.output, as_json=as_json)
+
+
+def _print_scores(scores: RunScores, folder: Path, *, as_json: bool) -> None:
+    """Print the scores of an evaluation, and the command that shows its captions."""
+    from captune.cli.report_output import print_report, run_as_json
+    from captune.report import analyse
+
+    if as_json:
+        print_summary({"output": folder, **run_as_json(scores, analyse(scores))})
+        return
     print_report(scores, analyse(scores))
-    print_message(f"\nTable, chart and captions are in {settings.output}")
+    print_message(f"\nTable, chart, page and captions are in {folder}")
+    show_next(["report", folder, "--terminal"], "see the captions that changed most")
 
 
 @dataclass(frozen=True)
@@ -277,18 +305,16 @@ class ModelsRequest:
     instruction: str | None
 
 
-def run_models(request: ModelsRequest) -> None:
-    """Evaluate models and print the table and where the files are.
+def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
+    """Evaluate models and print the table and where the files are, or the same as one JSON object.
 
     Raises:
         ConfigError: the data or the folder is missing.
         CaptuneError: as `captune.evaluation.evaluate_models`.
     """
-    from captune.cli.progress import show_progress
-    from captune.cli.report_output import print_report
+    from captune.cli.progress import show_progress, working
     from captune.config import parse_config
     from captune.preflight import check_named_model, check_run, extra_imports, require_extra
-    from captune.report import analyse
 
     if request.data is None or request.out is None:
         raise ConfigError(
@@ -305,9 +331,8 @@ def run_models(request: ModelsRequest) -> None:
         check_named_model(model)
     is_set = any(setting.startswith("model.instruction=") for setting in request.settings)
     instruction = config.model.instruction if is_set else request.instruction
-    with extra_imports("captune evaluate", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_models
     with show_progress() as listener:
         scores = evaluate_models(config, request.models, listener, instruction=instruction)
-    print_report(scores, analyse(scores))
-    print_message(f"\nTable, page and captions are in {request.out}")
+    _print_scores(scores, request.out, as_json=as_json)

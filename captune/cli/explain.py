@@ -53,6 +53,7 @@ def explain(
         captune explain photos.yaml --image IMG_0012 --caption 1
         captune explain photos.yaml --text 'A dog on a beach.' --json
     """
+    from captune.cli.progress import working
     from captune.config import load_config
     from captune.preflight import check_configured_model, check_manifest, extra_imports, require_extra
 
@@ -61,7 +62,7 @@ def explain(
     check_configured_model(settings.model)
     if text is None:
         check_manifest("data.train", settings.data.train)
-    with extra_imports("captune explain", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune explain", "train"):
         from captune.explain import explain as compare
         from captune.explain import small_copy
         from captune.hub import resolve_model

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli.convert import NumberFormat
+from captune.cli.output import print_summary
+from captune.cli.shared_options import AsJson
 from captune.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def export(
         str | None, typer.Option(metavar="USER/NAME", help="Also upload the folder to the Hugging Face hub.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository of --push private.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as an adapter folder for peft, transformers and vLLM, or as a merged model.
 
@@ -38,6 +41,7 @@ def export(
         captune export runs/photos --epoch 2 --merge --out merged
         captune export runs/photos --out adapter --push me/photo-captions --private
     """
+    from captune.cli.progress import working
     from captune.data import atomic_folder, check_output_folder
     from captune.preflight import extra_imports
 
@@ -47,7 +51,7 @@ def export(
     check_output_folder(out, reads=[source, checkpoint])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already and is not empty; give another --out.")
-    with extra_imports("captune export", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune export", "train"):
         from captune.model import read_record, upload_folder
     record = read_record(checkpoint)
     with atomic_folder(out) as folder:
@@ -56,10 +60,16 @@ def export(
             _export_transformers(checkpoint, folder, merge, dtype, card)
         else:
             _export_minigpt4(checkpoint, folder, merge, dtype, card)
-    typer.echo(out)
+    if not as_json:
+        typer.echo(out)
+    pushed = None
     if push is not None:
         message = "Upload captioner" if merge else "Upload trained tensors of a captioner"
-        typer.echo(upload_folder(out, push, private=private or None, token=None, message=message))
+        pushed = upload_folder(out, push, private=private or None, token=None, message=message)
+    if as_json:
+        print_summary({"output": out, "checkpoint": checkpoint, "epoch": record.epoch, "pushed": pushed})
+    elif pushed is not None:
+        typer.echo(pushed)
 
 
 def _checkpoint(source: Path, epoch: int | None) -> Path:

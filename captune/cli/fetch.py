@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
+from captune.cli.output import print_summary
+from captune.cli.output import settings as output_settings
 from captune.cli.progress import download_progress
+from captune.cli.shared_options import AsJson
 
 __all__ = ["fetch"]
 
@@ -34,6 +37,7 @@ def fetch(
         str | None,
         typer.Option(help="sha256:... or sha1:... of the archive.", show_default="sha1 pinned in public build scripts"),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download what captune does not include, with progress and checksum; an interrupted download resumes.
 
@@ -44,6 +48,7 @@ def fetch(
     """
     from captune.metrics.external import CORENLP_SHA1, CORENLP_URL, fetch_models
 
+    output_settings.resumes = True
     with download_progress() if archive is None else nullcontext() as progress:
         jars = fetch_models(
             to,
@@ -52,5 +57,8 @@ def fetch(
             checksum=checksum or CORENLP_SHA1,
             progress=progress,
         )
+    if as_json:
+        print_summary({"files": list(jars)})
+        return
     for jar in jars:
         print(jar)

@@ -56,6 +56,7 @@ def plan(
         captune plan photos.yaml train.batch_size=16 --gpu 24GB
         captune plan photos.yaml --probe
     """
+    from captune.cli.progress import working
     from captune.config import load_config
     from captune.preflight import check_configured_model, extra_imports, require_extra
 
@@ -63,7 +64,7 @@ def plan(
     limit = None if gpu is None else card_bytes(gpu)
     require_extra("captune plan", "train")
     check_configured_model(settings.model)
-    with extra_imports("captune plan", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune plan", "train"):
         import torch
 
         from captune.hub import resolve_model

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.progress import HasShare, import_progress
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def import_rows(
     counts = counts_in_words(summary, split_origin, left_out=True)
     note_lines = [f"  note      {printable(note)}" for note in notes]
     lines = [printable(f"{source} -> {output.out}"), *counts, *note_lines, *samples_in_words(summary)]
-    print("\n".join(lines), file=sys.stderr)
+    print_message("\n".join(lines))
 
 
 def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_out: bool = False) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captune.cli.output import print_message
 from captune.cli.report_output import print_comparison, print_examples, print_json, print_report, run_as_json
 from captune.errors import InputError
 
@@ -64,7 +64,7 @@ def report(
             sources[0], out, intervals=intervals, pdf=pdf, terminal=terminal, lang=lang, as_json=as_json
         )
     for file in files:
-        print(file, file=sys.stderr)
+        print_message(file)
 
 
 def _report_one(

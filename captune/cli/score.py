@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captune.cli import scoring
+from captune.cli.progress import metric_progress
 from captune.cli.scoring import ScoringRun, System
 from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
@@ -75,8 +76,9 @@ def score(
     read = read_reference_files(references, shared.split)
     file = scoring.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
     system = scoring.load_system(read, shared.read_predictions(file, read), file.stem, run)
-    scorer, shown = scoring.make_scorer(system, run)
-    scores = scoring.score_system(system, scorer, shown)
+    with metric_progress() as on_metric:
+        scorer, shown = scoring.make_scorer(system, run, on_metric)
+        scores = scoring.score_system(system, scorer, shown)
     intervals: dict[str, Interval] = {}
     if confidence and scores.statistics:
         from captune.metrics import confidence_intervals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -297,7 +298,9 @@ def load_system(references: ReferenceFile, predictions: PredictionFile, name: st
     return System(name, aligned.predictions, aligned.references, finished, files, file_names, warnings)
 
 
-def make_scorer(system: System, run: ScoringRun) -> tuple[Scorer, tuple[str, ...]]:
+def make_scorer(
+    system: System, run: ScoringRun, on_metric: Callable[[str], None] | None = None
+) -> tuple[Scorer, tuple[str, ...]]:
     """Prepare the references of a system.
 
     CIDEr of a single image is undefined (every n-gram has the weight ln 1 = 0): it is left out with a warning, and is
@@ -324,7 +327,7 @@ def make_scorer(system: System, run: ScoringRun) -> tuple[Scorer, tuple[str, ...
     # Reports alone have a signature too, and ROUGE-L is the cheapest metric.
     options = replace(run.options, metrics=metrics or ("rouge-l",))
     files = _image_files(system, run.images) if run.needs("images") else None
-    return Scorer(system.references, options, image_files=files), metrics
+    return Scorer(system.references, options, image_files=files, on_metric=on_metric), metrics
 
 
 def _image_files(system: System, folder: Path | None) -> dict[str | int, Path]:

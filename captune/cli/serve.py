@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from captune.cli.output import print_message
+from captune.cli.output import print_message, print_summary
 from captune.cli.shared_options import with_shared_options
 from captune.errors import InputError
 
@@ -68,6 +68,7 @@ def serve(
     examples: Annotated[
         list[Path] | None, typer.Option(help="An image to offer on the page; repeatable.", show_default="of the run")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as one JSON object on stdout.")] = False,
     *,
     limits: _Limits,
 ) -> None:
@@ -80,6 +81,7 @@ def serve(
     """
     from functools import partial
 
+    from captune.cli.progress import working
     from captune.data import temporary_folder
     from captune.preflight import check_named_model, extra_imports, require_extra
 
@@ -88,7 +90,7 @@ def serve(
         check_named_model(model)
     with extra_imports("captune serve", "serve"):
         from captune.apps import answered_hosts, base_url, is_local, listening_socket, run_server
-    with extra_imports("captune serve", "train"):
+    with working("Loading torch"), extra_imports("captune serve", "train"):
         import torch  # noqa: F401  so that the message names the missing extra
     with extra_imports("captune serve", "serve"):
         from captune.apps.serving import fetch_image, load_served, serving_application
@@ -97,7 +99,8 @@ def serve(
     hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
     with listener, temporary_folder("serve") as drawn:
-        served = load_served(model)
+        with working("Loading the model"):
+            served = load_served(model)
         server_limits = limits.of_server()
         application = serving_application(
             served,
@@ -110,7 +113,10 @@ def serve(
         if not is_local(host):
             print_message(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
         base = base_url(host, listener.getsockname()[1])
-        print(base, flush=True)
+        if as_json:
+            print_summary({"page": f"{base}/", "endpoint": f"{base}/v1", "models": list(served.names)})
+        else:
+            print(base, flush=True)
         print_message(f"{', '.join(served.names)}: page at {base}/, endpoint at {base}/v1. Stop with Ctrl-C.")
         try:
             run_server(application, listener)

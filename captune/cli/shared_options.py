@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-__all__ = ["AllowLeaks", "Overrides", "in_panel", "with_shared_options"]
+__all__ = ["AllowLeaks", "AsJson", "Overrides", "in_panel", "with_shared_options"]
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file, as section.key=value.")]
 AllowLeaks = Annotated[
@@ -21,6 +21,9 @@ AllowLeaks = Annotated[
         "--allow-leaks", help="Mark results on images that were trained on with LEAK only, without the reason."
     ),
 ]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 
 
 def in_panel(annotation: Any, panel: str | None) -> Any:

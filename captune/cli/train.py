@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from captune.cli.output import print_message
-from captune.cli.shared_options import AllowLeaks, Overrides
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+from captune.cli.output import settings as output_settings
+from captune.cli.shared_options import AllowLeaks, AsJson, Overrides
 
 __all__ = ["run_training", "train"]
 
@@ -23,6 +25,7 @@ def train(
         bool, typer.Option("--overwrite", help="Move another run in the output folder into a subfolder, and start.")
     ] = False,
     allow_leaks: AllowLeaks = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tune a model as configured in a YAML file; every epoch is saved and scored.
 
@@ -32,18 +35,20 @@ def train(
         torchrun --nproc-per-node 4 -m captune train photos.yaml
     """
     overrides = [*(overrides or []), *(["evaluate.allow_leaks=true"] if allow_leaks else [])]
-    run_training(config, overrides, resume=resume == "auto", overwrite=overwrite)
+    run_training(config, overrides, resume=resume == "auto", overwrite=overwrite, as_json=as_json)
 
 
-def run_training(config: Path, overrides: list[str], *, resume: bool = True, overwrite: bool = False) -> None:
-    """Train and print the table, the analysis and the location of the files.
+def run_training(
+    config: Path, overrides: list[str], *, resume: bool = True, overwrite: bool = False, as_json: bool = False
+) -> None:
+    """Train and print the table, the analysis and the location of the files, or the same as one JSON object.
 
     Raises:
         CaptuneError: as `captune.training.train`.
     """
     import os
 
-    from captune.cli.progress import show_progress
+    from captune.cli.progress import show_progress, working
     from captune.config import load_config
     from captune.preflight import check_run, extra_imports, require_extra
 
@@ -51,17 +56,25 @@ def run_training(config: Path, overrides: list[str], *, resume: bool = True, ove
     require_extra("captune train", "train", *(["track"] if settings.tracker == "wandb" else []))
     check_run(settings, trains=True)
 
-    with extra_imports("captune train", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune train", "train"):
         from captune.training import train as start
 
     if os.environ.get("RANK", "0") != "0":
         start(settings, resume=resume, overwrite=overwrite)
         return
+    output_settings.resumes = resume
     with show_progress() as listener:
         start(settings, listener, resume=resume, overwrite=overwrite)
-    from captune.cli.report_output import print_report
+    from captune.cli.report_output import print_report, run_as_json
     from captune.report import analyse, read_scores
+    from captune.training import checkpoint_folders
 
     scores = read_scores(settings.output)
-    print_report(scores, analyse(scores))
+    analysis = analyse(scores)
+    if as_json:
+        folders = [str(folder) for folder in checkpoint_folders(settings.output)]
+        print_summary({"output": settings.output, "folders": folders, **run_as_json(scores, analysis)})
+        return
+    print_report(scores, analysis)
     print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
+    show_next(["serve", settings.output], "try the model in a browser")
