@@ -166,6 +166,7 @@ from captune.cli import (  # noqa: E402
     caption,
     check,
     compare,
+    config,
     convert,
     demo,
     evaluate,
@@ -184,7 +185,7 @@ from captune.cli import (  # noqa: E402
 
 PANELS = {
     "Data": (prepare, check),
-    "Train": (demo, plan, explain, features, train),
+    "Train": (demo, plan, explain, features, train, config),
     "Measure": (evaluate, report, score, compare),
     "Use": (caption, serve, convert, export, fetch),
     "People": (rate,),

@@ -249,6 +249,7 @@ class _Lines:
         self._last = time.monotonic()
         self._task = ""
         self._is_shown = False
+        self._has_loss = False
         self._stage: threading.Event | None = None
 
     def show(self, progress: Progress) -> None:
@@ -258,7 +259,8 @@ class _Lines:
         self.close()
         now = time.monotonic()
         due = now - self._last >= settings.progress_seconds
-        first = progress.loss is not None and not self._task.startswith("Training")
+        first = progress.loss is not None and not self._has_loss
+        self._has_loss |= first
         last = progress.is_finished and self._is_shown and progress.task == self._task
         if progress.task != self._task:
             self._task, self._is_shown = progress.task, False

@@ -15,10 +15,17 @@ from captune.config.sections import (
     TrainConfig,
     split_names,
 )
-from captune.config.writing import commented_yaml, configuration_reference
+from captune.config.writing import (
+    ConfigKey,
+    commented_yaml,
+    configuration_keys,
+    configuration_reference,
+    configuration_schema,
+)
 
 __all__ = [
     "STORED_HEADING",
+    "ConfigKey",
     "DataConfig",
     "EvaluateConfig",
     "LoraConfig",
@@ -27,7 +34,9 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "commented_yaml",
+    "configuration_keys",
     "configuration_reference",
+    "configuration_schema",
     "convert_config",
     "load_config",
     "load_run_config",

@@ -82,7 +82,7 @@ class DataConfig(_Section):
 
     train: Path = Path("flickr30k/manifest.jsonl")
     """Manifest that holds the training images."""
-    train_split: Annotated[str, BeforeValidator(_joined_splits)] = "train"
+    train_split: Annotated[str, BeforeValidator(_joined_splits, json_schema_input_type=str | list[str])] = "train"
     """Split to train on; several as [train, restval], or "train,restval"."""
     evaluate: Path | None = None
     """Manifest that holds the evaluation images; null is the training manifest."""

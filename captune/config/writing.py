@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from captune.config.sections import RunConfig
 
-__all__ = ["commented_yaml", "configuration_reference"]
+__all__ = ["ConfigKey", "commented_yaml", "configuration_keys", "configuration_reference", "configuration_schema"]
 
 _INTRODUCTION = """\
 # Configuration
@@ -53,6 +54,48 @@ def _section_lines(section: BaseModel, indent: str) -> Iterator[str]:
         for line in textwrap.wrap(field.description or "", width=100):
             yield f"{indent}# {line}"
         yield f"{indent}{name}: {_scalar(section, name)}"
+
+
+@dataclass(frozen=True)
+class ConfigKey:
+    """A key of a configuration.
+
+    Attributes:
+        name: with its sections, such as "train.epochs".
+        values: what it takes, such as "integer above 0, or null".
+        default: in YAML.
+        help: sentences.
+    """
+
+    name: str
+    values: str
+    default: str
+    help: str
+
+
+def configuration_keys() -> list[ConfigKey]:
+    """Every key of a configuration, in the order of the reference."""
+    return list(_keys(RunConfig(), ""))
+
+
+def _keys(section: BaseModel, name: str) -> Iterator[ConfigKey]:
+    """The keys of a section, then those of the sections in it."""
+    subsections: list[tuple[str, BaseModel]] = []
+    for key, field in type(section).model_fields.items():
+        path, value = f"{name}.{key}".lstrip("."), getattr(section, key)
+        if isinstance(value, BaseModel):
+            subsections.append((path, value))
+            continue
+        help_text = " ".join((field.description or "").split())
+        yield ConfigKey(path, _type_text(field).replace("`", ""), _scalar(section, key), help_text)
+        subsections += [(path, model()) for model in _models(field.annotation)]
+    for path, subsection in subsections:
+        yield from _keys(subsection, path)
+
+
+def configuration_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration, by which editors check and complete YAML files."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
 
 
 def configuration_reference() -> str:
