@@ -75,6 +75,7 @@ WALLS: dict[str, set[str]] = {
     "toy": {"config", "data", "decoding", "metrics", "model"},
     "apps": {"captioner", "config", "data", "decoding", "hub", "metrics", "model", "report", "vlm"},
 }
+WALLS["api"] = {"captioner", "config", "data", "evaluation", "events", "metrics", "preflight", "report", "training"}
 WALLS["cli"] = set(WALLS)
 WALLS["__main__"] = {"cli"}
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-LEVELS = ((0.01, "**"), (0.05, "*"))
-
 
 @with_shared_options
 def compare(
@@ -153,21 +151,14 @@ def _test_all(
     return results
 
 
-def _mark(bootstrap: Comparison, randomization: Comparison) -> str:
-    """Stars for a difference that both tests find significant and whose interval does not contain 0."""
-    if bootstrap.low <= 0 <= bootstrap.high:
-        return ""
-    larger = max(bootstrap.p_value, randomization.p_value)
-    return next((stars for level, stars in LEVELS if larger < level), "")
-
-
 def _shown_mark(shown: float, bootstrap: Comparison, randomization: Comparison, digits: int) -> str:
     """The stars after a number; none after one that shows as 0."""
+    from captune.metrics import significance_mark
     from captune.report import shows_zero
 
     if shows_zero(shown, digits) or shows_zero(bootstrap.difference, digits):
         return ""
-    return _mark(bootstrap, randomization)
+    return significance_mark(bootstrap, randomization)
 
 
 def _signed(value: float, digits: int, sign: str = "+") -> str:

@@ -11,7 +11,7 @@ import typer
 
 from captune.cli.output import print_message
 from captune.errors import MetricInputError
-from captune.metrics import BUILT_IN, DEFAULT_CLIP, METRICS, ScoringOptions, check_metrics
+from captune.metrics import BUILT_IN, DEFAULT_CLIP, DEFAULT_METRICS, METRICS, ScoringOptions, check_metrics
 
 if TYPE_CHECKING:
     from captune.metrics import PredictionFile, ReferenceFile, Scorer, Scores
@@ -274,22 +274,11 @@ def load_system(references: ReferenceFile, predictions: PredictionFile, name: st
     Raises:
         MetricInputError: their images differ.
     """
-    from captune.metrics import align, caption_warnings, language_warning
+    from captune.metrics import align, scoring_warnings
 
     aligned = align(predictions, references, subset=run.subset)
-    warnings = list(aligned.warnings) + caption_warnings(aligned.predictions, aligned.references)
-    tokenize = run.options.tokenize
-    if tokenize == "ptb":
-        for captions, whose in (
-            ([caption for group in aligned.references.values() for caption in group], "references"),
-            (list(aligned.predictions.values()), "predictions"),
-        ):
-            if sentence := language_warning(captions):
-                warnings.append(f"In the {whose}: {sentence}")
-                break
-    else:
-        english = [METRICS[name].names()[0] for name in run.metrics if METRICS[name].english_only]
-        warnings += [f"{metric} supports English only; --tokenize does not apply to it." for metric in english]
+    options = replace(run.options, metrics=run.metrics or DEFAULT_METRICS)
+    warnings = [*aligned.warnings, *scoring_warnings(aligned.predictions, aligned.references, options)]
     finished = {image: predictions.finished[image] for image in aligned.predictions if image in predictions.finished}
     files = {image: references.images[image] for image in aligned.predictions if image in references.images}
     file_names = {
@@ -312,18 +301,13 @@ def make_scorer(
     Raises:
         MetricInputError: only CIDEr was requested, of one image.
     """
-    from captune.metrics import Scorer
+    from captune.metrics import Scorer, defined_metrics
 
     metrics = run.metrics
-    if len(system.references) == 1 and run.options.document_frequencies is None:
-        kept = tuple(name for name in metrics if not METRICS[name].uses_document_frequencies)
-        if kept != metrics:
-            sentence = "CIDEr of one image is undefined, since it weighs n-grams by how many images hold them"
-            advice = "give more images, or --document-frequencies of a corpus"
-            if not kept and metrics == run.names:
-                raise MetricInputError(f"{sentence}; {advice}.")
-            system.warnings.append(f"{sentence}; it is left out ({advice}).")
-            metrics = kept
+    if metrics:
+        options = replace(run.options, metrics=metrics)
+        metrics, warning = defined_metrics(options, len(system.references), others=metrics != run.names)
+        system.warnings += [warning] if warning else []
     # Reports alone have a signature too, and ROUGE-L is the cheapest metric.
     options = replace(run.options, metrics=metrics or ("rouge-l",))
     files = _image_files(system, run.images) if run.needs("images") else None

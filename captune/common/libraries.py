@@ -24,10 +24,10 @@ def quiet_libraries() -> Iterator[None]:
     """
     absent = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(absent)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    # A level that the program has set stays.
+    loggers = [logger for name in _LOGGERS if not (logger := logging.getLogger(name)).level]
     for logger in loggers:
-        logger.setLevel(max(logger.level, logging.ERROR))
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # Last in the list: it applies where no other filter does.
@@ -37,8 +37,8 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for name in absent:
             os.environ.pop(name, None)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.setLevel(logging.NOTSET)
 
 
 @contextmanager

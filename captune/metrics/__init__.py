@@ -17,6 +17,9 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.metrics.caption_files import (
+        ID_KEYS,
+        PREDICTION_KEYS,
+        REFERENCE_KEYS,
         PredictionFile,
         ReferenceFile,
         read_predictions,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
     from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
-    from captune.metrics.scorer import Scorer, score_captions
+    from captune.metrics.scorer import Scorer, defined_metrics, score_captions, scoring_warnings
     from captune.metrics.scores import Scores, Signature, prompt_hash
     from captune.metrics.significance import (
         NEGLIGIBLE,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         draw_images,
         paired_bootstrap,
         resampled_scores,
+        significance_mark,
     )
     from captune.metrics.tokenizers import language_warning, tokenizer
 
@@ -49,8 +53,11 @@ __all__ = [
     "DEFAULT_CLIP",
     "DEFAULT_METRICS",
     "FAILURES",
+    "ID_KEYS",
     "METRICS",
     "NEGLIGIBLE",
+    "PREDICTION_KEYS",
+    "REFERENCE_KEYS",
     "Column",
     "Comparison",
     "DocumentFrequencies",
@@ -70,6 +77,7 @@ __all__ = [
     "caption_warnings",
     "check_metrics",
     "confidence_intervals",
+    "defined_metrics",
     "draw_images",
     "find_column",
     "find_failures",
@@ -84,6 +92,8 @@ __all__ = [
     "read_references",
     "resampled_scores",
     "score_captions",
+    "scoring_warnings",
+    "significance_mark",
     "similar_ids_hint",
     "tokenizer",
 ]
@@ -94,6 +104,9 @@ __getattr__ = lazy_names(
         "diagnostics": ["FAILURES", "find_failures", "measure_diversity"],
         "document_frequencies": ["DocumentFrequencies"],
         "caption_files": [
+            "ID_KEYS",
+            "PREDICTION_KEYS",
+            "REFERENCE_KEYS",
             "PredictionFile",
             "ReferenceFile",
             "read_predictions",
@@ -105,7 +118,7 @@ __getattr__ = lazy_names(
         "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],
         "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],
-        "scorer": ["Scorer", "score_captions"],
+        "scorer": ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"],
         "scores": ["Scores", "Signature", "prompt_hash"],
         "significance": [
             "NEGLIGIBLE",
@@ -116,6 +129,7 @@ __getattr__ = lazy_names(
             "draw_images",
             "paired_bootstrap",
             "resampled_scores",
+            "significance_mark",
         ],
         "tokenizers": ["language_warning", "tokenizer"],
     },

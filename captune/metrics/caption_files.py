@@ -24,7 +24,16 @@ from typing import Any
 from captune.errors import MetricInputError
 from captune.metrics.json_files import line_captions, parse_json, read_text, table_rows
 
-__all__ = ["PredictionFile", "ReferenceFile", "read_predictions", "read_reference_files", "read_references"]
+__all__ = [
+    "ID_KEYS",
+    "PREDICTION_KEYS",
+    "REFERENCE_KEYS",
+    "PredictionFile",
+    "ReferenceFile",
+    "read_predictions",
+    "read_reference_files",
+    "read_references",
+]
 
 ID_KEYS = ("image_id", "id", "image", "file_name", "filename")
 REFERENCE_KEYS = ("captions", "references", "refs", "caption", "reference", "text")

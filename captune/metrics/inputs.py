@@ -163,7 +163,7 @@ _ENDING = re.compile(r"\.(jpe?g|jfif|jpe|png|webp|gif|bmp|tiff?|avif|heic|0+)$")
 
 @dataclass(frozen=True)
 class Aligned:
-    """PredictionFile and references of the same images, in the references' order.
+    """Predictions and references of the same images, in the references' order.
 
     Args:
         predictions: image id to caption.
@@ -346,7 +346,7 @@ def caption_warnings(predictions: Mapping[str, str], references: Mapping[str, Se
         picked = ends[:: max(1, len(ends) // (2 * SAMPLES))][:SAMPLES]
         shown = "".join(f"\n    {image}: {_shorten(predictions[image])}" for image in picked)
         warnings.append(
-            f"PredictionFile have {predicted:.1f} words on average and references {referred:.1f}; captions that much "
+            f"Predictions have {predicted:.1f} words on average and references {referred:.1f}; captions that much "
             f"{how} get low scores whatever they say.{shown}"
         )
     return warnings

@@ -16,6 +16,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from captune.common import did_you_mean
 from captune.errors import MetricInputError
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def check_metrics(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """
     for name in names:
         if name not in METRICS and name not in others:
-            raise MetricInputError(f"there is no metric '{name}'; choose out of {', '.join((*METRICS, *others))}")
+            known = (*METRICS, *others)
+            hint = did_you_mean(name, known, cutoff=0.5)
+            start = f"{hint} The metrics are" if hint else "choose out of"
+            raise MetricInputError(f"there is no metric '{name}'; {start} {', '.join(known)}")
 
 
 def iter_columns() -> Iterator[tuple[str, Column]]:

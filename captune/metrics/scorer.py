@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +18,7 @@ from captune.metrics.inputs import (
     ImageId,
     Predictions,
     References,
+    caption_warnings,
     check_predictions,
     check_references,
     order_predictions,
@@ -27,14 +29,16 @@ from captune.metrics.parallel import can_fork, run_in_fork, split_ranges
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 from captune.metrics.registry import METRICS, check_metrics, package_version
 from captune.metrics.scores import Scores, Signature, prompt_hash
-from captune.metrics.tokenizers import tokenizer
+from captune.metrics.tokenizers import language_warning, tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["Scorer", "score_captions"]
+__all__ = ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"]
+
+logger = logging.getLogger(__name__)
 
 # Below this number for each, a process takes longer to start and stop than it saves.
 _FEWEST_IMAGES = 4_000
@@ -237,7 +241,8 @@ def score_captions(
         Scores of the corpus and of each image, with their signature.
 
     Raises:
-        MetricInputError: the input cannot be scored; the sentence says why and what to do.
+        MetricInputError: the input cannot be scored; the sentence says why and what to do. CIDEr of one image is
+            undefined, and is left out with a warning if there are other metrics.
     """
     # Checked before the references are tokenized, which takes longer.
     check_predictions(cast("Mapping[ImageId, str]", predictions))
@@ -247,5 +252,65 @@ def score_captions(
     if subset:
         ids = list(references)
         references = {ids[row]: references[ids[row]] for row in rows}
-    scorer = Scorer(references, ScoringOptions(metrics=metrics, **options), image_files=image_files)  # type: ignore[arg-type]
-    return scorer.score(predictions)
+    settings = ScoringOptions(metrics=metrics, **options)  # type: ignore[arg-type]
+    kept, sentence = defined_metrics(settings, len(references))
+    if sentence:
+        logger.warning(sentence)
+    return Scorer(references, replace(settings, metrics=kept), image_files=image_files).score(predictions)
+
+
+def defined_metrics(options: ScoringOptions, images: int, *, others: bool = False) -> tuple[tuple[str, ...], str]:
+    """The metrics that are defined for a number of images.
+
+    CIDEr of a single image is undefined (every n-gram has the weight ln 1 = 0): it is left out.
+
+    Args:
+        options: with the metrics.
+        images: that are scored.
+        others: whether something else is reported, so that no metric needs to be left.
+
+    Returns:
+        The metrics, and a warning or "".
+
+    Raises:
+        MetricInputError: no metric is left.
+    """
+    check_metrics(options.metrics)
+    kept = options.metrics
+    if images == 1 and options.document_frequencies is None:
+        kept = tuple(name for name in kept if not METRICS[name].uses_document_frequencies)
+    if kept == options.metrics:
+        return kept, ""
+    sentence = "CIDEr of one image is undefined, since it weighs n-grams by how many images hold them"
+    advice = "give more images, or document_frequencies (--document-frequencies) of a corpus"
+    if not kept and not others:
+        raise MetricInputError(f"{sentence}; {advice}.")
+    return kept, f"{sentence}; it is left out ({advice})."
+
+
+def scoring_warnings(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], options: ScoringOptions
+) -> list[str]:
+    """Warn of captions and options that make scores misleading, a sentence each.
+
+    Args:
+        predictions: image id to caption.
+        references: of the same images.
+        options: of the scorer.
+
+    Returns:
+        Sentences about empty captions, their length, their language and the tokenizer.
+    """
+    warnings = caption_warnings(predictions, references)
+    if options.tokenize == "ptb":
+        for captions, whose in (
+            ([caption for group in references.values() for caption in group], "references"),
+            (list(predictions.values()), "predictions"),
+        ):
+            if sentence := language_warning(captions):
+                warnings.append(f"In the {whose}: {sentence}")
+                break
+    else:
+        english = [METRICS[name].names()[0] for name in options.metrics if METRICS[name].english_only]
+        warnings += [f"{metric} supports English only; the tokenizer does not apply to it." for metric in english]
+    return warnings

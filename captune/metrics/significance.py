@@ -32,6 +32,7 @@ __all__ = [
     "draw_images",
     "paired_bootstrap",
     "resampled_scores",
+    "significance_mark",
 ]
 
 NEGLIGIBLE = 1e-6
@@ -306,3 +307,22 @@ def _resampled(systems: list[Scores], resamples: int, seed: int) -> Iterator[dic
 def _concatenate(portions: Iterator[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
     parts = list(portions)
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+_LEVELS = ((0.01, "**"), (0.05, "*"))
+
+
+def significance_mark(bootstrap: Comparison, randomization: Comparison) -> str:
+    """The stars of a difference.
+
+    Args:
+        bootstrap: from `paired_bootstrap`.
+        randomization: from `approximate_randomization`, of the same score and systems.
+
+    Returns:
+        "**" below 0.01 and "*" below 0.05 in both tests, if 0 is outside the bootstrap's interval; otherwise "".
+    """
+    if bootstrap.low <= 0 <= bootstrap.high:
+        return ""
+    larger = max(bootstrap.p_value, randomization.p_value)
+    return next((stars for level, stars in _LEVELS if larger < level), "")

@@ -21,7 +21,7 @@ from captune.report.table import csv_table, latex_table, markdown_table
 
 __all__ = ["COMPARISON_FILES", "REPORT_FILES", "Writer", "write_comparison", "write_page", "write_report"]
 
-REPORT_FILES = (
+REPORT_FILES: tuple[str, ...] = (
     "table.md",
     "table.csv",
     "table.tex",
@@ -32,7 +32,7 @@ REPORT_FILES = (
     "report.html",
 )
 """Files of a report on one run."""
-COMPARISON_FILES = ("table.md", "table.csv", "table.tex", "comparison.md", "report.html")
+COMPARISON_FILES: tuple[str, ...] = ("table.md", "table.csv", "table.tex", "comparison.md", "report.html")
 """Files of a comparison of runs."""
 
 Writer: TypeAlias = Callable[[Path, bytes | str], Path]

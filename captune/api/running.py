@@ -1,0 +1,244 @@
+"""`tune` and `evaluate`: training and evaluation from Python, with their checks, progress and results."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from captune.api.progress import show_progress
+from captune.api.results import EvaluationResult, TuningResult
+from captune.common import quiet_libraries
+from captune.config import RunConfig, load_config, load_run_config, parse_config
+from captune.errors import ConfigError
+from captune.events import Listener
+from captune.preflight import check_named_model, check_run, extra_imports, require_extra
+
+__all__ = ["evaluate", "tune"]
+
+RunLike = str | os.PathLike[str] | RunConfig | Mapping[str, Any] | EvaluationResult
+
+
+def tune(
+    config: RunLike | None = None,
+    /,
+    *,
+    data: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    model: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    progress: bool | Listener | None = None,
+    **settings: Any,
+) -> TuningResult:
+    """Tune a model; every epoch is saved and scored on images that were held out.
+
+        captune.tune("photos.yaml")
+        captune.tune("photos.yaml", train={"epochs": 3}, output="runs/longer")
+        captune.tune(data="photos/manifest.jsonl", model="toy-vlm", output="runs/photos", **{"train.epochs": 3})
+
+    A finished run of the same configuration and data is not repeated, an interrupted one resumes: run the cell again.
+    A notebook shows the progress in place, any other program prints lines to stderr.
+
+    Args:
+        config: a YAML file, a `RunConfig`, or a dictionary of sections; by default the default configuration.
+        data: manifest with the splits train and test, as `captune prepare` writes it; or the section `data`.
+        model: folder or hub id of the model; or the section `model`.
+        output: folder of the run.
+        resume: continue an unfinished run instead of starting over.
+        overwrite: move another run in the output folder into a subfolder.
+        progress: whether to show the progress, or a function to call with every event (`captune.events`).
+        **settings: sections as dictionaries, such as `train={"epochs": 3}`, single keys, such as `seed=1`, or
+            `**{"train.epochs": 3}`; docs/configuration.md lists all.
+
+    Returns:
+        The scores of every epoch and the checkpoints; a notebook displays table and chart.
+
+    Raises:
+        InputError: the configuration, the data or the model is invalid.
+        MissingExtraError: torch or another library is not installed.
+        TrainingError: too many steps had an infinite or undefined loss.
+        StoppedError: the run was interrupted; its state was saved.
+    """
+    if config is None and data is None:
+        raise ConfigError("captune.tune needs a configuration (a YAML file), or data=MANIFEST.")
+    run = _run_config(config, _overrides(data=data, model=model, output=output, settings=settings))
+    require_extra("captune.tune", "train", *(["track"] if run.tracker == "wandb" else []))
+    check_run(run, trains=True)
+    with extra_imports("captune.tune", "train"), quiet_libraries():
+        from captune.training import train
+
+        with show_progress(progress) as listener:
+            train(run, listener, resume=resume, overwrite=overwrite)
+    return TuningResult(run.output)
+
+
+def evaluate(
+    models: RunLike | Sequence[str | os.PathLike[str]],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    checkpoints: Sequence[str | os.PathLike[str]] | None = None,
+    captioners: Sequence[str | os.PathLike[str]] = (),
+    instruction: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool | Listener | None = None,
+    **settings: Any,
+) -> EvaluationResult:
+    """Caption and score images with models, or with the checkpoints of a run.
+
+        captune.evaluate(["toy", "Qwen/Qwen2.5-VL-3B-Instruct"], "photos/manifest.jsonl")
+        captune.evaluate("runs/photos")                                   every epoch of a run
+        captune.evaluate("runs/photos", "others/manifest.jsonl", split="val")
+
+    Args:
+        models: a model (folder or hub id) or a list of them; or a run: its folder, its YAML file, or what `tune`
+            returned.
+        data: manifest of the images, needed for models; by default that of the run.
+        split: its split; "test" by default.
+        protocol: karpathy, slides or a YAML file.
+        checkpoints: folders of the run's checkpoints; all by default.
+        captioners: other models that caption the images of a run.
+        instruction: prompt of models without a run; by default each has its own.
+        output: folder for captions, scores, table, chart and page. By default a temporary folder for models, and for a
+            run its folder, or one below it if this is not the run's own evaluation.
+        progress: as in `tune`.
+        **settings: as in `tune`, such as `evaluate={"beams": 3}`.
+
+    Returns:
+        The scores of every row; a notebook displays table and chart.
+
+    Raises:
+        InputError: the data, a model or a checkpoint cannot be used.
+        MissingExtraError: torch or another library is not installed.
+    """
+    changed: dict[str, Any] = {} if protocol is None else {"evaluate.protocol": protocol}
+    changed |= {} if split is None else {"data.evaluate_split": split}
+    overrides = _overrides(settings=changed) + _overrides(settings=settings)
+    if _is_run(models):
+        if instruction is not None:
+            raise ConfigError("instruction is for models without a run; a run has model.instruction.")
+        overrides += _overrides(settings={} if data is None else {"data.evaluate": data})
+        return _evaluate_run(models, overrides, checkpoints, captioners, output, progress)
+    if checkpoints is not None:
+        raise ConfigError("checkpoints are those of a run; name models without a run in the list of models.")
+    listed: Any = [models] if isinstance(models, (str, os.PathLike)) else models
+    names = [os.fspath(name) for name in (*listed, *captioners)]
+    return _evaluate_models(names, data, instruction, overrides, output, progress)
+
+
+def _evaluate_run(
+    models: Any,
+    overrides: list[str],
+    checkpoints: Sequence[str | os.PathLike[str]] | None,
+    captioners: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None,
+    progress: bool | Listener | None,
+) -> EvaluationResult:
+    run = _run_config(models, overrides)
+    require_extra("captune.evaluate", "train")
+    check_run(run if output is None else run.model_copy(update={"output": Path(output)}), trains=False)
+    for captioner in captioners:
+        check_named_model(os.fspath(captioner))
+    with extra_imports("captune.evaluate", "train"), quiet_libraries():
+        from captune.evaluation import evaluate_checkpoints, evaluation_folder
+        from captune.training import checkpoint_folders
+
+        folders = checkpoint_folders(run.output) if checkpoints is None else [Path(path) for path in checkpoints]
+        folder = evaluation_folder(run, _run_config(models, []), folders) if output is None else Path(output)
+        run = run.model_copy(update={"output": folder})
+        with show_progress(progress) as listener:
+            evaluate_checkpoints(run, folders, listener, captioners=[os.fspath(path) for path in captioners])
+    return EvaluationResult(folder)
+
+
+def _evaluate_models(
+    names: Sequence[str],
+    data: str | os.PathLike[str] | None,
+    instruction: str | None,
+    overrides: list[str],
+    output: str | os.PathLike[str] | None,
+    progress: bool | Listener | None,
+) -> EvaluationResult:
+    if not names:
+        raise ConfigError("captune.evaluate needs a model at least; give a folder or a hub id.")
+    if data is None:
+        raise ConfigError(f"{names[0]} is a model without a run; give the images to evaluate it on as data=MANIFEST.")
+    folder = Path(tempfile.gettempdir()) / "captune-evaluation" if output is None else Path(output)
+    content = {"output": str(folder), "model": {"path": names[0]}, "data": {"train": str(data), "evaluate": str(data)}}
+    run = parse_config(content, overrides)
+    require_extra("captune.evaluate", "train")
+    check_run(run, trains=False)
+    for name in names:
+        check_named_model(name)
+    if output is None:
+        folder = Path(tempfile.mkdtemp(prefix="captune-evaluation-"))
+        run = run.model_copy(update={"output": folder})
+    with extra_imports("captune.evaluate", "train"), quiet_libraries():
+        from captune.evaluation import evaluate_models
+
+        with show_progress(progress) as listener:
+            evaluate_models(run, names, listener, instruction=instruction)
+    return EvaluationResult(folder)
+
+
+def _is_run(models: object) -> bool:
+    """Whether this is a configuration or the folder of a run, and no model."""
+    if isinstance(models, (RunConfig, Mapping, EvaluationResult)):
+        return True
+    if not isinstance(models, (str, os.PathLike)):
+        return False
+    path = Path(models)
+    return path.suffix.lower() in (".yaml", ".yml") or (path / "config.yaml").is_file()
+
+
+def _run_config(config: RunLike | None, overrides: list[str]) -> RunConfig:
+    """The configuration of a run in any form; one that is read from a run's folder has this folder as its output."""
+    if config is None:
+        return parse_config({}, overrides)
+    if isinstance(config, RunConfig):
+        return parse_config(config.model_dump(mode="json"), overrides) if overrides else config
+    if isinstance(config, Mapping):
+        return parse_config(json.loads(json.dumps(config, default=os.fspath)), overrides)
+    path = config.folder if isinstance(config, EvaluationResult) else Path(config)
+    if not path.is_dir():
+        return load_config(path, overrides)
+    return load_run_config(path / "config.yaml", [f"output={json.dumps(str(path))}", *overrides])
+
+
+def _overrides(*, settings: Mapping[str, Any], data: Any = None, model: Any = None, output: Any = None) -> list[str]:
+    """Settings as the `section.key=value` strings of a configuration, whose values are YAML (JSON is)."""
+    named: dict[str, Any] = {"data": data, "model": model, "output": output}
+    tree = {name: value for name, value in named.items() if value is not None}
+    for section, key in (("data", "train"), ("model", "path")):
+        if isinstance(tree.get(section), (str, os.PathLike)):
+            tree[f"{section}.{key}"] = tree.pop(section)
+    overrides = []
+    for name, value in {**tree, **settings}.items():
+        if name not in RunConfig.model_fields and (section := _section_of(name)):
+            raise ConfigError(f"There is no setting '{name}'; did you mean {section}={{'{name}': {value!r}}}?")
+        overrides += _flat(name, value)
+    return overrides
+
+
+def _section_of(name: str) -> str | None:
+    """The section that has a key of this name, such as "train" for "epochs"."""
+    for section, field in RunConfig.model_fields.items():
+        if name in getattr(field.annotation, "model_fields", ()):
+            return section
+    return None
+
+
+def _flat(name: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping) and value:
+        return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
+    try:
+        return [f"{name}={json.dumps(value, default=os.fspath)}"]
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} is a {type(value).__name__}; give a number, a text, a list, or a dictionary."
+        ) from error

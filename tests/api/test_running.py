@@ -1,0 +1,174 @@
+"""`captune.tune` and `captune.evaluate`: the toy model on drawn scenes, and wrong input before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import captune
+from captune.config import RunConfig
+from captune.data import Sample, write_manifest
+from captune.errors import ConfigError, InputError
+from captune.report import cells
+from captune.toy import draw_scene, sample_scenes
+from captune.toy.captions import write_captions
+
+FAST = {"train": {"epochs": 2, "warmup_steps": 2, "batch_size": 20}, "evaluate.train_slice": 0}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    samples = []
+    for split, count in (("train", 10), ("test", 4), ("val", 2)):
+        for number, scene in enumerate(islice(sample_scenes(5, held_out=split != "train"), count)):
+            name = f"{split}-{number}.png"
+            draw_scene(scene).save(folder / name)
+            samples.append(Sample(name, name, tuple(write_captions(scene, Random(number))), split))
+    write_manifest(folder / "manifest.jsonl", samples)
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def result(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> captune.TuningResult:
+    return captune.tune(data=str(manifest), output=str(tmp_path_factory.mktemp("runs") / "toy"), progress=False, **FAST)
+
+
+def test_result_has_scores_checkpoints_and_files(result: captune.TuningResult) -> None:
+    assert [row.name for row in result.rows] == ["pretrained", "epoch0", "epoch1"]
+    assert result["epoch1"].epoch == 1
+    assert result.best.epoch is not None
+    assert result.best.corpus["CIDEr"] == max(row.corpus["CIDEr"] for row in result.rows[1:])
+    assert result.best_checkpoint == result.folder / "checkpoints" / f"epoch-{result.best.epoch:03d}"
+    assert [path.name for path in result.checkpoints] == ["epoch-000", "epoch-001"]
+    assert result.report.is_file()
+    assert result.chart.is_file()
+    with pytest.raises(KeyError, match="no row 'epoch7'; the rows are pretrained, epoch0, epoch1"):
+        result["epoch7"]
+    with pytest.raises(InputError, match=r"There is no checkpoint of pretrained in .*; those of epoch0, epoch1 are kept"):
+        result.checkpoint("pretrained")
+
+
+def test_result_as_table(result: captune.TuningResult) -> None:
+    frame = result.to_dataframe()
+    assert frame.index.tolist() == ["pretrained", "epoch0", "epoch1"]
+    assert frame.loc["epoch1", "CIDEr"] == result["epoch1"].corpus["CIDEr"]
+    text = repr(result)
+    assert f"{result['epoch1'].corpus['BLEU-1']:.4f}" in text
+    assert result["epoch1"].signature in text
+    page = result._repr_html_()
+    assert page.count("<tr>") == 4
+    assert page.count("<b>") == sum(cell.best for line in cells(result.scores) for cell in line)
+    assert "data:image/png;base64," in page
+
+
+def test_selected_checkpoint_is_the_best(result: captune.TuningResult) -> None:
+    link = result.folder / "checkpoints" / "best"
+    existed = link.is_symlink()
+    if not existed:
+        link.symlink_to("epoch-000")
+    try:
+        assert result.best_checkpoint.name == link.resolve().name
+    finally:
+        if not existed:
+            link.unlink()
+
+
+def test_captioner_of_a_result(result: captune.TuningResult, manifest: Path) -> None:
+    image = manifest.parent / "test-0.png"
+    captioner = result.captioner("epoch1", device="cpu")
+    assert captioner(image) == result["epoch1"].captions["test-0.png"]
+    assert result.captioner(device="cpu")(image) == result.best.captions["test-0.png"]
+
+
+def test_finished_run_is_reused(result: captune.TuningResult, manifest: Path) -> None:
+    events: list[dict[str, Any]] = []
+    again = captune.tune(data=manifest, output=result.folder, progress=events.append, **FAST)
+    assert [event["event"] for event in events] == ["reused"]
+    assert again.to_dataframe().equals(result.to_dataframe())
+
+
+def test_configuration_in_every_form(manifest: Path, tmp_path: Path, result: captune.TuningResult) -> None:
+    stored = captune.load_config(result.folder / "config.yaml")
+    forms: list[Any] = [stored, stored.model_dump(), str(result.folder / "config.yaml"), result.folder, result]
+    for form in forms:
+        assert captune.tune(form, output=result.folder, progress=False).folder == result.folder
+    assert isinstance(stored, RunConfig)
+
+
+def test_evaluation_of_models(manifest: Path, tmp_path: Path) -> None:
+    result = captune.evaluate(["toy", "toy-vlm"], manifest, split="val", output=tmp_path / "scores", progress=False)
+    assert [row.name for row in result.rows] == ["toy", "toy-vlm"]
+    assert result.scores.images == 2
+    assert result.folder == tmp_path / "scores"
+    alone = captune.evaluate("toy", str(manifest), split="val", progress=False)
+    assert alone.rows[0].corpus == result["toy"].corpus
+    assert alone.report.is_file()
+
+
+def test_evaluation_of_a_run(result: captune.TuningResult, manifest: Path) -> None:
+    same = captune.evaluate(result.folder, progress=False)
+    assert same.folder == result.folder
+    assert same.scores == captune.TuningResult(result.folder).scores
+    other = captune.evaluate(result, split="val", checkpoints=[result.best_checkpoint], progress=False)
+    assert other.folder.parent == result.folder / "evaluations"
+    assert [row.name for row in other.rows] == ["pretrained", result.best.name]
+
+
+def test_progress_outside_of_notebooks_is_lines(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captune.evaluate("toy", manifest, output=tmp_path / "scores")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("toy")
+    assert "CIDEr" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("tune()", "captune.tune needs a configuration (a YAML file), or data=MANIFEST."),
+        ("tune('missing.yaml')", "There is no configuration missing.yaml; give the path of a YAML file."),
+        ("tune(data='missing.jsonl')", "data.train is missing.jsonl, and there is no such file; give a manifest"),
+        ("tune(data=M, epochs=3)", "There is no setting 'epochs'; did you mean train={'epochs': 3}?"),
+        ("tune(data=M, epoch=3)", "there is no key 'epoch'"),
+        ("tune(data=M, train={'epoch': 3})", "there is no key 'train.epoch'; did you mean 'epochs'?"),
+        ("tune(data=M, train={'epochs': object()})", "train.epochs is a object; give a number, a text, a list"),
+        ("tune(data=M, model='no/such/model/here')", ""),
+        ("evaluate('toy')", "toy is a model without a run; give the images to evaluate it on as data=MANIFEST."),
+        ("evaluate([], M)", "captune.evaluate needs a model at least; give a folder or a hub id."),
+        ("evaluate('toy', 'missing.jsonl')", "data.evaluate is missing.jsonl, and there is no such file"),
+        ("evaluate('toy', M, checkpoints=['x'])", "checkpoints are those of a run; name models without a run"),
+        ("evaluate('missing.yaml')", "There is no configuration missing.yaml"),
+        ("evaluate({}, instruction='x')", "instruction is for models without a run; a run has model.instruction."),
+    ],
+)
+def test_wrong_input_is_refused_before_torch_is_imported(call: str, sentence: str, manifest: Path) -> None:
+    torch_was_imported = "torch" in sys.modules
+    with pytest.raises((ConfigError, InputError)) as caught:
+        eval(f"captune.{call}", {"captune": captune, "M": str(manifest)})
+    assert sentence in str(caught.value)
+    assert torch_was_imported or "torch" not in sys.modules
+
+
+def test_wrong_input_is_refused_without_importing_torch() -> None:
+    program = (
+        "import captune, sys\n"
+        "for call in (lambda: captune.tune(data='x'), lambda: captune.evaluate('toy', 'x'), lambda: captune.tune()):\n"
+        "    try: call()\n"
+        "    except captune.CaptuneError as error: print(error)\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    began = time.monotonic()
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert completed.stdout.count("\n") == 3
+    assert completed.stderr == ""
+    assert time.monotonic() - began < 10
