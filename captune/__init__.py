@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from captune.common import lazy_names
+from captune.common import __version__, lazy_names
 from captune.errors import CaptuneError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ __all__ = [
     "score",
     "tune",
 ]
-
-__version__ = "0.1.0"
 
 _WITH_TORCH = ("Captioner", "MiniGPT4")
 _import_name = lazy_names(

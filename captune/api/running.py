@@ -219,8 +219,9 @@ def _overrides(*, settings: Mapping[str, Any], data: Any = None, model: Any = No
             tree[f"{section}.{key}"] = tree.pop(section)
     overrides = []
     for name, value in {**tree, **settings}.items():
-        if name not in RunConfig.model_fields and (section := _section_of(name)):
-            raise ConfigError(f"There is no setting '{name}'; did you mean {section}={{'{name}': {value!r}}}?")
+        parent = None if name in RunConfig.model_fields else _section_of(name)
+        if parent is not None:
+            raise ConfigError(f"There is no setting '{name}'; did you mean {parent}={{'{name}': {value!r}}}?")
         overrides += _flat(name, value)
     return overrides
 

@@ -15,8 +15,10 @@ from captune.common.tables import (
     text_table,
 )
 from captune.common.text import did_you_mean, duration, error_text, first_line, listed, one_line, shorten
+from captune.common.version import __version__
 
 __all__ = [
+    "__version__",
     "did_you_mean",
     "duration",
     "error_text",

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from captune import __version__
 from captune.captioner import Captioner
+from captune.common import __version__
 from captune.config import RunConfig
 from captune.data import atomic_file, resolve_image
 from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captune import __version__
-from captune.common import html_table
+from captune.common import __version__, html_table
 from captune.errors import MetricInputError, MissingExtraError
 from captune.metrics.inputs import ImageId
 from captune.metrics.registry import METRICS

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from captune import __version__
 from captune.captioner import probe_images
-from captune.common import error_text
+from captune.common import __version__, error_text
 from captune.config import LoraConfig, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, load_image, manifest_hash, resolve_image
 from captune.decoding import is_out_of_memory

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captune import __version__
+from captune.common import __version__
 from captune.config import ModelConfig, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, manifest_hash
 from captune.decoding import Caption

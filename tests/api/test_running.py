@@ -52,7 +52,7 @@ def test_result_has_scores_checkpoints_and_files(result: captune.TuningResult) -
     assert result.chart.is_file()
     with pytest.raises(KeyError, match="no row 'epoch7'; the rows are pretrained, epoch0, epoch1"):
         result["epoch7"]
-    with pytest.raises(InputError, match=r"There is no checkpoint of pretrained in .*; those of epoch0, epoch1 are kept"):
+    with pytest.raises(InputError, match=r"no checkpoint of pretrained in .*; those of epoch0, epoch1 are kept"):
         result.checkpoint("pretrained")
 
 

@@ -20,7 +20,6 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from captune import __version__
 from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
 from captune.apps.serving.completions import Answering, Limits
 from captune.apps.serving.engine import CaptionerEngine, Engine
@@ -38,6 +37,7 @@ from captune.apps.serving.schema import (
     validation_failure,
 )
 from captune.apps.serving.served_models import ImagePool, ServedCaptioner, ServedModel
+from captune.common import __version__
 
 if TYPE_CHECKING:
     from captune.apps.http import Application
