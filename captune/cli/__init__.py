@@ -178,6 +178,7 @@ from captune.cli import (  # noqa: E402
     prepare,
     rate,
     report,
+    review,
     score,
     serve,
     train,
@@ -188,7 +189,7 @@ PANELS = {
     "Train": (demo, plan, explain, features, train, config),
     "Measure": (evaluate, report, score, compare),
     "Use": (caption, serve, convert, export, fetch),
-    "People": (rate,),
+    "People": (rate, review),
 }
 """Modules of the commands by panel of `captune --help`, in its order."""
 

@@ -246,7 +246,7 @@ def caption(
         print_summary({"captions": path, "captioned": count.captioned, "failed": count.rejected})
     if count.rejected and not (allow_failed and count.captioned):
         raise typer.Exit(_QUARANTINED)
-    _show_next(output)
+    _show_next(output, inputs, txt=txt)
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,16 @@ class _Count:
     rejected: int
 
 
-def _show_next(output: _Output | None) -> None:
+def _show_next(output: _Output | None, inputs: list[str], *, txt: bool) -> None:
     """Name the command that uses the captions next."""
     from captune.cli.next_command import show_next
 
-    if output is not None and output.file is not None and output.file.suffix != ".parquet":
+    folder = inputs[0] if len(inputs) == 1 and os.path.isdir(inputs[0]) else None
+    if txt and folder is not None:
+        show_next(["review", folder], "look through the captions and correct them")
+    elif output is not None and output.file is not None and output.file.suffix == ".jsonl":
+        show_next(["review", output.file], "look through the captions and correct them")
+    elif output is not None and output.file is not None and output.file.suffix != ".parquet":
         show_next(["score", "--references", "REFERENCES", "--predictions", output.file], "score the captions")
 
 

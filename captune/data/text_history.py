@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ class TextChange:
     """One change of a text file, or of its status.
 
     Attributes:
-        file: name of the text file, without its folder.
+        file: name of the text file, without its folder; for a file of many captions a name of one of them in it.
         before: its bytes as text, as `read_text_file` returns them; None where there was no file.
         after: its text from now on; None removes the file.
         by: the command, "caption" or "review".
@@ -101,20 +101,28 @@ def read_history(folder: Path) -> dict[str, list[TextChange]]:
     return changes
 
 
-def apply_changes(folder: Path, changes: Sequence[TextChange]) -> None:
-    """Record changes in the history of a folder, then replace its text files.
+def apply_changes(
+    folder: Path,
+    changes: Sequence[TextChange],
+    *,
+    read: Callable[[TextChange], str | None] | None = None,
+    write: Callable[[Sequence[TextChange]], None] | None = None,
+) -> None:
+    """Record changes in the history of a folder, then write them.
 
     Args:
         folder: of the text files.
         changes: at most one of each file.
+        read: the current text of a change; by default that of the text file in the folder.
+        write: writes all changes; by default each into its text file.
 
     Raises:
-        ChangedTextError: a file has another text than the one before its change; nothing was written.
+        ChangedTextError: a text is not the one before its change; nothing was written.
         OSError: from the file system.
     """
     with _open_history(folder) as stream:
         for change in changes:
-            if read_text_file(folder / change.file) != change.before:
+            if (read_text_file(folder / change.file) if read is None else read(change)) != change.before:
                 raise ChangedTextError(
                     f"'{folder / change.file}' was changed by another program meanwhile; reload it to see its text."
                 )
@@ -124,6 +132,9 @@ def apply_changes(folder: Path, changes: Sequence[TextChange]) -> None:
         stream.write("".join(rows).encode("ascii"))
         stream.flush()
         os.fsync(stream.fileno())
+        if write is not None:
+            write(changes)
+            return
         for change in changes:
             path = folder / change.file
             if change.after is None:

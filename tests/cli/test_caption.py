@@ -146,6 +146,7 @@ def test_texts_for_an_image_generator(run: Run, photos: Path, tmp_path: Path) ->
     assert "6 images captioned before" in done.err
     history = rows(images / ".captune" / "texts.jsonl")
     assert [row["before"] for row in history] == ["my own words\n", *[None] * 5]
+    assert done.err.endswith(f"Next, to look through the captions and correct them: captune review '{images}'\n")
 
 
 def test_files_for_spreadsheets_and_evaluation_servers(run: Run, photos: Path, tmp_path: Path) -> None:

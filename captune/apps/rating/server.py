@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 
 from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
+from captune.apps.pages import PageFiles, preferred_language
 from captune.apps.rating.create import picture_path
 from captune.apps.rating.export import answers_csv
 from captune.apps.rating.store import Store
@@ -27,25 +24,12 @@ from captune.apps.rating.study_results import Results, compute_results
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LANGUAGES", "MAX_BODY", "STATIC", "page", "preferred_language", "rating_application", "static_file"]
+__all__ = ["MAX_BODY", "PAGES", "STATIC", "rating_application", "static_file"]
 
-LANGUAGES = {"en": "English", "zh": "中文"}
+PAGES = PageFiles("captune.apps.rating")
 
 STATIC = {"rating.css": "text/css; charset=utf-8", "rating.js": "text/javascript; charset=utf-8"}
 """Files that the pages load -> their types."""
-
-
-def page(name: str, language: str, **values: Any) -> str:
-    """A page.
-
-    Args:
-        name: of its template, without `.html`.
-        language: "en" or "zh".
-        values: for the template; all text is escaped.
-    """
-    words = _words()[language]
-    template = _environment().get_template(f"{name}.html")
-    return template.render(words=words, language=language, languages=LANGUAGES, **values)
 
 
 def static_file(name: str) -> bytes:
@@ -56,46 +40,7 @@ def static_file(name: str) -> bytes:
     """
     if name not in STATIC:
         raise KeyError(name)
-    return _read(name).encode()
-
-
-def preferred_language(accepted: str, selected: str | None) -> str:
-    """The language of a visitor.
-
-    Args:
-        accepted: the header Accept-Language.
-        selected: earlier selection of the visitor, from a cookie or the address.
-    """
-    if selected in LANGUAGES:
-        return selected
-    for part in accepted.split(","):
-        language = part.strip()[:2].lower()
-        if language in LANGUAGES:
-            return language
-    return "en"
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FunctionLoader(_read),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-
-
-@cache
-def _words() -> dict[str, dict[str, str]]:
-    words: dict[str, dict[str, str]] = json.loads(_read("words.json"))
-    return words
-
-
-@cache
-def _read(name: str) -> str:
-    return (files("captune.apps.rating") / "page_files" / name).read_text(encoding="utf-8")
+    return PAGES.read(name).encode()
 
 
 MAX_BODY = 16 << 10
@@ -305,7 +250,7 @@ def _html(request: Request, name: str, *, status: int = 200, **values: Any) -> H
     language = preferred_language(
         request.headers.get("accept-language", ""), selected or request.cookies.get(_LANGUAGE)
     )
-    answer = HTMLResponse(page(name, language, **values), status, {"cache-control": "no-store"})
+    answer = HTMLResponse(PAGES.render(name, language, **values), status, {"cache-control": "no-store"})
     if selected == language:
         answer.set_cookie(_LANGUAGE, language, max_age=365 * 86400, httponly=True, samesite="lax")
     return answer

@@ -14,7 +14,8 @@ from simulated_raters import MakeStudy
 from starlette.testclient import TestClient
 
 from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware, answered_hosts
-from captune.apps.rating.server import MAX_BODY, rating_application
+from captune.apps.pages import LANGUAGES
+from captune.apps.rating.server import MAX_BODY, PAGES, rating_application
 from captune.apps.rating.store import DATABASE, Store
 from captune.apps.rating.study_items import StudyItems
 from captune.errors import InputError
@@ -284,9 +285,7 @@ def test_behind_a_proxy(make_study: MakeStudy, client: Client) -> None:
 
 
 def test_every_word_is_there_in_both_languages() -> None:
-    from captune.apps.rating.server import LANGUAGES, _words
-
-    english, chinese = (_words()[language] for language in LANGUAGES)
+    english, chinese = (PAGES.words[language] for language in LANGUAGES)
     assert english.keys() == chinese.keys()
     for key, text in english.items():
         assert text.count("{}") == chinese[key].count("{}"), key

@@ -1,0 +1,101 @@
+"""`captune review`: a page to look through images with their captions, accept and correct them."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+from captune.errors import InputError
+
+if TYPE_CHECKING:
+    from captune.apps.review import CaptionTexts
+
+__all__ = ["review"]
+
+
+def review(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER|FILE",
+            help="A folder of images with a .txt next to each, or captions in a .jsonl file: of captune caption, or a "
+            "manifest.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8766,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Beginning of the page's address behind a proxy.", show_default="the address"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object on stdout.")] = False,
+) -> None:
+    """Look through images with their captions in the browser: accept, edit, search, find and replace.
+
+    Each change is on the disk before the page says that it is saved. Replaced texts are kept in .captune/texts.jsonl in
+    the folder of their file.
+
+    Examples:
+        captune review photos
+        captune review captions.jsonl --port 8080
+    """
+    from captune.preflight import extra_imports
+
+    with extra_imports("captune review", "serve"):
+        from captune.apps import answered_hosts, base_url, is_local, listening_socket, run_server
+        from captune.apps.review import Review, review_application
+    captions = Review(_captions(source))
+    hosts = answered_hosts(host, url)
+    listener = listening_socket(host, port)
+    base = (url or base_url(host, listener.getsockname()[1])).rstrip("/")
+    is_open = is_local(host) and url is None
+    key = None if is_open else secrets.token_urlsafe(16)
+    with listener:
+        address = f"{base}/" if key is None else f"{base}/?key={key}"
+        if as_json:
+            print_summary({"page": address, "captions": len(captions)})
+        else:
+            print(address, flush=True)
+        where = "this machine only" if is_open else f"{host}, for visitors with the key in the address"
+        print_message(f"{len(captions):,} captions of {source}, on {where}. Stop with Ctrl-C.")
+        title = source.resolve().name
+        try:
+            run_server(review_application(captions, title, hosts=hosts, site=url, key=key), listener)
+        except KeyboardInterrupt:
+            print_message("Stopped; every change is saved.")
+    if source.is_dir():
+        show_next(["prepare", "folder", source, "--out", "manifest.jsonl"], "tune a model on these captions")
+
+
+def _captions(source: Path) -> CaptionTexts:
+    """The captions of a folder or a file.
+
+    Raises:
+        InputError: there is no such folder or file, or it is of another kind.
+        DataError: the file is broken, or the folder has no images.
+    """
+    from captune.apps.review import JsonLinesTexts, SidecarTexts
+
+    if source.suffix.lower() == ".jsonl" and source.is_file():
+        return JsonLinesTexts(source)
+    if not source.is_dir():
+        problem = "is no folder and no .jsonl file" if source.exists() else "does not exist"
+        raise InputError(f"'{source}' {problem}; give a folder of images, or captions in a .jsonl file.")
+    from captune.bulk import read_inputs, shared_texts
+
+    images = read_inputs([str(source)])
+    if sentence := images.skipped.sentence():
+        print_message(f"{sentence}.")
+    if images.archives:
+        print_message(f"Tars and parquet files are left out, such as '{images.archives[0].path}'.")
+    if not images.paths:
+        raise InputError(f"'{source}' has no image files outside of archives; unpack them to review their captions.")
+    for text, several in shared_texts(images.paths.values()).items():
+        print_message(f"{len(several)} images share the text '{text}', such as '{several[1]}'.")
+    return SidecarTexts(images.paths)
