@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from captune.cli import call, run_program
-from captune.cli.prepare import flickr30k
-from captune.cli.prepare_common import Check, ProblemsFile, Strict
+from captune.cli.prepare import import_flickr30k
+from captune.cli.prepare_common import Check, Output, ProblemsFile, Strict
 
 program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -38,9 +38,8 @@ def prepare(
     from captune.data.outputs import check_output
 
     check_output(out, command="prepare", reads=[annotations])
-    flickr30k(
-        source=annotations, out=manifest, images=images, check_images=check_images, strict=strict, problems=problems
-    )
+    output = Output(manifest, check_images=check_images, strict=strict, problems=problems)
+    import_flickr30k(annotations, output, images, show_next_command=False)
     count = write_grounded_detail(out, iter_manifest(manifest))
     print(f"{manifest} -> {out}: {count:,} images, the captions of each joined to one", file=sys.stderr)
 

@@ -174,6 +174,7 @@ from captune.cli import (  # noqa: E402
     export,
     features,
     fetch,
+    init,
     plan,
     prepare,
     rate,
@@ -185,7 +186,7 @@ from captune.cli import (  # noqa: E402
 )
 
 PANELS = {
-    "Data": (prepare, check),
+    "Data": (init, prepare, check),
     "Train": (demo, plan, explain, features, train, config),
     "Measure": (evaluate, report, score, compare),
     "Use": (caption, serve, convert, export, fetch),

@@ -37,7 +37,8 @@ def demo(
         captune demo --out runs/demo --seed 1
         captune demo --model toy-vlm
     """
-    from captune.cli.prepare import flickr30k
+    from captune.cli.prepare import import_flickr30k
+    from captune.cli.prepare_common import Output
     from captune.cli.progress import show_progress, working
     from captune.cli.report_output import print_report, run_as_json
     from captune.preflight import extra_imports
@@ -58,7 +59,7 @@ def demo(
     if written.reused and manifest.is_file():
         print_message(f"Reusing the manifest {manifest}.")
     else:
-        flickr30k(source=written.annotations, out=manifest, images=written.images)
+        import_flickr30k(written.annotations, Output(manifest), written.images, show_next_command=False)
 
     config = demo_config(out / ("run" if model == "toy" else f"run-{model}"), manifest, seed, model)
     _headline("3. captune train: the pretrained model is evaluated first, then every epoch")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from captune.cli.output import print_message
+
 if TYPE_CHECKING:
     from captune.data.importers import Columns, TableGuess
 
@@ -39,10 +41,11 @@ def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: 
     """
     from captune.errors import DataError
 
-    typer.echo(f"The columns of {source} are guessed:", err=True)
-    typer.echo("\n".join(describe_guess(guess, columns)), err=True)
+    shown = "\n".join([f"The columns of {source} are guessed:", *describe_guess(guess, columns)])
     if yes:
+        print_message(shown)
         return columns
+    typer.echo(shown, err=True)
     exact = shlex.join(["captune", *command, *column_options(columns)])
     if not is_interactive():
         raise DataError(f"the columns of '{source}' are guessed; pass --yes to accept them, or name them: {exact}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from captune.model import MemoryEstimate
     from captune.training import ImageTextPlanner, Measured, Plan, Planner, Proposal
 
-__all__ = ["card_bytes", "plan"]
+__all__ = ["card_bytes", "plan", "planner_of", "size_in_words"]
 
 UNITS = {
     "": 10**9,
@@ -68,7 +68,7 @@ def plan(
         import torch
 
         from captune.hub import resolve_model
-        from captune.model import default_device, load_config_and_processor
+        from captune.model import default_device
         from captune.training import (
             ImageTextPlanner,
             Planner,
@@ -76,19 +76,13 @@ def plan(
             measure_image_text_memory,
             measure_memory,
         )
-        from captune.vlm import is_image_text_model
     here = default_device()
     if limit is None and here.type == "cuda":
         limit = torch.cuda.get_device_properties(here).total_memory
     # A probe runs on this device; --gpu without a probe means a GPU.
     device = here if probe or limit is None else torch.device("cuda")
     source = resolve_model(settings.model)
-    planner: Planner | ImageTextPlanner
-    if is_image_text_model(source):
-        planner = ImageTextPlanner(settings, device, processes=processes, caption_tokens=caption_tokens)
-    else:
-        model_config, processor = load_config_and_processor(source)
-        planner = Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
+    planner = planner_of(settings, device, processes=processes, caption_tokens=caption_tokens)
     predicted = planner.plan()
     fits = limit is None or predicted.peak <= limit
     proposal = None if fits or limit is None else planner.propose(limit)
@@ -103,6 +97,29 @@ def plan(
     else:
         _print(settings, planner, device, predicted, limit, proposal, measured)
     return 0 if fits else 1
+
+
+def planner_of(
+    settings: RunConfig, device: torch.device, *, processes: int = 1, caption_tokens: int | None = None
+) -> Planner | ImageTextPlanner:
+    """The planner of a run's kind of model.
+
+    Args:
+        settings: of the run.
+        device: where it will run.
+        processes: that share each step.
+        caption_tokens: length of the longest captions, instead of those in the data.
+    """
+    from captune.hub import resolve_model
+    from captune.model import load_config_and_processor
+    from captune.training import ImageTextPlanner, Planner
+    from captune.vlm import is_image_text_model
+
+    source = resolve_model(settings.model)
+    if is_image_text_model(source):
+        return ImageTextPlanner(settings, device, processes=processes, caption_tokens=caption_tokens)
+    model_config, processor = load_config_and_processor(source)
+    return Planner(settings, model_config, processor, device, processes=processes, caption_tokens=caption_tokens)
 
 
 def card_bytes(text: str) -> int:
@@ -193,13 +210,16 @@ def _print(
         print(f"\n{estimate.phase}: {batch}")
         width = max(len(part.name) for part in estimate.parts)
         for part in estimate.parts:
-            print(f"  {part.name:<{width}}  {_size(part.bytes):>9}   {part.why}")
-        print(f"  {'total':<{width}}  {_size(estimate.total):>9}")
+            print(f"  {part.name:<{width}}  {size_in_words(part.bytes):>9}   {part.why}")
+        print(f"  {'total':<{width}}  {size_in_words(estimate.total):>9}")
     for line in _notes(settings, planner):
         print(f"\n{line}")
     print(f"\n{_verdict(planner, predicted, limit, proposal)}")
     if measured:
-        rows = [[entry.name, _size(entry.predicted), _size(entry.measured), f"{entry.ratio:.3f}"] for entry in measured]
+        rows = [
+            [entry.name, size_in_words(entry.predicted), size_in_words(entry.measured), f"{entry.ratio:.3f}"]
+            for entry in measured
+        ]
         print("\n" + text_table(["counted in two steps", "predicted", "measured", "ratio"], rows))
 
 
@@ -210,15 +230,17 @@ def _notes(settings: RunConfig, planner: Planner | ImageTextPlanner) -> list[str
     if isinstance(planner, Planner):
         return []
     store = planner.store()
-    need = f"{_size(store.image_bytes)} for an image"
+    need = f"{size_in_words(store.image_bytes)} for an image"
     if store.images:
-        need += f", {_size(store.total)} for {store.images:,} images"
+        need += f", {size_in_words(store.total)} for {store.images:,} images"
     use = "are stored on disk" if store.used else "are not stored on disk, and computed in every step"
-    lines = [f"image features {use}: {need}; {_size(store.free)} are free"]
+    lines = [f"image features {use}: {need}; {size_in_words(store.free)} are free"]
     if settings.train.feature_store is True and store.total > store.free:
         lines[0] += ", which is too little; set train.feature_store to auto or false"
     if planner.is_packed():
-        lines.append(f"one row per caption, which some models need, keeps {_size(planner.plain_rows())} of activations")
+        lines.append(
+            f"one row per caption, which some models need, keeps {size_in_words(planner.plain_rows())} of activations"
+        )
     return lines
 
 
@@ -226,21 +248,21 @@ def _verdict(planner: Planner | ImageTextPlanner, predicted: Plan, limit: int | 
     """One or two sentences."""
     phase = max(predicted.training, predicted.generation, key=lambda estimate: estimate.total).phase
     if limit is None:
-        return f"The peak is {_size(predicted.peak)}, in {phase}."
+        return f"The peak is {size_in_words(predicted.peak)}, in {phase}."
     if predicted.peak <= limit:
-        return f"It fits {_size(limit)}: the peak is {_size(predicted.peak)}, in {phase}."
-    sentence = f"It does not fit {_size(limit)}: the peak is {_size(predicted.peak)}, in {phase}."
+        return f"It fits {size_in_words(limit)}: the peak is {size_in_words(predicted.peak)}, in {phase}."
+    sentence = f"It does not fit {size_in_words(limit)}: the peak is {size_in_words(predicted.peak)}, in {phase}."
     if proposal is None:
-        least = _size(planner.smallest().peak)
+        least = size_in_words(planner.smallest().peak)
         return f"{sentence} Even with the smallest batches it takes {least}; use a larger card or a smaller model."
     changed = proposal.plan
     return (
-        f"{sentence} It fits with {' '.join(proposal.overrides)}: training {_size(changed.training.total)}, "
-        f"generation {_size(changed.generation.total)}."
+        f"{sentence} It fits with {' '.join(proposal.overrides)}: training {size_in_words(changed.training.total)}, "
+        f"generation {size_in_words(changed.generation.total)}."
     )
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
     """Bytes with a unit of a thousand's power, as cards are sold."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if count >= scale:

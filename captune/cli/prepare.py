@@ -25,7 +25,7 @@ from captune.cli.shared_options import with_shared_options
 if TYPE_CHECKING:
     from captune.data import Issue, Row
 
-__all__ = ["app"]
+__all__ = ["app", "import_flickr30k"]
 
 app = CommandGroup()
 
@@ -70,13 +70,32 @@ def flickr30k(
     Examples:
         captune prepare flickr30k flickr_annotations_30k.csv --out flickr30k.jsonl
     """
+    import_flickr30k(source, output, images, splits)
+
+
+def import_flickr30k(
+    source: Path, output: Output, images: Path | None, splits: Path | None = None, *, show_next_command: bool = True
+) -> None:
+    """Write the manifest of Flickr30k; the arguments are those of the command.
+
+    Raises:
+        DataError: see `captune.data.importing.prepare`.
+    """
     from captune.data import SourceFile
     from captune.data.importers import FORMATS, flickr30k_rows, token_rows
 
     file = find_file(source, "flickr30k")
     reading = SourceFile(file)
     rows = token_rows(reading) if ".token" in file.suffixes else flickr30k_rows(reading)
-    import_rows(resplit(rows, splits), file, reading, FORMATS["flickr30k"].images, output, images=images)
+    import_rows(
+        resplit(rows, splits),
+        file,
+        reading,
+        FORMATS["flickr30k"].images,
+        output,
+        images=images,
+        show_next_command=show_next_command,
+    )
 
 
 @app.command(short_help="Flickr8k: lines 'image#n<TAB>caption', or Kaggle's captions.txt.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
+from captune.cli.next_command import show_next
 from captune.cli.output import print_message
 from captune.cli.progress import HasShare, import_progress
 
@@ -117,6 +118,7 @@ def import_rows(
     images: Path | None = None,
     shares: Shares | None = None,
     split_origin: str | None = None,
+    show_next_command: bool = True,
 ) -> None:
     """Run an import with progress, and print the summary on stderr.
 
@@ -129,11 +131,12 @@ def import_rows(
         images: folder of the images, where the user named one.
         shares: splits to divide the images into, where that is requested.
         split_origin: where the split of the images comes from, where it was guessed.
+        show_next_command: print the command to run on the manifest.
 
     Raises:
         DataError: see `captune.data.importing.prepare`.
     """
-    from captune.data import check_output, prepare, printable
+    from captune.data import check_output, is_stream, prepare, printable
     from captune.errors import InputError
 
     check_output(output.out, command="prepare", reads=[source], overwrite=output.overwrite)
@@ -171,6 +174,8 @@ def import_rows(
     note_lines = [f"  note      {printable(note)}" for note in notes]
     lines = [printable(f"{source} -> {output.out}"), *counts, *note_lines, *samples_in_words(summary)]
     print_message("\n".join(lines))
+    if show_next_command and not is_stream(output.out):
+        show_next(["check", output.out], "check it as a run will read it")
 
 
 def counts_in_words(summary: Summary, split_origin: str | None = None, *, left_out: bool = False) -> list[str]:

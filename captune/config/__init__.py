@@ -15,6 +15,7 @@ from captune.config.sections import (
     TrainConfig,
     split_names,
 )
+from captune.config.templates import Template, find_template, read_templates, scale_schedule
 from captune.config.writing import (
     ConfigKey,
     commented_yaml,
@@ -32,14 +33,18 @@ __all__ = [
     "ModelConfig",
     "OptimizationsConfig",
     "RunConfig",
+    "Template",
     "TrainConfig",
     "commented_yaml",
     "configuration_keys",
     "configuration_reference",
     "configuration_schema",
     "convert_config",
+    "find_template",
     "load_config",
     "load_run_config",
     "parse_config",
+    "read_templates",
+    "scale_schedule",
     "split_names",
 ]

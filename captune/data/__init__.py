@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     )
     from captune.data.prefetch import prefetch_map
     from captune.data.rows import Row
-    from captune.data.splits import Shares, parse_shares, split_of_name
+    from captune.data.splits import SPLIT_NAMES, Shares, parse_shares, split_of_name
     from captune.data.tar_parquet import (
         MAX_MEMBER,
         InlineImages,
@@ -93,6 +93,7 @@ __all__ = [
     "MAX_PIXELS",
     "NOTES",
     "RECORDS",
+    "SPLIT_NAMES",
     "CsvWriter",
     "ImageFolder",
     "ImageInput",
@@ -245,6 +246,6 @@ __getattr__ = lazy_names(
             "text_path",
         ],
         "rows": ["Row"],
-        "splits": ["Shares", "parse_shares", "split_of_name"],
+        "splits": ["SPLIT_NAMES", "Shares", "parse_shares", "split_of_name"],
     },
 )

@@ -123,6 +123,7 @@ def prepare(
     workers: int | None = None,
     shares: Shares | None = None,
     compared: Callable[[int, int], None] | None = None,
+    command: str = "prepare",
 ) -> Summary:
     """Write the manifest of an import.
 
@@ -139,6 +140,7 @@ def prepare(
         workers: threads that decode images; as many as processors by default, at most eight.
         shares: divide the images into these splits, whatever split the rows have.
         compared: called now and then with the number of images compared with the others for `shares`, and of all.
+        command: that writes the manifest, as it is recorded.
 
     Returns:
         what was written and what was left out.
@@ -155,7 +157,7 @@ def prepare(
             f"the image folder '{images}' is not there; give it with --images, "
             "or pass --check-images none to prepare without the image files."
         )
-    check_output(out, command="prepare", reads=[source], overwrite=overwrite)
+    check_output(out, command=command, reads=[source], overwrite=overwrite)
     summary = Summary(problems=Issues(on_issue=on_issue))
     checked = _cleaned(_portable(rows, folder, check, summary), source)
     if check != "none":
@@ -165,7 +167,7 @@ def prepare(
         accepted = _accepted(samples, summary, source, strict)
         if shares is not None:
             accepted = _divided(accepted, summary, shares, Path(out), compared)
-        write_manifest(out, accepted, command="prepare")
+        write_manifest(out, accepted, command=command)
     return summary
 
 

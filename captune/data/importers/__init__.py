@@ -5,6 +5,7 @@ coco.py           COCO, NoCaps, MiniGPT-4's filter_cap.json, TextCaps
 karpathy.py       Karpathy's JSON, and the splits in it
 table.py          CSV, TSV, JSON and parquet with named columns
 json_table.py     rows and conversations from JSON
+discovery.py      the images and captions in a folder that nobody described
 table_guess.py    the layout of a table whose columns nobody named
 folder.py         images with a text file next to each
 hugging_face.py   data sets of the library `datasets`
@@ -22,6 +23,7 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.data.importers.coco import coco_rows, textcaps_rows
+    from captune.data.importers.discovery import CaptionSource, Discovery, discover, source_of_file
     from captune.data.importers.flickr import (
         chinese_lists,
         flickr30k_rows,
@@ -41,7 +43,9 @@ __all__ = [
     "FORMATS",
     "TABLE_SUFFIXES",
     "UNLISTED",
+    "CaptionSource",
     "Columns",
+    "Discovery",
     "FolderSource",
     "Format",
     "HuggingFaceSource",
@@ -49,11 +53,13 @@ __all__ = [
     "WebDatasetSource",
     "chinese_lists",
     "coco_rows",
+    "discover",
     "flickr30k_rows",
     "guess_table",
     "karpathy_rows",
     "listed_splits",
     "read_splits",
+    "source_of_file",
     "table_rows",
     "textcaps_rows",
     "token_rows",
@@ -66,6 +72,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "coco": ["coco_rows", "textcaps_rows"],
+        "discovery": ["CaptionSource", "Discovery", "discover", "source_of_file"],
         "flickr": [
             "chinese_lists",
             "flickr30k_rows",

@@ -13,7 +13,7 @@ from captune.data.rows import Row
 from captune.data.text_files import SourceFile, checked_lines
 from captune.errors import DataError
 
-__all__ = ["FolderSource"]
+__all__ = ["FolderSource", "text_of"]
 
 
 class FolderSource:
@@ -45,6 +45,9 @@ class FolderSource:
         """How much is read, from 0 to 1."""
         return min(1.0, self._done / self._total)
 
+    def close(self) -> None:
+        """Nothing is open between two rows."""
+
     def rows(self) -> Iterator[Row | Issue]:
         """The images in the order of their names; the id is the path without ending.
 
@@ -53,13 +56,13 @@ class FolderSource:
         """
         images, texts = self._files()
         self._total = max(1, len(images))
-        text_of = {name: _text_of(name, texts) for name in images}
+        texts_of = {name: text_of(name, texts) for name in images}
         images_of: dict[str, list[str]] = {}
-        for name, text in text_of.items():
+        for name, text in texts_of.items():
             images_of.setdefault(text, []).append(name)
         for text in sorted(texts - images_of.keys()):
             yield _without_image(self.folder / text)
-        for self._done, (name, text) in enumerate(text_of.items(), 1):
+        for self._done, (name, text) in enumerate(texts_of.items(), 1):
             location = str(self.folder / name)
             if text not in texts:
                 yield Issue(location, 0, "empty", f"there is no '{Path(text).name}' with captions next to it.", 0)
@@ -92,8 +95,13 @@ class FolderSource:
         return sorted(images), texts
 
 
-def _text_of(image: str, texts: set[str]) -> str:
-    """The text of an image's name, in whatever Unicode form; the name itself where there is none."""
+def text_of(image: str, texts: set[str]) -> str:
+    """The name of the text of an image, in whatever Unicode form; the usual name where there is none.
+
+    Args:
+        image: path of the image.
+        texts: paths of all texts.
+    """
     stem = os.path.splitext(image)[0]
     names = [form + ending for ending in (".txt", ".TXT") for form in (stem, *written_alike(stem))]
     return next((name for name in names if name in texts), names[0])

@@ -1,0 +1,481 @@
+"""`captune init`: from a folder of images, or a table, to a manifest with splits and a configuration of a few lines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captune.cli.guessed_columns import is_interactive
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+
+if TYPE_CHECKING:
+    from captune.cli.init_data import WrittenData
+    from captune.config import Template
+
+__all__ = ["init"]
+
+_TOYS = ("toy_vlm", "toy")
+"""Templates of the models that come with captune, the proposed one first."""
+_PREFERRED = ("qwen3_vl_2b", "smolvlm2_2b", "gemma3_4b", "qwen2_5_vl_3b", "paligemma2_3b", "blip2_opt_2_7b")
+"""Templates of models on the hub in the order of the proposal: permissive licenses and chat models first."""
+_FEW_EVALUATED = 50
+_HUB_SETTINGS: dict[str, Any] = {
+    "model": {"instruction": "Describe the image in one sentence."},
+    "train": {"epochs": 3, "learning_rate": 1e-4},
+}
+"""For a transformers model without a template."""
+_HEADING = """\
+# Written by captune init: {images:,} images of {source}.
+# Every other key has its default; docs/configuration.md lists all, and `captune train FILE key=value` overrides one.
+"""
+
+
+def init(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER|FILE]",
+            help="Images with captions, a table, COCO's JSON or a manifest; by default the working directory.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A template of --list, toy, toy-vlm, a hub id or a folder.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The YAML file to write, or a folder for it.", show_default="NAME.yaml"),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Shares of the splits; by default the splits of the data, or train=0.9,test=0.1."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the splits and of the run.", show_default=False)
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the image in a table.", show_default="guessed")
+    ] = None,
+    caption_column: Annotated[
+        list[str] | None, typer.Option(help="Column of captions in a table; repeatable.", show_default="guessed")
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(help="Column of the split in a table.", show_default="guessed")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the image files.", show_default="searched")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of a table, such as cp1252 or gb18030.", show_default="detected")
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Memory of the GPU that will train, such as 24GB.", show_default="this machine's"),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Write this template of --list; with data the same as --model.", show_default=False),
+    ] = None,
+    list_templates: Annotated[bool, typer.Option("--list", help="List the templates, and write nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept all proposals without questions.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that captune init did not write.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
+) -> None:
+    """Write a manifest with splits and a short configuration for your images, and print the next command.
+
+    Captions may be a .txt next to each image, a table (CSV, TSV, JSON, parquet), COCO's or Karpathy's JSON, or a
+    manifest. On a terminal captune asks at most three questions: how the captions are read, which model, and which file
+    to write.
+
+    Examples:
+        captune init photos
+        captune init photos/captions.csv --model qwen3_vl_2b --gpu 24GB --yes
+        captune init --template qwen3_vl_2b --out photos.yaml
+    """
+    from captune.cli.init_data import find_data, parse_required_shares, write_data
+    from captune.config import parse_config
+
+    if list_templates:
+        _list_templates(as_json)
+        return
+    if template is not None and source is None:
+        _write_template(template, out, overwrite, as_json)
+        return
+    ask = is_interactive() and not yes and not as_json
+    source = source or Path()
+    shares = None if split is None else parse_required_shares(split, seed or 0)
+    machine = Machine.detect(gpu)
+    choice = None if model is None and template is None else _named_model(str(model or template))
+    data = find_data(
+        source,
+        image=image_column,
+        captions=caption_column or [],
+        split_column=split_column,
+        folder=images,
+        encoding=encoding,
+        yes=yes,
+    )
+    print_message(f"machine   {machine.in_words()}")
+    choice = choice or _choose_model(machine, ask=ask)
+    name = _name_of(source)
+    path = _configuration_path(out, name, ask=ask)
+    manifest = path.with_suffix(".jsonl")
+    if manifest.exists() and os.path.samefile(manifest, data.source.path):
+        manifest = path.with_name(f"{path.stem}-split.jsonl")
+    _check_outputs(path, manifest, data.source.path, overwrite=overwrite)
+    written = write_data(data, manifest, shares, seed=seed or 0, overwrite=overwrite)
+    settings = _settings(choice, written, path.stem, seed)
+    fit = _fit_memory(settings, choice, machine)
+    parse_config(settings)
+    _write_yaml(path, settings, written, source)
+    _report(path, settings, written, choice, fit, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can use.
+
+    Attributes:
+        memory: bytes of the GPU; None without one.
+        name: of the GPU.
+        free: bytes of the disk of the working directory.
+        is_here: whether it is this machine, and not one that the user described.
+    """
+
+    memory: int | None
+    name: str
+    free: int
+    is_here: bool = True
+
+    @classmethod
+    def detect(cls, gpu: str | None) -> Machine:
+        """This machine, or one with the GPU that the user named."""
+        from captune.cli.plan import card_bytes
+
+        free = shutil.disk_usage(".").free
+        if gpu is not None:
+            return cls(card_bytes(gpu), "a GPU", free, is_here=False)
+        # Asking the driver takes a fraction of a second, importing torch several.
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+            return cls(None, "", free)
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+            name, _, mebibytes = answer.splitlines()[0].rpartition(",")
+            return cls(int(mebibytes) << 20, name.strip(), free)
+        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+            return cls(None, "", free)
+
+    def in_words(self) -> str:
+        """One line for a person."""
+        from captune.cli.plan import size_in_words
+
+        gpu = "no NVIDIA GPU" if self.memory is None else f"{self.name} of {size_in_words(self.memory)}"
+        return f"{gpu}; {size_in_words(self.free)} of disk free"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model and the settings that it is tuned with.
+
+    Attributes:
+        name: hub id, folder, toy or toy-vlm.
+        settings: sections of the configuration.
+        memory: bytes that training is estimated to take; None where it is unknown.
+        license: of the model, where it is known.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    memory: int | None = None
+    license: str | None = None
+
+    @classmethod
+    def of_template(cls, template: Template) -> ModelChoice:
+        """The model of a template, without its data and output."""
+        settings = {key: value for key, value in template.settings.items() if key not in ("output", "data")}
+        return cls(template.model, settings, template.memory, template.license)
+
+
+def _list_templates(as_json: bool) -> None:
+    from captune.cli.plan import size_in_words
+    from captune.common import text_table
+    from captune.config import read_templates
+
+    templates = read_templates()
+    if as_json:
+        answer = [
+            {"name": name, "model": item.model, "title": item.title, "memory": item.memory, "license": item.license}
+            for name, item in templates.items()
+        ]
+        print_summary({"templates": answer})
+        return
+    rows = [
+        [name, item.model, "" if item.memory is None else size_in_words(item.memory), item.license or ""]
+        for name, item in templates.items()
+    ]
+    print(text_table(["template", "model", "GPU memory", "license"], rows, numbers=False))
+    show_next(["init", "--template", "qwen3_vl_2b"], "write one")
+
+
+def _write_template(name: str, out: Path | None, overwrite: bool, as_json: bool) -> None:
+    from captune.config import find_template
+    from captune.data import check_output, output_file
+
+    template = find_template(name.replace("-", "_"))
+    path = _configuration_path(out, template.name, ask=False)
+    check_output(path, command="init", overwrite=overwrite)
+    with output_file(path, command="init") as stream:
+        stream.write(template.text_for(path))
+    if as_json:
+        print_summary({"configuration": path, "model": template.model})
+        return
+    print_message(f"{path}: {template.title}.")
+    print_message("Set data.train to your manifest in it; captune init FOLDER writes both.")
+    show_next(["train", path])
+
+
+def _named_model(name: str) -> ModelChoice:
+    """The model that the user named: a template, the model of one, a hub id or a folder.
+
+    Raises:
+        WeightsError: the name has the form of a path, and there is no such model.
+    """
+    import json
+
+    from captune.config import read_templates
+    from captune.hub import locate_model
+
+    templates = read_templates()
+    plain = name.replace("-", "_")
+    template = templates.get(plain) or next((item for item in templates.values() if item.model == name), None)
+    if template is not None and not Path(name).is_dir():
+        return ModelChoice.of_template(template)
+    folder = Path(locate_model(name))
+    if folder.is_dir():
+        try:
+            is_of_transformers = "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            is_of_transformers = (folder / "adapter_config.json").is_file()
+        if not is_of_transformers:  # a MiniGPT-4, whose settings are the defaults
+            return ModelChoice(name, {"model": {"path": name}})
+    settings = deepcopy(_HUB_SETTINGS)
+    settings["model"] = {"path": name, **settings["model"]}
+    return ModelChoice(name, settings)
+
+
+def _choose_model(machine: Machine, *, ask: bool) -> ModelChoice:
+    """The proposed model, or the one that the user chooses from a list."""
+    from captune.cli.plan import size_in_words
+    from captune.common import text_table
+    from captune.config import read_templates
+
+    templates = read_templates()
+    names = [*_TOYS, *_PREFERRED] if machine.memory is None else [*_PREFERRED, *_TOYS]
+    remarks = {name: _remark(templates[name], machine) for name in names}
+    proposed = next((name for name in _PREFERRED if remarks[name] == "fits"), _TOYS[0])
+    names.sort(key=lambda name: name != proposed)
+    choice = ModelChoice.of_template(templates[proposed])
+    if not ask:
+        return choice
+    rows = []
+    for number, name in enumerate(names, 1):
+        memory = templates[name].memory
+        needs = "" if memory is None else size_in_words(memory)
+        rows.append([str(number), templates[name].model, needs, remarks[name]])
+    table = text_table(["", "model", "GPU memory", ""], rows, numbers=False)
+    print_message("\n".join(f"  {line}" for line in table.splitlines()))
+    while True:
+        answer = typer.prompt("Which model (a number, a hub id or a folder)?", default="1", err=True).strip()
+        if answer.isdecimal() and 1 <= int(answer) <= len(names):
+            return ModelChoice.of_template(templates[names[int(answer) - 1]])
+        if not answer.isdecimal():
+            return _named_model(answer)
+        print_message(f"Give a number from 1 to {len(names)}, or the name of a model.")
+
+
+def _remark(template: Template, machine: Machine) -> str:
+    """Whether a model can be tuned on this machine."""
+    from captune.errors import WeightsError
+    from captune.hub import require_available
+
+    if template.memory is None:
+        return "tiny, comes with captune"
+    if machine.memory is None:
+        return "needs a GPU"
+    if template.memory > machine.memory:
+        return "needs a larger GPU"
+    if not machine.is_here:
+        return "fits"
+    try:
+        require_available(template.model)
+    except WeightsError:
+        return "fits, but the hub is offline"
+    if template.weights is not None and template.weights > machine.free:
+        return "fits, but not the disk"
+    return "fits"
+
+
+def _name_of(source: Path) -> str:
+    """The name of the run: that of the folder or file."""
+    real = Path(os.path.abspath(source))
+    name = real.name if real.is_dir() else real.name.split(".")[0]
+    return name or "captune"
+
+
+def _configuration_path(out: Path | None, name: str, *, ask: bool) -> Path:
+    if out is not None:
+        return out if out.suffix.lower() in (".yaml", ".yml") else out / f"{name}.yaml"
+    path = Path(f"{name}.yaml")
+    if not ask:
+        return path
+    answer = Path(typer.prompt("Which file to write?", default=str(path), err=True).strip())
+    return answer if answer.suffix.lower() in (".yaml", ".yml") else answer.with_name(f"{answer.name}.yaml")
+
+
+def _check_outputs(path: Path, manifest: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse outputs that would replace files of the user, before anything is written."""
+    from captune.data import check_output
+
+    reads = [source] if source.is_file() else []
+    for output in (path, manifest):
+        check_output(output, command="init", reads=reads, overwrite=overwrite)
+
+
+def _settings(choice: ModelChoice, written: WrittenData, name: str, seed: int | None) -> dict[str, Any]:
+    """The configuration: keys that differ from the defaults, in the order in which a person reads them."""
+    from captune.config import scale_schedule
+
+    data: dict[str, Any] = {"train": written.manifest.as_posix()}
+    if written.train_split != "train":
+        data["train_split"] = written.train_split
+    if written.evaluate_split != "test":
+        data["evaluate_split"] = written.evaluate_split
+    settings: dict[str, Any] = {"output": f"runs/{name}"}
+    if seed is not None:
+        settings["seed"] = seed
+    settings["model"] = {"path": choice.name, **choice.settings.get("model", {})}
+    settings["data"] = data
+    settings["train"] = scale_schedule(choice.settings.get("train", {}), written.captions[written.train_split])
+    if "evaluate" in choice.settings:
+        settings["evaluate"] = dict(choice.settings["evaluate"])
+    return settings
+
+
+def _fit_memory(settings: dict[str, Any], choice: ModelChoice, machine: Machine) -> str:
+    """Predict the memory of the run as `captune plan` does, and add settings that make it fit.
+
+    Returns:
+        a sentence for the summary.
+    """
+    from captune.cli.plan import size_in_words
+    from captune.config import find_template
+    from captune.errors import CaptuneError
+    from captune.hub import TOY
+
+    if choice.name in TOY:
+        real = find_template(_PREFERRED[0])
+        return (
+            "This model is tiny and only shows the steps; its captions of photos are of no use. "
+            f"{real.model} (--model {real.name}) needs {size_in_words(real.memory or 0)} of GPU memory."
+        )
+    if machine.memory is None:
+        needs = "" if choice.memory is None else f" (training takes about {size_in_words(choice.memory)} of its memory)"
+        return f"There is no GPU here; take the files and the images to a machine with one{needs}."
+    try:
+        peak, overrides = _predict(settings, machine.memory)
+    except CaptuneError:
+        estimate = "" if choice.memory is None else f"; the estimate is {size_in_words(choice.memory)}"
+        return f"Its memory cannot be predicted yet, since the model is not on this machine{estimate}."
+    for override in overrides:
+        _override(settings, override)
+    changed = f" with {' '.join(overrides)}" if overrides else ""
+    if peak > machine.memory:
+        return f"It does not fit {size_in_words(machine.memory)}: it takes {size_in_words(peak)}; use a smaller model."
+    return f"It fits {size_in_words(machine.memory)}{changed}: the predicted peak is {size_in_words(peak)}."
+
+
+def _predict(settings: dict[str, Any], limit: int) -> tuple[int, tuple[str, ...]]:
+    """The predicted peak in bytes, and the overrides with which it is below a limit, if that is possible."""
+    from captune.cli.plan import planner_of
+    from captune.config import parse_config
+    from captune.preflight import check_configured_model, extra_imports, require_extra
+
+    config = parse_config(settings)
+    require_extra("captune plan", "train")
+    check_configured_model(config.model)
+    print_message("Predicting the memory of the run ...")
+    with extra_imports("captune plan", "train"):
+        import torch
+
+        planner = planner_of(config, torch.device("cuda"))
+    peak = planner.plan().peak
+    if peak <= limit:
+        return peak, ()
+    proposal = planner.propose(limit)
+    return (peak, ()) if proposal is None else (proposal.plan.peak, proposal.overrides)
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in sections."""
+    from captune.parsing import load_yaml
+
+    name, _, value = override.partition("=")
+    *sections, key = name.split(".")
+    node = settings
+    for section in sections:
+        node = node.setdefault(section, {})
+    node[key] = load_yaml(value)
+
+
+def _write_yaml(path: Path, settings: dict[str, Any], written: WrittenData, source: Path) -> None:
+    import yaml
+
+    from captune.data import output_file, printable
+
+    heading = _HEADING.format(images=written.images.total(), source=printable(str(source)))
+    with output_file(path, command="init") as stream:
+        stream.write(heading + "\n")
+        yaml.safe_dump(settings, stream, sort_keys=False, allow_unicode=True)
+
+
+def _report(
+    path: Path, settings: dict[str, Any], written: WrittenData, choice: ModelChoice, fit: str, *, as_json: bool
+) -> None:
+    """Print what was written, and the next command."""
+    if as_json:
+        print_summary(
+            {
+                "configuration": path,
+                "manifest": written.manifest,
+                "model": choice.name,
+                "output": settings["output"],
+                "images": dict(written.images),
+                "captions": dict(written.captions),
+                "left_out": written.left_out,
+                "fit": fit,
+                "next": ["captune", "train", str(path)],
+            }
+        )
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    print_message(f"\n{path}")
+    print_message("\n".join(f"    {line}" for line in lines if line and not line.startswith("#")))
+    print_message(f"\n{fit}")
+    if choice.license is not None:
+        print_message(f"License of {choice.name}: {choice.license}.")
+    evaluated = written.images[written.evaluate_split]
+    if evaluated < _FEW_EVALUATED:
+        print_message(
+            f"Scores of {evaluated} evaluated images have wide intervals; {_FEW_EVALUATED} or more are better."
+        )
+    show_next(["train", path])
