@@ -127,7 +127,7 @@ def test_texts_next_to_images(photos: Path, tmp_path: Path) -> None:
 def test_copies_of_a_picture_are_in_one_split(photos: Path, tmp_path: Path) -> None:
     for path in sorted(photos.glob("IMG*")):
         with Image.open(path) as image:
-            image.resize((192, 128)).save(photos / f"copy_{path.stem}.webp", quality=90)
+            ImageOps.exif_transpose(image).save(photos / f"copy_{path.stem}.webp", quality=90)
     for path in sorted(photos.iterdir()):
         path.with_suffix(".txt").write_text("grey boxes")
     assert init(tmp_path, "photos", "--split", "train=0.5,test=0.5").code == 0
