@@ -235,7 +235,13 @@ _MESSAGES: dict[str, Callable[[Event], list[str]]] = {
     "cell": lambda event: [f"{event['row']:<11} {event['column']:<16} {_scores(event)}"],
     "computation": _computation,
     "done": _done,
+    "early_stop": lambda event: [f"Stopped early after epoch{event['epoch']}: {event['reason']}."],
     "evaluation": _evaluation,
+    "extended": lambda event: [
+        f"Continuing the run with {event['epochs']} epochs instead of {event['epochs_before']}: from step "
+        f"{event['step']} on, the learning rate follows the schedule of {event['steps']} steps "
+        f"({event['learning_rate']:.3g} instead of {event['learning_rate_before']:.3g} at this step)."
+    ],
     "quarantined": _quarantined,
     "replaced": lambda event: [
         f"The previous content of {event['folder']} was moved to {event['moved_to']}; remove that folder when "

@@ -13,6 +13,7 @@ from captune.config.sections import (
     OptimizationsConfig,
     RunConfig,
     TrainConfig,
+    changed_settings,
     split_names,
 )
 from captune.config.templates import Template, find_template, read_templates, scale_schedule
@@ -35,6 +36,7 @@ __all__ = [
     "RunConfig",
     "Template",
     "TrainConfig",
+    "changed_settings",
     "commented_yaml",
     "configuration_keys",
     "configuration_reference",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,6 +16,7 @@ __all__ = [
     "OptimizationsConfig",
     "RunConfig",
     "TrainConfig",
+    "changed_settings",
     "split_names",
 ]
 
@@ -146,7 +148,16 @@ class TrainConfig(_Section):
     """Instructions to mix in training, one drawn per sample and pass; empty is model.instruction only, which evaluation
     always uses."""
     epochs: int = Field(5, gt=0)
-    """Number of epochs; a checkpoint is saved and evaluated after each."""
+    """Number of epochs; a checkpoint is saved and evaluated after each. A higher number continues a run in its folder,
+    with the learning-rate schedule of the longer run."""
+    select: str | None = Field(None, min_length=1)
+    """Metric that selects the best epoch, to which the link checkpoints/best points; null is CIDEr, or the first metric
+    of a protocol without it."""
+    early_stop: int | None = Field(None, gt=0)
+    """Stop after N epochs in a row without a significant improvement of the selected metric over the last epoch that
+    had one; null is off."""
+    keep: int | None = Field(None, gt=0)
+    """Keep the checkpoints of the N newest epochs and of the best one, and delete the others; null is all."""
     steps_per_epoch: int | None = Field(None, gt=0)
     """Optimizer steps per epoch; null is one pass over all samples."""
     captions_per_image: int = Field(5, gt=0)
@@ -304,3 +315,26 @@ class RunConfig(_Section):
     def evaluation_manifest(self) -> Path:
         """Manifest that holds the evaluation images."""
         return self.data.evaluate if self.data.evaluate is not None else self.data.train
+
+
+def changed_settings(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two configurations.
+
+    Args:
+        before: a configuration, or a section of one.
+        after: another one of the same class.
+
+    Returns:
+        The complete key, such as `train.learning_rate`, to the values before and after, as JSON has them.
+    """
+    return dict(_differences("", before.model_dump(mode="json"), after.model_dump(mode="json")))
+
+
+def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if before == after:
+        return
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        yield name, (before, after)
+        return
+    for key in before | after:
+        yield from _differences(f"{name}.{key}".lstrip("."), before.get(key), after.get(key))

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.data.atomic import atomic_file, atomic_folder, is_stream, partial_folder, temporary_folder
+    from captune.data.atomic import (
+        atomic_file,
+        atomic_folder,
+        atomic_link,
+        is_stream,
+        partial_folder,
+        remove_folder,
+        temporary_folder,
+    )
     from captune.data.checks import TargetFlaw, check_manifest
     from captune.data.cleaning import leaked_training_rows, rewrite_manifest, split_manifest
     from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
@@ -112,6 +120,7 @@ __all__ = [
     "as_list",
     "atomic_file",
     "atomic_folder",
+    "atomic_link",
     "bounded_batches",
     "cached_digest",
     "check_image",
@@ -158,6 +167,7 @@ __all__ = [
     "read_manifest",
     "read_text_file",
     "reduced_image",
+    "remove_folder",
     "resolve_image",
     "rewrite_manifest",
     "scan_manifest",
@@ -184,7 +194,15 @@ __getattr__ = lazy_names(
             "open_tar",
             "too_large",
         ],
-        "atomic": ["atomic_file", "atomic_folder", "is_stream", "partial_folder", "temporary_folder"],
+        "atomic": [
+            "atomic_file",
+            "atomic_folder",
+            "atomic_link",
+            "is_stream",
+            "partial_folder",
+            "remove_folder",
+            "temporary_folder",
+        ],
         "cleaning": ["leaked_training_rows", "rewrite_manifest", "split_manifest"],
         "checks": ["TargetFlaw", "check_manifest"],
         "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],

@@ -35,10 +35,12 @@ from captune.errors import InputError
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "atomic_link",
     "is_stream",
     "partial_file",
     "partial_folder",
     "remove_abandoned",
+    "remove_folder",
     "temporary_folder",
 ]
 
@@ -355,6 +357,38 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iter
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         _sync_folder(target.parent)
+
+
+def atomic_link(path: Path, target: str) -> None:
+    """Make a symbolic link, or point an existing one to another target; there is no moment without it.
+
+    Args:
+        path: of the link.
+        target: what it points to, relative to its folder.
+
+    Raises:
+        OSError: the file system has no links, or `path` is a folder.
+    """
+    with _named(path):
+        partial = _hidden(path)
+        try:
+            os.symlink(target, partial)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, renamed to a hidden name first, so that a kill leaves no part of it under its name.
+
+    Args:
+        path: of the folder; not a link.
+    """
+    partial = _hidden(path)
+    os.rename(path, partial)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

@@ -344,6 +344,11 @@ class Evaluation:
         """Remove the earlier scores of a row that cannot be scored now."""
         self._earlier.pop(name, None)
 
+    def compare(self, epoch: int, other: int) -> dict[str, Comparison]:
+        """Paired bootstrap of two scored epochs, by metric."""
+        scores = {row.epoch: scores for row, scores in zip(self.rows, self._scores, strict=True)}
+        return paired_bootstrap(scores[epoch], scores[other])
+
     def has(self, epoch: int | None) -> bool:
         """Whether the checkpoint of this epoch is scored already."""
         return any(row.epoch == epoch for row in self.rows)

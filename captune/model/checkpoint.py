@@ -151,9 +151,9 @@ def read_record(folder: Path) -> CheckpointRecord:
         record = CheckpointRecord(**{name: value for name, value in content.items() if name in known})
         return replace(record, trained=tuple(record.trained), quantized=tuple(record.quantized))
     except FileNotFoundError:
-        raise WeightsError(
-            f"{folder} holds no checkpoint.json; expected a folder such as checkpoints/epoch-000."
-        ) from None
+        siblings = sorted(other.parent.name for other in folder.parent.glob("epoch-*/checkpoint.json"))
+        expected = f"there are {', '.join(siblings)}" if siblings else "expected a folder such as checkpoints/epoch-000"
+        raise WeightsError(f"{folder} holds no checkpoint.json; {expected}.") from None
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} is broken: {error!r}; train this epoch again.") from error
 

@@ -168,15 +168,15 @@ def finished_rows(output: Path, step: int, steps_per_epoch: int) -> list[Checkpo
     return [row for row in rows if row.epoch is None or (row.epoch + 1) * steps_per_epoch <= step]
 
 
-def require_same_steps(output: Path, total_steps: int) -> None:
-    """Check that a run which resumes has the steps that it started with.
+def require_same_steps(output: Path, steps_per_epoch: int) -> None:
+    """Check that a run which resumes has the steps per epoch that it started with.
 
     Raises:
         ConfigError: an older captune divided the captions into other steps.
     """
-    before = first_event(output / "log.jsonl", "run").get("steps", total_steps)
-    if before != total_steps:
+    before = first_event(output / "log.jsonl", "run").get("steps_per_epoch", steps_per_epoch)
+    if before != steps_per_epoch:
         raise ConfigError(
-            f"The run in {output} was begun with {before} steps by an older captune, and this one divides the same "
-            f"captions into {total_steps}; finish it with that version, or start over with --resume never."
+            f"The run in {output} was begun with {before} steps per epoch by an older captune, and this one divides "
+            f"the same captions into {steps_per_epoch}; finish it with that version, or start over with --resume never."
         )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from captune.config import STORED_HEADING, RunConfig, commented_yaml, load_run_config
+from captune.config import STORED_HEADING, RunConfig, changed_settings, commented_yaml, load_run_config
 from captune.data import (
     RECORDS,
     atomic_file,
@@ -29,7 +29,7 @@ from captune.model import read_record, tensor_file
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
 from captune.training.checkpoints import STATES, has_states, saved_progress
-from captune.training.run_log import first_event
+from captune.training.run_log import first_event, last_event
 
 __all__ = [
     "Inspection",
@@ -40,9 +40,12 @@ __all__ = [
     "open_run_folder",
     "refuse_unless_free",
     "run_status",
+    "store_config",
 ]
 
 CONFIG = "config.yaml"
+ADJUSTABLE = frozenset({"train.epochs", "train.select", "train.early_stop", "train.keep"})
+"""Settings that may change in the folder of a run: they decide how long it trains and what is kept of it."""
 UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
 """What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
 IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
@@ -54,6 +57,8 @@ RUN_FILES = re.compile(
     r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
 )
 """Names under which a run, its evaluations, its reports and its study write."""
+_SHOWN_CHANGES = 8
+"""Changed settings that a message lists."""
 
 
 class RunStatus(Enum):
@@ -75,10 +80,12 @@ class Inspection:
     Attributes:
         status: in one word.
         reason: why no run may begin there, as a sentence that says what to do; empty where one may.
+        stored: the configuration that the folder holds, where some of the adjustable settings differ from it.
     """
 
     status: RunStatus
     reason: str = ""
+    stored: RunConfig | None = None
 
 
 def checkpoint_folder(output: Path, epoch: int) -> Path:
@@ -126,9 +133,22 @@ def inspect_run(config: RunConfig) -> Inspection:
         )
     # By what it says, not by its text: a newer captune explains a field in other words, and has fields that an older
     # one had not written, which then have their defaults.
-    if written.model_copy(update={"output": output}) != config:
-        return _other(output)
-    return _inspect_own(config)
+    written = written.model_copy(update={"output": output})
+    changes = changed_settings(written, config)
+    decisive = {name: values for name, values in changes.items() if name not in ADJUSTABLE}
+    if decisive:
+        return _other(output, f"with another configuration ({_shown_changes(decisive)})")
+    inspection = _inspect_own(config, same=not changes)
+    if not changes or inspection.reason:
+        return inspection
+    if config.train.epochs < written.train.epochs and inspection.status is not RunStatus.BEGUN:
+        return _refused(
+            RunStatus.OTHER,
+            f"train.epochs is {config.train.epochs}, and the run in {output} has {written.train.epochs}: more epochs "
+            f"continue a run, fewer do not shorten it. Set train.epochs to {written.train.epochs} or more, give "
+            "another folder with output=...",
+        )
+    return replace(inspection, stored=written)
 
 
 def refuse_unless_free(inspection: Inspection, *, overwrite: bool) -> None:
@@ -159,14 +179,19 @@ def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
             (output / name).unlink(missing_ok=True)
     elif inspection.status is not RunStatus.EMPTY:
         aside = _move_aside(output)
-    if not (output / CONFIG).exists():
-        with atomic_file(output / CONFIG, "w") as stream:
-            stream.write(commented_yaml(config, STORED_HEADING))
+    if not (output / CONFIG).exists() or inspection.stored is not None:
+        store_config(config)
     return aside
 
 
-def _inspect_own(config: RunConfig) -> Inspection:
-    """What is there of this very run."""
+def store_config(config: RunConfig) -> None:
+    """Write the configuration of a run into its folder."""
+    with atomic_file(config.output / CONFIG, "w") as stream:
+        stream.write(commented_yaml(config, STORED_HEADING))
+
+
+def _inspect_own(config: RunConfig, *, same: bool) -> Inspection:
+    """What is there of this very run; `same` if the folder holds this configuration, `ADJUSTABLE` settings included."""
     output = config.output
     data = manifest_hash(config.data.train)
     saved = has_states(output) or bool(checkpoint_folders(output))
@@ -189,20 +214,24 @@ def _inspect_own(config: RunConfig) -> Inspection:
     if scores is None:
         return _damaged(output, f"{output / 'scores.json'} is missing", rewritten=True)
     last = config.train.epochs - 1
+    if same and last not in epochs and config.train.early_stop is not None:
+        # The log ends with this event, until another process continues the run.
+        event = last_event(output / "log.jsonl", ("run", "early_stop"))
+        last = event.get("epoch", last) if event.get("event") == "early_stop" else last
     if last in epochs:
-        return _inspect_finished(config, scores, data)
+        return _inspect_finished(config, scores, data, last)
     progress = saved_progress(output)
     if progress is None:
         return _damaged(output, f"no saved state in {output / STATES} is intact", rewritten=False)
     if progress.manifest_hash != data:
-        return _other(output)
+        return _other_data(config, progress.manifest_hash, data)
     return Inspection(RunStatus.UNFINISHED)
 
 
-def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspection:
-    """Whether all that a finished run is made of is there."""
+def _inspect_finished(config: RunConfig, scores: RunScores, data: str, epoch: int) -> Inspection:
+    """Whether all that a finished run is made of is there; `epoch` is its last one."""
     output = config.output
-    last = checkpoint_folder(config.output, config.train.epochs - 1)
+    last = checkpoint_folder(config.output, epoch)
     try:
         trained_on = read_record(last).manifest_hash
         for folder in checkpoint_folders(output):
@@ -212,7 +241,7 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str) -> Inspec
     except InputError as error:
         return _damaged(output, _fact(error), rewritten=False)
     if trained_on != data:
-        return _other(output)
+        return _other_data(config, trained_on, data)
     for row in scores.checkpoints:
         file = output / "captions" / f"{scores.data}-{row.name}.json"
         try:
@@ -262,12 +291,24 @@ def _damaged(output: Path, what: str, *, rewritten: bool) -> Inspection:
     )
 
 
-def _other(output: Path) -> Inspection:
-    return _refused(
-        RunStatus.OTHER,
-        f"{output} already holds a run with another configuration or on other data; give another folder with "
-        "output=...",
-    )
+def _other(output: Path, what: str) -> Inspection:
+    return _refused(RunStatus.OTHER, f"{output} already holds a run {what}; give another folder with output=...")
+
+
+def _other_data(config: RunConfig, before: str, now: str) -> Inspection:
+    changed = f"the content of {config.data.train} has changed, hash {before[:8]} -> {now[:8]}"
+    return _other(config.output, f"on other data ({changed})")
+
+
+def _shown_changes(changes: dict[str, tuple[object, object]]) -> str:
+    """Settings with their values before and after, such as `seed: 1 -> 2`."""
+    shown = [f"{name}: {_shown_value(before)} -> {_shown_value(now)}" for name, (before, now) in changes.items()]
+    more = len(shown) - _SHOWN_CHANGES
+    return ", ".join(shown[:_SHOWN_CHANGES]) + (f", and {more} more" if more > 0 else "")
+
+
+def _shown_value(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def _refused(status: RunStatus, sentence: str) -> Inspection:

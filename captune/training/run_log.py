@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -17,7 +18,7 @@ from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 from captune.parsing import load_json
 
-__all__ = ["CostMeter", "RunLogger", "first_event"]
+__all__ = ["CostMeter", "RunLogger", "first_event", "last_event"]
 
 TRANSIENT = frozenset({"features", "captions", "progress", "stage"})
 """Progress events, which are not stored."""
@@ -102,28 +103,40 @@ class RunLogger:
 
 def first_event(log: Path, name: str) -> Event:
     """The first event of this name in a log; empty if there is none."""
+    return next(_events(log, (name,)), {})
+
+
+def last_event(log: Path, names: Sequence[str]) -> Event:
+    """The last event with one of these names in a log; empty if there is none."""
+    events = list(_events(log, names))
+    return events[-1] if events else {}
+
+
+def _events(log: Path, names: Sequence[str]) -> Iterator[Event]:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     for line in lines:
         with contextlib.suppress(ValueError, AttributeError):
             entry: Event = load_json(line)
-            if entry.get("event") == name:
-                return entry
-    return {}
+            if entry.get("event") in names:
+                yield entry
 
 
 def _drop_later(log: Path, steps: int) -> None:
-    """Drop the lines of a log from optimizer step `steps` on, and a half-written last line."""
+    """Drop the lines of a log from optimizer step `steps` on, and a half-written last line.
+
+    Lines about more epochs stay, since the configuration has these already.
+    """
     if not log.is_file():
         return
-    kept = []
+    kept, dropping = [], False
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = load_json(line)
         except ValueError:
             break
-        if entry.get("event") == "step" and entry["step"] >= steps:
-            break
-        kept.append(line + "\n")
+        dropping = dropping or (entry.get("event") == "step" and entry["step"] >= steps)
+        if not dropping or entry.get("event") == "extended":
+            kept.append(line + "\n")
     with atomic_file(log, "w") as stream:
         stream.writelines(kept)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,11 @@ from captune.data import Sample, atomic_folder, folder_lock
 from captune.decoding import is_out_of_memory
 from captune.distributed import CollectiveForward, DistributedContext, distributed_context
 from captune.errors import StoppedError, TrainingError
-from captune.evaluation import Evaluation, evaluation_set, training_images
+from captune.evaluation import Evaluation, evaluation_set, load_protocol, training_images
 from captune.events import Listener
 from captune.hub import ResolvedModel, resolve_model
-from captune.report import write_report
+from captune.model import read_record
+from captune.report import read_scores, write_report
 from captune.training.checkpoints import (
     TrainProgress,
     TrainState,
@@ -44,13 +46,15 @@ from captune.training.run_folder import (
     Inspection,
     RunStatus,
     checkpoint_folder,
+    checkpoint_folders,
     inspect_run,
     refuse_unless_free,
-    run_status,
+    store_config,
 )
 from captune.training.run_log import CostMeter, RunLogger
 from captune.training.run_parts import RunParts, TrainingObjective, TunableModel
 from captune.training.samples import TrainingSample, TrainingSamples, require_captions
+from captune.training.selection import EarlyStop, best_row, link_best, remove_others, selected_metric
 from captune.training.signals import handle_stop_signals
 from captune.vlm import is_image_text_model
 
@@ -76,7 +80,11 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         StoppedError: a signal stopped the run; its state was saved.
     """
     # Wrong input is refused before anything is written or loaded.
-    if run_status(config) is RunStatus.FINISHED:
+    selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
+    inspection = inspect_run(config)
+    if inspection.status is RunStatus.FINISHED:
+        if os.environ.get("RANK", "0") == "0":
+            _select_in_finished(config, inspection)
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
         return
@@ -89,8 +97,23 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         evaluation = Evaluation(config, evaluation_set(config, listener))
         with distributed_context() as dist:
             resuming = resume and folder.status is RunStatus.UNFINISHED
-            with setup(config, source, images, evaluation, dist, listener, None if resuming else folder) as trainer:
+            with setup(
+                config, source, images, evaluation, dist, listener, None if resuming else folder, folder.stored
+            ) as trainer:
                 trainer.run()
+
+
+def _select_in_finished(config: RunConfig, inspection: Inspection) -> None:
+    """Bring the link to the best checkpoint of a finished run, and what is kept, up to date."""
+    output, rows = config.output, read_scores(config.output).checkpoints
+    metric = selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
+    with folder_lock(output, "captune train") if inspection.stored is not None else nullcontext():
+        best = best_row(rows, metric, output)
+        if best is not None:
+            link_best(output, best)
+        remove_others(output, config.train.keep, rows, best, read_record(checkpoint_folders(output)[-1]))
+        if inspection.stored is not None:
+            store_config(config)
 
 
 @contextmanager
@@ -102,8 +125,20 @@ def setup(
     dist: DistributedContext,
     listener: Listener | None,
     folder: Inspection | None,
+    stored: RunConfig | None = None,
 ) -> Iterator[Trainer]:
-    """Load all parts of a run, and open its log; with the status of a new run's `folder`, or None to resume."""
+    """Load all parts of a run, and open its log.
+
+    Args:
+        config: of the run.
+        source: the model.
+        images: all training images.
+        evaluation: captions and scores.
+        dist: this process among the others.
+        listener: receives every event.
+        folder: status of a new run's output folder; None to resume.
+        stored: the configuration in the folder of a run that resumes, if it has other epochs or selects otherwise.
+    """
     cost = CostMeter(dist.device)
     output, resuming = config.output, folder is None
 
@@ -129,7 +164,7 @@ def setup(
     if resuming:
         # The pretrained model was scored before the first state was saved, so its row is included.
         restore_state(output, step.state)
-        require_same_steps(output, samples.total_steps)
+        require_same_steps(output, samples.steps_per_epoch)
         evaluation.restore(finished_rows(output, step.progress.step, samples.steps_per_epoch))
     evaluator = Evaluator(evaluation, parts, config.evaluate.train_slice, dist)
 
@@ -153,6 +188,8 @@ def setup(
             processes=dist.size,
             device=str(dist.device),
         )
+        if resuming and stored is not None and dist.is_main:
+            _adopt_settings(config, stored, step, log)
         if parts.quarantined:
             log.log("quarantined", images=list(parts.quarantined), reasons=list(parts.quarantined.values()))
         if parts.sharded_bytes is not None:
@@ -161,6 +198,25 @@ def setup(
         if parts.notes:
             log.log("computation", **parts.notes)
         yield Trainer(config, parts, step, evaluator, log)
+
+
+def _adopt_settings(config: RunConfig, stored: RunConfig, step: TrainStep, log: RunLogger) -> None:
+    """Log the number of epochs that a run continues with, and store its configuration."""
+    if config.train.epochs != stored.train.epochs:
+        number, total = step.progress.step, step.samples.total_steps
+        steps_before = step.samples.steps_per_epoch * stored.train.epochs
+        log.log(
+            "extended",
+            step=number,
+            steps=total,
+            steps_before=steps_before,
+            epochs=config.train.epochs,
+            epochs_before=stored.train.epochs,
+            learning_rate=learning_rate(number, total, config.train),
+            learning_rate_before=learning_rate(number, steps_before, stored.train),
+        )
+    # Last: a process that dies before it finds the settings as they were.
+    store_config(config)
 
 
 class Trainer:
@@ -179,6 +235,11 @@ class Trainer:
     ) -> None:
         self.config, self.parts, self.step, self.evaluator, self.log = config, parts, step, evaluator, log
         self.model, self.samples, self.dist = parts.model, step.samples, step.dist
+        rules = evaluator.evaluation.images.rules
+        self.metric = selected_metric(config.train, rules.metrics)
+        if evaluator.evaluation.images.leak is not None and config.train.early_stop is not None:
+            logger.warning("train.early_stop has no effect: scores that are marked LEAK select no epoch.")
+        self.early_stop = EarlyStop(config.train.early_stop, self.metric, evaluator.evaluation)
 
     def run(self) -> None:
         """Train from the current progress to the end."""
@@ -195,10 +256,13 @@ class Trainer:
         done = self.step.progress.step
         # A state that was saved at the very end of an epoch belongs to it until it is evaluated.
         for epoch in range(max(done - 1, 0) // steps, self.config.train.epochs):
+            if self.stops_early():
+                break
             self.train_epoch(epoch, range(max(epoch * steps, done), (epoch + 1) * steps))
             if not self.evaluator.has(epoch):
                 self.save_checkpoint(epoch)
                 self.evaluate(epoch)
+            self.select_checkpoints()
         self.log.log("done", skipped_steps=self.step.progress.skipped)
 
     def train_epoch(self, epoch: int, steps: range) -> None:
@@ -243,6 +307,28 @@ class Trainer:
             self.log.log("evaluation", epoch=epoch, seconds=seconds, scores=row, page=page)
         self.dist.barrier()
         self.model.train(training)
+
+    def stops_early(self) -> bool:
+        """Whether training stops before its last epoch; the main process decides."""
+        reason = self.early_stop.reason() if self.dist.is_main else None
+        reason = self.dist.all_gather(reason)[0]
+        if reason is not None:
+            scored = [row.epoch for row in self.evaluator.evaluation.rows if row.epoch is not None]
+            epoch = max(scored, default=None)  # empty in the other processes, which log nothing
+            self.log.log("early_stop", epoch=epoch, reason=reason)
+        return reason is not None
+
+    def select_checkpoints(self) -> None:
+        """Link the best checkpoint, and delete those that are not kept."""
+        if not self.dist.is_main:
+            return
+        output, rows = self.config.output, self.evaluator.evaluation.rows
+        best = best_row(rows, self.metric, output)
+        if best is not None:
+            link_best(output, best)
+        removed = remove_others(output, self.config.train.keep, rows, best, self.parts.record)
+        if removed:
+            logger.info("deleted %s", ", ".join(map(str, removed)))
 
     def save_state(self) -> None:
         """Save the state to resume from."""

@@ -125,8 +125,8 @@ def test_a_run_whose_steps_an_older_captune_dealt_otherwise_is_refused(toy_data:
     with pytest.raises(PowerFailure):
         train(settings(toy_data, output), die)
     log = output / "log.jsonl"
-    log.write_text(log.read_text().replace('"steps": 8', '"steps": 40', 1))
-    with pytest.raises(ConfigError, match=r"begun with 40 steps by an older captune, .* into 8; finish"):
+    log.write_text(log.read_text().replace('"steps_per_epoch": 4', '"steps_per_epoch": 20', 1))
+    with pytest.raises(ConfigError, match=r"begun with 20 steps per epoch by an older captune, .* into 4; finish"):
         train(settings(toy_data, output))
 
 
