@@ -264,7 +264,7 @@ def _show_next(output: _Output | None, inputs: list[str], *, txt: bool) -> None:
     folder = inputs[0] if len(inputs) == 1 and os.path.isdir(inputs[0]) else None
     if txt and folder is not None:
         show_next(["review", folder], "look through the captions and correct them")
-    elif output is not None and output.file is not None and output.file.suffix == ".jsonl":
+    elif output is not None and output.file is not None and output.file.suffix in (".jsonl", ".csv"):
         show_next(["review", output.file], "look through the captions and correct them")
     elif output is not None and output.file is not None and output.file.suffix != ".parquet":
         show_next(["score", "--references", "REFERENCES", "--predictions", output.file], "score the captions")

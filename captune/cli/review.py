@@ -23,8 +23,8 @@ def review(
         Path,
         typer.Argument(
             metavar="FOLDER|FILE",
-            help="A folder of images with a .txt next to each, or captions in a .jsonl file: of captune caption, or a "
-            "manifest.",
+            help="A folder of images with a .txt next to each, or a .jsonl or .csv file of captune caption, "
+            "or a manifest.",
             show_default=False,
         ),
     ],
@@ -80,13 +80,13 @@ def _captions(source: Path) -> CaptionTexts:
         InputError: there is no such folder or file, or it is of another kind.
         DataError: the file is broken, or the folder has no images.
     """
-    from captune.apps.review import JsonLinesTexts, SidecarTexts
+    from captune.apps.review import FileTexts, SidecarTexts
 
-    if source.suffix.lower() == ".jsonl" and source.is_file():
-        return JsonLinesTexts(source)
+    if source.suffix.lower() in (".jsonl", ".csv") and source.is_file():
+        return FileTexts(source)
     if not source.is_dir():
-        problem = "is no folder and no .jsonl file" if source.exists() else "does not exist"
-        raise InputError(f"'{source}' {problem}; give a folder of images, or captions in a .jsonl file.")
+        problem = "is no folder and no .jsonl or .csv file" if source.exists() else "does not exist"
+        raise InputError(f"'{source}' {problem}; give a folder of images, or captions in a .jsonl or .csv file.")
     from captune.bulk import read_inputs, shared_texts
 
     images = read_inputs([str(source)])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from captune.data.checks import TargetFlaw, check_manifest
     from captune.data.cleaning import leaked_training_rows, rewrite_manifest, split_manifest
     from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
-    from captune.data.delimited import CsvWriter, plain_cell
+    from captune.data.delimited import CsvWriter, plain_cell, safe_cell
     from captune.data.ids import SeenIds, id_text
     from captune.data.image_files import (
         ImageFolder,
@@ -170,6 +170,7 @@ __all__ = [
     "remove_folder",
     "resolve_image",
     "rewrite_manifest",
+    "safe_cell",
     "scan_manifest",
     "split_manifest",
     "split_of_name",
@@ -206,7 +207,7 @@ __getattr__ = lazy_names(
         "cleaning": ["leaked_training_rows", "rewrite_manifest", "split_manifest"],
         "checks": ["TargetFlaw", "check_manifest"],
         "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],
-        "delimited": ["CsvWriter", "plain_cell"],
+        "delimited": ["CsvWriter", "plain_cell", "safe_cell"],
         "image_formats": ["HEIF_SUFFIXES", "MAX_PIXELS", "is_image_name", "too_many_scans"],
         "ids": ["SeenIds", "id_text"],
         "image_files": [

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from captune.apps.review.caption_texts import CaptionTexts, JsonLinesTexts, SidecarTexts
+from captune.apps.review.caption_texts import CaptionTexts, FileTexts, SidecarTexts
 from captune.apps.review.review import Review
 from captune.apps.review.server import review_application
 
-__all__ = ["CaptionTexts", "JsonLinesTexts", "Review", "SidecarTexts", "review_application"]
+__all__ = ["CaptionTexts", "FileTexts", "Review", "SidecarTexts", "review_application"]

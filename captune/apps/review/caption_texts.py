@@ -1,4 +1,4 @@
-"""The captions that are reviewed: text files next to images, or the rows of one JSON Lines file.
+"""The captions that are reviewed: text files next to images, or the rows of one JSON Lines or CSV file.
 
 Both read the current text from the disk on each access, compare it before a change, write atomically, and keep each
 replaced text in the history of the folder (`captune.data.text_history`).
@@ -6,26 +6,30 @@ replaced text in the history of the folder (`captune.data.text_history`).
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from captune.data import (
     TextChange,
     apply_changes,
     atomic_file,
+    plain_cell,
     read_history,
     read_text_file,
     resolve_image,
+    safe_cell,
     text_path,
 )
 from captune.errors import ChangedTextError, DataError
 from captune.parsing import load_json
 
-__all__ = ["CaptionTexts", "Change", "JsonLinesTexts", "SidecarTexts"]
+__all__ = ["CaptionTexts", "Change", "FileTexts", "SidecarTexts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +159,113 @@ class SidecarTexts:
         return self._histories.of(path.parent, path.name)
 
 
+class _JsonLines:
+    """Records of JSON Lines: one object a line."""
+
+    def records(self, data: bytes) -> list[bytes]:
+        """The records of a file, which joined by line feeds are its bytes; blank ones are passed over."""
+        return data.split(b"\n")
+
+    def row(self, record: bytes) -> dict[str, Any]:
+        """The row of a record.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        row: Any = load_json(record)
+        return row if isinstance(row, dict) else {}
+
+    def with_caption(self, record: bytes, position: int | None, text: str) -> bytes:
+        """A record with another caption.
+
+        Args:
+            record: as it is.
+            position: number of the caption in "captions"; None is "caption".
+            text: the other caption.
+        """
+        row = self.row(record)
+        if position is None:
+            row["caption"] = text
+        else:
+            row["captions"][position] = text
+        return json.dumps(row, ensure_ascii=False).encode() + (b"\r" if record.endswith(b"\r") else b"")
+
+
+class _Csv:
+    """Records of CSV with a header that has an id or image, and a caption; cells as `captune.data.CsvWriter` writes."""
+
+    _NAMES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "id": ("id", "image_id", "image", "file_name", "filename"),
+        "image": ("image", "file_name", "filename", "path"),
+        "caption": ("caption", "text"),
+    }
+
+    def __init__(self) -> None:
+        self._delimiter = ","
+        self._columns: dict[str, int] = {}
+
+    def records(self, data: bytes) -> list[bytes]:
+        """The records of a file, which joined by line feeds are its bytes; a quoted cell may span lines."""
+        lines = data.split(b"\n")
+        header = lines[0].decode("utf-8-sig", "replace").rstrip("\r")
+        for self._delimiter in (",", ";", "\t"):
+            names = [name.strip() for name in next(csv.reader([header], delimiter=self._delimiter), [])]
+            self._columns = {
+                key: names.index(name)
+                for key, known in self._NAMES.items()
+                if (name := next((each for each in known if each in names), None)) is not None
+            }
+            if len(self._columns) == len(self._NAMES):
+                break
+        reader = csv.reader(
+            (line.decode("utf-8", "surrogateescape") + "\n" for line in lines), delimiter=self._delimiter
+        )
+        records, start = [lines[0]], 1
+        next(reader, None)
+        for _ in reader:
+            records.append(b"\n".join(lines[start : reader.line_num]))
+            start = reader.line_num
+        return records
+
+    def row(self, record: bytes) -> dict[str, Any]:
+        """The row of a record.
+
+        Raises:
+            ValueError: the file has no such columns, or the row has too few cells.
+        """
+        if len(self._columns) < len(self._NAMES):
+            raise ValueError("the header needs columns such as id, image and caption")
+        cells = self._cells(record)
+        if len(cells) <= max(self._columns.values()):
+            raise ValueError(f"it has {len(cells)} columns")
+        return {key: plain_cell(cells[column]) for key, column in self._columns.items()}
+
+    def with_caption(self, record: bytes, position: int | None, text: str) -> bytes:
+        """A record with another caption."""
+        cells = self._cells(record)
+        cells[self._columns["caption"]] = safe_cell(text)
+        stream = io.StringIO()
+        csv.writer(stream, delimiter=self._delimiter, lineterminator="").writerow(cells)
+        end = b"\r" if record.endswith(b"\r") else b""
+        return stream.getvalue().encode("utf-8", "surrogateescape") + end
+
+    def _cells(self, record: bytes) -> list[str]:
+        text = record.decode("utf-8", "surrogateescape").removesuffix("\r")
+        return next(csv.reader([text], delimiter=self._delimiter), [])
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A caption of a JSON Lines file: its line, and its number in "captions" (None is "caption")."""
+    """A caption of a file: its record, and its number in "captions" (None is "caption")."""
 
-    line: int
+    record: int
     position: int | None
 
 
-class JsonLinesTexts:
-    """The captions of a JSON Lines file: `{"id", "image", "caption"}`, or a manifest with `"captions"`.
+class FileTexts:
+    """The captions of a JSON Lines file (`{"id", "image", "caption"}`, or a manifest with `"captions"`) or a CSV file.
 
-    Only the lines of changed captions are written anew; all other bytes of the file stay as they are.
+    Only the rows of changed captions are written anew; all other bytes of the file stay as they are.
 
     Args:
         path: of the file.
@@ -177,6 +276,7 @@ class JsonLinesTexts:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._format = _Csv() if path.suffix.lower() == ".csv" else _JsonLines()
         self._histories = _Histories()
         self._state: tuple[int, int, int] | None = None
         self.names: list[str] = []
@@ -187,7 +287,10 @@ class JsonLinesTexts:
     def read(self, number: int) -> str | None:
         """The current text of a caption."""
         self._load()
-        return _caption(self._rows[self._entries[number].line], self._entries[number])
+        entry = self._entries[number]
+        row = self._rows[entry.record]
+        text: str = row["caption"] if entry.position is None else row["captions"][entry.position]
+        return text
 
     def last(self, number: int) -> TextChange | None:
         """The last recorded change of a caption."""
@@ -225,18 +328,12 @@ class JsonLinesTexts:
     def _write(self, texts: dict[int, str]) -> None:
         if all(self.read(number) == text for number, text in texts.items()):
             return
-        lines = list(self._lines)
+        records = list(self._records)
         for number, text in texts.items():
             entry = self._entries[number]
-            row = load_json(lines[entry.line])
-            if entry.position is None:
-                row["caption"] = text
-            else:
-                row["captions"][entry.position] = text
-            end = b"\r" if lines[entry.line].endswith(b"\r") else b""
-            lines[entry.line] = json.dumps(row, ensure_ascii=False).encode() + end
+            records[entry.record] = self._format.with_caption(records[entry.record], entry.position, text)
         with atomic_file(self._path, "wb") as stream:
-            stream.write(b"\n".join(lines))
+            stream.write(b"\n".join(records))
 
     def _load(self) -> None:
         """Read the file again if it changed.
@@ -249,10 +346,15 @@ class JsonLinesTexts:
             key = (state.st_mtime_ns, state.st_size, state.st_ino)
             if key == self._state:
                 return
-            lines = self._path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+            records = self._format.records(self._path.read_bytes())
         except OSError as error:
             raise DataError(f"'{self._path}' cannot be read: {(error.strerror or str(error)).lower()}.") from error
-        rows = {number: self._row(line, number) for number, line in enumerate(lines) if line.strip()}
+        first = 1 if isinstance(self._format, _Csv) else 0
+        rows = {
+            number: self._row(record, number)
+            for number, record in enumerate(records)
+            if number >= first and record.strip()
+        }
         entries, names, keys, images = [], [], [], []
         for number, row in rows.items():
             several = isinstance(row.get("captions"), list)
@@ -267,31 +369,26 @@ class JsonLinesTexts:
             raise DataError(f"'{self._path}' has the id '{repeated.partition('#')[2]}' twice; give each row its id.")
         if self._keys and keys != self._keys:
             raise ChangedTextError(f"'{self._path}' has other rows than before; start captune review again.")
-        self._lines, self._rows, self._entries, self._state = lines, rows, entries, key
+        self._records, self._rows, self._entries, self._state = records, rows, entries, key
         self.names, self.images, self._keys = names, images, keys
 
-    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+    def _row(self, record: bytes, number: int) -> dict[str, Any]:
+        where = f"'{self._path}', row {number + 1},"
         try:
-            row: Any = load_json(line)
-        except ValueError as error:
-            raise DataError(f"'{self._path}', line {number + 1}, is not JSON: {error}.") from error
-        captions = row.get("captions", [row.get("caption")]) if isinstance(row, dict) else None
+            row = self._format.row(record.removeprefix(b"\xef\xbb\xbf"))
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{where} cannot be read: {error}.") from error
+        captions = row.get("captions", [row.get("caption")])
         if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions) or "id" not in row:
             raise DataError(
-                f'\'{self._path}\', line {number + 1}, is no caption of an image; expected {{"id": ..., "image": ..., '
-                '"caption": "..."} or a manifest.'
+                f'{where} is no caption of an image; expected {{"id": ..., "image": ..., "caption": "..."}} or one of '
+                "a manifest."
             )
         if not isinstance(row.get("image"), str):
-            raise DataError(f"'{self._path}', line {number + 1}, has no path in \"image\"; captions need their images.")
-        fields: dict[str, Any] = row
-        return fields
+            raise DataError(f'{where} has no path in "image"; captions need their images.')
+        return row
 
     def _image(self, image: str) -> Path:
         """The file of an image: relative to the file of captions, else to the working directory."""
         below = resolve_image(self._path, image)
         return Path(image) if not below.exists() and os.path.exists(image) else below
-
-
-def _caption(row: dict[str, Any], entry: _Entry) -> str:
-    text: str = row["caption"] if entry.position is None else row["captions"][entry.position]
-    return text

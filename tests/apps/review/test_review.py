@@ -12,10 +12,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from captune.apps.pages import LANGUAGES
-from captune.apps.review import JsonLinesTexts, Review, SidecarTexts, review_application
+from captune.apps.review import FileTexts, Review, SidecarTexts, review_application
 from captune.apps.review.review import Replacement, StaleTextError
 from captune.apps.review.server import MAX_BODY, PAGES
-from captune.data import read_history
+from captune.data import CsvWriter, read_history
 from captune.errors import DataError, InputError
 
 
@@ -138,7 +138,7 @@ def rows_file(folder: Path) -> tuple[Path, list[str]]:
 
 def test_captions_of_a_file(photos: Path) -> None:
     path, lines = rows_file(photos)
-    review = Review(JsonLinesTexts(path))
+    review = Review(FileTexts(path))
     assert [item[1] for item in review.items("all", "")["items"]] == ["1", "x (1)", "x (2)", "三"]
     assert review.image(3) == photos / "sub" / "c.webp"
     save(review, 2, "drei", accept=True)
@@ -146,7 +146,7 @@ def test_captions_of_a_file(photos: Path) -> None:
     assert json.loads(written[1]) == {"id": "x", "image": "b.png", "captions": ["two", "drei"], "split": "train"}
     assert (written[0], written[2], written[3]) == (lines[0], lines[2], "")
     save(review, 0, "one", accept=True)
-    assert Review(JsonLinesTexts(path)).items("accepted", "")["counts"]["accepted"] == 2
+    assert Review(FileTexts(path)).items("accepted", "")["counts"]["accepted"] == 2
     version = review.detail(3)["version"]
     path.write_text(path.read_text(encoding="utf-8").replace("three", "drie"), encoding="utf-8")
     with pytest.raises(StaleTextError):
@@ -156,11 +156,36 @@ def test_captions_of_a_file(photos: Path) -> None:
         review.detail(0)
 
 
+def test_captions_of_a_table(photos: Path) -> None:
+    path = photos / "c.csv"
+    texts = ["one, two", "=SUM(1)", "three\nlines", "four"]
+    names = ["a.jpg", "b.png", "sub/c.webp", "d.jpg"]
+    rows = [{"id": name, "image": name, "caption": text} for name, text in zip(names, texts, strict=True)]
+    with open(path, "w", encoding="utf-8-sig", newline="") as stream:
+        writer = CsvWriter(stream, lineterminator="\r\n")
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(row.values())
+    before = path.read_bytes()
+    review = Review(FileTexts(path))
+    assert [review.detail(number)["text"] for number in range(4)] == texts
+    save(review, 0, "one, two", accept=True)
+    assert path.read_bytes() == before
+    save(review, 3, '@"five"')
+    assert path.read_bytes() == before.replace(b"four", b'"\'@""five"""')
+    save(review, 2, "six")
+    assert path.read_bytes().count(b"\n") == 5
+    assert [Review(FileTexts(path)).detail(n)["text"] for n in range(4)] == ["one, two", "=SUM(1)", "six", '@"five"']
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="row 2, cannot be read: the header needs columns such as id, image and"):
+        FileTexts(path)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "line 1, is not JSON"),
-        ('{"id": 1, "image": "a.jpg"}', "line 1, is no caption of an image"),
+        ("{", "row 1, cannot be read"),
+        ('{"id": 1, "image": "a.jpg"}', "row 1, is no caption of an image"),
         ('{"id": 1, "caption": "a"}', 'has no path in "image"'),
         (
             '{"id": 1, "image": "a", "caption": "a"}\n\n{"id": "1", "image": "b", "caption": "b"}',
@@ -171,7 +196,7 @@ def test_captions_of_a_file(photos: Path) -> None:
 def test_files_that_are_none(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(DataError, match=sentence):
-        JsonLinesTexts(tmp_path / "x.jsonl")
+        FileTexts(tmp_path / "x.jsonl")
 
 
 def client(folder: Path, **settings: Any) -> TestClient:

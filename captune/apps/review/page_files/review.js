@@ -274,6 +274,7 @@
   at("close").addEventListener("click", () => at("replace").close());
   at("apply").addEventListener("click", async () => {
     at("apply").disabled = true;
+    at("preview").textContent = words.saving;
     try {
       const { count } = await request("/replace", replacement(expected));
       at("replace").close();
