@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +80,8 @@ class _NotebookDisplay:
         self._view = _View()
         self._last = 0.0
         self._handle: Any = display(self._view, display_id=True)
+        self._warnings = _Warnings(self._say)
+        logging.getLogger("captune").addHandler(self._warnings)
 
     def __call__(self, event: Event) -> None:
         lines = self._text.messages(event)
@@ -91,10 +94,28 @@ class _NotebookDisplay:
             self._last = time.monotonic()
             self._handle.update(self._view)
 
+    def _say(self, line: str) -> None:
+        self._view.lines.append(line)
+        self._handle.update(self._view)
+
     def finish(self) -> None:
         """Show the messages without a bar."""
+        logging.getLogger("captune").removeHandler(self._warnings)
         self._view.progress = None
         self._handle.update(self._view)
+
+
+class _Warnings(logging.Handler):
+    """Passes captune's warnings to a function; without a handler Python prints them apart from the display."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass the message of a record, beginning with a capital letter."""
+        message = record.getMessage()
+        self._say(message[:1].upper() + message[1:])
 
 
 class _View:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from captune.common.libraries import quiet_imports
+
 __all__ = ["lazy_names"]
 
 
@@ -22,7 +24,8 @@ def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[
     def import_name(name: str) -> Any:
         if name not in sources:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        value = getattr(import_module(f"{package}.{sources[name]}"), name)
+        with quiet_imports():
+            value = getattr(import_module(f"{package}.{sources[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_libraries"]
+__all__ = ["quiet_imports", "quiet_libraries"]
 
 _ENVIRONMENT = {"HF_HUB_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
 """Read by libraries when they are imported."""
@@ -16,11 +16,10 @@ _LOGGERS = ("accelerate", "bitsandbytes", "huggingface_hub", "peft", "torch.util
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hide warnings, logs and progress bars of libraries in the block, then restore the program's settings.
+def quiet_imports() -> Iterator[None]:
+    """Hide warnings and logs of libraries in the block, in which they are imported, then restore the settings.
 
-    Warnings that the program has a filter for are treated as it says, so that `-W error` still finds them. Downloads
-    from the hub keep their progress bar. transformers must be installed, and is imported.
+    Warnings that the program has a filter for are treated as it says, so that `-W error` still finds them.
     """
     absent = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(absent)
@@ -32,13 +31,22 @@ def quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             # Last in the list: it applies where no other filter does.
             warnings.simplefilter("ignore", append=True)
-            with _without_bars():
-                yield
+            yield
     finally:
         for name in absent:
             os.environ.pop(name, None)
         for logger in loggers:
             logger.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide progress bars of libraries too, but not those of downloads from the hub; see `quiet_imports`.
+
+    transformers must be installed, and is imported.
+    """
+    with quiet_imports(), _without_bars():
+        yield
 
 
 @contextmanager

@@ -145,6 +145,13 @@ def test_loading_and_captioning_print_nothing() -> None:
     assert (completed.stdout, completed.stderr) == ("", "")
 
 
+@pytest.mark.parametrize("names", ["captune.MiniGPT4", "captune.training.train, captune.evaluation.evaluate_models"])
+def test_importing_what_needs_torch_prints_nothing(names: str) -> None:
+    program = f"import captune, captune.training, captune.evaluation; {names}"
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (completed.stdout, completed.stderr) == ("", "")
+
+
 def test_quiet_libraries_hides_and_restores(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("torchao")
     handler = logging.StreamHandler(stream := io.StringIO())
