@@ -155,7 +155,7 @@ def _usage_error(error: TyperException) -> str:
         message = str(getattr(error, "message", message))
         close = get_close_matches(str(getattr(error, "option_name", "")), known, n=1, cutoff=0.75)
         message = f"{message.rstrip('.')}; did you mean {close[0]}?" if close else message
-    sentence = " ".join(message.split())
+    sentence = " ".join(message.removeprefix("Invalid value: ").split())
     context = getattr(error, "ctx", None)
     path = "captune" if context is None else context.command_path
     return f"{sentence if sentence.endswith(('.', '?')) else sentence + '.'} See {path} --help."

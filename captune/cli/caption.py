@@ -408,12 +408,12 @@ def _run_job(
     rejected = job.gather_quarantine()
     skipped = f"; {plural(job.skipped, 'image')} captioned before" if job.skipped else ""
     summary = progress if open_shards else "nothing is left to do"
-    print_message(f"{summary}{skipped}; captions are in {output.folder}")
-    if rejected:
-        many = plural(rejected, "image")
-        print_message(f"{many} could not be captioned; {output.folder / 'quarantine.jsonl'} lists the reasons.")
     if output.file is not None:
         _write_one_file(output.file, job)
+    print_message(f"{summary}{skipped}; captions are in {output.path}")
+    if rejected:
+        quarantine = output.folder / "quarantine.jsonl" if output.file is None else _quarantine_of(output.file)
+        print_error(f"{plural(rejected, 'image')} could not be captioned; {quarantine} lists the reasons.")
     # Reading all rows of a large job takes long; without a summary one row decides.
     rows = job.rows() if output_settings.as_json else islice(job.rows(), 1)
     return _Count(sum(1 for _ in rows), rejected)
@@ -500,7 +500,6 @@ def _write_one_file(out: Path, job: Job) -> None:
         write_rows(quarantine, read_rows(combined))
     elif is_own_output(quarantine, COMMAND):
         quarantine.unlink()
-    print_message(f"All captions are in {out}")
 
 
 def _entries(inputs: Inputs) -> Iterator[Entry]:

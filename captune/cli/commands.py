@@ -151,6 +151,9 @@ class _Command(TyperCommand, _Examples):
     def __init__(self, *arguments: Any, **details: Any) -> None:
         super().__init__(*arguments, **details)
         self.take_examples()
+        for parameter in self.params:
+            if parameter.opts == ["--out"]:
+                parameter.opts.append("-o")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options by panel."""

@@ -213,6 +213,11 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
     """
     from captune.config import load_config, load_run_config
 
+    if not config.exists():
+        raise ConfigError(
+            f"There is no configuration or run {config}; give a YAML file or the folder of a run (for a model without "
+            "a run add --data)."
+        )
     if not config.is_dir():
         return load_config(config, overrides)
     settings = load_run_config(config / "config.yaml", overrides)

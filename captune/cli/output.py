@@ -49,6 +49,10 @@ _LOGGERS_WITH_HANDLERS = ("torch.utils._pytree",)
 """Loggers that write to the screen past the root logger."""
 
 
+_SENTENCE_STARTS = {"a", "all", "an", "each", "no", "one", "only", "several", "stopped", "that", "the", "there", "this"}
+"""Words that begin a sentence with a capital letter; others may be names of files, keys or images."""
+
+
 @dataclass
 class OutputSettings:
     """What the running command prints; set from the options of the command line before the command starts.
@@ -185,6 +189,9 @@ def print_message(text: object) -> None:
 
 def print_error(sentence: str) -> None:
     """Print an error on stderr, preceded by the program's name unless the sentence begins with it."""
+    first, space, rest = sentence.partition(" ")
+    if first in _SENTENCE_STARTS:
+        sentence = f"{first.capitalize()}{space}{rest}"
     log_line(sentence, logging.ERROR)
     program = "" if sentence.startswith("captune ") else "captune: "
     print(f"{program}{sentence}", file=sys.stderr)

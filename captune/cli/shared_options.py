@@ -18,7 +18,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that overr
 AllowLeaks = Annotated[
     bool,
     typer.Option(
-        "--allow-leaks", help="Mark results on images that were trained on with LEAK only, without the reason."
+        "--allow-leaks", help="Keep the LEAK mark of results on images that were trained on, but silence the warning."
     ),
 ]
 

@@ -190,7 +190,8 @@ def leak_reason(
     if config.evaluate.allow_leaks:
         return ALLOWED
     logger.warning(
-        "the results are marked LEAK: %s. Take them out, or pass --allow-leaks to have the mark without the reason.",
+        "The results are marked LEAK: %s. Remove these images from the training set (captune check --against names "
+        "them), or pass --allow-leaks to keep the mark but silence this warning.",
         report.reason,
     )
     return report.reason

@@ -235,7 +235,7 @@ def test_equal_keys_printed_to_stdout(run: Run, photos: Path, tmp_path: Path) ->
     done = run(tmp_path / "a.tar", tmp_path / "b.tar")
     assert done.code == 2
     assert [json.loads(line)["id"] for line in done.out.splitlines()] == ["0"]
-    assert "the id '0' is in another archive already" in done.err
+    assert "The id '0' is in another archive already" in done.err
 
 
 def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_scores_that_are_not_numbers_are_no_captions(run: Run, photos: Path, tmp
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("absent.jpg",), "there is no file or folder 'absent.jpg'"),
+        (("absent.jpg",), "There is no file or folder 'absent.jpg'"),
         ((".", "--beams", "0"), "beams is 0"),
         ((".", "--part", "3/2", "--out", "x"), "expected K/N"),
         ((".", "--txt", "--out", "x"), "--txt writes next to image files"),

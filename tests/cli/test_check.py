@@ -96,7 +96,7 @@ def test_several_training_splits(manifest: Path, capsys: pytest.CaptureFixture[s
 
 def test_no_manifest_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path / "none.jsonl") == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert "There is no file" in capsys.readouterr().err
 
 
 def test_the_histogram_holds_every_caption() -> None:

@@ -95,6 +95,7 @@ def test_every_command_has_the_shared_options(path: tuple[str, ...], command: An
     options = {option for parameter in command.params for option in parameter.opts}
     shared = {"-q", "--quiet", "-v", "--verbose", "--no-color", "--log-file", "--progress-every"}
     assert shared <= options
+    assert ("--out" in options) <= ("-o" in options)
     if path and not hasattr(command, "commands") and " ".join(path) not in WITHOUT_JSON:
         assert "--json" in options
         assert any(parameter.name == "as_json" for parameter in command.params)
@@ -142,6 +143,13 @@ def test_errors_are_printed_under_quiet_and_are_in_the_log_file(tmp_path: Path) 
         (["train", "--zzz"], "No such option: --zzz. See captune train --help."),
         (["trian"], "No such command 'trian'. Did you mean 'train'? See captune --help."),
         (["train"], "Missing argument 'config'. See captune train --help."),
+        (["check", "missing.jsonl"], "There is no file 'missing.jsonl'."),
+        (["caption", "toy", "x.jpg", "--json"], "There is no file or folder 'x.jpg'."),
+        (
+            ["evaluate", "missing"],
+            "There is no configuration or run missing; give a YAML file or the folder of a run (for a model without a "
+            "run add --data).",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(arguments: list[str], sentence: str) -> None:

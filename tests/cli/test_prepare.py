@@ -119,9 +119,9 @@ def test_strict_exits_with_two_and_writes_the_problems_but_no_manifest(repositor
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["none.csv", "--out", "m.jsonl"], "there is no 'none.csv'"),
+        (["none.csv", "--out", "m.jsonl"], "There is no 'none.csv'"),
         (["flickr30k-images", "--out", "m.jsonl"], "holds no flickr_annotations_30k.csv or results.csv"),
-        ([".", "--images", "none", "--out", "m.jsonl"], "the image folder 'none' is not there"),
+        ([".", "--images", "none", "--out", "m.jsonl"], "The image folder 'none' is not there"),
         ([".", "--out", "flickr30k-images"], "'flickr30k-images' is a folder"),
         (["."], "--out"),
         ([".", "--out", "m.jsonl", "--check-images", "all"], "'all' is not one of"),
@@ -201,7 +201,7 @@ def test_the_script_of_the_slides_keeps_its_default_paths(repository: Path, flic
 def test_the_script_without_data_is_one_sentence(repository: Path, tmp_path: Path) -> None:
     done = run(repository, tmp_path, program=[sys.executable, str(repository / "prepare_flickr30k.py")])
     assert done.returncode == 2
-    assert "there is no 'flickr30k/flickr_annotations_30k.csv'; it and flickr30k-images.zip" in done.stderr
+    assert "There is no 'flickr30k/flickr_annotations_30k.csv'; it and flickr30k-images.zip" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -251,7 +251,7 @@ def test_user_data_with_images_inside(repository: Path, tmp_path: Path) -> None:
         assert row == expected
     done = run(repository, tmp_path, "prepare", "hf", "none-there/at-all", "-o", "x.jsonl", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
-    assert "the data set 'none-there/at-all' cannot be loaded" in done.stderr
+    assert "The data set 'none-there/at-all' cannot be loaded" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "x-images").exists()
 
@@ -373,4 +373,4 @@ def test_a_table_without_a_header_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("1.jpg,a dog runs\n2.jpg,a cat sleeps\n")
     done = run_program("captune", "prepare", "table", "t.csv", "--out", "m.jsonl", "--yes", cwd=tmp_path)
     assert done.code == 2
-    assert "the first line of 't.csv' is a row; put a line with the names of the columns before it" in done.err
+    assert "The first line of 't.csv' is a row; put a line with the names of the columns before it" in done.err

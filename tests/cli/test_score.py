@@ -168,7 +168,7 @@ def test_document_frequencies_give_one_image_a_cider(
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "unknown metric": (["--metrics", "bleu,cidre"], "there is no metric 'cidre'"),
+    "unknown metric": (["--metrics", "bleu,cidre"], "There is no metric 'cidre'; did you mean 'cider'?"),
     "no metric": (["--metrics", ","], "--metrics is empty"),
     "unknown score": (["--metric", "BLEU-5"], "There is no score 'BLEU-5'"),
     "novel without training": (["--metric", "novel"], "'novel' needs --training"),
