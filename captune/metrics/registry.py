@@ -107,7 +107,7 @@ def check_metrics(names: Iterable[str], others: Iterable[str] = ()) -> None:
     for name in names:
         if name not in METRICS and name not in others:
             known = (*METRICS, *others)
-            hint = did_you_mean(name, known, cutoff=0.5)
+            hint = did_you_mean(name, known, cutoff=0.7)
             start = f"{hint} The metrics are" if hint else "choose out of"
             raise MetricInputError(f"there is no metric '{name}'; {start} {', '.join(known)}")
 
