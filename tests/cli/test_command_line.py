@@ -101,6 +101,15 @@ def test_every_command_has_the_shared_options(path: tuple[str, ...], command: An
         assert any(parameter.name == "as_json" for parameter in command.params)
 
 
+def test_the_page_documents_every_summary(repository: Path) -> None:
+    page = (repository / "docs" / "command-line.md").read_text(encoding="utf-8")
+    table = page.partition("## JSON summaries")[2].partition("## ")[0]
+    for path, command in ALL:
+        if path and not hasattr(command, "commands") and " ".join(path) not in WITHOUT_JSON:
+            name = "prepare FORMAT" if path[0] == "prepare" else " ".join(path)
+            assert f"`{name}`" in table
+
+
 def captune(*arguments: object, cwd: Path | None = None, **environment: str) -> Finished:
     return run_program(sys.executable, "-m", "captune", *arguments, cwd=cwd, **environment)
 
