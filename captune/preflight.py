@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +26,16 @@ __all__ = [
     "check_output_folder",
     "check_run",
     "extra_imports",
+    "preparing_command",
     "require_extra",
 ]
 
 _LEAST_DISK = 50 * 2**20
 """Bytes that must be free for the folder of a run; less does not hold the first checkpoint."""
+
+
+_MOST_ROWS = 100_000
+"""Rows of a manifest that are searched for splits."""
 
 
 def require_extra(what: str, *extras: str) -> None:
@@ -90,7 +97,7 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
         trains: whether it reads the training manifest; otherwise only the evaluation set is needed.
 
     Raises:
-        ConfigError: a manifest is missing, or the output folder cannot be written.
+        ConfigError: a manifest or a split is missing, or the output folder cannot be written.
         WeightsError: there is no such model.
     """
     manifests = {"data.evaluate" if config.data.evaluate is not None else "data.train": config.evaluation_manifest}
@@ -100,6 +107,12 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
         check_manifest(setting, path)
     check_configured_model(config.model)
     check_output_folder(config.output)
+    if trains:
+        splits = {("data.train_split", name): config.data.train for name in config.data.train_splits}
+        if config.evaluate.protocol == "karpathy":
+            splits["data.evaluate_split", config.data.evaluate_split] = config.evaluation_manifest
+        for path in dict.fromkeys(splits.values()):
+            _check_splits(path, {name: setting for (setting, name), file in splits.items() if file == path})
 
 
 def check_manifest(setting: str, path: str | Path) -> None:
@@ -116,6 +129,68 @@ def check_manifest(setting: str, path: str | Path) -> None:
         raise ConfigError(
             f"{setting} is {path}, and there is no such file; give a manifest, which `captune prepare` writes."
         )
+
+
+def _check_splits(path: Path, needed: dict[str, str]) -> None:
+    """Refuse a table in place of a manifest, and a manifest without a split; longer manifests are read by the run.
+
+    Args:
+        path: of the manifest.
+        needed: name of each split, and the setting that has it.
+
+    Raises:
+        ConfigError: names the command that makes a manifest, or the splits that there are.
+    """
+    from captune.data import Issue, SourceFile, scan_manifest
+
+    there = Counter[str]()
+    with closing(SourceFile(path)) as reading:
+        for number, (_, row) in enumerate(scan_manifest(reading)):
+            if isinstance(row, Issue):
+                if number == 0 and (command := preparing_command(path)) is not None:
+                    raise ConfigError(f"{path} is a table and not a manifest; make one with: {command}")
+                return  # the run lists all bad rows
+            there[row.split] += 1
+            if all(there[name] for name in needed) or number == _MOST_ROWS:
+                return
+    name = next((name for name in needed if not there[name]), None)
+    if name is not None and there:
+        listed = ", ".join(f"{split} ({count:,})" for split, count in there.most_common(20))
+        raise ConfigError(
+            f"{needed[name]} is {name}, and {path} has {listed}; set it to one of these, or divide the images with: "
+            f"{shlex.join(['captune', 'init', str(path), '--split', 'train=0.9,test=0.1'])}"
+        )
+
+
+def preparing_command(path: Path) -> str | None:
+    """The command that makes a manifest of a table; None if the file is a manifest, or is not recognized.
+
+    Raises:
+        DataError: a spreadsheet, which nothing reads.
+        MissingExtraError: a parquet file, and pyarrow is not installed.
+    """
+    from captune.data.importers import Columns, guess_table
+    from captune.errors import DataError
+
+    try:
+        guess = guess_table(path)
+    except MissingExtraError:
+        raise
+    except DataError:
+        if path.is_file() and path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+            raise
+        return None  # reported when the manifest is read
+    if guess.kind == "manifest" or {"image", "captions"} <= set(guess.names):
+        return None
+    if guess.kind == "table" and guess.columns is None and path.suffix.lower() not in (".csv", ".tsv", ".tab"):
+        return None
+    words = ["captune", "prepare", guess.kind if guess.kind in ("coco", "karpathy") else "table", str(path)]
+    if guess.kind == "table":
+        # Names that nobody can guess stay as the ones to replace.
+        words += (guess.columns or Columns("IMAGE", "CAPTION")).options()
+    stem = path.name.split(".")[0]
+    out = f"{stem}.jsonl" if path.name != f"{stem}.jsonl" else f"{stem}-manifest.jsonl"
+    return shlex.join([*words, "--out", out])
 
 
 def check_named_model(name: str) -> None:

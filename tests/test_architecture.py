@@ -20,7 +20,7 @@ WALLS: dict[str, set[str]] = {
     "transformers_compat": set(),
     "weights": {"transformers_compat"},
     "hub": {"config", "weights"},
-    "preflight": {"config", "hub"},
+    "preflight": {"config", "data", "hub"},
     "metrics": {"data", "weights"},
     "data": set(),
     "config": set(),

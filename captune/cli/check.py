@@ -127,33 +127,14 @@ def _refuse_other_formats(path: Path) -> None:
     """
     import shlex
 
-    from captune.cli.guessed_columns import column_options
-    from captune.data.importers import Columns, guess_table
-    from captune.errors import DataError, MissingExtraError
+    from captune.errors import DataError
+    from captune.preflight import preparing_command
 
-    out = f"{path.name.split('.')[0]}.jsonl"
-    out = f"{path.name.split('.')[0]}-manifest.jsonl" if out == path.name else out
     if path.is_dir():
         command = shlex.join(["captune", "init", str(path)])
         raise DataError(f"'{path}' is a folder and not a manifest; make one with: {command}")
-    try:
-        guess = guess_table(path)
-    except MissingExtraError:
-        raise
-    except DataError:
-        if path.is_file() and path.suffix.lower() in (".xlsx", ".xls", ".ods"):
-            raise
-        return  # reported when the manifest is read
-    if guess.kind == "manifest" or {"image", "captions"} <= set(guess.names):
-        return
-    if guess.kind == "table" and guess.columns is None and path.suffix.lower() not in (".csv", ".tsv", ".tab"):
-        return
-    words = ["captune", "prepare", guess.kind if guess.kind in ("coco", "karpathy") else "table", str(path)]
-    if guess.kind == "table":
-        # Names that nobody can guess stay as the ones to replace.
-        words += column_options(guess.columns or Columns("IMAGE", "CAPTION"))
-    command = shlex.join([*words, "--out", out])
-    raise DataError(f"'{path}' is a table and not a manifest; make one with: {command}")
+    if (command_of_table := preparing_command(path)) is not None:
+        raise DataError(f"'{path}' is a table and not a manifest; make one with: {command_of_table}")
 
 
 def _and_collect(lines: set[int], on_issue: Callable[[Issue], None] | None) -> Callable[[Issue], None]:

@@ -15,7 +15,7 @@ from captune.cli.output import print_message
 if TYPE_CHECKING:
     from captune.data.importers import Columns, TableGuess
 
-__all__ = ["column_options", "confirm_columns", "describe_guess", "is_interactive", "require_header"]
+__all__ = ["confirm_columns", "describe_guess", "is_interactive", "require_header"]
 
 _SHOWN_ROWS = 3
 _SHOWN_WIDTH = 44
@@ -46,20 +46,12 @@ def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: 
         print_message(shown)
         return columns
     typer.echo(shown, err=True)
-    exact = shlex.join(["captune", *command, *column_options(columns)])
+    exact = shlex.join(["captune", *command, *columns.options()])
     if not is_interactive():
         raise DataError(f"the columns of '{source}' are guessed; pass --yes to accept them, or name them: {exact}")
     if not typer.confirm("Read it like this?", default=True, err=True):
         raise DataError(f"nothing is written; name the columns, as in: {exact}")
     return columns
-
-
-def column_options(columns: Columns) -> list[str]:
-    """The options of `captune prepare table` that name columns."""
-    options = ["--image-column", columns.image]
-    for name in columns.captions:
-        options += ["--caption-column", name]
-    return options if columns.split is None else [*options, "--split-column", columns.split]
 
 
 def require_header(guess: TableGuess, source: Path) -> None:

@@ -123,6 +123,38 @@ def test_wrong_files_are_refused_without_torch(command: str, override: str, sent
     assert sentence in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "name", "sentence"),
+    [
+        (
+            '{"id": "a", "image": "a.jpg", "captions": ["A dog."], "split": "train"}\n',
+            "only train.jsonl",
+            "data.evaluate_split is test, and {path} has train (1); set it to one of these, or divide the images with: "
+            "captune init '{path}' --split train=0.9,test=0.1\n",
+        ),
+        (
+            "File Name;Text\na.jpg;A dog runs\n",
+            "t.csv",
+            "{path} is a table and not a manifest; make one with: captune prepare table {path} "
+            "--image-column 'File Name' --caption-column Text --out t.jsonl\n",
+        ),
+    ],
+)
+def test_data_that_cannot_be_trained_on_are_refused_without_torch(
+    tmp_path: Path, settings: Path, content: str, name: str, sentence: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    code = (
+        "import sys; from captune.cli import app, call, run\n"
+        f"code = run(lambda: call(app, ['train', {str(settings)!r}, {f'data.train={path}'!r}]))\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == f"captune: {sentence.format(path=path)}"
+
+
 def test_a_captioner_that_is_not_there_is_refused_without_torch(manifest: Path) -> None:
     code = (
         "import sys; from captune.cli import app, call, run\n"

@@ -66,6 +66,12 @@ class Columns:
         """The columns that the table must have."""
         return [name for name in (self.image, *self.captions, self.split, self.id) if name is not None]
 
+    def options(self) -> list[str]:
+        """The options of `captune prepare table` that name the columns of image, caption and split."""
+        captions = [word for name in self.captions for word in ("--caption-column", name)]
+        split = [] if self.split is None else ["--split-column", self.split]
+        return ["--image-column", self.image, *captions, *split]
+
 
 def table_rows(
     reading: SourceFile,
