@@ -61,7 +61,7 @@ def test_a_folder_with_a_table(photos: Path, tmp_path: Path) -> None:
     write_table(photos)
     refused = init(tmp_path, "photos")
     assert refused.code == 2
-    assert "the columns of 'photos/list.csv' are guessed; pass --yes to accept them, or name them: " in refused.err
+    assert "he columns of 'photos/list.csv' are guessed; pass --yes to accept them, or name them: " in refused.err
     exact = "captune init photos --image-column 'File Name' --caption-column Bildunterschrift"
     assert refused.err.endswith(f"{exact}\n")
     assert not list(tmp_path.glob("photos.*"))
@@ -147,14 +147,14 @@ def test_only_images(photos: Path, tmp_path: Path) -> None:
 def test_no_images(tmp_path: Path) -> None:
     done = init(tmp_path)
     assert done.code == 2
-    assert "there are no images in '.'; give a folder of images, or try captune demo." in done.err
+    assert "here are no images in '.'; give a folder of images, or try captune demo." in done.err
 
 
 def test_unknown_columns_are_named(photos: Path, tmp_path: Path) -> None:
     (photos / "list.csv").write_text("who,where\nAnn,Rome\nBob,Oslo\n")
     done = init(tmp_path, "photos", "--yes")
     assert done.code == 2
-    assert "the columns of 'photos/list.csv' are not recognized: 'who', 'where'; name them with" in done.err
+    assert "he columns of 'photos/list.csv' are not recognized: 'who', 'where'; name them with" in done.err
 
 
 def test_coco_with_images_in_another_folder(photos: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_wrong_shares_and_models_are_one_sentence(photos: Path, tmp_path: Path) 
         (["--split", "train=0.5,other=0.5"], "expected shares of train and of test or val"),
         (["--model", "./nowhere"], "There is no model folder ./nowhere"),
         (["--gpu", "big"], "--gpu is 'big'; expected the memory of a card"),
-        (["--images", "nowhere"], "there is no folder 'nowhere'"),
+        (["--images", "nowhere"], "here is no folder 'nowhere'"),
     ):
         done = init(tmp_path, "photos", "--yes", *arguments)
         assert done.code == 2, arguments
