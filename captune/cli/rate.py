@@ -299,6 +299,9 @@ def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
     return [run / "rating.json", write_page(run)]
 
 
+DOUBTS = {"too_fast": "answered too fast to have read the captions", "attention_failed": "failed attention checks"}
+"""What is printed of raters whose answers should be looked at."""
+
 SHOWN_TARGETS = ("overall", "preference")
 """Judgements whose correlations with metrics are printed."""
 
@@ -352,6 +355,10 @@ def _print_raters(results: Results) -> None:
             for rater in results.raters
         ],
     )
+    for rater in results.raters:
+        if rater.doubts:
+            reasons = " and ".join(DOUBTS[doubt] for doubt in rater.doubts)
+            print(f"{one_line(rater.name)} {reasons}; --min-attention leaves out raters who failed checks.")
     _section(
         "Agreement (Krippendorff's alpha)",
         ("question", "alpha", "judged by two or more"),

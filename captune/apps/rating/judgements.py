@@ -116,6 +116,14 @@ LOW_PRECISION = 2
 """An attention check is passed if the precision of the foreign caption gets so many points or fewer."""
 
 
+FASTEST_SECONDS = 1.5
+"""Median seconds of an answer below which an image and its captions can hardly have been read."""
+FEWEST_ANSWERS = 5
+"""Answers from which a median time counts."""
+LOW_ATTENTION, FEWEST_CHECKS = 0.5, 2
+"""Share of passed attention checks that is no better than chance, and the checks from which it counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class RaterQuality:
     """One rater's record.
@@ -152,6 +160,16 @@ class RaterQuality:
     def attention(self) -> float | None:
         """Share of attention checks passed; None before the first one."""
         return self.attention_passed / self.attention_checks if self.attention_checks else None
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Reasons to look at a rater's answers: "too_fast" and "attention_failed"; they change no result."""
+        doubts = []
+        if self.seconds is not None and self.answered >= FEWEST_ANSWERS and self.seconds < FASTEST_SECONDS:
+            doubts.append("too_fast")
+        if self.attention is not None and self.attention_checks >= FEWEST_CHECKS and self.attention <= LOW_ATTENTION:
+            doubts.append("attention_failed")
+        return tuple(doubts)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

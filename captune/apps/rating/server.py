@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -220,7 +221,7 @@ def _add_results_pages(application: FastAPI, study: _Study, *, secure: bool) -> 
             return _html(request, "login", status=401 if key is None else 403, wrong=key is not None)
         current = await study.results()
         raters = {rater.number: rater.name for rater in store.raters()}
-        return _html(request, "results", results=current, raters=raters, source=store.setting("source"))
+        return _html(request, "results", results=current, raters=raters, source=_names(store.setting("source")))
 
     @application.post("/results")
     async def log_in(request: Request) -> Response:
@@ -254,6 +255,11 @@ def _html(request: Request, name: str, *, status: int = 200, **values: Any) -> H
     if selected == language:
         answer.set_cookie(_LANGUAGE, language, max_age=365 * 86400, httponly=True, samesite="lax")
     return answer
+
+
+def _names(source: str) -> str:
+    """The names of a study's sources; without their folders."""
+    return ", ".join(PurePath(path).name for path in source.split(", "))
 
 
 def _unknown(request: Request) -> Response:

@@ -157,6 +157,24 @@ def test_results_need_the_key(make_study: MakeStudy, client: Client) -> None:
     assert web.get("/results/answers.csv").text.startswith("rater,position")
 
 
+def test_implausible_raters_are_marked_and_folders_are_not_shown(
+    make_study: MakeStudy, client: Client, items: StudyItems
+) -> None:
+    hidden = replace(items, source="/home/me/secret/run, /data/other.json")
+    store = make_study(hidden, names=("Quick", "Slow"), raters=2, judgements=2)
+    for rater, seconds in ((0, 0.4), (1, 6.0)):
+        for position, trial in enumerate(store.trials(rater)[:8]):
+            store.save_answer(rater, position, "first" if trial.part == "pairwise" else "3333", seconds)
+    web = client(store)
+    web.post("/results", data={"key": store.results_key})
+    page = web.get("/results").text
+    assert "Made from run, other.json." in page
+    assert "secret" not in page
+    quick, slow = (page.index(f"<bdi>{name}</bdi>") for name in ("Quick", "Slow"))
+    assert page.count("too fast to have read") == 1
+    assert quick < page.index("too fast to have read") < slow
+
+
 def test_results_follow_the_answers(make_study: MakeStudy, client: Client) -> None:
     store = make_study()
     web = client(store)

@@ -8,6 +8,7 @@ import json
 import random
 import sqlite3
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,23 @@ def test_correlation_with_metrics(
     assert row.pairs == 3
     assert row.pearson.value == pytest.approx(stats.pearsonr([corpus[n]["CIDEr"] for n in systems], humans).statistic)
     assert rows["CIDEr", "overall", "caption"].kendall.low is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubts"),
+    [
+        ({}, ()),
+        ({"seconds": 0.4}, ("too_fast",)),
+        ({"seconds": 0.4, "answered": 4}, ()),
+        ({"attention_passed": 1}, ("attention_failed",)),
+        ({"attention_passed": 0, "attention_checks": 1}, ()),
+        ({"attention_passed": 0, "seconds": 1.4}, ("too_fast", "attention_failed")),
+    ],
+)
+def test_doubts_about_a_rater(answered: Store, changes: dict[str, Any], doubts: tuple[str, ...]) -> None:
+    first = compute_results(answered).raters[0]
+    plausible = replace(first, answered=9, seconds=2.5, attention_passed=2, attention_checks=2)
+    assert replace(plausible, **changes).doubts == doubts
 
 
 def test_rater_quality(answered: Store) -> None:
