@@ -31,6 +31,7 @@ WALLS: dict[str, set[str]] = {
     "bulk": {"captioner", "data", "decoding"},
     "features": {"captioner", "config", "data", "decoding", "distributed", "hub", "model", "vlm", "weights"},
     "report": {"data", "metrics"},
+    "agreement": {"data", "metrics", "report"},
     "evaluation": {
         "captioner",
         "config",
@@ -73,7 +74,7 @@ WALLS: dict[str, set[str]] = {
         "vlm",
     },
     "toy": {"config", "data", "decoding", "metrics", "model"},
-    "apps": {"captioner", "config", "data", "decoding", "hub", "metrics", "model", "report", "vlm"},
+    "apps": {"agreement", "captioner", "config", "data", "decoding", "hub", "metrics", "model", "report", "vlm"},
 }
 WALLS["api"] = {"captioner", "config", "data", "evaluation", "events", "metrics", "preflight", "report", "training"}
 WALLS["cli"] = set(WALLS)

@@ -175,6 +175,7 @@ from captune.cli import (  # noqa: E402
     features,
     fetch,
     init,
+    meta,
     plan,
     prepare,
     rate,
@@ -188,7 +189,7 @@ from captune.cli import (  # noqa: E402
 PANELS = {
     "Data": (init, prepare, check),
     "Train": (demo, plan, explain, features, train, config),
-    "Measure": (evaluate, report, score, compare),
+    "Measure": (evaluate, report, score, compare, meta),
     "Use": (caption, serve, convert, export, fetch),
     "People": (rate, review),
 }

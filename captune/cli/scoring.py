@@ -25,6 +25,7 @@ __all__ = [
     "check_out",
     "complete_metrics",
     "exactly_one",
+    "image_files",
     "load_system",
     "make_scorer",
     "metric_names",
@@ -310,11 +311,11 @@ def make_scorer(
         system.warnings += [warning] if warning else []
     # Reports alone have a signature too, and ROUGE-L is the cheapest metric.
     options = replace(run.options, metrics=metrics or ("rouge-l",))
-    files = _image_files(system, run.images) if run.needs("images") else None
+    files = image_files(system, run.images) if run.needs("images") else None
     return Scorer(system.references, options, image_files=files, on_metric=on_metric), metrics
 
 
-def _image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
+def image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
     """The file of each image: as the references name it, else in the folder of --images.
 
     Raises:

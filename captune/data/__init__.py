@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from captune.data.checks import TargetFlaw, check_manifest
     from captune.data.cleaning import leaked_training_rows, rewrite_manifest, split_manifest
     from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
-    from captune.data.delimited import CsvWriter, plain_cell, safe_cell
+    from captune.data.delimited import CsvWriter, delimited_rows, plain_cell, safe_cell
     from captune.data.ids import SeenIds, id_text
     from captune.data.image_files import (
         ImageFolder,
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
         open_tar,
         too_large,
     )
-    from captune.data.text_files import BYTE_ORDER_MARKS, SourceFile, text_lines
+    from captune.data.text_files import BYTE_ORDER_MARKS, SourceFile, checked_lines, text_lines
     from captune.data.text_history import (
         TextChange,
         apply_changes,
@@ -127,8 +127,10 @@ __all__ = [
     "check_manifest",
     "check_output",
     "check_output_folder",
+    "checked_lines",
     "column_type",
     "content_ids",
+    "delimited_rows",
     "folder_lock",
     "has_record",
     "has_rotation",
@@ -207,7 +209,7 @@ __getattr__ = lazy_names(
         "cleaning": ["leaked_training_rows", "rewrite_manifest", "split_manifest"],
         "checks": ["TargetFlaw", "check_manifest"],
         "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],
-        "delimited": ["CsvWriter", "plain_cell", "safe_cell"],
+        "delimited": ["CsvWriter", "delimited_rows", "plain_cell", "safe_cell"],
         "image_formats": ["HEIF_SUFFIXES", "MAX_PIXELS", "is_image_name", "too_many_scans"],
         "ids": ["SeenIds", "id_text"],
         "image_files": [
@@ -255,7 +257,7 @@ __getattr__ = lazy_names(
             "output_note",
         ],
         "prefetch": ["prefetch_map"],
-        "text_files": ["BYTE_ORDER_MARKS", "SourceFile", "text_lines"],
+        "text_files": ["BYTE_ORDER_MARKS", "SourceFile", "checked_lines", "text_lines"],
         "text_history": [
             "TextChange",
             "apply_changes",

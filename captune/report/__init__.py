@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from captune.report.files import atomic_write
     from captune.report.learning_curve import TrainingLog, read_log, split_training_rows
     from captune.report.narrative import sentences
-    from captune.report.page import LANGUAGES, build_page
+    from captune.report.page import LANGUAGES, build_page, style_sheet
+    from captune.report.page_charts import nice_ticks
     from captune.report.rating import caption_hashes
     from captune.report.robustness_matrix import (
         MATRIX_FILE,
@@ -85,6 +86,7 @@ __all__ = [
     "matrix_terminal",
     "matrix_to_json",
     "most_different_lines",
+    "nice_ticks",
     "notes",
     "order_metrics",
     "read_csv",
@@ -94,6 +96,7 @@ __all__ = [
     "shows_zero",
     "signatures",
     "split_training_rows",
+    "style_sheet",
     "thumbnail_path",
     "thumbnail_sources",
     "write_comparison",
@@ -125,7 +128,8 @@ __getattr__ = lazy_names(
             "matrix_to_json",
         ],
         "narrative": ["sentences"],
-        "page": ["LANGUAGES", "build_page"],
+        "page": ["LANGUAGES", "build_page", "style_sheet"],
+        "page_charts": ["nice_ticks"],
         "rating": ["caption_hashes"],
         "scores_json": ["CheckpointScores", "RunScores", "read_scores", "write_scores"],
         "table": [

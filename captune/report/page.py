@@ -49,6 +49,7 @@ __all__ = [
     "explorer_json",
     "script_json",
     "select_images",
+    "style_sheet",
 ]
 
 
@@ -262,7 +263,7 @@ def build_page(
             words=words,
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            style_sheet=Markup(_page_file("page.css")),
+            style_sheet=Markup(style_sheet()),
             data=Markup(data),
             run=run,
             headings=list(map(heading, run.metrics)),
@@ -285,6 +286,11 @@ def build_page(
             citation_signatures=list(dict.fromkeys(row.signature for row in run.checkpoints if row.signature)),
         )
     )
+
+
+def style_sheet() -> str:
+    """The style sheet of all pages."""
+    return _page_file("page.css")
 
 
 @cache

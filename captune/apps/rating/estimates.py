@@ -4,11 +4,11 @@ B resamples, N images, S systems. A resample draws images with replacement, each
 of N integers, how often each image was drawn.
 
 Kendall's tau-c (Stuart, Biometrika 40, 1953) is what Flickr8k-Expert and its successors report; it allows for ties in
-few human grades. Values of the complete set are computed by scipy; for resamples the same formula is computed with
-weights. Krippendorff's alpha is computed by the library `krippendorff`. The ranking is the model of Bradley and Terry
-(Biometrika 39, 1952): system i is preferred to system j with the probability `1 / (1 + exp(s_j - s_i))`; a tie is half
-a win for each. Every compared pair gets one more tie, so that a system which won or lost everything has a finite
-strength in every resample.
+few human grades. It is computed by `captune.agreement`, and Krippendorff's alpha by the library `krippendorff`.
+
+The ranking is the model of Bradley and Terry (Biometrika 39, 1952): system i is preferred to system j with the
+probability `1 / (1 + exp(s_j - s_i))`; a tie is half a win for each. Every compared pair gets one more tie, so that a
+system which won or lost everything has a finite strength in every resample.
 """
 
 from __future__ import annotations
@@ -16,12 +16,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import krippendorff
 import numpy as np
 from numpy.typing import NDArray
+
+from captune.agreement import (
+    CONFIDENCE,
+    Estimate,
+    estimate,
+    image_resamples,
+    kendall_taus,
+    resampled_kendall_taus,
+)
 
 __all__ = [
     "CONFIDENCE",
@@ -41,59 +49,6 @@ __all__ = [
     "weighted_pearson",
 ]
 
-CONFIDENCE = 0.95
-
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number and its percentile bootstrap interval.
-
-    Attributes:
-        value: of all judgements; None if it cannot be computed.
-        low: lower end of the interval; None without one.
-        high: upper end.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """As JSON values."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "–"
-        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def image_resamples(images: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """How often each of N images is drawn in each resample, (B, N) int64."""
-    if images == 0:
-        return np.zeros((0, 0), dtype=np.int64)
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
-
-
-def estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
-    """A value with the interval of its resamples.
-
-    Args:
-        value: of all judgements; NaN if it cannot be computed.
-        resampled: (B,) the same of every resample. NaN (a resample without the needed images) is ignored; if more than
-            half are NaN there is no interval.
-    """
-    if not math.isfinite(value):
-        return Estimate(None)
-    finite = resampled[np.isfinite(resampled)]
-    if len(finite) == 0 or len(finite) * 2 < len(resampled):
-        return Estimate(float(value))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high))
-
 
 def weighted_mean(values: NDArray[Any], weights: NDArray[Any], draws: NDArray[np.int64]) -> Estimate:
     """A mean over images.
@@ -112,7 +67,7 @@ def weighted_mean(values: NDArray[Any], weights: NDArray[Any], draws: NDArray[np
 FEWEST = 3
 """Pairs of values below which no correlation is computed."""
 
-_SLOW_RESAMPLES, _CELLS = 500, 1 << 24
+_SLOW_RESAMPLES = 500
 
 
 def kendall_tau_c(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.int64]) -> Estimate:
@@ -125,12 +80,7 @@ def kendall_tau_c(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArr
     """
     if len(x) < FEWEST:
         return Estimate(None)
-    from scipy.stats import kendalltau
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant score has no tau; scipy returns NaN
-        value = float(kendalltau(x, y, variant="c").statistic)
-    return estimate(value, weighted_kendall_tau_c(x, y, weights[:_SLOW_RESAMPLES]))
+    return estimate(float(kendall_taus(x, y).c), weighted_kendall_tau_c(x, y, weights[:_SLOW_RESAMPLES]))
 
 
 def pearson(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.int64]) -> Estimate:
@@ -140,7 +90,7 @@ def pearson(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.
     from scipy.stats import pearsonr
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of nearly equal values
         value = float(pearsonr(x, y).statistic)
     return estimate(value, weighted_pearson(x, y, weights))
 
@@ -152,21 +102,8 @@ def weighted_kendall_tau_c(
 
     Equals tau-c of the scores with every item repeated as often as it was drawn.
     """
-    drawn = weights.astype(np.float64)
-    surplus = np.zeros(len(drawn))
-    # Rows of the matrix of pairs, as many at a time as fit.
-    rows = max(1, _CELLS // max(1, len(x)))
-    for start in range(0, len(x), rows):
-        block = slice(start, start + rows)
-        sign = np.sign(x[block, None] - x[None, :]) * np.sign(y[block, None] - y[None, :])
-        surplus += ((drawn @ sign.T) * drawn[:, block]).sum(axis=1)
-    distinct = np.minimum(_distinct(x, weights), _distinct(y, weights)).astype(np.float64)
-    size = drawn.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # Every pair was counted twice.
-        tau: NDArray[np.float64] = surplus / (size**2 * (distinct - 1) / distinct)
-    tau[distinct < 2] = math.nan
-    return tau
+    items = np.arange(len(x), dtype=np.int64)
+    return np.asarray(resampled_kendall_taus(x, y, items, weights).c)
 
 
 def weighted_pearson(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ N images, B resamples, S systems. Judgements of one image are dependent, so ever
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captune.agreement import Judgements as AgreementJudgements
 from captune.apps.rating.estimates import (
     CONFIDENCE,
     Estimate,
@@ -29,10 +31,20 @@ from captune.apps.rating.estimates import (
 )
 from captune.apps.rating.judgements import Judgements, RaterQuality, rater_quality, read_judgements, rival_systems
 from captune.apps.rating.store import Store
-from captune.apps.rating.study_design import CRITERIA, Caption
+from captune.apps.rating.study_design import CRITERIA, Caption, as_shown
+from captune.apps.rating.study_items import HUMAN
 from captune.errors import InputError
 
-__all__ = ["OVERALL", "PREFERENCE", "Correlation", "PairResult", "Ranked", "Results", "compute_results"]
+__all__ = [
+    "OVERALL",
+    "PREFERENCE",
+    "Correlation",
+    "PairResult",
+    "Ranked",
+    "Results",
+    "compute_results",
+    "judged_captions",
+]
 
 FORMAT = 1
 
@@ -145,10 +157,8 @@ def compute_results(store: Store, least_attention: float = 0.0) -> Results:
     Raises:
         InputError: the share is not between 0 and 1.
     """
-    if not 0 <= least_attention <= 1:
-        raise InputError(f"The least share of attention checks passed is {least_attention}, expected 0 to 1.")
     raters = rater_quality(store)
-    careless = {r.rater: r.name for r in raters if r.attention is not None and r.attention < least_attention}
+    careless = _careless(raters, least_attention)
     judged = read_judgements(store, careless)
     options = store.options
     study = _Study(store, judged, image_resamples(len(store.images()), options.seed))
@@ -166,6 +176,65 @@ def compute_results(store: Store, least_attention: float = 0.0) -> Results:
         rubric=study.rubric(),
         correlations=tuple(study.correlations()),
         raters=tuple(raters),
+    )
+
+
+def _careless(raters: Iterable[RaterQuality], least_attention: float) -> dict[int, str]:
+    """Raters who passed a smaller share of their attention checks, by number."""
+    if not 0 <= least_attention <= 1:
+        raise InputError(f"The least share of attention checks passed is {least_attention}, expected 0 to 1.")
+    return {r.rater: r.name for r in raters if r.attention is not None and r.attention < least_attention}
+
+
+def judged_captions(
+    store: Store,
+    references: Mapping[str, Sequence[str]],
+    target: str | None = None,
+    least_attention: float = 0.0,
+) -> AgreementJudgements:
+    """The judged captions of a study, to compare any metric with people.
+
+    Args:
+        store: the open study.
+        references: image -> reference captions. A caption that is one of them (the human control) is scored against
+            the others.
+        target: "overall" (mean points), a criterion, or "preference"; by default the first one that was judged.
+        least_attention: as for `compute_results`.
+
+    Raises:
+        InputError: nothing was judged so, or no judged image has references.
+    """
+    judged = read_judgements(store, _careless(rater_quality(store), least_attention))
+    study = _Study(store, judged, np.zeros((0, len(store.images())), np.int64))
+    targets = study.caption_targets()
+    if not targets:
+        raise InputError(f"The study in {store.folder} has no answers yet.")
+    if target is None:
+        target = OVERALL if OVERALL in targets else next(iter(targets))
+    if target not in targets:
+        raise InputError(
+            f"Nobody judged '{target}' in the study in {store.folder}; choose one of {', '.join(targets)}."
+        )
+    texts, images, groups, values, left_out = [], [], [], [], 0
+    for caption_number, value in targets[target].items():
+        caption = study.captions[caption_number]
+        image = study.images[caption.image]
+        others = list(references.get(image, ()))
+        if HUMAN in caption.systems:
+            shown = [as_shown(text, store.options) for text in others]
+            others = [text for text, as_read in zip(others, shown, strict=True) if as_read != caption.text]
+        if not others:
+            left_out += 1
+            continue
+        texts.append(caption.text)
+        images.append(image)
+        groups.append(others)
+        values.append(value)
+    if not texts:
+        raise InputError(f"No judged image of the study in {store.folder} has references; give --references FILE.")
+    notes = [f"{left_out:,} judged captions are left out: their images have no other references."] if left_out else []
+    return AgreementJudgements(
+        f"Study of {store.setting('source')}: {target}", texts, images, groups, np.array(values), notes=notes
     )
 
 
@@ -262,7 +331,7 @@ class _Study:
         metrics = list(dict.fromkeys(name for scores in self._corpus.values() for name in scores))
         correlations = []
         for metric in metrics:
-            for target, values in self._caption_targets().items():
+            for target, values in self.caption_targets().items():
                 correlations += self._at_caption_level(metric, target, values)
         for metric in metrics:
             for target in (*CRITERIA, OVERALL, PREFERENCE):
@@ -299,7 +368,7 @@ class _Study:
             r = estimate(r.value, row_pearson(x, resampled))
         return [Correlation(metric, target, "system", len(x), kendall, r)]
 
-    def _caption_targets(self) -> dict[str, dict[int, float]]:
+    def caption_targets(self) -> dict[str, dict[int, float]]:
         """For every target the mean judgement of each judged caption."""
         targets: dict[str, dict[int, float]] = {}
         rated = np.flatnonzero(self.ratings)

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from simulated_raters import MakeStudy
 
+from captune.agreement import Judgements, estimate, image_resamples, measure_agreement
 from captune.apps.rating.estimates import (
-    estimate,
-    image_resamples,
     is_connected,
     log_strengths,
     row_kendall_tau_c,
@@ -33,8 +32,10 @@ from captune.apps.rating.estimates import (
 from captune.apps.rating.export import answers_csv, write_results
 from captune.apps.rating.store import DATABASE, Store
 from captune.apps.rating.study_design import CRITERIA
-from captune.apps.rating.study_results import Results, compute_results
+from captune.apps.rating.study_items import StudyItems
+from captune.apps.rating.study_results import OVERALL, PREFERENCE, Results, compute_results, judged_captions
 from captune.errors import InputError
+from captune.metrics import ScoringOptions
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,42 @@ def test_doubts_about_a_rater(answered: Store, changes: dict[str, Any], doubts: 
     first = compute_results(answered).raters[0]
     plausible = replace(first, answered=9, seconds=2.5, attention_passed=2, attention_checks=2)
     assert replace(plausible, **changes).doubts == doubts
+
+
+def test_judged_captions_give_the_correlations_of_the_results(
+    answered: Store, items: StudyItems, results: Results
+) -> None:
+    rows = {(row.metric, row.target): row for row in results.correlations if row.level == "caption"}
+    images = [name for name, _ in answered.images()]
+    by_people = {(images[c.image], c.text) for c in answered.captions() if set(c.systems) == {"human"}}
+    for target in (OVERALL, PREFERENCE):
+        judged = judged_captions(answered, items.references, target)
+        assert judged.scores is not None
+        keys = zip(judged.images, judged.captions, strict=True)
+        kept = [index for index, key in enumerate(keys) if key not in by_people]
+        scored = Judgements(
+            judged.title,
+            [judged.captions[index] for index in kept],
+            [judged.images[index] for index in kept],
+            [items.references[judged.images[index]] for index in kept],
+            judged.scores[kept],
+        )
+        agreement = measure_agreement(scored, ScoringOptions(metrics=("rouge-l",)), resamples=0)
+        expected = rows["ROUGE-L", target]
+        assert agreement.judgements == expected.pairs
+        assert agreement.metrics["ROUGE-L"]["tau-c"].value == pytest.approx(expected.kendall.value, abs=1e-12)
+
+
+def test_the_human_control_is_scored_against_other_references(answered: Store, items: StudyItems) -> None:
+    judged = judged_captions(answered, items.references)
+    human = [index for index, caption in enumerate(answered.captions()) if "human" in caption.systems]
+    assert human
+    counts = [len(references) for references in judged.references]
+    assert set(counts) == {1, 2}
+    with pytest.raises(InputError, match="has references"):
+        judged_captions(answered, {})
+    with pytest.raises(InputError, match="Nobody judged 'beauty'"):
+        judged_captions(answered, items.references, "beauty")
 
 
 def test_rater_quality(answered: Store) -> None:
