@@ -16,7 +16,7 @@ __all__ = ["features"]
 
 
 def features(
-    config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML configuration, such as captune init writes.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,7 +16,7 @@ __all__ = ["run_training", "train"]
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML configuration, such as train_configs/toy.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML configuration, such as captune init writes.")],
     overrides: Overrides = None,
     resume: Annotated[
         Literal["auto", "never"], typer.Option(help="auto resumes an unfinished run; never starts over.")
