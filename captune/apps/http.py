@@ -1,4 +1,4 @@
-"""Security of both servers: limits on requests, accepted hosts and origins, security headers.
+"""Security of the servers: limits on requests, accepted hosts and origins, keys, security headers.
 
 Starlette's TrustedHostMiddleware is not used: it does not know the address that a client has connected to, and its
 error is plain text without a hint.
@@ -7,11 +7,13 @@ error is plain text without a hint.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote_from_bytes, unquote_to_bytes, urlsplit
 
 from captune.errors import InputError
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOCAL_HOSTS",
+    "KeyMiddleware",
     "SecurityMiddleware",
     "answered_hosts",
     "base_url",
@@ -167,6 +170,67 @@ class SecurityMiddleware:
         answer = _with_headers(send)
         await answer({"type": "http.response.start", "status": status, "headers": headers})
         await answer({"type": "http.response.body", "body": body})
+
+
+class KeyMiddleware:
+    """ASGI middleware that answers 401 to requests without a key.
+
+    Programs send `Authorization: Bearer KEY`. A browser opens `/?key=KEY` once, which sets a cookie and redirects to
+    the page.
+
+    Args:
+        application: the protected application.
+        key: the key.
+        public: paths that need no key.
+        refusal: formats error responses.
+    """
+
+    def __init__(
+        self, application: Application, key: str, *, public: Sequence[str] = (), refusal: Refusal = _plain
+    ) -> None:
+        self._application, self._public, self._refusal = application, public, refusal
+        self._key = key.encode()
+        # Servers on several ports of a machine share their cookies, so each key has its name.
+        self._cookie = f"captune_key_{hashlib.sha256(self._key).hexdigest()[:12]}".encode()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or scope["path"] in self._public:
+            await self._application(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        cookies = (part.strip().partition(b"=") for part in headers.get(b"cookie", b"").split(b";"))
+        cookie = next((value for name, _, value in cookies if name == self._cookie), b"")
+        if (scheme.lower() == b"bearer" and self._fits(bearer.strip())) or self._fits(unquote_to_bytes(cookie)):
+            await self._application(scope, receive, send)
+        elif self._fits(_query_key(scope["query_string"])):
+            value = quote_from_bytes(self._key, safe="").encode()
+            cookie = self._cookie + b"=" + value + b"; HttpOnly; Path=/; SameSite=strict"
+            answer = [(b"location", b"/"), (b"set-cookie", cookie), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 303, "headers": answer})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            sentence = "The key is missing or wrong; send it as a bearer token, or open the page with ?key=... once."
+            content_type, body = self._refusal(401, sentence)
+            answer = [
+                (b"content-type", content_type.encode()),
+                (b"content-length", str(len(body)).encode()),
+                (b"www-authenticate", b"Bearer"),
+            ]
+            await send({"type": "http.response.start", "status": 401, "headers": answer})
+            await send({"type": "http.response.body", "body": body})
+
+    def _fits(self, sent: bytes) -> bool:
+        return hmac.compare_digest(sent, self._key)
+
+
+def _query_key(query: bytes) -> bytes:
+    """The field "key" of a query; empty without one, and for a query that is not one."""
+    try:
+        return parse_qs(query.decode("latin-1"), max_num_fields=20).get("key", [""])[0].encode()
+    except ValueError:
+        return b""
 
 
 def is_local(host: str) -> bool:

@@ -68,6 +68,14 @@ def serve(
     examples: Annotated[
         list[Path] | None, typer.Option(help="An image to offer on the page; repeatable.", show_default="of the run")
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CAPTUNE_API_KEY",
+            help="Key that clients must send as a bearer token (OpenAI's api_key), and browsers once as /?key=...",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as one JSON object on stdout.")] = False,
     *,
     limits: _Limits,
@@ -94,6 +102,8 @@ def serve(
         import torch  # noqa: F401  so that the message names the missing extra
     with extra_imports("captune serve", "serve"):
         from captune.apps.serving import fetch_image, load_served, serving_application
+    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.strip()):
+        raise InputError("--api-key must be a text of printable ASCII characters; headers cannot carry others.")
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")
     hosts = answered_hosts(host, url)
@@ -109,9 +119,11 @@ def serve(
             site=url,
             examples={path.name: path for path in examples or _examples(model, drawn)},
             fetch=partial(fetch_image, most_bytes=server_limits.body) if allow_remote_images else None,
+            key=api_key,
         )
         if not is_local(host):
-            print_message(f"Listening on {host}: whoever reaches this machine can use the model, without a password.")
+            open_to_all = "whoever reaches this machine can use the model, without a password; --api-key sets one"
+            print_message(f"Listening on {host}: {open_to_all if api_key is None else 'clients need the key'}.")
         base = base_url(host, listener.getsockname()[1])
         if as_json:
             print_summary({"page": f"{base}/", "endpoint": f"{base}/v1", "models": list(served.names)})

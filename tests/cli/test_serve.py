@@ -35,12 +35,33 @@ def test_the_address_goes_to_stdout(served: list[Any], capsys: pytest.CaptureFix
     assert "without a password" in capsys.readouterr().err
 
 
+def test_a_key_for_clients_and_browsers(served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    from starlette.testclient import TestClient
+
+    assert _call("serve", "toy", "--port", 0, "--host", "0.0.0.0", "--api-key", "s3cret+/=") == 0
+    assert "clients need the key" in capsys.readouterr().err
+    web = TestClient(served[0], follow_redirects=False)
+    for headers in ({}, {"authorization": "Bearer s3cret"}, {"authorization": "Basic s3cret+/="}, {"cookie": "key=x"}):
+        refused = web.get("/v1/models", headers=headers)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["type"] == "authentication_error"
+        assert "nosniff" in refused.headers["x-content-type-options"]
+    assert web.post("/v1/chat/completions", json={}).status_code == 401
+    assert web.get("/health").status_code in (200, 503)
+    assert web.get("/v1/models", headers={"authorization": "Bearer s3cret+/="}).json()["data"][0]["id"] == "toy"
+    opened = web.get("/", params={"key": "s3cret+/="})
+    assert (opened.status_code, opened.headers["location"]) == (303, "/")
+    assert "samesite=strict" in opened.headers["set-cookie"].lower()
+    assert "Ask about an image" in web.get("/").text
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("/nowhere/at/all",), "There is no model folder /nowhere/at/all"),
         (("toy", "--host", "203.0.113.9"), "no address of this machine"),
         (("toy", "--slots", "0"), "--slots"),
+        (("toy", "--api-key", "é"), "printable ASCII"),
         (("toy", "--url", "demo.example"), "expected the beginning of the address"),
         (("toy", "--examples", "/nowhere.png"), "/nowhere.png does not exist"),
     ],

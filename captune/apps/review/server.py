@@ -13,7 +13,6 @@ A caption that another program changed meanwhile is 409 with its current state, 
 
 from __future__ import annotations
 
-import hmac
 import io
 import json
 from collections import OrderedDict
@@ -23,10 +22,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
+from captune.apps.http import LOCAL_HOSTS, KeyMiddleware, SecurityMiddleware
 from captune.apps.pages import PageFiles, preferred_language
 from captune.apps.review.review import FILTERS, Replacement, Review, StaleTextError
 from captune.data import reduced_image
@@ -44,7 +43,7 @@ _IMAGE_PIXELS, _THUMBNAIL_PIXELS = 1600, 160
 """Longer side of images in pixels."""
 _THUMBNAILS = 2000
 """Thumbnails kept in memory, 5 kB each."""
-_KEY, _LANGUAGE = "captune_review", "captune_language"
+_LANGUAGE = "captune_language"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -69,34 +68,26 @@ def review_application(
     routes = _Routes(review, title)
     application = Starlette(
         routes=[
-            Route("/", _opened(routes.page, key)),
+            Route("/", _with_errors(routes.page)),
             Route("/static/{name}", routes.static),
-            Route("/items", _opened(routes.items, key)),
-            Route("/items/{number:int}", _opened(routes.item, key), methods=["GET", "POST"]),
-            Route("/undo", _opened(routes.undo, key), methods=["POST"]),
-            Route("/preview", _opened(routes.replacement, key), methods=["POST"]),
-            Route("/replace", _opened(routes.replacement, key), methods=["POST"]),
-            Route("/images/{number:int}", _opened(routes.image, key)),
-            Route("/thumbnails/{number:int}", _opened(routes.image, key)),
+            Route("/items", _with_errors(routes.items)),
+            Route("/items/{number:int}", _with_errors(routes.item), methods=["GET", "POST"]),
+            Route("/undo", _with_errors(routes.undo), methods=["POST"]),
+            Route("/preview", _with_errors(routes.replacement), methods=["POST"]),
+            Route("/replace", _with_errors(routes.replacement), methods=["POST"]),
+            Route("/images/{number:int}", _with_errors(routes.image)),
+            Route("/thumbnails/{number:int}", _with_errors(routes.image)),
         ]
     )
 
-    def refusal(status: int, sentence: str) -> tuple[str, bytes]:
-        return "application/json", json.dumps({"error": sentence}).encode()
-
-    return SecurityMiddleware(application, max_body=MAX_BODY, hosts=hosts, site=site, refusal=refusal)
+    guarded: Any = application if key is None else KeyMiddleware(application, key, refusal=_refusal)
+    return SecurityMiddleware(guarded, max_body=MAX_BODY, hosts=hosts, site=site, refusal=_refusal)
 
 
-def _opened(handler: Handler, key: str | None) -> Handler:
-    """A handler for visitors with the key; errors are JSON."""
+def _with_errors(handler: Handler) -> Handler:
+    """A handler whose errors are JSON."""
 
     async def handle(request: Request) -> Response:
-        if key is not None and not hmac.compare_digest(request.cookies.get(_KEY, "").encode(), key.encode()):
-            if hmac.compare_digest(request.query_params.get("key", "").encode(), key.encode()):
-                answer: Response = RedirectResponse("/", 303)
-                answer.set_cookie(_KEY, key, httponly=True, samesite="strict")
-                return answer
-            return _error(401, "Open the address with its key, as captune review printed it.")
         if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
             return _error(415, "The body must be JSON.")
         try:
@@ -211,6 +202,10 @@ async def _body(request: Request) -> Any:
 
 def _json(value: Any) -> Response:
     return JSONResponse(value, headers={"cache-control": "no-store"})
+
+
+def _refusal(status: int, sentence: str) -> tuple[str, bytes]:
+    return "application/json", json.dumps({"error": sentence}).encode()
 
 
 def _error(status: int, sentence: str) -> Response:

@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
+from captune.apps.http import LOCAL_HOSTS, KeyMiddleware, SecurityMiddleware
 from captune.apps.serving.completions import Answering, Limits
 from captune.apps.serving.engine import CaptionerEngine, Engine
 from captune.apps.serving.jobs import JobQueue, Metrics
@@ -71,6 +71,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure, "description": meaning}
     for status, meaning in {
         400: "The request is not understood, or an image cannot be read.",
+        401: "The server has a key, and the request does not have it.",
         404: "There is no such model.",
         408: "The request did not arrive in time.",
         413: "The request or an image is too large.",
@@ -89,6 +90,7 @@ def serving_application(
     site: str | None = None,
     examples: Mapping[str, Path] | None = None,
     fetch: Callable[[str], bytes] | None = None,
+    key: str | None = None,
 ) -> Application:
     """The application for a loaded model.
 
@@ -99,6 +101,7 @@ def serving_application(
         site: beginning of the page's address behind a proxy.
         examples: name -> image file, shown on the page.
         fetch: downloads a remote image; None refuses them.
+        key: needed by all requests except /health; None answers without one.
     """
     limits = limits or Limits()
     metrics = Metrics()
@@ -131,8 +134,11 @@ def serving_application(
     _add_failures(application)
     _add_endpoint(application, served, engine, metrics, answering)
     _add_page(application, served, dict(examples or {}))
+    keyed: Any = application
+    if key is not None:
+        keyed = KeyMiddleware(application, key, public=("/health",), refusal=refusal)
     guarded = SecurityMiddleware(
-        application, max_body=limits.body, max_waiting=8 * limits.body, hosts=hosts, site=site, refusal=refusal
+        keyed, max_body=limits.body, max_waiting=8 * limits.body, hosts=hosts, site=site, refusal=refusal
     )
     return _Counting(guarded, metrics)
 
