@@ -244,13 +244,14 @@ def histogram(words: Counter[int]) -> list[str]:
 
 def _flaw_finder(model: str) -> Callable[[str], TargetFlaw | None]:
     """A function that returns why a model cannot be trained on a caption."""
+    from captune.cli.progress import working
     from captune.hub import require_available, resolve_model
     from captune.preflight import extra_imports, require_extra
 
     require_extra("captune check --model", "train")
     source = resolve_model(model)
     require_available(model)
-    with extra_imports("captune check --model", "train"):
+    with working("Loading torch and transformers"), extra_imports("captune check --model", "train"):
         from captune.model import IMAGE_PLACEHOLDER, load_config_and_processor
         from captune.vlm import is_image_text_model, weightless_model
 

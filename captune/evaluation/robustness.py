@@ -115,6 +115,7 @@ def _evaluate_matrix(
     sets = evaluation_sets(config, data, split, on_event)
     records = [read_record(folder) for folder in checkpoints]
     in_domain = Evaluation(config, sets[0])
+    on_event({"event": "stage", "what": "Loading the model"})
     model = load_run_model(config, in_domain, checkpoints, stored=False)
     # The prompt of training comes first: the in-domain score of a checkpoint is that of this prompt on the run's data.
     prompts = list(dict.fromkeys([model.instruction or "", *instructions]))
