@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from captune.apps.serving.jobs import Pixels
 from captune.apps.serving.messages import Dialogue, Prompt, layout_prompt
@@ -49,6 +49,11 @@ class ServedCaptioner:
         self.names: tuple[str, ...] = (name,)
         self.instructions = {name: captioner.instruction or ""}
         self.context = _CONTEXT
+
+    @property
+    def described(self) -> str:
+        """Name and size of the model, for people."""
+        return _described(self.captioner.name, getattr(self.captioner.backend, "model", None))
 
     def select(self, name: str) -> None:
         """Use the model with this name; there is one."""
@@ -135,6 +140,11 @@ class ServedModel:
         return self.captioner.model
 
     @property
+    def described(self) -> str:
+        """Name and size of the model, for people."""
+        return _described(self.captioner.name, self.model)
+
+    @property
     def processor(self) -> MiniGPT4Processor:
         """Transform, vocabulary and prompt layout."""
         return self.captioner.processor
@@ -164,6 +174,17 @@ class ServedModel:
     def encode(self, pixels: Sequence[NDArray[np.float32]]) -> Tensor:
         """(N, Q, F) features of images from `captioner.prepare`; they are the same for every checkpoint."""
         return self.captioner.encode(pixels, len(pixels))
+
+
+def _described(name: str, model: Any) -> str:
+    """Name and number of parameters, such as "blip2, 3.7 billion parameters"; a folder is shown without its parents."""
+    short = Path(name).name if Path(name).is_absolute() else name
+    if not isinstance(model, nn.Module):
+        return short
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count >= 1e9:
+        return f"{short}, {count / 1e9:.1f} billion parameters"
+    return f"{short}, {count / 1e6:.1f} million parameters"
 
 
 def load_served(path: str) -> ServedModel | ServedCaptioner:

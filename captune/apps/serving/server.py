@@ -48,15 +48,21 @@ PAGE_FILES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript
 """Files that the page loads -> their types."""
 
 
-def index(names: Sequence[str], instructions: Mapping[str, str], examples: int) -> str:
+def index(names: Sequence[str], instructions: Mapping[str, str], examples: int, described: str) -> str:
     """The HTML of the page.
 
     Args:
         names: of the checkpoints, in the order of training.
         instructions: name -> the instruction that it was tuned with.
         examples: number of example images.
+        described: name and size of the model.
     """
-    facts = {"models": list(names), "instructions": dict(instructions), "examples": examples}
+    facts = {
+        "models": list(names),
+        "instructions": dict(instructions),
+        "examples": examples,
+        "described": described,
+    }
     # In an attribute: the content security policy forbids inline scripts.
     return page_file("index.html").replace("{{facts}}", escape(json.dumps(facts), quote=True))
 
@@ -211,7 +217,7 @@ def _add_page(application: FastAPI, served: ServedModel | ServedCaptioner, examp
 
     @application.get("/", include_in_schema=False)
     async def page() -> Response:
-        text = index(served.names, served.instructions, len(names))
+        text = index(served.names, served.instructions, len(names), served.described)
         return Response(text, media_type="text/html; charset=utf-8", headers={"cache-control": "no-store"})
 
     @application.get("/page/{name}", include_in_schema=False)

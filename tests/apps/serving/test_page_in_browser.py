@@ -57,6 +57,11 @@ def test_a_dropped_image_is_captioned_by_both_checkpoints(
     assert _next_event(page, "epoch1") == bent(picture_files[0])
     assert page.locator(".column").count() == 2
     assert page.locator("#preview").is_visible()
+    assert page.locator("#model").inner_text().endswith("million parameters")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-model='epoch1'] .copy").click()
+    page.locator("[data-model='epoch1'] .copy", has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == bent(picture_files[0])
     # A third checkpoint joins, and another image begins anew.
     page.check("input[value='epoch0']")
     _drop(page, picture_files[1].read_bytes())

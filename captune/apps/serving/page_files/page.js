@@ -18,6 +18,19 @@
     at("notice").hidden = !text;
   }
 
+  at("model").textContent = facts.described;
+
+  // Browsers lend the clipboard to pages of this machine and of HTTPS only.
+  function copyButton(text) {
+    const button = make("button", { type: "button", className: "copy", textContent: "Copy" });
+    button.setAttribute("aria-label", "Copy the answer");
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    });
+    return button;
+  }
+
   // Checkpoints: the first and the last are chosen at first.
   for (const [place, name] of facts.models.entries()) {
     const box = make("input", { type: "checkbox", value: name, checked: place === 0 || place === facts.models.length - 1 });
@@ -158,6 +171,7 @@
       }
       messages.push({ role: "assistant", content: text });
       if (!text) answer.textContent = "(no text)";
+      else if (navigator.clipboard) node.append(copyButton(text));
     } catch (error) {
       if (error.name === "AbortError" && text) {
         messages.push({ role: "assistant", content: text });
