@@ -121,9 +121,9 @@ def meta(
     resample images.
 
     Examples:
-        captune meta flickr8k-cf CrowdFlowerAnnotations.txt --references Flickr8k.token.txt --out agreement
+        captune meta flickr8k-cf CrowdFlowerAnnotations.txt -r Flickr8k.token.txt --out agreement
         captune meta polaris polaris_test.csv --metrics bleu,cider,rouge-l,clipscore --images images
-        captune meta foil foilv1.0_test_2017.json --references captions_val2014.json
+        captune meta foil foilv1.0_test_2017.json -r captions_val2014.json
         captune meta study runs/flickr/rating
     """
     if dataset not in DATASETS:
