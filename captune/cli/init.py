@@ -134,10 +134,10 @@ def init(
     _check_outputs(path, manifest, data.source.path, overwrite=overwrite)
     written = write_data(data, manifest, shares, seed=seed or 0, overwrite=overwrite)
     settings = _settings(choice, written, path.stem, seed)
-    fit = _fit_memory(settings, choice, machine)
+    fits, fit = _fit_memory(settings, choice, machine)
     parse_config(settings)
     _write_yaml(path, settings, written, source)
-    _report(path, settings, written, choice, fit, as_json=as_json)
+    _report(path, settings, written, choice, fits, fit, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -371,11 +371,11 @@ def _settings(choice: ModelChoice, written: WrittenData, name: str, seed: int | 
     return settings
 
 
-def _fit_memory(settings: dict[str, Any], choice: ModelChoice, machine: Machine) -> str:
+def _fit_memory(settings: dict[str, Any], choice: ModelChoice, machine: Machine) -> tuple[bool, str]:
     """Predict the memory of the run as `captune plan` does, and add settings that make it fit.
 
     Returns:
-        a sentence for the summary.
+        False if it is known that the run does not fit, and a sentence for the summary.
     """
     from captune.cli.plan import size_in_words
     from captune.config import find_template
@@ -384,24 +384,27 @@ def _fit_memory(settings: dict[str, Any], choice: ModelChoice, machine: Machine)
 
     if choice.name in TOY:
         real = find_template(_PREFERRED[0])
-        return (
+        return True, (
             "This model is tiny and only shows the steps; its captions of photos are of no use. "
             f"{real.model} (--model {real.name}) needs {size_in_words(real.memory or 0)} of GPU memory."
         )
     if machine.memory is None:
         needs = "" if choice.memory is None else f" (training takes about {size_in_words(choice.memory)} of its memory)"
-        return f"There is no GPU here; take the files and the images to a machine with one{needs}."
+        return True, f"There is no GPU here; take the files and the images to a machine with one{needs}."
     try:
         peak, overrides = _predict(settings, machine.memory)
     except CaptuneError:
         estimate = "" if choice.memory is None else f"; the estimate is {size_in_words(choice.memory)}"
-        return f"Its memory cannot be predicted yet, since the model is not on this machine{estimate}."
+        return True, f"Its memory cannot be predicted yet, since the model is not on this machine{estimate}."
     for override in overrides:
         _override(settings, override)
     changed = f" with {' '.join(overrides)}" if overrides else ""
     if peak > machine.memory:
-        return f"It does not fit {size_in_words(machine.memory)}: it takes {size_in_words(peak)}; use a smaller model."
-    return f"It fits {size_in_words(machine.memory)}{changed}: the predicted peak is {size_in_words(peak)}."
+        return (
+            False,
+            f"It does not fit {size_in_words(machine.memory)}: it takes {size_in_words(peak)}; use a smaller model.",
+        )
+    return True, f"It fits {size_in_words(machine.memory)}{changed}: the predicted peak is {size_in_words(peak)}."
 
 
 def _predict(settings: dict[str, Any], limit: int) -> tuple[int, tuple[str, ...]]:
@@ -449,7 +452,14 @@ def _write_yaml(path: Path, settings: dict[str, Any], written: WrittenData, sour
 
 
 def _report(
-    path: Path, settings: dict[str, Any], written: WrittenData, choice: ModelChoice, fit: str, *, as_json: bool
+    path: Path,
+    settings: dict[str, Any],
+    written: WrittenData,
+    choice: ModelChoice,
+    fits: bool,
+    fit: str,
+    *,
+    as_json: bool,
 ) -> None:
     """Print what was written, and the next command."""
     if as_json:
@@ -462,8 +472,9 @@ def _report(
                 "images": dict(written.images),
                 "captions": dict(written.captions),
                 "left_out": written.left_out,
+                "fits": fits,
                 "fit": fit,
-                "next": ["captune", "train", str(path)],
+                "next": ["captune", "train", str(path)] if fits else ["captune", "init", "--list"],
             }
         )
         return
@@ -478,4 +489,7 @@ def _report(
         print_message(
             f"Scores of {evaluated} evaluated images have wide intervals; {_FEW_EVALUATED} or more are better."
         )
-    show_next(["train", path])
+    if fits:
+        show_next(["train", path])
+    else:
+        show_next(["init", "--list"], "see other models")

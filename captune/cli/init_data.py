@@ -190,6 +190,7 @@ def _images_in_words(discovery: Discovery) -> str:
 def _choose_source(
     path: Path, discovery: Discovery, image: str | None, captions: list[str], encoding: str | None, *, ask: bool
 ) -> CaptionSource:
+    from captune.data import HEIF_SUFFIXES, plural
     from captune.data.importers import guess_table, source_of_file
     from captune.errors import DataError
 
@@ -223,6 +224,12 @@ def _choose_source(
         names = ", ".join(f"'{name}'" for name in unclear.names[:20])
         raise DataError(
             f"the columns of '{file}' are not recognized: {names}; name them with --image-column and --caption-column."
+        )
+    heif = HEIF_SUFFIXES & discovery.skipped.counts.keys()
+    if not discovery.images and heif:
+        count = sum(discovery.skipped.counts[ending] for ending in heif)
+        raise DataError(
+            f"'{path}' has {plural(count, 'image')} in HEIF only; to read them: pip install 'captune[heic]'"
         )
     if not discovery.images:
         raise DataError(f"there are no images in '{path}'; give a folder of images, or try captune demo.")

@@ -190,8 +190,8 @@ def leak_reason(
     if config.evaluate.allow_leaks:
         return ALLOWED
     logger.warning(
-        "The results are marked LEAK: %s. Remove these images from the training set (captune check --against names "
-        "them), or pass --allow-leaks to keep the mark but silence this warning.",
+        "The results are marked LEAK: %s. Remove these images from the training set (captune check --fix writes a "
+        "manifest without them), or pass --allow-leaks to keep the mark but silence this warning.",
         report.reason,
     )
     return report.reason

@@ -119,7 +119,7 @@ def test_leaks_between_manifests(manifest: Path, tmp_path: Path, capsys: pytest.
     output = capsys.readouterr().out
     assert output.startswith(f"{manifest}: training can read it\n")
     assert f"{other}:2: the image '{tmp_path / 'copy.jpg'}' of 'y' has the same bytes as" in output
-    assert f"{other}: LEAK, 1 of 2 evaluated images was trained on (1 by file content; 'y' is one)" in output
+    assert f"{other}: LEAK, 1 of 2 evaluated images was trained on: 1 by file content, such as 'y'" in output
     assert check(manifest, "--against", other, "--allow-leaks", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is True

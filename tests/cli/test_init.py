@@ -288,3 +288,27 @@ def test_schedules_of_small_data(captions: int, batch: int | None, warmup: int |
     changed = scale_schedule({"learning_rate": 1e-4}, captions)
     assert changed["learning_rate"] == 1e-4
     assert (changed.get("batch_size"), changed.get("warmup_steps")) == (batch, warmup)
+
+
+def test_the_memory_of_a_run_is_predicted(photos: Path, tmp_path: Path, repository: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the extra 'train'")
+    write_table(photos)
+    model = repository / "captune" / "toy" / "pretrained_vlm"
+    fits = init(tmp_path, "photos", "--yes", "--gpu", "24GB", "--model", model)
+    assert fits.code == 0
+    assert "It fits 24.0 GB: the predicted peak is 1." in fits.err
+    assert fits.err.endswith("Next: captune train photos.yaml\n")
+    too_large = init(tmp_path, "photos", "--yes", "--gpu", "1GB", "--model", model, "--json")
+    answer = json.loads(too_large.out)
+    assert not answer["fits"]
+    assert answer["fit"].startswith("It does not fit 1.0 GB: it takes 1.")
+    assert answer["next"] == ["captune", "init", "--list"]
+
+
+def test_photos_in_heif_without_the_extra(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    program = "import sys; sys.modules['pillow_heif'] = None; from captune.cli import main; main()"
+    done = run_program("python", "-c", program, "init", "photos", cwd=tmp_path)
+    assert done.code == 2
+    assert "captune: 'photos' has 1 image in HEIF only; to read them: pip install" in done.err

@@ -72,7 +72,7 @@ def test_the_same_id_and_the_same_bytes_are_found(drawn: list[Path], tmp_path: P
     report = find_leaks(files(drawn[:10], "t"), evaluated, store=None)
     assert [(leak.kind, leak.trained) for leak in report.leaks] == [("id", 3), ("bytes", 5)]
     assert report.unread == 1
-    assert report.reason == "2 of 2 evaluated images were trained on (1 by id, 1 by file content; 't3' is one)"
+    assert report.reason == "2 of 2 evaluated images were trained on: 1 by id, 1 by file content, such as 't3'"
     assert report.in_words(report.leaks[0]) == "the id 't3' was trained on."
     assert "has the same bytes as" in report.in_words(report.leaks[1])
 

@@ -193,7 +193,7 @@ def test_images_that_were_trained_on_mark_the_set(
     leaked = [Sample(name, f"{name}.jpg", ("A dog .",), "test") for name in ("a", "b")]
     write_manifest(tmp_path / "other.jsonl", [*clean, *leaked])
     other = config.model_copy(update={"data": config.data.model_copy(update={"evaluate": tmp_path / "other.jsonl"})})
-    words = "2 of 14 evaluated images were trained on (1 by file content, 1 as the same picture; 'a' is one)"
+    words = "2 of 14 evaluated images were trained on: 1 by file content, 1 as the same picture, such as 'a'"
     assert evaluation_set(other).leak == words
     assert words in caplog.text
     caplog.clear()

@@ -131,7 +131,7 @@ class LeakReport:
         first = printable(self.evaluated[self.leaks[0].evaluated].id)
         verb = "was" if len(self.leaks) == 1 else "were"
         of = f"{len(self.leaks):,} of {plural(len(self.evaluated), 'evaluated image')}"
-        return f"{of} {verb} trained on ({parts}; '{first}' is one)"
+        return f"{of} {verb} trained on: {parts}, such as '{first}'"
 
 
 def find_leaks(
