@@ -170,7 +170,7 @@ class EventText:
 
 
 def _checkpoint(event: Event) -> str:
-    if "name" in event:
+    if event.get("name") is not None:
         return str(event["name"])
     return "pretrained" if event["epoch"] is None else f"epoch{event['epoch']}"
 

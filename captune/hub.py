@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
+from captune.parsing import load_json
 from captune.weights import refuse_pointers
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "ResolvedModel",
     "detect_offline",
     "is_hub_id",
+    "locate_checkpoint",
     "locate_model",
+    "refuse_checkpoint",
     "require_available",
     "resolve_model",
 ]
@@ -110,6 +113,49 @@ def _kind(folder: Path) -> ModelKind | None:
         "adapter_config.json": "adapter",
     }
     return next((kind for file, kind in kinds.items() if (folder / file).is_file()), None)
+
+
+def locate_checkpoint(name: str | Path) -> Path:
+    """The folder of a checkpoint.
+
+    Args:
+        name: the folder itself, or that of a run, of which it is the best epoch, or the last one in a run without
+            `checkpoints/best`.
+
+    Raises:
+        WeightsError: there is no such checkpoint.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "checkpoint.json").is_file():
+        return folder.resolve() if folder.is_symlink() else folder
+    checkpoints = folder / "checkpoints"
+    epochs = [path.parent for path in checkpoints.glob("epoch-*/checkpoint.json")]
+    if (checkpoints / "best" / "checkpoint.json").is_file():
+        return checkpoints / os.path.basename(os.path.realpath(checkpoints / "best"))
+    if epochs:
+        return max(epochs, key=lambda path: (len(path.name), path.name))
+    here = sorted(path.parent.name for path in folder.parent.glob("epoch-*/checkpoint.json"))
+    expected = f"there are {', '.join(here)}" if here else "expected a folder such as runs/stage1/checkpoints/epoch-003"
+    state = "No checkpoint is in" if folder.is_dir() else "There is no folder"
+    raise WeightsError(f"{state} {name}; {expected}, or the folder of a run.")
+
+
+def refuse_checkpoint(source: ResolvedModel) -> None:
+    """Refuse a checkpoint as the model of a run.
+
+    Raises:
+        ConfigError: says how a run continues from it.
+    """
+    if source.kind != "checkpoint":
+        return
+    try:
+        base = str(load_json((Path(source.path) / "checkpoint.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "its base model"
+    raise ConfigError(
+        f"model.path is {source.name}, which is a checkpoint of a run; to continue from its weights, set model.path to "
+        f"{base} and train.start to {source.name}."
+    )
 
 
 def resolve_model(model: str | ModelConfig | ResolvedModel) -> ResolvedModel:

@@ -150,6 +150,9 @@ class TrainConfig(_Section):
     epochs: int = Field(5, gt=0)
     """Number of epochs; a checkpoint is saved and evaluated after each. A higher number continues a run in its folder,
     with the learning-rate schedule of the longer run."""
+    start: str | None = Field(None, min_length=1)
+    """Start from the trained weights of an earlier run's checkpoint on the same model: a folder such as
+    runs/stage1/checkpoints/epoch-003, or the folder of a run, of which the best epoch is used. null is none."""
     select: str | None = Field(None, min_length=1)
     """Metric that selects the best epoch, to which the link checkpoints/best points; null is CIDEr, or the first metric
     of a protocol without it."""

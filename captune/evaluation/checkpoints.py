@@ -167,7 +167,8 @@ def evaluate_checkpoints(
     on_event = listener if listener is not None else ignore_event
     check_destination(config, checkpoints)
     with folder_lock(config.output, LOCK_NAME):
-        evaluation = Evaluation(config, evaluation_set(config, on_event))
+        ancestors = read_record(checkpoints[0]).ancestors if checkpoints else ()
+        evaluation = Evaluation(config, evaluation_set(config, on_event, ancestors=ancestors))
         if is_own_evaluation(config, config.output, checkpoints):
             evaluation.recall()
         faulty = _evaluate(config, evaluation, checkpoints, on_event)
@@ -198,7 +199,15 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
     for folder, epoch in [(None, None), *zip(checkpoints, (record.epoch for record in records), strict=True)]:
 
         def captioned(done: int, count: int, epoch: int | None = epoch) -> None:
-            on_event({"event": "captions", "epoch": epoch, "done": done, "count": count})
+            on_event(
+                {
+                    "event": "captions",
+                    "epoch": epoch,
+                    "name": checkpoint_name(epoch, config),
+                    "done": done,
+                    "count": count,
+                }
+            )
 
         def generate(indices: list[int], on_progress: Callable[[int, int], None] = captioned) -> list[Caption]:
             return model.caption(evaluation, images()[indices], model.instruction, on_progress)
@@ -209,13 +218,13 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
         except NonFiniteScoresError:
             if folder is None:
                 # All other rows are compared with this one.
-                refuse_rows([checkpoint_name(None)], config.output, scored=False)
-            faulty.append(checkpoint_name(epoch))
+                refuse_rows([checkpoint_name(None, config)], config.output, scored=False)
+            faulty.append(checkpoint_name(epoch, config))
             evaluation.leave_out(faulty[-1])
             continue
-        on_event({"event": "stage", "what": f"Scoring {checkpoint_name(epoch)}"})
+        on_event({"event": "stage", "what": f"Scoring {checkpoint_name(epoch, config)}"})
         row = evaluation.score(epoch, captions)
-        on_event({"event": "evaluation", "epoch": epoch, "scores": dict(row.corpus)})
+        on_event({"event": "evaluation", "epoch": epoch, "name": row.name, "scores": dict(row.corpus)})
     return faulty
 
 

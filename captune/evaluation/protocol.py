@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from captune.common import did_you_mean, listed
-from captune.config import RunConfig
-from captune.data import Sample, has_rotation, read_manifest, resolve_image
+from captune.config import RunConfig, split_names
+from captune.data import Sample, has_rotation, manifest_hash, read_manifest, resolve_image
 from captune.data.leaks import ImageFile, find_leaks
 from captune.errors import ConfigError, DataError, MetricInputError
 from captune.events import Listener
@@ -244,13 +244,21 @@ def training_images(config: RunConfig) -> list[Sample]:
     return images[: config.data.train_images]
 
 
-def evaluation_set(config: RunConfig, listener: Listener | None = None, *, guard: bool = True) -> EvaluationSet:
+def evaluation_set(
+    config: RunConfig,
+    listener: Listener | None = None,
+    *,
+    guard: bool = True,
+    ancestors: Sequence[Mapping[str, Any]] = (),
+) -> EvaluationSet:
     """The images that a run is evaluated on according to its protocol, and whether it was trained on them.
 
     Args:
         config: of the run.
         listener: receives the progress of the leak guard.
         guard: whether to search the images among those that the run trains on.
+        ancestors: the checkpoints that the run started from, whose training images are searched too; see
+            `CheckpointRecord`.
 
     Raises:
         ConfigError: there is no such protocol, or its file is wrong.
@@ -272,7 +280,7 @@ def evaluation_set(config: RunConfig, listener: Listener | None = None, *, guard
     if len(images) < 2:
         raise DataError(f"{manifest}: split '{split}' has {len(images)} image to evaluate; CIDEr needs at least two.")
     name = manifest.resolve().parent.name or manifest.stem
-    leak = protocol.leak or (_leak(config, manifest, images, listener) if guard else None)
+    leak = protocol.leak or (_leak(config, manifest, images, listener, ancestors) if guard else None)
     return EvaluationSet(name, split, protocol.signature, manifest, tuple(images), references, leak, protocol)
 
 
@@ -290,7 +298,13 @@ def _references(image: Sample, protocol: Protocol) -> list[str]:
     return list(image.captions)
 
 
-def _leak(config: RunConfig, manifest: Path, images: list[Sample], listener: Listener | None) -> str | None:
+def _leak(
+    config: RunConfig,
+    manifest: Path,
+    images: list[Sample],
+    listener: Listener | None,
+    ancestors: Sequence[Mapping[str, Any]],
+) -> str | None:
     """Why the images are marked LEAK; only the first of torchrun's processes, which reports, searches."""
     if os.environ.get("RANK", "0") != "0":
         return None
@@ -302,7 +316,28 @@ def _leak(config: RunConfig, manifest: Path, images: list[Sample], listener: Lis
         )
         return None
     trained = image_files(config.data.train, training_images(config))
+    for ancestor in ancestors:
+        trained += _images_of_ancestor(ancestor)
+    # Stages may share images.
+    trained = list({(image.id, os.path.realpath(image.path)): image for image in trained}.values())
     return leak_reason(config, trained, image_files(manifest, images), listener)
+
+
+def _images_of_ancestor(ancestor: Mapping[str, Any]) -> list[ImageFile]:
+    """The training images of an earlier checkpoint; a warning if they are unknown."""
+    manifest = ancestor.get("manifest")
+    try:
+        if manifest is not None and manifest_hash(manifest) == ancestor["manifest_hash"]:
+            images = read_manifest(manifest, split_names(ancestor["split"]))
+            return image_files(manifest, images[: ancestor["train_images"]])
+    except (DataError, OSError):
+        pass
+    logger.warning(
+        "the training images of %s, from which this run started, are unknown (%s), so they are not searched for leaks.",
+        ancestor["checkpoint"],
+        "its record names no manifest" if manifest is None else f"{manifest} is missing or has changed",
+    )
+    return []
 
 
 def split_references(joined: str) -> list[str]:

@@ -112,15 +112,15 @@ def _evaluate_matrix(
     on_event: Listener,
 ) -> Matrix:
     """The same in a locked folder."""
-    sets = evaluation_sets(config, data, split, on_event)
     records = [read_record(folder) for folder in checkpoints]
+    sets = evaluation_sets(config, data, split, on_event, ancestors=records[0].ancestors if records else ())
     in_domain = Evaluation(config, sets[0])
     on_event({"event": "stage", "what": "Loading the model"})
     model = load_run_model(config, in_domain, checkpoints, stored=False)
     # The prompt of training comes first: the in-domain score of a checkpoint is that of this prompt on the run's data.
     prompts = list(dict.fromkeys([model.instruction or "", *instructions]))
-    folders = {checkpoint_name(None): None} | {
-        checkpoint_name(record.epoch): folder for record, folder in zip(records, checkpoints, strict=True)
+    folders = {checkpoint_name(None, config): None} | {
+        checkpoint_name(record.epoch, config): folder for record, folder in zip(records, checkpoints, strict=True)
     }
     rows = [
         Row(name if len(prompts) == 1 else f"{name}, prompt {number}", name, prompt)
@@ -131,7 +131,7 @@ def _evaluate_matrix(
     in_domain.sign_prompt(model.prompt_text(model.instruction))
     if is_own_evaluation(config, config.output, checkpoints):
         in_domain.recall()
-    epochs = {checkpoint_name(record.epoch): record.epoch for record in records}
+    epochs = {checkpoint_name(record.epoch, config): record.epoch for record in records}
 
     columns: list[_EvaluationColumn] = []
     for number, images in enumerate(sets):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,12 @@ def parse_corruptions(kinds: Sequence[str], strengths: Sequence[int] = STRENGTHS
 
 
 def evaluation_sets(
-    config: RunConfig, data: Sequence[str], split: str | None = None, listener: Listener | None = None
+    config: RunConfig,
+    data: Sequence[str],
+    split: str | None = None,
+    listener: Listener | None = None,
+    *,
+    ancestors: Sequence[Mapping[str, Any]] = (),
 ) -> list[EvaluationSet]:
     """The in-domain images and the other data sets, each with a unique name.
 
@@ -85,11 +91,12 @@ def evaluation_sets(
         data: manifests, each optionally followed by `:SPLIT`; the in-domain images are skipped.
         split: of all that do not name one; by default the run's, or the only one that is not for training.
         listener: receives the progress of the leak guard.
+        ancestors: of the checkpoints; see `CheckpointRecord`.
 
     Raises:
         DataError: a manifest cannot be read, or its split is ambiguous.
     """
-    sets = [evaluation_set(config, listener)]
+    sets = [evaluation_set(config, listener, ancestors=ancestors)]
     for source in data:
         path, named_split = split_source(source)
         default = split or config.data.evaluate_split
@@ -97,7 +104,7 @@ def evaluation_sets(
         if evaluated == sets[0].split and path.exists() and path.samefile(sets[0].manifest):
             continue  # the in-domain images, named among the others
         section = config.data.model_copy(update={"evaluate": path, "evaluate_split": evaluated})
-        sets.append(evaluation_set(config.model_copy(update={"data": section}), listener))
+        sets.append(evaluation_set(config.model_copy(update={"data": section}), listener, ancestors=ancestors))
     return _named(sets)
 
 

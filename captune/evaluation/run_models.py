@@ -55,7 +55,8 @@ class RunModel(Protocol):
         ...
 
     def load(self, checkpoint: Path | None) -> None:
-        """Load a checkpoint's tensors; None restores the model before training.
+        """Load a checkpoint's tensors; None restores the model before training, or the checkpoint that the run started
+            from.
 
         Raises:
             WeightsError: the checkpoint is broken, or belongs to another model.
@@ -136,6 +137,9 @@ class _MiniGPT4Run:
         device = default_device()
         # Stored features replace the towers.
         self._model = load_model(config.model, device, parts=LANGUAGE) if stored else load_model(config.model, device)
+        start = _start_of(config, checkpoints)
+        if start is not None:
+            load_trained(self._model, start)
         if records:
             restore_chat_template(self._model, records[0].wrapping, checkpoints[0])
         self._initial = self._model.trained_state()
@@ -202,6 +206,8 @@ class _ImageTextRun:
             and self._generator.supports(evaluation.options, probe_images()[0])
         )
         self._swapper = CheckpointSwapper(self._model)
+        self._start = _start_of(config, checkpoints)
+        self._swapper.load(self._start)
 
     def prompt_text(self, instruction: str | None) -> str | None:
         return self._model.backend.prompt_text(instruction)
@@ -214,7 +220,7 @@ class _ImageTextRun:
         return base if loaded is None else f"{base}-{trained_hash(loaded)}"
 
     def load(self, checkpoint: Path | None) -> None:
-        self._swapper.load(checkpoint)
+        self._swapper.load(self._start if checkpoint is None else checkpoint)
 
     def images(self, files: Sequence[Path], on_progress: Progress) -> Any:
         exif = self._config.exif_rotation
@@ -236,6 +242,13 @@ class _ImageTextRun:
         keys: Sequence[str] | None = None,
     ) -> list[Caption]:
         return evaluation.caption_images(self._generator, images, on_progress, instruction=instruction)
+
+
+def _start_of(config: RunConfig, checkpoints: Sequence[Path]) -> Path | None:
+    """The checkpoint from which a run started, in the run's folder."""
+    if config.train.start is None or not checkpoints:
+        return None
+    return checkpoints[0].parent / "start"
 
 
 def _stores_features(run: Path) -> bool:

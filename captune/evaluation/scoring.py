@@ -39,12 +39,15 @@ logger = logging.getLogger(__name__)
 _IMAGES_AT_ONCE = 128
 """Images of a model in training that are decoded at once."""
 
-PRETRAINED = "pretrained"
+PRETRAINED, START = "pretrained", "start"
 
 
-def checkpoint_name(epoch: int | None) -> str:
-    """The name of a checkpoint in tables: `pretrained`, `epoch0`, `epoch1`, ..."""
-    return PRETRAINED if epoch is None else f"epoch{epoch}"
+def checkpoint_name(epoch: int | None, config: RunConfig) -> str:
+    """The name of a checkpoint in tables: `epoch0`, `epoch1`, ...; before training `pretrained`, or `start` in a run
+    with `train.start`."""
+    if epoch is not None:
+        return f"epoch{epoch}"
+    return PRETRAINED if config.train.start is None else START
 
 
 def decoding_options(config: RunConfig) -> DecodingOptions:
@@ -305,7 +308,7 @@ class Evaluation:
         unfinished = tuple(
             image.id for image, caption in zip(self.images.images, captions, strict=True) if not caption.stopped
         )
-        earlier = self._earlier.pop(name if name is not None else checkpoint_name(epoch), None)
+        earlier = self._earlier.pop(name if name is not None else checkpoint_name(epoch, self._config), None)
         if train_slice is None and earlier is not None and dict(earlier.captions) == texts:
             train_slice = earlier.train_slice
         if epoch is not None:
@@ -336,7 +339,7 @@ class Evaluation:
         """Add rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
             self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice, row.name)
-            if row.name != checkpoint_name(row.epoch):
+            if row.name != checkpoint_name(row.epoch, self._config):
                 # The prompt of another captioner is in its signature.
                 self.rows[-1] = replace(self.rows[-1], signature=row.signature)
 
@@ -364,7 +367,7 @@ class Evaluation:
         scores = self._scorer.score(texts)
         tests = self._paired_tests(scores)
         row = CheckpointScores(
-            name=name if name is not None else checkpoint_name(epoch),
+            name=name if name is not None else checkpoint_name(epoch, self._config),
             epoch=epoch,
             signature=scores.signature,
             leak=self.images.leak,

@@ -42,6 +42,7 @@ __all__ = [
     "CheckpointRecord",
     "fetch_checkpoint",
     "is_checkpoint",
+    "load_start",
     "load_trained",
     "load_tuned",
     "mark_tuned",
@@ -88,6 +89,9 @@ class CheckpointRecord:
             them out, so that the checkpoint also fits the model without quantization.
         max_pixels: largest number of pixels of an image; None is the processor's.
         min_pixels: smallest number of pixels of an image; None is the processor's.
+        ancestors: the checkpoints that the run started from, the earliest first: `checkpoint` (folder), `trained` (hash
+            of its tensors), `epoch`, `step`, `seed`, `instruction`, `manifest_hash`, and `manifest`, `split` and
+            `train_images` if they are known.
     """
 
     model: str
@@ -109,6 +113,7 @@ class CheckpointRecord:
     quantized: tuple[str, ...] = ()
     max_pixels: int | None = None
     min_pixels: int | None = None
+    ancestors: tuple[dict[str, Any], ...] = ()
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
@@ -149,7 +154,12 @@ def read_record(folder: Path) -> CheckpointRecord:
             raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
         known = {field.name for field in fields(CheckpointRecord)}
         record = CheckpointRecord(**{name: value for name, value in content.items() if name in known})
-        return replace(record, trained=tuple(record.trained), quantized=tuple(record.quantized))
+        return replace(
+            record,
+            trained=tuple(record.trained),
+            quantized=tuple(record.quantized),
+            ancestors=tuple(record.ancestors),
+        )
     except FileNotFoundError:
         siblings = sorted(other.parent.name for other in folder.parent.glob("epoch-*/checkpoint.json"))
         expected = f"there are {', '.join(siblings)}" if siblings else "expected a folder such as checkpoints/epoch-000"
@@ -305,6 +315,30 @@ def load_trained(model: MiniGPT4, folder: Path) -> CheckpointRecord:
     if model.processor is not None:
         model.processor.instruction = record.instruction
     return record
+
+
+def load_start(model: MiniGPT4, folder: Path) -> None:
+    """Load the tensors of a checkpoint into a model that trains the same parts, or more of them.
+
+    Args:
+        model: with the frozen parts that the checkpoint was trained on. Its prompt is not changed, and trained tensors
+            that the checkpoint does not have keep their values.
+        folder: of the checkpoint.
+
+    Raises:
+        WeightsError: the checkpoint is broken, or belongs to other frozen parts or tensors.
+    """
+    record = read_record(folder)
+    require_kind(record, "minigpt4", folder)
+    _check_frozen(model.frozen_fingerprint(), record, folder)
+    state, path = read_trained(folder), tensor_file(folder)
+    parameters = dict(model.trained_parameters())
+    if any(name not in parameters or parameters[name].shape != tensor.shape for name, tensor in state.items()):
+        raise WeightsError(f"{path} holds other tensors than this model trains; expected {', '.join(parameters)}.")
+    check_values(f"The checkpoint {path}", state.items())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
 
 
 def restore_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, source: Path) -> None:

@@ -75,9 +75,8 @@ class Evaluator:
         if self._dist.any_rank(failed):
             output = self.evaluation.output
             kept = "" if epoch is None else f" The checkpoints and the rows before it are in {output}."
-            raise InputError(
-                f"{checkpoint_name(epoch)}: {NON_FINITE_SCORES}; it is not scored, and training ends.{kept}"
-            )
+            name = checkpoint_name(epoch, self.evaluation.config)
+            raise InputError(f"{name}: {NON_FINITE_SCORES}; it is not scored, and training ends.{kept}")
         return self._dist.gather(captions, count)
 
 

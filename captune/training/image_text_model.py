@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from captune.training.image_text_objective import ImageTextObjective, images_at_
 from captune.training.preparation import FeaturesOf, prepare_images
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
+from captune.training.start import StartCheckpoint, start_image_text_model
 from captune.vlm import (
     COMPUTATION_FILE,
     CaptionGenerator,
@@ -104,6 +106,7 @@ def prepare_image_text_model(
     dist: DistributedContext,
     listener: Listener | None,
     folder: Inspection | None,
+    start: StartCheckpoint | None = None,
 ) -> RunParts:
     """Load the model, choose how its loss is computed, and store its image features if they are used.
 
@@ -115,11 +118,14 @@ def prepare_image_text_model(
         dist: this process among the others.
         listener: receives the progress.
         folder: status of a new run's output folder, which is made ready; None if the run resumes.
+        start: the checkpoint from which the run starts; None without `train.start`.
     """
     output, resuming = config.output, folder is None
     model = load_image_text_for_training(
         source, config.train, config.model.custom_instruction, config.seed, dist.device
     )
+    if start is not None and not resuming:
+        start_image_text_model(model, start, config.train.parts or ("lora",), config.train.lora or DEFAULT_LORA)
     evaluation.sign_prompt(model.backend.prompt_text(model.backend.instruction))
 
     choice = _read_computation(output, model) if resuming else _choose(model, config, source, images)
@@ -152,7 +158,7 @@ def prepare_image_text_model(
         evaluation_features=data.evaluation_features,
         subset_features=data.features if stores_evaluation else PixelSource(files, config.exif_rotation),
         quarantined=data.quarantined,
-        record=_record(model, config),
+        record=replace(_record(model, config), ancestors=() if start is None else start.ancestors),
         save_checkpoint=partial(_save_checkpoint, model),
         caption=partial(evaluation.caption_images, generator),
         notes={"name": computation.name, "differences": dict(computation.differences), "store": reason},

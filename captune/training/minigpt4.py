@@ -42,6 +42,7 @@ from captune.training.optimizations import compile_if_enabled
 from captune.training.preparation import PROMPT, prepare_images, run_features
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
+from captune.training.start import StartCheckpoint, start_minigpt4
 
 __all__ = ["load_for_training", "prepare_minigpt4"]
 
@@ -57,6 +58,7 @@ def prepare_minigpt4(
     dist: DistributedContext,
     listener: Listener | None,
     folder: Inspection | None,
+    start: StartCheckpoint | None = None,
 ) -> RunParts:
     """Encode all images, and load the language model, sharded over the processes if configured.
 
@@ -68,6 +70,7 @@ def prepare_minigpt4(
         dist: this process among the others.
         listener: receives the progress.
         folder: status of a new run's output folder, which is made ready; None if the run resumes.
+        start: the checkpoint from which the run starts; None without `train.start`.
     """
     output, prompt = config.output, config.model.instruction
     features = partial(run_features, source, config, dist=dist, listener=listener)
@@ -79,12 +82,15 @@ def prepare_minigpt4(
         model = load_for_training(
             source, config.train, prompt, config.seed, dist.device, data.images, data.features, fsdp is not None
         )
+        if start is not None and folder is not None:
+            start_minigpt4(model, start, config.train.lora)
         if folder is None:
             restore_prompt(output, model)
         elif dist.is_main:
             record_prompt(output, model)
         evaluation.sign_prompt_of(model)
         record = describe_checkpoint(model, config.model, config.seed, manifest_hash(config.data.train))
+        record = replace(record, ancestors=() if start is None else start.ancestors)
         if fsdp is not None:
             fsdp.shard(model)
 

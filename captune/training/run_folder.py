@@ -330,7 +330,11 @@ def _entries(output: Path) -> list[str]:
 def _unknown(output: Path) -> list[str]:
     """What a run that has saved nothing yet cannot have written."""
     unknown = [name for name in _entries(output) if not RUN_FILES.fullmatch(name)]
-    for folder, known_names in (("checkpoints", ""), (STATES, ""), ("captions", r".*-(pretrained|references)\.json")):
+    for folder, known_names in (
+        ("checkpoints", "start"),
+        (STATES, ""),
+        ("captions", r".*-(pretrained|start|references)\.json"),
+    ):
         entries = _entries(output / folder)
         unknown += [f"{folder}/{name}" for name in entries if not re.fullmatch(known_names, name)]
     log = output / "log.jsonl"

@@ -27,7 +27,7 @@ from captune.distributed import CollectiveForward, DistributedContext, distribut
 from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, load_protocol, training_images
 from captune.events import Listener
-from captune.hub import ResolvedModel, resolve_model
+from captune.hub import ResolvedModel, refuse_checkpoint, resolve_model
 from captune.model import read_record
 from captune.report import read_scores, write_report
 from captune.training.checkpoints import (
@@ -56,6 +56,7 @@ from captune.training.run_parts import RunParts, TrainingObjective, TunableModel
 from captune.training.samples import TrainingSample, TrainingSamples, require_captions
 from captune.training.selection import EarlyStop, best_row, link_best, remove_others, selected_metric
 from captune.training.signals import handle_stop_signals
+from captune.training.start import START, StartCheckpoint, find_start, store_start
 from captune.vlm import is_image_text_model
 
 __all__ = ["StepResult", "TrainStep", "Trainer", "train"]
@@ -92,15 +93,20 @@ def train(config: RunConfig, listener: Listener | None = None, *, resume: bool =
         folder = inspect_run(config)
         refuse_unless_free(folder, overwrite=overwrite)
         source = resolve_model(config.model)
+        refuse_checkpoint(source)
+        resuming = resume and folder.status is RunStatus.UNFINISHED
+        start = find_start(config, resuming=resuming)
         images = training_images(config)
         require_captions(images)
-        evaluation = Evaluation(config, evaluation_set(config, listener))
-        with distributed_context() as dist:
-            resuming = resume and folder.status is RunStatus.UNFINISHED
-            with setup(
-                config, source, images, evaluation, dist, listener, None if resuming else folder, folder.stored
-            ) as trainer:
-                trainer.run()
+        ancestors = () if start is None else start.ancestors
+        evaluation = Evaluation(config, evaluation_set(config, listener, ancestors=ancestors))
+        with (
+            distributed_context() as dist,
+            setup(
+                config, source, images, evaluation, dist, listener, None if resuming else folder, folder.stored, start
+            ) as trainer,
+        ):
+            trainer.run()
 
 
 def _select_in_finished(config: RunConfig, inspection: Inspection) -> None:
@@ -126,6 +132,7 @@ def setup(
     listener: Listener | None,
     folder: Inspection | None,
     stored: RunConfig | None = None,
+    start: StartCheckpoint | None = None,
 ) -> Iterator[Trainer]:
     """Load all parts of a run, and open its log.
 
@@ -138,6 +145,7 @@ def setup(
         listener: receives every event.
         folder: status of a new run's output folder; None to resume.
         stored: the configuration in the folder of a run that resumes, if it has other epochs or selects otherwise.
+        start: the checkpoint from which the run starts.
     """
     cost = CostMeter(dist.device)
     output, resuming = config.output, folder is None
@@ -146,7 +154,7 @@ def setup(
     if listener is not None and dist.is_main:
         listener({"event": "stage", "what": "Loading the model"})
     prepare = prepare_image_text_model if is_image_text_model(source) else prepare_minigpt4
-    parts = prepare(config, source, images, evaluation, dist, listener, folder)
+    parts = prepare(config, source, images, evaluation, dist, listener, folder, start)
 
     # The training step and its state.
     step = TrainStep(
@@ -160,6 +168,8 @@ def setup(
         collective_forward=parts.collective_forward,
     )
     samples = step.samples
+    if start is not None and not resuming and dist.is_main:
+        store_start(output, start)
     step.progress.manifest_hash = parts.record.manifest_hash
     if resuming:
         # The pretrained model was scored before the first state was saved, so its row is included.
@@ -187,6 +197,7 @@ def setup(
             steps=samples.total_steps,
             processes=dist.size,
             device=str(dist.device),
+            **({} if start is None else {"start": start.ancestors[-1]["checkpoint"]}),
         )
         if resuming and stored is not None and dist.is_main:
             _adopt_settings(config, stored, step, log)
@@ -294,9 +305,10 @@ class Trainer:
     def evaluate(self, epoch: int | None) -> None:
         """Caption the evaluation images in all processes; the main process scores them and writes the report."""
         training, start = self.model.training, time.monotonic()
+        named = {} if epoch is not None or self.config.train.start is None else {"name": START}
         self.model.eval()
         row = self.evaluator.evaluate(
-            epoch, lambda done, count: self.log.log("captions", epoch=epoch, done=done, count=count)
+            epoch, lambda done, count: self.log.log("captions", epoch=epoch, done=done, count=count, **named)
         )
         if self.dist.is_main:
             self.log.log_cost()
@@ -304,7 +316,7 @@ class Trainer:
             write_report(self.config.output, self.evaluator.evaluation.run_scores())
             seconds = round(time.monotonic() - start, 3)
             page = str(self.config.output / "report.html")
-            self.log.log("evaluation", epoch=epoch, seconds=seconds, scores=row, page=page)
+            self.log.log("evaluation", epoch=epoch, **named, seconds=seconds, scores=row, page=page)
         self.dist.barrier()
         self.model.train(training)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tiny_run import PowerFailure, assert_equal_runs, entries, settings, steps_of, weights
 
-from captune.config import RunConfig, commented_yaml, load_run_config, parse_config
+from captune.config import commented_yaml, load_run_config
 from captune.errors import ConfigError
 from captune.events import Event, EventText
 from captune.metrics import Comparison
@@ -25,44 +23,6 @@ from captune.training.optimizer import learning_rate
 from captune.training.run_folder import RunStatus, checkpoint_folders, inspect_run, run_status
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
-
-
-def settings(toy_data: Path, output: Path, **changed: Any) -> RunConfig:
-    return parse_config(
-        {
-            "output": str(output),
-            "log_every": 1,
-            "save_every": 2,
-            "model": {"path": "tiny"},
-            "data": {"train": str(toy_data / "manifest.jsonl"), "train_images": 16, "evaluate_images": 4},
-            "train": {"epochs": 1, "batch_size": 20, "learning_rate": 0.01, "warmup_steps": 2, **changed},
-            "evaluate": {"max_new_tokens": 4, "train_slice": 0},
-        }
-    )
-
-
-def entries(output: Path, name: str) -> list[Event]:
-    log = output / "log.jsonl"
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    events = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event for event in events if event["event"] == name]
-
-
-def steps_of(output: Path) -> list[tuple[int, float, float]]:
-    return [(event["step"], event["loss"], event["learning_rate"]) for event in entries(output, "step")]
-
-
-def weights(output: Path, epoch: int) -> dict[str, torch.Tensor]:
-    return load_file(output / "checkpoints" / f"epoch-{epoch:03d}" / "trained.safetensors")
-
-
-def assert_equal_runs(output: Path, expected: Path, epochs: int) -> None:
-    assert steps_of(output) == steps_of(expected)
-    assert (output / "scores.json").read_text() == (expected / "scores.json").read_text()
-    for epoch in range(epochs):
-        ours, others = weights(output, epoch), weights(expected, epoch)
-        assert ours.keys() == others.keys()
-        assert all(torch.equal(ours[name], others[name]) for name in ours)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +38,6 @@ def three_epochs(toy_data: Path, tmp_path_factory: pytest.TempPathFactory, one_e
     output = Path(shutil.copytree(one_epoch, tmp_path_factory.mktemp("three") / "run", symlinks=True))
     train(settings(toy_data, output, epochs=3))
     return output
-
-
-class PowerFailure(Exception):  # noqa: N818  # it is no error of the program
-    """Ends a run at once, wherever it is."""
 
 
 def test_more_epochs_continue_with_the_schedule_of_the_longer_run(

@@ -34,7 +34,17 @@ from transformers import AutoModel, AutoModelForImageTextToText, CLIPConfig, Lla
 from vision_families import save_family
 
 from captune.config import RunConfig, commented_yaml
+from captune.data import resolve_image
+from captune.distributed import DistributedContext
 from captune.errors import InputError
+from captune.evaluation import evaluate_checkpoints, training_images
+from captune.features import image_features_of, store_root
+from captune.hub import resolve_model
+from captune.report import read_scores
+from captune.training.image_text_objective import ImageTextObjective, images_at_once
+from captune.training.trainer import TrainStep
+from captune.vlm import Computation, load_adapter, load_image_text_model
+from captune.weights import adapter_tensors
 
 # Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -325,3 +335,71 @@ def test_two_processes_have_the_curve_of_one(family: Callable[[str], Path], mani
         weights, expected = weights_of(two.output, 0), weights_of(one.output, 0)
         for name, tensor in weights.items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_starts_from_a_checkpoint_of_another_run(
+    family: Callable[[str], Path], manifest: Path, tmp_path: Path
+) -> None:
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first")
+    run(first)
+    name = str(first.output / "checkpoints" / "epoch-001")
+    train = {"start": name, "epochs": 1, "learning_rate": 0.02, "warmup_steps": 0}
+    second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train=train, seed=7)
+    run(second)
+    rows = read_scores(second.output).checkpoints
+    assert [row.name for row in rows] == ["start", "epoch0"]
+    assert rows[0].captions == read_scores(first.output).checkpoints[-1].captions
+
+    # By hand: the base model with the adapter of the checkpoint, and a new optimizer.
+    expected = train_by_hand(second, Path(name))
+    tensors = load_file(second.output / "checkpoints" / "epoch-000" / "adapter_model.safetensors")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
+
+    # The start checkpoint is evaluated as the first row again, without the earlier run.
+    shutil.rmtree(first.output)
+    evaluated = second.model_copy(update={"output": tmp_path / "evaluated"})
+    again = evaluate_checkpoints(evaluated, [second.output / "checkpoints" / "epoch-000"]).checkpoints
+    assert [(row.name, row.captions) for row in again] == [(row.name, row.captions) for row in rows]
+
+
+def train_by_hand(config: RunConfig, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The adapter after training a model that was loaded with a checkpoint."""
+    lora = config.train.lora
+    assert lora is not None
+    model = load_image_text_model(resolve_model(config.model), torch.device("cpu"))
+    model.add_lora(lora, seed=3)
+    load_adapter(model, checkpoint)
+    model.find_features()
+    images = training_images(config)
+    files = [resolve_image(config.data.train, image.image) for image in images]
+    dist = DistributedContext(torch.device("cpu"))
+    stored = image_features_of(model, resolve_model(config.model), files, store_root(config), dist, exif_rotation=True)
+    objective = ImageTextObjective(model, Computation(True, True, ()), images_at_once(config.train, 3))
+    step = TrainStep(model, objective, images, stored.features, config.train, seed=config.seed, dist=dist)
+    model.train()
+    losses = [step.run(number).loss for number in range(step.samples.total_steps)]
+    assert losses == [loss for _, loss in losses_of(config.output)]
+    return adapter_tensors(model.adapter)
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        (
+            {"lora": {"rank": 8, "alpha": 8, "targets": ["all-linear"]}},
+            "rank is 8, in the checkpoint 4. Set train",
+        ),
+        ({"parts": ["lora", "projector"]}, "(train.start) has trained [lora]; set train.parts to these"),
+    ],
+)
+def test_other_trained_parts_than_those_of_the_start_are_refused(
+    train: dict[str, Any], sentence: str, family: Callable[[str], Path], manifest: Path, tmp_path: Path
+) -> None:
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train={"epochs": 1})
+    run(first)
+    second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train={"start": str(first.output), **train})
+    with pytest.raises(InputError) as refused:
+        run(second)
+    assert sentence in str(refused.value)
+    assert not (second.output / "config.yaml").exists()

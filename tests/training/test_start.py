@@ -1,0 +1,197 @@
+"""A run that starts from the weights of an earlier run's checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import InMemory, tiny_minigpt4
+from tiny_run import PowerFailure, assert_equal_runs, entries, settings, steps_of, weights
+
+from captune.config import LoraConfig, RunConfig
+from captune.data import resolve_image
+from captune.distributed import DistributedContext
+from captune.errors import ConfigError, WeightsError
+from captune.evaluation import evaluation_set, training_images
+from captune.events import Event
+from captune.features import encode_images
+from captune.hub import locate_checkpoint, refuse_checkpoint, resolve_model
+from captune.model import attach_lora, load_start, load_trained, read_record
+from captune.report import read_scores
+from captune.training import train
+from captune.training.equivalence import CheckedObjective
+from captune.training.run_folder import RunStatus, run_status
+from captune.training.start import StartCheckpoint, find_start, start_minigpt4
+from captune.training.trainer import TrainStep
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+
+
+@pytest.fixture(scope="module")
+def stage1(toy_data: Path, tmp_path_factory: pytest.TempPathFactory, tiny_model: None) -> Path:
+    output = tmp_path_factory.mktemp("stage1") / "run"
+    train(settings(toy_data, output))
+    return output
+
+
+def second(toy_data: Path, output: Path, start: Path, **changed: Any) -> RunConfig:
+    """Another instruction, other data and another rate, from a checkpoint."""
+    config = settings(toy_data, output, start=str(start), learning_rate=0.02, **changed)
+    model = config.model.model_copy(update={"instruction": "What is it?"})
+    data = config.data.model_copy(update={"train_images": 8})
+    return config.model_copy(update={"model": model, "data": data, "seed": 7})
+
+
+@pytest.fixture(scope="module")
+def stage2(toy_data: Path, tmp_path_factory: pytest.TempPathFactory, stage1: Path) -> Path:
+    output = tmp_path_factory.mktemp("stage2") / "run"
+    train(second(toy_data, output, stage1))
+    return output
+
+
+def test_a_run_from_a_checkpoint_equals_a_continuation_by_hand(toy_data: Path, stage1: Path, stage2: Path) -> None:
+    config = second(toy_data, stage2, stage1)
+    start = load_file(stage2 / "checkpoints" / "start" / "trained.safetensors")
+    first = weights(stage1, 0)
+    assert all(torch.equal(start[name], first[name]) for name in first)
+
+    model = tiny_minigpt4()
+    load_trained(model, stage1 / "checkpoints" / "epoch-000")
+    images = training_images(config)
+    features = InMemory(encode_images(model, [resolve_image(config.data.train, image.image) for image in images]))
+    objective = CheckedObjective(model, "What is it?", config.train.enabled_optimizations)
+    model.train()
+    step = TrainStep(
+        model, objective, images, features, config.train, seed=7, dist=DistributedContext(torch.device("cpu"))
+    )
+    by_hand = [step.run(number) for number in range(step.samples.total_steps)]
+    assert [(number, result.loss, result.learning_rate) for number, result in enumerate(by_hand)] == steps_of(stage2)
+    trained, expected = weights(stage2, 0), model.trained_state()
+    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+    assert not all(torch.equal(trained[name], first[name]) for name in first)
+
+
+def test_the_first_row_is_the_start_checkpoint(toy_data: Path, stage1: Path, stage2: Path) -> None:
+    rows = read_scores(stage2).checkpoints
+    assert [(row.name, row.epoch) for row in rows] == [("start", None), ("epoch0", 0)]
+    assert rows[1].p_values
+    assert "pretrained" not in (stage2 / "table.md").read_text()
+    assert [event.get("name") for event in entries(stage2, "evaluation")] == ["start", None]
+    assert entries(stage2, "run")[0]["start"].endswith("checkpoints/epoch-000")
+    assert run_status(second(toy_data, stage2, stage1)) is RunStatus.FINISHED
+
+
+def test_the_record_lists_all_ancestors(toy_data: Path, stage1: Path, stage2: Path, tmp_path: Path) -> None:
+    assert read_record(stage1 / "checkpoints" / "epoch-000").ancestors == ()
+    output = tmp_path / "third"
+    train(second(toy_data, output, stage2 / "checkpoints" / "best"))
+    ancestors = read_record(output / "checkpoints" / "epoch-000").ancestors
+    assert [Path(ancestor["checkpoint"]).parent.parent for ancestor in ancestors] == [stage1, stage2]
+    assert [ancestor["train_images"] for ancestor in ancestors] == [16, 8]
+    assert [ancestor["seed"] for ancestor in ancestors] == [42, 7]
+
+
+@pytest.mark.parametrize("moment", [0, 2, 4])
+def test_dying_changes_nothing_and_the_earlier_run_may_be_gone(
+    toy_data: Path, tmp_path: Path, stage1: Path, stage2: Path, moment: int
+) -> None:
+    output = tmp_path / "run"
+    copy = Path(shutil.copytree(stage1, tmp_path / "stage1", symlinks=True))
+    config = second(toy_data, output, copy)
+    events = 0
+
+    def die(event: Event) -> None:
+        nonlocal events
+        if event["event"] in ("evaluation", "progress", "checkpoint"):
+            events += 1
+            if events == moment + 1:
+                raise PowerFailure
+
+    with pytest.raises(PowerFailure):
+        train(config, die)
+    if run_status(config) is RunStatus.UNFINISHED:
+        shutil.rmtree(copy)
+    train(config)
+    assert_equal_runs(output, stage2, 1)
+
+
+def test_new_lora_is_added_to_a_trained_projection(stage1: Path) -> None:
+    folder = stage1 / "checkpoints" / "epoch-000"
+    model = tiny_minigpt4()
+    torch.manual_seed(1)
+    attach_lora(model, rank=4, alpha=8)
+    initial = model.trained_state()
+    load_start(model, folder)
+    expected = weights(stage1, 0)
+    for name, tensor in model.trained_state().items():
+        assert torch.equal(tensor, expected[name] if name in expected else initial[name])
+
+
+def test_other_lora_is_refused_with_both_values(stage1: Path) -> None:
+    folder = stage1 / "checkpoints" / "epoch-000"
+    record = read_record(folder)
+    start = StartCheckpoint(
+        folder, replace(record, lora={"r": 4, "alpha": 8.0, "targets": ["q_proj"], "dropout": 0.0}), ()
+    )
+    with pytest.raises(ConfigError, match=r"train\.lora is null, .* set train\.lora to \{rank: 4, alpha: 8, targets:"):
+        start_minigpt4(tiny_minigpt4(), start, None)
+    with pytest.raises(ConfigError, match=r"rank is 16, in the checkpoint 4; targets is .*'v_proj'.* the checkpoint"):
+        start_minigpt4(tiny_minigpt4(), start, LoraConfig(rank=16, alpha=8))
+
+
+def test_another_base_model_is_refused(stage1: Path) -> None:
+    with pytest.raises(WeightsError, match=r"epoch-000 was trained on the frozen parts .* \(of tiny\)"):
+        load_start(tiny_minigpt4(seed=3), stage1 / "checkpoints" / "epoch-000")
+
+
+def test_a_missing_start_is_named(toy_data: Path, stage1: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"There is no folder .*epoch-007; there are epoch-000, or the folder of"):
+        train(second(toy_data, tmp_path / "run", stage1 / "checkpoints" / "epoch-007"))
+    with pytest.raises(WeightsError, match=r"No checkpoint is in .*; expected a folder such as"):
+        locate_checkpoint(tmp_path)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    with pytest.raises(ConfigError, match=r"inside of the output folder .* higher train\.epochs"):
+        find_start(second(toy_data, stage1, stage1), resuming=False)
+
+
+def test_a_checkpoint_as_the_model_is_refused_with_the_settings_that_continue_it(stage1: Path) -> None:
+    folder = stage1 / "checkpoints" / "epoch-000"
+    with pytest.raises(ConfigError, match=rf"set model\.path to tiny and train\.start to {folder}\."):
+        refuse_checkpoint(resolve_model(str(folder)))
+
+
+def test_a_run_without_a_link_gives_its_last_epoch(stage1: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stage1, tmp_path / "run", symlinks=True))
+    shutil.copytree(run / "checkpoints" / "epoch-000", run / "checkpoints" / "epoch-001")
+    assert locate_checkpoint(run) == run / "checkpoints" / "epoch-000"
+    (run / "checkpoints" / "best").unlink()
+    assert locate_checkpoint(run) == run / "checkpoints" / "epoch-001"
+
+
+def test_images_of_earlier_stages_are_leaks(
+    toy_data: Path, stage1: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first stage trained on images that the second one is evaluated on."""
+    run = Path(shutil.copytree(stage1, tmp_path / "stage1", symlinks=True))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("train_split: train", "train_split: test"))
+    config = second(toy_data, tmp_path / "run", run)
+    start = find_start(config, resuming=False)
+    assert start is not None
+    assert evaluation_set(config).leak is None
+    assert "4 of 4 evaluated images were trained on" in str(evaluation_set(config, ancestors=start.ancestors).leak)
+    # What cannot be checked is named.
+    (run / "config.yaml").unlink()
+    start = find_start(config, resuming=False)
+    assert start is not None
+    with caplog.at_level(logging.WARNING):
+        assert evaluation_set(config, ancestors=start.ancestors).leak is None
+    assert "are unknown (its record names no manifest), so they are not searched for leaks" in caplog.text
+    assert json.loads(json.dumps(start.ancestors)) == list(start.ancestors)
