@@ -32,6 +32,7 @@ from captune.model import (
     load_config_and_processor,
     load_model,
     load_quantized,
+    load_start,
     restore_chat_template,
     save_trained,
 )
@@ -42,7 +43,7 @@ from captune.training.optimizations import compile_if_enabled
 from captune.training.preparation import PROMPT, prepare_images, run_features
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
-from captune.training.start import StartCheckpoint, start_minigpt4
+from captune.training.start import StartCheckpoint, require_fitting_start
 
 __all__ = ["load_for_training", "prepare_minigpt4"]
 
@@ -73,6 +74,8 @@ def prepare_minigpt4(
         start: the checkpoint from which the run starts; None without `train.start`.
     """
     output, prompt = config.output, config.model.instruction
+    if start is not None and folder is not None:
+        require_fitting_start(start, config.train.lora)
     features = partial(run_features, source, config, dist=dist, listener=listener)
     data = prepare_images(config, images, evaluation.image_files, features, features, dist, listener, folder)
 
@@ -83,7 +86,7 @@ def prepare_minigpt4(
             source, config.train, prompt, config.seed, dist.device, data.images, data.features, fsdp is not None
         )
         if start is not None and folder is not None:
-            start_minigpt4(model, start, config.train.lora)
+            load_start(model, start.folder)
         if folder is None:
             restore_prompt(output, model)
         elif dist.is_main:

@@ -18,11 +18,11 @@ from captune.config import LoraConfig, RunConfig, load_run_config
 from captune.data import atomic_folder, manifest_hash
 from captune.errors import ConfigError, InputError, WeightsError
 from captune.hub import locate_checkpoint
-from captune.model import CheckpointRecord, MiniGPT4, load_start, load_tuned, read_record, trained_hash
+from captune.model import CheckpointRecord, load_tuned, read_record, require_kind, trained_hash
 from captune.parsing import load_json
 from captune.vlm import ImageTextModel
 
-__all__ = ["START", "StartCheckpoint", "find_start", "start_image_text_model", "start_minigpt4", "store_start"]
+__all__ = ["START", "StartCheckpoint", "find_start", "require_fitting_start", "start_image_text_model", "store_start"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,21 +112,22 @@ def store_start(output: Path, start: StartCheckpoint) -> None:
         )
 
 
-def start_minigpt4(model: MiniGPT4, start: StartCheckpoint, lora: LoraConfig | None) -> None:
-    """Load a start checkpoint into a MiniGPT-4; LoRA that the checkpoint does not have keeps its initial matrices.
+def require_fitting_start(start: StartCheckpoint, lora: LoraConfig | None) -> None:
+    """Refuse a start checkpoint that a MiniGPT-4 cannot continue, before anything is written.
+
+    A checkpoint without LoRA fits a run with LoRA, whose matrices then keep their initial values.
 
     Args:
-        model: with the trained parts of the run.
         start: the checkpoint.
         lora: of the run.
 
     Raises:
-        WeightsError: the checkpoint is broken, or was trained on another model.
+        WeightsError: it is a checkpoint of a transformers model.
         ConfigError: it has other LoRA.
     """
-    if start.record.kind == "minigpt4" and start.record.lora is not None:
+    require_kind(start.record, "minigpt4", start.folder)
+    if start.record.lora is not None:
         _require_same_lora(start, lora)
-    load_start(model, start.folder)
 
 
 def start_image_text_model(

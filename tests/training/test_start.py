@@ -28,7 +28,7 @@ from captune.report import read_scores
 from captune.training import train
 from captune.training.equivalence import CheckedObjective
 from captune.training.run_folder import RunStatus, run_status
-from captune.training.start import StartCheckpoint, find_start, start_minigpt4
+from captune.training.start import StartCheckpoint, find_start, require_fitting_start
 from captune.training.trainer import TrainStep
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
@@ -141,9 +141,9 @@ def test_other_lora_is_refused_with_both_values(stage1: Path) -> None:
         folder, replace(record, lora={"r": 4, "alpha": 8.0, "targets": ["q_proj"], "dropout": 0.0}), ()
     )
     with pytest.raises(ConfigError, match=r"train\.lora is null, .* set train\.lora to \{rank: 4, alpha: 8, targets:"):
-        start_minigpt4(tiny_minigpt4(), start, None)
+        require_fitting_start(start, None)
     with pytest.raises(ConfigError, match=r"rank is 16, in the checkpoint 4; targets is .*'v_proj'.* the checkpoint"):
-        start_minigpt4(tiny_minigpt4(), start, LoraConfig(rank=16, alpha=8))
+        require_fitting_start(start, LoraConfig(rank=16, alpha=8))
 
 
 def test_another_base_model_is_refused(stage1: Path) -> None:
