@@ -30,7 +30,7 @@ WALLS: dict[str, set[str]] = {
     "vlm": {"captioner", "config", "data", "decoding", "hub", "model", "transformers_compat", "weights"},
     "bulk": {"captioner", "data", "decoding"},
     "features": {"captioner", "config", "data", "decoding", "distributed", "hub", "model", "vlm", "weights"},
-    "report": {"data", "metrics"},
+    "report": {"config", "data", "metrics"},
     "agreement": {"data", "metrics", "report"},
     "evaluation": {
         "captioner",

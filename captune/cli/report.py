@@ -43,7 +43,12 @@ def report(
         bool,
         typer.Option("--terminal", help="Write nothing; print table, sparklines and the captions that changed most."),
     ] = False,
-    lang: Annotated[str, typer.Option(help="Language in which report.html opens: en or zh.")] = "en",
+    lang: Annotated[
+        str,
+        typer.Option(
+            help="Language in which report.html opens, en or zh; by default the browser's.", show_default=False
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print table and analysis as one JSON object.")] = False,
 ) -> None:
     """Write table, chart, analysis and report.html of a run, and print table and analysis.
@@ -55,7 +60,7 @@ def report(
     """
     from captune.report import LANGUAGES
 
-    if lang not in LANGUAGES:
+    if lang and lang not in LANGUAGES:
         raise InputError(f"--lang is {lang!r}, expected {' or '.join(LANGUAGES)}.")
     if len(sources) > 1:
         files = _report_several(sources, out, intervals=intervals, lang=lang, as_json=as_json)
@@ -106,10 +111,11 @@ def _report_one(
 def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, lang: str, as_json: bool) -> list[Path]:
     """Compare several runs and return the files written."""
     from captune.data import folder_lock
-    from captune.report import COMPARISON_FILES, compare_runs, write_comparison
+    from captune.report import COMPARISON_FILES, compare_runs, read_settings, write_comparison
 
     read = {name: _read(source) for name, source in zip(_names(sources), sources, strict=True)}
-    comparison = compare_runs({name: run for name, (run, _) in read.items()})
+    settings = [{} if folder is None else read_settings(folder) for _, folder in read.values()]
+    comparison = compare_runs({name: run for name, (run, _) in read.items()}, settings=settings)
     files = []
     if out is not None:
         _check_files(out, COMPARISON_FILES, sources)

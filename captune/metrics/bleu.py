@@ -35,7 +35,14 @@ class Bleu(Metric):
     for each order the n-grams of the prediction and those that match a reference.
     """
 
-    columns: ClassVar[tuple[Column, ...]] = tuple(Column(f"BLEU-{order}") for order in range(1, ORDERS + 1))
+    columns: ClassVar[tuple[Column, ...]] = tuple(
+        Column(
+            f"BLEU-{order}",
+            description=f"Share of {'words' if order == 1 else f'sequences of up to {order} words'} that a reference "
+            "has too, with a penalty for short captions.",
+        )
+        for order in range(1, ORDERS + 1)
+    )
     forks: ClassVar[bool] = True
 
     def prepare(self, references: ReferenceIndex) -> None:

@@ -37,7 +37,13 @@ _PENALTY = np.array(
 class Cider(MeanOfImages):
     """CIDEr; every image keeps its document frequencies in resampling."""
 
-    columns: ClassVar[tuple[Column, ...]] = (Column("CIDEr", 10.0),)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            "CIDEr",
+            10.0,
+            description="Agreement with all references, in which frequent words count less; the usual caption metric.",
+        ),
+    )
     uses_document_frequencies: ClassVar[bool] = True
     forks: ClassVar[bool] = True
 
@@ -112,7 +118,9 @@ class Cider(MeanOfImages):
 class CiderD(Cider):
     """The same number under the name that the paper gives the variant."""
 
-    columns: ClassVar[tuple[Column, ...]] = (Column("CIDEr-D", 10.0),)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("CIDEr-D", 10.0, description="CIDEr with limited repetition and a penalty for a different length."),
+    )
 
 
 class Weights:

@@ -29,11 +29,13 @@ class Column(NamedTuple):
         name: heading of the column, such as "BLEU-4".
         top: upper end of the scale, which starts at 0; None for a score without bounds.
         higher_is_better: direction of improvement.
+        description: what it measures, one sentence for a reader of a report; empty shows the metric's docstring.
     """
 
     name: str
     top: float | None = 1.0
     higher_is_better: bool = True
+    description: str = ""
 
     @property
     def scale(self) -> str:

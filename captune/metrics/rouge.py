@@ -32,7 +32,9 @@ _BLOCK = 1 << 15
 class RougeL(MeanOfImages):
     """ROUGE-L."""
 
-    columns: ClassVar[tuple[Column, ...]] = (Column("ROUGE-L"),)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("ROUGE-L", description="Longest sequence of words in common with a reference, by precision and recall."),
+    )
     forks: ClassVar[bool] = True
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         matrix_to_json,
     )
     from captune.report.scores_json import CheckpointScores, RunScores, read_scores, write_scores
+    from captune.report.settings import read_settings
     from captune.report.table import (
         cells,
         csv_table,
@@ -92,6 +93,7 @@ __all__ = [
     "read_csv",
     "read_log",
     "read_scores",
+    "read_settings",
     "sentences",
     "shows_zero",
     "signatures",
@@ -132,6 +134,7 @@ __getattr__ = lazy_names(
         "page_charts": ["nice_ticks"],
         "rating": ["caption_hashes"],
         "scores_json": ["CheckpointScores", "RunScores", "read_scores", "write_scores"],
+        "settings": ["read_settings"],
         "table": [
             "cells",
             "csv_table",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captune.metrics import NEGLIGIBLE, find_column
+from captune.metrics import METRICS, NEGLIGIBLE, find_column, iter_columns
 
 __all__ = [
     "CIDER_TOP",
@@ -15,6 +15,7 @@ __all__ = [
     "SLIDES_METRICS",
     "Column",
     "column",
+    "describe",
     "format_value",
     "group_by_scale",
     "heading",
@@ -68,6 +69,17 @@ def column(name: str) -> Column:
     """The column of a metric; an unknown one has neither a scale nor a direction."""
     known = find_column(name)
     return Column(name) if known is None else Column(name, known.top, +1 if known.higher_is_better else -1)
+
+
+def describe(name: str) -> str:
+    """What a metric measures: the description of its column, else the first line of its class's docstring."""
+    known = find_column(name)
+    if known is None or known.description:
+        return "" if known is None else known.description
+    metric = next((metric for metric, column in iter_columns() if column.name == name), None)
+    # `__doc__` of the class alone: a docstring of the base class would describe no metric.
+    lines = ((metric and METRICS[metric].__doc__) or "").strip().splitlines()
+    return lines[0].strip() if lines else ""
 
 
 def order_metrics(names: Iterable[str]) -> tuple[str, ...]:

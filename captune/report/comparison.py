@@ -15,12 +15,34 @@ from captune.report.learning_curve import split_training_rows
 from captune.report.scores_json import CheckpointScores, RunScores
 
 if TYPE_CHECKING:
-    from captune.metrics import Scores
+    from captune.metrics import Scorer, Scores
 
 __all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "most_different_lines"]
 
 MAX_DIFFERENT_IMAGES = 10
 """Number of images shown on which the runs differ most."""
+
+
+@dataclass(frozen=True, slots=True)
+class BestTest:
+    """The best checkpoints of two runs against each other.
+
+    Attributes:
+        metric: by which they are best and compared.
+        rows: names of both checkpoints in their runs.
+        values: both scores.
+        difference: the second minus the first.
+        low, high: the 95 % interval of the difference.
+        p_value: of the paired test.
+    """
+
+    metric: str
+    rows: tuple[str, str]
+    values: tuple[float, float]
+    difference: float
+    low: float
+    high: float
+    p_value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +55,9 @@ class Comparison:
         p_values: metric -> (i, j) -> probability of so large a difference between equal runs; absent if both scores
             are 0 apart from smoothing.
         agreement: (i, j) -> Spearman's rank correlation of both rows' CIDEr over the images; NaN where it has none.
+        runs: the compared runs with all of their rows, in the order of the table.
+        settings: the stored configuration of every run by the names of its settings; empty where there is none.
+        best: test of the best checkpoints of the first two runs; None if either has no scores of its images.
         most_different: images whose CIDEr differs most between two of the rows, the most most_different first.
     """
 
@@ -41,6 +66,9 @@ class Comparison:
     p_values: Mapping[str, Mapping[tuple[int, int], float]]
     agreement: Mapping[tuple[int, int], float]
     most_different: tuple[str, ...]
+    runs: tuple[RunScores, ...] = ()
+    settings: tuple[Mapping[str, Any], ...] = ()
+    best: BestTest | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values; null replaces NaN."""
@@ -68,7 +96,9 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Comparison:
+def compare_runs(
+    runs: Mapping[str, RunScores], *, resamples: int = 1000, settings: Sequence[Mapping[str, Any]] = ()
+) -> Comparison:
     """Compare the last checkpoints of several runs on the images that all of them captioned.
 
     Scores are recomputed from captions and references, all with the same metrics, so that tests are paired over
@@ -77,6 +107,7 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
     Args:
         runs: name -> its scores, with captions and references; two or more.
         resamples: of the bootstrap.
+        settings: the stored configuration of every run, for what differs between them.
 
     Raises:
         InputError: a run has no captions or no references, or the runs are not on the same images and references.
@@ -102,7 +133,31 @@ def compare_runs(runs: Mapping[str, RunScores], *, resamples: int = 1000) -> Com
         p_values={m: {pair: test[m].p_value for pair, test in tests.items() if test[m].is_tested} for m in metrics},
         agreement={(i, j): _spearman(*_columns(scores[i], scores[j])) for i, j in pairs},
         most_different=_most_different(rows),
+        runs=tuple(runs.values()),
+        settings=tuple(settings),
+        best=_best_test(scorer, list(runs.values())[:2], scores, resamples),
     )
+
+
+def _best_test(scorer: Scorer, runs: Sequence[RunScores], last: Sequence[Scores], resamples: int) -> BestTest | None:
+    """The best checkpoints by CIDEr of two runs, scored again and paired over the images."""
+    from captune.metrics import paired_bootstrap
+
+    rows, scores = [], []
+    for run, scored in zip(runs, last, strict=False):
+        course = split_training_rows(run).run.checkpoints
+        images = set(run.references)
+        usable = [row for row in course if set(row.captions) == images and row.epoch is not None] or [_last(run)]
+        row = max(usable, key=lambda row: row.corpus.get("CIDEr", -math.inf))
+        rows.append(row.name)
+        scores.append(scored if row is _last(run) else scorer.score(dict(row.captions.items())))
+    if "CIDEr" not in scores[0].corpus:
+        return None
+    test = paired_bootstrap(scores[1], scores[0], resamples=resamples)["CIDEr"]
+    if not test.is_tested:
+        return None
+    values = test.baseline, test.score
+    return BestTest("CIDEr", (rows[0], rows[1]), values, values[1] - values[0], test.low, test.high, test.p_value)
 
 
 def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:

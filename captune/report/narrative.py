@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ __all__ = [
     "catalogue",
     "percent",
     "sentences",
+    "summary",
 ]
 
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -39,12 +41,14 @@ class Catalogue:
     Attributes:
         page: the words of the page, which its script uses too.
         messages: key -> template, or its forms "one" and "other".
+        metrics: name of a metric -> what it measures, if the language has its own explanation.
     """
 
     def __init__(self, language: str) -> None:
         tree = json.loads((files("captune.report") / "messages" / f"{language}.json").read_text(encoding="utf-8"))
         self.page: Mapping[str, str] = tree["page"]
         self.messages: Mapping[str, str | Mapping[str, str]] = tree["analysis"]
+        self.metrics: Mapping[str, str] = tree.get("metrics", {})
 
     def text(self, key: str, **values: Any) -> str:
         """One message with its values.
@@ -101,10 +105,33 @@ def sentences(run: RunScores, analysis: Analysis, language: str = "en") -> list[
     return [Sentence(texts.text(f"topic.{topic}"), one_line(text)) for topic, text in statements]
 
 
+def summary(run: RunScores, analysis: Analysis, language: str = "en") -> str:
+    """The statements to read first as one paragraph: advice, over-fitting, other captioners; empty without any.
+
+    Args:
+        run: the rows.
+        analysis: what `analyse` computed from them.
+        language: one of `LANGUAGES`.
+    """
+    texts = catalogue(language)
+    topics = ["missing", "captioners", "models"]
+    topics += ["advice"] if analysis.is_training else []
+    topics += ["overfit"] if analysis.overfit else []
+    statements = dict(_Narrative(analysis, texts).statements(run))
+    return texts.text("verdict.separator").join(one_line(statements[key]) for key in topics if key in statements)
+
+
 def analysis_markdown(run: RunScores, analysis: Analysis) -> str:
     """The sentences in English as a Markdown list under a heading."""
-    lines = [f"- **{escape_markdown(item.topic)}.** {escape_markdown(item.text)}" for item in sentences(run, analysis)]
+    lines = [f"- **{escape_markdown(item.topic)}.** {_markdown_text(item.text)}" for item in sentences(run, analysis)]
     return "\n".join(["# Analysis", "", *lines, ""])
+
+
+def _markdown_text(text: str) -> str:
+    """Text for Markdown, escaped only where a reader of it would take a character for markup."""
+    escaped = escape_markdown(text)
+    # Neither "<=" nor an underscore inside a word is markup.
+    return re.sub(r"(?<=\w)\\_(?=\w)", "_", escaped.replace("&lt;=", "<="))
 
 
 def percent(share: float) -> str:
@@ -177,19 +204,26 @@ class _Narrative:
     def gain(self) -> str:
         """Relative gain of every metric, first row to last."""
         changes: list[str] = []
+        from_zero: list[str] = []
         unclear: list[str] = []
         equal: list[str] = []
         for entry in self.analysis.metrics:
             if entry.differs is False:
                 (equal if shows_zero(entry.gain) else unclear).append(entry.metric)
             else:
-                changes.append(self._change(entry))
+                at_zero = entry.relative_gain is None and math.isfinite(entry.gain)
+                (from_zero if at_zero else changes).append(self._change(entry))
         parts = [self.join("gain.changes_separator", changes)] if changes else []
+        if from_zero:
+            # One sentence for all of them, which would repeat it.
+            parts.append(
+                self.say("gain.from_zero", parts=self.join("gain.changes_separator", from_zero), count=len(from_zero))
+            )
         for key, metrics in (("gain.unclear", unclear), ("gain.equal", equal)):
             if metrics:
                 parts.append(self.say(key, metrics=metrics, count=len(metrics)))
         text = self.say(
-            "gain" if changes or unclear else "gain.all_equal",
+            "gain" if changes or from_zero or unclear else "gain.all_equal",
             first=self.first,
             last=self.last,
             parts=self.join("gain.separator", parts),

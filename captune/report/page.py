@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,14 +30,16 @@ from captune.report.caption_statistics import (
     row_failures,
     word_classes,
 )
-from captune.report.columns import LOWER_IS_BETTER, column, heading, order_metrics, scale_sentence
+from captune.report.columns import LOWER_IS_BETTER, column, describe, heading, order_metrics, scale_sentence
 from captune.report.comparison import Comparison, matrices
+from captune.report.headline import Headline, comparison_headline, examples, headline, headline_metric
 from captune.report.learning_curve import SIGNIFICANT, TrainingLog, drawn_rows, split_training_rows
-from captune.report.narrative import LANGUAGES, catalogue, sentences
-from captune.report.page_charts import distribution_charts, score_charts, training_charts
+from captune.report.narrative import LANGUAGES, catalogue, sentences, summary
+from captune.report.page_charts import comparison_charts, distribution_charts, score_charts, training_charts
 from captune.report.rating import Rating, rating_counts, rating_tables
 from captune.report.robustness_matrix import Matrix, matrix_section
 from captune.report.scores_json import RunScores
+from captune.report.settings import Setting, changed_settings, image_links, read_settings, run_differences
 from captune.report.table import DAGGERS, cells, daggers, leak_reasons, notes, provenance, signatures
 from captune.report.thumbnails import EMBEDDED_BYTES, embedded_thumbnails
 
@@ -78,6 +81,7 @@ def explorer_json(
     run: RunScores,
     run_dir: Path | None,
     failures: Sequence[Mapping[str, Sequence[str]]],
+    always: Sequence[str] = (),
     **settings: Any,
 ) -> str:
     """Everything that the page's script shows and sorts, with as many images and as much text as fit.
@@ -86,22 +90,26 @@ def explorer_json(
         run: the rows.
         run_dir: folder of the thumbnails; None for a page without pictures.
         failures: for every row, image id -> failures of its caption.
+        always: images that are on the page in any case.
         settings: further values for the script.
 
     Returns:
         JSON for a script element; see `explorer_data`.
     """
     for images, characters in _LIMITS:
-        tree = explorer_data(run, select_images(run, images), failures, characters)
+        tree = explorer_data(run, select_images(run, images, always), failures, characters)
         text = script_json(tree)
         if len(text) <= TEXT_CHARACTERS:
             break
     if run_dir is not None:
         budget = min(EMBEDDED_BYTES, PAGE_BYTES - len(text.encode("utf-8")))
         pictures = embedded_thumbnails(run_dir, [image["i"] for image in tree["images"]], budget)
+        links = image_links(run_dir, pictures)
         for image in tree["images"]:
             if image["i"] in pictures:
                 image["t"] = pictures[image["i"]]
+            if image["i"] in links:
+                image["l"] = links[image["i"]]
     return script_json({**settings, **tree})
 
 
@@ -113,7 +121,7 @@ def script_json(tree: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def select_images(run: RunScores, most: int = MAX_IMAGES) -> list[str]:
+def select_images(run: RunScores, most: int = MAX_IMAGES, always: Sequence[str] = ()) -> list[str]:
     """Ids of the images on the page, in the order of the data.
 
     All of them, or where there are too many those whose CIDEr (or first metric) changed most from the first row to
@@ -121,7 +129,8 @@ def select_images(run: RunScores, most: int = MAX_IMAGES) -> list[str]:
 
     Args:
         run: the rows.
-        most: how many images at most.
+        most: how many images at most, apart from `always`.
+        always: images that are selected in any case.
     """
     images = list(dict.fromkeys(image for row in run.checkpoints for image in (*row.captions, *row.per_image)))
     if len(images) <= most:
@@ -136,7 +145,7 @@ def select_images(run: RunScores, most: int = MAX_IMAGES) -> list[str]:
         return value if math.isfinite(value) else 0.0
 
     ranked = sorted(images, key=change)
-    kept = {*ranked[: most // 2], *ranked[len(ranked) - (most - most // 2) :]}
+    kept = {*ranked[: most // 2], *ranked[len(ranked) - (most - most // 2) :], *always}
     return [image for image in images if image in kept]
 
 
@@ -159,7 +168,7 @@ def explorer_data(
         these), `columns` (indices of the metrics, in display order), `failures` (their names), `left_out` (how many
         images are not on the page) and `images`, one object an image: `i` its id, `r` its references, `c` a caption a
         row or null, `s` a list of scores a row for every metric, `f` the failures a row (left out when there are none).
-        `explorer_json` adds the picture as `t`.
+        `explorer_json` adds the picture as `t` and the address of the image file as `l`.
     """
     metrics = _per_image_metrics(run)
     names = sorted({failure for row in failures for names in row.values() for failure in names})
@@ -215,12 +224,13 @@ def build_page(
     log: TrainingLog,
     *,
     run_dir: Path | None = None,
-    language: str = "en",
+    language: str = "",
     comparison: Comparison | None = None,
     rating: Rating | None = None,
     matrix: Matrix | None = None,
     captions: RunCaptions | None = None,
     analysis: Analysis | None = None,
+    live: str = "",
 ) -> str:
     """Build the page of a run.
 
@@ -228,17 +238,20 @@ def build_page(
         run: the scores, with captions and references where there are some.
         log: the training log; an empty one omits its parts.
         run_dir: folder of the thumbnails; None for a page without pictures.
-        language: "en" or "zh", in which the page opens; a reader can switch.
+        language: "en" or "zh", in which the page opens; by default the browser's. A reader can switch.
         comparison: when the rows are several runs and not the checkpoints of one; their tests then replace the
             analysis and the charts of a training.
         rating: the results of a human rating of the captions (`captune.report.rating`), where there are some.
         matrix: scores on other data, corrupted images and prompts, where they were evaluated.
         captions: `caption_statistics` of the run, if they are already computed.
         analysis: `analyse` of the run, if it is already computed.
+        live: version of the page for `captune report --watch`, whose server is asked for the state of the training;
+            empty for a file.
 
     Returns:
         The complete HTML document, the same for the same run.
     """
+    follow, language = not language, language or "en"
     words = catalogue(language).page
     captions = captions or caption_statistics(run)
     failures = [row_failures(run, row) for row in run.checkpoints]
@@ -247,11 +260,16 @@ def build_page(
         analysis = analysis or analyse(run, captions)
     picture = run_dir / "matrix.png" if run_dir is not None else None
     heatmap = picture.read_bytes() if matrix is not None and picture is not None and picture.is_file() else None
+    shown_examples = examples(run)
     data = explorer_json(
         run,
         run_dir,
         failures,
+        [example.image for example in shown_examples],
         language=language,
+        follow=follow,
+        live=live,
+        name=run_dir.resolve().name if run_dir is not None else run.data,
         words={name: catalogue(name).page for name in LANGUAGES},
     )
     return (
@@ -266,7 +284,16 @@ def build_page(
             style_sheet=Markup(style_sheet()),
             data=Markup(data),
             run=run,
-            headings=list(map(heading, run.metrics)),
+            live=live,
+            headings=[(heading(metric), _explanations(metric)) for metric in run.metrics],
+            headlines={name: _headline(run, comparison, name) for name in LANGUAGES},
+            name=_name(run, run_dir, comparison),
+            date=_date(run_dir) if comparison is None else "",
+            examples=shown_examples,
+            example_metric=headline_metric(run) or "",
+            settings=_settings(run_dir, comparison),
+            comparison_rows=[] if comparison is None else [row.name for row in run.checkpoints],
+            summary={name: summary(run, analysis, name) for name in LANGUAGES if analysis is not None},
             provenance=provenance(run),
             leaks=leak_reasons(run),
             facts=_facts(run, log),
@@ -276,7 +303,9 @@ def build_page(
             notes={name: _notes(run, name) for name in LANGUAGES},
             analysis={name: sentences(run, analysis, name) for name in LANGUAGES if analysis is not None},
             matrices=[] if comparison is None else matrices(comparison),
-            score_charts=_charts(score_charts(run, words) if comparison is None else []),
+            score_charts=_charts(
+                score_charts(run, words) if comparison is None else comparison_charts(comparison, words)
+            ),
             training_charts=_charts(training_charts(log, words)),
             captions=_captions(run, captions, failures, words),
             robustness=None if matrix is None else matrix_section(matrix),
@@ -321,15 +350,54 @@ def _facts(run: RunScores, log: TrainingLog) -> dict[str, str]:
         "protocol": run.protocol,
         "evaluated_images": f"{run.images:,}" if run.images is not None else "",
         "model": log.facts.get("model", ""),
-        "train_images": log.facts.get("images", ""),
-        "captions_an_epoch": log.facts.get("captions", ""),
-        **{key: log.facts.get(key, "") for key in ("steps", "step_captions", "device", "processes")},
+        "train_images": _count(log.facts.get("images", "")),
+        "captions_an_epoch": _count(log.facts.get("captions", "")),
+        "steps": _count(log.facts.get("steps", "")),
+        **{key: log.facts.get(key, "") for key in ("step_captions", "device", "processes")},
         "time": _duration(log.seconds) if log.seconds is not None else "",
         "rate": f"{log.captions_per_s:.1f}" if log.captions_per_s is not None else "",
         "memory": f"{log.peak_memory / 1e9:.2f} GB" if log.peak_memory is not None else "",
         "energy": f"{log.energy / 3.6e6:.3f} kWh" if log.energy is not None else "",
     }
     return {key: str(value) for key, value in facts.items() if str(value)}
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _explanations(metric: str) -> dict[str, str]:
+    """What a metric measures in every language; English from the metric itself, also for the others by default."""
+    english = describe(metric)
+    return {name: catalogue(name).metrics.get(metric, english) for name in LANGUAGES}
+
+
+def _headline(run: RunScores, comparison: Comparison | None, language: str) -> Headline:
+    return headline(run, language) if comparison is None else comparison_headline(comparison, language)
+
+
+def _name(run: RunScores, run_dir: Path | None, comparison: Comparison | None) -> str:
+    """Name of the run, or of the compared runs."""
+    if comparison is not None:
+        return " · ".join(row.name for row in run.checkpoints)
+    return run_dir.resolve().name if run_dir is not None else run.data
+
+
+def _date(run_dir: Path | None) -> str:
+    """The day of the scores, from their file; empty if there is none."""
+    try:
+        changed = (run_dir / "scores.json").stat().st_mtime if run_dir is not None else None
+    except OSError:
+        return ""
+    return "" if changed is None else datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d")
+
+
+def _settings(run_dir: Path | None, comparison: Comparison | None) -> list[Setting] | None:
+    """What differs from the defaults, or between compared runs; None without stored configurations."""
+    if comparison is not None:
+        return run_differences(comparison.settings) if all(comparison.settings) else None
+    settings = read_settings(run_dir) if run_dir is not None else {}
+    return changed_settings(settings) if settings else None
 
 
 def _notes(run: RunScores, language: str) -> list[str]:

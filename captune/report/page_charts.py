@@ -15,10 +15,19 @@ from captune.common import one_line, shorten
 from captune.report.axis import checkpoint_axis, spread_labels
 from captune.report.caption_statistics import CaptionStatistics
 from captune.report.columns import CIDER_TOP, group_by_scale
+from captune.report.comparison import Comparison
 from captune.report.learning_curve import TrainingLog, drawn_rows, split_training_rows
 from captune.report.scores_json import RunScores
 
-__all__ = ["Series", "distribution_charts", "line_chart", "nice_ticks", "score_charts", "training_charts"]
+__all__ = [
+    "Series",
+    "comparison_charts",
+    "distribution_charts",
+    "line_chart",
+    "nice_ticks",
+    "score_charts",
+    "training_charts",
+]
 
 BINS = 20
 WIDTH, HEIGHT = 480, 300
@@ -81,10 +90,11 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
     drawn, joined = drawn_rows(run)
     charts = []
     for top, names in group_by_scale(drawn.metrics).items():
+        key = "other_chart"
         if top is None:
-            label, first_style = "score", 0
+            key, label, first_style = "metrics_chart", "score", 0
         elif top == CIDER_TOP and all(name.startswith("CIDEr") for name in names):
-            label, first_style = "cider", 5
+            key, label, first_style = "cider_chart", "cider", 5
         else:
             label, first_style = f"{shorten(', '.join(names), LONGEST_LABEL)} (0–{top:g})", 5
         series = []
@@ -93,7 +103,34 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
             bands = [row.intervals.get(metric, (math.nan, math.nan)) for row in drawn.checkpoints]
             series.append(Series(metric, values, (first_style + index) % 10, bands, joined=joined))
         title = f"{', '.join(names)}, {', '.join(row.name for row in drawn.checkpoints[:40])}"
-        charts.append(("metrics_chart", _over_checkpoints(run, series, title, label, words)))
+        charts.append((key, _over_checkpoints(run, series, title, label, words)))
+    return sorted((chart for chart in charts if chart[1]), key=lambda chart: chart[0] != "cider_chart")
+
+
+def comparison_charts(comparison: Comparison, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The scores of compared runs over their epochs in one chart a metric, those of the headline first.
+
+    Args:
+        comparison: the runs.
+        words: the page's words in the language in which it opens.
+    """
+    courses = [split_training_rows(run).run.checkpoints for run in comparison.runs]
+    epochs = sorted({-1 if row.epoch is None else row.epoch for course in courses for row in course})
+    metrics = [metric for metric in comparison.table.metrics if metric in ("CIDEr", "BLEU-4", "ROUGE-L")]
+    charts = []
+    for metric in sorted(metrics, key=lambda metric: metric != "CIDEr"):
+        series = []
+        for index, (course, row) in enumerate(zip(courses, comparison.table.checkpoints, strict=False)):
+            values = {-1 if each.epoch is None else each.epoch: each.corpus.get(metric, math.nan) for each in course}
+            line = [values.get(epoch, math.nan) for epoch in epochs]
+            series.append(Series(row.name, line, (0, 5, 3, 2, 9, 1, 7, 4, 6, 8)[index % 10]))
+        ticks = [(float(epoch), "pre-\ntrained" if epoch < 0 else str(epoch)) for epoch in epochs]
+        names = ["pretrained" if epoch < 0 else f"epoch{epoch}" for epoch in epochs]
+        if len(epochs) > 1 and len(epochs) <= MAX_MARKERS:
+            places = [float(epoch) for epoch in epochs]
+            title = f"{metric}, {', '.join(row.name for row in comparison.table.checkpoints)}"
+            drawing = line_chart(places, series, title, "epoch", metric, words, ticks=ticks, markers=True, names=names)
+            charts.append(("curves", drawing))
     return [chart for chart in charts if chart[1]]
 
 
@@ -144,7 +181,8 @@ def _over_checkpoints(
     """A chart with a position for every row of the run."""
     axis = checkpoint_axis(run, width=AXIS_INCHES)
     ticks = list(zip(*axis.ticks(AXIS_INCHES), strict=True))
-    return line_chart(axis.positions, series, title, axis.title, y_label, words, ticks=ticks, markers=True)
+    names = [row.name for row in drawn_rows(run)[0].checkpoints]
+    return line_chart(axis.positions, series, title, axis.title, y_label, words, ticks=ticks, markers=True, names=names)
 
 
 def _histogram(groups: Sequence[Series], x_label: str, words: Mapping[str, str], *, integers: bool = False) -> str:
@@ -180,6 +218,7 @@ def line_chart(
     *,
     ticks: Sequence[tuple[float, str]] = (),
     markers: bool = False,
+    names: Sequence[str] = (),
 ) -> str:
     """Draw lines over common positions.
 
@@ -192,6 +231,7 @@ def line_chart(
         words: the page's words in the language in which it opens.
         ticks: (position, label) on the x axis; by default round numbers.
         markers: whether values are marked, unless they are many.
+        names: of the positions, for the texts that the page shows over marks.
 
     Returns:
         An `<svg>` element, or an empty text when there is nothing to draw.
@@ -205,7 +245,7 @@ def line_chart(
     if x_label:
         drawing.text((LEFT + drawing.right) / 2, HEIGHT - 4, x_label, key=x_label, kind="axis", anchor="middle")
     for line in drawn:
-        drawing.line(line, markers=markers and len(positions) <= MAX_MARKERS)
+        drawing.line(line, markers=markers and len(positions) <= MAX_MARKERS, names=names)
     drawing.end_labels(drawn)
     return ElementTree.tostring(drawing.svg, encoding="unicode")
 
@@ -273,10 +313,12 @@ class _Drawing:
             self.text(LEFT - 6, y + 4, f"{value:.4g}", anchor="end")
         round_numbers = nice_ticks(self.positions[0], self.positions[-1])
         for position, label in ticks or [(number, f"{number:.4g}") for number in round_numbers]:
+            keys = ("axis_pre", "axis_trained") if label == "pre-\ntrained" else ()
             for row, part in enumerate(label.split("\n")):
-                self.text(self.x(position), BOTTOM + 14 + 11 * row, part, anchor="middle")
+                key = keys[row] if keys else ""
+                self.text(self.x(position), BOTTOM + 14 + 11 * row, part, key=key, anchor="middle")
 
-    def line(self, line: Series, *, markers: bool) -> None:
+    def line(self, line: Series, *, markers: bool, names: Sequence[str]) -> None:
         """Band, line and markers of one series."""
         count = len(line.values)
         joined = count if line.joined is None else line.joined
@@ -291,6 +333,17 @@ class _Drawing:
         for i in range(count):
             if present[i] and (markers or i >= joined):
                 self.marker(*points[i], line.style)
+                if i < len(names):
+                    self.tip(line, i, *points[i], names[i])
+
+    def tip(self, line: Series, index: int, x: float, y: float, name: str) -> None:
+        """An invisible disc over a mark, with its text."""
+        text = f"{shorten(name, LONGEST_LABEL)}: {line.values[index]:.4f}"
+        if line.name:
+            text = f"{shorten(line.name, LONGEST_LABEL)}, {text}"
+        if index < len(line.bands) and all(map(math.isfinite, line.bands[index])):
+            text += " [{:.4f}, {:.4f}]".format(*line.bands[index])
+        self.add("circle", "hit", cx=x, cy=y, r=8.0).set("data-tip", one_line(text))
 
     def marker(self, x: float, y: float, style: int) -> None:
         """The small shape of a style."""

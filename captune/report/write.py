@@ -45,7 +45,7 @@ def write_report(
     *,
     intervals: bool = False,
     chart_formats: tuple[str, ...] = ("png", "svg"),
-    language: str = "en",
+    language: str = "",
     source: Path | None = None,
     write: Writer = atomic_write,
 ) -> list[Path]:
@@ -56,7 +56,7 @@ def write_report(
         run: the scores; by default those in `run_dir/scores.json`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
         chart_formats: of "png", "svg" and "pdf".
-        language: "en" or "zh", in which the page opens.
+        language: "en" or "zh", in which the page opens; by default the browser's.
         source: the run's folder, by default `run_dir`. The page shows its `thumbnails/`, the loss in its `log.jsonl`,
             the human ratings in its `rating.json` and the robustness in its `matrix.json`; all may be missing.
         write: writes each file.
@@ -89,7 +89,7 @@ def write_comparison(
     pictures_of: Path | None = None,
     *,
     intervals: bool = False,
-    language: str = "en",
+    language: str = "",
     write: Writer = atomic_write,
 ) -> list[Path]:
     """Write table, tests and page of several runs.
@@ -99,7 +99,7 @@ def write_comparison(
         comparison: the runs.
         pictures_of: a run directory whose `thumbnails/` hold the images; by default `folder`.
         intervals: write confidence intervals into the Markdown and LaTeX tables.
-        language: "en" or "zh", in which the page opens.
+        language: "en" or "zh", in which the page opens; by default the browser's.
         write: writes each file.
 
     Returns:
@@ -120,7 +120,7 @@ def write_comparison(
     return [write(folder / name, content) for name, content in contents.items()]
 
 
-def write_page(run_dir: Path, *, language: str = "en") -> Path:
+def write_page(run_dir: Path, *, language: str = "") -> Path:
     """Write only the page, after a change of something other than the scores; see `write_report`."""
     return atomic_write(run_dir / "report.html", _page(run_dir, read_scores(run_dir), language))
 

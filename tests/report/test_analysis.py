@@ -107,7 +107,7 @@ def test_a_first_value_of_zero_has_no_relative_gain(make_run: Any) -> None:
     analysis = analyse(run)
     assert analysis["BLEU-4"].relative_gain is None
     assert analysis.ranking == ("CIDEr",)
-    assert "BLEU-4 +0.3800 (0.0000 to 0.3800; no relative gain, since it starts at 0)" in _texts(run)["Gain"]
+    assert "BLEU-4 +0.3800 (0.0000 to 0.3800) (no relative gain, since it starts at 0)" in _texts(run)["Gain"]
     assert "inf" not in analysis_markdown(run, analysis)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,18 +199,20 @@ def test_differences_word_by_word(page: Any) -> None:
 
 def test_language_switch(page: Any) -> None:
     assert page.locator("html").get_attribute("lang") == "en"
-    assert page.locator("#analysis [lang=zh]").is_hidden()
+    assert page.locator("#analysis dl[lang=en]").is_hidden()  # folded
+    page.click("#analysis summary")
+    assert page.locator("#analysis dl[lang=zh]").is_hidden()
     page.select_option("#language", "zh")
     assert page.locator("html").get_attribute("lang") == "zh"
     assert page.inner_text("#images-title") == "逐图查看"
-    assert page.locator("#analysis [lang=zh]").is_visible()
-    assert page.locator("#analysis [lang=en]").is_hidden()
+    assert page.locator("#analysis dl[lang=zh]").is_visible()
+    assert page.locator("#analysis dl[lang=en]").is_hidden()
     assert page.inner_text("#count").startswith("1000 / 1000 张图像")
     page.select_option("#language", "en")
     assert page.inner_text("#images-title") == "Image by image"
 
 
-def test_hostile_text_is_shown_and_does_nothing(page: Any) -> None:
+def test_hostile_text_is_shown_and_does_nothing(page: Any, report: Path) -> None:
     page.select_option("#sort", "given")
     page.select_option("#compare", "none")
     cards = page.locator(".card")
@@ -217,7 +220,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Any) -> None:
     assert "[U+202E]right to left[U+202C]" in cards.nth(1).text_content()
     assert "(10,000 characters)" in cards.nth(2).text_content()
     assert "␀␛[31m" in cards.nth(3).text_content()
-    assert page.title() == "toy – captune"
+    assert page.title() == f"{report.parent.name} – toy – captune"
     assert page.locator(".card img[src='x']").count() == 0
     for mode in ("references", "before"):
         page.select_option("#compare", mode)
@@ -264,6 +267,14 @@ def test_it_prints(page: Any, tmp_path: Path) -> None:
     page.fill("#search", "100009300")
     page.emulate_media(media="print")
     assert page.locator("#controls").is_hidden()
+    assert page.locator(".card img").first.is_hidden()
+    page.pdf(path=str(tmp_path / "short.pdf"), format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "short.pdf").read_bytes())) <= 6
+    table = page.locator("#score-table").evaluate("n => [n.scrollWidth, n.parentElement.clientWidth]")
+    assert table[0] <= table[1]
+    page.emulate_media(media="screen")
+    page.check("#print")
+    page.emulate_media(media="print")
     assert page.locator(".card img").first.is_visible()
     assert page.pdf(path=str(tmp_path / "page.pdf")).startswith(b"%PDF")
 

@@ -98,7 +98,7 @@ def test_the_picture_draws_them_on_their_scale(run: RunScores, make_run: Any) ->
 def test_the_page_has_a_chart_for_each_scale(run: RunScores) -> None:
     drawings = [ElementTree.fromstring(drawing) for _, drawing in score_charts(run, catalogue("en").page)]
     labels = [next(node.text for node in drawing.iter("text")) for drawing in drawings]
-    assert labels == ["score (0–1)", "CIDEr (0–10)", "Percent (0–100)"]
+    assert labels == ["CIDEr (0–10)", "score (0–1)", "Percent (0–100)"]
     for drawing in drawings:
         lines = [point for node in drawing.iter("polyline") for point in node.attrib["points"].split()]
         across = [float(point.split(",")[0]) for point in lines]
@@ -124,6 +124,7 @@ def test_the_explorer_sorts_by_what_is_better(run: RunScores, browser: Any, tmp_
     assert "取值范围：Percent 0–100，CIDEr 0–10，Words 无上限，其余 0–1。" in notes
     assert "↓ 越低越好。" in notes
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.click("#filter")
     page.select_option("#metric", label="Words ↓")
     for order, first in (("best", "b"), ("worst", "a"), ("improved", "a"), ("regressed", "b")):
         page.select_option("#sort", order)

@@ -39,7 +39,10 @@ class ClipScore(MeanOfImages):
     """CLIPScore, and RefCLIPScore with the references."""
 
     # The largest harmonic mean is that of 2.5 and 1.
-    columns: ClassVar[tuple[Column, ...]] = (Column("CLIPScore", WEIGHT), Column("RefCLIPScore", 10 / 7))
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("CLIPScore", WEIGHT, description="How well the caption fits the image by CLIP, without references."),
+        Column("RefCLIPScore", 10 / 7, description="CLIPScore combined with the similarity to the references."),
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"clip", "images"})
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:

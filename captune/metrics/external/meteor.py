@@ -37,7 +37,9 @@ WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 class Meteor(Metric):
     """METEOR 1.5 from 23 counts of each image; corpus scores come from summed counts, as the jar computes them."""
 
-    columns: ClassVar[tuple[Column, ...]] = (Column("METEOR"),)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("METEOR", description="Alignment of words with a reference; stems and synonyms count."),
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"java"})
     english_only: ClassVar[bool] = True
 

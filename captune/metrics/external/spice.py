@@ -40,7 +40,9 @@ STAND_IN = Path(__file__).parent / "spice_java"
 class Spice(MeanOfImages):
     """SPICE: the mean F-score of scene-graph tuples."""
 
-    columns: ClassVar[tuple[Column, ...]] = (Column("SPICE"),)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("SPICE", description="Objects, attributes and relations in common with the references."),
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"java"})
     english_only: ClassVar[bool] = True
 

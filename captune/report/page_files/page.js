@@ -180,6 +180,7 @@ function choose() {
   // Images without a score are last, equal ones in the order of the data.
   const rank = (index) => (Number.isNaN(keys[index]) ? Infinity : keys[index]);
   selected.sort((a, b) => (rank(a) === rank(b) ? a - b : rank(a) < rank(b) ? -1 : 1));
+  writeAddress();
   draw();
 }
 
@@ -203,8 +204,10 @@ function card(image, index) {
   const others = data.columns.filter((column) => column !== metric).slice(0, 2);
   const alternative = `${say("image")} ${visible(image.i)}${image.r.length ? `: ${visible(image.r[0])}` : ""}`;
   const picture = image.t
-    ? element("img", { src: `data:image/jpeg;base64,${image.t}`, alt: alternative.slice(0, 300), loading: "lazy" })
+    ? element("button", { type: "button", class: "picture" },
+      element("img", { src: `data:image/jpeg;base64,${image.t}`, alt: alternative.slice(0, 300), loading: "lazy" }))
     : element("div", { class: "absent" }, say("no_picture"));
+  if (image.t) picture.addEventListener("click", () => view(index));
   const references = element("details", {}, element("summary", {}, `${say("references")} (${image.r.length})`),
     element("ul", {}, ...image.r.map((text) => element("li", {}, isolated(text)))));
   references.open = true;
@@ -253,12 +256,170 @@ function draw() {
   drawMore();
 }
 
+// ---- One picture in large -----------------------------------------------------------------------------------
+
+let viewed = 0;
+let sequence = [];
+
+function view(position, images = null) {
+  sequence = images ?? selected;
+  viewed = Math.min(Math.max(position, 0), sequence.length - 1);
+  const image = data.images[sequence[viewed]];
+  const to = Number(byId("to").value);
+  byId("large").replaceChildren(image.t
+    ? element("img", { src: `data:image/jpeg;base64,${image.t}`, alt: `${say("image")} ${visible(image.i)}` })
+    : element("div", { class: "absent" }, say("no_picture")));
+  byId("viewer-id").replaceChildren(isolated(image.i));
+  byId("viewer-text").replaceChildren(captionNode(image, to));
+  byId("viewer-link").hidden = !image.l;
+  if (image.l) byId("viewer-link").href = image.l;
+  else byId("viewer-link").removeAttribute("href");
+  if (!byId("viewer").open) byId("viewer").showModal();
+}
+
+byId("previous").addEventListener("click", () => view(viewed - 1, sequence));
+byId("next").addEventListener("click", () => view(viewed + 1, sequence));
+byId("close").addEventListener("click", () => byId("viewer").close());
+byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
+byId("viewer").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") view(viewed - 1, sequence);
+  else if (event.key === "ArrowRight") view(viewed + 1, sequence);
+});
+
+const positions = new Map(data.images.map((image, index) => [image.i, index]));
+const exampleButtons = [...document.querySelectorAll(".example .picture")]
+  .filter((button) => data.images[positions.get(button.dataset.image)]?.t);
+const exampleIndices = exampleButtons.map((button) => positions.get(button.dataset.image));
+exampleButtons.forEach((button, position) => {
+  const image = data.images[exampleIndices[position]];
+  button.append(element("img", { src: `data:image/jpeg;base64,${image.t}`, alt: `${say("image")} ${visible(image.i)}` }));
+  button.addEventListener("click", () => view(position, exampleIndices));
+});
+
+// ---- Explanations of metrics and of points in charts --------------------------------------------------------
+
+function tip(node) {
+  const text = node?.dataset.tip;
+  byId("tooltip").hidden = !text;
+  if (!text) return;
+  byId("tooltip").textContent = text;
+  const box = node.getBoundingClientRect();
+  const size = byId("tooltip").getBoundingClientRect();
+  byId("tooltip").style.left = `${Math.max(8, Math.min(innerWidth - size.width - 8, box.left + box.width / 2 - size.width / 2))}px`;
+  byId("tooltip").style.top = `${box.top > size.height + 12 ? box.top - size.height - 6 : box.bottom + 6}px`;
+}
+
+for (const [enter, leave] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
+  document.addEventListener(enter, (event) => tip(event.target.closest?.("[data-tip]")));
+  document.addEventListener(leave, () => tip(null));
+}
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip(null); });
+
+// ---- The address holds what is chosen -----------------------------------------------------------------------
+
+const CHOICES = ["sort", "metric", "from", "to", "failure", "compare", "search", "scope"];
+const NAMES = { metric: data.metrics, from: data.checkpoints, to: data.checkpoints, failure: data.failures };
+const DEFAULTS = {};
+let addressed = false;
+
+function writeAddress() {
+  if (!addressed) return;
+  const choice = new URLSearchParams();
+  for (const id of CHOICES) {
+    const value = byId(id).value;
+    if (value !== DEFAULTS[id]) choice.set(id, NAMES[id] && value !== "" ? NAMES[id][Number(value)] : value);
+  }
+  const text = choice.toString();
+  if (text || location.hash.includes("=")) {
+    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  }
+}
+
+// Returns whether the address chooses anything; what it does not know is ignored.
+function readAddress() {
+  if (!location.hash.includes("=")) return false;
+  const choice = new URLSearchParams(location.hash.slice(1));
+  for (const id of CHOICES) {
+    let value = choice.get(id) ?? DEFAULTS[id];
+    if (choice.has(id) && NAMES[id] && value !== "") value = String(NAMES[id].indexOf(value));
+    byId(id).value = value;
+    if (id !== "search" && byId(id).value !== value) byId(id).value = DEFAULTS[id];
+  }
+  return true;
+}
+
+addEventListener("hashchange", () => { if (readAddress()) choose(); });
+
+// ---- Copy and export of what is chosen ----------------------------------------------------------------------
+
+function exported() {
+  return selected.map((index) => {
+    const image = data.images[index];
+    const row = { image: image.i, references: image.r };
+    data.checkpoints.forEach((name, checkpoint) => {
+      row[`${name}: caption`] = image.c[checkpoint];
+      data.metrics.forEach((metric, k) => { row[`${name}: ${metric}`] = image.s[k]?.[checkpoint] ?? null; });
+    });
+    return row;
+  });
+}
+
+function table(separator) {
+  const rows = exported();
+  const heads = Object.keys(rows[0] ?? { image: "" });
+  const cell = (value) => {
+    let text = Array.isArray(value) ? value.join(" | ") : String(value ?? "");
+    // A spreadsheet must not take a caption for a formula.
+    if (typeof value !== "number" && /^[=+\-@\t\r]/u.test(text)) text = `'${text}`;
+    if (separator === "\t") return text.replace(/[\t\r\n]+/gu, " ");
+    return /[",\r\n]/u.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return [heads, ...rows.map((row) => heads.map((head) => row[head]))]
+    .map((line) => line.map(cell).join(separator)).join("\n") + "\n";
+}
+
+function download(name, text, type) {
+  const address = URL.createObjectURL(new Blob([text], { type }));
+  const link = element("a", { href: address, download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+async function copy(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = element("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = say("copied");
+  setTimeout(() => { button.textContent = say(button.dataset.t); }, 1500);
+}
+
+byId("copy_link").addEventListener("click", (event) => copy(event.target, location.href));
+byId("copy_text").addEventListener("click", (event) => copy(event.target, table("\t")));
+byId("export_csv").addEventListener("click", () => download("captions.csv", `\ufeff${table(",")}`, "text/csv"));
+byId("export_json").addEventListener("click", () => download("captions.json", JSON.stringify(exported(), null, 1), "application/json"));
+byId("print").addEventListener("change", (event) => document.documentElement.toggleAttribute("data-cards", event.target.checked));
+byId("filter").addEventListener("click", (event) => {
+  event.target.setAttribute("aria-expanded", String(byId("controls").classList.toggle("open")));
+});
+
 // ---- Language, theme, keys ----------------------------------------------------------------------------------
 
 function translate() {
   document.documentElement.lang = language;
   for (const node of document.querySelectorAll("[data-t]")) node.textContent = say(node.dataset.t);
   for (const node of document.querySelectorAll("[data-t-label]")) node.setAttribute("aria-label", say(node.dataset.tLabel));
+  for (const node of document.querySelectorAll(".term")) {
+    node.dataset.tip = node.dataset[language];
+    node.setAttribute("aria-describedby", "tooltip");
+    node.removeAttribute("title");
+  }
   byId("search").placeholder = say("search_hint");
   fill("failure", [["", say("any_or_none")], ...data.failures.map((name, index) => [String(index), say(name)])]);
 }
@@ -279,7 +440,7 @@ function step(by) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, dialog")) return;
   if (event.key === "j") step(1);
   else if (event.key === "k") step(-1);
   else if (event.key === "/") byId("search").focus();
@@ -293,9 +454,19 @@ byId("theme").addEventListener("click", () => {
   root.dataset.theme = dark === "dark" ? "light" : "dark";
 });
 
+// A page without a language of its own follows the reader's last choice, then the browser.
+function preferred() {
+  let chosen = null;
+  try { chosen = localStorage.getItem("captune-language"); } catch { /* storage may be switched off */ }
+  if (chosen in data.words) return chosen;
+  return data.follow && navigator.language.toLowerCase().startsWith("zh") ? "zh" : data.language;
+}
+
+language = preferred();
 byId("language").value = language;
 byId("language").addEventListener("change", (event) => {
   language = event.target.value;
+  try { localStorage.setItem("captune-language", language); } catch { /* storage may be switched off */ }
   translate();
   draw();
 });
@@ -310,7 +481,54 @@ byId("to").value = String(rows.length - 1);
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("controls").addEventListener("change", choose);
 byId("search").addEventListener("input", choose);
-addEventListener("beforeprint", () => { while (shown < Math.min(selected.length, 200)) drawMore(); });
+addEventListener("beforeprint", () => {
+  for (const node of document.querySelectorAll("main section > details")) node.open = true;
+  if (byId("print").checked) while (shown < Math.min(selected.length, 200)) drawMore();
+});
 
 translate();
+for (const id of CHOICES) DEFAULTS[id] = byId(id).value;
+const linked = readAddress();
 choose();
+addressed = true;
+if (linked) byId("images").scrollIntoView();
+
+// ---- A training in progress ---------------------------------------------------------------------------------
+
+function clock(seconds) {
+  const whole = Math.round(seconds);
+  const pad = (value) => String(value).padStart(2, "0");
+  const hours = Math.floor(whole / 3600);
+  return `${hours ? `${hours}:${pad(Math.floor(whole / 60) % 60)}` : Math.floor(whole / 60)}:${pad(whole % 60)}`;
+}
+
+async function follow() {
+  let state;
+  try {
+    state = await (await fetch("state")).json();
+  } catch {
+    byId("live").textContent = say("stopped");
+    return;
+  }
+  const parts = [say(state.done ? "finished" : "running")];
+  if (state.steps) parts.push(`${say("step")} ${state.step.toLocaleString("en")} / ${state.steps.toLocaleString("en")}`);
+  if (state.loss !== null) parts.push(`${say("loss")} ${state.loss.toFixed(4)}`);
+  if (!state.done && state.seconds_left !== null) parts.push(`${clock(state.seconds_left)} ${say("time_left")}`);
+  byId("live").textContent = parts.join(" · ");
+  if (data.live !== state.version) {
+    sessionStorage.setItem("captune-scroll", String(scrollY));
+    location.reload();
+    return;
+  }
+  setTimeout(follow, 2000);
+}
+
+if (data.live) {
+  const before = Number(sessionStorage.getItem("captune-scroll") ?? 0);
+  sessionStorage.removeItem("captune-scroll");
+  if (before) {
+    while (document.documentElement.scrollHeight < before + innerHeight && shown < selected.length) drawMore();
+    scrollTo(0, before);
+  }
+  follow();
+}
