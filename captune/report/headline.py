@@ -195,7 +195,10 @@ def comparison_headline(comparison: Comparison, language: str = "en") -> Headlin
     if test is None:
         return headline(comparison.table, language)
     better = 1 if test.difference > 0 else 0
-    start, end = _shown(*test.values)
+    gain, low, high = test.difference, test.low, test.high
+    if not better:
+        gain, low, high = -gain, -high, -low
+    end, start = _shown(test.values[better], test.values[1 - better])
     names = [one_line(row.name) for row in rows[:2]]
     values = {
         "metric": test.metric,
@@ -203,18 +206,18 @@ def comparison_headline(comparison: Comparison, language: str = "en") -> Headlin
         "other": names[1 - better],
         "start": start,
         "end": end,
-        "first": f"{names[0]} {one_line(test.rows[0])}",
-        "second": f"{names[1]} {one_line(test.rows[1])}",
-        "gain": _signed(test.difference),
-        "low": _signed(test.low),
-        "high": _signed(test.high),
+        "first": f"{names[better]} {one_line(test.rows[better])}",
+        "second": f"{names[1 - better]} {one_line(test.rows[1 - better])}",
+        "gain": _signed(gain),
+        "low": _signed(low),
+        "high": _signed(high),
         "p": f"= {test.p_value:.3f}" if test.p_value >= 0.001 else "< 0.001",
     }
     if any(row.leak for run in comparison.runs for row in run.checkpoints):
         kind = "leak"
     else:
         kind = "better" if test.p_value < SIGNIFICANT else "same"
-    key = {"leak": "leak", "better": "run_better", "same": "same"}[kind]
+    key = {"leak": "runs_leak", "better": "run_better", "same": "runs_same"}[kind]
     return Headline(kind, texts.text(f"verdict.title.{key}", **values), texts.text("verdict.runs", **values))
 
 

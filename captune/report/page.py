@@ -292,6 +292,7 @@ def build_page(
             examples=shown_examples,
             example_metric=headline_metric(run) or "",
             settings=_settings(run_dir, comparison),
+            row_heading="checkpoint" if comparison is None else "compared_run",
             comparison_rows=[] if comparison is None else [row.name for row in run.checkpoints],
             summary={name: summary(run, analysis, name) for name in LANGUAGES if analysis is not None},
             provenance=provenance(run),

@@ -116,7 +116,7 @@ def comparison_charts(comparison: Comparison, words: Mapping[str, str]) -> list[
     """
     courses = [split_training_rows(run).run.checkpoints for run in comparison.runs]
     epochs = sorted({-1 if row.epoch is None else row.epoch for course in courses for row in course})
-    metrics = [metric for metric in comparison.table.metrics if metric in ("CIDEr", "BLEU-4", "ROUGE-L")]
+    metrics = [metric for metric in comparison.table.metrics if metric in ("CIDEr", "BLEU-4")]
     charts = []
     for metric in sorted(metrics, key=lambda metric: metric != "CIDEr"):
         series = []
