@@ -32,8 +32,8 @@ __all__ = ["read_flickr8k_cf", "read_flickr8k_expert"]
 
 _IMAGE = r"([^\s#]+\.\w+)"
 _NUMBER = r"(\d+(?:\.\d+)?(?:[eE]-?\d+)?)"
-_CF = re.compile(rf"{_IMAGE}\t{_IMAGE}#(\d+)\t{_NUMBER}\t(\d+)\t(\d+)")
-_EXPERT = re.compile(rf"{_IMAGE}\t{_IMAGE}#(\d+)\t([1-4])(?:\.0+)?\t([1-4])(?:\.0+)?\t([1-4])(?:\.0+)?")
+_CF = re.compile(rf"{_IMAGE}\s+{_IMAGE}#(\d+)\s+{_NUMBER}\s+(\d+)\s+(\d+)")
+_EXPERT = re.compile(rf"{_IMAGE}\s+{_IMAGE}#(\d+)" + r"\s+([1-4])(?:\.0+)?" * 3)
 
 
 def read_flickr8k_expert(files: Sequence[Path], references: Path | None) -> Judgements:

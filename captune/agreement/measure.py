@@ -93,7 +93,7 @@ def measure_agreement(
     seed: int = 12345,
     ties_count: float = 0.0,
     image_files: Mapping[str, Path] | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, count: None,
+    progress: Callable[[str], None] | None = None,
 ) -> Agreement:
     """Score the captions and compare the scores with the judgements.
 
@@ -105,15 +105,14 @@ def measure_agreement(
         seed: of the bootstrap.
         ties_count: what a tie of a metric counts in an accuracy, 0 or 0.5.
         image_files: image -> file, for metrics that need images.
-        progress: called with what is done, how much of it, and of how much.
+        progress: called with what is computed next: the name of a metric, or "intervals of ...".
 
     Raises:
         MetricInputError: there are too few judgements, or a metric cannot score.
     """
     if judgements.count < 2:
         raise MetricInputError(f"{judgements.title} has {judgements.count} judgements; at least two are needed.")
-    progress("Scoring captions", 0, 1)
-    scores, signature = _score(judgements, options, image_files)
+    scores, signature = _score(judgements, options, image_files, progress)
     names, images = image_list(judgements.images)
     draws = image_resamples(len(names), seed, resamples) if resamples else np.zeros((0, len(names)), np.int64)
     metrics: dict[str, dict[str, Estimate]] = {}
@@ -121,8 +120,9 @@ def measure_agreement(
     main_values: dict[str, float] = {}
     main_resampled: dict[str, NDArray[np.float64]] = {}
     measures: tuple[str, ...] = ()
-    for done, (metric, values) in enumerate(scores.items()):
-        progress("Resampling images", done, len(scores))
+    for metric, values in scores.items():
+        if progress is not None:
+            progress(f"intervals of {metric}")
         if judgements.pairs is None:
             measured, ties[metric] = _of_scores(judgements, values, images, draws, ties_count)
             order = (main, *(name for name in (TAU_B, TAU_C, ACCURACY) if name != main))
@@ -132,7 +132,6 @@ def measure_agreement(
         measures = tuple(measured)
         metrics[metric] = {name: estimate(value, resampled) for name, (value, resampled) in measured.items()}
         main_values[metric], main_resampled[metric] = measured[measures[0]]
-    progress("Resampling images", len(scores), len(scores))
     return Agreement(
         judgements.title,
         judgements.pairs is not None,
@@ -154,7 +153,10 @@ _Measured = dict[str, tuple[float, NDArray[np.float64]]]
 
 
 def _score(
-    judgements: Judgements, options: ScoringOptions, image_files: Mapping[str, Path] | None
+    judgements: Judgements,
+    options: ScoringOptions,
+    image_files: Mapping[str, Path] | None,
+    progress: Callable[[str], None] | None,
 ) -> tuple[dict[str, NDArray[np.float64]], str]:
     """Scores of the n items by column, higher is better, and the signature."""
     items = [str(index) for index in range(len(judgements.captions))]
@@ -163,7 +165,7 @@ def _score(
     if image_files is not None:
         files = {item: image_files[image] for item, image in zip(items, judgements.images, strict=True)}
     data = one_line(judgements.title).replace("|", "/")
-    scorer = Scorer(references, replace(options, data=data), image_files=files)
+    scorer = Scorer(references, replace(options, data=data), image_files=files, on_metric=progress)
     scores = scorer.score(dict(zip(items, judgements.captions, strict=True)))
     columns = {}
     for name, values in scores.image_scores.items():

@@ -58,8 +58,8 @@ class Published:
 
     @property
     def text(self) -> str:
-        """The value with as many digits as the others of a table, at most two."""
-        return f"{self.value:.2f}".removesuffix("0")
+        """The value with two digits, or with one where no more are published."""
+        return str(self.value) if self.value == round(self.value, 1) else f"{self.value:.2f}"
 
 
 @cache
@@ -130,7 +130,8 @@ def _notes(agreement: Agreement) -> list[str]:
         notes.append("–: not defined, since all scores of the metric or of the people are equal, or some are missing.")
     counts = "wrong" if agreement.ties_count == 0 else "a half"
     notes.append(f"A pair that a metric ties counts as {counts}.")
-    sources = dict.fromkeys(row.source for row in _published(agreement, agreement.main).values())
+    published = _published(agreement, agreement.main)
+    sources = dict.fromkeys(row.source for metric, row in published.items() if metric in agreement.metrics)
     notes += [f"Published: {source}." for source in sources]
     return [*notes, agreement.signature]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -12,6 +11,7 @@ import typer
 
 from captune.cli import scoring
 from captune.cli.output import print_message
+from captune.cli.progress import metric_progress
 from captune.cli.shared_options import with_shared_options
 from captune.errors import InputError, MetricInputError
 from captune.metrics import DEFAULT_CLIP, ScoringOptions
@@ -154,7 +154,7 @@ def meta(
     image_files = [_image_files(judgements, run, pictures) for judgements in judged]
     measured = []
     for judgements, pictures_of in zip(judged, image_files, strict=True):
-        with _progress() as progress:
+        with metric_progress() as progress:
             measured.append(
                 measure_agreement(
                     judgements,
@@ -220,15 +220,6 @@ def _image_files(judgements: Judgements, run: scoring.ScoringRun, pictures: dict
     names = {image: judgements.file_names.get(image, image) for image in images}
     system = scoring.System(judgements.title, dict.fromkeys(images, ""), {}, {}, dict(pictures), names)
     return {str(image): path for image, path in scoring.image_files(system, run.images).items()}
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show what is being computed."""
-    from captune.cli.progress import metric_progress
-
-    with metric_progress() as show:
-        yield lambda what, done, count: show(what)
 
 
 def _print(measured: list[Agreement], *, as_json: bool, form: str, all_pairs: bool) -> None:

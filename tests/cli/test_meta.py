@@ -140,3 +140,17 @@ def test_the_page_in_a_browser(ratings: Path, tmp_path: Path, page: Any) -> None
     assert "CIDEr" in page.locator("table").first.inner_text()
     assert "arXiv:2512.21582" in page.locator("main").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_accessible(ratings: Path, tmp_path: Path, browser: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    table = tmp_path / "polaris.csv"
+    table.write_text(ratings.read_text())
+    assert captune("meta", "polaris", table, "--resamples", 50, "--out", tmp_path / "out") == 0
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto((tmp_path / "out" / "agreement.html").as_uri())
+    results = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    context.close()
+    assert results.violations_count == 0, results.generate_report()
