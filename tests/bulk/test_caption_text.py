@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +108,12 @@ def test_existing_texts(tmp_path: Path, existing: Existing, expected: str) -> No
     paths = {str(n): str(tmp_path / f"{n}.png") for n in range(3)}
     (tmp_path / "0.txt").write_text("old \n")
     (tmp_path / "1.txt").touch()
-    for time in range(3):  # the first is killed after one image, the third is the same command again
+    for attempt in range(3):  # the first is killed after one image, the third is the same command again
         files = TextFiles(existing, "job")
         waiting = files.waiting(paths)
         new_rows = [row for row in rows("new", "new", "new") if row["id"] in waiting]
-        assert len(new_rows) == ((2 if existing == "skip" else 3), 2 - (existing == "skip"), 0)[time]
-        assert files.write(new_rows[: 1 if time == 0 else None], waiting) == []
+        assert len(new_rows) == ((2 if existing == "skip" else 3), 2 - (existing == "skip"), 0)[attempt]
+        assert files.write(new_rows[: 1 if attempt == 0 else None], waiting) == []
     assert (tmp_path / "0.txt").read_text() == expected
     assert {(tmp_path / f"{n}.txt").read_text() for n in (1, 2)} == {"new\n"}
     if existing != "skip":
@@ -160,3 +165,46 @@ def test_results_of_coco(tmp_path: Path) -> None:
     write_rows(path, [{"id": "7", "image": "x", "caption": "a cat"}])
     loaded = coco.COCO(str(tmp_path / "a.json")).loadRes(str(path))
     assert [row["caption"] for row in loaded.anns.values()] == ["a cat"]
+
+
+APPENDING = """
+import sys
+from pathlib import Path
+from bulk_words import Words, captions
+from captune.bulk import Item, TextFiles, caption_entries, read_inputs
+paths = read_inputs([sys.argv[1]]).paths
+files = TextFiles("append", "job")
+waiting = files.waiting(paths)
+entries = (Item(name, path, Path(path)) for name, path in waiting.items())
+for rows, _ in caption_entries(captions(Words(delay=0.02)), entries):
+    files.write(rows, waiting)
+"""
+
+
+def test_a_killed_job_adds_each_caption_once(tmp_path: Path) -> None:
+    """SIGKILL at a random moment, four times, while captions are appended to texts."""
+    images = draw(tmp_path / "images", 120)
+    for image in images:
+        image.with_suffix(".txt").write_text("tags\n")
+    program = [sys.executable, "-c", APPENDING, str(tmp_path / "images")]
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    chance = random.Random(2)
+
+    def done() -> int:
+        return sum(image.with_suffix(".txt").read_text() != "tags\n" for image in images)
+
+    for _ in range(4):
+        process = subprocess.Popen(program, env=environment)
+        before = done()
+        while done() <= before + chance.randrange(12) and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    assert 0 < done() < len(images)
+    subprocess.run(program, env=environment, check=True)
+    for image in images:
+        text = image.with_suffix(".txt").read_text()
+        assert text.startswith("tags, ")
+        assert text.endswith(f" of {image.name}\n")
+        assert text.count(" of ") == 1
+    assert {changes[0].before for changes in read_history(tmp_path / "images").values()} == {"tags\n"}

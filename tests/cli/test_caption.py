@@ -147,6 +147,10 @@ def test_texts_for_an_image_generator(run: Run, photos: Path, tmp_path: Path) ->
     history = rows(images / ".captune" / "texts.jsonl")
     assert [row["before"] for row in history] == ["my own words\n", *[None] * 5]
     assert done.err.endswith(f"Next, to look through the captions and correct them: captune review '{images}'\n")
+    prepared = run("prepare", "folder", images, "--out", tmp_path / "m.jsonl", name="")
+    assert prepared.code == 0
+    assert ".jsonl" not in prepared.err.replace("m.jsonl", "")  # the history is not a skipped file of the user's
+    assert rows(tmp_path / "m.jsonl")[0]["captions"] == [f"my own words, sks, {plain} [v1]"]
 
 
 def test_files_for_spreadsheets_and_evaluation_servers(run: Run, photos: Path, tmp_path: Path) -> None:

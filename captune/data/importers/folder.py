@@ -9,6 +9,7 @@ from pathlib import Path
 from captune.data.image_files import SkippedFiles, raise_unreadable_folder, written_alike
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
+from captune.data.outputs import RECORDS
 from captune.data.rows import Row
 from captune.data.text_files import SourceFile, checked_lines
 from captune.errors import DataError
@@ -84,7 +85,8 @@ class FolderSource:
         """Paths of the images, in order, and of the texts, relative to the folder, with `/`."""
         images: list[str] = []
         texts: set[str] = set()
-        for parent, _, names in os.walk(self.folder, onerror=raise_unreadable_folder):
+        for parent, folders, names in os.walk(self.folder, onerror=raise_unreadable_folder):
+            folders[:] = [name for name in folders if name != RECORDS]
             self.skipped.add_folder(names)
             for name in names:
                 path = (Path(parent) / name).relative_to(self.folder).as_posix()
