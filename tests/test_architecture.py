@@ -32,6 +32,7 @@ WALLS: dict[str, set[str]] = {
     "features": {"captioner", "config", "data", "decoding", "distributed", "hub", "model", "vlm", "weights"},
     "report": {"config", "data", "metrics"},
     "agreement": {"data", "metrics", "report"},
+    "run_folders": {"config", "data", "metrics", "report"},
     "evaluation": {
         "captioner",
         "config",
@@ -60,6 +61,7 @@ WALLS: dict[str, set[str]] = {
         "model",
         "hub",
         "report",
+        "run_folders",
         "transformers_compat",
     },
     "explain": {
@@ -158,6 +160,7 @@ def test_walls_have_no_circles() -> None:
         ("captune.data", {"torch", "transformers"}),
         ("captune.config", {"torch", "transformers"}),
         ("captune.report", {"torch", "transformers", "matplotlib"}),
+        ("captune.run_folders", {"torch", "transformers", "matplotlib"}),
         ("captune.toy", {"torch", "transformers"}),
     ],
 )

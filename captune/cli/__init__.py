@@ -181,6 +181,7 @@ from captune.cli import (  # noqa: E402
     rate,
     report,
     review,
+    runs,
     score,
     serve,
     train,
@@ -188,7 +189,7 @@ from captune.cli import (  # noqa: E402
 
 PANELS = {
     "Data": (init, prepare, check),
-    "Train": (demo, plan, explain, features, train, config),
+    "Train": (demo, plan, explain, features, train, runs, config),
     "Measure": (evaluate, report, score, compare, meta),
     "Use": (caption, serve, convert, export, fetch),
     "People": (rate, review),

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from captune.cli.output import OutputOptions, settings
 from captune.cli.shared_options import in_panel
 
-__all__ = ["CommandGroup"]
+__all__ = ["CommandGroup", "ListGroup"]
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _EXAMPLES = "Examples:"
@@ -193,6 +193,17 @@ class _Group(TyperGroup, _Examples):
         """Write the examples."""
         super().format_epilog(ctx, formatter)
         self.write_examples(formatter)
+
+
+class ListGroup(_Group):
+    """A group whose command `list` runs where none is named: `captune runs FOLDER` is `captune runs list FOLDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the name of the command, if there is none."""
+        named = args[:1] if args and not args[0].startswith("-") else args
+        if not set(named) & {*self.commands, *ctx.help_option_names}:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def _sentence(command: Any) -> str:

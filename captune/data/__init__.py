@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     )
     from captune.data.importing import Summary, prepare
     from captune.data.issues import NOTES, Issue, plural, printable
-    from captune.data.locks import folder_lock, is_lock_file, last_writer
+    from captune.data.locks import folder_in_use, folder_lock, is_lock_file, last_writer
     from captune.data.manifest import (
         Sample,
         iter_manifest,
@@ -131,6 +131,7 @@ __all__ = [
     "column_type",
     "content_ids",
     "delimited_rows",
+    "folder_in_use",
     "folder_lock",
     "has_record",
     "has_rotation",
@@ -236,7 +237,7 @@ __getattr__ = lazy_names(
         ],
         "importing": ["Summary", "prepare"],
         "issues": ["NOTES", "Issue", "plural", "printable"],
-        "locks": ["folder_lock", "is_lock_file", "last_writer"],
+        "locks": ["folder_in_use", "folder_lock", "is_lock_file", "last_writer"],
         "manifest": [
             "Sample",
             "iter_manifest",

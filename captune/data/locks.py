@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from pathlib import Path
 from captune.errors import InputError
 from captune.parsing import load_json
 
-__all__ = ["folder_lock", "is_lock_file", "last_writer"]
+__all__ = ["folder_in_use", "folder_lock", "is_lock_file", "last_writer"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,26 @@ def last_writer(folder: str | os.PathLike[str]) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return what if isinstance(what, str) else None
+
+
+def folder_in_use(folder: str | os.PathLike[str]) -> str | None:
+    """What the process does that writes into a folder now, as "captune train"; None if there is none.
+
+    Nothing is written, so that the folder may be read-only. Where the file system has no locks, no process is seen.
+    """
+    try:
+        handle = os.open(Path(folder) / f"{_PREFIX}.lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return last_writer(folder) or "another process of captune"
+    except OSError:
+        return None
+    finally:
+        os.close(handle)  # releases the lock
+    return None
 
 
 @contextlib.contextmanager

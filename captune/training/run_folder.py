@@ -28,6 +28,7 @@ from captune.features import store_root
 from captune.model import read_record, tensor_file
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
+from captune.run_folders import CONFIG, IGNORED, RUN_FILES, UNTOUCHED
 from captune.training.checkpoints import STATES, has_states, saved_progress
 from captune.training.run_log import first_event, last_event
 
@@ -43,20 +44,8 @@ __all__ = [
     "store_config",
 ]
 
-CONFIG = "config.yaml"
 ADJUSTABLE = frozenset({"train.epochs", "train.select", "train.early_stop", "train.keep"})
 """Settings that may change in the folder of a run: they decide how long it trains and what is kept of it."""
-UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
-"""What a new run leaves as it is: stores that find their content by its hash, and earlier runs."""
-IGNORED = re.compile(r"\..*\.(partial|tmp|old)|\.nfs.*|\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found")
-"""Files of killed writers and of the system; never in the way, and never removed."""
-RUN_FILES = re.compile(
-    r"config\.yaml|prompt\.json|images\.json|computation\.json|checkpoints|captions|resume|log\.jsonl|scores\.json|quarantine\.json"
-    r"|tensorboard|thumbnails"
-    r"|evaluations|rating|rating\.json|table\.(md|csv|tex)|metrics\.(png|svg|pdf)|analysis\.md|report\.html"
-    r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
-)
-"""Names under which a run, its evaluations, its reports and its study write."""
 _SHOWN_CHANGES = 8
 """Changed settings that a message lists."""
 

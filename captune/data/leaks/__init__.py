@@ -7,6 +7,7 @@ guard.py          the three questions in one call: between image lists, between 
 
 from __future__ import annotations
 
+from captune.data.leaks.fingerprints import default_store
 from captune.data.leaks.guard import ImageFile, Leak, LeakReport, compare_manifests, find_leaks, leak_issues
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Leak",
     "LeakReport",
     "compare_manifests",
+    "default_store",
     "find_leaks",
     "leak_issues",
 ]

@@ -1,0 +1,45 @@
+"""Folders of runs: their names and states, comparison and deletion, and the caches that they share.
+
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captune.common import lazy_names
+
+if TYPE_CHECKING:
+    from captune.run_folders.caches import Cache, empty_caches, find_caches
+    from captune.run_folders.deletion import Deletion, delete_run, plan_deletion
+    from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED, is_run
+    from captune.run_folders.listing import RunSummary, best_row, find_runs, require_run, summarize
+
+__all__ = [
+    "CONFIG",
+    "IGNORED",
+    "RUN_FILES",
+    "UNTOUCHED",
+    "Cache",
+    "Deletion",
+    "RunSummary",
+    "best_row",
+    "delete_run",
+    "empty_caches",
+    "find_caches",
+    "find_runs",
+    "is_run",
+    "plan_deletion",
+    "require_run",
+    "summarize",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "caches": ["Cache", "empty_caches", "find_caches"],
+        "deletion": ["Deletion", "delete_run", "plan_deletion"],
+        "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "is_run"],
+        "listing": ["RunSummary", "best_row", "find_runs", "require_run", "summarize"],
+    },
+)
