@@ -15,7 +15,7 @@ from dataclasses import is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from captune.common import did_you_mean, shorten
+from captune.common import did_you_mean, one_line, shorten
 from captune.errors import CaptuneError, InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DuplicateKeyError",
+    "YamlSyntaxError",
     "first_repeated",
     "load_json",
     "load_yaml",
@@ -213,6 +214,25 @@ def show_value(value: object) -> str:
     return "null" if value is None else shorten(repr(value), _MAX_SHOWN, "...")
 
 
+class YamlSyntaxError(ValueError):
+    """A text is not YAML; the message is the line, the column and the problem.
+
+    Attributes:
+        excerpt: the line of the text and below it a caret under the column; empty if the position is unknown.
+    """
+
+    def __init__(self, error: yaml.YAMLError) -> None:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        self.excerpt = ""
+        if mark is None or problem is None:
+            super().__init__(" ".join(str(error).split()))
+            return
+        super().__init__(f"line {mark.line + 1}, column {mark.column + 1}: {problem}")
+        snippet = mark.get_snippet(indent=4, max_length=80)
+        if snippet is not None:
+            self.excerpt = "\n".join(map(one_line, snippet.split("\n")))
+
+
 def load_yaml(text: str) -> Any:
     """Parse a YAML document with the safe loader.
 
@@ -235,7 +255,7 @@ def load_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise YamlSyntaxError(error) from error
 
 
 def _check(node: yaml.Node, known: dict[int, int], depth: int) -> int:

@@ -16,6 +16,8 @@ from captune.config import (
     load_run_config,
     parse_config,
 )
+from captune.config.files import SYNONYMS
+from captune.config.writing import configuration_keys
 from captune.errors import ConfigError
 from captune.evaluation import decoding_options
 from captune.toy import TOY_SETTINGS, TOY_VLM_SETTINGS
@@ -29,6 +31,13 @@ from captune.toy import TOY_SETTINGS, TOY_VLM_SETTINGS
         (["train.optimizations=fast"], "train.optimizations is 'fast', expected"),
         (["train.optimizations=false", "train.debug.compile=true"], "optimizations is false, which turns compilation"),
         (["track=wandb"], "there is no key 'track'; did you mean 'tracker'?"),
+        (["epochs=4"], "there is no key 'epochs'; did you mean 'train.epochs'?"),
+        (["train.lr=1"], "there is no key 'train.lr'; did you mean 'train.learning_rate'?"),
+        (["batch=1"], "there is no key 'batch'; did you mean 'train.batch_size'?"),
+        (["train.lora.r=1"], "there is no key 'train.lora.r'; did you mean 'train.lora.rank'?"),
+        (["train.lora_r=1"], "there is no key 'train.lora_r'; did you mean 'train.lora.rank'?"),
+        (["train.beams=2"], "there is no key 'train.beams'; did you mean 'evaluate.beams'?"),
+        (["train.Patience=2"], "there is no key 'train.Patience'; did you mean 'train.early_stop'?"),
         (["trian.epochs=3"], "there is no key 'trian'; did you mean 'train'?"),
         (["train.lerning_rate=1e-3"], "there is no key 'train.lerning_rate'; did you mean 'learning_rate'?"),
         (["train.epochs=many"], "train.epochs is 'many'"),
@@ -60,6 +69,24 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: 
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):
         load_config(path)
+
+
+def test_a_fault_of_yaml_is_shown_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("output: runs/a\ntrain: epochs: 3\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == (
+        f"{path} is not valid YAML: line 2, column 14: mapping values are not allowed here.\n"
+        "    train: epochs: 3\n"
+        "                 ^"
+    )
+
+
+def test_every_synonym_names_a_key() -> None:
+    names = {key.name for key in configuration_keys()}
+    assert set(SYNONYMS.values()) <= names
+    assert not {name for name in names if "." not in name} & SYNONYMS.keys()
 
 
 def test_absent_file(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from captune.config.minigpt4_yaml import is_lavis, translate
 from captune.config.sections import RunConfig
+from captune.config.writing import configuration_keys
 from captune.errors import ConfigError
-from captune.parsing import load_yaml, validate
+from captune.parsing import YamlSyntaxError, load_yaml, validate
 
 __all__ = ["STORED_HEADING", "convert_config", "load_config", "load_run_config", "parse_config"]
 
@@ -27,6 +29,39 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "train.optimizations": ("train.debug", {}),
 }
 """Keys of earlier versions: their new names, and the new names of their values."""
+_SYNONYMS_OF = {
+    "output": "output_dir out out_dir",
+    "log_every": "logging_steps log_steps",
+    "save_every": "save_steps",
+    "tracker": "report_to wandb",
+    "model.path": "base_model model_name model_id model_name_or_path pretrained",
+    "model.dtype": "precision torch_dtype bf16 fp16",
+    "model.instruction": "prompt system_prompt",
+    "model.quantization": "quant load_in_4bit load_in_8bit",
+    "data.train": "dataset manifest train_file train_data",
+    "train.epochs": "epoch n_epochs num_epochs num_train_epochs max_epoch max_epochs",
+    "train.start": "checkpoint init_from resume_from ckpt",
+    "train.select": "metric metric_for_best_model best_metric",
+    "train.early_stop": "early_stopping patience early_stopping_patience",
+    "train.keep": "save_total_limit keep_last",
+    "train.batch_size": "batch bs batchsize batch_size train_batch_size per_device_train_batch_size",
+    "train.micro_batch_size": "micro_batch mini_batch_size",
+    "train.learning_rate": "lr init_lr max_lr",
+    "train.min_learning_rate": "min_lr",
+    "train.warmup_learning_rate": "warmup_lr",
+    "train.warmup_steps": "warmup num_warmup_steps",
+    "train.weight_decay": "wd decay",
+    "train.clip_norm": "max_grad_norm grad_clip clip gradient_clip",
+    "train.gradient_checkpointing": "grad_checkpointing activation_checkpointing use_grad_checkpoint",
+    "train.lora.rank": "lora_r lora_rank r",
+    "train.lora.alpha": "lora_alpha",
+    "train.lora.targets": "lora_targets target_modules lora_target_modules",
+    "train.lora.dropout": "lora_dropout",
+    "evaluate.max_new_tokens": "max_tokens max_length",
+    "evaluate.beams": "num_beams beam_size",
+}
+SYNONYMS = {synonym: key for key, text in _SYNONYMS_OF.items() for synonym in text.split()}
+"""Names of settings in other programs, and the keys here."""
 STORED_HEADING = "The configuration of this run, with every default filled in."
 """First line of a configuration that a run has stored. Keys of an earlier version are accepted only below it."""
 
@@ -131,6 +166,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
     try:
         content = load_yaml(text)
+    except YamlSyntaxError as error:
+        excerpt = f"\n{error.excerpt}" if error.excerpt else ""
+        raise ConfigError(f"{path} is not valid YAML: {error}.{excerpt}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}.") from error
     if content is None:
@@ -167,7 +205,38 @@ def parse_config(
     if renamed:
         pairs = ", ".join(f"'{old}' is '{new}'" for old, new in renamed)
         raise ConfigError(f"{source} has keys of an earlier captune, which are renamed: {pairs}.")
-    return validate(content, RunConfig, source, ConfigError)
+    try:
+        return validate(content, RunConfig, source, ConfigError)
+    except ConfigError:
+        _suggest_synonym(content, source)
+        raise
+
+
+def _suggest_synonym(content: dict[str, Any], source: str) -> None:
+    """Name the key that an unknown one means, if it has another section or the name that other programs use.
+
+    Raises:
+        ConfigError: there is such a key.
+    """
+    known = [key.name for key in configuration_keys()]
+    sections = {name.rpartition(".")[0] for name in known}
+    last = Counter(name.rpartition(".")[2] for name in known)
+    in_other_section = {name.rpartition(".")[2]: name for name in known if last[name.rpartition(".")[2]] == 1}
+    # Two sections have a batch size.
+    meant = {**in_other_section, **SYNONYMS}
+    for name in _key_names(content, sections):
+        key = name.rpartition(".")[2].lower().replace("-", "_")
+        if name not in known and name not in sections and key in meant:
+            raise ConfigError(f"{source}: there is no key '{name}'; did you mean '{meant[key]}'?")
+
+
+def _key_names(content: dict[str, Any], sections: Collection[str], section: str = "") -> Iterator[str]:
+    """The complete names of all keys in known sections."""
+    for key, value in content.items():
+        name = f"{section}.{key}".lstrip(".")
+        yield name
+        if isinstance(value, dict) and name in sections:
+            yield from _key_names(value, sections, name)
 
 
 def _override(content: dict[str, Any], override: str) -> dict[str, Any]:

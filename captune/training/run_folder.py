@@ -115,9 +115,10 @@ def inspect_run(config: RunConfig) -> Inspection:
     try:
         written = load_run_config(output / CONFIG)
     except ConfigError as error:
+        fault = str(error).splitlines()[0].rstrip(".")
         return _refused(
             RunStatus.DAMAGED,
-            f"{output} holds a run whose {CONFIG} cannot be read: {str(error).rstrip('.')}. Restore it, give another "
+            f"{output} holds a run whose {CONFIG} cannot be read: {fault}. Restore it, give another "
             "folder with output=...",
         )
     # By what it says, not by its text: a newer captune explains a field in other words, and has fields that an older
