@@ -49,6 +49,15 @@ def report(
             help="Language in which report.html opens, en or zh; by default the browser's.", show_default=False
         ),
     ] = "",
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Write nothing; show the page of a run in progress in a browser on this machine, with step, loss and "
+            "time left, until Ctrl-C.",
+        ),
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of --watch; 0 is any that is free.", min=0, max=65535)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print table and analysis as one JSON object.")] = False,
 ) -> None:
     """Write table, chart, analysis and report.html of a run, and print table and analysis.
@@ -56,12 +65,16 @@ def report(
     Examples:
         captune report runs/photos
         captune report runs/photos --terminal
+        captune report runs/photos --watch
         captune report runs/a runs/b --out runs/a-and-b
     """
     from captune.report import LANGUAGES
 
     if lang and lang not in LANGUAGES:
         raise InputError(f"--lang is {lang!r}, expected {' or '.join(LANGUAGES)}.")
+    if watch:
+        _watch(sources, lang, port)
+        return
     if len(sources) > 1:
         files = _report_several(sources, out, intervals=intervals, lang=lang, as_json=as_json)
     else:
@@ -70,6 +83,22 @@ def report(
         )
     for file in files:
         print_message(file)
+
+
+def _watch(sources: list[Path], lang: str, port: int) -> None:
+    """Serve the page of one run until Ctrl-C."""
+    from captune.cli.report_watch import PageServer
+
+    if len(sources) > 1:
+        raise InputError(f"--watch shows one run, but {len(sources)} were given; give one.")
+    server = PageServer(sources[0], lang, port)
+    try:
+        print_message(f"The page is at {server.url} on this machine; Ctrl-C ends it.")
+        server.serve()
+    except KeyboardInterrupt:
+        print_message("The page is closed; the run is not affected.")
+    finally:
+        server.close()
 
 
 def _report_one(

@@ -104,7 +104,8 @@ def explorer_json(
     if run_dir is not None:
         budget = min(EMBEDDED_BYTES, PAGE_BYTES - len(text.encode("utf-8")))
         pictures = embedded_thumbnails(run_dir, [image["i"] for image in tree["images"]], budget)
-        links = image_links(run_dir, pictures)
+        # Files next to the run are not served.
+        links = {} if settings.get("live") else image_links(run_dir, pictures)
         for image in tree["images"]:
             if image["i"] in pictures:
                 image["t"] = pictures[image["i"]]
