@@ -173,7 +173,7 @@ def preparing_command(path: Path) -> str | None:
     """The command that makes a manifest of a table; None if the file is a manifest, or is not recognized.
 
     Raises:
-        DataError: a spreadsheet, which nothing reads.
+        DataError: a spreadsheet, or a table in an unknown encoding.
         MissingExtraError: a parquet file, and pyarrow is not installed.
     """
     from captune.data.importers import Columns, guess_table
@@ -184,7 +184,7 @@ def preparing_command(path: Path) -> str | None:
     except MissingExtraError:
         raise
     except DataError:
-        if path.is_file() and path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods"):
             raise
         return None  # reported when the manifest is read
     if guess.kind == "manifest" or {"image", "captions"} <= set(guess.names):

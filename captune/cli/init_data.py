@@ -221,10 +221,14 @@ def _choose_source(
         file, unclear = tables[0]
         assert unclear is not None
         require_header(unclear, file)
+        if not unclear.rows:
+            raise DataError(f"'{file}' has no rows below the names of its columns; give another table.")
         names = ", ".join(f"'{name}'" for name in unclear.names[:20])
         raise DataError(
             f"the columns of '{file}' are not recognized: {names}; name them with --image-column and --caption-column."
         )
+    if discovery.unreadable:
+        raise DataError(discovery.unreadable[0])
     heif = HEIF_SUFFIXES & discovery.skipped.counts.keys()
     if not discovery.images and heif:
         count = sum(discovery.skipped.counts[ending] for ending in heif)

@@ -253,3 +253,9 @@ def test_the_command_that_makes_a_manifest_of_a_table(
 def test_a_folder_is_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path) == 2
     assert f"is a folder and not a manifest; make one with: captune init {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_table_in_an_unknown_encoding_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_bytes("文件名,描述\na.jpg,灰色墙上的红色圆圈\n".encode("gb18030"))
+    assert check(tmp_path / "t.csv") == 2
+    assert "--encoding sets another one: gb18030 for Chinese" in capsys.readouterr().err

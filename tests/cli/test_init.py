@@ -312,3 +312,24 @@ def test_photos_in_heif_without_the_extra(tmp_path: Path) -> None:
     done = run_program("python", "-c", program, "init", "photos", cwd=tmp_path)
     assert done.code == 2
     assert "captune: 'photos' has 1 image in HEIF only; to read them: pip install" in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            "文件名,描述\nIMG_00.JPG,灰色墙上的红色圆圈\n".encode("gb18030"),
+            "--encoding sets another one: gb18030 for Chinese",
+        ),
+        ("image,text\nIMG_00.JPG,灰色墙上的红色圆圈\n".encode("gb18030"), "t.csv:2: the line is not UTF-8"),
+        (b"image,caption\n", "'photos/t.csv' has no rows below the names of its columns"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(photos: Path, tmp_path: Path, content: bytes, sentence: str) -> None:
+    (photos / "t.csv").write_bytes(content)
+    done = init(tmp_path, "photos", "--yes")
+    assert done.code == 2
+    assert sentence in done.err
+    if b"text" in content:
+        assert init(tmp_path, "photos", "--yes", "--encoding", "gb18030").code == 2  # one image cannot be divided
+        assert (tmp_path / "photos.jsonl").exists() is False

@@ -97,6 +97,7 @@ class Discovery:
         skipped: files that are not images by their ending.
         sources: captions, those of the most images first; none where there are images only.
         unclear: tables whose columns could not be recognized.
+        unreadable: what is wrong with tables that cannot be read.
     """
 
     root: Path
@@ -104,6 +105,7 @@ class Discovery:
     skipped: SkippedFiles
     sources: list[CaptionSource]
     unclear: list[tuple[Path, TableGuess]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def endings(self) -> Counter[str]:
@@ -133,6 +135,7 @@ def discover(path: Path, encoding: str | None = None) -> Discovery:
         return Discovery(root, images, skipped, [source_of_file(path, guess, root, images)])
     sources: list[CaptionSource] = []
     unclear: list[tuple[Path, TableGuess]] = []
+    unreadable: list[str] = []
     captioned = sum(text_of(name, texts) in texts for name in images)
     if captioned:
         sources.append(CaptionSource("folder", root, root, captioned, len(images)))
@@ -141,7 +144,9 @@ def discover(path: Path, encoding: str | None = None) -> Discovery:
             guess = guess_table(root / name, encoding)
         except MissingExtraError:
             raise
-        except DataError:  # many files are no tables
+        except DataError as error:  # many files of JSON are no tables
+            if name.lower().endswith((".csv", ".tsv", ".tab")):
+                unreadable.append(str(error))
             continue
         if not guess.has_header or (guess.kind == "table" and guess.columns is None):
             unclear.append((root / name, guess))
@@ -151,7 +156,7 @@ def discover(path: Path, encoding: str | None = None) -> Discovery:
             sources.append(source)
     # A manifest is usually the output of an earlier command on one of the others.
     sources.sort(key=lambda source: (source.kind == "manifest", -source.matched))
-    return Discovery(root, images, skipped, sources, unclear)
+    return Discovery(root, images, skipped, sources, unclear, unreadable)
 
 
 def _files(root: Path) -> tuple[list[str], set[str], list[str], SkippedFiles]:

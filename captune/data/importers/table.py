@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that specifies what divides columns
+_ENCODINGS = "gb18030 for Chinese, shift_jis for Japanese, euc-kr for Korean, cp1251 for Cyrillic, cp1250 for Polish"
 _SAMPLE_LINES = 50  # that decide what divides unknown columns
 _SAME_WIDTH = 0.9  # share of rows with as many cells as the header, for a character that divides columns
 _TRIED = 1000  # objects without the columns before a JSON file counts as one of another layout
@@ -245,17 +246,24 @@ def delimited_sample(reading: SourceFile, delimiter: str, count: int) -> tuple[l
         the names of the columns, the rows that have as many cells, and notes on how the text was understood.
 
     Raises:
-        DataError: the file is empty, or its first row breaks the format.
+        DataError: the file is empty, its header breaks the format, or all rows do.
     """
     rows, _ = _open_delimited(reading, delimiter, None, None)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
     header = first[1]
-    if isinstance(header, DataError):
-        raise DataError(f"{reading.name}:{first[0]}: {header}")
-    cells = [row for _, row in itertools.islice(rows, count) if isinstance(row, list) and len(row) == len(header)]
+    cells: list[list[str]] = []
+    faults = [f"{reading.name}:{first[0]}: {header}"] if isinstance(header, DataError) else []
+    for line, row in itertools.islice(rows, count):
+        if isinstance(row, DataError):
+            faults.append(f"{reading.name}:{line}: {row}")
+        elif not isinstance(header, DataError) and len(row) == len(header):
+            cells.append(row)
     reading.close()
+    if isinstance(header, DataError) or (faults and not cells):
+        hint = f" --encoding sets another one: {_ENCODINGS}." if "is not UTF-8" in faults[0] else ""
+        raise DataError(f"{faults[0]}{hint}")
     return [name.strip() for name in header], cells, list(reading.notes)
 
 
