@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from captune.cli.output import OutputOptions, settings
-from captune.cli.shared_options import in_panel
+from captune.cli.shared_options import in_panel, option_parameters
 
 __all__ = ["CommandGroup", "ListGroup"]
 
@@ -47,11 +47,25 @@ class CommandGroup(typer.Typer):
         )
 
     def command(self, name: str | None = None, **details: Any) -> Callable[[Any], Any]:
-        """Register a function as `typer.Typer.command` does; returns the function unchanged."""
-        register = super().command(name, **{"cls": _Command, **details})
+        """Register a function as `typer.Typer.command` does; returns the function unchanged.
+
+        Its options are read when it is called: reading those of all commands would take longer than `captune --help`.
+        """
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            register(_with_output_options(function))
+            @functools.cache
+            def complete() -> Any:
+                single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+                single.command(name, cls=_Command, **details)(_with_output_options(function))
+                return typer.main.get_command(single)
+
+            def described() -> None:
+                """Replaced by the help of the function."""
+
+            described.__doc__ = function.__doc__
+            described.__name__ = function.__name__
+            cls: Any = functools.partial(_LazyCommand, complete=complete)
+            super(CommandGroup, self).command(name, cls=cls, **details)(described)
             return function
 
         return decorate
@@ -72,7 +86,7 @@ def _with_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     An option that the command declares itself, with a help of its own, is applied too, and passed to the command.
     """
-    parameters = dict(inspect.signature(function, eval_str=True).parameters)
+    parameters = {parameter.name: parameter for parameter in option_parameters(function)}
     declared = set(parameters)
     hints = get_type_hints(OutputOptions, include_extras=True)
     for option in fields(OutputOptions):
@@ -163,6 +177,32 @@ class _Command(TyperCommand, _Examples):
         """Write the examples."""
         super().format_epilog(ctx, formatter)
         self.write_examples(formatter)
+
+
+class _LazyCommand(TyperCommand, _Examples):
+    """The name and help of a command in its group; the complete command is made when it is called.
+
+    Args:
+        complete: makes the command.
+    """
+
+    def __init__(self, *arguments: Any, complete: Callable[[], Any], **details: Any) -> None:
+        self._complete = complete
+        super().__init__(*arguments, **details)
+        self.take_examples()
+
+    @property
+    def params(self) -> list[Any]:
+        """Arguments and options of the complete command."""
+        return list(self._complete().params)
+
+    @params.setter
+    def params(self, none: list[Any]) -> None:
+        """Ignore the parameters of the function without any."""
+
+    def make_context(self, *arguments: Any, **details: Any) -> Any:
+        """The context of the complete command, which parses the arguments and runs."""
+        return self._complete().make_context(*arguments, **details)
 
 
 class _Group(TyperGroup, _Examples):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-__all__ = ["AllowLeaks", "AsJson", "Overrides", "in_panel", "with_shared_options"]
+__all__ = ["AllowLeaks", "AsJson", "Overrides", "in_panel", "option_parameters", "with_shared_options"]
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file, as section.key=value.")]
 AllowLeaks = Annotated[
@@ -46,6 +46,31 @@ def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     fields of several headings. The command receives the dataclass, built from the values of these options. All
     arguments are keywords.
     """
+    expansion = functools.cache(functools.partial(_expand, command))
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        groups = expansion()[1]
+        built = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group) if field.name in values})
+            for name, group in groups.items()
+        }
+        command(**values, **built)
+
+    expanded.expansion = expansion  # type: ignore[attr-defined]
+    return expanded
+
+
+def option_parameters(command: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a command, those of dataclasses expanded by `with_shared_options`."""
+    if (expansion := getattr(command, "expansion", None)) is not None:
+        parameters: list[inspect.Parameter] = expansion()[0]
+        return parameters
+    return list(inspect.signature(command, eval_str=True).parameters.values())
+
+
+def _expand(command: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """The parameters with the fields of dataclasses, all as keywords, and the dataclasses by their parameters."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -63,15 +88,4 @@ def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(
                 inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             )
-
-    @functools.wraps(command)
-    def expanded(**values: Any) -> None:
-        built = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group) if field.name in values})
-            for name, group in groups.items()
-        }
-        command(**values, **built)
-
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return expanded
+    return parameters, groups
