@@ -31,7 +31,7 @@ from captune.apps.rating.estimates import (
 )
 from captune.apps.rating.judgements import Judgements, RaterQuality, rater_quality, read_judgements, rival_systems
 from captune.apps.rating.store import Store
-from captune.apps.rating.study_design import CRITERIA, Caption, as_shown
+from captune.apps.rating.study_design import CRITERIA, Caption
 from captune.apps.rating.study_items import HUMAN
 from captune.errors import InputError
 
@@ -196,8 +196,7 @@ def judged_captions(
 
     Args:
         store: the open study.
-        references: image -> reference captions. A caption that is one of them (the human control) is scored against
-            the others.
+        references: image -> reference captions. The human control, which is one of them, is left out.
         target: "overall" (mean points), a criterion, or "preference"; by default the first one that was judged.
         least_attention: as for `compute_results`.
 
@@ -215,24 +214,24 @@ def judged_captions(
         raise InputError(
             f"Nobody judged '{target}' in the study in {store.folder}; choose one of {', '.join(targets)}."
         )
-    texts, images, groups, values, left_out = [], [], [], [], 0
+    texts, images, groups, values = [], [], [], []
+    human = without = 0
     for caption_number, value in targets[target].items():
         caption = study.captions[caption_number]
         image = study.images[caption.image]
-        others = list(references.get(image, ()))
-        if HUMAN in caption.systems:
-            shown = [as_shown(text, store.options) for text in others]
-            others = [text for text, as_read in zip(others, shown, strict=True) if as_read != caption.text]
-        if not others:
-            left_out += 1
-            continue
-        texts.append(caption.text)
-        images.append(image)
-        groups.append(others)
-        values.append(value)
+        if set(caption.systems) == {HUMAN}:
+            human += 1
+        elif not references.get(image):
+            without += 1
+        else:
+            texts.append(caption.text)
+            images.append(image)
+            groups.append(list(references[image]))
+            values.append(value)
     if not texts:
         raise InputError(f"No judged image of the study in {store.folder} has references; give --references FILE.")
-    notes = [f"{left_out:,} judged captions are left out: their images have no other references."] if left_out else []
+    notes = [f"{human:,} captions of the human control are left out: they are references."] if human else []
+    notes += [f"{without:,} judged captions are left out: their images have no references."] if without else []
     return AgreementJudgements(
         f"Study of {store.setting('source')}: {target}", texts, images, groups, np.array(values), notes=notes
     )

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from simulated_raters import MakeStudy
 
-from captune.agreement import Judgements, estimate, image_resamples, measure_agreement
+from captune import cli
+from captune.agreement import estimate, image_resamples, measure_agreement
 from captune.apps.rating.estimates import (
     is_connected,
     log_strengths,
@@ -225,40 +226,36 @@ def test_doubts_about_a_rater(answered: Store, changes: dict[str, Any], doubts: 
     assert replace(plausible, **changes).doubts == doubts
 
 
+@pytest.mark.parametrize("target", [OVERALL, PREFERENCE, CRITERIA[0]])
 def test_judged_captions_give_the_correlations_of_the_results(
-    answered: Store, items: StudyItems, results: Results
+    answered: Store, items: StudyItems, results: Results, target: str
 ) -> None:
+    judged = judged_captions(answered, items.references, target)
+    assert judged.notes == ["10 captions of the human control are left out: they are references."]
+    agreement = measure_agreement(judged, ScoringOptions(metrics=("rouge-l",)), resamples=0)
     rows = {(row.metric, row.target): row for row in results.correlations if row.level == "caption"}
-    images = [name for name, _ in answered.images()]
-    by_people = {(images[c.image], c.text) for c in answered.captions() if set(c.systems) == {"human"}}
-    for target in (OVERALL, PREFERENCE):
-        judged = judged_captions(answered, items.references, target)
-        assert judged.scores is not None
-        keys = zip(judged.images, judged.captions, strict=True)
-        kept = [index for index, key in enumerate(keys) if key not in by_people]
-        scored = Judgements(
-            judged.title,
-            [judged.captions[index] for index in kept],
-            [judged.images[index] for index in kept],
-            [items.references[judged.images[index]] for index in kept],
-            judged.scores[kept],
-        )
-        agreement = measure_agreement(scored, ScoringOptions(metrics=("rouge-l",)), resamples=0)
-        expected = rows["ROUGE-L", target]
-        assert agreement.judgements == expected.pairs
-        assert agreement.metrics["ROUGE-L"]["tau-c"].value == pytest.approx(expected.kendall.value, abs=1e-12)
-
-
-def test_the_human_control_is_scored_against_other_references(answered: Store, items: StudyItems) -> None:
-    judged = judged_captions(answered, items.references)
-    human = [index for index, caption in enumerate(answered.captions()) if "human" in caption.systems]
-    assert human
-    counts = [len(references) for references in judged.references]
-    assert set(counts) == {1, 2}
+    expected = rows["ROUGE-L", target]
+    assert agreement.judgements == expected.pairs
+    assert agreement.metrics["ROUGE-L"]["tau-c"].value == pytest.approx(expected.kendall.value, abs=1e-12)
     with pytest.raises(InputError, match="has references"):
-        judged_captions(answered, {})
+        judged_captions(answered, {}, target)
     with pytest.raises(InputError, match="Nobody judged 'beauty'"):
         judged_captions(answered, items.references, "beauty")
+
+
+def test_meta_reads_a_study(
+    answered: Store, items: StudyItems, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = tmp_path / "references.json"
+    references.write_text(json.dumps({image: list(texts) for image, texts in items.references.items()}))
+    arguments = ["meta", "study", str(answered.folder), "--metrics", "rouge-l", "--resamples", "50", "--json"]
+    assert cli.run(lambda: cli.call(cli.app, [*arguments, "--references", str(references)])) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["title"].endswith(": overall")
+    assert result["images"] == 10
+    assert result["metrics"]["ROUGE-L"]["tau-c"]["value"] > 0
+    assert cli.run(lambda: cli.call(cli.app, arguments)) == 2
+    assert "has references; give --references FILE" in capsys.readouterr().err
 
 
 def test_rater_quality(answered: Store) -> None:
