@@ -285,10 +285,13 @@ def _label_ends(panel: Axes, run: RunScores, styles: Mapping[str, Style], *, siz
     heights = spread_labels(list(ends.values()), gap=0.155 / size[1] * (high - low), low=low, high=high)
     transform = panel.get_yaxis_transform()  # x in widths of the panel, y in data
     right = [1 + inches / size[0] for inches in (0.02, 0.12, 0.13, 0.245, 0.36, 0.42)]
+    edges = panel.get_xlim()
+    last = max(np.asarray(line.get_xdata(), dtype=float).max(initial=edges[0]) for line in panel.lines)
+    end = (last - edges[0]) / (edges[1] - edges[0])
     for (metric, value), y in zip(ends.items(), heights, strict=True):
         style = styles[metric]
         outside: dict[str, Any] = {"transform": transform, "clip_on": False}
-        panel.plot(right[:2], [value, y], color="#999999", linewidth=0.6, **outside)
+        panel.plot([end, *right[:2]], [value, value, y], color="#999999", linewidth=0.6, **outside)
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.dashes}
         panel.plot(right[2:5], [y] * 3, markevery=[1], **look, **_LINE, **outside)
         name = shorten(one_line(metric), _LONGEST_METRIC)

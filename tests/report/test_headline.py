@@ -35,7 +35,7 @@ def test_a_gain_that_passes_its_test_is_a_verdict_with_its_interval(make_run: An
     assert (line.kind, line.title) == ("helped", "Tuning helped: CIDEr 1.79 → 4.27")
     assert line.detail == (
         "CIDEr changed by +2.48 (95 % interval +2.20 to +2.70) from pretrained to epoch0. "
-        "epoch0 is the best of 2 epochs on these images. Better by more than chance on BLEU-4 and CIDEr. "
+        "epoch0 is the best of 2 epochs by CIDEr on these images. Better by more than chance on BLEU-4 and CIDEr. "
         "The last epoch, epoch1, scores 4.10."
     )
 
