@@ -322,13 +322,13 @@ class Trainer:
 
     def stops_early(self) -> bool:
         """Whether training stops before its last epoch; the main process decides."""
-        reason = self.early_stop.reason() if self.dist.is_main else None
-        reason = self.dist.all_gather(reason)[0]
-        if reason is not None:
+        decided = (self.early_stop.reason() if self.dist.is_main else None) or ""
+        reason = self.dist.all_gather(decided)[0]
+        if reason:
             scored = [row.epoch for row in self.evaluator.evaluation.rows if row.epoch is not None]
             epoch = max(scored, default=None)  # empty in the other processes, which log nothing
             self.log.log("early_stop", epoch=epoch, reason=reason)
-        return reason is not None
+        return bool(reason)
 
     def select_checkpoints(self) -> None:
         """Link the best checkpoint, and delete those that are not kept."""

@@ -363,6 +363,28 @@ def test_a_run_starts_from_a_checkpoint_of_another_run(
     assert [(row.name, row.captions) for row in again] == [(row.name, row.captions) for row in rows]
 
 
+def test_two_processes_start_from_a_checkpoint_stop_early_and_continue(
+    family: Callable[[str], Path], manifest: Path, tmp_path: Path
+) -> None:
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train={"epochs": 1})
+    run(first)
+    # Scores of two images do not differ significantly.
+    train = {"start": str(first.output), "epochs": 4, "early_stop": 1, "keep": 1}
+    second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train=train)
+    assert [code for code, _ in run_processes(second, 2)] == [0, 0]
+    assert [row.name for row in read_scores(second.output).checkpoints] == ["start", "epoch0", "epoch1"]
+    assert not run(second), "the run is finished"
+    longer = settings(
+        family("qwen2_5_vl"), manifest, second.output, train={**train, "epochs": 3, "early_stop": None, "keep": None}
+    )
+    with pytest.raises(InputError, match="more epochs continue a run"):
+        run(longer)
+    longer = longer.model_copy(update={"train": longer.train.model_copy(update={"epochs": 5})})
+    assert [code for code, _ in run_processes(longer, 2)] == [0, 0]
+    assert len(read_scores(second.output).checkpoints) == 6
+    assert (second.output / "checkpoints" / "best").is_dir()
+
+
 def train_by_hand(config: RunConfig, checkpoint: Path) -> dict[str, torch.Tensor]:
     """The adapter after training a model that was loaded with a checkpoint."""
     lora = config.train.lora
