@@ -238,7 +238,7 @@ def _print(measured: list[Agreement], *, as_json: bool, form: str, all_pairs: bo
         if compared:
             texts.append(
                 f"{mark}Differences in {agreement.main}{'' if all_pairs else ' between neighbours in the ranking'}, "
-                f"by the paired bootstrap; Holm's correction is for all {len(agreement.tests)} pairs of metrics\n\n"
+                f"by the paired bootstrap; tests in Holm's correction: {len(agreement.tests)}\n\n"
                 + difference_table(agreement, form, compared)
             )
     print("\n\n".join(texts))
