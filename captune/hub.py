@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.parsing import load_json
+from captune.run_checkpoints import selected_checkpoint
 from captune.weights import refuse_pointers
 
 __all__ = [
@@ -27,8 +28,11 @@ __all__ = [
     "ResolvedModel",
     "detect_offline",
     "is_hub_id",
+    "locate_base",
     "locate_checkpoint",
     "locate_model",
+    "missing_base",
+    "recorded_name",
     "refuse_checkpoint",
     "require_available",
     "resolve_model",
@@ -37,7 +41,7 @@ __all__ = [
 TOY = {"toy": "pretrained", "toy-vlm": "pretrained_vlm"}
 """Models that come with captune: names, and folders in `captune/toy`."""
 ModelKind = Literal["model", "checkpoint", "adapter", "hub", "parts"]
-_CONNECT_TIMEOUT = 3.0
+_CONNECT_TIMEOUT = 1.0
 """Seconds for a connection to the hub; without one the library would retry for a minute."""
 
 
@@ -57,6 +61,7 @@ class ResolvedModel:
         legacy_bugs: bugs of the original code to reproduce.
         max_pixels: largest number of pixels of an image, if the processor has such a limit; None is its default.
         min_pixels: smallest number of pixels.
+        base: folder or hub id of the base model of a checkpoint or adapter; empty is the recorded one.
     """
 
     name: str
@@ -69,6 +74,7 @@ class ResolvedModel:
     legacy_bugs: tuple[str, ...] = ()
     max_pixels: int | None = None
     min_pixels: int | None = None
+    base: str = ""
 
 
 def is_hub_id(name: str) -> bool:
@@ -77,16 +83,20 @@ def is_hub_id(name: str) -> bool:
 
 
 def locate_model(name: str) -> str:
-    """The folder or hub id of a model: `toy` and `toy-vlm` come with captune, other names are returned unchanged.
+    """The folder or hub id of a model: `toy` and `toy-vlm` come with captune, a run has a best checkpoint.
 
-    Where the hub is needed and cannot be reached, its library is switched to offline mode (`detect_offline`).
+    Other names are returned unchanged. Where the hub is needed and cannot be reached, its library is switched to
+    offline mode (`detect_offline`).
 
     Raises:
         WeightsError: the name has the form of a path and there is no such folder, or the folder holds no
-            model or pointers of git-lfs.
+            model or pointers of git-lfs; or a run has no such checkpoint.
     """
     if name in TOY:
         return str(files("captune") / "toy" / TOY[name])
+    selected = selected_checkpoint(name)
+    if selected is not None:
+        name = str(selected.folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
         # A checkpoint of a run or a peft adapter names its base model, which is loaded with it.
@@ -106,6 +116,52 @@ def locate_model(name: str) -> str:
     return name
 
 
+def recorded_name(name: str) -> str:
+    """The name of a model as records store it: a hub id, a model that comes with captune, or an absolute folder."""
+    if name in TOY or not Path(located := locate_model(name)).is_dir():
+        return name
+    return os.path.abspath(located)
+
+
+def locate_base(name: str, checkpoint: Path, relative: str | None = None) -> str:
+    """The folder or hub id of the base model of a checkpoint, which may have been moved with it.
+
+    Args:
+        name: as recorded: `recorded_name`, or in checkpoints of older versions a folder relative to an unknown one.
+        checkpoint: its folder.
+        relative: the base model's folder relative to the checkpoint's, if it was recorded.
+
+    Raises:
+        WeightsError: there is no such folder, and the name is not that of a model on the hub.
+    """
+    if name not in TOY and not Path(name).expanduser().is_dir():
+        candidates = [] if relative is None else [checkpoint / relative]
+        if not Path(name).is_absolute():
+            candidates += [parent / name for parent in Path(os.path.abspath(checkpoint)).parents]
+        moved = next((folder for folder in candidates if folder.is_dir() and _kind(folder) is not None), None)
+        if moved is not None:
+            return locate_model(str(Path(os.path.abspath(moved))))
+    return locate_model(name)
+
+
+def missing_base(what: str, name: str, weights: str, error: Exception) -> WeightsError:
+    """The error of a checkpoint or adapter whose base model is missing.
+
+    Args:
+        what: "The checkpoint runs/photos/checkpoints/epoch-000".
+        name: the base model, as recorded or as named.
+        weights: hash of its frozen weights; empty if unknown.
+        error: why it cannot be loaded.
+    """
+    moved = Path(name).is_absolute() and not Path(name).exists()
+    reason = "and there is no such folder" if moved else f"which cannot be loaded: {str(error).rstrip('.')}"
+    hashed = f" (weights {weights})" if weights else ""
+    return WeightsError(
+        f"{what} was trained on the model {name}{hashed}, {reason}. If it has moved, give its folder or hub id with "
+        "--base, or base= in Python."
+    )
+
+
 def _kind(folder: Path) -> ModelKind | None:
     kinds: dict[str, ModelKind] = {
         "config.json": "model",
@@ -119,8 +175,7 @@ def locate_checkpoint(name: str | Path) -> Path:
     """The folder of a checkpoint.
 
     Args:
-        name: the folder itself, or that of a run, of which it is the best epoch, or the last one in a run without
-            `checkpoints/best`.
+        name: the folder itself, or that of a run, of which it is the best one, or `RUN@epoch1`.
 
     Raises:
         WeightsError: there is no such checkpoint.
@@ -128,12 +183,9 @@ def locate_checkpoint(name: str | Path) -> Path:
     folder = Path(name).expanduser()
     if (folder / "checkpoint.json").is_file():
         return folder.resolve() if folder.is_symlink() else folder
-    checkpoints = folder / "checkpoints"
-    epochs = [path.parent for path in checkpoints.glob("epoch-*/checkpoint.json")]
-    if (checkpoints / "best" / "checkpoint.json").is_file():
-        return checkpoints / os.path.basename(os.path.realpath(checkpoints / "best"))
-    if epochs:
-        return max(epochs, key=lambda path: (len(path.name), path.name))
+    selected = selected_checkpoint(name)
+    if selected is not None:
+        return selected.folder
     here = sorted(path.parent.name for path in folder.parent.glob("epoch-*/checkpoint.json"))
     expected = f"there are {', '.join(here)}" if here else "expected a folder such as runs/stage1/checkpoints/epoch-003"
     state = "No checkpoint is in" if folder.is_dir() else "There is no folder"

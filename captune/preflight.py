@@ -18,6 +18,7 @@ from captune.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from captune.config import ModelConfig, RunConfig
+    from captune.run_checkpoints import SelectedCheckpoint
 
 __all__ = [
     "check_configured_model",
@@ -134,7 +135,8 @@ def check_manifest(setting: str, path: str | Path) -> None:
     """
     if not Path(path).is_file():
         raise ConfigError(
-            f"{setting} is {path}, and there is no such file; give a manifest, which `captune prepare` writes."
+            f"{setting} is {path}, and there is no such file; give the manifest that `captune prepare` wrote, as "
+            f"{setting}=FILE."
         )
 
 
@@ -200,16 +202,26 @@ def preparing_command(path: Path) -> str | None:
     return shlex.join([*words, "--out", out])
 
 
-def check_named_model(name: str) -> None:
-    """Refuse a captioner that cannot be read: a model, checkpoint, adapter or hub id.
+def check_named_model(name: str, base: str | None = None) -> SelectedCheckpoint | None:
+    """Refuse a captioner that cannot be read: a model, run, checkpoint, adapter or hub id.
+
+    Args:
+        name: of the captioner.
+        base: of its base model, if it is not the recorded one.
+
+    Returns:
+        The checkpoint that is used of a run; None if the name is not that of a run.
 
     Raises:
         WeightsError: there is no such folder, and the hub does not provide it.
     """
     from captune.hub import locate_model, require_available
+    from captune.run_checkpoints import selected_checkpoint
 
-    locate_model(name)
-    require_available(name)
+    selected = selected_checkpoint(name)
+    for model in (name, *([] if base is None else [base])):
+        require_available(locate_model(model))
+    return selected
 
 
 def check_configured_model(config: ModelConfig) -> None:

@@ -124,17 +124,20 @@ class Captioner:
         instruction: str | None = None,
         fast_decode: bool = False,
         exif_rotation: bool = True,
+        base: str | Path | None = None,
     ) -> Self:
         """Load a captioner.
 
         Args:
-            path: a captune model, a checkpoint of a training run, `toy`, a transformers image-text-to-text model
-                (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...), or a peft adapter of one of these; a folder or a hub id.
+            path: a captune model, a training run (its best checkpoint, or `RUN@epoch1`), a checkpoint of one, `toy`, a
+                transformers image-text-to-text model (BLIP-2, Qwen-VL, SmolVLM, LLaVA, ...), or a peft adapter of one
+                of these; a folder or a hub id.
             dtype: of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
             device: such as `cuda:1`; by default this process's GPU (`LOCAL_RANK` of torchrun) or the CPU.
             instruction: the default instruction; by default the one that the model was tuned with.
             fast_decode: decode JPEG files with libjpeg-turbo and torch; a pixel may differ by one grey level.
             exif_rotation: apply the EXIF rotation of images; the original MiniGPT-4 does not.
+            base: folder or hub id of the base model of a checkpoint or adapter; by default the recorded one.
 
         Returns:
             The captioner with its model in eval mode.
@@ -153,6 +156,7 @@ class Captioner:
                 instruction=instruction,
                 fast_decode=fast_decode,
                 exif_rotation=exif_rotation,
+                base=base,
             )
         return cls(backend)
 

@@ -19,7 +19,7 @@ from captune.captioner.transformers_model import TransformersBackend
 from captune.common import error_text
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
-from captune.hub import ResolvedModel, resolve_model
+from captune.hub import ResolvedModel, locate_base, missing_base, require_available, resolve_model
 from captune.model import (
     ADAPTER,
     CheckpointRecord,
@@ -58,6 +58,7 @@ def load_backend(
     instruction: str | None,
     fast_decode: bool,
     exif_rotation: bool = True,
+    base: str | Path | None = None,
 ) -> MiniGPT4Backend | TransformersBackend:
     """Load a captioner; see `Captioner.from_pretrained`."""
     name = str(path)
@@ -70,28 +71,30 @@ def load_backend(
         "fast_decode": fast_decode,
         "exif_rotation": exif_rotation,
     }
-    source = replace(resolve_model(name), dtype=dtype)
+    source = replace(resolve_model(name), dtype=dtype, base="" if base is None else str(base))
     checkpoint = fetch_checkpoint(source.path) if source.kind in ("checkpoint", "hub") else None
     if checkpoint is not None:
         record = read_record(checkpoint)
         if record.kind == "transformers":
-            return _load_tuned(checkpoint, record, dtype, target, settings)
+            return _load_tuned(checkpoint, record, dtype, target, settings, source.base)
         return MiniGPT4Backend(load_model(source, target), **settings)
     adapter = find_adapter(source.path)
+    if adapter is None and source.base:
+        raise ConfigError(f"{name} is a complete model; a base model is for checkpoints and adapters, so leave it out.")
     if adapter is None:
         config = image_text_config(source.path, name)
         if isinstance(config, MiniGPT4Config):
             return MiniGPT4Backend(load_model(source, target), **settings)
         settings["instruction"] = instruction or tuned_instruction(config)
         return _load_transformers(source, config, name, target, settings)
-    return _load_adapter(adapter, dtype, target, settings)
+    return _load_adapter(adapter, dtype, target, settings, source.base)
 
 
 def _load_adapter(
-    adapter: Path, dtype: str, device: torch.device, settings: dict[str, Any]
+    adapter: Path, dtype: str, device: torch.device, settings: dict[str, Any], base_model: str
 ) -> MiniGPT4Backend | TransformersBackend:
     """Load a peft adapter of any program with its base model."""
-    base, base_name = _resolve_base(adapter)
+    base, base_name = _resolve_base(adapter, base_model)
     base = replace(base, dtype=dtype)
     state = read_adapter(adapter)
     config = None if base.kind == "checkpoint" else image_text_config(base.path, base_name)
@@ -112,10 +115,15 @@ def _load_adapter(
 
 
 def _load_tuned(
-    checkpoint: Path, record: CheckpointRecord, dtype: str, device: torch.device, settings: dict[str, Any]
+    checkpoint: Path,
+    record: CheckpointRecord,
+    dtype: str,
+    device: torch.device,
+    settings: dict[str, Any],
+    base_model: str,
 ) -> TransformersBackend:
     """Load a checkpoint of a run with its base model, a transformers model."""
-    base, base_name = checkpoint_base(checkpoint, record)
+    base, base_name = checkpoint_base(checkpoint, record, base_model)
     base = replace(base, dtype=dtype)
     config = image_text_config(base.path, base_name)
     settings = {**settings, "instruction": settings["instruction"] or record.instruction or None}
@@ -172,42 +180,45 @@ def _load_transformers(
     return backend
 
 
-def checkpoint_base(checkpoint: Path, record: CheckpointRecord) -> tuple[ResolvedModel, str]:
+def checkpoint_base(checkpoint: Path, record: CheckpointRecord, base: str = "") -> tuple[ResolvedModel, str]:
     """The transformers model that a checkpoint was trained on, with its pixel limits, and its name in messages.
+
+    Args:
+        checkpoint: its folder.
+        record: of the checkpoint.
+        base: folder or hub id of the base model; empty is the recorded one.
 
     Raises:
         WeightsError: it does not exist.
     """
-    if tensor_file(checkpoint).name == ADAPTER:
-        base, name = _resolve_base(checkpoint)
-    else:
-        name = f"{record.model} (base model of the checkpoint {checkpoint})"
-        try:
-            base = resolve_model(record.model)
-        except WeightsError as error:
-            raise WeightsError(
-                f"The checkpoint {checkpoint} was trained on the model {record.model}, which cannot be loaded: {error} "
-                "If it has moved, change 'model' in its checkpoint.json."
-            ) from error
-    return replace(base, max_pixels=record.max_pixels, min_pixels=record.min_pixels), name
+    name = base or record.model
+    if not base and tensor_file(checkpoint).name == ADAPTER:
+        # A folder that was set for other programs since.
+        edited, _ = base_model_of(checkpoint)
+        base = edited if Path(edited).is_dir() else ""
+    try:
+        resolved = resolve_model(base or locate_base(record.model, checkpoint, record.relative_model))
+        require_available(resolved.path)
+    except WeightsError as error:
+        raise missing_base(f"The checkpoint {checkpoint}", name, record.frozen, error) from error
+    resolved = replace(resolved, name=name, max_pixels=record.max_pixels, min_pixels=record.min_pixels)
+    return resolved, f"{name} (base model of the checkpoint {checkpoint})"
 
 
-def _resolve_base(adapter: Path) -> tuple[ResolvedModel, str]:
+def _resolve_base(adapter: Path, base_model: str = "") -> tuple[ResolvedModel, str]:
     """The base model of a peft adapter, and its name in messages.
 
     Raises:
         WeightsError: it does not exist, or is an adapter itself.
     """
-    name, revision = base_model_of(adapter)
+    name, revision = (base_model, None) if base_model else base_model_of(adapter)
     try:
         base = resolve_model(name)
+        require_available(base.path)
         if revision is not None and base.kind == "hub":
             base = resolve_model(snapshot_download(name, revision=revision))
     except Exception as error:  # the hub's library raises errors of several kinds
-        raise WeightsError(
-            f"The adapter {adapter} was trained on the model {name}, which cannot be loaded: {error_text(error)} If it "
-            "has moved, change base_model_name_or_path in adapter_config.json."
-        ) from error
+        raise missing_base(f"The adapter {adapter}", name, "", WeightsError(error_text(error))) from error
     if find_adapter(base.path) is not None:
         raise WeightsError(
             f"The base model {name} of the adapter {adapter} is an adapter itself; merge that one into its own base "

@@ -178,6 +178,7 @@ from captune.cli import (  # noqa: E402
     meta,
     plan,
     prepare,
+    push,
     rate,
     report,
     review,
@@ -191,7 +192,7 @@ PANELS = {
     "Data": (init, prepare, check),
     "Train": (demo, plan, explain, features, train, runs, config),
     "Measure": (evaluate, report, score, compare, meta),
-    "Use": (caption, serve, convert, export, fetch),
+    "Use": (caption, serve, export, push, convert, fetch),
     "People": (rate, review),
 }
 """Modules of the commands by panel of `captune --help`, in its order."""

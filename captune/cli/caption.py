@@ -18,7 +18,7 @@ import typer
 from captune.cli.output import print_error, print_message, print_summary
 from captune.cli.output import settings as output_settings
 from captune.cli.progress import caption_progress, working
-from captune.cli.shared_options import AsJson, with_shared_options
+from captune.cli.shared_options import AsJson, Base, checked_model, with_shared_options
 
 if TYPE_CHECKING:
     from captune.bulk import Captions, CaptionTemplate, Entry, Existing, Inputs, Job, Row, Workers
@@ -76,6 +76,7 @@ class _Loading:
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")
     ] = "auto"
     device: Annotated[str | None, typer.Option(help="Device such as cuda:1; by default a GPU, if there is one.")] = None
+    base: Base = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def caption(
         captune caption toy photos --out captions.jsonl
         captune caption Salesforce/blip-image-captioning-base photos --txt --trigger sks
     """
-    from captune.preflight import check_named_model, extra_imports, require_extra
+    from captune.preflight import extra_imports, require_extra
 
     part_number, parts = _part(part)
     template = text.parsed(txt=txt)
@@ -223,7 +224,7 @@ def caption(
         _check_texts(images, text.existing)
     needs_bulk = uses_ray or loading.fast_decode or (output is not None and output.ending == "parquet")
     require_extra("captune caption", "train", *(["bulk"] if needs_bulk else []))
-    check_named_model(model)
+    model = checked_model(model, loading.base)
     if output is not None:
         _check_output(output, inputs, overwrite=overwrite)
     with nullcontext() if output is None else _locked(output, part_number, parts):

@@ -14,7 +14,7 @@ from captune.cli.shared_options import AsJson
 from captune.errors import InputError
 from captune.parsing import load_json
 
-__all__ = ["convert"]
+__all__ = ["NumberFormat", "convert", "export_official"]
 
 
 class Arch(StrEnum):
@@ -92,7 +92,7 @@ def convert(
     elif to_official is not None:
         if has_files:
             raise InputError("--to-official takes one checkpoint or model and no other files.")
-        _export(to_official, out)
+        export_official(to_official, out)
     elif llm is None or vision is None:
         raise InputError("Give --llm and --vision (and --qformer, --checkpoint), --to-official, or --config.")
     else:
@@ -178,7 +178,7 @@ def _save(model: Any, out: Path) -> None:
         model.save_pretrained(folder, max_shard_size="4GB")
 
 
-def _export(source: Path, out: Path) -> None:
+def export_official(source: Path, out: Path) -> None:
     """Write the trained weights as a .pth file atomically."""
     from captune.cli.progress import working
     from captune.preflight import extra_imports

@@ -12,8 +12,9 @@ import typer
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.output import settings as output_settings
-from captune.cli.shared_options import AllowLeaks, AsJson
+from captune.cli.shared_options import AllowLeaks, AsJson, Base
 from captune.errors import ConfigError
+from captune.run_checkpoints import checkpoint_folders, run_of, select_checkpoint
 
 __all__ = [
     "ModelsRequest",
@@ -79,6 +80,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Another captioner on the same images: a transformers image-text-to-text model; repeatable."),
     ] = None,
+    base: Base = None,
     allow_leaks: AllowLeaks = False,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +97,9 @@ def evaluate(
         captune evaluate runs/photos --data nocaps.jsonl --out runs/photos-nocaps
         captune evaluate llava-hf/llava-1.5-7b-hf --data test.jsonl --out runs/llava
     """
+    named = run_of(config)
+    if named is not None and named[1] is not None:
+        config, checkpoint = named[0], [*(checkpoint or []), select_checkpoint(*named).folder]
     output_settings.resumes = True  # captions of finished checkpoints are cached
     settings = [*(overrides or [])]
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
@@ -109,18 +114,20 @@ def evaluate(
         models = [str(config), *(each for each in settings if "=" not in each), *(captioner or [])]
         settings = [each for each in settings if "=" in each]
         source = _manifest_and_split(sources[0], split) if sources else None
+        if base is not None:
+            raise ConfigError(f"{config} is a model without a run; --base is the base model of a run.")
         run_models(ModelsRequest(models, settings, source, out, next(iter(prompt or []), None)), as_json=as_json)
         return
     if len(sources) > 1 or corrupt or prompt or prompts:
         strengths = strength or [1, 2, 3, 4, 5]
         options = RobustnessOptions(sources, split, corrupt or [], strengths, prompt or [], prompts or [])
-        run_matrix(config, settings, checkpoint, out, options, as_json=as_json)
+        run_matrix(config, settings, checkpoint, out, options, base=base, as_json=as_json)
         return
     if sources:
         path, split = _manifest_and_split(sources[0], split)
         settings.append(f"data.evaluate={path}")
     settings += [f"data.evaluate_split={split}"] if split is not None else []
-    run_evaluation(config, settings, checkpoint, out, captioner, as_json=as_json)
+    run_evaluation(config, settings, checkpoint, out, captioner, base=base, as_json=as_json)
 
 
 def is_model(config: Path, has_data: bool) -> bool:
@@ -149,6 +156,7 @@ def run_matrix(
     out: Path | None,
     options: RobustnessOptions,
     *,
+    base: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Evaluate the matrix and print its table and where the files are, or the matrix as one JSON object.
@@ -159,7 +167,7 @@ def run_matrix(
     from captune.cli.progress import show_progress
     from captune.report import matrix_terminal, matrix_to_json
 
-    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
+    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out, base)
     from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
 
     instructions = [*options.prompts, *(line for source in options.lists for line in read_instructions(source))]
@@ -172,6 +180,7 @@ def run_matrix(
             corruptions=parse_corruptions(options.corrupt, options.strengths),
             split=options.split,
             listener=listener,
+            base=base,
         )
     if as_json:
         print_summary({"output": settings.output, **json.loads(matrix_to_json(matrix))})
@@ -181,7 +190,7 @@ def run_matrix(
 
 
 def _checked_settings(
-    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None
+    config: Path, overrides: list[str], checkpoints: list[Path] | None, out: Path | None, base: str | None
 ) -> tuple[RunConfig, list[Path]]:
     """The settings with the evaluation's output folder, and the checkpoints, after all checks without the model."""
     from captune.cli.progress import working
@@ -189,7 +198,8 @@ def _checked_settings(
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
-    check_run(settings if out is None else settings.model_copy(update={"output": out}), trains=False)
+    checked = settings if base is None else settings.with_model(base)
+    check_run(checked if out is None else checked.model_copy(update={"output": out}), trains=False)
     with working("Loading torch and transformers"), extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_checkpoints  # noqa: F401  # imports torch and transformers
     if checkpoints is None:
@@ -211,25 +221,18 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: as `captune.config.load_config`.
     """
-    from captune.config import load_config, load_run_config
+    from captune.config import load_config, load_stored_config
 
     if not config.exists():
         raise ConfigError(
             f"There is no configuration or run {config}; give a YAML file or the folder of a run (for a model without "
             "a run add --data)."
         )
-    if not config.is_dir():
-        return load_config(config, overrides)
-    settings = load_run_config(config / "config.yaml", overrides)
-    if any(override.startswith("output=") for override in overrides):
-        return settings
-    return settings.model_copy(update={"output": config})
+    return load_stored_config(config, overrides) if config.is_dir() else load_config(config, overrides)
 
 
 def run_checkpoints(settings: RunConfig) -> list[Path]:
     """The checkpoints of a run's folder; a message is printed where there are none."""
-    from captune.training import checkpoint_folders
-
     checkpoints = checkpoint_folders(settings.output)
     if not checkpoints:
         print_message(f"There is no checkpoint in {settings.output}; the model is evaluated as it was before training.")
@@ -261,6 +264,7 @@ def run_evaluation(
     out: Path | None,
     captioners: list[str] | None = None,
     *,
+    base: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Evaluate and print the table, the analysis and where the files are, or the same as one JSON object.
@@ -270,11 +274,11 @@ def run_evaluation(
     """
     from captune.cli.progress import show_progress
 
-    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out)
+    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out, base)
     from captune.evaluation import evaluate_checkpoints
 
     with show_progress() as listener:
-        scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [])
+        scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [], base=base)
     _print_scores(scores, settings.output, as_json=as_json)
 
 

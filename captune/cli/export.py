@@ -1,134 +1,189 @@
-"""`captune export`: a checkpoint of a run as a folder for other programs and for the hub."""
+"""`captune export`: a checkpoint of a run as a folder for other programs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captune.cli.convert import NumberFormat
-from captune.cli.output import print_summary
-from captune.cli.shared_options import AsJson
+from captune.cli.convert import NumberFormat, export_official
+from captune.cli.next_command import show_next
+from captune.cli.output import print_message, print_summary
+from captune.cli.shared_options import AsJson, Base
 from captune.errors import InputError
+from captune.run_checkpoints import run_of, select_checkpoint
 
 if TYPE_CHECKING:
-    from captune.model import CheckpointRecord
+    from captune.model import CardDetails
 
-__all__ = ["export"]
+__all__ = ["Epoch", "ExportRequest", "License", "checkpoint_to_export", "export", "write_export"]
+
+Epoch = Annotated[int | None, typer.Option(min=0, help="Epoch of a run.", show_default="the best one")]
+License = Annotated[
+    str | None,
+    typer.Option(help="License in the model card, such as apache-2.0.", show_default="that of the base model applies"),
+]
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder of a run, or one of its checkpoints/epoch-NNN.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it is new or empty.")],
+    source: Annotated[
+        Path, typer.Argument(help="A run (its best checkpoint, or RUN@epoch1), or one of its checkpoints/epoch-NNN.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write, which is new or empty; with --original the .pth file.")],
     merge: Annotated[
         bool, typer.Option("--merge", help="Write a complete model with merged weights, not the trained tensors only.")
     ] = False,
-    epoch: Annotated[int | None, typer.Option(min=0, help="Epoch of a run.", show_default="the last one")] = None,
+    original: Annotated[
+        bool, typer.Option("--original", help="Write a MiniGPT-4 as a checkpoint of the original code, .pth.")
+    ] = False,
+    epoch: Epoch = None,
     dtype: Annotated[
         NumberFormat, typer.Option(help="Number format of merged weights; auto is that of the base model's files.")
     ] = NumberFormat.AUTO,
-    push: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Also upload the folder to the Hugging Face hub.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository of --push private.")] = False,
+    base: Base = None,
+    license: License = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as an adapter folder for peft, transformers and vLLM, or as a merged model.
 
     Examples:
         captune export runs/photos --out adapter
-        captune export runs/photos --epoch 2 --merge --out merged
-        captune export runs/photos --out adapter --push me/photo-captions --private
+        captune export runs/photos@epoch2 --merge --out merged
+        captune export runs/minigpt4 --original --out tuned.pth
+    """
+    if dtype is not NumberFormat.AUTO and not merge:
+        raise InputError("--dtype is the number format of merged weights; add --merge, or leave it out.")
+    if original and (merge or base or license):
+        raise InputError("--original writes trained weights only; leave out --merge, --base and --license.")
+    checkpoint = checkpoint_to_export(source, epoch)
+    if original:
+        from captune.data import check_output
+
+        check_output(out, command="export", reads=[source, checkpoint], overwrite=False)
+        export_official(checkpoint, out)
+    else:
+        write_export(ExportRequest(checkpoint, merge, dtype, base or "", None, license), out, [source])
+    if as_json:
+        print_summary({"output": out, "checkpoint": checkpoint})
+        return
+    typer.echo(out)
+    if not original:
+        show_next(["caption", out, "photo.jpg"], "caption an image with it")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is written of a checkpoint.
+
+    Attributes:
+        checkpoint: its folder.
+        merge: a complete model, not the trained tensors only.
+        dtype: number format of merged weights.
+        base: folder or hub id of the base model; empty is the recorded one.
+        base_id: hub id of the base model to record.
+        license: for the card.
+    """
+
+    checkpoint: Path
+    merge: bool = False
+    dtype: NumberFormat = NumberFormat.AUTO
+    base: str = ""
+    base_id: str | None = None
+    license: str | None = None
+
+
+def write_export(request: ExportRequest, out: Path, reads: list[Path]) -> None:
+    """Write a checkpoint into a new or empty folder, atomically.
+
+    Raises:
+        InputError: the folder is not empty, or the checkpoint is broken.
     """
     from captune.cli.progress import working
     from captune.data import atomic_folder, check_output_folder
     from captune.preflight import extra_imports
 
-    if dtype is not NumberFormat.AUTO and not merge:
-        raise InputError("--dtype is the number format of merged weights; add --merge, or leave it out.")
-    checkpoint = _checkpoint(source, epoch)
-    check_output_folder(out, reads=[source, checkpoint])
+    checkpoint = request.checkpoint
+    check_output_folder(out, reads=[*reads, checkpoint])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already and is not empty; give another --out.")
+        raise InputError(f"{out} exists already and is not empty; give another folder.")
     with working("Loading torch and transformers"), extra_imports("captune export", "train"):
-        from captune.model import read_record, upload_folder
+        from captune.model import read_record
     record = read_record(checkpoint)
     with atomic_folder(out) as folder:
-        card = _scores(checkpoint, record)
+        details = _card_details(checkpoint, record.epoch, request.license)
         if record.kind == "transformers":
-            _export_transformers(checkpoint, folder, merge, dtype, card)
+            _write_transformers(request, folder, details)
         else:
-            _export_minigpt4(checkpoint, folder, merge, dtype, card)
-    if not as_json:
-        typer.echo(out)
-    pushed = None
-    if push is not None:
-        message = "Upload captioner" if merge else "Upload trained tensors of a captioner"
-        pushed = upload_folder(out, push, private=private or None, token=None, message=message)
-    if as_json:
-        print_summary({"output": out, "checkpoint": checkpoint, "epoch": record.epoch, "pushed": pushed})
-    elif pushed is not None:
-        typer.echo(pushed)
+            _write_minigpt4(request, folder, details)
 
 
-def _checkpoint(source: Path, epoch: int | None) -> Path:
-    """The folder of the checkpoint to export."""
-    from captune.training import checkpoint_folders
+def checkpoint_to_export(source: Path, epoch: int | None) -> Path:
+    """The folder of the checkpoint; a message says which one of a run it is.
 
+    Raises:
+        InputError: there is no such checkpoint.
+    """
     if (source / "checkpoint.json").is_file():
         if epoch is not None:
             raise InputError(f"{source} is one checkpoint; give the run's folder, or leave out --epoch.")
         return source
-    if not source.is_dir():
-        raise InputError(f"There is no folder {source}; give the folder of a run or of a checkpoint.")
-    folders = checkpoint_folders(source)
-    if not folders:
-        raise InputError(f"{source} holds no checkpoints; give the folder of a run, or checkpoints/epoch-NNN of one.")
-    if epoch is None:
-        return folders[-1]
-    for folder in folders:
-        if folder.name == f"epoch-{epoch:03d}":
-            return folder
-    saved = ", ".join(str(int(folder.name.removeprefix("epoch-"))) for folder in folders)
-    raise InputError(f"{source} has no checkpoint of epoch {epoch}; it has those of {saved}.")
+    named = run_of(source)
+    if named is None:
+        kind = "holds no checkpoints" if source.is_dir() else "does not exist"
+        raise InputError(f"{source} {kind}; give the folder of a run, or checkpoints/epoch-NNN of one.")
+    run, name = named
+    if name is not None and epoch is not None:
+        raise InputError(f"{source} names a checkpoint already; leave out --epoch.")
+    selected = select_checkpoint(run, name if epoch is None else epoch)
+    print_message(f"Using {selected}.")
+    return selected.folder
 
 
-def _scores(checkpoint: Path, record: CheckpointRecord) -> dict[str, Any]:
-    """Metrics and signature of a checkpoint for its model card, if its run was evaluated."""
+def _card_details(checkpoint: Path, epoch: int, license: str | None) -> CardDetails:
+    """Scores of a checkpoint for its model card, if its run was evaluated."""
+    from captune.model import CardDetails
     from captune.report import read_scores
 
     try:
-        rows = read_scores(checkpoint.resolve().parent.parent).checkpoints
+        scores = read_scores(checkpoint.resolve().parent.parent)
     except InputError:
-        return {}
-    row = next((row for row in rows if row.epoch == record.epoch), None)
-    return {} if row is None else {"metrics": dict(row.corpus), "signature": row.signature}
+        return CardDetails(license=license)
+    row = next((row for row in scores.checkpoints if row.epoch == epoch), None)
+    if row is None:
+        return CardDetails(license=license)
+    return CardDetails(
+        metrics=row.corpus,
+        signature=row.signature,
+        intervals=row.intervals,
+        data=scores.data,
+        split=scores.split,
+        images=scores.images or 0,
+        leak=row.leak,
+        license=license,
+    )
 
 
-def _export_transformers(
-    checkpoint: Path, folder: Path, merge: bool, dtype: NumberFormat, card: dict[str, Any]
-) -> None:
+def _write_transformers(request: ExportRequest, folder: Path, details: CardDetails) -> None:
     from captune.vlm import export_merged, export_tuned
 
-    if merge:
-        export_merged(checkpoint, folder, dtype=dtype.value, **card)
+    checkpoint = request.checkpoint
+    if request.merge:
+        export_merged(checkpoint, folder, dtype=request.dtype.value, base=request.base, details=details)
     else:
-        export_tuned(checkpoint, folder, **card)
+        export_tuned(checkpoint, folder, base=request.base, base_id=request.base_id, details=details)
 
 
-def _export_minigpt4(checkpoint: Path, folder: Path, merge: bool, dtype: NumberFormat, card: dict[str, Any]) -> None:
+def _write_minigpt4(request: ExportRequest, folder: Path, details: CardDetails) -> None:
     """Write a complete MiniGPT-4, whose LoRA stays separate, or the trained tensors as captune loads them."""
-    import shutil
-
     import torch
 
-    from captune.model import load_pretrained, read_trained
+    from captune.model import copy_checkpoint, load_pretrained
 
-    if merge:
-        options = {} if dtype is NumberFormat.AUTO else {"dtype": getattr(torch, dtype.value)}
-        load_pretrained(checkpoint, **options).save_pretrained(folder, max_shard_size="4GB", **card)
+    if request.merge:
+        options = {} if request.dtype is NumberFormat.AUTO else {"dtype": getattr(torch, request.dtype.value)}
+        model = load_pretrained(request.checkpoint, base_model=request.base or None, **options)
+        model.save_pretrained(folder, max_shard_size="4GB", details=details)
         return
-    read_trained(checkpoint)
-    for name in ("trained.safetensors", "checkpoint.json"):
-        shutil.copyfile(checkpoint / name, folder / name)
+    copy_checkpoint(request.checkpoint, folder, request.base_id)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from captune.cli.output import print_message, print_summary
-from captune.cli.shared_options import with_shared_options
+from captune.cli.shared_options import Base, checked_model, with_shared_options
 from captune.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    base: Base = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as one JSON object on stdout.")] = False,
     *,
     limits: _Limits,
@@ -92,10 +93,13 @@ def serve(
     from captune.cli.progress import working
     from captune.data import temporary_folder
     from captune.preflight import check_named_model, extra_imports, require_extra
+    from captune.run_checkpoints import is_run
 
     require_extra("captune serve", "serve", "train")
-    if not Path(model, "config.yaml").is_file():  # a run has its model in its configuration
-        check_named_model(model)
+    if is_run(model):  # it has its model in its configuration
+        check_named_model(model if base is None else base)
+    else:
+        model = checked_model(model, base)
     with extra_imports("captune serve", "serve"):
         from captune.apps import answered_hosts, base_url, is_local, listening_socket, run_server
     with working("Loading torch"), extra_imports("captune serve", "train"):
@@ -110,7 +114,7 @@ def serve(
     listener = listening_socket(host, port)
     with listener, temporary_folder("serve") as drawn:
         with working("Loading the model"):
-            served = load_served(model)
+            served = load_served(model, base)
         server_limits = limits.of_server()
         application = serving_application(
             served,

@@ -12,7 +12,18 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-__all__ = ["AllowLeaks", "AsJson", "Overrides", "in_panel", "option_parameters", "with_shared_options"]
+from captune.cli.output import print_message
+
+__all__ = [
+    "AllowLeaks",
+    "AsJson",
+    "Base",
+    "Overrides",
+    "checked_model",
+    "in_panel",
+    "option_parameters",
+    "with_shared_options",
+]
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file, as section.key=value.")]
 AllowLeaks = Annotated[
@@ -23,7 +34,38 @@ AllowLeaks = Annotated[
 ]
 
 
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of the base model of a checkpoint or adapter, if it has moved.",
+        show_default="as recorded",
+    ),
+]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+
+def checked_model(name: str, base: str | None = None) -> str:
+    """Refuse a captioner that cannot be read, and print which checkpoint of a run is used.
+
+    Args:
+        name: a model, run (`RUN` or `RUN@epoch1`), checkpoint, adapter or hub id.
+        base: of its base model, if it is not the recorded one.
+
+    Returns:
+        The name, or the folder of the checkpoint.
+
+    Raises:
+        WeightsError: there is no such model.
+    """
+    from captune.preflight import check_named_model
+
+    selected = check_named_model(name, base)
+    if selected is None:
+        return name
+    print_message(f"Using {selected}.")
+    return str(selected.folder)
 
 
 def in_panel(annotation: Any, panel: str | None) -> Any:

@@ -67,7 +67,7 @@ def run_training(
         start(settings, listener, resume=resume, overwrite=overwrite)
     from captune.cli.report_output import print_report, run_as_json
     from captune.report import analyse, read_scores
-    from captune.training import checkpoint_folders
+    from captune.run_checkpoints import checkpoint_folders
 
     scores = read_scores(settings.output)
     analysis = analyse(scores)

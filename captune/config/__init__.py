@@ -5,6 +5,7 @@ run stores, and `configuration_reference` into docs/configuration.md.
 """
 
 from captune.config.files import STORED_HEADING, convert_config, load_config, load_run_config, parse_config
+from captune.config.run_paths import PATHS_FILE, load_stored_config, working_directory_record
 from captune.config.sections import (
     DataConfig,
     EvaluateConfig,
@@ -26,6 +27,7 @@ from captune.config.writing import (
 )
 
 __all__ = [
+    "PATHS_FILE",
     "STORED_HEADING",
     "ConfigKey",
     "DataConfig",
@@ -45,8 +47,10 @@ __all__ = [
     "find_template",
     "load_config",
     "load_run_config",
+    "load_stored_config",
     "parse_config",
     "read_templates",
     "scale_schedule",
     "split_names",
+    "working_directory_record",
 ]

@@ -15,7 +15,7 @@ from captune.config.writing import configuration_keys
 from captune.errors import ConfigError
 from captune.parsing import YamlSyntaxError, load_yaml, validate
 
-__all__ = ["STORED_HEADING", "convert_config", "load_config", "load_run_config", "parse_config"]
+__all__ = ["STORED_HEADING", "convert_config", "load_config", "load_run_config", "parse_config", "read_stored"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,18 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     Raises:
         ConfigError: as `load_config`.
     """
-    content = _read_yaml(Path(path))
+    return parse_config(read_stored(Path(path)), overrides, source=str(path))
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """The sections of a stored configuration, with the present names of all keys.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    content = _read_yaml(path)
     _rename_keys(content)
-    return parse_config(content, overrides, source=str(path))
+    return content
 
 
 def _rename_keys(content: dict[str, Any]) -> None:

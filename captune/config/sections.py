@@ -252,6 +252,10 @@ class RunConfig(_Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    def with_model(self, path: str) -> RunConfig:
+        """The same run with the model in another folder."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"path": path})})
+
     @model_validator(mode="after")
     def _check_combinations(self) -> RunConfig:
         if self.train.min_learning_rate > self.train.learning_rate:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.captioner import Captioner
-from captune.config import RunConfig, load_run_config
+from captune.config import RunConfig, load_stored_config
 from captune.data import folder_lock, last_writer
 from captune.decoding import Caption
 from captune.errors import ConfigError, InputError, NonFiniteScoresError
@@ -82,7 +82,7 @@ def is_own_evaluation(config: RunConfig, run: Path, checkpoints: Sequence[Path])
         checkpoints: that are evaluated.
     """
     try:
-        written = load_run_config(run / "config.yaml")
+        written = load_stored_config(run)
     except ConfigError:
         return False
     evaluated = {os.path.realpath(folder) for folder in checkpoints}
@@ -136,6 +136,10 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
     for section, names in _WITHOUT_EFFECT.items():
         for name in names:
             settings[section].pop(name, None)
+    for section, name in (("data", "train"), ("data", "evaluate"), ("model", "path")):
+        # The same file, from whatever directory.
+        value = settings[section].get(name)
+        settings[section][name] = os.path.abspath(value) if value and os.path.exists(value) else value
     return settings
 
 
@@ -148,6 +152,7 @@ def evaluate_checkpoints(
     listener: Listener | None = None,
     *,
     captioners: Sequence[str] = (),
+    base: str | None = None,
 ) -> RunScores:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
 
@@ -156,6 +161,7 @@ def evaluate_checkpoints(
         checkpoints: folders that training wrote.
         listener: receives the progress.
         captioners: other models that caption the same images, such as transformers' image-text-to-text models.
+        base: folder or hub id of the run's model, if it has moved.
 
     Returns:
         All rows, the pretrained model first, other captioners last.
@@ -171,7 +177,7 @@ def evaluate_checkpoints(
         evaluation = Evaluation(config, evaluation_set(config, on_event, ancestors=ancestors))
         if is_own_evaluation(config, config.output, checkpoints):
             evaluation.recall()
-        faulty = _evaluate(config, evaluation, checkpoints, on_event)
+        faulty = _evaluate(config if base is None else config.with_model(base), evaluation, checkpoints, on_event)
         # The model is released before another one is loaded.
         faulty += _compare(config, evaluation, captioners, on_event)
         # Only now: captions are in the cache, and earlier scores stay complete until all new ones are computed.

@@ -81,6 +81,7 @@ def evaluate_matrix(
     corruptions: Sequence[Corruption] = (),
     split: str | None = None,
     listener: Listener | None = None,
+    base: str | None = None,
 ) -> Matrix:
     """Caption and score every checkpoint with every prompt in domain, on other data and on corrupted images.
 
@@ -93,13 +94,16 @@ def evaluate_matrix(
         corruptions: of the in-domain images.
         split: of the further manifests.
         listener: receives the progress.
+        base: folder or hub id of the run's model, if it has moved.
 
     Raises:
         InputError: data, model or a checkpoint cannot be used.
     """
     check_destination(config, checkpoints)
     with folder_lock(config.output, LOCK_NAME):
-        return _evaluate_matrix(config, checkpoints, data, instructions, corruptions, split, listener or ignore_event)
+        return _evaluate_matrix(
+            config, checkpoints, data, instructions, corruptions, split, listener or ignore_event, base
+        )
 
 
 def _evaluate_matrix(
@@ -110,13 +114,15 @@ def _evaluate_matrix(
     corruptions: Sequence[Corruption],
     split: str | None,
     on_event: Listener,
+    base: str | None,
 ) -> Matrix:
     """The same in a locked folder."""
     records = [read_record(folder) for folder in checkpoints]
     sets = evaluation_sets(config, data, split, on_event, ancestors=records[0].ancestors if records else ())
     in_domain = Evaluation(config, sets[0])
     on_event({"event": "stage", "what": "Loading the model"})
-    model = load_run_model(config, in_domain, checkpoints, stored=False)
+    located = config if base is None else config.with_model(base)
+    model = load_run_model(located, in_domain, checkpoints, stored=False)
     # The prompt of training comes first: the in-domain score of a checkpoint is that of this prompt on the run's data.
     prompts = list(dict.fromkeys([model.instruction or "", *instructions]))
     folders = {checkpoint_name(None, config): None} | {

@@ -18,7 +18,7 @@ import torch
 from captune.config import ModelConfig
 from captune.data import cached_digest
 from captune.features.shards import FixedShape
-from captune.hub import ResolvedModel, locate_model, resolve_model
+from captune.hub import ResolvedModel, locate_base, resolve_model
 from captune.model import MiniGPT4Config, compute_dtype, is_checkpoint, load_config_and_processor, read_record
 from captune.weights import TOWER_PREFIXES, stored_tensors, weight_files
 
@@ -139,7 +139,7 @@ def _files(source: ResolvedModel) -> Iterator[tuple[Path, tuple[str, ...]]]:
             for file in weight_files(record.parts["vision"]):
                 yield file, ("",)
             return
-        path = locate_model(record.model)
+        path = locate_base(record.model, Path(path), record.relative_model)
     for file in weight_files(path):
         yield file, TOWER_PREFIXES
 

@@ -9,6 +9,7 @@ from captune.model.chat_template import count_bos, warn_date_is_fixed, with_fixe
 from captune.model.checkpoint import (
     ADAPTER,
     CheckpointRecord,
+    copy_checkpoint,
     fetch_checkpoint,
     is_checkpoint,
     load_start,
@@ -17,6 +18,7 @@ from captune.model.checkpoint import (
     mark_tuned,
     read_record,
     read_trained,
+    recorded_base,
     require_kind,
     restore_chat_template,
     save_trained,
@@ -63,7 +65,7 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.model.minigpt4 import MiniGPT4
-from captune.model.model_card import metrics_table, upload_folder
+from captune.model.model_card import CardDetails, card_header, metrics_table, upload_folder
 from captune.model.official import load_official, official_checkpoint
 from captune.model.packing import CaptionTree, PackedBatch, constant_prefix_length, fed_tokens, pack, row_multiple
 from captune.model.processor import DEFAULT_INSTRUCTION, MiniGPT4Processor
@@ -92,6 +94,7 @@ __all__ = [
     "RESERVE",
     "TOWERS",
     "CaptionTree",
+    "CardDetails",
     "ChatTemplate",
     "CheckpointRecord",
     "CompiledLayers",
@@ -115,8 +118,10 @@ __all__ = [
     "attach_lora",
     "build_model",
     "cache_size",
+    "card_header",
     "compute_dtype",
     "constant_prefix_length",
+    "copy_checkpoint",
     "copy_first_layers",
     "count_bos",
     "decoder_layers",
@@ -147,6 +152,7 @@ __all__ = [
     "quantization_config",
     "read_record",
     "read_trained",
+    "recorded_base",
     "require_kind",
     "restore_chat_template",
     "row_multiple",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,11 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
+from captune.hub import recorded_name
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
+from captune.run_checkpoints import checkpoint_folder
 from captune.transformers_compat import fetch_file
 from captune.weights import (
     attach_adapter,
@@ -40,6 +45,7 @@ from captune.weights import (
 __all__ = [
     "ADAPTER",
     "CheckpointRecord",
+    "copy_checkpoint",
     "fetch_checkpoint",
     "is_checkpoint",
     "load_start",
@@ -48,6 +54,7 @@ __all__ = [
     "mark_tuned",
     "read_record",
     "read_trained",
+    "recorded_base",
     "require_kind",
     "restore_chat_template",
     "save_trained",
@@ -69,7 +76,7 @@ class CheckpointRecord:
     """The content of `checkpoint.json`.
 
     Attributes:
-        model: path or hub id of the frozen parts.
+        model: hub id or absolute folder of the frozen parts, or `toy` or `toy-vlm`.
         frozen: fingerprint of the frozen parts.
         instruction: the instruction in training.
         conversation: name of the chat template.
@@ -92,6 +99,7 @@ class CheckpointRecord:
         ancestors: the checkpoints that the run started from, the earliest first: `checkpoint` (folder), `trained` (hash
             of its tensors), `epoch`, `step`, `seed`, `instruction`, `manifest_hash`, and `manifest`, `split` and
             `train_images` if they are known.
+        relative_model: the folder of the frozen parts relative to the checkpoint's, for both to be moved.
     """
 
     model: str
@@ -114,10 +122,29 @@ class CheckpointRecord:
     max_pixels: int | None = None
     min_pixels: int | None = None
     ancestors: tuple[dict[str, Any], ...] = ()
+    relative_model: str | None = None
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""
         return replace(self, epoch=epoch, step=step)
+
+
+def recorded_base(config: ModelConfig, output: Path) -> tuple[str, str | None]:
+    """The base model as the checkpoints of a run record it.
+
+    Args:
+        config: of the model.
+        output: folder of the run.
+
+    Returns:
+        A hub id, an absolute folder, or a model that comes with captune; and that folder relative to a checkpoint's.
+    """
+    if config.llm is not None:
+        return config.name, None
+    name = recorded_name(config.path)
+    if not Path(name).is_absolute():
+        return name, None
+    return name, os.path.relpath(name, checkpoint_folder(output, 0))
 
 
 def save_trained(folder: Path, state: Mapping[str, Tensor], record: CheckpointRecord, file: str = TRAINED) -> None:
@@ -202,7 +229,7 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     if _HASH in described:
         record = load_json(parse_header(io.BytesIO(data), len(data)).metadata["captune"])
         # The paths of models may change.
-        same = set(record) & set(described) - {"model", "parts"}
+        same = set(record) & set(described) - {"model", "parts", "relative_model"}
         differing = sorted(name for name in same if described[name] != record[name])
         if differing:
             raise WeightsError(
@@ -210,6 +237,35 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
                 f"{path.name}; copy it again from an intact copy, or train this epoch again."
             )
     return state
+
+
+def copy_checkpoint(checkpoint: Path, folder: Path, base_id: str | None = None) -> CheckpointRecord:
+    """Copy trained tensors, record and peft's settings into an existing folder, after comparing them with their hash.
+
+    Args:
+        checkpoint: its folder.
+        folder: of the copy.
+        base_id: hub id of the base model, which the copy records instead of a folder of this machine.
+
+    Returns:
+        The record of the copy.
+
+    Raises:
+        WeightsError: the checkpoint is broken.
+    """
+    record, state, file = read_record(checkpoint), read_trained(checkpoint), tensor_file(checkpoint)
+    adapter_settings = checkpoint / "adapter_config.json"
+    if base_id is None:
+        for path in (file, checkpoint / "checkpoint.json", adapter_settings):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        return record
+    record = replace(record, model=base_id, relative_model=None)
+    save_trained(folder, state, record, file.name)
+    if adapter_settings.is_file():
+        settings = load_json(adapter_settings.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_id}
+        (folder / adapter_settings.name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return record
 
 
 def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[CheckpointRecord, Any]:

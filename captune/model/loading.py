@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
-from captune.hub import ResolvedModel, locate_model, resolve_model
+from captune.hub import ResolvedModel, locate_base, locate_model, missing_base, require_available, resolve_model
 from captune.model.build import build_model, config_and_processor_of_parts
 from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record, require_kind
 from captune.model.configuration import MiniGPT4Config
@@ -86,7 +86,7 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
     Args:
         name: a folder that `MiniGPT4.save_pretrained` wrote, a checkpoint (`checkpoints/epoch-NNN` of a run), or the
             hub id of either.
-        base_model: the model of a checkpoint, if it has moved.
+        base_model: folder or hub id of the model of a checkpoint, if it has moved.
         options: of `MiniGPT4.from_pretrained`: `dtype`, `device_map`, `parts`, `revision`, ...
 
     Returns:
@@ -106,7 +106,12 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
     require_kind(record, "minigpt4", folder)
     if record.parts is not None and base_model is None:
         try:
-            model = build_model(llm=record.parts["llm"], vision=record.parts["vision"], aligned=True, **options)
+            model = build_model(
+                llm=locate_base(record.parts["llm"], folder),
+                vision=locate_base(record.parts["vision"], folder),
+                aligned=True,
+                **options,
+            )
         except WeightsError as error:
             raise WeightsError(
                 f"The checkpoint {folder} was trained on {record.parts['llm']} and the vision encoder "
@@ -115,12 +120,11 @@ def load_pretrained(name: str | Path, *, base_model: str | Path | None = None, *
             ) from error
     else:
         try:
-            base = locate_model(str(base_model or record.model))
+            base = str(base_model or locate_base(record.model, folder, record.relative_model))
+            require_available(locate_model(base))
         except WeightsError as error:
-            raise WeightsError(
-                f"{folder} was trained on the model {record.model}, which does not exist; set base_model to its folder "
-                "or hub id."
-            ) from error
+            name = str(base_model or record.model)
+            raise missing_base(f"The checkpoint {folder}", name, record.frozen, error) from error
         model = load_pretrained(base, **options)
     load_trained(model, folder)
     model.eval()
@@ -158,7 +162,7 @@ def load_model(
     if source.kind == "parts":
         loaded = build_model(llm=source.llm, vision=source.vision, parts=parts, **options)
     else:
-        loaded = load_pretrained(source.path, parts=tuple(parts), **options)
+        loaded = load_pretrained(source.path, base_model=source.base or None, parts=tuple(parts), **options)
     loaded.projection.float()
     if "quantization_config" not in options:
         loaded.to(device)

@@ -35,7 +35,7 @@ from captune.data import CLIP_MEAN, CLIP_STD, temporary_folder
 from captune.errors import WeightsError
 from captune.model.configuration import MiniGPT4Config
 from captune.model.lora import with_lora
-from captune.model.model_card import model_card, upload_folder
+from captune.model.model_card import CardDetails, model_card, upload_folder
 from captune.model.processor import IGNORE_INDEX, MiniGPT4Processor
 from captune.model.prompt import IMAGE_SLOT
 from captune.model.quantization import skip_modules
@@ -143,6 +143,7 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
         *args: Any,
         metrics: Mapping[str, float] | None = None,
         signature: str | None = None,
+        details: CardDetails | None = None,
         **kwargs: Any,
     ) -> None:
         """Write the configuration, weights (safetensors), the processor's files and a model card to a folder.
@@ -152,12 +153,14 @@ class MiniGPT4(PreTrainedModel):  # type: ignore[misc]  # transformers has no ty
             args: of transformers' `save_pretrained`.
             metrics: for the card: name to value.
             signature: of the metrics, which are not shown without it.
+            details: for the card, instead of metrics and signature.
             kwargs: of transformers' `save_pretrained`: `max_shard_size`, ...
         """
         super().save_pretrained(str(save_directory), *args, **kwargs)
         if self.processor is not None:
             self.processor.save_pretrained(Path(save_directory))
-        card = model_card(self.config, self.processor, metrics=metrics, signature=signature)
+        details = details or CardDetails(metrics=metrics or {}, signature=signature)
+        card = model_card(self.config, self.processor, details=details)
         (Path(save_directory) / "README.md").write_text(card, encoding="utf-8")
 
     def push_to_hub(

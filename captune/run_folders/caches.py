@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from captune.config import load_run_config
+from captune.config import load_stored_config
 from captune.data import folder_in_use, folder_lock
 from captune.data.leaks import default_store
 from captune.errors import ConfigError, InputError
 from captune.parsing import load_json
-from captune.run_folders.files import CONFIG, file_size
+from captune.run_folders.files import file_size
 
 __all__ = ["Cache", "empty_caches", "find_caches"]
 
@@ -89,7 +89,7 @@ def _feature_roots(run: Path) -> list[Path]:
     """The folders in which a run may have stored features."""
     roots = [run / _FEATURES]
     try:
-        data = load_run_config(run / CONFIG).data
+        data = load_stored_config(run).data
     except ConfigError:
         return roots
     return [*roots, data.features if data.features is not None else data.train.parent / _FEATURES]

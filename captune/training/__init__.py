@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from captune.training.minigpt4 import load_for_training
     from captune.training.optimizer import learning_rate
     from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
-    from captune.training.run_folder import checkpoint_folders
     from captune.training.samples import TrainingSamples
     from captune.training.trainer import TrainStep, train
 
@@ -27,7 +26,6 @@ __all__ = [
     "StoreForecast",
     "TrainStep",
     "TrainingSamples",
-    "checkpoint_folders",
     "learning_rate",
     "load_for_training",
     "measure_image_text_memory",
@@ -45,7 +43,6 @@ __getattr__ = lazy_names(
         "image_text_plan": ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"],
         "minigpt4": ["load_for_training"],
         "feature_stage": ["store_features"],
-        "run_folder": ["checkpoint_folders"],
         "samples": ["TrainingSamples"],
         "trainer": ["TrainStep", "train"],
     },

@@ -32,7 +32,7 @@ from captune.features import (
     store_root,
 )
 from captune.hub import ResolvedModel
-from captune.model import CheckpointRecord
+from captune.model import CheckpointRecord, recorded_base
 from captune.parsing import load_json
 from captune.training.image_text_objective import ImageTextObjective, images_at_once
 from captune.training.preparation import FeaturesOf, prepare_images
@@ -317,8 +317,10 @@ def _require_fit(
 
 def _record(model: ImageTextModel, config: RunConfig) -> CheckpointRecord:
     """The record of every checkpoint of a run, at epoch 0 and step 0."""
+    base, relative = recorded_base(config.model, config.output)
     return CheckpointRecord(
-        model=config.model.name,
+        model=base,
+        relative_model=relative,
         frozen=model.frozen_fingerprint(),
         instruction=model.conversation.instruction or "",
         conversation="chat template",

@@ -22,7 +22,7 @@ from captune.errors import WeightsError
 from captune.evaluation import Evaluation
 from captune.events import Listener
 from captune.features import StoredFeatures
-from captune.hub import ResolvedModel
+from captune.hub import ResolvedModel, recorded_name
 from captune.model import (
     LANGUAGE,
     CheckpointRecord,
@@ -33,6 +33,7 @@ from captune.model import (
     load_model,
     load_quantized,
     load_start,
+    recorded_base,
     restore_chat_template,
     save_trained,
 )
@@ -92,7 +93,7 @@ def prepare_minigpt4(
         elif dist.is_main:
             record_prompt(output, model)
         evaluation.sign_prompt_of(model)
-        record = describe_checkpoint(model, config.model, config.seed, manifest_hash(config.data.train))
+        record = describe_checkpoint(model, config.model, output, config.seed, manifest_hash(config.data.train))
         record = replace(record, ancestors=() if start is None else start.ancestors)
         if fsdp is not None:
             fsdp.shard(model)
@@ -197,18 +198,23 @@ def load_for_training(
     return model
 
 
-def describe_checkpoint(model: MiniGPT4, config: ModelConfig, seed: int, manifest_hash: str) -> CheckpointRecord:
+def describe_checkpoint(
+    model: MiniGPT4, config: ModelConfig, output: Path, seed: int, manifest_hash: str
+) -> CheckpointRecord:
     """The record of every checkpoint of a run, at epoch 0 and step 0.
 
     Args:
         model: as it is trained; its processor attached.
         config: of the model.
+        output: folder of the run.
         seed: of the run.
         manifest_hash: of the training manifest.
     """
     assert model.processor is not None
+    base, relative = recorded_base(config, output)
     return CheckpointRecord(
-        model=config.name,
+        model=base,
+        relative_model=relative,
         frozen=model.frozen_fingerprint(),
         instruction=config.instruction,
         conversation=model.config.conversation,
@@ -219,6 +225,8 @@ def describe_checkpoint(model: MiniGPT4, config: ModelConfig, seed: int, manifes
         seed=seed,
         captune=__version__,
         lora=model.config.lora,
-        parts=None if config.llm is None else {"llm": config.llm, "vision": str(config.vision)},
+        parts=None
+        if config.llm is None
+        else {"llm": recorded_name(config.llm), "vision": recorded_name(str(config.vision))},
         wrapping=model.config.wrapping,
     )

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from captune.config import STORED_HEADING, RunConfig, changed_settings, commented_yaml, load_run_config
+from captune.config import (
+    PATHS_FILE,
+    STORED_HEADING,
+    RunConfig,
+    changed_settings,
+    commented_yaml,
+    load_run_config,
+    working_directory_record,
+)
 from captune.data import (
     RECORDS,
     atomic_file,
@@ -28,6 +36,7 @@ from captune.features import store_root
 from captune.model import read_record, tensor_file
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
+from captune.run_checkpoints import checkpoint_folder, checkpoint_folders
 from captune.run_folders import CONFIG, IGNORED, RUN_FILES, UNTOUCHED
 from captune.training.checkpoints import STATES, has_states, saved_progress
 from captune.training.run_log import first_event, last_event
@@ -35,8 +44,6 @@ from captune.training.run_log import first_event, last_event
 __all__ = [
     "Inspection",
     "RunStatus",
-    "checkpoint_folder",
-    "checkpoint_folders",
     "inspect_run",
     "open_run_folder",
     "refuse_unless_free",
@@ -75,17 +82,6 @@ class Inspection:
     status: RunStatus
     reason: str = ""
     stored: RunConfig | None = None
-
-
-def checkpoint_folder(output: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch is saved in a run."""
-    return output / "checkpoints" / f"epoch-{epoch:03d}"
-
-
-def checkpoint_folders(output: Path) -> list[Path]:
-    """The checkpoints of a run in the order of training."""
-    folders = [path for path in (output / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("epoch-")))
 
 
 def run_status(config: RunConfig) -> RunStatus:
@@ -175,7 +171,9 @@ def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
 
 
 def store_config(config: RunConfig) -> None:
-    """Write the configuration of a run into its folder."""
+    """Write the configuration of a run, and the directory that its paths are relative to, into its folder."""
+    with atomic_file(config.output / PATHS_FILE, "w") as stream:
+        stream.write(working_directory_record(config.output))
     with atomic_file(config.output / CONFIG, "w") as stream:
         stream.write(commented_yaml(config, STORED_HEADING))
 

@@ -21,14 +21,12 @@ from captune.evaluation import Evaluation
 from captune.metrics import METRICS, find_column
 from captune.model import CheckpointRecord, read_record
 from captune.report import CheckpointScores
-from captune.training.run_folder import checkpoint_folder, checkpoint_folders
+from captune.run_checkpoints import BEST, checkpoint_folder, checkpoint_folders
 
-__all__ = ["BEST", "EarlyStop", "best_row", "link_best", "remove_others", "selected_metric"]
+__all__ = ["EarlyStop", "best_row", "link_best", "remove_others", "selected_metric"]
 
 logger = logging.getLogger(__name__)
 
-BEST = "best"
-"""Name of the link to the best checkpoint, in the folder of the checkpoints."""
 _LEVEL = 0.05
 """A rise is significant where the p-value of the paired bootstrap is below this."""
 

@@ -30,6 +30,7 @@ from captune.events import Listener
 from captune.hub import ResolvedModel, refuse_checkpoint, resolve_model
 from captune.model import read_record
 from captune.report import read_scores, write_report
+from captune.run_checkpoints import checkpoint_folder, checkpoint_folders
 from captune.training.checkpoints import (
     TrainProgress,
     TrainState,
@@ -45,8 +46,6 @@ from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.run_folder import (
     Inspection,
     RunStatus,
-    checkpoint_folder,
-    checkpoint_folders,
     inspect_run,
     refuse_unless_free,
     store_config,

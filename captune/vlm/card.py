@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
-
 from captune.hub import is_hub_id
-from captune.model import CheckpointRecord, metrics_table
+from captune.model import CardDetails, CheckpointRecord, card_header, metrics_table
 
 __all__ = ["tuned_card"]
 
 
-def tuned_card(
-    record: CheckpointRecord,
-    *,
-    merged: bool = False,
-    metrics: Mapping[str, float] | None = None,
-    signature: str | None = None,
-) -> str:
+def tuned_card(record: CheckpointRecord, *, merged: bool = False, details: CardDetails | None = None) -> str:
     """The text of README.md next to trained tensors or a merged model.
 
     Args:
         record: of the checkpoint.
         merged: whether the folder holds a complete model.
-        metrics: name to value.
-        signature: of the metrics, which are not shown without it.
+        details: scores and license.
 
     Returns:
         Markdown with the hub's YAML header.
     """
     is_adapter = record.lora is not None and not merged
     base = record.model if is_hub_id(record.model) and not Path(record.model).is_dir() else None
-    header = ModelCardData(
-        base_model=base,
-        library_name="peft" if is_adapter else "transformers" if merged else "captune",
-        pipeline_tag="image-text-to-text",
+    details = details or CardDetails()
+    name = f"Image captioner on {record.model if base else Path(record.model).name}"
+    header = card_header(
+        name,
+        details,
+        library="peft" if is_adapter else "transformers" if merged else "captune",
+        task="image-text-to-text",
         tags=["captune", "image-captioning", *(["lora"] if is_adapter else [])],
+        base_model=base,
     )
     trained = ", ".join(part.replace("_", " ") for part in record.trained) or "LoRA"
     state = "merged into the base model" if merged else "all other weights are those of the base model"
-    lines = ["---", header.to_yaml(), "---", ""]
-    lines += [f"# Image captioner on {record.model if base else Path(record.model).name}", ""]
+    lines = [*header, f"# {name}", ""]
     lines += [f"Trained parts: {trained}; {state}.", ""]
     lines += ["```python", "from captune import Captioner", ""]
     lines += ['captioner = Captioner.from_pretrained("this/model")', 'captioner(["photo.jpg"])', "```"]
@@ -63,5 +56,7 @@ def tuned_card(
         lines += [f"- LoRA: rank {record.lora['r']}, alpha {record.lora['alpha']:g}, on {targets}"]
     for name, value in (("max_pixels", record.max_pixels), ("min_pixels", record.min_pixels)):
         lines += [] if value is None else [f"- {name}: {value}"]
+    lines += [f"- base model: {record.model if base else Path(record.model).name}, weights {record.frozen}"]
+    lines += [f"- training manifest: {record.manifest_hash}"] if record.manifest_hash else []
     lines += [f"- epoch {record.epoch}, optimizer step {record.step}, seed {record.seed}, captune {record.captune}"]
-    return "\n".join([*lines, *metrics_table(metrics, signature)]) + "\n"
+    return "\n".join([*lines, *metrics_table(details)]) + "\n"

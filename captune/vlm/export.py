@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from captune.captioner import checkpoint_base, copy_processor, image_text_config
-from captune.model import mark_tuned, read_record, read_trained, tensor_file
+from captune.model import CardDetails, copy_checkpoint, mark_tuned, read_record
 from captune.transformers_compat import fetch_file
 from captune.vlm.card import tuned_card
 from captune.vlm.files import load_adapter
@@ -21,28 +20,25 @@ __all__ = ["export_merged", "export_tuned"]
 
 
 def export_tuned(
-    checkpoint: Path, folder: Path, *, metrics: Mapping[str, float] | None = None, signature: str | None = None
+    checkpoint: Path, folder: Path, *, base: str = "", base_id: str | None = None, details: CardDetails | None = None
 ) -> None:
     """Copy a checkpoint into an existing folder, with the processor of its base model.
 
     Args:
         checkpoint: `checkpoints/epoch-NNN` of a run.
         folder: the copy.
-        metrics: for the card: name to value.
-        signature: of the metrics.
+        base: folder or hub id of the base model; empty is the recorded one.
+        base_id: hub id of the base model, which the copy records instead of a folder of this machine.
+        details: for the card.
 
     Raises:
         WeightsError: the checkpoint is broken, or its base model does not exist.
     """
     record = read_record(checkpoint)
-    base, _ = checkpoint_base(checkpoint, record)
-    # Compares the tensors with their hash.
-    read_trained(checkpoint)
-    for file in (tensor_file(checkpoint), checkpoint / "checkpoint.json", checkpoint / "adapter_config.json"):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-    copy_processor(base, folder)
-    (folder / "README.md").write_text(tuned_card(record, metrics=metrics, signature=signature), encoding="utf-8")
+    model, _ = checkpoint_base(checkpoint, record, base)
+    copied = copy_checkpoint(checkpoint, folder, base_id)
+    copy_processor(model, folder)
+    (folder / "README.md").write_text(tuned_card(copied, details=details), encoding="utf-8")
 
 
 def export_merged(
@@ -50,8 +46,8 @@ def export_merged(
     folder: Path,
     *,
     dtype: str = "auto",
-    metrics: Mapping[str, float] | None = None,
-    signature: str | None = None,
+    base: str = "",
+    details: CardDetails | None = None,
 ) -> None:
     """Write the complete model of a checkpoint into an existing folder: merged weights, configuration and processor.
 
@@ -61,29 +57,29 @@ def export_merged(
         checkpoint: `checkpoints/epoch-NNN` of a run.
         folder: of the model.
         dtype: number format of the weights; auto is that of the base model's files.
-        metrics: for the card: name to value.
-        signature: of the metrics.
+        base: folder or hub id of the base model; empty is the recorded one.
+        details: for the card.
 
     Raises:
         WeightsError: the checkpoint is broken, changes no score, or its base model does not exist or is another one.
     """
     record = read_record(checkpoint)
-    base, name = checkpoint_base(checkpoint, record)
+    resolved, name = checkpoint_base(checkpoint, record, base)
     if dtype == "auto":
-        stored = getattr(image_text_config(base.path, name), "dtype", None)
+        stored = getattr(image_text_config(resolved.path, name), "dtype", None)
         dtype = str(stored or torch.float32).removeprefix("torch.")
-    source = replace(base, dtype=dtype)
+    source = replace(resolved, dtype=dtype)
     model = load_image_text_model(source, torch.device("cpu"), instruction=record.instruction or None)
     load_adapter(model, checkpoint)
     merged = model.model if model.adapter is None else _merged(model.adapter)
     mark_tuned(merged.config, record)
     merged.save_pretrained(folder, max_shard_size="4GB")
     # Captioning with captune resets the decoding options in the model, not in the file.
-    generation = fetch_file(base.path, "generation_config.json", require_connection=False)
+    generation = fetch_file(resolved.path, "generation_config.json", require_connection=False)
     if generation is not None:
         shutil.copyfile(generation, folder / generation.name)
-    copy_processor(base, folder)
-    card = tuned_card(record, merged=True, metrics=metrics, signature=signature)
+    copy_processor(resolved, folder)
+    card = tuned_card(record, merged=True, details=details)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -148,7 +148,7 @@ def test_adapter_brings_its_model(model: MiniGPT4, tmp_path: Path, with_lora: bo
     assert tuned.processor.instruction == "Who is there?"
     assert read_record(tmp_path / "epoch-000") == record
     base.rename(tmp_path / "moved")
-    with pytest.raises(WeightsError, match="set base_model"):
+    with pytest.raises(WeightsError, match="with --base, or base= in Python"):
         load_pretrained(tmp_path / "epoch-000")
     moved = load_pretrained(tmp_path / "epoch-000", base_model=tmp_path / "moved")
     assert torch.equal(logits(moved), logits(model))

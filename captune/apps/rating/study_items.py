@@ -209,7 +209,7 @@ def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
     small = {image: path for image in ids if (path := thumbnail_path(run_dir, image)).is_file()}
     evaluated: dict[str, Path] = {}
     if (run_dir / "config.yaml").is_file():
-        evaluated = _evaluated_pictures(run_dir / "config.yaml")
+        evaluated = _evaluated_pictures(run_dir)
     if hashes is None:
         return small | evaluated
     same = {
@@ -218,12 +218,12 @@ def _pictures_of_run(run_dir: Path, images: Iterable[str]) -> dict[str, Path]:
     return {image: path for image, path in small.items() if image in hashes} | same
 
 
-def _evaluated_pictures(config_file: Path) -> dict[str, Path]:
+def _evaluated_pictures(run_dir: Path) -> dict[str, Path]:
     """Image id -> file, from the manifest in a run's configuration; empty if the data has moved."""
-    from captune.config import load_run_config
+    from captune.config import load_stored_config
 
     try:
-        config = load_run_config(config_file)
+        config = load_stored_config(run_dir)
         manifest = config.data.evaluate or config.data.train
         samples = read_manifest(manifest)
     except (CaptuneError, OSError):

@@ -17,10 +17,11 @@ from captune.apps.serving.jobs import Pixels
 from captune.apps.serving.messages import Dialogue, Prompt, layout_prompt
 from captune.apps.serving.schema import APIError
 from captune.captioner import Captioner, MiniGPT4Backend, TransformersBackend
-from captune.config import load_run_config
+from captune.config import load_stored_config
 from captune.errors import DataError, WeightsError
 from captune.hub import resolve_model
 from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained, read_record
+from captune.run_checkpoints import checkpoint_folders
 from captune.vlm import CheckpointSwapper, ImageTextModel, is_image_text_model, load_image_text_model
 
 if TYPE_CHECKING:
@@ -187,20 +188,21 @@ def _described(name: str, model: Any) -> str:
     return f"{short}, {count / 1e6:.1f} million parameters"
 
 
-def load_served(path: str) -> ServedModel | ServedCaptioner:
+def load_served(path: str, base: str | None = None) -> ServedModel | ServedCaptioner:
     """Load the model of `captune serve`.
 
     Args:
         path: a run (its pretrained model and every epoch are served), a checkpoint of one, a captune model, any other
             captioner, a hub id, or `toy`.
+        base: folder or hub id of the base model of a run, checkpoint or adapter, if it has moved.
 
     Raises:
         InputError: it is none of these, or broken.
     """
     folder = Path(path).expanduser()
     if (folder / "config.yaml").is_file():
-        return _load_run(folder)
-    captioner = Captioner.from_pretrained(path)
+        return _load_run(folder, base)
+    captioner = Captioner.from_pretrained(path, base=base)
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name if folder.exists() else path.split("/")[-1])
     backend = captioner.backend
     if not isinstance(backend, MiniGPT4Backend):
@@ -208,10 +210,9 @@ def load_served(path: str) -> ServedModel | ServedCaptioner:
     return ServedModel(backend, {name: _trained(backend.model)}, {name: backend.instruction})
 
 
-def _load_run(folder: Path) -> ServedModel | ServedRun:
-    config = load_run_config(folder / "config.yaml")
-    epochs = [path for path in (folder / "checkpoints").glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
-    epochs.sort(key=lambda path: int(path.name.removeprefix("epoch-")))
+def _load_run(folder: Path, base: str | None) -> ServedModel | ServedRun:
+    config = load_stored_config(folder, [] if base is None else [f"model.path={base}"])
+    epochs = checkpoint_folders(folder)
     source = resolve_model(config.model)
     if is_image_text_model(source):
         tuned = load_image_text_model(source, default_device(), instruction=config.model.custom_instruction)
