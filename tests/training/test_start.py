@@ -167,11 +167,13 @@ def test_a_checkpoint_as_the_model_is_refused_with_the_settings_that_continue_it
         refuse_checkpoint(resolve_model(str(folder)))
 
 
-def test_a_run_without_a_link_gives_its_last_epoch(stage1: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_link_gives_the_epoch_with_the_best_score(stage1: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stage1, tmp_path / "run", symlinks=True))
     shutil.copytree(run / "checkpoints" / "epoch-000", run / "checkpoints" / "epoch-001")
     assert locate_checkpoint(run) == run / "checkpoints" / "epoch-000"
     (run / "checkpoints" / "best").unlink()
+    assert locate_checkpoint(run) == run / "checkpoints" / "epoch-000"  # the only one with a score
+    (run / "scores.json").unlink()
     assert locate_checkpoint(run) == run / "checkpoints" / "epoch-001"
 
 
