@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captune.cli.next_command import show_next
 from captune.cli.output import print_message
 from captune.cli.report_output import print_comparison, print_examples, print_json, print_report, run_as_json
 from captune.errors import InputError
@@ -83,6 +84,8 @@ def report(
         )
     for file in files:
         print_message(file)
+    if len(sources) == 1 and (sources[0] / "checkpoints").is_dir():
+        show_next(["serve", sources[0]], "try the tuned model")
 
 
 def _watch(sources: list[Path], lang: str, port: int) -> None:
