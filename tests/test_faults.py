@@ -98,7 +98,7 @@ def test_truncated_training_image(broken_copy: Path, tmp_path: Path) -> None:
     victim = cut_off(broken_copy, "train")
     done = train(broken_copy, tmp_path / "run")
     assert done.code == 0, done.err
-    assert "1 training image(s) cannot be read and are left out" in done.err
+    assert "1 training image cannot be read and is left out" in done.err
     quarantined = json.loads((tmp_path / "run" / "quarantine.json").read_text())
     assert list(quarantined) == [victim.stem]
     assert victim.name in quarantined[victim.stem]

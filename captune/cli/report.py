@@ -85,7 +85,8 @@ def report(
     for file in files:
         print_message(file)
     if len(sources) == 1 and (sources[0] / "checkpoints").is_dir():
-        show_next(["serve", sources[0]], "try the tuned model")
+        name = sources[0].resolve().name
+        show_next(["push", sources[0], "--to", f"./{name}-model"], "write the best checkpoint into a folder to share")
 
 
 def _watch(sources: list[Path], lang: str, port: int) -> None:

@@ -77,4 +77,4 @@ def run_training(
         return
     print_report(scores, analysis)
     print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
-    show_next(["serve", settings.output], "try the model in a browser")
+    show_next(["report", settings.output], "write the page with every image and caption again and list the files")

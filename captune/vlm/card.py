@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from captune.hub import is_hub_id
+from captune.hub import TOY, is_hub_id
 from captune.model import CardDetails, CheckpointRecord, card_header, metrics_table
 
 __all__ = ["tuned_card"]
@@ -22,7 +22,8 @@ def tuned_card(record: CheckpointRecord, *, merged: bool = False, details: CardD
         Markdown with the hub's YAML header.
     """
     is_adapter = record.lora is not None and not merged
-    base = record.model if is_hub_id(record.model) and not Path(record.model).is_dir() else None
+    is_shared = is_hub_id(record.model) and record.model not in TOY and not Path(record.model).is_dir()
+    base = record.model if is_shared else None
     details = details or CardDetails()
     name = f"Image captioner on {record.model if base else Path(record.model).name}"
     header = card_header(
@@ -39,6 +40,7 @@ def tuned_card(record: CheckpointRecord, *, merged: bool = False, details: CardD
     lines += [f"Trained parts: {trained}; {state}.", ""]
     lines += ["```python", "from captune import Captioner", ""]
     lines += ['captioner = Captioner.from_pretrained("this/model")', 'captioner(["photo.jpg"])', "```"]
+    is_adapter = is_adapter and record.model not in TOY  # only captune knows these names
     if is_adapter or merged:
         lines += ["", "```python", *(["from peft import PeftModel"] if is_adapter else [])]
         lines += ["from transformers import AutoModelForImageTextToText", ""]
