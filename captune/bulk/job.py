@@ -81,9 +81,15 @@ class Job:
     """
 
     def __init__(
-        self, folder: Path, inputs: Inputs, identity: JobIdentity, *, ending: str = "jsonl", shard_size: int = 1000
+        self,
+        folder: str | Path,
+        inputs: Inputs,
+        identity: JobIdentity,
+        *,
+        ending: str = "jsonl",
+        shard_size: int = 1000,
     ) -> None:
-        self.folder = folder
+        self.folder = folder = Path(folder)
         self._ending = ending
         self._done: set[str] = set()
         record = self._record(identity, shard_size)
@@ -260,7 +266,7 @@ class Job:
                 ids.update(str(row["id"]) for row in read_rows(path))
         return ids
 
-    def note(self, path: Path) -> dict[str, Any]:
+    def note(self, path: str | Path) -> dict[str, Any]:
         """What was noted when a file of this job was written.
 
         Raises:

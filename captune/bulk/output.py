@@ -40,7 +40,7 @@ _COCO_FILE = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.ASCII
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def write_rows(path: Path, rows: Iterable[Row], note: dict[str, Any] | None = None) -> None:
+def write_rows(path: str | Path, rows: Iterable[Row], note: dict[str, Any] | None = None) -> None:
     """Write rows into a file completely or not at all; its ending gives the format.
 
     Args:
@@ -53,6 +53,7 @@ def write_rows(path: Path, rows: Iterable[Row], note: dict[str, Any] | None = No
         DataError: two images would have one number in coco-caption's JSON.
         OSError: from the file system.
     """
+    path = Path(path)
     if path.suffix == ".parquet":
         _write_parquet(path, list(map(as_text, rows)), note)
         return
@@ -78,12 +79,13 @@ def as_text(row: Row) -> Row:
     }
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: str | Path) -> Iterator[Row]:
     """Rows as `write_rows` wrote them.
 
     Raises:
         DataError: the file is broken.
     """
+    path = Path(path)
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet

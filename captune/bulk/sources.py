@@ -48,7 +48,7 @@ class Inputs:
     repeated: int = 0
     skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
-    def add(self, name: str, path: Path) -> None:
+    def add(self, name: str, path: str | Path) -> None:
         """Take in an image file; a name that is not UTF-8 becomes an id that is.
 
         Raises:

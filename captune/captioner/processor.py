@@ -85,13 +85,14 @@ def load_processor(path: str, config: Any, name: str) -> Any:
         raise _unloadable(name, error) from error
 
 
-def processor_folder(adapter: Path, base: str) -> str:
+def processor_folder(adapter: str | Path, base: str) -> str:
     """The folder or hub id of an adapter's processor: the adapter if it was saved there, otherwise the base model.
 
     Args:
         adapter: folder of the adapter.
         base: folder or hub id of its base model.
     """
+    adapter = Path(adapter)
     has_image_processor = any(
         (adapter / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
     )
@@ -247,7 +248,7 @@ def _has_pixel_limits(images: Any) -> bool:
     ) or (any(hasattr(sys.modules.get(kind.__module__), "smart_resize") for kind in kinds))
 
 
-def copy_processor(source: ResolvedModel, folder: Path) -> None:
+def copy_processor(source: ResolvedModel, folder: str | Path) -> None:
     """Copy the files of a model's processor; pixel limits are written into its settings.
 
     The files are copied and not saved again, since a processor that is loaded without torchvision lacks the settings of
@@ -260,6 +261,7 @@ def copy_processor(source: ResolvedModel, folder: Path) -> None:
     Raises:
         ConfigError: the processor has no pixel limits.
     """
+    folder = Path(folder)
     root = Path(source.path)
     if not root.is_dir():
         root = Path(snapshot_download(source.path, allow_patterns=list(_FILES)))

@@ -85,7 +85,7 @@ def partial_file(target: Path, mode: str, **options: Any) -> Iterator[tuple[IO[A
 
 
 @contextlib.contextmanager
-def partial_folder(target: Path) -> Iterator[Path]:
+def partial_folder(target: str | Path) -> Iterator[Path]:
     """A new hidden folder next to `target`, locked, for the caller to rename. An exception removes it.
 
     Args:
@@ -94,6 +94,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
     Yields:
         the folder; the lock is kept to the end of the block.
     """
+    target = Path(target)
     _search_once(target.parent)
     while True:
         path = _hidden(target)
@@ -359,7 +360,7 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iter
         _sync_folder(target.parent)
 
 
-def atomic_link(path: Path, target: str) -> None:
+def atomic_link(path: str | Path, target: str) -> None:
     """Make a symbolic link, or point an existing one to another target; there is no moment without it.
 
     Args:
@@ -369,6 +370,7 @@ def atomic_link(path: Path, target: str) -> None:
     Raises:
         OSError: the file system has no links, or `path` is a folder.
     """
+    path = Path(path)
     with _named(path):
         partial = _hidden(path)
         try:
@@ -380,12 +382,13 @@ def atomic_link(path: Path, target: str) -> None:
         _sync_folder(path.parent)
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(path: str | Path) -> None:
     """Remove a folder, renamed to a hidden name first, so that a kill leaves no part of it under its name.
 
     Args:
         path: of the folder; not a link.
     """
+    path = Path(path)
     partial = _hidden(path)
     os.rename(path, partial)
     shutil.rmtree(partial, ignore_errors=True)

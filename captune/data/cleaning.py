@@ -69,7 +69,7 @@ def leaked_training_rows(
 
 
 def rewrite_manifest(
-    manifest: str | os.PathLike[str], out: Path, *, skipped: Collection[int] = (), command: str
+    manifest: str | os.PathLike[str], out: str | Path, *, skipped: Collection[int] = (), command: str
 ) -> Counter[str]:
     """Write the good rows of a manifest to another file; paths of images are adapted to its folder.
 
@@ -85,6 +85,7 @@ def rewrite_manifest(
     Raises:
         DataError: no row is left.
     """
+    out = Path(out)
     splits: Counter[str] = Counter()
 
     def kept() -> Iterator[Sample]:
@@ -101,7 +102,7 @@ def rewrite_manifest(
 
 def split_manifest(
     manifest: str | os.PathLike[str],
-    out: Path,
+    out: str | Path,
     shares: Shares,
     *,
     command: str,
@@ -123,6 +124,7 @@ def split_manifest(
         DataError: bad rows, or fewer different pictures than splits.
         MissingExtraError: the library of perceptual hashes is absent.
     """
+    out = Path(out)
     folder = Path(manifest).parent
     images = [ImageFile(sample.id, os.path.join(folder, sample.image)) for sample in iter_manifest(manifest)]
     division = divide(images, shares, progress=progress)

@@ -175,7 +175,7 @@ def cached_map(
             yield index, result
 
 
-def content_ids(files: Sequence[Path], root: Path) -> list[bytes | OSError]:
+def content_ids(files: Sequence[str | Path], root: str | Path) -> list[bytes | OSError]:
     """Content hashes of files, cached.
 
     Args:
@@ -185,14 +185,17 @@ def content_ids(files: Sequence[Path], root: Path) -> list[bytes | OSError]:
     Returns:
         N hashes, or why a file cannot be read, in the order of `files`.
     """
+    root = Path(root)
     ids: list[bytes | OSError] = [b""] * len(files)
     with _contents(root) as cache:
-        for index, values in cached_map(files, cache, lambda file: (hash_file(file),), key=_absolute):
+        for index, values in cached_map(
+            [Path(file) for file in files], cache, lambda file: (hash_file(file),), key=_absolute
+        ):
             ids[index] = values if isinstance(values, OSError) else values[0] or b""
     return ids
 
 
-def cached_digest(file: Path, purpose: str, root: Path, compute: Callable[[], bytes]) -> bytes:
+def cached_digest(file: str | Path, purpose: str, root: str | Path, compute: Callable[[], bytes]) -> bytes:
     """16 bytes that follow from a file, computed again only where the file has changed.
 
     Args:
@@ -201,6 +204,8 @@ def cached_digest(file: Path, purpose: str, root: Path, compute: Callable[[], by
         root: folder of the cache.
         compute: computes them.
     """
+    file = Path(file)
+    root = Path(root)
     state, name = file_state(file.stat()), f"{file.absolute()}#{purpose}"
     with _contents(root) as cache:
         values = cache.get(name, state)

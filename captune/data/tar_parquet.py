@@ -209,8 +209,8 @@ class InlineImages:
         folder: made when the first image comes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder = Path(folder)
         self._names = SeenIds()
 
     def add(self, data: bytes, name: str | None = None) -> str:

@@ -63,12 +63,13 @@ def text_path(image: str | os.PathLike[str]) -> Path:
     return Path(image).with_suffix(".txt")
 
 
-def history_path(folder: Path) -> Path:
+def history_path(folder: str | Path) -> Path:
     """The history of the text files in a folder."""
+    folder = Path(folder)
     return folder / RECORDS / HISTORY
 
 
-def read_text_file(path: Path) -> str | None:
+def read_text_file(path: str | Path) -> str | None:
     """The content of a text file; None without one.
 
     Bytes that are not UTF-8 become lone surrogates, so that writing the text restores them.
@@ -77,6 +78,7 @@ def read_text_file(path: Path) -> str | None:
         DataError: it is no regular file.
         OSError: it cannot be read.
     """
+    path = Path(path)
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
@@ -85,8 +87,9 @@ def read_text_file(path: Path) -> str | None:
         raise DataError(f"'{path}' is a folder, and the text of an image is expected there; rename it.") from None
 
 
-def read_history(folder: Path) -> dict[str, list[TextChange]]:
+def read_history(folder: str | Path) -> dict[str, list[TextChange]]:
     """The changes of each text file of a folder, oldest first; lines that are incomplete or foreign are ignored."""
+    folder = Path(folder)
     changes: dict[str, list[TextChange]] = {}
     try:
         lines = history_path(folder).read_bytes().split(b"\n")
@@ -102,7 +105,7 @@ def read_history(folder: Path) -> dict[str, list[TextChange]]:
 
 
 def apply_changes(
-    folder: Path,
+    folder: str | Path,
     changes: Sequence[TextChange],
     *,
     read: Callable[[TextChange], str | None] | None = None,
@@ -120,6 +123,7 @@ def apply_changes(
         ChangedTextError: a text is not the one before its change; nothing was written.
         OSError: from the file system.
     """
+    folder = Path(folder)
     with _open_history(folder) as stream:
         for change in changes:
             if (read_text_file(folder / change.file) if read is None else read(change)) != change.before:

@@ -52,7 +52,7 @@ class ScoringOptions:
     metrics: tuple[str, ...] = DEFAULT_METRICS
     compat: str = "caption"
     tokenize: str = "ptb"
-    document_frequencies: DocumentFrequencies | Path | None = None
+    document_frequencies: DocumentFrequencies | str | Path | None = None
     jobs: int = 1
     data: str | None = None
     split: str | None = None
@@ -62,11 +62,11 @@ class ScoringOptions:
     exif: str | None = None
     pixels: str | None = None
     leak: bool = False
-    java: Path | None = None
+    java: str | Path | None = None
     java_memory: str | None = None
     time_limit: float | None = None
-    spice_cache: Path | None = None
-    spice_models: Path | None = None
+    spice_cache: str | Path | None = None
+    spice_models: str | Path | None = None
     clip: str = DEFAULT_CLIP
 
     def __post_init__(self) -> None:

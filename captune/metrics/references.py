@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from captune.metrics.ngram_matching import NgramIndex, OrderMatches
 from captune.metrics.ngrams import Ngrams
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 __all__ = ["OrderConsumer", "PredictionBatch", "ReferenceIndex"]
@@ -52,10 +51,10 @@ class ReferenceIndex:
         tokens: Rows,
         offsets: NDArray[np.int64],
         captions: Mapping[ImageId, Sequence[str]],
-        image_files: Mapping[ImageId, Path] | None = None,
+        image_files: Mapping[ImageId, str | Path] | None = None,
     ) -> None:
         self.encoder, self.tokens, self.offsets, self.captions = encoder, tokens, offsets, captions
-        self.image_files = image_files
+        self.image_files = None if image_files is None else {i: Path(file) for i, file in image_files.items()}
         self.ids = tuple(captions)
         self.order_consumers: list[OrderConsumer] = []
         self._consumers: list[Callable[[Ngrams, NgramIndex], None]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"]
 
-logger = logging.getLogger(__name__)
-
 # Below this number for each, a process takes longer to start and stop than it saves.
 _FEWEST_IMAGES = 4_000
 
@@ -63,7 +60,7 @@ class Scorer:
         references: References,
         options: ScoringOptions | None = None,
         *,
-        image_files: Mapping[ImageId, Path] | None = None,
+        image_files: Mapping[ImageId, str | Path] | None = None,
         on_metric: Callable[[str], None] | None = None,
     ) -> None:
         self._on_metric = on_metric
@@ -222,7 +219,7 @@ def score_captions(
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     subset: bool = False,
-    image_files: Mapping[ImageId, Path] | None = None,
+    image_files: Mapping[ImageId, str | Path] | None = None,
     **options: Any,
 ) -> Scores:
     """Score captions: the numbers of coco-caption, without Java.
@@ -242,7 +239,7 @@ def score_captions(
 
     Raises:
         MetricInputError: the input cannot be scored; the sentence says why and what to do. CIDEr of one image is
-            undefined, and is left out with a warning if there are other metrics.
+            undefined, and refused; `captune.score` leaves it out with a warning.
     """
     # Checked before the references are tokenized, which takes longer.
     check_predictions(cast("Mapping[ImageId, str]", predictions))
@@ -252,11 +249,8 @@ def score_captions(
     if subset:
         ids = list(references)
         references = {ids[row]: references[ids[row]] for row in rows}
-    settings = ScoringOptions(metrics=metrics, **options)  # type: ignore[arg-type]
-    kept, sentence = defined_metrics(settings, len(references))
-    if sentence:
-        logger.warning(sentence)
-    return Scorer(references, replace(settings, metrics=kept), image_files=image_files).score(predictions)
+    scorer = Scorer(references, ScoringOptions(metrics=metrics, **options), image_files=image_files)  # type: ignore[arg-type]
+    return scorer.score(predictions)
 
 
 def defined_metrics(options: ScoringOptions, images: int, *, others: bool = False) -> tuple[tuple[str, ...], str]:

@@ -85,7 +85,7 @@ def parse_versioned_json(
     return validate(fields, kind, source, remedy=f"{remedy[0].upper()}{remedy[1:]}.")
 
 
-def atomic_write(path: Path, content: bytes | str) -> Path:
+def atomic_write(path: str | Path, content: bytes | str) -> Path:
     """Write under a temporary name in the same folder, then rename.
 
     Args:
@@ -98,6 +98,7 @@ def atomic_write(path: Path, content: bytes | str) -> Path:
     Raises:
         ToolError: the file cannot be written; a previous file under `path` is unchanged.
     """
+    path = Path(path)
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
         with atomic_file(path, "wb") as stream:

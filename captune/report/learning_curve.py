@@ -164,7 +164,7 @@ class TrainingLog:
     energy: float | None = None
 
 
-def read_log(path: Path) -> TrainingLog:
+def read_log(path: str | Path) -> TrainingLog:
     """Read the lines `run`, `step` and `cost` of a `log.jsonl`.
 
     Lines that are not JSON objects are skipped, since a run may have been stopped while writing one. A missing log
@@ -174,6 +174,7 @@ def read_log(path: Path) -> TrainingLog:
         path: the file; each line is `{"time": seconds, "event": "step", "step": 10, "loss": 2.1,
             "learning_rate": 3e-5, "captions_per_s": 80.5, ...}`.
     """
+    path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

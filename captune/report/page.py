@@ -224,7 +224,7 @@ def build_page(
     run: RunScores,
     log: TrainingLog,
     *,
-    run_dir: Path | None = None,
+    run_dir: str | Path | None = None,
     language: str = "",
     comparison: Comparison | None = None,
     rating: Rating | None = None,
@@ -252,6 +252,7 @@ def build_page(
     Returns:
         The complete HTML document, the same for the same run.
     """
+    run_dir = None if run_dir is None else Path(run_dir)
     follow, language = not language, language or "en"
     words = catalogue(language).page
     captions = captions or caption_statistics(run)

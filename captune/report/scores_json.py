@@ -202,7 +202,7 @@ class RunScores(StrictRecord):
         return [value for value in self.values(metric) if value is not None and math.isfinite(value)]
 
 
-def read_scores(path: Path) -> RunScores:
+def read_scores(path: str | Path) -> RunScores:
     """Read and check a `scores.json`.
 
     Args:
@@ -211,6 +211,7 @@ def read_scores(path: Path) -> RunScores:
     Raises:
         InputError: there is no such file, it is not JSON, or a part of it is not as the format says.
     """
+    path = Path(path)
     file = path / "scores.json" if path.is_dir() else path
     text = read_text(
         file,
@@ -255,7 +256,7 @@ def scores_to_json(run: RunScores) -> str:
     return json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_scores(run: RunScores, path: Path) -> Path:
+def write_scores(run: RunScores, path: str | Path) -> Path:
     """Write a `scores.json`, complete or not at all.
 
     Args:
@@ -265,6 +266,7 @@ def write_scores(run: RunScores, path: Path) -> Path:
     Raises:
         ToolError: the file cannot be written.
     """
+    path = Path(path)
     return atomic_write(path / "scores.json" if path.is_dir() else path, scores_to_json(run))
 
 

@@ -242,7 +242,7 @@ def csv_table(run: RunScores) -> str:
     return text.getvalue()
 
 
-def read_csv(path: Path) -> RunScores:
+def read_csv(path: str | Path) -> RunScores:
     """Read a table of corpus scores: a header `checkpoint,BLEU-1,...`, then one row a checkpoint.
 
     Comma, semicolon and tab are accepted as separators. Epochs are taken from names such as "epoch3".
@@ -256,6 +256,7 @@ def read_csv(path: Path) -> RunScores:
     Raises:
         InputError: the file cannot be read, or a line of it is invalid.
     """
+    path = Path(path)
     text = read_text(
         path,
         missing="give a run directory or a CSV table of scores",

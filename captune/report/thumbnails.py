@@ -41,21 +41,23 @@ _STEPS = ((256, 78), (224, 72), (192, 68), (160, 62), (128, 58), (112, 52), (96,
 """Sides and qualities that the page tries, best first."""
 
 
-def thumbnail_path(run_dir: Path, image: str) -> Path:
+def thumbnail_path(run_dir: str | Path, image: str) -> Path:
     """Where the thumbnail of an image is stored; every id makes a safe and unique file name."""
+    run_dir = Path(run_dir)
     name = quote(image, safe="", errors="surrogatepass")
     if len(name) > 120 or name in (".", ".."):
         name = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
     return run_dir / FOLDER / f"{name}.jpg"
 
 
-def thumbnail_sources(run_dir: Path) -> dict[str, str] | None:
+def thumbnail_sources(run_dir: str | Path) -> dict[str, str] | None:
     """Image id -> content hash of the file that was evaluated; None in runs of older versions."""
+    run_dir = Path(run_dir)
     read = _read_sources(run_dir)
     return None if read is None else {image: source.partition(" ")[0] for image, source in read.items()}
 
 
-def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation: bool = True) -> int:
+def write_thumbnails(run_dir: str | Path, images: Mapping[str, str | Path], *, exif_rotation: bool = True) -> int:
     """Make the small pictures that are not there yet or are of other images; what cannot be read is left out.
 
     Args:
@@ -69,6 +71,7 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation
     Raises:
         ToolError: a picture cannot be written.
     """
+    run_dir = Path(run_dir)
     known = _read_sources(run_dir)
     sources, made = dict(known or {}), 0
     for image, file in images.items():
@@ -77,7 +80,7 @@ def write_thumbnails(run_dir: Path, images: Mapping[str, Path], *, exif_rotation
             source = hash_file(file).hex() + ("" if exif_rotation else " as stored")
             if sources.get(image) == source and path.exists():
                 continue
-            atomic_write(path, _small_picture(file, exif_rotation))
+            atomic_write(path, _small_picture(Path(file), exif_rotation))
             sources[image] = source
             made += 1
         except (OSError, DataError):

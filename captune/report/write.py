@@ -40,13 +40,13 @@ Writer: TypeAlias = Callable[[Path, bytes | str], Path]
 
 
 def write_report(
-    run_dir: Path,
+    run_dir: str | Path,
     run: RunScores | None = None,
     *,
     intervals: bool = False,
     chart_formats: tuple[str, ...] = ("png", "svg"),
     language: str = "",
-    source: Path | None = None,
+    source: str | Path | None = None,
     write: Writer = atomic_write,
 ) -> list[Path]:
     """Write table, chart, analysis and page; to be called after every evaluation.
@@ -69,6 +69,8 @@ def write_report(
         MissingExtraError: a chart is requested and matplotlib is not installed.
         ToolError: a file cannot be written.
     """
+    run_dir = Path(run_dir)
+    source = None if source is None else Path(source)
     scores = read_scores(run_dir) if run is None else run
     captions = caption_statistics(scores)
     analysis = analyse(scores, captions)
@@ -84,9 +86,9 @@ def write_report(
 
 
 def write_comparison(
-    folder: Path,
+    folder: str | Path,
     comparison: Comparison,
-    pictures_of: Path | None = None,
+    pictures_of: str | Path | None = None,
     *,
     intervals: bool = False,
     language: str = "",
@@ -108,6 +110,8 @@ def write_comparison(
     Raises:
         ToolError: a file cannot be written.
     """
+    folder = Path(folder)
+    pictures_of = None if pictures_of is None else Path(pictures_of)
     table = comparison.table
     page = build_page(table, TrainingLog(), run_dir=pictures_of or folder, language=language, comparison=comparison)
     contents: dict[str, str] = {
@@ -120,8 +124,9 @@ def write_comparison(
     return [write(folder / name, content) for name, content in contents.items()]
 
 
-def write_page(run_dir: Path, *, language: str = "") -> Path:
+def write_page(run_dir: str | Path, *, language: str = "") -> Path:
     """Write only the page, after a change of something other than the scores; see `write_report`."""
+    run_dir = Path(run_dir)
     return atomic_write(run_dir / "report.html", _page(run_dir, read_scores(run_dir), language))
 
 
