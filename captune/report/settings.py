@@ -29,8 +29,9 @@ class Setting(NamedTuple):
     values: Sequence[str]
 
 
-def read_settings(run_dir: Path) -> dict[str, Any]:
+def read_settings(run_dir: str | Path) -> dict[str, Any]:
     """The settings in a run's `config.yaml` by their names; empty if there is none that can be read."""
+    run_dir = Path(run_dir)
     try:
         tree = load_yaml((run_dir / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
