@@ -180,7 +180,7 @@ def _load_transformers(
     return backend
 
 
-def checkpoint_base(checkpoint: Path, record: CheckpointRecord, base: str = "") -> tuple[ResolvedModel, str]:
+def checkpoint_base(checkpoint: str | Path, record: CheckpointRecord, base: str = "") -> tuple[ResolvedModel, str]:
     """The transformers model that a checkpoint was trained on, with its pixel limits, and its name in messages.
 
     Args:
@@ -191,6 +191,7 @@ def checkpoint_base(checkpoint: Path, record: CheckpointRecord, base: str = "") 
     Raises:
         WeightsError: it does not exist.
     """
+    checkpoint = Path(checkpoint)
     name = base or record.model
     if not base and tensor_file(checkpoint).name == ADAPTER:
         # A folder that was set for other programs since.
@@ -244,12 +245,13 @@ def probe_scores(backend: TransformersBackend) -> Tensor:
     return torch.cat([scores[:, -1] for scores in outputs])
 
 
-def require_effect(wrapped: Any, adapter: Path, scores: Callable[[], Tensor]) -> None:
+def require_effect(wrapped: Any, adapter: str | Path, scores: Callable[[], Tensor]) -> None:
     """Require that an adapter changes the logits of the first token.
 
     Raises:
         WeightsError: it does not.
     """
+    adapter = Path(adapter)
     with torch.inference_mode():
         tuned = scores()
         with wrapped.disable_adapter():

@@ -24,14 +24,15 @@ _FILES = (("data", "train"), ("data", "evaluate"), ("evaluate", "protocol"))
 _FOLDERS = (("data", "features"), ("model", "path"), ("model", "llm"), ("model", "vision"))
 
 
-def working_directory_record(output: Path) -> str:
+def working_directory_record(output: str | Path) -> str:
     """The content of `paths.json`, which a run writes into its output folder."""
+    output = Path(output)
     directory = os.getcwd()
     record = {"working_directory": directory, "relative": os.path.relpath(directory, output.absolute())}
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def load_stored_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_stored_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the stored configuration of a run.
 
     Args:
@@ -44,6 +45,7 @@ def load_stored_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: as `load_config`.
     """
+    run = Path(run)
     content = read_stored(run / _CONFIG)
     for names, is_folder in ((_FILES, False), (_FOLDERS, True)):
         for section, key in names:

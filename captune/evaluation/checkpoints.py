@@ -51,7 +51,7 @@ _WITHOUT_EFFECT = {"evaluate": ("batch_size", "compile", "allow_leaks", "train_s
 """Settings that change neither captions nor scores."""
 
 
-def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Sequence[Path]) -> Path:
+def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Sequence[str | Path]) -> Path:
     """The default output folder of an evaluation.
 
     Args:
@@ -63,12 +63,13 @@ def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Seque
         The output folder of `original` for its evaluation, otherwise a folder in it, always the same for the same
         evaluation.
     """
+    folders = [Path(folder) for folder in checkpoints]
     output = original.output
-    if _is_equivalent(config, original) and (not _is_run(output) or is_own_evaluation(config, output, checkpoints)):
+    if _is_equivalent(config, original) and (not _is_run(output) or is_own_evaluation(config, output, folders)):
         return output
     manifest = config.evaluation_manifest
     name = f"{manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
-    content = [_decisive(config), sorted(folder.name for folder in checkpoints)]
+    content = [_decisive(config), sorted(folder.name for folder in folders)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return output / EVALUATIONS_FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name).lstrip('.')}-{key}"
 
@@ -148,7 +149,7 @@ logger = logging.getLogger(__name__)
 
 def evaluate_checkpoints(
     config: RunConfig,
-    checkpoints: Sequence[Path],
+    checkpoints: Sequence[str | Path],
     listener: Listener | None = None,
     *,
     captioners: Sequence[str] = (),
@@ -170,14 +171,15 @@ def evaluate_checkpoints(
         InputError: data, model or a checkpoint cannot be used; or the scores of some are not numbers, which have no
             row, while all others are scored.
     """
+    folders = [Path(folder) for folder in checkpoints]
     on_event = listener if listener is not None else ignore_event
-    check_destination(config, checkpoints)
+    check_destination(config, folders)
     with folder_lock(config.output, LOCK_NAME):
-        ancestors = read_record(checkpoints[0]).ancestors if checkpoints else ()
+        ancestors = read_record(folders[0]).ancestors if folders else ()
         evaluation = Evaluation(config, evaluation_set(config, on_event, ancestors=ancestors))
-        if is_own_evaluation(config, config.output, checkpoints):
+        if is_own_evaluation(config, config.output, folders):
             evaluation.recall()
-        faulty = _evaluate(config if base is None else config.with_model(base), evaluation, checkpoints, on_event)
+        faulty = _evaluate(config if base is None else config.with_model(base), evaluation, folders, on_event)
         # The model is released before another one is loaded.
         faulty += _compare(config, evaluation, captioners, on_event)
         # Only now: captions are in the cache, and earlier scores stay complete until all new ones are computed.

@@ -74,7 +74,7 @@ class _EvaluationColumn:
 
 def evaluate_matrix(
     config: RunConfig,
-    checkpoints: Sequence[Path],
+    checkpoints: Sequence[str | Path],
     data: Sequence[str],
     *,
     instructions: Sequence[str] = (),
@@ -99,11 +99,10 @@ def evaluate_matrix(
     Raises:
         InputError: data, model or a checkpoint cannot be used.
     """
-    check_destination(config, checkpoints)
+    folders = [Path(folder) for folder in checkpoints]
+    check_destination(config, folders)
     with folder_lock(config.output, LOCK_NAME):
-        return _evaluate_matrix(
-            config, checkpoints, data, instructions, corruptions, split, listener or ignore_event, base
-        )
+        return _evaluate_matrix(config, folders, data, instructions, corruptions, split, listener or ignore_event, base)
 
 
 def _evaluate_matrix(
