@@ -92,7 +92,18 @@ WALLS: dict[str, set[str]] = {
         "vlm",
     },
 }
-WALLS["api"] = {"captioner", "config", "data", "evaluation", "events", "metrics", "preflight", "report", "training"}
+WALLS["api"] = {
+    "captioner",
+    "config",
+    "data",
+    "evaluation",
+    "events",
+    "metrics",
+    "preflight",
+    "report",
+    "run_checkpoints",
+    "training",
+}
 WALLS["cli"] = set(WALLS)
 WALLS["__main__"] = {"cli"}
 

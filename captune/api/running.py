@@ -12,10 +12,11 @@ from typing import Any
 from captune.api.progress import show_progress
 from captune.api.results import EvaluationResult, TuningResult
 from captune.common import quiet_libraries
-from captune.config import RunConfig, load_config, load_run_config, parse_config
+from captune.config import RunConfig, load_config, load_stored_config, parse_config
 from captune.errors import ConfigError
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
+from captune.run_checkpoints import checkpoint_folders
 
 __all__ = ["evaluate", "tune"]
 
@@ -146,7 +147,6 @@ def _evaluate_run(
         check_named_model(os.fspath(captioner))
     with extra_imports("captune.evaluate", "train"), quiet_libraries():
         from captune.evaluation import evaluate_checkpoints, evaluation_folder
-        from captune.training import checkpoint_folders
 
         folders = checkpoint_folders(run.output) if checkpoints is None else [Path(path) for path in checkpoints]
         folder = evaluation_folder(run, _run_config(models, []), folders) if output is None else Path(output)
@@ -205,9 +205,7 @@ def _run_config(config: RunLike | None, overrides: list[str]) -> RunConfig:
     if isinstance(config, Mapping):
         return parse_config(json.loads(json.dumps(config, default=os.fspath)), overrides)
     path = config.folder if isinstance(config, EvaluationResult) else Path(config)
-    if not path.is_dir():
-        return load_config(path, overrides)
-    return load_run_config(path / "config.yaml", [f"output={json.dumps(str(path))}", *overrides])
+    return load_stored_config(path, overrides) if path.is_dir() else load_config(path, overrides)
 
 
 def _overrides(*, settings: Mapping[str, Any], data: Any = None, model: Any = None, output: Any = None) -> list[str]:

@@ -137,10 +137,10 @@ def test_progress_outside_of_notebooks_is_lines(
     [
         ("tune()", "captune.tune needs a configuration (a YAML file), or data=MANIFEST."),
         ("tune('missing.yaml')", "There is no configuration missing.yaml; give the path of a YAML file."),
-        ("tune(data='missing.jsonl')", "data.train is missing.jsonl, and there is no such file; give a manifest"),
+        ("tune(data='missing.jsonl')", "data.train is missing.jsonl, and there is no such file; give the manifest"),
         ("tune(data=M, epochs=3)", "There is no setting 'epochs'; did you mean train={'epochs': 3}?"),
         ("tune(data=M, epoch=3)", "there is no key 'epoch'"),
-        ("tune(data=M, train={'epoch': 3})", "there is no key 'train.epoch'; did you mean 'epochs'?"),
+        ("tune(data=M, train={'epoch': 3})", "there is no key 'train.epoch'; did you mean 'train.epochs'?"),
         ("tune(data=M, train={'epochs': object()})", "train.epochs is a object; give a number, a text, a list"),
         ("tune(data=M, model='no/such/model/here')", ""),
         ("evaluate('toy')", "toy is a model without a run; give the images to evaluate it on as data=MANIFEST."),
