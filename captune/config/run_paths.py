@@ -58,13 +58,18 @@ def load_stored_config(run: str | Path, overrides: Sequence[str] = ()) -> RunCon
 
 def _located(path: str, run: Path, *, is_folder: bool) -> str:
     """A path of the configuration from the current directory; unchanged if the file exists nowhere."""
-    exists = os.path.isdir if is_folder else os.path.isfile
+    exists = _is_plain_folder if is_folder else os.path.isfile
     expanded = os.path.expanduser(path)
     for candidate in _candidates(expanded, run):
         if exists(candidate):
             same = exists(expanded) and os.path.samefile(candidate, expanded)
             return path if same else os.path.normpath(candidate)
     return path
+
+
+def _is_plain_folder(path: str) -> bool:
+    """Whether a folder holds no run: a run called `toy` is not the included model of this name."""
+    return os.path.isdir(path) and not os.path.isfile(os.path.join(path, _CONFIG))
 
 
 def _candidates(path: str, run: Path) -> Iterator[str]:
