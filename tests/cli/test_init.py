@@ -68,7 +68,7 @@ def test_a_folder_with_a_table(photos: Path, tmp_path: Path) -> None:
     done = init(tmp_path, "photos", "--yes", CUDA_VISIBLE_DEVICES="")
     assert (done.code, done.out) == (0, "")
     assert "images    12 images in photos: 8 .jpg, 4 .png; 2 are rotated by EXIF and will be read upright\n" in done.err
-    assert "12 of the first 12 images are in photos" in done.err
+    assert "12 of the first 12 rows have an image in photos" in done.err
     assert "is read as Windows-1252" in done.err
     assert "images            12   train 10, test 2\n" in done.err
     assert "machine   no NVIDIA GPU; " in done.err
