@@ -104,7 +104,9 @@ def find_data(
     source = _choose_source(path, discovery, image, captions, encoding, ask=not yes and is_interactive())
     if folder is not None:
         source = _with_folder(source, folder)
-    seen = f"; {source.matched:,} of the first {source.tried:,} rows have an image in {source.images}" if source.tried else ""
+    seen = ""
+    if source.tried:
+        seen = f"; {source.matched:,} of the first {source.tried:,} rows have an image in {source.images}"
     print_message(f"captions  {_KINDS[source.kind]}: {source.path}{seen if source.kind != 'folder' else ''}")
     if source.kind == "folder" and source.matched < source.tried:
         print_message(f"          {source.tried - source.matched:,} of {source.tried:,} images have no text")

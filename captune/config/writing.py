@@ -35,6 +35,14 @@ _TYPES = {bool: "`true`, `false`", int: "integer", float: "number", str: "text",
 _BOUNDS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}"}
 
 
+def _balanced(text: str, width: int) -> list[str]:
+    """Lines of a text of about the same length, so that no word is left alone on the last one."""
+    lines = textwrap.wrap(text, width)
+    while len(narrower := textwrap.wrap(text, width - 1)) == len(lines) > 1:
+        lines, width = narrower, width - 1
+    return lines
+
+
 def commented_yaml(config: RunConfig, heading: str = "") -> str:
     """Write a complete configuration as YAML in which every field carries its help as a comment."""
     lines = [f"# {line}".rstrip() for line in heading.splitlines()]
@@ -51,7 +59,7 @@ def _section_lines(section: BaseModel, indent: str) -> Iterator[str]:
             yield f"{indent}{name}:"
             yield from _section_lines(value, indent + "  ")
             continue
-        for line in textwrap.wrap(field.description or "", width=100):
+        for line in _balanced(field.description or "", width=100):
             yield f"{indent}# {line}"
         yield f"{indent}{name}: {_scalar(section, name)}"
 
