@@ -62,7 +62,7 @@ def score(
             DataFrame (columns `image_id` and `caption`; or ids in the index), or the path of a file.
         references: one or more captions for each image, in the same forms; a DataFrame may have a row for each.
         metrics: names out of `captune.metrics.METRICS`, such as "cider"; one, or a list.
-        tokenizer: "ptb" (coco-caption's, for English), "zh-char", "zh-jieba", "13a" or "none".
+        tokenizer: "ptb" (coco-caption's, for English), "zh-char", "zh-jieba", "13a", "none", ...; see docs/metrics.md.
         ids: of the images, for lists; by default their positions from 0.
         split: of the references' file ("test").
         subset: score the predicted images only; otherwise a missing prediction is an error.

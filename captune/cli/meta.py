@@ -54,7 +54,7 @@ class _Scoring:
     )
     clip: Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")] = DEFAULT_CLIP
     tokenize: Annotated[
-        Literal["ptb", "zh-char", "zh-jieba", "13a", "none"],
+        scoring.TokenizerName,
         typer.Option(help="Tokenizer; ptb is coco-caption's and made for English."),
     ] = "ptb"
     jobs: Annotated[int, typer.Option(min=1, help="Maximum number of processes; few captions use only one.")] = 1

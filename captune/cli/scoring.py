@@ -22,6 +22,7 @@ __all__ = [
     "ScoringRun",
     "SharedOptions",
     "System",
+    "TokenizerName",
     "check_out",
     "complete_metrics",
     "exactly_one",
@@ -50,6 +51,7 @@ ReferencesFile = Annotated[
         show_default=False,
     ),
 ]
+TokenizerName = Literal["ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm", "none"]
 _METRICS_HELP = f"Comma-separated names from {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
 
 
@@ -86,7 +88,7 @@ class SharedOptions:
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None
     split: Annotated[str | None, typer.Option(help="Score this split of the references.", show_default=False)] = None
     tokenize: Annotated[
-        Literal["ptb", "zh-char", "zh-jieba", "13a", "none"],
+        TokenizerName,
         typer.Option(help="Tokenizer; ptb is coco-caption's and made for English."),
     ] = "ptb"
     compat: Annotated[

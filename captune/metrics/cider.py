@@ -24,7 +24,7 @@ from captune.metrics.references import PredictionBatch, ReferenceIndex
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Cider", "CiderD", "Weights", "norms", "overlaps", "scores_of_images"]
+__all__ = ["Cider", "CiderD", "Weights", "bigram_counts", "norms", "overlaps", "scores_of_images"]
 
 _SIGMA = 6.0
 # From this difference on the length penalty is 0 in double precision.
@@ -85,10 +85,15 @@ class Cider(MeanOfImages):
             np.array(overlap),
             np.array(prediction_norms),
             np.array([norm[predictions.references_of] for norm in self._norms]),
-            predictions.words.lengths,
-            predictions.reference_lengths,
+            self.penalties(predictions),
             predictions.offsets,
         )[:, None]
+
+    def penalties(self, predictions: PredictionBatch) -> NDArray[np.float64]:
+        """The factor of each reference's similarity, (C,) float64: a Gaussian of the difference in length."""
+        ours, others = bigram_counts(predictions)
+        penalties: NDArray[np.float64] = _PENALTY[np.minimum(np.abs(ours - others), _LONGEST_DIFFERENCE)]
+        return penalties
 
     def _compare(
         self, predictions: PredictionBatch
@@ -109,10 +114,14 @@ class Cider(MeanOfImages):
 
         return compare
 
+    @property
+    def frequencies_source(self) -> str:
+        """The corpus that document frequencies come from, as the signature shows it."""
+        return "corpus" if self._external is None else f"{self._external.source}({self._external.images})"
+
     def signature(self) -> Mapping[str, str]:
         """The variant, and the corpus that document frequencies come from."""
-        source = "corpus" if self._external is None else f"{self._external.source}({self._external.images})"
-        return {"cider": f"D,df={source}"}
+        return {"cider": f"D,df={self.frequencies_source}"}
 
 
 class CiderD(Cider):
@@ -201,12 +210,21 @@ def overlaps(matches: Matches, weight: NDArray[np.float64], references: int) -> 
     return np.bincount(matches.reference, products, references).astype(np.float64, copy=False)
 
 
+def bigram_counts(predictions: PredictionBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The length of each reference's prediction and of each reference, (C,) int64 each.
+
+    The original measures length in bigrams, so captions of no word and of one word are equally long.
+    """
+    image_of = np.repeat(np.arange(len(predictions)), np.diff(predictions.offsets))
+    ours = np.maximum(0, predictions.words.lengths - 1)[image_of]
+    return ours, np.maximum(0, predictions.reference_lengths - 1)
+
+
 def scores_of_images(
     overlap: NDArray[np.float64],
     prediction_norms: NDArray[np.float64],
     reference_norms: NDArray[np.float64],
-    prediction_lengths: NDArray[np.int64],
-    reference_lengths: NDArray[np.int64],
+    penalty: NDArray[np.float64],
     image_offsets: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """CIDEr of each image, (N,) float64.
@@ -215,16 +233,11 @@ def scores_of_images(
         overlap: (4, C) clipped dot products.
         prediction_norms: (4, N).
         reference_norms: (4, C).
-        prediction_lengths: (N,) in words.
-        reference_lengths: (C,) in words.
+        penalty: (C,) factor of each reference's similarity.
         image_offsets: (N + 1,) where each image's references begin.
     """
     per_image = np.diff(image_offsets)
     image_of = np.repeat(np.arange(len(per_image)), per_image)
-    # The original measures length in bigrams, so captions of no word and of one word are equally long.
-    bigrams = np.maximum(0, prediction_lengths - 1)[image_of]
-    difference = np.abs(bigrams - np.maximum(0, reference_lengths - 1))
-    penalty = _PENALTY[np.minimum(difference, _LONGEST_DIFFERENCE)]
     total = np.zeros(len(per_image))
     for order in range(len(overlap)):
         norm = prediction_norms[order][image_of] * reference_norms[order]

@@ -27,7 +27,7 @@ class ScoringOptions:
         metrics: names out of `METRICS`. coco-caption's CIDEr is CIDEr-D; "cider-d" is the same number under that name.
         compat: "caption" tokenizes every caption separately; "coco-caption" tokenizes all captions of the call in one
             pass, as the Java tool does, where the end of one line can depend on the next.
-        tokenize: "ptb", "zh-char", "zh-jieba", "13a" or "none".
+        tokenize: "ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm" or "none".
         document_frequencies: for CIDEr, those of another corpus or a file of them; by default those of the references.
         jobs: largest number of processes; fewer are used for few captions.
         data: name of the data set, for the signature, like all up to `leak`.

@@ -6,7 +6,7 @@ is computed on first use and cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,11 +106,23 @@ class PredictionBatch:
     def __init__(self, references: ReferenceIndex, tokens: Rows, captions: Sequence[str], first: int = 0) -> None:
         self.references, self.tokens, self.captions, self.first = references, tokens, captions, first
         bounds = references.offsets[first : first + len(tokens) + 1]
+        self._shared: dict[Hashable, Any] = {}
         self.references_of = slice(int(bounds[0]), int(bounds[-1]))
         self.offsets = bounds - bounds[0]
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def shared(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What several metrics need, computed on first use.
+
+        Args:
+            key: names it.
+            compute: returns it.
+        """
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
 
     def part(self, start: int, end: int) -> PredictionBatch:
         """The images from `start` to before `end`."""

@@ -32,9 +32,11 @@ BUILT_IN = {
     "bleu": "captune.metrics.bleu:Bleu",
     "cider": "captune.metrics.cider:Cider",
     "cider-d": "captune.metrics.cider:CiderD",
+    "cider-r": "captune.metrics.cider_r:CiderR",
     "rouge-l": "captune.metrics.rouge:RougeL",
     "meteor": "captune.metrics.external.meteor:Meteor",
     "spice": "captune.metrics.external.spice:Spice",
+    "spider": "captune.metrics.external.spider:Spider",
     "clipscore": "captune.metrics.external.clipscore:ClipScore",
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from captune.errors import InputError, MetricInputError
+from captune.errors import InputError, MetricInputError, MissingExtraError
 
 __all__ = [
     "TOKENIZERS",
@@ -19,12 +19,13 @@ __all__ = [
     "language_tokenizer",
     "language_warning",
     "tokenize_13a",
+    "tokenize_char",
     "tokenize_zh_char",
     "tokenize_zh_jieba",
     "tokenizer",
 ]
 
-TOKENIZERS = ("ptb", "zh-char", "zh-jieba", "13a", "none")
+TOKENIZERS = ("ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm", "none")
 
 
 class Tokenizer(NamedTuple):
@@ -59,11 +60,12 @@ def tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a name.
 
     Args:
-        name: "ptb" (English, what coco-caption uses), "zh-char", "zh-jieba", "13a" (sacrebleu's), or "none"
-            (captions are tokenized already, one space between two tokens).
+        name: out of `TOKENIZERS`: "ptb" (English, what coco-caption uses), "none" (captions are tokenized already, one
+            space between two tokens), or one of `language_tokenizer`.
 
     Raises:
         MetricInputError: there is no such tokenizer.
+        InputError: the package of the tokenizer is not installed.
     """
     if name == "ptb":
         from captune.metrics import ptb
@@ -119,6 +121,18 @@ def tokenize_zh_char(caption: str) -> list[str]:
     return _split_marks(_CHINESE.sub(r" \1 ", caption.strip()))
 
 
+def tokenize_char(caption: str) -> list[str]:
+    """Every character as a token, white space left out.
+
+    Args:
+        caption: any text.
+
+    Returns:
+        Code points: a letter and a combining mark, as in Thai, are two tokens.
+    """
+    return [character for character in caption if not character.isspace()]
+
+
 def tokenize_zh_jieba(caption: str) -> list[str]:
     """Words as jieba's accurate mode cuts them.
 
@@ -138,15 +152,52 @@ def language_tokenizer(name: str) -> tuple[str, Callable[[str], list[str]]]:
     """The tokenizer of a name of this module, with the name that it has in a signature.
 
     Args:
-        name: "zh-char", "zh-jieba" or "13a".
+        name: "13a", "char", "zh-char", "zh-jieba", "th-newmm", or "intl", "ja-mecab" and "ko-mecab" of sacrebleu.
 
     Raises:
-        InputError: jieba is requested and is not installed.
+        InputError: the package of the tokenizer is not installed.
         KeyError: there is no such tokenizer here.
     """
     if name == "zh-jieba":
         return f"zh-jieba{_jieba().__version__}", tokenize_zh_jieba
-    return name, {"13a": tokenize_13a, "zh-char": tokenize_zh_char}[name]
+    if name == "th-newmm":
+        return _thai()
+    if name in _SACREBLEU:
+        return _sacrebleu(name)
+    return name, {"13a": tokenize_13a, "char": tokenize_char, "zh-char": tokenize_zh_char}[name]
+
+
+# A tokenizer of sacrebleu -> its class and the extra that installs it.
+_SACREBLEU = {
+    "intl": ("TokenizerV14International", "intl"),
+    "ja-mecab": ("TokenizerJaMecab", "ja"),
+    "ko-mecab": ("TokenizerKoMecab", "ko"),
+}
+
+
+@functools.cache
+def _sacrebleu(name: str) -> tuple[str, Callable[[str], list[str]]]:
+    """A tokenizer of sacrebleu, which checks the version of MeCab's dictionary, with its name there."""
+    attribute, extra = _SACREBLEU[name]
+    try:
+        module = importlib.import_module(f"sacrebleu.tokenizers.tokenizer_{name.replace('-', '_')}")
+        tokenize = getattr(module, attribute)()
+    except (ImportError, RuntimeError):  # sacrebleu raises RuntimeError where MeCab is absent
+        raise MissingExtraError(f"The tokenizer {name}", extra) from None
+    return tokenize.signature(), lambda caption: tokenize(caption).split()
+
+
+@functools.cache
+def _thai() -> tuple[str, Callable[[str], list[str]]]:
+    """PyThaiNLP's dictionary-based maximal matching, with its version."""
+    try:
+        version = importlib.import_module("pythainlp").__version__
+        word_tokenize = importlib.import_module("pythainlp.tokenize").word_tokenize
+    except ImportError:
+        raise MissingExtraError("The tokenizer th-newmm", "th") from None
+    return f"th-newmm{version}", lambda caption: [
+        word.strip() for word in word_tokenize(caption, engine="newmm") if not word.isspace() and word
+    ]
 
 
 def _split_marks(text: str) -> list[str]:
@@ -177,6 +228,12 @@ FEWEST_WORDS = 3
 _LETTERS = re.compile(r"[^\W\d_]")
 # The first letters beyond those of the Latin script; U+1E00 to U+1EFF are Latin again.
 _LATIN = re.compile("[a-zA-Z\u00aa-\u02af\u1e00-\u1eff]")
+# Japanese is written in Chinese characters too, so that a part of kana suffices.
+_SCRIPTS = {
+    "ja-mecab": re.compile("[\u3041-\u30ff]"),
+    "ko-mecab": re.compile("[\uac00-\ud7a3]"),
+    "th-newmm": re.compile("[\u0e01-\u0e5b]"),
+}
 _SMALL_WORDS = """
 English     a an and are at dog for from girl boy his her is it man men of people the their to two while with woman
 Czech       dva jsou muž na ona pes po při s se u v za ze žena
@@ -209,7 +266,9 @@ def language_warning(captions: Sequence[str]) -> str | None:
     foreign = sum(1 for letter in letters if not _LATIN.match(letter))
     if letters and foreign / len(letters) > FOREIGN_LETTERS:
         chinese = sum(1 for letter in letters if _CHINESE.match(letter))
-        advice = "--tokenize zh-char or zh-jieba" if chinese > foreign / 2 else "--tokenize 13a"
+        tokenizer_of = (name for name, script in _SCRIPTS.items() if len(script.findall(text)) > foreign / 8)
+        name = next(tokenizer_of, "zh-char or zh-jieba" if chinese > foreign / 2 else "13a")
+        advice = f"--tokenize {name}"
         return (
             f"{foreign / len(letters):.0%} of the captions' letters are not Latin, and the tokenizer ptb is made for "
             f"English; use {advice}."

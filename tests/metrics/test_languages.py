@@ -126,3 +126,54 @@ def test_real_chinese_is_noticed(shared: Path) -> None:
     warning = language_warning(captions)
     assert warning is not None
     assert "zh-char or zh-jieba" in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "signed", "caption", "tokens"),
+    [
+        ("char", "char", "a ก้า", ["a", "ก", "้", "า"]),
+        ("intl", "intl", "«oui», 3.5 m 5€", ["«", "oui", "»", ",", "3.5", "m", "5", "€"]),
+        ("ja-mecab", "ja-mecab-", "犬が公園で走っている。", ["犬", "が", "公園", "で", "走っ", "て", "いる", "。"]),
+        ("ko-mecab", "ko-mecab-", "개가 공원에서 달린다.", ["개", "가", "공원", "에서", "달린다", "."]),
+        ("th-newmm", "th-newmm", "สุนัขกำลังวิ่งในสวน สาธารณะ", ["สุนัข", "กำลัง", "วิ่ง", "ใน", "สวน", "สาธารณะ"]),
+    ],
+)
+def test_tokens_of_further_languages(name: str, signed: str, caption: str, tokens: list[str]) -> None:
+    if name != "char":
+        module = {"intl": "sacrebleu", "ja-mecab": "MeCab", "ko-mecab": "mecab_ko", "th-newmm": "pythainlp"}[name]
+        pytest.importorskip(module)
+    shown, tokenize = language_tokenizer(name)
+    assert shown.startswith(signed)
+    assert tokenize(caption) == tokens
+    assert tokenize(" ") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("intl", "intl"), ("ja-mecab", "ja"), ("ko-mecab", "ko"), ("th-newmm", "th")]
+)
+def test_an_absent_package_of_a_tokenizer_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+) -> None:
+    def absent(module: str) -> None:
+        raise ImportError(module)
+
+    monkeypatch.setattr(languages.importlib, "import_module", absent)
+    for cached in (languages._sacrebleu, languages._thai):
+        cached.cache_clear()
+    with pytest.raises(InputError, match=rf"The tokenizer {name} needs the extra '{extra}'; install it with: pip"):
+        language_tokenizer(name)
+
+
+@pytest.mark.parametrize(
+    ("caption", "advice"),
+    [
+        ("犬が公園を走っている", "ja-mecab"),
+        ("개가 공원에서 달린다", "ko-mecab"),
+        ("สุนัขวิ่งในสวน", "th-newmm"),
+        ("狗在跑", "zh-char or zh-jieba"),
+    ],
+)
+def test_the_warning_names_the_tokenizer_of_the_script(caption: str, advice: str) -> None:
+    warning = language_warning([caption])
+    assert warning is not None
+    assert f"--tokenize {advice}" in warning

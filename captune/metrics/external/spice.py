@@ -55,6 +55,10 @@ class Spice(MeanOfImages):
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
         """SPICE of each image, (N, 1)."""
+        scores: NDArray[np.float64] = predictions.shared("spice", lambda: self._run(predictions))
+        return scores[:, None]
+
+    def _run(self, predictions: PredictionBatch) -> NDArray[np.float64]:
         return spice(
             predictions.tokenized,
             predictions.tokenized_references,
@@ -63,7 +67,7 @@ class Spice(MeanOfImages):
             memory=self.options.java_memory or "8G",
             timeout=self.options.time_limit or 3600.0,
             cache=self.options.spice_cache,
-        ).per_image[:, None]
+        ).per_image
 
     def signature(self) -> Mapping[str, str]:
         """The version of SPICE and of its parser."""
