@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from captune.cli import scoring
+from captune.cli.compare_tables import ComparedPair, ComparedRun, Layout, TestedScore, format_json, format_tables
 from captune.cli.progress import metric_progress
 from captune.cli.scoring import ScoringRun
 from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
 
 if TYPE_CHECKING:
-    from captune.metrics import Comparison, PredictionFile, ReferenceFile, Scores
+    from captune.metrics import PredictionFile, ReferenceFile, Scores
 
 __all__ = ["compare"]
 
@@ -37,6 +39,22 @@ def compare(
     name: Annotated[
         list[str] | None, typer.Option(help="Name of a system, in the same order.", show_default="names of the files")
     ] = None,
+    pool_seeds: Annotated[
+        bool,
+        typer.Option(
+            "--pool-seeds", help="Files with the same --name are seeds of one system: mean, spread, interval."
+        ),
+    ] = False,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Test all pairs of systems, p corrected for their number (Holm).")
+    ] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="Show these scores only, in this order: CIDEr,BLEU-4.", show_default=False)
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option(help="Caption of the LaTeX table, as LaTeX.", show_default=False)
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Label of the LaTeX table.", show_default=False)] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals of differences.")] = 0.95,
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
     trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
@@ -48,17 +66,25 @@ def compare(
     Examples:
         captune compare -r test.jsonl -p before.json -p after.json
         captune compare -r test.jsonl -p a.json -p b.json --metrics cider --json
-        captune compare -r test.jsonl -p a.json -p b.json --format latex --out table.tex
+        captune compare -r test.jsonl -p a.json -p b.json --format latex --scale 100 --columns CIDEr,BLEU-4
+        captune compare -r test.jsonl -p a.json -p b.json -p c.json --all-pairs
+        captune compare -r r.jsonl -p a1.json -p a2.json -p b.json --name a --name a --name b --pool-seeds
     """
+    from captune.metrics import pool_seeds as pool
     from captune.metrics import read_reference_files
 
     requested = scoring.metric_names(shared.metrics)
+    shown_columns = None if columns is None else scoring.column_names(columns)
+    if shown_columns is not None:
+        requested = scoring.metrics_of_columns(shown_columns, requested)
+    if (caption is not None or label is not None) and shared.form != "latex":
+        raise MetricInputError("--caption and --label are of a LaTeX table; add --format latex.")
     if reports := [key for key in requested if key in scoring.REPORTED]:
         raise MetricInputError(f"{reports[0]} is not compared; see it for each system with captune score.")
     if len(predictions) < 2:
         raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")
     run = ScoringRun(requested, shared.scoring_options(), shared.subset, shared.images)
-    names = _names(predictions, name)
+    names = _names(predictions, name, pool_seeds)
     scoring.check_out(shared.out, "compare", shared.inputs(*references, *predictions))
     run.check_requirements()
     read = read_reference_files(references, shared.split)
@@ -68,14 +94,31 @@ def compare(
         scored = _score_all(read, files, names, run, warnings, on_metric)
     for sentence in warnings:
         scoring.warn(sentence)
-    tests = _test_all(scored, confidence, resamples, trials, seed)
-    report = _json if shared.as_json else _tables
-    text = report(scored, tests, form=shared.form, digits=shared.digits, confidence=confidence, warnings=warnings)
+    systems: dict[str, list[Scores]] = {}
+    for system, scores in scored:
+        systems.setdefault(system, []).append(scores)
+    several = {system: seeds for system, seeds in systems.items() if len(seeds) > 1}
+    compared = ComparedRun(
+        systems=systems,
+        pooled={system: pool(seeds, confidence, resamples, seed) for system, seeds in several.items()},
+        pairs=_test(systems, all_pairs, confidence, resamples, trials, seed),
+        columns=shown_columns or list(scored[0][1].corpus),
+        all_pairs=all_pairs,
+    )
+    if shared.as_json:
+        text = format_json(compared, warnings)
+    else:
+        layout = Layout(shared.form, shared.shown_digits, int(shared.scale), confidence, caption, label)
+        text = format_tables(compared, layout)
     scoring.write(text, shared.out, "compare")
 
 
-def _names(paths: list[Path], names: list[str] | None) -> list[str]:
-    """A different name for each system: its file's, with folders in front where files are called alike."""
+def _names(paths: list[Path], names: list[str] | None, pool_seeds: bool) -> list[str]:
+    """The name of each file's system: by default the file's, with folders in front where files are called alike.
+
+    Raises:
+        MetricInputError: their number is wrong, or names are the same or different where they should not be.
+    """
     if names:
         if len(names) != len(paths):
             raise MetricInputError(f"There are {len(names)} --name for {len(paths)} --predictions; give one for each.")
@@ -83,9 +126,16 @@ def _names(paths: list[Path], names: list[str] | None) -> list[str]:
         names = [path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name for path in paths]
         if len(set(names)) < len(names):
             names = [str(path) for path in paths]
-    if len(set(names)) < len(names):
+    different = len(set(names))
+    if pool_seeds and (different == len(names) or different < 2):
         raise MetricInputError(
-            f"The name '{max(names, key=names.count)}' is given to two systems; give each its --name."
+            "--pool-seeds needs two systems at least, one of them with several files of the same --name; captune score "
+            "--pool-seeds takes the seeds of one system."
+        )
+    if different < len(names) and not pool_seeds:
+        raise MetricInputError(
+            f"The name '{max(names, key=names.count)}' is given to two systems; give each its --name, or add "
+            "--pool-seeds if these are seeds of one system."
         )
     return names
 
@@ -97,17 +147,17 @@ def _score_all(
     run: ScoringRun,
     warnings: list[str],
     on_metric: Callable[[str], None],
-) -> dict[str, Scores]:
-    """Scores of every system, all on the same images with the references prepared once; adds to `warnings`."""
+) -> list[tuple[str, Scores]]:
+    """Name and scores of every file, all on the same images with the references prepared once; adds to `warnings`."""
     if run.subset:
         references, predictions = _common(references, predictions, warnings)
-    scored: dict[str, Scores] = {}
+    scored: list[tuple[str, Scores]] = []
     scorer, shown = None, tuple[str, ...]()
     for name, captions in zip(names, predictions, strict=True):
         system = scoring.load_system(references, captions, name, run)
         if scorer is None:
             scorer, shown = scoring.make_scorer(system, run, on_metric)
-        scored[name] = scoring.score_system(system, scorer, shown)
+        scored.append((name, scoring.score_system(system, scorer, shown)))
         warnings.extend(f"{name}: {sentence}" for sentence in system.warnings)
     return scored
 
@@ -136,122 +186,29 @@ def _common(
     return references, predictions
 
 
-def _test_all(
-    scored: dict[str, Scores], confidence: float, resamples: int, trials: int, seed: int
-) -> dict[str, dict[str, tuple[Comparison, Comparison]]]:
-    """Both tests of every system against the first: system to score to (bootstrap, randomisation)."""
-    from captune.metrics import approximate_randomization, paired_bootstrap
+def _test(
+    systems: dict[str, list[Scores]], all_pairs: bool, confidence: float, resamples: int, trials: int, seed: int
+) -> list[ComparedPair]:
+    """Test every system against the first, or each against those before it with Holm's correction."""
+    from captune.metrics import approximate_randomization, compare_pooled, holm, paired_bootstrap
 
-    (_, baseline), *others = scored.items()
-    results = {}
-    for name, scores in others:
-        drawn = paired_bootstrap(scores, baseline, confidence, resamples, seed)
-        swapped = approximate_randomization(scores, baseline, trials, seed)
-        results[name] = {score: (drawn[score], swapped[score]) for score in drawn}
-    return results
-
-
-def _shown_mark(shown: float, bootstrap: Comparison, randomization: Comparison, digits: int) -> str:
-    """The stars after a number; none after one that shows as 0."""
-    from captune.metrics import significance_mark
-    from captune.report import shows_zero
-
-    if shows_zero(shown, digits) or shows_zero(bootstrap.difference, digits):
-        return ""
-    return significance_mark(bootstrap, randomization)
-
-
-def _signed(value: float, digits: int, sign: str = "+") -> str:
-    """A number with its sign, and 0 without one."""
-    text = f"{value:{sign}.{digits}f}"
-    return text.lstrip("+-") if not float(text) else text
-
-
-def _tables(
-    scored: dict[str, Scores],
-    tests: dict[str, dict[str, tuple[Comparison, Comparison]]],
-    *,
-    form: str,
-    digits: int,
-    confidence: float,
-    **_: Any,
-) -> str:
-    from captune.common import table
-    from captune.report import shows_zero
-
-    baseline = next(iter(scored))
-    signature = scored[baseline].signature
-    scores = list(scored[baseline].corpus)
-    rows = []
-    for name, system in scored.items():
-        marks = {score: _shown_mark(system.corpus[score], *pair, digits) for score, pair in tests.get(name, {}).items()}
-        rows.append(
-            [name, *(_signed(system.corpus[score], digits, sign="") + marks.get(score, "") for score in scores)]
-        )
-    scales = [f"{score} ({scale})" for score, scale in scoring.scales(scored[baseline]).items()]
-    parts = [table(form, ["System", *scales], rows)]
-    for name, results in tests.items():
-        lines = []
-        for score, (drawn, swapped) in results.items():
-            tested = not (shows_zero(drawn.score, digits) and shows_zero(drawn.baseline, digits))
-            lines.append(
-                [
-                    score,
-                    _signed(drawn.difference, digits) + _shown_mark(drawn.difference, drawn, swapped, digits),
-                    f"[{_signed(drawn.low, digits)}, {_signed(drawn.high, digits)}]",
-                    *(f"{test.p_value:.4f}" if tested else "–" for test in (drawn, swapped)),
-                    f"{drawn.smallest:.{digits}f}" if tested else "–",
-                ]
-            )
-        header = [
-            f"{name} - {baseline}",
-            "Difference",
-            f"{100 * confidence:g}% interval",
-            "p boot",
-            "p random",
-            "Smallest",
-        ]
-        parts.append(table(form, header, lines))
-    kept = next(
-        (drawn.frequencies for results in tests.values() for drawn, _ in results.values() if drawn.frequencies), ""
-    )
-    weights = f"; CIDEr's document frequencies are {kept}" if kept else ""
-    notes = [
-        "* p < 0.05, ** p < 0.01 in both tests, with 0 outside the interval: paired bootstrap (p boot) and approximate",
-        f"randomisation (p random){weights}.",
-        "Smallest: the true difference that this set of images shows four times out of five at p < 0.05.",
+    names = list(systems)
+    pooled = any(len(seeds) > 1 for seeds in systems.values())
+    pairs = []
+    for baseline, name in combinations(names, 2) if all_pairs else ((names[0], name) for name in names[1:]):
+        ours, others = systems[name], systems[baseline]
+        if pooled:
+            drawn = compare_pooled(ours, others, confidence, resamples, seed)
+            tests = {score: TestedScore(test, None) for score, test in drawn.items()}
+        else:
+            drawn = paired_bootstrap(ours[0], others[0], confidence, resamples, seed)
+            swapped = approximate_randomization(ours[0], others[0], trials, seed)
+            tests = {score: TestedScore(test, swapped[score]) for score, test in drawn.items()}
+        pairs.append(ComparedPair(name, baseline, tests))
+    if not all_pairs:
+        return pairs
+    corrected = {score: holm([pair.tests[score].p_value for pair in pairs]) for score in pairs[0].tests}
+    return [
+        pair._replace(tests={score: test._replace(holm=corrected[score][row]) for score, test in pair.tests.items()})
+        for row, pair in enumerate(pairs)
     ]
-    if len(tests) > 1:
-        notes.append("Each system is tested against the first alone; p is not corrected for their number.")
-    prefix = "% " if form == "latex" else ""
-    mark = "`" if form == "markdown" else ""
-    parts += ["\n".join(prefix + note for note in notes), f"{prefix}{mark}{signature}{mark}"]
-    return "\n\n".join(parts)
-
-
-def _json(
-    scored: dict[str, Scores],
-    tests: dict[str, dict[str, tuple[Comparison, Comparison]]],
-    *,
-    warnings: list[str],
-    **_: Any,
-) -> str:
-    baseline, *_others = scored
-    systems = {name: {"signature": scores.signature, "scores": scores.corpus} for name, scores in scored.items()}
-    differences = {
-        name: {
-            score: {
-                "difference": drawn.difference,
-                "low": drawn.low,
-                "high": drawn.high,
-                "p_bootstrap": drawn.p_value,
-                "p_randomization": swapped.p_value,
-                "smallest_detectable": drawn.smallest,
-            }
-            for score, (drawn, swapped) in results.items()
-        }
-        for name, results in tests.items()
-    }
-    scales = scoring.scales(scored[baseline])
-    answer = {"baseline": baseline, "images": len(scored[baseline].ids), "systems": systems, "scales": scales}
-    return scoring.to_json({**answer, "differences": differences, "warnings": warnings})

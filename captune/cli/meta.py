@@ -55,7 +55,7 @@ class _Scoring:
     clip: Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")] = DEFAULT_CLIP
     tokenize: Annotated[
         scoring.TokenizerName,
-        typer.Option(help="Tokenizer; ptb is coco-caption's and made for English."),
+        typer.Option(metavar="NAME", help=scoring.TOKENIZER_HELP),
     ] = "ptb"
     jobs: Annotated[int, typer.Option(min=1, help="Maximum number of processes; few captions use only one.")] = 1
     java: Annotated[

@@ -15,7 +15,7 @@ from captune.errors import MetricInputError
 from captune.metrics import iter_columns
 
 if TYPE_CHECKING:
-    from captune.metrics import Interval, Scores
+    from captune.metrics import Interval, ReferenceFile, Scores
 
 __all__ = ["score"]
 
@@ -54,6 +54,10 @@ def score(
         Path | None,
         typer.Option(help="Captions of the training set, for the share of novel captions.", show_default=False),
     ] = None,
+    pool_seeds: Annotated[
+        bool,
+        typer.Option("--pool-seeds", help="Several --predictions are seeds of one system: mean, spread, interval."),
+    ] = False,
     shared: scoring.SharedOptions,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested.
@@ -62,6 +66,7 @@ def score(
         captune score -r test.jsonl -p captions.json
         captune score -r test.jsonl -p captions.json --metrics cider,meteor --confidence
         captune score -r test.jsonl -p captions.json --metric CIDEr --quiet
+        captune score -r test.jsonl -p seed1.json -p seed2.json -p seed3.json --pool-seeds
     """
     from captune.metrics import read_reference_files
 
@@ -74,7 +79,13 @@ def score(
     )
     run.check_requirements()
     read = read_reference_files(references, shared.split)
-    file = scoring.exactly_one(predictions, "--predictions", "; `captune compare` takes several")
+    if pool_seeds:
+        text = _score_seeds(read, predictions, run, shared, metric, resamples, seed)
+        scoring.write(text, shared.out, "score")
+        return
+    file = scoring.exactly_one(
+        predictions, "--predictions", "; `captune compare` takes several, and --pool-seeds takes seeds of one system"
+    )
     system = scoring.load_system(read, shared.read_predictions(file, read), file.stem, run)
     with metric_progress() as on_metric:
         scorer, shown = scoring.make_scorer(system, run, on_metric)
@@ -91,13 +102,64 @@ def score(
     if shared.as_json:
         text = _json(scores, intervals, extras, system, metric, per_image, _about_intervals(intervals, resamples, seed))
     elif quiet:
-        text = "\n".join(f"{value:.{shared.digits}f}" for value in _shown(scores, extras, metric).values())
+        text = "\n".join(f"{value:.{shared.shown_digits}f}" for value in _shown(scores, extras, metric).values())
     else:
         notes = [scores.signature]
         if intervals:
             notes.insert(0, _about_intervals(intervals, resamples, seed))
-        text = _table(scores, intervals, extras, metric, shared.form, shared.digits, notes)
+        text = _table(scores, intervals, extras, metric, shared.form, shared.shown_digits, notes, int(shared.scale))
     scoring.write(text, shared.out, "score")
+
+
+def _score_seeds(
+    references: ReferenceFile,
+    files: list[Path],
+    run: ScoringRun,
+    shared: scoring.SharedOptions,
+    metric: str | None,
+    resamples: int,
+    seed: int,
+) -> str:
+    """Mean, spread and interval over the seeds of one system, as a table or as JSON."""
+    from captune.common import table
+    from captune.metrics import pool_seeds
+
+    if len(files) < 2:
+        raise MetricInputError("--pool-seeds needs --predictions twice at least, one for each seed.")
+    if reports := [name for name in run.names if name in scoring.REPORTED]:
+        raise MetricInputError(f"{reports[0]} is not pooled over seeds; leave it out, or score one file.")
+    scored: list[Scores] = []
+    warnings: list[str] = []
+    with metric_progress() as on_metric:
+        scorer = None
+        for file in files:
+            system = scoring.load_system(references, shared.read_predictions(file, references), file.stem, run)
+            if scorer is None:
+                scorer, shown = scoring.make_scorer(system, run, on_metric)
+            scored.append(scoring.score_system(system, scorer, shown))
+            warnings.extend(f"{file}: {sentence}" for sentence in system.warnings)
+    for sentence in warnings:
+        scoring.warn(sentence)
+    pooled = pool_seeds(scored, resamples=resamples, seed=seed)
+    if metric is not None:
+        pooled = {name: score for name, score in pooled.items() if name.lower() == metric.lower()}
+    about = f"95 % interval of the mean: bootstrap of {resamples:,} resamples of images and seeds, seed {seed}."
+    if shared.as_json:
+        answer: dict[str, Any] = {"signature": scored[0].signature, "images": len(scored[0].ids), "seeds": len(files)}
+        answer["scores"] = {name: score.mean for name, score in pooled.items()}
+        answer["spread"] = {name: score.spread for name, score in pooled.items()}
+        answer["intervals"] = {name: {"low": score.low, "high": score.high} for name, score in pooled.items()}
+        answer["scales"] = {name: scale for name, scale in scoring.scales(scored[0]).items() if name in pooled}
+        return scoring.to_json({**answer, "resampling": about, "warnings": warnings})
+    multiplier, digits = int(shared.scale), shared.shown_digits
+    scales = scoring.scales(scored[0], multiplier)
+    rows = []
+    for name, score in pooled.items():
+        values = (score.mean, score.spread, score.low, score.high)
+        mean, spread, low, high = (f"{value * scoring.factor(name, multiplier):.{digits}f}" for value in values)
+        rows.append([name, mean, spread, f"[{low}, {high}]", scales[name]])
+    header = ["Metric", f"Mean of {len(files)}", "Spread", "95 % interval", "Scale"]
+    return table(shared.form, header, rows, [about, scored[0].signature])
 
 
 def _metric_of(name: str) -> str:
@@ -171,19 +233,22 @@ def _table(
     form: str,
     digits: int,
     notes: list[str],
+    multiplier: int,
 ) -> str:
     from captune.common import table
 
     header = ["Metric", "Score", "Scale"] + (["95 % interval"] if intervals else [])
-    scales = scoring.scales(scores)
+    scales = scoring.scales(scores, multiplier)
     rows = []
     for name, value in _shown(scores, extras, metric).items():
         scale = scales.get(name) or UNITS.get(name, "share")
-        number = f"{value:.{digits}f}" if isinstance(value, float) else f"{value}"
+        factor = scoring.factor(name, multiplier)
+        number = f"{value * factor:.{digits}f}" if isinstance(value, float) else f"{value}"
         row = [name, number, scale]
         if intervals:
             interval = intervals.get(name)
-            row.append("" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]")
+            ends = () if interval is None else (interval.low, interval.high)
+            row.append(f"[{', '.join(f'{end * factor:.{digits}f}' for end in ends)}]" if ends else "")
         rows.append(row)
     return table(form, header, rows, notes)
 

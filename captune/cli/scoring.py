@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,25 +11,38 @@ import typer
 
 from captune.cli.output import print_message
 from captune.errors import MetricInputError
-from captune.metrics import BUILT_IN, DEFAULT_CLIP, DEFAULT_METRICS, METRICS, ScoringOptions, check_metrics
+from captune.metrics import (
+    BUILT_IN,
+    DEFAULT_CLIP,
+    DEFAULT_METRICS,
+    METRICS,
+    ScoringOptions,
+    check_metrics,
+    find_column,
+    iter_columns,
+)
 
 if TYPE_CHECKING:
     from captune.metrics import PredictionFile, ReferenceFile, Scorer, Scores
 
 __all__ = [
     "REPORTED",
+    "TOKENIZER_HELP",
     "ReferencesFile",
     "ScoringRun",
     "SharedOptions",
     "System",
     "TokenizerName",
     "check_out",
+    "column_names",
     "complete_metrics",
     "exactly_one",
+    "factor",
     "image_files",
     "load_system",
     "make_scorer",
     "metric_names",
+    "metrics_of_columns",
     "scales",
     "score_system",
     "to_json",
@@ -52,6 +65,10 @@ ReferencesFile = Annotated[
     ),
 ]
 TokenizerName = Literal["ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm", "none"]
+TOKENIZER_HELP = (
+    "Tokenizer: ptb (coco-caption's, made for English), 13a, intl, char, zh-char, zh-jieba, ja-mecab, ko-mecab, th-newmm, "
+    "or none."
+)
 _METRICS_HELP = f"Comma-separated names from {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
 
 
@@ -84,12 +101,18 @@ class SharedOptions:
     metrics: Annotated[str, typer.Option(help=_METRICS_HELP, autocompletion=complete_metrics)] = "bleu,cider,rouge-l"
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False
     form: Annotated[Literal["text", "latex", "markdown"], typer.Option("--format", help="Form of the table.")] = "text"
-    digits: Annotated[int, typer.Option(min=0, max=17, help="Digits after the decimal point.")] = 4
+    digits: Annotated[
+        int | None,
+        typer.Option(min=0, max=17, help="Digits after the decimal point.", show_default="4, or 2 with --scale 100"),
+    ] = None
+    scale: Annotated[
+        Literal["1", "100"], typer.Option(help="100 multiplies the scores of the table, as papers do; JSON stays.")
+    ] = "1"
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.", show_default=False)] = None
     split: Annotated[str | None, typer.Option(help="Score this split of the references.", show_default=False)] = None
     tokenize: Annotated[
         TokenizerName,
-        typer.Option(help="Tokenizer; ptb is coco-caption's and made for English."),
+        typer.Option(metavar="NAME", help=TOKENIZER_HELP),
     ] = "ptb"
     compat: Annotated[
         Literal["caption", "coco-caption"],
@@ -152,6 +175,11 @@ class SharedOptions:
         Path | None,
         typer.Option(help="Folder where SPICE caches parsed captions.", show_default=False),
     ] = None
+
+    @property
+    def shown_digits(self) -> int:
+        """Digits after the decimal point."""
+        return (4 if self.scale == "1" else 2) if self.digits is None else self.digits
 
     def scoring_options(self) -> ScoringOptions:
         """The options of the scorer; a command checks and sets the metrics."""
@@ -361,9 +389,44 @@ def score_system(system: System, scorer: Scorer, metrics: tuple[str, ...]) -> Sc
     return replace(scores, statistics={name: scores.statistics[name] for name in metrics})
 
 
-def scales(scores: Scores) -> dict[str, str]:
+def factor(column: str, scale: int) -> int:
+    """What a score is multiplied by under `--scale`; a score without bounds, such as a number of words, is not."""
+    described = find_column(column)
+    return 1 if described is None or described.top is None else scale
+
+
+def scales(scores: Scores, scale: int = 1) -> dict[str, str]:
     """The scale of each score in print, "0-10": papers multiply by 100, or by 10, or not."""
-    return {column.name: column.scale for name in scores.statistics for column in METRICS[name].columns}
+    columns = (column for name in scores.statistics for column in METRICS[name].columns)
+    return {
+        column.name: column.scale if column.top is None else column._replace(top=column.top * scale).scale
+        for column in columns
+    }
+
+
+def column_names(text: str) -> list[str]:
+    """Split `--columns` and check every name.
+
+    Raises:
+        MetricInputError: there is no such score, or none.
+    """
+    by_lower = {column.name.lower(): column.name for _, column in iter_columns()}
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name.lower() not in by_lower:
+            raise MetricInputError(f"There is no score '{name}'; choose from {', '.join(by_lower.values())}.")
+    if not names:
+        raise MetricInputError("--columns is empty; give names of scores, such as CIDEr,BLEU-4.")
+    return [by_lower[name.lower()] for name in names]
+
+
+def metrics_of_columns(columns: Sequence[str], requested: Sequence[str]) -> tuple[str, ...]:
+    """The metrics that yield these scores, a requested one before others with the same score."""
+    of_column: dict[str, str] = {}
+    for name, column in iter_columns():
+        if column.name not in of_column or name in requested:
+            of_column[column.name] = name
+    return tuple(dict.fromkeys(of_column[name] for name in columns))
 
 
 def to_json(answer: dict[str, Any]) -> str:

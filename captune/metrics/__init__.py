@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
     from captune.metrics.scorer import Scorer, defined_metrics, score_captions, scoring_warnings
     from captune.metrics.scores import Scores, Signature, prompt_hash
+    from captune.metrics.seeds import PooledScore, compare_pooled, pool_seeds
     from captune.metrics.significance import (
         NEGLIGIBLE,
         Comparison,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         approximate_randomization,
         confidence_intervals,
         draw_images,
+        holm,
         paired_bootstrap,
         resampled_scores,
         significance_mark,
@@ -64,6 +66,7 @@ __all__ = [
     "Interval",
     "MeanOfImages",
     "Metric",
+    "PooledScore",
     "PredictionBatch",
     "PredictionFile",
     "ReferenceFile",
@@ -76,16 +79,19 @@ __all__ = [
     "approximate_randomization",
     "caption_warnings",
     "check_metrics",
+    "compare_pooled",
     "confidence_intervals",
     "defined_metrics",
     "draw_images",
     "find_column",
     "find_failures",
+    "holm",
     "iter_columns",
     "language_warning",
     "match_stems",
     "measure_diversity",
     "paired_bootstrap",
+    "pool_seeds",
     "prompt_hash",
     "read_predictions",
     "read_reference_files",
@@ -120,6 +126,7 @@ __getattr__ = lazy_names(
         "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],
         "scorer": ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"],
         "scores": ["Scores", "Signature", "prompt_hash"],
+        "seeds": ["PooledScore", "compare_pooled", "pool_seeds"],
         "significance": [
             "NEGLIGIBLE",
             "Comparison",
@@ -127,6 +134,7 @@ __getattr__ = lazy_names(
             "approximate_randomization",
             "confidence_intervals",
             "draw_images",
+            "holm",
             "paired_bootstrap",
             "resampled_scores",
             "significance_mark",

@@ -9,7 +9,7 @@ CIDEr of the images keeps the document frequencies of the complete set; they are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ __all__ = [
     "approximate_randomization",
     "confidence_intervals",
     "draw_images",
+    "holm",
+    "kept_frequencies",
     "paired_bootstrap",
     "resampled_scores",
     "significance_mark",
@@ -127,7 +129,7 @@ def confidence_intervals(
     for name, (values,) in drawn.items():
         low, high = np.quantile(values, tails).tolist()
         intervals[name] = Interval(
-            scores.corpus[name], low, high, float(values.std(ddof=1)), _frequencies(scores, name)
+            scores.corpus[name], low, high, float(values.std(ddof=1)), kept_frequencies(scores, name)
         )
     return intervals
 
@@ -168,7 +170,7 @@ def paired_bootstrap(
             low,
             high,
             smallest=reach * float(differences.std(ddof=1)),
-            frequencies=_frequencies(system, name),
+            frequencies=kept_frequencies(system, name),
         )
     return result
 
@@ -211,7 +213,7 @@ def approximate_randomization(
             system.corpus[name],
             baseline.corpus[name],
             _p_value(count, trials, system, baseline, name),
-            frequencies=_frequencies(system, name),
+            frequencies=kept_frequencies(system, name),
         )
         for name, count in extreme.items()
     }
@@ -223,7 +225,7 @@ def _p_value(extreme: int, draws: int, system: Scores, baseline: Scores, name: s
     return (extreme + 1) / (draws + 1)
 
 
-def _frequencies(scores: Scores, name: str) -> str | None:
+def kept_frequencies(scores: Scores, name: str) -> str | None:
     """What happens to the document frequencies of a score in resampling."""
     kept = any(METRICS[key].uses_document_frequencies and name in METRICS[key].names() for key in scores.statistics)
     return _KEPT if kept else None
@@ -307,6 +309,24 @@ def _resampled(systems: list[Scores], resamples: int, seed: int) -> Iterator[dic
 def _concatenate(portions: Iterator[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
     parts = list(portions)
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm, 1979): the chance of any false rejection stays below the level.
+
+    Args:
+        p_values: of one family of tests; nan is not tested, and does not count.
+
+    Returns:
+        The corrected p-values in the same order, at most 1.
+    """
+    order = sorted((index for index, value in enumerate(p_values) if not math.isnan(value)), key=p_values.__getitem__)
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 _LEVELS = ((0.01, "**"), (0.05, "*"))

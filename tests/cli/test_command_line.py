@@ -186,7 +186,7 @@ def test_completion_of_commands_options_and_metrics(tmp_path: Path) -> None:
     assert complete("captune tr", tmp_path) == ["train"]
     assert complete("captune train --over", tmp_path) == ["--overwrite"]
     assert "cider,meteor" in complete("captune score --metrics cider,me", tmp_path)
-    assert complete("captune score --metric CI", tmp_path) == ["CIDEr", "CIDEr-D"]
+    assert complete("captune score --metric CI", tmp_path) == ["CIDEr", "CIDEr-D", "CIDEr-R"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -171,3 +171,81 @@ def test_zeros_are_neither_marked_nor_tested(
     assert not re.search(r"[-+]0\.0+\b", out)
     assert compare(files, ["good", "same"], "--metrics", "bleu", "--json") == 0
     assert json.loads(capsys.readouterr().out)["differences"]["same"]["BLEU-4"]["p_bootstrap"] is None
+
+
+def test_all_pairs_are_corrected_for_their_number(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from captune.metrics import holm
+
+    arguments = (["good", "worse", "same"], "--all-pairs", "--columns", "cider")
+    assert compare(files, *arguments, "--json") == 0
+    pairs = json.loads(capsys.readouterr().out)["pairs"]
+    assert [(pair["system"], pair["baseline"]) for pair in pairs] == [
+        ("worse", "good"),
+        ("same", "good"),
+        ("same", "worse"),
+    ]
+    tests = [pair["differences"]["CIDEr"] for pair in pairs]
+    expected = holm([max(test["p_bootstrap"], test["p_randomization"]) for test in tests])
+    assert [test["p_holm"] for test in tests] == expected
+    assert compare(files, *arguments) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("same - worse"))
+    assert "* " in line
+    assert f"{expected[2]:.4f}" in line
+    assert "corrected for all 3 pairs" in out
+    assert "BLEU" not in out
+
+
+def test_the_table_of_a_paper(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--format", "latex", "--scale", "100", "--columns", "CIDEr,BLEU-4", "--digits", "1"]
+    labels = ["--caption", "Systems on \\emph{test}.", "--label", "tab:main"]
+    assert compare(files, ["worse", "good"], *options, *labels, "--name", "a_b", "--name", "ours") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        r"\begin{table}",
+        r"  \centering",
+        r"  \caption{Systems on \emph{test}.}",
+        r"  \label{tab:main}",
+    ]
+    assert r"System & CIDEr (0-1000) & BLEU-4 (0-100) \\" in lines[6]
+    worse, ours = lines[8], lines[9]
+    assert r"a\_b" in worse
+    assert worse.count(r"\textbf") == 0
+    assert re.fullmatch(r" *ours & \\textbf\{\d{3}\.\d\}\*\* & \\textbf\{100\.0\}\*\* \\\\", ours)
+    assert r"\end{table}" in lines
+
+
+def test_seeds_are_pooled(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    names = [part for name in ("a", "a", "b") for part in ("--name", name)]
+    arguments = (["good", "same", "worse"], *names, "--pool-seeds", "--metrics", "cider")
+    assert compare(files, *arguments, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    pooled = answer["systems"]["a"]
+    assert pooled["seeds"] == 2
+    assert pooled["spread"]["CIDEr"] > 0
+    assert pooled["intervals"]["CIDEr"]["low"] < pooled["scores"]["CIDEr"] < pooled["intervals"]["CIDEr"]["high"]
+    assert "seeds" not in answer["systems"]["b"]
+    assert "p_randomization" not in answer["differences"]["b"]["CIDEr"]
+    assert compare(files, *arguments) == 0
+    out = capsys.readouterr().out
+    assert "±" in out
+    assert "a (2 seeds)" in out
+    assert "p random" not in out
+    assert compare(files, ["good", "worse"], "--pool-seeds") == 2
+    assert "same --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--columns", "CIDErr"], "There is no score 'CIDErr'"),
+        (["--columns", ","], "--columns is empty"),
+        (["--label", "x"], "add --format latex"),
+        (["--scale", "10"], "'1', '100'"),
+    ],
+)
+def test_mistakes_of_the_table(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert compare(files, ["good", "worse"], *more) == 2
+    assert message in capsys.readouterr().err

@@ -320,3 +320,37 @@ def test_spice_without_its_parser(files: tuple[Path, Path], tmp_path: Path, caps
     err = capsys.readouterr().err
     assert "captune fetch spice" in err
     assert err.count("\n") == 1
+
+
+def test_seeds_of_a_system_are_pooled(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    references, predictions = files
+    other = predictions.with_name("seed2.json")
+    records = json.loads(predictions.read_text())
+    records[0]["caption"] = "something else"
+    other.write_text(json.dumps(records))
+    more = ("--predictions", other, "--pool-seeds", "--resamples", 50)
+    singles = []
+    for path in (predictions, other):
+        assert score((references, path), "--json") == 0
+        singles.append(json.loads(capsys.readouterr().out)["scores"]["BLEU-1"])
+    assert score(files, *more, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["seeds"] == 2
+    assert answer["scores"]["BLEU-1"] == pytest.approx(sum(singles) / 2)
+    assert answer["spread"]["BLEU-1"] == pytest.approx(abs(singles[0] - singles[1]) / 2**0.5)
+    assert answer["intervals"]["BLEU-1"]["low"] < answer["scores"]["BLEU-1"]
+    assert score(files, *more, "--metric", "BLEU-1", "--scale", 100) == 0
+    header, row, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["Metric", "Mean", "of", "2", "Spread", "95", "%", "interval", "Scale"]
+    assert row.split()[1] == f"{50 * sum(singles):.2f}"
+    assert row.split()[-1] == "0-100"
+    assert score(files, "--pool-seeds") == 2
+    assert "twice at least" in capsys.readouterr().err
+
+
+def test_the_scale_of_papers(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(files, "--metric", "CIDEr", "--quiet", "--digits", 6) == 0
+    plain = float(capsys.readouterr().out)
+    assert score(files, "--metric", "CIDEr", "--scale", 100) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row == ["CIDEr", f"{100 * plain:.2f}", "0-1000"]
