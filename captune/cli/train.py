@@ -51,10 +51,13 @@ def run_training(
     from captune.cli.progress import show_progress, working
     from captune.config import load_config
     from captune.preflight import check_run, extra_imports, require_extra
+    from captune.run_folders import refuse_other_settings
 
     settings = load_config(config, overrides)
     require_extra("captune train", "train", *(["track"] if settings.tracker == "wandb" else []))
     check_run(settings, trains=True)
+    if not overwrite:
+        refuse_other_settings(settings)
 
     with working("Loading torch and transformers"), extra_imports("captune train", "train"):
         from captune.training import train as start

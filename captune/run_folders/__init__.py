@@ -14,22 +14,34 @@ if TYPE_CHECKING:
     from captune.run_folders.deletion import Deletion, delete_run, plan_deletion
     from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED, is_run
     from captune.run_folders.listing import RunSummary, best_row, find_runs, require_run, summarize
+    from captune.run_folders.settings import (
+        ADJUSTABLE,
+        OVERWRITE,
+        decisive_changes,
+        other_configuration,
+        refuse_other_settings,
+    )
 
 __all__ = [
+    "ADJUSTABLE",
     "CONFIG",
     "IGNORED",
+    "OVERWRITE",
     "RUN_FILES",
     "UNTOUCHED",
     "Cache",
     "Deletion",
     "RunSummary",
     "best_row",
+    "decisive_changes",
     "delete_run",
     "empty_caches",
     "find_caches",
     "find_runs",
     "is_run",
+    "other_configuration",
     "plan_deletion",
+    "refuse_other_settings",
     "require_run",
     "summarize",
 ]
@@ -41,5 +53,12 @@ __getattr__ = lazy_names(
         "deletion": ["Deletion", "delete_run", "plan_deletion"],
         "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "is_run"],
         "listing": ["RunSummary", "best_row", "find_runs", "require_run", "summarize"],
+        "settings": [
+            "ADJUSTABLE",
+            "OVERWRITE",
+            "decisive_changes",
+            "other_configuration",
+            "refuse_other_settings",
+        ],
     },
 )

@@ -37,7 +37,15 @@ from captune.model import read_record, tensor_file
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
 from captune.run_checkpoints import checkpoint_folder, checkpoint_folders
-from captune.run_folders import CONFIG, IGNORED, RUN_FILES, UNTOUCHED
+from captune.run_folders import (
+    CONFIG,
+    IGNORED,
+    OVERWRITE,
+    RUN_FILES,
+    UNTOUCHED,
+    decisive_changes,
+    other_configuration,
+)
 from captune.training.checkpoints import STATES, has_states, saved_progress
 from captune.training.run_log import first_event, last_event
 
@@ -50,11 +58,6 @@ __all__ = [
     "run_status",
     "store_config",
 ]
-
-ADJUSTABLE = frozenset({"train.epochs", "train.select", "train.early_stop", "train.keep"})
-"""Settings that may change in the folder of a run: they decide how long it trains and what is kept of it."""
-_SHOWN_CHANGES = 8
-"""Changed settings that a message lists."""
 
 
 class RunStatus(Enum):
@@ -121,9 +124,9 @@ def inspect_run(config: RunConfig) -> Inspection:
     # one had not written, which then have their defaults.
     written = written.model_copy(update={"output": output})
     changes = changed_settings(written, config)
-    decisive = {name: values for name, values in changes.items() if name not in ADJUSTABLE}
+    decisive = decisive_changes(changes)
     if decisive:
-        return _other(output, f"with another configuration ({_shown_changes(decisive)})")
+        return _refused(RunStatus.OTHER, other_configuration(output, decisive))
     inspection = _inspect_own(config, same=not changes)
     if not changes or inspection.reason:
         return inspection
@@ -288,19 +291,8 @@ def _other_data(config: RunConfig, before: str, now: str) -> Inspection:
     return _other(config.output, f"on other data ({changed})")
 
 
-def _shown_changes(changes: dict[str, tuple[object, object]]) -> str:
-    """Settings with their values before and after, such as `seed: 1 -> 2`."""
-    shown = [f"{name}: {_shown_value(before)} -> {_shown_value(now)}" for name, (before, now) in changes.items()]
-    more = len(shown) - _SHOWN_CHANGES
-    return ", ".join(shown[:_SHOWN_CHANGES]) + (f", and {more} more" if more > 0 else "")
-
-
-def _shown_value(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
-
-
 def _refused(status: RunStatus, sentence: str) -> Inspection:
-    return Inspection(status, f"{sentence}, or pass --overwrite to move a run's files into a folder inside it.")
+    return Inspection(status, f"{sentence}{OVERWRITE}")
 
 
 def _entries(output: Path) -> list[str]:

@@ -13,8 +13,11 @@ from huggingface_hub import constants
 import captune
 from captune import hub
 from captune.cli import app, call, run
+from captune.config import STORED_HEADING, DataConfig, RunConfig, commented_yaml
 from captune.errors import ConfigError, MissingExtraError, WeightsError
 from captune.preflight import check_output_folder, require_extra
+
+SPLITS = ("train", "test")
 
 WITHOUT_TORCH = """
 import sys
@@ -264,3 +267,21 @@ def test_captions_come_without_a_word_of_the_libraries(repository: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr in ("", "Loading torch and the model ...\n")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_other_settings_of_a_run_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    rows = [f'{{"id": "{name}", "image": "{name}.jpg", "captions": ["A dog."], "split": "{name}"}}' for name in SPLITS]
+    (tmp_path / "m.jsonl").write_text("\n".join(rows) + "\n")
+    config = RunConfig(output=tmp_path / "run", data=DataConfig(train=tmp_path / "m.jsonl"))
+    config.output.mkdir()
+    (config.output / "config.yaml").write_text(commented_yaml(config, STORED_HEADING))
+    (tmp_path / "c.yaml").write_text(commented_yaml(config))
+    code = (
+        "import sys\nfrom captune.cli import app, call, run\n"
+        f"code = run(lambda: call(app, ['train', '{tmp_path}/c.yaml', 'seed=7', 'train.epochs=9']))\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "another configuration (seed: 42 -> 7)" in done.stderr
+    assert "--overwrite" in done.stderr
