@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,7 @@ def score(
     elif quiet:
         text = "\n".join(f"{value:.{shared.shown_digits}f}" for value in _shown(scores, extras, metric).values())
     else:
-        notes = [scores.signature]
+        notes = [*_most_hallucinated(extras), scores.signature]
         if intervals:
             notes.insert(0, _about_intervals(intervals, resamples, seed))
         text = _table(scores, intervals, extras, metric, shared.form, shared.shown_digits, notes, int(shared.scale))
@@ -176,6 +177,7 @@ def _metric_of(name: str) -> str:
     return by_lower[name.lower()]
 
 
+_MOST_HALLUCINATED = 10
 DIVERSITY = ("distinct-1", "distinct-2", "vocabulary", "mean length", "unique", "novel")
 UNITS = {"vocabulary": "words", "mean length": "words"}
 
@@ -203,7 +205,22 @@ def _extras(system: System, training: Path | None, run: ScoringRun) -> dict[str,
         extras["failed images"] = {
             image: kinds for row, image in enumerate(system.predictions) if (kinds := failures.of(row))
         }
+    if "chair" in run.names:
+        from captune.metrics import find_hallucinations
+
+        wrong = find_hallucinations(system.predictions, system.references, run.options)
+        extras["hallucinated objects"] = {
+            str(image): [{"class": mention.name, "start": mention.start, "end": mention.end} for mention in mentions]
+            for image, mentions in wrong.items()
+        }
     return extras
+
+
+def _most_hallucinated(extras: dict[str, dict[str, Any]]) -> list[str]:
+    """A note of the classes that captions hallucinate most often; empty where there are none."""
+    mentions = extras.get("hallucinated objects", {}).values()
+    counts = Counter(mention["class"] for image in mentions for mention in image).most_common(_MOST_HALLUCINATED)
+    return [f"Most often hallucinated: {', '.join(f'{name} {count:,}' for name, count in counts)}."] if counts else []
 
 
 def _shown(scores: Scores, extras: dict[str, dict[str, Any]], metric: str | None) -> dict[str, float]:

@@ -95,6 +95,7 @@ class SharedOptions:
             "spice_models",
             "spice_cache",
         ),
+        "Hallucination (chair)": ("vocabulary", "objects", "truth", "truncate"),
         "Signature": ("data", "prompt", "decoding", "protocol"),
     }
 
@@ -176,6 +177,38 @@ class SharedOptions:
         typer.Option(help="Folder where SPICE caches parsed captions.", show_default=False),
     ] = None
 
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML of classes with their synonyms for chair.",
+            show_default="COCO's 80 classes",
+        ),
+    ] = None
+    objects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Objects of the images for chair: COCO's instances_*.json, or {image id: [names]}.",
+            show_default=False,
+        ),
+    ] = None
+    truth: Annotated[
+        Literal["references", "objects", "both"] | None,
+        typer.Option(
+            help="Where chair takes the objects of an image from.",
+            show_default="both with --objects, else references",
+        ),
+    ] = None
+    truncate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Let chair read a part of each caption: words=N, complete=N (sentences within N words), sentences=N.",
+            show_default=False,
+        ),
+    ] = None
+
     @property
     def shown_digits(self) -> int:
         """Digits after the decimal point."""
@@ -199,7 +232,7 @@ class SharedOptions:
 
     def inputs(self, *files: Path | None) -> list[Path | str | None]:
         """What the output may not replace: the files of a command and of these options."""
-        return [*files, self.data, self.protocol, self.document_frequencies]
+        return [*files, self.data, self.protocol, self.document_frequencies, self.vocabulary, self.objects]
 
 
 def metric_names(text: str) -> tuple[str, ...]:

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
         read_reference_files,
         read_references,
     )
+    from captune.metrics.chair import find_hallucinations, leave_one_out
     from captune.metrics.diagnostics import FAILURES, find_failures, measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.inputs import align, caption_warnings, match_stems, similar_ids_hint
     from captune.metrics.metric import Column, MeanOfImages, Metric
+    from captune.metrics.object_vocabulary import Mention, ObjectVocabulary, coco_vocabulary
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.references import PredictionBatch, ReferenceIndex
     from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
@@ -65,7 +67,9 @@ __all__ = [
     "DocumentFrequencies",
     "Interval",
     "MeanOfImages",
+    "Mention",
     "Metric",
+    "ObjectVocabulary",
     "PooledScore",
     "PredictionBatch",
     "PredictionFile",
@@ -79,15 +83,18 @@ __all__ = [
     "approximate_randomization",
     "caption_warnings",
     "check_metrics",
+    "coco_vocabulary",
     "compare_pooled",
     "confidence_intervals",
     "defined_metrics",
     "draw_images",
     "find_column",
     "find_failures",
+    "find_hallucinations",
     "holm",
     "iter_columns",
     "language_warning",
+    "leave_one_out",
     "match_stems",
     "measure_diversity",
     "paired_bootstrap",
@@ -121,6 +128,8 @@ __getattr__ = lazy_names(
         ],
         "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint"],
         "metric": ["Column", "MeanOfImages", "Metric"],
+        "chair": ["find_hallucinations", "leave_one_out"],
+        "object_vocabulary": ["Mention", "ObjectVocabulary", "coco_vocabulary"],
         "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],
         "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],

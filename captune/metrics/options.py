@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captune.errors import MetricInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from captune.metrics.document_frequencies import DocumentFrequencies
+    from captune.metrics.object_vocabulary import ObjectVocabulary
 
 __all__ = ["COMPATIBILITIES", "DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"]
 
@@ -44,6 +46,12 @@ class ScoringOptions:
         spice_cache: folder where SPICE keeps parsed captions.
         spice_models: folder of SPICE's two CoreNLP jars.
         clip: CLIP model of CLIPScore: a folder or a Hugging Face id.
+        vocabulary: of chair: an `ObjectVocabulary` or a YAML file of one; by default COCO's 80 classes.
+        objects: for chair, the objects of the images: a file of COCO's instances or of {image: [names]}, or such a
+            dictionary.
+        truth: for chair, where the objects of an image are from: "references", "objects" or "both"; by default "both"
+            with `objects`, and "references" without.
+        truncate: for chair, the part of a caption that counts: "words=N", "complete=N" or "sentences=N".
 
     Raises:
         MetricInputError: an option has a wrong value.
@@ -68,6 +76,10 @@ class ScoringOptions:
     spice_cache: str | Path | None = None
     spice_models: str | Path | None = None
     clip: str = DEFAULT_CLIP
+    vocabulary: ObjectVocabulary | str | Path | None = None
+    objects: Mapping[Any, Sequence[str]] | str | Path | None = None
+    truth: str | None = None
+    truncate: str | None = None
 
     def __post_init__(self) -> None:
         metrics: object = self.metrics

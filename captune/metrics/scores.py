@@ -23,7 +23,7 @@ __all__ = ["Scores", "Signature", "prompt_hash"]
 
 # The signature: everything that must be equal for two numbers to be comparable, in one line.
 
-# Fields in print; those of metrics that other packages register follow "clip".
+# Fields in print; those of metrics that other packages register follow "chair".
 _ORDER = (
     "data",
     "split",
@@ -34,6 +34,7 @@ _ORDER = (
     "meteor",
     "spice",
     "clip",
+    "chair",
     "prompt",
     "dec",
     "proto",
@@ -66,6 +67,7 @@ class Signature:
         meteor: the version of METEOR.
         spice: the version of SPICE and of its parser.
         clip: the CLIP model of CLIPScore.
+        chair: vocabulary, truth, images and truncation of CHAIR.
         prompt: `prompt_hash` of the prompt.
         dec: how captions were decoded, as in "beam5" or "greedy".
         proto: the evaluation protocol.
@@ -85,6 +87,7 @@ class Signature:
     meteor: str | None = None
     spice: str | None = None
     clip: str | None = None
+    chair: str | None = None
     prompt: str | None = None
     dec: str | None = None
     proto: str | None = None
@@ -117,7 +120,7 @@ class Signature:
         return replace(self, others=tuple((dict(self.others) | others).items()), **known)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        after = _ORDER.index("clip") + 1
+        after = _ORDER.index("chair") + 1
         order = (*_ORDER[:after], *dict(self.others), *_ORDER[after:])
         values = self._values()
         parts = [f"{name}:{values[name]}" for name in order if values[name] is not None]
