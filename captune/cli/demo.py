@@ -73,6 +73,7 @@ def demo(
         return
     print_report(scores, analyse(scores))
     _print_captions(scores)
+    _print_hallucination(scores, out, seed, written.counts)
     _print_files(config)
     show_next(["serve", config.output], "try the model in a browser")
 
@@ -97,6 +98,22 @@ def _print_captions(scores: RunScores) -> None:
         print(f"    {'reference':<11} {scores.references[image][0]}")
         for row in (first, last):
             print(f"    {row.name:<11} {row.captions[image]}")
+
+
+def _print_hallucination(scores: RunScores, out: Path, seed: int, counts: dict[str, int]) -> None:
+    """Print CHAIR of the first and the last checkpoint; what was drawn is known, so the rates are exact."""
+    from captune.metrics import score_captions
+    from captune.toy import plan_rows, write_objects
+
+    objects, vocabulary = write_objects(out, plan_rows(**counts, seed=seed))
+    print("\nHallucinated objects, against what is drawn")
+    for row in (scores.checkpoints[0], scores.checkpoints[-1]):
+        result = score_captions(
+            row.captions, scores.references, ["chair"], subset=True,
+            vocabulary=vocabulary, objects=objects, truth="objects",
+        )  # fmt: skip
+        print(f"  {row.name:<11} {result.format()}")
+    print(f"  Score captions with --metrics chair --truth objects --objects {objects} --vocabulary {vocabulary}")
 
 
 def _print_files(config: RunConfig) -> None:

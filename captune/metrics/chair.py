@@ -164,7 +164,7 @@ def truncate_caption(caption: str, rule: str | None) -> str:
         complete = [end for end in ends if end <= words[count].start]
         if complete:
             return caption[: complete[-1]]
-    return caption[: words[count - 1].end]
+    return caption[: words[count].start].rstrip()
 
 
 def read_objects(path: str | Path) -> dict[str, tuple[str, ...]]:

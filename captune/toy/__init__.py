@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from captune.toy.drawing import draw_scene
-from captune.toy.flickr30k import Flickr30kFolder, ToyRow, plan_rows, write_flickr30k
+from captune.toy.flickr30k import Flickr30kFolder, ToyRow, plan_rows, write_flickr30k, write_objects
 from captune.toy.scenes import sample_scenes
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "plan_rows",
     "sample_scenes",
     "write_flickr30k",
+    "write_objects",
 ]
 
 TOY_SETTINGS: dict[str, Any] = {

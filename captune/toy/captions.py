@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from captune.toy.scenes import FLYING, PEOPLE, Companion, Scene, Subject
+from captune.toy.scenes import COLORS, FLYING, PEOPLE, PROPS, Companion, Scene, Subject
 
-__all__ = ["CAPTIONS_PER_IMAGE", "terse_caption", "write_captions"]
+__all__ = ["CAPTIONS_PER_IMAGE", "OBJECT_WORDS", "terse_caption", "write_captions"]
 
 CAPTIONS_PER_IMAGE = 5
 COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
@@ -26,6 +26,10 @@ GARMENT_PLURALS = {"shirt": "shirts", "dress": "dresses"}
 # Nouns of less exact writers.
 LOOSE_NOUNS = {"man": ("man", "person"), "woman": ("woman", "person"), "boy": ("boy", "child", "kid"),
                "girl": ("girl", "child", "kid")}  # fmt: skip
+
+OBJECT_WORDS: dict[str, list[str]] = {kind: [] for kind in dict.fromkeys((*COLORS, *PROPS.values()))}
+"""Every kind of drawn thing with other words for it; "person" and "child" are of two kinds each, and are left out."""
+OBJECT_WORDS |= {"bike": ["bicycle"]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from captune.data import partial_folder
+import yaml
+
+from captune.data import atomic_file, partial_folder
 from captune.errors import DataError, ToolError
-from captune.toy.captions import CAPTIONS_PER_IMAGE, write_captions
+from captune.toy.captions import CAPTIONS_PER_IMAGE, OBJECT_WORDS, write_captions
 from captune.toy.drawing import IMAGE_SIZE, draw_scene
 from captune.toy.scenes import Scene, sample_scenes
 
-__all__ = ["ANNOTATIONS_NAME", "IMAGES_NAME", "Flickr30kFolder", "ToyRow", "plan_rows", "write_flickr30k"]
+__all__ = [
+    "ANNOTATIONS_NAME",
+    "IMAGES_NAME",
+    "Flickr30kFolder",
+    "ToyRow",
+    "plan_rows",
+    "write_flickr30k",
+    "write_objects",
+]
 
 ANNOTATIONS_NAME = "flickr_annotations_30k.csv"
 IMAGES_NAME = "flickr30k-images"
@@ -168,6 +178,31 @@ def write_flickr30k(
         except OSError as error:
             raise ToolError(f"Could not write the drawn scenes to {root}: {error.strerror or error}.") from error
     return Flickr30kFolder(root, root / IMAGES_NAME, root / ANNOTATIONS_NAME, counts, reused)
+
+
+def write_objects(folder: Path | str, rows: list[ToyRow]) -> tuple[Path, Path]:
+    """Write what is drawn in each image, and the words for it, for the metric chair.
+
+    Args:
+        folder: where to write; files of the same names are replaced.
+        rows: of the data.
+
+    Returns:
+        `objects.json`, from image id to the kinds of things in it, and `vocabulary.yaml`.
+
+    Raises:
+        ToolError: writing failed.
+    """
+    objects, vocabulary = Path(folder) / "objects.json", Path(folder) / "vocabulary.yaml"
+    kinds = {Path(row.filename).stem: sorted(row.scene.objects) for row in rows}
+    try:
+        with atomic_file(objects) as stream:
+            json.dump(kinds, stream)
+        with atomic_file(vocabulary) as stream:
+            yaml.safe_dump({"name": "toy", "classes": OBJECT_WORDS}, stream, sort_keys=False)
+    except OSError as error:
+        raise ToolError(f"Could not write the drawn objects to {folder}: {error.strerror or error}.") from error
+    return objects, vocabulary
 
 
 def _is_complete(root: Path, stamp: str, rows: list[ToyRow]) -> bool:

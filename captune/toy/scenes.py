@@ -95,6 +95,9 @@ PROP_COLORS: dict[str, tuple[str, ...]] = {
     "ride": HORSE_COLORS,
 }
 
+# action -> the thing that goes with it.
+PROPS = {"kick": "ball", "umbrella": "umbrella", "balloon": "balloon", "bike": "bike", "ride": "horse"}
+
 # How often each kind is the subject, people first, as in the photographs of Flickr30k.
 SUBJECT_WEIGHTS: dict[str, int] = {
     "man": 15, "woman": 15, "boy": 12, "girl": 12,
@@ -153,6 +156,12 @@ class Scene:
     def content(self) -> tuple[Setting, Sky, Subject, Companion | None]:
         """What captions may mention; equal for two drawings of the same content."""
         return self.setting, self.sky, self.subject, self.companion
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """The kinds of all things that are drawn, with what a person kicks, holds or rides."""
+        kinds = {self.subject.kind, PROPS.get(self.subject.action, "")}
+        return frozenset(kinds | {self.companion.kind if self.companion is not None else ""}) - {""}
 
     @property
     def held_out(self) -> bool:
