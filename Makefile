@@ -15,7 +15,7 @@ SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generat
   tests/vlm/test_exactness.py tests/vlm/test_generation.py tests/vlm/test_files.py \
   tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py tests/test_slides_commands.py
 
-.PHONY: demo test coverage check newest oldest clean
+.PHONY: demo test coverage check docs newest oldest clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/captune demo
@@ -35,6 +35,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in site/. A warning, such as a broken link, is an error.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # What a plain `pip install captune` brings today. torch is the tested build, since another one takes gigabytes.
 newest:
@@ -68,10 +72,10 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[$(EXTRAS),dev]'
+	$(PIP) --editable '.[$(EXTRAS),dev,docs]'
 	touch $@ $(VENV)/train.stamp
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest runs
+	rm -rf $(VENV) .venv-newest .venv-oldest runs site
 
 comma := ,
