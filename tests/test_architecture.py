@@ -106,6 +106,7 @@ WALLS["api"] = {
 }
 WALLS["cli"] = set(WALLS)
 WALLS["__main__"] = {"cli"}
+WALLS["integrations"] = {"captioner", "config", "data", "decoding", "distributed", "evaluation", "model", "report"}
 
 
 def modules(repository: Path) -> Iterator[Path]:

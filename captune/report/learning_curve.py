@@ -53,14 +53,14 @@ def split_training_rows(run: RunScores) -> TrainingRows:
     """Separate the checkpoints of a training from other rows of its table.
 
     A row with an epoch is a checkpoint; training starts from the row named "pretrained", or from a first row without an
-    epoch. If no row has an epoch, as in a table of another program, rows named like steps ("step-1000", "ckpt 2") are
-    checkpoints.
+    epoch. If no row has an epoch, as in a table of another program or trainer, rows named like steps ("step-1000",
+    "ckpt 2") are checkpoints.
     """
     rows = run.checkpoints
     if len(rows) == 1:
         return TrainingRows(run, (), True)
     steps = {index for index, row in enumerate(rows) if row.epoch is not None}
-    if not steps and run.images is None:
+    if not steps and (run.images is None or rows[0].name.lower() == PRETRAINED):
         steps = {index for index, row in enumerate(rows) if _STEP_NAME.fullmatch(row.name.strip())}
     begins = next((index for index, row in enumerate(rows) if row.name.lower() == PRETRAINED), 0)
     if not steps and rows[begins].name.lower() != PRETRAINED:

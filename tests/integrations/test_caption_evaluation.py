@@ -1,0 +1,421 @@
+"""`CaptionEvaluation` in transformers' `Trainer` and in TRL's `SFTTrainer`, on CPU with a tiny LLaVA."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import captioner_models
+import numpy as np
+import pytest
+import torch
+from image_text_run import cards, write_rows
+from PIL import Image
+from trainer_run import PROMPT, STEPS, arguments, evaluation_of, make_model, make_trainer, rows_of
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, Trainer, TrainerCallback
+
+from captune.config import parse_config
+from captune.errors import InputError
+from captune.evaluation import evaluate_models
+from captune.integrations import CaptionEvaluation
+from captune.integrations import caption_evaluation as module
+from captune.integrations.live_training import live_captioner, training_leaks
+from captune.report import RunScores, read_scores, split_training_rows
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return captioner_models.save("llava", tmp_path_factory.mktemp("models") / "llava")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return write_rows(folder, cards(folder, train=8, test=3))
+
+
+def losses(trainer: Trainer) -> list[tuple[int, str, float]]:
+    return [
+        (entry["step"], name, entry[name])
+        for entry in trainer.state.log_history
+        for name in ("loss", "grad_norm", "eval_loss")
+        if name in entry
+    ]
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+
+
+def evaluated(checkpoint: Path, manifest: Path, output: Path, *settings: str) -> dict[str, str]:
+    """The captions of `captune evaluate CHECKPOINT --data MANIFEST`."""
+    data = {"train": str(manifest), "evaluate": str(manifest), "evaluate_split": "test"}
+    settings = ("evaluate.max_new_tokens=6", *settings)
+    config = parse_config({"output": str(output), "model": {"path": str(checkpoint)}, "data": data}, list(settings))
+    (row,) = evaluate_models(config, [str(checkpoint)], lambda _event: None).checkpoints
+    return dict(row.captions)
+
+
+def pixels_of(path: str | Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def names(scores: RunScores) -> list[str]:
+    return [row.name for row in scores.checkpoints]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_losses_and_weights_are_those_without_the_callback(
+    base: Path, manifest: Path, tmp_path: Path, checkpointing: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"activation_checkpointing": checkpointing}
+    plain = make_trainer(base, manifest, tmp_path / "plain", **settings)
+    plain.train()
+    output = tmp_path / "scores"
+    other = make_trainer(base, manifest, tmp_path / "other", evaluation_of(manifest, output), **settings)
+    other.train()
+    assert losses(other) == losses(plain)
+    assert len(losses(plain)) == 2 * STEPS + 2
+    tuned, expected = weights(other), weights(plain)
+    assert tuned
+    assert all(torch.equal(tuned[name], expected[name]) for name in expected)
+    scores = read_scores(output)
+    assert names(scores) == ["pretrained", "step2", "step4"]
+    assert len({tuple(row.captions.values()) for row in scores.checkpoints}) == 3
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captune  ")]
+    assert [line.split()[1] for line in printed] == names(scores)
+    assert all("CIDEr" in line for line in printed)
+    assert (output / "report.html").is_file()
+    # The rows are a training's, of which charts draw the course.
+    assert names(split_training_rows(scores).run) == names(scores)
+
+
+@pytest.mark.parametrize("settings", [(), ("evaluate.beams=2", "evaluate.batch_size=1")])
+def test_captions_are_those_of_the_saved_checkpoint(
+    base: Path, manifest: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    output = tmp_path / "scores"
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, output, *settings))
+    trainer.train()
+    rows = {row.name: row for row in read_scores(output).checkpoints}
+    for step in (2, 4):
+        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+        expected = evaluated(checkpoint, manifest, tmp_path / f"evaluated-{step}", *settings)
+        assert dict(rows[f"step{step}"].captions) == expected
+        (row,) = read_scores(tmp_path / f"evaluated-{step}").checkpoints
+        assert (row.signature, row.corpus) == (rows[f"step{step}"].signature, rows[f"step{step}"].corpus)
+    assert dict(rows["pretrained"].captions) == evaluated(base, manifest, tmp_path / "evaluated-base", *settings)
+
+
+def test_a_model_without_adapter_captions_as_its_checkpoint(base: Path, manifest: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"), max_steps=2)
+    trainer = Trainer(
+        AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
+        trainer.args,
+        train_dataset=trainer.train_dataset,
+        eval_dataset=trainer.eval_dataset,
+        data_collator=trainer.data_collator,
+        processing_class=trainer.processing_class,
+        callbacks=[evaluation_of(manifest, tmp_path / "scores")],
+    )
+    trainer.pop_callback(PrinterCallback)
+    trainer.train()
+    row = read_scores(tmp_path / "scores").checkpoints[-1]
+    expected = evaluated(tmp_path / "run" / "checkpoint-2", manifest, tmp_path / "evaluated")
+    assert (row.name, dict(row.captions)) == ("step2", expected)
+
+
+@pytest.mark.parametrize("metric", ["captune_CIDEr", "eval_captune_CIDEr"])
+def test_the_best_model_is_selected_by_cider(
+    base: Path, manifest: Path, tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = CaptionEvaluation._score
+    values = {"pretrained": 0.1, "step2": 0.9, "step4": 0.5}
+
+    def fixed(self: CaptionEvaluation, name: str, *parts: Any) -> dict[str, float]:
+        return score(self, name, *parts) | {"CIDEr": values[name]}
+
+    monkeypatch.setattr(CaptionEvaluation, "_score", fixed)
+    trainer = make_trainer(
+        base,
+        manifest,
+        tmp_path / "run",
+        evaluation_of(manifest, tmp_path / "scores"),
+        metric_for_best_model=metric,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.9, 2)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
+    logged = [
+        (entry["step"], entry["eval_captune_CIDEr"])
+        for entry in trainer.state.log_history
+        if "eval_captune_CIDEr" in entry
+    ]
+    assert logged == [(0, 0.1), (2, 0.9), (4, 0.5)]
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Records what a reporting service receives."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+def test_other_callbacks_receive_the_scores(base: Path, manifest: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    evaluation = evaluation_of(manifest, tmp_path / "scores")
+    make_trainer(base, manifest, tmp_path / "run", recorder, evaluation, max_steps=2).train()
+    rows = read_scores(tmp_path / "scores").checkpoints
+    received = [logs["eval_captune_CIDEr"] for logs in recorder.logs if "eval_captune_CIDEr" in logs]
+    assert received == [row.corpus["CIDEr"] for row in rows]
+
+
+def test_an_unreadable_image_ends_no_training(
+    base: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = make_trainer(base, manifest, tmp_path / "plain")
+    plain.train()
+    (manifest.parent / "9.png").write_bytes(b"no image")
+    trainer = make_trainer(
+        base,
+        manifest,
+        tmp_path / "run",
+        evaluation_of(manifest, tmp_path / "scores"),
+        metric_for_best_model="captune_CIDEr",
+        load_best_model_at_end=True,
+    )
+    with caplog.at_level(logging.ERROR):
+        trainer.train()
+    assert losses(trainer) == losses(plain)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captune  ")]
+    assert len(printed) == 3
+    assert all("not scored" in line and "9.png" in line for line in printed)
+    assert "training continues" in caplog.text
+    log = [json.loads(line) for line in (tmp_path / "scores" / "evaluations.jsonl").read_text().splitlines()]
+    assert [entry["name"] for entry in log] == ["pretrained", "step2", "step4"]
+    assert all("9.png" in entry["error"] for entry in log)
+    assert trainer.state.best_model_checkpoint is None
+
+
+def test_a_row_that_fails_is_missing_and_the_others_are_scored(
+    base: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caption = CaptionEvaluation._caption
+    calls: list[int] = []
+
+    def failing(self: CaptionEvaluation, *parts: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return caption(self, *parts)
+
+    monkeypatch.setattr(CaptionEvaluation, "_caption", failing)
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"))
+    trainer.train()
+    assert names(read_scores(tmp_path / "scores")) == ["pretrained", "step4"]
+    assert "captune  step2  not scored: RuntimeError: out of luck" in capsys.readouterr().out
+
+
+def test_an_unwritable_folder_ends_no_training(
+    base: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    write = module.write_report
+
+    def full(*parts: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return write(*parts)
+
+    monkeypatch.setattr(module, "write_report", full)
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"))
+    trainer.train()
+    assert "No space left" in caplog.text
+    assert names(read_scores(tmp_path / "scores")) == ["pretrained", "step2", "step4"]
+    assert (tmp_path / "scores" / "report.html").is_file()
+
+
+def test_a_resumed_training_adds_rows_once(base: Path, manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores"
+    make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, output)).train()
+    complete = read_scores(output)
+    # Step 4 again, from the checkpoint of step 2, and on to step 6.
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, output), max_steps=6)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    scores = read_scores(output)
+    assert names(scores) == ["pretrained", "step2", "step4", "step6"]
+    assert scores.checkpoints[:2] == complete.checkpoints[:2]
+    expected = evaluated(tmp_path / "run" / "checkpoint-6", manifest, tmp_path / "evaluated")
+    assert dict(scores.checkpoints[-1].captions) == expected
+
+
+def test_a_new_training_keeps_the_scores_of_another_one(base: Path, manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores"
+    make_trainer(base, manifest, tmp_path / "one", evaluation_of(manifest, output), max_steps=2).train()
+    before = (output / "scores.json").read_bytes()
+    evaluation = evaluation_of(manifest, output)
+    make_trainer(base, manifest, tmp_path / "two", evaluation, max_steps=2).train()
+    assert (output / "scores.json").read_bytes() == before
+    assert evaluation.output == tmp_path / "scores-2"
+    assert names(read_scores(tmp_path / "scores-2")) == ["pretrained", "step2"]
+
+
+def test_training_images_are_leaks(
+    base: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"), max_steps=2)
+    trainer.train_dataset = [*trainer.train_dataset, *rows_of(manifest, "test")[:1]]
+    trainer.train()
+    assert all("1 of 3 evaluated images" in str(row.leak) for row in read_scores(tmp_path / "scores").checkpoints)
+    assert "LEAK" in capsys.readouterr().out
+
+
+def test_leaks_are_searched_in_every_form_of_rows(manifest: Path) -> None:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    from captune.data.leaks import ImageFile
+
+    path = manifest.parent / "8.png"
+    evaluated = [ImageFile("card-8", str(path)), ImageFile("card-9", str(manifest.parent / "9.png"))]
+    pixels = pixels_of(path)
+    features = Features({"photo": ImageFeature(), "text": Value("string")})
+    sets: list[Any] = [
+        [{"image": str(path)}],
+        [{"images": [pixels]}],
+        [{"anything": {"bytes": path.read_bytes(), "path": None}}],
+        [{"messages": [{"role": "user", "content": [{"type": "image", "image": f"file://{path}"}]}]}],
+        Dataset.from_list([{"photo": pixels, "text": "A card."}], features=features),
+        Dataset.from_list([{"photo": str(path), "text": "A card."}], features=features),
+    ]
+    for rows in sets:
+        report = training_leaks(rows, evaluated)
+        assert report is not None
+        assert [leak.evaluated for leak in report.leaks] == [0]
+    assert training_leaks([{"pixel_values": torch.zeros(3)}], evaluated) is None
+    assert training_leaks(iter([{"image": str(path)}]), evaluated) is None
+
+
+def test_the_model_is_as_before(base: Path, manifest: Path) -> None:
+    model = make_model(base).train()
+    model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.config.use_cache = False
+    model.generation_config.temperature = 0.7
+    model.get_base_model().model.language_model.layers[0].eval()
+    processor = AutoProcessor.from_pretrained(base)
+    processor.tokenizer.padding_side = "right"
+
+    def state() -> list[Any]:
+        modules = [(id(part), part.training, sorted(part._buffers)) for part in model.modules()]
+        configs = [model.config.to_dict(), model.generation_config.to_dict()]
+        return [
+            modules,
+            configs,
+            processor.tokenizer.padding_side,
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+        ]
+
+    before, generator = state(), torch.get_rng_state()
+    with live_captioner(model, processor) as captioner:
+        assert not model.training
+        assert model.config.use_cache
+        assert captioner.caption_files([manifest.parent / "8.png"], max_new_tokens=3)
+        torch.rand(1)
+        random.random()
+        np.random.rand()
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_settings_are_checked_before_training(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="split"):
+        CaptionEvaluation(manifest, tmp_path / "scores", "val")
+    with pytest.raises(InputError, match=r"none\.jsonl"):
+        CaptionEvaluation(tmp_path / "none.jsonl", tmp_path / "scores")
+    with pytest.raises(InputError, match="beamz"):
+        CaptionEvaluation(manifest, tmp_path / "scores", settings=["evaluate.beamz=2"])
+
+
+def test_trl_trains_as_without_the_callback(base: Path, manifest: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="TRL is not installed")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    def train(folder: Path, *callbacks: TrainerCallback) -> Any:
+        processor = AutoProcessor.from_pretrained(base)
+        rows = Dataset.from_list(
+            [
+                {"images": [pixels_of(row["image"])], "prompt": PROMPT, "completion": row["text"] + "<|im_end|>"}
+                for row in rows_of(manifest)
+            ]
+        )
+        config = SFTConfig(**arguments(folder, max_length=None, bf16=False, activation_checkpointing=True))
+        trainer = SFTTrainer(
+            make_model(base),
+            config,
+            train_dataset=rows,
+            eval_dataset=rows.select([0, 1]),
+            processing_class=processor,
+            callbacks=list(callbacks),
+        )
+        trainer.pop_callback(PrinterCallback)
+        trainer.train()
+        return trainer
+
+    plain = train(tmp_path / "plain")
+    other = train(tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"))
+    assert losses(other) == losses(plain)
+    assert all(math.isfinite(value) for _, _, value in losses(other))
+    rows = {row.name: row for row in read_scores(tmp_path / "scores").checkpoints}
+    assert list(rows) == ["pretrained", "step2", "step4"]
+    expected = evaluated(tmp_path / "run" / "checkpoint-4", manifest, tmp_path / "evaluated")
+    assert dict(rows["step4"].captions) == expected
+    assert all(row.leak is None for row in rows.values())
+
+
+def test_two_processes_caption_each_image_once(base: Path, manifest: Path, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    program = Path(__file__).parent.parent / "trainer_run.py"
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": os.pathsep.join(sys.path), "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, program, base, manifest, tmp_path],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    scores = read_scores(tmp_path / "scores")
+    assert names(scores) == ["pretrained", "step2"]
+    expected = evaluated(tmp_path / "run" / "checkpoint-2", manifest, tmp_path / "evaluated")
+    assert dict(scores.checkpoints[-1].captions) == expected
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    assert [entry["eval_captune_CIDEr"] for entry in ranks[0]["scores"]] == [
+        row.corpus["CIDEr"] for row in scores.checkpoints
+    ]
+    assert [output.count("captune  step2") for output, _ in printed] == [1, 0]
