@@ -107,8 +107,9 @@ def _set_cache(model: nn.Module) -> None:
     for part in model.modules():
         settings = getattr(part, "generation_config", None)
         if settings is not None and "generation_config" in vars(part):
-            part.generation_config = copy.deepcopy(settings)
-            part.generation_config.use_cache = True
+            cached: Any = copy.deepcopy(settings)
+            cached.use_cache = True
+            part.generation_config = cached
         config: Any = getattr(part, "config", None)
         if _is_config(config) and hasattr(config, "use_cache"):
             config.use_cache = True

@@ -36,6 +36,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return captioner_models.save("llava", tmp_path_factory.mktemp("models") / "llava")
 
 
+@pytest.fixture(autouse=True)
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take most of the time of a short training."""
+    monkeypatch.setattr("captune.report.write.draw_chart", lambda *_args, **_settings: {})
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
