@@ -53,6 +53,9 @@ class _Scoring:
         None
     )
     clip: Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")] = DEFAULT_CLIP
+    pac: Annotated[
+        Path | None, typer.Option(help="Folder of the CLIP model with the weights of PAC-S.", show_default=False)
+    ] = None
     tokenize: Annotated[
         scoring.TokenizerName,
         typer.Option(metavar="NAME", help=scoring.TOKENIZER_HELP),
@@ -132,7 +135,7 @@ def meta(
     if reports := [name for name in names if name in scoring.REPORTED]:
         raise MetricInputError(f"{reports[0]} has no score of a caption; leave it out of --metrics.")
     options = ScoringOptions(
-        metrics=names, tokenize=scored.tokenize, clip=scored.clip, jobs=scored.jobs, java=scored.java
+        metrics=names, tokenize=scored.tokenize, clip=scored.clip, pac=scored.pac, jobs=scored.jobs, java=scored.java
     )
     run = scoring.ScoringRun(names, options, images=scored.images)
     if out is not None:

@@ -66,8 +66,8 @@ ReferencesFile = Annotated[
 ]
 TokenizerName = Literal["ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm", "none"]
 TOKENIZER_HELP = (
-    "Tokenizer: ptb (coco-caption's, made for English), 13a, intl, char, zh-char, zh-jieba, ja-mecab, ko-mecab, th-newmm, "
-    "or none."
+    "Tokenizer: ptb (coco-caption's, made for English), 13a, intl, char, zh-char, zh-jieba, ja-mecab, ko-mecab, "
+    "th-newmm, or none."
 )
 _METRICS_HELP = f"Comma-separated names from {', '.join((*BUILT_IN, *REPORTED))}, and those of installed packages."
 
@@ -86,9 +86,10 @@ class SharedOptions:
 
     PANELS: ClassVar[dict[str, tuple[str, ...]]] = {
         "Tokenization and document frequencies": ("tokenize", "compat", "document_frequencies"),
-        "METEOR, SPICE and CLIPScore": (
+        "METEOR, SPICE, CLIPScore and PAC-S": (
             "images",
             "clip",
+            "pac",
             "java",
             "java_memory",
             "time_limit",
@@ -143,10 +144,13 @@ class SharedOptions:
             show_default=False,
         ),
     ] = None
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, for CLIPScore.", show_default=False)] = (
-        None
-    )
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, for CLIPScore and PAC-S.", show_default=False)
+    ] = None
     clip: Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")] = DEFAULT_CLIP
+    pac: Annotated[
+        Path | None, typer.Option(help="Folder of the CLIP model with the weights of PAC-S.", show_default=False)
+    ] = None
     java: Annotated[
         Path | None,
         typer.Option(
@@ -241,7 +245,7 @@ def metric_names(text: str) -> tuple[str, ...]:
     Raises:
         MetricInputError: a name is unknown, or there is none.
     """
-    aliases = {"rouge": "rouge-l", "rougel": "rouge-l", "rouge_l": "rouge-l", "clip": "clipscore"}
+    aliases = {"rouge": "rouge-l", "rougel": "rouge-l", "rouge_l": "rouge-l", "clip": "clipscore", "pacs": "pac-s"}
     lower = (name.strip().lower() for name in text.split(",") if name.strip())
     names = tuple(dict.fromkeys(aliases.get(name, name) for name in lower))
     check_metrics(names, REPORTED)
@@ -374,12 +378,20 @@ def make_scorer(
         system.warnings += [warning] if warning else []
     # Reports alone have a signature too, and ROUGE-L is the cheapest metric.
     options = replace(run.options, metrics=metrics or ("rouge-l",))
-    files = image_files(system, run.images) if run.needs("images") else None
+    files = None
+    if run.needs("images"):
+        first = next(METRICS[name].names()[0] for name in run.metrics if "images" in METRICS[name].needs)
+        files = image_files(system, run.images, first)
     return Scorer(system.references, options, image_files=files, on_metric=on_metric), metrics
 
 
-def image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
+def image_files(system: System, folder: Path | None, metric: str = "CLIPScore") -> dict[str | int, Path]:
     """The file of each image: as the references name it, else in the folder of --images.
+
+    Args:
+        system: the images, and what the references say about their files.
+        folder: of --images.
+        metric: that needs them, for messages.
 
     Raises:
         MetricInputError: a file does not exist, or there is no folder to search.
@@ -399,14 +411,14 @@ def image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
         if index is None:
             where = "" if path is None else f", and '{path}' is not there"
             raise MetricInputError(
-                f"CLIPScore needs the picture of image '{image}'{where}; give --images FOLDER, or references with an "
+                f"{metric} needs the picture of image '{image}'{where}; give --images FOLDER, or references with an "
                 '"image" path (a captune manifest).'
             )
         file_name = system.file_names.get(image, None if path is None else path.name)
         try:
             file = index.find(image, file_name)
         except DataError as error:
-            raise MetricInputError(f"CLIPScore: {error}") from error
+            raise MetricInputError(f"{metric}: {error}") from error
         if file is None:
             looked_for = index.looked_for(image, file_name)
             raise MetricInputError(
@@ -417,8 +429,9 @@ def image_files(system: System, folder: Path | None) -> dict[str | int, Path]:
 
 
 def score_system(system: System, scorer: Scorer, metrics: tuple[str, ...]) -> Scores:
-    """The scores to show of one system."""
+    """The scores to show of one system; adds what a reader of them must know to its warnings."""
     scores = scorer.score(system.predictions)
+    system.warnings.extend(scores.notes)
     return replace(scores, statistics={name: scores.statistics[name] for name in metrics})
 
 

@@ -8,7 +8,7 @@ tests therefore work for any metric.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -98,6 +98,10 @@ class Metric(ABC):
     @abstractmethod
     def from_sums(cls, sums: NDArray[Any], images: int) -> NDArray[np.float64]:
         """From (B, K) statistics, each row summed over `images` images, to the scores of B corpora, (B, M)."""
+
+    def notes(self) -> Sequence[str]:
+        """What a reader of the last scores must know, a sentence each; read after `statistics`."""
+        return ()
 
     def signature(self) -> Mapping[str, str]:
         """Fields of the signature, such as {"meteor": "1.5"}; read after `statistics`."""

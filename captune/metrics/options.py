@@ -46,6 +46,7 @@ class ScoringOptions:
         spice_cache: folder where SPICE keeps parsed captions.
         spice_models: folder of SPICE's two CoreNLP jars.
         clip: CLIP model of CLIPScore: a folder or a Hugging Face id.
+        pac: folder of the CLIP model with the weights of PAC-S.
         vocabulary: of chair: an `ObjectVocabulary` or a YAML file of one; by default COCO's 80 classes.
         objects: for chair, the objects of the images: a file of COCO's instances or of {image: [names]}, or such a
             dictionary.
@@ -76,6 +77,7 @@ class ScoringOptions:
     spice_cache: str | Path | None = None
     spice_models: str | Path | None = None
     clip: str = DEFAULT_CLIP
+    pac: str | Path | None = None
     vocabulary: ObjectVocabulary | str | Path | None = None
     objects: Mapping[Any, Sequence[str]] | str | Path | None = None
     truth: str | None = None

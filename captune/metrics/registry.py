@@ -39,6 +39,8 @@ BUILT_IN = {
     "spider": "captune.metrics.external.spider:Spider",
     "chair": "captune.metrics.chair:Chair",
     "clipscore": "captune.metrics.external.clipscore:ClipScore",
+    "clipscore-sentences": "captune.metrics.external.clipscore_sentences:ClipScoreSentences",
+    "pac-s": "captune.metrics.external.pac_score:PacScore",
 }
 
 

@@ -144,7 +144,8 @@ class Scorer:
         else:
             tokens = self._encode(captions)
         statistics = self._statistics(PredictionBatch(self._index, tokens, captions))
-        return Scores(self._ids, statistics, self._signature.with_fields(self._fields()))
+        notes = tuple(note for metric in self._metrics.values() for note in metric.notes())
+        return Scores(self._ids, statistics, self._signature.with_fields(self._fields()), notes)
 
     def _statistics(self, batch: PredictionBatch) -> dict[str, NDArray[Any]]:
         """The statistics of every metric; where it pays, each process computes those of a share of the images."""

@@ -166,11 +166,13 @@ class Scores:
         ids: the images, as the references name them.
         statistics: for each metric's key one row of numbers for an image, (N, K).
         details: the signature as a record.
+        notes: what a reader must know besides, such as captions that a metric cut.
     """
 
     ids: tuple[ImageId, ...]
     statistics: Mapping[str, NDArray[Any]]
     details: Signature
+    notes: tuple[str, ...] = ()
 
     @property
     def signature(self) -> str:
@@ -206,7 +208,7 @@ class Scores:
         }
 
     def __str__(self) -> str:
-        return f"{self.format()}\n{self.signature}"
+        return "\n".join([self.format(), self.signature, *self.notes])
 
     def __repr__(self) -> str:
         return f"Scores({self.format()}, {self.signature})"
@@ -214,7 +216,7 @@ class Scores:
     def _repr_html_(self) -> str:
         columns = {column.name: column for key in self.statistics for column in METRICS[key].columns}
         rows = [[name, f"{value:.4f}", columns[name].scale] for name, value in self.corpus.items()]
-        return html_table(["Metric", "Score", "Scale"], rows, notes=[self.signature])
+        return html_table(["Metric", "Score", "Scale"], rows, notes=[self.signature, *self.notes])
 
     def to_dataframe(self, *, corpus: bool = False) -> DataFrame:
         """The scores as a pandas DataFrame with a column for each score.
@@ -254,6 +256,8 @@ class Scores:
             images: whether scores and statistics of single images are in it; without them there is no bootstrap.
         """
         record: dict[str, Any] = {"format": _FORMAT, "signature": self.signature, "corpus": self.corpus}
+        if self.notes:
+            record["notes"] = list(self.notes)
         if images:
             record["ids"] = list(self.ids)
             record["per_image"] = {str(image): scores for image, scores in self.per_image.items()}
@@ -282,4 +286,6 @@ class Scores:
             raise MetricInputError(f"this record holds the unknown metrics {', '.join(sorted(unknown))}")
         if any(rows.ndim != 2 or len(rows) != len(record["ids"]) for rows in statistics.values()):
             raise MetricInputError("this record of scores does not have one row of statistics for each image")
-        return cls(tuple(record["ids"]), statistics, Signature.parse(record["signature"]))
+        return cls(
+            tuple(record["ids"]), statistics, Signature.parse(record["signature"]), tuple(record.get("notes", ()))
+        )

@@ -203,3 +203,90 @@ def test_pictures_are_found_by_the_file_names_of_coco(
     assert code == 2
     assert "image '2'" in sentence
     assert names[2] in sentence
+
+
+def scored(folder: Path, pictures: list[Path], metrics: list[str], captions: list[str] = PREDICTIONS) -> Any:
+    from captune.metrics import score_captions
+
+    return score_captions(
+        {str(row): caption for row, caption in enumerate(captions)},
+        {str(row): group for row, group in enumerate(REFERENCES)},
+        metrics,
+        image_files={str(row): path for row, path in enumerate(pictures)},
+        clip=str(folder),
+        pac=folder,
+    )
+
+
+def test_pac_s_equals_its_formula(folder: Path, pictures: list[Path]) -> None:
+    """Twice the cosine, where CLIPScore has 2.5 times; the same similarity with the references."""
+    from captune.metrics import confidence_intervals, paired_bootstrap
+
+    scores = scored(folder, pictures, ["pac-s"])
+    plain, with_references = (np.array(values) for values in expected(folder, pictures))
+    # From the harmonic mean h of 2.5 c and r follows r = 2.5 c h / (2 * 2.5 c - h).
+    closest = np.divide(plain * with_references, 2 * plain - with_references, out=np.zeros(5), where=plain > 0)
+    pac = plain * 2.0 / 2.5
+    both = np.divide(2 * pac * closest, pac + closest, out=np.zeros(5), where=pac * closest > 0)
+    np.testing.assert_allclose(scores.image_scores["PAC-S"], pac, atol=1e-6)
+    np.testing.assert_allclose(scores.image_scores["RefPAC-S"], both, atol=1e-6)
+    assert f"|pac:{folder.name}|" in scores.signature
+    assert "clip:" not in scores.signature
+    assert confidence_intervals(scores, resamples=20)["RefPAC-S"].low <= scores.corpus["RefPAC-S"]
+    other = scored(folder, pictures, ["pac-s"], ["sky"] * 5)
+    assert paired_bootstrap(other, scores, resamples=20)["PAC-S"].is_tested
+
+
+def test_pac_s_without_weights_is_one_sentence(tmp_path: Path) -> None:
+    from captune.metrics import METRICS, ScoringOptions
+
+    for pac, message in ((None, "--pac FOLDER"), (tmp_path / "absent", "no such folder")):
+        with pytest.raises(MetricInputError, match=message):
+            METRICS["pac-s"].check_requirements(ScoringOptions(metrics=("pac-s",), pac=pac))
+
+
+def test_sentences_are_scored_one_by_one(folder: Path, pictures: list[Path]) -> None:
+    from captune.metrics.external.clipscore_sentences import split_sentences
+
+    assert split_sentences("A dog. It runs!  Fast") == ["A dog.", "It runs!", "Fast"]
+    assert split_sentences("狗在跑。很快") == ["狗在跑。", "很快"]
+    assert split_sentences(" ") == [""]
+    captions = ["A dog. It runs!", "a b", "", "One. Two. 3.5 m", "x."]
+    scores = scored(folder, pictures, ["clipscore", "clipscore-sentences"], captions)
+    scorer = ClipScorer.from_pretrained(str(folder), device="cpu")
+    for row, caption in enumerate(captions):
+        parts = split_sentences(caption)
+        each = scorer.score([pictures[row]] * len(parts), parts).clip_score
+        assert scores.image_scores["CLIPScore-sent"][row] == pytest.approx(each.mean(), abs=1e-6)
+    assert scores.image_scores["CLIPScore"][1] == pytest.approx(scores.image_scores["CLIPScore-sent"][1], abs=1e-6)
+
+
+def test_the_share_of_text_beyond_the_limit_is_printed(folder: Path, pictures: list[Path]) -> None:
+    """The tiny tokenizer has a token for each letter, and the model a limit of 32."""
+    from captune.metrics import Scores
+
+    assert scored(folder, pictures, ["clipscore"], ["a dog"] * 5).notes == ()
+    scores = scored(folder, pictures, ["clipscore", "pac-s"], ["red " * 100, *["a dog"] * 4])
+    tokens = 2 + len("Aphotodepicts")
+    share = (tokens + 300 - 32) / (tokens + 300 + 4 * (tokens + 4))
+    sentence = "CLIPScore reads 32 tokens of a caption: 1 of 5 captions are longer, "
+    sentence += f"and {share:.1%} of the text is not scored."
+    assert scores.notes[0] == sentence
+    assert scores.notes[1].startswith("PAC-S reads 32")
+    assert sentence in str(scores)
+    assert Scores.from_dict(scores.to_dict()).notes == scores.notes
+
+
+def test_the_command_warns_of_text_beyond_the_limit(
+    folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = [{"id": str(row), "image": str(path), "captions": ["a"]} for row, path in enumerate(pictures)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in references))
+    (tmp_path / "p.json").write_text(json.dumps({record["id"]: "red " * 60 for record in references}))
+    options = ["-r", tmp_path / "r.jsonl", "-p", tmp_path / "p.json", "--metrics", "pac-s", "--pac", folder]
+    assert cli.run(lambda: cli.call(cli.app, ["score", *map(str, options), "--json"])) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert "5 of 5 captions are longer" in err
+    assert any("5 of 5 captions are longer" in sentence for sentence in answer["warnings"])
+    assert answer["scales"] == {"PAC-S": "0-2", "RefPAC-S": "0-1.3"}

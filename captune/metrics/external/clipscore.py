@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-__all__ = ["PROMPT", "WEIGHT", "ClipScore", "ClipScoreResult", "ClipScorer"]
+__all__ = ["PROMPT", "WEIGHT", "ClipScore", "ClipScoreResult", "ClipScorer", "shared_scorer"]
 
 WEIGHT = 2.5
 PROMPT = "A photo depicts "
@@ -51,16 +51,27 @@ class ClipScore(MeanOfImages):
 
         files = predictions.image_files
         self._rotated = any(map(has_rotation, files))
-        model = ClipScorer.from_pretrained(self.options.clip)
+        model = shared_scorer(predictions, self.options.clip)
         result = model.score(files, list(predictions.captions), predictions.reference_captions)
         assert result.ref_clip_score is not None
+        self._cut = model.truncation_note(predictions.captions, self.columns[0].name)
         return np.column_stack((result.clip_score, result.ref_clip_score))
+
+    def notes(self) -> Sequence[str]:
+        """The share of text beyond the model's limit, if there is any."""
+        return [self._cut] if self._cut else []
 
     def signature(self) -> Mapping[str, str]:
         """The CLIP model, and that rotated images are shown upright."""
         clip = self.options.clip
         fields = {"clip": Path(clip).name if Path(clip).is_dir() else clip}
         return fields | ({"exif": "upright"} if self._rotated else {})
+
+
+def shared_scorer(predictions: PredictionBatch, clip: str) -> ClipScorer:
+    """The scorer of a CLIP model, loaded once for all metrics of these predictions."""
+    scorer: ClipScorer = predictions.shared(("clip", clip), lambda: ClipScorer.from_pretrained(clip))
+    return scorer
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,8 @@ class ClipScorer:
         pictures: Sequence[str | os.PathLike[str] | Image],
         predictions: Sequence[str],
         references: Sequence[Sequence[str]] | None = None,
+        *,
+        weight: float = WEIGHT,
     ) -> ClipScoreResult:
         """Score one caption for each picture.
 
@@ -150,6 +163,7 @@ class ClipScorer:
             pictures: paths or PIL images, N of them.
             predictions: N captions.
             references: the references of each picture, at least one; without them there is no RefCLIPScore.
+            weight: the factor of the cosine; 2 for PAC-S.
 
         Raises:
             MetricInputError: the lengths differ, an image has no reference, or a picture cannot be read.
@@ -162,7 +176,7 @@ class ClipScorer:
         texts = list(predictions) + [caption for group in references or () for caption in group]
         text_features = self._encode([PROMPT + text for text in texts], self._text_features)
         predicted = text_features[: len(predictions)]
-        clip_score = WEIGHT * np.maximum((seen * predicted).sum(axis=1), 0.0)
+        clip_score = weight * np.maximum((seen * predicted).sum(axis=1), 0.0)
         if references is None:
             return ClipScoreResult(clip_score, None)
         owner = np.repeat(np.arange(len(references)), [len(group) for group in references])
@@ -171,6 +185,33 @@ class ClipScorer:
         total = clip_score + closest
         mean = np.divide(2 * clip_score * closest, total, out=np.zeros_like(total), where=total > 0)
         return ClipScoreResult(clip_score, mean)
+
+    def truncation_note(self, captions: Sequence[str], metric: str) -> str:
+        """One sentence on the share of captions and of their tokens beyond the model's limit; "" if there are none.
+
+        Args:
+            captions: without the prompt, which counts for the limit.
+            metric: that cuts them, for the sentence.
+        """
+        if not captions:
+            return ""
+        # `verbose` would warn of long captions, which is what this counts.
+        encoded = self.tokenizer([PROMPT + caption for caption in captions], truncation=False, verbose=False)
+        lengths = np.array([len(tokens) for tokens in encoded["input_ids"]])
+        beyond = np.maximum(lengths - self.token_limit, 0)
+        cut = int(np.count_nonzero(beyond))
+        if not cut:
+            return ""
+        return (
+            f"{metric} reads {self.token_limit} tokens of a caption: {cut:,} of {len(captions):,} captions are longer, "
+            f"and {beyond.sum() / lengths.sum():.1%} of the text is not scored."
+        )
+
+    @property
+    def token_limit(self) -> int:
+        """Tokens of a caption that the model reads, those of the start and the end included."""
+        config = getattr(self.model.config, "text_config", self.model.config)
+        return int(min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 77)))
 
     def _encode(self, things: Sequence[Any], features: Callable[[list[Any]], torch.Tensor]) -> NDArray[np.float64]:
         """Unit vectors of items, (items, D); each distinct item is encoded once."""
@@ -201,11 +242,11 @@ class ClipScorer:
         return _tensor(self.model.get_image_features(pixel_values=inputs["pixel_values"]))
 
     def _text_features(self, texts: list[str]) -> torch.Tensor:
-        config = getattr(self.model.config, "text_config", self.model.config)
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 77))
         # SigLIP was trained on texts of one length; CLIP ignores the padding after the end.
         padding = "max_length" if "siglip" in self.model.config.model_type else "longest"
-        inputs = self.tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=self.token_limit, return_tensors="pt"
+        )
         inputs = inputs.to(self.device)
         mask = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
         return _tensor(self.model.get_text_features(input_ids=inputs["input_ids"], **mask))
