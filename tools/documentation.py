@@ -27,6 +27,7 @@ PACKAGES = (
     "captune.captioner",
     "captune.decoding",
     "captune.evaluation",
+    "captune.integrations",
     "captune.config",
     "captune.events",
     "captune.errors",

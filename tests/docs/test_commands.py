@@ -23,7 +23,7 @@ def commands_of(text: str) -> list[str]:
     fenced = re.findall(r"^```(?:console|bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     indented = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
-    commands = [line.strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?captune ", line.strip())]
+    commands = [line.strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?captune (?! )", line.strip())]
     # A remark follows `#`, or two spaces after an argument.
     return [re.sub(r"\s+#\s.*|^(captune \S+\s+\S.*?)\s{2,}(?!-)\S.*", r"\1", command) for command in commands]
 
