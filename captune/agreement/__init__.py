@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         result_table,
         results_json,
     )
-    from captune.agreement.resampling import CONFIDENCE, Estimate, estimate, holm, image_resamples
+    from captune.agreement.resampling import CONFIDENCE, Estimate, estimate, image_resamples
 
 _NAMES = {
     "datasets": ["DATASETS", "Dataset", "read_judgements"],
@@ -49,7 +49,7 @@ _NAMES = {
         "result_table",
         "results_json",
     ],
-    "resampling": ["CONFIDENCE", "Estimate", "estimate", "holm", "image_resamples"],
+    "resampling": ["CONFIDENCE", "Estimate", "estimate", "image_resamples"],
 }
 
 __all__ = [
@@ -66,7 +66,6 @@ __all__ = [
     "csv_table",
     "difference_table",
     "estimate",
-    "holm",
     "image_resamples",
     "kendall_taus",
     "measure_agreement",

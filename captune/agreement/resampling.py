@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captune.metrics import holm
+
 __all__ = [
     "CONFIDENCE",
     "Difference",
     "Estimate",
     "differences",
     "estimate",
-    "holm",
     "image_resamples",
     "ordered_pairs",
     "ratio",
@@ -170,13 +171,3 @@ def differences(values: Mapping[str, float], resampled: Mapping[str, NDArray[np.
         tested.append(((first, second), observed, low, high, (int(extreme) + 1) / (len(drawn) + 1)))
     adjusted = holm([row[-1] for row in tested])
     return [Difference(*row, p) for row, p in zip(tested, adjusted, strict=True)]
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of the p-values of several tests."""
-    adjusted = [1.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted

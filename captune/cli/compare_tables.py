@@ -172,7 +172,9 @@ def _difference(pair: ComparedPair, column: str, layout: Layout) -> list[str]:
 
     test = pair.tests[column]
     drawn, factor = test.bootstrap, scoring.factor(column, layout.scale)
-    is_tested = not all(shows_zero(value * factor, layout.digits) for value in (drawn.score, drawn.baseline))
+    is_tested = drawn.is_tested and not all(
+        shows_zero(value * factor, layout.digits) for value in (drawn.score, drawn.baseline)
+    )
     p_values = [drawn.p_value]
     p_values += [] if test.randomization is None else [test.randomization.p_value]
     p_values += [] if test.holm is None else [test.holm]

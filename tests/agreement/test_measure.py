@@ -13,7 +13,6 @@ import pytest
 from captune.agreement import (
     Agreement,
     Judgements,
-    holm,
     image_resamples,
     kendall_taus,
     measure_agreement,
@@ -119,6 +118,8 @@ def test_a_metric_that_ties_everything_is_not_defined(polaris: Judgements) -> No
 
 
 def test_differences_and_holm() -> None:
+    from captune.metrics import holm
+
     random = np.random.default_rng(0)
     noise = random.normal(size=1000)
     resampled = {"good": 0.5 + noise, "fair": 0.4 + noise, "equal": 0.4 + noise + 0.2 * random.normal(size=1000)}

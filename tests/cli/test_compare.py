@@ -169,6 +169,9 @@ def test_zeros_are_neither_marked_nor_tested(
     assert "*" not in line
     assert line.split()[-3:] == ["–", "–", "–"]
     assert not re.search(r"[-+]0\.0+\b", out)
+    scaled = ("--metrics", "bleu", "--scale", "100", "--digits", digits, "--all-pairs")
+    assert compare(files, ["good", "same"], *scaled) == 0
+    assert "nan" not in capsys.readouterr().out
     assert compare(files, ["good", "same"], "--metrics", "bleu", "--json") == 0
     assert json.loads(capsys.readouterr().out)["differences"]["same"]["BLEU-4"]["p_bootstrap"] is None
 
