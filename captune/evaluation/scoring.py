@@ -26,6 +26,7 @@ from captune.metrics import (
     ScoringOptions,
     Signature,
     confidence_intervals,
+    find_hallucinations,
     paired_bootstrap,
     prompt_hash,
 )
@@ -381,10 +382,20 @@ class Evaluation:
             },
             unfinished=unfinished,
             train_slice=train_slice,
+            hallucinations=self._hallucinations(texts),
         )
         self.rows.append(row)
         self._scores.append(scores)
         return row
+
+    def _hallucinations(self, texts: Mapping[str, str]) -> dict[str, tuple[tuple[str, int, int], ...]]:
+        """The hallucinated objects of each caption that has one, where chair is a metric."""
+        if "chair" not in self.images.rules.metrics:
+            return {}
+        wrong = find_hallucinations(texts, self.images.references, self._scorer.options)
+        return {
+            str(image): tuple((name, start, end) for name, start, end in mentions) for image, mentions in wrong.items()
+        }
 
     def _with_instruction(self, row: CheckpointScores, instruction: str | None) -> CheckpointScores:
         """The last row with its captioner's prompt in the signature."""

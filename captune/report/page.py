@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -72,6 +73,9 @@ TEXT_CHARACTERS = 3_000_000
 
 _LIMITS = ((MAX_IMAGES, MAX_CHARACTERS), (MAX_IMAGES, 300), (500, 300), (200, 200), (50, 200), (20, 100))
 """Images and characters of a caption on the page, tried in turn."""
+
+_HALLUCINATED = 10
+"""Hallucinated objects that are listed for a row."""
 
 COLUMNS = ("CIDEr", "BLEU-4", "ROUGE-L")
 """Metrics that a card shows first, where they are given for every image."""
@@ -168,7 +172,8 @@ def explorer_data(
         `checkpoints`, `metrics` (with the mark of those of which lower scores are better), `lower` (the indices of
         these), `columns` (indices of the metrics, in display order), `failures` (their names), `left_out` (how many
         images are not on the page) and `images`, one object an image: `i` its id, `r` its references, `c` a caption a
-        row or null, `s` a list of scores a row for every metric, `f` the failures a row (left out when there are none).
+        row or null, `s` a list of scores a row for every metric, `f` the failures a row and `h` [start, end] of the
+        hallucinated words a row (both left out when there are none).
         `explorer_json` adds the picture as `t` and the address of the image file as `l`.
     """
     metrics = _per_image_metrics(run)
@@ -204,6 +209,12 @@ def _image(
     }
     if any(failed):
         tree["f"] = failed
+    wrong = [
+        [[start, end] for _, start, end in row.hallucinations.get(image, ()) if end <= longest]
+        for row in run.checkpoints
+    ]
+    if any(wrong):
+        tree["h"] = wrong
     return tree
 
 
@@ -310,6 +321,7 @@ def build_page(
                 score_charts(run, words) if comparison is None else comparison_charts(comparison, words)
             ),
             training_charts=_charts(training_charts(log, words)),
+            hallucinated=_hallucinated(run),
             captions=_captions(run, captions, failures, words),
             robustness=None if matrix is None else matrix_section(matrix),
             heatmap=None if heatmap is None else base64.b64encode(heatmap).decode(),
@@ -453,6 +465,15 @@ def _captions(
         "rows": [row.name for row in ordered.checkpoints],
         "failures": _failure_shares([failures_of[row.name] for row in ordered.checkpoints], drawn),
     }
+
+
+def _hallucinated(run: RunScores) -> dict[str, dict[str, int]]:
+    """Row -> its most frequent hallucinated objects with their counts; empty where no row has any."""
+    counts = {
+        row.name: Counter(name for mentions in row.hallucinations.values() for name, _, _ in mentions)
+        for row in run.checkpoints
+    }
+    return {name: dict(row.most_common(_HALLUCINATED)) for name, row in counts.items()} if any(counts.values()) else {}
 
 
 def _class_shares(columns: Sequence[CaptionStatistics]) -> dict[str, list[float | None]]:

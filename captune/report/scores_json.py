@@ -142,6 +142,8 @@ class CheckpointScores(StrictRecord):
         differences: metric -> {"pretrained": (low, high), "previous": (low, high)} of this row's score minus the
             other's, paired on the same images.
         unfinished: images whose caption ended at the length limit, without the stop symbol; None when unknown.
+        hallucinations: image id -> the class, start and end of each hallucinated object in the caption, of images that
+            have one; empty without the metric chair.
         train_slice: metric -> corpus score on a fixed slice of the training images, which shows over-fitting.
     """
 
@@ -157,6 +159,7 @@ class CheckpointScores(StrictRecord):
     differences: Mapping[str, Mapping[Baseline, Interval]] = field(default_factory=dict)
     unfinished: tuple[Text, ...] | None = None
     train_slice: Mapping[str, Score] = field(default_factory=dict)
+    hallucinations: Mapping[str, tuple[tuple[Text, Integer, Integer], ...]] = field(default_factory=dict)
 
 
 Rows: TypeAlias = Annotated[
@@ -287,6 +290,8 @@ def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
         tree["unfinished"] = row.unfinished
     if row.train_slice:
         tree["train_slice"] = _numbers(row.train_slice)
+    if row.hallucinations:
+        tree["hallucinations"] = dict(row.hallucinations)
     return tree
 
 

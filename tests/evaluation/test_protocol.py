@@ -10,6 +10,7 @@ from captune.config import parse_config
 from captune.data.manifest import Sample, read_manifest, write_manifest
 from captune.errors import ConfigError, DataError
 from captune.evaluation import (
+    Evaluation,
     cut_reply,
     evaluation_set,
     load_protocol,
@@ -140,6 +141,16 @@ def test_a_protocol_from_a_file(manifest: Path, tmp_path: Path) -> None:
     assert eval_set.protocol.startswith("short@")
     (tmp_path / "other.yaml").write_text(CUSTOM_PROTOCOL.replace("0.5", "0.6"), encoding="utf-8")
     assert load_protocol(str(tmp_path / "other.yaml")).signature != eval_set.protocol
+
+
+def test_rows_of_chair_have_the_hallucinated_words(manifest: Path, tmp_path: Path) -> None:
+    splits = {"a": "test", "b": "test", "c": "train"}
+    write_manifest(manifest, [Sample(i, f"{i}.jpg", ("A dog .", "A hot dog ."), split) for i, split in splits.items()])
+    (tmp_path / "own.yaml").write_text("name: objects\nsplit: test\nmetrics: [cider, chair]\n", encoding="utf-8")
+    config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={tmp_path / 'own.yaml'}"])
+    row = Evaluation(config, evaluation_set(config))._append(None, {"a": "a dog", "b": "a dog, a car"}, None, {})
+    assert row.corpus["CHAIR-i"] == 1 / 3
+    assert row.hallucinations == {"b": (("car", 9, 12),)}
 
 
 def test_a_copy_under_a_shipped_name_is_distinguished(tmp_path: Path) -> None:

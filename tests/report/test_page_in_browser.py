@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captune.report import CheckpointScores, RunScores, write_report, write_thumbnails
+from captune.report import CheckpointScores, RunScores, read_scores, write_report, write_scores, write_thumbnails
 
 IMAGES, ROWS = 1000, 7
 HOSTILE = [
@@ -291,3 +291,37 @@ def test_a_small_run_without_pictures_works_as_well(browser: Any, tmp_path: Path
     assert "no picture in this run" in page.text_content(".card")
     page.close()
     assert errors == []
+
+
+def test_hallucinated_words_are_marked_and_listed(browser: Any, tmp_path: Path) -> None:
+    rows = [
+        CheckpointScores(
+            name=name,
+            epoch=epoch,
+            corpus={"CHAIR-i": 0.5, "CHAIR-s": 1.0},
+            captions={"1": "🐶 a hot dog <b> and a car", "2": "a cat"},
+            hallucinations={"1": mentions},
+        )
+        for name, epoch, mentions in (
+            ("pretrained", None, (("hot dog", 4, 11), ("car", 22, 25))),
+            ("epoch0", 0, (("hot dog", 4, 11),)),
+        )
+    ]
+    run = RunScores("toy", tuple(rows), "test", "karpathy", 2, {"1": ("a dog",), "2": ("a cat",)})
+    path = write_scores(run, tmp_path / "scores.json")
+    assert read_scores(path) == run
+    page = browser.new_page()
+    page.goto(write_report(tmp_path, run)[-1].as_uri())
+    card = page.locator(".card").filter(has_text="🐶")
+    assert card.locator("mark.wrong").all_text_contents() == ["hot dog", "car", "hot dog"]
+    assert "🐶 a hot dog <b> and a car" in card.text_content()
+    assert "Marked: objects that are not in the image" in page.locator("#legend").text_content()
+    section = page.locator("#captions").text_content()
+    assert re.search(r"pretrained:\s*hot dog \(1\), car \(1\)\s*epoch0:\s*hot dog \(1\)", section), section
+    _change(page, "compare", "none")
+    assert page.locator("mark.wrong").count() == 0
+    page.close()
+    plain = RunScores("toy", tuple(dataclasses.replace(row, hallucinations={}) for row in rows), "test")
+    assert "hallucinated_objects" not in re.sub(
+        "<script.*</script>", "", write_report(tmp_path, plain)[-1].read_text(), flags=re.S
+    )

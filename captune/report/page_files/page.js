@@ -72,6 +72,19 @@ function againstBefore(text, before) {
   return parts;
 }
 
+// Positions count characters of Unicode, as Python does.
+function hallucinated(text, mentions) {
+  const characters = [...text];
+  const part = (start, end) => characters.slice(start, end).join("");
+  let last = 0;
+  const parts = mentions.flatMap(([start, end]) => {
+    const before = part(last, start);
+    last = end;
+    return [["", before], ["wrong", part(start, end)]];
+  });
+  return [...parts, ["", part(last)]];
+}
+
 function marked(parts) {
   const holder = element("bdi", { dir: "auto" });
   // Neighbours of one kind share an element, and a space at their end stays outside it.
@@ -82,7 +95,7 @@ function marked(parts) {
     const kind = parts[start][0];
     if (kind === "") holder.append(visible(text));
     else {
-      const node = kind === "hit" ? element("mark", { class: "hit" }) : element(kind);
+      const node = ["hit", "wrong"].includes(kind) ? element("mark", { class: kind }) : element(kind);
       node.textContent = visible(text.trimEnd());
       holder.append(node, text.slice(text.trimEnd().length));
     }
@@ -96,6 +109,7 @@ function captionNode(image, row) {
   if (text === null) return element("span", { class: "empty" }, say("no_caption"));
   if (text.trim() === "") return element("span", { class: "empty" }, say("empty_caption"));
   const mode = byId("compare").value;
+  if (mode === "objects") return marked(hallucinated(text, image.h?.[row] ?? []));
   if (mode === "references" && image.r.length) return marked(againstReferences(text, image.r));
   if (mode === "before" && row > 0 && image.c[row - 1] !== null) return marked(againstBefore(text, image.c[row - 1]));
   return isolated(text);
@@ -251,7 +265,7 @@ function draw() {
   byId("cards").replaceChildren();
   const total = data.left_out ? ` ${say("left_out").replace("{n}", data.left_out)}` : "";
   byId("count").textContent = say("count").replace("{n}", selected.length).replace("{all}", data.images.length) + total;
-  const legends = { references: "legend_references", before: "legend_before", none: "legend_none" };
+  const legends = { objects: "legend_objects", references: "legend_references", before: "legend_before", none: "legend_none" };
   byId("legend").textContent = say(legends[byId("compare").value]);
   drawMore();
 }
