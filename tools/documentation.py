@@ -33,7 +33,7 @@ PACKAGES = (
     "captune.errors",
 )
 """Packages and modules with a page of the API reference."""
-_BOOSTS = {"glossary.md": 8, "troubleshooting.md": 4, "tutorial.md": 2, "commands.md": 0.5, "api": 0.1}
+_BOOSTS = {"glossary.md": 8, "troubleshooting.md": 4, "tutorial.md": 2, "commands.md": 0.1, "api": 0.001}
 """Weights in the search, by page or folder: the many names of a reference would precede what explains a term."""
 
 
