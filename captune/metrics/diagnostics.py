@@ -10,10 +10,14 @@ Captions fail in these ways:
 - repetition: 2 to 10 words occur three times in a row, or one word four times; or it has 16 words or more, and at
   least half of its four-word sequences occurred before.
 - stop symbol: it contains a symbol of a chat template or tokenizer: "###", "</s>", "[INST]", "<|im_end|>", ...
+- thinking: it contains the mark of a thinking text: "<think>", "[THINK]", "<|channel|>", ...
+- preface: it begins with words to the user before the caption: "Here is a caption:", "Sure!", "Caption:". "The image
+  shows" is part of a caption, and no preface.
+- markdown: it has bold text, a heading, a list or a code fence, or is complete in quotes.
 - unfinished: the model was stopped by the length limit; known only if the predictions file records it.
 
 With these limits, captions by people are hardly ever flagged: of 155,070 captions of Flickr30k seven repeat ("Images
-are missing", several times), none is empty and none contains a symbol.
+are missing", several times), and none has another failure.
 """
 
 from __future__ import annotations
@@ -126,7 +130,7 @@ def _keys(words: Rows) -> set[bytes]:
     return set(_key_list(words))
 
 
-FAILURES = ("empty", "run-on", "repetition", "stop symbol", "unfinished")
+FAILURES = ("empty", "run-on", "repetition", "stop symbol", "thinking", "preface", "markdown", "unfinished")
 
 STOP_MARKS = (
     "###",
@@ -157,6 +161,31 @@ STOP_MARKS = (
     "Human:",
 )
 _MARKS = re.compile("|".join(map(re.escape, STOP_MARKS)))
+
+_THINKING = re.compile(
+    r"</?(?:[\w:]*think(?:ing)?|thought|reasoning)>"  # Qwen, GLM, DeepSeek, Seed
+    r"|<\|/?(?:(?:begin|end)_of_thought|think(?:ing)?|(?:START|END)_THINKING)\|>"
+    r"|<\|channel\|?>|<channel\|>"  # gpt-oss, Gemma
+    r"|\[/?THINK\]"  # Mistral
+    r"|◁/?think▷"  # Kimi
+)
+_PREFACE = re.compile(
+    r"\s*[\W_]*(?:"
+    r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok)\s*[!,.:]"
+    r"|here(?:['’]s| is| are)\b[^.:\n]{0,60}\b(?:captions?|descriptions?|summary|sentences?)\b[^.:\n]{0,60}:"
+    r"|(?:the |an? |image |short |brief |one-sentence |possible |suggested )*(?:caption|description)\s*[*_]*:"
+    r"|(?:好的|当然(?:可以)?)[，,！!。：:]"
+    r"|以下是[^。\n]{0,30}[：:]"
+    r"|(?:图片|图像)?(?:描述|说明|标题)[：:]"
+    r")",
+    re.IGNORECASE,
+)
+_MARKDOWN = re.compile(
+    r"\*\*[^*\n]+\*\*|(?<!\w)__[^_\n]+__(?!\w)|```"
+    r"|^[ \t]*(?:#{1,6}[ \t]+[^\W\d]|(?:[-*+•]|\d{1,2}[.)])[ \t]+\w)"
+    r"|\A\s*(?:\"[^\"]+\"|“[^“”]+”|‘[^‘’]+’|'[^']+'|«[^«»]+»|「[^「」]+」)\s*\Z",
+    re.MULTILINE,
+)
 
 RUN_ON_FACTOR, RUN_ON_WORDS = 2, 20
 LONGEST_PERIOD = 10
@@ -210,7 +239,14 @@ def find_failures(
         longest = _longest(encoder, references)
         flags["run-on"] = (lengths > RUN_ON_FACTOR * longest) & (lengths >= RUN_ON_WORDS)
     flags["repetition"] = _repeats_blocks(words) | _repeats_four_grams(words)
-    flags["stop symbol"] = np.array([_MARKS.search(caption) is not None for caption in captions], np.bool_)
+    patterns = {
+        "stop symbol": _MARKS.search,
+        "thinking": _THINKING.search,
+        "preface": _PREFACE.match,
+        "markdown": _MARKDOWN.search,
+    }
+    for name, find in patterns.items():
+        flags[name] = np.array([find(caption) is not None for caption in captions], np.bool_)
     if finished is not None:
         flags["unfinished"] = ~np.array(finished, np.bool_)
     return Failures(flags)

@@ -35,6 +35,35 @@ from captune.metrics.diagnostics import STOP_MARKS, find_failures
         ("a dog</s>", ["stop symbol"]),
         ("[/INST] a dog", ["stop symbol"]),
         ("a sign that says human: stop # 2", []),
+        ("<think>The user wants", ["thinking"]),
+        ("A dog? </think> A dog runs.", ["thinking"]),
+        ("<|channel|>analysis I see a dog", ["thinking"]),
+        ("<|channel>thought I see a dog", ["thinking"]),
+        ("◁think▷ I see a dog", ["thinking"]),
+        ("[THINK]I see a dog", ["thinking"]),
+        ("<seed:think>I see a dog", ["thinking"]),
+        ("a man is thinking", []),
+        ("Here is a caption: a dog", ["preface"]),
+        ("Here's a short description of the image: a dog", ["preface"]),
+        ("Sure! A dog runs.", ["preface"]),
+        ("Caption: a dog", ["preface"]),
+        ("好的，一只狗", ["preface"]),
+        ("以下是图片的描述：一只狗", ["preface"]),
+        ("The image shows a dog.", []),
+        ("Here is a dog on the grass.", []),
+        ("A sure-footed goat climbs.", []),
+        ("**A dog** runs", ["markdown"]),
+        ("**Caption:** a dog", ["preface", "markdown"]),
+        ("# A dog", ["markdown"]),
+        ("# 6 of the team runs", []),
+        ("A scene:\n- a dog\n- a cat", ["markdown"]),
+        ("1. a dog", ["markdown"]),
+        ("```\na dog\n```", ["markdown"]),
+        ('"A dog runs."', ["markdown"]),
+        ("“A dog runs.”", ["markdown"]),
+        ('a sign reads "stop"', []),
+        ("a man - a tall one - runs", []),
+        ("'Stop' is on the dog's sign", []),
     ],
 )
 def test_by_example(caption: str, kinds: list[str]) -> None:
@@ -57,8 +86,9 @@ def test_unfinished_needs_finished_flags() -> None:
 
 
 def test_rates() -> None:
+    quiet = {"thinking": 0.0, "preface": 0.0, "markdown": 0.0}
     rates = find_failures(["", "a dog</s>", "a dog", ""]).rates
-    assert rates == {"empty": 0.5, "repetition": 0.0, "stop symbol": 0.25, "any": 0.75}
+    assert rates == {"empty": 0.5, "repetition": 0.0, "stop symbol": 0.25, **quiet, "any": 0.75}
     assert find_failures([]).rates["any"] == 0.0
 
 
@@ -102,5 +132,5 @@ def test_people_are_not_flagged(shared: Path) -> None:
     flagged = [captions[index] for index in failures.flags["repetition"].nonzero()[0]]
     assert len(flagged) < 10
     assert all("missing" in caption.lower() or "picture" in caption for caption in flagged)
-    assert not failures.flags["stop symbol"].any()
-    assert not failures.flags["empty"].any()
+    for name in ("empty", "stop symbol", "thinking", "preface", "markdown"):
+        assert not failures.flags[name].any()
