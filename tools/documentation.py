@@ -85,8 +85,8 @@ def command_page() -> str:
         for title, rows in records.items():
             if rows:
                 lines += [f"| {title.lower()} | |", "|---|---|"]
-                cells = [escape_pipes((f"`{name}`", _code_spans(text))) for name, text in rows]
-                lines += [f"| {name} | {text} |" for name, text in cells]
+                # mkdocs shows a backslash before a bar in a code span.
+                lines += [f"| `{name}` | {escape_pipes([_code_spans(text)])[0]} |" for name, text in rows]
                 lines.append("")
         if command.examples:
             lines += ["```console", *command.examples, "```", ""]
