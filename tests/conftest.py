@@ -88,3 +88,17 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     reading.close()
     return folder
+
+
+@pytest.fixture
+def toy_checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of the toy model."""
+    from captune.hub import locate_model
+    from captune.model import CheckpointRecord, MiniGPT4, save_trained
+
+    model = MiniGPT4.from_pretrained(locate_model("toy"))
+    state = {name: tensor + 0.1 for name, tensor in model.trained_state().items()}
+    record = CheckpointRecord("toy", model.frozen_fingerprint(), "Describe.", "v0", "###", "hash", 0, 1, 42, "0.1")
+    (tmp_path / "checkpoint").mkdir()
+    save_trained(tmp_path / "checkpoint", state, record)
+    return tmp_path / "checkpoint"

@@ -80,7 +80,7 @@ def test_train_under_torchrun_leaves_a_complete_run(trained: Path) -> None:
     header, *rows = (run / "table.csv").read_text().splitlines()
     assert header == "checkpoint,BLEU-1,BLEU-2,BLEU-3,BLEU-4,CIDEr,ROUGE-L"
     assert [row.split(",")[0] for row in rows] == ["pretrained", "epoch0", "epoch1", "epoch2", "epoch3", "epoch4"]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"epoch-00{n}" for n in range(5)]
+    assert sorted(path.name for path in (run / "checkpoints").glob("epoch-*")) == [f"epoch-00{n}" for n in range(5)]
 
 
 def test_one_process_gives_the_losses_of_two(trained: Path) -> None:

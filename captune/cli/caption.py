@@ -30,7 +30,21 @@ _QUARANTINED = 2
 """Exit code when some images could not be captioned: their files are wrong."""
 _OUTPUT_FILES = (".jsonl", ".parquet", ".csv", ".json")
 """Endings of single output files."""
-_FILE_ENDINGS = (".tsv", ".txt", ".xlsx", ".gz", ".tar", ".html", ".md")
+_FILE_ENDINGS = (
+    ".gz",
+    ".html",
+    ".md",
+    ".ndjson",
+    ".tar",
+    ".tsv",
+    ".txt",
+    ".xls",
+    ".xlsx",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".zip",
+)
 """Endings of files, which are refused as names of folders."""
 
 

@@ -98,7 +98,10 @@ def evaluate(
         captune evaluate llava-hf/llava-1.5-7b-hf --data test.jsonl --out runs/llava
     """
     named = run_of(config)
-    if named is not None and named[1] is not None:
+    other_models = any("=" not in each for each in overrides or [])
+    if named is not None and data and other_models:
+        config = select_checkpoint(*named).folder  # one row among those of other models
+    elif named is not None and named[1] is not None:
         config, checkpoint = named[0], [*(checkpoint or []), select_checkpoint(*named).folder]
     output_settings.resumes = True  # captions of finished checkpoints are cached
     settings = [*(overrides or [])]

@@ -180,10 +180,12 @@ def _write_minigpt4(request: ExportRequest, folder: Path, details: CardDetails) 
     import torch
 
     from captune.model import copy_checkpoint, load_pretrained
+    from captune.vlm import tuned_card
 
     if request.merge:
         options = {} if request.dtype is NumberFormat.AUTO else {"dtype": getattr(torch, request.dtype.value)}
         model = load_pretrained(request.checkpoint, base_model=request.base or None, **options)
         model.save_pretrained(folder, max_shard_size="4GB", details=details)
         return
-    copy_checkpoint(request.checkpoint, folder, request.base_id)
+    record = copy_checkpoint(request.checkpoint, folder, request.base_id)
+    (folder / "README.md").write_text(tuned_card(record, details=details), encoding="utf-8")

@@ -96,6 +96,8 @@ def _folder(to: str) -> Path | None:
         return None
     if to.startswith(("http://", "https://")):
         raise InputError(f"--to is {to}; give the repository as USER/NAME, or a folder.")
+    if not to.startswith((".", "/", "~")) and not Path(to).is_dir():
+        raise InputError(f"--to is {to!r}, which is no name of a repository; give USER/NAME, or ./{to} for a folder.")
     return Path(to).expanduser()
 
 

@@ -25,6 +25,9 @@ def quiet_imports() -> Iterator[None]:
     os.environ.update(absent)
     # A level that the program has set stays.
     loggers = [logger for name in _LOGGERS if not (logger := logging.getLogger(name)).level]
+    if "TRANSFORMERS_VERBOSITY" not in absent:
+        # transformers sets its level from the environment when it is imported, and it is not reset.
+        loggers = [logger for logger in loggers if logger.name != "transformers"]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:

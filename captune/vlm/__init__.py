@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
+    from captune.vlm.card import tuned_card
     from captune.vlm.computation import (
         COMPUTATION_FILE,
         EXACT,
@@ -48,12 +49,14 @@ __all__ = [
     "load_adapter",
     "load_image_text_model",
     "save_adapter",
+    "tuned_card",
     "weightless_model",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "card": ["tuned_card"],
         "computation": [
             "COMPUTATION_FILE",
             "EXACT",

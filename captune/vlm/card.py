@@ -21,7 +21,7 @@ def tuned_card(record: CheckpointRecord, *, merged: bool = False, details: CardD
     Returns:
         Markdown with the hub's YAML header.
     """
-    is_adapter = record.lora is not None and not merged
+    is_adapter = record.lora is not None and record.kind == "transformers" and not merged
     is_shared = is_hub_id(record.model) and record.model not in TOY and not Path(record.model).is_dir()
     base = record.model if is_shared else None
     details = details or CardDetails()
@@ -34,7 +34,8 @@ def tuned_card(record: CheckpointRecord, *, merged: bool = False, details: CardD
         tags=["captune", "image-captioning", *(["lora"] if is_adapter else [])],
         base_model=base,
     )
-    trained = ", ".join(part.replace("_", " ") for part in record.trained) or "LoRA"
+    default = "LoRA" if record.kind == "transformers" else "projection" + (", LoRA" if record.lora is not None else "")
+    trained = ", ".join(part.replace("_", " ") for part in record.trained) or default
     state = "merged into the base model" if merged else "all other weights are those of the base model"
     lines = [*header, f"# {name}", ""]
     lines += [f"Trained parts: {trained}; {state}.", ""]

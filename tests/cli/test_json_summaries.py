@@ -68,8 +68,7 @@ def test_the_commands_of_a_run(config: Path, summary: Any, capfd: pytest.Capture
     assert {cell["row"].partition(",")[0] for cell in matrix["cells"]} == {"pretrained", "epoch0"}
 
     exported = summary("export", run_folder, "--out", config.parent / "adapter")
-    assert exported["epoch"] == 0
-    assert exported["pushed"] is None
+    assert exported["checkpoint"] == str(run_folder / "checkpoints" / "epoch-000")
     assert Path(exported["output"]).is_dir()
 
     official = summary("convert", "--to-official", trained["folders"][0], "--out", config.parent / "tuned.pth")

@@ -173,6 +173,7 @@ def test_the_hub_receives_no_folder_of_this_machine(
         (("--to", "me/photos"), "There is no token"),
         (("--to", "photos"), r"give USER/NAME for the hub, or \./photos for a folder"),
         (("--to", "https://huggingface.co/me/photos"), "give the repository as USER/NAME"),
+        (("--to", "bad name!"), "no name of a repository"),
         (("--to", "./x", "--epoch", "9"), "has no checkpoint 9"),
         (("--to", "./x", "--base-id", "/models/llava"), "give a hub id"),
     ],
@@ -214,3 +215,12 @@ def test_the_adapter_of_another_base_is_refused_offline_at_once(tmp_path: Path) 
         file.write_text(file.read_text().replace(str(base), "nobody/has-this"))
     with pytest.raises(WeightsError, match=r"nobody/has-this .*no connection.* --base"):
         Captioner.from_pretrained(tmp_path / "tuned")
+
+
+def test_a_pushed_minigpt4_has_a_card(toy_checkpoint: Path, tmp_path: Path) -> None:
+    assert captune("push", toy_checkpoint, "--to", tmp_path / "shared") == 0
+    card = ModelCard.load(tmp_path / "shared" / "README.md")
+    assert card.data.library_name == "captune"
+    assert "Trained parts: projection" in card.text
+    assert "base model: toy, weights " in card.text
+    assert "PeftModel" not in card.text

@@ -325,9 +325,9 @@ def test_what_the_run_holds_afterwards(travelled: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--corrupt", "rain"], "there is no corruption 'rain'"),
-        (["--prompts", "fr"], "there is no list of instructions 'fr'"),
-        (["--data", "none.jsonl", "--data", "two.jsonl"], "there is no file 'none.jsonl'"),
+        (["--corrupt", "rain"], "There is no corruption 'rain'"),
+        (["--prompts", "fr"], "There is no list of instructions 'fr'"),
+        (["--data", "none.jsonl", "--data", "two.jsonl"], "There is no file 'none.jsonl'"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(

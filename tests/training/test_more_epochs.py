@@ -18,9 +18,10 @@ from captune.errors import ConfigError
 from captune.events import Event, EventText
 from captune.metrics import Comparison
 from captune.report import read_scores
+from captune.run_checkpoints import checkpoint_folders
 from captune.training import selection, train
 from captune.training.optimizer import learning_rate
-from captune.training.run_folder import RunStatus, checkpoint_folders, inspect_run, run_status
+from captune.training.run_folder import RunStatus, inspect_run, run_status
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 

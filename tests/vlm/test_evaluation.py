@@ -22,7 +22,8 @@ from captune.evaluation.run_models import load_run_model
 from captune.hub import resolve_model
 from captune.model import default_device
 from captune.report import read_scores
-from captune.training import checkpoint_folders, train
+from captune.run_checkpoints import checkpoint_folders
+from captune.training import train
 from captune.vlm import load_image_text_model, save_adapter
 from captune.vlm.loading import load_strictly
 

@@ -201,20 +201,6 @@ def test_a_minigpt4_is_exported(tmp_path: Path, toy_checkpoint: Path) -> None:
         assert torch.equal(model.projection.weight, expected.projection.weight)
 
 
-@pytest.fixture
-def toy_checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint of the toy model."""
-    from captune.hub import locate_model
-    from captune.model import CheckpointRecord, save_trained
-
-    model = MiniGPT4.from_pretrained(locate_model("toy"))
-    state = {name: tensor + 0.1 for name, tensor in model.trained_state().items()}
-    record = CheckpointRecord("toy", model.frozen_fingerprint(), "Describe.", "v0", "###", "hash", 0, 1, 42, "0.1")
-    (tmp_path / "checkpoint").mkdir()
-    save_trained(tmp_path / "checkpoint", state, record)
-    return tmp_path / "checkpoint"
-
-
 @pytest.mark.parametrize("part", ["lora", "language_model"])
 def test_a_checkpoint_on_the_hub_is_loaded(
     bases: Callable[[str], Path], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -220,11 +220,11 @@ def test_what_does_not_fit_is_refused(adapter: Path, fault: Callable[[State], No
         ({"base_model_name_or_path": None}, "names no base model"),
         (
             {"base_model_name_or_path": "/absent/model"},
-            r"on the model /absent/model, which cannot be loaded",
+            r"on the model /absent/model, and there is no such folder",
         ),
         (
             {"base_model_name_or_path": "nobody/has-this"},
-            r"nobody/has-this \(base model of the adapter .*\) cannot be loaded: there is no such",
+            r"on the model nobody/has-this, which cannot be loaded: .*there is no such folder here, and no connection",
         ),
     ],
 )
