@@ -193,10 +193,13 @@ def preparing_command(path: Path) -> str | None:
         return None
     if guess.kind == "table" and guess.columns is None and path.suffix.lower() not in (".csv", ".tsv", ".tab"):
         return None
+    if guess.kind == "table" and guess.columns is not None:
+        # Finds the images, which may be in another folder, and divides them.
+        return shlex.join(["captune", "init", str(path)])
     words = ["captune", "prepare", guess.kind if guess.kind in ("coco", "karpathy") else "table", str(path)]
     if guess.kind == "table":
         # Names that nobody can guess stay as the ones to replace.
-        words += (guess.columns or Columns("IMAGE", "CAPTION")).options()
+        words += Columns("IMAGE", "CAPTION").options()
     stem = path.name.split(".")[0]
     out = f"{stem}.jsonl" if path.name != f"{stem}.jsonl" else f"{stem}-manifest.jsonl"
     return shlex.join([*words, "--out", out])

@@ -15,6 +15,7 @@ from captune.metrics import (
     PredictionFile,
     ReferenceFile,
     align,
+    match_stems,
     read_predictions,
     read_reference_files,
 )
@@ -34,6 +35,7 @@ def match_captions(
     ids: Sequence[Any] | None = None,
     split: str | None = None,
     subset: bool = False,
+    match: str = "exact",
 ) -> tuple[Mapping[Any, str], Mapping[Any, Sequence[str]], list[str]]:
     """Bring captions of any form into dictionaries.
 
@@ -43,6 +45,7 @@ def match_captions(
         ids: of the images, for lists; by default their positions from 0.
         split: of the references' file.
         subset: leave out images without a prediction.
+        match: "stem" joins ids of two files that differ by folder or file ending only.
 
     Returns:
         Predictions, references, and warnings about what files have besides.
@@ -52,9 +55,15 @@ def match_captions(
     """
     predicted = _read(predictions, "predictions", lambda path: read_predictions(path))
     referred = _read_references(references, split)
+    if match not in ("exact", "stem"):
+        raise MetricInputError(f"match is {match!r}; give 'exact' or 'stem'")
     if isinstance(predicted, PredictionFile) and isinstance(referred, ReferenceFile):
+        if match == "stem":
+            predicted = match_stems(predicted, referred)
         aligned = align(predicted, referred, subset=subset)
         return aligned.predictions, aligned.references, list(aligned.warnings)
+    if match == "stem":
+        raise MetricInputError("match='stem' is for two files; give the paths of predictions and references")
     if isinstance(predicted, PredictionFile):
         predicted = _file_captions(predicted.captions, predicted.by_line)
     if isinstance(referred, ReferenceFile):

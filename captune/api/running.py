@@ -16,7 +16,7 @@ from captune.config import RunConfig, load_config, load_stored_config, parse_con
 from captune.errors import ConfigError
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
-from captune.run_checkpoints import checkpoint_folders
+from captune.run_checkpoints import checkpoint_folders, run_of, select_checkpoint
 
 __all__ = ["evaluate", "tune"]
 
@@ -120,6 +120,9 @@ def evaluate(
     changed: dict[str, Any] = {} if protocol is None else {"evaluate.protocol": protocol}
     changed |= {} if split is None else {"data.evaluate_split": split}
     overrides = _overrides(settings=changed) + _overrides(settings=settings)
+    named = run_of(os.fspath(models)) if isinstance(models, (str, os.PathLike)) else None
+    if named is not None and named[1] is not None:
+        models, checkpoints = named[0], [*(checkpoints or []), select_checkpoint(*named).folder]
     if _is_run(models):
         if instruction is not None:
             raise ConfigError("instruction is for models without a run; a run has model.instruction.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from captune.api.captions import Captions, match_captions
 from captune.common import html_table, text_table
@@ -45,6 +45,7 @@ def score(
     ids: Sequence[Any] | None = None,
     split: str | None = None,
     subset: bool = False,
+    match: Literal["exact", "stem"] = "exact",
     image_files: ImageFiles | None = None,
     **options: Any,
 ) -> Scores:
@@ -66,6 +67,7 @@ def score(
         ids: of the images, for lists; by default their positions from 0.
         split: of the references' file ("test").
         subset: score the predicted images only; otherwise a missing prediction is an error.
+        match: "stem" joins ids of two files that differ by folder or file ending only.
         image_files: image id to image file, for CLIPScore.
         **options: further fields of `captune.metrics.ScoringOptions`.
 
@@ -76,7 +78,9 @@ def score(
         MetricInputError: the input cannot be scored; the sentence says why and what to do.
     """
     settings = _options(metrics, tokenizer, split, options)
-    predicted, referred, warnings = match_captions(predictions, references, ids=ids, split=split, subset=subset)
+    predicted, referred, warnings = match_captions(
+        predictions, references, ids=ids, split=split, subset=subset, match=match
+    )
     scorer, referred = _scorer(predicted, referred, settings, subset, image_files, warnings)
     scores = scorer.score(predicted)
     _log_warnings(predicted, referred, settings, warnings)
@@ -166,6 +170,7 @@ def compare(
     ids: Sequence[Any] | None = None,
     split: str | None = None,
     subset: bool = False,
+    match: Literal["exact", "stem"] = "exact",
     image_files: ImageFiles | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -187,6 +192,7 @@ def compare(
         ids: of the images, for lists.
         split: of the references' file.
         subset: compare on the images that every system has captioned.
+        match: as in `score`.
         image_files: image id to image file.
         confidence: of the intervals of differences.
         resamples: of the paired bootstrap.
@@ -207,7 +213,9 @@ def compare(
     warnings: list[str] = []
     matched = {}
     for name, captions in named.items():
-        predicted, referred, notes = match_captions(captions, references, ids=ids, split=split, subset=subset)
+        predicted, referred, notes = match_captions(
+            captions, references, ids=ids, split=split, subset=subset, match=match
+        )
         matched[name] = (predicted, referred)
         warnings += [f"{name}: {note}" for note in notes]
     if subset:

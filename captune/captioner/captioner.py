@@ -11,6 +11,7 @@ The model's libraries are imported when a model is loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, Unpack, overload
@@ -19,7 +20,7 @@ from captune.captioner.display import CaptionedImages
 from captune.common import quiet_libraries
 from captune.data import ImageInput, as_list, prefetch_map
 from captune.decoding import Caption, DecodingKeywords, DecodingOptions, with_keywords
-from captune.errors import NonFiniteScoresError, RefusedImagesError
+from captune.errors import ConfigError, NonFiniteScoresError, RefusedImagesError
 from captune.preflight import extra_imports
 
 __all__ = ["CaptionBackend", "Captioner"]
@@ -112,6 +113,9 @@ class Captioner:
     """
 
     def __init__(self, backend: CaptionBackend) -> None:
+        if isinstance(backend, (str, os.PathLike)):
+            name = repr(os.fspath(backend))
+            raise ConfigError(f"Captioner takes a backend; load a model with Captioner.from_pretrained({name}).")
         self.backend = backend
 
     @classmethod

@@ -281,7 +281,7 @@ def _by_stem(images: Iterable[str], source: str, of: Mapping[str, str] | None = 
             continue
         if stem in stems:
             raise MetricInputError(
-                f"--match stem is ambiguous: '{stems[stem]}' and '{image}' of {source} have the same stem '{stem}'; "
+                f"Stems are ambiguous: '{stems[stem]}' and '{image}' of {source} have the same stem '{stem}'; "
                 "give them ids that are equal in both files."
             )
         stems[stem] = image
@@ -299,9 +299,9 @@ def _stem_hint(predictions: PredictionFile, references: ReferenceFile, missing: 
         joined = match_stems(predictions, references).captions
     except MetricInputError:
         return ""
-    return (
-        "" if any(image not in joined for image in missing) else "; --match stem joins them without folder and ending"
-    )
+    if any(image not in joined for image in missing):
+        return ""
+    return "; --match stem joins them without folder and ending (match='stem' in Python)"
 
 
 def _check_ids(predictions: PredictionFile, references: ReferenceFile) -> None:

@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 import captune
-from captune.errors import MetricInputError
+from captune.errors import ConfigError, MetricInputError
 from captune.metrics import approximate_randomization, paired_bootstrap, score_captions
 
 PREDICTIONS = {"1": "a dog runs", "2": "a cat sits on a mat", "3": "two birds fly over the sea"}
@@ -168,3 +168,26 @@ def test_comparison_of_subsets_uses_the_images_of_all_systems() -> None:
         {"one": {**one, "3": "two birds"}, "other": other}, REFERENCES, "bleu", subset=True, trials=10, resamples=10
     )
     assert compared.scores["one"].ids == compared.scores["other"].ids == ("2", "3")
+
+
+def test_files_are_joined_by_stem(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(
+        '[{"image_id": "a/1.JPG", "caption": "a dog"}, {"image_id": "2.png", "caption": "a cat"}]'
+    )
+    (tmp_path / "r.jsonl").write_text(
+        '{"id": "1", "image": "1.jpg", "captions": ["A dog."], "split": "test"}\n'
+        '{"id": "2", "image": "2.jpg", "captions": ["A cat."], "split": "test"}\n'
+    )
+    files = tmp_path / "p.json", tmp_path / "r.jsonl"
+    with pytest.raises(MetricInputError, match=r"match='stem' in Python"):
+        captune.score(*files)
+    assert captune.score(*files, "bleu", match="stem").corpus["BLEU-1"] == pytest.approx(1, abs=0.01)
+    with pytest.raises(MetricInputError, match="is for two files"):
+        captune.score({"1": "a dog", "2": "a cat"}, files[1], match="stem")
+    with pytest.raises(MetricInputError, match="give 'exact' or 'stem'"):
+        captune.score(*files, match="name")  # type: ignore[arg-type]
+
+
+def test_a_name_is_no_backend() -> None:
+    with pytest.raises(ConfigError, match=r"Captioner\.from_pretrained\('toy'\)"):
+        captune.Captioner("toy")  # type: ignore[arg-type]

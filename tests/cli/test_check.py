@@ -220,13 +220,13 @@ def test_the_command_that_repairs_follows_a_failure(manifest: Path, capsys: pyte
         (
             "t.csv",
             "File Name;Text\na.jpg;Ein Hund läuft\n",
-            "table t.csv --image-column 'File Name' --caption-column Text",
+            "init t.csv",
         ),
         ("t.csv", "name,n\nAnn,2\n", "table t.csv --image-column IMAGE --caption-column CAPTION"),
         (
             "t.jsonl",
             '{"file_name": "a.jpg", "text": "A dog."}',
-            "table t.jsonl --image-column file_name --caption-column text",
+            "init t.jsonl",
         ),
         ("t.json", '{"annotations": [{"image_id": 1, "caption": "A dog."}]}', "coco t.json"),
         ("t.json", '{"images": [{"filename": "a.jpg", "sentences": []}]}', "karpathy t.json"),
@@ -244,9 +244,10 @@ def test_the_command_that_makes_a_manifest_of_a_table(
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(content, encoding="utf-8")
     assert check(name) == 2
-    out = "t-manifest.jsonl" if name == "t.jsonl" else "t.jsonl"
+    if not command.startswith("init"):
+        command = f"prepare {command} --out t.jsonl"
     assert capsys.readouterr().err == (
-        f"captune: '{name}' is a table and not a manifest; make one with: captune prepare {command} --out {out}\n"
+        f"captune: '{name}' is a table and not a manifest; make one with: captune {command}\n"
     )
 
 

@@ -138,8 +138,7 @@ def test_wrong_files_are_refused_without_torch(command: str, override: str, sent
         (
             "File Name;Text\na.jpg;A dog runs\n",
             "t.csv",
-            "{path} is a table and not a manifest; make one with: captune prepare table {path} "
-            "--image-column 'File Name' --caption-column Text --out t.jsonl\n",
+            "{path} is a table and not a manifest; make one with: captune init {path}\n",
         ),
     ],
 )

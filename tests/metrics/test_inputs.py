@@ -52,7 +52,7 @@ def test_ids_are_joined_by_stem() -> None:
     ],
 )
 def test_ambiguous_stems_are_named(images: tuple[str, ...], references: ReferenceFile, sentence: str) -> None:
-    with pytest.raises(MetricInputError, match=f"--match stem is ambiguous: {re.escape(sentence)}"):
+    with pytest.raises(MetricInputError, match=f"Stems are ambiguous: {re.escape(sentence)}"):
         match_stems(predictions(*images), references)
     # Two ids that no reference has are not ambiguous.
     assert match_stems(predictions("1", "2", "3", "x/9.jpg", "y/9.jpg"), REFERENCES).captions
