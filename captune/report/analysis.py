@@ -306,14 +306,14 @@ def _relative_interval(run: RunScores, metric: str) -> tuple[float, float] | Non
 
 def _trend(run: RunScores, metric: str, values: Sequence[float]) -> tuple[Trend | None, float, float]:
     """Trend, slope and pace of the last three checkpoints by the rules at the top of this file."""
-    if len(values) <= TREND_WINDOW or not all(map(math.isfinite, values)):
+    if len(values) <= TREND_WINDOW or not all(map(math.isfinite, values)) or max(map(abs, values)) < VISIBLE:
         return None, math.nan, math.nan
     places, _ = positions(run)
     span = max(values) - min(values)
     pace = span / (places[-1] - places[0])
     slope = _slope(places[-TREND_WINDOW:], values[-TREND_WINDOW:])
     if span < VISIBLE:
-        return "flat", slope, pace
+        return "flat", 0.0, pace
     steps = [after - before for before, after in zip(values[-4:], values[-3:], strict=False)]
     signs = [math.copysign(1, step) for step in steps]
     last = len(values) - 1

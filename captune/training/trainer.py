@@ -200,6 +200,14 @@ def setup(
         )
         if resuming and stored is not None and dist.is_main:
             _adopt_settings(config, stored, step, log)
+        if dist.is_main and samples.total_steps <= config.train.warmup_steps:
+            logger.warning(
+                "train.warmup_steps is %d, and the run has %d steps, so the learning rate never reaches %g; set "
+                "train.warmup_steps to a tenth of the steps.",
+                config.train.warmup_steps,
+                samples.total_steps,
+                config.train.learning_rate,
+            )
         if parts.quarantined:
             log.log("quarantined", images=list(parts.quarantined), reasons=list(parts.quarantined.values()))
         if parts.sharded_bytes is not None:
