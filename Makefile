@@ -72,7 +72,7 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[$(EXTRAS),dev,docs]'
+	$(PIP) --editable '.[$(EXTRAS),intl,ja,ko,th,dev,docs]'
 	touch $@ $(VENV)/train.stamp
 
 clean:
