@@ -1,4 +1,4 @@
-"""The start of a command: `captune --help` beside an empty Python and an import of typer, alternating.
+"""The start of a command: `captune --help` next to an empty Python and an import of typer, alternating.
 
 Prints the median wall time of each in milliseconds, and what `--help` costs beyond Python and typer. Run it on a quiet
 machine: python benchmarks/command_start.py --repeats 15

@@ -198,7 +198,7 @@ def preparing_command(path: Path) -> str | None:
         return shlex.join(["captune", "init", str(path)])
     words = ["captune", "prepare", guess.kind if guess.kind in ("coco", "karpathy") else "table", str(path)]
     if guess.kind == "table":
-        # Names that nobody can guess stay as the ones to replace.
+        # Names that cannot be guessed are the ones to replace.
         words += Columns("IMAGE", "CAPTION").options()
     stem = path.name.split(".")[0]
     out = f"{stem}.jsonl" if path.name != f"{stem}.jsonl" else f"{stem}-manifest.jsonl"

@@ -12,6 +12,21 @@ from safetensors.torch import load_file
 from captune.config import RunConfig, parse_config
 from captune.events import Event
 
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from tiny import tiny_features, tiny_minigpt4
+from captune.config import load_config
+from captune.training import minigpt4, preparation, train, trainer
+import torch
+torch.set_num_threads(1)
+trainer.is_image_text_model = lambda source: False
+minigpt4.load_for_training = lambda *given: tiny_minigpt4()
+preparation.features_of = tiny_features
+train(load_config({config!r}))
+"""
+"""A program that tunes `tiny_minigpt4`, for tests that kill it; fields `path` and `config`."""
+
 
 def settings(toy_data: Path, output: Path, **changed: Any) -> RunConfig:
     return parse_config(
@@ -29,6 +44,7 @@ def settings(toy_data: Path, output: Path, **changed: Any) -> RunConfig:
 
 def entries(output: Path, name: str) -> list[Event]:
     log = output / "log.jsonl"
+    # A line that is being written right now is no line yet.
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     events = [json.loads(line) for line in lines if line.endswith("\n")]
     return [event for event in events if event["event"] == name]

@@ -5,7 +5,7 @@ one image that people order. For pairs of captions: the accuracy, in total and i
 pair has not found the preferred caption: the tie counts as wrong, as in the evaluations of FOIL and Pascal-50S, or as a
 half where that is requested.
 
-Every item is scored as an image of its own, which is how the published numbers were made: CIDEr's document frequencies
+Every item is scored as a separate image, which is how the published numbers were made: CIDEr's document frequencies
 are over items.
 """
 

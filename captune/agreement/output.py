@@ -1,6 +1,6 @@
 """Agreement of metrics with people as a table for the terminal, Markdown, LaTeX and CSV, and as a page with a chart.
 
-Numbers are shown times 100, as the literature prints them, beside the published values of `published.json`, each with
+Numbers are shown times 100, as the literature prints them, next to the published values of `published.json`, each with
 its source. The page is one file that needs no network.
 """
 

@@ -84,7 +84,7 @@ class CommandGroup(typer.Typer):
 def _with_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `OutputOptions` and apply them before the command runs.
 
-    An option that the command declares itself, with a help of its own, is applied too, and passed to the command.
+    An option that the command declares itself, with a separate help text, is applied too, and passed to the command.
     """
     parameters = {parameter.name: parameter for parameter in option_parameters(function)}
     declared = set(parameters)

@@ -37,7 +37,7 @@ def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: 
         yes: whether the user accepts any guess.
 
     Raises:
-        DataError: not confirmed, or nobody can be asked; names the command to run.
+        DataError: not confirmed, or there is no terminal; names the command to run.
     """
     from captune.errors import DataError
 

@@ -120,7 +120,7 @@ def meta(
 ) -> None:
     """Measure how well metrics agree with people: Kendall's tau and accuracy, with intervals and tests.
 
-    Every metric scores every judged caption; published values are printed beside the results. Intervals and tests
+    Every metric scores every judged caption; published values are printed next to the results. Intervals and tests
     resample images.
 
     Examples:

@@ -184,6 +184,8 @@ def print_message(text: object) -> None:
     """Print a message for a person on stderr; nothing under `--quiet`."""
     log_line(str(text))
     if not settings.quiet:
+        # In a file that receives both streams, results stay before the messages that follow them.
+        sys.stdout.flush()
         typer.echo(text, err=True)
 
 

@@ -49,7 +49,7 @@ def training_state(log: Path) -> dict[str, Any]:
             events.append(event)
     starts = [index for index, event in enumerate(events) if event.get("event") == "run"]
     begin = events[starts[-1]] if starts else {}
-    # Times of an interrupted and resumed run do not belong together.
+    # Times of an interrupted and resumed run are not comparable.
     current = events[starts[-1] :] if starts else []
     steps = [event for event in events if event.get("event") == "step" and _number(event, "step") is not None]
     recent = [event for event in current if event.get("event") == "step" and _number(event, "time") is not None]

@@ -205,7 +205,7 @@ def _confirm(question: str, *, yes: bool) -> None:
     """Ask on a terminal.
 
     Raises:
-        InputError: nobody answers, or the answer is no.
+        InputError: there is no terminal, or the answer is no.
     """
     if yes:
         return

@@ -257,7 +257,7 @@ def build_page(
         matrix: scores on other data, corrupted images and prompts, where they were evaluated.
         captions: `caption_statistics` of the run, if they are already computed.
         analysis: `analyse` of the run, if it is already computed.
-        live: version of the page for `captune report --watch`, whose server is asked for the state of the training;
+        live: version of the page for `captune report --watch`, whose server returns the state of the training;
             empty for a file.
 
     Returns:

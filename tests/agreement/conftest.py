@@ -30,7 +30,7 @@ def scenes() -> dict[str, list[str]]:
 
 @pytest.fixture
 def flickr8k(tmp_path: Path, scenes: dict[str, list[str]]) -> Path:
-    """A folder like Flickr8k_text: each image is judged with captions of its own and of four others."""
+    """A folder like Flickr8k_text: each image is judged with its captions and those of four other images."""
     chance = random.Random(4)
     tokens = [f"{image}#{n}\t{text}" for image, texts in scenes.items() for n, text in enumerate(texts)]
     tokens[3] = tokens[3].replace("\t", " ")

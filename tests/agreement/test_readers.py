@@ -1,4 +1,4 @@
-"""Files of judgements in their public layouts: what is read, what is left out, and what other files are told."""
+"""Files of judgements in their public layouts: what is read, what is left out, and how other files are refused."""
 
 from __future__ import annotations
 

@@ -45,6 +45,19 @@ def without(blocked: list[str], *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
+def refused_without_torch(*arguments: object) -> str:
+    """Run a command that must fail as wrong input before torch is imported; returns what it wrote to stderr."""
+    words = [str(word) for word in arguments]
+    code = (
+        "import sys; from captune.cli import app, call, run\n"
+        f"code = run(lambda: call(app, {words!r}))\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    return result.stderr
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     path = tmp_path / "m.jsonl"
@@ -118,14 +131,7 @@ def test_every_library_of_an_extra_is_looked_for(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_wrong_files_are_refused_without_torch(command: str, override: str, sentence: str, settings: Path) -> None:
-    code = (
-        "import sys; from captune.cli import app, call, run\n"
-        f"code = run(lambda: call(app, [{command!r}, {str(settings)!r}, {override!r}]))\n"
-        "assert 'torch' not in sys.modules\nsys.exit(code)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2, result.stderr
-    assert sentence in result.stderr
+    assert sentence in refused_without_torch(command, settings, override)
 
 
 @pytest.mark.parametrize(
@@ -149,25 +155,12 @@ def test_data_that_cannot_be_trained_on_are_refused_without_torch(
 ) -> None:
     path = tmp_path / name
     path.write_text(content)
-    code = (
-        "import sys; from captune.cli import app, call, run\n"
-        f"code = run(lambda: call(app, ['train', {str(settings)!r}, {f'data.train={path}'!r}]))\n"
-        "assert 'torch' not in sys.modules\nsys.exit(code)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr == f"captune: {sentence.format(path=path)}"
+    refused = refused_without_torch("train", settings, f"data.train={path}")
+    assert refused == f"captune: {sentence.format(path=path)}"
 
 
 def test_a_captioner_that_is_not_there_is_refused_without_torch(manifest: Path) -> None:
-    code = (
-        "import sys; from captune.cli import app, call, run\n"
-        f"code = run(lambda: call(app, ['caption', './no/model', {str(manifest)!r}]))\n"
-        "assert 'torch' not in sys.modules\nsys.exit(code)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "There is no model folder ./no/model" in result.stderr
+    assert "There is no model folder ./no/model" in refused_without_torch("caption", "./no/model", manifest)
 
 
 def test_output_folders_that_cannot_be_written(tmp_path: Path) -> None:
@@ -277,12 +270,6 @@ def test_other_settings_of_a_run_are_refused_before_torch_is_imported(tmp_path: 
     config.output.mkdir()
     (config.output / "config.yaml").write_text(commented_yaml(config, STORED_HEADING))
     (tmp_path / "c.yaml").write_text(commented_yaml(config))
-    code = (
-        "import sys\nfrom captune.cli import app, call, run\n"
-        f"code = run(lambda: call(app, ['train', '{tmp_path}/c.yaml', 'seed=7', 'train.epochs=9']))\n"
-        "assert 'torch' not in sys.modules\nsys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2, done.stderr
-    assert "another configuration (seed: 42 -> 7)" in done.stderr
-    assert "--overwrite" in done.stderr
+    refused = refused_without_torch("train", tmp_path / "c.yaml", "seed=7", "train.epochs=9")
+    assert "another configuration (seed: 42 -> 7)" in refused
+    assert "--overwrite" in refused

@@ -1,4 +1,4 @@
-"""`captune runs`: list, compare, delete and caches, as programs and through the functions behind them."""
+"""`captune runs`: list, compare, delete and caches, as programs and through the functions that they call."""
 
 from __future__ import annotations
 

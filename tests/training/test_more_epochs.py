@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import PowerFailure, assert_equal_runs, entries, settings, steps_of, weights
+from tiny_run import KILLED, PowerFailure, assert_equal_runs, entries, settings, steps_of, weights
 
 from captune.config import commented_yaml, load_run_config
 from captune.errors import ConfigError
@@ -78,21 +78,6 @@ def test_dying_while_a_run_is_continued_changes_nothing(
     load_run_config(output / "config.yaml")
     train(settings(toy_data, output, epochs=3))
     assert_equal_runs(output, three_epochs, 3)
-
-
-KILLED = """
-import sys
-sys.path[:0] = {path!r}
-from tiny import tiny_features, tiny_minigpt4
-from captune.config import load_config
-from captune.training import minigpt4, preparation, train, trainer
-import torch
-torch.set_num_threads(1)
-trainer.is_image_text_model = lambda source: False
-minigpt4.load_for_training = lambda *given: tiny_minigpt4()
-preparation.features_of = tiny_features
-train(load_config({config!r}))
-"""
 
 
 @pytest.mark.slow

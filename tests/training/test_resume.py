@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_run import KILLED, PowerFailure, steps_of
 
 from captune.config import RunConfig, parse_config
 from captune.errors import ConfigError, StoppedError
@@ -39,14 +39,6 @@ def settings(toy_data: Path, output: Path) -> RunConfig:
     )
 
 
-def steps_of(output: Path) -> list[tuple[int, float]]:
-    log = output / "log.jsonl"
-    # A line that is being written right now is no line yet.
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    entries = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(entry["step"], entry["loss"]) for entry in entries if entry["event"] == "step"]
-
-
 def final(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "checkpoints" / "epoch-001" / "trained.safetensors")
 
@@ -56,10 +48,6 @@ def undisturbed(toy_data: Path, tmp_path_factory: pytest.TempPathFactory, tiny_m
     output = tmp_path_factory.mktemp("undisturbed")
     train(settings(toy_data, output))
     return output
-
-
-class PowerFailure(Exception):  # noqa: N818  # it is no error of the program
-    """Ends a run at once, wherever it is."""
 
 
 @pytest.mark.parametrize("moment", [0, 3, 6, 10, 13])
@@ -152,21 +140,6 @@ def test_a_run_of_an_older_captune_is_known_again(toy_data: Path, undisturbed: P
     state = inspect_run(config)
     assert state.status is RunStatus.DAMAGED
     assert "cannot be read" in state.reason
-
-
-KILLED = """
-import sys
-sys.path[:0] = {path!r}
-from tiny import tiny_features, tiny_minigpt4
-from captune.config import load_config
-from captune.training import minigpt4, preparation, train, trainer
-import torch
-torch.set_num_threads(1)
-trainer.is_image_text_model = lambda source: False
-minigpt4.load_for_training = lambda *given: tiny_minigpt4()
-preparation.features_of = tiny_features
-train(load_config({config!r}))
-"""
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ coco.py           COCO, NoCaps, MiniGPT-4's filter_cap.json, TextCaps
 karpathy.py       Karpathy's JSON, and the splits in it
 table.py          CSV, TSV, JSON and parquet with named columns
 json_table.py     rows and conversations from JSON
-discovery.py      the images and captions in a folder that nobody described
-table_guess.py    the layout of a table whose columns nobody named
+discovery.py      the images and captions in a folder without a description
+table_guess.py    the layout of a table whose columns are not named
 folder.py         images with a text file next to each
 hugging_face.py   data sets of the library `datasets`
 webdataset.py     tars

@@ -1,4 +1,4 @@
-"""Find the images and the captions in a folder or a file that nobody described."""
+"""Find the images and the captions in a folder or a file without a description."""
 
 from __future__ import annotations
 
@@ -214,12 +214,12 @@ def source_of_file(path: Path, guess: TableGuess, root: Path, images: Iterable[s
         reading, rows = CaptionSource(guess.kind, path, root, 0, 0, guess).rows()
         with closing(reading):
             names = [row.image for row in islice(rows, _SAMPLE) if isinstance(row, Row)]
-    beside = path.name.split(".")[0].rsplit("_", 1)[-1]  # captions_val2017.json: val2017
+    data_name = path.name.split(".")[0].rsplit("_", 1)[-1]  # captions_val2017.json: val2017
     candidates = (
         [path.parent]
         if guess.kind == "manifest"
         else [
-            *(path.parent / name for name in (*_IMAGE_FOLDERS, beside)),
+            *(path.parent / name for name in (*_IMAGE_FOLDERS, data_name)),
             path.parent,
             *(root / folder for folder in dict.fromkeys(os.path.dirname(name) for name in images)),
         ]

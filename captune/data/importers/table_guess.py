@@ -30,7 +30,7 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson"
 """Endings of files that can be tables; `.gz` may follow."""
 
 TableKind: TypeAlias = Literal["table", "conversations", "mapping", "coco", "karpathy", "manifest"]
-"""Layouts that are told apart: columns, conversations, captions by image in one object, COCO, Karpathy, a manifest."""
+"""Recognized layouts: columns, conversations, captions by image in one object, COCO, Karpathy, a manifest."""
 
 _ROWS = 200  # rows that are looked at
 _SHARE = 0.6  # of the cells of a column that must fit

@@ -1,7 +1,7 @@
 """CLIPScore of a long caption as the mean of its sentences, each of which fits into CLIP's 77 tokens.
 
 A sentence ends at ".", "!" or "?" followed by white space, or at their ideographic forms. The mean does not see what
-sentences say together, and a caption of one sentence has the CLIPScore it always had.
+sentences say jointly, and a caption of one sentence has the CLIPScore it always had.
 """
 
 from __future__ import annotations

@@ -468,7 +468,7 @@ byId("theme").addEventListener("click", () => {
   root.dataset.theme = dark === "dark" ? "light" : "dark";
 });
 
-// A page without a language of its own follows the reader's last choice, then the browser.
+// A page without a set language follows the reader's last choice, then the browser.
 function preferred() {
   let chosen = null;
   try { chosen = localStorage.getItem("captune-language"); } catch { /* storage may be switched off */ }
@@ -510,10 +510,10 @@ if (linked) byId("images").scrollIntoView();
 // ---- A training in progress ---------------------------------------------------------------------------------
 
 function clock(seconds) {
-  const whole = Math.round(seconds);
+  const rounded = Math.round(seconds);
   const pad = (value) => String(value).padStart(2, "0");
-  const hours = Math.floor(whole / 3600);
-  return `${hours ? `${hours}:${pad(Math.floor(whole / 60) % 60)}` : Math.floor(whole / 60)}:${pad(whole % 60)}`;
+  const hours = Math.floor(rounded / 3600);
+  return `${hours ? `${hours}:${pad(Math.floor(rounded / 60) % 60)}` : Math.floor(rounded / 60)}:${pad(rounded % 60)}`;
 }
 
 async function follow() {
