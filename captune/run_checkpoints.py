@@ -33,6 +33,8 @@ RUN_CONFIG = "config.yaml"
 BEST = "best"
 """Name of the link to the best checkpoint."""
 _LAST = "last"
+_MODEL_FILES = ("config.json", "adapter_config.json", "checkpoint.json")
+"""A folder with one of these is a model, adapter or checkpoint, also next to the config.yaml of another trainer."""
 _METRIC = "CIDEr"
 """Decides in runs without a link to the best checkpoint."""
 
@@ -65,10 +67,10 @@ def checkpoint_folders(output: Path) -> list[Path]:
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a run, and not of a model or an evaluation."""
+    """Whether a folder is that of a run, and not of a model, an adapter or an evaluation."""
     path = Path(folder).expanduser()
     has_run = (path / RUN_CONFIG).is_file() or bool(checkpoint_folders(path))
-    return has_run and not (path / "config.json").is_file()
+    return has_run and not any((path / name).is_file() for name in _MODEL_FILES)
 
 
 def run_of(name: str | Path) -> tuple[Path, str | None] | None:

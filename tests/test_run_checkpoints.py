@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from captune.cli.evaluate import is_model
 from captune.errors import WeightsError
 from captune.hub import locate_base, locate_model, recorded_name
 from captune.run_checkpoints import checkpoint_folder, is_run, select_checkpoint, selected_checkpoint
@@ -75,6 +76,13 @@ def test_other_names_are_no_runs(tmp_path: Path, run: Path) -> None:
     for name in names:
         assert not is_run(name)
         assert selected_checkpoint(name) is None
+    # Other trainers write their configuration next to an adapter.
+    (tmp_path / "adapter").mkdir()
+    for file in ("adapter_config.json", "config.yaml"):
+        (tmp_path / "adapter" / file).write_text("{}")
+    assert locate_model(str(tmp_path / "adapter")) == str(tmp_path / "adapter")
+    assert is_model(tmp_path / "adapter", has_data=True)
+    assert not is_model(run, has_data=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("")
     with pytest.raises(WeightsError, match="is a run without checkpoints"):

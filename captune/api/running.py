@@ -16,7 +16,7 @@ from captune.config import RunConfig, load_config, load_stored_config, parse_con
 from captune.errors import ConfigError
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
-from captune.run_checkpoints import checkpoint_folders, run_of, select_checkpoint
+from captune.run_checkpoints import checkpoint_folders, is_run, run_of, select_checkpoint
 
 __all__ = ["evaluate", "tune"]
 
@@ -196,7 +196,7 @@ def _is_run(models: object) -> bool:
     if not isinstance(models, (str, os.PathLike)):
         return False
     path = Path(models)
-    return path.suffix.lower() in (".yaml", ".yml") or (path / "config.yaml").is_file()
+    return path.suffix.lower() in (".yaml", ".yml") or ((path / "config.yaml").is_file() and is_run(path))
 
 
 def _run_config(config: RunLike | None, overrides: list[str]) -> RunConfig:

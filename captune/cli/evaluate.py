@@ -14,7 +14,7 @@ from captune.cli.output import print_message, print_summary
 from captune.cli.output import settings as output_settings
 from captune.cli.shared_options import AllowLeaks, AsJson, Base
 from captune.errors import ConfigError
-from captune.run_checkpoints import checkpoint_folders, run_of, select_checkpoint
+from captune.run_checkpoints import checkpoint_folders, is_run, run_of, select_checkpoint
 
 __all__ = [
     "ModelsRequest",
@@ -135,7 +135,9 @@ def evaluate(
 
 def is_model(config: Path, has_data: bool) -> bool:
     """Whether the first argument is a model, and neither a configuration nor the folder of a run."""
-    if config.suffix.lower() in (".yaml", ".yml") or config.is_file() or (config / "config.yaml").is_file():
+    if config.suffix.lower() in (".yaml", ".yml") or config.is_file():
+        return False
+    if (config / "config.yaml").is_file() and is_run(config):
         return False
     return has_data or any((config / file).is_file() for file in ("config.json", "adapter_config.json"))
 

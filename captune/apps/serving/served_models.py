@@ -21,7 +21,7 @@ from captune.config import load_stored_config
 from captune.errors import DataError, WeightsError
 from captune.hub import resolve_model
 from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained, read_record
-from captune.run_checkpoints import checkpoint_folders
+from captune.run_checkpoints import checkpoint_folders, is_run
 from captune.vlm import CheckpointSwapper, ImageTextModel, is_image_text_model, load_image_text_model
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def load_served(path: str, base: str | None = None) -> ServedModel | ServedCapti
         InputError: it is none of these, or broken.
     """
     folder = Path(path).expanduser()
-    if (folder / "config.yaml").is_file():
+    if (folder / "config.yaml").is_file() and is_run(folder):
         return _load_run(folder, base)
     captioner = Captioner.from_pretrained(path, base=base)
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name if folder.exists() else path.split("/")[-1])
