@@ -133,6 +133,9 @@ def check_manifest(setting: str, path: str | Path) -> None:
     Raises:
         ConfigError: there is no such file.
     """
+    if Path(path).is_dir():
+        command = shlex.join(["captune", "init", str(path)])
+        raise ConfigError(f"{setting} is {path}, which is a folder and not a manifest; make one with: {command}")
     if not Path(path).is_file():
         raise ConfigError(
             f"{setting} is {path}, and there is no such file; give the manifest that `captune prepare` wrote, as "

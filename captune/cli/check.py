@@ -130,6 +130,10 @@ def _refuse_other_formats(path: Path) -> None:
     from captune.errors import DataError
     from captune.preflight import preparing_command
 
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise DataError(
+            f"'{path}' is a configuration and not a manifest; check the manifest that its data.train names."
+        )
     if path.is_dir():
         command = shlex.join(["captune", "init", str(path)])
         raise DataError(f"'{path}' is a folder and not a manifest; make one with: {command}")

@@ -252,7 +252,9 @@ def _named_model(name: str) -> ModelChoice:
     """
     import json
 
+    from captune.common import did_you_mean
     from captune.config import read_templates
+    from captune.errors import ConfigError
     from captune.hub import locate_model
 
     templates = read_templates()
@@ -261,6 +263,9 @@ def _named_model(name: str) -> ModelChoice:
     if template is not None and not Path(name).is_dir():
         return ModelChoice.of_template(template)
     folder = Path(locate_model(name))
+    hint = did_you_mean(plain, templates, cutoff=0.8)
+    if hint and not folder.is_dir() and "/" not in name:
+        raise ConfigError(f"There is no template {name}; {hint} A model of the hub has the form USER/MODEL.")
     if folder.is_dir():
         try:
             is_of_transformers = "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -360,7 +365,7 @@ def _settings(choice: ModelChoice, written: WrittenData, name: str, seed: int | 
         data["train_split"] = written.train_split
     if written.evaluate_split != "test":
         data["evaluate_split"] = written.evaluate_split
-    settings: dict[str, Any] = {"output": f"runs/{name}"}
+    settings: dict[str, Any] = {"output": _free_output(name)}
     if seed is not None:
         settings["seed"] = seed
     settings["model"] = {"path": choice.name, **choice.settings.get("model", {})}
@@ -369,6 +374,14 @@ def _settings(choice: ModelChoice, written: WrittenData, name: str, seed: int | 
     if "evaluate" in choice.settings:
         settings["evaluate"] = dict(choice.settings["evaluate"])
     return settings
+
+
+def _free_output(name: str) -> str:
+    """An output folder that holds no run yet."""
+    number = 1
+    while os.path.lexists(output := f"runs/{name}" if number == 1 else f"runs/{name}-{number}"):
+        number += 1
+    return output
 
 
 def _fit_memory(settings: dict[str, Any], choice: ModelChoice, machine: Machine) -> tuple[bool, str]:

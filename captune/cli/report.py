@@ -26,7 +26,7 @@ def report(
         typer.Argument(
             metavar="RUN_DIR...|TABLE.csv",
             help="A run directory with scores.json, that file, or a CSV table 'checkpoint,BLEU-1,...'. "
-            "Several runs are compared by their last checkpoints.",
+            "Several runs are compared by their best checkpoints.",
             show_default=False,
         ),
     ],

@@ -15,7 +15,7 @@ from captune.report.learning_curve import split_training_rows
 from captune.report.scores_json import CheckpointScores, RunScores
 
 if TYPE_CHECKING:
-    from captune.metrics import Scorer, Scores
+    from captune.metrics import Scores
 
 __all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "most_different_lines"]
 
@@ -29,7 +29,6 @@ class BestTest:
 
     Attributes:
         metric: by which they are best and compared.
-        rows: names of both checkpoints in their runs.
         values: both scores.
         difference: the second minus the first.
         low, high: the 95 % interval of the difference.
@@ -37,7 +36,6 @@ class BestTest:
     """
 
     metric: str
-    rows: tuple[str, str]
     values: tuple[float, float]
     difference: float
     low: float
@@ -47,7 +45,7 @@ class BestTest:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs side by side, each by its last checkpoint.
+    """Runs side by side, each by its best checkpoint by CIDEr.
 
     Attributes:
         table: one row a run, with scores recomputed from the captions, intervals, captions and references.
@@ -99,7 +97,7 @@ class Comparison:
 def compare_runs(
     runs: Mapping[str, RunScores], *, resamples: int = 1000, settings: Sequence[Mapping[str, Any]] = ()
 ) -> Comparison:
-    """Compare the last checkpoints of several runs on the images that all of them captioned.
+    """Compare the best checkpoints by CIDEr of several runs on the images that all of them captioned.
 
     Scores are recomputed from captions and references, all with the same metrics, so that tests are paired over
     images (Koehn, EMNLP 2004) whatever the runs were scored with.
@@ -118,10 +116,11 @@ def compare_runs(
     for name, run in runs.items():
         _check(name, run, names[0], first)
     scorer = Scorer(dict(first.references.items()), ScoringOptions(tokenize=tokenizer_name(first)))
-    scores = [scorer.score(dict(_last(run).captions.items())) for run in runs.values()]
+    best = [_best(run) for run in runs.values()]
+    scores = [scorer.score(dict(row.captions.items())) for row in best]
     rows = tuple(
-        _row(name, run, score, confidence_intervals(score, resamples=resamples))
-        for (name, run), score in zip(runs.items(), scores, strict=True)
+        _row(_row_name(name, run, row), row, score, confidence_intervals(score, resamples=resamples))
+        for (name, run), row, score in zip(runs.items(), best, scores, strict=True)
     )
     pairs = [(i, j) for i in range(len(rows)) for j in range(i + 1, len(rows))]
     tests = {(i, j): paired_bootstrap(scores[i], scores[j], resamples=resamples) for i, j in pairs}
@@ -135,29 +134,21 @@ def compare_runs(
         most_different=_most_different(rows),
         runs=tuple(runs.values()),
         settings=tuple(settings),
-        best=_best_test(scorer, list(runs.values())[:2], scores, resamples),
+        best=_best_test(scores, resamples),
     )
 
 
-def _best_test(scorer: Scorer, runs: Sequence[RunScores], last: Sequence[Scores], resamples: int) -> BestTest | None:
-    """The best checkpoints by CIDEr of two runs, scored again and paired over the images."""
+def _best_test(scores: Sequence[Scores], resamples: int) -> BestTest | None:
+    """The best checkpoints by CIDEr of the first two runs, paired over the images."""
     from captune.metrics import paired_bootstrap
 
-    rows, scores = [], []
-    for run, scored in zip(runs, last, strict=False):
-        course = split_training_rows(run).run.checkpoints
-        images = set(run.references)
-        usable = [row for row in course if set(row.captions) == images and row.epoch is not None] or [_last(run)]
-        row = max(usable, key=lambda row: row.corpus.get("CIDEr", -math.inf))
-        rows.append(row.name)
-        scores.append(scored if row is _last(run) else scorer.score(dict(row.captions.items())))
     if "CIDEr" not in scores[0].corpus:
         return None
     test = paired_bootstrap(scores[1], scores[0], resamples=resamples)["CIDEr"]
     if not test.is_tested:
         return None
     values = test.baseline, test.score
-    return BestTest("CIDEr", (rows[0], rows[1]), values, values[1] - values[0], test.low, test.high, test.p_value)
+    return BestTest("CIDEr", values, values[1] - values[0], test.low, test.high, test.p_value)
 
 
 def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
@@ -214,7 +205,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def _check(name: str, run: RunScores, first_name: str, first: RunScores) -> None:
     """Refuse runs that cannot be compared image by image."""
-    row = _last(run)
+    row = _best(run)
     if not row.captions or not run.references:
         raise InputError(f"{name} holds no captions or no references, so it cannot be compared; evaluate it again.")
     if set(row.captions) != set(run.references):
@@ -226,14 +217,21 @@ def _check(name: str, run: RunScores, first_name: str, first: RunScores) -> None
         )
 
 
-def _last(run: RunScores) -> CheckpointScores:
-    """The last checkpoint of a run, which other captioners may follow in its table."""
-    return split_training_rows(run).run.checkpoints[-1]
+def _best(run: RunScores) -> CheckpointScores:
+    """The best checkpoint of a run by CIDEr, or its last row if no epoch has captions of all images."""
+    rows = split_training_rows(run).run.checkpoints
+    images = set(run.references)
+    epochs = [row for row in rows if row.epoch is not None and set(row.captions) == images]
+    return max(epochs, key=lambda row: row.corpus.get("CIDEr", -math.inf), default=rows[-1])
 
 
-def _row(name: str, run: RunScores, scores: Scores, intervals: Mapping[str, Any]) -> CheckpointScores:
-    """A run's last checkpoint as a row of the comparison's table."""
-    row = _last(run)
+def _row_name(name: str, run: RunScores, row: CheckpointScores) -> str:
+    """The name of a run's row, with its checkpoint if the run has several."""
+    return f"{name} {row.name}" if len(run.checkpoints) > 1 else name
+
+
+def _row(name: str, row: CheckpointScores, scores: Scores, intervals: Mapping[str, Any]) -> CheckpointScores:
+    """A checkpoint as a row of the comparison's table."""
     return CheckpointScores(
         name=name,
         corpus=dict(scores.corpus),

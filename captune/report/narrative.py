@@ -333,6 +333,10 @@ class _Narrative:
         advice, voters = self.analysis.advice, self.analysis.advised_by
         if not advice or not voters:
             return ""
+        first = self.analysis.rows[0]
+        by_cider = next((e.best for e in self.analysis.metrics if e.metric == "CIDEr"), self.analysis.best)
+        if by_cider == first and advice in ("stop", "lower learning rate"):
+            return self.say("advice.none better", first=first)
         total = sum(1 for e in self.analysis.metrics if e.trend and e.metric in SLIDES_METRICS)
         key = "advice.votes_with_cider" if len(voters) * 2 <= total and "CIDEr" in voters else "advice.votes"
         votes = self.say(key, count=len(voters), total=total, metrics=list(voters))

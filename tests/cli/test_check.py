@@ -251,6 +251,12 @@ def test_the_command_that_makes_a_manifest_of_a_table(
     )
 
 
+def test_a_configuration_is_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("data: {train: m.jsonl}\n")
+    assert check(tmp_path / "c.yaml") == 2
+    assert "is a configuration and not a manifest" in capsys.readouterr().err
+
+
 def test_a_folder_is_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path) == 2
     assert f"is a folder and not a manifest; make one with: captune init {tmp_path}" in capsys.readouterr().err

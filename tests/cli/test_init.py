@@ -333,3 +333,13 @@ def test_a_table_that_cannot_be_read_is_named(photos: Path, tmp_path: Path, cont
     if b"text" in content:
         assert init(tmp_path, "photos", "--yes", "--encoding", "gb18030").code == 2  # one image cannot be divided
         assert (tmp_path / "photos.jsonl").exists() is False
+
+
+def test_a_misspelt_template_and_a_used_output(photos: Path, tmp_path: Path) -> None:
+    write_table(photos)
+    done = init(tmp_path, "photos", "--yes", "--model", "qwen3_vl_2")
+    assert done.code == 2
+    assert "did you mean 'qwen3_vl_2b'?" in done.err
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    assert init(tmp_path, "photos", "--yes").code == 0
+    assert "output: runs/photos-2" in (tmp_path / "photos.yaml").read_text()

@@ -245,3 +245,8 @@ def test_length_drift(make_run: Any) -> None:
     rows = [dataclasses.replace(row, captions={"1": c}) for row, c in zip(run.checkpoints, captions, strict=True)]
     run = dataclasses.replace(run, checkpoints=tuple(rows), references={"1": ("A dog runs.", "One dog is running.")})
     assert _texts(run)["Length"] == "epoch0 writes 2.0 words per caption, pretrained wrote 7.0; references have 3.5."
+
+
+def test_no_epoch_is_recommended_if_none_is_better_than_the_first_row(make_run: Any) -> None:
+    texts = _texts(make_run({"CIDEr": (0.5, 0.1, 0.19, 0.0), "BLEU-1": (0.4, 0.5, 0.5, 0.5)}))
+    assert texts["Advice"].startswith("No epoch scores higher than pretrained: keep pretrained")

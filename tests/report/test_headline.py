@@ -160,10 +160,10 @@ def test_compared_runs_say_what_is_compared_and_what_differs() -> None:
     )
     line = comparison_headline(comparison)
     assert line.kind == "better"
-    assert line.title.startswith("fast is better than slow: CIDEr ")
+    assert line.title.startswith("fast epoch0 is better than slow epoch0: CIDEr ")
     assert "fast epoch0 and slow epoch0" in line.detail
     page = build_page(comparison.table, TrainingLog(), comparison=comparison)
-    assert re.search(r"<title>slow · fast – toy – captune</title>", page)
+    assert re.search(r"<title>slow epoch0 · fast epoch0 – toy – captune</title>", page)
     assert "<code>train.lr</code>" in page
     assert page.count('data-t="curves"') == 1
 
