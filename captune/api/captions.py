@@ -121,7 +121,7 @@ def _read(captions: Captions, what: str, read_file: Callable[[str], Any]) -> Any
     if isinstance(captions, (str, os.PathLike)):
         path = os.fspath(captions)
         if isinstance(captions, str) and not Path(path).suffix and not os.path.lexists(path):
-            raise MetricInputError(f"the {what} are the text {path[:60]!r}; {_FORMS}")
+            raise MetricInputError(f"the {what} are {path[:60]!r}, and there is no such file; {_FORMS}")
         return read_file(path)
     if isinstance(captions, Mapping):
         return captions

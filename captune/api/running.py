@@ -6,13 +6,15 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from captune.api.progress import show_progress
 from captune.api.results import EvaluationResult, TuningResult
 from captune.common import quiet_libraries
-from captune.config import RunConfig, load_config, load_stored_config, parse_config
+from captune.config import RunConfig, load_config, load_stored_config, parse_config, scale_schedule
+from captune.data import Sample, scan_manifest
 from captune.errors import ConfigError
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
@@ -42,7 +44,8 @@ def tune(
         captune.tune(data="photos/manifest.jsonl", model="toy-vlm", output="runs/photos", **{"train.epochs": 3})
 
     A finished run of the same configuration and data is not repeated, an interrupted one resumes: run the cell again.
-    A notebook shows the progress in place, any other program prints lines to stderr.
+    A notebook shows the progress in place, any other program prints lines to stderr. Without a configuration,
+    batch size and warm-up fit a small data set as `captune init` writes them, unless one of them is set.
 
     Args:
         config: a YAML file, a `RunConfig`, or a dictionary of sections; by default the default configuration.
@@ -66,15 +69,27 @@ def tune(
     """
     if config is None and data is None:
         raise ConfigError("captune.tune needs a configuration (a YAML file), or data=MANIFEST.")
-    run = _run_config(config, _overrides(data=data, model=model, output=output, settings=settings))
+    overrides = _overrides(data=data, model=model, output=output, settings=settings)
+    run = _run_config(config, overrides)
     require_extra("captune.tune", "train", *(["track"] if run.tracker == "wandb" else []))
     check_run(run, trains=True)
+    if config is None and not any(line.startswith(("train.batch_size=", "train.warmup_steps=")) for line in overrides):
+        run = _with_small_data_schedule(run)
     with extra_imports("captune.tune", "train"), quiet_libraries():
         from captune.training import train
 
         with show_progress(progress) as listener:
             train(run, listener, resume=resume, overwrite=overwrite)
     return TuningResult(run.output)
+
+
+def _with_small_data_schedule(run: RunConfig) -> RunConfig:
+    """Adapt batch size and warm-up to the training captions; the default warm-up is longer than a run on few images."""
+    splits = set(run.data.train_splits)
+    rows = (row for _, row in scan_manifest(run.data.train) if isinstance(row, Sample) and row.split in splits)
+    captions = sum(len(row.captions) for row in islice(rows, run.data.train_images))
+    scaled = scale_schedule({"epochs": run.train.epochs}, captions)
+    return run.model_copy(update={"train": run.train.model_copy(update=scaled)})
 
 
 def evaluate(

@@ -27,6 +27,8 @@ _TOYS = ("toy_vlm", "toy")
 _PREFERRED = ("qwen3_vl_2b", "smolvlm2_2b", "gemma3_4b", "qwen2_5_vl_3b", "paligemma2_3b", "blip2_opt_2_7b")
 """Templates of models on the hub in the order of the proposal: permissive licenses and chat models first."""
 _FEW_EVALUATED = 50
+_TOY_RATES = {"learning_rate": 3e-3, "min_learning_rate": 3e-4, "warmup_learning_rate": 3e-4}
+"""Of the toy on few captions; the rate of its template, for drawn scenes, hardly changes captions there."""
 _HUB_SETTINGS: dict[str, Any] = {
     "model": {"instruction": "Describe the image in one sentence."},
     "train": {"epochs": 3, "learning_rate": 1e-4},
@@ -53,7 +55,12 @@ def init(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The YAML file to write, or a folder for it.", show_default="NAME.yaml"),
+        typer.Option(
+            "--out",
+            "-o",
+            help="The YAML file to write, or a folder for it; - prints a template.",
+            show_default="NAME.yaml",
+        ),
     ] = None,
     split: Annotated[
         str | None,
@@ -103,10 +110,13 @@ def init(
     """
     from captune.cli.init_data import find_data, parse_required_shares, write_data
     from captune.config import parse_config
+    from captune.errors import ConfigError
 
     if list_templates:
         _list_templates(as_json)
         return
+    if out == Path("-") and (template is None or source is not None or as_json):
+        raise ConfigError("--out - prints a template, without data and --json; give the name of a YAML file.")
     if template is not None and source is None:
         _write_template(template, out, overwrite, as_json)
         return
@@ -232,6 +242,9 @@ def _write_template(name: str, out: Path | None, overwrite: bool, as_json: bool)
     from captune.data import check_output, output_file
 
     template = find_template(name.replace("-", "_"))
+    if out == Path("-"):
+        print(template.text_for(Path(f"{template.name}.yaml")), end="")
+        return
     path = _configuration_path(out, template.name, ask=False)
     check_output(path, command="init", overwrite=overwrite)
     with output_file(path, command="init") as stream:
@@ -370,7 +383,10 @@ def _settings(choice: ModelChoice, written: WrittenData, name: str, seed: int | 
         settings["seed"] = seed
     settings["model"] = {"path": choice.name, **choice.settings.get("model", {})}
     settings["data"] = data
-    settings["train"] = scale_schedule(choice.settings.get("train", {}), written.captions[written.train_split])
+    usual = choice.settings.get("train", {})
+    settings["train"] = scale_schedule(usual, written.captions[written.train_split])
+    if choice.name == "toy" and "batch_size" in settings["train"]:  # a small data set
+        settings["train"] |= _TOY_RATES
     if "evaluate" in choice.settings:
         settings["evaluate"] = dict(choice.settings["evaluate"])
     return settings

@@ -70,7 +70,7 @@ def review(
         except KeyboardInterrupt:
             print_message("Stopped; every change is saved.")
     if source.is_dir():
-        show_next(["prepare", "folder", source, "--out", "manifest.jsonl"], "tune a model on these captions")
+        show_next(["init", source], "tune a model on these captions")
 
 
 def _captions(source: Path) -> CaptionTexts:

@@ -122,6 +122,47 @@ def test_evaluation_of_a_run(result: captune.TuningResult, manifest: Path) -> No
     assert [row.name for row in other.rows] == ["pretrained", result.best.name]
 
 
+def test_evaluation_of_an_epoch_by_its_name(result: captune.TuningResult) -> None:
+    epoch = captune.evaluate(f"{result.folder}@epoch1", split="val", progress=False)
+    assert [row.name for row in epoch.rows] == ["pretrained", "epoch1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "warmup"),
+    [
+        ({}, 4, 6),
+        ({"train": {"epochs": 1}}, 4, 1),
+        ({"train": {"batch_size": 10}}, 10, 200),
+        ({"train.warmup_steps": 7}, 40, 7),
+    ],
+)
+def test_schedule_of_few_captions(
+    settings: dict[str, Any], batch: int, warmup: int, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class _StartedError(Exception):
+        pass
+
+    def start(config: RunConfig, *_: object, **__: object) -> None:
+        raise _StartedError(config)
+
+    monkeypatch.setattr("captune.training.train", start)
+    with pytest.raises(_StartedError) as started:
+        captune.tune(data=manifest, output=tmp_path / "run", progress=False, **settings)
+    train = started.value.args[0].train
+    assert (train.batch_size, train.warmup_steps) == (batch, warmup)
+    with pytest.raises(_StartedError) as started:
+        captune.tune({"data": {"train": str(manifest)}}, output=tmp_path / "run", progress=False)
+    assert started.value.args[0].train.batch_size == 40
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_named(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = {"train": {"epochs": 1, "warmup_steps": 200}, "evaluate.train_slice": 0}
+    captune.tune(data=manifest, output=tmp_path / "run", progress=False, **short)
+    assert any("train.warmup_steps is 200, and the run has 2 steps" in message for message in caplog.messages)
+
+
 def test_progress_outside_of_notebooks_is_lines(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,7 @@ def test_files_and_mixtures_of_files_and_dictionaries(tmp_path: Path) -> None:
     [
         ((PREDICTIONS, LISTS), {}, "the references are a list without ids and the other captions have ids; give ids="),
         ((TEXTS[:1], LISTS), {}, "there are 1 predictions and 3 references; two lists have the captions of an image"),
-        (("a dog", LISTS), {}, "the predictions are the text 'a dog'; give a dictionary from image id to caption, a"),
+        (("a dog", LISTS), {}, "the predictions are 'a dog', and there is no such file; give a dictionary from image"),
         (("missing.json", LISTS), {}, "There is no file 'missing.json'."),
         ((5, LISTS), {}, "the predictions are a int; give a dictionary"),
         ((TEXTS, LISTS), {"ids": [1, 2]}, "there are 2 ids and 3 predictions; give one for each"),

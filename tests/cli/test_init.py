@@ -266,6 +266,11 @@ def test_templates_are_listed_and_written(tmp_path: Path, repository: Path) -> N
     assert "captune train my.yaml" in text
     assert "train_configs/" not in text
     assert load_config(tmp_path / "my.yaml") == load_config(repository / "train_configs" / "qwen3_vl_2b.yaml")
+    printed = init(tmp_path, "--template", "qwen3_vl_2b", "--out", "-")
+    assert printed.code == 0
+    assert yaml.safe_load(printed.out) == yaml.safe_load(text)
+    assert not (tmp_path / "-").exists()
+    assert init(tmp_path, "--template", "qwen3_vl_2b", "--out", "-", "--json").code == 2
     wrong = init(tmp_path, "--template", "qwen3_vl_3b")
     assert wrong.code == 2
     assert "There is no template 'qwen3_vl_3b'; did you mean 'qwen3_vl_2b'?" in wrong.err
@@ -288,6 +293,13 @@ def test_schedules_of_small_data(captions: int, batch: int | None, warmup: int |
     changed = scale_schedule({"learning_rate": 1e-4}, captions)
     assert changed["learning_rate"] == 1e-4
     assert (changed.get("batch_size"), changed.get("warmup_steps")) == (batch, warmup)
+
+
+def test_the_learning_rate_of_the_toy_on_few_photos(photos: Path, tmp_path: Path) -> None:
+    write_table(photos)
+    assert init(tmp_path, "photos", "--yes", "--model", "toy").code == 0
+    train = load_config(tmp_path / "photos.yaml").train
+    assert (train.learning_rate, train.min_learning_rate, train.warmup_learning_rate) == (3e-3, 3e-4, 3e-4)
 
 
 def test_the_memory_of_a_run_is_predicted(photos: Path, tmp_path: Path, repository: Path) -> None:
