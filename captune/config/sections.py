@@ -158,7 +158,7 @@ class TrainConfig(_Section):
     of a protocol without it."""
     early_stop: int | None = Field(None, gt=0)
     """Stop after N epochs in a row without a significant improvement of the selected metric over the last epoch that
-    had one; null is off."""
+    had one, or over the checkpoint of train.start; null is off."""
     keep: int | None = Field(None, gt=0)
     """Keep the checkpoints of the N newest epochs and of the best one, and delete the others; null is all."""
     steps_per_epoch: int | None = Field(None, gt=0)

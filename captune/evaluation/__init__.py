@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     )
     from captune.evaluation.robustness import evaluate_matrix
     from captune.evaluation.robustness_columns import parse_corruptions, read_instructions
-    from captune.evaluation.scoring import PRETRAINED, Evaluation, checkpoint_name, decoding_options, exif_mark
+    from captune.evaluation.scoring import PRETRAINED, START, Evaluation, checkpoint_name, decoding_options, exif_mark
 
 __all__ = [
     "PRETRAINED",
+    "START",
     "Decoding",
     "Evaluation",
     "EvaluationSet",
@@ -67,6 +68,6 @@ __getattr__ = lazy_names(
         ],
         "robustness": ["evaluate_matrix"],
         "robustness_columns": ["parse_corruptions", "read_instructions"],
-        "scoring": ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"],
+        "scoring": ["PRETRAINED", "START", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"],
     },
 )

@@ -33,7 +33,16 @@ from captune.metrics import (
 from captune.model import MiniGPT4
 from captune.report import CheckpointScores, RunScores, read_scores, write_scores, write_thumbnails
 
-__all__ = ["PRETRAINED", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark", "pixels_mark", "refuse_rows"]
+__all__ = [
+    "PRETRAINED",
+    "START",
+    "Evaluation",
+    "checkpoint_name",
+    "decoding_options",
+    "exif_mark",
+    "pixels_mark",
+    "refuse_rows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -348,9 +357,10 @@ class Evaluation:
         """Remove the earlier scores of a row that cannot be scored now."""
         self._earlier.pop(name, None)
 
-    def compare(self, epoch: int, other: int) -> dict[str, Comparison]:
-        """Paired bootstrap of two scored epochs, by metric."""
-        scores = {row.epoch: scores for row, scores in zip(self.rows, self._scores, strict=True)}
+    def compare(self, epoch: int | None, other: int | None) -> dict[str, Comparison]:
+        """Paired bootstrap of two scored epochs, by metric; None is the row before training."""
+        # Rows of other captioners, which have no epoch either, follow the row before training.
+        scores = {row.epoch: scores for row, scores in reversed([*zip(self.rows, self._scores, strict=True)])}
         return paired_bootstrap(scores[epoch], scores[other])
 
     def has(self, epoch: int | None) -> bool:

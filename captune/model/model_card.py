@@ -16,6 +16,9 @@ from captune.model.processor import MiniGPT4Processor
 
 __all__ = ["CardDetails", "card_header", "metrics_table", "model_card", "upload_folder"]
 
+_NEGLIGIBLE = 1e-6
+"""Scores below this are 0 apart from smoothing."""
+
 
 @dataclass(frozen=True)
 class CardDetails:
@@ -48,6 +51,8 @@ def card_header(
 ) -> list[str]:
     """Lines of a card's YAML header, which the hub reads; scores without a LEAK mark become evaluation results.
 
+    Scores that are 0 apart from smoothing are left out.
+
     Args:
         name: of the model.
         details: scores and license.
@@ -67,7 +72,7 @@ def card_header(
             metric_value=value,
         )
         for metric, value in (details.metrics.items() if details.signature and not details.leak else ())
-        if details.data
+        if details.data and abs(value) >= _NEGLIGIBLE
     ]
     header = ModelCardData(
         base_model=base_model,

@@ -10,7 +10,8 @@ The rules, so that every sentence of the report can be verified:
   overlap.
 - The pace of a metric is its range over all rows divided by the number of steps.
 - The trend of the last three checkpoints is the slope of the least-squares line through them: rising or
-  falling when it is at least a quarter of the pace, else flat.
+  falling when it is at least a quarter of the pace, else flat. A flat metric has collapsed if all of the last three
+  are visibly worse than the first row, the last one by more than chance.
 - A rise or fall over the last three counts as unclear when no paired test of a step supports it, or without tests when
   it is smaller than half the width of the last confidence interval: it may be noise.
 - Over-fitting: from a metric's best row to the last, it falls by more than chance on the evaluated images while it
@@ -45,7 +46,7 @@ TREND_SHARE = 0.25
 VISIBLE = 0.5 * 10**-DECIMALS
 """Smaller scores are shown as 0.0000."""
 
-Trend = Literal["rising", "flat", "falling", "unclear", "swinging"]
+Trend = Literal["rising", "flat", "collapsed", "falling", "unclear", "swinging"]
 Advice = Literal["continue", "stop", "lower learning rate", "more images"]
 
 
@@ -322,7 +323,9 @@ def _trend(run: RunScores, metric: str, values: Sequence[float]) -> tuple[Trend 
     if swings and False not in tests:
         return "swinging", slope, pace
     if abs(slope) < TREND_SHARE * pace:
-        return "flat", slope, pace
+        drops = [_better(metric, value - values[0]) <= -VISIBLE for value in values[-TREND_WINDOW:]]
+        collapsed = all(drops) and differ(run, metric, 0, last) is not False
+        return ("collapsed" if collapsed else "flat"), slope, pace
     if _maybe_noise(run, metric, slope):
         return "unclear", slope, pace
     return ("rising" if _better(metric, slope) > 0 else "falling"), slope, pace
@@ -385,6 +388,7 @@ def _advise(entries: Sequence[MetricAnalysis]) -> tuple[Advice | None, tuple[str
         "rising": "continue",
         "flat": "stop",
         "falling": "lower learning rate",
+        "collapsed": "lower learning rate",
         "swinging": "lower learning rate",
         "unclear": "more images",
     }

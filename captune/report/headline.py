@@ -286,9 +286,10 @@ def examples(run: RunScores) -> list[Example]:
     for kind, image in ranked:
         if any(example.image == image for example in shown):
             continue
-        if kind == "improved" and changes[image] <= 0:
+        is_visible = not shows_zero(changes[image])
+        if kind == "improved" and not (is_visible and changes[image] > 0):
             kind = "least_regressed"
-        elif kind == "regressed" and changes[image] >= 0:
+        elif kind == "regressed" and not (is_visible and changes[image] < 0):
             kind = "least_improved"
         shown.append(
             Example(

@@ -7,11 +7,12 @@ they follow light and dark, the page's script translates their words, and a plai
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from captune.common import one_line, shorten
+from captune.metrics import NEGLIGIBLE
 from captune.report.axis import checkpoint_axis, spread_labels
 from captune.report.caption_statistics import CaptionStatistics
 from captune.report.columns import CIDER_TOP, group_by_scale
@@ -100,11 +101,19 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
         series = []
         for index, metric in enumerate(names):
             values = [math.nan if value is None else value for value in drawn.values(metric)]
+            if _is_negligible(values):
+                continue
             bands = [row.intervals.get(metric, (math.nan, math.nan)) for row in drawn.checkpoints]
             series.append(Series(metric, values, (first_style + index) % 10, bands, joined=joined))
-        title = f"{', '.join(names)}, {', '.join(row.name for row in drawn.checkpoints[:40])}"
+        title = ", ".join([*(line.name for line in series), *(row.name for row in drawn.checkpoints[:40])])
         charts.append((key, _over_checkpoints(run, series, title, label, words)))
     return sorted((chart for chart in charts if chart[1]), key=lambda chart: chart[0] != "cider_chart")
+
+
+def _is_negligible(values: Iterable[float]) -> bool:
+    """Whether scores are 0 apart from smoothing, of which a drawing would magnify the noise."""
+    finite = [abs(value) for value in values if math.isfinite(value)]
+    return bool(finite) and max(finite) < NEGLIGIBLE
 
 
 def comparison_charts(comparison: Comparison, words: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -116,21 +125,27 @@ def comparison_charts(comparison: Comparison, words: Mapping[str, str]) -> list[
     """
     courses = [split_training_rows(run).run.checkpoints for run in comparison.runs]
     epochs = sorted({-1 if row.epoch is None else row.epoch for course in courses for row in course})
-    metrics = [metric for metric in comparison.table.metrics if metric in ("CIDEr", "BLEU-4")]
+    # The first row may be the pretrained model or the checkpoint that a run starts from.
+    first_rows = {row.name for course in courses for row in course if row.epoch is None}
+    first = first_rows.pop() if len(first_rows) == 1 else "start"
     charts = []
-    for metric in sorted(metrics, key=lambda metric: metric != "CIDEr"):
+    for metric, key in (("CIDEr", "cider_chart"), ("BLEU-4", "bleu4_chart")):
+        if metric not in comparison.table.metrics:
+            continue
         series = []
         for index, (course, row) in enumerate(zip(courses, comparison.table.checkpoints, strict=False)):
             values = {-1 if each.epoch is None else each.epoch: each.corpus.get(metric, math.nan) for each in course}
             line = [values.get(epoch, math.nan) for epoch in epochs]
             series.append(Series(row.name, line, (0, 5, 3, 2, 9, 1, 7, 4, 6, 8)[index % 10]))
-        ticks = [(float(epoch), "pre-\ntrained" if epoch < 0 else str(epoch)) for epoch in epochs]
-        names = ["pretrained" if epoch < 0 else f"epoch{epoch}" for epoch in epochs]
-        if len(epochs) > 1 and len(epochs) <= MAX_MARKERS:
+        label = first.replace("pretrained", "pre-\ntrained")
+        ticks = [(float(epoch), label if epoch < 0 else str(epoch)) for epoch in epochs]
+        names = [first if epoch < 0 else f"epoch{epoch}" for epoch in epochs]
+        shown = not _is_negligible(value for line in series for value in line.values)
+        if shown and 1 < len(epochs) <= MAX_MARKERS:
             places = [float(epoch) for epoch in epochs]
             title = f"{metric}, {', '.join(row.name for row in comparison.table.checkpoints)}"
             drawing = line_chart(places, series, title, "epoch", metric, words, ticks=ticks, markers=True, names=names)
-            charts.append(("curves", drawing))
+            charts.append((key, drawing))
     return [chart for chart in charts if chart[1]]
 
 
@@ -161,6 +176,8 @@ def distribution_charts(
         scores = [image.get("CIDEr", math.nan) for image in trained[end].per_image.values()]
         cider.append(Series(name, scores, style))
         lengths.append(Series(name, rows[end].lengths, style))
+    if _is_negligible(score for line in cider for score in line.values):
+        cider = []
     means = [Series("", [row.mean_length for row in rows], 0, joined=joined)]
     if references.lengths:
         lengths.append(Series("references", references.lengths, 7, translate="references"))

@@ -17,7 +17,7 @@ from captune.common import did_you_mean
 from captune.config import TrainConfig
 from captune.data import atomic_link, remove_folder
 from captune.errors import ConfigError, InputError
-from captune.evaluation import Evaluation
+from captune.evaluation import START, Evaluation
 from captune.metrics import METRICS, find_column
 from captune.model import CheckpointRecord, read_record
 from captune.report import CheckpointScores
@@ -153,8 +153,9 @@ def remove_others(
 class EarlyStop:
     """Counts the newest epochs without a significant rise of a metric.
 
-    The first epoch sets the mark; a later one that differs from the mark's epoch significantly, in the direction of
-    improvement, sets a new mark. The test is the paired bootstrap over images.
+    The first epoch, or the row of the checkpoint that the run starts from, sets the mark; a later epoch that differs
+    from it significantly, in the direction of improvement, sets a new mark. The test is the paired bootstrap over
+    images.
 
     Args:
         epochs: after how many such epochs the run stops; None is never.
@@ -164,8 +165,8 @@ class EarlyStop:
 
     def __init__(self, epochs: int | None, metric: str, evaluation: Evaluation) -> None:
         self._epochs, self._metric, self._evaluation = epochs, metric, evaluation
-        self._mark: int | None = None
-        self._seen: set[int] = set()
+        self._mark: CheckpointScores | None = None
+        self._seen: set[int | None] = set()
         self._without = 0
 
     def reason(self) -> str | None:
@@ -173,19 +174,20 @@ class EarlyStop:
         if self._epochs is None:
             return None
         for row in self._evaluation.rows:
-            if row.epoch is None or row.leak is not None or row.epoch in self._seen:
+            counts = row.epoch is not None or row.name == START
+            if not counts or row.leak is not None or row.epoch in self._seen:
                 continue
             self._seen.add(row.epoch)
-            if self._mark is None or self._rises(row.epoch, self._mark):
-                self._mark, self._without = row.epoch, 0
+            if self._mark is None or self._rises(row, self._mark):
+                self._mark, self._without = row, 0
             else:
                 self._without += 1
-        if self._without < self._epochs:
+        if self._mark is None or self._without < self._epochs:
             return None
         times = f"{self._without} epochs" if self._without > 1 else "1 epoch"
-        return f"{self._metric} did not rise significantly over epoch{self._mark} in {times} (train.early_stop)"
+        return f"{self._metric} did not rise significantly over {self._mark.name} in {times} (train.early_stop)"
 
-    def _rises(self, epoch: int, mark: int) -> bool:
-        test = self._evaluation.compare(epoch, mark)[self._metric]
+    def _rises(self, row: CheckpointScores, mark: CheckpointScores) -> bool:
+        test = self._evaluation.compare(row.epoch, mark.epoch)[self._metric]
         better = _sign(self._metric) * test.difference > 0
         return better and test.is_tested and test.p_value < _LEVEL

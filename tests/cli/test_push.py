@@ -125,7 +125,13 @@ def test_a_pushed_folder_is_loaded_elsewhere(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert captune("push", project / "runs/a", "--to", "./shared/photos", "--license", "apache-2.0") == 0
+    scored = Path(shutil.copytree(project / "runs/a", project / "runs/scored", symlinks=True))
+    # Scores of 0, as of this toy, are no evaluation results of a card.
+    scores = json.loads((scored / "scores.json").read_text())
+    for row in scores["checkpoints"]:
+        row["corpus"] |= {"CIDEr": 0.5, "BLEU-4": 0.2}
+    (scored / "scores.json").write_text(json.dumps(scores))
+    assert captune("push", scored, "--to", "./shared/photos", "--license", "apache-2.0") == 0
     assert (
         "Next, to caption on any machine with the base model: captune caption shared/photos photo.jpg"
         in capsys.readouterr().err
@@ -136,7 +142,8 @@ def test_a_pushed_folder_is_loaded_elsewhere(
     card = ModelCard.load(tmp_path / "shared" / "photos" / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.pipeline_tag == "image-text-to-text"
-    assert {result.metric_name for result in card.data.eval_results or []} >= {"CIDEr", "BLEU-4"}
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    assert (results["CIDEr"], results["BLEU-4"]) == (0.5, 0.2)
     assert "| metric | value | 95 % interval |" in card.text
     assert "Signature: `" in card.text
 

@@ -69,6 +69,19 @@ def test_trend_and_advice(make_run: Any, values: tuple[float, ...], trend: str |
     assert analysis.advice == advice
 
 
+def test_a_metric_that_collapsed_is_not_flat(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.19, 0.0013, 0.0012, 0.0013), "BLEU-1": (0.3, 0.31, 0.31, 0.31)})
+    analysis = analyse(run)
+    assert analysis["CIDEr"].trend == "collapsed"
+    assert analysis["BLEU-1"].trend == "flat"
+    assert analysis.advice == "lower learning rate"
+    assert "flat at a score below the first row: CIDEr" in _texts(run)["Last epochs"]
+    # A fall that its test does not support, or one from an epoch that is higher than the first row, is none.
+    unsure = make_run({"CIDEr": (0.19, 0.17, 0.17, 0.17)}, p_values={"pretrained": 0.4})
+    assert analyse(unsure)["CIDEr"].trend == "flat"
+    assert analyse(make_run({"CIDEr": (0.3, 0.9, 0.4, 0.41, 0.4)}))["CIDEr"].trend == "flat"
+
+
 def test_a_quarter_of_the_pace_separates_flat_from_rising(make_run: Any) -> None:
     # Range 0.4 over 4 steps is a pace of 0.1; the last slope is exactly the required share of it.
     assert analyse(make_run({"CIDEr": (0.0, 0.2, 0.348, 0.374, 0.4)}))["CIDEr"].trend == "rising"

@@ -97,6 +97,8 @@ def test_three_images_by_their_change(make_run: Any) -> None:
     assert [(e.kind, e.image) for e in examples(run)] == [("improved", "1"), ("typical", "0"), ("regressed", "2")]
     rising = _with_images(make_run({"CIDEr": (1.0, 1.2)}), (0.2, 0.9, 0.1))
     assert [e.kind for e in examples(rising)] == ["improved", "typical", "least_improved"]
+    noise = _with_images(make_run({"CIDEr": (1.0, 1.2)}), (1e-9, -0.5, -1e-9))
+    assert [e.kind for e in examples(noise)] == ["least_regressed", "typical", "regressed"]
     assert examples(make_run({"CIDEr": (1.0, 1.2)})) == []
 
 
@@ -165,7 +167,7 @@ def test_compared_runs_say_what_is_compared_and_what_differs() -> None:
     page = build_page(comparison.table, TrainingLog(), comparison=comparison)
     assert re.search(r"<title>slow epoch0 · fast epoch0 – toy – captune</title>", page)
     assert "<code>train.lr</code>" in page
-    assert page.count('data-t="curves"') == 1
+    assert page.count('data-t="cider_chart"') == 1
 
 
 def test_the_page_opens_with_the_verdict(make_run: Any, tmp_path: Path) -> None:

@@ -18,9 +18,17 @@ from PIL import Image
 from captune.parsing import validate
 from captune.report import RunScores, TrainingLog, build_page, read_log, write_thumbnails
 from captune.report.caption_statistics import caption_statistics, most_changed_words, row_failures, word_classes
-from captune.report.narrative import catalogue
+from captune.report.comparison import Comparison
+from captune.report.narrative import LANGUAGES, catalogue
 from captune.report.page import MAX_CHARACTERS, MAX_IMAGES, explorer_data, select_images
-from captune.report.page_charts import Series, line_chart, nice_ticks
+from captune.report.page_charts import (
+    Series,
+    comparison_charts,
+    distribution_charts,
+    line_chart,
+    nice_ticks,
+    score_charts,
+)
 from captune.report.rating import Rating
 from captune.report.thumbnails import embedded_thumbnails, thumbnail_path
 
@@ -319,3 +327,70 @@ def test_a_drawing_is_valid_xml_and_leaves_gaps() -> None:
     tree = ElementTree.fromstring(drawing)
     assert len(tree.findall("polyline")) == len(tree.findall("polygon")) == 2
     assert line_chart([0, 1], [Series("x", [nan, nan], 0)], "", "", "", {}) == ""
+
+
+def test_scores_that_are_zero_apart_from_smoothing_are_not_drawn(make_run: Any) -> None:
+    run = make_run({"BLEU-1": (0.2, 0.3), "BLEU-4": (1e-9, 3e-9), "CIDEr": (2e-9, 1e-9), "Unknown": (0.0, 1e-8)})
+    drawings = dict(score_charts(run, {}))
+    assert list(drawings) == ["metrics_chart"]
+    assert ">BLEU-1<" in drawings["metrics_chart"]
+    assert "BLEU-4" not in drawings["metrics_chart"]
+    assert "e-0" not in drawings["metrics_chart"]
+    # A metric that only begins at 0 is drawn.
+    assert "BLEU-4" in dict(score_charts(make_run({"BLEU-4": (1e-9, 0.2)}), {}))["metrics_chart"]
+
+
+def test_the_first_tick_names_the_start_checkpoint(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.2, 0.3)})
+    ((_, drawing),) = score_charts(run, {})
+    assert ("pre-" in drawing, ">start<" in drawing) == (True, False)
+    rows = (dataclasses.replace(run.checkpoints[0], name="start"), *run.checkpoints[1:])
+    ((_, drawing),) = score_charts(dataclasses.replace(run, checkpoints=rows), {})
+    assert ("pre-" in drawing, ">start<" in drawing) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "ticks"),
+    [
+        (("start", "start"), (["start"], ["pre-"])),
+        (("pretrained", "pretrained"), (["pre-"], ["start"])),
+        (("pretrained", "start"), (["start"], ["pre-"])),
+    ],
+)
+def test_charts_of_compared_runs_have_headings_and_a_tick_of_their_first_rows(
+    make_run: Any, names: tuple[str, str], ticks: tuple[list[str], list[str]]
+) -> None:
+    runs = []
+    for name in names:
+        run = make_run({"CIDEr": (0.2, 0.3), "BLEU-4": (0.1, 0.2)})
+        rows = (dataclasses.replace(run.checkpoints[0], name=name), *run.checkpoints[1:])
+        runs.append(dataclasses.replace(run, checkpoints=rows))
+    table = make_run({"CIDEr": (0.3, 0.3), "BLEU-4": (0.2, 0.2)}, names=("a", "b"))
+    comparison = Comparison(table, {}, {}, {}, (), tuple(runs))
+    charts = comparison_charts(comparison, catalogue("en").page)
+    assert [key for key, _ in charts] == ["cider_chart", "bleu4_chart"]
+    for language in LANGUAGES:
+        assert len({catalogue(language).page[key] for key, _ in charts}) == 2
+    for _, drawing in charts:
+        assert all(f">{part}<" in drawing for part in ticks[0])
+        assert not any(f">{part}<" in drawing for part in ticks[1])
+    zero = make_run({"CIDEr": (0.2, 0.3), "BLEU-4": (1e-9, 2e-9)})
+    charts = comparison_charts(dataclasses.replace(comparison, runs=(zero, zero)), catalogue("en").page)
+    assert [key for key, _ in charts] == ["cider_chart"]
+
+
+def test_cider_of_images_that_is_zero_apart_from_smoothing_has_no_distribution(make_run: Any) -> None:
+    def keys(scores: tuple[float, float]) -> list[str]:
+        run = make_run({"CIDEr": scores})
+        rows = [
+            dataclasses.replace(row, captions={"1": "a dog"}, per_image={"1": {"CIDEr": score}})
+            for row, score in zip(run.checkpoints, scores, strict=True)
+        ]
+        run = dataclasses.replace(run, checkpoints=tuple(rows))
+        statistics = caption_statistics(run)
+        drawn = [statistics.rows[row.name] for row in rows]
+        return [key for key, _ in distribution_charts(run, drawn, statistics.references, {})]
+
+    assert "cider_distribution" not in keys((1e-9, 2e-9))
+    assert "length_distribution" in keys((1e-9, 2e-9))
+    assert "cider_distribution" in keys((1e-9, 0.5))

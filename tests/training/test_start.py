@@ -19,10 +19,11 @@ from captune.config import LoraConfig, RunConfig
 from captune.data import resolve_image
 from captune.distributed import DistributedContext
 from captune.errors import ConfigError, WeightsError
-from captune.evaluation import evaluation_set, training_images
+from captune.evaluation import Evaluation, evaluation_set, training_images
 from captune.events import Event
 from captune.features import encode_images
 from captune.hub import locate_checkpoint, refuse_checkpoint, resolve_model
+from captune.metrics import Comparison
 from captune.model import attach_lora, load_start, load_trained, read_record
 from captune.report import read_scores
 from captune.training import train
@@ -197,3 +198,30 @@ def test_images_of_earlier_stages_are_leaks(
         assert evaluation_set(config, ancestors=start.ancestors).leak is None
     assert "are unknown (its record names no manifest), so they are not searched for leaks" in caplog.text
     assert json.loads(json.dumps(start.ancestors)) == list(start.ancestors)
+
+
+def test_early_stopping_counts_from_the_start_checkpoint(
+    toy_data: Path, tmp_path: Path, stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs: list[tuple[int | None, int | None]] = []
+
+    def compare(self: Evaluation, epoch: int | None, other: int | None) -> dict[str, Comparison]:
+        pairs.append((epoch, other))
+        return {"CIDEr": Comparison(0.5, 1.0, 0.001)}
+
+    monkeypatch.setattr(Evaluation, "compare", compare)
+    output = tmp_path / "run"
+    train(second(toy_data, output, stage1, epochs=4, early_stop=2))
+    (event,) = entries(output, "early_stop")
+    assert (event["epoch"], pairs) == (1, [(0, None), (1, None)])
+    assert event["reason"] == "CIDEr did not rise significantly over start in 2 epochs (train.early_stop)"
+
+
+def test_epochs_are_compared_with_the_start_checkpoint(toy_data: Path, stage1: Path, stage2: Path) -> None:
+    config = second(toy_data, stage2, stage1)
+    scores = read_scores(stage2)
+    evaluation = Evaluation(config, evaluation_set(config))
+    evaluation.restore(scores.checkpoints)
+    start, epoch = (row.corpus["CIDEr"] for row in scores.checkpoints)
+    test = evaluation.compare(0, None)["CIDEr"]
+    assert test.difference == pytest.approx(epoch - start)
