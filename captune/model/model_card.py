@@ -17,7 +17,7 @@ from captune.model.processor import MiniGPT4Processor
 __all__ = ["CardDetails", "card_header", "metrics_table", "model_card", "upload_folder"]
 
 _NEGLIGIBLE = 1e-6
-"""Scores below this are 0 apart from smoothing."""
+"""Scores below this, and not 0, are the smoothing of BLEU."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def card_header(
 ) -> list[str]:
     """Lines of a card's YAML header, which the hub reads; scores without a LEAK mark become evaluation results.
 
-    Scores that are 0 apart from smoothing are left out.
+    Scores that are nothing but smoothing are left out.
 
     Args:
         name: of the model.
@@ -72,7 +72,7 @@ def card_header(
             metric_value=value,
         )
         for metric, value in (details.metrics.items() if details.signature and not details.leak else ())
-        if details.data and abs(value) >= _NEGLIGIBLE
+        if details.data and (value == 0 or abs(value) >= _NEGLIGIBLE)
     ]
     header = ModelCardData(
         base_model=base_model,

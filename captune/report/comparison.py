@@ -54,9 +54,10 @@ class Comparison:
             are 0 apart from smoothing.
         agreement: (i, j) -> Spearman's rank correlation of both rows' CIDEr over the images; NaN where it has none.
         runs: the compared runs with all of their rows, in the order of the table.
+        run_names: their names, without the names of their best rows.
         settings: the stored configuration of every run by the names of its settings; empty where there is none.
         best: test of the best checkpoints of the first two runs; None if either has no scores of its images.
-        most_different: images whose CIDEr differs most between two of the rows, the most most_different first.
+        most_different: images whose CIDEr differs most between two of the rows, the most different first.
     """
 
     table: RunScores
@@ -65,6 +66,7 @@ class Comparison:
     agreement: Mapping[tuple[int, int], float]
     most_different: tuple[str, ...]
     runs: tuple[RunScores, ...] = ()
+    run_names: tuple[str, ...] = ()
     settings: tuple[Mapping[str, Any], ...] = ()
     best: BestTest | None = None
 
@@ -133,6 +135,7 @@ def compare_runs(
         agreement={(i, j): _spearman(*_columns(scores[i], scores[j])) for i, j in pairs},
         most_different=_most_different(rows),
         runs=tuple(runs.values()),
+        run_names=tuple(names),
         settings=tuple(settings),
         best=_best_test(scores, resamples),
     )

@@ -15,7 +15,7 @@ from captune.common import one_line, shorten
 from captune.metrics import NEGLIGIBLE
 from captune.report.axis import checkpoint_axis, spread_labels
 from captune.report.caption_statistics import CaptionStatistics
-from captune.report.columns import CIDER_TOP, group_by_scale
+from captune.report.columns import CIDER_TOP, column, group_by_scale
 from captune.report.comparison import Comparison
 from captune.report.learning_curve import TrainingLog, drawn_rows, split_training_rows
 from captune.report.scores_json import RunScores
@@ -101,7 +101,7 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
         series = []
         for index, metric in enumerate(names):
             values = [math.nan if value is None else value for value in drawn.values(metric)]
-            if _is_negligible(values):
+            if column(metric).direction >= 0 and _is_negligible(values):
                 continue
             bands = [row.intervals.get(metric, (math.nan, math.nan)) for row in drawn.checkpoints]
             series.append(Series(metric, values, (first_style + index) % 10, bands, joined=joined))
@@ -111,7 +111,7 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
 
 
 def _is_negligible(values: Iterable[float]) -> bool:
-    """Whether scores are 0 apart from smoothing, of which a drawing would magnify the noise."""
+    """Whether scores are 0 apart from smoothing, of which a chart would magnify the noise."""
     finite = [abs(value) for value in values if math.isfinite(value)]
     return bool(finite) and max(finite) < NEGLIGIBLE
 
@@ -133,17 +133,17 @@ def comparison_charts(comparison: Comparison, words: Mapping[str, str]) -> list[
         if metric not in comparison.table.metrics:
             continue
         series = []
-        for index, (course, row) in enumerate(zip(courses, comparison.table.checkpoints, strict=False)):
+        for index, (course, name) in enumerate(zip(courses, comparison.run_names, strict=True)):
             values = {-1 if each.epoch is None else each.epoch: each.corpus.get(metric, math.nan) for each in course}
             line = [values.get(epoch, math.nan) for epoch in epochs]
-            series.append(Series(row.name, line, (0, 5, 3, 2, 9, 1, 7, 4, 6, 8)[index % 10]))
+            series.append(Series(name, line, (0, 5, 3, 2, 9, 1, 7, 4, 6, 8)[index % 10]))
         label = first.replace("pretrained", "pre-\ntrained")
         ticks = [(float(epoch), label if epoch < 0 else str(epoch)) for epoch in epochs]
         names = [first if epoch < 0 else f"epoch{epoch}" for epoch in epochs]
         shown = not _is_negligible(value for line in series for value in line.values)
         if shown and 1 < len(epochs) <= MAX_MARKERS:
             places = [float(epoch) for epoch in epochs]
-            title = f"{metric}, {', '.join(row.name for row in comparison.table.checkpoints)}"
+            title = f"{metric}, {', '.join(comparison.run_names)}"
             drawing = line_chart(places, series, title, "epoch", metric, words, ticks=ticks, markers=True, names=names)
             charts.append((key, drawing))
     return [chart for chart in charts if chart[1]]

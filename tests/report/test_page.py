@@ -336,6 +336,8 @@ def test_scores_that_are_zero_apart_from_smoothing_are_not_drawn(make_run: Any) 
     assert ">BLEU-1<" in drawings["metrics_chart"]
     assert "BLEU-4" not in drawings["metrics_chart"]
     assert "e-0" not in drawings["metrics_chart"]
+    # No hallucinated word is a perfect score, not a missing one.
+    assert "CHAIR-s" in dict(score_charts(make_run({"CHAIR-s": (0.0, 0.0)}), {}))["metrics_chart"]
     # A metric that only begins at 0 is drawn.
     assert "BLEU-4" in dict(score_charts(make_run({"BLEU-4": (1e-9, 0.2)}), {}))["metrics_chart"]
 
@@ -366,7 +368,7 @@ def test_charts_of_compared_runs_have_headings_and_a_tick_of_their_first_rows(
         rows = (dataclasses.replace(run.checkpoints[0], name=name), *run.checkpoints[1:])
         runs.append(dataclasses.replace(run, checkpoints=rows))
     table = make_run({"CIDEr": (0.3, 0.3), "BLEU-4": (0.2, 0.2)}, names=("a", "b"))
-    comparison = Comparison(table, {}, {}, {}, (), tuple(runs))
+    comparison = Comparison(table, {}, {}, {}, (), tuple(runs), ("a", "b"))
     charts = comparison_charts(comparison, catalogue("en").page)
     assert [key for key, _ in charts] == ["cider_chart", "bleu4_chart"]
     for language in LANGUAGES:
