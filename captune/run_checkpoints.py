@@ -1,4 +1,4 @@
-"""Checkpoints of a run: their folders, and the selection of one by its name or by its score.
+"""Checkpoints of a run: their folders and records, and the selection of one by its name or by its score.
 
     runs/photos                             the best checkpoint of a run
     runs/photos@epoch1                      that of an epoch; also @1, @epoch-001, @best and @last
@@ -11,30 +11,48 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from captune.errors import WeightsError
 from captune.parsing import load_json
 
 __all__ = [
+    "ADAPTER",
     "BEST",
+    "RECORD",
     "RUN_CONFIG",
+    "TENSORS_HASH",
+    "TRAINED",
+    "CheckpointRecord",
     "SelectedCheckpoint",
     "checkpoint_folder",
     "checkpoint_folders",
     "is_run",
+    "read_record",
+    "require_kind",
     "run_of",
     "select_checkpoint",
     "selected_checkpoint",
+    "tensor_file",
+    "trained_hash",
 ]
 
 RUN_CONFIG = "config.yaml"
 BEST = "best"
 """Name of the link to the best checkpoint."""
 _LAST = "last"
-_MODEL_FILES = ("config.json", "adapter_config.json", "checkpoint.json")
+RECORD = "checkpoint.json"
+"""Name of the file with the record of a checkpoint."""
+TRAINED, ADAPTER = "trained.safetensors", "adapter_model.safetensors"
+"""Names of the file with the trained tensors: captune's, and peft's."""
+TENSORS_HASH = "sha256"
+"""Key in the file of the record, of the hash of the trained tensors."""
+_FORMAT = 1
+_MODEL_FILES = ("config.json", "adapter_config.json", RECORD)
 """A folder with one of these is a model, adapter or checkpoint, also next to the config.yaml of another trainer."""
+_OUTPUTS = ("checkpoints", "log.jsonl", "scores.json")
 _METRIC = "CIDEr"
 """Decides in runs without a link to the best checkpoint."""
 
@@ -55,6 +73,116 @@ class SelectedCheckpoint:
         return f"{self.folder}, {self.reason}"
 
 
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """The content of `checkpoint.json`.
+
+    Attributes:
+        model: hub id or absolute folder of the frozen parts, or `toy` or `toy-vlm`.
+        frozen: fingerprint of the frozen parts.
+        instruction: the instruction in training.
+        conversation: name of the chat template.
+        stop_symbol: the text that ends an answer.
+        manifest_hash: hash of the training manifest.
+        epoch: finished epochs minus one; the first checkpoint is epoch 0.
+        step: number of optimizer steps.
+        seed: of the run.
+        captune: version of captune that wrote it.
+        format: version of this record.
+        lora: `r`, `alpha`, `targets` and `dropout` of LoRA, if it was trained.
+        wrapping: the fields of a `ChatTemplate` that is not in `CHAT_TEMPLATES`.
+        parts: folders or hub ids of `llm` and `vision`, if the run joined these instead of loading a complete model.
+        kind: of the model, "minigpt4" or "transformers".
+        trained: parts of a transformers model that were trained, as `train.parts` names them.
+        quantized: names of the parameters that were quantized in training, as in `quantized_names`; `frozen` leaves
+            them out, so that the checkpoint also fits the model without quantization.
+        max_pixels: largest number of pixels of an image; None is the processor's.
+        min_pixels: smallest number of pixels of an image; None is the processor's.
+        ancestors: the checkpoints that the run started from, the earliest first: `checkpoint` (folder), `trained` (hash
+            of its tensors), `epoch`, `step`, `seed`, `instruction`, `manifest_hash`, and `manifest`, `split` and
+            `train_images` if they are known.
+        relative_model: the folder of the frozen parts relative to the checkpoint's, for both to be moved.
+    """
+
+    model: str
+    frozen: str
+    instruction: str
+    conversation: str
+    stop_symbol: str
+    manifest_hash: str
+    epoch: int
+    step: int
+    seed: int
+    captune: str
+    format: int = _FORMAT
+    lora: dict[str, Any] | None = None
+    parts: dict[str, str] | None = None
+    wrapping: dict[str, Any] | None = None
+    kind: Literal["minigpt4", "transformers"] = "minigpt4"
+    trained: tuple[str, ...] = ()
+    quantized: tuple[str, ...] = ()
+    max_pixels: int | None = None
+    min_pixels: int | None = None
+    ancestors: tuple[dict[str, Any], ...] = ()
+    relative_model: str | None = None
+
+    def at(self, epoch: int, step: int) -> CheckpointRecord:
+        """The same record at another point of the run."""
+        return replace(self, epoch=epoch, step=step)
+
+
+def read_record(folder: Path) -> CheckpointRecord:
+    """Read the record of a checkpoint.
+
+    Raises:
+        WeightsError: the folder holds no checkpoint, or one that cannot be read.
+    """
+    path = folder / RECORD
+    try:
+        content = load_json(path.read_text(encoding="utf-8"))
+        if content.get("format") != _FORMAT:
+            raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {_FORMAT}.")
+        known = {field.name for field in fields(CheckpointRecord)}
+        record = CheckpointRecord(**{name: value for name, value in content.items() if name in known})
+        return replace(
+            record,
+            trained=tuple(record.trained),
+            quantized=tuple(record.quantized),
+            ancestors=tuple(record.ancestors),
+        )
+    except FileNotFoundError:
+        siblings = sorted(other.parent.name for other in folder.parent.glob("epoch-*/checkpoint.json"))
+        expected = f"there are {', '.join(siblings)}" if siblings else "expected a folder such as checkpoints/epoch-000"
+        raise WeightsError(f"{folder} holds no checkpoint.json; {expected}.") from None
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise WeightsError(f"{path} is broken: {error!r}; train this epoch again.") from error
+
+
+def tensor_file(folder: Path) -> Path:
+    """The file of a checkpoint's trained tensors."""
+    return folder / (ADAPTER if (folder / ADAPTER).is_file() else TRAINED)
+
+
+def trained_hash(folder: Path) -> str:
+    """Hash of a checkpoint's trained tensors, 16 hexadecimal digits, from its record."""
+    described = load_json((folder / RECORD).read_text(encoding="utf-8"))
+    return str(described.get(TENSORS_HASH, ""))[:16]
+
+
+def require_kind(record: CheckpointRecord, kind: str, folder: Path) -> None:
+    """Refuse the checkpoint of another kind of model.
+
+    Raises:
+        WeightsError: the record is of another kind.
+    """
+    if record.kind != kind:
+        names = {"minigpt4": "a MiniGPT-4", "transformers": "a transformers model"}
+        raise WeightsError(
+            f"{folder} is a checkpoint of {names.get(record.kind, record.kind)}, {record.model}, and not of "
+            f"{names[kind]}; give a checkpoint of this model."
+        )
+
+
 def checkpoint_folder(output: Path, epoch: int) -> Path:
     """Where the checkpoint of an epoch is saved in a run."""
     return output / "checkpoints" / f"epoch-{epoch:03d}"
@@ -67,10 +195,26 @@ def checkpoint_folders(output: Path) -> list[Path]:
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a run, and not of a model, an adapter or an evaluation."""
+    """Whether a folder is that of a run, and not of a model, an adapter, an evaluation or another program.
+
+    It has a configuration that a run stored, or the outputs of a run next to any configuration, or checkpoints.
+    """
     path = Path(folder).expanduser()
-    has_run = (path / RUN_CONFIG).is_file() or bool(checkpoint_folders(path))
-    return has_run and not any((path / name).is_file() for name in _MODEL_FILES)
+    if any((path / name).is_file() for name in _MODEL_FILES):
+        return False
+    return _has_config(path) or any((folder / RECORD).is_file() for folder in checkpoint_folders(path))
+
+
+def _has_config(folder: Path) -> bool:
+    from captune.config import STORED_HEADING
+
+    try:
+        with (folder / RUN_CONFIG).open(encoding="utf-8", errors="replace") as stream:
+            is_stored = stream.readline(200).startswith(f"# {STORED_HEADING}")
+    except OSError:
+        return False
+    # Runs of older versions have no heading.
+    return is_stored or any((folder / name).exists() for name in _OUTPUTS)
 
 
 def run_of(name: str | Path) -> tuple[Path, str | None] | None:

@@ -94,7 +94,8 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_checkpoint(tmp_path: Path) -> Path:
     """A checkpoint of the toy model."""
     from captune.hub import locate_model
-    from captune.model import CheckpointRecord, MiniGPT4, save_trained
+    from captune.model import MiniGPT4, save_trained
+    from captune.run_checkpoints import CheckpointRecord
 
     model = MiniGPT4.from_pretrained(locate_model("toy"))
     state = {name: tensor + 0.1 for name, tensor in model.trained_state().items()}

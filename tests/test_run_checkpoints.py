@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from captune.cli.evaluate import is_model
+from captune.config import STORED_HEADING
 from captune.errors import WeightsError
 from captune.hub import locate_base, locate_model, recorded_name
 from captune.run_checkpoints import checkpoint_folder, is_run, select_checkpoint, selected_checkpoint
@@ -84,7 +85,9 @@ def test_other_names_are_no_runs(tmp_path: Path, run: Path) -> None:
     assert is_model(tmp_path / "adapter", has_data=True)
     assert not is_model(run, has_data=True)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "config.yaml").write_text("")
+    (tmp_path / "empty" / "config.yaml").write_text("seed: 1\n")
+    assert not is_run(tmp_path / "empty"), "the configuration of another program"
+    (tmp_path / "empty" / "config.yaml").write_text(f"# {STORED_HEADING}\n")
     with pytest.raises(WeightsError, match="is a run without checkpoints"):
         selected_checkpoint(tmp_path / "empty")
 

@@ -12,7 +12,7 @@ from captune.captioner import probe_images, probe_scores
 from captune.config import LoraConfig
 from captune.decoding import DecodingOptions
 from captune.hub import resolve_model
-from captune.model import CheckpointRecord
+from captune.run_checkpoints import CheckpointRecord
 from captune.vlm import ImageTextModel, load_image_text_model, save_adapter
 
 CPU = torch.device("cpu")

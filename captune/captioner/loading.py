@@ -21,8 +21,6 @@ from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
 from captune.hub import ResolvedModel, locate_base, missing_base, require_available, resolve_model
 from captune.model import (
-    ADAPTER,
-    CheckpointRecord,
     MiniGPT4Config,
     compute_dtype,
     default_device,
@@ -30,11 +28,9 @@ from captune.model import (
     load_model,
     load_tuned,
     parse_device,
-    read_record,
-    tensor_file,
-    trained_hash,
     tuned_instruction,
 )
+from captune.run_checkpoints import ADAPTER, CheckpointRecord, read_record, tensor_file, trained_hash
 from captune.transformers_compat import has_auto_class
 from captune.weights import (
     attach_adapter,

@@ -109,7 +109,7 @@ def write_export(request: ExportRequest, out: Path, reads: list[Path]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already and is not empty; give another folder.")
     with working("Loading torch and transformers"), extra_imports("captune export", "train"):
-        from captune.model import read_record
+        from captune.run_checkpoints import read_record
     record = read_record(checkpoint)
     with atomic_folder(out) as folder:
         details = _card_details(checkpoint, record.epoch, request.license)

@@ -21,8 +21,8 @@ from captune.evaluation.protocol import EvaluationSet, evaluation_set
 from captune.evaluation.run_models import load_run_model
 from captune.evaluation.scoring import Evaluation, checkpoint_name, refuse_rows
 from captune.events import Event, Listener
-from captune.model import read_record
 from captune.report import MATRIX_FILES, REPORT_FILES, RunScores, read_scores, write_report
+from captune.run_checkpoints import read_record
 
 __all__ = [
     "EVALUATIONS_FOLDER",
@@ -65,7 +65,7 @@ def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Seque
     """
     folders = [Path(folder) for folder in checkpoints]
     output = original.output
-    if _is_equivalent(config, original) and (not _is_run(output) or is_own_evaluation(config, output, folders)):
+    if _is_equivalent(config, original) and (not _has_run_config(output) or is_own_evaluation(config, output, folders)):
         return output
     manifest = config.evaluation_manifest
     name = f"{manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
@@ -102,7 +102,7 @@ def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
         InputError: it would.
     """
     output = config.output
-    if _is_run(output):
+    if _has_run_config(output):
         if not is_own_evaluation(config, output, checkpoints):
             raise InputError(
                 f"{output} is the folder of a run, and holds the scores of the run's evaluation; give --out another "
@@ -123,7 +123,8 @@ def check_destination(config: RunConfig, checkpoints: Sequence[Path]) -> None:
             ) from None
 
 
-def _is_run(folder: Path) -> bool:
+def _has_run_config(folder: Path) -> bool:
+    """Whether a folder may be that of a run; the scores there are not replaced."""
     return (folder / "config.yaml").is_file()
 
 

@@ -37,7 +37,6 @@ from captune.evaluation.run_models import RunModel, load_run_model
 from captune.evaluation.scoring import Evaluation, checkpoint_name, exif_mark, pixels_mark, refuse_rows
 from captune.events import Listener
 from captune.metrics import Scorer, Scores, ScoringOptions, confidence_intervals, paired_bootstrap, prompt_hash
-from captune.model import read_record
 from captune.report import (
     MATRIX_FILE,
     Cell,
@@ -52,6 +51,7 @@ from captune.report import (
     matrix_to_json,
     write_report,
 )
+from captune.run_checkpoints import read_record
 
 __all__ = ["evaluate_matrix"]
 

@@ -13,17 +13,9 @@ from captune.distributed import DistributedContext
 from captune.evaluation.scoring import Evaluation
 from captune.features import PixelSource, encode_images, features_of, image_features_of, store_root
 from captune.hub import resolve_model
-from captune.model import (
-    LANGUAGE,
-    CheckpointRecord,
-    default_device,
-    load_model,
-    load_trained,
-    read_record,
-    restore_chat_template,
-    trained_hash,
-)
+from captune.model import LANGUAGE, default_device, load_model, load_trained, restore_chat_template
 from captune.parsing import load_json
+from captune.run_checkpoints import CheckpointRecord, read_record, trained_hash
 from captune.vlm import (
     COMPUTATION_FILE,
     CaptionGenerator,

@@ -19,7 +19,8 @@ from captune.config import ModelConfig
 from captune.data import cached_digest
 from captune.features.shards import FixedShape
 from captune.hub import ResolvedModel, locate_base, resolve_model
-from captune.model import MiniGPT4Config, compute_dtype, is_checkpoint, load_config_and_processor, read_record
+from captune.model import MiniGPT4Config, compute_dtype, is_checkpoint, load_config_and_processor
+from captune.run_checkpoints import read_record
 from captune.weights import TOWER_PREFIXES, stored_tensors, weight_files
 
 __all__ = ["TowerIdentity", "tower_identity"]

@@ -7,8 +7,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from captune.model.build import ALIGNMENT_CONFIG, build_model
 from captune.model.chat_template import count_bos, warn_date_is_fixed, with_fixed_clock
 from captune.model.checkpoint import (
-    ADAPTER,
-    CheckpointRecord,
     copy_checkpoint,
     fetch_checkpoint,
     is_checkpoint,
@@ -16,14 +14,10 @@ from captune.model.checkpoint import (
     load_trained,
     load_tuned,
     mark_tuned,
-    read_record,
     read_trained,
     recorded_base,
-    require_kind,
     restore_chat_template,
     save_trained,
-    tensor_file,
-    trained_hash,
     tuned_instruction,
 )
 from captune.model.configuration import MiniGPT4Config
@@ -82,7 +76,6 @@ from captune.model.quantization import quantization_config
 from captune.model.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
-    "ADAPTER",
     "ALIGNMENT_CONFIG",
     "CHAT_TEMPLATES",
     "DEFAULT_INSTRUCTION",
@@ -96,7 +89,6 @@ __all__ = [
     "CaptionTree",
     "CardDetails",
     "ChatTemplate",
-    "CheckpointRecord",
     "CompiledLayers",
     "GenerationLoad",
     "HuggingFaceTokenizer",
@@ -150,16 +142,12 @@ __all__ = [
     "parse_device",
     "patched_layer",
     "quantization_config",
-    "read_record",
     "read_trained",
     "recorded_base",
-    "require_kind",
     "restore_chat_template",
     "row_multiple",
     "save_trained",
     "saved_bytes",
-    "tensor_file",
-    "trained_hash",
     "training_memory",
     "tuned_instruction",
     "upload_folder",

@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -30,7 +30,17 @@ from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
 from captune.parsing import load_json
-from captune.run_checkpoints import checkpoint_folder
+from captune.run_checkpoints import (
+    ADAPTER,
+    RECORD,
+    TENSORS_HASH,
+    TRAINED,
+    CheckpointRecord,
+    checkpoint_folder,
+    read_record,
+    require_kind,
+    tensor_file,
+)
 from captune.transformers_compat import fetch_file
 from captune.weights import (
     attach_adapter,
@@ -43,8 +53,6 @@ from captune.weights import (
 )
 
 __all__ = [
-    "ADAPTER",
-    "CheckpointRecord",
     "copy_checkpoint",
     "fetch_checkpoint",
     "is_checkpoint",
@@ -52,81 +60,15 @@ __all__ = [
     "load_trained",
     "load_tuned",
     "mark_tuned",
-    "read_record",
     "read_trained",
     "recorded_base",
-    "require_kind",
     "restore_chat_template",
     "save_trained",
-    "tensor_file",
-    "trained_hash",
     "tuned_instruction",
 ]
 
-FORMAT = 1
 _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """Files of a checkpoint of a transformers model on the hub: weights, settings and its processor."""
-TRAINED, ADAPTER = "trained.safetensors", "adapter_model.safetensors"
-"""Names of the file with the trained tensors: captune's, and peft's."""
-_HASH = "sha256"
-
-
-@dataclass(frozen=True)
-class CheckpointRecord:
-    """The content of `checkpoint.json`.
-
-    Attributes:
-        model: hub id or absolute folder of the frozen parts, or `toy` or `toy-vlm`.
-        frozen: fingerprint of the frozen parts.
-        instruction: the instruction in training.
-        conversation: name of the chat template.
-        stop_symbol: the text that ends an answer.
-        manifest_hash: hash of the training manifest.
-        epoch: finished epochs minus one; the first checkpoint is epoch 0.
-        step: number of optimizer steps.
-        seed: of the run.
-        captune: version of captune that wrote it.
-        format: version of this record.
-        lora: `r`, `alpha`, `targets` and `dropout` of LoRA, if it was trained.
-        wrapping: the fields of a `ChatTemplate` that is not in `CHAT_TEMPLATES`.
-        parts: folders or hub ids of `llm` and `vision`, if the run joined these instead of loading a complete model.
-        kind: of the model, "minigpt4" or "transformers".
-        trained: parts of a transformers model that were trained, as `train.parts` names them.
-        quantized: names of the parameters that were quantized in training, as in `quantized_names`; `frozen` leaves
-            them out, so that the checkpoint also fits the model without quantization.
-        max_pixels: largest number of pixels of an image; None is the processor's.
-        min_pixels: smallest number of pixels of an image; None is the processor's.
-        ancestors: the checkpoints that the run started from, the earliest first: `checkpoint` (folder), `trained` (hash
-            of its tensors), `epoch`, `step`, `seed`, `instruction`, `manifest_hash`, and `manifest`, `split` and
-            `train_images` if they are known.
-        relative_model: the folder of the frozen parts relative to the checkpoint's, for both to be moved.
-    """
-
-    model: str
-    frozen: str
-    instruction: str
-    conversation: str
-    stop_symbol: str
-    manifest_hash: str
-    epoch: int
-    step: int
-    seed: int
-    captune: str
-    format: int = FORMAT
-    lora: dict[str, Any] | None = None
-    parts: dict[str, str] | None = None
-    wrapping: dict[str, Any] | None = None
-    kind: Literal["minigpt4", "transformers"] = "minigpt4"
-    trained: tuple[str, ...] = ()
-    quantized: tuple[str, ...] = ()
-    max_pixels: int | None = None
-    min_pixels: int | None = None
-    ancestors: tuple[dict[str, Any], ...] = ()
-    relative_model: str | None = None
-
-    def at(self, epoch: int, step: int) -> CheckpointRecord:
-        """The same record at another point of the run."""
-        return replace(self, epoch=epoch, step=step)
 
 
 def recorded_base(config: ModelConfig, output: Path) -> tuple[str, str | None]:
@@ -160,50 +102,10 @@ def save_trained(folder: Path, state: Mapping[str, Tensor], record: CheckpointRe
     # peft's readers expect a format.
     metadata = {"captune": text} if file == TRAINED else {"captune": text, "format": "pt"}
     data = save(dict(state), metadata=metadata)
-    described = {**asdict(record), _HASH: hashlib.sha256(data).hexdigest()}
+    described = {**asdict(record), TENSORS_HASH: hashlib.sha256(data).hexdigest()}
     # Written with Python, so that a full disk raises OSError.
     (folder / file).write_bytes(data)
-    (folder / "checkpoint.json").write_text(
-        json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-
-
-def read_record(folder: Path) -> CheckpointRecord:
-    """Read the record of a checkpoint.
-
-    Raises:
-        WeightsError: the folder holds no checkpoint, or one that cannot be read.
-    """
-    path = folder / "checkpoint.json"
-    try:
-        content = load_json(path.read_text(encoding="utf-8"))
-        if content.get("format") != FORMAT:
-            raise WeightsError(f"{path} has format {content.get('format')!r}; this captune reads format {FORMAT}.")
-        known = {field.name for field in fields(CheckpointRecord)}
-        record = CheckpointRecord(**{name: value for name, value in content.items() if name in known})
-        return replace(
-            record,
-            trained=tuple(record.trained),
-            quantized=tuple(record.quantized),
-            ancestors=tuple(record.ancestors),
-        )
-    except FileNotFoundError:
-        siblings = sorted(other.parent.name for other in folder.parent.glob("epoch-*/checkpoint.json"))
-        expected = f"there are {', '.join(siblings)}" if siblings else "expected a folder such as checkpoints/epoch-000"
-        raise WeightsError(f"{folder} holds no checkpoint.json; {expected}.") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise WeightsError(f"{path} is broken: {error!r}; train this epoch again.") from error
-
-
-def tensor_file(folder: Path) -> Path:
-    """The file of a checkpoint's trained tensors."""
-    return folder / (ADAPTER if (folder / ADAPTER).is_file() else TRAINED)
-
-
-def trained_hash(folder: Path) -> str:
-    """Hash of a checkpoint's trained tensors, 16 hexadecimal digits, from its record."""
-    described = load_json((folder / "checkpoint.json").read_text(encoding="utf-8"))
-    return str(described.get(_HASH, ""))[:16]
+    (folder / RECORD).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
@@ -219,14 +121,14 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load(data)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is missing or broken; train this epoch again.") from error
-    described = load_json((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    described = load_json((folder / RECORD).read_text(encoding="utf-8"))
     # Checkpoints of older versions have no hash.
-    if described.get(_HASH, "") not in ("", hashlib.sha256(data).hexdigest()):
+    if described.get(TENSORS_HASH, "") not in ("", hashlib.sha256(data).hexdigest()):
         raise WeightsError(
             f"{path} is damaged: its SHA-256 is not the one in checkpoint.json; copy it again from an intact copy, "
             "or train this epoch again."
         )
-    if _HASH in described:
+    if TENSORS_HASH in described:
         record = load_json(parse_header(io.BytesIO(data), len(data)).metadata["captune"])
         # The paths of models may change.
         same = set(record) & set(described) - {"model", "parts", "relative_model"}
@@ -256,7 +158,7 @@ def copy_checkpoint(checkpoint: Path, folder: Path, base_id: str | None = None) 
     record, state, file = read_record(checkpoint), read_trained(checkpoint), tensor_file(checkpoint)
     adapter_settings = checkpoint / "adapter_config.json"
     if base_id is None:
-        for path in (file, checkpoint / "checkpoint.json", adapter_settings):
+        for path in (file, checkpoint / RECORD, adapter_settings):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
         return record
@@ -316,20 +218,6 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
         for name, tensor in state.items():
             parameters[name].copy_(tensor)
     return record, None
-
-
-def require_kind(record: CheckpointRecord, kind: str, folder: Path) -> None:
-    """Refuse the checkpoint of another kind of model.
-
-    Raises:
-        WeightsError: the record is of another kind.
-    """
-    if record.kind != kind:
-        names = {"minigpt4": "a MiniGPT-4", "transformers": "a transformers model"}
-        raise WeightsError(
-            f"{folder} is a checkpoint of {names.get(record.kind, record.kind)}, {record.model}, and not of "
-            f"{names[kind]}; give a checkpoint of this model."
-        )
 
 
 def _check_frozen(frozen: str, record: CheckpointRecord, folder: Path) -> None:
@@ -427,7 +315,7 @@ def restore_chat_template(model: MiniGPT4, wrapping: dict[str, Any] | None, sour
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a path is the folder of a checkpoint, not of a complete model."""
     folder = Path(path)
-    return (folder / "checkpoint.json").is_file() and not (folder / "config.json").is_file()
+    return (folder / RECORD).is_file() and not (folder / "config.json").is_file()
 
 
 def fetch_checkpoint(name: str | Path, **hub_options: Any) -> Path | None:
@@ -441,7 +329,7 @@ def fetch_checkpoint(name: str | Path, **hub_options: Any) -> Path | None:
         return Path(name) if is_checkpoint(name) else None
 
     try:
-        record = fetch_file(name, "checkpoint.json", **hub_options)
+        record = fetch_file(name, RECORD, **hub_options)
         if record is None or fetch_file(name, "config.json", **hub_options) is not None:
             return None
         if read_record(record.parent).kind == "transformers":

@@ -16,7 +16,7 @@ from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.hub import ResolvedModel, locate_base, locate_model, missing_base, require_available, resolve_model
 from captune.model.build import build_model, config_and_processor_of_parts
-from captune.model.checkpoint import fetch_checkpoint, load_trained, read_record, require_kind
+from captune.model.checkpoint import fetch_checkpoint, load_trained
 from captune.model.configuration import MiniGPT4Config
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.processor import MiniGPT4Processor
@@ -27,6 +27,7 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
+from captune.run_checkpoints import read_record, require_kind
 from captune.weights import read_config, require_complete_model, unreadable_reason
 
 __all__ = [

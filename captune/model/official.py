@@ -18,7 +18,7 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from captune.errors import ConfigError, WeightsError
 from captune.hub import locate_model
-from captune.model.checkpoint import is_checkpoint, read_record, read_trained
+from captune.model.checkpoint import is_checkpoint, read_trained
 from captune.model.configuration import MiniGPT4Config
 from captune.model.language_model import language_config, load_language_model
 from captune.model.lora import add_lora
@@ -46,6 +46,7 @@ from captune.model.official_layout import (
 from captune.model.processor import MiniGPT4Processor
 from captune.model.tokenizer import load_tokenizer
 from captune.parsing import load_json
+from captune.run_checkpoints import read_record
 from captune.weights import check_values
 
 __all__ = ["load_official", "official_checkpoint", "read_pth"]

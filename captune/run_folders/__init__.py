@@ -12,7 +12,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.run_folders.caches import Cache, empty_caches, find_caches
     from captune.run_folders.deletion import Deletion, delete_run, plan_deletion
-    from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED, is_run
+    from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED
     from captune.run_folders.listing import RunSummary, best_row, find_runs, require_run, summarize
     from captune.run_folders.settings import (
         ADJUSTABLE,
@@ -38,7 +38,6 @@ __all__ = [
     "empty_caches",
     "find_caches",
     "find_runs",
-    "is_run",
     "other_configuration",
     "plan_deletion",
     "refuse_other_settings",
@@ -51,7 +50,7 @@ __getattr__ = lazy_names(
     {
         "caches": ["Cache", "empty_caches", "find_caches"],
         "deletion": ["Deletion", "delete_run", "plan_deletion"],
-        "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "is_run"],
+        "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED"],
         "listing": ["RunSummary", "best_row", "find_runs", "require_run", "summarize"],
         "settings": [
             "ADJUSTABLE",

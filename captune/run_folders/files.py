@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
-from captune.config import STORED_HEADING
-
-__all__ = ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "file_size", "folder_size", "is_run"]
+__all__ = ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "file_size", "folder_size"]
 
 CONFIG = "config.yaml"
 UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
@@ -22,21 +19,6 @@ RUN_FILES = re.compile(
     r"|comparison\.md|matrix\.(json|csv|md|png|svg|pdf)"
 )
 """Names under which a run, its evaluations, its reports and its study write."""
-
-_OUTPUTS = ("checkpoints", "log.jsonl", "scores.json")
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run: it has a configuration that a run stored, or outputs next to one."""
-    config = folder / CONFIG
-    try:
-        with config.open(encoding="utf-8", errors="replace") as stream:
-            first = stream.readline(200)
-    except OSError:
-        return False
-    if first.startswith(f"# {STORED_HEADING}"):
-        return True
-    return any((folder / name).exists() for name in _OUTPUTS)
 
 
 def file_size(path: str | os.PathLike[str]) -> int:

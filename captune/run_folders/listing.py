@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,7 +16,8 @@ from captune.errors import ConfigError, InputError
 from captune.metrics import find_column
 from captune.parsing import load_json
 from captune.report import CheckpointScores, RunScores, read_scores
-from captune.run_folders.files import CONFIG, folder_size, is_run
+from captune.run_checkpoints import RECORD, checkpoint_folder, checkpoint_folders, is_run, tensor_file
+from captune.run_folders.files import CONFIG, folder_size
 
 __all__ = ["RunSummary", "best_row", "find_runs", "require_run", "summarize"]
 
@@ -35,7 +35,6 @@ _INNER = (
 )
 """Folders of a run that contain no other runs."""
 _SKIPPED = ("node_modules", "__pycache__", "site-packages")
-_TENSORS = ("trained.safetensors", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def find_runs(root: Path) -> list[Path]:
         raise InputError(f"There is no folder {root}; give a folder that contains runs.")
     runs = []
     for parent, folders, files in os.walk(root, followlinks=False):
-        contains = CONFIG in files and is_run(Path(parent))
+        contains = (CONFIG in files or "checkpoints" in folders) and is_run(parent)
         if contains:
             runs.append(Path(parent))
         hidden = _INNER if contains else ()
@@ -155,20 +154,13 @@ def _read(folder: Path) -> tuple[RunConfig | None, RunScores | None, str]:
     return config, scores, problem
 
 
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    paths = (folder / "checkpoints").glob("epoch-*")
-    return {int(path.name[6:]): path for path in paths if re.fullmatch(r"epoch-\d+", path.name)}
-
-
 def _missing(folder: Path, epochs: set[int]) -> str:
     """What is missing in a run whose files can be read; checkpoints that `train.keep` deleted are not."""
-    saved = _checkpoints(folder)
-    for path in saved.values():
-        if not (path / "checkpoint.json").is_file():
-            return f"{path / 'checkpoint.json'} is missing."
-        if not any((path / name).is_file() for name in _TENSORS):
-            return f"{path / _TENSORS[0]} is missing."
-    if epochs and max(epochs) not in saved:
+    for path in checkpoint_folders(folder):
+        for file in (path / RECORD, tensor_file(path)):
+            if not file.is_file():
+                return f"{file} is missing."
+    if epochs and not checkpoint_folder(folder, max(epochs)).is_dir():
         return f"The checkpoint of epoch{max(epochs)} is missing."
     return ""
 

@@ -32,8 +32,9 @@ from captune.features import (
     store_root,
 )
 from captune.hub import ResolvedModel
-from captune.model import CheckpointRecord, recorded_base
+from captune.model import recorded_base
 from captune.parsing import load_json
+from captune.run_checkpoints import CheckpointRecord
 from captune.training.image_text_objective import ImageTextObjective, images_at_once
 from captune.training.preparation import FeaturesOf, prepare_images
 from captune.training.run_folder import Inspection

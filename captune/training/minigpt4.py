@@ -25,7 +25,6 @@ from captune.features import StoredFeatures
 from captune.hub import ResolvedModel, recorded_name
 from captune.model import (
     LANGUAGE,
-    CheckpointRecord,
     MiniGPT4,
     attach_lora,
     compute_dtype,
@@ -38,6 +37,7 @@ from captune.model import (
     save_trained,
 )
 from captune.parsing import load_json
+from captune.run_checkpoints import CheckpointRecord
 from captune.training.equivalence import CheckedObjective
 from captune.training.fsdp import FsdpContext, llm_bytes
 from captune.training.optimizations import compile_if_enabled

@@ -33,10 +33,9 @@ from captune.data import (
 )
 from captune.errors import ConfigError, DataError, InputError
 from captune.features import store_root
-from captune.model import read_record, tensor_file
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
-from captune.run_checkpoints import checkpoint_folder, checkpoint_folders
+from captune.run_checkpoints import checkpoint_folder, checkpoint_folders, read_record, tensor_file
 from captune.run_folders import (
     CONFIG,
     IGNORED,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captune.data import Sample
 from captune.decoding import Caption
 from captune.distributed import CollectiveForward
-from captune.model import CheckpointRecord
+from captune.run_checkpoints import CheckpointRecord
 from captune.training.samples import TrainingSample
 
 __all__ = ["ImageSource", "RunParts", "TrainingObjective", "TunableModel"]

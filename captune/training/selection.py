@@ -19,9 +19,8 @@ from captune.data import atomic_link, remove_folder
 from captune.errors import ConfigError, InputError
 from captune.evaluation import START, Evaluation
 from captune.metrics import METRICS, find_column
-from captune.model import CheckpointRecord, read_record
 from captune.report import CheckpointScores
-from captune.run_checkpoints import BEST, checkpoint_folder, checkpoint_folders
+from captune.run_checkpoints import BEST, CheckpointRecord, checkpoint_folder, checkpoint_folders, read_record
 
 __all__ = ["EarlyStop", "best_row", "link_best", "remove_others", "selected_metric"]
 

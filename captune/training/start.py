@@ -18,8 +18,9 @@ from captune.config import LoraConfig, RunConfig, load_run_config
 from captune.data import atomic_folder, manifest_hash
 from captune.errors import ConfigError, InputError, WeightsError
 from captune.hub import locate_checkpoint
-from captune.model import CheckpointRecord, load_tuned, read_record, require_kind, trained_hash
+from captune.model import load_tuned
 from captune.parsing import load_json
+from captune.run_checkpoints import CheckpointRecord, read_record, require_kind, trained_hash
 from captune.vlm import ImageTextModel
 
 __all__ = ["START", "StartCheckpoint", "find_start", "require_fitting_start", "start_image_text_model", "store_start"]

@@ -28,9 +28,8 @@ from captune.errors import StoppedError, TrainingError
 from captune.evaluation import Evaluation, evaluation_set, load_protocol, training_images
 from captune.events import Listener
 from captune.hub import ResolvedModel, refuse_checkpoint, resolve_model
-from captune.model import read_record
 from captune.report import read_scores, write_report
-from captune.run_checkpoints import checkpoint_folder, checkpoint_folders
+from captune.run_checkpoints import checkpoint_folder, checkpoint_folders, read_record
 from captune.training.checkpoints import (
     TrainProgress,
     TrainState,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from captune.hub import TOY, is_hub_id
-from captune.model import CardDetails, CheckpointRecord, card_header, metrics_table
+from captune.model import CardDetails, card_header, metrics_table
+from captune.run_checkpoints import CheckpointRecord
 
 __all__ = ["tuned_card"]
 

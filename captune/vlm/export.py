@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from captune.captioner import checkpoint_base, copy_processor, image_text_config
-from captune.model import CardDetails, copy_checkpoint, mark_tuned, read_record
+from captune.model import CardDetails, copy_checkpoint, mark_tuned
+from captune.run_checkpoints import read_record
 from captune.transformers_compat import fetch_file
 from captune.vlm.card import tuned_card
 from captune.vlm.files import load_adapter

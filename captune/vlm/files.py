@@ -21,7 +21,8 @@ from torch import Tensor
 from captune.captioner import probe_scores, require_effect
 from captune.errors import WeightsError
 from captune.hub import locate_model
-from captune.model import ADAPTER, CheckpointRecord, load_tuned, read_trained, save_trained, tensor_file
+from captune.model import load_tuned, read_trained, save_trained
+from captune.run_checkpoints import ADAPTER, CheckpointRecord, tensor_file
 from captune.vlm.card import tuned_card
 from captune.vlm.model import ImageTextModel
 from captune.weights import adapter_tensors, quantized_names

@@ -19,7 +19,8 @@ from captune.captioner import complete_settings, image_text_config, load_process
 from captune.common import error_text
 from captune.errors import WeightsError
 from captune.hub import ResolvedModel
-from captune.model import MiniGPT4Config, compute_dtype, quantization_config, read_record
+from captune.model import MiniGPT4Config, compute_dtype, quantization_config
+from captune.run_checkpoints import read_record
 from captune.vlm.decoder import Decoder
 from captune.vlm.model import ImageTextModel
 from captune.weights import load_strictly

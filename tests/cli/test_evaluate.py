@@ -20,7 +20,8 @@ from captune.errors import InputError, NonFiniteScoresError
 from captune.evaluation import Evaluation, evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
-from captune.model.checkpoint import read_record, save_trained
+from captune.model.checkpoint import save_trained
+from captune.run_checkpoints import read_record
 from captune.training import train
 
 

@@ -16,7 +16,8 @@ from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
-from captune.model.checkpoint import CheckpointRecord, save_trained
+from captune.model.checkpoint import save_trained
+from captune.run_checkpoints import CheckpointRecord
 
 IDENTITY = ("model", "checkpoint", "prompt", "greedy")
 

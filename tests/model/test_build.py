@@ -41,9 +41,9 @@ from captune.errors import ConfigError, WeightsError
 from captune.model import CHAT_TEMPLATES, MiniGPT4
 from captune.model.build import ALIGNMENT_CONFIG, build_model, config_and_processor_of_parts
 from captune.model.chat_template import read_chat_template
-from captune.model.checkpoint import read_record
 from captune.model.loading import LANGUAGE, load_config_and_processor, load_model, load_pretrained
 from captune.model.lora import attach_lora
+from captune.run_checkpoints import read_record
 from captune.training import train
 
 from .conftest import TEXT, OfficialFiles

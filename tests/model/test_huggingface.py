@@ -16,12 +16,7 @@ from transformers import AutoConfig, AutoModel
 from captune.config import ModelConfig
 from captune.errors import ConfigError, ToolError, WeightsError
 from captune.model import MiniGPT4, MiniGPT4Config, MiniGPT4Processor
-from captune.model.checkpoint import (
-    CheckpointRecord,
-    load_trained,
-    read_record,
-    save_trained,
-)
+from captune.model.checkpoint import load_trained, save_trained
 from captune.model.loading import load_pretrained, load_quantized
 from captune.model.lora import attach_lora
 from captune.model.quantization import (
@@ -31,6 +26,7 @@ from captune.model.quantization import (
     projection_gradient,
     quantization_config,
 )
+from captune.run_checkpoints import CheckpointRecord, read_record
 
 from .conftest import OfficialFiles, load
 

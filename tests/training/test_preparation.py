@@ -23,9 +23,10 @@ from captune.metrics import prompt_hash
 from captune.model import MiniGPT4
 from captune.model.build import build_model, config_and_processor_of_parts
 from captune.model.chat_template import read_chat_template
-from captune.model.checkpoint import load_trained, read_record
+from captune.model.checkpoint import load_trained
 from captune.model.loading import load_config_and_processor, load_model, load_pretrained
 from captune.report import read_scores
+from captune.run_checkpoints import read_record
 from captune.training import train
 from captune.training.minigpt4 import load_for_training
 

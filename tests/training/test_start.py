@@ -24,8 +24,9 @@ from captune.events import Event
 from captune.features import encode_images
 from captune.hub import locate_checkpoint, refuse_checkpoint, resolve_model
 from captune.metrics import Comparison
-from captune.model import attach_lora, load_start, load_trained, read_record
+from captune.model import attach_lora, load_start, load_trained
 from captune.report import read_scores
+from captune.run_checkpoints import read_record
 from captune.training import train
 from captune.training.equivalence import CheckedObjective
 from captune.training.run_folder import RunStatus, run_status

@@ -21,7 +21,8 @@ from tuned_models import LORA, load, perturb, record_of, scores, texts, tune
 
 from captune.errors import WeightsError
 from captune.hub import resolve_model
-from captune.model import read_record, save_trained
+from captune.model import save_trained
+from captune.run_checkpoints import read_record
 from captune.vlm import ImageTextModel, load_adapter, load_image_text_model, save_adapter
 
 WEIGHTS = "adapter_model.safetensors"

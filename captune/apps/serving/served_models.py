@@ -20,8 +20,8 @@ from captune.captioner import Captioner, MiniGPT4Backend, TransformersBackend
 from captune.config import load_stored_config
 from captune.errors import DataError, WeightsError
 from captune.hub import resolve_model
-from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained, read_record
-from captune.run_checkpoints import checkpoint_folders, is_run
+from captune.model import IMAGE_PLACEHOLDER, default_device, load_model, load_trained
+from captune.run_checkpoints import checkpoint_folders, is_run, read_record
 from captune.vlm import CheckpointSwapper, ImageTextModel, is_image_text_model, load_image_text_model
 
 if TYPE_CHECKING:

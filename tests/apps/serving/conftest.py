@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from captune.hub import locate_model
-from captune.model.checkpoint import CheckpointRecord, save_trained
+from captune.model.checkpoint import save_trained
 from captune.model.minigpt4 import MiniGPT4
+from captune.run_checkpoints import CheckpointRecord
 from captune.toy.drawing import draw_scene
 from captune.toy.scenes import sample_scenes
 
