@@ -13,9 +13,11 @@ from captune.cli.prepare_common import Output, find_file, import_rows, resplit
 from captune.cli.prepare_custom_data import (
     Images,
     Seed,
+    SplitOrShares,
     Splits,
     folder,
     hf,
+    image_target,
     split_and_shares,
     table,
     webdataset,
@@ -286,6 +288,101 @@ def chinese(
         images=images,
         split_origin=split_origin,
     )
+
+
+@app.command(short_help="DOCCI: a detailed description an image.")
+@with_shared_options
+def docci(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="docci_descriptions.jsonlines, or the folder that holds it.")
+    ],
+    output: Output,
+    images: Images = None,
+) -> None:
+    """DOCCI's descriptions; the splits train, test, qual_dev and qual_test and the ids are DOCCI's own.
+
+    Images are looked for in images (of docci_images.tar.gz) or docci_images next to SOURCE.
+
+    Examples:
+        captune prepare docci docci_descriptions.jsonlines --out docci.jsonl
+    """
+    from captune.data import SourceFile
+    from captune.data.importers import FORMATS, docci_rows
+
+    file = find_file(source, "docci")
+    reading = SourceFile(file)
+    import_rows(docci_rows(reading), file, reading, FORMATS["docci"].images, output, images=images)
+
+
+@app.command(short_help="DetailCaps-4870: three detailed references an image, images inside.")
+@with_shared_options
+def detailcaps(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="The .parquet file, or its rows as .json or .jsonl.")
+    ],
+    output: Output,
+    images: Images = None,
+    caption_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of captions; repeatable. CogVLM, ShareCaptioner and LLaVA_v15 are captions of models.",
+            show_default="the three GT_Caption columns",
+        ),
+    ] = None,
+) -> None:
+    """DetailCaps; the split is test, the id the path in image, the domain the data set in source.
+
+    Images inside the file are written into the folder of --images, by default one next to the manifest; without them
+    the files that image names are searched next to SOURCE.
+
+    Examples:
+        captune prepare detailcaps DetailCaps-4870.parquet --out detailcaps/manifest.jsonl
+    """
+    from captune.data import InlineImages, SourceFile
+    from captune.data.importers import DETAILCAPS_REFERENCES, FORMATS, detailcaps_has_images, detailcaps_rows
+
+    reading = SourceFile(source)
+    inline_images = None
+    if detailcaps_has_images(reading):
+        images = image_target(output.out, images)
+        images.mkdir(parents=True, exist_ok=True)
+        inline_images = InlineImages(images)
+    columns = tuple(caption_column or DETAILCAPS_REFERENCES)
+    rows = detailcaps_rows(reading, columns=columns, inline_images=inline_images)
+    import_rows(rows, source, reading, FORMATS["detailcaps"].images, output, images=images)
+
+
+@app.command(short_help="ShareGPT4V: conversations about an image, a detailed caption each.")
+@with_shared_options
+def sharegpt4v(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A .json or .jsonl file of ShareGPT4V, or the folder that holds one."),
+    ],
+    output: Output,
+    images: Images = None,
+    split: SplitOrShares = "train",
+    seed: Seed = 0,
+    turns: Annotated[
+        Literal["first", "all"], typer.Option(help="Which answers of a conversation are captions of its image.")
+    ] = "first",
+) -> None:
+    """ShareGPT4V's captions, and other files of its layout: id, image, conversations.
+
+    The first answer is the caption. Use the files of captions (cap100k, share-captioner): in mixtures such as mix665k
+    most answers are no descriptions. Images are looked for below data, images or next to SOURCE.
+
+    Examples:
+        captune prepare sharegpt4v sharegpt4v_instruct_gpt4-vision_cap100k.json --out sharegpt4v.jsonl
+    """
+    from captune.data import SourceFile
+    from captune.data.importers import FORMATS, sharegpt4v_rows
+
+    file = find_file(source, "sharegpt4v")
+    split_name, shares = split_and_shares(split, seed)
+    reading = SourceFile(file)
+    rows = sharegpt4v_rows(reading, split=split_name, turns=turns)
+    import_rows(rows, file, reading, FORMATS["sharegpt4v"].images, output, images=images, shares=shares)
 
 
 app.command("table", short_help="CSV, TSV, JSON or parquet with named columns, or conversations.")(table)

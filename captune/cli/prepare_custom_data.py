@@ -24,6 +24,7 @@ __all__ = [
     "Splits",
     "folder",
     "hf",
+    "image_target",
     "split_and_shares",
     "table",
     "webdataset",
@@ -121,7 +122,7 @@ def table(
     )
     inline_images = None
     if source.suffix in (".parquet", ".pq") and _holds_images(reading, columns.image):
-        images = _target(output.out, images)
+        images = image_target(output.out, images)
         images.mkdir(parents=True, exist_ok=True)
         inline_images = InlineImages(images)
     rows = table_rows(reading, columns, split=split_name, inline_images=inline_images, quoting=quoting, turns=turns)
@@ -181,7 +182,7 @@ def hf(
     from captune.data import InlineImages
     from captune.data.importers import HuggingFaceSource
 
-    target = _target(output.out, images)
+    target = image_target(output.out, images)
     columns = _columns(image_column, caption_column, split_column, id_column)
     split_name, shares = (None, None) if split is None else split_and_shares(split, seed, split_column)
     reading = HuggingFaceSource(
@@ -214,7 +215,7 @@ def webdataset(
     from captune.data import InlineImages
     from captune.data.importers import WebDatasetSource
 
-    target = _target(output.out, images)
+    target = image_target(output.out, images)
     split_name, shares = split_and_shares(split, seed)
     reading = WebDatasetSource(source, InlineImages(target), split=split_name)
     target.mkdir(parents=True, exist_ok=True)
@@ -299,7 +300,7 @@ def _columns(image: str, captions: list[str], split: str | None, name: str | Non
     return Columns(image, tuple(captions), split, name)
 
 
-def _target(out: Path, images: Path | None) -> Path:
+def image_target(out: Path, images: Path | None) -> Path:
     """The folder that images are written into."""
     from captune.data import is_stream
     from captune.errors import DataError

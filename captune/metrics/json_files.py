@@ -101,7 +101,7 @@ def parse_json(text: str, name: str) -> Document:
     """
     if not text.strip():
         raise MetricInputError(f"{name} is empty; expected captions as JSON or JSON Lines.")
-    if Path(name).name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+    if Path(name).name.lower().removesuffix(".gz").endswith((".jsonl", ".jsonlines", ".ndjson")):
         return Document(lines=_lines(text, name))
     try:
         return Document(value=_loads(text))
@@ -164,7 +164,7 @@ def _line_of_second(key: str, text: str) -> int:
 
 _DELIMITERS = (",", "\t", ";", "|")
 _TABLES = (".csv", ".tsv", ".tab")
-_JSON = (".json", ".jsonl", ".ndjson")
+_JSON = (".json", ".jsonl", ".jsonlines", ".ndjson")
 _LINES = (".txt", ".ref", ".hyp", ".out", ".en", ".zh")
 _LONGEST_HEADER = 10_000
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0+")  # how pandas writes a whole number of a column in which a row has none

@@ -209,7 +209,7 @@ def test_the_help_names_every_format(repository: Path, tmp_path: Path) -> None:
     done = run(repository, tmp_path, "prepare", "--help")
     assert done.returncode == 0
     formats = ["flickr30k", "flickr8k", "karpathy", "coco", "nocaps", "textcaps", "chinese"]
-    formats += ["table", "folder", "hf", "webdataset"]
+    formats += ["docci", "detailcaps", "sharegpt4v", "table", "folder", "hf", "webdataset"]
     listed = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line[2:3].strip()]
     assert [name for name in listed if name in formats] == formats
     assert '"captions": ["A dog ."]' in done.stdout

@@ -25,6 +25,7 @@ from captune.data.importers.flickr import flickr30k_rows, token_rows, with_coco_
 from captune.data.importers.folder import FolderSource
 from captune.data.importers.hugging_face import HuggingFaceSource
 from captune.data.importers.karpathy import karpathy_rows
+from captune.data.importers.long_captions import detailcaps_rows, docci_rows, sharegpt4v_rows
 from captune.data.importers.table import Columns, table_rows
 from captune.data.importers.webdataset import WebDatasetSource
 from captune.data.importing import ImageCheck, prepare
@@ -141,6 +142,30 @@ def textcaps(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     return textcaps_rows(SourceFile(folder / "t.json"))
 
 
+def docci(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
+    lines = [
+        json.dumps({"example_id": str(n), "split": "test", "image_file": item.image, "description": item.caption})
+        for n, item in enumerate(items)
+    ]
+    (folder / "docci.jsonlines").write_text("\n".join(lines))
+    return docci_rows(SourceFile(folder / "docci.jsonlines"))
+
+
+def detailcaps(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
+    data = [{"image": item.image, "CogVLM": item.caption, "source": None} for item in items]
+    (folder / "d.json").write_text(json.dumps(data))
+    return detailcaps_rows(SourceFile(folder / "d.json"), columns=("CogVLM",))
+
+
+def sharegpt4v(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
+    data = [
+        {"id": str(n), "image": item.image, "conversations": [{"from": "gpt", "value": item.caption}]}
+        for n, item in enumerate(items)
+    ]
+    (folder / "s.json").write_text(json.dumps(data))
+    return sharegpt4v_rows(SourceFile(folder / "s.json"))
+
+
 def hugging_face_csv(folder: Path, items: list[Item]) -> Iterable[Row | Issue]:
     rows = [(json.dumps([item.caption]), "[0]", "train", item.image, "0") for item in items]
     buffer = io.StringIO()
@@ -193,6 +218,9 @@ FORMATS: list[Callable[[Path, list[Item]], Iterable[Row | Issue]]] = [
     minigpt4,
     karpathy,
     textcaps,
+    docci,
+    detailcaps,
+    sharegpt4v,
     hugging_face_csv,
     kaggle_bars,
     kaggle_commas,

@@ -5,6 +5,7 @@ coco.py           COCO, NoCaps, MiniGPT-4's filter_cap.json, TextCaps
 karpathy.py       Karpathy's JSON, and the splits in it
 table.py          CSV, TSV, JSON and parquet with named columns
 json_table.py     rows and conversations from JSON
+long_captions.py  DOCCI, DetailCaps, ShareGPT4V
 discovery.py      the images and captions in a folder without a description
 table_guess.py    the layout of a table whose columns are not named
 folder.py         images with a text file next to each
@@ -35,11 +36,19 @@ if TYPE_CHECKING:
     from captune.data.importers.folder import FolderSource
     from captune.data.importers.hugging_face import HuggingFaceSource
     from captune.data.importers.karpathy import UNLISTED, karpathy_rows, read_splits, with_splits
+    from captune.data.importers.long_captions import (
+        DETAILCAPS_REFERENCES,
+        detailcaps_has_images,
+        detailcaps_rows,
+        docci_rows,
+        sharegpt4v_rows,
+    )
     from captune.data.importers.table import Columns, table_rows
     from captune.data.importers.table_guess import TABLE_SUFFIXES, TableGuess, guess_table
     from captune.data.importers.webdataset import WebDatasetSource
 
 __all__ = [
+    "DETAILCAPS_REFERENCES",
     "FORMATS",
     "TABLE_SUFFIXES",
     "UNLISTED",
@@ -53,12 +62,16 @@ __all__ = [
     "WebDatasetSource",
     "chinese_lists",
     "coco_rows",
+    "detailcaps_has_images",
+    "detailcaps_rows",
     "discover",
+    "docci_rows",
     "flickr30k_rows",
     "guess_table",
     "karpathy_rows",
     "listed_splits",
     "read_splits",
+    "sharegpt4v_rows",
     "source_of_file",
     "table_rows",
     "textcaps_rows",
@@ -84,6 +97,13 @@ __getattr__ = lazy_names(
         "folder": ["FolderSource"],
         "hugging_face": ["HuggingFaceSource"],
         "karpathy": ["UNLISTED", "karpathy_rows", "read_splits", "with_splits"],
+        "long_captions": [
+            "DETAILCAPS_REFERENCES",
+            "detailcaps_has_images",
+            "detailcaps_rows",
+            "docci_rows",
+            "sharegpt4v_rows",
+        ],
         "table": ["Columns", "table_rows"],
         "table_guess": ["TABLE_SUFFIXES", "TableGuess", "guess_table"],
         "webdataset": ["WebDatasetSource"],
@@ -125,6 +145,17 @@ FORMATS: Final = {
         images=("images", "flickr30k-images", ""),
         annotations=("imageid.human-written-caption.txt",),
         origin="COCO-CN's is imageid.human-written-caption.txt",
+    ),
+    "docci": Format(
+        images=("images", "docci_images", ""),
+        annotations=("docci_descriptions.jsonlines",),
+        origin="DOCCI's descriptions are docci_descriptions.jsonlines, its images docci_images.tar.gz",
+    ),
+    "detailcaps": Format(images=("images", "")),
+    "sharegpt4v": Format(
+        images=("data", "images", ""),
+        annotations=("sharegpt4v_instruct_gpt4-vision_cap100k.json", "share-captioner_coco_lcs_sam_1246k_1107.json"),
+        origin="ShareGPT4V's are files of the data set Lin-Chen/ShareGPT4V on Hugging Face",
     ),
     "table": Format(images=("images", "image", "")),
 }

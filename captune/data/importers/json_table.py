@@ -73,7 +73,7 @@ def json_layout(reading: SourceFile, image: str) -> Layout:
         return "lines"
     if first.lstrip().startswith("["):
         return "array"
-    if any(ending in (".jsonl", ".ndjson") for ending in reading.path.suffixes):
+    if any(ending in (".jsonl", ".jsonlines", ".ndjson") for ending in reading.path.suffixes):
         return "lines"
     is_last = next(lines, None) is None
     try:

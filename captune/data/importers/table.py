@@ -33,7 +33,7 @@ __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_column
 
 logger = logging.getLogger(__name__)
 
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_JSON_ENDINGS = (".jsonl", ".jsonlines", ".ndjson", ".json")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that specifies what divides columns
 _ENCODINGS = "gb18030 for Chinese, shift_jis for Japanese, euc-kr for Korean, cp1251 for Cyrillic, cp1250 for Polish"

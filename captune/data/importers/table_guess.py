@@ -26,7 +26,7 @@ from captune.errors import DataError
 
 __all__ = ["TABLE_SUFFIXES", "TableGuess", "TableKind", "guess_table"]
 
-TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".pq"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".json", ".jsonl", ".jsonlines", ".ndjson", ".parquet", ".pq"})
 """Endings of files that can be tables; `.gz` may follow."""
 
 TableKind: TypeAlias = Literal["table", "conversations", "mapping", "coco", "karpathy", "manifest"]
@@ -106,7 +106,7 @@ def guess_table(
         rows = [list(row[1]) for row in islice(parquet_rows(reading, names), _ROWS) if not isinstance(row, Issue)]
         reading.close()
         return _guess_columns(TableGuess("table", names, rows), image, captions)
-    if ending in (".jsonl", ".ndjson", ".json"):
+    if ending in (".jsonl", ".jsonlines", ".ndjson", ".json"):
         return _guess_json(path, image, captions)
     header, cells, notes = delimited_sample(
         SourceFile(path, encoding), "\t" if ending in (".tsv", ".tab") else ",", _ROWS
