@@ -26,7 +26,15 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: Sequence[str], *, yes: bool) -> Columns:
+def confirm_columns(
+    guess: TableGuess,
+    source: Path,
+    columns: Columns,
+    command: Sequence[str],
+    *,
+    guessed: str = "columns",
+    yes: bool,
+) -> Columns:
     """Show the guessed columns on stderr and return them once they are confirmed.
 
     Args:
@@ -34,6 +42,7 @@ def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: 
         source: the table.
         columns: as they will be read.
         command: arguments of `captune` that read it like this, without the options of columns.
+        guessed: what is guessed, in the plural or as "encoding".
         yes: whether the user accepts any guess.
 
     Raises:
@@ -41,16 +50,19 @@ def confirm_columns(guess: TableGuess, source: Path, columns: Columns, command: 
     """
     from captune.errors import DataError
 
-    shown = "\n".join([f"The columns of {source} are guessed:", *describe_guess(guess, columns)])
+    verb, them = ("is", "it") if guessed == "encoding" else ("are", "them")
+    shown = "\n".join([f"The {guessed} of {source} {verb} guessed:", *describe_guess(guess, columns)])
     if yes:
         print_message(shown)
         return columns
     typer.echo(shown, err=True)
     exact = shlex.join(["captune", *command, *columns.options()])
     if not is_interactive():
-        raise DataError(f"the columns of '{source}' are guessed; pass --yes to accept them, or name them: {exact}")
+        raise DataError(
+            f"the {guessed} of '{source}' {verb} guessed; pass --yes to accept {them}, or name {them}: {exact}"
+        )
     if not typer.confirm("Read it like this?", default=True, err=True):
-        raise DataError(f"nothing is written; name the columns, as in: {exact}")
+        raise DataError(f"nothing is written; name {them}, as in: {exact}")
     return columns
 
 

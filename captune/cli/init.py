@@ -125,6 +125,8 @@ def init(
     shares = None if split is None else parse_required_shares(split, seed or 0)
     machine = Machine.detect(gpu)
     choice = None if model is None and template is None else _named_model(str(model or template))
+    options = {"--model": model, "--template": template, "--out": out, "--split": split, "--seed": seed}
+    options |= {"--images": images, "--gpu": gpu}
     data = find_data(
         source,
         image=image_column,
@@ -132,6 +134,7 @@ def init(
         split_column=split_column,
         folder=images,
         encoding=encoding,
+        options=[str(word) for option in options.items() if option[1] is not None for word in option],
         yes=yes,
     )
     print_message(f"machine   {machine.in_words()}")

@@ -79,6 +79,7 @@ def find_data(
     split_column: str | None,
     folder: Path | None,
     encoding: str | None,
+    options: list[str],
     yes: bool,
 ) -> UserData:
     """Find the captions, show how they are understood, and let the user confirm it on a terminal.
@@ -90,6 +91,7 @@ def find_data(
         split_column: column of the split, where the user named it.
         folder: with the images, where the user named it.
         encoding: of a table; None to detect it.
+        options: other options of the command, for the command that names what was guessed.
         yes: accept all guesses.
 
     Raises:
@@ -110,7 +112,7 @@ def find_data(
     print_message(f"captions  {_KINDS[source.kind]}: {source.path}{seen if source.kind != 'folder' else ''}")
     if source.kind == "folder" and source.matched < source.tried:
         print_message(f"          {source.tried - source.matched:,} of {source.tried:,} images have no text")
-    columns = _columns(path, source, image, captions, split_column, encoding, yes)
+    columns = _columns(path, source, image, captions, split_column, encoding, options, yes)
     return UserData(discovery, source, columns, encoding)
 
 
@@ -263,6 +265,7 @@ def _columns(
     captions: list[str],
     split_column: str | None,
     encoding: str | None,
+    options: list[str],
     yes: bool,
 ) -> Columns | None:
     """The columns of a table, confirmed unless the user named them or they have the usual names."""
@@ -275,11 +278,14 @@ def _columns(
     if guess.columns is None:
         raise DataError(f"the columns of '{source.path}' are not recognized; name them: {', '.join(guess.names[:20])}.")
     columns = Columns(guess.columns.image, guess.columns.captions, split_column or guess.columns.split)
-    if (image and captions) or (columns.image == "image" and columns.captions == ("caption",)):
+    is_named = (image and captions) or (columns.image == "image" and columns.captions == ("caption",))
+    if is_named and guess.encoding is None:
         print_message("\n".join(describe_guess(guess, columns)))
         return columns
-    command = ["init", str(path), *([] if encoding is None else ["--encoding", encoding])]
-    return confirm_columns(guess, source.path, columns, command, yes=yes)
+    encoding = encoding or guess.encoding
+    command = ["init", str(path), *options, *([] if encoding is None else ["--encoding", encoding])]
+    guessed = "encoding" if is_named else "columns" if guess.encoding is None else "columns and the encoding"
+    return confirm_columns(guess, source.path, columns, command, guessed=guessed, yes=yes)
 
 
 def _import(data: UserData, out: Path, shares: Shares | None, seed: int, overwrite: bool) -> int:

@@ -92,7 +92,7 @@ def table(
         typer.Option(help="csv: quotation marks delimit cells; none: they are text.", show_default="csv, none in TSV"),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Encoding of the text, such as cp1252 or gb18030.", show_default="UTF-8")
+        str | None, typer.Option(help="Encoding of the text, such as cp1252 or gb18030.", show_default="detected")
     ] = None,
     turns: Annotated[
         Literal["first", "all"], typer.Option(help="Which answers of a conversation are captions of its image.")
@@ -116,10 +116,10 @@ def table(
     from captune.data.importers import FORMATS, table_rows
 
     split_name, shares = split_and_shares(split, seed, split_column)
-    reading = SourceFile(source, encoding)
-    columns = _table_columns(
-        source, encoding, image_column, caption_column or [], id_column, split_column, split, output, yes
+    columns, encoding = _table_columns(
+        source, encoding, image_column, caption_column or [], id_column, split_column, split, output, images, yes
     )
+    reading = SourceFile(source, encoding)
     inline_images = None
     if source.suffix in (".parquet", ".pq") and _holds_images(reading, columns.image):
         images = image_target(output.out, images)
@@ -264,9 +264,10 @@ def _table_columns(
     split_column: str | None,
     split: str,
     output: Output,
+    images: Path | None,
     yes: bool,
-) -> Columns:
-    """The columns as options, by their usual names, or as guessed and confirmed.
+) -> tuple[Columns, str | None]:
+    """The columns as options, by their usual names, or as guessed and confirmed; and the encoding, if it is known.
 
     Raises:
         DataError: guessed columns are not confirmed, or the table has no header.
@@ -276,22 +277,29 @@ def _table_columns(
     from captune.errors import DataError
 
     columns = Columns(image or "image", tuple(captions) or ("caption",), split_column, id_column)
-    if image is not None and captions:
-        return columns
+    are_named = image is not None and bool(captions)
+    if are_named and encoding is not None:
+        return columns, encoding
     try:
         guess = guess_table(source, encoding, image, captions)
     except DataError:  # reported when the table is read
-        return columns
-    require_header(guess, source)
-    if guess.kind != "table" or guess.columns is None or {columns.image, *columns.captions} <= set(guess.names):
-        return columns
+        return columns, encoding
+    are_named = are_named or {columns.image, *columns.captions} <= set(guess.names)
+    if not are_named:
+        require_header(guess, source)
+    if guess.kind != "table" or guess.columns is None or (are_named and guess.encoding is None):
+        return columns, encoding
     if split_column is None and split == "train":
         split_column = guess.columns.split
-    guessed = Columns(guess.columns.image, guess.columns.caption, split_column, id_column)
+    if not are_named:
+        columns = Columns(guess.columns.image, guess.columns.caption, split_column, id_column)
+    encoding = encoding or guess.encoding
     command = ["prepare", "table", str(source), "--out", str(output.out)]
+    command += [] if images is None else ["--images", str(images)]
     command += [] if encoding is None else ["--encoding", encoding]
     command += [] if split == "train" else ["--split", split]
-    return confirm_columns(guess, source, guessed, command, yes=yes)
+    guessed = "encoding" if are_named else "columns" if guess.encoding is None else "columns and the encoding"
+    return confirm_columns(guess, source, columns, command, guessed=guessed, yes=yes), encoding
 
 
 def _columns(image: str, captions: list[str], split: str | None, name: str | None) -> Columns:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from captune.errors import DataError
 
-__all__ = ["BYTE_ORDER_MARKS", "MAX_LINE", "SourceFile", "checked_lines", "text_lines"]
+__all__ = ["BYTE_ORDER_MARKS", "MAX_LINE", "SourceFile", "checked_lines", "is_western", "raw_lines", "text_lines"]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
@@ -138,7 +138,7 @@ def checked_lines(reading: SourceFile, *, windows: bool = False) -> Iterator[str
         DataError: the gzip data are broken, or the text is not of the encoding that was given.
     """
     encoding, is_utf8 = "utf-8", False
-    for number, line in enumerate(_raw_lines(reading), 1):
+    for number, line in enumerate(raw_lines(reading), 1):
         if isinstance(line, DataError):
             yield line
             continue
@@ -147,7 +147,7 @@ def checked_lines(reading: SourceFile, *, windows: bool = False) -> Iterator[str
             is_utf8 = is_utf8 or not line.isascii()
         except UnicodeDecodeError as error:
             wrong = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            if not windows or is_utf8 or encoding != "utf-8" or not _is_western(reading.path):
+            if not windows or is_utf8 or encoding != "utf-8" or not is_western(reading.path):
                 windows = False
                 yield DataError(f"the line is not UTF-8 ({wrong}).")
                 continue
@@ -163,7 +163,7 @@ def checked_lines(reading: SourceFile, *, windows: bool = False) -> Iterator[str
             yield text
 
 
-def _raw_lines(reading: SourceFile) -> Iterator[bytes | DataError]:
+def raw_lines(reading: SourceFile) -> Iterator[bytes | DataError]:
     """The lines of a file as bytes; one that is too long is passed over."""
     number = 0
     try:
@@ -192,13 +192,13 @@ def _start(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
         return b""
 
 
-def _is_western(path: Path) -> bool:
+def is_western(path: Path) -> bool:
     """Whether a file can be Windows-1252: nothing beyond ASCII is UTF-8, and what is there are single letters.
 
     Chinese, Japanese, Cyrillic and Greek encodings have runs of high bytes, or bytes that are no letters here.
     """
     runs = single = high = western = 0
-    for line in _raw_lines(SourceFile(path)):
+    for line in raw_lines(SourceFile(path)):
         if isinstance(line, DataError) or line.isascii():
             continue
         try:

@@ -263,6 +263,6 @@ def test_a_folder_is_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_table_in_an_unknown_encoding_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.csv").write_bytes("文件名,描述\na.jpg,灰色墙上的红色圆圈\n".encode("gb18030"))
+    (tmp_path / "t.csv").write_bytes("文件名,描述\na.jpg,灰色墙上的红色圆圈\n".encode("gb18030") + b"b.jpg,\xff\n")
     assert check(tmp_path / "t.csv") == 2
     assert "--encoding sets another one: gb18030 for Chinese" in capsys.readouterr().err

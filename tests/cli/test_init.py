@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -330,10 +331,10 @@ def test_photos_in_heif_without_the_extra(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         (
-            "文件名,描述\nIMG_00.JPG,灰色墙上的红色圆圈\n".encode("gb18030"),
+            "文件名,描述\nIMG_00.JPG,灰色墙上的红色圆圈\n".encode("gb18030") + "IMG_01.JPG,белое".encode("cp1251"),
             "--encoding sets another one: gb18030 for Chinese",
         ),
-        ("image,text\nIMG_00.JPG,灰色墙上的红色圆圈\n".encode("gb18030"), "t.csv:2: the line is not UTF-8"),
+        ("image,text\nIMG_00.JPG,灰色墙\n".encode("gb18030") + b"a.jpg,\xff\n", "t.csv:2: the line is not UTF-8"),
         (b"image,caption\n", "'photos/t.csv' has no rows below the names of its columns"),
     ],
 )
@@ -342,9 +343,29 @@ def test_a_table_that_cannot_be_read_is_named(photos: Path, tmp_path: Path, cont
     done = init(tmp_path, "photos", "--yes")
     assert done.code == 2
     assert sentence in done.err
-    if b"text" in content:
-        assert init(tmp_path, "photos", "--yes", "--encoding", "gb18030").code == 2  # one image cannot be divided
-        assert (tmp_path / "photos.jsonl").exists() is False
+    assert (tmp_path / "photos.jsonl").exists() is False
+
+
+@pytest.mark.parametrize("header", ["文件名,描述", "image,caption"])
+def test_a_guessed_encoding_needs_a_yes(photos: Path, tmp_path: Path, header: str) -> None:
+    (photos / "t.csv").write_bytes(
+        "".join([f"{header}\n", *(f"IMG_{n:02}.JPG,灰色墙上的红色圆圈\n" for n in range(10))]).encode("gb18030")
+    )
+    refused = init(tmp_path, "photos/t.csv", "--out", "zh.yaml")
+    assert refused.code == 2
+    guessed = "encoding of 'photos/t.csv' is" if "image" in header else "columns and the encoding of 'photos/t.csv' are"
+    assert f"captune: The {guessed} guessed; pass --yes to accept" in refused.err
+    assert "note      the text seems to be gb18030 (Chinese)" in refused.err
+    assert "      IMG_00.JPG  灰色墙上的红色圆圈\n" in refused.err
+    image, caption = header.split(",")
+    exact = ["--out", "zh.yaml", "--encoding", "gb18030", "--image-column", image, "--caption-column", caption]
+    assert refused.err.endswith(f": {shlex.join(['captune', 'init', 'photos/t.csv', *exact])}\n")
+    named = init(tmp_path, "photos/t.csv", *exact)
+    assert named.code == 0
+    manifest = (tmp_path / "zh.jsonl").read_text(encoding="utf-8")
+    assert manifest.count("灰色墙上的红色圆圈") == 10
+    assert init(tmp_path, "photos/t.csv", "--out", "zh.yaml", "--yes").code == 0
+    assert (tmp_path / "zh.jsonl").read_text(encoding="utf-8") == manifest
 
 
 def test_a_misspelt_template_and_a_used_output(photos: Path, tmp_path: Path) -> None:

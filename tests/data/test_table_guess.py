@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from captune.data import SourceFile
 from captune.data.importers import Columns, guess_table, table_rows
+from captune.data.importers.delimited_layout import guess_encoding
 from captune.errors import DataError
 
 ROWS = [(f"IMG_{number}.JPG", "2026-05-01", f"Ein grüner Kreis auf „Grau“, Nummer {number}") for number in range(5)]
@@ -126,3 +129,103 @@ def test_a_spreadsheet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"is a spreadsheet, which is not read; save it as CSV"):
         guess_table(tmp_path / "t.xlsx")
+
+
+CAPTIONS = {
+    "zh": [
+        "一只棕色的狗在草地上奔跑",
+        "两个孩子在沙滩上玩耍",
+        "一位老人坐在公园的长椅上看报纸",
+        "厨房的桌子上放着一盘水果",
+    ],
+    "zh-tw": [
+        "一隻棕色的狗在草地上奔跑",
+        "兩個孩子在沙灘上玩耍",
+        "一位老人坐在公園的長椅上看報紙",
+        "女孩抱著一隻白色的小貓",
+    ],
+    "ja": [
+        "茶色の犬が草原を走っている",
+        "二人の子供が砂浜で遊んでいます",
+        "赤いバスが道端に停まっている",
+        "女の子が白い猫を抱いている",
+    ],
+    "ko": [
+        "갈색 개가 잔디밭을 달리고 있다",
+        "두 아이가 해변에서 놀고 있다",
+        "빨간 버스가 길가에 서 있다",
+        "소녀가 흰 고양이를 안고 있다",
+    ],
+    "ru": ["Коричневая собака бежит по траве", "Двое детей играют на пляже", "Красный автобус стоит у дороги"],
+    "pl": ["Brązowy pies biegnie po trawie", "Dwoje dzieci bawi się na plaży", "Dziewczynka trzyma białego kota"],
+    "el": ["Ένας καφέ σκύλος τρέχει στο γρασίδι", "Δύο παιδιά παίζουν στην παραλία", "Ένα κόκκινο λεωφορείο"],
+    "de": ["Ein brauner Hund läuft über die Wiese", "Ein Bus hält am „Straßenrand“", "Ein älterer Mann"],
+}
+
+
+def captions_table(language: str) -> str:
+    rows = [f"IMG_{number}.jpg,{text}\r\n" for number, text in enumerate(CAPTIONS[language])]
+    return "".join(["image,caption\r\n", *rows])
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding", "guessed"),
+    [
+        ("zh", "gb18030", "gb18030"),
+        ("zh", "gb2312", "gb18030"),
+        ("zh-tw", "big5", "big5"),
+        ("ja", "shift_jis", "cp932"),
+        ("ja", "euc_jp", "euc_jp"),
+        ("ko", "euc_kr", "cp949"),
+        ("ru", "cp1251", "cp1251"),
+        ("ru", "koi8_r", "koi8_r"),
+        ("pl", "cp1250", "cp1250"),
+        ("el", "cp1253", "cp1253"),
+        *[(language, encoding, encoding) for language in CAPTIONS for encoding in ("utf-16-le", "utf-16-be")],
+        # Recognized without a guess: by the bytes, or by the byte order mark.
+        *[(language, encoding, None) for language in CAPTIONS for encoding in ("utf-8", "utf-8-sig", "utf-16")],
+        ("de", "cp1252", None),
+    ],
+)
+def test_encodings_are_guessed(tmp_path: Path, language: str, encoding: str, guessed: str | None) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(captions_table(language).encode(encoding))
+    assert guess_encoding(path) == guessed
+    guess = guess_table(path)
+    assert guess.encoding == guessed
+    assert [row[1] for row in guess.rows] == CAPTIONS[language]
+    if guessed is not None:
+        assert guess.notes[0].startswith(f"the text seems to be {guessed} (")
+    rows = table_rows(SourceFile(path, guess.encoding), Columns())
+    assert [row.captions for row in rows] == [(text,) for text in CAPTIONS[language]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        captions_table("zh").encode("gb18030") + captions_table("ja").encode(),
+        captions_table("ru").encode("cp1251") + captions_table("zh").encode(),
+        captions_table("zh").encode("gb18030") + captions_table("ru").encode("cp1251"),
+        captions_table("ja").encode("cp932") + captions_table("ru").encode("koi8_r"),
+        captions_table("zh").encode() + b"x.jpg,\xd2\xbb\n",
+        captions_table("ru").encode().decode("latin-1").encode(),
+        random.Random(0).randbytes(5000),
+        b"image,caption\na.jpg," + bytes(byte | 128 for byte in random.Random(1).randbytes(2000)),
+        b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(range(256)) * 10,
+    ],
+    ids=["zh+ja", "ru+zh", "zh+ru", "ja+ru", "one broken line", "encoded twice", "random", "random text", "jpeg"],
+)
+def test_text_that_is_not_of_one_encoding_is_not_guessed(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    assert guess_encoding(tmp_path / "t.csv") is None
+
+
+def test_short_captions_that_are_utf8_by_chance(tmp_path: Path) -> None:
+    rows = [*CAPTIONS["zh"], "联通"]
+    (tmp_path / "t.csv").write_bytes("".join(f"a.jpg,{text}\n" for text in rows).encode("gb18030"))
+    assert guess_encoding(tmp_path / "t.csv") == "gb18030"
+
+
+def test_the_encoding_of_a_packed_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(captions_table("ja").encode("cp932")))
+    assert guess_table(tmp_path / "t.csv.gz").encoding == "cp932"

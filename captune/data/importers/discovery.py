@@ -69,7 +69,7 @@ class CaptionSource:
         Args:
             columns: of a table; by default as guessed.
             split: what images are given that have none in the source.
-            encoding: of a text file; by default detected.
+            encoding: of a text file; by default that of the guess.
             inline_images: where images that come inside a table are written to.
 
         Raises:
@@ -78,7 +78,7 @@ class CaptionSource:
         if self.kind == "folder":
             folder = FolderSource(self.path, split=split)
             return folder, folder.rows()
-        reading = SourceFile(self.path, encoding)
+        reading = SourceFile(self.path, encoding or (None if self.guess is None else self.guess.encoding))
         if self.kind == "coco":
             return reading, coco_rows(reading, split=split)
         if self.kind == "karpathy":

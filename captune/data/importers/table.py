@@ -8,25 +8,24 @@ Objects that hold a conversation instead of a caption are read as `captune.data.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from captune.common import did_you_mean
-from captune.data.delimited import Quoting, delimited_rows, looks_quoted
+from captune.data.delimited import Quoting, looks_quoted
 from captune.data.ids import id_text, without_fraction
 from captune.data.importers.coco import coco_rows
+from captune.data.importers.delimited_layout import open_delimited
 from captune.data.importers.json_table import Conversations, Entry, Turns, is_conversation, json_entries, json_layout
 from captune.data.issues import Issue, plural
 from captune.data.json_stream import parse_list
 from captune.data.rows import CaptionRow, Row, group_by_image
 from captune.data.tar_parquet import InlineImages, parquet_columns, parquet_rows
-from captune.data.text_files import SourceFile, checked_lines
+from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
 __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_columns", "table_rows"]
@@ -34,11 +33,6 @@ __all__ = ["Columns", "Values", "caption_rows", "record_values", "require_column
 logger = logging.getLogger(__name__)
 
 _JSON_ENDINGS = (".jsonl", ".jsonlines", ".ndjson", ".json")
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?')  # Excel's first line of a CSV that specifies what divides columns
-_ENCODINGS = "gb18030 for Chinese, shift_jis for Japanese, euc-kr for Korean, cp1251 for Cyrillic, cp1250 for Polish"
-_SAMPLE_LINES = 50  # that decide what divides unknown columns
-_SAME_WIDTH = 0.9  # share of rows with as many cells as the header, for a character that divides columns
 _TRIED = 1000  # objects without the columns before a JSON file counts as one of another layout
 
 
@@ -198,7 +192,7 @@ def _image_name(cell: Any, column: str, inline_images: InlineImages | None) -> s
 def _delimited_records(
     reading: SourceFile, columns: Columns, delimiter: str, quoting: Quoting | None
 ) -> Iterator[tuple[int, Values] | Issue]:
-    rows, quoting = _open_delimited(reading, delimiter, columns, quoting)
+    rows, quoting = open_delimited(reading, delimiter, columns.names(), quoting)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
@@ -232,123 +226,6 @@ def _delimited_records(
                 reading.notes.append(f"ids that pandas wrote as '{row_id}' are read as '{shortened}'")
             row_id, has_fractions = shortened, True
         yield line, Values(cells[image], [cells[caption] for caption in captions], cells[split], row_id)
-
-
-def delimited_sample(reading: SourceFile, delimiter: str, count: int) -> tuple[list[str], list[list[str]], list[str]]:
-    """The header and the first rows of delimited text whose columns are unknown.
-
-    Args:
-        reading: the open file; closed at the end.
-        delimiter: the usual one, which wins where another fits as well.
-        count: of rows.
-
-    Returns:
-        the names of the columns, the rows that have as many cells, and notes on how the text was understood.
-
-    Raises:
-        DataError: the file is empty, its header breaks the format, or all rows do.
-    """
-    rows, _ = _open_delimited(reading, delimiter, None, None)
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"{reading.name} is empty; expected a line with the names of its columns first.")
-    header = first[1]
-    cells: list[list[str]] = []
-    faults = [f"{reading.name}:{first[0]}: {header}"] if isinstance(header, DataError) else []
-    for line, row in itertools.islice(rows, count):
-        if isinstance(row, DataError):
-            faults.append(f"{reading.name}:{line}: {row}")
-        elif not isinstance(header, DataError) and len(row) == len(header):
-            cells.append(row)
-    reading.close()
-    if isinstance(header, DataError) or (faults and not cells):
-        hint = f" --encoding sets another one: {_ENCODINGS}." if "is not UTF-8" in faults[0] else ""
-        raise DataError(f"{faults[0]}{hint}")
-    return [name.strip() for name in header], cells, list(reading.notes)
-
-
-def _open_delimited(
-    reading: SourceFile, delimiter: str, columns: Columns | None, quoting: Quoting | None
-) -> tuple[Iterator[tuple[int, list[str] | DataError]], Quoting]:
-    """The rows of delimited text, the header first, and what quotation marks mean in it.
-
-    Args:
-        reading: the open file.
-        delimiter: the usual one.
-        columns: the columns that the header must have; None where they are unknown.
-        quoting: as the user set it; None to detect it.
-    """
-    lines = checked_lines(reading, windows=True)
-    start: list[str | DataError] = []  # up to the header, or a sample
-    header_line = ""
-    for text in lines:
-        if isinstance(text, str) and (excel := _EXCEL_DELIMITER.fullmatch(text)) and not any(start):
-            delimiter, text = excel[1], ""
-        start.append(text)
-        if text and not header_line:
-            header_line = "" if isinstance(text, DataError) else text
-            if columns is not None or not header_line:
-                break
-        if header_line and len(start) >= _SAMPLE_LINES:
-            break
-    if columns is not None:
-        delimiter = _delimiter(header_line, delimiter, columns, reading)
-    else:
-        delimiter = _delimiter_of_sample(start, delimiter, reading)
-    if quoting is None:
-        quoting = "none" if _marks_are_text(header_line, delimiter, reading) else "csv"
-    return delimited_rows(itertools.chain(start, lines), delimiter=delimiter, quoting=quoting), quoting
-
-
-def _delimiter_of_sample(lines: Sequence[str | DataError], usual: str, reading: SourceFile) -> str:
-    """What divides the columns: the character that gives the most columns in (nearly) every row."""
-    widths: dict[str, int] = {}
-    for delimiter in dict.fromkeys([usual, *_DELIMITERS]):
-        rows = [row for _, row in delimited_rows(lines, delimiter=delimiter) if isinstance(row, list) and row]
-        same = sum(len(row) == len(rows[0]) for row in rows)
-        widths[delimiter] = len(rows[0]) if rows and same >= _SAME_WIDTH * len(rows) else 0
-    # The first of several with as many columns is the usual one.
-    best = max(widths, key=lambda delimiter: widths[delimiter])
-    if widths[best] < 2 or best == usual:
-        return usual
-    reading.notes.append(f"columns are divided by {_DELIMITERS[best]}, as the first rows show")
-    return best
-
-
-def _delimiter(header: str, usual: str, columns: Columns, reading: SourceFile) -> str:
-    """What divides the columns: the usual character, or the one that makes the needed columns of the header."""
-
-    def names(delimiter: str) -> list[str]:
-        try:
-            return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        except csv.Error:  # reported when the row is read
-            return []
-
-    needed = set(columns.names())
-    if needed <= set(names(usual)):
-        return usual
-    fitting = [delimiter for delimiter in _DELIMITERS if needed <= set(names(delimiter))]
-    most = max(_DELIMITERS, key=lambda delimiter: len(names(delimiter)))
-    if not fitting and (len(names(usual)) > 1 or len(names(most)) == 1):
-        return usual
-    delimiter = (fitting or [most])[0]
-    reading.notes.append(f"columns are divided by {_DELIMITERS[delimiter]}, as the header shows")
-    return delimiter
-
-
-def _marks_are_text(header: str, delimiter: str, reading: SourceFile) -> bool:
-    """Whether quotation marks are text: where tabs divide columns, unless a program wrote it that quotes as CSV does.
-
-    Excel's "Unicode text" is UTF-16 with tabs and quotes so; other programs quote the header as well.
-    """
-    if delimiter != "\t":
-        return False
-    why = "as Excel writes it" if reading.encoding == "UTF-16" else None
-    if header and all(looks_quoted(name) for name in header.split(delimiter)):
-        why = "as the header shows"
-    if why is not None:
-        reading.notes.append(f"quotation marks around cells are no text, {why}; --quoting none keeps them")
-    return why is None
 
 
 def _parquet_records(reading: SourceFile, columns: Columns) -> Iterator[tuple[int, Values] | Issue]:

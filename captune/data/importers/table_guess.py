@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from captune.data.image_formats import HEIF_SUFFIXES, is_image_name
+from captune.data.importers.delimited_layout import ENCODINGS, delimited_sample, guess_encoding
 from captune.data.importers.json_table import is_conversation, json_layout
-from captune.data.importers.table import Columns, delimited_sample
+from captune.data.importers.table import Columns
 from captune.data.issues import Issue
 from captune.data.json_stream import json_parts, parse_json, parse_list
 from captune.data.splits import SPLIT_NAMES
@@ -61,6 +62,7 @@ class TableGuess:
         notes: how the text was understood, such as the delimiter, the encoding.
         has_header: False where the first line is a row.
         inline_images: whether the column of images holds the files themselves.
+        encoding: of the text, if it was guessed and readers need it; a guess that the user should confirm.
     """
 
     kind: TableKind
@@ -71,6 +73,7 @@ class TableGuess:
     notes: list[str] = field(default_factory=list)
     has_header: bool = True
     inline_images: bool = False
+    encoding: str | None = None
 
     @property
     def image_names(self) -> list[str]:
@@ -108,10 +111,13 @@ def guess_table(
         return _guess_columns(TableGuess("table", names, rows), image, captions)
     if ending in (".jsonl", ".jsonlines", ".ndjson", ".json"):
         return _guess_json(path, image, captions)
+    guessed = guess_encoding(path) if encoding is None else None
     header, cells, notes = delimited_sample(
-        SourceFile(path, encoding), "\t" if ending in (".tsv", ".tab") else ",", _ROWS
+        SourceFile(path, encoding or guessed), "\t" if ending in (".tsv", ".tab") else ",", _ROWS
     )
-    guess = TableGuess("table", header, [list(row) for row in cells], notes=notes)
+    if guessed is not None:
+        notes.insert(0, f"the text seems to be {guessed} ({ENCODINGS[guessed]}); --encoding sets another encoding")
+    guess = TableGuess("table", header, [list(row) for row in cells], notes=notes, encoding=guessed)
     if any(_is_image_cell(name) for name in header):
         return replace(guess, has_header=False, is_certain=False)
     return _guess_columns(guess, image, captions)
