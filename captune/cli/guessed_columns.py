@@ -62,7 +62,7 @@ def confirm_columns(
             f"the {guessed} of '{source}' {verb} guessed; pass --yes to accept {them}, or name {them}: {exact}"
         )
     if not typer.confirm("Read it like this?", default=True, err=True):
-        raise DataError(f"nothing is written; name {them}, as in: {exact}")
+        raise DataError(f"nothing is written; name the {guessed}, as in: {exact}")
     return columns
 
 

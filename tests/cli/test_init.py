@@ -334,7 +334,11 @@ def test_photos_in_heif_without_the_extra(tmp_path: Path) -> None:
             "文件名,描述\nIMG_00.JPG,灰色墙上的红色圆圈\n".encode("gb18030") + "IMG_01.JPG,белое".encode("cp1251"),
             "--encoding sets another one: gb18030 for Chinese",
         ),
-        ("image,text\nIMG_00.JPG,灰色墙\n".encode("gb18030") + b"a.jpg,\xff\n", "t.csv:2: the line is not UTF-8"),
+        (
+            "image,text\nIMG_00.JPG,灰色墙上的红色圆圈\nIMG_01.JPG,一只棕色的狗在草地上奔跑\n".encode("gb18030")
+            + b"a.jpg,\xff\n",
+            "t.csv:2: the line is not UTF-8",
+        ),
         (b"image,caption\n", "'photos/t.csv' has no rows below the names of its columns"),
     ],
 )
@@ -349,7 +353,9 @@ def test_a_table_that_cannot_be_read_is_named(photos: Path, tmp_path: Path, cont
 @pytest.mark.parametrize("header", ["文件名,描述", "image,caption"])
 def test_a_guessed_encoding_needs_a_yes(photos: Path, tmp_path: Path, header: str) -> None:
     (photos / "t.csv").write_bytes(
-        "".join([f"{header}\n", *(f"IMG_{n:02}.JPG,灰色墙上的红色圆圈\n" for n in range(10))]).encode("gb18030")
+        "".join([f"{header}\n", *(f"IMG_{n:02}.JPG,灰色墙上的红色圆圈\n" for n in (0, 1, 3, 4, 6, 7))]).encode(
+            "gb18030"
+        )
     )
     refused = init(tmp_path, "photos/t.csv", "--out", "zh.yaml")
     assert refused.code == 2
@@ -363,7 +369,7 @@ def test_a_guessed_encoding_needs_a_yes(photos: Path, tmp_path: Path, header: st
     named = init(tmp_path, "photos/t.csv", *exact)
     assert named.code == 0
     manifest = (tmp_path / "zh.jsonl").read_text(encoding="utf-8")
-    assert manifest.count("灰色墙上的红色圆圈") == 10
+    assert manifest.count("灰色墙上的红色圆圈") == 6
     assert init(tmp_path, "photos/t.csv", "--out", "zh.yaml", "--yes").code == 0
     assert (tmp_path / "zh.jsonl").read_text(encoding="utf-8") == manifest
 
