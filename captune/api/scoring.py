@@ -226,8 +226,9 @@ def compare(
     first, referred = next(iter(matched.values()))
     scorer, referred = _scorer(first, referred, settings, subset, image_files, warnings)
     scored = {name: scorer.score(predicted) for name, (predicted, _) in matched.items()}
+    logged: set[str] = set()
     for predicted, _ in matched.values():
-        _log_warnings(predicted, referred, settings, warnings)
+        _log_warnings(predicted, referred, settings, warnings, logged)
         warnings = []
     (_, baseline), *others = scored.items()
     tests = {}
@@ -277,10 +278,15 @@ def _log_warnings(
     referred: Mapping[Any, Sequence[str]],
     settings: ScoringOptions,
     warnings: Sequence[str],
+    logged: set[str] | None = None,
 ) -> None:
+    """Log each sentence once; those in `logged` were logged before."""
     texts = {str(image): captions for image, captions in referred.items()}
+    logged = set() if logged is None else logged
     for sentence in [*warnings, *scoring_warnings({str(i): text for i, text in predicted.items()}, texts, settings)]:
-        logger.warning("%s", sentence)
+        if sentence not in logged:
+            logger.warning("%s", sentence)
+        logged.add(sentence)
 
 
 def _only(captions: Mapping[Any, Any], images: set[str]) -> dict[Any, Any]:

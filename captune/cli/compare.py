@@ -153,12 +153,19 @@ def _score_all(
         references, predictions = _common(references, predictions, warnings)
     scored: list[tuple[str, Scores]] = []
     scorer, shown = None, tuple[str, ...]()
+    sentences: list[tuple[str, list[str]]] = []
     for name, captions in zip(names, predictions, strict=True):
         system = scoring.load_system(references, captions, name, run)
         if scorer is None:
             scorer, shown = scoring.make_scorer(system, run, on_metric)
         scored.append((name, scoring.score_system(system, scorer, shown)))
-        warnings.extend(f"{name}: {sentence}" for sentence in system.warnings)
+        sentences.append((name, system.warnings))
+    # What holds for every system is about the references.
+    common = [sentence for sentence in sentences[0][1] if all(sentence in others for _, others in sentences)]
+    warnings.extend(common)
+    warnings.extend(
+        f"{name}: {sentence}" for name, others in sentences for sentence in others if sentence not in common
+    )
     return scored
 
 

@@ -84,6 +84,7 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
 
 def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
     """Table and analysis as JSON values; null is not a number."""
+    from captune.metrics import paragraph_warning
     from captune.report import sentences
 
     rows = [
@@ -104,6 +105,7 @@ def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
         "checkpoints": rows,
         "analysis": analysis.to_dict(),
         "sentences": [{"topic": item.topic, "text": item.text} for item in sentences(run, analysis)],
+        "warnings": [warning] if (warning := paragraph_warning(run.references, run.metrics)) else [],
     }
 
 

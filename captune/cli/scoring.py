@@ -346,7 +346,7 @@ def load_system(references: ReferenceFile, predictions: PredictionFile, name: st
 
     aligned = align(predictions, references, subset=run.subset)
     options = replace(run.options, metrics=run.metrics or DEFAULT_METRICS)
-    warnings = [*aligned.warnings, *scoring_warnings(aligned.predictions, aligned.references, options)]
+    warnings = [*aligned.warnings, *scoring_warnings(aligned.predictions, aligned.references, options, run.metrics)]
     finished = {image: predictions.finished[image] for image in aligned.predictions if image in predictions.finished}
     files = {image: references.images[image] for image in aligned.predictions if image in references.images}
     file_names = {

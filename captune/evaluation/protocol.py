@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from captune.common import did_you_mean, listed
 from captune.config import RunConfig, split_names
@@ -25,7 +25,7 @@ from captune.data import Sample, has_rotation, manifest_hash, read_manifest, res
 from captune.data.leaks import ImageFile, find_leaks
 from captune.errors import ConfigError, DataError, MetricInputError
 from captune.events import Listener
-from captune.metrics import DEFAULT_METRICS, check_metrics
+from captune.metrics import DEFAULT_METRICS, ObjectVocabulary, check_metrics, truncate_caption
 from captune.parsing import load_yaml, validate
 
 __all__ = [
@@ -65,6 +65,33 @@ class Decoding(_Section):
     """Divides the scores of tokens generated before."""
 
 
+class ObjectRules(_Section):
+    """How `chair` finds hallucinated objects; the signature's field `chair` shows all of it."""
+
+    vocabulary: Path | None = None
+    """YAML of classes with their synonyms, relative to the protocol's file; null is COCO's 80 classes."""
+    objects: Path | None = None
+    """Objects of the images: COCO's instances or {image id: [names]}, relative to the protocol's file."""
+    truth: Literal["references", "objects", "both"] | None = None
+    """Where the objects of an image are from; null is both with objects, and references without."""
+    truncate: str | None = None
+    """The part of a caption that counts: words=N, complete=N or sentences=N; null is all of it."""
+
+    @field_validator("truncate")
+    @classmethod
+    def _rule(cls, rule: str | None) -> str | None:
+        try:
+            truncate_caption("", rule)
+        except MetricInputError as error:
+            raise ValueError(str(error)) from None
+        return rule
+
+    def below(self, folder: Path) -> ObjectRules:
+        """The rules with the files of a folder."""
+        files = {"vocabulary": self.vocabulary, "objects": self.objects}
+        return self.model_copy(update={name: folder / file for name, file in files.items() if file is not None})
+
+
 class Protocol(_Section):
     """What is evaluated and how; karpathy.yaml explains every field."""
 
@@ -88,6 +115,8 @@ class Protocol(_Section):
     """How captions are decoded; null is as in the run's configuration."""
     metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)
     """Metrics of captune or of installed packages."""
+    chair: ObjectRules | None = None
+    """Vocabulary and truth of the metric chair; null is COCO's 80 classes and the references."""
     leak: str | None = Field(None, min_length=1)
     """Why every row is marked LEAK; null leaves the decision to the leak guard."""
 
@@ -100,12 +129,25 @@ class Protocol(_Section):
             raise ValueError(str(error)) from None
         return names
 
+    @model_validator(mode="after")
+    def _has_chair(self) -> Protocol:
+        if self.chair is not None and "chair" not in self.metrics:
+            raise ValueError("chair is set, and metrics does not have it; add chair to metrics or leave it out")
+        return self
+
     @property
     def signature(self) -> str:
         """The name, with eight digits of a hash of all fields unless the protocol is included in captune."""
         if self.name in shipped_protocols() and self == load_protocol(self.name):
             return self.name
-        return f"{self.name}@{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+        # Files differ by folder; the metric's own field of the signature has hashes of their content.
+        fields = self.model_dump_json(exclude={"chair"})
+        return f"{self.name}@{hashlib.sha256(fields.encode()).hexdigest()[:8]}"
+
+    def scoring_options(self) -> dict[str, Any]:
+        """The fields of `ScoringOptions` that the protocol sets."""
+        rules = {} if self.chair is None else self.chair.model_dump()
+        return {"metrics": self.metrics, **rules}
 
     def applied(self, config: RunConfig) -> RunConfig:
         """A run's configuration with the instruction and the decoding of this protocol."""
@@ -149,7 +191,18 @@ def load_protocol(name: str) -> Protocol:
         raise ConfigError(f"the protocol '{path}' is not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the protocol '{path}' holds no fields; expected 'name:', 'images:', 'references:' ...")
-    return validate(content, Protocol, f"the protocol '{path}'", ConfigError)
+    protocol = validate(content, Protocol, f"the protocol '{path}'", ConfigError)
+    if protocol.chair is None:
+        return protocol
+    rules = protocol.chair.below(path.parent)
+    try:
+        if rules.vocabulary is not None:
+            ObjectVocabulary.read(rules.vocabulary)
+    except MetricInputError as error:
+        raise ConfigError(f"the protocol '{path}': {error}") from error
+    if rules.objects is not None and not rules.objects.is_file():
+        raise ConfigError(f"the protocol '{path}': there is no file '{rules.objects}' of objects (chair.objects).")
+    return protocol.model_copy(update={"chair": rules})
 
 
 ALLOWED = "allowed by --allow-leaks"

@@ -186,7 +186,7 @@ class _Context:
         scorer = Scorer(
             {image: images.references[image] for image in ids},
             ScoringOptions(
-                metrics=images.rules.metrics,
+                **images.rules.scoring_options(),
                 data=_signature_field(name if kind != "corruption" else f"{images.name}+{name.replace(' ', '')}"),
                 split=_signature_field(images.split),
                 decoding=str(self.evaluation.options),

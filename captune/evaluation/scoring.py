@@ -28,6 +28,7 @@ from captune.metrics import (
     confidence_intervals,
     find_hallucinations,
     paired_bootstrap,
+    paragraph_warning,
     prompt_hash,
 )
 from captune.model import MiniGPT4
@@ -140,7 +141,7 @@ class Evaluation:
         self._scorer = Scorer(
             images.references,
             ScoringOptions(
-                metrics=images.rules.metrics,
+                **images.rules.scoring_options(),
                 data=images.name,
                 split=images.split,
                 prompt=config.model.instruction,
@@ -152,6 +153,8 @@ class Evaluation:
             ),
             image_files={image.id: file for image, file in zip(images.images, self.image_files, strict=True)},
         )
+        if sentence := paragraph_warning(images.references, images.rules.metrics):
+            logger.warning("%s: %s", images.name, sentence)
 
     @property
     def options(self) -> DecodingOptions:

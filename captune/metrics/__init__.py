@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         read_reference_files,
         read_references,
     )
-    from captune.metrics.chair import find_hallucinations, leave_one_out
+    from captune.metrics.chair import find_hallucinations, leave_one_out, truncate_caption
     from captune.metrics.diagnostics import FAILURES, find_failures, measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.inputs import align, caption_warnings, match_stems, similar_ids_hint
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from captune.metrics.scorer import Scorer, defined_metrics, score_captions, scoring_warnings
     from captune.metrics.scores import Scores, Signature, prompt_hash
     from captune.metrics.seeds import PooledScore, compare_pooled, pool_seeds
+    from captune.metrics.sentences import find_sentences, is_paragraph, paragraph_warning
     from captune.metrics.significance import (
         NEGLIGIBLE,
         Comparison,
@@ -91,13 +92,16 @@ __all__ = [
     "find_column",
     "find_failures",
     "find_hallucinations",
+    "find_sentences",
     "holm",
+    "is_paragraph",
     "iter_columns",
     "language_warning",
     "leave_one_out",
     "match_stems",
     "measure_diversity",
     "paired_bootstrap",
+    "paragraph_warning",
     "pool_seeds",
     "prompt_hash",
     "read_predictions",
@@ -109,6 +113,7 @@ __all__ = [
     "significance_mark",
     "similar_ids_hint",
     "tokenizer",
+    "truncate_caption",
 ]
 
 __getattr__ = lazy_names(
@@ -128,13 +133,14 @@ __getattr__ = lazy_names(
         ],
         "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint"],
         "metric": ["Column", "MeanOfImages", "Metric"],
-        "chair": ["find_hallucinations", "leave_one_out"],
+        "chair": ["find_hallucinations", "leave_one_out", "truncate_caption"],
         "object_vocabulary": ["Mention", "ObjectVocabulary", "coco_vocabulary"],
         "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],
         "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],
         "scorer": ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"],
         "scores": ["Scores", "Signature", "prompt_hash"],
+        "sentences": ["find_sentences", "is_paragraph", "paragraph_warning"],
         "seeds": ["PooledScore", "compare_pooled", "pool_seeds"],
         "significance": [
             "NEGLIGIBLE",

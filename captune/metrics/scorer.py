@@ -28,6 +28,7 @@ from captune.metrics.parallel import can_fork, run_in_fork, split_ranges
 from captune.metrics.references import PredictionBatch, ReferenceIndex
 from captune.metrics.registry import METRICS, check_metrics, package_version
 from captune.metrics.scores import Scores, Signature, prompt_hash
+from captune.metrics.sentences import paragraph_warning
 from captune.metrics.tokenizers import language_warning, tokenizer
 
 if TYPE_CHECKING:
@@ -284,7 +285,10 @@ def defined_metrics(options: ScoringOptions, images: int, *, others: bool = Fals
 
 
 def scoring_warnings(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], options: ScoringOptions
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    options: ScoringOptions,
+    metrics: Sequence[str] | None = None,
 ) -> list[str]:
     """Warn of captions and options that make scores misleading, a sentence each.
 
@@ -292,11 +296,14 @@ def scoring_warnings(
         predictions: image id to caption.
         references: of the same images.
         options: of the scorer.
+        metrics: those that are shown, by default all of `options`.
 
     Returns:
-        Sentences about empty captions, their length, their language and the tokenizer.
+        Sentences about empty captions, their length, metrics that do not fit it, their language and the tokenizer.
     """
     warnings = caption_warnings(predictions, references)
+    if for_paragraphs := paragraph_warning(references, options.metrics if metrics is None else metrics):
+        warnings.append(for_paragraphs)
     if options.tokenize == "ptb":
         for captions, whose in (
             ([caption for group in references.values() for caption in group], "references"),

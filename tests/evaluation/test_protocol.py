@@ -153,6 +153,68 @@ def test_rows_of_chair_have_the_hallucinated_words(manifest: Path, tmp_path: Pat
     assert row.hallucinations == {"b": (("car", 9, 12),)}
 
 
+VOCABULARY = "name: street\nclasses:\n  car: [automobile]\n  dog: [puppy]\n"
+
+
+def test_a_protocol_sets_the_vocabulary_of_chair(manifest: Path, tmp_path: Path) -> None:
+    write_manifest(manifest, [Sample(i, f"{i}.jpg", ("A puppy .",), "test" if i < "c" else "train") for i in "abc"])
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "street.yaml").write_text(VOCABULARY, encoding="utf-8")
+    (tmp_path / "rules" / "objects.json").write_text('{"a": ["dog"], "b": ["dog", "automobile"]}', encoding="utf-8")
+    text = "name: street\nsplit: test\nmetrics: [chair]\n"
+    path = tmp_path / "rules" / "own.yaml"
+    path.write_text(f"{text}chair: {{vocabulary: street.yaml, objects: objects.json, truncate: sentences=1}}\n")
+    config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={path}"])
+    captions = {"a": "An automobile . A car .", "b": "A car . A bus ."}
+    row = Evaluation(config, evaluation_set(config))._append(None, captions, None, {})
+    assert row.hallucinations == {"a": (("car", 3, 13),)}
+    assert "chair:voc=street-" in row.signature
+    assert "truth=both-" in row.signature
+    assert "cut=sentences=1" in row.signature
+    # The signature of a protocol does not depend on its folder, and is that of a protocol without the key.
+    path.with_name("other.yaml").write_text(text)
+    assert load_protocol(str(path)).signature == load_protocol(str(path.with_name("other.yaml"))).signature
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("chair: {vocabulary: none.yaml}", "none.yaml"),
+        ("chair: {objects: none.json}", "there is no file"),
+        ("chair: {truncate: tokens=3}", "words=N, complete=N (complete sentences within N words) or sentences=N"),
+        ("chair: {truth: all}", "chair.truth is 'all'"),
+        ("chair: {vocabluary: a.yaml}", "did you mean 'vocabulary'?"),
+    ],
+)
+def test_wrong_rules_of_chair_are_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "p.yaml").write_text(f"name: a\nmetrics: [chair]\n{content}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_protocol(str(tmp_path / "p.yaml"))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rules_of_chair_without_the_metric(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("name: a\nchair: {truncate: words=3}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="add chair to metrics"):
+        load_protocol(str(tmp_path / "p.yaml"))
+
+
+def test_signatures_of_protocols_of_earlier_releases(tmp_path: Path) -> None:
+    """A new field with its default leaves the hash of a user's protocol as it was."""
+    (tmp_path / "p.yaml").write_text("name: mine\nshare: 0.1\nmetrics: [cider]\n", encoding="utf-8")
+    assert load_protocol(str(tmp_path / "p.yaml")).signature == "mine@3af064bd"
+
+
+def test_paragraphs_are_announced_once(manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "A red barn is next to a long road with two cows on it . " * 5
+    write_manifest(manifest, [Sample(i, f"{i}.jpg", (text,), "test" if i < "c" else "train") for i in "abc"])
+    config = parse_config({}, [f"data.train={manifest}"])
+    Evaluation(config, evaluation_set(config))
+    (message,) = (record.getMessage() for record in caplog.records if "one sentence" in record.getMessage())
+    assert "report cider-r or clipscore-sentences as well" in message
+
+
 def test_a_copy_under_a_shipped_name_is_distinguished(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: karpathy\nshare: 0.1\n", encoding="utf-8")
     assert load_protocol(str(tmp_path / "mine.yaml")).signature.startswith("karpathy@")
