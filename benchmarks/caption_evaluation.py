@@ -26,8 +26,8 @@ from measuring import Output
 import captioner_models
 import torch
 import transformers
-from image_text_run import data_of
 from trainer_run import evaluation_of, make_trainer
+from vlm_run import data_of
 
 from captune.captioner import Captioner
 from captune.decoding import DecodingOptions

@@ -32,7 +32,7 @@ from captune.model import MiniGPT4
 from captune.model.lora import attach_lora
 from captune.training.equivalence import check_packing
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
 GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 48}

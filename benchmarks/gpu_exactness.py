@@ -12,7 +12,7 @@ from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.training.loss import Objective
 from captune.training.optimizations import compile_layers
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 __all__ = ["LENGTH", "PER_IMAGE", "PLAIN", "distances", "exact"]
 

@@ -37,7 +37,7 @@ from captune.model.memory import TrainingLoad, measure_model, training_memory
 from captune.model.packing import row_multiple
 from captune.training.loss import Objective, targets_at_once
 from captune.training.optimizations import compile_layers
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 PEER = "transformers Blip2"
 WAYS = {

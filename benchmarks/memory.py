@@ -24,7 +24,7 @@ from captune.config import parse_config
 from captune.hub import resolve_model
 from captune.model.loading import load_config_and_processor
 from captune.model.memory import measure_model
-from captune.training.plan import Planner, measure_memory
+from captune.training.memory_plan import Planner, measure_memory
 from captune.training.preparation import load_for_training
 
 SETTINGS: dict[str, list[str]] = {

@@ -24,7 +24,7 @@ from captune.config import OptimizationsConfig
 from captune.model import MiniGPT4, MiniGPT4Config
 from captune.model.packing import constant_prefix_length, pack
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 QUERIES, FEATURES, PER_IMAGE = 32, 192, 5
 OFF = {"shared_prefix": False, "constant_prefix": False, "target_logits": False}

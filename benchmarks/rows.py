@@ -30,7 +30,7 @@ from captune.config import OptimizationsConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.model.packing import constant_prefix_length, pack
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSample, TrainingSamples
+from captune.training.sample_order import TrainingSample, TrainingSamples
 
 FLICKR = ROOT.parent / "shared" / "captions" / "flickr30k" / "flickr_annotations_30k.csv"
 SPECIAL = 64

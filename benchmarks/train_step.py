@@ -50,7 +50,7 @@ from captune.model import IMAGE_SLOT, MiniGPT4, MiniGPT4Config
 from captune.training.equivalence import CheckedObjective
 from captune.training.loss import Objective
 from captune.training.optimizer import build_optimizer, learning_rate
-from captune.training.samples import TrainingSamples
+from captune.training.sample_order import TrainingSamples
 from captune.training.trainer import TrainStep
 
 VOCABULARY, WIDTH, LAYERS, QUERIES, PER_STEP, PER_IMAGE = 4096, 512, 8, 32, 8, 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from captune.distributed import distributed_context
-from captune.features import image_features_of, image_text_encoding
+from captune.features import image_features_of, vlm_encoding
 from captune.hub import resolve_model
 from captune.vlm import load_image_text_model
 
@@ -19,7 +19,7 @@ def child(variables: Mapping[str, str], folder: Path, root: Path, files: Sequenc
     """Encode files in shards of two images, and write the result; the process is killed after `stop` images."""
     os.environ.update(variables)
     torch.set_num_threads(1)
-    image_text_encoding.SHARD = 2
+    vlm_encoding.SHARD = 2
 
     def progress(done: int, missing: int) -> None:
         if done == stop:

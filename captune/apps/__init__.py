@@ -8,7 +8,7 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.apps.connections import listening_socket, run_server
-    from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware, answered_hosts, base_url, is_local
+    from captune.apps.security import LOCAL_HOSTS, SecurityMiddleware, answered_hosts, base_url, is_local
 
 __all__ = [
     "LOCAL_HOSTS",
@@ -24,6 +24,6 @@ __getattr__ = lazy_names(
     __name__,
     {
         "connections": ["listening_socket", "run_server"],
-        "http": ["LOCAL_HOSTS", "SecurityMiddleware", "answered_hosts", "base_url", "is_local"],
+        "security": ["LOCAL_HOSTS", "SecurityMiddleware", "answered_hosts", "base_url", "is_local"],
     },
 )

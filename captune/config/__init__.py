@@ -5,7 +5,6 @@ run stores, and `configuration_reference` into docs/configuration.md.
 """
 
 from captune.config.files import STORED_HEADING, convert_config, load_config, load_run_config, parse_config
-from captune.config.run_paths import PATHS_FILE, load_stored_config, working_directory_record
 from captune.config.sections import (
     DataConfig,
     EvaluateConfig,
@@ -17,6 +16,7 @@ from captune.config.sections import (
     changed_settings,
     split_names,
 )
+from captune.config.stored_config import PATHS_FILE, load_stored_config, working_directory_record
 from captune.config.templates import Template, find_template, read_templates, scale_schedule
 from captune.config.writing import (
     ConfigKey,

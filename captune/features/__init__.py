@@ -9,17 +9,17 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.features.encode import UnreadableImage, encode_images, encode_missing
     from captune.features.identity import TowerIdentity, tower_identity
-    from captune.features.image_text import FeatureBatch, PixelSource
-    from captune.features.image_text_encoding import (
+    from captune.features.prepare import StoredImages, features_of, store_root
+    from captune.features.store import FeatureStore, StoredFeatures
+    from captune.features.vlm_encoding import (
         StoreChoice,
         choose_store,
         forecast_bytes,
         image_features_of,
         image_pixels_of,
     )
-    from captune.features.image_text_identity import ImageTextIdentity, feature_identity
-    from captune.features.prepare import StoredImages, features_of, store_root
-    from captune.features.store import FeatureStore, StoredFeatures
+    from captune.features.vlm_features import FeatureBatch, PixelSource
+    from captune.features.vlm_identity import ImageTextIdentity, feature_identity
 
 __all__ = [
     "FeatureBatch",
@@ -48,15 +48,15 @@ __getattr__ = lazy_names(
     {
         "encode": ["UnreadableImage", "encode_images", "encode_missing"],
         "identity": ["TowerIdentity", "tower_identity"],
-        "image_text": ["FeatureBatch", "PixelSource"],
-        "image_text_encoding": [
+        "vlm_features": ["FeatureBatch", "PixelSource"],
+        "vlm_encoding": [
             "StoreChoice",
             "choose_store",
             "forecast_bytes",
             "image_features_of",
             "image_pixels_of",
         ],
-        "image_text_identity": ["ImageTextIdentity", "feature_identity"],
+        "vlm_identity": ["ImageTextIdentity", "feature_identity"],
         "prepare": ["StoredImages", "features_of", "store_root"],
         "store": ["FeatureStore", "StoredFeatures"],
     },

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.object_vocabulary import Mention, ObjectVocabulary, coco_vocabulary
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
+    from captune.metrics.pooled_seeds import PooledScore, compare_pooled, pool_seeds
     from captune.metrics.references import PredictionBatch, ReferenceIndex
     from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
     from captune.metrics.scorer import Scorer, defined_metrics, score_captions, scoring_warnings
     from captune.metrics.scores import Scores, Signature, prompt_hash
-    from captune.metrics.seeds import PooledScore, compare_pooled, pool_seeds
     from captune.metrics.sentences import find_sentences, is_paragraph, paragraph_warning
     from captune.metrics.significance import (
         NEGLIGIBLE,
@@ -141,7 +141,7 @@ __getattr__ = lazy_names(
         "scorer": ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"],
         "scores": ["Scores", "Signature", "prompt_hash"],
         "sentences": ["find_sentences", "is_paragraph", "paragraph_warning"],
-        "seeds": ["PooledScore", "compare_pooled", "pool_seeds"],
+        "pooled_seeds": ["PooledScore", "compare_pooled", "pool_seeds"],
         "significance": [
             "NEGLIGIBLE",
             "Comparison",

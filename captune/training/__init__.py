@@ -9,12 +9,12 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.training.equivalence import CheckedObjective
     from captune.training.feature_stage import store_features
-    from captune.training.image_text_plan import ImageTextPlanner, StoreForecast, measure_image_text_memory
+    from captune.training.memory_plan import Measured, Plan, Planner, Proposal, measure_memory
     from captune.training.minigpt4 import load_for_training
     from captune.training.optimizer import learning_rate
-    from captune.training.plan import Measured, Plan, Planner, Proposal, measure_memory
-    from captune.training.samples import TrainingSamples
+    from captune.training.sample_order import TrainingSamples
     from captune.training.trainer import TrainStep, train
+    from captune.training.vlm_memory_plan import ImageTextPlanner, StoreForecast, measure_image_text_memory
 
 __all__ = [
     "CheckedObjective",
@@ -39,11 +39,11 @@ __getattr__ = lazy_names(
     {
         "equivalence": ["CheckedObjective"],
         "optimizer": ["learning_rate"],
-        "plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
-        "image_text_plan": ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"],
+        "memory_plan": ["Measured", "Plan", "Planner", "Proposal", "measure_memory"],
+        "vlm_memory_plan": ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"],
         "minigpt4": ["load_for_training"],
         "feature_stage": ["store_features"],
-        "samples": ["TrainingSamples"],
+        "sample_order": ["TrainingSamples"],
         "trainer": ["TrainStep", "train"],
     },
 )

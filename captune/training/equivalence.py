@@ -21,7 +21,7 @@ from captune.decoding import is_out_of_memory
 from captune.errors import ConfigError
 from captune.model import MiniGPT4, copy_first_layers, decoder_layers, is_sharded
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 __all__ = ["CheckedObjective", "check_packing", "truncated_copy"]
 

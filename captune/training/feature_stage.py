@@ -14,11 +14,11 @@ from captune.evaluation import decoding_options, evaluation_set, training_images
 from captune.events import Listener
 from captune.features import store_root
 from captune.hub import resolve_model
-from captune.training.image_text_model import (
+from captune.training.preparation import run_features
+from captune.training.vlm_model import (
     feature_functions,
     load_image_text_for_training,
 )
-from captune.training.preparation import run_features
 from captune.vlm import CaptionGenerator, is_image_text_model
 
 __all__ = ["FeatureStage", "store_features"]

@@ -36,7 +36,7 @@ from captune.model import (
     row_multiple,
 )
 from captune.training.optimizations import is_compile_error, skip_unused_tokens
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 from captune.transformers_compat import CACHE_ARGUMENT, attention_implementation, kv_cache_of
 
 __all__ = ["VALUES_AT_ONCE", "Objective", "RowLengths", "loss_at", "target_loss", "targets_at_once"]

@@ -44,7 +44,7 @@ from captune.training.optimizations import compile_if_enabled
 from captune.training.preparation import PROMPT, prepare_images, run_features
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
-from captune.training.start import StartCheckpoint, require_fitting_start
+from captune.training.start_checkpoint import StartCheckpoint, require_fitting_start
 
 __all__ = ["load_for_training", "prepare_minigpt4"]
 

@@ -14,7 +14,7 @@ from captune.data import Sample
 from captune.decoding import Caption
 from captune.distributed import CollectiveForward
 from captune.run_checkpoints import CheckpointRecord
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 __all__ = ["ImageSource", "RunParts", "TrainingObjective", "TunableModel"]
 

@@ -39,7 +39,6 @@ from captune.training.checkpoints import (
     save_state,
 )
 from captune.training.evaluator import Evaluator
-from captune.training.image_text_model import prepare_image_text_model
 from captune.training.minigpt4 import prepare_minigpt4
 from captune.training.optimizer import build_optimizer, learning_rate
 from captune.training.run_folder import (
@@ -51,10 +50,11 @@ from captune.training.run_folder import (
 )
 from captune.training.run_log import CostMeter, RunLogger
 from captune.training.run_parts import RunParts, TrainingObjective, TunableModel
-from captune.training.samples import TrainingSample, TrainingSamples, require_captions
+from captune.training.sample_order import TrainingSample, TrainingSamples, require_captions
 from captune.training.selection import EarlyStop, best_row, link_best, remove_others, selected_metric
 from captune.training.signals import handle_stop_signals
-from captune.training.start import START, StartCheckpoint, find_start, store_start
+from captune.training.start_checkpoint import START, StartCheckpoint, find_start, store_start
+from captune.training.vlm_model import prepare_image_text_model
 from captune.vlm import is_image_text_model
 
 __all__ = ["StepResult", "TrainStep", "Trainer", "train"]

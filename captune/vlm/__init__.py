@@ -8,7 +8,14 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.vlm.card import tuned_card
-    from captune.vlm.computation import (
+    from captune.vlm.checkpoints import CheckpointSwapper, load_adapter, save_adapter
+    from captune.vlm.conversation import Conversation, PromptRow
+    from captune.vlm.decoder import PackedRow
+    from captune.vlm.export import export_merged, export_tuned
+    from captune.vlm.generation import CaptionGenerator
+    from captune.vlm.image_features import FeatureCall, ImageFeatures
+    from captune.vlm.loading import is_image_text_model, load_image_text_model, weightless_model
+    from captune.vlm.loss_method import (
         COMPUTATION_FILE,
         EXACT,
         EXACT_IN_HALF,
@@ -16,13 +23,6 @@ if TYPE_CHECKING:
         ProbeSample,
         choose_computation,
     )
-    from captune.vlm.conversation import Conversation, PromptRow
-    from captune.vlm.decoder import PackedRow
-    from captune.vlm.export import export_merged, export_tuned
-    from captune.vlm.files import CheckpointSwapper, load_adapter, save_adapter
-    from captune.vlm.generation import CaptionGenerator
-    from captune.vlm.image_features import FeatureCall, ImageFeatures
-    from captune.vlm.loading import is_image_text_model, load_image_text_model, weightless_model
     from captune.vlm.memory import ImageTextMemory, ImageTextSize
     from captune.vlm.model import ImageTextModel
 
@@ -57,7 +57,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "card": ["tuned_card"],
-        "computation": [
+        "loss_method": [
             "COMPUTATION_FILE",
             "EXACT",
             "EXACT_IN_HALF",
@@ -68,7 +68,7 @@ __getattr__ = lazy_names(
         "conversation": ["Conversation", "PromptRow"],
         "decoder": ["PackedRow"],
         "export": ["export_merged", "export_tuned"],
-        "files": ["CheckpointSwapper", "load_adapter", "save_adapter"],
+        "checkpoints": ["CheckpointSwapper", "load_adapter", "save_adapter"],
         "generation": ["CaptionGenerator"],
         "image_features": ["FeatureCall", "ImageFeatures"],
         "loading": ["is_image_text_model", "load_image_text_model", "weightless_model"],

@@ -14,7 +14,7 @@ from captune.model import CardDetails, copy_checkpoint, mark_tuned
 from captune.run_checkpoints import read_record
 from captune.transformers_compat import fetch_file
 from captune.vlm.card import tuned_card
-from captune.vlm.files import load_adapter
+from captune.vlm.checkpoints import load_adapter
 from captune.vlm.loading import load_image_text_model
 
 __all__ = ["export_merged", "export_tuned"]

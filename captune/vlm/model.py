@@ -21,10 +21,10 @@ from captune.common import error_text
 from captune.config import LoraConfig
 from captune.errors import CaptuneError, MissingExtraError, WeightsError
 from captune.transformers_compat import set_activation_checkpointing
+from captune.vlm.caption_loss import CaptionLoss
 from captune.vlm.conversation import Conversation, PromptRow
 from captune.vlm.decoder import Decoder
 from captune.vlm.image_features import FeatureCall, ImageFeatures, find_feature_call
-from captune.vlm.rows import CaptionLoss
 from captune.vlm.trained_parts import language_prefixes, linear_layers, projector_path, target_pattern
 from captune.weights import frozen_fingerprint
 

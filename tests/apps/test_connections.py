@@ -16,7 +16,7 @@ import uvicorn
 
 from captune.apps import connections
 from captune.apps.connections import Connection, Server, listening_socket, most_connections
-from captune.apps.http import SecurityMiddleware
+from captune.apps.security import SecurityMiddleware
 
 Serve = Callable[..., int]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from captioner_models import save
 from huggingface_hub import ModelCard
-from image_text_run import data_of, settings
 from tuned_models import tune
+from vlm_run import data_of, settings
 
 from captune.captioner import Captioner
 from captune.cli import app, call, run

@@ -17,10 +17,10 @@ import captioner_models
 import numpy as np
 import pytest
 import torch
-from image_text_run import cards, write_rows
 from PIL import Image
 from trainer_run import PROMPT, STEPS, arguments, evaluation_of, make_model, make_trainer, rows_of
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, Trainer, TrainerCallback
+from vlm_run import cards, write_rows
 
 from captune.config import parse_config
 from captune.errors import InputError

@@ -21,7 +21,7 @@ from captune.data.manifest import write_manifest
 from captune.errors import DataError, WeightsError
 from captune.explain import Explanation, explain_conversation
 from captune.hub import resolve_model
-from captune.vlm import Conversation, PromptRow, conversation, rows, weightless_model
+from captune.vlm import Conversation, PromptRow, caption_loss, conversation, weightless_model
 from captune.vlm.decoder import PackedRow
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -260,9 +260,9 @@ def test_padding_with_the_id_of_the_end(with_template: Callable[..., Path], monk
     assert explanation.holds, explanation.checks
     assert "has the id of padding" in reason(explanation, "padding")
     end = explanation.trace.targets[-1]
-    right = rows._cross_entropy
+    right = caption_loss._cross_entropy
     monkeypatch.setattr(
-        rows, "_cross_entropy", lambda logits, targets: right(logits, targets.masked_fill(targets == end, -100))
+        caption_loss, "_cross_entropy", lambda logits, targets: right(logits, targets.masked_fill(targets == end, -100))
     )
     assert {"end of turn", "stop ends decoding"} <= failed(explained(folder))
 

@@ -26,7 +26,7 @@ from captune.model.memory import (
     training_memory,
 )
 from captune.model.quantization import FORMATS
-from captune.training.plan import Planner, measure_memory
+from captune.training.memory_plan import Planner, measure_memory
 
 CLOSE = 0.1
 MIDDLE = LlamaConfig(

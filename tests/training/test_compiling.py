@@ -18,7 +18,7 @@ from captune.model.lora import attach_lora
 from captune.training.equivalence import CheckedObjective
 from captune.training.loss import Objective
 from captune.training.optimizations import compile_if_enabled, compile_layers
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 from captune.training.trainer import TrainStep
 
 # Dynamo itself looks at the gradient of what has none.

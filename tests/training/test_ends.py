@@ -16,7 +16,7 @@ from captune.model import MiniGPT4
 from captune.training import optimizations
 from captune.training.equivalence import check_packing
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 INSTRUCTION = "Describe this image."
 SAMPLES = [

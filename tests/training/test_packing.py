@@ -21,7 +21,7 @@ from captune.model.packing import fed_tokens, pack, row_multiple
 from captune.training import loss as loss_module
 from captune.training.equivalence import check_packing, truncated_copy
 from captune.training.loss import Objective
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 
 SAMPLES = [
     TrainingSample(0, ("a dog runs", "two dogs run on the grass", "a brown dog")),

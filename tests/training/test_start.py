@@ -30,7 +30,7 @@ from captune.run_checkpoints import read_record
 from captune.training import train
 from captune.training.equivalence import CheckedObjective
 from captune.training.run_folder import RunStatus, run_status
-from captune.training.start import StartCheckpoint, find_start, require_fitting_start
+from captune.training.start_checkpoint import StartCheckpoint, find_start, require_fitting_start
 from captune.training.trainer import TrainStep
 
 pytestmark = pytest.mark.usefixtures("tiny_model")

@@ -22,7 +22,7 @@ from captune.errors import MissingExtraError
 from captune.hub import resolve_model
 from captune.model import language_model
 from captune.vlm import Computation, ImageTextModel, ProbeSample, choose_computation, load_image_text_model
-from captune.vlm.computation import _gradient, shortened_copy
+from captune.vlm.loss_method import _gradient, shortened_copy
 
 # Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

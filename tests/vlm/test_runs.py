@@ -15,7 +15,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from image_text_run import (
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageTextToText, CLIPConfig, LlamaConfig
+from vision_families import save_family
+from vlm_run import (
     PowerFailure,
     cards,
     data_of,
@@ -27,11 +32,6 @@ from image_text_run import (
     weights_of,
     write_rows,
 )
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText, CLIPConfig, LlamaConfig
-from vision_families import save_family
 
 from captune.config import RunConfig, commented_yaml
 from captune.data import resolve_image
@@ -41,8 +41,8 @@ from captune.evaluation import evaluate_checkpoints, training_images
 from captune.features import image_features_of, store_root
 from captune.hub import resolve_model
 from captune.report import read_scores
-from captune.training.image_text_objective import ImageTextObjective, images_at_once
 from captune.training.trainer import TrainStep
+from captune.training.vlm_loss import ImageTextObjective, images_at_once
 from captune.vlm import Computation, load_adapter, load_image_text_model
 from captune.weights import adapter_tensors
 

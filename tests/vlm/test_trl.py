@@ -38,9 +38,9 @@ from captune.captioner import complete_settings, load_processor
 from captune.config import LoraConfig, TrainConfig
 from captune.data import Sample
 from captune.distributed import DistributedContext
-from captune.training.image_text_objective import ImageTextObjective
-from captune.training.samples import TrainingSamples
+from captune.training.sample_order import TrainingSamples
 from captune.training.trainer import TrainStep
+from captune.training.vlm_loss import ImageTextObjective
 from captune.vlm import Computation, ImageFeatures, ImageTextModel
 
 pytest.importorskip("trl", reason="TRL is not installed")

@@ -14,13 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware
 from captune.apps.pages import PageFiles, preferred_language
 from captune.apps.rating.create import picture_path
 from captune.apps.rating.export import answers_csv
 from captune.apps.rating.store import Store
 from captune.apps.rating.study_design import CRITERIA, Trial
 from captune.apps.rating.study_results import Results, compute_results
+from captune.apps.security import LOCAL_HOSTS, SecurityMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

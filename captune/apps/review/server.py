@@ -25,9 +25,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from captune.apps.http import LOCAL_HOSTS, KeyMiddleware, SecurityMiddleware
 from captune.apps.pages import PageFiles, preferred_language
 from captune.apps.review.review import FILTERS, Replacement, Review, StaleTextError
+from captune.apps.security import LOCAL_HOSTS, KeyMiddleware, SecurityMiddleware
 from captune.data import reduced_image
 from captune.errors import InputError
 

@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from captune.apps.http import LOCAL_HOSTS, KeyMiddleware, SecurityMiddleware
+from captune.apps.security import LOCAL_HOSTS, KeyMiddleware, SecurityMiddleware
 from captune.apps.serving.completions import Answering, Limits
 from captune.apps.serving.engine import CaptionerEngine, Engine
 from captune.apps.serving.jobs import JobQueue, Metrics
@@ -40,7 +40,7 @@ from captune.apps.serving.served_models import ImagePool, ServedCaptioner, Serve
 from captune.common import __version__
 
 if TYPE_CHECKING:
-    from captune.apps.http import Application
+    from captune.apps.security import Application
 
 __all__ = ["PAGE_FILES", "index", "page_file", "serving_application"]
 

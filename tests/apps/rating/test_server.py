@@ -13,11 +13,11 @@ import pytest
 from simulated_raters import MakeStudy
 from starlette.testclient import TestClient
 
-from captune.apps.http import LOCAL_HOSTS, SecurityMiddleware, answered_hosts
 from captune.apps.pages import LANGUAGES
 from captune.apps.rating.server import MAX_BODY, PAGES, rating_application
 from captune.apps.rating.store import DATABASE, Store
 from captune.apps.rating.study_items import StudyItems
+from captune.apps.security import LOCAL_HOSTS, SecurityMiddleware, answered_hosts
 from captune.errors import InputError
 
 Client = Callable[..., TestClient]

@@ -34,10 +34,10 @@ from captune.features import (
     image_features_of,
     image_pixels_of,
 )
-from captune.features.image_text import VariableShape
+from captune.features.vlm_features import VariableShape
 from captune.hub import ResolvedModel, resolve_model
 from captune.training import store_features
-from captune.training.image_text_model import load_image_text_for_training
+from captune.training.vlm_model import load_image_text_for_training
 from captune.vlm import ImageFeatures, ImageTextModel, load_image_text_model
 
 CPU = torch.device("cpu")

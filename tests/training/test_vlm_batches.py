@@ -12,8 +12,8 @@ from tuned_models import tune
 from vision_families import save_family
 
 from captune.config import TrainConfig
-from captune.training.image_text_objective import ImageTextObjective, images_at_once
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
+from captune.training.vlm_loss import ImageTextObjective, images_at_once
 from captune.vlm import Computation
 
 TEXTS = (("A dog runs.", "A dog."), ("Two dogs sit.", "Red."), ("A man.", "A man and a dog."))

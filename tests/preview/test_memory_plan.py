@@ -16,7 +16,7 @@ from captune.cli.plan import card_bytes
 from captune.config import parse_config
 from captune.errors import InputError
 from captune.model.loading import load_config_and_processor
-from captune.training.plan import Planner
+from captune.training.memory_plan import Planner
 
 GPU = torch.device("cuda")
 

@@ -35,11 +35,11 @@ from captune.hub import ResolvedModel
 from captune.model import recorded_base
 from captune.parsing import load_json
 from captune.run_checkpoints import CheckpointRecord
-from captune.training.image_text_objective import ImageTextObjective, images_at_once
 from captune.training.preparation import FeaturesOf, prepare_images
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
-from captune.training.start import StartCheckpoint, start_image_text_model
+from captune.training.start_checkpoint import StartCheckpoint, start_image_text_model
+from captune.training.vlm_loss import ImageTextObjective, images_at_once
 from captune.vlm import (
     COMPUTATION_FILE,
     CaptionGenerator,

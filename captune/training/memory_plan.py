@@ -43,7 +43,7 @@ from captune.model import (
 )
 from captune.training.equivalence import CheckedObjective
 from captune.training.loss import targets_at_once
-from captune.training.samples import TrainingSamples, synthetic_samples
+from captune.training.sample_order import TrainingSamples, synthetic_samples
 from captune.training.trainer import TrainStep
 from captune.transformers_compat import kv_cache_of
 

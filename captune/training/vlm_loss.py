@@ -13,7 +13,7 @@ from captune.common import error_text
 from captune.config import TrainConfig
 from captune.decoding import is_out_of_memory
 from captune.model import fed_tokens
-from captune.training.samples import TrainingSample
+from captune.training.sample_order import TrainingSample
 from captune.vlm import (
     EXACT,
     EXACT_IN_HALF,

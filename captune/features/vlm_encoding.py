@@ -16,8 +16,6 @@ from captune.decoding import is_out_of_memory
 from captune.distributed import DistributedContext
 from captune.errors import CaptuneError, DataError, WeightsError
 from captune.features.encode import SHARD, UnreadableImage
-from captune.features.image_text import FeatureBatch, PixelSource
-from captune.features.image_text_identity import feature_identity
 from captune.features.prepare import (
     StoredImages,
     check_disk,
@@ -27,6 +25,8 @@ from captune.features.prepare import (
     stored_images,
 )
 from captune.features.store import FeatureStore, StoredFeatures
+from captune.features.vlm_features import FeatureBatch, PixelSource
+from captune.features.vlm_identity import feature_identity
 from captune.hub import ResolvedModel
 from captune.vlm import ImageFeatures, ImageTextModel
 

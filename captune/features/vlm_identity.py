@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from captune.features.image_text import VariableShape
+from captune.features.vlm_features import VariableShape
 from captune.vlm import ImageTextModel
 
 __all__ = ["ImageTextIdentity", "feature_identity"]

@@ -154,7 +154,7 @@ def run_processes(
 ) -> list[tuple[int | None, str]]:
     """Train in new processes; returns their exit codes and what they wrote."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["image_text_run"])
+    context.set_forkserver_preload(["vlm_run"])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

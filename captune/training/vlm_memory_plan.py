@@ -22,9 +22,9 @@ from captune.evaluation import training_images
 from captune.features import store_root
 from captune.hub import ResolvedModel, resolve_model
 from captune.model import FLOAT32, RESERVE, MemoryEstimate, Part, compute_dtype, fed_tokens, saved_bytes
-from captune.training.image_text_model import DEFAULT_LORA, load_image_text_for_training
-from captune.training.image_text_objective import images_at_once
-from captune.training.plan import Measured, Plan, Proposal, halved, worst_case_batch
+from captune.training.memory_plan import Measured, Plan, Proposal, halved, worst_case_batch
+from captune.training.vlm_loss import images_at_once
+from captune.training.vlm_model import DEFAULT_LORA, load_image_text_for_training
 from captune.vlm import ImageTextMemory
 
 __all__ = ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"]

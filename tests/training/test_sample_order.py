@@ -8,7 +8,7 @@ import pytest
 from captune.config import OptimizationsConfig, TrainConfig
 from captune.data.manifest import Sample
 from captune.errors import DataError
-from captune.training.samples import TrainingSample, TrainingSamples
+from captune.training.sample_order import TrainingSample, TrainingSamples
 
 
 def images(count: int, captions: int = 3) -> list[Sample]:
