@@ -15,7 +15,7 @@ SHORT := tests/captioner tests/cli/test_preflight.py tests/decoding/test_generat
   tests/vlm/test_exactness.py tests/vlm/test_generation.py tests/vlm/test_files.py \
   tests/metrics/test_scorer.py tests/data/test_importers.py tests/report/test_chart.py tests/test_slides_commands.py
 
-.PHONY: demo test coverage check docs newest oldest clean
+.PHONY: demo test coverage check docs dist newest oldest clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/captune demo
@@ -39,6 +39,12 @@ check: $(VENV)/dev.stamp
 # The documentation site, in site/. A warning, such as a broken link, is an error.
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# What is uploaded to the package index, in dist/: the sdist, and the wheel that is built from it.
+dist: $(VENV)/dev.stamp
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 # What a plain `pip install captune` brings today. torch is the tested build, since another one takes gigabytes.
 newest:
@@ -76,6 +82,6 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/train.stamp
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest runs site
+	rm -rf $(VENV) .venv-newest .venv-oldest runs site dist
 
 comma := ,

@@ -7,13 +7,18 @@ import os
 import re
 import shlex
 import sys
+import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, ImageDraw
 from programs import Finished, run_program
+
+import captune
 
 COLORS = {"red": (200, 40, 30), "green": (40, 160, 60), "blue": (50, 70, 200), "yellow": (220, 200, 40)}
 ENDINGS = ("jpg", "heic", "png", "jpeg")
@@ -125,3 +130,49 @@ def test_the_wheel_has_everything_that_commands_read(installed: Path) -> None:
     (wheel,) = installed.parent.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith((".pyc", ".ipynb"))]
+
+
+def test_the_page_of_the_package_index_has_no_relative_link(installed: Path, repository: Path) -> None:
+    markdown = pytest.importorskip("readme_renderer.markdown")
+    (file,) = installed.glob("captune-*.dist-info/METADATA")
+    metadata = Parser().parsestr(file.read_text(encoding="utf-8"))
+    page = markdown.render(metadata.get_payload())
+    links = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert len(links) > 20
+    assert not [link for link in links if not link.startswith(("https://", "#"))]
+    assert not re.findall(r"\]\(.*|\[[\w./]+\.md\]", page)  # a link without its target
+    # Files and folders of this repository exist.
+    targets = [link.partition("/main/")[2] for link in links if "/captune/captune/" in link]
+    assert not [name for name in targets if not (repository / name).exists()]
+
+
+def test_the_release_has_one_version_everywhere(installed: Path, repository: Path) -> None:
+    (file,) = installed.glob("captune-*.dist-info/METADATA")
+    metadata = Parser().parsestr(file.read_text(encoding="utf-8"))
+    version = metadata["Version"]
+    assert version == captune.__version__
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", changes, re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    assert titles[1] == f"[{version}] - {citation['date-released']}"
+    assert citation["version"] == version
+    # Every title of a version is a link, as keepachangelog.com describes.
+    assert set(re.findall(r"^\[(.+)\]: https://", changes, re.MULTILINE)) == {
+        title.partition("]")[0].removeprefix("[") for title in titles
+    }
+
+
+def test_the_source_distribution_has_tests_and_documents(repository: Path, tmp_path: Path) -> None:
+    built = run_program(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=repository)
+    assert built.code == 0, built.err
+    (archive,) = tmp_path.glob("captune-*.tar.gz")
+    with tarfile.open(archive) as stream:
+        members = {name.partition("/")[2]: size for name, size in ((m.name, m.size) for m in stream.getmembers())}
+    for name in ("CHANGELOG.md", "docs/index.md", "mkdocs.yml", "tests/conftest.py", "train_configs/toy.yaml"):
+        assert name in members
+    assert not [name for name in members if name.startswith((".git/", ".venv", "runs/", "site/")) or name == ".git"]
+    assert sorted(name for name, size in members.items() if size > 2**20) == [
+        "captune/toy/pretrained/model.safetensors",
+        "captune/toy/pretrained_vlm/model.safetensors",
+    ]

@@ -3,10 +3,10 @@
     make dist
     python tools/check_extras.py dist/captune-*.whl [--extra train --extra zh] [--python python3.12]
 
-Each environment is a folder in the temporary directory, deleted before the next extra. A line shows the number of installed
-distributions with their size, the seconds of the installation and of importing the libraries, and the command that used
-the extra; exit code 1 if an extra failed. pip resolves the newest releases, as for a user; only torch is restricted
-(`--constraint`), since its other builds take gigabytes.
+Each environment is a folder in the temporary directory, deleted before the next extra. A line shows the number of
+installed distributions with their size, the seconds of the installation and of importing the libraries, and the command
+that used the extra; exit code 1 if an extra failed. pip resolves the newest releases, as for a user; only torch is
+restricted (`--constraint`), since its other builds take gigabytes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ names = {canonical(r.name) for r in libraries if not r.marker or r.marker.evalua
 began, failures = time.perf_counter(), {}
 for name in sorted(names):
     candidates = modules.get(name, set())
-    # A distribution may also install folders of examples or tests, at the top level.
-    for module in [m for m in candidates if canonical(m) == name] or sorted(candidates - {"tests", "test", "examples", "docs"}):
+    # A distribution may also install tests or examples at the top level.
+    for module in [m for m in candidates if canonical(m) == name] or sorted(candidates - {"tests", "examples"}):
         try:
             importlib.import_module(module)
         except Exception as error:
@@ -178,9 +178,8 @@ def _failure(command: Sequence[object], folder: Path, **environment: str) -> tup
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", str(error)
     messages = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return done.stdout, "" if done.returncode == 0 else re.sub(r"\s+", " ", " ".join(messages[-3:]))[
-        -300:
-    ] or "no message"
+    reason = re.sub(r"\s+", " ", " ".join(messages[-3:]))[-300:] or "no message"
+    return done.stdout, "" if done.returncode == 0 else reason
 
 
 def main() -> None:

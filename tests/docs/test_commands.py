@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from markdown_it import MarkdownIt
 
 from captune.cli import app
 from captune.config import RunConfig
@@ -19,13 +19,12 @@ PAGES = ["README.md", *sorted(str(page.relative_to(REPOSITORY)) for page in (REP
 
 
 def commands_of(text: str) -> list[str]:
-    """Lines of code blocks that begin with `captune`; a backslash at the end continues a line."""
-    fenced = re.findall(r"^```(?:console|bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    indented = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
-    commands = [line.strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?captune (?! )", line.strip())]
-    # A remark follows `#`, or two spaces after an argument.
-    return [re.sub(r"\s+#\s.*|^(captune \S+\s+\S.*?)\s{2,}(?!-)\S.*", r"\1", command) for command in commands]
+    """Commands of the code blocks that begin with `captune`; a backslash at the end continues a line."""
+    tokens = MarkdownIt("commonmark").parse(text)
+    blocks = [token.content for token in tokens if token.type == "fence" and token.info in ("bash", "console")]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [line.strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?captune ", line.strip())]
+    return [re.sub(r"\s+#\s.*", "", command) for command in commands]
 
 
 def parse(command: str) -> None:
@@ -68,25 +67,32 @@ def test_a_wrong_option_is_found() -> None:
 
 def test_remarks_are_left_out_and_lines_are_joined() -> None:
     text = (
-        "    captune train a.yaml   # it's a remark\n    captune convert a \\\n        --out b\n"
-        "    captune serve toy     the model's page\n"
+        "```bash\ncaptune train a.yaml   # it's a remark\ncaptune convert a \\\n    --out b\n```\n\n"
+        "- In a list\n\n    ```console\n    $ captune init photos\n    captions  a table\n    ```\n"
     )
     assert [command.split() for command in commands_of(text)] == [
         ["captune", "train", "a.yaml"],
         ["captune", "convert", "a", "--out", "b"],
-        ["captune", "serve", "toy"],
+        ["captune", "init", "photos"],
     ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_name_their_language(page: str) -> None:
+    tokens = MarkdownIt("commonmark").enable("table").parse((REPOSITORY / page).read_text(encoding="utf-8"))
+    for token in tokens:
+        assert token.type != "code_block", f"{page}: write a fence with a language: {token.content}"
+        if token.type == "fence":
+            language = token.info.partition(" ")[0]
+            assert language in ("bash", "console", "python", "yaml", "json", "toml", "text"), f"{page}: {token.content}"
 
 
 def test_the_scores_of_the_readme_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    block = re.search(
-        r"^    from captune\.metrics import score_captions\n(?:    .*\n|\n)*?    print\(scores\)\n",
-        readme,
-        re.MULTILINE,
-    )
+    pattern = r"^```python\n(from captune\.metrics import score_captions\n.*?)```"
+    block = re.search(pattern, readme, re.MULTILINE | re.DOTALL)
     assert block is not None
-    exec(compile(textwrap.dedent(block[0]), "README.md", "exec"), {})
+    exec(compile(block[1], "README.md", "exec"), {})
     assert "CIDEr" in capsys.readouterr().out
 
 
